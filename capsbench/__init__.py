@@ -1,0 +1,46 @@
+"""capsbench measures what depth costs: memory and time per block of capsule networks.
+
+The names below are imported when they are first used, so that the command line starts without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from capsbench.analysis.slopes import SlopeFit, fit_slope, slopes
+    from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet
+    from capsbench.store import load
+
+_HOME = {
+    "CapsNet": "capsbench.models",
+    "CapsuleLoss": "capsbench.models",
+    "CapsuleOutput": "capsbench.models",
+    "MoCapsNet": "capsbench.models",
+    "ResCapsNet": "capsbench.models",
+    "SlopeFit": "capsbench.analysis.slopes",
+    "fit_slope": "capsbench.analysis.slopes",
+    "load": "capsbench.store",
+    "slopes": "capsbench.analysis.slopes",
+}
+
+__all__ = [
+    "CapsNet",
+    "CapsuleLoss",
+    "CapsuleOutput",
+    "MoCapsNet",
+    "ResCapsNet",
+    "SlopeFit",
+    "fit_slope",
+    "load",
+    "slopes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'capsbench' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

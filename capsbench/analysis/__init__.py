@@ -1,0 +1,1 @@
+"""Records in, numbers out: no torch, no files."""

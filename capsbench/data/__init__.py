@@ -1,0 +1,1 @@
+"""Real images, and how the paper prepares them."""

@@ -1,0 +1,46 @@
+"""The data sets that capsbench knows: their shapes and sizes. Cheap to import; `datasets` reads them."""
+
+from dataclasses import dataclass
+
+from capsbench.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What a model and a figure need to know of a data set."""
+
+    name: str
+    """As the command line spells it."""
+    title: str
+    """As figures spell it."""
+    shape: tuple[int, int, int]
+    """Channels, height, width."""
+    classes: int
+    """Number of classes."""
+    train_size: int
+    """Images in the training set: an epoch of the paper."""
+
+
+SPECS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec("sample", "Fashion-MNIST sample", (1, 28, 28), 10, 60_000),
+        DatasetSpec("mnist", "MNIST", (1, 28, 28), 10, 60_000),
+        DatasetSpec("fashion-mnist", "Fashion-MNIST", (1, 28, 28), 10, 60_000),
+        DatasetSpec("svhn", "SVHN", (3, 32, 32), 10, 73_257),
+        DatasetSpec("cifar10", "CIFAR-10", (3, 32, 32), 10, 50_000),
+        DatasetSpec("cifar100", "CIFAR-100", (3, 32, 32), 100, 50_000),
+    )
+}
+"""Every data set by name; `sample` is the packaged part of Fashion-MNIST, and counts that set's epoch."""
+
+
+def spec_of(name: str) -> DatasetSpec:
+    """The data set of this name.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if name not in SPECS:
+        raise ConfigurationError(f"dataset '{name}' is not known", f"choose one of {', '.join(SPECS)}")
+    return SPECS[name]

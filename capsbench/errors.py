@@ -1,0 +1,45 @@
+"""The errors that a user sees.
+
+Each one says in its first line what was wrong and with which value, and in its second what would be right.
+The command line prints exactly these lines and ends with `exit_status`.
+"""
+
+
+class CapsbenchError(Exception):
+    """Something that a user can put right.
+
+    Args:
+        what: what was wrong, with the value.
+        hint: what would be right.
+    """
+
+    exit_status = 2
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(f"{what}\n{hint}" if hint else what)
+        self.what = what
+        self.hint = hint
+
+
+class ConfigurationError(CapsbenchError, ValueError):
+    """What was asked for makes no sense: an unknown name, a value out of range, a combination that cannot be."""
+
+
+class ShapeError(CapsbenchError, ValueError):
+    """Tensors whose shapes do not fit together."""
+
+
+class StoreError(CapsbenchError):
+    """Records on disk that cannot be read or written."""
+
+
+class LostWorkError(StoreError):
+    """Something that was measured could not be kept where it belongs."""
+
+    exit_status = 1
+
+
+class OutOfMemory(CapsbenchError):
+    """The device has no room for what was asked."""
+
+    exit_status = 1

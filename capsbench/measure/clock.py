@@ -1,0 +1,65 @@
+"""Clocks that know when a device is done: CUDA events, or a monotonic clock on a CPU."""
+
+import time
+from typing import Protocol
+
+import torch
+
+
+class Clock(Protocol):
+    """Takes marks now; says the seconds between them later, when that disturbs nothing any more."""
+
+    name: str
+
+    def mark(self) -> None:
+        """A point in the device's work."""
+
+    def laps(self) -> list[float]:
+        """Seconds between one mark and the next, for all marks since the last call; waits for the device."""
+
+
+class CpuClock:
+    """`time.perf_counter`: monotonic, and CPU work is done when its call returns."""
+
+    name = "monotonic"
+
+    def __init__(self) -> None:
+        self._marks: list[float] = []
+
+    def mark(self) -> None:
+        """A point in time."""
+        self._marks.append(time.perf_counter())
+
+    def laps(self) -> list[float]:
+        """Seconds between marks."""
+        marks, self._marks = self._marks, []
+        return [after - before for before, after in zip(marks, marks[1:], strict=False)]
+
+
+class CudaClock:
+    """Events on the current stream, read after the device has caught up."""
+
+    name = "cuda events"
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        """A point in the stream; the first one after a synchronisation, so that no earlier work is counted."""
+        if not self._marks:
+            torch.cuda.synchronize(self._device)
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def laps(self) -> list[float]:
+        """Seconds between marks."""
+        torch.cuda.synchronize(self._device)
+        marks, self._marks = self._marks, []
+        return [before.elapsed_time(after) / 1e3 for before, after in zip(marks, marks[1:], strict=False)]
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock of a device."""
+    return CudaClock(device) if device.type == "cuda" else CpuClock()

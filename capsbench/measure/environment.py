@@ -1,0 +1,110 @@
+"""The machine that measures: what environment.json says."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+from importlib import metadata
+from typing import Any
+
+import psutil
+import torch
+
+PACKAGES = ("torch", "torchvision", "numpy", "triton")
+
+
+def describe() -> dict[str, Any]:
+    """Hardware, driver, versions, commit and clocks of this machine; no name, path or user of it."""
+    version = metadata.version("capsbench")
+    commit = re.search(r"\+g([0-9a-f]+)", version)
+    frequency = psutil.cpu_freq()
+    return {
+        "capsbench": version,
+        "commit": commit[1] if commit else None,
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": {
+            "model": _cpu_model(),
+            "physical_cores": psutil.cpu_count(logical=False),
+            "logical_cores": psutil.cpu_count(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "megahertz": round(frequency.current) if frequency else None,
+            "load_1_min": round(os.getloadavg()[0], 2),
+        },
+        "cuda": _cuda(),
+    }
+
+
+def key_of(environment: dict[str, Any]) -> str:
+    """A short name of an environment, the same as long as nothing changed that figures could depend on."""
+    steady = {**environment, "cpu": {**environment["cpu"], "megahertz": None, "load_1_min": None}}
+    for device in steady.get("cuda", {}).get("devices", []):
+        device.pop("sm_megahertz", None)
+    return hashlib.sha256(json.dumps(steady, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def default_threads() -> int:
+    """Threads of a CPU run: what torch would take."""
+    return torch.get_num_threads()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _cuda() -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        return {"available": False}
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_bytes": properties.total_memory,
+                "sm_megahertz": _clock(index),
+            }
+        )
+    return {
+        "available": True,
+        "runtime": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver(),
+        "devices": devices,
+    }
+
+
+def _clock(index: int) -> int | None:
+    try:
+        return torch.cuda.clock_rate(index)
+    except Exception:  # NVML speaks in many exceptions, and a clock is worth none of them
+        return None
+
+
+def _driver() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()

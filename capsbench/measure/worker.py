@@ -1,0 +1,188 @@
+"""The child's side of a measurement: `python -m capsbench.measure.worker`, one pass of one cell, then gone.
+
+Reads a request (one line of JSON) from standard input and writes a reply (JSON) to standard output; whatever a model
+prints goes to standard error. Ends at once when standard input closes: the parent is gone.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Literal, TextIO
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from capsbench.errors import CapsbenchError
+from capsbench.measure.clock import clock_for
+from capsbench.measure.memory import gradient_bytes, optimizer_bytes, probe_for, state_bytes
+from capsbench.records import Configuration, MemoryFigures, Status, TimeFigures
+from capsbench.workload import Workload
+
+WARMUP_STEPS = 2
+MAX_SAMPLES = 50
+SECONDS_WORTH_SAMPLING = 1.0
+"""Quick steps are sampled until they have filled this time: five samples of a millisecond say little."""
+
+Pass = Literal["time", "memory"]
+
+
+class Request(BaseModel):
+    """What the parent asks for."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    configuration: Configuration
+    what: Pass
+    samples: int
+    data_directory: Path | None = None
+
+
+class Reply(BaseModel):
+    """What the child found."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Status
+    message: str | None = None
+    data_source: str | None = None
+    memory: MemoryFigures | None = None
+    time: TimeFigures | None = None
+
+
+def measure_memory(configuration: Configuration, data_directory: Path | None = None) -> Reply:
+    """The bytes of one step, after one step that makes gradients, optimizer state and the libraries' own buffers."""
+    probe = probe_for(torch.device(configuration.device))
+    with probe:
+        workload = Workload(configuration, data_directory)
+        workload.train_step()
+        with probe.phase("forward"):
+            loss = workload.forward()
+        with probe.phase("backward"):
+            workload.backward(loss)
+        gradients = gradient_bytes(workload.model)
+        with probe.phase("optimizer"):
+            del loss
+            workload.optimize()
+    phases = probe.phases()
+    figures = MemoryFigures(
+        probe=probe.name,
+        state_bytes=state_bytes(workload.model),
+        gradient_bytes=gradients,
+        optimizer_bytes=optimizer_bytes(workload.optimizer),
+        retained_bytes=phases["forward"].end - phases["forward"].start,
+        peak_forward_bytes=phases["forward"].peak,
+        peak_backward_bytes=phases["backward"].peak,
+        peak_allocated_bytes=max(phase.peak for phase in phases.values()),
+        peak_reserved_bytes=probe.peak_reserved(),
+        process_bytes=probe.process_bytes(),
+    )
+    return Reply(status="ok", data_source=workload.data_source, memory=figures)
+
+
+def measure_time(configuration: Configuration, samples: int, data_directory: Path | None = None) -> Reply:
+    """Raw samples of training step, forward and inference, interleaved, after warming up."""
+    workload = Workload(configuration, data_directory)
+    clock = clock_for(workload.device)
+    for _ in range(WARMUP_STEPS):
+        workload.train_step()
+    workload.inference()
+    train, forward, inference = [], [], []
+    began = time.monotonic()
+    while len(train) < samples or (
+        len(train) < MAX_SAMPLES and time.monotonic() - began < SECONDS_WORTH_SAMPLING
+    ):
+        clock.mark()
+        loss = workload.forward()
+        clock.mark()
+        workload.backward(loss)
+        workload.optimize()
+        clock.mark()
+        del loss
+        to_loss, from_loss = clock.laps()
+        forward.append(to_loss)
+        train.append(to_loss + from_loss)
+        clock.mark()
+        workload.inference()
+        clock.mark()
+        inference += clock.laps()
+    figures = TimeFigures(
+        clock=clock.name,
+        warmup_steps=WARMUP_STEPS,
+        train_step_seconds=train,
+        forward_seconds=forward,
+        inference_seconds=inference,
+    )
+    return Reply(status="ok", data_source=workload.data_source, time=figures)
+
+
+def run(request: Request) -> Reply:
+    """One pass; whatever goes wrong becomes a reply."""
+    try:
+        _prepare(request.configuration)
+        if request.what == "memory":
+            return measure_memory(request.configuration, request.data_directory)
+        return measure_time(request.configuration, request.samples, request.data_directory)
+    except CapsbenchError as error:
+        return Reply(status="error", message=" - ".join(str(error).splitlines()))
+    except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
+        traceback.print_exc()
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        return Reply(status="oom" if is_out_of_memory(error) else "error", message=f"{type(error).__name__}: {reason}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no room; a CPU's comes as a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+
+
+def _prepare(configuration: Configuration) -> None:
+    """What holds for the whole process: threads, subnormal numbers, a limit on memory."""
+    torch.set_flush_denormal(True)
+    device = torch.device(configuration.device)
+    if configuration.threads is not None:
+        torch.set_num_threads(configuration.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if configuration.capacity is None:
+        return
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, configuration.capacity / total), device)
+    else:
+        import resource
+
+        # Data, not address space: the libraries alone map many GiB that they never touch.
+        resource.setrlimit(resource.RLIMIT_DATA, (configuration.capacity, configuration.capacity))
+
+
+def _end_with_parent(source: TextIO) -> None:
+    def wait() -> None:
+        source.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    """Reads the request, replies, ends."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    request = Request.model_validate_json(sys.stdin.readline())
+    _end_with_parent(sys.stdin)
+    reply = run(request)
+    with answer, contextlib.suppress(BrokenPipeError):
+        answer.write(reply.model_dump_json())
+    sys.stderr.flush()
+    # Past the interpreter's own ending: nothing of the measured process is worth an orderly shutdown of its threads.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""The capsule networks and their loss."""
+
+from capsbench.models.losses import CapsuleLoss, margin_loss
+from capsbench.models.networks import RULES, CapsNet, CapsuleNetwork, CapsuleOutput, MoCapsNet, ResCapsNet
+
+__all__ = [
+    "RULES",
+    "CapsNet",
+    "CapsuleLoss",
+    "CapsuleNetwork",
+    "CapsuleOutput",
+    "MoCapsNet",
+    "ResCapsNet",
+    "margin_loss",
+]

@@ -1,0 +1,34 @@
+"""The decoder: from one class capsule back to the image (Sabour et al. 2017, section 4.1)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Decoder(nn.Module):
+    """512-1024-pixels, ReLU, ReLU, sigmoid; sees one class capsule, all others set to 0.
+
+    Args:
+        num_classes: C.
+        class_dim: D.
+        image_shape: channels, height, width.
+    """
+
+    def __init__(self, num_classes: int, class_dim: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        self.layers = nn.Sequential(
+            nn.Linear(num_classes * class_dim, 512),
+            nn.ReLU(),
+            nn.Linear(512, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, math.prod(image_shape)),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, capsules: Tensor, classes: Tensor) -> Tensor:
+        """Capsules `[B, C, D]` and the class to show for each sample `[B]` → images `[B, *image_shape]`."""
+        shown = torch.nn.functional.one_hot(classes, capsules.shape[1]).to(capsules.dtype)
+        image: Tensor = self.layers((capsules * shown.unsqueeze(-1)).flatten(1))
+        return image.unflatten(1, self.image_shape)

@@ -1,0 +1,276 @@
+"""CapsNet, ResCapsNet and MoCapsNet: one front, one stack of blocks, class capsules, a decoder.
+
+    images → conv 9×9, ReLU → primary capsules → first capsule layer → blocks → class capsules → decoder
+
+The three differ in their blocks alone; a block is two capsule layers f, g from 32×8 to 32×8:
+
+    CapsNet      x ← g(f(x))
+    ResCapsNet   x ← x + f(x), then x ← x + g(x)
+    MoCapsNet    the momentum rule over f, g and all that follow (Momentum Capsule Networks, algorithm 1)
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from capsbench.errors import ConfigurationError, ShapeError
+from capsbench.models.decoder import Decoder
+from capsbench.models.layers import CapsuleLayer, PrimaryCapsules
+from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack, check_strategy, run_steps
+from capsbench.routing import length
+
+RULES = ("paper", "published")
+"""MoCapsNet's rules: Algorithm 1 of the paper, and what the published code computes."""
+
+
+class CapsuleOutput(NamedTuple):
+    """What a capsule network returns."""
+
+    lengths: Tensor
+    """`[B, classes]`, the class scores."""
+    capsules: Tensor
+    """`[B, classes, class_dim]`."""
+    reconstruction: Tensor | None
+    """`[B, *in_shape]`, or None without a decoder."""
+
+
+class CapsuleNetwork(nn.Module):
+    """What the three networks share. See them for the arguments."""
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        num_classes: int,
+        blocks: int,
+        make_blocks: Callable[[list[nn.Module]], nn.Module],
+        *,
+        channels: int,
+        capsules: int,
+        capsule_dim: int,
+        class_dim: int,
+        routing: str,
+        iterations: int,
+        kernel: str,
+        decoder: bool,
+    ) -> None:
+        super().__init__()
+        in_capsules = _primary_capsules(in_shape, channels, capsule_dim)
+        _check_positive(num_classes=num_classes, capsules=capsules, class_dim=class_dim)
+        if blocks < 0:
+            raise ConfigurationError(f"blocks {blocks} is out of range", "give 0 blocks or more")
+        self.in_shape = tuple(in_shape)
+        self.num_classes = num_classes
+
+        def layer(count: int, out_count: int, out_dim: int) -> CapsuleLayer:
+            return CapsuleLayer(
+                count, capsule_dim, out_count, out_dim, routing=routing, iterations=iterations, kernel=kernel
+            )
+
+        self.conv = nn.Conv2d(in_shape[0], channels, kernel_size=9)
+        self.primary = PrimaryCapsules(channels, capsule_dim)
+        self.first = layer(in_capsules, capsules, capsule_dim)
+        self.blocks = make_blocks([layer(capsules, capsules, capsule_dim) for _ in range(2 * blocks)])
+        self.classes = layer(capsules, num_classes, class_dim)
+        self.decoder = Decoder(num_classes, class_dim, in_shape) if decoder else None
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> CapsuleOutput:
+        """Classifies and reconstructs a batch.
+
+        Args:
+            images: `[B, *in_shape]`.
+            labels: `[B]`; they only choose which capsule the decoder sees. Without them it sees the longest one,
+                as the published code's does even in training.
+
+        Raises:
+            ShapeError: the images do not have `in_shape`.
+        """
+        if images.dim() != 4 or tuple(images.shape[1:]) != self.in_shape:
+            raise ShapeError(f"images {list(images.shape)} do not fit", f"this network takes [B, {', '.join(map(str, self.in_shape))}]")
+        capsules = self.primary(torch.relu(self.conv(images)))
+        capsules = self.classes(self.blocks(self.first(capsules)))
+        lengths = length(capsules)
+        if self.decoder is None:
+            return CapsuleOutput(lengths, capsules, None)
+        shown = lengths.argmax(dim=1) if labels is None else labels
+        return CapsuleOutput(lengths, capsules, self.decoder(capsules, shown))
+
+
+class CapsNet(CapsuleNetwork):
+    """A capsule network whose blocks have no shortcut.
+
+    Args:
+        in_shape: channels, height, width of an image; at least 17 × 17.
+        num_classes: number of class capsules.
+        blocks: depth, in blocks of two capsule layers.
+        channels: of both convolutions.
+        capsules: per layer.
+        capsule_dim: dimension of primary and hidden capsules.
+        class_dim: dimension of class capsules.
+        routing: algorithm.
+        iterations: rounds of routing.
+        kernel: how routing is computed: `reference`, `published`, `recompute` or `auto`.
+        decoder: whether images are reconstructed.
+        memory: `stored`, `checkpoint` (per block) or `offload`.
+
+    Raises:
+        ConfigurationError: a value that makes no network.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        num_classes: int,
+        blocks: int,
+        *,
+        channels: int = 256,
+        capsules: int = 32,
+        capsule_dim: int = 8,
+        class_dim: int = 16,
+        routing: str = "rba",
+        iterations: int = 3,
+        kernel: str = "auto",
+        decoder: bool = True,
+        memory: str = "stored",
+    ) -> None:
+        check_strategy(memory, PLAIN_STRATEGIES)
+        super().__init__(
+            in_shape,
+            num_classes,
+            blocks,
+            lambda layers: BlockStack(layers, shortcut=self._shortcut, memory=memory),
+            channels=channels,
+            capsules=capsules,
+            capsule_dim=capsule_dim,
+            class_dim=class_dim,
+            routing=routing,
+            iterations=iterations,
+            kernel=kernel,
+            decoder=decoder,
+        )
+
+    _shortcut = False
+
+
+class ResCapsNet(CapsNet):
+    """A capsule network with an identity shortcut round each layer of a block. Arguments as `CapsNet`."""
+
+    _shortcut = True
+
+
+class MoCapsNet(CapsuleNetwork):
+    """The momentum capsule network, whose stack of blocks can be run backwards.
+
+    Arguments as `CapsNet`, and:
+
+    Args:
+        memory: `reversible`, or `stored`, `checkpoint`, `offload`.
+        gamma: the momentum term γ, 0 to 1; 0 cannot be reversible.
+        inverse: how `reversible` inverts (`capsbench.reversible.MomentumStack`).
+        rule: `paper`, Algorithm 1: each capsule layer is a residual function, and one velocity runs through the whole stack.
+            `published`, what the published code computes: the velocity restarts at 0 in every block and the block's own
+            shortcut is left in place, so a block computes 2x + v₁ + v₂ (and keeps x and v once per block).
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        num_classes: int,
+        blocks: int,
+        *,
+        channels: int = 256,
+        capsules: int = 32,
+        capsule_dim: int = 8,
+        class_dim: int = 16,
+        routing: str = "rba",
+        iterations: int = 3,
+        kernel: str = "auto",
+        decoder: bool = True,
+        memory: str = "reversible",
+        gamma: float = 0.9,
+        inverse: str = "auto",
+        rule: str = "paper",
+    ) -> None:
+        check_strategy(memory, STRATEGIES)
+        if rule not in RULES:
+            raise ConfigurationError(f"rule '{rule}' is not known", f"choose one of {', '.join(RULES)}")
+
+        def stack(layers: list[nn.Module]) -> nn.Module:
+            if rule == "published":
+                return nn.Sequential(*(_PublishedBlock(pair, gamma, memory, inverse) for pair in _pairs(layers)))
+            return MomentumStack(layers, gamma, memory, inverse, segment=2)
+
+        super().__init__(
+            in_shape,
+            num_classes,
+            blocks,
+            stack,
+            channels=channels,
+            capsules=capsules,
+            capsule_dim=capsule_dim,
+            class_dim=class_dim,
+            routing=routing,
+            iterations=iterations,
+            kernel=kernel,
+            decoder=decoder,
+        )
+
+
+class BlockStack(nn.Module):
+    """Blocks of two layers under plain autograd, each layer with or without a shortcut. `[B, J, D]` → same."""
+
+    def __init__(self, layers: list[nn.Module], *, shortcut: bool, memory: str) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.ModuleList(pair) for pair in _pairs(layers))
+        self.shortcut = shortcut
+        self.memory = memory
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last block's output."""
+        memory = self.memory if torch.is_grad_enabled() else "stored"
+        return run_steps([self._step(block) for block in self.blocks], (x,), memory)[0]
+
+    def _step(self, block: Iterable[nn.Module]) -> Callable[[Tensor], tuple[Tensor]]:
+        def advance(x: Tensor) -> tuple[Tensor]:
+            for layer in block:
+                x = x + layer(x) if self.shortcut else layer(x)
+            return (x,)
+
+        return advance
+
+
+class _PublishedBlock(nn.Module):
+    def __init__(self, layers: list[nn.Module], gamma: float, memory: str, inverse: str) -> None:
+        super().__init__()
+        self.stack = MomentumStack(layers, gamma, memory, inverse, segment=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.stack(x)
+
+
+def _pairs(layers: list[nn.Module]) -> list[list[nn.Module]]:
+    return [layers[start : start + 2] for start in range(0, len(layers), 2)]
+
+
+def _primary_capsules(in_shape: tuple[int, int, int], channels: int, capsule_dim: int) -> int:
+    """How many primary capsules an image gives: two 9×9 convolutions, the second of stride 2."""
+    _check_positive(channels=channels, capsule_dim=capsule_dim)
+    if len(in_shape) != 3 or min(in_shape) < 1 or min(in_shape[1:]) < 17:
+        raise ConfigurationError(
+            f"in_shape {tuple(in_shape)} is too small or not an image", "give (channels, height, width), at least 17 × 17"
+        )
+    height, width = ((side - 8 - 9) // 2 + 1 for side in in_shape[1:])
+    values = channels * height * width
+    if values % capsule_dim:
+        raise ConfigurationError(
+            f"capsule_dim {capsule_dim} does not divide the {values} values of the primary map",
+            f"choose a divisor of channels × {height} × {width}",
+        )
+    return values // capsule_dim
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigurationError(f"{name} {value} is out of range", f"{name} must be at least 1")

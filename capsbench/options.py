@@ -1,0 +1,99 @@
+"""Option types of the command line: text in, values or a two-line error out."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from capsbench.errors import ConfigurationError
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+class Names(click.ParamType):
+    """A comma list of names. Where `known` is given every name must be in it.
+
+    Args:
+        option: as it is typed, for errors.
+        known: what is offered for completion, and required unless `open`.
+        open_ended: whether other names may stand as well.
+    """
+
+    name = "names"
+
+    def __init__(self, option: str, known: Sequence[str], *, open_ended: bool = False) -> None:
+        self.option = option
+        self.known = known
+        self.open_ended = open_ended
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The names, each once."""
+        if not isinstance(value, str):
+            return tuple(value)
+        names = tuple(dict.fromkeys(name for part in value.split(",") if (name := part.strip())))
+        if not names:
+            raise ConfigurationError(f"{self.option} '{value}' names nothing", f"choose among {', '.join(self.known)}")
+        for name in names:
+            if not self.open_ended and name not in self.known:
+                raise ConfigurationError(
+                    f"{self.option} '{name}' is not known", f"choose among {', '.join(self.known)}"
+                )
+        return names
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Shown in --help."""
+        return "NAMES"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Completes the last name of the list."""
+        done, comma, last = incomplete.rpartition(",")
+        return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
+
+
+class Parsed(click.ParamType):
+    """Text that a function of the package understands, or refuses with a `ConfigurationError`."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """What the function gives."""
+        return self._parse(value) if isinstance(value, str) else value
+
+
+def parse_bytes(text: str) -> int:
+    """`24GiB`, `8 GB`, `500MiB`, `1048576` → bytes.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if not found or found[2].lower() not in _UNITS:
+        raise ConfigurationError(f"--capacity '{text}' is not an amount of memory", "write 24GiB, 8GB or a number of bytes")
+    nbytes = int(float(found[1]) * _UNITS[found[2].lower()])
+    if nbytes < 2**20:
+        raise ConfigurationError(f"--capacity '{text}' is {nbytes} bytes", "give at least 1MiB; did you mean GiB?")
+    return nbytes
+
+
+def whole(option: str, least: int) -> Parsed:
+    """A whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ConfigurationError(f"{option} '{text}' is not a whole number", f"give {least} or more") from None
+        if value < least:
+            raise ConfigurationError(f"{option} {value} is too small", f"give {least} or more")
+        return value
+
+    return Parsed("integer", parse)
+
+
+FOLDER = click.Path(path_type=Path)
+"""A path that need not exist; what is done with it says what is wrong."""

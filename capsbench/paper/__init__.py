@@ -1,0 +1,38 @@
+"""The paper's own figures as data, to draw beside one's own.
+
+Source: Gugglberger, Peer, Rodríguez-Sánchez, *Momentum Capsule Networks*, tables 1 to 5 and the slopes printed in figure 4.
+Table 4 is one `nvidia-smi` reading per network: context, cache and fragmentation included; comparable with process memory,
+and with reserved memory but for the context.
+"""
+
+from importlib import resources
+
+import pandas as pd
+
+TABLES = (
+    "figure4_slopes",
+    "table1_accuracy",
+    "table2_accuracy",
+    "table3_cifar10_accuracy",
+    "table4_memory_mb",
+    "table5_cifar10_hyperparameters",
+)
+"""Names of the tables."""
+
+COMPARABLE_METRICS = ("process", "reserved")
+"""The metrics that table 4 can stand beside."""
+
+BATCH_SIZE = 128
+"""The batch of table 4."""
+
+
+def table(name: str) -> pd.DataFrame:
+    """One of `TABLES`, as printed in the paper."""
+    with (resources.files("capsbench.paper") / f"{name}.csv").open("rb") as file:
+        return pd.read_csv(file)
+
+
+def memory() -> pd.DataFrame:
+    """Table 4: `dataset`, `model`, `blocks`, and `bytes`: nvidia-smi, where the numbers come from, prints MiB."""
+    read = table("table4_memory_mb")
+    return read.assign(bytes=read["memory_mb"] * 2**20)

@@ -1,0 +1,1 @@
+"""Records and slopes as figures and tables: formatting only."""

@@ -1,0 +1,221 @@
+"""Figures 3 and 4 of *Momentum Capsule Networks*, from one's own records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from capsbench import paper
+from capsbench.analysis.metrics import MEMORY_METRICS, TIME_METRICS, Metric
+from capsbench.analysis.slopes import fit_slope, lines
+from capsbench.data.catalog import SPECS
+from capsbench.report.labels import Line, dataset_title, line_label, model_title
+from capsbench.report.units import MIB, slope_text
+
+Per = Literal["step", "epoch"]
+
+# Okabe and Ito's palette, told apart by every kind of colour vision; shapes tell the rest, also in grey.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MODEL_STYLES = {"capsnet": (_COLOURS[2], "^"), "rescapsnet": (_COLOURS[1], "s"), "mocapsnet": (_COLOURS[0], "o")}
+_MORE_MARKERS = "DvPX*"
+_DASHES = ("-", "--", "-.", ":")
+
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "capsbench",
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+}
+
+
+@dataclass(frozen=True)
+class _Style:
+    colour: str
+    marker: str
+    dash: str
+
+
+def figure3(frame: pd.DataFrame, *, memory: Sequence[str] = ("retained",), per: Per = "step", with_paper: bool = False) -> Figure:
+    """Memory, training time and inference time over depth; a row per data set (Momentum Capsule Networks, figure 3).
+
+    Args:
+        frame: what `capsbench.load` gave.
+        memory: which memory to draw, names of `MEMORY_METRICS`; a column each.
+        per: seconds per `step`, or per `epoch` of the set's size in the paper.
+        with_paper: the paper's table 4 as a pale line, where the memory drawn is comparable.
+    """
+    columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"], TIME_METRICS["inference"]]
+    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=False)
+
+
+def figure4(
+    frame: pd.DataFrame, *, memory: Sequence[str] = ("retained", "peak"), per: Per = "step", with_paper: bool = False
+) -> Figure:
+    """Memory and training time over depth, with fitted lines and their slopes (Momentum Capsule Networks, figure 4).
+
+    Arguments as `figure3`.
+    """
+    columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"]]
+    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=True)
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Writes a figure as svg and png."""
+    paths = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
+    with mpl.rc_context(_STYLE):
+        for path in paths:
+            # No date inside: the same records give the same file.
+            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+            figure.savefig(path, metadata=metadata, bbox_inches="tight")
+    return paths
+
+
+def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_paper: bool, with_fit: bool) -> Figure:
+    datasets = list(dict.fromkeys(frame["dataset"]))
+    styles = _styles(frame)
+    shown = [metric for metric in columns if frame[metric.column].notna().any()]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.7 * max(1, len(shown)), 3.1 * len(datasets) + 0.3), layout="constrained")
+        axes = figure.subplots(len(datasets), max(1, len(shown)), squeeze=False)
+        for row, dataset in zip(axes, datasets, strict=True):
+            part = frame[frame["dataset"] == dataset]
+            for ax, metric in zip(row, shown, strict=False):
+                _panel(ax, part, metric, styles, per=per, with_fit=with_fit)
+                if with_paper and metric.name in paper.COMPARABLE_METRICS:
+                    _draw_paper(ax, dataset)
+                ax.set_title(f"{dataset_title(dataset)}: {metric.title}", loc="left", fontsize=9.5)
+                if with_fit or ax is row[0]:
+                    ax.legend(loc="best")
+        if not shown:
+            axes[0][0].text(0.5, 0.5, "no cell was measured", ha="center", transform=axes[0][0].transAxes)
+        figure.supxlabel(_caption(frame), fontsize=7.5, color="#555555")
+    return figure
+
+
+def _panel(ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, _Style], *, per: Per, with_fit: bool) -> None:
+    """One metric over depth, a line for each line of the frame."""
+    found = list(lines(frame))
+    everyone = [line for line, _ in found]
+    for line, cells in found:
+        scale = _scale(metric, line, per)
+        label = line_label(line, everyone)
+        measured = cells[["blocks", metric.column]].dropna().astype(float)
+        if measured.empty:
+            continue
+        style = styles[_style_key(line)]
+        by_depth = measured.groupby("blocks")[metric.column]
+        mean, spread = by_depth.mean() * scale, by_depth.std().fillna(0) * scale
+        if with_fit and len(mean) > 1:
+            fit = fit_slope(measured["blocks"].tolist(), measured[metric.column].tolist())
+            low, high = fit.slope_interval or (fit.slope, fit.slope)
+            factor = 1.0 if metric.is_bytes else scale
+            label += ": " + slope_text(factor * fit.slope, factor * low, factor * high, is_bytes=metric.is_bytes) + "/block"
+            ends = [mean.index.min(), mean.index.max()]
+            ax.plot(ends, [scale * (fit.intercept + fit.slope * x) for x in ends], style.dash, color=style.colour, lw=1)
+        ax.errorbar(
+            mean.index,
+            mean,
+            yerr=spread if (by_depth.size() > 1).any() else None,
+            fmt=style.marker if with_fit else style.marker + style.dash,
+            color=style.colour,
+            markerfacecolor="white",
+            markeredgewidth=1.2,
+            markersize=5.5,
+            linewidth=1.2,
+            capsize=2,
+            label=label,
+        )
+        _mark_end(ax, frame, line, mean, style)
+    ax.set_xlabel("blocks")
+    ax.set_ylabel(_unit(metric, per))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylim(bottom=0)
+    ax.margins(y=0.15)
+
+
+def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style: _Style) -> None:
+    """Where a line ends because the device was full."""
+    same = frame[frame["status"] == "oom"]
+    for column, value in line.items():
+        same = same[same[column].isna() if pd.isna(value) else same[column] == value]  # type: ignore[call-overload]
+    if same.empty:
+        return
+    at = same["blocks"].min()
+    ax.plot([mean.index.max(), at], [mean.iloc[-1]] * 2, ":", color=style.colour, lw=1)
+    ax.annotate("out of memory", (at, mean.iloc[-1]), color=style.colour, fontsize=7.5, ha="right", va="bottom")
+
+
+def _draw_paper(ax: Axes, dataset: str) -> None:
+    """Table 4, pale, behind one's own lines."""
+    table = paper.memory()
+    for model, cells in table[table["dataset"] == dataset].groupby("model"):
+        colour, marker = _MODEL_STYLES[str(model)]
+        ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3,
+                label=f"paper's {model_title(str(model))}")  # fmt: skip
+
+
+def _styles(frame: pd.DataFrame) -> dict[str, _Style]:
+    """Colour and marker by model, dashes by whatever else differs."""
+    found: dict[str, _Style] = {}
+    variants: dict[str, int] = {}
+    strangers: dict[str, tuple[str, str]] = {}
+    for line, _ in lines(frame):
+        key, model = _style_key(line), str(line["model"])
+        if key in found:
+            continue
+        if model not in _MODEL_STYLES and model not in strangers:
+            place = len(strangers)
+            strangers[model] = (_COLOURS[3:][place % 4], _MORE_MARKERS[place % len(_MORE_MARKERS)])
+        colour, marker = _MODEL_STYLES.get(model) or strangers[model]
+        variant = variants[model] = variants.get(model, -1) + 1
+        found[key] = _Style(colour, marker, _DASHES[variant % len(_DASHES)])
+    return found
+
+
+def _style_key(line: Line) -> str:
+    return repr([(name, str(value)) for name, value in line.items() if name != "dataset"])
+
+
+def _scale(metric: Metric, line: Line, per: Per) -> float:
+    if metric.is_bytes:
+        return 1 / MIB
+    if per == "step":
+        return 1.0
+    spec = SPECS[str(line["dataset"])]
+    return float(ceil(spec.train_size / int(str(line["batch_size"]))))
+
+
+def _unit(metric: Metric, per: Per) -> str:
+    if metric.is_bytes:
+        return "MiB"
+    return "seconds per step" if per == "step" else "seconds per epoch of the paper's set"
+
+
+def _caption(frame: pd.DataFrame) -> str:
+    """What all cells share, and what error bars are."""
+    shared = []
+    for column in ("batch_size", "kernel", "precision", "device"):
+        values = frame[column].dropna().unique()
+        if len(values) == 1:
+            shared.append(f"{column.replace('_', ' ')} {values[0]}")
+    if "replicate" in frame and frame["replicate"].nunique() > 1:
+        shared.append("bars: standard deviation over replicates")
+    return "; ".join(shared)
+
+

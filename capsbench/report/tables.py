@@ -1,0 +1,90 @@
+"""Slopes and cells as tables for a terminal, and as CSV."""
+
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from capsbench.analysis.metrics import METRICS
+from capsbench.analysis.slopes import line_columns
+from capsbench.report.labels import dataset_title, line_label
+from capsbench.report.units import bytes_text, quantity_text, slope_text
+
+_SHOWN = ("retained", "peak", "reserved", "train", "inference")
+_STANDING = ("state_bytes", "gradient_bytes", "optimizer_bytes")
+_HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
+
+
+def slopes_table(table: pd.DataFrame) -> Table:
+    """What `analysis.slopes.slopes` gave, a row per line, a column per metric, the ratio to ResCapsNet beneath each slope."""
+    shown = [name for name in _SHOWN if (table["metric"] == name).any()]
+    datasets = table["dataset"].nunique() > 1
+    out = Table(title="slope per block, and its ratio to ResCapsNet", title_justify="left", title_style="bold", box=None)
+    out.add_column("model", overflow="fold")
+    if datasets:
+        out.add_column("dataset")
+    for name in shown:
+        out.add_column(_HEADS[name], justify="right")
+    keys = line_columns(table)
+    groups = [(dict(zip(keys, values, strict=True)), rows) for values, rows in table.groupby(keys, dropna=False, sort=False)]
+    everyone = [line for line, _ in groups]
+    for line, rows in groups:
+        by_metric = {row["metric"]: row for _, row in rows.iterrows()}
+        cells = [_slope_cell(by_metric.get(name)) for name in shown]
+        names = [line_label(line, everyone)] + ([dataset_title(str(line["dataset"]))] if datasets else [])
+        out.add_row(*names, *cells)
+    return out
+
+
+def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
+    """Records as a row each: depth, memory, times, or why there are none."""
+    rows = frame if last is None else frame.tail(last)
+    out = Table(box=None, pad_edge=False)
+    for head in ("model", "blocks"):
+        out.add_column(head)
+    for head in ("retained", "peak", "train step", "inference"):
+        out.add_column(head, justify="right")
+    for _, row in rows.iterrows():
+        if row["status"] != "ok":
+            out.add_row(str(row["model"]), str(row["blocks"]), f"[yellow]{row['status']}[/]")
+            continue
+        shown = [METRICS[name] for name in ("retained", "peak", "train", "inference")]
+        figures = ["-" if pd.isna(row[it.column]) else quantity_text(float(row[it.column]), is_bytes=it.is_bytes) for it in shown]
+        out.add_row(str(row["model"]), str(row["blocks"]), *figures)
+    return out
+
+
+def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
+    """One line on why the peak hardly moves with depth, where that is so: it lies outside the blocks.
+
+    That is so where a block adds to the peak what it adds in weights, gradients and optimizer state, and nothing else.
+    """
+    peaks = table[table["metric"] == "peak"]
+    if peaks.empty:
+        return None
+    good = frame[(frame["status"] == "ok") & frame["peak_allocated_bytes"].notna()]
+    deepest, shallowest = good.loc[good["blocks"].idxmax()], good.loc[good["blocks"].idxmin()]
+    standing = [sum(int(cell[name]) for name in _STANDING) for cell in (deepest, shallowest)]
+    own = (standing[0] - standing[1]) / int(deepest["blocks"] - shallowest["blocks"])
+    if not all(abs(slope - own) <= 0.02 * own for slope in peaks["slope"]):
+        return None
+    phase = "backward" if deepest["peak_backward_bytes"] >= deepest["peak_forward_bytes"] else "forward"
+    return (
+        f"The peak ({bytes_text(float(deepest['peak_allocated_bytes']))} at {deepest['blocks']} blocks) is reached in {phase} outside "
+        f"the blocks, so a block moves it only by its weights, gradients and optimizer state: {bytes_text(own)}."
+    )
+
+
+def write_slopes_csv(table: pd.DataFrame, path: Path) -> Path:
+    """All slopes with full digits: bytes and seconds per block."""
+    table.to_csv(path, index=False)
+    return path
+
+
+def _slope_cell(row: pd.Series | None) -> str:
+    if row is None:
+        return "-"
+    is_bytes = METRICS[row["metric"]].is_bytes
+    text = slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
+    ratio = row["ratio_to_rescapsnet"]
+    return text if pd.isna(ratio) else f"{text}\n× {ratio:.3g}"

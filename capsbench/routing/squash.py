@@ -1,0 +1,32 @@
+"""The length of a capsule and the squash non-linearity, exact for tiny vectors and safe at the zero vector.
+
+With the paper's initialisation a network's first output lengths are near 1e-10, so no epsilon may stand under a
+root here: the gradient of ‖v‖ is v/‖v‖ as long as float32 can tell ‖v‖² from 0, and 0 from there on, never NaN.
+"""
+
+import torch
+from torch import Tensor
+
+
+def length(capsules: Tensor, *, keepdim: bool = False) -> Tensor:
+    """‖v‖ over the last dimension; its gradient is v/‖v‖, and 0 at the zero vector. `[..., D]` → `[...]`."""
+    # vector_norm's own backward masks the zero vector; norm(), sqrt(sum of squares) and eps-variants do not.
+    return torch.linalg.vector_norm(capsules, dim=-1, keepdim=keepdim)
+
+
+def squash(s: Tensor) -> Tensor:
+    """‖s‖²/(1+‖s‖²) · s/‖s‖ over the last dimension, and 0 at 0 (Sabour et al. 2017, equation 1). `[..., D]` → same.
+
+    Written as s · ‖s‖/(1+‖s‖²), so that nothing is divided by a length.
+    """
+    norm = length(s, keepdim=True)
+    return s * (norm / (1 + norm * norm))
+
+
+def squash_vjp(s: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of `(squash(s) * grad).sum()` with respect to `s`, in closed form. `[..., D]`, `[..., D]` → same."""
+    norm = length(s, keepdim=True)
+    square = norm * norm
+    unit = torch.where(norm > 0, s / norm, 0)
+    along = (unit * grad).sum(-1, keepdim=True)
+    return grad * (norm / (1 + square)) + unit * (along * (norm * (1 - square) / (1 + square) ** 2))

@@ -1,0 +1,87 @@
+"""How long a sweep will take: roughly, before it starts, and better with each cell that is done."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from capsbench.data.catalog import spec_of
+from capsbench.measure.worker import WARMUP_STEPS
+from capsbench.records import Cell, Plan, Record
+from capsbench.workload import BUILT_IN
+
+_START_SECONDS = {"cpu": 3.0, "cuda": 8.0}
+"""A process's imports, and a GPU's context."""
+
+_CHANNELS, _KERNEL = 256, 81
+_FLOPS_PER_COST = {"published": 40.0, "reference": 20.0}
+"""A vote of these kernels takes memory's time, not arithmetic's: about so many times its arithmetic."""
+
+_CUDA_FLOPS = 1e13
+
+
+class Estimate:
+    """Expected seconds of the cells that are left; learns from those that are done.
+
+    Args:
+        plan: what is to be done.
+        left: which of its cells are not done.
+    """
+
+    def __init__(self, plan: Plan, left: Sequence[Cell]) -> None:
+        self._plan = plan
+        on_cpu = any(cell.configuration.device == "cpu" for cell in left)
+        self._speed = _convolution_flops_per_second() if on_cpu else _CUDA_FLOPS
+        self._left = {cell.key(): self._guess(cell) for cell in left}
+        self._guessed = 0.0
+        self._taken = 0.0
+
+    def seconds_left(self) -> float:
+        """What the cells that are not done will take together."""
+        factor = self._taken / self._guessed if self._guessed else 1.0
+        return factor * sum(self._left.values())
+
+    def started(self, cell: Cell) -> None:
+        """A cell is about to be measured."""
+
+    def finished(self, record: Record) -> None:
+        """A cell is done; how long it took says something of the others."""
+        guess = self._left.pop(record.cell.key(), 0.0)
+        if record.duration_seconds is not None:
+            self._guessed += guess
+            self._taken += record.duration_seconds
+
+    def _guess(self, cell: Cell) -> float:
+        kind = cell.configuration.device.partition(":")[0]
+        step = step_flops(cell) / self._speed
+        # An inference is a third of a step.
+        steps = {"time": WARMUP_STEPS + self._plan.samples * 4 / 3, "memory": 2.0}
+        return sum(_START_SECONDS.get(kind, 8.0) + steps[what] * step for what in self._plan.passes)
+
+
+def step_flops(cell: Cell) -> float:
+    """About how many floating-point operations a training step has (the two convolutions, and the votes)."""
+    it = cell.configuration
+    if it.model not in BUILT_IN:
+        return 0.0
+    channels, height, width = spec_of(it.dataset).shape
+    outer = (height - 8) * (width - 8)
+    inner = ((height - 16) // 2 + height % 2) * ((width - 16) // 2 + width % 2)
+    convolutions = 2 * _KERNEL * _CHANNELS * (outer * channels + inner * _CHANNELS)
+    capsules = it.capsules or 32
+    first, block = inner * _CHANNELS // 8 * capsules, 2 * it.blocks * capsules * capsules
+    cost = _FLOPS_PER_COST.get(it.kernel or "", 1.0)
+    votes = (first + block) * 2 * 64 * (it.iterations or 3) * cost
+    return 3.0 * it.batch_size * (convolutions + votes)
+
+
+def _convolution_flops_per_second() -> float:
+    """Speed of this CPU on a small convolution, in a fifth of a second."""
+    images, weight = torch.rand(8, 64, 20, 20), torch.rand(64, 64, 9, 9)
+    flops = 2 * 8 * 64 * 64 * 81 * 12 * 12
+    torch.nn.functional.conv2d(images, weight)
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < 0.2:
+        torch.nn.functional.conv2d(images, weight)
+        done += 1
+    return done * flops / (time.perf_counter() - began)

@@ -1,0 +1,57 @@
+"""The paper's memory and time experiments, by the names they have there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from capsbench.records import Cell
+from capsbench.sweep.plan import Sweep, expand
+from capsbench.workload import BUILT_IN
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One figure or table of *Momentum Capsule Networks*."""
+
+    datasets: tuple[str, ...]
+    """Data sets that it shows."""
+    passes: tuple[Literal["time", "memory"], ...]
+    """What has to be measured for it."""
+    figures: tuple[str, ...]
+    """What is drawn from it."""
+
+
+EXPERIMENTS = {
+    "figure3": Experiment(("mnist", "svhn", "cifar10"), ("time", "memory"), ("figure3",)),
+    "figure4": Experiment(("cifar10",), ("time", "memory"), ("figure4",)),
+    "table4": Experiment(("mnist", "svhn", "cifar10"), ("memory",), ("figure3",)),
+}
+"""Figure 3: memory, training and inference time. Figure 4: slopes. Table 4: memory."""
+
+
+def cells_of(
+    experiment: Experiment, *, depths: Sequence[int], datasets: tuple[str, ...] | None = None, **machine: Any
+) -> list[Cell]:
+    """The cells of an experiment: as published (kernel and rule), and beside them the fast kernel with the paper's rule.
+
+    Args:
+        experiment: one of `EXPERIMENTS`.
+        depths: blocks.
+        datasets: instead of the experiment's own.
+        machine: further fields of `Sweep`: device, batch_size, threads, capacity, repeats.
+
+    Raises:
+        ConfigurationError: a value is out of range.
+    """
+    cells = []
+    for kernel, rule in (("published", "published"), ("auto", "paper")):
+        sweep = Sweep(
+            models=tuple(BUILT_IN),
+            depths=tuple(depths),
+            datasets=datasets or experiment.datasets,
+            kernels=(kernel,),
+            rules=(rule,),
+            **machine,
+        )
+        cells += expand(sweep)
+    return sorted(cells, key=lambda cell: (cell.replicate, cell.configuration.blocks))

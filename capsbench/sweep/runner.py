@@ -1,0 +1,85 @@
+"""Measures the cells of a plan that are not yet measured, and keeps each before the next one starts."""
+
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from capsbench.errors import StoreError
+from capsbench.records import Cell, Plan, Record
+from capsbench.store import Store
+from capsbench.sweep.local import Launcher
+
+ROOM_BYTES = 2**20
+"""Free space below which no cell is started: its record might find no room."""
+
+
+class Observer(Protocol):
+    """Is told how a sweep goes on."""
+
+    def started(self, cell: Cell) -> None:
+        """A cell is about to be measured."""
+
+    def finished(self, record: Record) -> None:
+        """A cell's record is on the disk."""
+
+
+def run_sweep(plan: Plan, store: Store, launch: Launcher, observers: Sequence[Observer] = ()) -> None:
+    """Runs what is left of a plan. Records of earlier runs in the store count.
+
+    Args:
+        plan: what is asked.
+        store: where records go; locked by the caller.
+        launch: measures a cell.
+        observers: are told of each cell.
+
+    Raises:
+        StoreError: there is no room, or a record could not be written.
+    """
+    known = store.read().records
+    full = {record.cell.configuration.line(): record.cell.configuration.blocks for record in known if record.status == "oom"}
+    for cell in remaining(plan, store):
+        _check_room(store)
+        line, blocks = cell.configuration.line(), cell.configuration.blocks
+        if line in full and blocks > full[line]:
+            record = _skipped(cell, full[line])
+        else:
+            for observer in observers:
+                observer.started(cell)
+            record = launch(cell)
+            if record.status == "oom":
+                full[line] = blocks
+        with _uninterrupted():
+            store.append(record)
+        for observer in observers:
+            observer.finished(record)
+
+
+def remaining(plan: Plan, store: Store) -> list[Cell]:
+    """The cells of a plan that have no final record."""
+    finished = store.finished()
+    return [cell for cell in plan.cells if cell.key() not in finished]
+
+
+def _skipped(cell: Cell, full_at: int) -> Record:
+    return Record(cell=cell, status="skipped", message=f"out of memory at {full_at} blocks of this line")
+
+
+def _check_room(store: Store) -> None:
+    free = shutil.disk_usage(store.folder).free
+    if free < ROOM_BYTES:
+        raise StoreError(
+            f"{store.folder} has {free} bytes left on its disk, too little for a record",
+            "make room and run the same command with --resume: all earlier records are kept",
+        )
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until what was measured is on the disk."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,90 @@
+"""Beginning a sweep, or going on with one: which folder, which plan, which data."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from capsbench.data.datasets import data_directory, load_images
+from capsbench.errors import ConfigurationError
+from capsbench.records import Cell, Plan
+from capsbench.store import PLAN, Store
+from capsbench.workload import check_batch_size
+
+REPORTS = Path("reports")
+
+
+def resolve_device(name: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:N` → a device that is there.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, colon, index = name.partition(":")
+    if name == "cpu" or (kind == "cuda" and (not colon or index.isdigit())):
+        count = torch.cuda.device_count()
+        if name != "cpu" and int(index or 0) >= count:
+            raise ConfigurationError(
+                f"--device {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto"
+            )
+        return name
+    raise ConfigurationError(f"--device '{name}' is not known", "choose auto, cpu, cuda or cuda:N")
+
+
+def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime) -> Path:
+    """Where a sweep writes: `out`; or the newest report with these cells, to resume; or a new folder named for the time.
+
+    Raises:
+        ConfigurationError: there is nothing to resume.
+    """
+    if out is not None:
+        return out
+    if not resume:
+        return REPORTS / now.strftime("%Y-%m-%d-%H%M%S")
+    plans = sorted(REPORTS.glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    wanted = set(plan.cells)
+    for path in plans:
+        known = Store(path.parent).read_plan()
+        if known is not None and wanted <= set(known.cells):
+            return path.parent
+    raise ConfigurationError("--resume: no report below reports/ was planned with these options", "name it with --out")
+
+
+def begin(store: Store, plan: Plan, *, resume: bool) -> Plan:
+    """Writes the plan; resuming, the cells of the earlier one come first and what is new is added.
+
+    Raises:
+        ConfigurationError: the folder holds a report and `resume` is not given.
+    """
+    earlier = store.read_plan()
+    if not resume and (earlier is not None or store.path.exists()):
+        raise ConfigurationError(
+            f"--out {store.folder} already holds a report", "add --resume to go on with it, or choose another --out"
+        )
+    if earlier is not None:
+        plan = plan.model_copy(update={"cells": list(dict.fromkeys([*earlier.cells, *plan.cells]))})
+    store.write_plan(plan)
+    return plan
+
+
+def check_data(cells: Iterable[Cell], directory: Path | None) -> list[str]:
+    """What stands behind each data set, in words.
+
+    Raises:
+        ConfigurationError: a batch is larger than the data.
+    """
+    words = []
+    for dataset, batch_size in dict.fromkeys((c.configuration.dataset, c.configuration.batch_size) for c in cells):
+        data = load_images(dataset, directory)
+        check_batch_size(batch_size, len(data.images), dataset)
+        text = {
+            "sample": f"{dataset}: {len(data.images):,} Fashion-MNIST images that ship with capsbench",
+            "real": f"{dataset}: {len(data.images):,} images on disk",
+            "stand-in": f"{dataset}: not found in {directory or data_directory()}; the packaged sample stands in with "
+            "its shape and classes (memory and time do not depend on pixels)",
+        }
+        words.append(text[data.source])
+    return words

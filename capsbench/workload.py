@@ -1,0 +1,193 @@
+"""One training step and one inference step of one configuration: where models meet measurement."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from capsbench.data.catalog import spec_of
+from capsbench.data.datasets import ImageSet, load_images
+from capsbench.data.preprocess import Batch, training_batch
+from capsbench.errors import ConfigurationError
+from capsbench.models import CapsNet, CapsuleLoss, CapsuleNetwork, CapsuleOutput, MoCapsNet, ResCapsNet
+from capsbench.records import Configuration
+
+BUILT_IN: dict[str, type[CapsuleNetwork]] = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}
+"""The models of the paper."""
+
+ENTRY_POINTS = "capsbench.models"
+"""The group in which other packages register theirs."""
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast casts to."""
+
+LEARNING_RATE = 1e-3
+SEED = 0
+
+ModelFactory = Callable[..., nn.Module]
+Output = CapsuleOutput | Tensor
+
+
+def resolve_model(name: str) -> ModelFactory:
+    """The callable behind a model's name.
+
+    Args:
+        name: a built-in, an entry point of the group `capsbench.models`, or `package.module:name`.
+
+    Raises:
+        ConfigurationError: nothing of that name can be imported.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name in registered:
+        factory = registered[name].load()
+    elif ":" in name:
+        factory = _import(name)
+    else:
+        known = ", ".join([*BUILT_IN, *registered])
+        raise ConfigurationError(f"model '{name}' is not known", f"choose all, {known}, or package.module:name")
+    if not callable(factory):
+        raise ConfigurationError(
+            f"model '{name}' is {type(factory).__name__}, not callable",
+            "name a callable that takes (in_shape, num_classes, blocks) and returns a module",
+        )
+    return factory  # type: ignore[no-any-return]
+
+
+def build_model(configuration: Configuration) -> nn.Module:
+    """The network of a configuration, with the shape and classes of its data set.
+
+    Raises:
+        ConfigurationError: the name is unknown, its options do not fit, or it returned no module.
+    """
+    spec = spec_of(configuration.dataset)
+    factory = resolve_model(configuration.model)
+    names = ("kernel", "routing", "iterations", "capsules", "memory", "inverse", "rule", "gamma")
+    options = {name: value for name in names if (value := getattr(configuration, name)) is not None}
+    model = factory(spec.shape, spec.classes, configuration.blocks, **options)
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"model '{configuration.model}' returned {type(model).__name__}", "it must return a torch.nn.Module"
+        )
+    return model
+
+
+class Workload:
+    """A model, its optimizer and one batch on a device, ready to step.
+
+    The optimizer is Adam at 1e-3 (paper, section 4) in its fused form, which needs no temporaries. One batch serves all
+    steps: preparing it is not part of what is measured, and neither memory nor time depend on pixel values.
+
+    Args:
+        configuration: what to build.
+        data_directory: where real data sets lie.
+
+    Raises:
+        ConfigurationError: the configuration makes no network, or the batch is larger than the data.
+    """
+
+    def __init__(self, configuration: Configuration, data_directory: Path | None = None) -> None:
+        torch.manual_seed(SEED)
+        self.configuration = configuration
+        self.device = torch.device(configuration.device)
+        data = load_images(configuration.dataset, data_directory)
+        self.data_source = data.source
+        self.batch = Batch(*(part.to(self.device) for part in _first_batch(data, configuration.batch_size)))
+        del data
+        self.model = build_model(configuration).to(self.device).train()
+        self._takes_labels = "labels" in inspect.signature(self.model.forward).parameters
+        self._capsule_loss = CapsuleLoss()
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise ConfigurationError(f"model '{configuration.model}' has no parameters to train", "measure one that has")
+        self.optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+        # Half precision loses the first gradients unless the loss is scaled up.
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=configuration.precision == "fp16")
+
+    def forward(self) -> Tensor:
+        """The loss of the batch, with its graph."""
+        with self._autocast():
+            out = self.model(self.batch.images, self.batch.labels) if self._takes_labels else self.model(self.batch.images)
+        return self._scaler.scale(self._loss(out))
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of all parameters."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def optimize(self) -> None:
+        """One step of the optimizer, after which the gradients are let go."""
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def train_step(self) -> None:
+        """Forward, backward, optimizer."""
+        self.backward(self.forward())
+        self.optimize()
+
+    def inference(self) -> None:
+        """A forward pass under inference mode, without labels."""
+        self.model.eval()
+        with torch.inference_mode(), self._autocast():
+            self.model(self.batch.images)
+        self.model.train()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = PRECISIONS[self.configuration.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _loss(self, out: Output) -> Tensor:
+        """Capsule networks have theirs; class scores of any other model take the cross-entropy, summed likewise."""
+        if isinstance(out, CapsuleOutput):
+            return self._capsule_loss(out, self.batch.labels, self.batch.pixels)  # type: ignore[no-any-return]
+        classes = spec_of(self.configuration.dataset).classes
+        expected = (len(self.batch.labels), classes)
+        if not isinstance(out, Tensor) or tuple(out.shape) != expected:
+            got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise ConfigurationError(
+                f"model '{self.configuration.model}' returned {got}",
+                f"it must return class scores of shape {list(expected)}, or a CapsuleOutput",
+            )
+        return nn.functional.cross_entropy(out.float(), self.batch.labels, reduction="sum")
+
+
+def check_batch_size(batch_size: int, available: int, dataset: str) -> None:
+    """Refuses a batch that the data cannot fill.
+
+    Raises:
+        ConfigurationError: it is larger than the data.
+    """
+    if batch_size > available:
+        raise ConfigurationError(
+            f"--batch-size {batch_size} is larger than the data: '{dataset}' has {available} images here",
+            f"choose 1 to {available}, or put a larger set on disk ('capsbench list' says where)",
+        )
+
+
+def _first_batch(data: ImageSet, batch_size: int) -> Batch:
+    check_batch_size(batch_size, len(data.images), data.spec.name)
+    generator = torch.Generator().manual_seed(SEED)
+    return training_batch(data.images[:batch_size], data.labels[:batch_size], generator)
+
+
+def _import(name: str) -> ModelFactory:
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        # A user's module usually lies where the command is typed; at the end, so that it hides no installed package.
+        sys.path.append(str(Path.cwd()))
+    try:
+        target: object = importlib.import_module(module)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"model '{name}' cannot be imported: {error}", "name it package.module:name, from where Python can import it"
+        ) from None
+    return target  # type: ignore[return-value]
