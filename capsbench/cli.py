@@ -59,7 +59,9 @@ _sweep_options = _options(
     click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."),
     click.option("--repeats", type=whole("--repeats", 1), default=1, show_default=True, help="Replicates of every cell."),
     click.option("--samples", type=whole("--samples", 5), default=5, show_default=True, help="Fewest samples of each time."),
-    click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=1800, show_default=True, help="Seconds per process."),
+    click.option(
+        "--timeout", type=click.FloatRange(min=0, min_open=True), default=1800, show_default=True, help="Seconds per process."
+    ),
     click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB."),
     click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA."),
     click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
@@ -416,7 +418,8 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"{error.filename or folder} cannot be written: {error.strerror}", "make room or check permissions, then 'capsbench plot'"
+            f"{error.filename or folder} cannot be written: {error.strerror}",
+            "make room or check permissions, then 'capsbench plot'",
         ) from None
 
 

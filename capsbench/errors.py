@@ -37,9 +37,3 @@ class LostWorkError(StoreError):
     """Something that was measured could not be kept where it belongs."""
 
     exit_status = 1
-
-
-class OutOfMemory(CapsbenchError):
-    """The device has no room for what was asked."""
-
-    exit_status = 1

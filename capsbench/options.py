@@ -13,7 +13,7 @@ from capsbench.errors import ConfigurationError
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-class Names(click.ParamType):
+class Names(click.ParamType[Any]):
     """A comma list of names. Where `known` is given every name must be in it.
 
     Args:
@@ -38,9 +38,7 @@ class Names(click.ParamType):
             raise ConfigurationError(f"{self.option} '{value}' names nothing", f"choose among {', '.join(self.known)}")
         for name in names:
             if not self.open_ended and name not in self.known:
-                raise ConfigurationError(
-                    f"{self.option} '{name}' is not known", f"choose among {', '.join(self.known)}"
-                )
+                raise ConfigurationError(f"{self.option} '{name}' is not known", f"choose among {', '.join(self.known)}")
         return names
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -53,7 +51,7 @@ class Names(click.ParamType):
         return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
 
 
-class Parsed(click.ParamType):
+class Parsed(click.ParamType[Any]):
     """Text that a function of the package understands, or refuses with a `ConfigurationError`."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

@@ -58,7 +58,7 @@ def resolve_model(name: str) -> ModelFactory:
             f"model '{name}' is {type(factory).__name__}, not callable",
             "name a callable that takes (in_shape, num_classes, blocks) and returns a module",
         )
-    return factory  # type: ignore[no-any-return]
+    return factory
 
 
 def build_model(configuration: Configuration) -> nn.Module:
@@ -119,7 +119,7 @@ class Workload:
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of all parameters."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def optimize(self) -> None:
         """One step of the optimizer, after which the gradients are let go."""
@@ -146,7 +146,7 @@ class Workload:
     def _loss(self, out: Output) -> Tensor:
         """Capsule networks have theirs; class scores of any other model take the cross-entropy, summed likewise."""
         if isinstance(out, CapsuleOutput):
-            return self._capsule_loss(out, self.batch.labels, self.batch.pixels)  # type: ignore[no-any-return]
+            return self._capsule_loss(out, self.batch.labels, self.batch.pixels)
         classes = spec_of(self.configuration.dataset).classes
         expected = (len(self.batch.labels), classes)
         if not isinstance(out, Tensor) or tuple(out.shape) != expected:

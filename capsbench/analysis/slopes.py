@@ -101,9 +101,9 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per line and metric: the line's columns, then `metric`, `unit` (`bytes` or `seconds`, per block), `slope`,
-        `slope_low`, `slope_high`, `intercept`, `intercept_low`, `intercept_high`, `r2`, `points`, `ratio_to_rescapsnet`: the slope over that of the ResCapsNet
-        with stored activations and otherwise the same options in the same report; missing where there is none.
-        A line with fewer than two depths has no row.
+        `slope_low`, `slope_high`, `intercept`, `intercept_low`, `intercept_high`, `r2`, `points`, and `ratio_to_rescapsnet`:
+        the slope over that of the ResCapsNet with stored activations and otherwise the same options in the same report;
+        missing where there is none. A line with fewer than two depths has no row.
     """
     keys = line_columns(frame)
     rows = []

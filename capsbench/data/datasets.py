@@ -123,7 +123,7 @@ def _read_system_fashion_mnist() -> tuple[Tensor, Tensor] | None:
 
 
 def _as_tensors(read: object) -> tuple[Tensor, Tensor]:
-    """torchvision keeps images as `[N, H, W]` tensors (MNIST), `[N, H, W, C]` (CIFAR) or `[N, C, H, W]` arrays (SVHN)."""
+    """Torchvision keeps images as `[N, H, W]` tensors (MNIST), `[N, H, W, C]` (CIFAR) or `[N, C, H, W]` arrays (SVHN)."""
     images = torch.as_tensor(getattr(read, "data"))  # noqa: B009 - the readers share no typed base
     labels = torch.as_tensor(getattr(read, "targets", None) if hasattr(read, "targets") else getattr(read, "labels"))  # noqa: B009
     if images.dim() == 3:

@@ -39,9 +39,7 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
     started, began = datetime.now(UTC), time.monotonic()
     replies: list[Reply] = []
     for what in plan.passes:
-        request = Request(
-            configuration=cell.configuration, what=what, samples=plan.samples, data_directory=data_directory
-        )
+        request = Request(configuration=cell.configuration, what=what, samples=plan.samples, data_directory=data_directory)
         replies.append(run_pass(request, plan.timeout_seconds))
         if replies[-1].status != "ok":
             break

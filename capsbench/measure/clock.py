@@ -1,6 +1,7 @@
 """Clocks that know when a device is done: CUDA events, or a monotonic clock on a CPU."""
 
 import time
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -33,7 +34,7 @@ class CpuClock:
     def laps(self) -> list[float]:
         """Seconds between marks."""
         marks, self._marks = self._marks, []
-        return [after - before for before, after in zip(marks, marks[1:], strict=False)]
+        return [after - before for before, after in pairwise(marks)]
 
 
 class CudaClock:
@@ -57,7 +58,7 @@ class CudaClock:
         """Seconds between marks."""
         torch.cuda.synchronize(self._device)
         marks, self._marks = self._marks, []
-        return [before.elapsed_time(after) / 1e3 for before, after in zip(marks, marks[1:], strict=False)]
+        return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
 
 
 def clock_for(device: torch.device) -> Clock:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -60,8 +61,7 @@ def _version(package: str) -> str | None:
 
 def _cpu_model() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()

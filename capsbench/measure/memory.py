@@ -40,9 +40,7 @@ class MemoryProbe(Protocol):
     def __enter__(self) -> "MemoryProbe":
         """Starts counting."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
         """Stops counting."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
@@ -75,9 +73,7 @@ class ProfilerProbe:
         self._profile.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
         """Stops counting."""
         # Before the profiler lays out its events, which take memory of their own.
         self._process_bytes = largest_resident_set()
@@ -140,9 +136,7 @@ class CudaProbe:
         torch.cuda.empty_cache()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
         """Asks the driver while everything is still there."""
         self._process_bytes = nvml_process_bytes(self._device)
 

@@ -90,11 +90,11 @@ def measure_time(configuration: Configuration, samples: int, data_directory: Pat
     for _ in range(WARMUP_STEPS):
         workload.train_step()
     workload.inference()
-    train, forward, inference = [], [], []
+    train: list[float] = []
+    forward: list[float] = []
+    inference: list[float] = []
     began = time.monotonic()
-    while len(train) < samples or (
-        len(train) < MAX_SAMPLES and time.monotonic() - began < SECONDS_WORTH_SAMPLING
-    ):
+    while len(train) < samples or (len(train) < MAX_SAMPLES and time.monotonic() - began < SECONDS_WORTH_SAMPLING):
         clock.mark()
         loss = workload.forward()
         clock.mark()

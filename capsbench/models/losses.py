@@ -58,9 +58,7 @@ class CapsuleLoss(nn.Module):
         Raises:
             ConfigurationError: the network reconstructs and `images` is missing.
         """
-        loss = margin_loss(
-            out.lengths, labels, present=self.present, absent=self.absent, down_weight=self.down_weight
-        )
+        loss = margin_loss(out.lengths, labels, present=self.present, absent=self.absent, down_weight=self.down_weight)
         if out.reconstruction is None:
             return loss
         if images is None:

@@ -9,7 +9,7 @@ The three differ in their blocks alone; a block is two capsule layers f, g from 
     MoCapsNet    the momentum rule over f, g and all that follow (Momentum Capsule Networks, algorithm 1)
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -64,9 +64,7 @@ class CapsuleNetwork(nn.Module):
         self.num_classes = num_classes
 
         def layer(count: int, out_count: int, out_dim: int) -> CapsuleLayer:
-            return CapsuleLayer(
-                count, capsule_dim, out_count, out_dim, routing=routing, iterations=iterations, kernel=kernel
-            )
+            return CapsuleLayer(count, capsule_dim, out_count, out_dim, routing=routing, iterations=iterations, kernel=kernel)
 
         self.conv = nn.Conv2d(in_shape[0], channels, kernel_size=9)
         self.primary = PrimaryCapsules(channels, capsule_dim)
@@ -87,7 +85,9 @@ class CapsuleNetwork(nn.Module):
             ShapeError: the images do not have `in_shape`.
         """
         if images.dim() != 4 or tuple(images.shape[1:]) != self.in_shape:
-            raise ShapeError(f"images {list(images.shape)} do not fit", f"this network takes [B, {', '.join(map(str, self.in_shape))}]")
+            raise ShapeError(
+                f"images {list(images.shape)} do not fit", f"this network takes [B, {', '.join(map(str, self.in_shape))}]"
+            )
         capsules = self.primary(torch.relu(self.conv(images)))
         capsules = self.classes(self.blocks(self.first(capsules)))
         lengths = length(capsules)
@@ -231,9 +231,9 @@ class BlockStack(nn.Module):
         memory = self.memory if torch.is_grad_enabled() else "stored"
         return run_steps([self._step(block) for block in self.blocks], (x,), memory)[0]
 
-    def _step(self, block: Iterable[nn.Module]) -> Callable[[Tensor], tuple[Tensor]]:
+    def _step(self, block: nn.Module) -> Callable[[Tensor], tuple[Tensor]]:
         def advance(x: Tensor) -> tuple[Tensor]:
-            for layer in block:
+            for layer in block.children():
                 x = x + layer(x) if self.shortcut else layer(x)
             return (x,)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import pandas as pd
@@ -27,7 +27,7 @@ _MODEL_STYLES = {"capsnet": (_COLOURS[2], "^"), "rescapsnet": (_COLOURS[1], "s")
 _MORE_MARKERS = "DvPX*"
 _DASHES = ("-", "--", "-.", ":")
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -101,7 +101,7 @@ def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_pape
                     _draw_paper(ax, dataset)
                 ax.set_title(f"{dataset_title(dataset)}: {metric.title}", loc="left", fontsize=9.5)
                 if with_fit or ax is row[0]:
-                    ax.legend(loc="best")
+                    ax.legend(loc="upper left", borderaxespad=0.2)
         if not shown:
             axes[0][0].text(0.5, 0.5, "no cell was measured", ha="center", transform=axes[0][0].transAxes)
         figure.supxlabel(_caption(frame), fontsize=7.5, color="#555555")
@@ -145,8 +145,16 @@ def _panel(ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, _Sty
     ax.set_xlabel("blocks")
     ax.set_ylabel(_unit(metric, per))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_ylim(bottom=0)
-    ax.margins(y=0.15)
+    _fit_range(ax)
+
+
+def _fit_range(ax: Axes) -> None:
+    """A range in which level lines look level, with room for the legend above; the caption says that it may not start at 0."""
+    low, high = ax.dataLim.intervaly
+    if not high >= low:
+        return
+    span = max(high - low, 0.05 * high, 1e-12)
+    ax.set_ylim(max(0.0, low - 0.25 * span), high + 0.7 * span)
 
 
 def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style: _Style) -> None:
@@ -216,6 +224,4 @@ def _caption(frame: pd.DataFrame) -> str:
             shared.append(f"{column.replace('_', ' ')} {values[0]}")
     if "replicate" in frame and frame["replicate"].nunique() > 1:
         shared.append("bars: standard deviation over replicates")
-    return "; ".join(shared)
-
-
+    return "; ".join([*shared, "axes need not start at 0"])

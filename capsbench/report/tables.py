@@ -63,15 +63,16 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
     if peaks.empty:
         return None
     good = frame[(frame["status"] == "ok") & frame["peak_allocated_bytes"].notna()]
-    deepest, shallowest = good.loc[good["blocks"].idxmax()], good.loc[good["blocks"].idxmin()]
+    by_depth = good.sort_values("blocks")
+    shallowest, deepest = by_depth.iloc[0], by_depth.iloc[-1]
     standing = [sum(int(cell[name]) for name in _STANDING) for cell in (deepest, shallowest)]
     own = (standing[0] - standing[1]) / int(deepest["blocks"] - shallowest["blocks"])
     if not all(abs(slope - own) <= 0.02 * own for slope in peaks["slope"]):
         return None
     phase = "backward" if deepest["peak_backward_bytes"] >= deepest["peak_forward_bytes"] else "forward"
     return (
-        f"The peak ({bytes_text(float(deepest['peak_allocated_bytes']))} at {deepest['blocks']} blocks) is reached in {phase} outside "
-        f"the blocks, so a block moves it only by its weights, gradients and optimizer state: {bytes_text(own)}."
+        f"The peak ({bytes_text(float(deepest['peak_allocated_bytes']))} at {deepest['blocks']} blocks) is reached in {phase} "
+        f"outside the blocks, so a block moves it only by its weights, gradients and optimizer state: {bytes_text(own)}."
     )
 
 

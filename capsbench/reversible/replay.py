@@ -67,5 +67,5 @@ def without_side_effects(function: nn.Module, x: Tensor) -> Tensor:
     """`function(x)`, its buffers left as they are: what it writes into them goes to copies."""
     buffers = {name: buffer.clone() for name, buffer in function.named_buffers()}
     if not buffers:
-        return function(x)  # type: ignore[no-any-return]
-    return torch.func.functional_call(function, buffers, (x,))  # type: ignore[no-any-return]
+        return function(x)
+    return torch.func.functional_call(function, buffers, (x,))

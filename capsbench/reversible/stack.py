@@ -3,7 +3,7 @@
 Knows no capsules: any modules whose output has the shape of their input will do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -108,7 +108,7 @@ class _Reversible(torch.autograd.Function):
         return x
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
         stack: MomentumStack = ctx.stack
         x, v, *_ = ctx.saved_tensors
@@ -139,7 +139,7 @@ class _Reversible(torch.autograd.Function):
 
 
 def _value_and_vjp(
-    function: nn.Module, x: Tensor, parameters: list[Tensor], grad: Tensor
+    function: nn.Module, x: Tensor, parameters: Sequence[Tensor], grad: Tensor
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
     """f(x) without a graph, and the gradients of `(f(x) * grad).sum()` for x and the parameters; one evaluation of f."""
     with torch.enable_grad():

@@ -41,7 +41,7 @@ class _RBA(torch.autograd.Function):
         ctx.save_for_backward(capsules, weight, agreed, s)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:
         if grad is None:
             return None, None, None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from capsbench.data.catalog import spec_of
 from capsbench.errors import ConfigurationError
@@ -112,12 +113,12 @@ def _lines(sweep: Sweep, model: str) -> list[Configuration]:
     ]
 
 
-def _options(sweep: Sweep, model: str) -> list[dict[str, object]]:
+def _options(sweep: Sweep, model: str) -> list[dict[str, Any]]:
     """The options of capsule networks that apply to this model."""
     momentum = model == "mocapsnet"
     found = []
     for routing, kernel, memory in product(sweep.routings, sweep.kernels, _memories(sweep, model)):
-        common: dict[str, object] = {
+        common: dict[str, Any] = {
             "routing": routing,
             "kernel": resolve_kernel(kernel, routing),
             "iterations": sweep.iterations,

@@ -27,9 +27,7 @@ def resolve_device(name: str) -> str:
     if name == "cpu" or (kind == "cuda" and (not colon or index.isdigit())):
         count = torch.cuda.device_count()
         if name != "cpu" and int(index or 0) >= count:
-            raise ConfigurationError(
-                f"--device {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto"
-            )
+            raise ConfigurationError(f"--device {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto")
         return name
     raise ConfigurationError(f"--device '{name}' is not known", "choose auto, cpu, cuda or cuda:N")
 
