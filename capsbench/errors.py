@@ -37,3 +37,9 @@ class LostWorkError(StoreError):
     """Something that was measured could not be kept where it belongs."""
 
     exit_status = 1
+
+
+class Interrupted(CapsbenchError):
+    """Ctrl-C; what was measured is kept."""
+
+    exit_status = 130

@@ -25,7 +25,7 @@ def describe() -> dict[str, Any]:
         "commit": commit[1] if commit else None,
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "cpu": {
             "model": _cpu_model(),
             "physical_cores": psutil.cpu_count(logical=False),

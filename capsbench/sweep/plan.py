@@ -1,6 +1,7 @@
 """From what was asked to a list of cells."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -145,8 +146,6 @@ def _memories(sweep: Sweep, model: str) -> tuple[str, ...]:
             f"--memory {','.join(sweep.memories)} leaves nothing for {model}",
             f"add one of {', '.join(allowed)}, or leave {model} out of --models",
         )
-    if "reversible" in fitting:
-        check_gamma(sweep.gamma, invertible=True)
     return fitting
 
 
@@ -155,19 +154,31 @@ def _resolve_inverse(inverse: str) -> str:
 
 
 def _check(sweep: Sweep) -> None:
-    for model in sweep.models:
-        resolve_model(model)
-    for dataset in sweep.datasets:
-        spec_of(dataset)
-    for routing, kernel in product(sweep.routings, sweep.kernels):
-        check_routing(routing, kernel, sweep.iterations)
+    with _naming("--models"):
+        for model in sweep.models:
+            resolve_model(model)
+    with _naming("--dataset"):
+        for dataset in sweep.datasets:
+            spec_of(dataset)
+    with _naming("--kernel"):
+        for routing, kernel in product(sweep.routings, sweep.kernels):
+            check_routing(routing, kernel, sweep.iterations)
     _check_names("--memory", sweep.memories, STRATEGIES)
     _check_names("--inverse", sweep.inverses, INVERSES)
     _check_names("--rule", sweep.rules, RULES)
     _check_names("--precision", sweep.precisions, tuple(PRECISIONS))
-    check_gamma(sweep.gamma, invertible=False)
-    if not sweep.memories and "mocapsnet" in sweep.models:
-        check_gamma(sweep.gamma, invertible=True)
+    with _naming("--gamma"):
+        reversible = "mocapsnet" in sweep.models and (not sweep.memories or "reversible" in sweep.memories)
+        check_gamma(sweep.gamma, invertible=reversible)
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Puts the option before what the package says of its value."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{option}: {error.what}", error.hint) from None
 
 
 def _check_names(option: str, given: Sequence[str], known: Sequence[str]) -> None:

@@ -1,30 +1,19 @@
-"""The command line: parses, calls, prints. Everything else is in the package."""
+"""The commands: each parses, calls and prints; what they call is in the package, and imported when it is called."""
 
 import json
-import shlex
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from capsbench.cli.options import FOLDER, Names, Parsed, parse_bytes, whole
 from capsbench.data.catalog import SPECS
-from capsbench.errors import CapsbenchError, ConfigurationError, StoreError
-from capsbench.options import FOLDER, Names, Parsed, parse_bytes, whole
+from capsbench.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from rich.console import Console
-
-    from capsbench.records import Cell, Plan
     from capsbench.report.figures import Per
-    from capsbench.store import Store
-    from capsbench.sweep.estimate import Estimate
 
-INTERRUPTED = 130
 MODELS = ("capsnet", "rescapsnet", "mocapsnet")
 METRICS = ("retained", "peak", "reserved", "process")
 """Written out, so that --help and completion need not import torch; a test holds them to the package's own."""
@@ -116,6 +105,7 @@ def run(
       capsbench run --models my_package.models:make_net --depth 1,2,4
       capsbench run --models all --out reports/mine --resume
     """
+    from capsbench.cli.sweeps import run_cells
     from capsbench.sweep.plan import Sweep, expand, parse_depths
 
     names = tuple(dict.fromkeys(name for given in models for name in (MODELS if given == "all" else (given,))))
@@ -134,7 +124,7 @@ def run(
         precisions=precision,
         **_machine(common),
     )
-    _run_cells(expand(sweep), **common)
+    run_cells(expand(sweep), **common)
 
 
 @cli.command()
@@ -152,12 +142,13 @@ def reproduce(what: str, depth: str, dataset: tuple[str, ...] | None, **common: 
       capsbench reproduce figure4
       capsbench reproduce table4 --dataset mnist --depth 1,8 --batch-size 16
     """
+    from capsbench.cli.sweeps import run_cells
     from capsbench.sweep.plan import parse_depths
     from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
 
     experiment = EXPERIMENTS[what]
     cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **_machine(common))
-    _run_cells(cells, passes=experiment.passes, only=experiment.figures, with_paper=True, **common)
+    run_cells(cells, passes=experiment.passes, only=experiment.figures, with_paper=True, **common)
 
 
 @cli.command()
@@ -173,12 +164,13 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
       capsbench plot reports/
       capsbench plot reports/mine --metric reserved,process --paper
     """
+    from capsbench.cli.output import load_records, writing
     from capsbench.report.write import write_report
     from capsbench.store import report_folders
 
     for folder in report_folders(reports):
-        with _writing(folder):
-            for path in write_report(_load(folder), folder, memory=metric, per=per, with_paper=with_paper):
+        with writing(folder):
+            for path in write_report(load_records(folder), folder, memory=metric, per=per, with_paper=with_paper):
                 click.echo(path)
 
 
@@ -193,7 +185,9 @@ def slopes(reports: Path, as_json: bool) -> None:
       capsbench slopes reports/
       capsbench slopes reports/mine --json
     """
-    _print_slopes(_load(reports), as_json=as_json)
+    from capsbench.cli.output import load_records, print_slopes
+
+    print_slopes(load_records(reports), as_json=as_json)
 
 
 @cli.command("list")
@@ -240,128 +234,6 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "capsbench", "_CAPSBENCH_COMPLETE").source())
 
 
-def main() -> None:
-    """Entry point: errors become two lines on standard error and an exit status."""
-    try:
-        status = cli.main(standalone_mode=False)
-    except CapsbenchError as error:
-        status = _complain(error.what, error.hint, error.exit_status)
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "capsbench"
-        status = _complain(error.format_message(), f"'{where} --help' shows what it takes", 2)
-    except click.ClickException as error:
-        status = _complain(error.format_message(), "", error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        status = _complain("interrupted", "", INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; keep the interpreter from complaining at its own flush.
-        sys.stderr.close()
-        status = 0
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _complain(what: str, hint: str, status: int) -> int:
-    click.echo(f"error: {what}" + (f"\n{hint}" if hint else ""), err=True)
-    return status
-
-
-def _run_cells(
-    cells: "list[Cell]",
-    *,
-    out: Path | None,
-    resume: bool,
-    dry_run: bool,
-    as_json: bool,
-    data_dir: Path | None,
-    samples: int,
-    timeout: float,
-    passes: tuple[str, ...] = ("time", "memory"),
-    only: tuple[str, ...] = ("figure3", "figure4"),
-    with_paper: bool = False,
-    **_: Any,
-) -> None:
-    """Measures cells into a report and draws it; ends the program with the exit status of the sweep."""
-    from rich.console import Console
-
-    from capsbench.records import Plan
-    from capsbench.store import Store
-    from capsbench.sweep.session import begin, check_data, choose_folder
-
-    console = Console(stderr=True, highlight=False)
-    command = shlex.join(["capsbench", *sys.argv[1:]])
-    plan = Plan(command=command, cells=cells, samples=samples, timeout_seconds=timeout, passes=passes)  # type: ignore[arg-type]
-    words = check_data(cells, data_dir)
-    folder = choose_folder(plan, out, resume=resume, now=datetime.now())
-    store = Store(folder)
-    if dry_run:
-        _announce(console, plan, store, words)
-        return
-    with store.locked():
-        plan = begin(store, plan, resume=resume)
-        interrupted = _measure(console, plan, store, words, data_dir)
-        status = _conclude(console, store, as_json=as_json, only=only, with_paper=with_paper)
-    if interrupted:
-        # The command that was typed, with what it needs to find this report again.
-        again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
-        _say(console, f"interrupted; all that was measured is kept. Go on with: {shlex.join(['capsbench', *again])}")
-        status = INTERRUPTED
-    sys.exit(status)
-
-
-def _announce(console: "Console", plan: "Plan", store: "Store", words: list[str]) -> "Estimate":
-    """Says what is about to be done, and returns the estimate that it gave."""
-    from capsbench.report.units import duration_text
-    from capsbench.sweep.estimate import Estimate
-    from capsbench.sweep.runner import remaining
-
-    left = remaining(plan, store)
-    estimate = Estimate(plan, left)
-    devices = ", ".join(dict.fromkeys(cell.configuration.device for cell in plan.cells))
-    done = len(plan.cells) - len(left)
-    _say(console, f"{len(left)} cells to measure" + (f", {done} already measured" if done else "") + f" on {devices}")
-    for text in words:
-        _say(console, f"data {text}")
-    _say(console, f"about {duration_text(estimate.seconds_left())}; records go to {store.path}")
-    return estimate
-
-
-def _measure(console: "Console", plan: "Plan", store: "Store", words: list[str], data_dir: Path | None) -> bool:
-    """Runs what is left of a plan under a progress display; whether it was interrupted."""
-    from capsbench.measure.environment import describe, key_of
-    from capsbench.report.progress import Progress
-    from capsbench.sweep.local import local_launcher
-    from capsbench.sweep.runner import remaining, run_sweep
-
-    for damage in store.read().damages:
-        _say(console, f"warning: {damage}; its cell is measured again")
-    environment = describe()
-    store.add_environment(key_of(environment), environment)
-    estimate = _announce(console, plan, store, words)
-    try:
-        with Progress(console, len(remaining(plan, store)), estimate.seconds_left) as progress:
-            run_sweep(plan, store, local_launcher(plan, key_of(environment), data_dir), (estimate, progress))
-    except KeyboardInterrupt:
-        return True
-    return False
-
-
-def _conclude(console: "Console", store: "Store", *, as_json: bool, only: tuple[str, ...], with_paper: bool) -> int:
-    """Prints slopes, draws figures, tells of faults; returns the exit status."""
-    from capsbench.report.write import write_report
-
-    if not store.read().records:
-        return 0
-    frame = _load(store.folder)
-    _print_slopes(frame, as_json=as_json)
-    with _writing(store.folder):
-        for path in write_report(frame, store.folder, only=only, with_paper=with_paper):
-            _say(console, f"wrote {path}")
-    faults = frame[frame["status"].isin(["error", "timeout"])]
-    for _, row in faults.iterrows():
-        _say(console, f"{row['status']}: {row['model']} at {row['blocks']} blocks: {row['message']}")
-    return 1 if len(faults) else 0
-
-
 def _machine(common: dict[str, Any]) -> dict[str, Any]:
     """The fields of a sweep that say where and how often."""
     from capsbench.measure.environment import default_threads
@@ -374,59 +246,3 @@ def _machine(common: dict[str, Any]) -> dict[str, Any]:
         "capacity": common["capacity"],
         "repeats": common["repeats"],
     }
-
-
-def _load(folder: Path) -> "pd.DataFrame":
-    """Records of a folder; damaged lines are told on standard error."""
-    import warnings
-
-    from capsbench.store import load
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        frame = load(folder)
-    for warning in caught:
-        click.echo(f"warning: {warning.message}", err=True)
-    return frame
-
-
-def _print_slopes(frame: "pd.DataFrame", *, as_json: bool) -> None:
-    """The slopes on standard output, as a table or as JSON."""
-    from rich.console import Console
-
-    from capsbench.analysis.slopes import slopes as slopes_of
-    from capsbench.report.tables import peak_note, slopes_table
-
-    table = slopes_of(frame)
-    if as_json:
-        click.echo(table.to_json(orient="records", indent=1))
-        return
-    console = Console(highlight=False)
-    if table.empty:
-        _say(console, "no slopes: a line needs two measured depths")
-        return
-    console.print(slopes_table(table))
-    note = peak_note(table, frame)
-    if note:
-        _say(console, note)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turns a failure to write into an error that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"{error.filename or folder} cannot be written: {error.strerror}",
-            "make room or check permissions, then 'capsbench plot'",
-        ) from None
-
-
-def _say(console: "Console", text: str) -> None:
-    """A line as it is: not wrapped, not coloured, not read as markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main()

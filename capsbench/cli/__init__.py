@@ -1,0 +1,33 @@
+"""The command line; thin."""
+
+import sys
+
+import click
+
+from capsbench.cli.commands import cli
+from capsbench.errors import CapsbenchError, Interrupted
+
+
+def main() -> None:
+    """Entry point: errors become two lines on standard error and an exit status."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except CapsbenchError as error:
+        status = _complain(error.what, error.hint, error.exit_status)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "capsbench"
+        status = _complain(error.format_message(), f"'{where} --help' shows what it takes", 2)
+    except click.ClickException as error:
+        status = _complain(error.format_message(), "", error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        status = _complain("interrupted", "nothing had been measured", Interrupted.exit_status)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep the interpreter from complaining at its own flush.
+        sys.stderr.close()
+        status = 0
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(what: str, hint: str, status: int) -> int:
+    click.echo(f"error: {what}" + (f"\n{hint}" if hint else ""), err=True)
+    return status

@@ -1,0 +1,5 @@
+"""`python -m capsbench.cli`."""
+
+from capsbench.cli import main
+
+main()

@@ -1,0 +1,101 @@
+"""What `run` and `reproduce` do once they know their cells: announce, measure, conclude."""
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from capsbench.cli.output import load_records, print_slopes, say, writing
+from capsbench.errors import Interrupted
+from capsbench.measure.environment import describe, key_of
+from capsbench.records import Cell, Plan
+from capsbench.report.progress import Progress
+from capsbench.report.units import duration_text
+from capsbench.report.write import write_report
+from capsbench.store import Store
+from capsbench.sweep.estimate import Estimate
+from capsbench.sweep.local import local_launcher
+from capsbench.sweep.runner import remaining, run_sweep
+from capsbench.sweep.session import begin, check_data, choose_folder
+
+
+def run_cells(
+    cells: list[Cell],
+    *,
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+    data_dir: Path | None,
+    samples: int,
+    timeout: float,
+    passes: tuple[str, ...] = ("time", "memory"),
+    only: tuple[str, ...] = ("figure3", "figure4"),
+    with_paper: bool = False,
+    **_: Any,
+) -> None:
+    """Measures cells into a report and draws it; ends the program with the exit status of the sweep."""
+    console = Console(stderr=True, highlight=False)
+    command = shlex.join(["capsbench", *sys.argv[1:]])
+    plan = Plan(command=command, cells=cells, samples=samples, timeout_seconds=timeout, passes=passes)  # type: ignore[arg-type]
+    words = check_data(cells, data_dir)
+    folder = choose_folder(plan, out, resume=resume, now=datetime.now())
+    store = Store(folder)
+    if dry_run:
+        _announce(console, plan, store, words)
+        return
+    with store.locked():
+        plan = begin(store, plan, resume=resume)
+        interrupted = _measure(console, plan, store, words, data_dir)
+        status = _conclude(console, store, as_json=as_json, only=only, with_paper=with_paper)
+    if interrupted:
+        # The command that was typed, with what it needs to find this report again.
+        again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
+        raise Interrupted("interrupted; all that was measured is kept", f"go on with: {shlex.join(['capsbench', *again])}")
+    sys.exit(status)
+
+
+def _announce(console: Console, plan: Plan, store: Store, words: list[str]) -> Estimate:
+    """Says what is about to be done, and returns the estimate that it gave."""
+    left = remaining(plan, store)
+    estimate = Estimate(plan, left)
+    devices = ", ".join(dict.fromkeys(cell.configuration.device for cell in plan.cells))
+    done = len(plan.cells) - len(left)
+    say(console, f"{len(left)} cells to measure" + (f", {done} already measured" if done else "") + f" on {devices}")
+    for text in words:
+        say(console, f"data {text}")
+    say(console, f"about {duration_text(estimate.seconds_left())}; records go to {store.path}")
+    return estimate
+
+
+def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_dir: Path | None) -> bool:
+    """Runs what is left of a plan under a progress display; whether it was interrupted."""
+    for damage in store.read().damages:
+        say(console, f"warning: {damage}; its cell is measured again")
+    environment = describe()
+    store.add_environment(key_of(environment), environment)
+    estimate = _announce(console, plan, store, words)
+    try:
+        with Progress(console, len(remaining(plan, store)), estimate.seconds_left) as progress:
+            run_sweep(plan, store, local_launcher(plan, key_of(environment), data_dir), (estimate, progress))
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _conclude(console: Console, store: Store, *, as_json: bool, only: tuple[str, ...], with_paper: bool) -> int:
+    """Prints slopes, draws figures, tells of faults; returns the exit status."""
+    if not store.read().records:
+        return 0
+    frame = load_records(store.folder)
+    print_slopes(frame, as_json=as_json)
+    with writing(store.folder):
+        for path in write_report(frame, store.folder, only=only, with_paper=with_paper):
+            say(console, f"wrote {path}")
+    faults = frame[frame["status"].isin(["error", "timeout"])]
+    for _, row in faults.iterrows():
+        say(console, f"{row['status']}: {row['model']} at {row['blocks']} blocks: {row['message']}")
+    return 1 if len(faults) else 0
