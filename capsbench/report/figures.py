@@ -23,7 +23,9 @@ Per = Literal["step", "epoch"]
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; shapes tell the rest, also in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MODEL_STYLES = {"capsnet": (_COLOURS[2], "^"), "rescapsnet": (_COLOURS[1], "s"), "mocapsnet": (_COLOURS[0], "o")}
+# Where models agree to the byte their markers lie on each other: the later ones are smaller, so that all are seen.
+_MODEL_STYLES = {"capsnet": (_COLOURS[2], "^", 10.0), "rescapsnet": (_COLOURS[1], "s", 6.5), "mocapsnet": (_COLOURS[0], "o", 4.0)}
+_OTHER_SIZE = 5.5
 _MORE_MARKERS = "DvPX*"
 _DASHES = ("-", "--", "-.", ":")
 
@@ -49,6 +51,7 @@ class _Style:
     colour: str
     marker: str
     dash: str
+    size: float
 
 
 def figure3(frame: pd.DataFrame, *, memory: Sequence[str] = ("retained",), per: Per = "step", with_paper: bool = False) -> Figure:
@@ -136,7 +139,7 @@ def _panel(ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, _Sty
             color=style.colour,
             markerfacecolor="white",
             markeredgewidth=1.2,
-            markersize=5.5,
+            markersize=style.size,
             linewidth=1.2,
             capsize=2,
             label=label,
@@ -173,7 +176,7 @@ def _draw_paper(ax: Axes, dataset: str) -> None:
     """Table 4, pale, behind one's own lines."""
     table = paper.memory()
     for model, cells in table[table["dataset"] == dataset].groupby("model"):
-        colour, marker = _MODEL_STYLES[str(model)]
+        colour, marker, _ = _MODEL_STYLES[str(model)]
         ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3,
                 label=f"paper's {model_title(str(model))}")  # fmt: skip
 
@@ -182,17 +185,17 @@ def _styles(frame: pd.DataFrame) -> dict[str, _Style]:
     """Colour and marker by model, dashes by whatever else differs."""
     found: dict[str, _Style] = {}
     variants: dict[str, int] = {}
-    strangers: dict[str, tuple[str, str]] = {}
+    strangers: dict[str, tuple[str, str, float]] = {}
     for line, _ in lines(frame):
         key, model = _style_key(line), str(line["model"])
         if key in found:
             continue
         if model not in _MODEL_STYLES and model not in strangers:
             place = len(strangers)
-            strangers[model] = (_COLOURS[3:][place % 4], _MORE_MARKERS[place % len(_MORE_MARKERS)])
-        colour, marker = _MODEL_STYLES.get(model) or strangers[model]
+            strangers[model] = (_COLOURS[3:][place % 4], _MORE_MARKERS[place % len(_MORE_MARKERS)], _OTHER_SIZE)
+        colour, marker, size = _MODEL_STYLES.get(model) or strangers[model]
         variant = variants[model] = variants.get(model, -1) + 1
-        found[key] = _Style(colour, marker, _DASHES[variant % len(_DASHES)])
+        found[key] = _Style(colour, marker, _DASHES[variant % len(_DASHES)], size)
     return found
 
 

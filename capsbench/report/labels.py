@@ -26,7 +26,7 @@ def dataset_title(name: str) -> str:
 
 
 def line_label(line: Line, others: Iterable[Line]) -> str:
-    """`MoCapsNet`, or `MoCapsNet (published, batch_size 32)` where other lines differ in just that."""
+    """`MoCapsNet`, or `MoCapsNet (batch 32, published)` where other lines differ in just that."""
     told = []
     everything = list(others)
     own = [other for other in everything if other["model"] == line["model"]]
@@ -35,6 +35,6 @@ def line_label(line: Line, others: Iterable[Line]) -> str:
             continue
         beside = own if column in _TOLD_WITHIN_A_MODEL else everything
         if len({other[column] for other in beside if not pd.isna(other[column])}) > 1:  # type: ignore[call-overload]
-            told.append(str(value) if isinstance(value, str) else f"{column} {value}")
+            told.append(str(value) if isinstance(value, str) else f"{column.removesuffix('_size')} {value}")
     title = model_title(str(line["model"]))
     return f"{title} ({', '.join(told)})" if told else title

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 from capsbench.analysis.metrics import METRICS
 from capsbench.analysis.slopes import line_columns
-from capsbench.report.labels import dataset_title, line_label
+from capsbench.report.labels import Line, dataset_title, line_label
 from capsbench.report.units import bytes_text, quantity_text, slope_text
 
 _SHOWN = ("retained", "peak", "reserved", "train", "inference")
+_OF_A_CELL = ("retained", "peak", "train", "inference")
 _STANDING = ("state_bytes", "gradient_bytes", "optimizer_bytes")
 _HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
 
@@ -31,7 +33,7 @@ def slopes_table(table: pd.DataFrame) -> Table:
     for line, rows in groups:
         by_metric = {row["metric"]: row for _, row in rows.iterrows()}
         cells = [_slope_cell(by_metric.get(name)) for name in shown]
-        names = [line_label(line, everyone)] + ([dataset_title(str(line["dataset"]))] if datasets else [])
+        names = [escape(line_label(line, everyone))] + ([dataset_title(str(line["dataset"]))] if datasets else [])
         out.add_row(*names, *cells)
     return out
 
@@ -39,19 +41,24 @@ def slopes_table(table: pd.DataFrame) -> Table:
 def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     """Records as a row each: depth, memory, times, or why there are none."""
     rows = frame if last is None else frame.tail(last)
+    keys = line_columns(frame)
+    everyone: list[Line] = [dict(line) for _, line in frame[keys].drop_duplicates().iterrows()]
+    datasets = frame["dataset"].nunique() > 1
     out = Table(box=None, pad_edge=False)
-    for head in ("model", "blocks"):
+    for head in ("model", *(["dataset"] if datasets else []), "blocks"):
         out.add_column(head)
-    for head in ("retained", "peak", "train step", "inference"):
-        out.add_column(head, justify="right")
+    for name in _OF_A_CELL:
+        out.add_column(_HEADS[name], justify="right")
     for _, row in rows.iterrows():
-        if row["status"] != "ok":
-            out.add_row(str(row["model"]), str(row["blocks"]), f"[yellow]{row['status']}[/]")
-            continue
-        shown = [METRICS[name] for name in ("retained", "peak", "train", "inference")]
-        figures = ["-" if pd.isna(row[it.column]) else quantity_text(float(row[it.column]), is_bytes=it.is_bytes) for it in shown]
-        out.add_row(str(row["model"]), str(row["blocks"]), *figures)
+        dataset = [dataset_title(row["dataset"])] if datasets else []
+        names = [line_label(dict(row[keys]), everyone), *dataset, str(row["blocks"])]
+        out.add_row(*map(escape, names), *([f"[yellow]{row['status']}[/]"] if row["status"] != "ok" else _figures(row)))
     return out
+
+
+def _figures(row: pd.Series) -> list[str]:
+    metrics = [METRICS[name] for name in _OF_A_CELL]
+    return ["-" if pd.isna(row[it.column]) else quantity_text(float(row[it.column]), is_bytes=it.is_bytes) for it in metrics]
 
 
 def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
