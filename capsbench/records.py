@@ -16,6 +16,11 @@ SCHEMA_VERSION = 1
 Status = Literal["ok", "oom", "timeout", "error", "skipped"]
 """How a cell ended; `oom` and `skipped` are results, `timeout` and `error` are faults."""
 
+Pass = Literal["time", "memory"]
+"""One process's part of a measurement."""
+
+BOTH: tuple[Pass, ...] = ("time", "memory")
+
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "skipped"})
 """The outcomes that `--resume` does not try again."""
 
@@ -152,7 +157,8 @@ class Plan(_Schema):
     schema_version: int = SCHEMA_VERSION
     command: str
     """The command that made it, as it would be typed again."""
-    passes: list[Literal["time", "memory"]] = ["time", "memory"]
+    passes: list[Pass] = list(BOTH)
+    """What is measured of each cell."""
     samples: int = Field(default=5, ge=5)
     """Fewest samples of every time."""
     timeout_seconds: float = Field(default=1800, gt=0)

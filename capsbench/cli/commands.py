@@ -148,7 +148,7 @@ def reproduce(what: str, depth: str, dataset: tuple[str, ...] | None, **common: 
 
     experiment = EXPERIMENTS[what]
     cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **_machine(common))
-    run_cells(cells, passes=experiment.passes, only=experiment.figures, with_paper=True, **common)
+    run_cells(cells, experiment=experiment, **common)
 
 
 @cli.command()

@@ -6,18 +6,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from capsbench.cli.output import load_records, print_slopes, say, writing
 from capsbench.errors import Interrupted
 from capsbench.measure.environment import describe, key_of
-from capsbench.records import Cell, Plan
+from capsbench.records import BOTH, Cell, Plan
 from capsbench.report.progress import Progress
+from capsbench.report.table4 import table4, table4_slopes, write_table4
 from capsbench.report.units import duration_text
 from capsbench.report.write import write_report
 from capsbench.store import Store
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.local import local_launcher
+from capsbench.sweep.reproduce import Experiment
 from capsbench.sweep.runner import remaining, run_sweep
 from capsbench.sweep.session import begin, check_data, choose_folder
 
@@ -32,15 +35,29 @@ def run_cells(
     data_dir: Path | None,
     samples: int,
     timeout: float,
-    passes: tuple[str, ...] = ("time", "memory"),
-    only: tuple[str, ...] = ("figure3", "figure4"),
-    with_paper: bool = False,
+    experiment: Experiment | None = None,
     **_: Any,
 ) -> None:
-    """Measures cells into a report and draws it; ends the program with the exit status of the sweep."""
+    """Measures cells into a report and draws it; ends the program with the exit status of the sweep.
+
+    Args:
+        cells: what to measure.
+        out: report folder, or None for one named after the time.
+        resume: go on with a report that was cut off.
+        dry_run: announce and stop.
+        as_json: slopes as JSON.
+        data_dir: where real data sets lie.
+        samples: fewest samples of each time.
+        timeout: seconds per process.
+        experiment: the experiment of the paper that the cells belong to, if any.
+
+    Raises:
+        Interrupted: Ctrl-C, after what was measured has been drawn.
+    """
+    passes = list(experiment.passes if experiment else BOTH)
     console = Console(stderr=True, highlight=False)
     command = shlex.join(["capsbench", *sys.argv[1:]])
-    plan = Plan(command=command, cells=cells, samples=samples, timeout_seconds=timeout, passes=passes)  # type: ignore[arg-type]
+    plan = Plan(command=command, cells=cells, samples=samples, timeout_seconds=timeout, passes=passes)
     words = check_data(cells, data_dir)
     folder = choose_folder(plan, out, resume=resume, now=datetime.now())
     store = Store(folder)
@@ -50,7 +67,7 @@ def run_cells(
     with store.locked():
         plan = begin(store, plan, resume=resume)
         interrupted = _measure(console, plan, store, words, data_dir)
-        status = _conclude(console, store, as_json=as_json, only=only, with_paper=with_paper)
+        status = _conclude(console, store, experiment, as_json=as_json)
     if interrupted:
         # The command that was typed, with what it needs to find this report again.
         again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
@@ -86,16 +103,28 @@ def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_
     return False
 
 
-def _conclude(console: Console, store: Store, *, as_json: bool, only: tuple[str, ...], with_paper: bool) -> int:
+def _conclude(console: Console, store: Store, experiment: Experiment | None, *, as_json: bool) -> int:
     """Prints slopes, draws figures, tells of faults; returns the exit status."""
     if not store.read().records:
         return 0
     frame = load_records(store.folder)
     print_slopes(frame, as_json=as_json)
     with writing(store.folder):
-        for path in write_report(frame, store.folder, only=only, with_paper=with_paper):
-            say(console, f"wrote {path}")
+        paths = _write_experiment(frame, store.folder, experiment) if experiment else write_report(frame, store.folder)
+    for path in paths:
+        say(console, f"wrote {path}")
     faults = frame[frame["status"].isin(["error", "timeout"])]
     for _, row in faults.iterrows():
         say(console, f"{row['status']}: {row['model']} at {row['blocks']} blocks: {row['message']}")
     return 1 if len(faults) else 0
+
+
+def _write_experiment(frame: pd.DataFrame, folder: Path, experiment: Experiment) -> list[Path]:
+    """What the paper shows of an experiment, its values beside one's own."""
+    figures = [name for name in experiment.shows if name != "table4"]
+    paths = write_report(frame, folder, memory=experiment.memory, with_paper=True, only=figures)
+    if "table4" in experiment.shows:
+        table = table4(frame)
+        Console(stderr=True, highlight=False).print(table4_slopes(table))
+        paths.append(write_table4(table, folder))
+    return paths

@@ -16,8 +16,8 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from capsbench.measure.worker import Pass, Reply, Request
-from capsbench.records import Cell, Plan, Record
+from capsbench.measure.worker import Reply, Request
+from capsbench.records import Cell, Pass, Plan, Record
 
 QUIET_MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",

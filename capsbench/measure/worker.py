@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TextIO
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -19,15 +19,13 @@ from pydantic import BaseModel, ConfigDict
 from capsbench.errors import CapsbenchError
 from capsbench.measure.clock import clock_for
 from capsbench.measure.memory import gradient_bytes, optimizer_bytes, probe_for, state_bytes
-from capsbench.records import Configuration, MemoryFigures, Status, TimeFigures
+from capsbench.records import Configuration, MemoryFigures, Pass, Status, TimeFigures
 from capsbench.workload import Workload
 
 WARMUP_STEPS = 2
 MAX_SAMPLES = 50
 SECONDS_WORTH_SAMPLING = 1.0
 """Quick steps are sampled until they have filled this time: five samples of a millisecond say little."""
-
-Pass = Literal["time", "memory"]
 
 
 class Request(BaseModel):

@@ -99,11 +99,12 @@ def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_pape
         for row, dataset in zip(axes, datasets, strict=True):
             part = frame[frame["dataset"] == dataset]
             for ax, metric in zip(row, shown, strict=False):
-                _panel(ax, part, metric, styles, per=per, with_fit=with_fit)
-                if with_paper and metric.name in paper.COMPARABLE_METRICS:
+                legend = with_fit or ax is row[0]
+                _panel(ax, part, metric, styles, per=per, with_fit=with_fit, legend=legend)
+                if with_paper and metric.name in paper.COMPARABLE_METRICS and (part["batch_size"] == paper.BATCH_SIZE).any():
                     _draw_paper(ax, dataset)
                 ax.set_title(f"{dataset_title(dataset)}: {metric.title}", loc="left", fontsize=9.5)
-                if with_fit or ax is row[0]:
+                if legend:
                     ax.legend(loc="upper left", borderaxespad=0.2)
         if not shown:
             axes[0][0].text(0.5, 0.5, "no cell was measured", ha="center", transform=axes[0][0].transAxes)
@@ -111,7 +112,9 @@ def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_pape
     return figure
 
 
-def _panel(ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, _Style], *, per: Per, with_fit: bool) -> None:
+def _panel(
+    ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, _Style], *, per: Per, with_fit: bool, legend: bool
+) -> None:
     """One metric over depth, a line for each line of the frame."""
     found = list(lines(frame))
     everyone = [line for line, _ in found]
@@ -148,16 +151,16 @@ def _panel(ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, _Sty
     ax.set_xlabel("blocks")
     ax.set_ylabel(_unit(metric, per))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _fit_range(ax)
+    _fit_range(ax, entries=len(found) if legend else 0)
 
 
-def _fit_range(ax: Axes) -> None:
-    """A range in which level lines look level, with room for the legend above; the caption says that it may not start at 0."""
+def _fit_range(ax: Axes, entries: int) -> None:
+    """A range in which level lines look level, with room above for a legend; the caption says that it may not start at 0."""
     low, high = ax.dataLim.intervaly
     if not high >= low:
         return
     span = max(high - low, 0.05 * high, 1e-12)
-    ax.set_ylim(max(0.0, low - 0.25 * span), high + 0.7 * span)
+    ax.set_ylim(max(0.0, low - 0.25 * span), high + (0.15 + 0.18 * entries) * span)
 
 
 def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style: _Style) -> None:
@@ -178,7 +181,7 @@ def _draw_paper(ax: Axes, dataset: str) -> None:
     for model, cells in table[table["dataset"] == dataset].groupby("model"):
         colour, marker, _ = _MODEL_STYLES[str(model)]
         ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3,
-                label=f"paper's {model_title(str(model))}")  # fmt: skip
+                label=f"paper's {model_title(str(model))} (nvidia-smi)")  # fmt: skip
 
 
 def _styles(frame: pd.DataFrame) -> dict[str, _Style]:
@@ -225,6 +228,8 @@ def _caption(frame: pd.DataFrame) -> str:
         values = frame[column].dropna().unique()
         if len(values) == 1:
             shared.append(f"{column.replace('_', ' ')} {values[0]}")
+    if "data_source" in frame and (frame["data_source"] == "stand-in").any():
+        shared.append("the packaged images stand in for a set that was not on disk")
     if "replicate" in frame and frame["replicate"].nunique() > 1:
         shared.append("bars: standard deviation over replicates")
     return "; ".join([*shared, "axes need not start at 0"])

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 
-import pandas as pd
-
 from capsbench.data.catalog import SPECS
 
 MODEL_TITLES = {"capsnet": "CapsNet", "rescapsnet": "ResCapsNet", "mocapsnet": "MoCapsNet"}
@@ -28,13 +26,19 @@ def dataset_title(name: str) -> str:
 def line_label(line: Line, others: Iterable[Line]) -> str:
     """`MoCapsNet`, or `MoCapsNet (batch 32, published)` where other lines differ in just that."""
     told = []
-    everything = list(others)
-    own = [other for other in everything if other["model"] == line["model"]]
+    alike = list(others)
     for column, value in line.items():
-        if column in _NEVER_TOLD or pd.isna(value):  # type: ignore[call-overload]
+        if column in _NEVER_TOLD or _missing(value):
             continue
-        beside = own if column in _TOLD_WITHIN_A_MODEL else everything
-        if len({other[column] for other in beside if not pd.isna(other[column])}) > 1:  # type: ignore[call-overload]
+        own = [other for other in alike if other["model"] == line["model"]]
+        beside = own if column in _TOLD_WITHIN_A_MODEL else alike
+        if len({other[column] for other in beside if not _missing(other[column])}) > 1:
             told.append(str(value) if isinstance(value, str) else f"{column.removesuffix('_size')} {value}")
+            # What is told already needs no second word: the next columns speak of the lines that agree so far.
+            alike = [other for other in alike if other[column] == value]
     title = model_title(str(line["model"]))
     return f"{title} ({', '.join(told)})" if told else title
+
+
+def _missing(value: object) -> bool:
+    return value is None or value != value

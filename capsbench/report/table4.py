@@ -1,0 +1,62 @@
+"""Table 4 of *Momentum Capsule Networks* beside one's own records."""
+
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from capsbench import paper
+from capsbench.analysis.metrics import MEMORY_METRICS
+from capsbench.analysis.slopes import fit_slope
+from capsbench.report.labels import dataset_title, model_title
+from capsbench.report.units import MIB
+
+_CELL = ["dataset", "model", "blocks"]
+
+
+def table4(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell of the paper's table that was measured: the paper's bytes, and each memory by kernel.
+
+    Args:
+        frame: what `capsbench.load` gave.
+
+    Returns:
+        `dataset`, `model`, `blocks`, `paper_bytes`, then `<kernel>_<column>` for every kernel and memory with values;
+        means over replicates, in bytes. The paper's is one nvidia-smi reading at batch 128, context and cache included.
+    """
+    measured = frame[frame["status"] == "ok"]
+    columns = [metric.column for metric in MEMORY_METRICS.values() if measured[metric.column].notna().any()]
+    values = measured.astype(dict.fromkeys(columns, "float64"))
+    means = values.pivot_table(index=_CELL, columns="kernel", values=columns, aggfunc="mean")
+    means.columns = pd.Index(["_".join(reversed(pair)) for pair in means.columns.to_list()])
+    printed = paper.memory().rename(columns={"bytes": "paper_bytes"}).drop(columns="memory_mb")
+    return printed.merge(means, on=_CELL, how="inner")
+
+
+def table4_slopes(table: pd.DataFrame) -> Table:
+    """The slope of each column of `table4`, MiB per block."""
+    # The peak lies outside the blocks: its slope is that of weights, gradients and optimizer state in every column.
+    columns = [name for name in table.columns if name not in _CELL and "peak_allocated" not in name]
+    out = Table(title="table 4, MiB per block", title_justify="left", title_style="bold", box=None)
+    out.add_column("model", no_wrap=True)
+    for name in columns:
+        out.add_column(name.removesuffix("_bytes").replace("_", "\n"), justify="right")
+    for (dataset, model), cells in table.groupby(["dataset", "model"], sort=False):
+        if cells["blocks"].nunique() > 1:
+            slopes = [_slope(cells, name) for name in columns]
+            out.add_row(f"{dataset_title(str(dataset))} {model_title(str(model))}", *slopes)
+    return out
+
+
+def write_table4(table: pd.DataFrame, folder: Path) -> Path:
+    """Writes the table as CSV, in bytes."""
+    path = folder / "table4.csv"
+    table.to_csv(path, index=False)
+    return path
+
+
+def _slope(cells: pd.DataFrame, name: str) -> str:
+    known = cells[["blocks", name]].dropna()
+    if known["blocks"].nunique() < 2:
+        return "-"
+    return f"{fit_slope(known['blocks'].tolist(), known[name].tolist()).slope / MIB:.3f}"
