@@ -2,10 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from capsbench.measure.cell import measure_cell
 from capsbench.records import Cell, Plan, Record
@@ -13,19 +14,36 @@ from capsbench.records import Cell, Plan, Record
 Launcher = Callable[[Cell], Record]
 
 
-def local_launcher(plan: Plan, environment: str, data_directory: Path | None) -> Launcher:
+def local_launcher(
+    plan: Plan, environment: str, data_directory: Path | None = None, notify: Callable[[str], None] = lambda _: None
+) -> Launcher:
     """Measures cells in fresh processes of this machine.
 
     Two sweeps in two folders take turns on a device, cell by cell: what runs beside a measurement is in it.
+
+    Args:
+        plan: which passes, how many samples, how long at most.
+        environment: key of this machine in environment.json.
+        data_directory: where real data sets lie.
+        notify: is told when a cell has to wait for another sweep.
     """
 
     def launch(cell: Cell) -> Record:
-        with _device_lock(cell.configuration.device):
+        with _alone_on(cell.configuration.device, notify):
             return measure_cell(cell, plan, environment=environment, data_directory=data_directory)
 
     return launch
 
 
-def _device_lock(device: str) -> FileLock:
-    name = f"capsbench-{os.getuid()}-{device.replace(':', '')}.lock"
-    return FileLock(Path(tempfile.gettempdir()) / name)
+@contextmanager
+def _alone_on(device: str, notify: Callable[[str], None]) -> Iterator[None]:
+    lock = FileLock(Path(tempfile.gettempdir()) / f"capsbench-{os.getuid()}-{device.replace(':', '')}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        notify(f"waiting for another capsbench sweep on {device}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
