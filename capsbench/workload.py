@@ -47,9 +47,9 @@ def resolve_model(name: str) -> ModelFactory:
         return BUILT_IN[name]
     registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name in registered:
-        factory = registered[name].load()
+        factory = _import(name, registered[name].value)
     elif ":" in name:
-        factory = _import(name)
+        factory = _import(name, name)
     else:
         known = ", ".join([*BUILT_IN, *registered])
         raise ConfigurationError(f"model '{name}' is not known", f"choose all, {known}, or package.module:name")
@@ -177,8 +177,8 @@ def _first_batch(data: ImageSet, batch_size: int) -> Batch:
     return training_batch(data.images[:batch_size], data.labels[:batch_size], generator)
 
 
-def _import(name: str) -> ModelFactory:
-    module, _, attribute = name.partition(":")
+def _import(name: str, path: str) -> ModelFactory:
+    module, _, attribute = path.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         # A user's module usually lies where the command is typed; at the end, so that it hides no installed package.
         sys.path.append(str(Path.cwd()))
@@ -186,8 +186,10 @@ def _import(name: str) -> ModelFactory:
         target: object = importlib.import_module(module)
         for part in attribute.split("."):
             target = getattr(target, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a user's module raises when it is imported
+        reason = (str(error).splitlines() or ["no message"])[0]
         raise ConfigurationError(
-            f"model '{name}' cannot be imported: {error}", "name it package.module:name, from where Python can import it"
+            f"model '{name}' cannot be imported: {type(error).__name__}: {reason}",
+            "name it package.module:name, from where Python can import it",
         ) from None
     return target  # type: ignore[return-value]

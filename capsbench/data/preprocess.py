@@ -33,7 +33,7 @@ def normalise(pixels: Tensor) -> Tensor:
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
     deviation = pixels.std(dim=(1, 2, 3), keepdim=True, correction=0)
     # As little contrast as one grey level in one pixel is noise, not a picture.
-    floor = 1 / 255 / pixels[0].numel() ** 0.5
+    floor = 1 / 255 / pixels.shape[1:].numel() ** 0.5
     return (pixels - mean) / deviation.clamp_min(floor)
 
 

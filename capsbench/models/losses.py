@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.models.networks import CapsuleOutput
 
 
@@ -57,11 +57,16 @@ class CapsuleLoss(nn.Module):
 
         Raises:
             ConfigurationError: the network reconstructs and `images` is missing.
+            ShapeError: `images` and the reconstruction differ in shape.
         """
         loss = margin_loss(out.lengths, labels, present=self.present, absent=self.absent, down_weight=self.down_weight)
         if out.reconstruction is None:
             return loss
         if images is None:
             raise ConfigurationError("images is missing", "the network reconstructs: give the loss what it should show")
+        if images.shape != out.reconstruction.shape:
+            raise ShapeError(
+                f"images {list(images.shape)} against a reconstruction {list(out.reconstruction.shape)}", "the shapes must agree"
+            )
         error = (out.reconstruction - images).square().sum()
         return loss + self.reconstruction_weight * error

@@ -38,6 +38,30 @@ class Autocast:
 
 
 @dataclass(frozen=True)
+class Modes:
+    """Which modules of a network were training; `eval()` between forward and backward must not change the replay."""
+
+    states: tuple[tuple[nn.Module, bool], ...]
+
+    @classmethod
+    def capture(cls, network: nn.Module) -> "Modes":
+        """The modes in force now."""
+        return cls(tuple((module, module.training) for module in network.modules()))
+
+    @contextmanager
+    def restore(self) -> Iterator[None]:
+        """Puts the captured modes in force, and back again."""
+        now = [module.training for module, _ in self.states]
+        try:
+            for module, training in self.states:
+                module.training = training
+            yield
+        finally:
+            for (module, _), training in zip(self.states, now, strict=True):
+                module.training = training
+
+
+@dataclass(frozen=True)
 class RandomState:
     """The state of the random generators that a function on one device can draw from."""
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.reversible.momentum import check_gamma, previous_velocity, step
-from capsbench.reversible.replay import Autocast, RandomState, without_side_effects
+from capsbench.reversible.replay import Autocast, Modes, RandomState, without_side_effects
 from capsbench.reversible.strategies import Step, check_strategy, run_steps
 
 INVERSES = ("auto", "float")
@@ -49,6 +49,8 @@ class MomentumStack(nn.Module):
         super().__init__()
         check_strategy(memory)
         check_gamma(gamma, invertible=memory == "reversible")
+        if segment < 1:
+            raise ConfigurationError(f"segment {segment} is out of range", "a segment has at least 1 function")
         if inverse not in INVERSES:
             raise ConfigurationError(f"inverse '{inverse}' is not known", f"choose one of {', '.join(INVERSES)}")
         self.functions = nn.ModuleList(functions)
@@ -91,9 +93,9 @@ class _Reversible(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, stack: MomentumStack, x: Tensor, *parameters: Tensor) -> Tensor:
-        # Gradients find their parameter by identity, which hooks on saved tensors do not keep; saving them as well
-        # makes torch refuse a backward after an in-place change.
-        ctx.stack, ctx.parameters, ctx.autocast = stack, parameters, Autocast.capture(x.device)
+        # Gradients find their parameter by identity, which hooks on saved tensors do not keep.
+        ctx.stack, ctx.parameters = stack, parameters
+        ctx.autocast, ctx.modes = Autocast.capture(x.device), Modes.capture(stack)
         ctx.random_states = []
         v = torch.zeros_like(x)
         before = RandomState.capture(x.device)
@@ -104,7 +106,8 @@ class _Reversible(torch.autograd.Function):
                 # A state takes 5 KiB on a CPU: kept only by functions that draw.
                 ctx.random_states.append(None if after.same_as(before) else before)
                 before = after
-        ctx.save_for_backward(x, v, *parameters)
+        # Parameters, frozen ones too, so that torch refuses a backward after they were changed in place.
+        ctx.save_for_backward(x, v, *stack.parameters())
         return x
 
     @staticmethod
@@ -117,14 +120,14 @@ class _Reversible(torch.autograd.Function):
         grad_v = torch.zeros_like(grad_x)
         outside = RandomState.capture(x.device)
         try:
-            with ctx.autocast.restore():
+            with ctx.modes.restore():
                 for function, random_state in zip(reversed(stack.functions), reversed(ctx.random_states), strict=True):
                     x = x - v
                     if random_state is not None:
                         random_state.restore()
                     used = [parameter for parameter in function.parameters() if id(parameter) in place]
                     grad_v = grad_v + grad_x
-                    value, grad_input, grad_used = _value_and_vjp(function, x, used, (1 - stack.gamma) * grad_v)
+                    value, grad_input, grad_used = _value_and_vjp(function, x, used, (1 - stack.gamma) * grad_v, ctx.autocast)
                     v = previous_velocity(v, value, stack.gamma)
                     if grad_input is not None:
                         grad_x = grad_x + grad_input
@@ -139,10 +142,11 @@ class _Reversible(torch.autograd.Function):
 
 
 def _value_and_vjp(
-    function: nn.Module, x: Tensor, parameters: Sequence[Tensor], grad: Tensor
+    function: nn.Module, x: Tensor, parameters: Sequence[Tensor], grad: Tensor, autocast: Autocast
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
     """f(x) without a graph, and the gradients of `(f(x) * grad).sum()` for x and the parameters; one evaluation of f."""
-    with torch.enable_grad():
+    # The evaluation alone runs as in forward: backward products choose their own precision, as always in torch.
+    with torch.enable_grad(), autocast.restore():
         leaf = x.detach().requires_grad_()
         value = without_side_effects(function, leaf)
     if not value.requires_grad:

@@ -46,8 +46,10 @@ class _RBA(torch.autograd.Function):
         if grad is None:
             return None, None, None
         inputs, weight, agreed, s = ctx.saved_tensors
-        grad_s = squash_vjp(s, grad)
-        grad_inputs, grad_weight = _sum_vjp(inputs, weight, agreed, grad_s, *ctx.needs_input_grad[:2])
+        # A backward called under autocast must not lose the precision that `route` kept.
+        with torch.autocast(inputs.device.type, enabled=False):
+            grad_s = squash_vjp(s, grad)
+            grad_inputs, grad_weight = _sum_vjp(inputs, weight, agreed, grad_s, *ctx.needs_input_grad[:2])
         return grad_inputs, grad_weight, None
 
 

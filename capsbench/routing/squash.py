@@ -29,4 +29,4 @@ def squash_vjp(s: Tensor, grad: Tensor) -> Tensor:
     square = norm * norm
     unit = torch.where(norm > 0, s / norm, 0)
     along = (unit * grad).sum(-1, keepdim=True)
-    return grad * (norm / (1 + square)) + unit * (along * (norm * (1 - square) / (1 + square) ** 2))
+    return grad * (norm / (1 + square)) + unit * (along * (norm / (1 + square)) * ((1 - square) / (1 + square)))

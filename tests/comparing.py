@@ -1,0 +1,63 @@
+"""Comparisons that can fail, and what autograd saves."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = Tensor | np.ndarray
+
+
+def relative_error(actual: Array, expected: Array) -> float:
+    """Largest absolute difference over the largest absolute expected value; refuses what cannot be compared."""
+    actual, expected = torch.as_tensor(actual).detach(), torch.as_tensor(expected).detach()
+    assert actual.shape == expected.shape, f"shape {list(actual.shape)}, expected {list(expected.shape)}"
+    assert actual.dtype == expected.dtype, f"dtype {actual.dtype}, expected {expected.dtype}"
+    assert actual.numel() > 0, "nothing to compare"
+    assert torch.isfinite(actual).all(), "actual is not finite"
+    assert torch.isfinite(expected).all(), "expected is not finite"
+    difference = (actual.double() - expected.double()).abs().max().item()
+    scale = expected.double().abs().max().item()
+    if scale == 0:
+        # No scale to measure against: only zeros are as close as anything can be.
+        return 0.0 if difference == 0 else float("inf")
+    return difference / scale
+
+
+def assert_close(actual: Array, expected: Array, *, relative: float) -> None:
+    """`relative_error` is at most `relative`."""
+    error = relative_error(actual, expected)
+    assert error <= relative, f"relative error {error:.3g} exceeds {relative:.3g}"
+
+
+def assert_all_close(actual: Sequence[Array | None], expected: Sequence[Array | None], *, relative: float) -> None:
+    """`assert_close` one by one; a missing gradient (None) matches only a missing one."""
+    assert len(actual) == len(expected), f"{len(actual)} tensors, expected {len(expected)}"
+    assert len(expected) > 0, "nothing to compare"
+    for index, (mine, theirs) in enumerate(zip(actual, expected, strict=True)):
+        assert (mine is None) == (theirs is None), f"tensor {index} is {mine}, expected {theirs}"
+        if mine is not None and theirs is not None:
+            error = relative_error(mine, theirs)
+            assert error <= relative, f"tensor {index}: relative error {error:.3g} exceeds {relative:.3g}"
+
+
+def assert_alive(tensor: Tensor | None) -> None:
+    """Finite everywhere and not zero everywhere."""
+    assert tensor is not None, "there is no tensor"
+    assert torch.isfinite(tensor).all(), "not finite"
+    assert tensor.count_nonzero() > 0, "zero everywhere"
+
+
+@contextmanager
+def saved_by_autograd() -> Iterator[list[Tensor]]:
+    """Collects every tensor that autograd saves for backward inside the context, inputs and parameters included."""
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
