@@ -1,0 +1,137 @@
+"""Fixtures that more than one test file uses: records without measuring, and the command line as a process."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from capsbench.frame import to_frame
+from capsbench.records import Cell, Configuration, MemoryFigures, Record, TimeFigures
+
+MIB = 2**20
+
+# What a block adds, and what there is without one.
+RETAINED_PER_BLOCK = {"capsnet": 10 * MIB, "rescapsnet": 10 * MIB, "mocapsnet": 0}
+SECONDS_PER_BLOCK = {"capsnet": 0.02, "rescapsnet": 0.02, "mocapsnet": 0.03}
+STATE_PER_BLOCK = 131072 * 4
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command ended with."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def make_configuration(model: str = "rescapsnet", blocks: int = 1, **fields: Any) -> Configuration:
+    """A configuration as `expand` would make it."""
+    momentum = model == "mocapsnet"
+    usual: dict[str, Any] = {"dataset": "sample", "batch_size": 4, "device": "cpu", "threads": 2}
+    if model in RETAINED_PER_BLOCK:
+        usual |= {"kernel": "recompute", "routing": "rba", "iterations": 3, "capsules": 32}
+        usual |= {"memory": "reversible" if momentum else "stored"}
+        usual |= {"rule": "paper", "gamma": 0.9, "inverse": "float"} if momentum else {}
+    return Configuration(model=model, blocks=blocks, **(usual | fields))
+
+
+def make_record(model: str = "rescapsnet", blocks: int = 1, *, replicate: int = 0, status: str = "ok", **fields: Any) -> Record:
+    """A record whose figures are straight lines over blocks; only an `ok` one has figures."""
+    cell = Cell(configuration=make_configuration(model, blocks, **fields), replicate=replicate)
+    if status != "ok":
+        return Record(cell=cell, status=status, message=f"it was {status}")
+    state = 40 * MIB + blocks * STATE_PER_BLOCK
+    retained = MIB + blocks * RETAINED_PER_BLOCK.get(model, 5 * MIB)
+    memory = MemoryFigures(
+        probe="profiler",
+        state_bytes=state,
+        gradient_bytes=state,
+        optimizer_bytes=2 * state,
+        retained_bytes=retained,
+        peak_forward_bytes=4 * state + retained,
+        peak_backward_bytes=4 * state + 2 * retained,
+        peak_allocated_bytes=4 * state + 2 * retained,
+        process_bytes=900 * MIB + retained,
+    )
+    step = 0.1 + blocks * SECONDS_PER_BLOCK.get(model, 0.01) + 0.001 * replicate
+    time = TimeFigures(
+        clock="monotonic",
+        warmup_steps=2,
+        # The outlier tells the median from the mean.
+        train_step_seconds=[step, step, step, step, 100 * step],
+        forward_seconds=[step / 3] * 5,
+        inference_seconds=[step / 4] * 5,
+    )
+    return Record(cell=cell, status="ok", data_source="sample", environment="abcd", memory=memory, time=time)
+
+
+def make_frame(records: Iterable[Record], report: str = "made") -> pd.DataFrame:
+    """What `load` would give of these records."""
+    return to_frame((Path(report), record) for record in records)
+
+
+@pytest.fixture
+def sweep_frame() -> pd.DataFrame:
+    """All three models at 1 to 4 blocks."""
+    return make_frame(make_record(model, blocks) for blocks in range(1, 5) for model in RETAINED_PER_BLOCK)
+
+
+def process_environment(folder: Path) -> dict[str, str]:
+    """A temporary folder of one's own: sweeps of other programs on this machine hold no device from this one."""
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    return {**os.environ, "TMPDIR": str(scratch), "COLUMNS": "80", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture
+def capsbench(tmp_path: Path) -> Callable[..., Result]:
+    """Runs the command line as a process: `capsbench("run", "--depth", "1")`."""
+
+    def call(*arguments: object, cwd: Path = tmp_path, **options: Any) -> Result:
+        command = [sys.executable, "-m", "capsbench.cli", *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=cwd, env=process_environment(cwd), capture_output=True, text=True, timeout=500, check=False, **options
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs the command line in this process, a hundred times faster; an error that nobody catches fails the test."""
+    from capsbench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["capsbench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return Result(int(ended.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Puts the source of a function `make(in_shape, num_classes, blocks)` where a worker finds it; returns its name."""
+    monkeypatch.chdir(tmp_path)
+    count = itertools.count()
+
+    def write(source: str) -> str:
+        name = f"own_model_{next(count)}"
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+        return f"{name}:make"
+
+    return write

@@ -1,0 +1,337 @@
+"""From what was typed to a list of cells, and where they go."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capsbench.cli.options import parse_bytes
+from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.records import Plan
+from capsbench.store import Store
+from capsbench.sweep.plan import Sweep, expand, parse_depths
+from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
+from capsbench.sweep.session import begin, check_data, choose_folder, resolve_device
+
+
+def sweep(models="rescapsnet", depths=(1, 2), **fields):
+    return Sweep(models=tuple(models.split(",")), depths=depths, device="cpu", **fields)
+
+
+def plan_of(*depths, **fields):
+    return Plan(command="capsbench run", cells=expand(sweep(depths=depths, **fields)))
+
+
+@pytest.mark.parametrize(
+    ("text", "depths"),
+    [
+        ("3", (3,)),
+        ("1-8", (1, 2, 3, 4, 5, 6, 7, 8)),
+        ("1,2,4", (1, 2, 4)),
+        ("1-4,8", (1, 2, 3, 4, 8)),
+        ("8,1-4", (1, 2, 3, 4, 8)),
+        ("2,2,1-2", (1, 2)),
+        (" 1 - 3 , 5 ", (1, 2, 3, 5)),
+        ("5-5", (5,)),
+        ("007", (7,)),
+    ],
+)
+def test_depths(text, depths):
+    assert parse_depths(text) == depths
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "a",
+        "-",
+        "1-",
+        "-1",
+        "1,,2",
+        ",",
+        "1,",
+        "1-8-9",
+        "1..8",
+        "1 2",
+        "1.5",
+        "+1",
+        "١",
+        "²",
+        "1-²",
+        "0",
+        "0-3",
+        "8-1",
+        "1e3",
+        "1_0",
+    ],
+    ids=repr,
+)
+def test_no_depths(text):
+    with pytest.raises(ConfigurationError) as raised:
+        parse_depths(text)
+    assert f"--depth '{text}'" in raised.value.what
+    assert raised.value.hint
+
+
+def test_a_range_that_runs_backwards_is_shown_forwards():
+    with pytest.raises(ConfigurationError, match=r"write 1-8"):
+        parse_depths("8-1")
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=20, unique=True).map(sorted))
+def test_any_ascending_list_survives(depths):
+    assert parse_depths(",".join(map(str, depths))) == tuple(depths)
+
+
+@given(st.integers(1, 50), st.integers(0, 50))
+def test_any_range_survives(low, more):
+    assert parse_depths(f"{low}-{low + more}") == tuple(range(low, low + more + 1))
+
+
+@given(st.text(alphabet="0123456789-, a", max_size=8))
+def test_any_other_text_is_understood_or_refused(text):
+    try:
+        depths = parse_depths(text)
+    except ConfigurationError:
+        return
+    assert depths == tuple(sorted(set(depths)))
+    assert depths[0] >= 1
+
+
+def test_cells_go_replicate_by_replicate_and_models_interleave():
+    cells = expand(sweep("capsnet,mocapsnet", repeats=2))
+    found = [(cell.replicate, cell.configuration.blocks, cell.configuration.model) for cell in cells]
+    assert found == [
+        (replicate, blocks, model) for replicate in (0, 1) for blocks in (1, 2) for model in ("capsnet", "mocapsnet")
+    ]
+    assert len({cell.key() for cell in cells}) == len(cells)
+
+
+def test_auto_is_resolved_and_counts_once():
+    kernels = [cell.configuration.kernel for cell in expand(sweep(depths=(1,), kernels=("auto", "recompute", "published")))]
+    assert kernels == ["recompute", "published"]
+    assert expand(sweep("mocapsnet"))[0].configuration.inverse == "float"
+
+
+def test_lists_multiply():
+    cells = expand(
+        sweep(
+            "mocapsnet",
+            datasets=("sample", "cifar10"),
+            kernels=("recompute", "published"),
+            memories=("stored", "checkpoint"),
+            rules=("paper", "published"),
+            precisions=("fp32", "bf16"),
+            repeats=2,
+        )
+    )
+    assert len(cells) == 2**7
+    assert len({cell.key() for cell in cells}) == 2**7
+
+
+@pytest.mark.parametrize(
+    ("model", "none"),
+    [
+        ("rescapsnet", {"inverse", "rule", "gamma", "capacity"}),
+        ("mocapsnet", {"capacity"}),
+        ("math:sqrt", {"kernel", "routing", "iterations", "capsules", "memory", "inverse", "rule", "gamma", "capacity"}),
+    ],
+)
+def test_options_that_do_not_apply_are_none(model, none):
+    (cell,) = expand(sweep(model, depths=(1,), threads=2))
+    assert {name for name, value in cell.configuration if value is None} == none
+
+
+def test_threads_belong_to_a_cpu():
+    (cell,) = expand(Sweep(models=("capsnet",), depths=(1,), device="cuda", threads=2))
+    assert cell.configuration.threads is None
+
+
+def test_own_models_ignore_the_options_of_capsule_networks():
+    assert (
+        len(expand(sweep("math:sqrt", depths=(1,), kernels=("recompute", "published"), memories=("stored", "checkpoint")))) == 1
+    )
+
+
+def test_each_model_has_its_own_strategy():
+    cells = expand(sweep("capsnet,rescapsnet,mocapsnet", depths=(1,)))
+    assert [cell.configuration.memory for cell in cells] == ["stored", "stored", "reversible"]
+
+
+def test_reversible_is_left_out_where_others_are_left():
+    cells = expand(sweep("rescapsnet,mocapsnet", depths=(1,), memories=("stored", "reversible")))
+    found = [(cell.configuration.model, cell.configuration.memory, cell.configuration.inverse) for cell in cells]
+    assert found == [("rescapsnet", "stored", None), ("mocapsnet", "stored", None), ("mocapsnet", "reversible", "float")]
+
+
+def test_gamma_0_runs_where_nothing_is_inverted():
+    assert expand(sweep("mocapsnet", depths=(1,), memories=("stored",), gamma=0))[0].configuration.gamma == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"models": "nonsense"}, "nonsense"),
+        ({"models": "missing_module:make"}, "missing_module"),
+        ({"models": "math:no_such_thing"}, "no_such_thing"),
+        ({"models": "math:pi"}, "math:pi"),
+        ({"models": ":make"}, ":make"),
+        ({"models": "math:"}, "math:"),
+        ({"datasets": ("nonsense",)}, "nonsense"),
+        ({"kernels": ("nonsense",)}, "nonsense"),
+        ({"routings": ("nonsense",)}, "nonsense"),
+        ({"memories": ("nonsense",)}, "nonsense"),
+        ({"inverses": ("nonsense",)}, "nonsense"),
+        ({"rules": ("nonsense",)}, "nonsense"),
+        ({"precisions": ("nonsense",)}, "nonsense"),
+        ({"iterations": 0}, "iterations 0"),
+        ({"gamma": 1.5}, "gamma 1.5"),
+        ({"gamma": float("nan")}, "gamma nan"),
+        ({"gamma": 0}, "gamma 0"),
+        ({"gamma": 0, "memories": ("stored", "reversible")}, "gamma 0"),
+        ({"models": "rescapsnet", "memories": ("reversible",)}, "reversible leaves nothing for rescapsnet"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused(fields, named):
+    with pytest.raises(CapsbenchError) as raised:
+        expand(sweep(**({"models": "mocapsnet"} | fields)))
+    assert named in raised.value.what
+    assert raised.value.hint
+    assert len(str(raised.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 1, "cuda"),
+        ("cuda:1", 2, "cuda:1"),
+        ("cuda", 0, None),
+        ("cuda:2", 2, None),
+        ("cuda:", 2, None),
+        ("cuda:x", 2, None),
+        ("cuda:-1", 2, None),
+        ("cpu:0", 2, None),
+        ("tpu", 2, None),
+        ("", 2, None),
+    ],
+)
+def test_devices(monkeypatch, name, count, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if expected is not None:
+        assert resolve_device(name) == expected
+        return
+    with pytest.raises(ConfigurationError) as raised:
+        resolve_device(name)
+    assert "--device" in raised.value.what
+    assert name in raised.value.what
+    assert "cpu" in raised.value.hint
+
+
+NOW = datetime(2031, 2, 3, 4, 5, 6)
+
+
+def test_a_new_report_is_named_for_the_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert choose_folder(plan_of(1), None, resume=False, now=NOW) == Path("reports/2031-02-03-040506")
+    assert choose_folder(plan_of(1), Path("mine"), resume=True, now=NOW) == Path("mine")
+
+
+def test_resume_finds_the_newest_report_with_these_cells(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, (name, plan) in enumerate([("narrow", plan_of(1)), ("other", plan_of(1, 2, batch_size=4)), ("old", plan_of(1, 2))]):
+        folder = Path("reports") / name
+        folder.mkdir(parents=True)
+        Store(folder).write_plan(plan)
+        os.utime(folder / "plan.json", (1e9 - age, 1e9 - age))
+    # `narrow` is newer, but does not have all cells; `other` has other ones.
+    assert choose_folder(plan_of(1, 2), None, resume=True, now=NOW) == Path("reports/old")
+    assert choose_folder(plan_of(1), None, resume=True, now=NOW) == Path("reports/narrow")
+    with pytest.raises(ConfigurationError, match=r"--resume.*\n.*--out"):
+        choose_folder(plan_of(1, 2, 3), None, resume=True, now=NOW)
+
+
+def test_a_report_is_not_begun_twice(tmp_path):
+    store = Store(tmp_path)
+    begin(store, plan_of(1), resume=False)
+    with pytest.raises(ConfigurationError, match=r"already holds a report\nadd --resume"):
+        begin(store, plan_of(1), resume=False)
+    assert store.read_plan() == plan_of(1)
+
+
+def test_a_folder_with_records_alone_is_not_overwritten(tmp_path):
+    (tmp_path / "records.jsonl").write_text("")
+    with pytest.raises(ConfigurationError, match="already holds a report"):
+        begin(Store(tmp_path), plan_of(1), resume=False)
+
+
+def test_resuming_keeps_the_earlier_cells_and_adds_the_new(tmp_path):
+    store = Store(tmp_path)
+    begin(store, plan_of(1, 2), resume=False)
+    plan = begin(store, plan_of(2, 3), resume=True)
+    assert [cell.configuration.blocks for cell in plan.cells] == [1, 2, 3]
+    assert store.read_plan() == plan
+
+
+def test_resuming_nothing_begins(tmp_path):
+    assert begin(Store(tmp_path), plan_of(1), resume=True) == plan_of(1)
+
+
+@pytest.mark.parametrize("batch_size", [1024, 1025])
+def test_a_batch_must_fit_the_data(tmp_path, batch_size):
+    cells = plan_of(1, batch_size=batch_size).cells
+    if batch_size == 1024:
+        assert "1,024" in check_data(cells, tmp_path)[0]
+        return
+    with pytest.raises(ConfigurationError, match=r"--batch-size 1025 .* 1024 images"):
+        check_data(cells, tmp_path)
+
+
+def test_a_stand_in_is_said_to_be_one(tmp_path):
+    (words,) = check_data(plan_of(1, datasets=("cifar10",)).cells, tmp_path)
+    assert words.startswith("cifar10: not found in")
+    assert "stands in" in words
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_of_the_paper_is_the_published_runs_and_auto_beside_them(name):
+    cells = cells_of(EXPERIMENTS[name], depths=(1, 2), device="cpu", batch_size=128)
+    settings = {(cell.configuration.kernel, cell.configuration.rule) for cell in cells if cell.configuration.model == "mocapsnet"}
+    assert settings == {("published", "published"), ("recompute", "paper")}
+    assert {cell.configuration.dataset for cell in cells} == set(EXPERIMENTS[name].datasets)
+    assert {cell.configuration.model for cell in cells} == {"capsnet", "rescapsnet", "mocapsnet"}
+    assert len(cells) == 2 * 2 * 3 * len(EXPERIMENTS[name].datasets)
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("24GiB", 24 * 2**30),
+        ("8 GB", 8 * 10**9),
+        ("1.5gib", 3 * 2**29),
+        ("500MiB", 500 * 2**20),
+        ("2048kib", 2**21),
+        ("1048576", 2**20),
+        (" 1048576b ", 2**20),
+    ],
+)
+def test_amounts_of_memory(text, nbytes):
+    assert parse_bytes(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "3", "3B", "GiB", "-1GiB", "1TiB", "1 2GiB", "1e9", "nan", "inf", "1,5GiB", "0"])
+def test_no_amounts_of_memory(text):
+    with pytest.raises(ConfigurationError) as raised:
+        parse_bytes(text)
+    assert f"--capacity '{text}'" in raised.value.what
+    assert raised.value.hint

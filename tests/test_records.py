@@ -1,0 +1,111 @@
+"""The schema: what it refuses, and names that must not change."""
+
+import json
+
+import pytest
+from conftest import make_configuration, make_record
+from pydantic import ValidationError
+
+from capsbench.records import SCHEMA_VERSION, Cell, Plan, Record, newer_than_known
+
+
+@pytest.mark.parametrize("status", ["ok", "oom", "timeout", "error", "skipped"])
+def test_a_record_comes_back_from_its_json_as_it_was(status):
+    record = make_record("mocapsnet", 3, replicate=2, status=status)
+    assert Record.model_validate_json(record.model_dump_json()) == record
+
+
+def test_a_plan_comes_back_from_its_json_as_it_was():
+    plan = Plan(command="capsbench run", cells=[make_record(blocks=blocks).cell for blocks in (1, 2)])
+    assert Plan.model_validate_json(plan.model_dump_json(exclude_none=True)) == plan
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("surprise",), 1),
+        (("cell", "surprise"), 1),
+        (("cell", "configuration", "surprise"), 1),
+        (("memory", "surprise"), 1),
+        (("status",), "fine"),
+        (("cell", "configuration", "blocks"), -1),
+        (("cell", "configuration", "batch_size"), 0),
+        (("cell", "replicate"), -1),
+        (("memory", "retained_bytes"), 1.5),
+        (("memory", "retained_bytes"), None),
+        (("duration_seconds"), float("nan")),
+        (("time", "train_step_seconds"), [0.1, float("nan")]),
+        (("time", "train_step_seconds"), [0.1, float("inf")]),
+        (("time", "train_step_seconds"), [0.1, "soon"]),
+    ],
+)
+def test_what_is_no_record_is_refused(path, value):
+    data = make_record().model_dump()
+    *parents, last = (path,) if isinstance(path, str) else path
+    place = data
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    with pytest.raises(ValidationError):
+        Record.model_validate(data)
+    with pytest.raises(ValidationError):
+        # As it would stand in a file: json writes NaN and Infinity, and reads them.
+        Record.model_validate(json.loads(json.dumps(data)))
+
+
+def test_records_do_not_change():
+    record = make_record()
+    with pytest.raises(ValidationError):
+        record.status = "error"
+
+
+# A key that changed would make `--resume` measure everything again: these are written down.
+@pytest.mark.parametrize(
+    ("cell", "key"),
+    [
+        (Cell(configuration=make_configuration("mocapsnet", 4)), "9782bfb4dbf98327"),
+        (Cell(configuration=make_configuration("module:name", 1), replicate=1), "fe54b803011abbea"),
+    ],
+)
+def test_keys_stay_what_they_were(cell, key):
+    assert cell.key() == key
+
+
+def test_a_key_ignores_fields_that_are_none():
+    plain = Cell(configuration=make_configuration("module:name", 1))
+    explicit = Cell(configuration=make_configuration("module:name", 1, kernel=None, capacity=None, gamma=None))
+    assert plain.key() == explicit.key()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"blocks": 2}, {"batch_size": 5}, {"dataset": "mnist"}, {"kernel": "published"}, {"capacity": 2**30}, {"precision": "bf16"}],
+    ids=str,
+)
+def test_every_field_is_in_the_key(change):
+    one = make_configuration()
+    assert Cell(configuration=one).key() != Cell(configuration=one.model_copy(update=change)).key()
+
+
+def test_replicates_have_keys_of_their_own():
+    assert Cell(configuration=make_configuration()).key() != Cell(configuration=make_configuration(), replicate=1).key()
+
+
+def test_a_line_is_what_all_depths_share():
+    assert make_configuration(blocks=1).line() == make_configuration(blocks=8).line()
+    assert make_configuration(batch_size=4).line() != make_configuration(batch_size=8).line()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"schema_version": SCHEMA_VERSION}, None),
+        ({"schema_version": SCHEMA_VERSION + 1}, SCHEMA_VERSION + 1),
+        ({"schema_version": "new"}, None),
+        ({}, None),
+        ([SCHEMA_VERSION + 1], None),
+        (None, None),
+    ],
+)
+def test_a_newer_version_is_known_as_such(data, expected):
+    assert newer_than_known(data) == expected
