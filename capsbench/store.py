@@ -4,6 +4,7 @@ A report is a folder: plan.json (what was asked), environment.json (on what), re
 on the disk before the next cell starts; a damaged line costs that line alone and is told with its number.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -184,7 +185,8 @@ class Store:
                 os.fsync(file.fileno())
             beside.replace(path)
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink()
             raise _unwritable(path, error) from None
 
 

@@ -16,14 +16,15 @@ def main() -> None:
         status = _complain(error.what, error.hint, error.exit_status)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "capsbench"
-        status = _complain(error.format_message(), f"'{where} --help' shows what it takes", 2)
+        # click lists choices on lines of their own.
+        what = " ".join(error.format_message().split())
+        status = _complain(what, f"'{where} --help' shows what it takes", 2)
     except click.ClickException as error:
         status = _complain(error.format_message(), "", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         status = _complain("interrupted", "nothing had been measured", Interrupted.exit_status)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; keep the interpreter from complaining at its own flush.
-        sys.stderr.close()
+    except SystemExit:
+        # Commands return their status; click and rich exit where whoever reads their output has seen enough.
         status = 0
     sys.exit(status if isinstance(status, int) else 0)
 

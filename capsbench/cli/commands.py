@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from capsbench.cli.options import FOLDER, Names, Parsed, parse_bytes, whole
+from capsbench.cli.options import FOLDER, Names, Parsed, parse_bytes, seconds, whole
 from capsbench.data.catalog import SPECS
 from capsbench.errors import ConfigurationError
 
@@ -48,9 +48,7 @@ _sweep_options = _options(
     click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."),
     click.option("--repeats", type=whole("--repeats", 1), default=1, show_default=True, help="Replicates of every cell."),
     click.option("--samples", type=whole("--samples", 5), default=5, show_default=True, help="Fewest samples of each time."),
-    click.option(
-        "--timeout", type=click.FloatRange(min=0, min_open=True), default=1800, show_default=True, help="Seconds per process."
-    ),
+    click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
     click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB."),
     click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA."),
     click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
@@ -93,7 +91,7 @@ def run(
     gamma: float,
     precision: tuple[str, ...],
     **common: Any,
-) -> None:
+) -> int:
     """Measure memory and time over depth, fit the slopes, draw figures 3 and 4.
 
     Options that name a choice take a comma list, which multiplies the sweep.
@@ -124,7 +122,7 @@ def run(
         precisions=precision,
         **_machine(common),
     )
-    run_cells(expand(sweep), **common)
+    return run_cells(expand(sweep), **common)
 
 
 @cli.command()
@@ -132,7 +130,7 @@ def run(
 @click.option("--depth", default="1-8", show_default=True, help="Blocks.")
 @_choice("--dataset", tuple(SPECS), None, "Data sets; by default those of the figure.")
 @_sweep_options
-def reproduce(what: str, depth: str, dataset: tuple[str, ...] | None, **common: Any) -> None:
+def reproduce(what: str, depth: str, dataset: tuple[str, ...] | None, **common: Any) -> int:
     """The paper's runs by name: kernel and rule `published` at the paper's sizes, and `auto` beside them.
 
     On a CPU at full size this takes hours; the estimate says how many, and --batch-size, --depth and --dataset shorten it.
@@ -148,7 +146,7 @@ def reproduce(what: str, depth: str, dataset: tuple[str, ...] | None, **common: 
 
     experiment = EXPERIMENTS[what]
     cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **_machine(common))
-    run_cells(cells, experiment=experiment, **common)
+    return run_cells(cells, experiment=experiment, **common)
 
 
 @cli.command()
@@ -165,9 +163,12 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
       capsbench plot reports/mine --metric reserved,process --paper
     """
     from capsbench.cli.output import load_records, writing
+    from capsbench.paper import COMPARABLE_METRICS
     from capsbench.report.write import write_report
     from capsbench.store import report_folders
 
+    if with_paper and not set(metric or ()) & set(COMPARABLE_METRICS):
+        click.echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)
     for folder in report_folders(reports):
         with writing(folder):
             for path in write_report(load_records(folder), folder, memory=metric, per=per, with_paper=with_paper):

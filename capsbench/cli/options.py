@@ -1,5 +1,6 @@
 """Option types of the command line: text in, values or a two-line error out."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,6 +92,21 @@ def whole(option: str, least: int) -> Parsed:
         return value
 
     return Parsed("integer", parse)
+
+
+def seconds(option: str) -> Parsed:
+    """A number of seconds above 0."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise ConfigurationError(f"{option} '{text}' is not a number of seconds", "give a number above 0")
+        return value
+
+    return Parsed("seconds", parse)
 
 
 FOLDER = click.Path(path_type=Path)

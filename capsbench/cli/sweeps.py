@@ -37,8 +37,8 @@ def run_cells(
     timeout: float,
     experiment: Experiment | None = None,
     **_: Any,
-) -> None:
-    """Measures cells into a report and draws it; ends the program with the exit status of the sweep.
+) -> int:
+    """Measures cells into a report, draws it, and returns the exit status of the sweep.
 
     Args:
         cells: what to measure.
@@ -63,16 +63,19 @@ def run_cells(
     store = Store(folder)
     if dry_run:
         _announce(console, plan, store, words)
-        return
+        return 0
     with store.locked():
         plan = begin(store, plan, resume=resume)
         interrupted = _measure(console, plan, store, words, data_dir)
-        status = _conclude(console, store, experiment, as_json=as_json)
+        try:
+            status = _conclude(console, store, experiment, as_json=as_json)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted while drawing; all cells are kept", f"draw with: capsbench plot {folder}") from None
     if interrupted:
         # The command that was typed, with what it needs to find this report again.
         again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
         raise Interrupted("interrupted; all that was measured is kept", f"go on with: {shlex.join(['capsbench', *again])}")
-    sys.exit(status)
+    return status
 
 
 def _announce(console: Console, plan: Plan, store: Store, words: list[str]) -> Estimate:

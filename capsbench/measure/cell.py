@@ -4,12 +4,16 @@ Each needs an environment of its own: the timing process a quiet malloc, the mem
 anything is built.
 """
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -58,30 +62,27 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
 
 
 def run_pass(request: Request, timeout_seconds: float) -> Reply:
-    """One fresh process for one pass; it is gone when this returns or raises."""
+    """One fresh process for one pass; it and all that it started are gone when this returns or raises."""
     kills_before = out_of_memory_kills()
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, _pipe() as (request_end, request_source), _pipe() as (answer_end, answer_sink):
         # -P: a folder `capsbench` where the command is typed must not replace the installed one.
         # The worker ends when its standard input closes, so it cannot outlive this process, even a killed one.
-        reader, writer = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "capsbench.measure.worker"],
+            stdin=request_end,
+            stdout=answer_sink,
+            stderr=errors,
+            env={**os.environ, **_environment(request.what)},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
+        )
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "capsbench.measure.worker"],
-                stdin=reader,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**os.environ, **_environment(request.what)},
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
-            )
-            os.write(writer, request.model_dump_json().encode() + b"\n")
-            answer, _ = process.communicate(timeout=timeout_seconds)
-        except subprocess.TimeoutExpired:
-            return Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
+            os.write(request_source, request.model_dump_json().encode() + b"\n")
+            ended = _wait(process, timeout_seconds)
         finally:
-            os.close(writer)
-            os.close(reader)
             _end(process)
-        return _reply(answer, process.returncode, errors, kills_before)
+        if not ended:
+            return Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
+        return _reply(_read_what_is_there(answer_end), process.returncode, errors, kills_before)
 
 
 def out_of_memory_kills() -> int:
@@ -97,11 +98,48 @@ def _environment(what: Pass) -> dict[str, str]:
     return QUIET_MALLOC if what == "time" else {}
 
 
+@contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    """The reading and the writing end of a pipe."""
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_seconds: float) -> bool:
+    """Whether a process ended in time. Sleeps until it does: a parent that looks again and again is in what it measures."""
+    try:
+        ended = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # not Linux
+        try:
+            process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+    try:
+        return bool(select.select([ended], [], [], timeout_seconds)[0])
+    finally:
+        os.close(ended)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a worker and all that it started."""
-    if process.poll() is None:
+    """Ends a worker and all that it started; also what a worker left behind that has ended itself."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
+
+
+def _read_what_is_there(end: int) -> bytes:
+    """What a worker has answered; a child of its may still hold the pipe, so nothing is waited for."""
+    os.set_blocking(end, False)
+    found = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(end, 2**16):
+            found += part
+    return found
 
 
 def _reply(answer: bytes, status: int, errors: IO[bytes], kills_before: int) -> Reply:
@@ -112,7 +150,14 @@ def _reply(answer: bytes, status: int, errors: IO[bytes], kills_before: int) -> 
     if status == -signal.SIGKILL and out_of_memory_kills() > kills_before:
         return Reply(status="oom", message="the system's out-of-memory killer ended the process")
     if status < 0:
-        return Reply(status="error", message=f"the process was ended by {signal.Signals(-status).name}")
+        return Reply(status="error", message=f"the process was ended by {_signal_name(-status)}")
     errors.seek(0)
     last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
     return Reply(status="error", message=f"the process ended with status {status}: {''.join(last) or 'no message'}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"

@@ -196,15 +196,26 @@ def largest_resident_set() -> int | None:
 
     From /proc where there is one: getrusage counts what the parent had before this program was started in its place.
     """
-    with contextlib.suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    with contextlib.suppress(ImportError):
-        import resource
+    found = _own_status("VmHWM")
+    if found is None:
+        with contextlib.suppress(ImportError):
+            import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, which has no /proc
-    return None
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, which has no /proc
+    return found
+
+
+def data_bytes() -> int:
+    """Bytes of this process's data segments, what RLIMIT_DATA counts; 0 where the system does not say."""
+    return _own_status("VmData") or 0
+
+
+def _own_status(field: str) -> int | None:
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

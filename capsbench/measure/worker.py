@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict
 
 from capsbench.errors import CapsbenchError
 from capsbench.measure.clock import clock_for
-from capsbench.measure.memory import gradient_bytes, optimizer_bytes, probe_for, state_bytes
+from capsbench.measure.memory import data_bytes, gradient_bytes, optimizer_bytes, probe_for, state_bytes
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, TimeFigures
 from capsbench.workload import Workload
 
 WARMUP_STEPS = 2
 MAX_SAMPLES = 50
+LONGEST_MESSAGE = 500
 SECONDS_WORTH_SAMPLING = 1.0
 """Quick steps are sampled until they have filled this time: five samples of a millisecond say little."""
 
@@ -128,16 +129,25 @@ def run(request: Request) -> Reply:
         return Reply(status="error", message=" - ".join(str(error).splitlines()))
     except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
         traceback.print_exc()
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        return Reply(status="oom" if is_out_of_memory(error) else "error", message=f"{type(error).__name__}: {reason}")
+        reason = (str(error).strip().splitlines() or ["no message"])[0][:LONGEST_MESSAGE]
+        full = is_out_of_memory(error, limited=request.configuration.capacity is not None)
+        return Reply(status="oom" if full else "error", message=f"{type(error).__name__}: {reason}")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no room; a CPU's comes as a plain RuntimeError."""
+def is_out_of_memory(error: BaseException, *, limited: bool = False) -> bool:
+    """Whether an error says that there was no room; a CPU's comes as a plain RuntimeError.
+
+    Args:
+        error: what was raised.
+        limited: whether the process runs under a limit. Then oneDNN's failure to make a primitive, and an error that
+            found no room for itself, mean the same.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    texts = ["can't allocate memory", "not enough memory"]
+    if limited:
+        texts += ["could not create a primitive", "could not create a memory", "without exception set"]
+    return isinstance(error, RuntimeError | SystemError) and any(text in str(error) for text in texts)
 
 
 def _prepare(configuration: Configuration) -> None:
@@ -154,10 +164,20 @@ def _prepare(configuration: Configuration) -> None:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, configuration.capacity / total), device)
     else:
-        import resource
+        _limit_data(configuration.capacity)
 
-        # Data, not address space: the libraries alone map many GiB that they never touch.
-        resource.setrlimit(resource.RLIMIT_DATA, (configuration.capacity, configuration.capacity))
+
+def _limit_data(capacity: int) -> None:
+    """Lets this process take so many bytes more than libraries and threads have: as on a GPU, where the context is extra."""
+    import resource
+
+    # What starts lazily must have started: threads, and the profiler's own imports.
+    torch.ones(2**20).add_(1)
+    with torch.profiler.profile(profile_memory=True):
+        pass
+    limit = data_bytes() + capacity
+    # Data, not address space: the libraries alone map many GiB that they never touch.
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _end_with_parent(source: TextIO) -> None:

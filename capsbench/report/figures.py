@@ -26,6 +26,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 # Where models agree to the byte their markers lie on each other: the later ones are smaller, so that all are seen.
 _MODEL_STYLES = {"capsnet": (_COLOURS[2], "^", 10.0), "rescapsnet": (_COLOURS[1], "s", 6.5), "mocapsnet": (_COLOURS[0], "o", 4.0)}
 _OTHER_SIZE = 5.5
+_LONGEST_LABEL = 36
 _MORE_MARKERS = "DvPX*"
 _DASHES = ("-", "--", "-.", ":")
 
@@ -39,6 +40,7 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "text.parse_math": False,  # names are names, whatever is in them
     "svg.fonttype": "none",
     "svg.hashsalt": "capsbench",
     "figure.dpi": 100,
@@ -90,7 +92,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_paper: bool, with_fit: bool) -> Figure:
-    datasets = list(dict.fromkeys(frame["dataset"]))
+    datasets = list(dict.fromkeys(frame["dataset"])) or [""]
     styles = _styles(frame)
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
     with mpl.rc_context(_STYLE):
@@ -104,8 +106,8 @@ def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_pape
                 if with_paper and metric.name in paper.COMPARABLE_METRICS and (part["batch_size"] == paper.BATCH_SIZE).any():
                     _draw_paper(ax, dataset)
                 ax.set_title(f"{dataset_title(dataset)}: {metric.title}", loc="left", fontsize=9.5)
-                if legend:
-                    ax.legend(loc="upper left", borderaxespad=0.2)
+                if legend and ax.get_legend_handles_labels()[0]:
+                    ax.legend(loc="upper left", borderaxespad=0.2).set_in_layout(False)
         if not shown:
             axes[0][0].text(0.5, 0.5, "no cell was measured", ha="center", transform=axes[0][0].transAxes)
         figure.supxlabel(_caption(frame), fontsize=7.5, color="#555555")
@@ -120,7 +122,7 @@ def _panel(
     everyone = [line for line, _ in found]
     for line, cells in found:
         scale = _scale(metric, line, per)
-        label = line_label(line, everyone)
+        label = _legend_text(line_label(line, everyone))
         measured = cells[["blocks", metric.column]].dropna().astype(float)
         if measured.empty:
             continue
@@ -152,6 +154,12 @@ def _panel(
     ax.set_ylabel(_unit(metric, per))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _fit_range(ax, entries=len(found) if legend else 0)
+
+
+def _legend_text(label: str) -> str:
+    """A label that matplotlib shows as it is: it hides those that begin with an underscore; and a panel has no room for more."""
+    short = label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"
+    return "\u200b" + short if short.startswith("_") else short
 
 
 def _fit_range(ax: Axes, entries: int) -> None:

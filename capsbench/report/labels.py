@@ -6,7 +6,7 @@ from capsbench.data.catalog import SPECS
 
 MODEL_TITLES = {"capsnet": "CapsNet", "rescapsnet": "ResCapsNet", "mocapsnet": "MoCapsNet"}
 
-_NEVER_TOLD = {"model", "dataset", "report"}
+_NEVER_TOLD = {"model", "dataset"}
 # Each model has its own strategy and inverse: they tell lines apart only where one model has several.
 _TOLD_WITHIN_A_MODEL = {"memory", "inverse", "rule", "gamma"}
 
@@ -28,16 +28,24 @@ def line_label(line: Line, others: Iterable[Line]) -> str:
     told = []
     alike = list(others)
     for column, value in line.items():
-        if column in _NEVER_TOLD or _missing(value):
+        if column in _NEVER_TOLD:
             continue
-        own = [other for other in alike if other["model"] == line["model"]]
-        beside = own if column in _TOLD_WITHIN_A_MODEL else alike
-        if len({other[column] for other in beside if not _missing(other[column])}) > 1:
-            told.append(str(value) if isinstance(value, str) else f"{column.removesuffix('_size')} {value}")
+        own = {_word(column, other[column]) for other in alike if other["model"] == line["model"]}
+        everyone = {_word(column, other[column]) for other in alike if not _missing(other[column])}
+        # An option that another model does not have tells nothing apart.
+        if len(own) > 1 or (len(everyone) > 1 and not _missing(value) and column not in _TOLD_WITHIN_A_MODEL):
+            told.append(_word(column, value))
             # What is told already needs no second word: the next columns speak of the lines that agree so far.
-            alike = [other for other in alike if other[column] == value]
+            alike = [other for other in alike if _word(column, other[column]) == told[-1]]
     title = model_title(str(line["model"]))
     return f"{title} ({', '.join(told)})" if told else title
+
+
+def _word(column: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    name = column.removesuffix("_size")
+    return f"no {name}" if _missing(value) else f"{name} {value}"
 
 
 def _missing(value: object) -> bool:

@@ -24,7 +24,7 @@ def slopes_table(table: pd.DataFrame) -> Table:
     out = Table(title="slope per block, and its ratio to ResCapsNet", title_justify="left", title_style="bold", box=None)
     out.add_column("model", overflow="fold")
     if datasets:
-        out.add_column("dataset")
+        out.add_column("dataset", no_wrap=True)
     for name in shown:
         out.add_column(_HEADS[name], justify="right")
     keys = line_columns(table)

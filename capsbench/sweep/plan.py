@@ -15,6 +15,7 @@ from capsbench.routing import check_routing, resolve_kernel
 from capsbench.workload import BUILT_IN, PRECISIONS, resolve_model
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
+DEEPEST = 100_000
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def parse_depths(text: str) -> tuple[int, ...]:
             raise ConfigurationError(f"--depth '{text}' begins below 1", "the smallest network has 1 block")
         if high < low:
             raise ConfigurationError(f"--depth '{text}' runs backwards", f"write {high}-{low}")
+        if high > DEEPEST:
+            raise ConfigurationError(f"--depth '{text}' goes beyond {DEEPEST} blocks", "choose depths that can be measured")
         depths.update(range(low, high + 1))
     return tuple(sorted(depths))
 
