@@ -6,6 +6,7 @@ seconds. Nothing here measures, stores or draws.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -150,6 +151,12 @@ class Record(_Schema):
     memory: MemoryFigures | None = None
     time: TimeFigures | None = None
 
+    def settles(self, passes: Sequence[Pass]) -> bool:
+        """Whether a cell needs no further measuring: it ended for good, with all that was asked."""
+        if self.status != "ok":
+            return self.status in FINAL
+        return all(getattr(self, what) is not None for what in passes)
+
 
 class Plan(_Schema):
     """What was asked for: plan.json."""
@@ -163,6 +170,8 @@ class Plan(_Schema):
     """Fewest samples of every time."""
     timeout_seconds: float = Field(default=1800, gt=0)
     """For each process."""
+    experiment: str | None = None
+    """The paper's name of what is reproduced, if any: it says how the report is drawn."""
     cells: list[Cell]
     """In the order in which they are measured."""
 

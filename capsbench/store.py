@@ -5,11 +5,12 @@ on the disk before the next cell starts; a damaged line costs that line alone an
 """
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from capsbench.errors import LostWorkError, StoreError
-from capsbench.records import FINAL, Plan, Record, newer_than_known
+from capsbench.records import BOTH, Pass, Plan, Record, newer_than_known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,9 +105,9 @@ class Store:
                 found[record.cell.key()] = record
         return Contents(list(found.values()), damages)
 
-    def finished(self) -> set[str]:
-        """Keys of the cells that need not be measured again."""
-        return {record.cell.key() for record in self.read().records if record.status in FINAL}
+    def finished(self, passes: Sequence[Pass] = BOTH) -> set[str]:
+        """Keys of the cells that need not be measured again for these passes."""
+        return {record.cell.key() for record in self.read().records if record.settles(passes)}
 
     def append(self, record: Record) -> None:
         """Writes a record so that it is on the disk when this returns.
@@ -184,6 +185,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
+            _sync(self.folder)
         except OSError as error:
             with contextlib.suppress(OSError):
                 beside.unlink()
@@ -239,8 +241,11 @@ def load(root: str | Path) -> "pd.DataFrame":
 
 
 def _append_line(path: Path, line: bytes) -> None:
+    new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
+        if new:
+            _sync(path.parent)
         size = os.fstat(descriptor).st_size
         # A line that was cut off has no end of its own: give it one, or it would spoil this line too.
         cut_off = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -250,6 +255,15 @@ def _append_line(path: Path, line: bytes) -> None:
         except OSError:
             os.ftruncate(descriptor, size)
             raise
+    finally:
+        os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """Makes a new name in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -287,7 +301,8 @@ def _damaged_file(path: Path, reason: str) -> StoreError:
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path} cannot be written: {error.strerror}", "choose a folder with --out that you may write to")
+    hint = "make room" if error.errno == errno.ENOSPC else "choose a folder with --out that you may write to"
+    return StoreError(f"{path} cannot be written: {error.strerror}", hint)
 
 
 def _first(error: ValidationError) -> str:

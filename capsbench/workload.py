@@ -3,15 +3,15 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from capsbench.data.catalog import spec_of
+from capsbench.catalog import spec_of
 from capsbench.data.datasets import ImageSet, load_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
@@ -132,12 +132,19 @@ class Workload:
         self.backward(self.forward())
         self.optimize()
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model in evaluation mode; changing modes takes time with depth, which is no part of inference."""
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+
     def inference(self) -> None:
         """A forward pass under inference mode, without labels."""
-        self.model.eval()
         with torch.inference_mode(), self._autocast():
             self.model(self.batch.images)
-        self.model.train()
 
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = PRECISIONS[self.configuration.precision]
@@ -186,7 +193,7 @@ def _import(name: str, path: str) -> ModelFactory:
         target: object = importlib.import_module(module)
         for part in attribute.split("."):
             target = getattr(target, part)
-    except Exception as error:  # whatever a user's module raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module raises when it is imported
         reason = (str(error).splitlines() or ["no message"])[0]
         raise ConfigurationError(
             f"model '{name}' cannot be imported: {type(error).__name__}: {reason}",

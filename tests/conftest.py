@@ -47,7 +47,7 @@ def make_record(model: str = "rescapsnet", blocks: int = 1, *, replicate: int = 
     """A record whose figures are straight lines over blocks; only an `ok` one has figures."""
     cell = Cell(configuration=make_configuration(model, blocks, **fields), replicate=replicate)
     if status != "ok":
-        return Record(cell=cell, status=status, message=f"it was {status}")
+        return Record(cell=cell, status=status, message=f"it was {status}", environment=None if status == "skipped" else "abcd")
     state = 40 * MIB + blocks * STATE_PER_BLOCK
     retained = MIB + blocks * RETAINED_PER_BLOCK.get(model, 5 * MIB)
     memory = MemoryFigures(

@@ -20,8 +20,8 @@ from conftest import RETAINED_PER_BLOCK, make_record, process_environment
 
 from capsbench import load
 from capsbench.analysis.metrics import MEMORY_METRICS
+from capsbench.catalog import SPECS
 from capsbench.cli.commands import cli
-from capsbench.data.catalog import SPECS
 from capsbench.models import RULES
 from capsbench.records import SCHEMA_VERSION, Record
 from capsbench.reversible import INVERSES, STRATEGIES

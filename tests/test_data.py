@@ -12,9 +12,9 @@ import scipy.io
 import torch
 from comparing import assert_close
 
+from capsbench.catalog import SPECS, spec_of
 from capsbench.data import datasets
-from capsbench.data.catalog import SPECS, spec_of
-from capsbench.data.datasets import SAMPLE_SIZE, SYSTEM_FASHION_MNIST, available, conform, data_directory, load_images, read_idx
+from capsbench.data.datasets import SAMPLE_SIZE, SYSTEM_FASHION_MNIST, conform, data_directory, load_images, read_idx
 from capsbench.data.preprocess import normalise, random_crop, training_batch
 from capsbench.errors import ConfigurationError
 
@@ -135,13 +135,13 @@ def test_a_real_set_is_read(name, tmp_path, any_checksum, monkeypatch):
     assert torch.equal(read.labels, torch.from_numpy(labels))
     assert read.images.is_contiguous()
     monkeypatch.setenv("CAPSBENCH_DATA", str(tmp_path))
-    assert available(name) == "real"
+    assert load_images(name).source == "real"
 
 
 @pytest.mark.parametrize("name", ["svhn", "cifar10", "cifar100"])
 def test_a_file_with_another_checksum_is_not_that_set(name, tmp_path):
     WRITERS[name](tmp_path, *made_up(name))
-    assert available(name, tmp_path) == "stand-in"
+    assert load_images(name, tmp_path).source == "stand-in"
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -155,7 +155,7 @@ def test_fashion_mnist_of_the_system(tmp_path, monkeypatch):
     images, labels = made_up("fashion-mnist")
     monkeypatch.setattr(datasets, "SYSTEM_FASHION_MNIST", tmp_path)
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", images[:, 0])
-    assert available("fashion-mnist", tmp_path) == "stand-in"  # half of it is not enough
+    assert load_images("fashion-mnist", tmp_path).source == "stand-in"  # half of it is not enough
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels.astype(np.uint8))
     read = load_images("fashion-mnist", tmp_path / "empty")
     assert read.source == "real"
@@ -186,9 +186,8 @@ def test_where_sets_are_looked_for(monkeypatch):
 
 
 def test_an_unknown_set(tmp_path):
-    for ask in (load_images, available):
-        with pytest.raises(ConfigurationError, match=r"'imagenet'.*\n.*cifar10"):
-            ask("imagenet", tmp_path)
+    with pytest.raises(ConfigurationError, match=r"'imagenet'.*\n.*cifar10"):
+        load_images("imagenet", tmp_path)
 
 
 def test_conform_resizes_and_repeats():
@@ -279,3 +278,12 @@ def test_training_batch():
     assert torch.equal(batch.labels, labels)
     assert batch.pixels.min() == 0
     assert 0.5 < batch.pixels.max() <= 1
+
+
+def test_a_set_whose_files_were_cut_off_is_no_stand_in(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (folder / f"{part}-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
+    with pytest.raises(ConfigurationError, match=r"'mnist'.*cannot be read"):
+        load_images("mnist", tmp_path)

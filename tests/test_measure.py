@@ -1,5 +1,6 @@
 """Measuring: exact bytes, raw times, and processes that misbehave. Small networks, but real processes."""
 
+import copy
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from conftest import MIB, make_configuration
 
 from capsbench.measure import clock as clocks
 from capsbench.measure import memory as probes
+from capsbench.measure import worker
 from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.clock import CpuClock, CudaClock, clock_for
 from capsbench.measure.environment import describe, key_of
@@ -532,6 +534,8 @@ def test_a_capacity_below_what_the_libraries_take_is_out_of_memory_too(what):
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (ValueError("can't allocate memory"), False),
         (KeyboardInterrupt(), False),
     ],
@@ -539,3 +543,37 @@ def test_a_capacity_below_what_the_libraries_take_is_out_of_memory_too(what):
 )
 def test_what_counts_as_out_of_memory(error, expected):
     assert is_out_of_memory(error) == expected
+
+
+def test_a_long_reply_arrives(own_model):
+    """More than a pipe holds: whoever reads only at the end would wait for ever."""
+    configuration = make_configuration(own_model(FINE), batch_size=2)
+    reply = run_pass(Request(configuration=configuration, what="time", samples=3000), PATIENCE)
+    assert reply.status == "ok", reply.message
+    assert len(reply.time.train_step_seconds) == 3000
+
+
+@pytest.mark.parametrize("capacity", [None, 2**30])
+def test_a_gpu_is_prepared_by_its_number(monkeypatch, capacity):
+    """torch takes no device without one, neither to choose it nor to limit it."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(index))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=2**32))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, index: asked.append((part, index)))
+    for device in ("cuda", "cuda:0", "cuda:1"):
+        worker._prepare(make_configuration(device=device, threads=None, capacity=capacity))
+    limits = [(0.25, index) for index in (0, 0, 1)]
+    expected = [0, 0, 1] if capacity is None else [item for pair in zip((0, 0, 1), limits, strict=True) for item in pair]
+    assert asked == expected
+
+
+def test_the_key_leaves_an_environment_as_it_is():
+    environment = describe()
+    environment["cuda"] = {"available": True, "devices": [{"name": "some GPU", "sm_megahertz": 1980}]}
+    before = copy.deepcopy(environment)
+    key = key_of(environment)
+    assert environment == before
+    environment["cuda"]["devices"][0]["sm_megahertz"] = 300
+    assert key_of(environment) == key
+    environment["cuda"]["devices"][0]["name"] = "another"
+    assert key_of(environment) != key

@@ -534,3 +534,20 @@ def test_run_steps_knows_no_stack():
     for memory in PLAIN_STRATEGIES:
         y, count = run_steps([lambda x, n: (x * 2, n + 1)] * 3, (x, torch.zeros(())), memory, segment=2)
         assert_all_close([y, count], [x * 8, torch.tensor(3.0)], relative=0)
+
+
+def test_a_function_that_uses_what_it_writes_is_replayed_from_where_it_was():
+    """Spectral normalisation turns its own buffers in every forward pass, and its value depends on them."""
+    torch.manual_seed(0)
+    layers = [nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)).double() for _ in range(6)]
+    expected = outcome(layers, "stored")
+    assert_all_close(outcome(layers, "reversible"), expected, relative=1e-9)
+
+
+def test_parameters_that_were_replaced_for_the_call_are_noticed():
+    stack = MomentumStack(functions(3))
+    x, grad = example()
+    swapped = {name: parameter.detach().clone().requires_grad_() for name, parameter in stack.named_parameters()}
+    output = torch.func.functional_call(stack, swapped, (x,))
+    with pytest.raises(RuntimeError, match="replaced between forward and backward"):
+        output.backward(grad)

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -197,3 +199,30 @@ def test_an_interrupt_while_a_record_is_written_waits_for_it(store, monkeypatch)
     assert store.read().damages == []
     # And the signal is let through again afterwards.
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+def test_ctrl_c_while_a_record_is_written_with_other_threads_about(store, monkeypatch):
+    """Another thread may take the signal, whatever this one has masked; Python raises in this one all the same."""
+    stop = threading.Event()
+    threading.Thread(target=stop.wait, daemon=True).start()
+    write = os.write
+
+    def interrupt_then_write(descriptor, data):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", interrupt_then_write)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(plan(), store, Launcher(store))
+    stop.set()
+    assert outcomes(store) == {("rescapsnet", 1): "ok"}
+
+
+def test_a_cell_without_a_pass_that_is_asked_for_is_measured_again(store):
+    whole = make_record()
+    store.append(whole.model_copy(update={"time": None}))
+    assert whole.cell.key() in store.finished(["memory"])
+    assert whole.cell.key() not in store.finished(["time", "memory"])
+    store.append(whole)
+    assert whole.cell.key() in store.finished(["time", "memory"])

@@ -230,3 +230,20 @@ def test_an_own_model_is_compared_although_it_has_no_kernel():
 def test_an_own_model_has_no_ratio_where_two_references_compete():
     table = slopes(make_frame([*line("module:name"), *line(), *line(kernel="published")]))
     assert np.isnan(pick(table, "retained", model="module:name")["ratio_to_rescapsnet"])
+
+
+def test_machines_are_not_mixed_in_one_line(sweep_frame):
+    elsewhere = sweep_frame.assign(environment="efgh", train_step_seconds=sweep_frame["train_step_seconds"] * 7)
+    table = slopes(pd.concat([sweep_frame, elsewhere]))
+    train = table[(table["metric"] == "train") & (table["model"] == "rescapsnet")].set_index("environment")["slope"]
+    assert train["efgh"] == pytest.approx(7 * train["abcd"])
+
+
+def test_noise_is_nothing_to_divide_by(sweep_frame):
+    noise = pd.Series([0.0, 1.0, -1.0, 0.5]).sample(len(sweep_frame), replace=True, random_state=0).tolist()
+    frame = sweep_frame.assign(train_step_seconds=[value + 2 for value in noise])
+    table = slopes(frame).set_index(["model", "metric"])
+    low, high = table.loc[("rescapsnet", "train"), ["slope_low", "slope_high"]]
+    assert low < 0 < high
+    assert pd.isna(table.loc[("mocapsnet", "train"), "ratio_to_rescapsnet"])
+    assert table.loc[("mocapsnet", "retained"), "ratio_to_rescapsnet"] == 0

@@ -237,7 +237,8 @@ def test_labels_go_to_models_that_take_them():
 def test_inference_trains_nothing():
     load = Workload(configuration("own_models:Scores"))
     before = parameters(load)
-    load.inference()
+    with load.evaluating():
+        load.inference()
     assert load.model.saw == [(False, True)]
     assert load.model.training
     assert_all_close(parameters(load), before, relative=0)

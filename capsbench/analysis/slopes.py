@@ -82,7 +82,7 @@ def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
 
 def line_columns(frame: pd.DataFrame) -> list[str]:
     """The columns of a frame of records whose values all depths of one line share."""
-    return [name for name in ("report", *LINE_COLUMNS, "kind") if name in frame.columns]
+    return [name for name in ("report", *LINE_COLUMNS, "kind", "environment") if name in frame.columns]
 
 
 def lines(frame: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
@@ -103,7 +103,7 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
         A row per line and metric: the line's columns, then `metric`, `unit` (`bytes` or `seconds`, per block), `slope`,
         `slope_low`, `slope_high`, `intercept`, `intercept_low`, `intercept_high`, `r2`, `points`, and `ratio_to_rescapsnet`:
         the slope over that of the ResCapsNet with stored activations and otherwise the same options in the same report;
-        missing where there is none. A line with fewer than two depths has no row.
+        missing where there is none, or where its interval contains 0. A line with fewer than two depths has no row.
     """
     keys = line_columns(frame)
     rows = []
@@ -129,14 +129,20 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ratio(row: pd.Series, table: pd.DataFrame, keys: list[str]) -> float:
-    """Slope of a row over that of the reference line that differs in the model alone; NaN where there is no such line."""
+    """Slope of a row over that of the reference line that differs in the model alone.
+
+    NaN where there is no such line, or where its slope cannot be told from 0: noise is nothing to divide by.
+    """
     stored = (table["model"] == REFERENCE_MODEL) & (table["memory"] == "stored")
     reference = table[stored & (table["metric"] == row["metric"])]
     ignored = _OF_A_MODEL | (_OF_CAPSULES if pd.isna(row["kernel"]) else set())
     for column in set(keys) - ignored:
         same = reference[column].isna() if pd.isna(row[column]) else reference[column] == row[column]
         reference = reference[same]
-    if len(reference) != 1 or reference["slope"].iloc[0] == 0:
+    if len(reference) != 1:
+        return float("nan")
+    one = reference.iloc[0]
+    if one["slope"] == 0 or one["slope_low"] <= 0 <= one["slope_high"]:
         return float("nan")
     return float(row["slope"] / reference["slope"].iloc[0])
 

@@ -22,7 +22,7 @@ def main() -> None:
     except click.ClickException as error:
         status = _complain(error.format_message(), "", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        status = _complain("interrupted", "nothing had been measured", Interrupted.exit_status)
+        status = _complain("interrupted", "what was measured before is kept; --resume goes on with it", Interrupted.exit_status)
     except SystemExit:
         # Commands return their status; click and rich exit where whoever reads their output has seen enough.
         status = 0

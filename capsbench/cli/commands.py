@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from capsbench.catalog import SPECS
 from capsbench.cli.options import FOLDER, Names, Parsed, parse_bytes, seconds, whole
-from capsbench.data.catalog import SPECS
 from capsbench.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def reproduce(what: str, depth: str, dataset: tuple[str, ...] | None, **common: 
 
     experiment = EXPERIMENTS[what]
     cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **_machine(common))
-    return run_cells(cells, experiment=experiment, **common)
+    return run_cells(cells, experiment=what, passes=experiment.passes, **common)
 
 
 @cli.command()
@@ -157,21 +157,29 @@ def reproduce(what: str, depth: str, dataset: tuple[str, ...] | None, **common: 
 def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool) -> None:
     """Draw figures 3 and 4 of every report at or below a folder again from its records.
 
+    What `reproduce` made is drawn as `reproduce` draws it, unless an option asks for something else.
+
     \b
     Examples:
       capsbench plot reports/
       capsbench plot reports/mine --metric reserved,process --paper
     """
-    from capsbench.cli.output import load_records, writing
+    from capsbench.cli.output import draw, load_records, writing
     from capsbench.paper import COMPARABLE_METRICS
     from capsbench.report.write import write_report
-    from capsbench.store import report_folders
+    from capsbench.store import Store, report_folders
 
     if with_paper and not set(metric or ()) & set(COMPARABLE_METRICS):
         click.echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)
     for folder in report_folders(reports):
         with writing(folder):
-            for path in write_report(load_records(folder), folder, memory=metric, per=per, with_paper=with_paper):
+            frame = load_records(folder)
+            asked = metric or with_paper or per != "step"
+            plan = None if asked else Store(folder).read_plan()
+            drawn = (
+                write_report(frame, folder, memory=metric, per=per, with_paper=with_paper) if asked else draw(frame, folder, plan)
+            )
+            for path in drawn:
                 click.echo(path)
 
 
@@ -196,7 +204,7 @@ def slopes(reports: Path, as_json: bool) -> None:
 @click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
 def list_(as_json: bool, data_dir: Path | None) -> None:
     """Models, data sets and whether they are on disk, kernels, strategies, metrics."""
-    from capsbench.sweep.offers import offers
+    from capsbench.cli.offers import offers
 
     found = offers(data_dir)
     if as_json:

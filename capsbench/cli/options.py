@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -14,7 +14,13 @@ from capsbench.errors import ConfigurationError
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-class Names(click.ParamType[Any]):
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # no generic before click 8.4
+
+
+class Names(ParamType):
     """A comma list of names. Where `known` is given every name must be in it.
 
     Args:
@@ -52,7 +58,7 @@ class Names(click.ParamType[Any]):
         return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
 
 
-class Parsed(click.ParamType[Any]):
+class Parsed(ParamType):
     """Text that a function of the package understands, or refuses with a `ConfigurationError`."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from capsbench.analysis.slopes import slopes
 from capsbench.errors import StoreError
+from capsbench.records import Plan
 from capsbench.report.tables import peak_note, slopes_table
+from capsbench.report.write import write_paper_report, write_report
 from capsbench.store import load
 
 
@@ -39,6 +41,13 @@ def print_slopes(frame: pd.DataFrame, *, as_json: bool) -> None:
     note = peak_note(table, frame)
     if note:
         say(console, note)
+
+
+def draw(frame: pd.DataFrame, folder: Path, plan: Plan | None) -> list[Path]:
+    """Slopes and figures of a report, as its plan says: figures 3 and 4, or what the paper shows under the plan's name."""
+    if plan is not None and plan.experiment is not None:
+        return write_paper_report(plan.experiment, frame, folder)
+    return write_report(frame, folder)
 
 
 @contextmanager

@@ -2,25 +2,23 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 
-from capsbench.cli.output import load_records, print_slopes, say, writing
+from capsbench.cli.output import draw, load_records, print_slopes, say, writing
 from capsbench.errors import Interrupted
 from capsbench.measure.environment import describe, key_of
-from capsbench.records import BOTH, Cell, Plan
+from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report.progress import Progress
-from capsbench.report.table4 import table4, table4_slopes, write_table4
+from capsbench.report.table4 import table4, table4_slopes
 from capsbench.report.units import duration_text
-from capsbench.report.write import write_report
 from capsbench.store import Store
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.local import local_launcher
-from capsbench.sweep.reproduce import Experiment
 from capsbench.sweep.runner import remaining, run_sweep
 from capsbench.sweep.session import begin, check_data, choose_folder
 
@@ -35,7 +33,8 @@ def run_cells(
     data_dir: Path | None,
     samples: int,
     timeout: float,
-    experiment: Experiment | None = None,
+    experiment: str | None = None,
+    passes: Sequence[Pass] = BOTH,
     **_: Any,
 ) -> int:
     """Measures cells into a report, draws it, and returns the exit status of the sweep.
@@ -49,15 +48,17 @@ def run_cells(
         data_dir: where real data sets lie.
         samples: fewest samples of each time.
         timeout: seconds per process.
-        experiment: the experiment of the paper that the cells belong to, if any.
+        experiment: the paper's name of what is reproduced, if any.
+        passes: what to measure.
 
     Raises:
         Interrupted: Ctrl-C, after what was measured has been drawn.
     """
-    passes = list(experiment.passes if experiment else BOTH)
     console = Console(stderr=True, highlight=False)
     command = shlex.join(["capsbench", *sys.argv[1:]])
-    plan = Plan(command=command, cells=cells, samples=samples, timeout_seconds=timeout, passes=passes)
+    plan = Plan(
+        command=command, cells=cells, samples=samples, timeout_seconds=timeout, passes=list(passes), experiment=experiment
+    )
     words = check_data(cells, data_dir)
     folder = choose_folder(plan, out, resume=resume, now=datetime.now())
     store = Store(folder)
@@ -68,7 +69,7 @@ def run_cells(
         plan = begin(store, plan, resume=resume)
         interrupted = _measure(console, plan, store, words, data_dir)
         try:
-            status = _conclude(console, store, experiment, as_json=as_json)
+            status = _conclude(console, store, plan, as_json=as_json)
         except KeyboardInterrupt:
             raise Interrupted("interrupted while drawing; all cells are kept", f"draw with: capsbench plot {folder}") from None
     if interrupted:
@@ -107,28 +108,19 @@ def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_
     return False
 
 
-def _conclude(console: Console, store: Store, experiment: Experiment | None, *, as_json: bool) -> int:
+def _conclude(console: Console, store: Store, plan: Plan, *, as_json: bool) -> int:
     """Prints slopes, draws figures, tells of faults; returns the exit status."""
     if not store.read().records:
         return 0
     frame = load_records(store.folder)
     print_slopes(frame, as_json=as_json)
     with writing(store.folder):
-        paths = _write_experiment(frame, store.folder, experiment) if experiment else write_report(frame, store.folder)
+        paths = draw(frame, store.folder, plan)
+    if plan.experiment == "table4" and not as_json:
+        console.print(table4_slopes(table4(frame)))
     for path in paths:
         say(console, f"wrote {path}")
     faults = frame[frame["status"].isin(["error", "timeout"])]
     for _, row in faults.iterrows():
         say(console, f"{row['status']}: {row['model']} at {row['blocks']} blocks: {row['message']}")
     return 1 if len(faults) else 0
-
-
-def _write_experiment(frame: pd.DataFrame, folder: Path, experiment: Experiment) -> list[Path]:
-    """What the paper shows of an experiment, its values beside one's own."""
-    figures = [name for name in experiment.shows if name != "table4"]
-    paths = write_report(frame, folder, memory=experiment.memory, with_paper=True, only=figures)
-    if "table4" in experiment.shows:
-        table = table4(frame)
-        Console(stderr=True, highlight=False).print(table4_slopes(table))
-        paths.append(write_table4(table, folder))
-    return paths

@@ -14,7 +14,8 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from capsbench.data.catalog import DatasetSpec, spec_of
+from capsbench.catalog import DatasetSpec, spec_of
+from capsbench.errors import ConfigurationError
 
 SAMPLE_FILE = "fashion-mnist.npz"
 SAMPLE_SIZE = 1024
@@ -52,7 +53,7 @@ def load_images(name: str, directory: Path | None = None) -> ImageSet:
         directory: where torchvision's folders lie; by default `data_directory()`.
 
     Raises:
-        ConfigurationError: there is no such set.
+        ConfigurationError: there is no such set, or its files are damaged.
     """
     spec = spec_of(name)
     if name == "sample":
@@ -63,11 +64,6 @@ def load_images(name: str, directory: Path | None = None) -> ImageSet:
         return ImageSet(spec, *found, "real")
     images, labels = _sample()
     return ImageSet(spec, conform(images, spec.shape), labels, "stand-in")
-
-
-def available(name: str, directory: Path | None = None) -> Source:
-    """What `load_images` would give, found out by reading."""
-    return load_images(name, directory).source
 
 
 def conform(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -111,6 +107,10 @@ def _read_real(name: str, root: Path) -> tuple[Tensor, Tensor] | None:
         read = readers[name]()
     except RuntimeError:  # torchvision's word for "not found or corrupted"
         return _read_system_fashion_mnist() if name == "fashion-mnist" else None
+    except Exception as error:  # what a reader makes of a file that was cut off
+        raise ConfigurationError(
+            f"dataset '{name}' in {root} cannot be read: {type(error).__name__}: {error}", "restore its files, or remove them"
+        ) from None
     return _as_tensors(read)
 
 

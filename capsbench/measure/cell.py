@@ -44,7 +44,10 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
     replies: list[Reply] = []
     for what in plan.passes:
         request = Request(configuration=cell.configuration, what=what, samples=plan.samples, data_directory=data_directory)
-        replies.append(run_pass(request, plan.timeout_seconds))
+        try:
+            replies.append(run_pass(request, plan.timeout_seconds))
+        except OSError as error:  # no process, no temporary file: this cell's fault, not the sweep's
+            replies.append(Reply(status="error", message=f"the {what} pass could not start: {error}"))
         if replies[-1].status != "ok":
             break
     last = replies[-1]
@@ -64,13 +67,14 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
 def run_pass(request: Request, timeout_seconds: float) -> Reply:
     """One fresh process for one pass; it and all that it started are gone when this returns or raises."""
     kills_before = out_of_memory_kills()
-    with tempfile.TemporaryFile() as errors, _pipe() as (request_end, request_source), _pipe() as (answer_end, answer_sink):
+    # Files, not pipes, for what comes back: they never fill, and a child that outlives its worker holds up nobody.
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as answer, _pipe() as (request_end, request_source):
         # -P: a folder `capsbench` where the command is typed must not replace the installed one.
         # The worker ends when its standard input closes, so it cannot outlive this process, even a killed one.
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "capsbench.measure.worker"],
             stdin=request_end,
-            stdout=answer_sink,
+            stdout=answer,
             stderr=errors,
             env={**os.environ, **_environment(request.what)},
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
@@ -82,7 +86,7 @@ def run_pass(request: Request, timeout_seconds: float) -> Reply:
             _end(process)
         if not ended:
             return Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
-        return _reply(_read_what_is_there(answer_end), process.returncode, errors, kills_before)
+        return _reply(answer, process.returncode, errors, kills_before)
 
 
 def out_of_memory_kills() -> int:
@@ -132,19 +136,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _read_what_is_there(end: int) -> bytes:
-    """What a worker has answered; a child of its may still hold the pipe, so nothing is waited for."""
-    os.set_blocking(end, False)
-    found = b""
-    with contextlib.suppress(BlockingIOError):
-        while part := os.read(end, 2**16):
-            found += part
-    return found
-
-
-def _reply(answer: bytes, status: int, errors: IO[bytes], kills_before: int) -> Reply:
+def _reply(answer: IO[bytes], status: int, errors: IO[bytes], kills_before: int) -> Reply:
+    answer.seek(0)
     try:
-        return Reply.model_validate_json(answer)
+        return Reply.model_validate_json(answer.read())
     except ValidationError:
         pass
     if status == -signal.SIGKILL and out_of_memory_kills() > kills_before:

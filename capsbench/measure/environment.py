@@ -1,5 +1,6 @@
 """The machine that measures: what environment.json says."""
 
+import copy
 import hashlib
 import json
 import os
@@ -41,9 +42,10 @@ def describe() -> dict[str, Any]:
 
 def key_of(environment: dict[str, Any]) -> str:
     """A short name of an environment, the same as long as nothing changed that figures could depend on."""
-    steady = {**environment, "cpu": {**environment["cpu"], "megahertz": None, "load_1_min": None}}
-    for device in steady.get("cuda", {}).get("devices", []):
-        device.pop("sm_megahertz", None)
+    steady = copy.deepcopy(environment)
+    for device in [steady["cpu"], *steady.get("cuda", {}).get("devices", [])]:
+        for name in ("megahertz", "load_1_min", "sm_megahertz"):
+            device.pop(name, None)
     return hashlib.sha256(json.dumps(steady, sort_keys=True).encode()).hexdigest()[:8]
 
 

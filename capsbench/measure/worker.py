@@ -88,7 +88,8 @@ def measure_time(configuration: Configuration, samples: int, data_directory: Pat
     clock = clock_for(workload.device)
     for _ in range(WARMUP_STEPS):
         workload.train_step()
-    workload.inference()
+    with workload.evaluating():
+        workload.inference()
     train: list[float] = []
     forward: list[float] = []
     inference: list[float] = []
@@ -104,9 +105,10 @@ def measure_time(configuration: Configuration, samples: int, data_directory: Pat
         to_loss, from_loss = clock.laps()
         forward.append(to_loss)
         train.append(to_loss + from_loss)
-        clock.mark()
-        workload.inference()
-        clock.mark()
+        with workload.evaluating():
+            clock.mark()
+            workload.inference()
+            clock.mark()
         inference += clock.laps()
     figures = TimeFigures(
         clock=clock.name,
@@ -129,9 +131,16 @@ def run(request: Request) -> Reply:
         return Reply(status="error", message=" - ".join(str(error).splitlines()))
     except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
         traceback.print_exc()
-        reason = (str(error).strip().splitlines() or ["no message"])[0][:LONGEST_MESSAGE]
         full = is_out_of_memory(error, limited=request.configuration.capacity is not None)
-        return Reply(status="oom" if full else "error", message=f"{type(error).__name__}: {reason}")
+        return Reply(status="oom" if full else "error", message=_describe(error))
+
+
+def _describe(error: BaseException) -> str:
+    """An error on one line, and where it was raised."""
+    reason = (str(error).strip().splitlines() or ["no message"])[0][:LONGEST_MESSAGE]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+    return f"{type(error).__name__}: {reason}{place}"
 
 
 def is_out_of_memory(error: BaseException, *, limited: bool = False) -> bool:
@@ -145,6 +154,8 @@ def is_out_of_memory(error: BaseException, *, limited: bool = False) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     texts = ["can't allocate memory", "not enough memory"]
+    # CUDA's libraries allocate beside the caching allocator, and say so in their own words.
+    texts += ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"]
     if limited:
         texts += ["could not create a primitive", "could not create a memory", "without exception set"]
     return isinstance(error, RuntimeError | SystemError) and any(text in str(error) for text in texts)
@@ -153,17 +164,18 @@ def is_out_of_memory(error: BaseException, *, limited: bool = False) -> bool:
 def _prepare(configuration: Configuration) -> None:
     """What holds for the whole process: threads, subnormal numbers, a limit on memory."""
     torch.set_flush_denormal(True)
-    device = torch.device(configuration.device)
+    # What is called fp32 is fp32: convolutions would otherwise take TF32 on a GPU that has it.
+    torch.backends.cudnn.allow_tf32 = False
     if configuration.threads is not None:
         torch.set_num_threads(configuration.threads)
+    device = torch.device(configuration.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if configuration.capacity is None:
-        return
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, configuration.capacity / total), device)
-    else:
+        index = device.index or 0  # torch takes no device without a number here
+        torch.cuda.set_device(index)
+        if configuration.capacity is not None:
+            total = torch.cuda.get_device_properties(index).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, configuration.capacity / total), index)
+    elif configuration.capacity is not None:
         _limit_data(configuration.capacity)
 
 

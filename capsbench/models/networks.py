@@ -10,7 +10,7 @@ The three differ in their blocks alone; a block is two capsule layers f, g from 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,21 @@ class CapsuleOutput(NamedTuple):
     """`[B, *in_shape]`, or None without a decoder."""
 
 
+class Options(TypedDict, total=False):
+    """The keyword arguments that all three networks take; see `CapsNet`."""
+
+    channels: int
+    capsules: int
+    capsule_dim: int
+    class_dim: int
+    routing: str
+    iterations: int
+    kernel: str
+    decoder: bool
+
+
 class CapsuleNetwork(nn.Module):
-    """What the three networks share. See them for the arguments."""
+    """What the three networks share: everything but the blocks. See `CapsNet` for the arguments."""
 
     def __init__(
         self,
@@ -46,14 +59,14 @@ class CapsuleNetwork(nn.Module):
         blocks: int,
         make_blocks: Callable[[list[nn.Module]], nn.Module],
         *,
-        channels: int,
-        capsules: int,
-        capsule_dim: int,
-        class_dim: int,
-        routing: str,
-        iterations: int,
-        kernel: str,
-        decoder: bool,
+        channels: int = 256,
+        capsules: int = 32,
+        capsule_dim: int = 8,
+        class_dim: int = 16,
+        routing: str = "rba",
+        iterations: int = 3,
+        kernel: str = "auto",
+        decoder: bool = True,
     ) -> None:
         super().__init__()
         in_capsules = _primary_capsules(in_shape, channels, capsule_dim)
@@ -97,26 +110,10 @@ class CapsuleNetwork(nn.Module):
         return CapsuleOutput(lengths, capsules, self.decoder(capsules, shown))
 
 
-class CapsNet(CapsuleNetwork):
-    """A capsule network whose blocks have no shortcut.
+class _PlainNetwork(CapsuleNetwork):
+    """A network whose blocks run under plain autograd."""
 
-    Args:
-        in_shape: channels, height, width of an image; at least 17 × 17.
-        num_classes: number of class capsules.
-        blocks: depth, in blocks of two capsule layers.
-        channels: of both convolutions.
-        capsules: per layer.
-        capsule_dim: dimension of primary and hidden capsules.
-        class_dim: dimension of class capsules.
-        routing: algorithm.
-        iterations: rounds of routing.
-        kernel: how routing is computed: `reference`, `published`, `recompute` or `auto`.
-        decoder: whether images are reconstructed.
-        memory: `stored`, `checkpoint` (per block) or `offload`.
-
-    Raises:
-        ConfigurationError: a value that makes no network.
-    """
+    shortcut: ClassVar[bool]
 
     def __init__(
         self,
@@ -124,39 +121,45 @@ class CapsNet(CapsuleNetwork):
         num_classes: int,
         blocks: int,
         *,
-        channels: int = 256,
-        capsules: int = 32,
-        capsule_dim: int = 8,
-        class_dim: int = 16,
-        routing: str = "rba",
-        iterations: int = 3,
-        kernel: str = "auto",
-        decoder: bool = True,
         memory: str = "stored",
+        **options: Unpack[Options],
     ) -> None:
         check_strategy(memory, PLAIN_STRATEGIES)
-        super().__init__(
-            in_shape,
-            num_classes,
-            blocks,
-            lambda layers: BlockStack(layers, shortcut=self._shortcut, memory=memory),
-            channels=channels,
-            capsules=capsules,
-            capsule_dim=capsule_dim,
-            class_dim=class_dim,
-            routing=routing,
-            iterations=iterations,
-            kernel=kernel,
-            decoder=decoder,
-        )
 
-    _shortcut = False
+        def stack(layers: list[nn.Module]) -> nn.Module:
+            return BlockStack(layers, shortcut=self.shortcut, memory=memory)
+
+        super().__init__(in_shape, num_classes, blocks, stack, **options)
 
 
-class ResCapsNet(CapsNet):
+class CapsNet(_PlainNetwork):
+    """A capsule network whose blocks have no shortcut.
+
+    Args:
+        in_shape: channels, height, width of an image; at least 17 × 17.
+        num_classes: number of class capsules.
+        blocks: depth, in blocks of two capsule layers.
+        memory: `stored`, `checkpoint` (per block) or `offload`.
+        channels: of both convolutions (256).
+        capsules: per layer (32).
+        capsule_dim: dimension of primary and hidden capsules (8).
+        class_dim: dimension of class capsules (16).
+        routing: algorithm (`rba`).
+        iterations: rounds of routing (3).
+        kernel: how routing is computed: `reference`, `published`, `recompute` or `auto` (the default).
+        decoder: whether images are reconstructed (True).
+
+    Raises:
+        ConfigurationError: a value that makes no network.
+    """
+
+    shortcut = False
+
+
+class ResCapsNet(_PlainNetwork):
     """A capsule network with an identity shortcut round each layer of a block. Arguments as `CapsNet`."""
 
-    _shortcut = True
+    shortcut = True
 
 
 class MoCapsNet(CapsuleNetwork):
@@ -179,18 +182,11 @@ class MoCapsNet(CapsuleNetwork):
         num_classes: int,
         blocks: int,
         *,
-        channels: int = 256,
-        capsules: int = 32,
-        capsule_dim: int = 8,
-        class_dim: int = 16,
-        routing: str = "rba",
-        iterations: int = 3,
-        kernel: str = "auto",
-        decoder: bool = True,
         memory: str = "reversible",
         gamma: float = 0.9,
         inverse: str = "auto",
         rule: str = "paper",
+        **options: Unpack[Options],
     ) -> None:
         check_strategy(memory, STRATEGIES)
         if rule not in RULES:
@@ -201,20 +197,7 @@ class MoCapsNet(CapsuleNetwork):
                 return nn.Sequential(*(_PublishedBlock(pair, gamma, memory, inverse) for pair in _pairs(layers)))
             return MomentumStack(layers, gamma, memory, inverse, segment=2)
 
-        super().__init__(
-            in_shape,
-            num_classes,
-            blocks,
-            stack,
-            channels=channels,
-            capsules=capsules,
-            capsule_dim=capsule_dim,
-            class_dim=class_dim,
-            routing=routing,
-            iterations=iterations,
-            kernel=kernel,
-            decoder=decoder,
-        )
+        super().__init__(in_shape, num_classes, blocks, stack, **options)
 
 
 class BlockStack(nn.Module):

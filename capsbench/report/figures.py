@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from capsbench import paper
 from capsbench.analysis.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.analysis.slopes import fit_slope, lines
-from capsbench.data.catalog import SPECS
+from capsbench.catalog import SPECS
 from capsbench.report.labels import Line, dataset_title, line_label, model_title
 from capsbench.report.units import MIB, slope_text
 
@@ -103,9 +103,9 @@ def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_pape
             for ax, metric in zip(row, shown, strict=False):
                 legend = with_fit or ax is row[0]
                 _panel(ax, part, metric, styles, per=per, with_fit=with_fit, legend=legend)
-                if with_paper and metric.name in paper.COMPARABLE_METRICS and (part["batch_size"] == paper.BATCH_SIZE).any():
+                if with_paper and _comparable(part, metric):
                     _draw_paper(ax, dataset)
-                ax.set_title(f"{dataset_title(dataset)}: {metric.title}", loc="left", fontsize=9.5)
+                ax.set_title(f"{dataset_title(dataset)}: {_title(metric, frame)}", loc="left", fontsize=9.5)
                 if legend and ax.get_legend_handles_labels()[0]:
                     ax.legend(loc="upper left", borderaxespad=0.2).set_in_layout(False)
         if not shown:
@@ -181,6 +181,17 @@ def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style:
     at = same["blocks"].min()
     ax.plot([mean.index.max(), at], [mean.iloc[-1]] * 2, ":", color=style.colour, lw=1)
     ax.annotate("out of memory", (at, mean.iloc[-1]), color=style.colour, fontsize=7.5, ha="right", va="bottom")
+
+
+def _comparable(frame: pd.DataFrame, metric: Metric) -> bool:
+    """Whether the paper's nvidia-smi readings can stand beside this: device memory, at the paper's batch."""
+    on_gpu = frame["device"].str.startswith("cuda") & (frame["batch_size"] == paper.BATCH_SIZE)
+    return metric.name in paper.COMPARABLE_METRICS and bool(on_gpu.any())
+
+
+def _title(metric: Metric, frame: pd.DataFrame) -> str:
+    on_cpu = metric.name == "process" and not frame["device"].str.startswith("cuda").any()
+    return "largest resident set" if on_cpu else metric.title
 
 
 def _draw_paper(ax: Axes, dataset: str) -> None:

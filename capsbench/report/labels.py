@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from capsbench.data.catalog import SPECS
+from capsbench.catalog import SPECS
 
 MODEL_TITLES = {"capsnet": "CapsNet", "rescapsnet": "ResCapsNet", "mocapsnet": "MoCapsNet"}
 

@@ -26,6 +26,8 @@ def table4(frame: pd.DataFrame) -> pd.DataFrame:
     """
     measured = frame[frame["status"] == "ok"]
     columns = [metric.column for metric in MEMORY_METRICS.values() if measured[metric.column].notna().any()]
+    if not measured["device"].str.startswith("cuda").any():
+        columns.remove("process_bytes")  # a CPU's resident set says nothing of a GPU's memory
     values = measured.astype(dict.fromkeys(columns, "float64"))
     means = values.pivot_table(index=_CELL, columns="kernel", values=columns, aggfunc="mean")
     means.columns = pd.Index(["_".join(reversed(pair)) for pair in means.columns.to_list()])

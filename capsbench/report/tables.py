@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from capsbench.analysis.metrics import METRICS
-from capsbench.analysis.slopes import line_columns
+from capsbench.analysis.slopes import fit_slope, line_columns, lines
 from capsbench.report.labels import Line, dataset_title, line_label
 from capsbench.report.units import bytes_text, quantity_text, slope_text
 
@@ -67,15 +67,22 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
     That is so where a block adds to the peak what it adds in weights, gradients and optimizer state, and nothing else.
     """
     peaks = table[table["metric"] == "peak"]
-    if peaks.empty:
+    keys = line_columns(frame)
+    owns = []
+    for line, cells in lines(frame):
+        standing = cells[list(_STANDING)].astype("float64").sum(axis=1, min_count=3).dropna()
+        blocks = cells.loc[standing.index, "blocks"]
+        same = peaks[(peaks[keys].map(str) == pd.Series({key: str(line[key]) for key in keys})).all(axis=1)]
+        if same.empty or standing.empty:
+            continue
+        owns.append(fit_slope(blocks.tolist(), standing.tolist()).slope)
+        if not abs(same["slope"].iloc[0] - owns[-1]) <= 0.02 * owns[-1]:
+            return None
+    if not owns:
         return None
+    own = max(owns)
     good = frame[(frame["status"] == "ok") & frame["peak_allocated_bytes"].notna()]
-    by_depth = good.sort_values("blocks")
-    shallowest, deepest = by_depth.iloc[0], by_depth.iloc[-1]
-    standing = [sum(int(cell[name]) for name in _STANDING) for cell in (deepest, shallowest)]
-    own = (standing[0] - standing[1]) / int(deepest["blocks"] - shallowest["blocks"])
-    if not all(abs(slope - own) <= 0.02 * own for slope in peaks["slope"]):
-        return None
+    deepest = good.sort_values("blocks").iloc[-1]
     phase = "backward" if deepest["peak_backward_bytes"] >= deepest["peak_forward_bytes"] else "forward"
     return (
         f"The peak ({bytes_text(float(deepest['peak_allocated_bytes']))} at {deepest['blocks']} blocks) is reached in {phase} "

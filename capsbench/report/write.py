@@ -1,12 +1,14 @@
 """Everything that is drawn from a report's records, written into its folder."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from capsbench.analysis.slopes import slopes
 from capsbench.report.figures import Per, figure3, figure4, save
+from capsbench.report.table4 import table4, write_table4
 from capsbench.report.tables import write_slopes_csv
 
 
@@ -38,3 +40,41 @@ def write_report(
             figure = draw(frame, memory=memory or usual, per=per, with_paper=with_paper)
             paths += save(figure, folder, name)
     return paths
+
+
+@dataclass(frozen=True)
+class PaperReport:
+    """How a figure or table of the paper is drawn from one's own records."""
+
+    memory: tuple[str, ...]
+    """Memory drawn on a GPU, where the paper's values can stand beside it."""
+    memory_on_cpu: tuple[str, ...]
+    """Memory drawn on a CPU, whose resident set says nothing of the paper's."""
+    figure: str
+    """Which figure."""
+
+
+PAPER_REPORTS = {
+    "figure3": PaperReport(("process",), ("retained",), "figure3"),
+    "figure4": PaperReport(("retained", "reserved", "process"), ("retained", "peak"), "figure4"),
+    "table4": PaperReport(("retained", "peak", "reserved", "process"), ("retained", "peak"), "figure3"),
+}
+"""By the names that `capsbench reproduce` takes."""
+
+
+def write_paper_report(name: str, frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Writes what the paper shows under this name, its values beside one's own; and slopes.csv.
+
+    Args:
+        name: a key of `PAPER_REPORTS`.
+        frame: the report's records, as `capsbench.load` gives them.
+        folder: where to write.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    report = PAPER_REPORTS[name]
+    on_gpu = frame["device"].str.startswith("cuda").any()
+    memory = report.memory if on_gpu else report.memory_on_cpu
+    paths = write_report(frame, folder, memory=memory, with_paper=True, only=[report.figure])
+    return [*paths, write_table4(table4(frame), folder)] if name == "table4" else paths

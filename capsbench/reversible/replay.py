@@ -87,9 +87,26 @@ class RandomState:
         return all(torch.equal(mine, theirs) for mine, theirs in zip(self.states, other.states, strict=True))
 
 
-def without_side_effects(function: nn.Module, x: Tensor) -> Tensor:
-    """`function(x)`, its buffers left as they are: what it writes into them goes to copies."""
-    buffers = {name: buffer.clone() for name, buffer in function.named_buffers()}
-    if not buffers:
-        return function(x)
-    return torch.func.functional_call(function, buffers, (x,))
+@dataclass(frozen=True)
+class Buffers:
+    """A function's buffers as they were before it was evaluated."""
+
+    copies: dict[str, Tensor]
+    versions: dict[str, int]
+
+    @classmethod
+    def capture(cls, function: nn.Module) -> "Buffers":
+        """Copies of the buffers, which are few and small."""
+        found = dict(function.named_buffers())
+        return cls({name: buffer.clone() for name, buffer in found.items()}, {name: b._version for name, b in found.items()})
+
+    def changed(self, function: nn.Module) -> bool:
+        """Whether an evaluation wrote into a buffer since."""
+        return any(buffer._version != self.versions[name] for name, buffer in function.named_buffers())
+
+    def replay(self, function: nn.Module, x: Tensor) -> Tensor:
+        """`function(x)` with the buffers as they were; what it writes goes to copies, so nothing is counted twice."""
+        if not self.copies:
+            return function(x)
+        copies = {name: buffer.clone() for name, buffer in self.copies.items()}
+        return torch.func.functional_call(function, copies, (x,))

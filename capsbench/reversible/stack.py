@@ -3,7 +3,8 @@
 Knows no capsules: any modules whose output has the shape of their input will do.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.reversible.momentum import check_gamma, previous_velocity, step
-from capsbench.reversible.replay import Autocast, Modes, RandomState, without_side_effects
+from capsbench.reversible.replay import Autocast, Buffers, Modes, RandomState
 from capsbench.reversible.strategies import Step, check_strategy, run_steps
 
 INVERSES = ("auto", "float")
@@ -96,12 +97,14 @@ class _Reversible(torch.autograd.Function):
         # Gradients find their parameter by identity, which hooks on saved tensors do not keep.
         ctx.stack, ctx.parameters = stack, parameters
         ctx.autocast, ctx.modes = Autocast.capture(x.device), Modes.capture(stack)
-        ctx.random_states = []
+        ctx.random_states, ctx.buffers, ctx.owned = [], [], {id(parameter) for parameter in stack.parameters()}
         v = torch.zeros_like(x)
         before = RandomState.capture(x.device)
         with ctx.autocast.restore():
             for function in stack.functions:
+                buffers = Buffers.capture(function)
                 x, v = step(x, v, _checked(function(x), x), stack.gamma)
+                ctx.buffers.append(buffers if buffers.changed(function) else None)
                 after = RandomState.capture(x.device)
                 # A state takes 5 KiB on a CPU: kept only by functions that draw.
                 ctx.random_states.append(None if after.same_as(before) else before)
@@ -115,19 +118,27 @@ class _Reversible(torch.autograd.Function):
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
         stack: MomentumStack = ctx.stack
         x, v, *_ = ctx.saved_tensors
+        if {id(parameter) for parameter in stack.parameters()} != ctx.owned:
+            # torch.func.functional_call puts its own parameters in place for the call alone.
+            raise RuntimeError(
+                "the parameters of a reversible MomentumStack were replaced between forward and backward; "
+                "use memory='stored' there"
+            )
         place = {id(parameter): index for index, parameter in enumerate(ctx.parameters)}
         grads: list[Tensor | None] = [None] * len(place)
         grad_v = torch.zeros_like(grad_x)
         outside = RandomState.capture(x.device)
         try:
             with ctx.modes.restore():
-                for function, random_state in zip(reversed(stack.functions), reversed(ctx.random_states), strict=True):
+                layers = zip(stack.functions, ctx.random_states, ctx.buffers, strict=True)
+                for function, random_state, buffers in reversed(list(layers)):
                     x = x - v
                     if random_state is not None:
                         random_state.restore()
                     used = [parameter for parameter in function.parameters() if id(parameter) in place]
                     grad_v = grad_v + grad_x
-                    value, grad_input, grad_used = _value_and_vjp(function, x, used, (1 - stack.gamma) * grad_v, ctx.autocast)
+                    replay = partial((buffers or Buffers.capture(function)).replay, function)
+                    value, grad_input, grad_used = _value_and_vjp(replay, x, used, (1 - stack.gamma) * grad_v, ctx.autocast)
                     v = previous_velocity(v, value, stack.gamma)
                     if grad_input is not None:
                         grad_x = grad_x + grad_input
@@ -142,13 +153,13 @@ class _Reversible(torch.autograd.Function):
 
 
 def _value_and_vjp(
-    function: nn.Module, x: Tensor, parameters: Sequence[Tensor], grad: Tensor, autocast: Autocast
+    function: Callable[[Tensor], Tensor], x: Tensor, parameters: Sequence[Tensor], grad: Tensor, autocast: Autocast
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
     """f(x) without a graph, and the gradients of `(f(x) * grad).sum()` for x and the parameters; one evaluation of f."""
     # The evaluation alone runs as in forward: backward products choose their own precision, as always in torch.
     with torch.enable_grad(), autocast.restore():
         leaf = x.detach().requires_grad_()
-        value = without_side_effects(function, leaf)
+        value = function(leaf)
     if not value.requires_grad:
         return value, None, (None,) * len(parameters)
     grad_input, *grad_parameters = torch.autograd.grad(value, [leaf, *parameters], grad.to(value.dtype), allow_unused=True)

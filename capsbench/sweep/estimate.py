@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from capsbench.data.catalog import spec_of
+from capsbench.catalog import spec_of
 from capsbench.measure.worker import WARMUP_STEPS
 from capsbench.records import Cell, Plan, Record
 from capsbench.workload import BUILT_IN

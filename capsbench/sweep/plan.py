@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from capsbench.data.catalog import spec_of
+from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.models import RULES
 from capsbench.records import Cell, Configuration
@@ -69,6 +69,8 @@ def parse_depths(text: str) -> tuple[int, ...]:
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not (first.isascii() and first.isdigit() and (not dash or (last.isascii() and last.isdigit()))):
             raise ConfigurationError(f"--depth '{text}' is not a depth", DEPTH_FORMS)
+        if len(max(first, last, key=len)) > len(str(DEEPEST)):
+            raise ConfigurationError(f"--depth '{text[:40]}' goes beyond {DEEPEST} blocks", "choose depths that can be measured")
         low, high = int(first), int(last) if dash else int(first)
         if low < 1:
             raise ConfigurationError(f"--depth '{text}' begins below 1", "the smallest network has 1 block")

@@ -17,17 +17,13 @@ class Experiment:
     """Data sets that it shows."""
     passes: tuple[Pass, ...]
     """What has to be measured for it."""
-    memory: tuple[str, ...]
-    """Which memory is drawn; the paper's values stand beside process and reserved memory."""
-    shows: tuple[str, ...]
-    """What is made of it."""
 
 
 _ALL = ("mnist", "svhn", "cifar10")
 EXPERIMENTS = {
-    "figure3": Experiment(_ALL, BOTH, ("process",), ("figure3",)),
-    "figure4": Experiment(("cifar10",), BOTH, ("retained", "reserved", "process"), ("figure4",)),
-    "table4": Experiment(_ALL, ("memory",), ("retained", "peak", "reserved", "process"), ("figure3", "table4")),
+    "figure3": Experiment(_ALL, BOTH),
+    "figure4": Experiment(("cifar10",), BOTH),
+    "table4": Experiment(_ALL, ("memory",)),
 }
 """Figure 3: memory, training and inference time. Figure 4: slopes. Table 4: memory."""
 

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -58,7 +59,7 @@ def run_sweep(plan: Plan, store: Store, launch: Launcher, observers: Sequence[Ob
 
 def remaining(plan: Plan, store: Store) -> list[Cell]:
     """The cells of a plan that have no final record."""
-    finished = store.finished()
+    finished = store.finished(plan.passes)
     return [cell for cell in plan.cells if cell.key() not in finished]
 
 
@@ -78,8 +79,15 @@ def _check_room(store: Store) -> None:
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Ctrl-C waits until what was measured is on the disk."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # A handler, not a signal mask: other threads would take the signal, and Python raise here all the same.
+    arrived: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+    if arrived:
+        raise KeyboardInterrupt

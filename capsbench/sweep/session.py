@@ -1,5 +1,7 @@
 """Beginning a sweep, or going on with one: which folder, which plan, which data."""
 
+import contextlib
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -7,8 +9,8 @@ from pathlib import Path
 import torch
 
 from capsbench.data.datasets import data_directory, load_images
-from capsbench.errors import ConfigurationError
-from capsbench.records import Cell, Plan
+from capsbench.errors import ConfigurationError, StoreError
+from capsbench.records import BOTH, Cell, Plan
 from capsbench.store import PLAN, Store
 from capsbench.workload import check_batch_size
 
@@ -16,24 +18,26 @@ REPORTS = Path("reports")
 
 
 def resolve_device(name: str) -> str:
-    """`auto`, `cpu`, `cuda` or `cuda:N` → a device that is there.
+    """`auto`, `cpu`, `cuda` or `cuda:N` → `cpu` or `cuda:N`, a device that is there, under its one name.
 
     Raises:
         ConfigurationError: it is not.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, colon, index = name.partition(":")
-    if name == "cpu" or (kind == "cuda" and (not colon or index.isdigit())):
-        count = torch.cuda.device_count()
-        if name != "cpu" and int(index or 0) >= count:
-            raise ConfigurationError(f"--device {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto")
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
         return name
+    found = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
+    if found:
+        index, count = int(found[1] or 0), torch.cuda.device_count()
+        if index >= count:
+            raise ConfigurationError(f"--device {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto")
+        return f"cuda:{index}"
     raise ConfigurationError(f"--device '{name}' is not known", "choose auto, cpu, cuda or cuda:N")
 
 
 def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime) -> Path:
-    """Where a sweep writes: `out`; or the newest report with these cells, to resume; or a new folder named for the time.
+    """Where a sweep writes: `out`; or the newest unfinished report with these cells, to resume; or a new folder.
 
     Raises:
         ConfigurationError: there is nothing to resume.
@@ -45,10 +49,14 @@ def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime) 
     plans = sorted(REPORTS.glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
     wanted = set(plan.cells)
     for path in plans:
-        known = Store(path.parent).read_plan()
-        if known is not None and wanted <= set(known.cells):
-            return path.parent
-    raise ConfigurationError("--resume: no report below reports/ was planned with these options", "name it with --out")
+        store = Store(path.parent)
+        with contextlib.suppress(StoreError):  # a damaged or newer report is not the one
+            known = store.read_plan()
+            if known is None or not (wanted <= set(known.cells) and set(plan.passes) <= set(known.passes)):
+                continue
+            if not {cell.key() for cell in known.cells} <= store.finished(known.passes):
+                return path.parent
+    raise ConfigurationError("--resume: no unfinished report below reports/ was planned with these options", "name it with --out")
 
 
 def begin(store: Store, plan: Plan, *, resume: bool) -> Plan:
@@ -63,7 +71,14 @@ def begin(store: Store, plan: Plan, *, resume: bool) -> Plan:
             f"--out {store.folder} already holds a report", "add --resume to go on with it, or choose another --out"
         )
     if earlier is not None:
-        plan = plan.model_copy(update={"cells": list(dict.fromkeys([*earlier.cells, *plan.cells]))})
+        plan = plan.model_copy(
+            update={
+                "cells": list(dict.fromkeys([*earlier.cells, *plan.cells])),
+                "passes": [what for what in BOTH if what in earlier.passes or what in plan.passes],
+                "samples": max(earlier.samples, plan.samples),
+                "experiment": plan.experiment or earlier.experiment,
+            }
+        )
     store.write_plan(plan)
     return plan
 

@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from capsbench.analysis.metrics import METRICS
-from capsbench.data.catalog import SPECS
+from capsbench.catalog import SPECS
 from capsbench.data.datasets import data_directory, load_images
 from capsbench.reversible import STRATEGIES
 from capsbench.routing import algorithms, kernels, resolve_kernel
