@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -21,6 +22,9 @@ MIB = 2**20
 RETAINED_PER_BLOCK = {"capsnet": 10 * MIB, "rescapsnet": 10 * MIB, "mocapsnet": 0}
 SECONDS_PER_BLOCK = {"capsnet": 0.02, "rescapsnet": 0.02, "mocapsnet": 0.03}
 STATE_PER_BLOCK = 131072 * 4
+
+# Whoever runs the tests in the background may have had Ctrl-C ignored, which processes inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,8 @@ def _ratio(row: pd.Series, table: pd.DataFrame, keys: list[str]) -> float:
     if len(reference) != 1:
         return float("nan")
     one = reference.iloc[0]
-    if one["slope"] == 0 or one["slope_low"] <= 0 <= one["slope_high"]:
+    unknown = one["unit"] == "seconds" and pd.isna(one["slope_low"])
+    if unknown or one["slope"] == 0 or one["slope_low"] <= 0 <= one["slope_high"]:
         return float("nan")
     return float(row["slope"] / reference["slope"].iloc[0])
 

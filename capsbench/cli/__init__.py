@@ -14,6 +14,9 @@ def main() -> None:
         status = cli.main(standalone_mode=False)
     except CapsbenchError as error:
         status = _complain(error.what, error.hint, error.exit_status)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        status = 0
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "capsbench"
         # click lists choices on lines of their own.

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from capsbench import paper
@@ -102,12 +103,12 @@ def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_pape
             part = frame[frame["dataset"] == dataset]
             for ax, metric in zip(row, shown, strict=False):
                 legend = with_fit or ax is row[0]
-                _panel(ax, part, metric, styles, per=per, with_fit=with_fit, legend=legend)
+                handles = _panel(ax, part, metric, styles, per=per, with_fit=with_fit, legend=legend)
                 if with_paper and _comparable(part, metric):
-                    _draw_paper(ax, dataset)
+                    handles += _draw_paper(ax, dataset)
                 ax.set_title(f"{dataset_title(dataset)}: {_title(metric, frame)}", loc="left", fontsize=9.5)
-                if legend and ax.get_legend_handles_labels()[0]:
-                    ax.legend(loc="upper left", borderaxespad=0.2).set_in_layout(False)
+                if legend and handles:
+                    ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
         if not shown:
             axes[0][0].text(0.5, 0.5, "no cell was measured", ha="center", transform=axes[0][0].transAxes)
         figure.supxlabel(_caption(frame), fontsize=7.5, color="#555555")
@@ -116,8 +117,9 @@ def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_pape
 
 def _panel(
     ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, _Style], *, per: Per, with_fit: bool, legend: bool
-) -> None:
-    """One metric over depth, a line for each line of the frame."""
+) -> list[Line2D]:
+    """One metric over depth, a line for each line of the frame; returns what a legend shows of them."""
+    handles = []
     found = list(lines(frame))
     everyone = [line for line, _ in found]
     for line, cells in found:
@@ -149,11 +151,15 @@ def _panel(
             capsize=2,
             label=label,
         )
+        handles.append(
+            Line2D([], [], color=style.colour, marker=style.marker, ls=style.dash, ms=style.size, mfc="white", lw=1, label=label)
+        )
         _mark_end(ax, frame, line, mean, style)
     ax.set_xlabel("blocks")
     ax.set_ylabel(_unit(metric, per))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _fit_range(ax, entries=len(found) if legend else 0)
+    return handles
 
 
 def _legend_text(label: str) -> str:
@@ -194,13 +200,14 @@ def _title(metric: Metric, frame: pd.DataFrame) -> str:
     return "largest resident set" if on_cpu else metric.title
 
 
-def _draw_paper(ax: Axes, dataset: str) -> None:
+def _draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
     """Table 4, pale, behind one's own lines."""
-    table = paper.memory()
+    table, drawn = paper.memory(), []
     for model, cells in table[table["dataset"] == dataset].groupby("model"):
         colour, marker, _ = _MODEL_STYLES[str(model)]
-        ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3,
+        drawn += ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3,
                 label=f"paper's {model_title(str(model))} (nvidia-smi)")  # fmt: skip
+    return drawn
 
 
 def _styles(frame: pd.DataFrame) -> dict[str, _Style]:

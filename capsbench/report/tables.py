@@ -82,11 +82,15 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
         return None
     own = max(owns)
     good = frame[(frame["status"] == "ok") & frame["peak_allocated_bytes"].notna()]
-    deepest = good.sort_values("blocks").iloc[-1]
-    phase = "backward" if deepest["peak_backward_bytes"] >= deepest["peak_forward_bytes"] else "forward"
+    deepest = good[good["blocks"] == good["blocks"].max()]
+    low, high = (
+        bytes_text(float(value)) for value in (deepest["peak_allocated_bytes"].min(), deepest["peak_allocated_bytes"].max())
+    )
+    in_backward = (deepest["peak_backward_bytes"] >= deepest["peak_forward_bytes"]).all()
     return (
-        f"The peak ({bytes_text(float(deepest['peak_allocated_bytes']))} at {deepest['blocks']} blocks) is reached in {phase} "
-        f"outside the blocks, so a block moves it only by its weights, gradients and optimizer state: {bytes_text(own)}."
+        f"The peak ({low if low == high else f'{low} to {high}'} at {deepest['blocks'].iloc[0]} blocks) is reached "
+        f"{'in backward ' if in_backward else ''}outside the blocks, so a block moves it only by its weights, gradients and "
+        f"optimizer state: {bytes_text(own)}."
     )
 
 
