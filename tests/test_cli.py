@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import psutil
 import pytest
 import torch
 from click.shell_completion import ShellComplete
-from conftest import RETAINED_PER_BLOCK, make_record, process_environment
+from conftest import RETAINED_PER_BLOCK, is_gone, make_record, process_environment, wait_for
 
 from capsbench import load
 from capsbench.analysis.metrics import MEMORY_METRICS
@@ -459,17 +458,6 @@ def make(in_shape, num_classes, blocks):
     pixels = in_shape[0] * in_shape[1] * in_shape[2]
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(pixels, num_classes))
 """
-
-
-def wait_for(what, seconds=200.0):
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def is_gone(pid):
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.fixture

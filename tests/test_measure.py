@@ -6,13 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
-from conftest import MIB, make_configuration
+from conftest import MIB, is_gone, make_configuration, wait_for
 
 from capsbench.measure import clock as clocks
 from capsbench.measure import memory as probes
@@ -427,18 +425,6 @@ def make(in_shape, num_classes, blocks):
     pathlib.Path("pids.new").rename("pids")
     time.sleep(600)
 """
-
-
-def wait_for(what, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def is_gone(pid):
-    # In some containers nobody collects the dead.
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_model_that_never_ends_is_ended_with_all_it_started(own_model, tmp_path):
