@@ -87,10 +87,15 @@ def line_columns(frame: pd.DataFrame) -> list[str]:
 
 def lines(frame: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
     """Each line's common values, and its rows that ended well, by depth."""
-    keys = line_columns(frame)
-    good = frame[frame["status"] == "ok"]
-    for values, rows in good.groupby(keys, dropna=False, sort=False):
-        yield dict(zip(keys, values, strict=True)), rows.sort_values("blocks", kind="stable")
+    for line, rows in by_line(frame[frame["status"] == "ok"]):
+        yield line, rows.sort_values("blocks", kind="stable")
+
+
+def by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
+    """The rows of records, or of slopes, line by line with the line's common values."""
+    keys = line_columns(table)
+    for values, rows in table.groupby(keys, dropna=False, sort=False):
+        yield dict(zip(keys, values, strict=True)), rows
 
 
 def slopes(frame: pd.DataFrame) -> pd.DataFrame:

@@ -101,7 +101,7 @@ def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_
     estimate = _announce(console, plan, store, words)
     launch = local_launcher(plan, key_of(environment), data_dir, notify=lambda text: say(console, text))
     try:
-        with Progress(console, len(remaining(plan, store)), estimate.seconds_left) as progress:
+        with Progress(console, estimate.cells_left(), estimate.seconds_left) as progress:
             run_sweep(plan, store, launch, (estimate, progress))
     except KeyboardInterrupt:
         return True

@@ -17,7 +17,7 @@ from capsbench import paper
 from capsbench.analysis.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.analysis.slopes import fit_slope, lines
 from capsbench.catalog import SPECS
-from capsbench.report.labels import Line, dataset_title, line_label, model_title
+from capsbench.report.labels import Line, dataset_title, line_label, model_title, on_gpu
 from capsbench.report.units import MIB, slope_text
 
 Per = Literal["step", "epoch"]
@@ -191,12 +191,12 @@ def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style:
 
 def _comparable(frame: pd.DataFrame, metric: Metric) -> bool:
     """Whether the paper's nvidia-smi readings can stand beside this: device memory, at the paper's batch."""
-    on_gpu = frame["device"].str.startswith("cuda") & (frame["batch_size"] == paper.BATCH_SIZE)
-    return metric.name in paper.COMPARABLE_METRICS and bool(on_gpu.any())
+    same = on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE)
+    return metric.name in paper.COMPARABLE_METRICS and bool(same.any())
 
 
 def _title(metric: Metric, frame: pd.DataFrame) -> str:
-    on_cpu = metric.name == "process" and not frame["device"].str.startswith("cuda").any()
+    on_cpu = metric.name == "process" and not on_gpu(frame).any()
     return "largest resident set" if on_cpu else metric.title
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
+import pandas as pd
+
 from capsbench.catalog import SPECS
 
 MODEL_TITLES = {"capsnet": "CapsNet", "rescapsnet": "ResCapsNet", "mocapsnet": "MoCapsNet"}
@@ -21,6 +23,11 @@ def model_title(name: str) -> str:
 def dataset_title(name: str) -> str:
     """A data set as figures spell it."""
     return SPECS[name].title if name in SPECS else name
+
+
+def on_gpu(frame: pd.DataFrame) -> pd.Series:
+    """Which rows were measured on a CUDA device, whose memory is what the paper's readings are of."""
+    return frame["device"].str.startswith("cuda")
 
 
 def line_label(line: Line, others: Iterable[Line]) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 from capsbench import paper
 from capsbench.analysis.metrics import MEMORY_METRICS
 from capsbench.analysis.slopes import fit_slope
-from capsbench.report.labels import dataset_title, model_title
+from capsbench.report.labels import dataset_title, model_title, on_gpu
 from capsbench.report.units import MIB
 
 _CELL = ["dataset", "model", "blocks"]
@@ -26,7 +26,7 @@ def table4(frame: pd.DataFrame) -> pd.DataFrame:
     """
     measured = frame[frame["status"] == "ok"]
     columns = [metric.column for metric in MEMORY_METRICS.values() if measured[metric.column].notna().any()]
-    if not measured["device"].str.startswith("cuda").any():
+    if not on_gpu(measured).any():
         columns.remove("process_bytes")  # a CPU's resident set says nothing of a GPU's memory
     values = measured.astype(dict.fromkeys(columns, "float64"))
     means = values.pivot_table(index=_CELL, columns="kernel", values=columns, aggfunc="mean")

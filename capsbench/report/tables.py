@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from capsbench.analysis.metrics import METRICS
-from capsbench.analysis.slopes import fit_slope, line_columns, lines
+from capsbench.analysis.slopes import by_line, fit_slope, line_columns, lines
 from capsbench.report.labels import Line, dataset_title, line_label
 from capsbench.report.units import bytes_text, quantity_text, slope_text
 
@@ -27,8 +27,7 @@ def slopes_table(table: pd.DataFrame) -> Table:
         out.add_column("dataset", no_wrap=True)
     for name in shown:
         out.add_column(_HEADS[name], justify="right")
-    keys = line_columns(table)
-    groups = [(dict(zip(keys, values, strict=True)), rows) for values, rows in table.groupby(keys, dropna=False, sort=False)]
+    groups = list(by_line(table))
     everyone = [line for line, _ in groups]
     for line, rows in groups:
         by_metric = {row["metric"]: row for _, row in rows.iterrows()}

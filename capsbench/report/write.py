@@ -8,6 +8,7 @@ import pandas as pd
 
 from capsbench.analysis.slopes import slopes
 from capsbench.report.figures import Per, figure3, figure4, save
+from capsbench.report.labels import on_gpu
 from capsbench.report.table4 import table4, write_table4
 from capsbench.report.tables import write_slopes_csv
 
@@ -74,7 +75,6 @@ def write_paper_report(name: str, frame: pd.DataFrame, folder: Path) -> list[Pat
         OSError: a file cannot be written.
     """
     report = PAPER_REPORTS[name]
-    on_gpu = frame["device"].str.startswith("cuda").any()
-    memory = report.memory if on_gpu else report.memory_on_cpu
+    memory = report.memory if on_gpu(frame).any() else report.memory_on_cpu
     paths = write_report(frame, folder, memory=memory, with_paper=True, only=[report.figure])
     return [*paths, write_table4(table4(frame), folder)] if name == "table4" else paths

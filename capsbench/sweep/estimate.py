@@ -36,6 +36,10 @@ class Estimate:
         self._guessed = 0.0
         self._taken = 0.0
 
+    def cells_left(self) -> int:
+        """How many cells are not done."""
+        return len(self._left)
+
     def seconds_left(self) -> float:
         """What the cells that are not done will take together."""
         factor = self._taken / self._guessed if self._guessed else 1.0
