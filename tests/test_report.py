@@ -1,6 +1,7 @@
 """Figures and tables say what the records say, whatever the records are."""
 
 import csv
+import io
 import warnings
 from io import StringIO
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from capsbench import paper, slopes
 from capsbench.report.figures import figure3, figure4, save
 from capsbench.report.labels import line_label
+from capsbench.report.table4 import table4, table4_slopes, write_table4
 from capsbench.report.tables import cells_table, peak_note, slopes_table, write_slopes_csv
 from capsbench.report.units import bytes_text, duration_text, seconds_text, slope_text
 from capsbench.report.write import write_report
@@ -449,3 +451,22 @@ def test_the_note_on_the_peak_looks_at_each_line_alone():
     note = peak_note(slopes(frame), frame)
     assert note is not None
     assert "4.00 MiB" in note
+
+
+@pytest.mark.parametrize("records", [[], [make_record(status="oom", dataset="mnist")]], ids=["nothing", "only oom"])
+def test_table_4_of_nothing_measured_is_empty(records, tmp_path):
+    table = table4(make_frame(records))
+    assert len(table) == 0
+    assert write_table4(table, tmp_path).read_text().startswith("dataset,model,blocks,paper_bytes")
+    Console(file=io.StringIO()).print(table4_slopes(table))
+
+
+def test_table_4_stands_beside_the_paper():
+    kernels = ("published", "recompute")
+    frame = make_frame(make_record(blocks=blocks, dataset="mnist", kernel=kernel) for blocks in (1, 2) for kernel in kernels)
+    table = table4(frame)
+    assert list(table["blocks"]) == [1, 2]
+    assert list(table["paper_bytes"]) == [4462 * MIB, 4612 * MIB]
+    retained = [make_record(blocks=blocks).memory.retained_bytes for blocks in (1, 2)]
+    assert list(table["published_retained_bytes"]) == list(table["recompute_retained_bytes"]) == retained
+    assert not [name for name in table.columns if "process" in name]

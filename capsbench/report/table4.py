@@ -25,13 +25,15 @@ def table4(frame: pd.DataFrame) -> pd.DataFrame:
         means over replicates, in bytes. The paper's is one nvidia-smi reading at batch 128, context and cache included.
     """
     measured = frame[frame["status"] == "ok"]
-    columns = [metric.column for metric in MEMORY_METRICS.values() if measured[metric.column].notna().any()]
-    if not on_gpu(measured).any():
-        columns.remove("process_bytes")  # a CPU's resident set says nothing of a GPU's memory
+    # A CPU's resident set says nothing of a GPU's memory.
+    comparable = [metric for metric in MEMORY_METRICS.values() if metric.name != "process" or on_gpu(measured).any()]
+    columns = [metric.column for metric in comparable if measured[metric.column].notna().any()]
+    printed = paper.memory().rename(columns={"bytes": "paper_bytes"}).drop(columns="memory_mb")
+    if not columns:
+        return printed.head(0)
     values = measured.astype(dict.fromkeys(columns, "float64"))
     means = values.pivot_table(index=_CELL, columns="kernel", values=columns, aggfunc="mean")
     means.columns = pd.Index(["_".join(reversed(pair)) for pair in means.columns.to_list()])
-    printed = paper.memory().rename(columns={"bytes": "paper_bytes"}).drop(columns="memory_mb")
     return printed.merge(means, on=_CELL, how="inner")
 
 
