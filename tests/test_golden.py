@@ -14,6 +14,7 @@ from capsbench.routing import kernels, route
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS = {"capsnet": (CapsNet, {}), "rescapsnet": (ResCapsNet, {}), "mocapsnet": (MoCapsNet, {"rule": "published"})}
 BLOCKS = 2
+KERNELS = [kernel for kernel in kernels() if kernel != "triton"]  # which needs a GPU: test_cuda.py, test_fused.py
 
 
 def read(name: str) -> dict[str, Tensor]:
@@ -28,7 +29,7 @@ def in_our_layout(weight: Tensor) -> Tensor:
     return weight.permute(1, 3, 0, 2) if weight.shape[-1] == 8 else weight
 
 
-@pytest.mark.parametrize("kernel", kernels())
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", ["rba_layer", "rba_layer_one_iteration"])
 def test_layer(name, kernel):
     golden = read(name)
@@ -38,6 +39,25 @@ def test_layer(name, kernel):
     expected = [golden["output"], golden["grad_x"], in_our_layout(golden["grad_weight"])]
     # The others have no epsilon in squash, see tests/golden/README.md.
     assert_all_close([output, *gradients], expected, relative=1e-10 if kernel == "published" else 2e-7)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sda_layer(kernel):
+    golden = read("sda_layer_official_code")
+    inputs, weight = golden["x"].requires_grad_(), in_our_layout(golden["weight"]).requires_grad_()
+    bias = golden["bias"].requires_grad_()
+    output = route(inputs, weight, bias, algorithm="sda-published", iterations=int(golden["iterations"]), kernel=kernel)
+    gradients = torch.autograd.grad(output, (inputs, weight, bias), golden["grad_output"])
+    expected = [golden["output"], golden["grad_x"], in_our_layout(golden["grad_weight"]), golden["grad_bias"]]
+    assert_all_close([output, *gradients], expected, relative=1e-10 if kernel == "published" else 2e-7)
+
+
+def test_the_golden_sda_layer_tells_the_temperatures_apart():
+    golden = read("sda_layer_official_code")
+    options = {"iterations": int(golden["iterations"]), "algorithm": "sda"}
+    output = route(golden["x"], in_our_layout(golden["weight"]), golden["bias"], **options)
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_close(output, golden["output"], relative=1e-4)
 
 
 def network(name: str, golden: dict[str, Tensor], blocks: int = BLOCKS, **options) -> CapsuleNetwork:
@@ -54,7 +74,7 @@ def network(name: str, golden: dict[str, Tensor], blocks: int = BLOCKS, **option
     return net
 
 
-@pytest.mark.parametrize("kernel", kernels())
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
     ("name", "memory"), [("capsnet", "stored"), ("rescapsnet", "stored"), ("mocapsnet", "stored"), ("mocapsnet", "reversible")]
 )
@@ -73,7 +93,7 @@ def test_network(name, memory, kernel):
 
 
 @pytest.mark.parametrize("blocks", range(1, BLOCKS + 1))
-@pytest.mark.parametrize("kernel", kernels())
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_output_of_every_block(name, kernel, blocks):
     golden = read(f"{name}_official_code")

@@ -3,7 +3,27 @@
 Read `reference` first: it is the specification. Each other file is one way to compute the same.
 """
 
-from capsbench.routing.dispatch import algorithms, check_routing, kernels, resolve_kernel, route
+from capsbench.routing.dispatch import (
+    algorithm_of,
+    algorithms,
+    check_routing,
+    kernels,
+    resolve_kernel,
+    route,
+    route_and_vjp,
+    route_keeping,
+)
 from capsbench.routing.squash import length, squash
 
-__all__ = ["algorithms", "check_routing", "kernels", "length", "resolve_kernel", "route", "squash"]
+__all__ = [
+    "algorithm_of",
+    "algorithms",
+    "check_routing",
+    "kernels",
+    "length",
+    "resolve_kernel",
+    "route",
+    "route_and_vjp",
+    "route_keeping",
+    "squash",
+]

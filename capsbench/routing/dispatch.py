@@ -1,24 +1,100 @@
 """`route`: checks what it is given, picks the kernel, keeps routing in at least float32."""
 
+import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError, ShapeError
-from capsbench.routing import published, recompute, reference
+from capsbench.routing import compiled, fused, published, recompute_em, reference
+from capsbench.routing.compiled import CompiledPasses
+from capsbench.routing.recompute import TilePasses
+from capsbench.routing.rounds import Passes, Rounds, Staged
 
-Router = Callable[[Tensor, Tensor, int], Tensor]
+Kept = tuple[Tensor, ...]
+"""What a kernel hands from forward to backward so that it need not repeat its rounds."""
 
-KERNELS: dict[str, dict[str, Router]] = {
-    "rba": {"reference": reference.rba, "published": published.rba, "recompute": recompute.rba},
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute an algorithm: (inputs, weight, *extras, iterations) → outputs."""
+
+    route: Callable[..., Tensor]
+    """Differentiable."""
+    keeping: Callable[..., tuple[Tensor, Kept]] | None = None
+    """The same without a graph, and what spares `and_vjp` the rounds."""
+    and_vjp: Callable[..., tuple[Tensor, tuple[Tensor, ...]]] | None = None
+    """(…, iterations, grad, kept) → the outputs and the gradients of inputs, weight and extras; without a graph."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A routing algorithm."""
+
+    title: str
+    """For people."""
+    extras: tuple[str, ...]
+    """The parameters it has besides the weight."""
+    kernels: dict[str, Kernel]
+    """What computes it."""
+
+
+def _staged(passes: type[Passes], rounds: Rounds) -> Kernel:
+    staged = Staged(passes, rounds)
+    return Kernel(staged.route, staged.keeping, staged.and_vjp)
+
+
+def _sda(*, slip: bool) -> dict[str, Kernel]:
+    rounds = Rounds(limited=True, published=slip)
+    return {
+        "reference": Kernel(partial(reference.sda, published=slip)),
+        "published": Kernel(partial(published.sda, published=slip)),
+        "recompute": _staged(TilePasses, rounds),
+        "compiled": _staged(CompiledPasses, rounds),
+        "triton": Kernel(*(partial(one, published=slip) for one in (fused.sda, fused.sda_keeping, fused.sda_and_vjp))),
+    }
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "rba": Algorithm(
+        "routing by agreement",
+        (),
+        {
+            "reference": Kernel(reference.rba),
+            "published": Kernel(published.rba),
+            "recompute": _staged(TilePasses, Rounds()),
+            "compiled": _staged(CompiledPasses, Rounds()),
+            "triton": Kernel(fused.rba, fused.rba_keeping, fused.rba_and_vjp),
+        },
+    ),
+    "sda": Algorithm("scaled-distance agreement", ("bias",), _sda(slip=False)),
+    "sda-published": Algorithm("scaled-distance agreement, temperature as published", ("bias",), _sda(slip=True)),
+    "em": Algorithm(
+        "expectation maximisation",
+        ("bias", "beta_u", "beta_a"),
+        {"reference": Kernel(reference.em), "recompute": Kernel(recompute_em.em), "triton": Kernel(fused.em)},
+    ),
 }
 """Every routing algorithm, and for each the kernels that compute it."""
 
 
 def algorithms() -> tuple[str, ...]:
     """The names that `algorithm=` takes."""
-    return tuple(KERNELS)
+    return tuple(ALGORITHMS)
+
+
+def algorithm_of(name: str) -> Algorithm:
+    """The algorithm of that name.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if name not in ALGORITHMS:
+        raise ConfigurationError(f"routing '{name}' is not known", f"choose one of {', '.join(ALGORITHMS)}")
+    return ALGORITHMS[name]
 
 
 def kernels(algorithm: str = "rba") -> tuple[str, ...]:
@@ -27,20 +103,21 @@ def kernels(algorithm: str = "rba") -> tuple[str, ...]:
     Raises:
         ConfigurationError: there is no such algorithm.
     """
-    if algorithm not in KERNELS:
-        raise ConfigurationError(f"routing '{algorithm}' is not known", f"choose one of {', '.join(KERNELS)}")
-    return tuple(KERNELS[algorithm])
+    return tuple(algorithm_of(algorithm).kernels)
 
 
-def resolve_kernel(kernel: str, algorithm: str = "rba") -> str:
-    """The kernel that `kernel` names, with `auto` replaced by the one it stands for.
+def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | str = "cpu") -> str:
+    """The kernel that `kernel` names, with `auto` replaced by the one it stands for on a device.
 
     Raises:
         ConfigurationError: there is no such algorithm or kernel.
     """
     known = kernels(algorithm)
     if kernel == "auto":
-        return "recompute"
+        kind = torch.device(device).type
+        if kind == "cuda" and importlib.util.find_spec("triton") is not None:
+            return "triton"
+        return "compiled" if kind == "cpu" and "compiled" in known and compiled.available() else "recompute"
     if kernel not in known:
         raise ConfigurationError(
             f"kernel '{kernel}' is not known for routing '{algorithm}'", f"choose one of auto, {', '.join(known)}"
@@ -64,37 +141,159 @@ def route(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    beta_u: Tensor | None = None,
+    beta_a: Tensor | None = None,
     algorithm: str = "rba",
     iterations: int = 3,
     kernel: str = "auto",
 ) -> Tensor:
     """Routes input capsules to output capsules.
 
+    With `sda` one temperature serves the whole batch, so a sample's outputs depend on the batch it is in; with the
+    others they do not.
+
     Args:
         inputs: capsules `[B, I, K]`.
         weight: transformations `[I, K, J, D]`.
-        bias: for algorithms that have one; `rba` has none.
-        algorithm: `rba`, routing by agreement (Sabour et al. 2017, procedure 1).
+        bias: `[J, D]`, for `sda` (added to the sum) and `em` (added to the votes); 0 where it is left out. `rba` has none.
+        beta_u: `[J]`, for `em` alone: what describing a dimension costs.
+        beta_a: `[J]`, for `em` alone: what an active capsule may cost.
+        algorithm: `rba`, routing by agreement (Sabour et al. 2017, procedure 1); `sda`, scaled-distance agreement (Peer et
+            al. 2018); `sda-published`, with the published code's slip in its temperature; `em`, for vectors (Hinton et al. 2018).
         iterations: rounds of routing.
-        kernel: how it is computed: `reference`, `published`, `recompute`, or `auto`.
+        kernel: how it is computed: `reference`, `published`, `recompute`, `compiled` (CPU, with a C compiler), `triton`
+            (CUDA), or `auto`: the fastest that keeps no votes and can run here.
 
     Returns:
         Output capsules `[B, J, D]`; float32 where the inputs are half precision, and under autocast.
 
     Raises:
-        ShapeError: inputs and weight do not fit together.
-        ConfigurationError: an unknown name, or fewer than one iteration.
+        ShapeError: inputs, weight and the other parameters do not fit together.
+        ConfigurationError: an unknown name, a parameter that the algorithm lacks or does not have, or fewer than one iteration.
     """
-    check_routing(algorithm, kernel, iterations)
-    _check_shapes(inputs, weight, bias, algorithm)
-    router = KERNELS[algorithm][resolve_kernel(kernel, algorithm)]
-    dtype = torch.promote_types(torch.promote_types(inputs.dtype, weight.dtype), torch.float32)
+    found, tensors = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
+    tensors = _in_one_dtype(tensors)
     # Agreement over many tiny votes: half precision would lose them, whatever autocast prefers for products.
     with torch.autocast(inputs.device.type, enabled=False):
-        return router(inputs.to(dtype), weight.to(dtype), iterations)
+        return found.route(*tensors, iterations)
 
 
-def _check_shapes(inputs: Tensor, weight: Tensor, bias: Tensor | None, algorithm: str) -> None:
+def route_keeping(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    beta_u: Tensor | None = None,
+    beta_a: Tensor | None = None,
+    algorithm: str = "rba",
+    iterations: int = 3,
+    kernel: str = "auto",
+) -> tuple[Tensor, Kept]:
+    """`route` without a graph, and what spares `route_and_vjp` the rounds (nothing, where a kernel keeps nothing)."""
+    found, tensors = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
+    tensors = _in_one_dtype(tensors)
+    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+        if found.keeping is None:
+            return found.route(*tensors, iterations), ()
+        return found.keeping(*tensors, iterations)
+
+
+def route_and_vjp(
+    inputs: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    bias: Tensor | None = None,
+    *,
+    beta_u: Tensor | None = None,
+    beta_a: Tensor | None = None,
+    algorithm: str = "rba",
+    iterations: int = 3,
+    kernel: str = "auto",
+    kept: Kept = (),
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`route` and its vector-Jacobian product from one evaluation, without a graph.
+
+    Args:
+        inputs: as for `route`, like all that are not named here.
+        weight: likewise.
+        grad: of the outputs, `[B, J, D]`.
+        bias: likewise.
+        beta_u: likewise.
+        beta_a: likewise.
+        algorithm: likewise.
+        iterations: likewise.
+        kernel: likewise.
+        kept: what `route_keeping` gave for the same inputs.
+
+    Returns:
+        The outputs, bit for bit those of `route`; and the gradients of `(outputs * grad).sum()` for inputs, weight and
+        the algorithm's other parameters, in the order bias, beta_u, beta_a and in the dtypes of what they belong to.
+
+    Raises:
+        ShapeError: as `route`.
+        ConfigurationError: as `route`.
+    """
+    found, given = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
+    tensors = _in_one_dtype(given)
+    with torch.autocast(inputs.device.type, enabled=False):
+        if found.and_vjp is None:
+            outputs, gradients = _plain_vjp(found, tensors, iterations, grad)
+        else:
+            with torch.no_grad():
+                outputs, gradients = found.and_vjp(*tensors, iterations, grad.to(tensors[0].dtype), kept)
+    return outputs, tuple(one.to(mine.dtype) for one, mine in zip(gradients, given, strict=True))
+
+
+def _plain_vjp(kernel: Kernel, tensors: list[Tensor], iterations: int, grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """By autograd, for a kernel that has no shorter way."""
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        outputs = kernel.route(*leaves, iterations)
+    gradients = torch.autograd.grad(outputs, leaves, grad.to(outputs.dtype), materialize_grads=True)
+    return outputs.detach(), gradients
+
+
+def _prepare(
+    inputs: Tensor, weight: Tensor, extras: tuple[Tensor | None, ...], algorithm: str, iterations: int, kernel: str
+) -> tuple[Kernel, list[Tensor]]:
+    """The kernel and its tensors, once all of it is known to fit."""
+    check_routing(algorithm, kernel, iterations)
+    _check_shapes(inputs, weight)
+    chosen = ALGORITHMS[algorithm].kernels[resolve_kernel(kernel, algorithm, inputs.device)]
+    return chosen, [inputs, weight, *_extras(weight, extras, algorithm)]
+
+
+def _in_one_dtype(tensors: list[Tensor]) -> list[Tensor]:
+    """All in the widest dtype among them, at least float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def _extras(weight: Tensor, given: tuple[Tensor | None, ...], algorithm: str) -> list[Tensor]:
+    """The parameters that the algorithm has besides its weight."""
+    wanted = ALGORITHMS[algorithm].extras
+    found = []
+    for name, tensor in zip(("bias", "beta_u", "beta_a"), given, strict=True):
+        shape = weight.shape[2:] if name == "bias" else weight.shape[2:3]
+        if name not in wanted:
+            if tensor is not None:
+                raise ConfigurationError(
+                    f"{name} {list(tensor.shape)} given to routing '{algorithm}'", f"{algorithm} has no {name}; leave it out"
+                )
+        elif tensor is None:
+            if name != "bias":
+                raise ConfigurationError(f"{name} is missing", f"routing '{algorithm}' needs {name} of shape {list(shape)}")
+            found.append(weight.new_zeros(shape))
+        elif tensor.shape != shape:
+            raise ShapeError(f"{name} {list(tensor.shape)} does not fit weight {list(weight.shape)}", f"give {list(shape)}")
+        else:
+            found.append(tensor)
+    return found
+
+
+def _check_shapes(inputs: Tensor, weight: Tensor) -> None:
     shapes = f"inputs {list(inputs.shape)} with weight {list(weight.shape)}"
     if inputs.dim() != 3 or weight.dim() != 4:
         raise ShapeError(f"route cannot take {shapes}", "inputs are [B, I, K], weight is [I, K, J, D]")
@@ -102,5 +301,3 @@ def _check_shapes(inputs: Tensor, weight: Tensor, bias: Tensor | None, algorithm
         raise ShapeError(f"route cannot take {shapes}", "I and K must agree: inputs [B, I, K], weight [I, K, J, D]")
     if 0 in weight.shape:
         raise ShapeError(f"route cannot take {shapes}", "I, K, J and D must be at least 1")
-    if bias is not None and algorithm == "rba":
-        raise ConfigurationError(f"bias {list(bias.shape)} given to routing 'rba'", "rba has no bias; leave it out")

@@ -1,117 +1,136 @@
-"""Routing that keeps no votes: they are computed again, a tile of input capsules at a time, wherever they are needed.
+"""Routing in torch that keeps no votes: they are computed again, a tile of input capsules at a time, wherever they are needed.
 
-Two facts make this possible. After r rounds the logits are b = û·Σv, so neither b nor û needs keeping, only the sum of
-the outputs so far. And since no gradient runs through the loop, backward needs the coupling of the last round alone.
-
-Letters as in `reference`, and T for the input capsules of one tile. Inside a tile votes lie as `[T, B, D, J]`: J last, so
-that the sums over D and the softmax over J run along contiguous memory (six times the speed of `[T, B, J, D]` on a CPU).
+Read `rounds` first. Letters and layouts as in `tiles`; `_last` marks `[B, D, J]`.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from capsbench.routing.squash import squash, squash_vjp
-
-# What the votes of one tile may take: a share of a core's cache, or enough work to fill a GPU.
-_TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
+from capsbench.routing.rounds import Couplings, State
+from capsbench.routing.squash import length, unit
+from capsbench.routing.tiles import Gradients, Tile, tile_votes, tiles
 
 
-def rba(inputs: Tensor, weight: Tensor, iterations: int) -> Tensor:
-    """Routing by agreement, equal to `reference.rba` up to rounding; keeps `[B, J, D]` twice and no votes."""
-    output: Tensor = _RBA.apply(inputs, weight, iterations)[0]
-    return output
+class _Votes(NamedTuple):
+    """Those of one tile. The weighted sum runs over `u_hat · factor`: two small tensors are cheaper than one product."""
+
+    u_hat: Tensor
+    """`[T, B, D, J]`; not to be written into."""
+    factor: Tensor | None
+    """SDA: min(‖û‖, ‖u‖)/‖û‖ `[T, B, J]`."""
 
 
-class _RBA(torch.autograd.Function):
-    @staticmethod
-    def forward(inputs: Tensor, weight: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-        agreed, s = _route(inputs, weight, iterations)
-        return squash(s), agreed, s
+class TilePasses:
+    """Walks tile by tile; where one tile is all, its votes are computed once for the whole call."""
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        capsules, weight, ctx.iterations = inputs
-        _, agreed, s = output
-        ctx.mark_non_differentiable(agreed, s)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(capsules, weight, agreed, s)
+    def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
+        self._inputs, self._weight, self._limited = inputs, weight, limited
+        self._tiles = list(tiles(inputs, weight))
+        self._only: _Votes | None = None
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:
-        if grad is None:
-            return None, None, None
-        inputs, weight, agreed, s = ctx.saved_tensors
-        # A backward called under autocast must not lose the precision that `route` kept.
-        with torch.autocast(inputs.device.type, enabled=False):
-            grad_s = squash_vjp(s, grad)
-            grad_inputs, grad_weight = _sum_vjp(inputs, weight, agreed, grad_s, *ctx.needs_input_grad[:2])
-        return grad_inputs, grad_weight, None
+    def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
+        """Σ_i c_i û_i `[B, J, D]`."""
+        outputs, dim = self._weight.shape[2:]
+        if not state and not self._limited:
+            # With uniform coupling the sum over I is one plain matrix product over I·K.
+            flat = self._inputs.flatten(1) @ self._weight.flatten(2).flatten(0, 1)
+            return (flat / outputs).unflatten(1, (outputs, dim))
+        total = self._inputs.new_zeros(self._inputs.shape[0], dim, outputs)
+        state = _last(state)
+        for tile in self._tiles:
+            votes = self._votes(tile)
+            coupling = self._coupling(votes, state)
+            total += (votes.u_hat * _share(coupling, votes).unsqueeze(-2)).sum(0)
+            if couplings is not None:
+                couplings.append(coupling)
+        return total.mT.contiguous()
 
+    def mean_distance(self, outputs: Tensor) -> Tensor:
+        """The mean of ‖v − û‖, a scalar."""
+        (v_last,) = _last((outputs,))
+        total = v_last.new_zeros(())
+        for tile in self._tiles:
+            total += _distances(self._votes(tile), v_last).sum()
+        return total / (outputs.shape[0] * self._inputs.shape[1] * outputs.shape[1])
 
-def _route(inputs: Tensor, weight: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """The summed outputs of all rounds but the last, and the last round's weighted sum; both `[B, J, D]`."""
-    s = _uniform_sum(inputs, weight)
-    agreed = torch.zeros_like(s)
-    for _ in range(iterations - 1):
-        agreed = agreed + squash(s)
-        s = _coupled_sum(inputs, weight, agreed)
-    return agreed, s
+    def gradients(
+        self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Those of inputs and weight."""
+        gradients = Gradients(self._inputs, self._weight, need_inputs, need_weight)
+        (grad_last,) = _last((grad,))
+        state = _last(state)
+        for index, tile in enumerate(self._tiles):
+            coupling = couplings[index] if couplings else self._coupling(self._votes(tile), state)
+            if self._limited:
+                _write_limited(gradients, tile, self._votes(tile), coupling, grad_last)
+            else:
+                gradients.write(tile, coupling.unsqueeze(-2) * grad_last)
+        return gradients.inputs, gradients.weight
 
+    def _votes(self, tile: Tile) -> _Votes:
+        if self._only is not None:
+            return self._only
+        u_hat = tile_votes(tile, self._weight.shape[2])
+        votes = _Votes(u_hat, _limit(u_hat, tile) if self._limited else None)
+        if len(self._tiles) == 1:
+            self._only = votes
+        return votes
 
-def _uniform_sum(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Σ_i û_i / J: with uniform coupling the sum over I is one plain matrix product over I·K."""
-    outputs, dim = weight.shape[2:]
-    flat = inputs.flatten(1) @ weight.flatten(2).flatten(0, 1)
-    return (flat / outputs).unflatten(1, (outputs, dim))
-
-
-def _coupled_sum(inputs: Tensor, weight: Tensor, agreed: Tensor) -> Tensor:
-    """Σ_i c_i û_i with c = softmax_J(û·agreed)."""
-    agreed_last = agreed.mT.contiguous()
-    total = torch.zeros_like(agreed_last)
-    for _, capsules, rows in _tiles(inputs, weight):
-        u_hat = _tile_votes(capsules, rows, agreed_last.shape)
-        coupling = torch.softmax((u_hat * agreed_last).sum(-2), dim=-1)
-        total += u_hat.mul_(coupling.unsqueeze(-2)).sum(0)
-    return total.mT.contiguous()
-
-
-def _sum_vjp(
-    inputs: Tensor, weight: Tensor, agreed: Tensor, grad_s: Tensor, need_inputs: bool, need_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the last weighted sum, whose coupling is a constant, with respect to inputs and weight."""
-    agreed_last, grad_last = agreed.mT.contiguous(), grad_s.mT.contiguous()
-    grad_inputs = torch.empty_like(inputs) if need_inputs else None
-    grad_weight = torch.empty_like(weight) if need_weight else None
-    for tile, capsules, rows in _tiles(inputs, weight):
-        u_hat = _tile_votes(capsules, rows, agreed_last.shape)
-        coupling = torch.softmax(u_hat.mul_(agreed_last).sum(-2), dim=-1)
-        grad_votes = torch.mul(coupling.unsqueeze(-2), grad_last, out=u_hat).flatten(2)
-        if grad_inputs is not None:
-            grad_inputs[:, tile] = torch.bmm(grad_votes, rows.mT).transpose(0, 1)
-        if grad_weight is not None:
-            # Each tile owns its rows: they are written once, never accumulated.
-            product = torch.bmm(capsules.mT, grad_votes)
-            grad_weight[tile] = product.unflatten(2, agreed_last.shape[1:]).mT
-    return grad_inputs, grad_weight
+    def _coupling(self, votes: _Votes, state: State) -> Tensor:
+        """C `[T, B, J]`."""
+        u_hat = votes.u_hat
+        if not state:
+            outputs = u_hat.shape[-1]
+            return u_hat.new_full((*u_hat.shape[:2], outputs), 1 / outputs)
+        if self._limited:
+            v_last, t = state
+            return torch.softmax(_distances(votes, v_last).mul_(t), dim=-1)
+        return torch.softmax((u_hat * state[0]).sum(-2), dim=-1)
 
 
-def _tiles(inputs: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Each tile's slice of I, its input capsules `[T, B, K]` and its weights `[T, K, D·J]`."""
-    batch = inputs.shape[0]
-    count, _, outputs, dim = weight.shape
-    votes_of_one = max(1, batch * outputs * dim * inputs.element_size())
-    size = max(1, _TILE_BYTES.get(inputs.device.type, _TILE_BYTES["cuda"]) // votes_of_one)
-    for start in range(0, count, size):
-        tile = slice(start, start + size)
-        yield tile, inputs[:, tile].transpose(0, 1), weight[tile].mT.flatten(2)
+def _last(state: State) -> State:
+    """With J last, as the tiles have it."""
+    return tuple(one.mT.contiguous() if one.dim() else one for one in state)
 
 
-def _tile_votes(capsules: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
-    """û of one tile, `[T, B, D, J]`, by one batched product."""
-    return torch.bmm(capsules, rows).unflatten(2, shape[1:])
+def _share(coupling: Tensor, votes: _Votes) -> Tensor:
+    """What each û has in the weighted sum, `[T, B, J]`."""
+    return coupling if votes.factor is None else coupling * votes.factor
+
+
+def _limit(u_hat: Tensor, tile: Tile) -> Tensor:
+    """min(‖û‖, ‖u‖)/‖û‖ `[T, B, J]`; the smallest normal number makes it 1 for the zero capsule, and changes nothing else."""
+    tiny = torch.finfo(u_hat.dtype).tiny
+    square = (u_hat * u_hat).sum(-2)
+    return square.add_(tiny).rsqrt_().mul_(length(tile.capsules, keepdim=True) + tiny**0.5).clamp_max_(1)
+
+
+def _distances(votes: _Votes, v_last: Tensor) -> Tensor:
+    """‖v − û·factor‖ `[T, B, J]`. Over a dimension that is not the last, vector_norm takes fifty times as long."""
+    if votes.factor is None:
+        difference = v_last - votes.u_hat
+    else:
+        difference = torch.addcmul(v_last, votes.u_hat, votes.factor.unsqueeze(-2), value=-1)
+    return difference.square_().sum(-2).sqrt_()
+
+
+def _write_limited(gradients: Gradients, tile: Tile, votes: _Votes, coupling: Tensor, grad_last: Tensor) -> None:
+    """A shortened vote is e·‖u‖ with e = û/‖û‖: its gradient turns û, and lengthens u.
+
+    With f = ‖u‖/‖û‖ and g' = c·g: dû = f·(g' − e (e·g')), and d‖u‖ = e·g' summed over J.
+    """
+    u_hat, factor = votes
+    factor = torch.ones_like(coupling) if factor is None else factor
+    most = length(tile.capsules, keepdim=True)
+    # e·g' = û·g c f/‖u‖ where the vote is shortened, and nothing where it is not.
+    shortened = (factor < 1).to(factor.dtype) / most.clamp_min(torch.finfo(factor.dtype).tiny)
+    lengthens = (u_hat * grad_last).sum(-2).mul_(coupling).mul_(factor).mul_(shortened)
+    grad_votes = grad_last * (coupling * factor).unsqueeze(-2)
+    turned = (lengthens * shortened).mul_(factor).mul_(factor)
+    grad_votes.sub_(u_hat * turned.unsqueeze(-2))
+    gradients.write(tile, grad_votes)
+    if gradients.inputs is not None:
+        gradients.inputs[:, tile.span] += (unit(tile.capsules) * lengthens.sum(-1, keepdim=True)).transpose(0, 1)

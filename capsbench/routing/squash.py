@@ -23,10 +23,17 @@ def squash(s: Tensor) -> Tensor:
     return s * (norm / (1 + norm * norm))
 
 
+def unit(s: Tensor) -> Tensor:
+    """s/‖s‖ over the last dimension, and 0 at 0. `[..., D]` → same."""
+    norm = length(s, keepdim=True)
+    nonzero = norm > 0
+    return torch.where(nonzero, s / torch.where(nonzero, norm, 1), 0)
+
+
 def squash_vjp(s: Tensor, grad: Tensor) -> Tensor:
     """The gradient of `(squash(s) * grad).sum()` with respect to `s`, in closed form. `[..., D]`, `[..., D]` → same."""
     norm = length(s, keepdim=True)
     square = norm * norm
-    unit = torch.where(norm > 0, s / norm, 0)
-    along = (unit * grad).sum(-1, keepdim=True)
-    return grad * (norm / (1 + square)) + unit * (along * (norm / (1 + square)) * ((1 - square) / (1 + square)))
+    direction = unit(s)
+    along = (direction * grad).sum(-1, keepdim=True)
+    return grad * (norm / (1 + square)) + direction * (along * (norm / (1 + square)) * ((1 - square) / (1 + square)))

@@ -1,0 +1,192 @@
+"""Routing on a CPU in C: a vote lives in registers and a core's first cache, and never in memory.
+
+Read `rounds` first; the kernels are in `native/`. They are compiled on first use (seconds, once per machine); where there is no
+compiler, `recompute` serves. Registered as operators of torch, so that fake and meta tensors and `torch.compile` see shapes.
+"""
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from capsbench.errors import ConfigurationError
+from capsbench.routing.build import Built, built
+from capsbench.routing.rounds import Couplings, State
+
+_LANES = 8
+_SAMPLES = 4
+"""As in native/votes.c."""
+_BLOCK = 32
+"""Samples that share one reading of the weights: their sums fit a core's second cache."""
+_NAMES = {torch.float32: "float", torch.float64: "double"}
+
+
+def library() -> Built:
+    """The compiled kernels, or why there are none."""
+    return built(Path(__file__).parent / "native", "votes")
+
+
+def available() -> bool:
+    """Whether there is a compiler, or what it made before."""
+    return library().library is not None
+
+
+class CompiledPasses:
+    """Walks sample by sample, or in backward capsule by capsule, each on one thread: results do not depend on their number."""
+
+    def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
+        if inputs.device.type not in ("cpu", "meta"):
+            raise ConfigurationError(f"kernel 'compiled' cannot run on {inputs.device}", "choose recompute, triton or auto there")
+        self._inputs, self._weight, self._limited = inputs.contiguous(), weight.contiguous(), limited
+
+    def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
+        """Σ_i c_i û_i `[B, J, D]`."""
+        outputs, dim = self._weight.shape[2:]
+        if not state and not self._limited:
+            # With uniform coupling the sum over I is one plain matrix product over I·K.
+            flat = self._inputs.flatten(1) @ self._weight.flatten(2).flatten(0, 1)
+            return (flat / outputs).unflatten(1, (outputs, dim))
+        total, coupling = torch.ops.capsbench.votes_sum(
+            self._inputs, self._weight, *_padded(state), self._limited, couplings is not None
+        )
+        if couplings is not None:
+            couplings.append(coupling)
+        return total[..., :outputs].mT.contiguous()
+
+    def mean_distance(self, outputs: Tensor) -> Tensor:
+        """The mean of ‖v − û‖, a scalar."""
+        (v,) = (one for one in _padded((outputs,)) if one is not None)
+        sums: Tensor = torch.ops.capsbench.votes_distance(self._inputs, self._weight, v)
+        return sums.sum() / (outputs.shape[0] * self._inputs.shape[1] * outputs.shape[1])
+
+    def gradients(
+        self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Those of inputs and weight; both are made, as one walk makes them."""
+        (last,) = (one for one in _padded((grad,)) if one is not None)
+        known = couplings[0] if couplings else None
+        grad_inputs, grad_weight = torch.ops.capsbench.votes_vjp(
+            self._inputs, self._weight, *_padded(state), self._limited, known, last
+        )
+        return grad_inputs if need_inputs else None, grad_weight if need_weight else None
+
+
+def _padded(state: State) -> tuple[Tensor | None, Tensor | None]:
+    """A state's `[B, J, D]` as `[B, D, P]`, with J padded to P; and t."""
+    if not state:
+        return None, None
+    outputs, *t = state
+    last = outputs.mT
+    missing = -last.shape[-1] % _LANES
+    last = torch.nn.functional.pad(last, (0, missing)) if missing else last.contiguous()
+    return last, t[0] if t else None
+
+
+def _sum(
+    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    total, couplings = _sum_shapes(inputs, weight, state, t, limited, keep)
+    sizes = _sizes(inputs, weight)
+    threads, block = _threads(sizes[0])
+    scratch = inputs.new_empty(threads, weight.shape[1] + 1, *total.shape[1:])
+    kept = couplings if keep else None
+    _call("weighted_sum", inputs, weight, state, t, int(limited), kept, total, scratch, *sizes, block, threads)
+    return total, couplings
+
+
+def _sum_shapes(
+    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    batch, count, _, _, dim, padded = _sizes(inputs, weight)
+    return inputs.new_empty(batch, dim, padded), inputs.new_empty((batch, count, padded) if keep else (0,))
+
+
+def _distance(inputs: Tensor, weight: Tensor, v: Tensor) -> Tensor:
+    sums = _distance_shape(inputs, weight, v)
+    sizes = _sizes(inputs, weight)
+    threads, block = _threads(sizes[0])
+    scratch = inputs.new_empty(threads, weight.shape[1] + 1, *v.shape[1:])
+    _call("distances", inputs, weight, v, sums, scratch, *sizes, block, threads)
+    return sums
+
+
+def _distance_shape(inputs: Tensor, weight: Tensor, v: Tensor) -> Tensor:
+    return inputs.new_empty(inputs.shape[0])
+
+
+def _vjp(
+    inputs: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    t: Tensor | None,
+    limited: bool,
+    couplings: Tensor | None,
+    grad: Tensor,
+) -> tuple[Tensor, Tensor]:
+    grad_inputs, grad_weight = _vjp_shapes(inputs, weight, state, t, limited, couplings, grad)
+    sizes = _sizes(inputs, weight)
+    threads = min(torch.get_num_threads(), sizes[1])
+    scratch = inputs.new_empty(threads, 2 * weight.shape[1] + 1 + _SAMPLES, *grad.shape[1:])
+    results = (grad_inputs, grad_weight, scratch)
+    _call("gradients", inputs, weight, state, t, int(limited), couplings, grad, *results, *sizes, threads)
+    return grad_inputs, grad_weight
+
+
+def _vjp_shapes(
+    inputs: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    t: Tensor | None,
+    limited: bool,
+    couplings: Tensor | None,
+    grad: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(inputs), torch.empty_like(weight)
+
+
+def _sizes(inputs: Tensor, weight: Tensor) -> tuple[int, int, int, int, int, int]:
+    """B, I, K, J, D, P."""
+    outputs = weight.shape[2]
+    return *inputs.shape, outputs, weight.shape[3], outputs + -outputs % _LANES  # type: ignore[return-value]
+
+
+def _threads(batch: int) -> tuple[int, int]:
+    """Threads, and samples for each at a time."""
+    threads = torch.get_num_threads()
+    return threads, max(1, min(_BLOCK, -(-batch // threads)))
+
+
+def _call(name: str, *arguments: Tensor | int | None) -> None:
+    found = library()
+    if found.library is None:
+        raise ConfigurationError(f"kernel 'compiled' is not available: {found.reason}", "choose recompute, or auto")
+    first = arguments[0]
+    dtype = first.dtype if isinstance(first, Tensor) else torch.float32
+    getattr(found.library, f"{name}_{_NAMES[dtype]}")(*map(_as_c, arguments))
+
+
+def _as_c(argument: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
+    if isinstance(argument, int):
+        return ctypes.c_long(argument)
+    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+
+
+_OPERATORS = torch.library.Library("capsbench", "FRAGMENT")
+for _schema, _cpu, _meta in (
+    (
+        "votes_sum(Tensor inputs, Tensor weight, Tensor? state, Tensor? t, bool limited, bool keep) -> (Tensor, Tensor)",
+        _sum,
+        _sum_shapes,
+    ),
+    ("votes_distance(Tensor inputs, Tensor weight, Tensor v) -> Tensor", _distance, _distance_shape),
+    (
+        "votes_vjp(Tensor inputs, Tensor weight, Tensor? state, Tensor? t, bool limited, Tensor? couplings, Tensor grad)"
+        " -> (Tensor, Tensor)",
+        _vjp,
+        _vjp_shapes,
+    ),
+):
+    _name = _OPERATORS.define(_schema)
+    _OPERATORS.impl(_name, _cpu, "CPU")
+    _OPERATORS.impl(_name, _meta, "Meta")

@@ -1,0 +1,142 @@
+"""The rounds of RBA and SDA, for kernels that keep no votes.
+
+Both let no gradient through their loop, so backward needs the coupling of the last round alone, and that follows from
+something small: for RBA from the summed outputs of the rounds before, since b = û·Σv; for SDA from the outputs of the
+round before and one temperature. This `State` is all that is kept. What walks over the votes is a kernel's `Passes`.
+
+Letters as in `reference`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from capsbench.routing.equations import sda_temperature
+from capsbench.routing.squash import squash, squash_vjp
+
+State = tuple[Tensor, ...]
+"""What fixes the coupling of a round: RBA Σv `[B, J, D]`; SDA v `[B, J, D]` and t. Empty before the first, which is uniform."""
+
+Couplings = list[Tensor]
+"""Those of the last round, in whatever layout a kernel likes; empty where they are not known."""
+
+
+class Passes(Protocol):
+    """How one kernel walks over the votes of one call."""
+
+    def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None: ...
+
+    def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
+        """Σ_i c_i û_i `[B, J, D]`; adds the couplings to a list that is given."""
+
+    def mean_distance(self, outputs: Tensor) -> Tensor:
+        """The mean of ‖v − û‖ over batch, i and j, for v `[B, J, D]`; a scalar, without waiting for the device."""
+
+    def gradients(
+        self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """From the gradient of the weighted sum `[B, J, D]`, whose coupling is a constant, those of inputs and weight."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What the outputs of one round say of the next."""
+
+    limited: bool = False
+    """SDA rather than RBA: votes no longer than their capsule, and agreement by distance."""
+    published: bool = False
+    """SDA with the published code's temperature."""
+
+    def next_state(self, state: State, outputs: Tensor, passes: Passes) -> State:
+        """The state after a round with these outputs `[B, J, D]`."""
+        if not self.limited:
+            return (state[0] + outputs if state else outputs,)
+        return outputs, sda_temperature(passes.mean_distance(outputs), outputs.shape[1], published=self.published)
+
+
+class Staged:
+    """One kernel for one algorithm: `route`, and its parts for a reversible stack.
+
+    All take inputs, weight, the bias where the algorithm has one, and the number of iterations.
+    """
+
+    def __init__(self, passes: type[Passes], rounds: Rounds) -> None:
+        self._passes = passes
+        self._rounds = rounds
+
+    def route(self, inputs: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        """Differentiable; keeps `[B, J, D]` twice, and no votes."""
+        *bias, iterations = rest
+        output: Tensor = _Routed.apply(self, inputs, weight, bias[0] if bias else None, iterations)[0]
+        return output
+
+    def keeping(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, State]:
+        """The outputs without a graph, and the state that spares `and_vjp` the rounds."""
+        *bias, iterations = rest
+        passes = self.passes(inputs, weight)
+        state = self.state(passes, bias, iterations)
+        return squash(_plus(passes.weighted_sum(state, None), bias)), state
+
+    def and_vjp(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(…, iterations, grad, kept) → the outputs, bit for bit those of `route`, and the gradients of `(outputs * grad).sum()`."""
+        *bias, iterations, grad, kept = rest
+        passes = self.passes(inputs, weight)
+        state = kept or self.state(passes, bias, iterations)
+        couplings: Couplings = []
+        s = _plus(passes.weighted_sum(state, couplings), bias)
+        grad_s = squash_vjp(s, grad)
+        found = (*passes.gradients(state, grad_s, couplings, True, True), grad_s.sum(0) if bias else None)
+        return squash(s), tuple(one for one in found if one is not None)
+
+    def passes(self, inputs: Tensor, weight: Tensor) -> Passes:
+        """The walks of one call."""
+        return self._passes(inputs, weight, limited=self._rounds.limited)
+
+    def state(self, passes: Passes, bias: list[Tensor], iterations: int) -> State:
+        """What the last of so many rounds starts from."""
+        state: State = ()
+        for _ in range(iterations - 1):
+            outputs = squash(_plus(passes.weighted_sum(state, None), bias))
+            state = self._rounds.next_state(state, outputs, passes)
+        return state
+
+
+class _Routed(torch.autograd.Function):
+    @staticmethod
+    def forward(staged: Staged, inputs: Tensor, weight: Tensor, bias: Tensor | None, iterations: int) -> tuple[Tensor, ...]:
+        given = [] if bias is None else [bias]
+        passes = staged.passes(inputs, weight)
+        state = staged.state(passes, given, iterations)
+        s = _plus(passes.weighted_sum(state, None), given)
+        return squash(s), s, *state
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.staged, capsules, weight, *_ = inputs
+        _, *internal = output
+        ctx.mark_non_differentiable(*internal)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(capsules, weight, *internal)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 5
+        inputs, weight, s, *state = ctx.saved_tensors
+        _, need_inputs, need_weight, need_bias, _ = ctx.needs_input_grad
+        # A backward called under autocast must not lose the precision that `route` kept.
+        with torch.autocast(inputs.device.type, enabled=False):
+            grad_s = squash_vjp(s, grad)
+            grad_inputs = grad_weight = None
+            if need_inputs or need_weight:
+                passes = ctx.staged.passes(inputs, weight)
+                grad_inputs, grad_weight = passes.gradients(tuple(state), grad_s, [], need_inputs, need_weight)
+            return None, grad_inputs, grad_weight, grad_s.sum(0) if need_bias else None, None
+
+
+def _plus(s: Tensor, bias: list[Tensor]) -> Tensor:
+    return s + bias[0] if bias else s
