@@ -1,7 +1,25 @@
 """Residual stacks that can be run backwards, and the other ways to save their memory. Nothing here knows capsules."""
 
+from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, DriftWarning, drift_bound, segment_length
 from capsbench.reversible.momentum import check_gamma
-from capsbench.reversible.stack import INVERSES, MomentumStack
-from capsbench.reversible.strategies import PLAIN_STRATEGIES, STRATEGIES, check_strategy, run_steps
+from capsbench.reversible.pair import INVERSES, resolve_inverse, retained_bits
+from capsbench.reversible.stack import MomentumStack
+from capsbench.reversible.strategies import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_strategy, run_steps
 
-__all__ = ["INVERSES", "PLAIN_STRATEGIES", "STRATEGIES", "MomentumStack", "check_gamma", "check_strategy", "run_steps"]
+__all__ = [
+    "DRIFT_BOUND",
+    "INVERSES",
+    "LIPSCHITZ",
+    "PLAIN_STRATEGIES",
+    "REVERSIBLE_STRATEGIES",
+    "STRATEGIES",
+    "DriftWarning",
+    "MomentumStack",
+    "check_gamma",
+    "check_strategy",
+    "drift_bound",
+    "resolve_inverse",
+    "retained_bits",
+    "run_steps",
+    "segment_length",
+]

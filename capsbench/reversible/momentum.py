@@ -33,5 +33,5 @@ def check_gamma(gamma: float, *, invertible: bool) -> None:
     if invertible and gamma == 0:
         raise ConfigurationError(
             "gamma 0 cannot be reversible: the rule's inverse divides by gamma",
-            "choose gamma above 0, or memory stored, checkpoint or offload",
+            "choose gamma above 0, or a memory strategy that is not reversible",
         )

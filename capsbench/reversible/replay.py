@@ -4,9 +4,10 @@ Backward runs outside autocast and with another random state; and a module with 
 the same batch twice. Everything here is kept per call, never on the module.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class Autocast:
     @classmethod
     def capture(cls, device: torch.device) -> "Autocast":
         """The state in force now."""
-        kinds = dict.fromkeys((device.type, "cpu"))
+        kinds = [kind for kind in dict.fromkeys((device.type, "cpu")) if torch.amp.is_autocast_available(kind)]
         return cls(tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds))
 
     @contextmanager
@@ -91,22 +92,57 @@ class RandomState:
 class Buffers:
     """A function's buffers as they were before it was evaluated."""
 
-    copies: dict[str, Tensor]
-    versions: dict[str, int]
+    places: tuple[tuple[nn.Module, str, int], ...]
+    """Module, name of the buffer in it, and which of the copies it is: modules may share one."""
+    copies: tuple[Tensor, ...]
+    versions: tuple[int, ...]
 
     @classmethod
     def capture(cls, function: nn.Module) -> "Buffers":
         """Copies of the buffers, which are few and small."""
-        found = dict(function.named_buffers())
-        return cls({name: buffer.clone() for name, buffer in found.items()}, {name: b._version for name, b in found.items()})
+        places, found = [], dict[int, Tensor]()
+        for module in function.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    found[id(buffer)] = buffer
+                    places.append((module, name, list(found).index(id(buffer))))
+        return cls(tuple(places), tuple(b.clone() for b in found.values()), tuple(b._version for b in found.values()))
 
-    def changed(self, function: nn.Module) -> bool:
+    def changed(self) -> bool:
         """Whether an evaluation wrote into a buffer since."""
-        return any(buffer._version != self.versions[name] for name, buffer in function.named_buffers())
+        return any(_buffer(module, name)._version != self.versions[index] for module, name, index in self.places)
 
-    def replay(self, function: nn.Module, x: Tensor) -> Tensor:
-        """`function(x)` with the buffers as they were; what it writes goes to copies, so nothing is counted twice."""
-        if not self.copies:
-            return function(x)
-        copies = {name: buffer.clone() for name, buffer in self.copies.items()}
-        return torch.func.functional_call(function, copies, (x,))
+    @contextmanager
+    def restore(self) -> Iterator[None]:
+        """Puts the buffers in force as they were; what is written then goes to copies, so nothing is counted twice."""
+        now = [_buffer(module, name) for module, name, _ in self.places]
+        again = [copy.clone() for copy in self.copies]
+        try:
+            for module, name, index in self.places:
+                module._buffers[name] = again[index]
+            yield
+        finally:
+            for (module, name, _), buffer in zip(self.places, now, strict=True):
+                module._buffers[name] = buffer
+
+
+class RestoredBuffers(AbstractContextManager[None]):
+    """Puts the buffers of several functions in force as they are now; can be entered again and again."""
+
+    def __init__(self, functions: Iterable[nn.Module]) -> None:
+        self._buffers = [Buffers.capture(function) for function in functions]
+        self._entered = ExitStack()
+
+    def __enter__(self) -> None:
+        for buffers in self._buffers:
+            self._entered.enter_context(buffers.restore())
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.__exit__(*error)
+
+
+def _buffer(module: nn.Module, name: str) -> Tensor:
+    buffer = module._buffers[name]
+    if buffer is None:
+        raise RuntimeError(f"the buffer {name} of a residual function was removed between forward and backward")
+    return buffer

@@ -3,21 +3,20 @@
 Knows no capsules: any modules whose output has the shape of their input will do.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler (1 s) for it
 
 from capsbench.errors import ConfigurationError, ShapeError
-from capsbench.reversible.momentum import check_gamma, previous_velocity, step
+from capsbench.reversible.drift import LIPSCHITZ
+from capsbench.reversible.evaluate import evaluate, value_and_vjp
+from capsbench.reversible.momentum import check_gamma, step
+from capsbench.reversible.pair import Pair, check_inverse, resolve_inverse, start_pair
 from capsbench.reversible.replay import Autocast, Buffers, Modes, RandomState
-from capsbench.reversible.strategies import Step, check_strategy, run_steps
-
-INVERSES = ("auto", "float")
-"""How a reversible stack inverts itself; `auto` is `float`."""
+from capsbench.reversible.strategies import REVERSIBLE_STRATEGIES, Step, check_strategy, run_steps
 
 
 class MomentumStack(nn.Module):
@@ -28,14 +27,17 @@ class MomentumStack(nn.Module):
     Args:
         functions: modules with `f(x).shape == x.shape`.
         gamma: the momentum term γ.
-        memory: `reversible` keeps the last (x, v) and rebuilds the others in backward; `stored`, `checkpoint` and
-            `offload` run under plain autograd. In `eval()` and without gradients all four are a plain loop.
-        inverse: how `reversible` inverts: `float`, or `auto`. A float inverse drifts as γ^-depth and with the size of
-            the weights; at γ = 0.9 and weights N(0, 0.01²) the relative error of gradients is 1e-7 at 80 functions, 8e-5 at 160.
-        segment: with `checkpoint`, how many functions are evaluated again together.
+        memory: `reversible` keeps the last (x, v) and rebuilds the others in backward; `reversible-kept` also what functions
+            offer to keep (`evaluate`); `stored`, `checkpoint`, `checkpoint-sqrt` and `offload` run under plain autograd. In
+            `eval()`, without gradients and inside `torch.func` transforms all are a plain loop.
+        inverse: how a reversible stack inverts (`pair`): `float`, which drifts with depth; `segmented`, which keeps (x, v) now
+            and then; `exact`, in fixed point; or `auto`, which is `float` as long as that is safe. Whatever was rebuilt is
+            compared with what is known: a drift past `DRIFT_BOUND` gives a `DriftWarning`.
+        segment: how many functions make a block: `checkpoint` evaluates a block again together, `checkpoint-sqrt` ⌈√n⌉.
+        lipschitz: assumed of the functions, where `segmented` and `auto` judge how far a float inverse may go.
 
     Raises:
-        ConfigurationError: γ out of range or 0 with `reversible`, or an unknown strategy or inverse.
+        ConfigurationError: γ out of range or 0 with a reversible strategy, or an unknown strategy or inverse.
     """
 
     def __init__(
@@ -46,19 +48,26 @@ class MomentumStack(nn.Module):
         inverse: str = "auto",
         *,
         segment: int = 1,
+        lipschitz: float = LIPSCHITZ,
     ) -> None:
         super().__init__()
         check_strategy(memory)
-        check_gamma(gamma, invertible=memory == "reversible")
+        check_gamma(gamma, invertible=memory in REVERSIBLE_STRATEGIES)
         if segment < 1:
             raise ConfigurationError(f"segment {segment} is out of range", "a segment has at least 1 function")
-        if inverse not in INVERSES:
-            raise ConfigurationError(f"inverse '{inverse}' is not known", f"choose one of {', '.join(INVERSES)}")
+        if not lipschitz >= 0:
+            raise ConfigurationError(f"lipschitz {lipschitz} is out of range", "a Lipschitz constant is 0 or more")
+        check_inverse(inverse, gamma)
         self.functions = nn.ModuleList(functions)
         self.gamma = gamma
         self.memory = memory
         self.inverse = inverse
         self.segment = segment
+        self.lipschitz = lipschitz
+
+    def resolved_inverse(self, dtype: torch.dtype = torch.float32) -> str:
+        """What `auto` is here for an x of that dtype; see `resolve_inverse`."""
+        return resolve_inverse(self.inverse, len(self.functions), self.gamma, lipschitz=self.lipschitz, dtype=dtype)
 
     def extra_repr(self) -> str:
         """Shown by `print(stack)`."""
@@ -73,20 +82,41 @@ class MomentumStack(nn.Module):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if not self.functions:
             return x
-        plain = not (self.training and torch.is_grad_enabled())
-        if self.memory == "reversible" and not plain:
+        # Transforms of torch.func take neither such a function nor hooks on saved tensors.
+        transformed = torch._C._are_functorch_transforms_active()
+        plain = transformed or not (self.training and torch.is_grad_enabled())
+        reversible = self.memory in REVERSIBLE_STRATEGIES
+        if reversible and not plain:
             parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            output: Tensor = _Reversible.apply(self, x, *parameters)
-            return output
-        memory = "stored" if plain or self.memory == "reversible" else self.memory
+            return _run_reversible(self, x, parameters)
+        memory = "stored" if plain or reversible else self.memory
         steps = [self._step(function) for function in self.functions]
-        return run_steps(steps, (x, torch.zeros_like(x)), memory, segment=self.segment)[0]
+        return run_steps(steps, (x, torch.zeros_like(x)), memory, segment=self.segment, modules=list(self.functions))[0]
 
     def _step(self, function: nn.Module) -> Step:
         def advance(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             return step(x, v, _checked(function(x), x), self.gamma)
 
         return advance
+
+
+# The compiler fuses a function differently with and without a graph, and backward would not meet forward's bits again.
+@_disable_dynamo
+def _run_reversible(stack: MomentumStack, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    output: Tensor = _Reversible.apply(stack, x, *parameters)
+    return output
+
+
+class _Layer(NamedTuple):
+    """What backward must know of one function's evaluation, besides saved tensors."""
+
+    function: nn.Module
+    random_state: RandomState | None
+    """Before it, where it drew. A state takes 5 KiB on a CPU."""
+    buffers: Buffers | None
+    """Before it, where it wrote into them."""
+    kept: int
+    """How many tensors it keeps."""
 
 
 class _Reversible(torch.autograd.Function):
@@ -97,73 +127,103 @@ class _Reversible(torch.autograd.Function):
         # Gradients find their parameter by identity, which hooks on saved tensors do not keep.
         ctx.stack, ctx.parameters = stack, parameters
         ctx.autocast, ctx.modes = Autocast.capture(x.device), Modes.capture(stack)
-        ctx.random_states, ctx.buffers, ctx.owned = [], [], {id(parameter) for parameter in stack.parameters()}
-        v = torch.zeros_like(x)
-        before = RandomState.capture(x.device)
+        ctx.owned = {id(parameter) for parameter in stack.parameters()}
+        pair = start_pair(stack.resolved_inverse(x.dtype), x, stack.gamma, stack.lipschitz)
+        keeping = stack.memory == "reversible-kept"
         with ctx.autocast.restore():
-            for function in stack.functions:
-                buffers = Buffers.capture(function)
-                x, v = step(x, v, _checked(function(x), x), stack.gamma)
-                ctx.buffers.append(buffers if buffers.changed(function) else None)
-                after = RandomState.capture(x.device)
-                # A state takes 5 KiB on a CPU: kept only by functions that draw.
-                ctx.random_states.append(None if after.same_as(before) else before)
-                before = after
+            ctx.layers, kept = _advance(pair, stack.functions, keeping)
+        output = pair.x
+        tensors, ctx.rebuild = pair.saved()
+        ctx.of_pair = len(tensors)
         # Parameters, frozen ones too, so that torch refuses a backward after they were changed in place.
-        ctx.save_for_backward(x, v, *stack.parameters())
-        return x
+        ctx.save_for_backward(*tensors, *kept, *stack.parameters())
+        return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # Later it would be too late: gradients without a graph drop out of a larger sum in silence.
+            raise RuntimeError(
+                "a reversible MomentumStack cannot be differentiated twice (create_graph=True); use memory='stored' there"
+            )
         stack: MomentumStack = ctx.stack
-        x, v, *_ = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        pair, kept = ctx.rebuild(saved[: ctx.of_pair]), list(saved[ctx.of_pair : len(saved) - len(ctx.owned)])
+        del saved
         if {id(parameter) for parameter in stack.parameters()} != ctx.owned:
             # torch.func.functional_call puts its own parameters in place for the call alone.
             raise RuntimeError(
                 "the parameters of a reversible MomentumStack were replaced between forward and backward; "
                 "use memory='stored' there"
             )
-        place = {id(parameter): index for index, parameter in enumerate(ctx.parameters)}
-        grads: list[Tensor | None] = [None] * len(place)
-        grad_v = torch.zeros_like(grad_x)
-        outside = RandomState.capture(x.device)
+        grads = _Gradients(ctx.parameters)
+        outside = RandomState.capture(grad_x.device)
         try:
             with ctx.modes.restore():
-                layers = zip(stack.functions, ctx.random_states, ctx.buffers, strict=True)
-                for function, random_state, buffers in reversed(list(layers)):
-                    x = x - v
-                    if random_state is not None:
-                        random_state.restore()
-                    used = [parameter for parameter in function.parameters() if id(parameter) in place]
-                    grad_v = grad_v + grad_x
-                    replay = partial((buffers or Buffers.capture(function)).replay, function)
-                    value, grad_input, grad_used = _value_and_vjp(replay, x, used, (1 - stack.gamma) * grad_v, ctx.autocast)
-                    v = previous_velocity(v, value, stack.gamma)
-                    if grad_input is not None:
-                        grad_x = grad_x + grad_input
-                    grad_v = stack.gamma * grad_v
-                    for parameter, grad in zip(used, grad_used, strict=True):
-                        index = place[id(parameter)]
-                        known = grads[index]
-                        grads[index] = grad if known is None or grad is None else known + grad
+                grad_x = _retreat(pair, ctx.layers, kept, grad_x, grads, ctx.autocast)
         finally:
             outside.restore()
-        return None, grad_x if ctx.needs_input_grad[1] else None, *grads
+        pair.finish()
+        return None, grad_x if ctx.needs_input_grad[1] else None, *grads.found
 
 
-def _value_and_vjp(
-    function: Callable[[Tensor], Tensor], x: Tensor, parameters: Sequence[Tensor], grad: Tensor, autocast: Autocast
-) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
-    """f(x) without a graph, and the gradients of `(f(x) * grad).sum()` for x and the parameters; one evaluation of f."""
-    # The evaluation alone runs as in forward: backward products choose their own precision, as always in torch.
-    with torch.enable_grad(), autocast.restore():
-        leaf = x.detach().requires_grad_()
-        value = function(leaf)
-    if not value.requires_grad:
-        return value, None, (None,) * len(parameters)
-    grad_input, *grad_parameters = torch.autograd.grad(value, [leaf, *parameters], grad.to(value.dtype), allow_unused=True)
-    return value.detach(), grad_input, tuple(grad_parameters)
+class _Gradients:
+    """Sums of the gradients of parameters, some of which several functions share."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._place = {id(parameter): index for index, parameter in enumerate(parameters)}
+        self.found: list[Tensor | None] = [None] * len(parameters)
+
+    def add(self, parameters: Iterable[Tensor], grads: Iterable[Tensor | None]) -> None:
+        """Adds the gradients of one function."""
+        for parameter, grad in zip(parameters, grads, strict=True):
+            index = self._place.get(id(parameter))
+            if index is None or grad is None:
+                continue
+            known = self.found[index]
+            self.found[index] = grad if known is None else known + grad
+
+
+def _advance(pair: Pair, functions: Iterable[nn.Module], keeping: bool) -> tuple[list[_Layer], list[Tensor]]:
+    """Takes the pair through all functions; what is needed to come back, and the tensors that functions keep."""
+    layers: list[_Layer] = []
+    kept: list[Tensor] = []
+    x = pair.x
+    before = RandomState.capture(x.device)
+    for function in functions:
+        buffers = Buffers.capture(function)
+        value, of_function = evaluate(function, x, keeping=keeping)
+        pair.advance(_checked(value, x))
+        x = pair.x
+        after = RandomState.capture(x.device)
+        drew, wrote = not after.same_as(before), buffers.changed()
+        layers.append(_Layer(function, before if drew else None, buffers if wrote else None, len(of_function)))
+        kept += of_function
+        before = after
+    return layers, kept
+
+
+def _retreat(
+    pair: Pair, layers: Sequence[_Layer], kept: list[Tensor], grad_x: Tensor, grads: _Gradients, autocast: Autocast
+) -> Tensor:
+    """Takes the pair back through all functions (algorithm 2); the gradient of the first x. `kept` is used up."""
+    grad_v = torch.zeros_like(grad_x)
+    for function, random_state, buffers, count in reversed(layers):
+        pair.retreat_x()
+        if random_state is not None:
+            random_state.restore()
+        grad_v = grad_v + grad_x
+        of_function = tuple(kept[len(kept) - count :])
+        del kept[len(kept) - count :]
+        value, grad_input, of_parameters = value_and_vjp(
+            function, pair.x, (1 - pair.gamma) * grad_v, kept=of_function, autocast=autocast, buffers=buffers
+        )
+        pair.retreat_v(value)
+        if grad_input is not None:
+            grad_x = grad_x + grad_input
+        grad_v = pair.gamma * grad_v
+        grads.add(function.parameters(), of_parameters)
+    return grad_x
 
 
 def _checked(value: Tensor, x: Tensor) -> Tensor:

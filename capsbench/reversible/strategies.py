@@ -1,25 +1,34 @@
 """What a stack of functions keeps for backward, when plain autograd runs it.
 
 `stored` keeps every activation; `checkpoint` keeps what enters each segment and evaluates the segment again in backward;
-`offload` moves what autograd saves to the host's memory and back.
+`checkpoint-sqrt` takes segments of ⌈√n⌉ blocks, with which what is kept and what is evaluated again together grow as √n (Chen
+et al. 2016, *Training Deep Nets with Sublinear Memory Cost*); `offload` moves what autograd saves to the host's memory and back.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from capsbench.errors import ConfigurationError
+from capsbench.reversible.replay import RestoredBuffers
 
 State = tuple[Tensor, ...]
 Step = Callable[..., State]
 
-PLAIN_STRATEGIES = ("stored", "checkpoint", "offload")
+PLAIN_STRATEGIES = ("stored", "checkpoint", "checkpoint-sqrt", "offload")
 """The strategies that need nothing of the functions."""
 
-STRATEGIES = (*PLAIN_STRATEGIES, "reversible")
-"""All strategies; `reversible` needs a rule that can be inverted."""
+REVERSIBLE_STRATEGIES = ("reversible", "reversible-kept")
+"""Those that need a rule that can be inverted. `reversible-kept` also keeps what spares a function work in backward."""
+
+STRATEGIES = (*PLAIN_STRATEGIES, *REVERSIBLE_STRATEGIES)
+"""All strategies."""
 
 
 def check_strategy(memory: str, allowed: Sequence[str] = STRATEGIES) -> None:
@@ -32,23 +41,45 @@ def check_strategy(memory: str, allowed: Sequence[str] = STRATEGIES) -> None:
         raise ConfigurationError(f"memory '{memory}' is not offered here", f"choose one of {', '.join(allowed)}")
 
 
-def run_steps(steps: Sequence[Step], state: State, memory: str, *, segment: int = 1) -> State:
+def run_steps(
+    steps: Sequence[Step], state: State, memory: str, *, segment: int = 1, modules: Sequence[nn.Module] | None = None
+) -> State:
     """Passes `state` through `steps` under plain autograd.
 
     Args:
         steps: functions from a state to the next one, of the same shapes.
         state: tensors.
         memory: one of `PLAIN_STRATEGIES`.
-        segment: with `checkpoint`, how many steps are evaluated again together.
+        segment: with `checkpoint`, how many steps are evaluated again together; with `checkpoint-sqrt`, how many make a
+            block, of which ⌈√n⌉ are.
+        modules: of each step, the module whose buffers it may write; a step that is evaluated again leaves them alone.
     """
-    if memory == "checkpoint":
-        for start in range(0, len(steps), segment):
-            state = checkpoint(_chain, steps[start : start + segment], *state, use_reentrant=False)
-        return state
     if memory == "offload":
         with torch.autograd.graph.save_on_cpu(pin_memory=state[0].is_cuda):
             return _chain(steps, *state)
-    return _chain(steps, *state)
+    if memory == "stored":
+        return _chain(steps, *state)
+    size = segment
+    if memory == "checkpoint-sqrt":
+        blocks = math.ceil(len(steps) / segment)
+        size = segment * math.ceil(math.sqrt(blocks))
+    for start in range(0, len(steps), size):
+        part = slice(start, start + size)
+        state = _checkpoint(steps[part], state, modules[part] if modules else ())
+    return state
+
+
+def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module]) -> State:
+    options: dict[str, Any] = {}
+    if any(True for module in modules for _ in module.buffers()):
+        options["context_fn"] = partial(_contexts, modules)
+    result: State = checkpoint(_chain, steps, *state, use_reentrant=False, **options)
+    return result
+
+
+def _contexts(modules: Sequence[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What a checkpoint evaluates its function in: in forward, and again in backward."""
+    return nullcontext(), RestoredBuffers(modules)
 
 
 def _chain(steps: Sequence[Step], *state: Tensor) -> State:

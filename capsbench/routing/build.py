@@ -49,12 +49,18 @@ def built(folder: Path, name: str) -> Built:
     key = hashlib.sha256(sources + "\n".join([compiler, _processor(), *FLAGS]).encode()).hexdigest()[:16]
     target = Path(platformdirs.user_cache_dir("capsbench")) / "native" / f"{name}-{key}.so"
     try:
-        if not target.exists():
-            target = _compile(compiler, folder / f"{name}.c", target)
-        return Built(ctypes.CDLL(str(target)))
+        return Built(_loaded(target) or ctypes.CDLL(str(_compile(compiler, folder / f"{name}.c", target))))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         return Built(None, f"{Path(compiler).name} failed: {(said.strip().splitlines() or [''])[0][:200]}")
+
+
+def _loaded(target: Path) -> ctypes.CDLL | None:
+    """What was compiled before; None where it was not, or is damaged."""
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError:
+        return None
 
 
 def _compile(compiler: str, source: Path, target: Path) -> Path:
@@ -78,7 +84,7 @@ def _compile(compiler: str, source: Path, target: Path) -> Path:
 
 def _run(compiler: str, source: Path, target: Path) -> None:
     command = [compiler, *FLAGS, str(source), "-o", str(target), "-lm"]
-    threaded = subprocess.run([*command, OPENMP], capture_output=True, text=True, timeout=_LONGEST)
+    threaded = subprocess.run([*command, OPENMP], capture_output=True, text=True, timeout=_LONGEST, check=False)
     if threaded.returncode:
         # A compiler without OpenMP still makes the kernels, for one thread.
         subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, check=True)

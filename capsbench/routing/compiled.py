@@ -148,7 +148,7 @@ def _vjp_shapes(
 def _sizes(inputs: Tensor, weight: Tensor) -> tuple[int, int, int, int, int, int]:
     """B, I, K, J, D, P."""
     outputs = weight.shape[2]
-    return *inputs.shape, outputs, weight.shape[3], outputs + -outputs % _LANES  # type: ignore[return-value]
+    return *inputs.shape, outputs, weight.shape[3], outputs + -outputs % _LANES
 
 
 def _threads(batch: int) -> tuple[int, int]:

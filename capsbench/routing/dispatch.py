@@ -10,6 +10,7 @@ from torch import Tensor
 
 from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.routing import compiled, fused, published, recompute_em, reference
+from capsbench.routing.autograd import full_precision
 from capsbench.routing.compiled import CompiledPasses
 from capsbench.routing.recompute import TilePasses
 from capsbench.routing.rounds import Passes, Rounds, Staged
@@ -54,7 +55,11 @@ def _sda(*, slip: bool) -> dict[str, Kernel]:
         "published": Kernel(partial(published.sda, published=slip)),
         "recompute": _staged(TilePasses, rounds),
         "compiled": _staged(CompiledPasses, rounds),
-        "triton": Kernel(*(partial(one, published=slip) for one in (fused.sda, fused.sda_keeping, fused.sda_and_vjp))),
+        "triton": Kernel(
+            partial(fused.sda, published=slip),
+            partial(fused.sda_keeping, published=slip),
+            partial(fused.sda_and_vjp, published=slip),
+        ),
     }
 
 
@@ -173,8 +178,7 @@ def route(
     """
     found, tensors = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
     tensors = _in_one_dtype(tensors)
-    # Agreement over many tiny votes: half precision would lose them, whatever autocast prefers for products.
-    with torch.autocast(inputs.device.type, enabled=False):
+    with full_precision(inputs.device):
         return found.route(*tensors, iterations)
 
 
@@ -192,7 +196,7 @@ def route_keeping(
     """`route` without a graph, and what spares `route_and_vjp` the rounds (nothing, where a kernel keeps nothing)."""
     found, tensors = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
     tensors = _in_one_dtype(tensors)
-    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+    with torch.no_grad(), full_precision(inputs.device):
         if found.keeping is None:
             return found.route(*tensors, iterations), ()
         return found.keeping(*tensors, iterations)
@@ -235,7 +239,7 @@ def route_and_vjp(
     """
     found, given = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
     tensors = _in_one_dtype(given)
-    with torch.autocast(inputs.device.type, enabled=False):
+    with full_precision(inputs.device):
         if found.and_vjp is None:
             outputs, gradients = _plain_vjp(found, tensors, iterations, grad)
         else:

@@ -27,7 +27,6 @@ class TilePasses:
 
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
         self._inputs, self._weight, self._limited = inputs, weight, limited
-        self._tiles = list(tiles(inputs, weight))
         self._only: _Votes | None = None
 
     def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
@@ -39,7 +38,7 @@ class TilePasses:
             return (flat / outputs).unflatten(1, (outputs, dim))
         total = self._inputs.new_zeros(self._inputs.shape[0], dim, outputs)
         state = _last(state)
-        for tile in self._tiles:
+        for tile in tiles(self._inputs, self._weight):
             votes = self._votes(tile)
             coupling = self._coupling(votes, state)
             total += (votes.u_hat * _share(coupling, votes).unsqueeze(-2)).sum(0)
@@ -51,7 +50,7 @@ class TilePasses:
         """The mean of ‖v − û‖, a scalar."""
         (v_last,) = _last((outputs,))
         total = v_last.new_zeros(())
-        for tile in self._tiles:
+        for tile in tiles(self._inputs, self._weight):
             total += _distances(self._votes(tile), v_last).sum()
         return total / (outputs.shape[0] * self._inputs.shape[1] * outputs.shape[1])
 
@@ -62,7 +61,7 @@ class TilePasses:
         gradients = Gradients(self._inputs, self._weight, need_inputs, need_weight)
         (grad_last,) = _last((grad,))
         state = _last(state)
-        for index, tile in enumerate(self._tiles):
+        for index, tile in enumerate(tiles(self._inputs, self._weight)):
             coupling = couplings[index] if couplings else self._coupling(self._votes(tile), state)
             if self._limited:
                 _write_limited(gradients, tile, self._votes(tile), coupling, grad_last)
@@ -75,7 +74,7 @@ class TilePasses:
             return self._only
         u_hat = tile_votes(tile, self._weight.shape[2])
         votes = _Votes(u_hat, _limit(u_hat, tile) if self._limited else None)
-        if len(self._tiles) == 1:
+        if len(tile.capsules) == self._inputs.shape[1]:
             self._only = votes
         return votes
 
@@ -130,7 +129,7 @@ def _write_limited(gradients: Gradients, tile: Tile, votes: _Votes, coupling: Te
     lengthens = (u_hat * grad_last).sum(-2).mul_(coupling).mul_(factor).mul_(shortened)
     grad_votes = grad_last * (coupling * factor).unsqueeze(-2)
     turned = (lengthens * shortened).mul_(factor).mul_(factor)
-    grad_votes.sub_(u_hat * turned.unsqueeze(-2))
+    grad_votes.addcmul_(u_hat, turned.unsqueeze(-2), value=-1)
     gradients.write(tile, grad_votes)
     if gradients.inputs is not None:
         gradients.inputs[:, tile.span] += (unit(tile.capsules) * lengthens.sum(-1, keepdim=True)).transpose(0, 1)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from capsbench.routing.autograd import differentiable_once, full_precision
 from capsbench.routing.equations import em_log_activation, em_log_prior, em_mean, em_variance
 from capsbench.routing.squash import length, unit
 from capsbench.routing.tiles import Gradients, tile_votes, tiles
@@ -82,13 +82,13 @@ class _TiledSum(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, *shared = ctx.saved_tensors
         _, need_inputs, need_weight, *_ = ctx.needs_input_grad
         gradients = Gradients(inputs, weight, need_inputs, need_weight)
         sums = [torch.zeros_like(tensor) for tensor in shared]
-        with torch.autocast(inputs.device.type, enabled=False):
+        with full_precision(inputs.device):
             for tile in tiles(inputs, weight):
                 u_hat = tile_votes(tile, weight.shape[2])
                 # func.vjp rather than autograd.grad: it also works under torch.func.grad.

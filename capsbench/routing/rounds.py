@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from capsbench.routing.autograd import differentiable_once, full_precision
 from capsbench.routing.equations import sda_temperature
 from capsbench.routing.squash import squash, squash_vjp
 
@@ -81,7 +81,7 @@ class Staged:
         return squash(_plus(passes.weighted_sum(state, None), bias)), state
 
     def and_vjp(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(…, iterations, grad, kept) → the outputs, bit for bit those of `route`, and the gradients of `(outputs * grad).sum()`."""
+        """(…, iterations, grad, kept) → the outputs, bit for bit those of `route`, and gradients of `(outputs * grad).sum()`."""
         *bias, iterations, grad, kept = rest
         passes = self.passes(inputs, weight)
         state = kept or self.state(passes, bias, iterations)
@@ -122,14 +122,13 @@ class _Routed(torch.autograd.Function):
         ctx.save_for_backward(capsules, weight, *internal)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 5
         inputs, weight, s, *state = ctx.saved_tensors
         _, need_inputs, need_weight, need_bias, _ = ctx.needs_input_grad
-        # A backward called under autocast must not lose the precision that `route` kept.
-        with torch.autocast(inputs.device.type, enabled=False):
+        with full_precision(inputs.device):
             grad_s = squash_vjp(s, grad)
             grad_inputs = grad_weight = None
             if need_inputs or need_weight:

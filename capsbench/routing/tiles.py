@@ -32,6 +32,7 @@ def tiles(inputs: Tensor, weight: Tensor) -> Iterator[Tile]:
     size = max(1, TILE_BYTES.get(inputs.device.type, TILE_BYTES["cuda"]) // votes_of_one)
     for start in range(0, count, size):
         span = slice(start, start + size)
+        # Made one by one: a tile's rows are a copy, and all of them together would be the weight once more.
         yield Tile(span, inputs[:, span].transpose(0, 1), weight[span].mT.flatten(2))
 
 

@@ -1,0 +1,84 @@
+"""How far a float inverse drifts from what was, and what is said of it.
+
+One step backwards, with c = (1 − γ)·L for functions of Lipschitz constant L, magnifies the errors of x and v to
+
+    e_x ← e_x + e_v + 2u            e_v ← (e_v + c·e_x) / γ + (3/γ + 1)·u·L
+
+at most, relative to |x|: u = 2⁻²⁴ is float32's rounding, 2 roundings of x and 7 of v (|v| ≤ L·|x|) are made in the step and
+its inverse. So errors grow by the larger root of ρ² − (1 + (1 + c)/γ)·ρ + 1/γ = 0 per function, which is 1/γ where L = 0.
+"""
+
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice, takewhile
+
+from torch import Tensor
+
+DRIFT_BOUND = 1e-4
+"""The largest difference of a rebuilt x or v from what it was, over the largest |x|, that is taken without a word."""
+
+LIPSCHITZ = 0.5
+"""Assumed of residual functions. Capsule layers begin far flatter, since squash is quadratic near 0."""
+
+_ROUNDING = 2.0**-24
+
+
+class DriftWarning(UserWarning):
+    """Going backwards did not lead to where the stack came from: the gradients just computed are wrong."""
+
+
+@lru_cache
+def segment_length(gamma: float, lipschitz: float = LIPSCHITZ, bound: float = DRIFT_BOUND) -> int | None:
+    """How many functions a float32 inverse can go back before the drift may pass `bound`; see above.
+
+    Args:
+        gamma: the momentum term, above 0.
+        lipschitz: the functions' constant L, in the largest norm.
+        bound: relative to the largest |x|.
+
+    Returns:
+        At least 1; None where nothing drifts (γ = 1 never moves v).
+    """
+    if gamma == 1:
+        return None
+    return max(1, sum(1 for _ in takewhile(lambda drift: drift <= bound, _drifts(gamma, lipschitz))))
+
+
+def drift_bound(functions: int, gamma: float, lipschitz: float = LIPSCHITZ) -> float:
+    """What the drift of a float32 inverse cannot pass on the way back through at least one function, relative to |x|."""
+    return 0.0 if gamma == 1 else next(islice(_drifts(gamma, lipschitz), functions - 1, None))
+
+
+def _drifts(gamma: float, lipschitz: float) -> Iterator[float]:
+    """The bound of the drift after one function, two functions, and so on."""
+    of_x = of_v = 0.0
+    while True:
+        of_x = of_x + of_v + 2 * _ROUNDING
+        of_v = (of_v + (1 - gamma) * lipschitz * of_x) / gamma + (3 / gamma + 1) * _ROUNDING * lipschitz
+        yield max(of_x, of_v)
+
+
+def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int) -> None:
+    """Warns where the largest difference of rebuilt values passes `DRIFT_BOUND` times `scale`, the largest |x|.
+
+    Args:
+        difference: no dimensions.
+        scale: no dimensions.
+        inverse: how the stack was inverted.
+        depth: the function whose input was rebuilt.
+    """
+    if difference.is_meta:
+        return  # shapes without values
+    off, size = difference.item(), scale.item()
+    # Written so that NaN is past the bound.
+    if off <= DRIFT_BOUND * size:
+        return
+    relative = off / size if size else float("inf")
+    better = "'exact' has no drift" if inverse != "exact" else "a function did not give the same bits twice"
+    warnings.warn(
+        f"a reversible stack drifted by {relative:.2g} (bound {DRIFT_BOUND:g}) on its way back to function {depth}: "
+        f"its gradients are wrong\ninverse was '{inverse}'; {better}",
+        DriftWarning,
+        stacklevel=3,
+    )

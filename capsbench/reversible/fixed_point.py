@@ -1,0 +1,150 @@
+"""Fixed-point numbers whose product with γ can be undone bit for bit.
+
+A number is an int64 in units of 2⁻⁵⁰, of magnitude below 2¹¹. γ is a ratio n/d of small integers, and a product v·n/d drops
+log2(d/n) bits: `Remainders` keeps them (Maclaurin, Duvenaud and Adams 2015, *Gradient-based Hyperparameter Optimization
+through Reversible Learning*, algorithm 3), which is what information theory asks for: 0.152 bit per product at γ = 0.9.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from capsbench.errors import ConfigurationError
+
+FRACTION_BITS = 50
+"""A unit is 2⁻⁵⁰: numbers of float32 from 2⁻²⁷ up have no smaller bit, and are represented exactly."""
+
+LIMIT = 2**61
+"""Magnitude in units that x and what is added to v stay below; it leaves their sums room in an int64."""
+
+MAX_DENOMINATOR = 2**16
+"""Of the ratio n/d, which is at most 2⁻¹⁷/d away from γ, and is γ where that was meant as a short decimal.
+
+What the store returns moves a product by less than n units, so a larger d would cost the precision that it brings.
+"""
+
+_UNITS = 2.0**FRACTION_BITS
+_WORD_BITS = 32
+_WORD_OFFSET = 2 ** (_WORD_BITS - 1)
+_STORE_LIMIT = 2**63
+
+
+@lru_cache
+def ratio_of(gamma: float) -> Fraction:
+    """The ratio of small integers nearest to γ; the one that exact arithmetic computes with.
+
+    Raises:
+        ConfigurationError: γ is so small that the ratio would be 0.
+    """
+    ratio = Fraction(gamma).limit_denominator(MAX_DENOMINATOR)
+    if ratio == 0:
+        raise ConfigurationError(
+            f"gamma {gamma} is too small for the exact inverse",
+            f"choose gamma from {1 / MAX_DENOMINATOR:.2g} up, or inverse float",
+        )
+    return ratio
+
+
+def to_units(values: Tensor, scale: float = 1.0) -> Tensor:
+    """`values · scale` in units, rounded to the nearest; meaningless where that is not below `LIMIT`."""
+    return (values.to(torch.float64) * (scale * _UNITS)).round_().to(torch.int64)
+
+
+def largest_in_units(values: Tensor, scale: float = 1.0) -> Tensor:
+    """The largest magnitude of `values · scale` in units, to compare with `LIMIT`; NaN if there is one."""
+    return largest(values) * (scale * _UNITS)
+
+
+def from_units(units: Tensor, dtype: torch.dtype) -> Tensor:
+    """The number as a float, rounded to `dtype`."""
+    return (units.to(torch.float64) / _UNITS).to(dtype)
+
+
+def largest(values: Tensor) -> Tensor:
+    """The largest magnitude, float64 and without dimensions; NaN if there is one, 0 of nothing."""
+    if not values.numel():
+        return values.new_zeros((), dtype=torch.float64)
+    low, high = torch.aminmax(values)
+    return torch.maximum(-low.to(torch.float64), high.to(torch.float64))
+
+
+@dataclass
+class Remainders:
+    """The bits that products with `ratio` dropped, one store per element of `like`.
+
+    The store is an integer below `bound`, which is known without looking: it grows by 1/ratio with each product. Before it
+    could leave an int64, its low 32 bits go to a list of words.
+
+    Args:
+        ratio: n/d, above 0 and at most 1.
+        store: int64, the shape of what is multiplied; zeros to begin with.
+    """
+
+    ratio: Fraction
+    store: Tensor
+    bound: int = 1
+    products: int = 0
+    words: list[tuple[int, Tensor]] = field(default_factory=list)
+    """Each with the number of products before it was moved out."""
+
+    def multiply(self, v: Tensor) -> Tensor:
+        """v·n/d as an int64 of magnitude |v| at most; what that drops goes to the store."""
+        n, d = self.ratio.numerator, self.ratio.denominator
+        if self.bound * d > _STORE_LIMIT:
+            self._move_out()
+        self.products += 1
+        if n == d:
+            return v
+        quotient, remainder = _divide(v, d)
+        self.store, digit = _divide(self.store.mul(d).add_(remainder), n)
+        self.bound = -(-self.bound * d // n)
+        return torch.add(digit, quotient, alpha=n)
+
+    def undo(self, v: Tensor) -> Tensor:
+        """What `multiply` was given when it returned `v`; the last product first."""
+        n, d = self.ratio.numerator, self.ratio.denominator
+        while self.words and self.words[-1][0] == self.products:
+            _, word = self.words.pop()
+            self.store = (self.store << _WORD_BITS) + (word.to(torch.int64) + _WORD_OFFSET)
+        self.products -= 1
+        if n == d:
+            return v
+        quotient, digit = _divide(v, n)
+        self.store, remainder = _divide(self.store.mul(n).add_(digit), d)
+        return torch.add(remainder, quotient, alpha=d)
+
+    def saved(self) -> tuple[tuple[Tensor, ...], Callable[[Sequence[Tensor]], "Remainders"]]:
+        """All that must be kept, as narrow as it goes, and what makes the remainders of it again."""
+        if self.bound > _WORD_OFFSET:
+            self._move_out()
+        ratio, bound, products, marks = self.ratio, self.bound, self.products, [mark for mark, _ in self.words]
+
+        def rebuild(tensors: Sequence[Tensor]) -> "Remainders":
+            store, *words = tensors
+            return Remainders(ratio, store.to(torch.int64), bound, products, list(zip(marks, words, strict=True)))
+
+        return (self.store.to(_narrowest(bound)), *(word for _, word in self.words)), rebuild
+
+    def _move_out(self) -> None:
+        low = self.store & (2**_WORD_BITS - 1)
+        self.words.append((self.products, (low - _WORD_OFFSET).to(torch.int32)))
+        self.store = self.store >> _WORD_BITS
+        self.bound = ((self.bound - 1) >> _WORD_BITS) + 1
+
+
+def _divide(values: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    """Quotient, rounded down, and remainder, from 0 to `divisor` - 1."""
+    if divisor == 1:
+        return values, torch.zeros_like(values)
+    quotient = torch.div(values, divisor, rounding_mode="floor")
+    return quotient, torch.sub(values, quotient, alpha=divisor)
+
+
+def _narrowest(bound: int) -> torch.dtype:
+    """The narrowest integer type of all numbers from 0 to `bound` - 1."""
+    types = (torch.uint8, torch.int16, torch.int32)
+    return next((dtype for dtype in types if bound - 1 <= torch.iinfo(dtype).max), torch.int64)

@@ -1,0 +1,211 @@
+"""The C kernels: bits that no thread changes, shapes without data, and machines without a compiler."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from comparing import assert_all_close, assert_close
+from test_routing import SIZES, Example, example, outcome
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from capsbench.errors import ConfigurationError
+from capsbench.measure.memory import probe_for
+from capsbench.routing import build, compiled, resolve_kernel, route
+
+pytestmark = pytest.mark.skipif(not compiled.available(), reason=f"no compiled kernels: {compiled.library().reason}")
+
+ALGORITHMS = ["rba", "sda"]
+OPERATORS = torch.ops.capsbench
+PROGRAM = "from capsbench.routing import compiled; assert compiled.available(), compiled.library()"
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("sizes", [(70, 5, 4, 9, 3), (3, 40, 8, 32, 8)], ids=str)
+def test_the_number_of_threads_changes_nothing(algorithm, sizes, threads):
+    given = example(sizes, torch.float32, algorithm=algorithm)
+    found = []
+    for number in (1, 2, 5):
+        threads(number)
+        found.append(outcome(given, "compiled"))
+    # RBA's first sum is one matrix product of torch's, which threads may cut in other places.
+    exact = 1e-6 if algorithm == "rba" else 0
+    assert_all_close(found[1], found[0], relative=exact)
+    assert_all_close(found[2], found[0], relative=exact)
+
+
+def test_a_sample_has_the_same_bits_in_any_batch():
+    given = example((70, 5, 4, 9, 3), torch.float32)
+    alone = [given._replace(inputs=given.inputs[index : index + 1]).route("compiled", 4) for index in (0, 33, 69)]
+    # The first round's sum is one matrix product, which is free to sum in another order: the same to rounding.
+    assert_close(torch.cat(alone), given.route("compiled", 4)[[0, 33, 69]], relative=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("outputs", [1, 7, 8, 9, 100])
+@pytest.mark.parametrize("dim", [1, 5, 8, 16])
+def test_any_number_of_output_capsules(algorithm, outputs, dim):
+    given = example((6, 13, 8, outputs, dim), torch.float64, algorithm=algorithm)
+    assert_all_close(outcome(given, "compiled"), outcome(given, "reference"), relative=1e-9)
+
+
+def test_large_logits_do_not_overflow():
+    given = example((4, 9, 8, 32, 8), torch.float32)
+    large = given._replace(inputs=(given.inputs * 300).detach().requires_grad_())
+    truth = outcome(
+        Example("rba", *(tensor.detach().double().requires_grad_() for tensor in large.tensors), {}, large.grad.double()),
+        "reference",
+    )
+    error = [
+        (mine.double() - true).abs().max() / true.abs().max()
+        for mine, true in zip(outcome(large, "compiled"), truth, strict=True)
+    ]
+    assert max(error) < 1e-4
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nan_is_never_lost(algorithm, dtype):
+    given = example(SIZES[-1], dtype, algorithm=algorithm)
+    with torch.no_grad():
+        given.inputs[1, 3, 0] = torch.nan
+    output = given.route("compiled")
+    assert output[1].isnan().all()
+    if algorithm == "rba":  # SDA's temperature is of the whole batch
+        assert output[[0, 2, 3]].isfinite().all()
+
+
+def operands(dtype=torch.float32, device="cpu") -> dict[str, Tensor]:
+    """B 5, I 6, K 4, J 3, D 2, P 8."""
+    made = {"inputs": (5, 6, 4), "weight": (6, 4, 3, 2), "state": (5, 2, 8), "grad": (5, 2, 8)}
+    generator = torch.Generator().manual_seed(0)
+    found = {name: torch.randn(shape, generator=generator, dtype=dtype).to(device) for name, shape in made.items()}
+    return {**found, "t": torch.tensor(-1.0, dtype=dtype, device=device)}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("limited", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_operators_are_what_torch_expects(dtype, limited, keep):
+    given = operands(dtype)
+    inputs, weight, state, grad, t = (given[name] for name in ("inputs", "weight", "state", "grad", "t"))
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(
+        OPERATORS.votes_sum.default, (inputs, weight, state, t if limited else None, limited, keep), test_utils=checks
+    )
+    torch.library.opcheck(OPERATORS.votes_distance.default, (inputs, weight, state), test_utils=checks)
+    couplings = torch.rand(5, 6, 8, dtype=dtype) if keep else None
+    arguments = (inputs, weight, state, t if limited else None, limited, couplings, grad)
+    torch.library.opcheck(OPERATORS.votes_vjp.default, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_shapes_without_data(algorithm):
+    options = {"algorithm": algorithm, "kernel": "compiled"}
+    with torch.device("meta"):
+        inputs, weight = torch.empty(5, 6, 4, requires_grad=True), torch.empty(6, 4, 3, 2, requires_grad=True)
+    output = route(inputs, weight, **options)
+    output.sum().backward()
+    assert (output.device.type, output.shape, weight.grad.shape) == ("meta", (5, 3, 2), weight.shape)
+    with FakeTensorMode():
+        assert route(torch.empty(5, 6, 4), torch.empty(6, 4, 3, 2), **options).shape == (5, 3, 2)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_under_torch_compile(algorithm):
+    given = example((4, 6, 3, 4, 5), torch.float32, algorithm=algorithm)
+
+    def loss(inputs, weight):
+        return (route(inputs, weight, algorithm=algorithm, kernel="compiled") * given.grad).sum()
+
+    expected = torch.autograd.grad(loss(given.inputs, given.weight), (given.inputs, given.weight))
+    compiled_loss = torch.compile(loss, backend="aot_eager")
+    found = torch.autograd.grad(compiled_loss(given.inputs, given.weight), (given.inputs, given.weight))
+    assert_all_close(found, expected, relative=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["compiled", "recompute"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_first_layer_needs_seven_mebibytes(algorithm, kernel):
+    """Above inputs, weight and their gradients, at the paper's sizes; scratch is seen too."""
+    inputs_and_weight = 4 * (128 * 1152 * 8 + 1152 * 8 * 32 * 8)
+    with probe_for(torch.device("cpu")) as probe:
+        given = example((128, 1152, 8, 32, 8), torch.float32, algorithm=algorithm)
+        with probe.phase("step"):
+            outcome(given, kernel)
+    phase = probe.phases()["step"]
+    assert 0 < phase.peak - phase.start - inputs_and_weight <= 7 * 2**20
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Nothing built before, and a cache of one's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    build.built.cache_clear()
+    yield tmp_path
+    build.built.cache_clear()
+
+
+def test_without_a_compiler_auto_is_recompute(fresh, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert resolve_kernel("auto") == "recompute"
+    given = example(SIZES[0])
+    assert_all_close(outcome(given, "auto"), outcome(given, "recompute"), relative=0)
+    with pytest.raises(ConfigurationError, match=r"'compiled'.*no C compiler.*\n.*recompute"):
+        given.route("compiled")
+
+
+def test_it_can_be_switched_off(fresh, monkeypatch):
+    monkeypatch.setenv(build.DISABLED, "1")
+    assert not compiled.available()
+    assert build.DISABLED in compiled.library().reason
+
+
+def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):
+    broken = fresh / "broken"
+    broken.write_text("#!/bin/sh\necho 'no such target' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert not compiled.available()
+    assert compiled.library().reason == "broken failed: no such target"
+    assert not list(fresh.rglob("*.so"))
+
+
+def test_built_once(fresh):
+    assert compiled.available()
+    (made,) = (fresh / "cache").rglob("*.so")
+    stamp = made.stat().st_mtime_ns
+    build.built.cache_clear()
+    assert compiled.available()
+    assert [path.stat().st_mtime_ns for path in (fresh / "cache").rglob("*.so")] == [stamp]
+
+
+def test_a_damaged_library_is_built_again(fresh):
+    assert compiled.available()
+    (made,) = (fresh / "cache").rglob("*.so")
+    size = made.stat().st_size
+    made.unlink()  # this process has it open
+    made.write_bytes(b"not a library")
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=120)
+    assert made.stat().st_size == size
+
+
+def test_without_a_cache_to_write_to(fresh, monkeypatch):
+    (fresh / "cache").write_text("a file where a folder should be")
+    assert compiled.available()
+
+
+def test_two_processes_may_build_at_once(fresh):
+    started = [subprocess.Popen([sys.executable, "-c", PROGRAM]) for _ in range(3)]
+    assert [process.wait(120) for process in started] == [0, 0, 0]
+    assert len(list((fresh / "cache").rglob("*.so"))) == 1

@@ -1,0 +1,105 @@
+"""Gradients of a stack in two processes, beside those in one: `python two_processes.py FILE` writes how far they differ.
+
+Run by `test_citizen`. Each case trains two steps in DistributedDataParallel (gloo), each process on its half of the batch.
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from capsbench.models.layers import CapsuleLayer
+from capsbench.reversible import MomentumStack
+
+WAYS = {
+    "checkpoint-sqrt": {"memory": "checkpoint-sqrt"},
+    "float": {"inverse": "float"},
+    "exact": {"inverse": "exact"},
+    "segmented": {"inverse": "segmented", "lipschitz": 1e3},
+    "kept": {"memory": "reversible-kept"},
+}
+OPTIONS = {
+    "plain": {},
+    "find_unused_parameters": {"find_unused_parameters": True},
+    "static_graph": {"static_graph": True},
+    "accumulation": {},
+}
+
+
+class Model(nn.Module):
+    """A stack whose first and last layers share a weight, with a branch that may be unused."""
+
+    def __init__(self, options: dict[str, Any], *, unused: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [CapsuleLayer(6, 4, 6, 4) for _ in range(4)]
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.5)
+        layers[3].weight = layers[0].weight
+        self.before = nn.Linear(4, 4)
+        self.stack = MomentumStack(layers, **options)
+        self.branch = MomentumStack([CapsuleLayer(6, 4, 6, 4)], **options) if unused else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stack(self.before(x))
+
+
+def step(model: nn.Module, parts: tuple[Tensor, ...]) -> None:
+    """Gradients of the mean loss over some parts of a batch; only the last one exchanges them."""
+    for part in parts[:-1]:
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else torch.enable_grad():
+            loss_of(model, part).backward()
+    loss_of(model, parts[-1]).backward()
+
+
+def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).square().sum()
+
+
+def difference(way: str, option: str, rank: int) -> float:
+    """The largest relative difference of a gradient."""
+    model = Model(WAYS[way], unused=option == "find_unused_parameters")
+    alone = Model({"memory": "stored"}, unused=model.branch is not None)
+    parallel = DistributedDataParallel(model, **OPTIONS[option])
+    batch = torch.randn(8, 6, 4, generator=torch.Generator().manual_seed(1))
+    mine = batch.chunk(2)[rank]
+    for _ in range(2):
+        parallel.zero_grad()
+        alone.zero_grad()
+        step(parallel, mine.chunk(2) if option == "accumulation" else (mine,))
+        step(alone, batch.chunk(2))
+    worst = 0.0
+    for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        if theirs.grad is not None:
+            # DDP takes the mean over processes.
+            worst = max(worst, ((2 * ours.grad - theirs.grad).abs().max() / theirs.grad.abs().max()).item())
+    dist.barrier()
+    del parallel
+    gc.collect()
+    return worst
+
+
+def work(rank: int, directory: str, output: str) -> None:
+    """One process."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
+    found = {f"{way} {option}": difference(way, option, rank) for way in WAYS for option in OPTIONS}
+    gathered: list[dict[str, float]] = [{}, {}]
+    dist.all_gather_object(gathered, found)
+    if rank == 0:
+        Path(output).write_text(json.dumps({name: [one[name] for one in gathered] for name in found}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    mp.spawn(work, (str(target.parent), str(target)), nprocs=2)
