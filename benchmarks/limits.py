@@ -1,0 +1,248 @@
+"""What the operators reach, beside the published memory pattern: the table of the README's section on performance.
+
+    python -m benchmarks.limits [--only layers,step,blocks,depth,wide] [--write]
+
+prints the rows, and with `--write` puts them into `benchmarks/limits.md`. Ratios only, of medians that were taken in turn in one
+process (A B A B), with a quiet malloc and subnormal numbers flushed, as every timing process of `capsbench run`; memory is
+counted by fresh processes, as there too. Takes about fifteen minutes on two cores; run nothing beside it.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.inverses import OF_PAIR, error, train_step
+from benchmarks.layers import LAYERS, Layer, make_step, peak_bytes, step
+from capsbench.measure.cell import QUIET_MALLOC, run_pass
+from capsbench.measure.worker import Request
+from capsbench.records import Configuration, MemoryFigures
+from capsbench.reversible import MomentumStack
+from capsbench.routing import resolve_kernel
+from capsbench.workload import Workload
+
+MIB = 2**20
+TARGET = Path(__file__).with_suffix(".md")
+DEEP, GAMMA = 2000, 0.9
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    published: str
+    here: str
+    limit: str
+
+
+def in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each function, taken one after the other in every round, after one round to warm up."""
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(rounds + 1):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            if turn:
+                taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def ratio(taken: dict[str, list[float]], name: str, to: str) -> float:
+    """The median of the ratios within each round."""
+    return statistics.median(mine / theirs for mine, theirs in zip(taken[name], taken[to], strict=True))
+
+
+def memory(**options: object) -> MemoryFigures:
+    """Bytes of a step, counted in a process of its own."""
+    given = {
+        "dataset": "sample",
+        "batch_size": 128,
+        "device": "cpu",
+        "kernel": resolve_kernel("auto"),
+        "routing": "rba",
+        **options,
+    }
+    reply = run_pass(Request(configuration=Configuration.model_validate(given), what="memory", samples=5), 1800)
+    if reply.memory is None:
+        raise SystemExit(f"{options}: {reply.message}")
+    return reply.memory
+
+
+def workload(**options: object) -> Workload:
+    """A network, ready to step."""
+    given = {"dataset": "sample", "device": "cpu", "kernel": resolve_kernel("auto"), "routing": "rba", **options}
+    return Workload(Configuration.model_validate(given))
+
+
+def layers() -> Iterator[Row]:
+    """Time and peak of single layers."""
+    for routing, published, peak_limit in (("rba", "2,722 MiB", "≤ 7 MiB"), ("sda-published", "—", "≤ 7 MiB")):
+        for name, rounds, limit in (("first", 5, "≤ 1/15"), ("block", 30, "≤ 1/8"), ("classes", 30, "")):
+            layer: Layer = LAYERS[name]
+            kernels = ("published", "recompute", "compiled")
+            made = make_step(layer, routing)
+            taken = in_turn({kernel: partial(step, *made, routing, kernel) for kernel in kernels}, rounds)
+            faster = ", ".join(f"1/{ratio(taken, 'published', kernel):.1f} {kernel}" for kernel in kernels[1:])
+            yield Row(f"{name} layer, {routing}: forward + backward, time", "1", faster, limit)
+            if name == "first":
+                sizes = layer.batch * layer.in_capsules * layer.in_dim, made.weight.numel()
+                above = ", ".join(
+                    f"{(peak_bytes(layer, kernel, routing) - 4 * sum(sizes)) / MIB:.2f} MiB {kernel}" for kernel in kernels[1:]
+                )
+                yield Row(
+                    f"{name} layer, {routing}: peak above inputs, weights and their gradients", published, above, peak_limit
+                )
+
+
+def whole_step() -> Iterator[Row]:
+    """The whole training step at 28×28, batch 128, 8 blocks."""
+    published = memory(model="mocapsnet", blocks=8, kernel="published", front="plain")
+    for name, limit, options in (
+        ("", "≤ 235 MiB", {}),
+        (", optimizer stepping inside backward", "≤ 200 MiB", {"optimizer_step": "backward"}),
+    ):
+        found = memory(model="mocapsnet", blocks=8, front="chunked", **options)
+        yield Row(
+            f"training step, 8 blocks: peak allocated{name}",
+            f"{published.peak_allocated_bytes / MIB:,.0f} MiB",
+            f"{found.peak_allocated_bytes / MIB:.1f} MiB",
+            limit,
+        )
+    ours = workload(model="mocapsnet", blocks=8, batch_size=128, front="chunked")
+    theirs = workload(model="mocapsnet", blocks=8, batch_size=128, front="plain", kernel="published")
+    first, second = nn.Conv2d(1, 256, 9), nn.Conv2d(256, 256, 9, stride=2)
+    images = ours.batch.images
+
+    def convolutions() -> None:
+        second(torch.relu(first(images))).sum().backward()
+        first.zero_grad()
+        second.zero_grad()
+
+    taken = in_turn({"convolutions": convolutions, "here": ours.train_step, "published": theirs.train_step}, 7)
+    yield Row(
+        "the same step's time, over the two convolutions alone",
+        f"{ratio(taken, 'published', 'convolutions'):.2f}",
+        f"{ratio(taken, 'here', 'convolutions'):.2f}",
+        "≤ 1.15",
+    )
+
+
+def blocks() -> Iterator[Row]:
+    """What a block costs: time of MoCapsNet over ResCapsNet, and retained bytes."""
+    ways = {
+        "stored": {"model": "rescapsnet", "memory": "stored"},
+        "reversible": {"model": "mocapsnet", "memory": "reversible", "inverse": "float"},
+        "reversible-kept": {"model": "mocapsnet", "memory": "reversible-kept", "inverse": "float"},
+    }
+    made = {(way, deep): workload(blocks=deep, batch_size=32, **options) for way, options in ways.items() for deep in (8, 40)}
+    taken = in_turn({f"{way} {deep}": one.train_step for (way, deep), one in made.items()}, 31)
+    cost = {
+        way: statistics.median(deep - flat for deep, flat in zip(taken[f"{way} 40"], taken[f"{way} 8"], strict=True))
+        for way in ways
+    }
+    for way, limit, kept in (("reversible", "≤ 1.4", "nothing retained"), ("reversible-kept", "≤ 1.15", "Σv kept")):
+        yield Row(
+            f"training time per block, MoCapsNet {kept}, over ResCapsNet stored",
+            "1.8 (paper)",
+            f"{cost[way] / cost['stored']:.2f}",
+            limit,
+        )
+    for routing, published in (("rba", "0.88 MiB"), ("sda", "—")):
+        added = [
+            memory(model="mocapsnet", blocks=deep, routing=routing, inverse="float", batch_size=32).retained_bytes
+            for deep in (2, 8)
+        ]
+        yield Row(f"retained bytes per added block, reversible, {routing}", published, f"{(added[1] - added[0]) / 6:g}", "0")
+
+
+def depth() -> Iterator[Row]:
+    """Gradients after 2,000 layers."""
+    truth = train_step(DEEP, GAMMA, 0.1, "stored", torch.float64).gradients
+    stored = error(train_step(DEEP, GAMMA, 0.1, "stored").gradients, truth)
+    for way in ("exact", "segmented"):
+        found = train_step(DEEP, GAMMA, 0.1, way)
+        yield Row(
+            f"gradient error against float64, 1,000 blocks, {way}, over float32 stored",
+            "lost past 60 blocks",
+            f"{error(found.gradients, truth) / stored:.2f}",
+            "≤ 3",
+        )
+        if way == "exact":
+            layers_alone = (found.bits - OF_PAIR[way]) / DEEP
+            said = f"{layers_alone:.3f} (with the last x and v {found.bits / DEEP:.3f})"
+            yield Row("retained bits per element and layer, exact, γ 0.9", "—", said, "≤ 0.2")
+    yield Row("the stack's input, reconstructed by the exact inverse", "—", _reconstructed(), "bit for bit")
+
+
+def _reconstructed() -> str:
+    """Whether the x that the first function is given in backward has the bits that it had in forward."""
+    seen: list[Tensor] = []
+
+    class Remembers(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.detach().clone())
+            return torch.tanh(x)
+
+    stack = MomentumStack([Remembers() for _ in range(DEEP)], GAMMA, inverse="exact")
+    stack(torch.randn(4, 32, 8, requires_grad=True)).sum().backward()
+    return "bit for bit" if torch.equal(seen[0], seen[-1]) and len(seen) == 2 * DEEP else "not the same"
+
+
+def wide() -> Iterator[Row]:
+    """64 instead of 32 capsules per layer."""
+    narrow, broad = (memory(model="rescapsnet", blocks=1, front="chunked", capsules=capsules) for capsules in (32, 64))
+
+    def state(figures: MemoryFigures) -> int:
+        return figures.state_bytes + figures.gradient_bytes + figures.optimizer_bytes
+
+    more, expected = broad.peak_allocated_bytes - narrow.peak_allocated_bytes, state(broad) - state(narrow)
+    yield Row(
+        "64 instead of 32 capsules, ResCapsNet: peak of a step",
+        "+ 85 % (paper, CIFAR-10)",
+        f"+ {more / MIB:.1f} MiB, of which weights, gradients and Adam {expected / MIB:.1f}",
+        "only what these add",
+    )
+
+
+PARTS = {"layers": layers, "step": whole_step, "blocks": blocks, "depth": depth, "wide": wide}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="a comma list of " + ", ".join(PARTS))
+    parser.add_argument("--write", action="store_true", help=f"put the table into {TARGET.name}")
+    options = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in QUIET_MALLOC.items()):
+        # glibc reads these when a process starts.
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.limits", *sys.argv[1:]], {**os.environ, **QUIET_MALLOC})
+    torch.set_flush_denormal(True)
+    lines = [
+        "# What the operators reach",
+        "",
+        f"Made by `python -m benchmarks.limits --write` on a CPU with {torch.get_num_threads()} threads, torch {torch.__version__};",
+        "its first lines say how. *published* is the memory pattern of the published routing in this package's network",
+        "(`kernel='published'`), or the paper's own figure where it is named.",
+        "",
+        "| what | published | here | asked for |",
+        "| --- | --- | --- | --- |",
+    ]
+    print("\n".join(lines))
+    for part in options.only.split(","):
+        for row in PARTS[part]():
+            lines.append(f"| {' | '.join(row)} |")
+            print(lines[-1], flush=True)
+    if options.write:
+        TARGET.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
