@@ -228,7 +228,7 @@ def main() -> None:
     lines = [
         "# What the operators reach",
         "",
-        f"Made by `python -m benchmarks.limits --write` on a CPU with {torch.get_num_threads()} threads, torch {torch.__version__};",
+        f"Made by `python -m benchmarks.limits --write`, {torch.get_num_threads()} CPU threads, torch {torch.__version__};",
         "its first lines say how. *published* is the memory pattern of the published routing in this package's network",
         "(`kernel='published'`), or the paper's own figure where it is named.",
         "",

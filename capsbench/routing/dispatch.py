@@ -12,6 +12,7 @@ from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.routing import compiled, fused, published, recompute_em, reference
 from capsbench.routing.autograd import full_precision
 from capsbench.routing.compiled import CompiledPasses
+from capsbench.routing.fused import FusedPasses
 from capsbench.routing.recompute import TilePasses
 from capsbench.routing.rounds import Passes, Rounds, Staged
 
@@ -55,11 +56,7 @@ def _sda(*, slip: bool) -> dict[str, Kernel]:
         "published": Kernel(partial(published.sda, published=slip)),
         "recompute": _staged(TilePasses, rounds),
         "compiled": _staged(CompiledPasses, rounds),
-        "triton": Kernel(
-            partial(fused.sda, published=slip),
-            partial(fused.sda_keeping, published=slip),
-            partial(fused.sda_and_vjp, published=slip),
-        ),
+        "triton": _staged(FusedPasses, rounds),
     }
 
 
@@ -72,7 +69,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "published": Kernel(published.rba),
             "recompute": _staged(TilePasses, Rounds()),
             "compiled": _staged(CompiledPasses, Rounds()),
-            "triton": Kernel(fused.rba, fused.rba_keeping, fused.rba_and_vjp),
+            "triton": _staged(FusedPasses, Rounds()),
         },
     ),
     "sda": Algorithm("scaled-distance agreement", ("bias",), _sda(slip=False)),

@@ -1,24 +1,22 @@
 """The sums over the input capsules as operators of PyTorch, in the namespace `capsbench`, computed by `triton_kernels`.
 
-Each has its shapes for fake tensors, and those that let gradients through have an operator for them: so `torch.compile` takes
-them as they are, and backward is handed nothing but what forward was. Differentiating twice is refused by PyTorch.
+Each has its shapes for fake tensors, so `torch.compile` takes it as it is. None has a gradient: gradients are operators of
+their own, and `fused` says which belongs to which (one registered with an operator would not go through `torch.func`).
 Letters as in `reference`. Inputs and weight may be of any floating dtype; the other tensors are of one, in which all is summed.
 """
-# Fake implementations, and what PyTorch calls, take more than they look at.
+# Fake implementations take more than they look at.
 # ruff: noqa: ARG001
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from capsbench.routing.equations import em_mean
-from capsbench.routing.launch import launch, over_capsules, over_samples
+from capsbench.routing.triton_launch import launch, over_capsules, over_samples
 
 
 @torch.library.custom_op("capsbench::coupled_sum", mutates_args=())
 def coupled_sum(inputs: Tensor, weight: Tensor, anchor: Tensor, temperature: Tensor | None = None) -> Tensor:
-    """Σ_i c_i û_i, c being a constant in backward.
+    """Σ_i c_i û_i.
 
     Args:
         inputs: `[B, I, K]`.
@@ -39,7 +37,7 @@ def coupled_sum(inputs: Tensor, weight: Tensor, anchor: Tensor, temperature: Ten
 def coupled_sum_vjp(
     inputs: Tensor, weight: Tensor, grad: Tensor, anchor: Tensor, temperature: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `(coupled_sum(…) * grad).sum()` with respect to inputs and weight."""
+    """The gradients of `(coupled_sum(…) * grad).sum()` with respect to inputs and weight, c being a constant."""
     plan = over_capsules(inputs, weight)
     grad_inputs = _fresh(inputs)
     parts = anchor.new_empty((plan.chunks, *weight.shape))
@@ -49,7 +47,7 @@ def coupled_sum_vjp(
 
 @torch.library.custom_op("capsbench::mean_distance", mutates_args=())
 def mean_distance(inputs: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
-    """The mean of ‖v_j − û_ij‖ over batch, I and J, votes being no longer than their capsule; a scalar without a gradient."""
+    """The mean of ‖v_j − û_ij‖ over batch, I and J, votes being no longer than their capsule; a scalar."""
     plan = over_samples(inputs, weight, 4)
     parts = outputs.new_empty((plan.chunks, inputs.shape[0]))
     launch("summed_distance", plan, inputs, weight, outputs, parts)
@@ -139,32 +137,6 @@ def _(inputs: Tensor, weight: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fresh(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-
-def _keep_all(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _coupled_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    inputs, weight, *state = ctx.saved_tensors
-    return (*coupled_sum_vjp(inputs, weight, grad, *state), None, None)
-
-
-def _keep_round(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output[:2])
-
-
-def _em_round_backward(ctx: Any, grad_total: Tensor, grad_mean: Tensor, grad_scatter: Tensor) -> tuple[Tensor | None, ...]:
-    *state, total, new_mean = ctx.saved_tensors
-    # Σ R a (û − μ)² is at its least where μ is the mean, so no gradient of it reaches μ.
-    given = (*state, new_mean, grad_total, em_mean(grad_mean, total), grad_scatter)
-    # In the first round the state is a constant.
-    grad_state = em_state_vjp(*given) if any(ctx.needs_input_grad[2:]) else (None, None, None)
-    return (*em_votes_vjp(*given), *grad_state)
-
-
-coupled_sum.register_autograd(_coupled_sum_backward, setup_context=_keep_all)
-em_round.register_autograd(_em_round_backward, setup_context=_keep_round)
 
 
 def _added(parts: Tensor) -> Tensor:

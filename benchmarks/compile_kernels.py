@@ -1,0 +1,162 @@
+"""What the Triton kernels take of a GPU, found by compiling them ahead of time, without one.
+
+    python -m benchmarks.compile_kernels            prints the table
+    python -m benchmarks.compile_kernels --write    keeps it as benchmarks/triton.md
+
+A row is a kernel as `capsbench.routing.triton_operators` launches it. Nothing in it depends on I, or on B of at least 4.
+"""
+
+import argparse
+import io
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from capsbench.routing import triton_kernels, triton_operators
+from capsbench.routing.triton_launch import Plan
+
+TABLE = Path(__file__).with_name("triton.md")
+ARCHITECTURES = (80, 90)
+
+
+class Size(NamedTuple):
+    """What a kernel is compiled for."""
+
+    in_dim: int
+    outputs: int
+    out_dim: int
+
+
+SIZES = (*itertools.starmap(Size, itertools.product((8,), (10, 32, 100), (8, 16))), Size(16, 32, 16), Size(16, 100, 16))
+
+
+_POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+
+
+class Launch(NamedTuple):
+    """One start of a kernel."""
+
+    kernel: str
+    plan: Plan
+    tensors: tuple[Tensor | None, ...]
+
+    @property
+    def title(self) -> str:
+        """The kernel, and which of its optional tensors it got."""
+        names = getattr(triton_kernels, self.kernel).arg_names
+        left_out = [name for name, tensor in zip(names, self.tensors, strict=False) if tensor is None]
+        return f"{self.kernel} without {', '.join(left_out)}" if left_out else self.kernel
+
+
+class Figures(NamedTuple):
+    """What a thread, or for `shared` a block of threads, takes."""
+
+    registers: int
+    spills: int
+    """Bytes stored because they did not fit into registers."""
+    shared: int
+    """Bytes."""
+
+
+def launches(size: Size, dtype: torch.dtype = torch.float32) -> list[Launch]:
+    """Every kernel as it is launched for a layer of this size, the first of a network for 28×28 pixels at batch 128."""
+    batch, count, precise = 128, 1152, torch.promote_types(dtype, torch.float32)
+    inputs, weight = torch.empty(batch, count, size.in_dim, dtype=dtype), torch.empty(count, *size, dtype=dtype)
+    outputs, of_output = (torch.empty(batch, *shape, dtype=precise) for shape in (size[1:], size[1:2]))
+    temperature = torch.empty((), dtype=precise)
+    found: list[Launch] = []
+    with mock.patch.object(
+        triton_operators, "launch", lambda kernel, plan, *tensors: found.append(Launch(kernel, plan, tensors))
+    ):
+        for state in ((outputs,), (outputs, temperature)):
+            triton_operators.coupled_sum(inputs, weight, *state)
+            triton_operators.coupled_sum_vjp(inputs, weight, outputs, *state)
+        triton_operators.mean_distance(inputs, weight, outputs)
+        given = (inputs, weight, of_output, outputs, outputs)
+        triton_operators.em_round(*given)
+        for operator in (triton_operators.em_state_vjp, triton_operators.em_votes_vjp):
+            operator(*given, outputs, of_output, outputs, outputs)
+    return found
+
+
+def compile_for(launch: Launch, architecture: int) -> Figures:
+    """Compiles as Triton would at the first call on such a device, and reads what ptxas says."""
+    function = getattr(triton_kernels, launch.kernel)
+    signature, constants, aligned = {}, dict(launch.plan.sizes), {}
+    for index, name in enumerate(function.arg_names):
+        tensor = launch.tensors[index] if index < len(launch.tensors) else None
+        if tensor is not None:
+            signature[name] = _POINTERS[tensor.dtype]
+            # PyTorch's allocators align to more; without saying so one compiles another kernel.
+            aligned[(index,)] = [["tt.divisibility", 16]]
+        elif name in ("batch", "count", "span"):
+            signature[name] = "i32"
+        else:
+            signature[name] = "constexpr"
+            constants.setdefault(name, None)
+    source = ASTSource(function, signature, constants, aligned)
+    with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), redirect_stdout(io.StringIO()) as log:
+        triton.knobs.nvidia.dump_ptxas_log = True
+        # A kernel found in the cache comes without ptxas' words.
+        triton.knobs.compilation.always_compile = True
+        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.plan.options)
+    return Figures(_number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log), compiled.metadata.shared)
+
+
+def _number(pattern: str, log: io.StringIO) -> int:
+    found = re.search(pattern, log.getvalue())
+    assert found is not None, f"ptxas did not say '{pattern}':\n{log.getvalue()}"
+    return int(found[1])
+
+
+def row(size: Size, launch: Launch) -> str:
+    """A line of the table."""
+    cells = [launch.title, *size, 32 * launch.plan.warps]
+    for architecture in ARCHITECTURES:
+        cells += compile_for(launch, architecture)
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def heading() -> Iterator[str]:
+    """Everything above the rows; its first line says what compiled them."""
+    yield f"Compiled by Triton {triton.__version__} with `python -m benchmarks.compile_kernels --write`."
+    yield ""
+    yield "Registers per thread; spills: bytes per thread that did not fit into them; shared: bytes per block of threads."
+    yield "Float32; good for every I, and every B of at least 4. `coupled_sum` serves RBA without a temperature, SDA with one;"
+    yield "`em_moment` runs twice a round, for the mean without `about`, for the variance without `total_parts`."
+    yield ""
+    figures = [f"sm_{architecture} {name}" for architecture in ARCHITECTURES for name in Figures._fields]
+    names = ["kernel", "K", "J", "D", "threads", *figures]
+    yield "| " + " | ".join(names) + " |"
+    yield "| --- " + "| ---: " * (len(names) - 1) + "|"
+
+
+def rows(sizes: Sequence[Size] = SIZES) -> Iterator[str]:
+    """The lines of these sizes."""
+    return (row(size, launch) for size in sizes for launch in launches(size))
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="What the Triton kernels take of a GPU.")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name} instead of printing it")
+    write = parser.parse_args().write
+    table = "\n".join([*heading(), *rows()]) + "\n"
+    if write:
+        TABLE.write_text(table, encoding="utf-8")
+    else:
+        print(table, end="")
+
+
+if __name__ == "__main__":
+    main()
