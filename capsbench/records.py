@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever an older capsbench could not understand a new record."""
 
 Status = Literal["ok", "oom", "timeout", "error", "skipped"]
@@ -50,14 +50,18 @@ class Configuration(_Schema):
     """Rounds of routing."""
     capsules: int | None = None
     """Capsules per hidden layer."""
+    front: str | None = None
+    """How the two convolutions are computed; never `auto`. None in records of version 1, whose front was plain."""
     memory: str | None = None
     """Memory strategy of the stack."""
     inverse: str | None = None
-    """How a reversible stack inverts."""
+    """How a reversible stack inverts; never `auto`."""
     rule: str | None = None
     """MoCapsNet's rule."""
     gamma: float | None = None
     """MoCapsNet's momentum term."""
+    optimizer_step: str | None = None
+    """`backward`: the optimizer steps for each parameter as its gradient arrives. None: after backward."""
     precision: str = "fp32"
     """`fp32`, or autocast to `bf16` or `fp16`."""
     device: str
@@ -99,7 +103,7 @@ class MemoryFigures(_Schema):
     state_bytes: int
     """Parameters and buffers."""
     gradient_bytes: int
-    """Gradients of the parameters."""
+    """Gradients of the parameters that are alive after backward; 0 where the optimizer steps inside backward."""
     optimizer_bytes: int
     """The optimizer's state."""
     retained_bytes: int
@@ -107,7 +111,7 @@ class MemoryFigures(_Schema):
     peak_forward_bytes: int
     """Highest during forward and loss; like the next two, with weights, optimizer state and the batch in it."""
     peak_backward_bytes: int
-    """Highest during backward."""
+    """Highest during backward, and the optimizer's steps that are part of it."""
     peak_allocated_bytes: int
     """Highest over the whole step, the optimizer's part included."""
     peak_reserved_bytes: int | None = None

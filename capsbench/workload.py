@@ -17,6 +17,7 @@ from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleNetwork, CapsuleOutput, MoCapsNet, ResCapsNet
 from capsbench.records import Configuration
+from capsbench.stepping import step_in_backward
 
 BUILT_IN: dict[str, type[CapsuleNetwork]] = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}
 """The models of the paper."""
@@ -26,6 +27,9 @@ ENTRY_POINTS = "capsbench.models"
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What autocast casts to."""
+
+OPTIMIZER_STEPS = ("after", "backward")
+"""When the optimizer steps: after backward, or for each parameter inside it."""
 
 LEARNING_RATE = 1e-3
 SEED = 0
@@ -69,7 +73,7 @@ def build_model(configuration: Configuration) -> nn.Module:
     """
     spec = spec_of(configuration.dataset)
     factory = resolve_model(configuration.model)
-    names = ("kernel", "routing", "iterations", "capsules", "memory", "inverse", "rule", "gamma")
+    names = ("kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma")
     options = {name: value for name in names if (value := getattr(configuration, name)) is not None}
     model = factory(spec.shape, spec.classes, configuration.blocks, **options)
     if not isinstance(model, nn.Module):
@@ -82,7 +86,8 @@ def build_model(configuration: Configuration) -> nn.Module:
 class Workload:
     """A model, its optimizer and one batch on a device, ready to step.
 
-    The optimizer is Adam at 1e-3 (paper, section 4) in its fused form, which needs no temporaries. One batch serves all
+    The optimizer is Adam at 1e-3 (paper, section 4) in its fused form, which needs no temporaries; it steps after
+    backward, or inside it, so that gradients never live together (`capsbench.stepping`). One batch serves all
     steps: preparing it is not part of what is measured, and neither memory nor time depend on pixel values.
 
     Args:
@@ -94,6 +99,7 @@ class Workload:
     """
 
     def __init__(self, configuration: Configuration, data_directory: Path | None = None) -> None:
+        check_optimizer_step(configuration.optimizer_step or "after", configuration.precision)
         torch.manual_seed(SEED)
         self.configuration = configuration
         self.device = torch.device(configuration.device)
@@ -108,6 +114,9 @@ class Workload:
         if not parameters:
             raise ConfigurationError(f"model '{configuration.model}' has no parameters to train", "measure one that has")
         self.optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+        self._steps_in_backward = configuration.optimizer_step == "backward"
+        if self._steps_in_backward:
+            step_in_backward(self.optimizer)
         # Half precision loses the first gradients unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=configuration.precision == "fp16")
 
@@ -118,11 +127,13 @@ class Workload:
         return self._scaler.scale(self._loss(out))
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of all parameters."""
+        """Gradients of all parameters; and the optimizer's step, where it steps inside backward."""
         loss.backward()
 
     def optimize(self) -> None:
-        """One step of the optimizer, after which the gradients are let go."""
+        """One step of the optimizer, after which the gradients are let go; nothing is left to do where backward did it."""
+        if self._steps_in_backward:
+            return
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -163,6 +174,21 @@ class Workload:
                 f"it must return class scores of shape {list(expected)}, or a CapsuleOutput",
             )
         return nn.functional.cross_entropy(out.float(), self.batch.labels, reduction="sum")
+
+
+def check_optimizer_step(step: str, precision: str) -> None:
+    """Refuses an unknown time to step, and one that the precision rules out.
+
+    Raises:
+        ConfigurationError: it is none of `OPTIMIZER_STEPS`, or `backward` at fp16.
+    """
+    if step not in OPTIMIZER_STEPS:
+        raise ConfigurationError(f"optimizer step '{step}' is not known", f"choose one of {', '.join(OPTIMIZER_STEPS)}")
+    if step == "backward" and precision == "fp16":
+        raise ConfigurationError(
+            "optimizer step 'backward' cannot be had with precision 'fp16': its scaler needs all gradients before the step",
+            "choose precision fp32 or bf16, or let the optimizer step after backward",
+        )
 
 
 def check_batch_size(batch_size: int, available: int, dataset: str) -> None:

@@ -43,7 +43,7 @@ def make_configuration(model: str = "rescapsnet", blocks: int = 1, **fields: Any
     momentum = model == "mocapsnet"
     usual: dict[str, Any] = {"dataset": "sample", "batch_size": 4, "device": "cpu", "threads": 2}
     if model in RETAINED_PER_BLOCK:
-        usual |= {"kernel": "recompute", "routing": "rba", "iterations": 3, "capsules": 32}
+        usual |= {"kernel": "recompute", "routing": "rba", "iterations": 3, "capsules": 32, "front": "plain"}
         usual |= {"memory": "reversible" if momentum else "stored"}
         usual |= {"rule": "paper", "gamma": 0.9, "inverse": "float"} if momentum else {}
     return Configuration(model=model, blocks=blocks, **(usual | fields))

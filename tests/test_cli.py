@@ -21,12 +21,12 @@ from capsbench import load
 from capsbench.analysis.metrics import MEMORY_METRICS
 from capsbench.catalog import SPECS
 from capsbench.cli.commands import cli
-from capsbench.models import RULES
+from capsbench.models import FRONTS, RULES
 from capsbench.records import SCHEMA_VERSION, Record
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
 from capsbench.store import Store
-from capsbench.workload import BUILT_IN, PRECISIONS
+from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS
 
 COMMANDS = sorted(cli.commands)
 
@@ -124,7 +124,7 @@ def test_what_is_here(capsbench, name):
 
 def test_list_names_everything(command):
     text = command("list").stdout
-    for name in [*BUILT_IN, *SPECS, *kernels(), *STRATEGIES, *MEMORY_METRICS]:
+    for name in [*BUILT_IN, *SPECS, *algorithms(), *KERNELS, *FRONTS, *STRATEGIES, *INVERSES, *OPTIMIZER_STEPS, *MEMORY_METRICS]:
         assert re.search(rf"^  {name} ", text, re.MULTILINE), name
 
 
@@ -153,9 +153,11 @@ KERNELS = {"auto"}.union(*(kernels(name) for name in algorithms()))
         ("run", "dataset", set(SPECS)),
         ("run", "kernel", KERNELS),
         ("run", "routing", set(algorithms())),
+        ("run", "front", set(FRONTS)),
         ("run", "memory", set(STRATEGIES)),
         ("run", "inverse", set(INVERSES)),
         ("run", "rule", set(RULES)),
+        ("run", "optimizer_step", set(OPTIMIZER_STEPS)),
         ("run", "precision", set(PRECISIONS)),
         ("reproduce", "dataset", set(SPECS)),
         ("plot", "metric", set(MEMORY_METRICS)),
@@ -184,7 +186,10 @@ def test_names_written_out_are_the_package_s_own(command_name, option, known):
         ("--kernel", "nonsense", "recompute"),
         ("--memory", "nonsense", "checkpoint"),
         ("--precision", "fp8", "bf16"),
-        ("--routing", "nonsense", "rba"),
+        ("--routing", "nonsense", "sda-published"),
+        ("--front", "nonsense", "chunked"),
+        ("--optimizer-step", "nonsense", "backward"),
+        ("--kernel", "triton", "of kind cuda"),
         ("--inverse", "nonsense", "float"),
         ("--rule", "nonsense", "published"),
         ("--device", "foo", "cpu"),
@@ -225,6 +230,18 @@ def test_a_device_that_is_not_here(command):
 
 def test_reversible_alone_leaves_nothing_for_plain_models(command):
     assert_refused(command("run", "--memory", "reversible", "--models", "capsnet"), "--memory", "reversible", "capsnet")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--routing", "em", "--kernel", "published"], ["--kernel published", "em", "recompute"]),
+        (["--optimizer-step", "backward", "--precision", "fp16"], ["--optimizer-step", "'fp16'", "bf16"]),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together(command, options, named):
+    assert_refused(command("run", "--depth", "1", *options), *named)
 
 
 @pytest.mark.parametrize(
@@ -445,6 +462,25 @@ def test_plotting_again_changes_nothing(sweep, capsbench):
     result = capsbench("plot", "reports", cwd=home)
     assert (result.status, result.stderr) == (0, "")
     assert {path.name: path.read_bytes() for path in folder.glob("figure*")} == before
+
+
+def test_an_optimizer_that_steps_inside_backward_is_measured(tmp_path, capsbench):
+    arguments = ["run", "--models", "mocapsnet", "--depth", "1", "--batch-size", "2", "--capsules", "4", "--out", "report"]
+    arguments += ["--routing", "sda", "--front", "chunked", "--memory", "reversible-kept", "--inverse", "segmented"]
+    result = capsbench(*arguments, "--optimizer-step", "after,backward")
+    assert result.status == 0, result.stderr
+    after, backward = load(tmp_path / "report").to_dict("records")
+    for row in (after, backward):
+        assert [row[name] for name in ("status", "routing", "front", "memory", "inverse")] == [
+            "ok",
+            "sda",
+            "chunked",
+            "reversible-kept",
+            "segmented",
+        ]
+    assert backward["optimizer_step"] == "backward" != after["optimizer_step"]
+    assert (after["gradient_bytes"], backward["gradient_bytes"]) == (after["state_bytes"], 0)
+    assert backward["peak_allocated_bytes"] < after["peak_allocated_bytes"]
 
 
 # Two blocks or more wait for a file, so that a sweep can be caught in the middle of a cell.

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 
 from capsbench.cli.options import parse_bytes
 from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.models.front import CHUNKS
 from capsbench.records import Plan
+from capsbench.reversible import resolve_inverse
+from capsbench.routing import algorithms, compiled, kernels, resolve_kernel
+from capsbench.routing.build import Built
 from capsbench.store import Store
+from capsbench.sweep.estimate import step_flops
 from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
 from capsbench.sweep.session import begin, check_data, choose_folder, resolve_device
@@ -115,8 +120,68 @@ def test_cells_go_replicate_by_replicate_and_models_interleave():
 
 def test_auto_is_resolved_and_counts_once():
     kernels = [cell.configuration.kernel for cell in expand(sweep(depths=(1,), kernels=("auto", "recompute", "published")))]
-    assert kernels == ["recompute", "published"]
-    assert expand(sweep("mocapsnet"))[0].configuration.inverse == "float"
+    assert kernels == list(dict.fromkeys([resolve_kernel("auto"), "recompute", "published"]))
+    fronts = [cell.configuration.front for cell in expand(sweep(depths=(1,), fronts=("auto", "chunked", "plain")))]
+    assert fronts == ["chunked", "plain"]
+
+
+@pytest.mark.parametrize(("batch_size", "front"), [(CHUNKS["cpu"], "plain"), (CHUNKS["cpu"] + 1, "chunked")])
+def test_the_front_that_auto_stands_for_depends_on_the_batch(batch_size, front):
+    (cell,) = expand(sweep(depths=(1,), batch_size=batch_size))
+    assert cell.configuration.front == front
+
+
+def inverses(depths, **fields):
+    return {cell.configuration.inverse for cell in expand(sweep("mocapsnet", depths=depths, **fields))}
+
+
+def test_the_inverse_that_auto_stands_for_is_one_for_all_depths():
+    deep = 1000
+    chosen = resolve_inverse("auto", 2 * deep, 0.9)
+    assert chosen != "float"
+    assert inverses((1,)) == {"float"}
+    assert inverses((1, deep)) == {chosen}
+    assert inverses((1, deep), memories=("reversible-kept",)) == {chosen}
+    # The published rule has stacks of one block each.
+    assert inverses((1, deep), rules=("published",)) == {"float"}
+    assert inverses((1, deep), memories=("stored",)) == {None}
+    assert inverses((1, deep), inverses=("float", "auto", "segmented")) == {"float", "segmented", chosen}
+
+
+def test_kernels_go_to_the_routings_that_have_them():
+    cells = expand(sweep(depths=(1,), routings=algorithms(), kernels=("published", "recompute")))
+    found = [(cell.configuration.routing, cell.configuration.kernel) for cell in cells]
+    assert found == [
+        (routing, name) for routing in algorithms() for name in ("published", "recompute") if name in kernels(routing)
+    ]
+    assert ("em", "recompute") in found
+    assert ("em", "published") not in found
+
+
+def test_a_kernel_for_a_gpu():
+    (cell,) = expand(Sweep(models=("capsnet",), depths=(1,), device="cuda:0", kernels=("triton",)))
+    assert cell.configuration.kernel == "triton"
+
+
+@pytest.mark.parametrize(("kernel", "device"), [("triton", "cpu"), ("compiled", "cuda:0")])
+def test_a_kernel_for_another_device(kernel, device):
+    with pytest.raises(ConfigurationError, match=rf"--kernel {kernel} needs a device of kind .*'{device}'\n.*--kernel auto"):
+        expand(Sweep(models=("capsnet",), depths=(1,), device=device, kernels=(kernel,)))
+
+
+def test_a_compiled_kernel_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(compiled, "library", lambda: Built(None, "there is no C compiler"))
+    with pytest.raises(ConfigurationError, match=r"--kernel compiled .*there is no C compiler\n.*recompute"):
+        expand(sweep(kernels=("compiled",)))
+    (cell,) = expand(sweep(depths=(1,)))
+    assert cell.configuration.kernel == "recompute"
+
+
+def test_when_the_optimizer_steps():
+    after, backward = expand(sweep(depths=(1,), optimizer_steps=("after", "backward")))
+    assert (after.configuration.optimizer_step, backward.configuration.optimizer_step) == (None, "backward")
+    own = expand(sweep("math:sqrt", depths=(1,), optimizer_steps=("after", "backward"), fronts=("plain", "chunked")))
+    assert [(cell.configuration.optimizer_step, cell.configuration.front) for cell in own] == [(None, None), ("backward", None)]
 
 
 def test_lists_multiply():
@@ -138,9 +203,13 @@ def test_lists_multiply():
 @pytest.mark.parametrize(
     ("model", "none"),
     [
-        ("rescapsnet", {"inverse", "rule", "gamma", "capacity"}),
-        ("mocapsnet", {"capacity"}),
-        ("math:sqrt", {"kernel", "routing", "iterations", "capsules", "memory", "inverse", "rule", "gamma", "capacity"}),
+        ("rescapsnet", {"inverse", "rule", "gamma", "optimizer_step", "capacity"}),
+        ("mocapsnet", {"optimizer_step", "capacity"}),
+        (
+            "math:sqrt",
+            {"kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma"}
+            | {"optimizer_step", "capacity"},
+        ),
     ],
 )
 def test_options_that_do_not_apply_are_none(model, none):
@@ -195,7 +264,12 @@ def test_gamma_0_runs_where_nothing_is_inverted():
         ({"gamma": float("nan")}, "gamma nan"),
         ({"gamma": 0}, "gamma 0"),
         ({"gamma": 0, "memories": ("stored", "reversible")}, "gamma 0"),
+        ({"gamma": 0, "memories": ("stored", "reversible-kept")}, "gamma 0"),
         ({"models": "rescapsnet", "memories": ("reversible",)}, "reversible leaves nothing for rescapsnet"),
+        ({"fronts": ("nonsense",)}, "--front 'nonsense'"),
+        ({"optimizer_steps": ("nonsense",)}, "--optimizer-step 'nonsense'"),
+        ({"optimizer_steps": ("after", "backward"), "precisions": ("fp32", "fp16")}, "--optimizer-step: "),
+        ({"routings": ("rba", "em"), "kernels": ("published",)}, "--kernel published leaves nothing for routing em"),
     ],
     ids=str,
 )
@@ -205,6 +279,23 @@ def test_what_makes_no_sense_is_refused(fields, named):
     assert named in raised.value.what
     assert raised.value.hint
     assert len(str(raised.value).splitlines()) == 2
+
+
+def test_estimates_know_what_takes_longer():
+    def flops(**fields):
+        (cell,) = expand(sweep("mocapsnet", depths=(8,), **fields))
+        return step_flops(cell)
+
+    ascending = [
+        {"memories": ("reversible-kept",)},
+        {},
+        {"routings": ("sda",)},
+        {"routings": ("em",)},
+        {"kernels": ("published",)},
+    ]
+    costs = [flops(**fields) for fields in ascending]
+    assert costs == sorted(set(costs))
+    assert flops(memories=("checkpoint-sqrt",)) == flops()
 
 
 @pytest.mark.parametrize(
@@ -307,8 +398,9 @@ def test_a_stand_in_is_said_to_be_one(tmp_path):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_of_the_paper_is_the_published_runs_and_auto_beside_them(name):
     cells = cells_of(EXPERIMENTS[name], depths=(1, 2), device="cpu", batch_size=128)
-    settings = {(cell.configuration.kernel, cell.configuration.rule) for cell in cells if cell.configuration.model == "mocapsnet"}
-    assert settings == {("published", "published"), ("recompute", "paper")}
+    momentum = [cell.configuration for cell in cells if cell.configuration.model == "mocapsnet"]
+    settings = {(it.kernel, it.rule, it.front) for it in momentum}
+    assert settings == {("published", "published", "plain"), (resolve_kernel("auto"), "paper", "chunked")}
     assert {cell.configuration.dataset for cell in cells} == set(EXPERIMENTS[name].datasets)
     assert {cell.configuration.model for cell in cells} == {"capsnet", "rescapsnet", "mocapsnet"}
     assert len(cells) == 2 * 2 * 3 * len(EXPERIMENTS[name].datasets)

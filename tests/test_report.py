@@ -407,6 +407,7 @@ def test_labels_say_no_more_than_tells_lines_apart(records):
         ("memory", "stored", "reversible"),
         ("rule", "paper", "published"),
         ("gamma", 0.5, 0.9),
+        ("front", "plain", "chunked"),
         ("capacity", 2**30, 2**31),
     ],
 )
@@ -416,6 +417,17 @@ def test_labels_tell_lines_apart(field, one, other):
     for label, value in zip(labels, (one, other), strict=True):
         assert label.startswith("MoCapsNet (")
         assert field == "capacity" or str(value) in label
+
+
+def test_labels_tell_when_the_optimizer_steps():
+    after, backward = make_record(), make_record("mocapsnet", optimizer_step="backward")
+    assert labels_of(after, backward) == ["ResCapsNet (step after backward)", "MoCapsNet (step in backward)"]
+
+
+def test_records_without_a_front_had_a_plain_one():
+    before, after = make_record(front=None), make_record(front="chunked")
+    assert labels_of(before, after) == ["ResCapsNet (plain front)", "ResCapsNet (chunked front)"]
+    assert labels_of(before, make_record(front="plain")) == ["ResCapsNet", "ResCapsNet"]
 
 
 def test_labels_tell_a_limit_from_none():

@@ -13,6 +13,7 @@ from capsbench import workload
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsNet, CapsuleOutput, MoCapsNet, ResCapsNet
 from capsbench.records import Configuration
+from capsbench.stepping import step_in_backward
 from capsbench.workload import Workload, build_model, check_batch_size, resolve_model
 
 BUILT_IN = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}
@@ -164,8 +165,9 @@ def test_registered_models(monkeypatch):
 
 def test_options_reach_the_model():
     options = {"kernel": "published", "iterations": 2, "capsules": 5, "memory": "checkpoint", "rule": "paper", "gamma": 0.5}
+    options["front"] = "chunked"
     model = build_model(configuration("mocapsnet", blocks=2, **options))
-    assert (model.first.kernel, model.first.iterations) == ("published", 2)
+    assert (model.first.kernel, model.first.iterations, model.front) == ("published", 2, "chunked")
     assert model.first.weight.shape[2] == 5
     assert (model.blocks.memory, model.blocks.gamma, len(model.blocks.functions)) == ("checkpoint", 0.5, 4)
 
@@ -197,6 +199,95 @@ def test_the_parts_of_a_step_are_the_step():
             assert_alive(parameter.grad)
         parts.optimize()
     assert_all_close(parameters(parts), parameters(whole), relative=0)
+
+
+# Stepping inside backward
+
+
+class Tied(nn.Module):
+    """A weight that is used twice, one that is frozen, and one that the loss does not see."""
+
+    def __init__(self, in_shape, num_classes, blocks):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(784, 784, bias=False) for _ in range(2))
+        self.layers[1].weight = self.layers[0].weight
+        self.frozen = nn.Linear(784, num_classes).requires_grad_(False)
+        self.last = nn.Linear(784, num_classes)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, images):
+        x = images.flatten(1)
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return self.last(x) + self.frozen(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("mocapsnet", {"blocks": 2, "front": "chunked", "memory": "reversible"}),
+        ("mocapsnet", {"blocks": 2, "front": "plain", "memory": "checkpoint", "precision": "bf16"}),
+        ("rescapsnet", {"blocks": 1, "memory": "checkpoint-sqrt"}),
+        ("own_models:Scores", {}),
+        ("tied", {}),
+    ],
+    ids=str,
+)
+def test_stepping_inside_backward_gives_the_same_weights(name, fields, monkeypatch):
+    if name == "tied":
+        monkeypatch.setattr(workload, "resolve_model", lambda _: Tied)
+    after = Workload(configuration(name, **fields))
+    inside = Workload(configuration(name, **fields, optimizer_step="backward"))
+    before = parameters(after)
+    for _ in range(3):
+        after.train_step()
+        inside.backward(inside.forward())
+        assert all(parameter.grad is None for parameter in inside.model.parameters())
+        inside.optimize()
+    assert_all_close(parameters(inside), parameters(after), relative=0)
+    assert sum(not torch.equal(new, old) for new, old in zip(parameters(inside), before, strict=True)) >= 2
+    states = [[*load.optimizer.state_dict()["state"].values()] for load in (inside, after)]
+    assert [state["step"].item() for state in states[0]] == [3.0] * len(states[1])
+
+
+def test_gradients_never_live_together():
+    load = Workload(configuration("own_models:Scores", optimizer_step="backward"))
+    alive = []
+    for parameter in load.model.parameters():  # after the hook that steps
+        parameter.register_post_accumulate_grad_hook(
+            lambda _: alive.append(sum(it.grad is not None for it in load.model.parameters()))
+        )
+    load.backward(load.forward())
+    assert alive == [0, 0]
+
+
+def test_an_optimizer_can_be_made_ordinary_again():
+    layer = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([{"params": [layer.weight], "lr": 1.0}, {"params": [layer.bias], "lr": 2.0}])
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    hooks = step_in_backward(optimizer)
+    layer(torch.ones(1, 2)).sum().backward()
+    moved = [old - new for old, new in zip(before, layer.parameters(), strict=True)]
+    assert_all_close(moved, [torch.ones(2, 2), torch.full((2,), 2.0)], relative=1e-6)  # each at the rate of its group
+    for hook in hooks:
+        hook.remove()
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    layer(torch.ones(1, 2)).sum().backward()
+    assert_all_close([*layer.parameters()], before, relative=0)
+    assert len(optimizer.param_groups) == 2
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"optimizer_step": "never"}, "'never'"), ({"optimizer_step": "backward", "precision": "fp16"}, "'fp16'")],
+    ids=str,
+)
+def test_a_step_that_cannot_be(fields, said):
+    with pytest.raises(ConfigurationError) as error:
+        Workload(configuration("own_models:Scores", **fields))
+    assert said in error.value.what
+    assert error.value.hint
 
 
 def test_steps_learn():

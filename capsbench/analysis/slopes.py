@@ -20,7 +20,7 @@ REFERENCE_MODEL = "rescapsnet"
 Interval = tuple[float, float]
 
 _OF_A_MODEL = {"model", "memory", "inverse", "rule", "gamma"}
-_OF_CAPSULES = {"kernel", "routing", "iterations", "capsules"}
+_OF_CAPSULES = {"kernel", "routing", "iterations", "capsules", "front"}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MODELS = ("capsnet", "rescapsnet", "mocapsnet")
 METRICS = ("retained", "peak", "reserved", "process")
+KERNELS = ("auto", "reference", "published", "recompute", "compiled", "triton")
+MEMORIES = ("stored", "checkpoint", "checkpoint-sqrt", "offload", "reversible", "reversible-kept")
 """Written out, so that --help and completion need not import torch; a test holds them to the package's own."""
 
 
@@ -67,14 +69,16 @@ def _choice(option: str, known: tuple[str, ...], default: str | None, text: str,
 @_choice("--models", ("all", *MODELS), "all", "Models, or package.module:name of your own.", open_ended=True)
 @click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8.")
 @_choice("--dataset", tuple(SPECS), "sample", "Data sets; the packaged sample stands in for one that is not on disk.")
-@_choice("--kernel", ("auto", "reference", "published", "recompute"), "auto", "How routing is computed.")
-@_choice("--routing", ("rba",), "rba", "Routing algorithms.")
+@_choice("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device.")
+@_choice("--routing", ("rba", "sda", "sda-published", "em"), "rba", "Routing algorithms.")
 @click.option("--iterations", type=whole("--iterations", 1), default=3, show_default=True, help="Rounds of routing.")
 @click.option("--capsules", type=whole("--capsules", 1), default=32, show_default=True, help="Capsules per hidden layer.")
-@_choice("--memory", ("stored", "checkpoint", "offload", "reversible"), None, "Memory strategies; by default each model's own.")
-@_choice("--inverse", ("auto", "float"), "auto", "How a reversible stack inverts.")
+@_choice("--front", ("auto", "plain", "chunked"), "auto", "How the two convolutions are computed.")
+@_choice("--memory", MEMORIES, None, "Memory strategies; by default each model's own.")
+@_choice("--inverse", ("auto", "float", "exact", "segmented"), "auto", "How a reversible stack inverts.")
 @_choice("--rule", ("paper", "published"), "paper", "MoCapsNet's rule.")
 @click.option("--gamma", type=float, default=0.9, show_default=True, help="MoCapsNet's momentum term.")
+@_choice("--optimizer-step", ("after", "backward"), "after", "When the optimizer steps: after backward, or inside it.")
 @_choice("--precision", ("fp32", "bf16", "fp16"), "fp32", "Autocast to.")
 @_sweep_options
 def run(
@@ -85,10 +89,12 @@ def run(
     routing: tuple[str, ...],
     iterations: int,
     capsules: int,
+    front: tuple[str, ...],
     memory: tuple[str, ...] | None,
     inverse: tuple[str, ...],
     rule: tuple[str, ...],
     gamma: float,
+    optimizer_step: tuple[str, ...],
     precision: tuple[str, ...],
     **common: Any,
 ) -> int:
@@ -100,6 +106,7 @@ def run(
     Examples:
       capsbench run --models all --depth 1-8
       capsbench run --models rescapsnet,mocapsnet --kernel published,auto --batch-size 16
+      capsbench run --models mocapsnet --front plain,chunked --optimizer-step after,backward
       capsbench run --models my_package.models:make_net --depth 1,2,4
       capsbench run --models all --out reports/mine --resume
     """
@@ -115,10 +122,12 @@ def run(
         routings=routing,
         iterations=iterations,
         capsules=capsules,
+        fronts=front,
         memories=memory or (),
         inverses=inverse,
         rules=rule,
         gamma=gamma,
+        optimizer_steps=optimizer_step,
         precisions=precision,
         **_machine(common),
     )
@@ -131,7 +140,7 @@ def run(
 @_choice("--dataset", tuple(SPECS), None, "Data sets; by default those of the figure.")
 @_sweep_options
 def reproduce(what: str, depth: str, dataset: tuple[str, ...] | None, **common: Any) -> int:
-    """The paper's runs by name: kernel and rule `published` at the paper's sizes, and `auto` beside them.
+    """The paper's runs by name: kernel and rule as published at the paper's sizes, and capsbench's own beside them.
 
     On a CPU at full size this takes hours; the estimate says how many, and --batch-size, --depth and --dataset shorten it.
 
@@ -203,7 +212,7 @@ def slopes(reports: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
 def list_(as_json: bool, data_dir: Path | None) -> None:
-    """Models, data sets and whether they are on disk, kernels, strategies, metrics."""
+    """Models, data sets and whether they are on disk, and every name that an option takes."""
     from capsbench.cli.offers import offers
 
     found = offers(data_dir)

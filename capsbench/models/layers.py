@@ -1,12 +1,29 @@
 """The layers that capsule networks are made of."""
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor, nn
 
-from capsbench.routing import check_routing, route, squash
+from capsbench.routing import algorithm_of, check_routing, route, route_and_vjp, route_keeping, squash
 
 INITIAL_STD = 0.01
 """Standard deviation of a new transformation matrix (Momentum Capsule Networks, section 4)."""
+
+
+INITIAL_BIAS = 0.1
+"""A new bias, as in the published code's SDA layer."""
+
+INITIAL_BETA_STD = 0.2
+"""Standard deviation of new β_u and β_a of EM routing."""
+
+
+class _Options(TypedDict):
+    beta_u: Tensor | None
+    beta_a: Tensor | None
+    algorithm: str
+    iterations: int
+    kernel: str
 
 
 class PrimaryCapsules(nn.Module):
@@ -22,7 +39,11 @@ class PrimaryCapsules(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The squashed capsules, in at least float32."""
-        flat = self.conv(x).flatten(1)
+        return self.cut(self.conv(x))
+
+    def cut(self, maps: Tensor) -> Tensor:
+        """The squashed capsules of the convolution's maps `[B, C, H, W]`."""
+        flat = maps.flatten(1)
         # Squares of half-precision values would leave its range.
         flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
         return squash(flat.unflatten(1, (-1, self.capsule_dim)))
@@ -54,11 +75,27 @@ class CapsuleLayer(nn.Module):
     ) -> None:
         super().__init__()
         check_routing(routing, kernel, iterations)
+        self.bias: nn.Parameter | None
+        self.beta_u: nn.Parameter | None
+        self.beta_a: nn.Parameter | None
         self.weight = nn.Parameter(torch.empty(in_capsules, in_dim, out_capsules, out_dim))
+        extras = algorithm_of(routing).extras
+        for name in ("bias", "beta_u", "beta_a"):
+            shape = (out_capsules, out_dim) if name == "bias" else (out_capsules,)
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)) if name in extras else None)
         self.routing = routing
         self.iterations = iterations
         self.kernel = kernel
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new values: weight N(0, 0.01²), bias 0.1, β_u and β_a N(0, 0.2²)."""
         nn.init.normal_(self.weight, std=INITIAL_STD)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, INITIAL_BIAS)
+        for beta in (self.beta_u, self.beta_a):
+            if beta is not None:
+                nn.init.normal_(beta, std=INITIAL_BETA_STD)
 
     def extra_repr(self) -> str:
         """Shown by `print(layer)`."""
@@ -67,4 +104,35 @@ class CapsuleLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Output capsules `[B, J, D]`."""
-        return route(x, self.weight, algorithm=self.routing, iterations=self.iterations, kernel=self.kernel)
+        return route(x, self.weight, self.bias, **self._options())
+
+    def forward_keeping(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The outputs without a graph, and what fixes their coupling (RBA: Σv `[B, J, D]`), for `forward_and_vjp`."""
+        return route_keeping(x, self.weight, self.bias, **self._options())
+
+    def forward_and_vjp(
+        self, x: Tensor, grad: Tensor, kept: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        """The outputs and their vector-Jacobian product from one evaluation, without a graph.
+
+        Args:
+            x: `[B, I, K]`.
+            grad: of the outputs, `[B, J, D]`.
+            kept: from `forward_keeping` at the same x, which spares the rounds of routing.
+
+        Returns:
+            The outputs, bit for bit those of `forward`; the gradient of `(outputs * grad).sum()` for x; and those for
+            `self.parameters()` in order, None for one that is frozen.
+        """
+        value, (grad_x, *grads) = route_and_vjp(x, self.weight, grad, self.bias, **self._options(), kept=kept)
+        wanted = (one if mine.requires_grad else None for mine, one in zip(self.parameters(), grads, strict=True))
+        return value, grad_x, tuple(wanted)
+
+    def _options(self) -> _Options:
+        return {
+            "beta_u": self.beta_u,
+            "beta_a": self.beta_a,
+            "algorithm": self.routing,
+            "iterations": self.iterations,
+            "kernel": self.kernel,
+        }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.models.decoder import Decoder
+from capsbench.models.front import can_chunk, check_front, chunked_front, has_hooks, resolve_front
 from capsbench.models.layers import CapsuleLayer, PrimaryCapsules
 from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack, check_strategy, run_steps
 from capsbench.routing import length
@@ -47,6 +48,7 @@ class Options(TypedDict, total=False):
     iterations: int
     kernel: str
     decoder: bool
+    front: str
 
 
 class CapsuleNetwork(nn.Module):
@@ -67,14 +69,17 @@ class CapsuleNetwork(nn.Module):
         iterations: int = 3,
         kernel: str = "auto",
         decoder: bool = True,
+        front: str = "auto",
     ) -> None:
         super().__init__()
+        check_front(front)
         in_capsules = _primary_capsules(in_shape, channels, capsule_dim)
         _check_positive(num_classes=num_classes, capsules=capsules, class_dim=class_dim)
         if blocks < 0:
             raise ConfigurationError(f"blocks {blocks} is out of range", "give 0 blocks or more")
         self.in_shape = tuple(in_shape)
         self.num_classes = num_classes
+        self.front = front
 
         def layer(count: int, out_count: int, out_dim: int) -> CapsuleLayer:
             return CapsuleLayer(count, capsule_dim, out_count, out_dim, routing=routing, iterations=iterations, kernel=kernel)
@@ -101,13 +106,21 @@ class CapsuleNetwork(nn.Module):
             raise ShapeError(
                 f"images {list(images.shape)} do not fit", f"this network takes [B, {', '.join(map(str, self.in_shape))}]"
             )
-        capsules = self.primary(torch.relu(self.conv(images)))
-        capsules = self.classes(self.blocks(self.first(capsules)))
+        capsules = self.classes(self.blocks(self.first(self._primaries(images))))
         lengths = length(capsules)
         if self.decoder is None:
             return CapsuleOutput(lengths, capsules, None)
         shown = lengths.argmax(dim=1) if labels is None else labels
         return CapsuleOutput(lengths, capsules, self.decoder(capsules, shown))
+
+    def _primaries(self, images: Tensor) -> Tensor:
+        primary = self.primary
+        chunks = resolve_front(self.front, len(images), images.device.type) == "chunked"
+        # Whoever put something of their own in place, or waits for one of the modules, gets them called one by one.
+        own = type(primary) is PrimaryCapsules and not has_hooks(primary)
+        if chunks and own and can_chunk(self.conv, primary.conv):
+            return primary.cut(chunked_front(images, self.conv, primary.conv))
+        return primary(torch.relu(self.conv(images)))
 
 
 class _PlainNetwork(CapsuleNetwork):
@@ -139,15 +152,17 @@ class CapsNet(_PlainNetwork):
         in_shape: channels, height, width of an image; at least 17 × 17.
         num_classes: number of class capsules.
         blocks: depth, in blocks of two capsule layers.
-        memory: `stored`, `checkpoint` (per block) or `offload`.
+        memory: `stored`, `checkpoint` (per block), `checkpoint-sqrt` (every √n blocks) or `offload`.
         channels: of both convolutions (256).
         capsules: per layer (32).
         capsule_dim: dimension of primary and hidden capsules (8).
         class_dim: dimension of class capsules (16).
-        routing: algorithm (`rba`).
+        routing: algorithm: `rba` (the default), `sda`, `sda-published` or `em` (`capsbench.routing.route`).
         iterations: rounds of routing (3).
-        kernel: how routing is computed: `reference`, `published`, `recompute` or `auto` (the default).
+        kernel: how routing is computed (`capsbench.routing.route`); `auto`, the default, is the fastest on a device.
         decoder: whether images are reconstructed (True).
+        front: how the two convolutions are computed: `plain`; `chunked`, a part of the batch at a time, keeping the images
+            alone (`capsbench.models.front`); `auto` (the default), chunked where a batch is large enough for it to cost nothing.
 
     Raises:
         ConfigurationError: a value that makes no network.
@@ -168,7 +183,8 @@ class MoCapsNet(CapsuleNetwork):
     Arguments as `CapsNet`, and:
 
     Args:
-        memory: `reversible`, or `stored`, `checkpoint`, `offload`.
+        memory: `reversible`; `reversible-kept`, which keeps 2 × `[B, J, D]` per block and spares the routing in backward; or
+            as `CapsNet`.
         gamma: the momentum term γ, 0 to 1; 0 cannot be reversible.
         inverse: how `reversible` inverts (`capsbench.reversible.MomentumStack`).
         rule: `paper`, Algorithm 1: each capsule layer is a residual function, and one velocity runs through the whole stack.
@@ -212,7 +228,7 @@ class BlockStack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The last block's output."""
         memory = self.memory if torch.is_grad_enabled() else "stored"
-        return run_steps([self._step(block) for block in self.blocks], (x,), memory)[0]
+        return run_steps([self._step(block) for block in self.blocks], (x,), memory, modules=list(self.blocks))[0]
 
     def _step(self, block: nn.Module) -> Callable[[Tensor], tuple[Tensor]]:
         def advance(x: Tensor) -> tuple[Tensor]:

@@ -12,6 +12,10 @@ _NEVER_TOLD = {"model", "dataset"}
 # Each model has its own strategy and inverse: they tell lines apart only where one model has several.
 _TOLD_WITHIN_A_MODEL = {"memory", "inverse", "rule", "gamma"}
 
+# Where a column's values say too little of what they are the value of.
+_WORDS = {"front": {"plain": "plain front", "chunked": "chunked front"}, "optimizer_step": {"backward": "step in backward"}}
+_WORDS_FOR_NONE = {"front": "plain front", "optimizer_step": "step after backward"}
+
 Line = Mapping[str, object]
 
 
@@ -38,9 +42,9 @@ def line_label(line: Line, others: Iterable[Line]) -> str:
         if column in _NEVER_TOLD:
             continue
         own = {_word(column, other[column]) for other in alike if other["model"] == line["model"]}
-        everyone = {_word(column, other[column]) for other in alike if not _missing(other[column])}
+        everyone = {_word(column, other[column]) for other in alike if not _without(column, other[column])}
         # An option that another model does not have tells nothing apart.
-        if len(own) > 1 or (len(everyone) > 1 and not _missing(value) and column not in _TOLD_WITHIN_A_MODEL):
+        if len(own) > 1 or (len(everyone) > 1 and not _without(column, value) and column not in _TOLD_WITHIN_A_MODEL):
             told.append(_word(column, value))
             # What is told already needs no second word: the next columns speak of the lines that agree so far.
             alike = [other for other in alike if _word(column, other[column]) == told[-1]]
@@ -49,10 +53,16 @@ def line_label(line: Line, others: Iterable[Line]) -> str:
 
 
 def _word(column: str, value: object) -> str:
+    if _missing(value):
+        return _WORDS_FOR_NONE.get(column, f"no {column.removesuffix('_size')}")
     if isinstance(value, str):
-        return value
-    name = column.removesuffix("_size")
-    return f"no {name}" if _missing(value) else f"{name} {value}"
+        return _WORDS.get(column, {}).get(value, value)
+    return f"{column.removesuffix('_size')} {value}"
+
+
+def _without(column: str, value: object) -> bool:
+    """Whether a model does not have this option; every model's optimizer steps at some time."""
+    return column != "optimizer_step" and _missing(value)
 
 
 def _missing(value: object) -> bool:

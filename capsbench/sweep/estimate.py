@@ -17,6 +17,12 @@ _CHANNELS, _KERNEL = 256, 81
 _FLOPS_PER_COST = {"published": 40.0, "reference": 20.0}
 """A vote of these kernels takes memory's time, not arithmetic's: about so many times its arithmetic."""
 
+_ROUTING_COST = {"sda": 3.0, "sda-published": 3.0, "em": 12.0}
+"""What the other algorithms do with a vote, over what RBA does with it."""
+
+_EVALUATED_ONCE = (None, "stored", "offload", "reversible-kept")
+"""Memory strategies whose backward does not evaluate all of a block's forward again."""
+
 _CUDA_FLOPS = 1e13
 
 
@@ -74,8 +80,10 @@ def step_flops(cell: Cell) -> float:
     convolutions = 2 * _KERNEL * _CHANNELS * (outer * channels + inner * _CHANNELS)
     capsules = it.capsules or 32
     first, block = inner * _CHANNELS // 8 * capsules, 2 * it.blocks * capsules * capsules
-    cost = _FLOPS_PER_COST.get(it.kernel or "", 1.0)
-    votes = (first + block) * 2 * 64 * (it.iterations or 3) * cost
+    cost = max(_FLOPS_PER_COST.get(it.kernel or "", 1.0), _ROUTING_COST.get(it.routing or "", 1.0))
+    # Backward is two forwards; what is evaluated again is a third more.
+    again = 1.0 if it.memory in _EVALUATED_ONCE else 4 / 3
+    votes = (first + again * block) * 2 * 64 * (it.iterations or 3) * cost
     return 3.0 * it.batch_size * (convolutions + votes)
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
-from capsbench.models import RULES
+from capsbench.models import FRONTS, RULES, resolve_front
 from capsbench.records import Cell, Configuration
-from capsbench.reversible import INVERSES, PLAIN_STRATEGIES, STRATEGIES, check_gamma
-from capsbench.routing import check_routing, resolve_kernel
-from capsbench.workload import BUILT_IN, PRECISIONS, resolve_model
+from capsbench.reversible import INVERSES, PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
+from capsbench.routing import algorithms, check_routing, compiled, kernels, resolve_kernel
+from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, check_optimizer_step, resolve_model
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 DEEPEST = 100_000
+_DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
+"""Kernels that run on one kind of device alone."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +35,25 @@ class Sweep:
     batch_size: int = 128
     """Images per step."""
     kernels: tuple[str, ...] = ("auto",)
-    """Kernels; `auto` is resolved here."""
+    """Kernels; `auto` is resolved here, and one that a routing algorithm does not have is left out there."""
     routings: tuple[str, ...] = ("rba",)
     """Routing algorithms."""
     iterations: int = 3
     """Rounds of routing."""
     capsules: int = 32
     """Capsules per hidden layer."""
+    fronts: tuple[str, ...] = ("auto",)
+    """How the two convolutions are computed; `auto` is resolved here."""
     memories: tuple[str, ...] = ()
     """Memory strategies; empty means each model's own."""
     inverses: tuple[str, ...] = ("auto",)
-    """How reversible stacks invert; `auto` is resolved here."""
+    """How reversible stacks invert; `auto` is resolved here, for the deepest network: the depths of a line are alike."""
     rules: tuple[str, ...] = ("paper",)
     """MoCapsNet's rules."""
     gamma: float = 0.9
     """MoCapsNet's momentum term."""
+    optimizer_steps: tuple[str, ...] = ("after",)
+    """When the optimizer steps: `after` backward, or inside `backward`."""
     precisions: tuple[str, ...] = ("fp32",)
     """Precisions."""
     threads: int | None = None
@@ -110,33 +116,50 @@ def _lines(sweep: Sweep, model: str) -> list[Configuration]:
             dataset=dataset,
             batch_size=sweep.batch_size,
             precision=precision,
+            optimizer_step=None if step == "after" else step,
             device=sweep.device,
             threads=sweep.threads if sweep.device == "cpu" else None,
             capacity=sweep.capacity,
             **option,
         )
-        for dataset, precision, option in product(sweep.datasets, sweep.precisions, options)
+        for dataset, precision, step, option in product(sweep.datasets, sweep.precisions, sweep.optimizer_steps, options)
     ]
 
 
 def _options(sweep: Sweep, model: str) -> list[dict[str, Any]]:
     """The options of capsule networks that apply to this model."""
-    momentum = model == "mocapsnet"
+    fronts = [resolve_front(front, sweep.batch_size, sweep.device.partition(":")[0]) for front in sweep.fronts]
     found = []
-    for routing, kernel, memory in product(sweep.routings, sweep.kernels, _memories(sweep, model)):
+    for (routing, kernel), front, memory in product(_routings(sweep), fronts, _memories(sweep, model)):
         common: dict[str, Any] = {
             "routing": routing,
-            "kernel": resolve_kernel(kernel, routing),
+            "kernel": kernel,
             "iterations": sweep.iterations,
             "capsules": sweep.capsules,
+            "front": front,
             "memory": memory,
         }
-        if not momentum:
+        if model != "mocapsnet":
             found.append(common)
             continue
-        inverses = [_resolve_inverse(inverse) for inverse in sweep.inverses] if memory == "reversible" else [None]
-        for rule, inverse in product(sweep.rules, inverses):
-            found.append({**common, "rule": rule, "gamma": sweep.gamma, "inverse": inverse})
+        for rule in sweep.rules:
+            inverses = _inverses(sweep, rule) if memory in REVERSIBLE_STRATEGIES else [None]
+            found += [{**common, "rule": rule, "gamma": sweep.gamma, "inverse": inverse} for inverse in inverses]
+    return found
+
+
+def _routings(sweep: Sweep) -> list[tuple[str, str]]:
+    """Each routing algorithm with each kernel that it has."""
+    found = []
+    for routing in sweep.routings:
+        offered = ("auto", *kernels(routing))
+        fitting = [kernel for kernel in sweep.kernels if kernel in offered]
+        if not fitting:
+            raise ConfigurationError(
+                f"--kernel {','.join(sweep.kernels)} leaves nothing for routing {routing}",
+                f"add one of {', '.join(offered)}, or leave {routing} out of --routing",
+            )
+        found += [(routing, resolve_kernel(kernel, routing, sweep.device)) for kernel in fitting]
     return found
 
 
@@ -154,8 +177,11 @@ def _memories(sweep: Sweep, model: str) -> tuple[str, ...]:
     return fitting
 
 
-def _resolve_inverse(inverse: str) -> str:
-    return "float" if inverse == "auto" else inverse
+def _inverses(sweep: Sweep, rule: str) -> list[str]:
+    # The published rule restarts in every block, so that no stack is longer than one.
+    functions = 2 * (1 if rule == "published" else max(sweep.depths))
+    with _naming("--inverse"):
+        return [resolve_inverse(inverse, functions, sweep.gamma) for inverse in sweep.inverses]
 
 
 def _check(sweep: Sweep) -> None:
@@ -165,16 +191,46 @@ def _check(sweep: Sweep) -> None:
     with _naming("--dataset"):
         for dataset in sweep.datasets:
             spec_of(dataset)
-    with _naming("--kernel"):
-        for routing, kernel in product(sweep.routings, sweep.kernels):
-            check_routing(routing, kernel, sweep.iterations)
+    _check_names("--routing", sweep.routings, algorithms())
+    _check_names("--kernel", sweep.kernels, ("auto", *dict.fromkeys(name for one in algorithms() for name in kernels(one))))
+    _check_names("--front", sweep.fronts, FRONTS)
     _check_names("--memory", sweep.memories, STRATEGIES)
     _check_names("--inverse", sweep.inverses, INVERSES)
     _check_names("--rule", sweep.rules, RULES)
+    _check_names("--optimizer-step", sweep.optimizer_steps, OPTIMIZER_STEPS)
     _check_names("--precision", sweep.precisions, tuple(PRECISIONS))
+    _check_values(sweep)
+
+
+def _check_values(sweep: Sweep) -> None:
+    """What names alone do not say."""
+    _check_kernels(sweep)
+    with _naming("--iterations"):
+        for routing in sweep.routings:
+            check_routing(routing, "auto", sweep.iterations)
+    with _naming("--optimizer-step"):
+        for step, precision in product(sweep.optimizer_steps, sweep.precisions):
+            check_optimizer_step(step, precision)
     with _naming("--gamma"):
-        reversible = "mocapsnet" in sweep.models and (not sweep.memories or "reversible" in sweep.memories)
-        check_gamma(sweep.gamma, invertible=reversible)
+        reversible = not sweep.memories or not set(REVERSIBLE_STRATEGIES).isdisjoint(sweep.memories)
+        check_gamma(sweep.gamma, invertible="mocapsnet" in sweep.models and reversible)
+
+
+def _check_kernels(sweep: Sweep) -> None:
+    """Kernels that this device or machine cannot run, whatever the routing."""
+    kind = sweep.device.partition(":")[0]
+    for kernel in sweep.kernels:
+        needed = _DEVICE_OF.get(kernel, kind)
+        if needed != kind:
+            raise ConfigurationError(
+                f"--kernel {kernel} needs a device of kind {needed}, and this sweep is for '{sweep.device}'",
+                f"choose --device {needed} where there is one, or --kernel auto, which takes what is fastest on a device",
+            )
+        if kernel == "compiled" and not compiled.available():
+            raise ConfigurationError(
+                f"--kernel compiled cannot be had on this machine: {compiled.library().reason}",
+                "choose --kernel recompute or auto",
+            )
 
 
 @contextmanager

@@ -31,7 +31,7 @@ EXPERIMENTS = {
 def cells_of(
     experiment: Experiment, *, depths: Sequence[int], datasets: tuple[str, ...] | None = None, **machine: Any
 ) -> list[Cell]:
-    """The cells of an experiment: as published (kernel and rule), and beside them the fast kernel with the paper's rule.
+    """The cells of an experiment: as published (kernel, rule and front), and beside them the fast ones with the paper's rule.
 
     Args:
         experiment: one of `EXPERIMENTS`.
@@ -43,13 +43,14 @@ def cells_of(
         ConfigurationError: a value is out of range.
     """
     cells = []
-    for kernel, rule in (("published", "published"), ("auto", "paper")):
+    for kernel, rule, front in (("published", "published", "plain"), ("auto", "paper", "auto")):
         sweep = Sweep(
             models=tuple(BUILT_IN),
             depths=tuple(depths),
             datasets=datasets or experiment.datasets,
             kernels=(kernel,),
             rules=(rule,),
+            fronts=(front,),
             **machine,
         )
         cells += expand(sweep)

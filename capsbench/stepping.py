@@ -1,0 +1,37 @@
+"""Stepping an optimizer inside backward, so that gradients never live together."""
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+
+def step_in_backward(optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+    """Lets an optimizer step for each parameter as soon as its gradient is accumulated, and lets go of the gradient.
+
+    After `loss.backward()` the step is done and no parameter has a gradient: call neither `step` nor `zero_grad`. The
+    optimizer stays what it is (`state_dict`, learning rate schedules), and any will do that treats each parameter by
+    itself, as Adam and SGD do: the weights are those of an ordinary step, bit for bit. A parameter that is used in
+    several places steps once, with the sum.
+
+    What needs all gradients before the step cannot be had: a gradient scaler, clipping by the norm of all, gradients
+    summed over several backward passes.
+
+    Args:
+        optimizer: with all parameters that it is to have.
+
+    Returns:
+        The hooks, one for each parameter; `remove()` them and the optimizer is an ordinary one again.
+    """
+
+    def step(parameter: Tensor) -> None:
+        groups = optimizer.param_groups
+        # With this parameter alone: going through all of them each time would be quadratic in depth.
+        optimizer.param_groups = [{**group_of[parameter], "params": [parameter]}]
+        try:
+            optimizer.step()
+        finally:
+            optimizer.param_groups = groups
+        parameter.grad = None
+
+    group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    return [parameter.register_post_accumulate_grad_hook(step) for parameter in group_of if parameter.requires_grad]
