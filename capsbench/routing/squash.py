@@ -31,9 +31,12 @@ def unit(s: Tensor) -> Tensor:
 
 
 def squash_vjp(s: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of `(squash(s) * grad).sum()` with respect to `s`, in closed form. `[..., D]`, `[..., D]` → same."""
+    """The gradient of `(squash(s) * grad).sum()` with respect to `s`, in closed form. `[..., D]`, `[..., D]` → same.
+
+    With n = ‖s‖ it is g·n/(1+n²) + s·(s·g)·(1−n²)/(n(1+n²)²), and 0 at 0.
+    """
     norm = length(s, keepdim=True)
     square = norm * norm
-    direction = unit(s)
-    along = (direction * grad).sum(-1, keepdim=True)
-    return grad * (norm / (1 + square)) + direction * (along * (norm / (1 + square)) * ((1 - square) / (1 + square)))
+    above = 1 + square
+    along = (s * grad).sum(-1, keepdim=True) / norm.clamp_min(torch.finfo(s.dtype).tiny)
+    return torch.addcmul(grad * (norm / above), s, along * ((1 - square) / (above * above)))

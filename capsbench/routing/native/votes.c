@@ -11,6 +11,8 @@
 #define THREAD 0
 #endif
 
+#define INLINE static inline __attribute__((always_inline))
+
 #define LANES 8   /* numbers in a vector, and what J is padded to a multiple of */
 #define SAMPLES 4 /* that share one reading of the weights in backward */
 
@@ -32,18 +34,28 @@ static inline float exp_of(float x) {
     return series * scale.value;
 }
 
+/* One call for each of the paper's layers, and one for all others: with K, D and P known, the compiler unrolls loops. */
+#define SIZED(pass, ...)                   \
+    if (K == 8 && D == 8 && P == 32)       \
+        pass(__VA_ARGS__, 8, J, 8, 32);    \
+    else if (K == 8 && D == 16 && P == 16) \
+        pass(__VA_ARGS__, 8, J, 16, 16);   \
+    else                                   \
+        pass(__VA_ARGS__, K, J, D, P);
 #define REAL float
 #define TINY FLT_MIN
 #define SQRT sqrtf
 #define EXP exp_of
 #define NAME(x) x##_float
 #include "votes.inc"
+#undef SIZED
 #undef REAL
 #undef TINY
 #undef SQRT
 #undef EXP
 #undef NAME
 
+#define SIZED(pass, ...) pass(__VA_ARGS__, K, J, D, P);
 #define REAL double
 #define TINY DBL_MIN
 #define SQRT sqrt
