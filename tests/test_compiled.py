@@ -102,6 +102,7 @@ def test_operators_are_what_torch_expects(dtype, limited, keep):
     torch.library.opcheck(
         OPERATORS.votes_sum.default, (inputs, weight, state, t if limited else None, limited, keep), test_utils=checks
     )
+    torch.library.opcheck(OPERATORS.votes_rounds.default, (inputs, weight, 2), test_utils=checks)
     torch.library.opcheck(OPERATORS.votes_distance.default, (inputs, weight, state), test_utils=checks)
     couplings = torch.rand(5, 6, 8, dtype=dtype) if keep else None
     arguments = (inputs, weight, state, t if limited else None, limited, couplings, grad)
@@ -146,13 +147,19 @@ def test_the_first_layer_needs_seven_mebibytes(algorithm, kernel):
     assert 0 < phase.peak - phase.start - inputs_and_weight <= 7 * 2**20
 
 
+def forget() -> None:
+    """As a new process would know nothing."""
+    build.built.cache_clear()
+    compiled.library.cache_clear()
+
+
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """Nothing built before, and a cache of one's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    build.built.cache_clear()
+    forget()
     yield tmp_path
-    build.built.cache_clear()
+    forget()
 
 
 def test_without_a_compiler_auto_is_recompute(fresh, monkeypatch):
@@ -185,7 +192,7 @@ def test_built_once(fresh):
     assert compiled.available()
     (made,) = (fresh / "cache").rglob("*.so")
     stamp = made.stat().st_mtime_ns
-    build.built.cache_clear()
+    forget()
     assert compiled.available()
     assert [path.stat().st_mtime_ns for path in (fresh / "cache").rglob("*.so")] == [stamp]
 

@@ -5,6 +5,7 @@ compiler, `recompute` serves. Registered as operators of torch, so that fake and
 """
 
 import ctypes
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from capsbench.errors import ConfigurationError
 from capsbench.routing.build import Built, built
-from capsbench.routing.rounds import Couplings, State
+from capsbench.routing.rounds import Couplings, Passes, Rounds, State
 
 _LANES = 8
 _SAMPLES = 4
@@ -22,6 +23,7 @@ _BLOCK = 32
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
+@cache
 def library() -> Built:
     """The compiled kernels, or why there are none."""
     return built(Path(__file__).parent / "native", "votes")
@@ -32,13 +34,20 @@ def available() -> bool:
     return library().library is not None
 
 
-class CompiledPasses:
+class CompiledPasses(Passes):
     """Walks sample by sample, or in backward capsule by capsule, each on one thread: results do not depend on their number."""
 
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
         if inputs.device.type not in ("cpu", "meta"):
             raise ConfigurationError(f"kernel 'compiled' cannot run on {inputs.device}", "choose recompute, triton or auto there")
         self._inputs, self._weight, self._limited = inputs.contiguous(), weight.contiguous(), limited
+
+    def state(self, rounds: Rounds, bias: list[Tensor], iterations: int) -> State:
+        """What the last of so many rounds starts from; RBA's rounds are one call."""
+        if self._limited or iterations == 1:
+            return super().state(rounds, bias, iterations)
+        agreed: Tensor = torch.ops.capsbench.votes_rounds(self._inputs, self._weight, iterations - 1)
+        return (agreed[..., : self._weight.shape[2]].mT,)
 
     def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
         """Σ_i c_i û_i `[B, J, D]`."""
@@ -100,6 +109,20 @@ def _sum_shapes(
 ) -> tuple[Tensor, Tensor]:
     batch, count, _, _, dim, padded = _sizes(inputs, weight)
     return inputs.new_empty(batch, dim, padded), inputs.new_empty((batch, count, padded) if keep else (0,))
+
+
+def _rounds(inputs: Tensor, weight: Tensor, rounds: int) -> Tensor:
+    state = _rounds_shape(inputs, weight, rounds)
+    sizes = _sizes(inputs, weight)
+    threads, block = _threads(sizes[0])
+    scratch = inputs.new_empty(threads, weight.shape[1] + 1, *state.shape[1:])
+    _call("rounds", inputs, weight, rounds, state, torch.empty_like(state), scratch, *sizes, block, threads)
+    return state
+
+
+def _rounds_shape(inputs: Tensor, weight: Tensor, rounds: int) -> Tensor:
+    batch, _, _, _, dim, padded = _sizes(inputs, weight)
+    return inputs.new_empty(batch, dim, padded)
 
 
 def _distance(inputs: Tensor, weight: Tensor, v: Tensor) -> Tensor:
@@ -179,6 +202,7 @@ for _schema, _cpu, _meta in (
         _sum,
         _sum_shapes,
     ),
+    ("votes_rounds(Tensor inputs, Tensor weight, int rounds) -> Tensor", _rounds, _rounds_shape),
     ("votes_distance(Tensor inputs, Tensor weight, Tensor v) -> Tensor", _distance, _distance_shape),
     (
         "votes_vjp(Tensor inputs, Tensor weight, Tensor? state, Tensor? t, bool limited, Tensor? couplings, Tensor grad)"

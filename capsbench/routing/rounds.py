@@ -7,8 +7,9 @@ round before and one temperature. This `State` is all that is kept. What walks o
 Letters as in `reference`.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,21 +25,33 @@ Couplings = list[Tensor]
 """Those of the last round, in whatever layout a kernel likes; empty where they are not known."""
 
 
-class Passes(Protocol):
+class Passes(ABC):
     """How one kernel walks over the votes of one call."""
 
+    @abstractmethod
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None: ...
 
+    @abstractmethod
     def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
         """Σ_i c_i û_i `[B, J, D]`; adds the couplings to a list that is given."""
 
+    @abstractmethod
     def mean_distance(self, outputs: Tensor) -> Tensor:
         """The mean of ‖v − û‖ over batch, i and j, for v `[B, J, D]`; a scalar, without waiting for the device."""
 
+    @abstractmethod
     def gradients(
         self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """From the gradient of the weighted sum `[B, J, D]`, whose coupling is a constant, those of inputs and weight."""
+
+    def state(self, rounds: "Rounds", bias: list[Tensor], iterations: int) -> State:
+        """What the last of so many rounds starts from."""
+        state: State = ()
+        for _ in range(iterations - 1):
+            outputs = squash(plus(self.weighted_sum(state, None), bias))
+            state = rounds.next_state(state, outputs, self)
+        return state
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class Staged:
 
     def __init__(self, passes: type[Passes], rounds: Rounds) -> None:
         self._passes = passes
-        self._rounds = rounds
+        self.rounds = rounds
 
     def route(self, inputs: Tensor, weight: Tensor, *rest: Any) -> Tensor:
         """Differentiable; keeps `[B, J, D]` twice, and no votes."""
@@ -77,31 +90,23 @@ class Staged:
         """The outputs without a graph, and the state that spares `and_vjp` the rounds."""
         *bias, iterations = rest
         passes = self.passes(inputs, weight)
-        state = self.state(passes, bias, iterations)
-        return squash(_plus(passes.weighted_sum(state, None), bias)), state
+        state = passes.state(self.rounds, bias, iterations)
+        return squash(plus(passes.weighted_sum(state, None), bias)), state
 
     def and_vjp(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(…, iterations, grad, kept) → the outputs, bit for bit those of `route`, and gradients of `(outputs * grad).sum()`."""
         *bias, iterations, grad, kept = rest
         passes = self.passes(inputs, weight)
-        state = kept or self.state(passes, bias, iterations)
+        state = kept or passes.state(self.rounds, bias, iterations)
         couplings: Couplings = []
-        s = _plus(passes.weighted_sum(state, couplings), bias)
+        s = plus(passes.weighted_sum(state, couplings), bias)
         grad_s = squash_vjp(s, grad)
         found = (*passes.gradients(state, grad_s, couplings, True, True), grad_s.sum(0) if bias else None)
         return squash(s), tuple(one for one in found if one is not None)
 
     def passes(self, inputs: Tensor, weight: Tensor) -> Passes:
         """The walks of one call."""
-        return self._passes(inputs, weight, limited=self._rounds.limited)
-
-    def state(self, passes: Passes, bias: list[Tensor], iterations: int) -> State:
-        """What the last of so many rounds starts from."""
-        state: State = ()
-        for _ in range(iterations - 1):
-            outputs = squash(_plus(passes.weighted_sum(state, None), bias))
-            state = self._rounds.next_state(state, outputs, passes)
-        return state
+        return self._passes(inputs, weight, limited=self.rounds.limited)
 
 
 class _Routed(torch.autograd.Function):
@@ -109,8 +114,8 @@ class _Routed(torch.autograd.Function):
     def forward(staged: Staged, inputs: Tensor, weight: Tensor, bias: Tensor | None, iterations: int) -> tuple[Tensor, ...]:
         given = [] if bias is None else [bias]
         passes = staged.passes(inputs, weight)
-        state = staged.state(passes, given, iterations)
-        s = _plus(passes.weighted_sum(state, None), given)
+        state = passes.state(staged.rounds, given, iterations)
+        s = plus(passes.weighted_sum(state, None), given)
         return squash(s), s, *state
 
     @staticmethod
@@ -137,5 +142,6 @@ class _Routed(torch.autograd.Function):
             return None, grad_inputs, grad_weight, grad_s.sum(0) if need_bias else None, None
 
 
-def _plus(s: Tensor, bias: list[Tensor]) -> Tensor:
+def plus(s: Tensor, bias: list[Tensor]) -> Tensor:
+    """The sum with the bias, where the algorithm has one."""
     return s + bias[0] if bias else s
