@@ -13,7 +13,7 @@ from pathlib import Path
 
 import platformdirs
 
-FLAGS = ("-std=c99", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-std=c99", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 OPENMP = "-fopenmp"
 DISABLED = "CAPSBENCH_NO_COMPILER"
 """Set in the environment, nothing is compiled and nothing compiled is used."""
