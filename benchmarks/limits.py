@@ -2,7 +2,7 @@
 
     python -m benchmarks.limits [--only layers,step,blocks,depth,wide] [--write]
 
-prints the rows, and with `--write` puts them into `benchmarks/limits.md`. Ratios only, of medians that were taken in turn in one
+prints the rows, and with `--write` puts them into `benchmarks/limits.md` and the README. Ratios only, of medians taken in turn in one
 process (A B A B), with a quiet malloc and subnormal numbers flushed, as every timing process of `capsbench run`; memory is
 counted by fresh processes, as there too. Takes about fifteen minutes on two cores; run nothing beside it.
 """
@@ -31,6 +31,8 @@ from capsbench.workload import Workload
 
 MIB = 2**20
 TARGET = Path(__file__).with_suffix(".md")
+README = TARGET.parent.parent / "README.md"
+MARKS = ("<!-- limits -->\n", "<!-- /limits -->")
 DEEP, GAMMA = 2000, 0.9
 
 
@@ -215,11 +217,17 @@ def wide() -> Iterator[Row]:
 PARTS = {"layers": layers, "step": whole_step, "blocks": blocks, "depth": depth, "wide": wide}
 
 
+def _into_readme(table: list[str]) -> None:
+    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    README.write_text(before + MARKS[0] + "\n".join([*table, MARKS[1]]) + after, encoding="utf-8")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="a comma list of " + ", ".join(PARTS))
-    parser.add_argument("--write", action="store_true", help=f"put the table into {TARGET.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {TARGET.name} and the README")
     options = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in QUIET_MALLOC.items()):
         # glibc reads these when a process starts.
@@ -242,6 +250,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     if options.write:
         TARGET.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _into_readme([line for line in lines if line.startswith("|")])
 
 
 if __name__ == "__main__":

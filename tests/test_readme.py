@@ -17,3 +17,12 @@ def test_there_are_examples() -> None:
 def test_example(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     exec(compile(example, "README.md", "exec"), {})
+
+
+def test_the_figures_are_those_of_the_benchmark() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = [
+        line for line in (ROOT / "benchmarks" / "limits.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")
+    ]
+    assert len(table) > 10
+    assert "\n".join(table) in readme
