@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from capsbench.errors import ConfigurationError
+
 
 def step_in_backward(optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
     """Lets an optimizer step for each parameter as soon as its gradient is accumulated, and lets go of the gradient.
@@ -14,24 +16,35 @@ def step_in_backward(optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
     several places steps once, with the sum.
 
     What needs all gradients before the step cannot be had: a gradient scaler, clipping by the norm of all, gradients
-    summed over several backward passes.
+    summed over several backward passes, or averaged over several processes.
 
     Args:
         optimizer: with all parameters that it is to have.
 
     Returns:
         The hooks, one for each parameter; `remove()` them and the optimizer is an ordinary one again.
+
+    Raises:
+        ConfigurationError: several processes train together; each would step before gradients are averaged.
     """
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise ConfigurationError(
+            f"{torch.distributed.get_world_size()} processes train together, and would step before gradients are averaged",
+            "let the optimizer step after backward",
+        )
 
     def step(parameter: Tensor) -> None:
         groups = optimizer.param_groups
+        group = groups[place[parameter]]  # looked up now: loading a state replaces the groups
+        alone = {**group, "params": [parameter]}
         # With this parameter alone: going through all of them each time would be quadratic in depth.
-        optimizer.param_groups = [{**group_of[parameter], "params": [parameter]}]
+        optimizer.param_groups = [alone]
         try:
             optimizer.step()
         finally:
             optimizer.param_groups = groups
+            group.update((name, value) for name, value in alone.items() if name != "params")
         parameter.grad = None
 
-    group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-    return [parameter.register_post_accumulate_grad_hook(step) for parameter in group_of if parameter.requires_grad]
+    place = {parameter: index for index, group in enumerate(optimizer.param_groups) for parameter in group["params"]}
+    return [parameter.register_post_accumulate_grad_hook(step) for parameter in place if parameter.requires_grad]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from comparing import assert_all_close, assert_close
+from comparing import assert_all_close, assert_close, saved_by_autograd
 from test_routing import SIZES, Example, example, outcome
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
@@ -109,6 +109,31 @@ def test_operators_are_what_torch_expects(dtype, limited, keep):
     torch.library.opcheck(OPERATORS.votes_vjp.default, arguments, test_utils=checks)
 
 
+def test_operators_take_any_layout_and_refuse_other_kinds():
+    given = operands()
+    strange = given["inputs"].mT.contiguous().mT
+    assert not strange.is_contiguous()
+    expected = OPERATORS.votes_rounds(given["inputs"], given["weight"], 2)
+    assert_close(OPERATORS.votes_rounds(strange, given["weight"], 2), expected, relative=0)
+    with pytest.raises(TypeError, match="float32 or float64"):
+        OPERATORS.votes_rounds(given["inputs"], given["weight"].double(), 2)
+
+
+def test_more_output_capsules_than_a_stack_holds():
+    with pytest.raises(ConfigurationError, match=r"20000 capsules.*\n.*recompute"):
+        route(torch.randn(1, 1, 1), torch.randn(1, 1, 20_000, 1), kernel="compiled")
+
+
+@pytest.mark.parametrize("outputs", [1, 8, 10])
+def test_no_padding_is_kept(outputs):
+    given = example((6, 13, 8, outputs, 4), torch.float32)
+    with saved_by_autograd() as saved:
+        given.route("compiled")
+    # Inputs, weight, s and Σv, and not the padding of a view's storage.
+    expected = 4 * (given.inputs.numel() + given.weight.numel() + 2 * given.grad.numel())
+    assert sum(tensor.untyped_storage().nbytes() for tensor in saved) == expected
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_shapes_without_data(algorithm):
     options = {"algorithm": algorithm, "kernel": "compiled"}
@@ -129,7 +154,7 @@ def test_under_torch_compile(algorithm):
         return (route(inputs, weight, algorithm=algorithm, kernel="compiled") * given.grad).sum()
 
     expected = torch.autograd.grad(loss(given.inputs, given.weight), (given.inputs, given.weight))
-    compiled_loss = torch.compile(loss, backend="aot_eager")
+    compiled_loss = torch.compile(loss, backend="aot_eager", fullgraph=True)
     found = torch.autograd.grad(compiled_loss(given.inputs, given.weight), (given.inputs, given.weight))
     assert_all_close(found, expected, relative=1e-6)
 
@@ -207,9 +232,24 @@ def test_a_damaged_library_is_built_again(fresh):
     assert made.stat().st_size == size
 
 
-def test_without_a_cache_to_write_to(fresh, monkeypatch):
+def test_without_a_cache_to_write_to(fresh, monkeypatch, tmp_path_factory):
     (fresh / "cache").write_text("a file where a folder should be")
+    elsewhere = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
     assert compiled.available()
+    assert not list(elsewhere.iterdir())
+
+
+def test_what_others_may_write_is_not_loaded(fresh):
+    assert compiled.available()
+    (made,) = (fresh / "cache").rglob("*.so")
+    made.chmod(0o777)
+    stamp = made.stat().st_mtime_ns
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=120)
+    assert made.stat().st_mtime_ns != stamp, "it was compiled again"
+    assert not made.stat().st_mode & 0o022
+    made.parent.chmod(0o777)
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=120)
 
 
 def test_two_processes_may_build_at_once(fresh):

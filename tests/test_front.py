@@ -314,6 +314,7 @@ def test_hooks_are_called(path, method):
         lambda net: setattr(net, "conv", nn.Conv2d(1, 16, 9, padding="valid")),
         lambda net: setattr(net.primary, "conv", nn.Conv2d(16, 16, 9, stride=2, groups=2)),
         lambda net: setattr(net.primary, "conv", nn.Conv2d(16, 32, 9, stride=(2, 4))),
+        lambda net: setattr(net.conv, "forward", lambda x: nn.Conv2d.forward(net.conv, x) / 2),
     ],
 )
 def test_what_somebody_put_in_place_is_used(change):
@@ -323,6 +324,16 @@ def test_what_somebody_put_in_place_is_used(change):
     change(same)
     same.load_state_dict(net.state_dict())
     assert_all_close(trained(net), trained(same), relative=0)
+
+
+def test_hooks_on_all_modules_are_called():
+    net, seen = network(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    try:
+        assert not called(net)
+    finally:
+        handle.remove()
+    assert seen.count(nn.Conv2d) == 2
 
 
 def test_a_replaced_primary_layer_is_used():

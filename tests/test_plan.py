@@ -135,6 +135,12 @@ def inverses(depths, **fields):
     return {cell.configuration.inverse for cell in expand(sweep("mocapsnet", depths=depths, **fields))}
 
 
+@pytest.mark.parametrize(("model", "memories"), [("rescapsnet", ()), ("mocapsnet", ("stored",))])
+def test_an_inverse_with_nothing_to_invert(model, memories):
+    with pytest.raises(ConfigurationError, match=r"--inverse exact.*\n.*reversible"):
+        expand(sweep(model, inverses=("exact",), memories=memories))
+
+
 def test_the_inverse_that_auto_stands_for_is_one_for_all_depths():
     deep = 1000
     chosen = resolve_inverse("auto", 2 * deep, 0.9)

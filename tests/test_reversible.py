@@ -807,3 +807,28 @@ def test_what_functions_keep_is_saved_where_hooks_can_see_it():
     kept = {depth: saved_by(make_stack(offering(depth), "reversible-kept")) for depth in (2, 10)}
     assert kept[10] - kept[2] == 8 * x.nbytes
     assert saved_by(make_stack(offering(10), "reversible")) == kept[2] - 2 * x.nbytes
+
+
+class Fades(nn.Module):
+    """Puts another tensor in its buffer's place, rather than writing into it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+        self.register_buffer("share", torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        value = torch.tanh(x @ self.weight) * self.share
+        self.share = self.share * 0.999
+        return value
+
+
+@pytest.mark.parametrize("memory", ["checkpoint", "reversible"])
+def test_a_buffer_that_is_replaced(memory):
+    found = []
+    for way in ("stored", memory):
+        stack = MomentumStack([Fades(seed) for seed in range(3)], 0.9, way)
+        x = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
+        stack(x).sum().backward()
+        found.append([x.grad, *(parameter.grad for parameter in stack.parameters()), *stack.buffers()])
+    assert_all_close(found[1], found[0], relative=1e-12)

@@ -489,6 +489,35 @@ def test_a_double_backward_is_refused_at_once(algorithm, kernel):
         torch.autograd.grad(given.route(kernel).sum(), given.inputs, create_graph=True)
 
 
+@pytest.mark.parametrize(("algorithm", "kernel"), PAIRS)
+def test_second_derivatives_of_torch_func_are_right_or_refused(algorithm, kernel):
+    given = example(SIZES[0], algorithm=algorithm)
+
+    def penalty(kernel):
+        def total(inputs):
+            output = route(inputs, given.weight, **given.extras, algorithm=algorithm, kernel=kernel)
+            return (output * given.grad).sum()
+
+        return torch.func.grad(lambda inputs: torch.func.grad(total)(inputs).square().sum())(given.inputs)
+
+    expected = penalty("reference")
+    assert_alive(expected)
+    if kernel in ("recompute", "compiled"):
+        with pytest.raises(RuntimeError, match="differentiated twice"):
+            penalty(kernel)
+    else:
+        assert_close(penalty(kernel), expected, relative=1e-9)
+
+
+@pytest.mark.parametrize("algorithm", ["sda", "sda-published"])
+@pytest.mark.parametrize("kernel", ["recompute", "compiled"])
+@pytest.mark.parametrize("size", [1e-12, 1e-15, 1e-17])
+def test_the_limit_of_short_votes(kernel, algorithm, size):
+    given = example(SIZES[-1], torch.float32, algorithm=algorithm)
+    short = given._replace(inputs=leaf(given.inputs * size), extras={"bias": leaf(given.extras["bias"])})
+    assert_all_close(outcome(short, kernel, 1)[1:], outcome(short, "reference", 1)[1:], relative=1e-5)
+
+
 @pytest.mark.parametrize("changed", [0, 1])
 @pytest.mark.parametrize("algorithm", algorithms())
 def test_recompute_notices_a_change_before_backward(algorithm, changed):
@@ -553,6 +582,7 @@ def test_shapes_that_do_not_fit(inputs, weight):
         ({"kernel": "fastest"}, "'fastest'"),
         ({"iterations": 0}, "0"),
         ({"iterations": -3}, "-3"),
+        ({"iterations": 2.5}, "2.5"),
         ({"bias": torch.zeros(4, 5)}, "[4, 5]"),
         ({"beta_u": torch.zeros(4)}, "[4]"),
         ({"algorithm": "sda", "beta_a": torch.zeros(4)}, "[4]"),
@@ -568,6 +598,14 @@ def test_options_that_make_no_sense(options, said):
         route(given.inputs, given.weight, **options)
     assert said in refused.value.what
     assert refused.value.hint
+
+
+def test_tensors_of_the_wrong_kind():
+    given = example(SIZES[0])
+    with pytest.raises(ConfigurationError, match=r"complex128.*\n.*real"):
+        route(given.inputs.to(torch.complex128), given.weight)
+    with pytest.raises(ConfigurationError, match=r"cpu and meta.*\n.*one device"):
+        route(given.inputs, given.weight.to("meta"))
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (4,), (1, 4, 5)])

@@ -278,6 +278,24 @@ def test_an_optimizer_can_be_made_ordinary_again():
     assert layer.weight.grad is not None
 
 
+def test_a_loaded_state_and_a_schedule_are_obeyed():
+    """Loading a state replaces the groups of an optimizer."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    step_in_backward(optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.25
+    weight.sum().backward()
+    assert torch.equal(weight, torch.full((3,), 0.75))
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(ConfigurationError, match=r"2 processes.*\n.*after backward"):
+        step_in_backward(torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=1.0))
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [({"optimizer_step": "never"}, "'never'"), ({"optimizer_step": "backward", "precision": "fp16"}, "'fp16'")],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from capsbench.errors import ConfigurationError
 from capsbench.models.convolution import LibraryGradients, OffsetGradients
+from capsbench.reversible import is_altered
 
 FRONTS = ("auto", "plain", "chunked")
 """How the two convolutions are computed."""
@@ -49,13 +50,8 @@ def resolve_front(front: str, batch_size: int, device_type: str) -> str:
     return "chunked" if batch_size > CHUNKS.get(device_type, batch_size) else "plain"
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody waits for this module to be called."""
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
-
-
 def can_chunk(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two modules are the convolutions of a front: not replaced, not parametrized, and without hooks."""
+    """Whether two modules are the convolutions of a front: not replaced, and nothing put over or around them."""
     return _is_plain(first) and _is_plain(second) and first.stride == (1, 1)
 
 
@@ -85,7 +81,7 @@ def _is_plain(module: nn.Module) -> bool:
     if type(module) is not nn.Conv2d or module.bias is None:
         return False
     geometry = (module.padding, module.dilation, module.groups, module.stride[0])
-    return geometry == ((0, 0), (1, 1), 1, module.stride[1]) and not has_hooks(module)
+    return geometry == ((0, 0), (1, 1), 1, module.stride[1]) and not is_altered(module)
 
 
 def _hidden(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.models.decoder import Decoder
-from capsbench.models.front import can_chunk, check_front, chunked_front, has_hooks, resolve_front
+from capsbench.models.front import can_chunk, check_front, chunked_front, resolve_front
 from capsbench.models.layers import CapsuleLayer, PrimaryCapsules
-from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack, check_strategy, run_steps
+from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack, check_strategy, is_altered, run_steps
 from capsbench.routing import length
 
 RULES = ("paper", "published")
@@ -117,7 +117,7 @@ class CapsuleNetwork(nn.Module):
         primary = self.primary
         chunks = resolve_front(self.front, len(images), images.device.type) == "chunked"
         # Whoever put something of their own in place, or waits for one of the modules, gets them called one by one.
-        own = type(primary) is PrimaryCapsules and not has_hooks(primary)
+        own = type(primary) is PrimaryCapsules and not is_altered(primary)
         if chunks and own and can_chunk(self.conv, primary.conv):
             return primary.cut(chunked_front(images, self.conv, primary.conv))
         return primary(torch.relu(self.conv(images)))

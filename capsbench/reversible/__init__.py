@@ -1,6 +1,7 @@
 """Residual stacks that can be run backwards, and the other ways to save their memory. Nothing here knows capsules."""
 
 from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, DriftWarning, drift_bound, segment_length
+from capsbench.reversible.evaluate import is_altered
 from capsbench.reversible.momentum import check_gamma
 from capsbench.reversible.pair import INVERSES, resolve_inverse, retained_bits
 from capsbench.reversible.stack import MomentumStack
@@ -18,6 +19,7 @@ __all__ = [
     "check_gamma",
     "check_strategy",
     "drift_bound",
+    "is_altered",
     "resolve_inverse",
     "retained_bits",
     "run_steps",

@@ -92,10 +92,12 @@ def _stands_for_forward(function: nn.Module, method: str) -> bool:
     offers = next((place for place, base in enumerate(order) if method in vars(base)), None)
     if offers is None or any("forward" in vars(base) for base in order[:offers]):
         return False
-    return not _has_any_global_hook() and not any(_is_altered(module) for module in function.modules())
+    return not any(is_altered(module) for module in function.modules())
 
 
-def _is_altered(module: nn.Module) -> bool:
+def is_altered(module: nn.Module) -> bool:
     """Whether hooks, parametrizations, `Module.compile` or another `forward` make a call more than its class says."""
+    if _has_any_global_hook():
+        return True
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or is_parametrized(module) or "forward" in vars(module) or module._compiled_call_impl is not None

@@ -38,13 +38,13 @@ def ratio_of(gamma: float) -> Fraction:
     """The ratio of small integers nearest to γ; the one that exact arithmetic computes with.
 
     Raises:
-        ConfigurationError: γ is so small that the ratio would be 0.
+        ConfigurationError: γ is so near to 0 or 1 that the ratio would be another γ.
     """
     ratio = Fraction(gamma).limit_denominator(MAX_DENOMINATOR)
-    if ratio == 0:
+    if abs(ratio - Fraction(gamma)) > Fraction(1, 1000) * min(Fraction(gamma), 1 - Fraction(gamma)):
         raise ConfigurationError(
-            f"gamma {gamma} is too small for the exact inverse",
-            f"choose gamma from {1 / MAX_DENOMINATOR:.2g} up, or inverse float",
+            f"gamma {gamma} is too near to 0 or 1 for the exact inverse, which would compute with {float(ratio):g}",
+            "choose a gamma from 0.01 to 0.99, or inverse float or segmented",
         )
     return ratio
 
@@ -92,7 +92,7 @@ class Remainders:
     """Each with the number of products before it was moved out."""
 
     def multiply(self, v: Tensor) -> Tensor:
-        """v·n/d as an int64 of magnitude |v| at most; what that drops goes to the store."""
+        """v·n/d as an int64 of magnitude |v| + n at most; what that drops goes to the store."""
         n, d = self.ratio.numerator, self.ratio.denominator
         if self.bound * d > _STORE_LIMIT:
             self._move_out()

@@ -94,6 +94,7 @@ class Buffers:
 
     places: tuple[tuple[nn.Module, str, int], ...]
     """Module, name of the buffer in it, and which of the copies it is: modules may share one."""
+    originals: tuple[Tensor, ...]
     copies: tuple[Tensor, ...]
     versions: tuple[int, ...]
 
@@ -106,11 +107,15 @@ class Buffers:
                 if buffer is not None:
                     found[id(buffer)] = buffer
                     places.append((module, name, list(found).index(id(buffer))))
-        return cls(tuple(places), tuple(b.clone() for b in found.values()), tuple(b._version for b in found.values()))
+        originals = tuple(found.values())
+        return cls(tuple(places), originals, tuple(b.clone() for b in originals), tuple(b._version for b in originals))
 
     def changed(self) -> bool:
-        """Whether an evaluation wrote into a buffer since."""
-        return any(_buffer(module, name)._version != self.versions[index] for module, name, index in self.places)
+        """Whether an evaluation wrote into a buffer since, or put another in its place."""
+        return any(
+            (now := _buffer(module, name)) is not self.originals[index] or now._version != self.versions[index]
+            for module, name, index in self.places
+        )
 
     @contextmanager
     def restore(self) -> Iterator[None]:

@@ -31,8 +31,9 @@ class MomentumStack(nn.Module):
             offer to keep (`evaluate`); `stored`, `checkpoint`, `checkpoint-sqrt` and `offload` run under plain autograd. In
             `eval()`, without gradients and inside `torch.func` transforms all are a plain loop.
         inverse: how a reversible stack inverts (`pair`): `float`, which drifts with depth; `segmented`, which keeps (x, v) now
-            and then; `exact`, in fixed point; or `auto`, which is `float` as long as that is safe. Whatever was rebuilt is
-            compared with what is known: a drift past `DRIFT_BOUND` gives a `DriftWarning`.
+            and then; `exact`, in fixed point; or `auto`, which is `float` as long as that is safe. A drift past
+            `DRIFT_BOUND` gives a `DriftWarning`: `segmented` compares all that it rebuilds with what it kept, the others the v
+            that they come back to with 0, which sees a large drift alone.
         segment: how many functions make a block: `checkpoint` evaluates a block again together, `checkpoint-sqrt` ⌈√n⌉.
         lipschitz: assumed of the functions, where `segmented` and `auto` judge how far a float inverse may go.
 

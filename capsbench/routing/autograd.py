@@ -6,9 +6,12 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Backward = Callable[..., Any]
+
+_TWICE = "this routing kernel cannot be differentiated twice (create_graph=True); use kernel='reference' there"
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -18,8 +21,24 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+class _Once(torch.autograd.Function):
+    """Its first arguments, unchanged; what asks for their derivative by any of the arguments gets an error."""
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def setup_context(*_: Any) -> None:
+        """Nothing to keep: see `backward`."""
+
+    @staticmethod
+    def backward(*_: Any) -> None:
+        raise RuntimeError(_TWICE)
+
+
 def differentiable_once(backward: Backward) -> Backward:
-    """A backward that refuses `create_graph=True` at once.
+    """A backward that refuses `create_graph=True` at once, and second derivatives of `torch.func` where they are taken.
 
     torch's own decorator refuses later, and only where the incoming gradient has a graph: a gradient penalty would
     otherwise drop out of a larger loss in silence.
@@ -28,11 +47,16 @@ def differentiable_once(backward: Backward) -> Backward:
 
     @wraps(backward)
     def checked(ctx: Any, *grads: Any) -> Any:
-        # Transforms of torch.func always ask for a graph; there torch's decorator has the last word.
-        if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
-            raise RuntimeError(
-                "this routing kernel cannot be differentiated twice (create_graph=True); use kernel='reference' there"
-            )
-        return once(ctx, *grads)
+        transformed = torch._C._are_functorch_transforms_active()
+        if torch.is_grad_enabled() and not transformed:
+            raise RuntimeError(_TWICE)
+        found = once(ctx, *grads)
+        if not transformed:
+            return found
+        # Transforms always ask for a graph; only one that uses it is refused.
+        present = [one for one in found if isinstance(one, Tensor)]
+        given = [one for one in (*ctx.saved_tensors, *grads) if isinstance(one, Tensor)]
+        guarded = iter(_Once.apply(len(present), *present, *given))
+        return tuple(next(guarded) if isinstance(one, Tensor) else one for one in found)
 
     return checked

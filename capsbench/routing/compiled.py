@@ -20,13 +20,15 @@ _SAMPLES = 4
 """As in native/votes.c."""
 _BLOCK = 32
 """Samples that share one reading of the weights: their sums fit a core's second cache."""
+_MOST_OUTPUTS = 16_384
+"""A thread's stack holds a few numbers for each output capsule."""
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
 @cache
 def library() -> Built:
     """The compiled kernels, or why there are none."""
-    return built(Path(__file__).parent / "native", "votes")
+    return built(Path(__file__).parent / "native", "votes", "rounds_double")
 
 
 def available() -> bool:
@@ -40,6 +42,10 @@ class CompiledPasses(Passes):
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
         if inputs.device.type not in ("cpu", "meta"):
             raise ConfigurationError(f"kernel 'compiled' cannot run on {inputs.device}", "choose recompute, triton or auto there")
+        if weight.shape[2] > _MOST_OUTPUTS:
+            raise ConfigurationError(
+                f"kernel 'compiled' cannot route to {weight.shape[2]} capsules", f"choose recompute above {_MOST_OUTPUTS}"
+            )
         self._inputs, self._weight, self._limited = inputs.contiguous(), weight.contiguous(), limited
 
     def state(self, rounds: Rounds, bias: list[Tensor], iterations: int) -> State:
@@ -47,7 +53,9 @@ class CompiledPasses(Passes):
         if self._limited or iterations == 1:
             return super().state(rounds, bias, iterations)
         agreed: Tensor = torch.ops.capsbench.votes_rounds(self._inputs, self._weight, iterations - 1)
-        return (agreed[..., : self._weight.shape[2]].mT,)
+        outputs = self._weight.shape[2]
+        # A view would keep the padding too.
+        return (agreed.mT if agreed.shape[2] == outputs else agreed[..., :outputs].mT.contiguous(),)
 
     def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
         """Σ_i c_i û_i `[B, J, D]`."""
@@ -184,9 +192,13 @@ def _call(name: str, *arguments: Tensor | int | None) -> None:
     found = library()
     if found.library is None:
         raise ConfigurationError(f"kernel 'compiled' is not available: {found.reason}", "choose recompute, or auto")
-    first = arguments[0]
-    dtype = first.dtype if isinstance(first, Tensor) else torch.float32
-    getattr(found.library, f"{name}_{_NAMES[dtype]}")(*map(_as_c, arguments))
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    dtype = tensors[0].dtype
+    if dtype not in _NAMES or any(one.dtype != dtype or one.device.type != "cpu" for one in tensors):
+        raise TypeError("the compiled kernels take float32 or float64 tensors on a CPU, all of one kind")
+    # What is made here is contiguous already; what is given may be anything, and is held until the call returns.
+    held = [one.contiguous() if isinstance(one, Tensor) else one for one in arguments]
+    getattr(found.library, f"{name}_{_NAMES[dtype]}")(*map(_as_c, held))
 
 
 def _as_c(argument: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:

@@ -134,8 +134,8 @@ def check_routing(algorithm: str, kernel: str, iterations: int) -> None:
         ConfigurationError: an unknown algorithm or kernel, or fewer than one iteration.
     """
     resolve_kernel(kernel, algorithm)
-    if iterations < 1:
-        raise ConfigurationError(f"iterations {iterations} is out of range", "routing needs at least 1 iteration")
+    if not isinstance(iterations, int) or iterations < 1:
+        raise ConfigurationError(f"iterations {iterations} is out of range", "routing needs a whole number of rounds, 1 or more")
 
 
 def route(
@@ -171,7 +171,8 @@ def route(
 
     Raises:
         ShapeError: inputs, weight and the other parameters do not fit together.
-        ConfigurationError: an unknown name, a parameter that the algorithm lacks or does not have, or fewer than one iteration.
+        ConfigurationError: an unknown name, a parameter that the algorithm lacks or does not have, fewer than one iteration,
+            several devices, or complex numbers.
     """
     found, tensors = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
     tensors = _in_one_dtype(tensors)
@@ -260,8 +261,9 @@ def _prepare(
     """The kernel and its tensors, once all of it is known to fit."""
     check_routing(algorithm, kernel, iterations)
     _check_shapes(inputs, weight)
-    chosen = ALGORITHMS[algorithm].kernels[resolve_kernel(kernel, algorithm, inputs.device)]
-    return chosen, [inputs, weight, *_extras(weight, extras, algorithm)]
+    tensors = [inputs, weight, *_extras(weight, extras, algorithm)]
+    _check_kinds(tensors)
+    return ALGORITHMS[algorithm].kernels[resolve_kernel(kernel, algorithm, inputs.device)], tensors
 
 
 def _in_one_dtype(tensors: list[Tensor]) -> list[Tensor]:
@@ -292,6 +294,17 @@ def _extras(weight: Tensor, given: tuple[Tensor | None, ...], algorithm: str) ->
         else:
             found.append(tensor)
     return found
+
+
+def _check_kinds(tensors: list[Tensor]) -> None:
+    devices = {str(tensor.device) for tensor in tensors}
+    if len(devices) > 1:
+        raise ConfigurationError(
+            f"tensors on {' and '.join(sorted(devices))} cannot be routed together", "move all to one device"
+        )
+    for tensor in tensors:
+        if tensor.is_complex():
+            raise ConfigurationError(f"{tensor.dtype} cannot be routed", "give real numbers")
 
 
 def _check_shapes(inputs: Tensor, weight: Tensor) -> None:

@@ -101,10 +101,10 @@ def _share(coupling: Tensor, votes: _Votes) -> Tensor:
 
 
 def _limit(u_hat: Tensor, tile: Tile) -> Tensor:
-    """min(‖û‖, ‖u‖)/‖û‖ `[T, B, J]`; the smallest normal number makes it 1 for the zero capsule, and changes nothing else."""
-    tiny = torch.finfo(u_hat.dtype).tiny
-    square = (u_hat * u_hat).sum(-2)
-    return square.add_(tiny).rsqrt_().mul_(length(tile.capsules, keepdim=True) + tiny**0.5).clamp_max_(1)
+    """min(‖û‖, ‖u‖)/‖û‖ `[T, B, J]`, and 1 for the zero vote."""
+    norm = (u_hat * u_hat).sum(-2).sqrt_()
+    # 0/0 is the zero vote of a zero capsule; NaN votes stay NaN whatever their factor.
+    return norm.reciprocal_().mul_(length(tile.capsules, keepdim=True)).nan_to_num_(nan=1.0).clamp_max_(1)
 
 
 def _distances(votes: _Votes, v_last: Tensor) -> Tensor:

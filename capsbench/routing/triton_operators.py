@@ -4,8 +4,6 @@ Each has its shapes for fake tensors, so `torch.compile` takes it as it is. None
 their own, and `fused` says which belongs to which (one registered with an operator would not go through `torch.func`).
 Letters as in `reference`. Inputs and weight may be of any floating dtype; the other tensors are of one, in which all is summed.
 """
-# Fake implementations take more than they look at.
-# ruff: noqa: ARG001
 
 import torch
 from torch import Tensor

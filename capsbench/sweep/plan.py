@@ -214,6 +214,11 @@ def _check_values(sweep: Sweep) -> None:
     with _naming("--gamma"):
         reversible = not sweep.memories or not set(REVERSIBLE_STRATEGIES).isdisjoint(sweep.memories)
         check_gamma(sweep.gamma, invertible="mocapsnet" in sweep.models and reversible)
+    if set(sweep.inverses) != {"auto"} and not ("mocapsnet" in sweep.models and reversible):
+        raise ConfigurationError(
+            f"--inverse {','.join(sweep.inverses)} has nothing to invert: no line of this sweep is reversible",
+            "add mocapsnet with --memory reversible, or leave --inverse out",
+        )
 
 
 def _check_kernels(sweep: Sweep) -> None:
