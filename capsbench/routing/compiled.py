@@ -192,19 +192,22 @@ def _call(name: str, *arguments: Tensor | int | None) -> None:
     found = library()
     if found.library is None:
         raise ConfigurationError(f"kernel 'compiled' is not available: {found.reason}", "choose recompute, or auto")
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    dtype = tensors[0].dtype
-    if dtype not in _NAMES or any(one.dtype != dtype or one.device.type != "cpu" for one in tensors):
-        raise TypeError("the compiled kernels take float32 or float64 tensors on a CPU, all of one kind")
+    dtype = next(one.dtype for one in arguments if isinstance(one, Tensor))
     # What is made here is contiguous already; what is given may be anything, and is held until the call returns.
-    held = [one.contiguous() if isinstance(one, Tensor) else one for one in arguments]
-    getattr(found.library, f"{name}_{_NAMES[dtype]}")(*map(_as_c, held))
-
-
-def _as_c(argument: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
-    if isinstance(argument, int):
-        return ctypes.c_long(argument)
-    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+    held: list[Tensor] = []
+    passed: list[int | None] = []
+    for one in arguments:
+        if not isinstance(one, Tensor):
+            passed.append(one)
+            continue
+        if one.dtype != dtype or dtype not in _NAMES or not one.is_cpu:
+            raise TypeError("the compiled kernels take float32 or float64 tensors on a CPU, all of one kind")
+        held.append(one.contiguous())
+        passed.append(held[-1].data_ptr())
+    function = getattr(found.library, f"{name}_{_NAMES[dtype]}")
+    if function.argtypes is None:
+        function.argtypes = [ctypes.c_long if isinstance(one, int) else ctypes.c_void_p for one in arguments]
+    function(*passed)
 
 
 _OPERATORS = torch.library.Library("capsbench", "FRAGMENT")

@@ -82,6 +82,8 @@ class Staged:
 
     def route(self, inputs: Tensor, weight: Tensor, *rest: Any) -> Tensor:
         """Differentiable; keeps `[B, J, D]` twice, and no votes."""
+        if not torch.is_grad_enabled():
+            return self.keeping(inputs, weight, *rest)[0]
         *bias, iterations = rest
         output: Tensor = _Routed.apply(self, inputs, weight, bias[0] if bias else None, iterations)[0]
         return output
