@@ -13,7 +13,7 @@ from torch import Tensor
 
 from capsbench.errors import ConfigurationError
 from capsbench.routing.build import Built, built
-from capsbench.routing.rounds import Couplings, Passes, Rounds, State
+from capsbench.routing.rounds import Couplings, Passes, Rounds, State, uniform_sum
 
 _LANES = 8
 _SAMPLES = 4
@@ -59,90 +59,77 @@ class CompiledPasses(Passes):
 
     def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
         """Σ_i c_i û_i `[B, J, D]`."""
-        outputs, dim = self._weight.shape[2:]
         if not state and not self._limited:
-            # With uniform coupling the sum over I is one plain matrix product over I·K.
-            flat = self._inputs.flatten(1) @ self._weight.flatten(2).flatten(0, 1)
-            return (flat / outputs).unflatten(1, (outputs, dim))
+            return uniform_sum(self._inputs, self._weight)
         total, coupling = torch.ops.capsbench.votes_sum(
-            self._inputs, self._weight, *_padded(state), self._limited, couplings is not None
+            self._inputs, self._weight, *_padded_state(state), self._limited, couplings is not None
         )
         if couplings is not None:
             couplings.append(coupling)
-        return total[..., :outputs].mT.contiguous()
+        return total[..., : self._weight.shape[2]].mT.contiguous()
 
     def mean_distance(self, outputs: Tensor) -> Tensor:
         """The mean of ‖v − û‖, a scalar."""
-        (v,) = (one for one in _padded((outputs,)) if one is not None)
-        sums: Tensor = torch.ops.capsbench.votes_distance(self._inputs, self._weight, v)
+        sums: Tensor = torch.ops.capsbench.votes_distance(self._inputs, self._weight, _padded(outputs))
         return sums.sum() / (outputs.shape[0] * self._inputs.shape[1] * outputs.shape[1])
 
     def gradients(
         self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Those of inputs and weight; both are made, as one walk makes them."""
-        (last,) = (one for one in _padded((grad,)) if one is not None)
         known = couplings[0] if couplings else None
         grad_inputs, grad_weight = torch.ops.capsbench.votes_vjp(
-            self._inputs, self._weight, *_padded(state), self._limited, known, last
+            self._inputs, self._weight, *_padded_state(state), self._limited, known, _padded(grad)
         )
         return grad_inputs if need_inputs else None, grad_weight if need_weight else None
 
 
-def _padded(state: State) -> tuple[Tensor | None, Tensor | None]:
-    """A state's `[B, J, D]` as `[B, D, P]`, with J padded to P; and t."""
+def _padded(outputs: Tensor) -> Tensor:
+    """`[B, J, D]` as `[B, D, P]`, with J padded to P."""
+    last = outputs.mT
+    missing = -last.shape[-1] % _LANES
+    return torch.nn.functional.pad(last, (0, missing)) if missing else last.contiguous()
+
+
+def _padded_state(state: State) -> tuple[Tensor | None, Tensor | None]:
+    """A state's outputs, padded, and its t; None for what it does not have."""
     if not state:
         return None, None
     outputs, *t = state
-    last = outputs.mT
-    missing = -last.shape[-1] % _LANES
-    last = torch.nn.functional.pad(last, (0, missing)) if missing else last.contiguous()
-    return last, t[0] if t else None
+    return _padded(outputs), t[0] if t else None
 
 
 def _sum(
     inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
     total, couplings = _sum_shapes(inputs, weight, state, t, limited, keep)
-    sizes = _sizes(inputs, weight)
-    threads, block = _threads(sizes[0])
-    scratch = inputs.new_empty(threads, weight.shape[1] + 1, *total.shape[1:])
-    kept = couplings if keep else None
-    _call("weighted_sum", inputs, weight, state, t, int(limited), kept, total, scratch, *sizes, block, threads)
+    _over_samples("weighted_sum", inputs, weight, state, t, int(limited), couplings if keep else None, total)
     return total, couplings
 
 
-def _sum_shapes(
-    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, keep: bool
-) -> tuple[Tensor, Tensor]:
+def _sum_shapes(inputs: Tensor, weight: Tensor, *rest: Tensor | bool | None) -> tuple[Tensor, Tensor]:
     batch, count, _, _, dim, padded = _sizes(inputs, weight)
-    return inputs.new_empty(batch, dim, padded), inputs.new_empty((batch, count, padded) if keep else (0,))
+    return inputs.new_empty(batch, dim, padded), inputs.new_empty((batch, count, padded) if rest[-1] else (0,))
 
 
 def _rounds(inputs: Tensor, weight: Tensor, rounds: int) -> Tensor:
-    state = _rounds_shape(inputs, weight, rounds)
-    sizes = _sizes(inputs, weight)
-    threads, block = _threads(sizes[0])
-    scratch = inputs.new_empty(threads, weight.shape[1] + 1, *state.shape[1:])
-    _call("rounds", inputs, weight, rounds, state, torch.empty_like(state), scratch, *sizes, block, threads)
+    state = _rounds_shape(inputs, weight)
+    _over_samples("rounds", inputs, weight, rounds, state, torch.empty_like(state))
     return state
 
 
-def _rounds_shape(inputs: Tensor, weight: Tensor, rounds: int) -> Tensor:
+def _rounds_shape(inputs: Tensor, weight: Tensor, *_: int) -> Tensor:
     batch, _, _, _, dim, padded = _sizes(inputs, weight)
     return inputs.new_empty(batch, dim, padded)
 
 
 def _distance(inputs: Tensor, weight: Tensor, v: Tensor) -> Tensor:
-    sums = _distance_shape(inputs, weight, v)
-    sizes = _sizes(inputs, weight)
-    threads, block = _threads(sizes[0])
-    scratch = inputs.new_empty(threads, weight.shape[1] + 1, *v.shape[1:])
-    _call("distances", inputs, weight, v, sums, scratch, *sizes, block, threads)
+    sums = _distance_shape(inputs)
+    _over_samples("distances", inputs, weight, v, sums)
     return sums
 
 
-def _distance_shape(inputs: Tensor, weight: Tensor, v: Tensor) -> Tensor:
+def _distance_shape(inputs: Tensor, *_: Tensor) -> Tensor:
     return inputs.new_empty(inputs.shape[0])
 
 
@@ -155,7 +142,7 @@ def _vjp(
     couplings: Tensor | None,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    grad_inputs, grad_weight = _vjp_shapes(inputs, weight, state, t, limited, couplings, grad)
+    grad_inputs, grad_weight = _vjp_shapes(inputs, weight)
     sizes = _sizes(inputs, weight)
     threads = min(torch.get_num_threads(), sizes[1])
     scratch = inputs.new_empty(threads, 2 * weight.shape[1] + 1 + _SAMPLES, *grad.shape[1:])
@@ -164,28 +151,23 @@ def _vjp(
     return grad_inputs, grad_weight
 
 
-def _vjp_shapes(
-    inputs: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    t: Tensor | None,
-    limited: bool,
-    couplings: Tensor | None,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _vjp_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(inputs), torch.empty_like(weight)
+
+
+def _over_samples(name: str, inputs: Tensor, weight: Tensor, *arguments: Tensor | int | None) -> None:
+    """A pass whose threads share the batch, with the scratch of each."""
+    batch, _, in_dim, _, dim, padded = sizes = _sizes(inputs, weight)
+    threads = torch.get_num_threads()
+    block = max(1, min(_BLOCK, -(-batch // threads)))
+    scratch = inputs.new_empty(threads, in_dim + 1, dim, padded)
+    _call(name, inputs, weight, *arguments, scratch, *sizes, block, threads)
 
 
 def _sizes(inputs: Tensor, weight: Tensor) -> tuple[int, int, int, int, int, int]:
     """B, I, K, J, D, P."""
     outputs = weight.shape[2]
     return *inputs.shape, outputs, weight.shape[3], outputs + -outputs % _LANES
-
-
-def _threads(batch: int) -> tuple[int, int]:
-    """Threads, and samples for each at a time."""
-    threads = torch.get_num_threads()
-    return threads, max(1, min(_BLOCK, -(-batch // threads)))
 
 
 def _call(name: str, *arguments: Tensor | int | None) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from capsbench.routing.rounds import Couplings, Passes, State
+from capsbench.routing.rounds import Couplings, Passes, State, uniform_sum
 from capsbench.routing.squash import length, unit
 from capsbench.routing.tiles import Gradients, Tile, tile_votes, tiles
 
@@ -33,9 +33,7 @@ class TilePasses(Passes):
         """Σ_i c_i û_i `[B, J, D]`."""
         outputs, dim = self._weight.shape[2:]
         if not state and not self._limited:
-            # With uniform coupling the sum over I is one plain matrix product over I·K.
-            flat = self._inputs.flatten(1) @ self._weight.flatten(2).flatten(0, 1)
-            return (flat / outputs).unflatten(1, (outputs, dim))
+            return uniform_sum(self._inputs, self._weight)
         total = self._inputs.new_zeros(self._inputs.shape[0], dim, outputs)
         state = _last(state)
         for tile in tiles(self._inputs, self._weight):

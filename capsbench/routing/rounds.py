@@ -91,9 +91,8 @@ class Staged:
     def keeping(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, State]:
         """The outputs without a graph, and the state that spares `and_vjp` the rounds."""
         *bias, iterations = rest
-        passes = self.passes(inputs, weight)
-        state = passes.state(self.rounds, bias, iterations)
-        return squash(plus(passes.weighted_sum(state, None), bias)), state
+        s, state = self.last_sum(inputs, weight, bias, iterations)
+        return squash(s), state
 
     def and_vjp(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(…, iterations, grad, kept) → the outputs, bit for bit those of `route`, and gradients of `(outputs * grad).sum()`."""
@@ -106,6 +105,12 @@ class Staged:
         found = (*passes.gradients(state, grad_s, couplings, True, True), grad_s.sum(0) if bias else None)
         return squash(s), tuple(one for one in found if one is not None)
 
+    def last_sum(self, inputs: Tensor, weight: Tensor, bias: list[Tensor], iterations: int) -> tuple[Tensor, State]:
+        """The weighted sum of the last round `[B, J, D]`, and the state that it started from."""
+        passes = self.passes(inputs, weight)
+        state = passes.state(self.rounds, bias, iterations)
+        return plus(passes.weighted_sum(state, None), bias), state
+
     def passes(self, inputs: Tensor, weight: Tensor) -> Passes:
         """The walks of one call."""
         return self._passes(inputs, weight, limited=self.rounds.limited)
@@ -114,10 +119,7 @@ class Staged:
 class _Routed(torch.autograd.Function):
     @staticmethod
     def forward(staged: Staged, inputs: Tensor, weight: Tensor, bias: Tensor | None, iterations: int) -> tuple[Tensor, ...]:
-        given = [] if bias is None else [bias]
-        passes = staged.passes(inputs, weight)
-        state = passes.state(staged.rounds, given, iterations)
-        s = plus(passes.weighted_sum(state, None), given)
+        s, state = staged.last_sum(inputs, weight, [] if bias is None else [bias], iterations)
         return squash(s), s, *state
 
     @staticmethod
@@ -142,6 +144,13 @@ class _Routed(torch.autograd.Function):
                 passes = ctx.staged.passes(inputs, weight)
                 grad_inputs, grad_weight = passes.gradients(tuple(state), grad_s, [], need_inputs, need_weight)
             return None, grad_inputs, grad_weight, grad_s.sum(0) if need_bias else None, None
+
+
+def uniform_sum(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Σ_i û_i / J `[B, J, D]` of votes without a limit: the sum over I is one plain matrix product over I·K."""
+    outputs, dim = weight.shape[2:]
+    flat = inputs.flatten(1) @ weight.flatten(2).flatten(0, 1)
+    return (flat / outputs).unflatten(1, (outputs, dim))
 
 
 def plus(s: Tensor, bias: list[Tensor]) -> Tensor:
