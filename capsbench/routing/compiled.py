@@ -118,7 +118,7 @@ def _rounds(inputs: Tensor, weight: Tensor, rounds: int) -> Tensor:
     return state
 
 
-def _rounds_shape(inputs: Tensor, weight: Tensor, *_: int) -> Tensor:
+def _rounds_shape(inputs: Tensor, weight: Tensor, *_rounds: int) -> Tensor:
     batch, _, _, _, dim, padded = _sizes(inputs, weight)
     return inputs.new_empty(batch, dim, padded)
 
@@ -157,7 +157,8 @@ def _vjp_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tup
 
 def _over_samples(name: str, inputs: Tensor, weight: Tensor, *arguments: Tensor | int | None) -> None:
     """A pass whose threads share the batch, with the scratch of each."""
-    batch, _, in_dim, _, dim, padded = sizes = _sizes(inputs, weight)
+    sizes = _sizes(inputs, weight)
+    batch, _, in_dim, _, dim, padded = sizes
     threads = torch.get_num_threads()
     block = max(1, min(_BLOCK, -(-batch // threads)))
     scratch = inputs.new_empty(threads, in_dim + 1, dim, padded)
