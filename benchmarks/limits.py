@@ -4,20 +4,24 @@
 
 prints the rows, and with `--write` puts them into `benchmarks/limits.md` and the README. Ratios only, of medians taken in
 turn in one process (A B A B), with a quiet malloc and subnormal numbers flushed, as every timing process of `capsbench
-run`; memory is counted by fresh processes, as there too. Takes about five minutes on two cores; run nothing beside it.
+run`; memory is counted by fresh processes, as there too. Each part has a process of its own: what an earlier one left in
+the heap moved a ratio by more than its limit's margin. Takes about eight minutes on two cores; run nothing beside it.
 """
 
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from scipy.stats import bootstrap
 from torch import Tensor, nn
 
 from benchmarks.inverses import OF_PAIR, error, train_step
@@ -60,6 +64,16 @@ def in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str
 def ratio(taken: dict[str, list[float]], name: str, to: str) -> float:
     """The median of the ratios within each round."""
     return statistics.median(mine / theirs for mine, theirs in zip(taken[name], taken[to], strict=True))
+
+
+def of_medians(mine: "np.ndarray[Any, Any]", theirs: "np.ndarray[Any, Any]") -> str:
+    """The ratio of two medians taken in the same rounds, with the interval that the rounds leave it (bootstrap, 95 %)."""
+
+    def value(one: "np.ndarray[Any, Any]", other: "np.ndarray[Any, Any]", axis: int) -> "np.ndarray[Any, Any]":
+        return np.median(one, axis) / np.median(other, axis)
+
+    found = bootstrap((mine, theirs), value, paired=True, vectorized=True, method="percentile", rng=0).confidence_interval
+    return f"{value(mine, theirs, 0):.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def memory(**options: object) -> MemoryFigures:
@@ -143,16 +157,13 @@ def blocks() -> Iterator[Row]:
         "reversible-kept": {"model": "mocapsnet", "memory": "reversible-kept", "inverse": "float"},
     }
     made = {(way, deep): workload(blocks=deep, batch_size=32, **options) for way, options in ways.items() for deep in (8, 40)}
-    taken = in_turn({f"{way} {deep}": one.train_step for (way, deep), one in made.items()}, 31)
-    cost = {
-        way: statistics.median(deep - flat for deep, flat in zip(taken[f"{way} 40"], taken[f"{way} 8"], strict=True))
-        for way in ways
-    }
+    taken = in_turn({f"{way} {deep}": one.train_step for (way, deep), one in made.items()}, 61)
+    cost = {way: np.subtract(taken[f"{way} 40"], taken[f"{way} 8"]) for way in ways}
     for way, limit, kept in (("reversible", "≤ 1.4", "nothing retained"), ("reversible-kept", "≤ 1.15", "Σv kept")):
         yield Row(
             f"training time per block, MoCapsNet {kept}, over ResCapsNet stored",
             "1.8 (paper)",
-            f"{cost[way] / cost['stored']:.2f}",
+            of_medians(cost[way], cost["stored"]),
             limit,
         )
     for routing, published in (("rba", "0.88 MiB (its code)"), ("sda", "—")):
@@ -215,6 +226,17 @@ def wide() -> Iterator[Row]:
 PARTS = {"layers": layers, "step": whole_step, "blocks": blocks, "depth": depth, "wide": wide}
 
 
+def _alone(part: str) -> Iterator[str]:
+    """The rows of one part, from a fresh process: glibc reads how its malloc is to behave when a process starts."""
+    command = [sys.executable, "-m", "benchmarks.limits", "--rows", part]
+    with subprocess.Popen(command, env={**os.environ, **QUIET_MALLOC}, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            yield line.rstrip("\n")
+    if child.returncode:
+        raise SystemExit(f"the part {part!r} ended with status {child.returncode}.\nIts traceback is above.")
+
+
 def _into_readme(table: list[str]) -> None:
     before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
@@ -225,12 +247,14 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="a comma list of " + ", ".join(PARTS))
+    parser.add_argument("--rows", choices=PARTS, help="the bare rows of one part, in this process")
     parser.add_argument("--write", action="store_true", help=f"put the table into {TARGET.name} and the README")
     options = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in QUIET_MALLOC.items()):
-        # glibc reads these when a process starts.
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.limits", *sys.argv[1:]], {**os.environ, **QUIET_MALLOC})
-    torch.set_flush_denormal(True)
+    if options.rows:
+        torch.set_flush_denormal(True)
+        for row in PARTS[options.rows]():
+            print(f"| {' | '.join(row)} |", flush=True)
+        return
     lines = [
         "# What the operators reach",
         "",
@@ -243,9 +267,9 @@ def main() -> None:
     ]
     print("\n".join(lines))
     for part in options.only.split(","):
-        for row in PARTS[part]():
-            lines.append(f"| {' | '.join(row)} |")
-            print(lines[-1], flush=True)
+        for line in _alone(part):
+            lines.append(line)
+            print(line, flush=True)
     if options.write:
         TARGET.write_text("\n".join(lines) + "\n", encoding="utf-8")
         _into_readme([line for line in lines if line.startswith("|")])

@@ -5,7 +5,7 @@ the same batch twice. Everything here is kept per call, never on the module.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,18 @@ class Autocast:
         kinds = [kind for kind in dict.fromkeys((device.type, "cpu")) if torch.amp.is_autocast_available(kind)]
         return cls(tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds))
 
-    @contextmanager
-    def restore(self) -> Iterator[None]:
+    def restore(self) -> AbstractContextManager[object]:
         """Puts the captured state in force.
 
         The cache of cast weights stays off: an entry made without a graph (forward) would cut the graph of a
         later use (backward, or the rest of the user's network).
         """
+        if not any(enabled or torch.is_autocast_enabled(kind) for kind, enabled, _ in self.states):
+            return nullcontext()
+        return self._enter()
+
+    @contextmanager
+    def _enter(self) -> Iterator[None]:
         with ExitStack() as entered:
             for kind, enabled, dtype in self.states:
                 entered.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
@@ -54,12 +59,15 @@ class Modes:
         """Puts the captured modes in force, and back again."""
         now = [module.training for module, _ in self.states]
         try:
+            # Setting an attribute of a module is slow, and nearly always there is nothing to set.
             for module, training in self.states:
-                module.training = training
+                if module.training is not training:
+                    module.training = training
             yield
         finally:
             for (module, _), training in zip(self.states, now, strict=True):
-                module.training = training
+                if module.training is not training:
+                    module.training = training
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,8 @@ class _Reversible(torch.autograd.Function):
         # Gradients find their parameter by identity, which hooks on saved tensors do not keep.
         ctx.stack, ctx.parameters = stack, parameters
         ctx.autocast, ctx.modes = Autocast.capture(x.device), Modes.capture(stack)
-        ctx.owned = {id(parameter) for parameter in stack.parameters()}
+        every = tuple(stack.parameters())
+        ctx.owned = {id(parameter) for parameter in every}
         pair = start_pair(stack.resolved_inverse(x.dtype), x, stack.gamma, stack.lipschitz)
         keeping = stack.memory == "reversible-kept"
         with ctx.autocast.restore():
@@ -137,7 +138,7 @@ class _Reversible(torch.autograd.Function):
         tensors, ctx.rebuild = pair.saved()
         ctx.of_pair = len(tensors)
         # Parameters, frozen ones too, so that torch refuses a backward after they were changed in place.
-        ctx.save_for_backward(*tensors, *kept, *stack.parameters())
+        ctx.save_for_backward(*tensors, *kept, *every)
         return output
 
     @staticmethod

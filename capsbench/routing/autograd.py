@@ -16,7 +16,8 @@ _TWICE = "this routing kernel cannot be differentiated twice (create_graph=True)
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """No autocast: agreement over many tiny votes would be lost in half precision, also in a backward called under autocast."""
-    if torch.amp.is_autocast_available(device.type):
+    # Entering takes as long as a small layer's sums, so it is not done for nothing.
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

@@ -127,15 +127,16 @@ def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | s
     return kernel
 
 
-def check_routing(algorithm: str, kernel: str, iterations: int) -> None:
-    """Refuses names and counts that `route` could not serve.
+def check_routing(algorithm: str, kernel: str, iterations: int, device: torch.device | str = "cpu") -> Kernel:
+    """Refuses names and counts that `route` could not serve; the kernel that would.
 
     Raises:
         ConfigurationError: an unknown algorithm or kernel, or fewer than one iteration.
     """
-    resolve_kernel(kernel, algorithm)
+    resolved = resolve_kernel(kernel, algorithm, device)
     if not isinstance(iterations, int) or iterations < 1:
         raise ConfigurationError(f"iterations {iterations} is out of range", "routing needs a whole number of rounds, 1 or more")
+    return ALGORITHMS[algorithm].kernels[resolved]
 
 
 def route(
@@ -259,11 +260,11 @@ def _prepare(
     inputs: Tensor, weight: Tensor, extras: tuple[Tensor | None, ...], algorithm: str, iterations: int, kernel: str
 ) -> tuple[Kernel, list[Tensor]]:
     """The kernel and its tensors, once all of it is known to fit."""
-    check_routing(algorithm, kernel, iterations)
+    found = check_routing(algorithm, kernel, iterations, inputs.device)
     _check_shapes(inputs, weight)
     tensors = [inputs, weight, *_extras(weight, extras, algorithm)]
     _check_kinds(tensors)
-    return ALGORITHMS[algorithm].kernels[resolve_kernel(kernel, algorithm, inputs.device)], tensors
+    return found, tensors
 
 
 def _in_one_dtype(tensors: list[Tensor]) -> list[Tensor]:
@@ -308,10 +309,12 @@ def _check_kinds(tensors: list[Tensor]) -> None:
 
 
 def _check_shapes(inputs: Tensor, weight: Tensor) -> None:
-    shapes = f"inputs {list(inputs.shape)} with weight {list(weight.shape)}"
     if inputs.dim() != 3 or weight.dim() != 4:
-        raise ShapeError(f"route cannot take {shapes}", "inputs are [B, I, K], weight is [I, K, J, D]")
-    if inputs.shape[1:] != weight.shape[:2]:
-        raise ShapeError(f"route cannot take {shapes}", "I and K must agree: inputs [B, I, K], weight [I, K, J, D]")
-    if 0 in weight.shape:
-        raise ShapeError(f"route cannot take {shapes}", "I, K, J and D must be at least 1")
+        needed = "inputs are [B, I, K], weight is [I, K, J, D]"
+    elif inputs.shape[1:] != weight.shape[:2]:
+        needed = "I and K must agree: inputs [B, I, K], weight [I, K, J, D]"
+    elif 0 in weight.shape:
+        needed = "I, K, J and D must be at least 1"
+    else:
+        return
+    raise ShapeError(f"route cannot take inputs {list(inputs.shape)} with weight {list(weight.shape)}", needed)

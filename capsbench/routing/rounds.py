@@ -16,7 +16,7 @@ from torch import Tensor
 
 from capsbench.routing.autograd import differentiable_once, full_precision
 from capsbench.routing.equations import sda_temperature
-from capsbench.routing.squash import squash, squash_vjp
+from capsbench.routing.squash import squash, squash_and_vjp, squash_vjp
 
 State = tuple[Tensor, ...]
 """What fixes the coupling of a round: RBA Σv `[B, J, D]`; SDA v `[B, J, D]` and t. Empty before the first, which is uniform."""
@@ -101,9 +101,9 @@ class Staged:
         state = kept or passes.state(self.rounds, bias, iterations)
         couplings: Couplings = []
         s = plus(passes.weighted_sum(state, couplings), bias)
-        grad_s = squash_vjp(s, grad)
+        outputs, grad_s = squash_and_vjp(s, grad)
         found = (*passes.gradients(state, grad_s, couplings, True, True), grad_s.sum(0) if bias else None)
-        return squash(s), tuple(one for one in found if one is not None)
+        return outputs, tuple(one for one in found if one is not None)
 
     def last_sum(self, inputs: Tensor, weight: Tensor, bias: list[Tensor], iterations: int) -> tuple[Tensor, State]:
         """The weighted sum of the last round `[B, J, D]`, and the state that it started from."""

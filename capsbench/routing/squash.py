@@ -30,13 +30,19 @@ def unit(s: Tensor) -> Tensor:
     return torch.where(nonzero, s / torch.where(nonzero, norm, 1), 0)
 
 
-def squash_vjp(s: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of `(squash(s) * grad).sum()` with respect to `s`, in closed form. `[..., D]`, `[..., D]` → same.
+def squash_and_vjp(s: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """`squash(s)`, bit for bit, and the gradient of `(squash(s) * grad).sum()` for s in closed form. `[..., D]` → two of it.
 
-    With n = ‖s‖ it is g·n/(1+n²) + s·(s·g)·(1−n²)/(n(1+n²)²), and 0 at 0.
+    With n = ‖s‖ the gradient is g·n/(1+n²) + s·(s·g)·(1−n²)/(n(1+n²)²), and 0 at 0.
     """
     norm = length(s, keepdim=True)
     square = norm * norm
     above = 1 + square
+    scale = norm / above
     along = (s * grad).sum(-1, keepdim=True) / norm.clamp_min(torch.finfo(s.dtype).tiny)
-    return torch.addcmul(grad * (norm / above), s, along * ((1 - square) / (above * above)))
+    return s * scale, torch.addcmul(grad * scale, s, along * ((1 - square) / (above * above)))
+
+
+def squash_vjp(s: Tensor, grad: Tensor) -> Tensor:
+    """The gradient alone, of `squash_and_vjp`."""
+    return squash_and_vjp(s, grad)[1]
