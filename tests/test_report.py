@@ -363,8 +363,9 @@ def test_units(function, value, text):
     ("slope", "low", "high", "is_bytes", "text"),
     [
         (2 * MIB, 2 * MIB, 2 * MIB, True, "2.00 MiB"),
-        (2 * MIB, 1 * MIB, 3 * MIB, True, "2.00 MiB ± 1.00 MiB"),
-        (0.0083, 0.0079, 0.0087, False, "8.3 ms ± 400 µs"),
+        (2 * MIB, 1 * MIB, 3 * MIB, True, "2.00 ± 1.00 MiB"),
+        (0.0083, 0.0079, 0.0087, False, "8.3 ± 0.4 ms"),
+        (0.000168, -0.022032, 0.022368, False, "0.2 ± 22.2 ms"),
         (0.5, float("nan"), float("nan"), False, "500.0 ms"),
         (0.0, 0.0, 0.0, True, "0 B"),
     ],

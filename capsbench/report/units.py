@@ -5,25 +5,19 @@ import math
 MIB = 2**20
 
 
+_BYTES = ((2**30, "GiB", 2), (2**20, "MiB", 2), (2**10, "KiB", 2), (1, "B", 0))
+_SECONDS = ((1.0, "s", 2), (1e-3, "ms", 1), (1e-6, "µs", 0))
+"""Size, name and decimals of each unit."""
+
+
 def bytes_text(nbytes: float) -> str:
     """`1.25 MiB`, `512 B`, `0 B`."""
-    if math.isnan(nbytes):
-        return "-"
-    for unit, size in (("GiB", 2**30), ("MiB", MIB), ("KiB", 2**10)):
-        if abs(nbytes) >= size:
-            return f"{nbytes / size:.2f} {unit}"
-    return f"{nbytes:.0f} B"
+    return quantity_text(nbytes, is_bytes=True)
 
 
 def seconds_text(seconds: float) -> str:
     """`1.25 s`, `8.3 ms`, `12 µs`."""
-    if math.isnan(seconds):
-        return "-"
-    if abs(seconds) >= 1:
-        return f"{seconds:.2f} s"
-    if abs(seconds) >= 1e-3:
-        return f"{seconds * 1e3:.1f} ms"
-    return f"{seconds * 1e6:.0f} µs"
+    return quantity_text(seconds, is_bytes=False)
 
 
 def duration_text(seconds: float) -> str:
@@ -37,15 +31,24 @@ def duration_text(seconds: float) -> str:
 
 
 def quantity_text(value: float, *, is_bytes: bool) -> str:
-    """A value with its unit."""
-    return bytes_text(value) if is_bytes else seconds_text(value)
+    """A value with its unit; `-` where there is none."""
+    return _in_one_unit(value, is_bytes=is_bytes)
 
 
 def slope_text(slope: float, low: float, high: float, *, is_bytes: bool) -> str:
-    """A slope per block with half the width of its interval: `8.3 ms ± 0.4 ms`; exact slopes go without."""
-    text = quantity_text(slope, is_bytes=is_bytes)
+    """A slope per block with half the width of its interval: `8.3 ± 0.4 ms`; exact slopes go without."""
     reach = (high - low) / 2
     # What rounding leaves of an exact line is not uncertainty.
     if math.isnan(reach) or reach <= 1e-9 * abs(slope):
-        return text
-    return f"{text} ± {quantity_text(reach, is_bytes=is_bytes)}"
+        return quantity_text(slope, is_bytes=is_bytes)
+    return _in_one_unit(slope, reach, is_bytes=is_bytes)
+
+
+def _in_one_unit(*values: float, is_bytes: bool) -> str:
+    """Values joined by ±, in the unit that suits the largest."""
+    if any(math.isnan(value) for value in values):
+        return "-"
+    units = _BYTES if is_bytes else _SECONDS
+    largest = max(map(abs, values))
+    size, name, decimals = next((unit for unit in units if largest >= unit[0]), units[-1])
+    return " ± ".join(f"{value / size:.{decimals}f}" for value in values) + f" {name}"
