@@ -6,21 +6,45 @@ from statistics import median
 
 import pandas as pd
 
-from capsbench.records import Configuration, MemoryFigures, Record, TimeFigures
+from capsbench.records import Configuration, MemoryFigures, Record, StepFigures, TimeFigures
 
 MEMORY_COLUMNS = tuple(name for name in MemoryFigures.model_fields if name.endswith("_bytes"))
 TIME_COLUMNS = tuple(name for name in TimeFigures.model_fields if name.endswith("_seconds"))
 LINE_COLUMNS = tuple(name for name in Configuration.model_fields if name != "blocks")
 """What tells one line of a figure from another."""
 
+SAMPLE_COLUMNS = {
+    "train_step_seconds": "train_step_samples",
+    "forward_seconds": "forward_samples",
+    "inference_seconds": "inference_samples",
+}
+"""Of each time's column, the one with its raw samples."""
+
+_STEP_COLUMNS = ("flops", "floor_flops", "floor_bytes")
+_QUOTIENTS = ("train_step_relative", "flops_per_second", "floor_ratio_bytes", "floor_ratio_time")
+
 
 def to_frame(records: Iterable[tuple[Path, Record]]) -> pd.DataFrame:
-    """A row per record; times are the medians of their samples."""
+    """A row per record; times are the medians of their samples, in seconds, and memory is in bytes.
+
+    Beside what records hold:
+
+    - `noise`: names of what disturbed the times, joined by commas; empty where nothing did, or nothing was timed.
+    - `train_step_relative`: the training step over the yardstick's product of matrices at the same time, which can be
+      compared where the machine's speed has changed.
+    - `flops_per_second`: achieved in the training step.
+    - `floor_ratio_bytes`: peak allocated over what no way of computing the step can do without.
+    - `floor_ratio_time`: the training step over what it cannot do without, at the speed of the yardstick.
+    - `train_step_samples`, `forward_samples`, `inference_samples`: tuples of seconds in the order in which they were taken.
+    - `notes`: what else a reader must know, joined by semicolons; empty where there is nothing.
+    """
     columns = ["report", *Configuration.model_fields, "replicate", "status", "kind", "message", "data_source"]
-    columns += ["environment", "probe", *MEMORY_COLUMNS, *TIME_COLUMNS]
+    columns += ["environment", "probe", *MEMORY_COLUMNS, *TIME_COLUMNS, "noise", *_STEP_COLUMNS, *_QUOTIENTS]
+    columns += [*SAMPLE_COLUMNS.values(), "notes"]
     frame = pd.DataFrame([_row(report, record) for report, record in records], columns=columns)
-    # Bytes stay whole numbers where some cells have none.
-    return frame.astype(dict.fromkeys(MEMORY_COLUMNS, "Int64") | dict.fromkeys(TIME_COLUMNS, "float64"))
+    # Whole numbers stay whole where some cells have none.
+    whole = dict.fromkeys((*MEMORY_COLUMNS, *_STEP_COLUMNS), "Int64")
+    return frame.astype(whole | dict.fromkeys((*TIME_COLUMNS, *_QUOTIENTS), "float64"))
 
 
 def _row(report: Path, record: Record) -> dict[str, object]:
@@ -28,7 +52,28 @@ def _row(report: Path, record: Record) -> dict[str, object]:
     row |= {"replicate": record.cell.replicate, "status": record.status, "kind": record.kind}
     row |= {"message": record.message, "data_source": record.data_source, "environment": record.environment}
     if record.memory is not None:
-        row |= record.memory.model_dump()
+        row |= {"probe": record.memory.probe} | {name: getattr(record.memory, name) for name in MEMORY_COLUMNS}
     if record.time is not None:
         row |= {name: median(samples) for name in TIME_COLUMNS if (samples := getattr(record.time, name))}
-    return row
+        row |= {column: tuple(getattr(record.time, name)) for name, column in SAMPLE_COLUMNS.items()}
+    if record.step is not None:
+        row |= {name: getattr(record.step, name) for name in _STEP_COLUMNS}
+    row["noise"] = ",".join(record.time.noise) if record.time else ""
+    row["notes"] = "; ".join([*record.notes, *(record.step.notes if record.step else [])])
+    return row | _quotients(record.memory, record.time, record.step)
+
+
+def _quotients(memory: MemoryFigures | None, time: TimeFigures | None, step: StepFigures | None) -> dict[str, float]:
+    """What follows from several figures of one record, as far as they are there."""
+    train = median(time.train_step_seconds) if time and time.train_step_seconds else None
+    yardstick = median(time.yardstick_seconds) if time and time.yardstick_seconds else None
+    found: dict[str, float] = {}
+    if train and yardstick:
+        found["train_step_relative"] = train / yardstick
+    if train and step and step.flops:
+        found["flops_per_second"] = step.flops / train
+    if memory and step and step.floor_bytes:
+        found["floor_ratio_bytes"] = memory.peak_allocated_bytes / step.floor_bytes
+    if train and yardstick and time and time.yardstick_flops and step and step.floor_flops:
+        found["floor_ratio_time"] = train / (step.floor_flops * yardstick / time.yardstick_flops)
+    return found

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever an older capsbench could not understand a new record."""
 
 Status = Literal["ok", "oom", "timeout", "error", "skipped"]
@@ -24,6 +24,10 @@ BOTH: tuple[Pass, ...] = ("time", "memory")
 
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "skipped"})
 """The outcomes that `--resume` does not try again."""
+
+
+PREDICTED = ":predicted"
+"""Ends the name of a device that nothing runs on."""
 
 
 class _Schema(BaseModel):
@@ -65,11 +69,21 @@ class Configuration(_Schema):
     precision: str = "fp32"
     """`fp32`, or autocast to `bf16` or `fp16`."""
     device: str
-    """`cpu`, `cuda`, `cuda:1`."""
+    """`cpu`, `cuda:1`; `cpu:predicted` or `cuda:predicted` where the step is traced, not run."""
+    gpu: str | None = None
+    """The GPU that a prediction for CUDA is for; None elsewhere."""
     threads: int | None = None
     """Threads of a CPU run; None elsewhere."""
     capacity: int | None = None
     """A limit on the memory of the device in bytes, or None."""
+
+    def is_predicted(self) -> bool:
+        """Whether the step is traced without its device, not run."""
+        return self.device.endswith(PREDICTED)
+
+    def device_kind(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.device.partition(":")[0]
 
     def line(self) -> str:
         """What all depths of one line share, as a key."""
@@ -95,11 +109,40 @@ class Cell(_Schema):
         return ", ".join(part for part in parts if part) + replicate
 
 
+class Contents(_Schema):
+    """What is alive at the highest point of the step; the bytes add up to all that was counted there."""
+
+    phase: str
+    """`forward`, `backward` or `optimizer`."""
+    state_bytes: int
+    """Parameters and buffers."""
+    gradient_bytes: int
+    """What is or becomes the gradient of a parameter."""
+    optimizer_bytes: int
+    """The optimizer's state."""
+    batch_bytes: int
+    """Images and labels."""
+    retained_bytes: int
+    """Made in forward, alive at its end."""
+    temporary_bytes: int
+    """Made in this step, and none of the others."""
+    other_bytes: int
+    """Made before this step, and none of the others: what is left over."""
+
+    def total(self) -> int:
+        """All of them."""
+        return sum(value for value in self.model_dump().values() if isinstance(value, int))
+
+
+Certainty = Literal["exact", "modelled", "guessed"]
+"""Of a predicted figure: counted from the step's own tensors; by rules that PyTorch's allocator follows; or an estimate."""
+
+
 class MemoryFigures(_Schema):
     """Bytes of one training step, once weights, gradients and optimizer state have been made."""
 
     probe: str
-    """Who counted: `profiler` (a CPU's allocation events) or `cuda`."""
+    """Who counted: `allocator` (our own round a CPU's), `profiler` (its events), `cuda`, or `trace` (predicted)."""
     state_bytes: int
     """Parameters and buffers."""
     gradient_bytes: int
@@ -118,6 +161,16 @@ class MemoryFigures(_Schema):
     """Highest the caching allocator held; None where there is none (CPU)."""
     process_bytes: int | None = None
     """CUDA: of this process, as the driver says (NVML). CPU: the largest resident set."""
+    context_bytes: int | None = None
+    """CUDA: what the process holds beside the caching allocator; the driver's context and libraries' own workspaces."""
+    warm_peak_allocated_bytes: int | None = None
+    """CUDA: highest over a step after several more, when libraries have settled on their algorithms."""
+    at_peak: Contents | None = None
+    """What the highest point is made of; None where the probe cannot tell blocks apart."""
+    certainty: dict[str, Certainty] | None = None
+    """Of predicted figures, by field; None for measured ones."""
+    scratch: list[str] = []
+    """Of predicted figures: operators whose scratch memory is not in them."""
 
 
 class TimeFigures(_Schema):
@@ -133,13 +186,34 @@ class TimeFigures(_Schema):
     """Forward and loss of the same steps."""
     inference_seconds: list[float]
     """Forward under inference mode."""
+    yardstick_seconds: list[float] = []
+    """A product of two matrices, the same on every machine, timed between the samples: what the machine did meanwhile."""
+    yardstick_flops: int | None = None
+    """Floating-point operations of the yardstick."""
+    noise: list[str] = []
+    """Why these samples are not to be trusted, if so: names of `NOISES` in `measure.noise`."""
+
+
+class StepFigures(_Schema):
+    """What a trace of the step says without running it."""
+
+    retained_by_module: dict[str, int]
+    """Retained bytes by the module that keeps them (its name in the network); what no module keeps is under the empty name."""
+    flops: int | None = None
+    """Floating-point operations of forward and backward, as torch counts them; element-wise work counts nothing."""
+    floor_flops: int | None = None
+    """The same for what the step cannot do without: nothing evaluated twice."""
+    floor_bytes: int | None = None
+    """Memory that no way of computing the step can do without: weights, their gradients, the optimizer's state and the batch."""
+    notes: list[str] = []
+    """What the trace had to assume."""
 
 
 class Record(_Schema):
     """What one cell said."""
 
     schema_version: int = SCHEMA_VERSION
-    kind: Literal["measured"] = "measured"
+    kind: Literal["measured", "predicted"] = "measured"
     cell: Cell
     status: Status
     message: str | None = None
@@ -154,11 +228,16 @@ class Record(_Schema):
     """Wall time of all the cell's processes."""
     memory: MemoryFigures | None = None
     time: TimeFigures | None = None
+    step: StepFigures | None = None
+    notes: list[str] = []
+    """What else a reader must know: other processes on the device, for one."""
 
     def settles(self, passes: Sequence[Pass]) -> bool:
         """Whether a cell needs no further measuring: it ended for good, with all that was asked."""
         if self.status != "ok":
             return self.status in FINAL
+        if self.kind == "predicted":
+            return True
         return all(getattr(self, what) is not None for what in passes)
 
 
@@ -172,8 +251,12 @@ class Plan(_Schema):
     """What is measured of each cell."""
     samples: int = Field(default=5, ge=5)
     """Fewest samples of every time."""
+    budget_seconds: float = Field(default=10, ge=0)
+    """How long each cell is sampled, beyond the fewest samples, while its time is not yet known within 2 %."""
     timeout_seconds: float = Field(default=1800, gt=0)
     """For each process."""
+    strict: bool = False
+    """Whether a cell is refused while other processes are on its CUDA device."""
     experiment: str | None = None
     """The paper's name of what is reproduced, if any: it says how the report is drawn."""
     cells: list[Cell]

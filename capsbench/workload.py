@@ -93,21 +93,34 @@ class Workload:
     Args:
         configuration: what to build.
         data_directory: where real data sets lie.
+        batch: instead of the data set's first images; it and the model stay where they are.
+        model: instead of the configuration's own.
 
     Raises:
         ConfigurationError: the configuration makes no network, or the batch is larger than the data.
     """
 
-    def __init__(self, configuration: Configuration, data_directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        data_directory: Path | None = None,
+        *,
+        batch: Batch | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
         check_optimizer_step(configuration.optimizer_step or "after", configuration.precision)
         torch.manual_seed(SEED)
         self.configuration = configuration
-        self.device = torch.device(configuration.device)
-        data = load_images(configuration.dataset, data_directory)
-        self.data_source = data.source
-        self.batch = Batch(*(part.to(self.device) for part in _first_batch(data, configuration.batch_size)))
-        del data
-        self.model = build_model(configuration).to(self.device).train()
+        # What is traced without its device says of itself that it is on a CPU.
+        self.device = torch.device("cpu" if configuration.is_predicted() else configuration.device)
+        self.data_source: str | None = None
+        if batch is None:
+            data = load_images(configuration.dataset, data_directory)
+            self.data_source = data.source
+            batch = Batch(*(part.to(self.device) for part in _first_batch(data, configuration.batch_size)))
+            del data
+        self.batch = batch
+        self.model = (build_model(configuration).to(self.device) if model is None else model).train()
         self._takes_labels = "labels" in inspect.signature(self.model.forward).parameters
         self._capsule_loss = CapsuleLoss()
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -207,7 +220,8 @@ def check_batch_size(batch_size: int, available: int, dataset: str) -> None:
 def _first_batch(data: ImageSet, batch_size: int) -> Batch:
     check_batch_size(batch_size, len(data.images), data.spec.name)
     generator = torch.Generator().manual_seed(SEED)
-    return training_batch(data.images[:batch_size], data.labels[:batch_size], generator)
+    # A slice would keep all labels of the set alive.
+    return training_batch(data.images[:batch_size], data.labels[:batch_size].clone(), generator)
 
 
 def _import(name: str, path: str) -> ModelFactory:

@@ -10,9 +10,10 @@ from test_routing import SIZES, Example, example, outcome
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from capsbench import native
 from capsbench.errors import ConfigurationError
 from capsbench.measure.memory import probe_for
-from capsbench.routing import build, compiled, resolve_kernel, route
+from capsbench.routing import compiled, resolve_kernel, route
 
 pytestmark = pytest.mark.skipif(not compiled.available(), reason=f"no compiled kernels: {compiled.library().reason}")
 
@@ -174,7 +175,7 @@ def test_the_first_layer_needs_seven_mebibytes(algorithm, kernel):
 
 def forget() -> None:
     """As a new process would know nothing."""
-    build.built.cache_clear()
+    native.built.cache_clear()
     compiled.library.cache_clear()
 
 
@@ -198,9 +199,9 @@ def test_without_a_compiler_auto_is_recompute(fresh, monkeypatch):
 
 
 def test_it_can_be_switched_off(fresh, monkeypatch):
-    monkeypatch.setenv(build.DISABLED, "1")
+    monkeypatch.setenv(native.DISABLED, "1")
     assert not compiled.available()
-    assert build.DISABLED in compiled.library().reason
+    assert native.DISABLED in compiled.library().reason
 
 
 def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import MIB, is_gone, make_configuration, wait_for
+from fakes import FakeCuda
 
 from capsbench.measure import clock as clocks
-from capsbench.measure import memory as probes
 from capsbench.measure import worker
 from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.clock import CpuClock, CudaClock, clock_for
 from capsbench.measure.environment import describe, key_of
-from capsbench.measure.memory import CudaProbe, Phase, ProfilerProbe, nvml_process_bytes, phases_of, probe_for, storage_bytes
-from capsbench.measure.worker import Request, is_out_of_memory
+from capsbench.measure.memory import AllocatorProbe, CudaProbe, probe_for
+from capsbench.measure.worker import Request
 from capsbench.records import Cell, Plan
 from capsbench.workload import build_model
 
@@ -62,7 +62,7 @@ def test_state_gradients_and_optimizer_are_those_of_the_parameters(figures):
 
 def test_the_figures_of_a_step_fit_together(figures):
     standing = figures.state_bytes + figures.optimizer_bytes
-    assert figures.probe == "profiler"
+    assert figures.probe == "allocator"
     assert figures.peak_forward_bytes > standing + figures.retained_bytes
     assert figures.peak_backward_bytes >= standing + figures.gradient_bytes
     assert figures.peak_allocated_bytes >= max(figures.peak_forward_bytes, figures.peak_backward_bytes)
@@ -106,146 +106,7 @@ def test_times_are_raw_samples():
         assert 0 < forward < train
 
 
-# The probe against allocations of known size.
-
-
-def tensor(nbytes):
-    return torch.empty(nbytes, dtype=torch.uint8)
-
-
-def test_the_profiler_counts_every_byte():
-    with ProfilerProbe() as probe:
-        standing = tensor(1000 * 1024)
-        with probe.phase("grow"):
-            kept = tensor(300 * 1024)
-            passing = tensor(700 * 1024)
-            del passing
-        with probe.phase("swap"):
-            del kept
-            other = tensor(50 * 1024)
-        with probe.phase("nest"):
-            outer = tensor(128 * 1024)
-            inner = tensor(256 * 1024)
-            del outer
-            last = tensor(64 * 1024)
-            del inner, last
-        with probe.phase("rest"):
-            pass
-    assert {name: Phase(it.start // 1024, it.end // 1024, it.peak // 1024) for name, it in probe.phases().items()} == {
-        "grow": Phase(1000, 1300, 2000),
-        "swap": Phase(1300, 1050, 1300),
-        "nest": Phase(1050, 1050, 1434),
-        "rest": Phase(1050, 1050, 1050),
-    }
-    assert all(value % 1024 == 0 for it in probe.phases().values() for value in (it.start, it.end, it.peak))
-    assert probe.peak_reserved() is None
-    assert probe.process_bytes() > standing.nbytes + other.nbytes
-
-
-def event(name, at, nbytes=0, end=None):
-    return SimpleNamespace(
-        name=lambda: name,
-        device_type=lambda: torch.profiler.DeviceType.CPU,
-        start_ns=lambda: at,
-        end_ns=lambda: end if end is not None else at,
-        nbytes=lambda: nbytes,
-    )
-
-
-def on_cuda(at, nbytes):
-    return SimpleNamespace(**(vars(event("[memory]", at, nbytes)) | {"device_type": lambda: torch.profiler.DeviceType.CUDA}))
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ([], Phase(0, 0, 0)),
-        ([(5, 100)], Phase(100, 100, 100)),
-        ([(15, 100)], Phase(0, 100, 100)),
-        ([(25, 100)], Phase(0, 0, 0)),
-        ([(10, 100)], Phase(0, 100, 100)),
-        ([(20, 100)], Phase(0, 100, 100)),
-        ([(5, 50), (12, 100), (13, -100), (14, 70), (25, 1000)], Phase(50, 120, 150)),
-        # Events come as the profiler lists them, not as they happened.
-        ([(14, 70), (13, -100), (5, 50), (12, 100)], Phase(50, 120, 150)),
-        ([(5, 100), (15, -100)], Phase(100, 0, 100)),
-    ],
-)
-def test_phases_from_events(changes, expected):
-    span = event("capsbench phase: step", 10, end=20)
-    others = [event("aten::add", 11, end=12), event("someone's phase: step", 0, end=100), on_cuda(15, 10**6)]
-    assert phases_of([*others, *(event("[memory]", *change) for change in changes), span]) == {"step": expected}
-
-
-def test_a_storage_counts_once():
-    whole = torch.zeros(100)
-    assert storage_bytes([whole, whole[:10], whole.view(10, 10), torch.zeros(5), torch.zeros(0)]) == 420
-
-
 # Devices that are not here: what is asked of torch.cuda, and in which order.
-
-
-class FakeCuda:
-    """Writes down what is asked; counters go up with every question."""
-
-    def __init__(self, monkeypatch):
-        self.asked = []
-        self.allocated = iter([100, 250, 250, 120])
-        self.peaks = iter([(400, 1000), (300, 900)])
-        answers = {
-            "synchronize": lambda: None,
-            "empty_cache": lambda: None,
-            "reset_peak_memory_stats": self._reset,
-            "memory_allocated": lambda: next(self.allocated),
-            "max_memory_allocated": lambda: self.peak[0],
-            "max_memory_reserved": lambda: self.peak[1],
-        }
-        for name, answer in answers.items():
-            monkeypatch.setattr(torch.cuda, name, self._asking(name, answer))
-        monkeypatch.setattr(torch.cuda, "Event", self._event)
-        self.time = 0
-
-    def _asking(self, name, answer):
-        def ask(*_arguments):
-            self.asked.append(name)
-            return answer()
-
-        return ask
-
-    def _reset(self):
-        self.peak = next(self.peaks)
-
-    def _event(self, *, enable_timing):
-        assert enable_timing
-        self.time += 1
-        at = self.time**2
-
-        def record():
-            self.asked.append("record")
-
-        return SimpleNamespace(at=at, record=record, elapsed_time=lambda later: float(later.at - at))
-
-
-def test_a_cuda_phase_is_reset_and_synchronised_on_both_sides(monkeypatch):
-    fake = FakeCuda(monkeypatch)
-    monkeypatch.setattr(probes, "nvml_process_bytes", lambda device: 5000)
-    with CudaProbe(torch.device("cuda")) as probe:
-        with probe.phase("forward"):
-            fake.asked.append("work")
-        with probe.phase("backward"):
-            fake.asked.append("work")
-    phase = [step for step in fake.asked if step != "empty_cache"]
-    phase = phase[: len(phase) // 2]
-    work = phase.index("work")
-    before, after = phase[:work], phase[work + 1 :]
-    # Earlier work must be done before the peak is reset, and this work before it is read.
-    assert before.index("synchronize") < before.index("reset_peak_memory_stats")
-    assert "memory_allocated" in before
-    assert after[0] == "synchronize"
-    assert {"memory_allocated", "max_memory_allocated", "max_memory_reserved"} <= set(after[1:])
-    assert probe.phases() == {"forward": Phase(100, 250, 400), "backward": Phase(250, 120, 300)}
-    assert probe.peak_reserved() == 1000
-    assert probe.process_bytes() == 5000
 
 
 def test_cuda_time_is_between_events_after_the_device_has_caught_up(monkeypatch):
@@ -276,61 +137,11 @@ def test_cpu_time_is_between_marks(monkeypatch):
 
 @pytest.mark.parametrize(
     ("device", "clock", "probe"),
-    [("cpu", CpuClock, ProfilerProbe), ("cuda", CudaClock, CudaProbe), ("cuda:1", CudaClock, CudaProbe)],
+    [("cpu", CpuClock, AllocatorProbe), ("cuda", CudaClock, CudaProbe), ("cuda:1", CudaClock, CudaProbe)],
 )
 def test_each_device_has_its_clock_and_probe(device, clock, probe):
     assert type(clock_for(torch.device(device))) is clock
     assert type(probe_for(torch.device(device))) is probe
-
-
-class NVMLError(Exception):
-    """As pynvml's."""
-
-
-def fake_nvml(processes=(), init_fails=False, asking_fails=False):
-    state = SimpleNamespace(open=0)
-
-    def init():
-        if init_fails:
-            raise NVMLError
-        state.open += 1
-
-    def shutdown():
-        state.open -= 1
-
-    def ask(handle):
-        assert handle == "handle of GPU-1234"
-        if asking_fails:
-            raise NVMLError
-        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in processes]
-
-    module = SimpleNamespace(
-        NVMLError=NVMLError,
-        nvmlInit=init,
-        nvmlShutdown=shutdown,
-        nvmlDeviceGetHandleByUUID=lambda uuid: f"handle of {uuid}",
-        nvmlDeviceGetComputeRunningProcesses=ask,
-    )
-    return module, state
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"processes": [(1, 77), (os.getpid(), 4096)]}, 4096),
-        ({"processes": [(1, 77)]}, None),
-        ({"processes": [(os.getpid(), None)]}, None),
-        ({"init_fails": True}, None),
-        ({"asking_fails": True}, None),
-    ],
-    ids=["known", "only others", "the driver keeps it to itself", "no driver", "not permitted"],
-)
-def test_process_memory_on_a_device(monkeypatch, options, expected):
-    module, state = fake_nvml(**options)
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
-    assert nvml_process_bytes(torch.device("cuda")) == expected
-    assert state.open == 0
 
 
 def test_the_key_of_a_machine_ignores_what_changes_by_the_minute():
@@ -481,54 +292,6 @@ def test_a_worker_does_not_outlive_its_parent(own_model, tmp_path):
     finally:
         if not is_gone(child):
             os.kill(child, signal.SIGKILL)
-
-
-GREEDY = """
-import torch
-def make(in_shape, num_classes, blocks):
-    torch.empty(2 ** 50, dtype=torch.uint8)
-"""
-
-
-@pytest.mark.parametrize("what", ["memory", "time"])
-def test_a_model_that_finds_no_room_is_out_of_memory(own_model, what):
-    reply = run(own_model(GREEDY), what)
-    assert (reply.status, reply.memory) == ("oom", None)
-    assert reply.message
-
-
-@pytest.mark.parametrize("what", ["memory", "time"])
-def test_a_capacity_that_does_not_suffice_is_out_of_memory(what):
-    # At batch 128 the published kernel needs gigabytes; libraries and threads alone fit.
-    configuration = make_configuration(batch_size=128, kernel="published", capacity=2 * 2**30)
-    reply = run_pass(Request(configuration=configuration, what=what, samples=5), PATIENCE)
-    assert reply.status == "oom", reply.message
-
-
-@pytest.mark.parametrize("what", ["memory", "time"])
-def test_a_capacity_below_what_the_libraries_take_is_out_of_memory_too(what):
-    configuration = make_configuration(batch_size=2, capacity=100 * MIB)
-    reply = run_pass(Request(configuration=configuration, what=what, samples=5), PATIENCE)
-    assert reply.status == "oom", reply.message
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-        (MemoryError(), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (ValueError("can't allocate memory"), False),
-        (KeyboardInterrupt(), False),
-    ],
-    ids=repr,
-)
-def test_what_counts_as_out_of_memory(error, expected):
-    assert is_out_of_memory(error) == expected
 
 
 def test_a_long_reply_arrives(own_model):

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from capsbench.cli.options import parse_bytes
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models.front import CHUNKS
+from capsbench.native import Built
 from capsbench.records import Plan
 from capsbench.reversible import resolve_inverse
 from capsbench.routing import algorithms, compiled, kernels, resolve_kernel
-from capsbench.routing.build import Built
 from capsbench.store import Store
 from capsbench.sweep.estimate import step_flops
 from capsbench.sweep.plan import Sweep, expand, parse_depths

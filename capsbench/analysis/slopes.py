@@ -1,23 +1,24 @@
 """What a block costs: straight lines through memory and time over depth.
 
-Ordinary least squares with 95 % intervals from Student's t with n − 2 degrees of freedom; the arithmetic is scipy's.
+Ordinary least squares with 95 % intervals from Student's t with n − 2 degrees of freedom; the arithmetic is scipy's. Slopes of
+times, and ratios, have intervals from `intervals`; whether a line fits at all is for `linearity` to say.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from capsbench.analysis.metrics import METRICS
+from capsbench.analysis.intervals import CONFIDENCE, Floats, Interval, interval_of, ratio_interval, slope_draws
+from capsbench.analysis.linearity import bytes_are_linear, times_are_linear
+from capsbench.analysis.metrics import METRICS, Metric
 from capsbench.errors import ConfigurationError
-from capsbench.frame import LINE_COLUMNS
+from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
 
-CONFIDENCE = 0.95
 REFERENCE_MODEL = "rescapsnet"
-
-Interval = tuple[float, float]
 
 _OF_A_MODEL = {"model", "memory", "inverse", "rule", "gamma"}
 _OF_CAPSULES = {"kernel", "routing", "iterations", "capsules", "front"}
@@ -39,6 +40,22 @@ class SlopeFit:
     """Share of the variance that the line explains; None where the values do not vary."""
     points: int
     """Number of values."""
+    deviation: float = 0.0
+    """Largest distance of a value from the line, over the range of the values; 0 where they do not vary."""
+    slope_error: float | None = None
+    """Standard error of the slope; None with fewer than three points."""
+
+
+@dataclass(frozen=True)
+class LineFit:
+    """The line through one metric of a line of records, and how far to trust it."""
+
+    fit: SlopeFit
+    """The interval of a time's slope contains the noise within and between processes."""
+    linear: bool
+    """Whether it is a line at all."""
+    draws: Floats | None
+    """What the slope might have been; None with fewer than three points."""
 
 
 def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
@@ -65,7 +82,8 @@ def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
         # Exactly level: nothing for r² to explain, and no rounding of a fit to report as a slope.
         level = float(y[0])
         known = x.size > 2
-        return SlopeFit(0.0, level, (0.0, 0.0) if known else None, (level, level) if known else None, None, x.size)
+        intervals: tuple[Interval | None, Interval | None] = ((0.0, 0.0), (level, level)) if known else (None, None)
+        return SlopeFit(0.0, level, *intervals, None, x.size, slope_error=0.0 if known else None)
     fit = stats.linregress(x, y)
     if x.size < 3:
         return SlopeFit(float(fit.slope), float(fit.intercept), None, None, float(fit.rvalue**2), x.size)
@@ -77,6 +95,8 @@ def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
         intercept_interval=_interval(fit.intercept, reach * fit.intercept_stderr),
         r2=float(fit.rvalue**2),
         points=x.size,
+        deviation=float(np.abs(y - fit.intercept - fit.slope * x).max() / np.ptp(y)),
+        slope_error=float(fit.stderr),
     )
 
 
@@ -98,6 +118,34 @@ def by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFra
         yield dict(zip(keys, values, strict=True)), rows
 
 
+def fit_line(line: Mapping[str, object], cells: pd.DataFrame, metric: Metric) -> LineFit | None:
+    """The line through one metric of a line of records; None with fewer than two depths.
+
+    Args:
+        line: the line's common values: they seed the draws, so that a line has one interval wherever it is drawn.
+        cells: its rows that ended well, as `lines` gives them.
+        metric: what to fit.
+    """
+    measured = cells[cells[metric.column].notna()]
+    if measured["blocks"].nunique() < 2:
+        return None
+    blocks, values = (measured[name].to_numpy(dtype=float) for name in ("blocks", metric.column))
+    fit = fit_slope(blocks.tolist(), values.tolist())
+    if metric.is_bytes:
+        linear = bytes_are_linear(values - fit.intercept - fit.slope * blocks, fit.deviation)
+    else:
+        linear = times_are_linear(blocks, values, fit.deviation)
+    if fit.slope_error is None:
+        return LineFit(fit, linear, None)
+    name = repr([*((column, str(value)) for column, value in line.items()), metric.name])
+    random = np.random.default_rng(zlib.crc32(name.encode()))
+    # Bytes repeat: only times have samples.
+    column = SAMPLE_COLUMNS.get(metric.column)
+    samples = measured[column].tolist() if column in measured.columns else [None] * len(values)
+    draws = slope_draws(blocks, values, fit.slope_error, [raw if isinstance(raw, Sequence) else None for raw in samples], random)
+    return LineFit(fit if metric.is_bytes else replace(fit, slope_interval=interval_of(draws)), linear, draws)
+
+
 def slopes(frame: pd.DataFrame) -> pd.DataFrame:
     """The slope of every line and metric in what `load` gave.
 
@@ -105,38 +153,82 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
         frame: a row per record.
 
     Returns:
-        A row per line and metric: the line's columns, then `metric`, `unit` (`bytes` or `seconds`, per block), `slope`,
-        `slope_low`, `slope_high`, `intercept`, `intercept_low`, `intercept_high`, `r2`, `points`, and `ratio_to_rescapsnet`:
-        the slope over that of the ResCapsNet with stored activations and otherwise the same options in the same report;
-        missing where there is none, or where its interval contains 0. A line with fewer than two depths has no row.
+        A row per line and metric: the line's columns, then
+
+        - `metric`, `unit` (`bytes` or `seconds`, per block), `slope`, `slope_low`, `slope_high`, `intercept`, `intercept_low`,
+          `intercept_high`, `r2`, `points`. The interval of a time's slope contains the scatter of samples, of replicates and of
+          medians round the line; bytes repeat, and have the least-squares interval alone. Missing with fewer than three points.
+        - `linear`: False where a line does not fit; `deviation`: the largest residual over the range of the values.
+        - `noise`: what disturbed the times of this line, joined by commas; empty for bytes.
+        - `ratio_to_rescapsnet`, `ratio_low`, `ratio_high`: the slope over that of the ResCapsNet with stored activations and
+          otherwise the same options in the same report; missing where there is none, where its interval contains 0, or where
+          one of the two is not a line.
+
+        A line with fewer than two depths has no row.
     """
     keys = line_columns(frame)
     rows = []
+    draws: list[Floats | None] = []
     for line, cells in lines(frame):
         for metric in METRICS.values():
-            measured = cells[["blocks", metric.column]].dropna()
-            if measured["blocks"].nunique() < 2:
+            found = fit_line(line, cells, metric)
+            if found is None:
                 continue
-            fit = fit_slope(measured["blocks"].tolist(), measured[metric.column].astype(float).tolist())
-            low, high = fit.slope_interval or (np.nan, np.nan)
-            intercept_low, intercept_high = fit.intercept_interval or (np.nan, np.nan)
-            unit = "bytes" if metric.is_bytes else "seconds"
-            rows.append(
-                line
-                | {"metric": metric.name, "unit": unit, "slope": fit.slope, "slope_low": low, "slope_high": high}
-                | {"intercept": fit.intercept, "intercept_low": intercept_low, "intercept_high": intercept_high}
-                | {"r2": np.nan if fit.r2 is None else fit.r2, "points": fit.points}
-            )
-    columns = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low"]
-    table = pd.DataFrame(rows, columns=[*columns, "intercept_high", "r2", "points"])
-    table["ratio_to_rescapsnet"] = [_ratio(row, table, keys) for _, row in table.iterrows()]
-    return table
+            draws.append(found.draws)
+            rows.append(line | {"metric": metric.name} | _numbers(found, metric) | {"noise": _noise(cells, metric)})
+    columns = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
+    table = pd.DataFrame(rows, columns=[*columns, "r2", "points", "linear", "deviation", "noise"])
+    ratios = [_ratio(place, table, keys, draws) for place in range(len(table))]
+    return table.join(pd.DataFrame(ratios, columns=["ratio_to_rescapsnet", "ratio_low", "ratio_high"], dtype="float64"))
 
 
-def _ratio(row: pd.Series, table: pd.DataFrame, keys: list[str]) -> float:
-    """Slope of a row over that of the reference line that differs in the model alone.
+def _numbers(found: LineFit, metric: Metric) -> dict[str, object]:
+    fit = found.fit
+    low, high = fit.slope_interval or (np.nan, np.nan)
+    intercept_low, intercept_high = fit.intercept_interval or (np.nan, np.nan)
+    return {
+        "unit": "bytes" if metric.is_bytes else "seconds",
+        "slope": fit.slope,
+        "slope_low": low,
+        "slope_high": high,
+        "intercept": fit.intercept,
+        "intercept_low": intercept_low,
+        "intercept_high": intercept_high,
+        "r2": np.nan if fit.r2 is None else fit.r2,
+        "points": fit.points,
+        "linear": found.linear,
+        "deviation": fit.deviation,
+    }
 
-    NaN where there is no such line, or where its slope cannot be told from 0: noise is nothing to divide by.
+
+def _noise(cells: pd.DataFrame, metric: Metric) -> str:
+    """Every noise of a line's times, once."""
+    if metric.is_bytes or "noise" not in cells.columns:
+        return ""
+    return ",".join(noises(cells))
+
+
+def noises(cells: pd.DataFrame) -> list[str]:
+    """Names of what disturbed any of these rows, in the order of first mention."""
+    return list(dict.fromkeys(name for names in cells["noise"] for name in names.split(",") if name))
+
+
+def _ratio(place: int, table: pd.DataFrame, keys: list[str], draws: Sequence[Floats | None]) -> tuple[float, float, float]:
+    """Slope of a row over that of its reference, with its interval; NaN where there is none."""
+    unknown = float("nan")
+    row, reference = table.iloc[place], _reference(table.iloc[place], table, keys)
+    if reference is None:
+        return unknown, unknown, unknown
+    own, theirs = draws[place], draws[reference]
+    interval = None if own is None or theirs is None else ratio_interval(own, theirs)
+    return float(row["slope"] / table.iloc[reference]["slope"]), *(interval or (unknown, unknown))
+
+
+def _reference(row: pd.Series, table: pd.DataFrame, keys: list[str]) -> int | None:
+    """The place of the reference line that differs from a row in the model alone.
+
+    None where there is no such line, where either is no line at all, or where the reference's slope cannot be told from 0:
+    noise is nothing to divide by.
     """
     stored = (table["model"] == REFERENCE_MODEL) & (table["memory"] == "stored")
     reference = table[stored & (table["metric"] == row["metric"])]
@@ -145,12 +237,14 @@ def _ratio(row: pd.Series, table: pd.DataFrame, keys: list[str]) -> float:
         same = reference[column].isna() if pd.isna(row[column]) else reference[column] == row[column]
         reference = reference[same]
     if len(reference) != 1:
-        return float("nan")
+        return None
     one = reference.iloc[0]
     unknown = one["unit"] == "seconds" and pd.isna(one["slope_low"])
+    if not (row["linear"] and one["linear"]):
+        return None
     if unknown or one["slope"] == 0 or one["slope_low"] <= 0 <= one["slope_high"]:
-        return float("nan")
-    return float(row["slope"] / reference["slope"].iloc[0])
+        return None
+    return int(reference.index[0])  # `table` is numbered from 0
 
 
 def _interval(centre: float, reach: float) -> Interval:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.catalog import SPECS
+from capsbench.cli.gate import check, compare, init_ci
 from capsbench.cli.options import FOLDER, Names, Parsed, parse_bytes, seconds, whole
 from capsbench.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from capsbench.report.figures import Per
+    from capsbench.sweep.plan import Sweep
 
 MODELS = ("capsnet", "rescapsnet", "mocapsnet")
 METRICS = ("retained", "peak", "reserved", "process")
@@ -35,6 +37,10 @@ def cli() -> None:
     """
 
 
+for _command in (compare, check, init_ci):
+    cli.add_command(_command)
+
+
 def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def apply(function: Any) -> Any:
         for decorator in reversed(decorators):
@@ -46,10 +52,14 @@ def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 _sweep_options = _options(
     click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted."),
+    click.option("--gpu", help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them."),
     click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."),
     click.option("--repeats", type=whole("--repeats", 1), default=1, show_default=True, help="Replicates of every cell."),
     click.option("--samples", type=whole("--samples", 5), default=5, show_default=True, help="Fewest samples of each time."),
+    click.option("--time-budget", type=seconds("--time-budget"), default=10, show_default=True,
+                 help="Seconds of sampling per cell while its time is not known within 2 %."),
+    click.option("--strict", is_flag=True, help="Measure nothing beside other processes on a CUDA device."),
     click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
     click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB."),
     click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA."),
@@ -65,39 +75,28 @@ def _choice(option: str, known: tuple[str, ...], default: str | None, text: str,
     return click.option(option, type=names, default=default, show_default=bool(default), help=text)
 
 
+_model_options = _options(
+    _choice("--models", ("all", *MODELS), "all", "Models, or package.module:name of your own.", open_ended=True),
+    click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8."),
+    _choice("--dataset", tuple(SPECS), "sample", "Data sets; the packaged sample stands in for one that is not on disk."),
+    _choice("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device."),
+    _choice("--routing", ("rba", "sda", "sda-published", "em"), "rba", "Routing algorithms."),
+    click.option("--iterations", type=whole("--iterations", 1), default=3, show_default=True, help="Rounds of routing."),
+    click.option("--capsules", type=whole("--capsules", 1), default=32, show_default=True, help="Capsules per hidden layer."),
+    _choice("--front", ("auto", "plain", "chunked"), "auto", "How the two convolutions are computed."),
+    _choice("--memory", MEMORIES, None, "Memory strategies; by default each model's own."),
+    _choice("--inverse", ("auto", "float", "exact", "segmented"), "auto", "How a reversible stack inverts."),
+    _choice("--rule", ("paper", "published"), "paper", "MoCapsNet's rule."),
+    click.option("--gamma", type=float, default=0.9, show_default=True, help="MoCapsNet's momentum term."),
+    _choice("--optimizer-step", ("after", "backward"), "after", "When the optimizer steps: after backward, or inside it."),
+    _choice("--precision", ("fp32", "bf16", "fp16"), "fp32", "Autocast to."),
+)
+
+
 @cli.command()
-@_choice("--models", ("all", *MODELS), "all", "Models, or package.module:name of your own.", open_ended=True)
-@click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8.")
-@_choice("--dataset", tuple(SPECS), "sample", "Data sets; the packaged sample stands in for one that is not on disk.")
-@_choice("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device.")
-@_choice("--routing", ("rba", "sda", "sda-published", "em"), "rba", "Routing algorithms.")
-@click.option("--iterations", type=whole("--iterations", 1), default=3, show_default=True, help="Rounds of routing.")
-@click.option("--capsules", type=whole("--capsules", 1), default=32, show_default=True, help="Capsules per hidden layer.")
-@_choice("--front", ("auto", "plain", "chunked"), "auto", "How the two convolutions are computed.")
-@_choice("--memory", MEMORIES, None, "Memory strategies; by default each model's own.")
-@_choice("--inverse", ("auto", "float", "exact", "segmented"), "auto", "How a reversible stack inverts.")
-@_choice("--rule", ("paper", "published"), "paper", "MoCapsNet's rule.")
-@click.option("--gamma", type=float, default=0.9, show_default=True, help="MoCapsNet's momentum term.")
-@_choice("--optimizer-step", ("after", "backward"), "after", "When the optimizer steps: after backward, or inside it.")
-@_choice("--precision", ("fp32", "bf16", "fp16"), "fp32", "Autocast to.")
+@_model_options
 @_sweep_options
-def run(
-    models: tuple[str, ...],
-    depth: str,
-    dataset: tuple[str, ...],
-    kernel: tuple[str, ...],
-    routing: tuple[str, ...],
-    iterations: int,
-    capsules: int,
-    front: tuple[str, ...],
-    memory: tuple[str, ...] | None,
-    inverse: tuple[str, ...],
-    rule: tuple[str, ...],
-    gamma: float,
-    optimizer_step: tuple[str, ...],
-    precision: tuple[str, ...],
-    **common: Any,
-) -> int:
+def run(**given: Any) -> int:
     """Measure memory and time over depth, fit the slopes, draw figures 3 and 4.
 
     Options that name a choice take a comma list, which multiplies the sweep.
@@ -108,30 +107,49 @@ def run(
       capsbench run --models rescapsnet,mocapsnet --kernel published,auto --batch-size 16
       capsbench run --models mocapsnet --front plain,chunked --optimizer-step after,backward
       capsbench run --models my_package.models:make_net --depth 1,2,4
+      capsbench run --models all --device cuda:predicted --gpu a100
       capsbench run --models all --out reports/mine --resume
     """
     from capsbench.cli.sweeps import run_cells
-    from capsbench.sweep.plan import Sweep, expand, parse_depths
+    from capsbench.sweep.plan import expand
 
-    names = tuple(dict.fromkeys(name for given in models for name in (MODELS if given == "all" else (given,))))
-    sweep = Sweep(
-        models=names,
-        depths=parse_depths(depth),
-        datasets=dataset,
-        kernels=kernel,
-        routings=routing,
-        iterations=iterations,
-        capsules=capsules,
-        fronts=front,
-        memories=memory or (),
-        inverses=inverse,
-        rules=rule,
-        gamma=gamma,
-        optimizer_steps=optimizer_step,
-        precisions=precision,
-        **_machine(common),
-    )
-    return run_cells(expand(sweep), **common)
+    return run_cells(expand(sweep_of(given)), **given)
+
+
+@cli.command()
+@_model_options
+@click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step.")
+@click.option("--gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Kind of device to predict for.")
+@click.option("--capacity", type=Parsed("size", parse_bytes), help="Memory of the device, such as 24GiB; by default the GPU's.")
+@click.option(
+    "--fit", type=click.Choice(["depth", "batch"]), is_flag=False, flag_value="depth", help="The deepest network, or the largest batch, that fits."
+)
+@click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")
+@click.option("--resume", is_flag=True, help="Add to a report that is there: predicted lines are drawn dashed beside measured ones.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
+def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
+    """The memory figures of a step without its device: traced on shapes, replayed through a model of CUDA's allocator.
+
+    Bytes of tensors are exact; peaks and reserved memory are modelled; what CUDA's context takes is a guess.
+
+    \b
+    Examples:
+      capsbench predict --models all --depth 1-8 --gpu h100
+      capsbench predict --models mocapsnet --depth 8 --gpu rtx3090 --fit batch
+      capsbench predict --models rescapsnet,mocapsnet --capacity 24GiB --fit depth
+      capsbench predict --models my_package.models:make_net --depth 1,2,4 --device cpu
+    """
+    from capsbench.cli.predict import check_target, keep_predictions, print_fits, print_predictions
+    from capsbench.sweep.plan import expand
+
+    target = check_target(device, gpu, fit=fit, kept=out is not None, resume=resume, capacity=given["capacity"])
+    cells = expand(sweep_of(given | {"device": f"{device}:predicted", "gpu": target, "threads": None, "repeats": 1}))
+    if fit is not None:
+        return print_fits(cells, fit, as_json=as_json)  # type: ignore[arg-type]
+    if out is not None:
+        return keep_predictions(cells, out, resume=resume, as_json=as_json)
+    return print_predictions(cells, as_json=as_json)
 
 
 @cli.command()
@@ -252,13 +270,40 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "capsbench", "_CAPSBENCH_COMPLETE").source())
 
 
+def sweep_of(given: dict[str, Any]) -> "Sweep":
+    """The sweep that a command's options ask for."""
+    from capsbench.sweep.plan import Sweep, parse_depths
+
+    models = tuple(dict.fromkeys(name for asked in given["models"] for name in (MODELS if asked == "all" else (asked,))))
+    return Sweep(
+        models=models,
+        depths=parse_depths(given["depth"]),
+        datasets=given["dataset"],
+        kernels=given["kernel"],
+        routings=given["routing"],
+        iterations=given["iterations"],
+        capsules=given["capsules"],
+        fronts=given["front"],
+        memories=given["memory"] or (),
+        inverses=given["inverse"],
+        rules=given["rule"],
+        gamma=given["gamma"],
+        optimizer_steps=given["optimizer_step"],
+        precisions=given["precision"],
+        **_machine(given),
+    )
+
+
 def _machine(common: dict[str, Any]) -> dict[str, Any]:
     """The fields of a sweep that say where and how often."""
     from capsbench.measure.environment import default_threads
+    from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
     from capsbench.sweep.session import resolve_device
 
+    device = resolve_device(common["device"])
     return {
-        "device": resolve_device(common["device"]),
+        "device": device,
+        "gpu": gpu_of(common["gpu"] or DEFAULT_GPU).name if device == "cuda:predicted" else None,
         "threads": common["threads"] or default_threads(),
         "batch_size": common["batch_size"],
         "capacity": common["capacity"],

@@ -33,6 +33,8 @@ def run_cells(
     data_dir: Path | None,
     samples: int,
     timeout: float,
+    time_budget: float,
+    strict: bool,
     experiment: str | None = None,
     passes: Sequence[Pass] = BOTH,
     **_: Any,
@@ -48,6 +50,8 @@ def run_cells(
         data_dir: where real data sets lie.
         samples: fewest samples of each time.
         timeout: seconds per process.
+        time_budget: seconds of sampling, beyond the fewest samples.
+        strict: measure nothing beside other processes on a CUDA device.
         experiment: the paper's name of what is reproduced, if any.
         passes: what to measure.
 
@@ -57,8 +61,9 @@ def run_cells(
     console = Console(stderr=True, highlight=False)
     command = shlex.join(["capsbench", *sys.argv[1:]])
     plan = Plan(
-        command=command, cells=cells, samples=samples, timeout_seconds=timeout, passes=list(passes), experiment=experiment
-    )
+        command=command, cells=cells, samples=samples, timeout_seconds=timeout, passes=list(passes), experiment=experiment,
+        budget_seconds=time_budget, strict=strict,
+    )  # fmt: skip
     words = check_data(cells, data_dir)
     folder = choose_folder(plan, out, resume=resume, now=datetime.now())
     store = Store(folder)

@@ -20,8 +20,9 @@ from typing import IO
 
 from pydantic import ValidationError
 
+from capsbench.measure.limits import died_of_limit
 from capsbench.measure.worker import Reply, Request
-from capsbench.records import Cell, Pass, Plan, Record
+from capsbench.records import Cell, Configuration, Pass, Plan, Record
 
 QUIET_MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -43,7 +44,14 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
     started, began = datetime.now(UTC), time.monotonic()
     replies: list[Reply] = []
     for what in plan.passes:
-        request = Request(configuration=cell.configuration, what=what, samples=plan.samples, data_directory=data_directory)
+        request = Request(
+            configuration=cell.configuration,
+            what=what,
+            samples=plan.samples,
+            budget_seconds=min(plan.budget_seconds, plan.timeout_seconds / 2),  # more samples are worth no timeout
+            data_directory=data_directory,
+            strict=plan.strict,
+        )
         try:
             replies.append(run_pass(request, plan.timeout_seconds))
         except OSError as error:  # no process, no temporary file: this cell's fault, not the sweep's
@@ -61,6 +69,8 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
         duration_seconds=round(time.monotonic() - began, 3),
         memory=next((reply.memory for reply in replies if reply.memory), None),
         time=next((reply.time for reply in replies if reply.time), None),
+        step=next((reply.step for reply in replies if reply.step), None),
+        notes=list(dict.fromkeys(note for reply in replies for note in reply.notes)),
     )
 
 
@@ -86,7 +96,7 @@ def run_pass(request: Request, timeout_seconds: float) -> Reply:
             _end(process)
         if not ended:
             return Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
-        return _reply(answer, process.returncode, errors, kills_before)
+        return _reply(answer, process.returncode, errors, kills_before, request.configuration)
 
 
 def out_of_memory_kills() -> int:
@@ -136,7 +146,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _reply(answer: IO[bytes], status: int, errors: IO[bytes], kills_before: int) -> Reply:
+def _reply(answer: IO[bytes], status: int, errors: IO[bytes], kills_before: int, configuration: Configuration) -> Reply:
     answer.seek(0)
     try:
         return Reply.model_validate_json(answer.read())
@@ -144,11 +154,12 @@ def _reply(answer: IO[bytes], status: int, errors: IO[bytes], kills_before: int)
         pass
     if status == -signal.SIGKILL and out_of_memory_kills() > kills_before:
         return Reply(status="oom", message="the system's out-of-memory killer ended the process")
-    if status < 0:
-        return Reply(status="error", message=f"the process was ended by {_signal_name(-status)}")
     errors.seek(0)
-    last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
-    return Reply(status="error", message=f"the process ended with status {status}: {''.join(last) or 'no message'}")
+    last = "".join(errors.read().decode(errors="replace").strip().splitlines()[-1:])
+    ended = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with status {status}: {last or 'no message'}"
+    if died_of_limit(configuration, status, last):
+        return Reply(status="oom", message=f"the process, all of whose memory was limited, {ended}")
+    return Reply(status="error", message=f"the process {ended}")
 
 
 def _signal_name(number: int) -> str:

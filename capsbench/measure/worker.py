@@ -8,7 +8,6 @@ import contextlib
 import os
 import sys
 import threading
-import time
 import traceback
 from pathlib import Path
 from typing import TextIO
@@ -17,16 +16,15 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from capsbench.errors import CapsbenchError
-from capsbench.measure.clock import clock_for
-from capsbench.measure.memory import data_bytes, gradient_bytes, optimizer_bytes, probe_for, state_bytes
-from capsbench.records import Configuration, MemoryFigures, Pass, Status, TimeFigures
+from capsbench.measure import counting
+from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
+from capsbench.measure.processes import other_processes, refuse_others
+from capsbench.measure.step_memory import memory_figures, probed_step
+from capsbench.measure.step_trace import traced_figures
+from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures
 from capsbench.workload import Workload
 
-WARMUP_STEPS = 2
-MAX_SAMPLES = 50
 LONGEST_MESSAGE = 500
-SECONDS_WORTH_SAMPLING = 1.0
-"""Quick steps are sampled until they have filled this time: five samples of a millisecond say little."""
 
 
 class Request(BaseModel):
@@ -37,7 +35,11 @@ class Request(BaseModel):
     configuration: Configuration
     what: Pass
     samples: int
+    budget_seconds: float = 10.0
+    """How long sampling goes on, beyond the fewest samples, while the time is not yet known within 2 %."""
     data_directory: Path | None = None
+    strict: bool = False
+    """Whether to measure nothing beside other processes on a CUDA device."""
 
 
 class Reply(BaseModel):
@@ -50,89 +52,49 @@ class Reply(BaseModel):
     data_source: str | None = None
     memory: MemoryFigures | None = None
     time: TimeFigures | None = None
+    step: StepFigures | None = None
+    notes: list[str] = []
 
 
 def measure_memory(configuration: Configuration, data_directory: Path | None = None) -> Reply:
-    """The bytes of one step, after one step that makes gradients, optimizer state and the libraries' own buffers."""
-    probe = probe_for(torch.device(configuration.device))
-    with probe:
-        workload = Workload(configuration, data_directory)
-        workload.train_step()
-        with probe.phase("forward"):
-            loss = workload.forward()
-        with probe.phase("backward"):
-            workload.backward(loss)
-        gradients = gradient_bytes(workload.model)
-        with probe.phase("optimizer"):
-            del loss
-            workload.optimize()
-    phases = probe.phases()
-    figures = MemoryFigures(
-        probe=probe.name,
-        state_bytes=state_bytes(workload.model),
-        gradient_bytes=gradients,
-        optimizer_bytes=optimizer_bytes(workload.optimizer),
-        retained_bytes=phases["forward"].end - phases["forward"].start,
-        peak_forward_bytes=phases["forward"].peak,
-        peak_backward_bytes=phases["backward"].peak,
-        peak_allocated_bytes=max(phase.peak for phase in phases.values()),
-        peak_reserved_bytes=probe.peak_reserved(),
-        process_bytes=probe.process_bytes(),
-    )
-    return Reply(status="ok", data_source=workload.data_source, memory=figures)
+    """The bytes of one step, and who counted them."""
+    step = probed_step(configuration, data_directory)
+    figures = memory_figures(step)
+    why = [f"torch's profiler counted bytes: {counting.reason()}"] if figures.probe == "profiler" else []
+    traced, notes = traced_figures(configuration)
+    return Reply(status="ok", data_source=step.workload.data_source, memory=figures, step=traced, notes=[*why, *notes])
 
 
-def measure_time(configuration: Configuration, samples: int, data_directory: Path | None = None) -> Reply:
-    """Raw samples of training step, forward and inference, interleaved, after warming up."""
-    workload = Workload(configuration, data_directory)
-    clock = clock_for(workload.device)
-    for _ in range(WARMUP_STEPS):
-        workload.train_step()
-    with workload.evaluating():
-        workload.inference()
-    train: list[float] = []
-    forward: list[float] = []
-    inference: list[float] = []
-    began = time.monotonic()
-    while len(train) < samples or (len(train) < MAX_SAMPLES and time.monotonic() - began < SECONDS_WORTH_SAMPLING):
-        clock.mark()
-        loss = workload.forward()
-        clock.mark()
-        workload.backward(loss)
-        workload.optimize()
-        clock.mark()
-        del loss
-        to_loss, from_loss = clock.laps()
-        forward.append(to_loss)
-        train.append(to_loss + from_loss)
-        with workload.evaluating():
-            clock.mark()
-            workload.inference()
-            clock.mark()
-        inference += clock.laps()
-    figures = TimeFigures(
-        clock=clock.name,
-        warmup_steps=WARMUP_STEPS,
-        train_step_seconds=train,
-        forward_seconds=forward,
-        inference_seconds=inference,
-    )
+def measure_time(request: Request) -> Reply:
+    """Raw samples of a step's times."""
+    # Here alone: the statistics that it takes have no place in the memory pass's resident set.
+    from capsbench.measure import timing
+
+    workload = Workload(request.configuration, request.data_directory)
+    figures = timing.measure_time(workload, request.samples, request.budget_seconds)
     return Reply(status="ok", data_source=workload.data_source, time=figures)
 
 
 def run(request: Request) -> Reply:
     """One pass; whatever goes wrong becomes a reply."""
+    notes: list[str] = []
     try:
+        if request.what == "time":
+            # Before memory is limited: not every library bears to be loaded where there is none.
+            import capsbench.measure.timing  # noqa: F401
         _prepare(request.configuration)
-        if request.what == "memory":
-            return measure_memory(request.configuration, request.data_directory)
-        return measure_time(request.configuration, request.samples, request.data_directory)
+        notes = other_processes(torch.device(request.configuration.device))
+        if request.strict:
+            refuse_others(notes)
+        memory = request.what == "memory"
+        reply = measure_memory(request.configuration, request.data_directory) if memory else measure_time(request)
     except CapsbenchError as error:
-        return Reply(status="error", message=" - ".join(str(error).splitlines()))
+        reply = Reply(status="error", message=" - ".join(str(error).splitlines()))
     except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
         traceback.print_exc()
-        full = is_out_of_memory(error, limited=request.configuration.capacity is not None)
-        return Reply(status="oom" if full else "error", message=_describe(error))
+        full = is_out_of_memory(error, limited=limits_all_memory(request.configuration))
+        reply = Reply(status="oom" if full else "error", message=_describe(error))
+    return reply.model_copy(update={"notes": [*notes, *reply.notes]})
 
 
 def _describe(error: BaseException) -> str:
@@ -141,24 +103,6 @@ def _describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
     return f"{type(error).__name__}: {reason}{place}"
-
-
-def is_out_of_memory(error: BaseException, *, limited: bool = False) -> bool:
-    """Whether an error says that there was no room; a CPU's comes as a plain RuntimeError.
-
-    Args:
-        error: what was raised.
-        limited: whether the process runs under a limit. Then oneDNN's failure to make a primitive, and an error that
-            found no room for itself, mean the same.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    texts = ["can't allocate memory", "not enough memory"]
-    # CUDA's libraries allocate beside the caching allocator, and say so in their own words.
-    texts += ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"]
-    if limited:
-        texts += ["could not create a primitive", "could not create a memory", "without exception set"]
-    return isinstance(error, RuntimeError | SystemError) and any(text in str(error) for text in texts)
 
 
 def _prepare(configuration: Configuration) -> None:
@@ -176,20 +120,7 @@ def _prepare(configuration: Configuration) -> None:
             total = torch.cuda.get_device_properties(index).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, configuration.capacity / total), index)
     elif configuration.capacity is not None:
-        _limit_data(configuration.capacity)
-
-
-def _limit_data(capacity: int) -> None:
-    """Lets this process take so many bytes more than libraries and threads have: as on a GPU, where the context is extra."""
-    import resource
-
-    # What starts lazily must have started: threads, and the profiler's own imports.
-    torch.ones(2**20).add_(1)
-    with torch.profiler.profile(profile_memory=True):
-        pass
-    limit = data_bytes() + capacity
-    # Data, not address space: the libraries alone map many GiB that they never touch.
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        limit_cpu(configuration.capacity)
 
 
 def _end_with_parent(source: TextIO) -> None:

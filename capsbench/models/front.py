@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from capsbench.errors import ConfigurationError
 from capsbench.models.convolution import LibraryGradients, OffsetGradients
+from capsbench.pretend import kind_of
 from capsbench.reversible import is_altered
 
 FRONTS = ("auto", "plain", "chunked")
@@ -67,10 +68,10 @@ def chunked_front(images: Tensor, first: nn.Conv2d, second: nn.Conv2d, *, chunk:
     Returns:
         The maps `[B, C₂, H₂, W₂]` in the dtype that the two convolutions would give, under autocast too.
     """
-    kind = images.device.type
+    kind = kind_of(images.device)
     tensors: list[Any] = [images, first.weight, first.bias, second.weight, second.bias]
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    if torch.amp.is_autocast_available(images.device.type) and torch.is_autocast_enabled(images.device.type):
+        dtype = torch.get_autocast_dtype(images.device.type)
         # As autocast has it: float64 stays what it is.
         tensors = [it if it.dtype == torch.float64 else it.to(dtype) for it in tensors]
     maps: Tensor = _Front.apply(*tensors, second.stride[0], chunk or CHUNKS.get(kind, CHUNKS["cuda"]))
@@ -141,7 +142,7 @@ def _front_backward(
     """Gradients of images, weight₁, bias₁, weight₂, bias₂; an empty tensor for each that is not needed."""
     need_hidden = any(needs[:3])
     # On a CPU the library's own is slower, and copies all it touches into layouts of its own.
-    by_offset = images.device.type == "cpu" and images.dtype in {torch.float32, torch.float64}
+    by_offset = kind_of(images.device) == "cpu" and images.dtype in {torch.float32, torch.float64}
     kind = OffsetGradients if by_offset else LibraryGradients
     second = kind(weight2, stride, need_inputs=need_hidden, need_weight=needs[3])
     first = LibraryGradients(weight1, 1, need_inputs=needs[0], need_weight=needs[1])

@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from capsbench import paper
 from capsbench.analysis.metrics import MEMORY_METRICS, TIME_METRICS, Metric
-from capsbench.analysis.slopes import fit_slope, lines
+from capsbench.analysis.slopes import LineFit, fit_line, lines, noises
 from capsbench.catalog import SPECS
-from capsbench.report.labels import Line, dataset_title, line_label, model_title, on_gpu
+from capsbench.report.labels import Line, dataset_title, is_predicted, line_label, model_title, on_gpu
 from capsbench.report.units import MIB, slope_text
 
 Per = Literal["step", "epoch"]
@@ -29,7 +29,9 @@ _MODEL_STYLES = {"capsnet": (_COLOURS[2], "^", 10.0), "rescapsnet": (_COLOURS[1]
 _OTHER_SIZE = 5.5
 _LONGEST_LABEL = 36
 _MORE_MARKERS = "DvPX*"
-_DASHES = ("-", "--", "-.", ":")
+_Dash = str | tuple[int, tuple[float, ...]]
+_DASHES: tuple[_Dash, ...] = ("-", "-.", ":", (0, (8, 2, 1, 2, 1, 2)))
+_PREDICTED_DASHES: tuple[_Dash, ...] = ("--", (0, (8, 3)), (0, (2, 2)), (0, (4, 1)))
 
 _STYLE: Any = {
     "font.size": 9,
@@ -41,6 +43,7 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "legend.handlelength": 3.0,  # room for dashes beside the marker
     "text.parse_math": False,  # names are names, whatever is in them
     "svg.fonttype": "none",
     "svg.hashsalt": "capsbench",
@@ -53,7 +56,7 @@ _STYLE: Any = {
 class _Style:
     colour: str
     marker: str
-    dash: str
+    dash: _Dash
     size: float
 
 
@@ -111,7 +114,8 @@ def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_pape
                     ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
         if not shown:
             axes[0][0].text(0.5, 0.5, "no cell was measured", ha="center", transform=axes[0][0].transAxes)
-        figure.supxlabel(_caption(frame), fontsize=7.5, color="#555555")
+        timed = any(not metric.is_bytes for metric in shown)
+        figure.supxlabel(_caption(frame, timed=timed), fontsize=7.5, color="#555555")
     return figure
 
 
@@ -123,34 +127,33 @@ def _panel(
     found = list(lines(frame))
     everyone = [line for line, _ in found]
     for line, cells in found:
-        scale = _scale(metric, line, per)
-        label = _legend_text(line_label(line, everyone))
-        measured = cells[["blocks", metric.column]].dropna().astype(float)
+        measured = cells[cells[metric.column].notna()]
         if measured.empty:
             continue
+        scale = _scale(metric, line, per)
         style = styles[_style_key(line)]
-        by_depth = measured.groupby("blocks")[metric.column]
-        mean, spread = by_depth.mean() * scale, by_depth.std().fillna(0) * scale
-        if with_fit and len(mean) > 1:
-            fit = fit_slope(measured["blocks"].tolist(), measured[metric.column].tolist())
-            low, high = fit.slope_interval or (fit.slope, fit.slope)
-            factor = 1.0 if metric.is_bytes else scale
-            label += ": " + slope_text(factor * fit.slope, factor * low, factor * high, is_bytes=metric.is_bytes) + "/block"
-            ends = [mean.index.min(), mean.index.max()]
-            ax.plot(ends, [scale * (fit.intercept + fit.slope * x) for x in ends], style.dash, color=style.colour, lw=1)
+        by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
+        mean = by_depth.mean() * scale
+        fit = fit_line(line, cells, metric)
+        label = _legend_text(line_label(line, everyone)) + (f": {_fit_text(fit, metric, scale)}" if with_fit and fit else "")
+        if with_fit and fit is not None:
+            _draw_fit(ax, fit, mean, metric, style, scale)
         ax.errorbar(
             mean.index,
             mean,
-            yerr=spread if (by_depth.size() > 1).any() else None,
-            fmt=style.marker if with_fit else style.marker + style.dash,
+            yerr=by_depth.std().fillna(0) * scale if (by_depth.size() > 1).any() else None,
+            marker=style.marker,
+            linestyle="none" if with_fit else style.dash,
             color=style.colour,
             markerfacecolor="white",
             markeredgewidth=1.2,
             markersize=style.size,
             linewidth=1.2,
+            drawstyle=_joined(metric, fit),
             capsize=2,
             label=label,
         )
+        _mark_noise(ax, measured, mean, metric, style)
         handles.append(
             Line2D([], [], color=style.colour, marker=style.marker, ls=style.dash, ms=style.size, mfc="white", lw=1, label=label)
         )
@@ -160,6 +163,36 @@ def _panel(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _fit_range(ax, entries=len(found) if legend else 0)
     return handles
+
+
+def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
+    """`8.3 ± 0.4 ms/block`, or that it is not a line."""
+    if not fit.linear:
+        return "not a line"
+    low, high = fit.fit.slope_interval or (fit.fit.slope, fit.fit.slope)
+    factor = 1.0 if metric.is_bytes else scale
+    return slope_text(factor * fit.fit.slope, factor * low, factor * high, is_bytes=metric.is_bytes) + "/block"
+
+
+def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: _Style, scale: float) -> None:
+    """The fitted line; where none fits, the points are joined palely."""
+    if not fit.linear:
+        ax.plot(mean.index, mean, ls=style.dash, drawstyle=_joined(metric, fit), color=style.colour, lw=0.8, alpha=0.4)
+        return
+    ends = [mean.index.min(), mean.index.max()]
+    ax.plot(ends, [scale * (fit.fit.intercept + fit.fit.slope * x) for x in ends], ls=style.dash, color=style.colour, lw=1)
+
+
+def _joined(metric: Metric, fit: LineFit | None) -> Literal["default", "steps-mid"]:
+    """How points are joined: reserved memory comes in segments, and jumps from one depth to the next."""
+    return "steps-mid" if metric.name == "reserved" and fit is not None and not fit.linear else "default"
+
+
+def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: _Style) -> None:
+    """A cross through the marker of each depth whose times were disturbed."""
+    noisy = [] if metric.is_bytes else sorted(set(measured.loc[measured["noise"] != "", "blocks"]))
+    if noisy:
+        ax.plot(noisy, mean.loc[noisy], "x", color=style.colour, ms=style.size + 3, mew=0.8, zorder=4)
 
 
 def _legend_text(label: str) -> str:
@@ -211,9 +244,9 @@ def _draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
 
 
 def _styles(frame: pd.DataFrame) -> dict[str, _Style]:
-    """Colour and marker by model, dashes by whatever else differs."""
+    """Colour and marker by model; dashes by whatever else differs, and of their own for what is predicted."""
     found: dict[str, _Style] = {}
-    variants: dict[str, int] = {}
+    variants: dict[tuple[str, bool], int] = {}
     strangers: dict[str, tuple[str, str, float]] = {}
     for line, _ in lines(frame):
         key, model = _style_key(line), str(line["model"])
@@ -223,8 +256,10 @@ def _styles(frame: pd.DataFrame) -> dict[str, _Style]:
             place = len(strangers)
             strangers[model] = (_COLOURS[3:][place % 4], _MORE_MARKERS[place % len(_MORE_MARKERS)], _OTHER_SIZE)
         colour, marker, size = _MODEL_STYLES.get(model) or strangers[model]
-        variant = variants[model] = variants.get(model, -1) + 1
-        found[key] = _Style(colour, marker, _DASHES[variant % len(_DASHES)], size)
+        dashes = _PREDICTED_DASHES if is_predicted(line) else _DASHES
+        variant = variants[model, is_predicted(line)] = variants.get((model, is_predicted(line)), -1) + 1
+        # Where a prediction is right its marker lies on the measured one, inside it.
+        found[key] = _Style(colour, marker, dashes[variant % len(dashes)], 0.6 * size if is_predicted(line) else size)
     return found
 
 
@@ -247,8 +282,8 @@ def _unit(metric: Metric, per: Per) -> str:
     return "seconds per step" if per == "step" else "seconds per epoch of the paper's set"
 
 
-def _caption(frame: pd.DataFrame) -> str:
-    """What all cells share, and what error bars are."""
+def _caption(frame: pd.DataFrame, *, timed: bool) -> str:
+    """What all cells share, and what error bars and crosses are."""
     shared = []
     for column in ("batch_size", "kernel", "precision", "device"):
         values = frame[column].dropna().unique()
@@ -258,4 +293,6 @@ def _caption(frame: pd.DataFrame) -> str:
         shared.append("the packaged images stand in for a set that was not on disk")
     if "replicate" in frame and frame["replicate"].nunique() > 1:
         shared.append("bars: standard deviation over replicates")
+    if timed and (disturbed := noises(frame)):
+        shared.append(f"crossed markers are noisy: {', '.join(disturbed)}")
     return "; ".join([*shared, "axes need not start at 0"])

@@ -8,7 +8,7 @@ from capsbench.catalog import SPECS
 
 MODEL_TITLES = {"capsnet": "CapsNet", "rescapsnet": "ResCapsNet", "mocapsnet": "MoCapsNet"}
 
-_NEVER_TOLD = {"model", "dataset"}
+_NEVER_TOLD = {"model", "dataset", "kind"}
 # Each model has its own strategy and inverse: they tell lines apart only where one model has several.
 _TOLD_WITHIN_A_MODEL = {"memory", "inverse", "rule", "gamma"}
 
@@ -34,10 +34,16 @@ def on_gpu(frame: pd.DataFrame) -> pd.Series:
     return frame["device"].str.startswith("cuda")
 
 
+def is_predicted(line: Line) -> bool:
+    """Whether a line's figures come from a trace of the step, not from running it."""
+    return line.get("kind") == "predicted"
+
+
 def line_label(line: Line, others: Iterable[Line]) -> str:
-    """`MoCapsNet`, or `MoCapsNet (batch 32, published)` where other lines differ in just that."""
-    told = []
-    alike = list(others)
+    """`MoCapsNet`, or `MoCapsNet (batch 32, published)` where other lines differ in just that; and whether it is predicted."""
+    told = ["predicted"] if is_predicted(line) else []
+    # A prediction's device is another by name alone: what tells lines apart is looked for among those of its kind.
+    alike = [other for other in others if is_predicted(other) == is_predicted(line)]
     for column, value in line.items():
         if column in _NEVER_TOLD:
             continue

@@ -24,7 +24,7 @@ def table4(frame: pd.DataFrame) -> pd.DataFrame:
         `dataset`, `model`, `blocks`, `paper_bytes`, then `<kernel>_<column>` for every kernel and memory with values;
         means over replicates, in bytes. The paper's is one nvidia-smi reading at batch 128, context and cache included.
     """
-    measured = frame[frame["status"] == "ok"]
+    measured = frame[(frame["status"] == "ok") & (frame["kind"] == "measured")]
     # A CPU's resident set says nothing of a GPU's memory.
     comparable = [metric for metric in MEMORY_METRICS.values() if metric.name != "process" or on_gpu(measured).any()]
     columns = [metric.column for metric in comparable if measured[metric.column].notna().any()]

@@ -1,16 +1,18 @@
 """Slopes and cells as tables for a terminal, and as CSV."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from capsbench.analysis.metrics import METRICS
-from capsbench.analysis.slopes import by_line, fit_slope, line_columns, lines
+from capsbench.analysis.metrics import METRICS, Metric
+from capsbench.analysis.slopes import by_line, fit_slope, line_columns, lines, noises
 from capsbench.report.labels import Line, dataset_title, line_label
-from capsbench.report.units import bytes_text, quantity_text, slope_text
+from capsbench.report.units import bytes_text, quantity_text, ratio_text, slope_text
 
+_NOISY = "~"
 _SHOWN = ("retained", "peak", "reserved", "train", "inference")
 _OF_A_CELL = ("retained", "peak", "train", "inference")
 _STANDING = ("state_bytes", "gradient_bytes", "optimizer_bytes")
@@ -18,15 +20,24 @@ _HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train
 
 
 def slopes_table(table: pd.DataFrame) -> Table:
-    """What `analysis.slopes.slopes` gave, a row per line, a column per metric, the ratio to ResCapsNet beneath each slope."""
+    """What `analysis.slopes.slopes` gave, a row per line, a column per metric.
+
+    Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line; `~` marks noisy times.
+    """
     shown = [name for name in _SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
-    out = Table(title="slope per block, and its ratio to ResCapsNet", title_justify="left", title_style="bold", box=None)
+    out = Table(
+        title="slope per block, and its ratio to ResCapsNet",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        **_footnote(table),
+    )
     out.add_column("model", overflow="fold")
     if datasets:
         out.add_column("dataset", no_wrap=True)
     for name in shown:
-        out.add_column(_HEADS[name], justify="right")
+        out.add_column(_HEADS[name], justify="right", overflow="fold")
     groups = list(by_line(table))
     everyone = [line for line, _ in groups]
     for line, rows in groups:
@@ -38,12 +49,12 @@ def slopes_table(table: pd.DataFrame) -> Table:
 
 
 def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
-    """Records as a row each: depth, memory, times, or why there are none."""
+    """Records as a row each: depth, memory, times, or why there are none; `~` marks noisy times."""
     rows = frame if last is None else frame.tail(last)
     keys = line_columns(frame)
     everyone: list[Line] = [dict(line) for _, line in frame[keys].drop_duplicates().iterrows()]
     datasets = frame["dataset"].nunique() > 1
-    out = Table(box=None, pad_edge=False)
+    out = Table(box=None, pad_edge=False, **_footnote(rows))
     for head in ("model", *(["dataset"] if datasets else []), "blocks"):
         out.add_column(head)
     for name in _OF_A_CELL:
@@ -56,8 +67,22 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
 
 
 def _figures(row: pd.Series) -> list[str]:
-    metrics = [METRICS[name] for name in _OF_A_CELL]
-    return ["-" if pd.isna(row[it.column]) else quantity_text(float(row[it.column]), is_bytes=it.is_bytes) for it in metrics]
+    return [_figure(row, METRICS[name]) for name in _OF_A_CELL]
+
+
+def _figure(row: pd.Series, metric: Metric) -> str:
+    if pd.isna(row[metric.column]):
+        return "-"
+    text = quantity_text(float(row[metric.column]), is_bytes=metric.is_bytes)
+    return text + _NOISY if row["noise"] and not metric.is_bytes else text
+
+
+def _footnote(table: pd.DataFrame) -> dict[str, Any]:
+    """How rich puts a line beneath a table: what `~` means, and what the noise was."""
+    found = noises(table)
+    if not found:
+        return {}
+    return {"caption": f"{_NOISY} noisy: {', '.join(found)}", "caption_justify": "left"}
 
 
 def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
@@ -104,5 +129,8 @@ def _slope_cell(row: pd.Series | None) -> str:
         return "-"
     is_bytes = METRICS[row["metric"]].is_bytes
     text = slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
+    text += _NOISY if row["noise"] else ""
+    if not row["linear"]:
+        return f"{text}\nnot a line"
     ratio = row["ratio_to_rescapsnet"]
-    return text if pd.isna(ratio) else f"{text}\n× {ratio:.3g}"
+    return text if pd.isna(ratio) else f"{text}\n× {ratio_text(ratio, row['ratio_low'], row['ratio_high'])}"

@@ -39,9 +39,16 @@ def slope_text(slope: float, low: float, high: float, *, is_bytes: bool) -> str:
     """A slope per block with half the width of its interval: `8.3 ± 0.4 ms`; exact slopes go without."""
     reach = (high - low) / 2
     # What rounding leaves of an exact line is not uncertainty.
-    if math.isnan(reach) or reach <= 1e-9 * abs(slope):
+    if math.isnan(reach) or reach <= 1e-9 * abs(slope) or (is_bytes and reach < 0.5):
         return quantity_text(slope, is_bytes=is_bytes)
     return _in_one_unit(slope, reach, is_bytes=is_bytes)
+
+
+def ratio_text(ratio: float, low: float, high: float) -> str:
+    """A ratio, and its interval on a line of its own: `1.5`, `1.3–1.8`; exact ratios go without."""
+    if math.isnan(low) or high - low <= 1e-9 * abs(ratio):
+        return f"{ratio:.3g}"
+    return f"{ratio:.3g}\n{low:.3g}–{high:.3g}"
 
 
 def _in_one_unit(*values: float, is_bytes: bool) -> str:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import islice, takewhile
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 DRIFT_BOUND = 1e-4
 """The largest difference of a rebuilt x or v from what it was, over the largest |x|, that is taken without a word."""
@@ -59,6 +60,11 @@ def _drifts(gamma: float, lipschitz: float) -> Iterator[float]:
         yield max(of_x, of_v)
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether there is something to check: a step may be traced on shapes alone."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
 def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int) -> None:
     """Warns where the largest difference of rebuilt values passes `DRIFT_BOUND` times `scale`, the largest |x|.
 
@@ -68,8 +74,8 @@ def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int) 
         inverse: how the stack was inverted.
         depth: the function whose input was rebuilt.
     """
-    if difference.is_meta:
-        return  # shapes without values
+    if not has_values(difference):
+        return
     off, size = difference.item(), scale.item()
     # Written so that NaN is past the bound.
     if off <= DRIFT_BOUND * size:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
-from capsbench.reversible.drift import LIPSCHITZ, check_drift, segment_length
+from capsbench.reversible.drift import LIPSCHITZ, check_drift, has_values, segment_length
 from capsbench.reversible.fixed_point import LIMIT, Remainders, from_units, largest, largest_in_units, ratio_of, to_units
 from capsbench.reversible.momentum import check_gamma, previous_velocity, step
 
@@ -221,8 +221,8 @@ class FixedPair:
         return float(1 - self.remainders.ratio)
 
     def _check_range(self) -> None:
-        if self.units_x.is_meta:
-            return  # shapes without values
+        if not has_values(self.units_x):
+            return
         peaks = torch.stack(self.peaks).tolist()
         for place, peak in enumerate(peaks):
             if not peak < LIMIT:  # NaN neither

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
-from capsbench.routing.build import Built, built
+from capsbench.native import Built, built
 from capsbench.routing.rounds import Couplings, Passes, Rounds, State, uniform_sum
 
 _LANES = 8
@@ -28,7 +28,7 @@ _NAMES = {torch.float32: "float", torch.float64: "double"}
 @cache
 def library() -> Built:
     """The compiled kernels, or why there are none."""
-    return built(Path(__file__).parent / "native", "votes", "rounds_double")
+    return built(Path(__file__).parent / "native" / "votes.c", "rounds_double")
 
 
 def available() -> bool:

@@ -1,12 +1,13 @@
 """How long a sweep will take: roughly, before it starts, and better with each cell that is done."""
 
+import math
 import time
 from collections.abc import Sequence
 
 import torch
 
 from capsbench.catalog import spec_of
-from capsbench.measure.worker import WARMUP_STEPS
+from capsbench.measure.timing import MAX_SAMPLES, WARMUP_STEPS
 from capsbench.records import Cell, Plan, Record
 from capsbench.workload import BUILT_IN
 
@@ -24,6 +25,9 @@ _EVALUATED_ONCE = (None, "stored", "offload", "reversible-kept")
 """Memory strategies whose backward does not evaluate all of a block's forward again."""
 
 _CUDA_FLOPS = 1e13
+
+_TRACE_SECONDS, _TRACE_SECONDS_PER_BLOCK = 1.5, 0.1
+"""Of a step that is traced, not run."""
 
 
 class Estimate:
@@ -62,11 +66,15 @@ class Estimate:
             self._taken += record.duration_seconds
 
     def _guess(self, cell: Cell) -> float:
+        if cell.configuration.is_predicted():
+            return _TRACE_SECONDS + _TRACE_SECONDS_PER_BLOCK * cell.configuration.blocks
         kind = cell.configuration.device.partition(":")[0]
         step = step_flops(cell) / self._speed
-        # An inference is a third of a step.
-        steps = {"time": WARMUP_STEPS + self._plan.samples * 4 / 3, "memory": 2.0}
-        return sum(_START_SECONDS.get(kind, 8.0) + steps[what] * step for what in self._plan.passes)
+        sample = 4 / 3 * step  # an inference is a third of a step
+        # Most machines are so noisy that the budget is spent; those that are not will show it with their first cells.
+        sampling = max(self._plan.samples * sample, min(self._plan.budget_seconds, MAX_SAMPLES * sample or math.inf))
+        seconds = {"time": WARMUP_STEPS * step + sampling, "memory": 2 * step}
+        return sum(_START_SECONDS.get(kind, 8.0) + seconds[what] for what in self._plan.passes)
 
 
 def step_flops(cell: Cell) -> float:

@@ -29,7 +29,9 @@ class Sweep:
     depths: tuple[int, ...]
     """Blocks, ascending."""
     device: str
-    """A device that exists."""
+    """A device that exists, or one that a prediction is for."""
+    gpu: str | None = None
+    """The GPU that a prediction for CUDA is for."""
     datasets: tuple[str, ...] = ("sample",)
     """Names of `data.catalog.SPECS`."""
     batch_size: int = 128
@@ -118,7 +120,8 @@ def _lines(sweep: Sweep, model: str) -> list[Configuration]:
             precision=precision,
             optimizer_step=None if step == "after" else step,
             device=sweep.device,
-            threads=sweep.threads if sweep.device == "cpu" else None,
+            gpu=sweep.gpu,
+            threads=sweep.threads if _kind(sweep) == "cpu" else None,
             capacity=sweep.capacity,
             **option,
         )
@@ -128,7 +131,7 @@ def _lines(sweep: Sweep, model: str) -> list[Configuration]:
 
 def _options(sweep: Sweep, model: str) -> list[dict[str, Any]]:
     """The options of capsule networks that apply to this model."""
-    fronts = [resolve_front(front, sweep.batch_size, sweep.device.partition(":")[0]) for front in sweep.fronts]
+    fronts = [resolve_front(front, sweep.batch_size, _kind(sweep)) for front in sweep.fronts]
     found = []
     for (routing, kernel), front, memory in product(_routings(sweep), fronts, _memories(sweep, model)):
         common: dict[str, Any] = {
@@ -159,7 +162,7 @@ def _routings(sweep: Sweep) -> list[tuple[str, str]]:
                 f"--kernel {','.join(sweep.kernels)} leaves nothing for routing {routing}",
                 f"add one of {', '.join(offered)}, or leave {routing} out of --routing",
             )
-        found += [(routing, resolve_kernel(kernel, routing, sweep.device)) for kernel in fitting]
+        found += [(routing, resolve_kernel(kernel, routing, _kind(sweep))) for kernel in fitting]
     return found
 
 
@@ -182,6 +185,11 @@ def _inverses(sweep: Sweep, rule: str) -> list[str]:
     functions = 2 * (1 if rule == "published" else max(sweep.depths))
     with _naming("--inverse"):
         return [resolve_inverse(inverse, functions, sweep.gamma) for inverse in sweep.inverses]
+
+
+def _kind(sweep: Sweep) -> str:
+    """`cpu` or `cuda`."""
+    return sweep.device.partition(":")[0]
 
 
 def _check(sweep: Sweep) -> None:
@@ -223,7 +231,7 @@ def _check_values(sweep: Sweep) -> None:
 
 def _check_kernels(sweep: Sweep) -> None:
     """Kernels that this device or machine cannot run, whatever the routing."""
-    kind = sweep.device.partition(":")[0]
+    kind = _kind(sweep)
     for kernel in sweep.kernels:
         needed = _DEVICE_OF.get(kernel, kind)
         if needed != kind:

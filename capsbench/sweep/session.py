@@ -17,15 +17,19 @@ from capsbench.workload import check_batch_size
 REPORTS = Path("reports")
 
 
+PREDICTED_DEVICES = ("cpu:predicted", "cuda:predicted")
+"""What a step can be traced for without its device."""
+
+
 def resolve_device(name: str) -> str:
-    """`auto`, `cpu`, `cuda` or `cuda:N` → `cpu` or `cuda:N`, a device that is there, under its one name.
+    """`auto`, `cpu`, `cuda` or `cuda:N` → `cpu` or `cuda:N`, a device that is there, under its one name; or one of those predicted.
 
     Raises:
         ConfigurationError: it is not.
     """
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
+    if name == "cpu" or name in PREDICTED_DEVICES:
         return name
     found = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
     if found:
@@ -33,7 +37,7 @@ def resolve_device(name: str) -> str:
         if index >= count:
             raise ConfigurationError(f"--device {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto")
         return f"cuda:{index}"
-    raise ConfigurationError(f"--device '{name}' is not known", "choose auto, cpu, cuda or cuda:N")
+    raise ConfigurationError(f"--device '{name}' is not known", f"choose auto, cpu, cuda, cuda:N, {' or '.join(PREDICTED_DEVICES)}")
 
 
 def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime) -> Path:
@@ -90,7 +94,8 @@ def check_data(cells: Iterable[Cell], directory: Path | None) -> list[str]:
         ConfigurationError: a batch is larger than the data.
     """
     words = []
-    for dataset, batch_size in dict.fromkeys((c.configuration.dataset, c.configuration.batch_size) for c in cells):
+    measured = [cell.configuration for cell in cells if not cell.configuration.is_predicted()]
+    for dataset, batch_size in dict.fromkeys((one.dataset, one.batch_size) for one in measured):
         data = load_images(dataset, directory)
         check_batch_size(batch_size, len(data.images), dataset)
         text = {

@@ -1,0 +1,69 @@
+"""Which modules retain more or less than before, in few words: blocks that changed alike are told once."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Tokens = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModuleChange:
+    """What one module, or each of several, retains more than before."""
+
+    name: str
+    """`blocks.*.0` for all blocks, `blocks.1-7.0` for some; empty for what no module keeps."""
+    nbytes: int
+    """Change of each, in bytes."""
+    count: int
+    """How many modules."""
+
+
+def module_changes(before: Mapping[str, int], after: Mapping[str, int]) -> list[ModuleChange]:
+    """What changed, the largest change first.
+
+    A number in a name becomes `*` where modules that differ in it alone changed alike, and a range where some of them did.
+
+    Args:
+        before: retained bytes by module.
+        after: the same later, of a network of the same depth.
+    """
+    names = sorted(before.keys() | after.keys())
+    entries = [(tuple(re.split(r"(\d+)", name)), after.get(name, 0) - before.get(name, 0), 1) for name in names]
+    for place in range(1, max((len(tokens) for tokens, _, _ in entries), default=0), 2):
+        entries = _merged(entries, place)
+    changes = [ModuleChange("".join(tokens), nbytes, count) for tokens, nbytes, count in entries if nbytes]
+    return sorted(changes, key=lambda it: -abs(it.nbytes * it.count))
+
+
+def _merged(entries: Iterable[tuple[Tokens, int, int]], place: int) -> list[tuple[Tokens, int, int]]:
+    """Entries whose names differ in the number at one place alone, and whose changes agree, made one."""
+    families: dict[Tokens, list[tuple[Tokens, int, int]]] = {}
+    for entry in entries:
+        tokens = entry[0]
+        families.setdefault((*tokens[:place], "*", *tokens[place + 1 :]) if place < len(tokens) else tokens, []).append(entry)
+    merged = []
+    for family, members in families.items():
+        changes = {nbytes for _, nbytes, _ in members}
+        for nbytes in changes:
+            alike = [member for member in members if member[1] == nbytes]
+            name = alike[0][0]
+            if len(alike) > 1:
+                name = (
+                    family
+                    if len(changes) == 1
+                    else (*family[:place], _ranges(t[place] for t, _, _ in alike), *family[place + 1 :])
+                )
+            merged.append((name, nbytes, sum(count for _, _, count in alike)))
+    return merged
+
+
+def _ranges(numbers: Iterable[str]) -> str:
+    """`0,2,5-7`."""
+    runs: list[list[int]] = []
+    for number in sorted(map(int, numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

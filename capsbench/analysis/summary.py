@@ -1,0 +1,234 @@
+"""A report in brief: of every line and cell the figures that two runs are compared by. It is what a baseline file holds."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from capsbench.frame import LINE_COLUMNS
+from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
+
+SCHEMA_VERSION = 1
+"""Raised whenever an older capsbench could not understand a new baseline."""
+
+PROGRAM: Literal["capsbench baseline"] = "capsbench baseline"
+
+BYTES = {
+    "retained": "retained_bytes",
+    "peak": "peak_allocated_bytes",
+    "reserved": "peak_reserved_bytes",
+    "state": "state_bytes",
+    "gradient": "gradient_bytes",
+    "optimizer": "optimizer_bytes",
+}
+"""Bytes that are compared, by the field of a record that holds them."""
+
+TIMES = {"train": "train_step_seconds", "inference": "inference_seconds"}
+"""Times that are compared, by the field that holds their samples."""
+
+_DIGITS = 6
+"""Significant digits of a time: clocks know no more, and a baseline stays readable."""
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TimeSummary(_Schema):
+    """What is kept of the samples of one time."""
+
+    seconds: float
+    """Median."""
+    samples: int
+    """How many there were."""
+    spread: float
+    """Range of the middle half over the median."""
+    relative: float | None = None
+    """The median over that of the yardstick, which was timed between the samples; None where none was timed."""
+
+
+class CellSummary(_Schema):
+    """One cell."""
+
+    blocks: int
+    replicate: int = 0
+    status: Status
+    message: str | None = None
+    """Why it is not `ok`."""
+    environment: str | None = None
+    """Key into `Summary.environments`."""
+    probe: str | None = None
+    """Who counted its memory."""
+    bytes: dict[str, int] = {}
+    """By the names of `BYTES`."""
+    times: dict[str, TimeSummary] = {}
+    """By the names of `TIMES`."""
+    noise: list[str] = []
+    """Why its times are not to be trusted, if so."""
+    retained_by_module: dict[str, int] = {}
+    """Bytes; empty where the record does not say."""
+
+
+def _without_blocks(value: Any) -> Any:
+    return {"blocks": 0, **value} if isinstance(value, dict) else value
+
+
+class LineSummary(_Schema):
+    """All cells of one configuration but its depth."""
+
+    kind: Literal["measured", "predicted"]
+    configuration: Annotated[Configuration, BeforeValidator(_without_blocks)]
+    """At 0 blocks: what its cells share."""
+    cells: list[CellSummary]
+    """By depth and replicate."""
+
+    def options(self) -> dict[str, object]:
+        """What tells this line from another, as columns of `load`."""
+        known = self.configuration.model_dump()
+        return {name: known[name] for name in LINE_COLUMNS} | {"kind": self.kind}
+
+    def key(self) -> str:
+        """The same for lines that are one line on one machine."""
+        return f"{self.kind} {self.configuration.line()}"
+
+    def portable_key(self) -> str:
+        """The same for lines that are one line but for the machine: its number of threads, and which of its GPUs."""
+        device = self.configuration.device
+        general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
+        return f"{self.kind} {self.configuration.model_copy(update={'threads': None, 'device': general}).line()}"
+
+
+class Summary(_Schema):
+    """A report, or a baseline."""
+
+    program: Literal["capsbench baseline"] = PROGRAM
+    schema_version: int = SCHEMA_VERSION
+    command: str | None = None
+    """What wrote this baseline."""
+    measured_by: list[str] = []
+    """The commands that measured it."""
+    environments: dict[str, dict[str, str]] = {}
+    """Of each machine the parts that peaks and times depend on."""
+    lines: list[LineSummary]
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is written: what is unknown or empty is left out."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        for line in data["lines"]:
+            del line["configuration"]["blocks"]
+            line["cells"] = [{name: value for name, value in cell.items() if value not in ([], {})} for cell in line["cells"]]
+        return data
+
+
+def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of an entry of environment.json that peaks and times depend on; what it does not say is left out."""
+    cpu, cuda = environment.get("cpu") or {}, environment.get("cuda") or {}
+    parts = {
+        "CPU": cpu.get("model"),
+        "physical cores": cpu.get("physical_cores"),
+        "logical cores": cpu.get("logical_cores"),
+        "instructions": cpu.get("instructions"),
+        "torch": (environment.get("packages") or {}).get("torch"),
+        "GPU": ", ".join(str(device.get("name")) for device in cuda.get("devices") or []),
+        "driver": cuda.get("driver"),
+    }
+    return {name: str(value) for name, value in parts.items() if value not in (None, "")}
+
+
+def summarize(
+    records: Iterable[tuple[Path, Record]], environments: Mapping[str, Mapping[str, Any]], measured_by: Iterable[str] = ()
+) -> tuple[Summary, list[str]]:
+    """Records in brief, and what a reader must be told of them.
+
+    Where several reports hold one line, the latest counts: an earlier one adds the cells that it alone has only if it shares
+    none with a later one.
+
+    Args:
+        records: with the report that each belongs to.
+        environments: entries of environment.json by key.
+        measured_by: commands that measured them.
+    """
+    by_report: dict[Path, list[Record]] = {}
+    for report, record in records:
+        by_report.setdefault(report, []).append(record)
+    latest_first = sorted(by_report.items(), key=lambda item: (max(it.started_at or "" for it in item[1]), item[0]), reverse=True)
+    lines: dict[str, dict[tuple[int, int], Record]] = {}
+    passed_over: dict[str, int] = {}
+    for report, found in latest_first:
+        for key, cells in _by_line(found).items():
+            taken = lines.setdefault(key, {})
+            if taken.keys() & cells.keys():
+                passed_over[report.name] = passed_over.get(report.name, 0) + 1
+            else:
+                taken.update(cells)
+    summary = Summary(
+        measured_by=list(dict.fromkeys(measured_by)),
+        environments={key: machine_parts(environments[key]) for key in sorted(_used(lines) & environments.keys())},
+        lines=[_line(lines[key]) for key in sorted(lines)],
+    )
+    count = ((name, f"{lines} line{'s' if lines > 1 else ''}") for name, lines in passed_over.items())
+    return summary, [f"{text} of report {name} were measured again by a later report, which counts" for name, text in count]
+
+
+def _by_line(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Record]]:
+    lines: dict[str, dict[tuple[int, int], Record]] = {}
+    for record in records:
+        configuration = record.cell.configuration
+        cells = lines.setdefault(f"{record.kind} {configuration.line()}", {})
+        cells[configuration.blocks, record.cell.replicate] = record
+    return lines
+
+
+def _used(lines: Mapping[str, Mapping[tuple[int, int], Record]]) -> set[str]:
+    return {record.environment for cells in lines.values() for record in cells.values() if record.environment is not None}
+
+
+def _line(cells: Mapping[tuple[int, int], Record]) -> LineSummary:
+    some = next(iter(cells.values()))
+    return LineSummary(
+        kind=some.kind,
+        configuration=some.cell.configuration.model_copy(update={"blocks": 0}),
+        cells=[_cell(cells[key]) for key in sorted(cells)],
+    )
+
+
+def _cell(record: Record) -> CellSummary:
+    return CellSummary(
+        blocks=record.cell.configuration.blocks,
+        replicate=record.cell.replicate,
+        status=record.status,
+        message=record.message,
+        environment=record.environment,
+        probe=record.memory.probe if record.memory else None,
+        bytes=_bytes(record.memory) if record.memory else {},
+        times=_times(record.time) if record.time else {},
+        noise=record.time.noise if record.time else [],
+        retained_by_module=record.step.retained_by_module if record.step else {},
+    )
+
+
+def _bytes(memory: MemoryFigures) -> dict[str, int]:
+    return {name: value for name, field in BYTES.items() if (value := getattr(memory, field)) is not None}
+
+
+def _times(time: TimeFigures) -> dict[str, TimeSummary]:
+    yardstick = median(time.yardstick_seconds) if time.yardstick_seconds else None
+    found = {}
+    for name, field in TIMES.items():
+        samples = getattr(time, field)
+        if samples:
+            low, middle, high = np.percentile(samples, (25, 50, 75))
+            found[name] = TimeSummary(
+                seconds=_rounded(middle),
+                samples=len(samples),
+                spread=round(float((high - low) / middle), 3) if middle else 0.0,
+                relative=_rounded(middle / yardstick) if yardstick else None,
+            )
+    return found
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,210 @@
+"""The commands that hold one run against another: compare, check and init-ci."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from capsbench.cli.options import FOLDER, Parsed
+from capsbench.errors import ConfigurationError, StoreError
+
+if TYPE_CHECKING:
+    from capsbench.analysis.summary import Summary
+
+
+_NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
+
+
+def _bytes_threshold(text: str) -> tuple[float, float]:
+    """`1%,512` → 0.01, 512."""
+    found = re.fullmatch(f"{_NUMBER}%(?:\\s*,{_NUMBER})?", text)
+    if not found:
+        raise ConfigurationError(
+            f"--bytes-threshold '{text}' is not a percentage and a number of bytes", "write 1%,512: the larger of the two counts"
+        )
+    return float(found[1]) / 100, float(found[2] or 0)
+
+
+def _time_threshold(text: str) -> float:
+    """`10%` → 0.1."""
+    found = re.fullmatch(rf"{_NUMBER}%\s*", text)
+    if not found:
+        raise ConfigurationError(f"--time-threshold '{text}' is not a percentage", "write 10% for a tenth of the time before")
+    return float(found[1]) / 100
+
+
+_bytes_option = click.option(
+    "--bytes-threshold",
+    type=Parsed("share,bytes", _bytes_threshold),
+    default="1%,512",
+    show_default=True,
+    help="Of bytes, and of bytes per block: the larger of a percentage and a number of bytes.",
+)
+_time_option = click.option(
+    "--time-threshold", type=Parsed("share", _time_threshold), default="10%", show_default=True, help="Of times."
+)
+
+
+@click.command()
+@click.argument("a", type=FOLDER)
+@click.argument("b", type=FOLDER)
+@click.option("--cells", is_flag=True, help="Show every cell, beside slopes and levels.")
+@_bytes_option
+@_time_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, every cell in it.")
+@click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
+def compare(
+    a: Path, b: Path, cells: bool, bytes_threshold: tuple[float, float], time_threshold: float, as_json: bool, markdown: bool
+) -> None:
+    """Two reports (or baselines), slope by slope and cell by cell: difference, interval, verdict.
+
+    Worse means statistically different and beyond a threshold. Times are those of the first report's machine: each was
+    measured beside a yardstick, which tells a slower machine from slower code.
+
+    \b
+    Examples:
+      capsbench compare reports/before reports/after
+      capsbench compare baselines/cpu.json reports/mine --cells
+      capsbench compare reports/before reports/after --time-threshold 5% --markdown
+    """
+    from rich.console import Console
+
+    from capsbench.analysis.compare import compare as compare_runs
+    from capsbench.analysis.comparison import Thresholds
+    from capsbench.cli.output import say
+    from capsbench.report.verdicts import comparison_json, comparison_markdown, comparison_remarks, comparison_table
+
+    if as_json and markdown:
+        raise ConfigurationError("--json and --markdown both want standard output", "give one of them")
+    compared = compare_runs(_read(a), _read(b), Thresholds(*bytes_threshold, time_threshold))
+    if as_json:
+        click.echo(json.dumps(comparison_json(compared), indent=1))
+    elif markdown:
+        click.echo(comparison_markdown(compared, cells=cells), nl=False)
+    else:
+        console = Console(highlight=False)
+        console.print(comparison_table(compared, cells=cells))
+        for remark in comparison_remarks(compared, cells=cells):
+            say(console, remark)
+
+
+@click.command()
+@click.argument("reports", type=FOLDER)
+@click.option("--baseline", type=FOLDER, required=True, help="What the run may not exceed; --update writes it.")
+@click.option("--update", is_flag=True, help="Make the run the new baseline.")
+@click.option("--last", type=FOLDER, help="An earlier report or baseline: what moved since then is told.")
+@_bytes_option
+@_time_option
+@click.option("--junit", type=FOLDER, help="Write JUnit XML to this file.")
+@click.option("--markdown", type=FOLDER, multiple=True, help="Write Markdown to this file; - prints it instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(
+    reports: Path,
+    baseline: Path,
+    update: bool,
+    last: Path | None,
+    bytes_threshold: tuple[float, float],
+    time_threshold: float,
+    junit: Path | None,
+    markdown: tuple[Path, ...],
+    as_json: bool,
+) -> int:
+    """Fail, with exit status 1, where memory or time grew against a baseline, or a cell is missing or failed.
+
+    Retained bytes, weights, gradients, optimizer state and everything predicted are compared on any machine; peaks and times
+    where the machine is the same. What is left out is told.
+
+    \b
+    Examples:
+      capsbench check reports/ --baseline baselines/cpu.json --update
+      capsbench check reports/ --baseline baselines/cpu.json
+      capsbench check reports/mine --baseline baselines/cpu.json --last reports/yesterday --junit check.xml --markdown -
+    """
+    from capsbench.analysis.comparison import Thresholds
+    from capsbench.analysis.gate import judge
+    from capsbench.baseline import read_baseline, summary_of_reports, write_baseline
+    from capsbench.report.verdicts import CheckText
+
+    printed = Path("-") in markdown
+    if as_json and printed:
+        raise ConfigurationError("--json and --markdown - both want standard output", "give one of them")
+    run, notes = summary_of_reports(reports)
+    if update:
+        _refuse_faults(run)
+        write_baseline(run.model_copy(update={"command": shlex.join(["capsbench", *sys.argv[1:]])}), baseline)
+        for note in notes:
+            click.echo(f"warning: {note}", err=True)
+        click.echo(f"wrote {baseline}: {len(run.lines)} lines, {sum(len(line.cells) for line in run.lines)} cells")
+        return 0
+    earlier = _read(last) if last else None
+    judgement = judge(run, read_baseline(baseline), earlier, Thresholds(*bytes_threshold, time_threshold))
+    again = shlex.join(["capsbench", "check", str(reports), "--baseline", str(baseline), "--update"])
+    text = CheckText(judgement, str(baseline), again, notes)
+    for path in markdown:
+        if path != Path("-"):
+            _write(path, text.markdown(), "--markdown")
+    if junit:
+        _write(junit, text.junit(), "--junit")
+    if as_json:
+        click.echo(json.dumps(text.as_json(), indent=1))
+    else:
+        click.echo(text.markdown() if printed else "\n".join(text.lines()), nl=not printed)
+    return 0 if judgement.passed else 1
+
+
+@click.command("init-ci")
+@click.option("--models", default="all", show_default=True, help="What to guard; as 'capsbench run' takes it.")
+@click.option("--depth", default="1-3", show_default=True, help="At which depths; as 'capsbench run' takes it.")
+@click.option("--baseline", default="baselines/ci.json", show_default=True, help="Where the repository keeps its baseline.")
+@click.option("--gitlab", is_flag=True, help="Print a GitLab pipeline on standard output instead.")
+@click.option("--force", is_flag=True, help="Overwrite a workflow that is there.")
+def init_ci(models: str, depth: str, baseline: str, gitlab: bool, force: bool) -> None:
+    """Write .github/workflows/capsbench.yml: a check of every pull request, on predicted and CPU-exact memory.
+
+    \b
+    Examples:
+      capsbench init-ci
+      capsbench init-ci --models rescapsnet,my_package.models:make_net --depth 1,2,4
+      capsbench init-ci --gitlab
+    """
+    from capsbench.ci import GITHUB_PATH, github_workflow, gitlab_pipeline
+
+    if gitlab:
+        click.echo(gitlab_pipeline(models, depth, baseline), nl=False)
+        return
+    if GITHUB_PATH.exists() and not force:
+        raise ConfigurationError(f"{GITHUB_PATH} is there already", "give --force to overwrite it")
+    _write(GITHUB_PATH, github_workflow(models, depth, baseline), "the workflow")
+    click.echo(f"wrote {GITHUB_PATH}; it says at its top how to make {baseline}")
+
+
+def _read(path: Path) -> "Summary":
+    """A report or a baseline; what is odd about it is told on standard error."""
+    from capsbench.baseline import read_summary
+
+    summary, notes = read_summary(path)
+    for note in notes:
+        click.echo(f"warning: {note}", err=True)
+    return summary
+
+
+def _refuse_faults(run: "Summary") -> None:
+    """A baseline holds results alone."""
+    faults = [cell for line in run.lines for cell in line.cells if cell.status in ("error", "timeout")]
+    if faults:
+        raise ConfigurationError(
+            f"--update: {len(faults)} cells ended in {' or '.join(sorted({cell.status for cell in faults}))}",
+            "a baseline holds results: mend them, and measure again with 'capsbench run --resume'",
+        )
+
+
+def _write(path: Path, text: str, what: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{what} {path} cannot be written: {error.strerror}", "choose a file that you may write to") from None

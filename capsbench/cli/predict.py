@@ -1,0 +1,100 @@
+"""What `capsbench predict` does once it knows its cells."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from capsbench.cli.output import say
+from capsbench.cli.sweeps import run_cells
+from capsbench.errors import ConfigurationError
+from capsbench.measure.fit import What, largest
+from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
+from capsbench.measure.predict import predict_cell
+from capsbench.records import Cell, Record
+from capsbench.report.prediction import certainty_note, fit_text, predictions_table
+from capsbench.report.progress import Progress
+
+
+def check_target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume: bool, capacity: int | None) -> str | None:
+    """The name of the GPU that a prediction is for; None for a CPU.
+
+    Raises:
+        ConfigurationError: options that do not go together, or an unknown GPU.
+    """
+    if resume and not kept:
+        raise ConfigurationError("--resume needs a report to add to", "name it with --out")
+    if fit is not None and kept:
+        raise ConfigurationError(f"--fit {fit} makes no records to keep", "leave --out out")
+    if device == "cpu":
+        if gpu is not None:
+            raise ConfigurationError(f"--gpu {gpu} does not go with --device cpu", "leave one of them out")
+        if fit is not None and capacity is None:
+            raise ConfigurationError(f"--fit {fit} on a CPU needs to know its memory", "give it with --capacity, such as 24GiB")
+        return None
+    found = gpu_of(gpu or DEFAULT_GPU)
+    if capacity is not None and capacity <= found.context_bytes:
+        raise ConfigurationError(
+            f"--capacity {capacity} bytes is less than CUDA's own context takes on a {found.name} (about {found.context_bytes})",
+            "give the memory of the whole device, such as 24GiB",
+        )
+    return found.name
+
+
+def print_predictions(cells: list[Cell], *, as_json: bool) -> int:
+    """Traces every cell and prints its figures; returns the exit status."""
+    records = _traced(cells)
+    if as_json:
+        click.echo(json.dumps([record.model_dump(mode="json", exclude_none=True) for record in records], indent=1))
+    elif any(record.status != "error" for record in records):
+        out = Console(highlight=False)
+        out.print(predictions_table(records))
+        say(out, certainty_note(records))
+    return _complain(records)
+
+
+def keep_predictions(cells: list[Cell], out: Path, *, resume: bool, as_json: bool) -> int:
+    """Traces every cell into a report, as `run` does with a device that is predicted."""
+    return run_cells(
+        cells, out=out, resume=resume, as_json=as_json, dry_run=False, data_dir=None, samples=5, timeout=1800, time_budget=0, strict=False,
+        passes=("memory",),
+    )  # fmt: skip
+
+
+def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
+    """The deepest network or the largest batch of each line, and of each depth for a batch; returns the exit status."""
+    found = []
+    asked = {}
+    for cell in cells:
+        # The depths of a line are one question where depth is what is asked for.
+        asked.setdefault(cell.configuration.line() if what == "depth" else cell.key(), cell.configuration)
+    for configuration in asked.values():
+        fit = largest(configuration, what)
+        found.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
+        if not as_json:
+            say(Console(highlight=False), fit_text(configuration, fit.what, fit.value, fit.memory_bytes, fit.traced, fit.reason))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    return 0
+
+
+def _traced(cells: list[Cell]) -> list[Record]:
+    records: list[Record] = []
+    with Progress(Console(stderr=True, highlight=False), len(cells), lambda: 1.5 * (len(cells) - len(records))) as progress:
+        for cell in cells:
+            progress.started(cell)
+            records.append(predict_cell(cell))
+            progress.finished(records[-1])
+    return records
+
+
+def _complain(records: Iterable[Record]) -> int:
+    """Says of each model why it could not be traced, once; the exit status."""
+    failed = {record.cell.configuration.model: record.message for record in reversed(list(records)) if record.status == "error"}
+    for message in failed.values():
+        what, _, hint = (message or "").partition(" - ")
+        click.echo(f"error: {what}\n{hint}", err=True)
+    return 1 if failed else 0

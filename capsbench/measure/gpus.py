@@ -1,0 +1,64 @@
+"""What a prediction must know of a GPU: its memory, and what CUDA and its libraries take of it."""
+
+from dataclasses import dataclass
+
+from capsbench.errors import ConfigurationError
+
+MIB, GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A model of GPU."""
+
+    name: str
+    """As the command line spells it."""
+    memory_bytes: int
+    """What the driver says of its size."""
+    capability: tuple[int, int]
+    """Compute capability."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What cuBLAS takes through PyTorch's allocator for one handle and stream, at its first product."""
+        return 33_554_432 if self.capability >= (9, 0) else 8_519_680
+
+    @property
+    def context_bytes(self) -> int:
+        """What the driver's context and loaded kernels take beside the allocator: a guess, it depends on driver and libraries."""
+        return 512 * MIB if self.capability >= (8, 0) else 384 * MIB
+
+
+GPUS: dict[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("t4", 15_360 * MIB, (7, 5)),
+        Gpu("v100", 16_384 * MIB, (7, 0)),
+        Gpu("rtx2080ti", 11_264 * MIB, (7, 5)),
+        Gpu("a10", 23_028 * MIB, (8, 6)),
+        Gpu("a100", 40_960 * MIB, (8, 0)),
+        Gpu("a100-80gb", 81_920 * MIB, (8, 0)),
+        Gpu("rtx3090", 24_576 * MIB, (8, 6)),
+        Gpu("l4", 23_034 * MIB, (8, 9)),
+        Gpu("l40s", 46_068 * MIB, (8, 9)),
+        Gpu("rtx4090", 24_564 * MIB, (8, 9)),
+        Gpu("h100", 81_559 * MIB, (9, 0)),
+        Gpu("h200", 143_771 * MIB, (9, 0)),
+        Gpu("b200", 183_359 * MIB, (10, 0)),
+    )
+}
+"""By name; the sizes are those that nvidia-smi prints."""
+
+DEFAULT_GPU = "h100"
+
+
+def gpu_of(name: str) -> Gpu:
+    """The GPU of that name.
+
+    Raises:
+        ConfigurationError: it is not known.
+    """
+    found = GPUS.get(name.lower())
+    if found is None:
+        raise ConfigurationError(f"--gpu '{name}' is not known", f"choose one of {', '.join(GPUS)}, and say its memory with --capacity")
+    return found

@@ -1,0 +1,63 @@
+"""A limit on a CPU's memory, and how a process that has reached it can be told."""
+
+import signal
+
+import torch
+
+from capsbench.measure import counting
+from capsbench.measure.processes import data_bytes
+from capsbench.records import Configuration
+
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS}
+
+
+def limit_cpu(capacity: int) -> None:
+    """Lets this process have so many bytes in tensors more than it has; without a compiler, so many bytes of any kind."""
+    if counting.installed() is not None:
+        counting.limit(capacity)
+    else:
+        _limit_data(capacity)
+
+
+def _limit_data(capacity: int) -> None:
+    """As on a GPU, where the context is extra: what libraries and threads have is not counted."""
+    import resource
+
+    # What starts lazily must have started: threads, and the profiler's own imports.
+    torch.ones(2**20).add_(1)
+    with torch.profiler.profile(profile_memory=True):
+        pass
+    limit = data_bytes() + capacity
+    # Data, not address space: the libraries alone map many GiB that they never touch.
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def limits_all_memory(configuration: Configuration) -> bool:
+    """Whether a process has a limit that its libraries' own memory counts towards; few of them bear that it runs out."""
+    return configuration.capacity is not None and configuration.device == "cpu" and counting.library().library is None
+
+
+def died_of_limit(configuration: Configuration, status: int, last_words: str) -> bool:
+    """Whether a process that ended so, with this last line on standard error, is taken to have run out of memory."""
+    return limits_all_memory(configuration) and (-status in _CRASHES or "cannot allocate memory" in last_words.lower())
+
+
+def is_out_of_memory(error: BaseException, *, limited: bool = False) -> bool:
+    """Whether an error says that there was no room; a CPU's comes as a plain RuntimeError.
+
+    Args:
+        error: what was raised.
+        limited: whether libraries too run under a limit. Then oneDNN's failure to make a primitive, a library that cannot be
+            loaded, and an error that found no room for itself, mean the same.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    texts = ["can't allocate memory", "not enough memory"]
+    # CUDA's libraries allocate beside the caching allocator, and say so in their own words.
+    texts += ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"]
+    kinds: tuple[type[BaseException], ...] = (RuntimeError, SystemError)
+    if limited:
+        texts += ["could not create a primitive", "could not create a memory", "without exception set"]
+        texts += ["Cannot allocate memory", "failed to map segment from shared object"]
+        kinds += (OSError, ImportError)
+    return isinstance(error, kinds) and any(text in str(error) for text in texts)

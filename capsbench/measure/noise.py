@@ -1,0 +1,104 @@
+"""Why times may not be trusted: names for what shows in the samples, and on the machine while they were taken.
+
+Pure functions of numbers; who looks at the machine is `watch`. The interval of a median is distribution-free, by order
+statistics (Conover, *Practical Nonparametric Statistics*, section 3.2), so that it holds whatever noise looks like.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy import stats
+
+NOISES: dict[str, str] = {
+    "spread": "the middle half of the samples spans more than 10 % of their median",
+    "drift": "the samples rise or fall by more than 5 % from first to last",
+    "throttled": "the processor's clock fell by more than 10 %, or the GPU slowed itself down",
+    "load": "other processes, or other machines on the same host, took more than 5 % of the cores",
+    "unsettled": "the time budget was spent before the 95 % interval of the median lay within 2 % of it",
+}
+"""Name and meaning, in the order in which they are told."""
+
+CONFIDENCE = 0.95
+SETTLED_WITHIN = 0.02
+_SPREAD, _DRIFT, _CLOCK_FELL, _LOAD = 0.10, 0.05, 0.10, 0.05
+_TREND_BY_CHANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was seen of the machine while samples were taken."""
+
+    others: float | None = None
+    """Share of all cores' time that was not this process's and not idle; None where it was too short to say."""
+    clocks: Sequence[float] = ()
+    """The fastest core's clock at several moments, in any unit; empty where the system does not say."""
+    gpu_throttled: bool = False
+    """Whether the GPU said that it was slowing itself down."""
+
+
+def noise_of(train: Sequence[float], inference: Sequence[float], machine: Machine) -> list[str]:
+    """Names of `NOISES` that hold.
+
+    Args:
+        train: seconds of training steps in the order in which they were taken.
+        inference: the same of inference steps.
+        machine: what was seen meanwhile.
+    """
+    series = (train, inference)
+    held = {
+        "spread": any(_spread(samples) > _SPREAD for samples in series),
+        "drift": any(_drifts(samples) for samples in series),
+        "throttled": machine.gpu_throttled or _fell(machine.clocks),
+        "load": machine.others is not None and machine.others > _LOAD,
+        "unsettled": not is_settled(train),
+    }
+    return [name for name in NOISES if held[name]]
+
+
+def is_settled(samples: Sequence[float]) -> bool:
+    """Whether the 95 % interval of the median lies within 2 % of the median.
+
+    Asked again after every sample, it says yes a little too early: 95 % holds of a number of samples fixed beforehand.
+    """
+    interval = median_interval(samples)
+    middle = float(np.median(samples)) if interval else 0.0
+    return interval is not None and max(middle - interval[0], interval[1] - middle) <= SETTLED_WITHIN * middle
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the median, between two of the samples; None with fewer than six, whose range is too little."""
+    below = _samples_below(len(samples))
+    if below == 0:
+        return None
+    ordered = sorted(samples)
+    return ordered[below - 1], ordered[-below]
+
+
+@cache
+def _samples_below(count: int) -> int:
+    """The rank of the interval's lower end among so many samples: each lies below the median with probability ½."""
+    return int(stats.binom.ppf((1 - CONFIDENCE) / 2, count, 0.5))
+
+
+def _spread(samples: Sequence[float]) -> float:
+    low, middle, high = np.percentile(samples, (25, 50, 75))
+    return float((high - low) / middle)
+
+
+def _drifts(samples: Sequence[float]) -> bool:
+    """Whether there is a trend that chance does not explain (Kendall), and that matters (Theil and Sen's slope)."""
+    if len(samples) < 3 or np.ptp(samples) == 0:
+        return False
+    order = range(len(samples))
+    if stats.kendalltau(order, samples).pvalue >= _TREND_BY_CHANCE:
+        return False
+    change = stats.theilslopes(samples, order).slope * (len(samples) - 1)
+    return bool(abs(change) > _DRIFT * np.median(samples))
+
+
+def _fell(clocks: Sequence[float]) -> bool:
+    """Whether a clock was slower in the last third than in the first; one glance alone says little."""
+    third = len(clocks) // 3
+    return third > 0 and bool(np.median(clocks[-third:]) < (1 - _CLOCK_FELL) * np.median(clocks[:third]))

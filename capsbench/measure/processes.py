@@ -1,0 +1,96 @@
+"""What the system and the driver say of processes: this one's memory, and who else is on the device."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capsbench.errors import CapsbenchError
+
+MIB = 2**20
+
+
+def nvml_process_bytes(device: torch.device) -> int | None:
+    """Device memory of this process, context and cache included, in bytes; None where the driver does not say."""
+    return next((process.usedGpuMemory for process in _computing(device) if process.pid == os.getpid()), None)
+
+
+def other_processes(device: torch.device) -> list[str]:
+    """A line if other processes compute on a CUDA device, as NVML says; none if not, or where the driver does not say.
+
+    In a container this process may go by another number there: if its own is not among them, one of them is taken to be it.
+    """
+    if device.type != "cuda":
+        return []
+    # So that this process is among them.
+    torch.cuda.synchronize(device)
+    found = _computing(device)
+    others = [process for process in found if process.pid != os.getpid()]
+    count = len(others) if len(others) < len(found) else len(others) - 1
+    if count < 1:
+        return []
+    used = ", ".join(f"pid {process.pid} ({_mib(process.usedGpuMemory)})" for process in others)
+    noun = "process computes" if count == 1 else "processes compute"
+    return [f"{count} other {noun} on {device}: {used if count == len(others) else f'this one is among {used}'}"]
+
+
+def refuse_others(found: list[str]) -> None:
+    """Refuses to measure beside other processes.
+
+    Raises:
+        CapsbenchError: there are some.
+    """
+    if found:
+        raise CapsbenchError(found[0], "end them, choose another device, or measure without --strict")
+
+
+def largest_resident_set() -> int | None:
+    """Bytes of this process's largest resident set.
+
+    From /proc where there is one: getrusage counts what the parent had before this program was started in its place.
+    """
+    found = _own_status("VmHWM")
+    if found is None:
+        with contextlib.suppress(ImportError):
+            import resource
+
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, which has no /proc
+    return found
+
+
+def data_bytes() -> int:
+    """Bytes of this process's data segments, what RLIMIT_DATA counts; 0 where the system does not say."""
+    return _own_status("VmData") or 0
+
+
+def _computing(device: torch.device) -> list[Any]:
+    """The processes that compute on a device; none where the driver does not say."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        # NVML does not know CUDA_VISIBLE_DEVICES: go by the device's identity, not its number.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return list(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _mib(nbytes: int | None) -> str:
+    return "memory unknown" if nbytes is None else f"{nbytes / MIB:.0f} MiB"
+
+
+def _own_status(field: str) -> int | None:
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None

@@ -1,0 +1,192 @@
+"""Following a training step without computing it: on shapes alone, and no device."""
+
+import gc
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from capsbench.catalog import spec_of
+from capsbench.data.preprocess import Batch
+from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.measure.attribution import Calls, nodes_of
+from capsbench.measure.follow import Follow
+from capsbench.measure.storages import gradients_of, optimizer_state, state_of, storage_bytes
+from capsbench.measure.trace import Trace
+from capsbench.records import Configuration, StepFigures
+from capsbench.workload import BUILT_IN, Workload, build_model
+
+Build = Callable[[], nn.Module]
+
+MANY_BLOCKS = 64
+"""Deeper networks are not traced beside a measurement: it would take longer than the measurement."""
+
+_NOTHING_TWICE = {"kernel": "reference", "memory": "stored", "front": "plain", "inverse": None, "optimizer_step": None}
+"""How a capsule network is computed with nothing evaluated again."""
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """One training step, followed without being computed."""
+
+    trace: Trace
+    state_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    batch_bytes: int
+    flops: int
+    """Of forward and backward, as it is computed."""
+    retained_by_module: dict[str, int]
+    largest_parameter_bytes: int
+    scratch: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def retained_bytes(self) -> int:
+        """Alive after forward, minus before."""
+        forward = self.trace.phases()["forward"]
+        return forward.end - forward.start
+
+
+def trace_step(
+    configuration: Configuration, *, build: Build | None = None, workspace_bytes: int = 0, inside: bool = True, try_scratch: bool = False
+) -> TracedStep:
+    """Follows a step of a configuration, after one that makes gradients and the optimizer's state.
+
+    Args:
+        configuration: what to trace; of its device only the kind matters.
+        build: makes the network instead of the configuration's own factory.
+        workspace_bytes: what the first matrix product takes for its library.
+        inside: follow the temporaries of operators that are written in torch, which the peak needs and nothing else.
+        try_scratch: run each kind of convolution once, if the step is for a CPU, to see what its library takes.
+
+    Raises:
+        ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
+    """
+    kind = configuration.device_kind()
+    with Follow(kind, workspace_bytes=workspace_bytes, inside=inside, try_scratch=try_scratch) as follow:
+        try:
+            return _traced(follow, _started(follow, configuration, build))
+        except CapsbenchError:
+            raise
+        except Exception as error:  # whatever a model does that shapes alone cannot serve
+            raise untraceable(configuration.model, error) from error
+
+
+def untraceable(model: str, error: BaseException) -> ConfigurationError:
+    """What to say of a model that needs values."""
+    reason = (str(error).strip().splitlines() or ["no message"])[0][:200]
+    return ConfigurationError(
+        f"model '{model}' cannot be traced without values: {type(error).__name__}: {reason}",
+        "a trace has shapes alone: keep numpy, files and tensor values out of construction and forward, or measure it with 'run'",
+    )
+
+
+def step_figures(configuration: Configuration, step: TracedStep, *, build: Build | None = None) -> StepFigures:
+    """What a record says of a traced step; its floor takes another, short trace.
+
+    Raises:
+        ConfigurationError: as `trace_step`.
+    """
+    gradients = step.gradient_bytes or step.largest_parameter_bytes
+    return StepFigures(
+        retained_by_module=step.retained_by_module,
+        flops=step.flops,
+        floor_flops=_needed_flops(configuration, build),
+        floor_bytes=step.state_bytes + gradients + step.optimizer_bytes + step.batch_bytes,
+        notes=list(step.notes),
+    )
+
+
+def traced_figures(configuration: Configuration) -> tuple[StepFigures | None, list[str]]:
+    """`step_figures` of a step that was measured, and what to note: a model that cannot be traced can still be measured."""
+    if configuration.blocks > MANY_BLOCKS:
+        return None, [f"not traced: deeper than {MANY_BLOCKS} blocks"]
+    try:
+        return step_figures(configuration, trace_step(configuration, inside=False)), []
+    except CapsbenchError as error:
+        return None, [error.what]
+
+
+def _needed_flops(configuration: Configuration, build: Build | None) -> int:
+    """Of forward, and of the gradients that its operators need in backward, with nothing evaluated twice."""
+    if configuration.model in BUILT_IN:
+        configuration = configuration.model_copy(update=_NOTHING_TWICE)
+    with Follow(configuration.device_kind(), inside=False) as follow:
+        try:
+            _started(follow, configuration, build).forward()
+        except CapsbenchError:
+            raise
+        except Exception as error:
+            raise untraceable(configuration.model, error) from error
+        return follow.needed_flops
+
+
+def _started(follow: Follow, configuration: Configuration, build: Build | None) -> Workload:
+    """The network and its optimizer, on shapes."""
+    batch = _batch(configuration)
+    follow.tag("batch", batch)
+    torch.manual_seed(0)
+    model = follow.made_fake(build() if build else build_model(configuration))
+    return Workload(configuration, batch=batch, model=model)
+
+
+def _traced(follow: Follow, workload: Workload) -> TracedStep:
+    model = workload.model
+    workload.train_step()
+    gc.collect()
+    follow.tag("state", state_of(model))
+    follow.tag("optimizer", optimizer_state(workload.optimizer))
+    before, calls = follow.flops, Calls(model, follow)
+    started = follow.events()
+    with follow.phase("forward"), calls.watched():
+        loss = workload.forward()
+        follow.follow_numbers(nodes_of(loss))
+    alive, holders, made = follow.alive_since(started), calls.holders(loss, started), follow.made_since(started)
+    with follow.phase("backward"):
+        workload.backward(loss)
+    flops = follow.flops - before
+    gradients = gradients_of(model)
+    follow.tag("gradient", gradients)
+    of_gradients = storage_bytes(gradients)
+    with follow.phase("optimizer"):
+        del loss, gradients
+        workload.optimize()
+    trace = follow.trace()
+    return TracedStep(
+        trace=trace,
+        state_bytes=storage_bytes(state_of(model)),
+        gradient_bytes=of_gradients,
+        optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
+        batch_bytes=storage_bytes(workload.batch),
+        flops=flops,
+        retained_by_module=_by_module(alive, holders | _saved(calls, workload, made)),
+        largest_parameter_bytes=max(parameter.nbytes for parameter in model.parameters()),
+        scratch=tuple(follow.scratch),
+        notes=tuple(follow.notes),
+    )
+
+
+def _saved(calls: Calls, workload: Workload, made: list[int]) -> dict[int, str]:
+    """The module that saved each block first, of those that the traced forward pass made."""
+    try:
+        return {made[place]: name for place, name in calls.savers(workload.forward).items() if place < len(made)}
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):  # transforms of torch.func do not allow them
+            raise
+        return {}
+
+
+def _by_module(alive: dict[int, int], holders: dict[int, str]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for block, nbytes in alive.items():
+        found[holders[block]] += nbytes
+    return {name: nbytes for name, nbytes in found.items() if nbytes}
+
+
+def _batch(configuration: Configuration) -> Batch:
+    spec = spec_of(configuration.dataset)
+    size = (configuration.batch_size, *spec.shape)
+    return Batch(torch.empty(size), torch.empty(configuration.batch_size, dtype=torch.int64), torch.empty(size))

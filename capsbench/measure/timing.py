@@ -1,0 +1,132 @@
+"""The time pass: samples of a step's parts until their median is known, beside a yardstick that says how fast the machine was."""
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+
+from capsbench.measure.clock import Clock, clock_for
+from capsbench.measure.noise import is_settled, noise_of
+from capsbench.measure.watch import Watch
+from capsbench.records import TimeFigures
+from capsbench.workload import Workload
+
+WARMUP_STEPS = 2
+MAX_SAMPLES = 1000
+SECONDS_WORTH_SAMPLING = 1.0
+"""Quick steps are sampled until they have filled this time: five samples of a millisecond say little."""
+
+_SIDES = {"cpu": 1024, "cuda": 4096}
+_YARDSTICK_SHARE = 0.1
+
+
+class Yardstick:
+    """The product of a float32 matrix with itself, the same work on every machine and in every version.
+
+    A time by itself cannot be compared with one of another day: clocks, neighbours and heat have changed. Over the
+    yardstick's time at the same moment it can, as far as both are slowed alike. The matrices live for the measurement
+    alone, so that they add nothing to what a step needs, and are looked at rarely enough to leave most samples' caches alone.
+
+    Args:
+        device: where.
+        clock: of that device.
+    """
+
+    def __init__(self, device: torch.device, clock: Clock) -> None:
+        self._device, self._clock = device, clock
+        self._side = _SIDES.get(device.type, _SIDES["cpu"])
+        self._next = -math.inf
+        self.flops = 2 * self._side**3
+        self.seconds: list[float] = []
+
+    def is_due(self) -> bool:
+        """Whether it may be measured again without taking more than a tenth of the time."""
+        return time.monotonic() >= self._next
+
+    def warm_up(self) -> None:
+        """The first product starts threads and libraries: it is no sample."""
+        self._product()
+
+    def measure(self) -> None:
+        """Takes a sample; none where there is no room for it."""
+        laps = self._product()
+        self.seconds += laps
+        self._next = time.monotonic() + sum(laps) / _YARDSTICK_SHARE
+
+    def _product(self) -> list[float]:
+        try:
+            # Nothing random: the model's random numbers stay as they were.
+            values = torch.linspace(0, 1, self._side**2, dtype=torch.float32, device=self._device)
+            matrix, product = values.view(self._side, self._side), torch.zeros_like(values).view(self._side, self._side)
+            self._clock.mark()
+            torch.mm(matrix, matrix, out=product)
+            self._clock.mark()
+        except RuntimeError:  # out of memory: a CPU has no error of its own for that
+            self._clock.laps()
+            return []
+        return self._clock.laps()
+
+
+def measure_time(workload: Workload, samples: int, budget_seconds: float) -> TimeFigures:
+    """Raw samples of training step, forward and inference, interleaved, after warming up.
+
+    Args:
+        workload: what to measure.
+        samples: fewest samples of each.
+        budget_seconds: how long to go on sampling while the 95 % interval of the median training step is not yet within
+            2 % of it.
+    """
+    clock = clock_for(workload.device)
+    yardstick = Yardstick(workload.device, clock)
+    _warm_up(workload, yardstick)
+    train: list[float] = []
+    forward: list[float] = []
+    inference: list[float] = []
+    watch, began = Watch(workload.device), time.monotonic()
+    while not _enough(train, samples, time.monotonic() - began, budget_seconds):
+        if yardstick.is_due():
+            yardstick.measure()
+            watch.look()
+        clock.mark()
+        loss = workload.forward()
+        clock.mark()
+        workload.backward(loss)
+        workload.optimize()
+        clock.mark()
+        del loss
+        to_loss, from_loss = clock.laps()
+        forward.append(to_loss)
+        train.append(to_loss + from_loss)
+        with workload.evaluating():
+            clock.mark()
+            workload.inference()
+            clock.mark()
+        inference += clock.laps()
+    return TimeFigures(
+        clock=clock.name,
+        warmup_steps=WARMUP_STEPS,
+        train_step_seconds=train,
+        forward_seconds=forward,
+        inference_seconds=inference,
+        yardstick_seconds=yardstick.seconds,
+        yardstick_flops=yardstick.flops if yardstick.seconds else None,
+        noise=noise_of(train, inference, watch.seen()),
+    )
+
+
+def _warm_up(workload: Workload, yardstick: Yardstick) -> None:
+    for _ in range(WARMUP_STEPS):
+        workload.train_step()
+    with workload.evaluating():
+        workload.inference()
+    yardstick.warm_up()
+
+
+def _enough(train: Sequence[float], fewest: int, seconds: float, budget_seconds: float) -> bool:
+    """Whether sampling can end after so many seconds."""
+    if len(train) < fewest:
+        return False
+    if len(train) >= MAX_SAMPLES or seconds >= budget_seconds:
+        return True
+    return seconds >= SECONDS_WORTH_SAMPLING and is_settled(train)

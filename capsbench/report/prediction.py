@@ -1,0 +1,78 @@
+"""Predicted figures as a table for a terminal."""
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from capsbench.records import Configuration, Record
+from capsbench.report.labels import dataset_title, model_title
+from capsbench.report.units import bytes_text
+
+_COLUMNS = {
+    "retained": "retained_bytes",
+    "peak allocated": "peak_allocated_bytes",
+    "peak reserved": "peak_reserved_bytes",
+    "context": "context_bytes",
+    "process": "process_bytes",
+}
+_MARKS = {"exact": "", "modelled": "", "guessed": "≈ "}
+
+
+def predictions_table(records: Sequence[Record]) -> Table:
+    """A row per record; guesses are marked."""
+    shown = {
+        head: name for head, name in _COLUMNS.items() if any(one.memory and getattr(one.memory, name) is not None for one in records)
+    }
+    datasets = len({record.cell.configuration.dataset for record in records}) > 1
+    options = _told(records)
+    out = Table(box=None, pad_edge=False)
+    for head in ("model", *(["dataset"] if datasets else []), *options, "blocks"):
+        out.add_column(head)
+    for head in shown:
+        out.add_column(head, justify="right")
+    for record in records:
+        it = record.cell.configuration
+        names = [model_title(it.model), *([dataset_title(it.dataset)] if datasets else [])]
+        names += [str(getattr(it, option) or "-") for option in options] + [str(it.blocks)]
+        memory, certainty = record.memory, record.memory.certainty if record.memory else None
+        if memory is None:
+            out.add_row(*map(escape, names), f"[yellow]{record.status}[/]")
+            continue
+        cells = []
+        for name in shown.values():
+            value = getattr(memory, name)
+            cells.append("-" if value is None else _MARKS[(certainty or {}).get(name, "exact")] + bytes_text(value))
+        out.add_row(*map(escape, names), *cells)
+    return out
+
+
+def _told(records: Sequence[Record]) -> list[str]:
+    """The options in which these records differ."""
+    names = ("kernel", "routing", "memory", "inverse", "front", "rule", "precision", "optimizer_step")
+    return [name for name in names if len({getattr(record.cell.configuration, name) for record in records}) > 1]
+
+
+def certainty_note(records: Sequence[Record]) -> str:
+    """How sure the figures are, and what is not in them."""
+    lines = ["retained bytes are exact; peaks and reserved memory are modelled; ≈ is a guess (CUDA's context depends on the driver)"]
+    scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)
+    if scratch:
+        lines.append(f"not in the peaks: what libraries take as scratch for {', '.join(scratch)}")
+    notes = dict.fromkeys(note for record in records if record.step for note in record.step.notes)
+    lines += [f"note: {note}" for note in notes]
+    full = [record for record in records if record.status == "oom"]
+    lines += [f"{record.cell.label()}: out of memory: {record.message}" for record in full]
+    return "\n".join(lines)
+
+
+def fit_text(configuration: Configuration, what: str, value: int, memory_bytes: int | None, traced: bool, reason: str) -> str:
+    """`MoCapsNet: 1,234 blocks fit (…)`."""
+    unit = "blocks" if what == "depth" else f"images at {configuration.blocks} blocks"
+    where = configuration.gpu or "this CPU"
+    if not value:
+        return f"{model_title(configuration.model)}: not even 1 of {unit} fits {where}: {reason}"
+    found = "" if memory_bytes is None else f", {bytes_text(memory_bytes)} of its memory"
+    how = "" if traced else ", reckoned from how bytes grow over 16 to 64 blocks"
+    why = f"; one more does not: {reason}" if reason and traced else f"; {reason}" if reason else ""
+    return f"{model_title(configuration.model)}: {value:,} {unit} fit {where}{found}{how}{why}"
