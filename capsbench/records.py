@@ -134,6 +134,59 @@ class Contents(_Schema):
         return sum(value for value in self.model_dump().values() if isinstance(value, int))
 
 
+class StepPhase(_Schema):
+    """One phase of a timeline. Events are numbered from 0, before the first; bytes are the counters' own."""
+
+    first_event: int
+    """Where it begins in the timeline's lists."""
+    last_event: int
+    """Where it ends; the next phase begins there."""
+    start_bytes: int
+    """Alive when it began."""
+    end_bytes: int
+    """Alive when it ended."""
+    peak_bytes: int
+    """Alive at most."""
+
+
+class StepPeak(_Schema):
+    """The highest point of a step."""
+
+    event: int
+    """Where it lies in the timeline's lists."""
+    allocated_bytes: int
+    """Alive there, by the counters."""
+    operator: str | None
+    """The operator that was running; None if none was, or it is not known."""
+    module: str | None
+    """The module that was running, or whose backward was; empty for the network itself, None if it is not known."""
+    contents: Contents
+    """What is alive there."""
+    left_over_bytes: int
+    """What the counters say beyond the contents: 0 on a CPU."""
+
+
+class Timeline(_Schema):
+    """Memory inside one training step, allocation by allocation: timeline.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["measured", "predicted"]
+    configuration: Configuration
+    probe: str
+    """Who counted, as in `MemoryFigures`."""
+    data_source: str | None = None
+    """As in `Record`."""
+    phases: dict[str, StepPhase]
+    """`forward`, `backward`, `optimizer`."""
+    bytes_by_category: dict[str, list[int]]
+    """Bytes alive before the first event of the step and after each, for each category of `Contents`; they add up to all."""
+    peak: StepPeak
+    retained_by_module: dict[str, int]
+    """As in `StepFigures`."""
+    notes: list[str] = []
+    """What else a reader must know."""
+
+
 Certainty = Literal["exact", "modelled", "guessed"]
 """Of a predicted figure: counted from the step's own tensors; by rules that PyTorch's allocator follows; or an estimate."""
 

@@ -203,15 +203,18 @@ def _cell(record: Record) -> CellSummary:
         message=record.message,
         environment=record.environment,
         probe=record.memory.probe if record.memory else None,
-        bytes=_bytes(record.memory) if record.memory else {},
+        bytes=_bytes(record, record.memory) if record.memory else {},
         times=_times(record.time) if record.time else {},
         noise=record.time.noise if record.time else [],
         retained_by_module=record.step.retained_by_module if record.step else {},
     )
 
 
-def _bytes(memory: MemoryFigures) -> dict[str, int]:
-    return {name: value for name, field in BYTES.items() if (value := getattr(memory, field)) is not None}
+def _bytes(record: Record, memory: MemoryFigures) -> dict[str, int]:
+    found = {name: value for name, field in BYTES.items() if (value := getattr(memory, field)) is not None}
+    if record.kind == "predicted" and record.cell.configuration.device_kind() == "cpu":
+        del found["peak"]  # it has in it what the libraries of the machine that predicted took as scratch
+    return found
 
 
 def _times(time: TimeFigures) -> dict[str, TimeSummary]:

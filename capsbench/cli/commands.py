@@ -57,8 +57,13 @@ _sweep_options = _options(
     click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."),
     click.option("--repeats", type=whole("--repeats", 1), default=1, show_default=True, help="Replicates of every cell."),
     click.option("--samples", type=whole("--samples", 5), default=5, show_default=True, help="Fewest samples of each time."),
-    click.option("--time-budget", type=seconds("--time-budget"), default=10, show_default=True,
-                 help="Seconds of sampling per cell while its time is not known within 2 %."),
+    click.option(
+        "--time-budget",
+        type=seconds("--time-budget"),
+        default=10,
+        show_default=True,
+        help="Seconds of sampling per cell while its time is not known within 2 %.",
+    ),
     click.option("--strict", is_flag=True, help="Measure nothing beside other processes on a CUDA device."),
     click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
     click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB."),
@@ -75,9 +80,7 @@ def _choice(option: str, known: tuple[str, ...], default: str | None, text: str,
     return click.option(option, type=names, default=default, show_default=bool(default), help=text)
 
 
-_model_options = _options(
-    _choice("--models", ("all", *MODELS), "all", "Models, or package.module:name of your own.", open_ended=True),
-    click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8."),
+_network_options = _options(
     _choice("--dataset", tuple(SPECS), "sample", "Data sets; the packaged sample stands in for one that is not on disk."),
     _choice("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device."),
     _choice("--routing", ("rba", "sda", "sda-published", "em"), "rba", "Routing algorithms."),
@@ -90,6 +93,12 @@ _model_options = _options(
     click.option("--gamma", type=float, default=0.9, show_default=True, help="MoCapsNet's momentum term."),
     _choice("--optimizer-step", ("after", "backward"), "after", "When the optimizer steps: after backward, or inside it."),
     _choice("--precision", ("fp32", "bf16", "fp16"), "fp32", "Autocast to."),
+)
+
+_model_options = _options(
+    _choice("--models", ("all", *MODELS), "all", "Models, or package.module:name of your own.", open_ended=True),
+    click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8."),
+    _network_options,
 )
 
 
@@ -120,13 +129,21 @@ def run(**given: Any) -> int:
 @_model_options
 @click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step.")
 @click.option("--gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
-@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Kind of device to predict for.")
+@click.option(
+    "--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Kind of device to predict for."
+)
 @click.option("--capacity", type=Parsed("size", parse_bytes), help="Memory of the device, such as 24GiB; by default the GPU's.")
 @click.option(
-    "--fit", type=click.Choice(["depth", "batch"]), is_flag=False, flag_value="depth", help="The deepest network, or the largest batch, that fits."
+    "--fit",
+    type=click.Choice(["depth", "batch"]),
+    is_flag=False,
+    flag_value="depth",
+    help="The deepest network, or the largest batch, that fits.",
 )
 @click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")
-@click.option("--resume", is_flag=True, help="Add to a report that is there: predicted lines are drawn dashed beside measured ones.")
+@click.option(
+    "--resume", is_flag=True, help="Add to a report that is there: predicted lines are drawn dashed beside measured ones."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
 def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
     """The memory figures of a step without its device: traced on shapes, replayed through a model of CUDA's allocator.
@@ -150,6 +167,42 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
     if out is not None:
         return keep_predictions(cells, out, resume=resume, as_json=as_json)
     return print_predictions(cells, as_json=as_json)
+
+
+@cli.command()
+@click.option(
+    "--model",
+    "--models",
+    "models",
+    type=Names("--model", MODELS, open_ended=True),
+    default="mocapsnet",
+    show_default=True,
+    help="The model, or package.module:name of your own.",
+)
+@click.option("--depth", default="1", show_default=True, help="Blocks.")
+@_network_options
+@click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted.")
+@click.option("--gpu", help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them.")
+@click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number.")
+@click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds for the process.")
+@click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
+@click.option("--out", type=FOLDER, help="Folder to write to; by default reports/timeline- and the time.")
+@click.option("--json", "as_json", is_flag=True, help="Print the timeline as JSON on standard output.")
+def timeline(**given: Any) -> int:
+    """Inside one training step of one network: what is alive, what it is for, which operator made the peak, which modules retain.
+
+    Writes timeline.json and draws it; on CUDA also snapshot.pickle, for pytorch.org/memory_viz.
+
+    \b
+    Examples:
+      capsbench timeline --model mocapsnet --depth 4
+      capsbench timeline --model rescapsnet --depth 8 --kernel published --device cuda:predicted --gpu a100
+      capsbench timeline --model my_package.models:make_net --depth 2 --out reports/inside
+    """
+    from capsbench.cli.timeline import the_cell, write_timeline
+
+    return write_timeline(the_cell(sweep_of(given | {"capacity": None, "repeats": 1})), **given)
 
 
 @cli.command()

@@ -14,7 +14,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.measure.fit import What, largest
 from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
 from capsbench.measure.predict import predict_cell
-from capsbench.records import Cell, Record
+from capsbench.records import Cell, Configuration, Record
 from capsbench.report.prediction import certainty_note, fit_text, predictions_table
 from capsbench.report.progress import Progress
 
@@ -59,15 +59,15 @@ def print_predictions(cells: list[Cell], *, as_json: bool) -> int:
 def keep_predictions(cells: list[Cell], out: Path, *, resume: bool, as_json: bool) -> int:
     """Traces every cell into a report, as `run` does with a device that is predicted."""
     return run_cells(
-        cells, out=out, resume=resume, as_json=as_json, dry_run=False, data_dir=None, samples=5, timeout=1800, time_budget=0, strict=False,
-        passes=("memory",),
+        cells, out=out, resume=resume, as_json=as_json, dry_run=False, data_dir=None, samples=5, timeout=1800, time_budget=0,
+        strict=False, passes=("memory",),
     )  # fmt: skip
 
 
 def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
     """The deepest network or the largest batch of each line, and of each depth for a batch; returns the exit status."""
     found = []
-    asked = {}
+    asked: dict[str, Configuration] = {}
     for cell in cells:
         # The depths of a line are one question where depth is what is asked for.
         asked.setdefault(cell.configuration.line() if what == "depth" else cell.key(), cell.configuration)

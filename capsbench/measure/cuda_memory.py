@@ -10,7 +10,7 @@ from torch import Tensor
 from capsbench.measure.allocator import SMALLEST
 from capsbench.measure.processes import nvml_process_bytes
 from capsbench.measure.storages import addresses
-from capsbench.measure.trace import Category, Phase, Trace, trace_of
+from capsbench.measure.trace import Phase, Trace, trace_of
 
 _STEPS_TO_WARM_UP = 5
 
@@ -31,7 +31,8 @@ class CudaProbe:
         self._process_bytes: int | None = None
         self._context_bytes: int | None = None
         self._spans: dict[str, tuple[int, int]] = {}
-        self._tags: list[tuple[int, Category, list[int]]] = []
+        self._tags: list[tuple[int, str, list[int]]] = []
+        self._marks: list[int] = []
         self._remembers = False
         self._events: list[tuple[int, int]] = []
 
@@ -49,6 +50,10 @@ class CudaProbe:
         if self._remembers:
             self._events = self._history()
             _record(False)
+        if self._marks:
+            # The last event of the history is the last one counted; what was counted before the history began is not in it.
+            before = self._counted() - len(self._events)
+            self._marks = [mark - before for mark in self._marks]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -64,9 +69,13 @@ class CudaProbe:
         self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(self._device))
         self._spans[name] = first, self._count()
 
-    def tag(self, category: Category, tensors: Iterable[Tensor]) -> None:
+    def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
         """Says what these tensors' memory is for."""
-        self._tags.append((self._count(), category, addresses(tensors)))
+        self._tags.append((self._count(), word, addresses(tensors)))
+
+    def mark(self) -> None:
+        """Sets a mark, by the allocator's counters: the history takes too long to read for one at every operator."""
+        self._marks.append(self._counted())
 
     def phases(self) -> dict[str, Phase]:
         """What was counted."""
@@ -74,7 +83,7 @@ class CudaProbe:
 
     def trace(self) -> Trace | None:
         """Every allocation; None where the allocator keeps no history."""
-        return trace_of(self._events, self._spans, self._tags) if self._remembers else None
+        return trace_of(self._events, self._spans, self._tags, self._marks) if self._remembers else None
 
     def peak_reserved(self) -> int | None:
         """The most the allocator held."""
@@ -97,6 +106,11 @@ class CudaProbe:
         step()
         torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_allocated(self._device)
+
+    def _counted(self) -> int:
+        """How often the allocator has handed out and taken back, since ever."""
+        blocks = torch.cuda.memory_stats_as_nested_dict(self._device)["allocation"]["all"]
+        return int(blocks["allocated"] + blocks["freed"])
 
     def _count(self) -> int:
         return len(self._history()) if self._remembers else 0

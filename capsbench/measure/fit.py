@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
+from capsbench.catalog import spec_of
 from capsbench.measure.predict import Prediction, predict_memory, trace_for
 from capsbench.records import Configuration
 
 What = Literal["depth", "batch"]
 
-TRACED_BLOCKS = 64
-"""Deeper networks take long to trace; where bytes grow by the same amount with every block up to here, they go on to do so."""
-MOST = {"depth": 100_000, "batch": 2**20}
-_CHECKED = (16, 32, 48, 64)
-"""Depths at which growth is looked at."""
+DEEPEST = 100_000
+"""Where a search for depth ends."""
+CHECKED = (8, 16, 24, 32)
+"""Depths at which the growth of bytes is looked at. Deeper networks take long to trace: where every block up to here added the
+same bytes, more blocks will too."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Fit:
     traced: bool
     """Whether that step was traced; otherwise its bytes follow from how they grow."""
     reason: str
-    """Why one more does not fit."""
+    """Why one more does not fit, or why the search ended."""
 
 
 def largest(configuration: Configuration, what: What) -> Fit:
@@ -48,67 +50,68 @@ def largest(configuration: Configuration, what: What) -> Fit:
             known[value] = predict_memory(changed, trace_for(changed))
         return known[value]
 
-    fitting, failing = _bracket(at, TRACED_BLOCKS if what == "depth" else MOST[what])
-    if failing is None and what == "depth":
+    if what == "depth" and at(CHECKED[-1]).fits:
         return _beyond(at)
-    if failing is None:
-        return Fit(what, fitting, _taken(at(fitting)), bounded=False, traced=True, reason="")
-    fitting, failing = _narrowed(at, fitting, failing, at(failing).room_bytes or 0)
+    most = CHECKED[-1] if what == "depth" else spec_of(configuration.dataset).train_size
+    fitting, failing = _neighbours(at, most)
     taken = _taken(at(fitting)) if fitting else None
-    return Fit(what, fitting, taken, bounded=True, traced=True, reason=at(failing).reason)
+    if failing is None:
+        return Fit(what, fitting, taken, bounded=False, traced=True, reason=f"the training set has no more than {most:,} images")
+    return Fit(what, fitting, taken, bounded=True, traced=True, reason=f"{failing:,} do not: {at(failing).reason}")
 
 
-def _bracket(at: Callable[[int], Prediction], most: int) -> tuple[int, int | None]:
-    """The largest power of two that fits (or 0), and the next one, which does not (None where `most` fits)."""
-    fitting, value = 0, 1
-    while value <= most:
-        if not at(value).fits:
-            return fitting, value
-        fitting, value = value, 2 * value
-    return fitting, None
+def _neighbours(at: Callable[[int], Prediction], most: int) -> tuple[int, int | None]:
+    """The largest that fits (0 if none does) and the next that was found not to (None where `most` fits).
 
-
-def _narrowed(at: Callable[[int], Prediction], fitting: int, failing: int, room: int) -> tuple[int, int]:
-    """Two neighbours, of which the second does not fit: by bytes' growth between them, never slower than by halves twice over."""
-    while failing - fitting > 1:
-        guess = (fitting + failing) // 2
-        if fitting:
-            low, high = _taken(at(fitting)), _taken(at(failing))
-            if high > low:
-                guess = fitting + int((failing - fitting) * (room - low) / (high - low))
-        # Away from the ends, so that each step takes something off.
-        margin = max(1, (failing - fitting) // 8)
-        guess = min(max(guess, fitting + margin), failing - margin)
-        if at(guess).fits:
-            fitting = guess
+    Beyond a hundred the two may be 1 % apart. Bytes grow nearly evenly, so a line through two known values says where to look.
+    """
+    if not at(1).fits:
+        return 0, 1
+    fitting, failing = 1, most + 1
+    below, above = at(1), at(min(32, most))
+    last = (1, min(32, most))
+    while failing - fitting > max(1, fitting // 100):
+        guess = _on_line(*last, _taken(below), _taken(above), above.room_bytes)
+        if failing <= most:
+            # Off both ends, so that each look takes something away.
+            margin = max(1, (failing - fitting) // 8)
+            guess = min(max(guess, fitting + margin), failing - margin)
         else:
-            failing = guess
-    return fitting, failing
+            guess = min(max(guess, fitting + 1), 32 * fitting, most)
+        found = at(guess)
+        fitting, failing = (guess, failing) if found.fits else (fitting, guess)
+        low, high = (fitting, failing) if failing <= most else (1, fitting)
+        last, below, above = (low, high), at(low), at(high)
+    return fitting, failing if failing <= most else None
+
+
+def _on_line(low: int, high: int, below: int, above: int, room: int | None) -> int:
+    """Where a line through two values reaches the room."""
+    if room is None or above <= below or high == low:
+        return 2 * high
+    return low + int((high - low) * (room - below) / (above - below))
 
 
 def _beyond(at: Callable[[int], Prediction]) -> Fit:
     """Depths that are not traced, where every block adds the same."""
-    allocated = [at(blocks).memory.peak_allocated_bytes for blocks in _CHECKED]
-    steps = {after - before for before, after in zip(allocated, allocated[1:], strict=False)}
-    last = at(_CHECKED[-1])
-    per_block = (allocated[-1] - allocated[0]) / (_CHECKED[-1] - _CHECKED[0])
+    allocated = [at(blocks).memory.peak_allocated_bytes for blocks in CHECKED]
+    last, deepest = at(CHECKED[-1]), CHECKED[-1]
+    steps = {after - before for before, after in pairwise(allocated)}
     if len(steps) > 1:
-        return Fit(
-            "depth", _CHECKED[-1], _taken(last), bounded=False, traced=True,
-            reason=f"a block does not always add the same, so that deeper networks than {_CHECKED[-1]} blocks were not looked at",
-        )  # fmt: skip
-    # What the allocator holds beside what is allocated does not grow with depth; the most that was seen stays free.
-    slack = max(_taken(at(blocks)) - at(blocks).memory.peak_allocated_bytes for blocks in _CHECKED)
-    room = None if last.room_bytes is None else last.room_bytes - slack - allocated[-1]
-    more = int(room // per_block) if room is not None and per_block > 0 else MOST["depth"]
-    value = min(_CHECKED[-1] + max(0, more), MOST["depth"])
-    taken = int(allocated[-1] + per_block * (value - _CHECKED[-1]) + slack)
-    bounded = value < MOST["depth"]
-    reason = f"each block adds {per_block:.0f} bytes" if bounded else ""
-    return Fit("depth", value, taken, bounded=bounded, traced=value == _CHECKED[-1], reason=reason)
+        reason = f"not every block adds the same bytes, so that more than {deepest} were not looked at"
+        return Fit("depth", deepest, _taken(last), bounded=False, traced=True, reason=reason)
+    per_block = (allocated[-1] - allocated[0]) / (deepest - CHECKED[0])
+    # What the allocator holds beside what is allocated: the most that was seen.
+    slack = max(_taken(at(blocks)) - at(blocks).memory.peak_allocated_bytes for blocks in CHECKED)
+    value = DEEPEST
+    if last.room_bytes is not None and per_block > 0:
+        value = min(value, deepest + max(0, int((last.room_bytes - slack - allocated[-1]) // per_block)))
+    taken = int(allocated[-1] + per_block * (value - deepest) + slack)
+    bounded = value < DEEPEST
+    reason = f"each block adds {per_block:.0f} bytes" if bounded else f"more than {value} was not looked at"
+    return Fit("depth", value, taken, bounded=bounded, traced=value == deepest, reason=reason)
 
 
 def _taken(found: Prediction) -> int:
     memory = found.memory
     return memory.peak_allocated_bytes if memory.process_bytes is None else memory.process_bytes
-

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 # The operators are registered where they are defined.
 import capsbench.models.front
 import capsbench.routing.compiled
 import capsbench.routing.triton_operators  # noqa: F401
-from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 Shape = Sequence[int]
 
@@ -25,21 +25,25 @@ def votes_flops(inputs: Shape, weight: Shape) -> int:
     return 2 * batch * count * in_dim * outputs * dim
 
 
-def _front(images: Shape, weight1: Shape, bias1: Shape, weight2: Shape, bias2: Shape, stride: int, *_: Any, out_shape: Shape, **__: Any) -> int:
-    batch, out_channels, height, width = out_shape
-    hidden = [side - kernel + 1 for side, kernel in zip(images[2:], weight1[2:], strict=True)]
-    return conv_flop_count(images, weight1, [batch, weight1[0], *hidden]) + conv_flop_count(
-        [batch, weight1[0], *hidden], weight2, [batch, out_channels, height, width]
-    )
+def _front(images: Shape, weight1: Shape, _bias1: Shape, weight2: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
+    hidden = _hidden(images, weight1)
+    return _conv(images, weight1, hidden) + _conv(hidden, weight2, out_shape)
 
 
-def _front_backward(
-    grad: Shape, images: Shape, weight1: Shape, bias1: Shape, weight2: Shape, stride: int, chunk: int, needs: list[bool], **_: Any
-) -> int:
-    hidden = [images[0], weight1[0], *(side - kernel + 1 for side, kernel in zip(images[2:], weight1[2:], strict=True))]
-    first, second = conv_flop_count(images, weight1, hidden), conv_flop_count(hidden, weight2, grad)
+def _front_backward(grad: Shape, images: Shape, weight1: Shape, _bias1: Shape, weight2: Shape, *rest: Any, **_: Any) -> int:
+    hidden, needs = _hidden(images, weight1), rest[2]
     # conv₁ again, and what is asked for of each.
-    return first * (1 + needs[0] + needs[1]) + second * (any(needs[:3]) + needs[3])
+    again = 1 + needs[0] + needs[1]
+    return again * _conv(images, weight1, hidden) + (any(needs[:3]) + needs[3]) * _conv(hidden, weight2, grad)
+
+
+def _hidden(images: Shape, weight1: Shape) -> Shape:
+    """The shape of what is between the two convolutions."""
+    return [images[0], weight1[0], *(side - kernel + 1 for side, kernel in zip(images[2:], weight1[2:], strict=True))]
+
+
+def _conv(inputs: Shape, weight: Shape, out: Shape) -> int:
+    return conv_flop_count([*inputs], [*weight], [*out])
 
 
 def _once(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
@@ -76,4 +80,4 @@ _FORMULAS = {
 for _name, _formula in _FORMULAS.items():
     _packet = getattr(torch.ops.capsbench, _name)
     if _packet not in flop_registry:
-        register_flop_formula(_packet)(_formula)
+        register_flop_formula(_packet)(_formula)  # type: ignore[arg-type]

@@ -1,12 +1,13 @@
-"""Following every tensor of a step that is traced without being computed: what is allocated, by whom, and what it would take to compute.
+"""Following every tensor of a step that is traced without being computed: what is allocated, and by whom.
 
 Tensors are torch's fake ones, which have all but values: autograd, autocast and every kernel's choice of algorithm go on as they
 would on a CPU, and nothing is allocated. Below them a dispatch mode sees each operator, and follows the storages that it makes.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
@@ -16,17 +17,27 @@ from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map
+from torch.utils.flop_counter import flop_registry
 
-from capsbench.measure.flops import flop_registry
-from capsbench.measure.scratch import scratch_bytes
+import capsbench.measure.flops  # noqa: F401  (its formulas are in torch's registry from here on)
+from capsbench.measure.scratch import scratch_bytes, signature
 from capsbench.measure.trace import Category, Trace
 from capsbench.pretend import pretending
 
 _READS = "the model reads a tensor's value, for which the trace takes 0"
+_READING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.equal}
 _MATRIX_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 _WITH_SCRATCH = {torch.ops.aten.convolution, torch.ops.aten.convolution_backward}
 """Operators whose libraries take memory that only the device knows."""
+_GROUP_NORM = torch.ops.aten.native_group_norm
+_NORMALISATIONS = {
+    torch.ops.aten.native_layer_norm,
+    torch.ops.aten.native_batch_norm,
+    torch.ops.aten._native_batch_norm_legit,
+    _GROUP_NORM,
+}
+"""Operators that return a mean and another statistic beside what they normalise."""
 
 
 class Follow:
@@ -53,13 +64,18 @@ class Follow:
         """Operators that would take scratch memory, each once."""
         self.made_in: dict[int, str] = {}
         """Of each block, the place where it was made: whatever `place` was."""
+        self.made_by: dict[int, tuple[str, int]] = {}
+        """Of each block, the operator that was running, and the number of the autograd node that ran it: see `current_node`."""
         self.place = ""
         """Where execution is: a module's name."""
+        self.operator = ""
+        """The operator that is running, as autograd called it: not those that it is made of."""
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._operators = _Operators(self)
         self._workspace = workspace_bytes
         self._look_inside, self._try_scratch = inside, try_scratch
         self._numbered: set[int] = set()
+        self._recordings: dict[str, _Recording] = {}
         self._blocks: list[int] = []
         self._nbytes: list[int] = []
         self._spans: dict[str, tuple[int, int]] = {}
@@ -106,13 +122,20 @@ class Follow:
         """Bytes of each block that was made since event number `first` and is alive."""
         return {block: nbytes for _, block, nbytes in self._known.values() if block >= first}
 
-    def follow_numbers(self, nodes: Iterable[Any]) -> None:
-        """Follows the numbers that autograd nodes keep as tensors: no operator makes them, but a CPU's allocator does."""
+    def follow_numbers(self, nodes: Iterable[Any], module_of: Callable[[int], str]) -> None:
+        """Follows the numbers that autograd nodes keep as tensors: no operator makes them, but a CPU's allocator does.
+
+        Args:
+            nodes: of a graph.
+            module_of: the module that made the node of a number.
+        """
         for node in nodes:
             # Asking others what they keep could set off a checkpoint's evaluation.
             number = getattr(node, "_saved_other", None) if node._sequence_nr() in self._numbered else None
             if isinstance(number, Tensor):
+                self.place = module_of(node._sequence_nr())
                 self._follow(number)
+        self.place = ""
 
     def events(self) -> int:
         """How many there were so far; a block's number is that of the event that made it."""
@@ -140,6 +163,13 @@ class Follow:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs an operator on shapes, and notes what it made."""
+        outside, self.operator = self.operator, self.operator or func._schema.name
+        try:
+            return self._run(func, args, kwargs)
+        finally:
+            self.operator = outside
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         given = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
         if given and not any(isinstance(one, FakeTensor) for one in given):
             # A random state, say: it has values, and the program may need them.
@@ -149,12 +179,9 @@ class Follow:
             # The node of this operator is the last one that was made.
             self._numbered.add(torch._C._autograd._get_sequence_nr() - 1)
         packet = func.overloadpacket
-        if packet is torch.ops.aten._local_scalar_dense:
+        if packet in _READING:
             self.notes[_READS] = None
-            return _nothing(given[0].dtype)
-        if packet is torch.ops.aten.equal:
-            self.notes[_READS] = None
-            return True
+            return _nothing(given[0].dtype) if packet is torch.ops.aten._local_scalar_dense else True
         if self._workspace and packet in _MATRIX_PRODUCTS:
             self._add(self._workspace)
             self._workspace = 0
@@ -162,11 +189,20 @@ class Follow:
             # Only inside an operator that is written in torch: elsewhere autograd has taken it apart by now.
             with self._operators:
                 return func.decompose(*args, **kwargs)
+        return self._made(func, args, kwargs, given)
+
+    def _made(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
+        """Runs an operator that is made of no others, and follows what it returns."""
+        packet = func.overloadpacket
         before = self.flops
         out = self._inside(func, args, kwargs)
         if out is None:
             out = func(*args, **kwargs)
-        if self.flops == before:
+        if packet in _NORMALISATIONS:
+            out = self._with_wide_statistics(packet, given, out)
+        if packet in flop_registry:
+            # Whatever was counted inside: not all that is there is in the registry.
+            self.flops = before
             self._count(packet, args, kwargs, given, out)
         for one in tree_iter(out):
             if isinstance(one, Tensor):
@@ -196,18 +232,47 @@ class Follow:
         defined = OPDEFS.get(func._schema.name) if self._look_inside else None
         if defined is None:
             return None
+        key = repr((func, tree_map(signature, (args, kwargs))))
+        if key in self._recordings:
+            return self._replayed(self._recordings[key], func(*args, **kwargs))
+        first, flops = len(self._blocks), self.flops
         with self._operators:
             try:
-                return defined._init_fn(*args, **kwargs)
+                out = defined._init_fn(*args, **kwargs)
             except Exception:  # what needs values or a device: its shapes are still known
                 self.scratch[func._schema.name] = None
                 return None
+        made = [one for one in tree_iter(out) if isinstance(one, Tensor)]
+        events = list(zip(self._blocks[first:], self._nbytes[first:], strict=True))
+        self._recordings[key] = _Recording(events, self.blocks_of(made), self.flops - flops)
+        return out
+
+    def _replayed(self, recording: "_Recording", out: Any) -> Any:
+        """The same events again, as an operator of the same shapes had them; the first time takes a hundred times as long."""
+        made = dict(zip(recording.outputs, (one for one in tree_iter(out) if isinstance(one, Tensor)), strict=True))
+        blocks: dict[int, int] = {}
+        for block, nbytes in recording.events:
+            if block in made:
+                self._follow(made[block])
+            elif block not in blocks:
+                blocks[block] = self._add(nbytes)
+            else:
+                self._blocks.append(blocks[block])
+                self._nbytes.append(nbytes)
+                self.alive += nbytes
+        self.flops += recording.flops
+        return out
+
+    def _with_wide_statistics(self, packet: Any, given: list[Tensor], out: Any) -> Any:
+        """Statistics of narrow inputs as devices keep them: torch's fake tensors have them as narrow as the inputs."""
+        narrow = given[0].dtype in (torch.bfloat16, torch.float16)
+        mixed = any(one.dtype == torch.float32 for one in given)
+        if not narrow or not (mixed or (self.kind == "cuda" and packet is not _GROUP_NORM)):
+            return out
+        return out[0], *(torch.empty_like(one, dtype=torch.float32) for one in out[1:])
 
     def _count(self, packet: Any, args: Any, kwargs: Any, given: list[Tensor], out: Any) -> None:
-        formula = flop_registry.get(packet)
-        if formula is None:
-            return
-        flops = int(formula(*args, **kwargs, out_val=out))
+        flops = int(flop_registry[packet](*args, **kwargs, out_val=out))
         self.flops += flops
         # Backward takes one more product of this size for each operand that has a gradient; a bias is none.
         self.needed_flops += flops * (1 + sum(one.requires_grad for one in given if one.dim() > 1))
@@ -239,6 +304,7 @@ class Follow:
         self._blocks.append(block)
         self._nbytes.append(nbytes)
         self.made_in[block] = self.place
+        self.made_by[block] = self.operator, current_node()
         self.alive += nbytes
         return block
 
@@ -252,10 +318,28 @@ class Follow:
         self.alive -= nbytes
 
 
+def current_node() -> int:
+    """The number of the autograd node whose backward is running, as sequence numbers go; -1 if none is."""
+    node = torch._C._current_autograd_node()
+    return -1 if node is None else node._sequence_nr()
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """What an operator written in torch did, for its next call with the same shapes."""
+
+    events: list[tuple[int, int]]
+    """Block and bytes."""
+    outputs: list[int]
+    """The blocks behind what it returned."""
+    flops: int
+
+
 @cache
 def _is_composite(func: Any) -> bool:
     """Whether an operator is made of others, as the dispatcher has it."""
-    return func.namespace != "prim" and bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), torch._C.DispatchKey.CompositeImplicitAutograd))
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return func.namespace != "prim" and bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
 
 
 class _Operators(TorchDispatchMode):
@@ -276,7 +360,7 @@ class _Operators(TorchDispatchMode):
 
 @contextmanager
 def _offloading() -> Iterator[None]:
-    """Puts something else in the place of `save_on_cpu`: fake tensors say that they are on a CPU already, so that it would move nothing."""
+    """Puts another in the place of `save_on_cpu`, which would move nothing: fake tensors say that they are on a CPU."""
 
     class OffDevice(torch.autograd.graph.saved_tensors_hooks):
         """What is saved leaves the device, and comes back as something new."""

@@ -60,5 +60,7 @@ def gpu_of(name: str) -> Gpu:
     """
     found = GPUS.get(name.lower())
     if found is None:
-        raise ConfigurationError(f"--gpu '{name}' is not known", f"choose one of {', '.join(GPUS)}, and say its memory with --capacity")
+        raise ConfigurationError(
+            f"--gpu '{name}' is not known", f"choose one of {', '.join(GPUS)}, and say its memory with --capacity"
+        )
     return found

@@ -17,9 +17,9 @@ from capsbench.measure import counting
 from capsbench.measure.cuda_memory import CudaProbe
 from capsbench.measure.processes import largest_resident_set
 from capsbench.measure.storages import addresses
-from capsbench.measure.trace import Category, Phase, Trace, trace_of
+from capsbench.measure.trace import Phase, Trace, trace_of
 
-_PHASE, _TAG = "capsbench phase: ", "capsbench tag: "
+_PHASE, _TAG, _MARK = "capsbench phase: ", "capsbench tag: ", "capsbench mark"
 
 
 class MemoryProbe(Protocol):
@@ -36,8 +36,11 @@ class MemoryProbe(Protocol):
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Names a part of the step; phases follow one another."""
 
-    def tag(self, category: Category, tensors: Iterable[Tensor]) -> None:
-        """Says what these tensors' memory is for, now."""
+    def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
+        """Says what these tensors' memory is for, now: a category, or any other word."""
+
+    def mark(self) -> None:
+        """Sets a mark after what has been counted so far: the trace has it."""
 
     def phases(self) -> dict[str, Phase]:
         """What was counted, after the probe has been left."""
@@ -95,7 +98,8 @@ class AllocatorProbe(_CpuProbe):
 
     def __init__(self) -> None:
         self._spans: dict[str, tuple[int, int]] = {}
-        self._tags: list[tuple[int, Category, list[int]]] = []
+        self._tags: list[tuple[int, str, list[int]]] = []
+        self._marks: list[int] = []
         self._trace: Trace | None = None
 
     def __enter__(self) -> "AllocatorProbe":
@@ -115,14 +119,18 @@ class AllocatorProbe(_CpuProbe):
         yield
         self._spans[name] = first, len(self._log)
 
-    def tag(self, category: Category, tensors: Iterable[Tensor]) -> None:
+    def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
         """Says what these tensors' memory is for."""
-        self._tags.append((len(self._log), category, addresses(tensors)))
+        self._tags.append((len(self._log), word, addresses(tensors)))
+
+    def mark(self) -> None:
+        """Sets a mark."""
+        self._marks.append(len(self._log))
 
     def trace(self) -> Trace:
         """Every allocation."""
         if self._trace is None:
-            self._trace = trace_of(self._log.close().tolist(), self._spans, self._tags)
+            self._trace = trace_of(self._log.close().tolist(), self._spans, self._tags, self._marks)
         return self._trace
 
 
@@ -136,7 +144,7 @@ class ProfilerProbe(_CpuProbe):
         self._profile = torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, record_shapes=False
         )
-        self._tags: list[tuple[Category, list[int]]] = []
+        self._tags: list[tuple[str, list[int]]] = []
         self._trace: Trace | None = None
 
     def __enter__(self) -> "ProfilerProbe":
@@ -156,10 +164,15 @@ class ProfilerProbe(_CpuProbe):
         with torch.profiler.record_function(_PHASE + name):
             yield
 
-    def tag(self, category: Category, tensors: Iterable[Tensor]) -> None:
+    def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
         """Says what these tensors' memory is for."""
         with torch.profiler.record_function(f"{_TAG}{len(self._tags)}"):
-            self._tags.append((category, addresses(tensors)))
+            self._tags.append((word, addresses(tensors)))
+
+    def mark(self) -> None:
+        """Sets a mark."""
+        with torch.profiler.record_function(_MARK):
+            pass
 
     def trace(self) -> Trace:
         """Every allocation."""
@@ -169,14 +182,14 @@ class ProfilerProbe(_CpuProbe):
         return self._trace
 
 
-def trace_of_profile(tree: Iterable[Any], tags: list[tuple[Category, list[int]]]) -> Trace:
+def trace_of_profile(tree: Iterable[Any], tags: list[tuple[str, list[int]]]) -> Trace:
     """The trace in a profiler's tree of events, in the order of their time.
 
     Args:
         tree: the roots.
-        tags: categories and addresses, in the order in which the tree names them.
+        tags: categories or other words, and addresses, in the order in which the tree names them.
     """
-    changes, spans = [], {}
+    changes, spans, marks = [], {}, []
     left = list(tree)
     while left:
         event = left.pop()
@@ -184,6 +197,8 @@ def trace_of_profile(tree: Iterable[Any], tags: list[tuple[Category, list[int]]]
         if event.tag == torch._C._profiler._EventType.Allocation:
             if event.extra_fields.device.type == "cpu":
                 changes.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+        elif event.name == _MARK:
+            marks.append(event.start_time_ns)
         elif event.name.startswith((_PHASE, _TAG)):
             spans[event.name] = event.start_time_ns, event.end_time_ns
     changes.sort(key=lambda change: change[0])
@@ -193,7 +208,8 @@ def trace_of_profile(tree: Iterable[Any], tags: list[tuple[Category, list[int]]]
     return trace_of(
         [(address, nbytes) for _, address, nbytes in changes],
         {name.removeprefix(_PHASE): span for name, span in found.items() if name.startswith(_PHASE)},
-        [(found[f"{_TAG}{index}"][0], category, held) for index, (category, held) in enumerate(tags)],
+        [(found[f"{_TAG}{index}"][0], word, held) for index, (word, held) in enumerate(tags)],
+        [bisect.bisect_left(times, at) for at in sorted(marks)],
     )
 
 

@@ -27,7 +27,7 @@ def scratch_bytes(func: Callable[..., Any], args: Any, kwargs: Any) -> int | Non
     """
     if counting.installed() is None:
         return None
-    key = repr((func, tree_map(_signature, (args, kwargs)), torch.get_num_threads()))
+    key = repr((func, tree_map(signature, (args, kwargs)), torch.get_num_threads()))
     if key not in _KNOWN:
         with unset_fake_temporarily(), torch.no_grad():
             _KNOWN[key] = _tried(func, args, kwargs)
@@ -48,7 +48,8 @@ def _tried(func: Callable[..., Any], args: Any, kwargs: Any) -> int | None:
     return max(0, int(alive.max(initial=0) - alive[-1])) if len(alive) else 0
 
 
-def _signature(one: Any) -> Any:
+def signature(one: Any) -> Any:
+    """What an operator's memory depends on: a tensor's shape, strides and dtype; any other argument itself."""
     return (tuple(one.shape), tuple(one.stride()), one.dtype) if isinstance(one, Tensor) else one
 
 

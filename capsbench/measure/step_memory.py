@@ -1,5 +1,6 @@
 """The memory of one training step: what is run under a probe, and the figures that come of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from capsbench.measure.memory import MemoryProbe, probe_for
 from capsbench.measure.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.workload import Workload
+
+Afterwards = Callable[[MemoryProbe, Workload], None]
+"""Called after a step, while its probe still counts."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class ProbedStep:
     """Of the gradients that were alive after backward."""
 
 
-def probed_step(configuration: Configuration, data_directory: Path | None = None) -> ProbedStep:
+def probed_step(configuration: Configuration, data_directory: Path | None = None, afterwards: Afterwards | None = None) -> ProbedStep:
     """Runs a step under a probe, after one that makes gradients, optimizer state and the libraries' own buffers."""
     probe = probe_for(torch.device(configuration.device))
     with probe:
@@ -41,6 +45,8 @@ def probed_step(configuration: Configuration, data_directory: Path | None = None
         with probe.phase("optimizer"):
             del loss, gradients
             workload.optimize()
+        if afterwards is not None:
+            afterwards(probe, workload)
     return ProbedStep(workload, probe, gradient_bytes)
 
 

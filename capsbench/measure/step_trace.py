@@ -4,14 +4,16 @@ import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from capsbench.catalog import spec_of
 from capsbench.data.preprocess import Batch
 from capsbench.errors import CapsbenchError, ConfigurationError
-from capsbench.measure.attribution import Calls, nodes_of
+from capsbench.measure.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.measure.follow import Follow
 from capsbench.measure.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.measure.trace import Trace
@@ -39,6 +41,8 @@ class TracedStep:
     flops: int
     """Of forward and backward, as it is computed."""
     retained_by_module: dict[str, int]
+    origin: Callable[[int], Origin]
+    """Where a block was made."""
     largest_parameter_bytes: int
     scratch: tuple[str, ...]
     notes: tuple[str, ...]
@@ -51,7 +55,12 @@ class TracedStep:
 
 
 def trace_step(
-    configuration: Configuration, *, build: Build | None = None, workspace_bytes: int = 0, inside: bool = True, try_scratch: bool = False
+    configuration: Configuration,
+    *,
+    build: Build | None = None,
+    workspace_bytes: int = 0,
+    inside: bool = True,
+    try_scratch: bool = False,
 ) -> TracedStep:
     """Follows a step of a configuration, after one that makes gradients and the optimizer's state.
 
@@ -129,8 +138,19 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
     batch = _batch(configuration)
     follow.tag("batch", batch)
     torch.manual_seed(0)
-    model = follow.made_fake(build() if build else build_model(configuration))
+    model = follow.made_fake(_built(build or (lambda: build_model(configuration))))
     return Workload(configuration, batch=batch, model=model)
+
+
+def _built(build: Build) -> nn.Module:
+    """The network on shapes; a constructor that needs values is given them, and shapes are all that is kept of it."""
+    try:
+        return build()
+    except CapsbenchError:
+        raise
+    except Exception:
+        with _disable_current_modes():
+            return build()
 
 
 def _traced(follow: Follow, workload: Workload) -> TracedStep:
@@ -141,19 +161,25 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
     follow.tag("optimizer", optimizer_state(workload.optimizer))
     before, calls = follow.flops, Calls(model, follow)
     started = follow.events()
-    with follow.phase("forward"), calls.watched():
-        loss = workload.forward()
-        follow.follow_numbers(nodes_of(loss))
-    alive, holders, made = follow.alive_since(started), calls.holders(loss, started), follow.made_since(started)
-    with follow.phase("backward"):
-        workload.backward(loss)
-    flops = follow.flops - before
-    gradients = gradients_of(model)
-    follow.tag("gradient", gradients)
-    of_gradients = storage_bytes(gradients)
-    with follow.phase("optimizer"):
-        del loss, gradients
-        workload.optimize()
+    left_over = follow.alive_since(0)
+    kept = {block: name for name, tensors in calls.attributes() for block in follow.blocks_of(tensors)}
+    with calls.watched():
+        with follow.phase("forward"):
+            loss = workload.forward()
+            follow.follow_numbers(nodes_of(loss), calls.spans.module_of)
+        alive, holders, made = follow.alive_since(started), calls.holders(loss, started), follow.made_since(started)
+        # A module that remembers something lets go of what it remembered of the step before.
+        still = follow.alive_since(0)
+        gone = {block: nbytes for block, nbytes in left_over.items() if block not in still}
+        with follow.phase("backward"):
+            workload.backward(loss)
+        flops = follow.flops - before
+        gradients = gradients_of(model)
+        follow.tag("gradient", gradients)
+        of_gradients = storage_bytes(gradients)
+        with follow.phase("optimizer"):
+            del loss, gradients
+            workload.optimize()
     trace = follow.trace()
     return TracedStep(
         trace=trace,
@@ -162,11 +188,17 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
         optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
         batch_bytes=storage_bytes(workload.batch),
         flops=flops,
-        retained_by_module=_by_module(alive, holders | _saved(calls, workload, made)),
+        retained_by_module=_by_module(alive, holders | _saved(calls, workload, made), gone, kept),
+        origin=partial(_origin, follow.made_in, follow.made_by, calls.spans),
         largest_parameter_bytes=max(parameter.nbytes for parameter in model.parameters()),
         scratch=tuple(follow.scratch),
         notes=tuple(follow.notes),
     )
+
+
+def _origin(made_in: dict[int, str], made_by: dict[int, tuple[str, int]], spans: Spans, block: int) -> Origin:
+    operator, node = made_by[block]
+    return Origin(operator, made_in[block] or spans.module_of(node))
 
 
 def _saved(calls: Calls, workload: Workload, made: list[int]) -> dict[int, str]:
@@ -179,8 +211,11 @@ def _saved(calls: Calls, workload: Workload, made: list[int]) -> dict[int, str]:
         return {}
 
 
-def _by_module(alive: dict[int, int], holders: dict[int, str]) -> dict[str, int]:
+def _by_module(alive: dict[int, int], holders: dict[int, str], gone: dict[int, int], kept: dict[int, str]) -> dict[str, int]:
+    """Bytes that forward left alive by who holds them, less those that it let go of by who had them."""
     found: Counter[str] = Counter()
+    for block, nbytes in gone.items():
+        found[kept.get(block, "")] -= nbytes
     for block, nbytes in alive.items():
         found[holders[block]] += nbytes
     return {name: nbytes for name, nbytes in found.items() if nbytes}

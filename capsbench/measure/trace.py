@@ -3,7 +3,7 @@
 Everything that is said of memory over a step follows from one such list: peaks, what is alive at them, the timeline.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,8 +45,10 @@ class Trace:
     """`[N]`, what each event adds to what is alive: negative where a block is freed."""
     spans: dict[str, tuple[int, int]]
     """Of each phase the first event, and the first one after it."""
-    tags: dict[Category, set[int]] = field(default_factory=dict)
-    """Blocks whose category is known from what they hold."""
+    tags: Mapping[str, set[int]] = field(default_factory=dict)
+    """Blocks of which something was said: the category of what they hold, or any other word."""
+    marks: Sequence[int] = ()
+    """Number of events before each mark that was set, in order; none where they are not known."""
 
     def alive(self) -> Integers:
         """`[N + 1]`: bytes alive before the first event and after each."""
@@ -83,8 +85,8 @@ class Trace:
         for index, block in enumerate(self.blocks.tolist()):
             found.setdefault(block, "other" if index < start else "temporary")
         found |= dict.fromkeys(self.retained_blocks(), "retained")
-        for category, blocks in self.tags.items():
-            found |= dict.fromkeys(blocks & found.keys(), category)
+        for category in CATEGORIES:
+            found |= dict.fromkeys(self.tags.get(category, set()) & found.keys(), category)
         return found
 
     def peak(self) -> tuple[str, int]:
@@ -133,21 +135,25 @@ class Trace:
             else:
                 handed[block] = allocator.allocate(nbytes)
             found.append(allocator.allocated - before)
-        return Trace(self.blocks, np.array(found, dtype=np.int64), self.spans, self.tags)
+        return Trace(self.blocks, np.array(found, dtype=np.int64), self.spans, self.tags, self.marks)
 
 
 def trace_of(
-    events: Iterable[tuple[int, int]], spans: Mapping[str, tuple[int, int]], tags: Iterable[tuple[int, Category, Iterable[int]]]
+    events: Iterable[tuple[int, int]],
+    spans: Mapping[str, tuple[int, int]],
+    tags: Iterable[tuple[int, str, Iterable[int]]],
+    marks: Sequence[int] = (),
 ) -> Trace:
     """A trace of what an allocator saw: addresses, which are used again, become blocks, which are not.
 
     Args:
         events: address, and bytes: positive where it was handed out, negative where it was freed.
         spans: as `Trace`.
-        tags: number of events before it was looked at, category, and the addresses that held it then.
+        tags: number of events before it was looked at, category or another word, and the addresses that held it then.
+        marks: as `Trace`.
     """
     looked = sorted(tags, key=lambda tag: tag[0], reverse=True)
-    tagged: dict[Category, set[int]] = {}
+    tagged: dict[str, set[int]] = {}
     at_address: dict[int, int] = {}
     blocks, sizes = [], []
 
@@ -168,4 +174,4 @@ def trace_of(
             blocks.append(index if known is None else known)
             sizes.append(0 if known is None else nbytes)
     look(float("inf"))
-    return Trace(np.array(blocks, dtype=np.int64), np.array(sizes, dtype=np.int64), dict(spans), tagged)
+    return Trace(np.array(blocks, dtype=np.int64), np.array(sizes, dtype=np.int64), dict(spans), tagged, marks)

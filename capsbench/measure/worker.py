@@ -21,7 +21,7 @@ from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_mem
 from capsbench.measure.processes import other_processes, refuse_others
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.step_trace import traced_figures
-from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures
+from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
 from capsbench.workload import Workload
 
 LONGEST_MESSAGE = 500
@@ -38,6 +38,10 @@ class Request(BaseModel):
     budget_seconds: float = 10.0
     """How long sampling goes on, beyond the fewest samples, while the time is not yet known within 2 %."""
     data_directory: Path | None = None
+    timeline: bool = False
+    """Whether the memory pass tells of one step allocation by allocation, instead of its figures."""
+    snapshot: Path | None = None
+    """Where the timeline's pass puts the account of a CUDA device's own allocator."""
     strict: bool = False
     """Whether to measure nothing beside other processes on a CUDA device."""
 
@@ -53,6 +57,7 @@ class Reply(BaseModel):
     memory: MemoryFigures | None = None
     time: TimeFigures | None = None
     step: StepFigures | None = None
+    timeline: Timeline | None = None
     notes: list[str] = []
 
 
@@ -60,9 +65,17 @@ def measure_memory(configuration: Configuration, data_directory: Path | None = N
     """The bytes of one step, and who counted them."""
     step = probed_step(configuration, data_directory)
     figures = memory_figures(step)
-    why = [f"torch's profiler counted bytes: {counting.reason()}"] if figures.probe == "profiler" else []
+    why = _who_counted(figures.probe)
     traced, notes = traced_figures(configuration)
     return Reply(status="ok", data_source=step.workload.data_source, memory=figures, step=traced, notes=[*why, *notes])
+
+
+def measure_timeline(request: Request) -> Reply:
+    """One step, allocation by allocation."""
+    from capsbench.measure.timeline import measured_timeline
+
+    timeline = measured_timeline(request.configuration, request.data_directory, request.snapshot)
+    return Reply(status="ok", timeline=timeline, notes=_who_counted(timeline.probe))
 
 
 def measure_time(request: Request) -> Reply:
@@ -86,8 +99,12 @@ def run(request: Request) -> Reply:
         notes = other_processes(torch.device(request.configuration.device))
         if request.strict:
             refuse_others(notes)
-        memory = request.what == "memory"
-        reply = measure_memory(request.configuration, request.data_directory) if memory else measure_time(request)
+        if request.timeline:
+            reply = measure_timeline(request)
+        elif request.what == "memory":
+            reply = measure_memory(request.configuration, request.data_directory)
+        else:
+            reply = measure_time(request)
     except CapsbenchError as error:
         reply = Reply(status="error", message=" - ".join(str(error).splitlines()))
     except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
@@ -95,6 +112,10 @@ def run(request: Request) -> Reply:
         full = is_out_of_memory(error, limited=limits_all_memory(request.configuration))
         reply = Reply(status="oom" if full else "error", message=_describe(error))
     return reply.model_copy(update={"notes": [*notes, *reply.notes]})
+
+
+def _who_counted(probe: str) -> list[str]:
+    return [f"torch's profiler counted bytes: {counting.reason()}"] if probe == "profiler" else []
 
 
 def _describe(error: BaseException) -> str:

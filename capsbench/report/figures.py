@@ -33,7 +33,7 @@ _Dash = str | tuple[int, tuple[float, ...]]
 _DASHES: tuple[_Dash, ...] = ("-", "-.", ":", (0, (8, 2, 1, 2, 1, 2)))
 _PREDICTED_DASHES: tuple[_Dash, ...] = ("--", (0, (8, 3)), (0, (2, 2)), (0, (4, 1)))
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -87,7 +87,7 @@ def figure4(
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes a figure as svg and png."""
     paths = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for path in paths:
             # No date inside: the same records give the same file.
             metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
@@ -99,7 +99,7 @@ def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_pape
     datasets = list(dict.fromkeys(frame["dataset"])) or [""]
     styles = _styles(frame)
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.7 * max(1, len(shown)), 3.1 * len(datasets) + 0.3), layout="constrained")
         axes = figure.subplots(len(datasets), max(1, len(shown)), squeeze=False)
         for row, dataset in zip(axes, datasets, strict=True):

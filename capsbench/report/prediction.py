@@ -22,7 +22,9 @@ _MARKS = {"exact": "", "modelled": "", "guessed": "≈ "}
 def predictions_table(records: Sequence[Record]) -> Table:
     """A row per record; guesses are marked."""
     shown = {
-        head: name for head, name in _COLUMNS.items() if any(one.memory and getattr(one.memory, name) is not None for one in records)
+        head: name
+        for head, name in _COLUMNS.items()
+        if any(one.memory and getattr(one.memory, name) is not None for one in records)
     }
     datasets = len({record.cell.configuration.dataset for record in records}) > 1
     options = _told(records)
@@ -55,7 +57,9 @@ def _told(records: Sequence[Record]) -> list[str]:
 
 def certainty_note(records: Sequence[Record]) -> str:
     """How sure the figures are, and what is not in them."""
-    lines = ["retained bytes are exact; peaks and reserved memory are modelled; ≈ is a guess (CUDA's context depends on the driver)"]
+    lines = [
+        "retained bytes are exact; peaks and reserved memory are modelled; ≈ is a guess (CUDA's context depends on the driver)"
+    ]
     scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)
     if scratch:
         lines.append(f"not in the peaks: what libraries take as scratch for {', '.join(scratch)}")
@@ -73,6 +77,6 @@ def fit_text(configuration: Configuration, what: str, value: int, memory_bytes: 
     if not value:
         return f"{model_title(configuration.model)}: not even 1 of {unit} fits {where}: {reason}"
     found = "" if memory_bytes is None else f", {bytes_text(memory_bytes)} of its memory"
-    how = "" if traced else ", reckoned from how bytes grow over 16 to 64 blocks"
-    why = f"; one more does not: {reason}" if reason and traced else f"; {reason}" if reason else ""
+    how = "" if traced else ", reckoned from how bytes grow over 8 to 32 blocks"
+    why = f"; {reason}" if reason else ""
     return f"{model_title(configuration.model)}: {value:,} {unit} fit {where}{found}{how}{why}"

@@ -33,14 +33,15 @@ def local_launcher(
         if cell.configuration.is_predicted():
             # Nothing is measured, so that nothing can disturb it: no process of its own.
             return predict_cell(cell)
-        with _alone_on(cell.configuration.device, notify):
+        with alone_on(cell.configuration.device, notify):
             return measure_cell(cell, plan, environment=environment, data_directory=data_directory)
 
     return launch
 
 
 @contextmanager
-def _alone_on(device: str, notify: Callable[[str], None]) -> Iterator[None]:
+def alone_on(device: str, notify: Callable[[str], None]) -> Iterator[None]:
+    """Holds a device against other sweeps; `notify` is told if it has to be waited for."""
     lock = FileLock(Path(tempfile.gettempdir()) / f"capsbench-{os.getuid()}-{device.replace(':', '')}.lock")
     try:
         lock.acquire(timeout=0)

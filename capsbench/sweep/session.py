@@ -22,7 +22,7 @@ PREDICTED_DEVICES = ("cpu:predicted", "cuda:predicted")
 
 
 def resolve_device(name: str) -> str:
-    """`auto`, `cpu`, `cuda` or `cuda:N` → `cpu` or `cuda:N`, a device that is there, under its one name; or one of those predicted.
+    """`auto`, `cpu`, `cuda` or `cuda:N` → `cpu` or `cuda:N`, a device that is there, under its one name; or a predicted one.
 
     Raises:
         ConfigurationError: it is not.
@@ -37,7 +37,9 @@ def resolve_device(name: str) -> str:
         if index >= count:
             raise ConfigurationError(f"--device {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto")
         return f"cuda:{index}"
-    raise ConfigurationError(f"--device '{name}' is not known", f"choose auto, cpu, cuda, cuda:N, {' or '.join(PREDICTED_DEVICES)}")
+    raise ConfigurationError(
+        f"--device '{name}' is not known", f"choose auto, cpu, cuda, cuda:N, {' or '.join(PREDICTED_DEVICES)}"
+    )
 
 
 def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime) -> Path:

@@ -1,0 +1,155 @@
+"""What `capsbench timeline` does once it knows its cells."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from capsbench.errors import ConfigurationError, StoreError
+from capsbench.measure.cell import run_pass
+from capsbench.measure.timeline import predicted_timeline
+from capsbench.measure.worker import Reply, Request
+from capsbench.records import Cell, Configuration
+from capsbench.report.figures import save
+from capsbench.report.timeline import draw_timeline, timeline_text
+from capsbench.sweep.local import alone_on
+from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.session import REPORTS, check_data
+
+FILE, SNAPSHOT = "timeline.json", "snapshot.pickle"
+
+_HINTS = {
+    "oom": "choose a smaller --batch-size or --depth, or trace the step with --device cpu:predicted or cuda:predicted",
+    "timeout": "give it more seconds with --timeout, or choose a smaller --batch-size or --depth",
+    "error": "the step must run before it can be looked into; 'capsbench run' with the same options ends in the same way",
+}
+
+
+def the_cell(sweep: Sweep) -> Cell:
+    """The one cell that was asked for.
+
+    Raises:
+        ConfigurationError: as `expand`, or there are several.
+    """
+    try:
+        cells = expand(sweep)
+    except ConfigurationError as error:
+        # In this command's own words: it takes one model.
+        raise ConfigurationError(
+            error.what.replace("--models:", "--model:"), error.hint.replace("choose all, ", "choose ")
+        ) from None
+    first, *others = (cell.configuration.model_dump() for cell in cells)
+    if others:
+        # What one of them does not have at all follows from its model.
+        differing = [
+            name
+            for name, value in first.items()
+            if any(other[name] != value for other in others) and None not in {value, *(other[name] for other in others)}
+        ]
+        told = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer step"])
+        raise ConfigurationError(
+            f"a timeline is of one step, and this asks for {len(cells)}, which differ in {told}",
+            "give one value of each; 'capsbench run' takes several",
+        )
+    return cells[0]
+
+
+def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeout: float, as_json: bool, **_: Any) -> int:
+    """Looks into a step, writes and draws what was seen, prints it, and returns the exit status.
+
+    Args:
+        cell: whose step.
+        out: folder to write to, or None for one named after the time.
+        data_dir: where real data sets lie.
+        timeout: seconds for the process that measures.
+        as_json: print the timeline as JSON, not in words.
+
+    Raises:
+        ConfigurationError: the batch is larger than the data, the step cannot be traced, or the folder holds a timeline.
+        StoreError: the folder cannot be written to.
+    """
+    for text in check_data([cell], data_dir):
+        click.echo(f"data {text}", err=True)
+    folder = out or REPORTS / f"timeline-{datetime.now():%Y-%m-%d-%H%M%S}"
+    with _beside(folder) as beside:
+        reply = _look(cell.configuration, data_dir, timeout, beside / SNAPSHOT)
+        timeline = reply.timeline
+        if timeline is None:
+            return _complain(cell.configuration, reply)
+        with _writing(folder):
+            (beside / FILE).write_text(timeline.model_dump_json() + "\n", encoding="utf-8")
+            save(draw_timeline(timeline), beside, "timeline")
+            # The one that says that there is a timeline comes last.
+            files = sorted(beside.iterdir(), key=lambda path: path.name == FILE)
+            written = [path.replace(folder / path.name) for path in files]
+    click.echo(timeline.model_dump_json() if as_json else timeline_text(timeline))
+    for path in written:
+        click.echo(f"wrote {path}", err=True)
+    return 0
+
+
+def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path) -> Reply:
+    if configuration.is_predicted():
+        return Reply(status="ok", timeline=predicted_timeline(configuration))
+    request = Request(
+        configuration=configuration,
+        what="memory",
+        samples=5,
+        data_directory=data_dir,
+        timeline=True,
+        snapshot=snapshot.absolute(),
+    )
+    try:
+        with alone_on(configuration.device, lambda text: click.echo(text, err=True)):
+            reply = run_pass(request, timeout)
+    except OSError as error:
+        return Reply(status="error", message=f"the process could not start: {error}")
+    if reply.timeline is None:
+        return reply
+    notes = [*reply.timeline.notes, *reply.notes]
+    return reply.model_copy(update={"timeline": reply.timeline.model_copy(update={"notes": notes})})
+
+
+def _complain(configuration: Configuration, reply: Reply) -> int:
+    """Says why there is no timeline; the exit status."""
+    what, _, hint = (reply.message or reply.status).partition(" - ")
+    depth = f"{configuration.blocks} {'block' if configuration.blocks == 1 else 'blocks'}"
+    click.echo(f"error: {configuration.model} at {depth}: {what}\n{hint or _HINTS[reply.status]}", err=True)
+    return 1
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder to write into before the files are moved to where they belong, so that nobody sees half of them.
+
+    Raises:
+        ConfigurationError: the folder holds a timeline.
+        StoreError: it cannot be written to.
+    """
+    if (folder / FILE).exists():
+        raise ConfigurationError(f"--out {folder} already holds a timeline", "choose another --out, or remove it first")
+    new = not folder.exists()
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=folder, prefix=".timeline-"))
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if new:
+            with contextlib.suppress(OSError):  # it stays where something is in it
+                folder.rmdir()
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"--out {folder} cannot be written: {error.strerror}", "choose a folder that you may write to") from None

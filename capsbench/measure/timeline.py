@@ -1,0 +1,316 @@
+"""Inside one training step: what is alive after every allocation, and who made the one at the peak.
+
+A measured step runs as `step_memory` runs it, unwatched. A further one is looked at closely, which adds allocations of its own;
+those that both have in common say where each of the first was made.
+"""
+
+import bisect
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from capsbench.errors import ConfigurationError
+from capsbench.measure.allocator import CachingAllocator
+from capsbench.measure.attribution import Modules, Origin
+from capsbench.measure.follow import current_node
+from capsbench.measure.memory import MemoryProbe
+from capsbench.measure.predict import predict_memory, trace_for
+from capsbench.measure.step_memory import probed_step
+from capsbench.measure.trace import PHASES, Phase, Trace
+from capsbench.records import Configuration, StepPeak, StepPhase, Timeline
+from capsbench.workload import Workload
+
+_NOWHERE = Origin("", "")
+
+
+def predicted_timeline(configuration: Configuration) -> Timeline:
+    """The timeline of a step that is traced without its device.
+
+    Raises:
+        ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
+    """
+    step = trace_for(configuration)
+    predicted = predict_memory(configuration, step)
+    on_cuda = configuration.device_kind() == "cuda"
+    trace = step.trace.replay(CachingAllocator()) if on_cuda else step.trace
+    notes = [*step.notes]
+    notes += [f"would not fit: {predicted.reason}"] if not predicted.fits else []
+    notes += [f"not in the peaks: what libraries take as scratch for {', '.join(step.scratch)}"] if step.scratch else []
+    notes += ["bytes by module are as asked for, all others as the allocator rounds them"] if on_cuda else []
+    return Timeline(
+        kind="predicted",
+        configuration=configuration,
+        probe=predicted.memory.probe,
+        **_figures(trace, trace.phases(), step.origin),
+        retained_by_module=step.retained_by_module,
+        notes=notes,
+    )
+
+
+def measured_timeline(configuration: Configuration, data_directory: Path | None = None, snapshot: Path | None = None) -> Timeline:
+    """Runs a step and says what was in it.
+
+    Args:
+        configuration: what to run.
+        data_directory: where real data sets lie.
+        snapshot: on a CUDA device the account of its own allocator goes to this file, for pytorch.org/memory_viz.
+
+    Raises:
+        ConfigurationError: the configuration makes no network, or its device's allocator keeps no history.
+    """
+    seen: list[Witness] = []
+
+    def look(probe: MemoryProbe, workload: Workload) -> None:
+        if snapshot is not None and workload.device.type == "cuda":
+            torch.cuda.memory._dump_snapshot(str(snapshot))
+        seen.append(Witness(probe, workload))
+        seen[0].see_step()
+
+    step = probed_step(configuration, data_directory, look)
+    trace = step.probe.trace()
+    if trace is None:
+        raise ConfigurationError(
+            f"the allocator of device '{configuration.device}' keeps no history, which a timeline is made of",
+            "leave PYTORCH_CUDA_ALLOC_CONF to torch's own allocator, or trace the step with --device cuda:predicted",
+        )
+    account = Account(trace, seen[0])
+    return Timeline(
+        kind="measured",
+        configuration=configuration,
+        probe=step.probe.name,
+        data_source=step.workload.data_source,
+        **_figures(trace, step.probe.phases(), account.origin),
+        retained_by_module=account.retained_by_module(),
+        notes=account.notes,
+    )
+
+
+class Witness:
+    """Sees a step from close by: which operator and which module runs, and who holds what forward leaves alive.
+
+    Args:
+        probe: counts; every change of place is a mark of its, so that it is known for each allocation where it was made.
+        workload: whose step it is.
+    """
+
+    def __init__(self, probe: MemoryProbe, workload: Workload) -> None:
+        self._probe, self._workload = probe, workload
+        self._modules = Modules(workload.model, self)
+        self._place = self._operator = ""
+        self._node = -1
+        self.spans = self._modules.spans
+        self.states: list[tuple[str, str, int]] = []
+        """Since each mark: the operator, the module, and the number of the autograd node whose backward it is."""
+        self.first = 0
+        """The mark before the step."""
+        self.after_forward = 0
+        """The mark between forward and backward."""
+        self.kept: list[str] = []
+        """Of each word `kept N`, said of tensors before the step, the module that had them from the step before."""
+        self.held: list[str] = []
+        """Of each word `held N`, said of tensors after forward, the module that holds them."""
+        self.saved: list[str] = []
+        """Of each word `saved N`, said of a tensor when autograd saved it, the module that was running."""
+        self.failure = ""
+        """Why the step could not be seen."""
+
+    @property
+    def place(self) -> str:
+        """The module that is running."""
+        return self._place
+
+    @place.setter
+    def place(self, name: str) -> None:
+        self._place = name
+        self._mark()
+
+    def see_step(self) -> None:
+        """Runs the step; one that cannot be seen from so close has been measured all the same."""
+        try:
+            try:
+                self._see_step(torch.autograd.graph.saved_tensors_hooks(self._see_saved, lambda tensor: tensor))
+            except RuntimeError as error:
+                if "saved tensor hooks" not in str(error):  # transforms of torch.func do not allow them
+                    raise
+                self._see_step(nullcontext())
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs an operator."""
+        outside = self._operator, self._node
+        self._operator, self._node = self._operator or func._schema.name, current_node()
+        self._mark()
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._operator, self._node = outside
+            self._mark()
+
+    def _see_step(self, saving: AbstractContextManager[object]) -> None:
+        workload = self._workload
+        self._see("kept", self.kept, self._modules.attributes())
+        self.first = len(self.states)
+        self._mark()
+        with self._modules.watched(), _Operators(self):
+            with saving:
+                loss = workload.forward()
+            self.after_forward = len(self.states)
+            self._mark()
+            self._see("held", self.held, self._modules.holding(loss))
+            workload.backward(loss)
+            del loss
+            workload.optimize()
+
+    def _see_saved(self, tensor: Tensor) -> Tensor:
+        self._see("saved", self.saved, [(self._place, [tensor])])
+        return tensor
+
+    def _see(self, word: str, names: list[str], having: Iterable[tuple[str, Iterable[Tensor]]]) -> None:
+        """Says of tensors `word N`, and notes who has them as number N."""
+        for name, tensors in having:
+            self._probe.tag(f"{word} {len(names)}", tensors)
+            names.append(name)
+
+    def _mark(self) -> None:
+        self._probe.mark()
+        self.states.append((self._operator, self._place, self._node))
+
+
+class _Operators(TorchDispatchMode):
+    """Tells of every operator that autograd calls."""
+
+    def __init__(self, witness: Witness) -> None:
+        super().__init__()
+        self._witness = witness
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler, which an ordinary step does not."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._witness.run(func, args, kwargs or {})
+
+
+class Account:
+    """What a witness saw of one step, said of the step that was measured before it.
+
+    Args:
+        trace: of both.
+        witness: of the second.
+    """
+
+    def __init__(self, trace: Trace, witness: Witness) -> None:
+        self._trace, self._witness = trace, witness
+        self.notes: list[str] = []
+        """What could not be said."""
+        self._twins: dict[int, int] = {}
+        if witness.failure:
+            self.notes.append(f"operators and modules are not known: the step cannot be watched: {witness.failure}")
+            return
+        measured = self._made(trace.spans[PHASES[0]][0], trace.spans[PHASES[-1]][1])
+        seen = self._made(trace.marks[witness.first], len(trace.blocks))
+        places = embedded([nbytes for _, nbytes in measured], [nbytes for _, nbytes in seen])
+        self._twins = {block: seen[place][0] for (block, _), place in zip(measured, places, strict=False)}
+        if len(places) < len(measured):
+            self.notes.append(f"operators and modules are known of the first {len(places)} of {len(measured)} allocations alone")
+
+    def origin(self, block: int) -> Origin:
+        """Where a block was made."""
+        twin = self._twins.get(block)
+        if twin is None:
+            return _NOWHERE
+        operator, module, node = self._witness.states[bisect.bisect_right(self._trace.marks, twin) - 1]
+        return Origin(operator, module or self._witness.spans.module_of(node))
+
+    def retained_by_module(self) -> dict[str, int]:
+        """Retained bytes by the module that saved them first, or is known to hold them, or made them (see `attribution`).
+
+        What a module remembered of the step before, and lets go of in forward, is taken off. Under the empty name is what no
+        module keeps, and what is not known.
+        """
+        witness, trace = self._witness, self._trace
+        holders = self._named("held", enumerate(witness.held)) | self._named("saved", reversed([*enumerate(witness.saved)]))
+        found: Counter[str] = Counter()
+        for block, nbytes in trace.retained_blocks().items():
+            twin = self._twins.get(block, -1)
+            found[holders[twin] if twin in holders else self.origin(block).module] += nbytes
+        for name, nbytes in self._let_go().items():
+            found[name] -= nbytes
+        forward = trace.phases()["forward"]
+        found[""] += forward.end - forward.start - found.total()
+        return {name: nbytes for name, nbytes in found.items() if nbytes}
+
+    def _let_go(self) -> Counter[str]:
+        """Bytes that the forward pass that was seen let go of, by the module that had them."""
+        witness, trace = self._witness, self._trace
+        found: Counter[str] = Counter()
+        if self._twins:
+            kept = self._named("kept", enumerate(witness.kept))
+            before, after = (trace.alive_blocks(trace.marks[mark]) for mark in (witness.first, witness.after_forward))
+            for block in before.keys() - after.keys():
+                found[kept.get(block, "")] += before[block]
+        return found
+
+    def _named(self, word: str, names: Iterable[tuple[int, str]]) -> dict[int, str]:
+        """The module that has each block of which `word N` was said; of several the last."""
+        return {block: name for number, name in names for block in self._trace.tags[f"{word} {number}"]}
+
+    def _made(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Blocks that were made from one event to another, and their bytes."""
+        events = zip(self._trace.blocks[first:last].tolist(), self._trace.nbytes[first:last].tolist(), strict=True)
+        return [(block, nbytes) for block, nbytes in events if nbytes > 0]
+
+
+def embedded(few: Iterable[int], many: Sequence[int]) -> list[int]:
+    """The places in `many` of the members of `few`, in their order and as early as can be; up to the first that is not there."""
+    found: list[int] = []
+    left = iter(enumerate(many))
+    for wanted in few:
+        place = next((place for place, one in left if one == wanted), None)
+        if place is None:
+            break
+        found.append(place)
+    return found
+
+
+def _figures(trace: Trace, phases: Mapping[str, Phase], origin: Callable[[int], Origin]) -> dict[str, Any]:
+    """What is said of the step alone: of events outside, and those that change nothing, there is no trace."""
+    first, last = trace.spans[PHASES[0]][0], trace.spans[PHASES[-1]][1]
+    kept = np.flatnonzero(trace.nbytes[first:last]) + 1
+    shown = np.concatenate(([0], kept)) + first
+    number = {at: int(np.searchsorted(shown, at, side="right")) - 1 for span in trace.spans.values() for at in span}
+    phase, at = trace.peak()
+    contents = trace.at_peak()
+    allocated = max(one.peak for one in phases.values())
+    # The highest point comes right after something was made, unless nothing was that is in it.
+    made = origin(int(trace.blocks[at - 1])) if at > trace.spans[phase][0] else Origin("", "")
+    return {
+        "phases": {
+            name: StepPhase(
+                first_event=number[trace.spans[name][0]],
+                last_event=number[trace.spans[name][1]],
+                start_bytes=phases[name].start,
+                end_bytes=phases[name].end,
+                peak_bytes=phases[name].peak,
+            )
+            for name in PHASES
+        },
+        "bytes_by_category": {name: nbytes[shown].tolist() for name, nbytes in trace.stacked().items()},
+        "peak": StepPeak(
+            event=int(np.searchsorted(shown, at, side="right")) - 1,
+            allocated_bytes=allocated,
+            operator=made.operator or None,
+            module=made.module if made.operator else None,
+            contents=contents,
+            left_over_bytes=allocated - contents.total(),
+        ),
+    }

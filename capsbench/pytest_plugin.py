@@ -1,0 +1,61 @@
+"""A pytest plugin: fails a test when a network's memory per block grew. Loaded by pytest itself where capsbench is installed.
+
+    @pytest.mark.memory_slope(max_bytes_per_block=0)
+    def test_depth_costs_nothing(memory_slope):
+        memory_slope(make_net, depths=(1, 2, 4))
+
+Without the marker the fixture measures and leaves the verdict to the test.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from capsbench.testing import MemorySlope
+
+_TAKES = {"max_bytes_per_block"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the marker known."""
+    config.addinivalue_line(
+        "markers", "memory_slope(max_bytes_per_block): the most that a block may add to what a training step retains (capsbench)"
+    )
+
+
+@pytest.fixture
+def memory_slope(request: pytest.FixtureRequest) -> "Callable[..., MemorySlope]":
+    """`capsbench.testing.memory_slope`, which fails the test where its marker's limit is passed."""
+    # Imported when it is asked for: other tests need not wait for torch.
+    from capsbench.testing import memory_slope as traced
+
+    limit = _limit(request)
+
+    def measure(*args: Any, **kwargs: Any) -> "MemorySlope":
+        found = traced(*args, **kwargs)
+        if limit is not None and found.worst_step() > limit:
+            sizes = ", ".join(f"{blocks}: {nbytes}" for blocks, nbytes in zip(found.depths, found.retained_bytes, strict=True))
+            pytest.fail(
+                f"a block retains {found.worst_step():.0f} bytes, and may {limit:.0f} (bytes at each depth: {sizes})\n{found.explain()}",
+                pytrace=False,
+            )
+        return found
+
+    return measure
+
+
+def _limit(request: pytest.FixtureRequest) -> float | None:
+    marker = request.node.get_closest_marker("memory_slope")
+    if marker is None:
+        return None
+    limit = marker.kwargs.get("max_bytes_per_block")
+    right = isinstance(limit, int | float) and not isinstance(limit, bool) and limit >= 0
+    if marker.args or set(marker.kwargs) != _TAKES or not right:
+        given = ", ".join([*map(repr, marker.args), *(f"{name}={value!r}" for name, value in marker.kwargs.items())])
+        pytest.fail(
+            f"memory_slope({given}) does not say how much a block may retain\ngive max_bytes_per_block=, a number of bytes, 0 or more",
+            pytrace=False,
+        )
+    return float(limit)

@@ -1,0 +1,97 @@
+"""Guarding the memory slope of a network in its own tests, without a GPU: nothing is computed, only traced.
+
+    from capsbench.testing import memory_slope
+
+    def test_depth_costs_nothing():
+        assert memory_slope(make_net, depths=(1, 2, 4)).retained_per_block == 0
+
+or with the pytest plugin that ships with the package (`capsbench.pytest_plugin`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from capsbench.analysis.slopes import SlopeFit, fit_slope
+from capsbench.catalog import spec_of
+from capsbench.errors import ConfigurationError
+from capsbench.measure.step_trace import TracedStep, trace_step
+from capsbench.records import Configuration
+
+ModelFactory = Callable[[tuple[int, int, int], int, int], nn.Module]
+
+
+@dataclass(frozen=True)
+class MemorySlope:
+    """What a block of a network costs in memory."""
+
+    depths: tuple[int, ...]
+    retained_bytes: tuple[int, ...]
+    """At each depth: alive after forward, minus before."""
+    retained: SlopeFit
+    """The line through them."""
+    per_module: dict[str, int]
+    """Retained bytes that the deepest network has and the shallowest has not, by module; most first."""
+
+    @property
+    def retained_per_block(self) -> float:
+        """Bytes that a block adds to what backward will need."""
+        return self.retained.slope
+
+    def worst_step(self) -> float:
+        """The most that a block added between two neighbouring depths, in bytes: a line may hide a step."""
+        pairs = zip(self.depths, self.depths[1:], self.retained_bytes, self.retained_bytes[1:], strict=False)
+        return max((after - before) / (deep - shallow) for shallow, deep, before, after in pairs)
+
+    def explain(self) -> str:
+        """Which modules retain more in the deeper network, on a line."""
+        shown = [f"{name or 'the network itself'} +{nbytes} B" for name, nbytes in list(self.per_module.items())[:8]]
+        return ", ".join(shown) or "no module retains more"
+
+
+def memory_slope(
+    model_factory: ModelFactory, depths: Sequence[int] = (1, 2, 4), *, dataset: str = "sample", batch_size: int = 8
+) -> MemorySlope:
+    """The retained bytes of a training step over depth, to the byte, without running it.
+
+    Args:
+        model_factory: takes `(in_shape, num_classes, blocks)` and returns a module that gives class scores `[B, classes]` or a
+            `CapsuleOutput`.
+        depths: blocks; at least two different ones.
+        dataset: whose shape and classes the network gets.
+        batch_size: images of the step.
+
+    Raises:
+        ConfigurationError: fewer than two depths, a network that cannot be made or traced, or one that is another each time.
+    """
+    asked = tuple(sorted(set(depths)))
+    if len(asked) < 2 or asked[0] < 0:
+        raise ConfigurationError(f"depths {tuple(depths)} make no slope", "give at least two different depths, 0 or more")
+    steps = [_traced(model_factory, blocks, dataset, batch_size) for blocks in asked]
+    again = _traced(model_factory, asked[0], dataset, batch_size)
+    if again.retained_bytes != steps[0].retained_bytes:
+        raise ConfigurationError(
+            f"the network of {asked[0]} blocks retained {steps[0].retained_bytes} bytes, and {again.retained_bytes} when made again",
+            "a slope needs a network that is the same each time: fix what it draws at random",
+        )
+    retained = tuple(step.retained_bytes for step in steps)
+    first, last = steps[0].retained_by_module, steps[-1].retained_by_module
+    more = {name: nbytes - first.get(name, 0) for name, nbytes in last.items() if nbytes > first.get(name, 0)}
+    most_first = dict(sorted(more.items(), key=lambda item: -item[1]))
+    return MemorySlope(asked, retained, fit_slope(asked, retained), most_first)
+
+
+def _traced(factory: ModelFactory, blocks: int, dataset: str, batch_size: int) -> TracedStep:
+    spec = spec_of(dataset)
+    name = getattr(factory, "__name__", type(factory).__name__)
+    configuration = Configuration(model=name, blocks=blocks, dataset=dataset, batch_size=batch_size, device="cpu")
+    return trace_step(configuration, build=partial(_built, name, factory, spec.shape, spec.classes, blocks), inside=False)
+
+
+def _built(name: str, factory: ModelFactory, shape: tuple[int, int, int], classes: int, blocks: int) -> nn.Module:
+    model = factory(shape, classes, blocks)
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model '{name}' returned {type(model).__name__}", "it must return a torch.nn.Module")
+    return model

@@ -1,0 +1,171 @@
+"""The pytest plugin as its users have it: in a session of their own."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MIB
+from torch import Tensor, nn
+
+from capsbench import MoCapsNet
+from capsbench.errors import ConfigurationError
+from capsbench.testing import memory_slope
+
+pytest_plugins = ["pytester"]
+
+NET = """
+import pytest
+import torch
+from torch import nn
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+    def forward(self, x):
+        return x + torch.sigmoid(self.inner(x))
+
+def make(in_shape, num_classes, blocks):
+    pixels = in_shape[0] * in_shape[1] * in_shape[2]
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 16), *(Residual() for _ in range(blocks)), nn.Linear(16, num_classes))
+"""
+
+
+@pytest.fixture
+def session(pytester, monkeypatch):
+    # What this session's plugins need of one another is not there in theirs.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+    def run(test: str):
+        pytester.makepyfile(NET + test)
+        return pytester.runpytest_subprocess("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider")
+
+    return run
+
+
+def residual(in_shape, num_classes, blocks):
+    namespace: dict[str, object] = {}
+    exec(NET, namespace)
+    return namespace["make"](in_shape, num_classes, blocks)
+
+
+def test_known_bytes_per_block():
+    """A block keeps what its linear layer was given and what the sigmoid gave: 8 images × 16 values × 4 bytes, twice."""
+    found = memory_slope(residual, (1, 2, 4), batch_size=8)
+    assert found.retained_per_block == 2 * 8 * 16 * 4
+    assert found.worst_step() == found.retained_per_block
+    # Number 3 is the last layer of the shallowest network, and keeps as much there.
+    assert {name: found.per_module[name] for name in ("3.inner", "4", "4.inner", "5", "5.inner")} == dict.fromkeys(
+        ("3.inner", "4", "4.inner", "5", "5.inner"), 512
+    )
+
+
+def test_a_reversible_network_costs_nothing():
+    def make(in_shape, num_classes, blocks):
+        return MoCapsNet(in_shape, num_classes, blocks, capsules=4, inverse="float", kernel="recompute")
+
+    assert memory_slope(make, (1, 2, 3), batch_size=2).retained_per_block == 0
+
+
+def test_a_step_that_a_line_would_hide_counts():
+    """64 blocks cost nothing but for one of them."""
+
+    class Once(nn.Module):
+        def __init__(self, blocks: int) -> None:
+            super().__init__()
+            self.last, self.blocks = nn.Linear(28 * 28, 10), blocks
+
+        def forward(self, images: Tensor) -> Tensor:
+            scores = self.last(images.flatten(1))
+            return scores.exp().log() if self.blocks > 1 else scores
+
+    found = memory_slope(lambda _shape, _classes, blocks: Once(blocks), (1, 2, 60))
+    assert found.worst_step() > 20 * found.retained_per_block
+
+
+def test_the_plugin_passes_and_fails(session):
+    result = session("""
+@pytest.mark.memory_slope(max_bytes_per_block=1024)
+def test_right(memory_slope):
+    assert memory_slope(make, depths=(1, 2)).retained_per_block == 1024
+
+@pytest.mark.memory_slope(max_bytes_per_block=1023)
+def test_wrong(memory_slope):
+    memory_slope(make, depths=(1, 2))
+
+def test_no_limit(memory_slope):
+    memory_slope(make, depths=(1, 2))
+""")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*a block retains 1024 bytes, and may 1023*", "*3.inner +512 B*"])
+
+
+@pytest.mark.parametrize(
+    "marker", ["", "5", "max_bytes_per_block=-1", "max_bytes_per_block='much'", "max=3", "max_bytes_per_block=True"]
+)
+def test_a_marker_that_says_nothing_fails(session, marker):
+    result = session(f"""
+@pytest.mark.memory_slope({marker})
+def test_marked(memory_slope):
+    memory_slope(make)
+""")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*does not say how much a block may retain*", "*max_bytes_per_block=, a number of bytes*"])
+
+
+def failing(*_):
+    raise OSError("no such weights")
+
+
+_COUNT = iter(range(1000))
+
+
+def another_each_time(in_shape, num_classes, blocks):
+    width = 8 + next(_COUNT)
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.Sigmoid(), nn.Linear(width, num_classes))
+
+
+@pytest.mark.parametrize(
+    ("factory", "depths", "said"),
+    [
+        (residual, (1,), "make no slope"),
+        (residual, (-1, 2), "make no slope"),
+        (failing, (1, 2), "no such weights"),
+        (lambda *_: "net", (1, 2), "returned str"),
+        (lambda *_: nn.Linear(28, 3), (1, 2), "returned shape"),
+        (another_each_time, (1, 2), "when made again"),
+    ],
+    ids=["one depth", "negative", "raises", "no module", "wrong scores", "another each time"],
+)
+def test_what_cannot_be_guarded_is_two_lines(factory, depths, said):
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        memory_slope(factory, depths)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_constructor_that_needs_values_is_traced_all_the_same():
+    torch.manual_seed(0)
+
+    def make(in_shape, num_classes, blocks):
+        width = int(torch.ones(3).sum().numpy()) * 4
+        layers = [nn.Sequential(nn.Linear(width, width), nn.Sigmoid()) for _ in range(blocks)]
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, width), *layers, nn.Linear(width, num_classes))
+
+    assert memory_slope(make, (1, 2), batch_size=4).retained_per_block == 4 * 12 * 4
+
+
+def test_big_networks_take_no_memory():
+    def make(in_shape, num_classes, blocks):
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 400_000), *[nn.Sigmoid()] * blocks, nn.Linear(400_000, num_classes))
+
+    assert memory_slope(make, (1, 2), batch_size=1000).retained_bytes[0] > 1000 * MIB
+
+
+def test_the_example_of_the_readme(pytester, monkeypatch):
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (example,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "mark.memory_slope" in block]
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    for limit, outcome in ((512, {"passed": 1}), (511, {"failed": 1})):
+        pytester.makepyfile(example.replace("max_bytes_per_block=512", f"max_bytes_per_block={limit}"))
+        pytester.runpytest_subprocess("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider").assert_outcomes(**outcome)
