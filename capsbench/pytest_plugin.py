@@ -38,7 +38,8 @@ def memory_slope(request: pytest.FixtureRequest) -> "Callable[..., MemorySlope]"
         if limit is not None and found.worst_step() > limit:
             sizes = ", ".join(f"{blocks}: {nbytes}" for blocks, nbytes in zip(found.depths, found.retained_bytes, strict=True))
             pytest.fail(
-                f"a block retains {found.worst_step():.0f} bytes, and may {limit:.0f} (bytes at each depth: {sizes})\n{found.explain()}",
+                f"a block retains {found.worst_step():.0f} bytes, and may {limit:.0f} (bytes at each depth: {sizes})\n"
+                f"{found.explain()}",
                 pytrace=False,
             )
         return found
@@ -55,7 +56,8 @@ def _limit(request: pytest.FixtureRequest) -> float | None:
     if marker.args or set(marker.kwargs) != _TAKES or not right:
         given = ", ".join([*map(repr, marker.args), *(f"{name}={value!r}" for name, value in marker.kwargs.items())])
         pytest.fail(
-            f"memory_slope({given}) does not say how much a block may retain\ngive max_bytes_per_block=, a number of bytes, 0 or more",
+            f"memory_slope({given}) does not say how much a block may retain\n"
+            "give max_bytes_per_block=, a number of bytes, 0 or more",
             pytrace=False,
         )
     return float(limit)

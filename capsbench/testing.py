@@ -73,7 +73,7 @@ def memory_slope(
     again = _traced(model_factory, asked[0], dataset, batch_size)
     if again.retained_bytes != steps[0].retained_bytes:
         raise ConfigurationError(
-            f"the network of {asked[0]} blocks retained {steps[0].retained_bytes} bytes, and {again.retained_bytes} when made again",
+            f"{asked[0]} blocks retained {steps[0].retained_bytes} bytes, and {again.retained_bytes} when they were made again",
             "a slope needs a network that is the same each time: fix what it draws at random",
         )
     retained = tuple(step.retained_bytes for step in steps)

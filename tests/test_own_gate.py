@@ -11,7 +11,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 import torch
 
 from capsbench.models import layers

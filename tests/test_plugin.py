@@ -134,7 +134,7 @@ def another_each_time(in_shape, num_classes, blocks):
         (failing, (1, 2), "no such weights"),
         (lambda *_: "net", (1, 2), "returned str"),
         (lambda *_: nn.Linear(28, 3), (1, 2), "returned shape"),
-        (another_each_time, (1, 2), "when made again"),
+        (another_each_time, (1, 2), "when they were made again"),
     ],
     ids=["one depth", "negative", "raises", "no module", "wrong scores", "another each time"],
 )

@@ -6,7 +6,9 @@ from pathlib import Path
 from capsbench.analysis.metrics import METRICS
 from capsbench.catalog import SPECS
 from capsbench.data.datasets import data_directory, load_images
+from capsbench.measure.gpus import GPUS, Gpu
 from capsbench.models import FRONTS
+from capsbench.report.units import bytes_text
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithm_of, algorithms, kernels
 from capsbench.workload import BUILT_IN, ENTRY_POINTS, OPTIMIZER_STEPS
@@ -54,9 +56,16 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
         "front": {name: _FRONTS[name] for name in FRONTS},
         "memory": {name: _STRATEGIES[name] for name in STRATEGIES},
         "inverse": {name: _INVERSES[name] for name in INVERSES},
+        "gpus to predict for": {
+            gpu.name: f"{bytes_text(gpu.memory_bytes)}, compute capability {_version(gpu)}" for gpu in GPUS.values()
+        },
         "optimizer step": {name: _OPTIMIZER_STEPS[name] for name in OPTIMIZER_STEPS},
         "metrics": {name: f"{metric.title} ({metric.column})" for name, metric in METRICS.items()},
     }
+
+
+def _version(gpu: Gpu) -> str:
+    return ".".join(map(str, gpu.capability))
 
 
 def _routing(name: str) -> str:

@@ -26,7 +26,9 @@ class ProbedStep:
     """Of the gradients that were alive after backward."""
 
 
-def probed_step(configuration: Configuration, data_directory: Path | None = None, afterwards: Afterwards | None = None) -> ProbedStep:
+def probed_step(
+    configuration: Configuration, data_directory: Path | None = None, afterwards: Afterwards | None = None
+) -> ProbedStep:
     """Runs a step under a probe, after one that makes gradients, optimizer state and the libraries' own buffers."""
     probe = probe_for(torch.device(configuration.device))
     with probe:
