@@ -64,8 +64,8 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
     }
 
 
-def _version(gpu: Gpu) -> str:
-    return ".".join(map(str, gpu.capability))
+def _gpu(gpu: Gpu) -> str:
+    return f"{bytes_text(gpu.memory_bytes)}, compute capability {'.'.join(map(str, gpu.capability))}"
 
 
 def _routing(name: str) -> str:
