@@ -56,9 +56,7 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
         "front": {name: _FRONTS[name] for name in FRONTS},
         "memory": {name: _STRATEGIES[name] for name in STRATEGIES},
         "inverse": {name: _INVERSES[name] for name in INVERSES},
-        "gpus to predict for": {
-            gpu.name: f"{bytes_text(gpu.memory_bytes)}, compute capability {_version(gpu)}" for gpu in GPUS.values()
-        },
+        "gpus to predict for": {name: _gpu(gpu) for name, gpu in GPUS.items()},
         "optimizer step": {name: _OPTIMIZER_STEPS[name] for name in OPTIMIZER_STEPS},
         "metrics": {name: f"{metric.title} ({metric.column})" for name, metric in METRICS.items()},
     }
