@@ -338,7 +338,7 @@ def test_of_many_events_the_highest_is_drawn():
     peak = found.peak.model_copy(update={"event": 3210})
     figure = draw_timeline(found.model_copy(update={"bytes_by_category": grown, "phases": phases, "peak": peak}))
     outline = max(figure.axes[0].lines, key=lambda line: len(line.get_ydata()))
-    assert len(outline.get_ydata()) <= 1000
+    assert len(outline.get_ydata()) <= 602
     assert max(outline.get_ydata()) > 2**33 / MIB
 
 

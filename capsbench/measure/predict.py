@@ -104,4 +104,7 @@ def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | 
     )
     kinds: tuple[tuple[Certainty, tuple[str, ...]], ...] = (("exact", _EXACT), ("modelled", _MODELLED), ("guessed", _GUESSED))
     certainty = {name: kind for kind, names in kinds for name in names if getattr(figures, name) is not None}
+    if step.notes:
+        # Something had to be assumed that decides what the step computes.
+        certainty = dict.fromkeys(certainty, "guessed")
     return figures.model_copy(update={"certainty": certainty})

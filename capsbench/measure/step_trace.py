@@ -86,11 +86,14 @@ def trace_step(
 
 def untraceable(model: str, error: BaseException) -> ConfigurationError:
     """What to say of a model that needs values."""
-    reason = (str(error).strip().splitlines() or ["no message"])[0][:200]
     return ConfigurationError(
-        f"model '{model}' cannot be traced without values: {type(error).__name__}: {reason}",
+        f"model '{model}' cannot be traced without values: {_reason(error)}",
         "a trace has shapes alone: keep numpy, files and tensor values out of construction and forward, or measure it with 'run'",
     )
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"
 
 
 def step_figures(configuration: Configuration, step: TracedStep, *, build: Build | None = None) -> StepFigures:
@@ -138,19 +141,24 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
     batch = _batch(configuration)
     follow.tag("batch", batch)
     torch.manual_seed(0)
-    model = follow.made_fake(_built(build or (lambda: build_model(configuration))))
+    model = follow.made_fake(_built(configuration.model, build or (lambda: build_model(configuration))))
     return Workload(configuration, batch=batch, model=model)
 
 
-def _built(build: Build) -> nn.Module:
+def _built(model: str, build: Build) -> nn.Module:
     """The network on shapes; a constructor that needs values is given them, and shapes are all that is kept of it."""
     try:
         return build()
     except CapsbenchError:
         raise
     except Exception:
-        with _disable_current_modes():
-            return build()
+        try:
+            with _disable_current_modes():
+                return build()
+        except Exception as error:
+            raise ConfigurationError(
+                f"model '{model}' cannot be made: {_reason(error)}", "its factory is called with (in_shape, num_classes, blocks)"
+            ) from error
 
 
 def _traced(follow: Follow, workload: Workload) -> TracedStep:

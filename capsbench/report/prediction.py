@@ -58,7 +58,7 @@ def _told(records: Sequence[Record]) -> list[str]:
 def certainty_note(records: Sequence[Record]) -> str:
     """How sure the figures are, and what is not in them."""
     lines = [
-        "retained bytes are exact; peaks and reserved memory are modelled; ≈ is a guess (CUDA's context depends on the driver)"
+        "retained bytes are exact and the others modelled, but for what ≈ marks as a guess (CUDA's context depends on the driver)"
     ]
     scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)
     if scratch:

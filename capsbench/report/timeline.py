@@ -26,7 +26,7 @@ _LOOKS = {
 }
 _NOBODY = "(the network itself, and the loss)"
 _NARROWEST = 0.11
-_MOST_POINTS = 1000
+_MOST_POINTS = 600
 _MOST_BARS = 12
 _LONGEST_NAME = 34
 
@@ -38,7 +38,8 @@ def draw_timeline(timeline: Timeline) -> Figure:
         step, modules = figure.subplots(1, 2, width_ratios=[2.2, 1])
         _draw_step(step, timeline)
         _draw_modules(modules, timeline)
-        figure.supxlabel("\n".join(textwrap.wrap(_caption(timeline), 150)), fontsize=7.5, color="#555555")
+        caption = [part for line in _caption(timeline) for part in textwrap.wrap(line, 150)]
+        figure.supxlabel("\n".join(caption), fontsize=7.5, color="#555555")
     return figure
 
 
@@ -135,7 +136,7 @@ def _draw_modules(ax: Axes, timeline: Timeline) -> None:
     ax.set_yticks(range(len(bars)), [_short(name) for name, *_ in bars], fontsize=7.5)
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
-    ax.set_xlim(0, 1.6 * max(sizes, default=1.0))
+    ax.set_xlim(0, 2 * max(sizes, default=1.0))
     ax.set_xlabel("MiB")
     forward = timeline.phases["forward"]
     ax.set_title(f"retained by module: {bytes_text(forward.end_bytes - forward.start_bytes)}", loc="left", fontsize=9.5, pad=14)
@@ -156,7 +157,7 @@ def _places(timeline: Timeline) -> np.ndarray:
 def _shown(total: np.ndarray) -> np.ndarray:
     """The events that are drawn: all, or of each small group of them the highest."""
     groups = np.array_split(np.arange(len(total)), min(len(total), _MOST_POINTS))
-    return np.array([group[total[group].argmax()] for group in groups])
+    return np.unique([0, *(group[total[group].argmax()] for group in groups), len(total) - 1])
 
 
 def _modules(timeline: Timeline) -> list[ModuleChange]:
@@ -174,13 +175,14 @@ def _title(timeline: Timeline) -> str:
     return f"{model_title(it.model)}, {it.blocks} {'block' if it.blocks == 1 else 'blocks'}: one training step, {timeline.kind}"
 
 
-def _caption(timeline: Timeline) -> str:
+def _caption(timeline: Timeline) -> list[str]:
+    """What was run, and what else a reader must know."""
     it = timeline.configuration
     names = ("kernel", "routing", "memory", "inverse", "front", "rule", "optimizer_step", "gpu")
     options = [f"{name.replace('_', ' ')} {value}" for name in names if (value := getattr(it, name)) is not None]
     told = [dataset_title(it.dataset), f"batch size {it.batch_size}", *options, it.precision, f"device {it.device}"]
     stand_in = ["the packaged images stand in for a set that was not on disk"] if timeline.data_source == "stand-in" else []
-    return "; ".join([", ".join(told), *stand_in, "1 MiB = 2²⁰ bytes", "* stands for every number", *timeline.notes])
+    return [", ".join(told), "; ".join([*stand_in, "1 MiB = 2²⁰ bytes", "* stands for every number", *timeline.notes])]
 
 
 def _short(name: str) -> str:
