@@ -7,7 +7,7 @@
 Without the marker the fixture measures and leaves the verdict to the test.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,15 +25,26 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A marker without the fixture would guard nothing."""
+    if item.get_closest_marker("memory_slope") and "memory_slope" not in getattr(item, "fixturenames", ()):
+        pytest.fail(
+            f"{item.name} is marked memory_slope and does not take the fixture memory_slope: nothing is measured\n"
+            "write def test_…(memory_slope): memory_slope(make_net)",
+            pytrace=False,
+        )
+
+
 @pytest.fixture
-def memory_slope(request: pytest.FixtureRequest) -> "Callable[..., MemorySlope]":
+def memory_slope(request: pytest.FixtureRequest) -> "Iterator[Callable[..., MemorySlope]]":
     """`capsbench.testing.memory_slope`, which fails the test where its marker's limit is passed."""
     # Imported when it is asked for: other tests need not wait for torch.
     from capsbench.testing import memory_slope as traced
 
-    limit = _limit(request)
+    limit, asked = _limit(request), list[bool]()
 
     def measure(*args: Any, **kwargs: Any) -> "MemorySlope":
+        asked.append(True)
         found = traced(*args, **kwargs)
         if limit is not None and found.worst_step() > limit:
             sizes = ", ".join(f"{blocks}: {nbytes}" for blocks, nbytes in zip(found.depths, found.retained_bytes, strict=True))
@@ -44,7 +55,11 @@ def memory_slope(request: pytest.FixtureRequest) -> "Callable[..., MemorySlope]"
             )
         return found
 
-    return measure
+    yield measure
+    if limit is not None and not asked:
+        pytest.fail(
+            f"{request.node.name} is marked memory_slope and measured nothing\ncall memory_slope(make_net) in it", pytrace=False
+        )
 
 
 def _limit(request: pytest.FixtureRequest) -> float | None:

@@ -70,12 +70,13 @@ def memory_slope(
     if len(asked) < 2 or asked[0] < 0:
         raise ConfigurationError(f"depths {tuple(depths)} make no slope", "give at least two different depths, 0 or more")
     steps = [_traced(model_factory, blocks, dataset, batch_size) for blocks in asked]
-    again = _traced(model_factory, asked[0], dataset, batch_size)
-    if again.retained_bytes != steps[0].retained_bytes:
-        raise ConfigurationError(
-            f"{asked[0]} blocks retained {steps[0].retained_bytes} bytes, and {again.retained_bytes} when they were made again",
-            "a slope needs a network that is the same each time: fix what it draws at random",
-        )
+    for blocks, step in zip(asked, steps, strict=True):
+        again = _traced(model_factory, blocks, dataset, batch_size)
+        if again.retained_bytes != step.retained_bytes:
+            raise ConfigurationError(
+                f"{blocks} blocks retained {step.retained_bytes} bytes, and {again.retained_bytes} when they were made again",
+                "a slope needs a network that is the same each time: fix what it draws at random",
+            )
     retained = tuple(step.retained_bytes for step in steps)
     first, last = steps[0].retained_by_module, steps[-1].retained_by_module
     more = {name: nbytes - first.get(name, 0) for name, nbytes in last.items() if nbytes > first.get(name, 0)}

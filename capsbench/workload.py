@@ -2,12 +2,14 @@
 
 import importlib
 import inspect
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -109,7 +111,7 @@ class Workload:
         model: nn.Module | None = None,
     ) -> None:
         check_optimizer_step(configuration.optimizer_step or "after", configuration.precision)
-        torch.manual_seed(SEED)
+        seed_everything()
         self.configuration = configuration
         # What is traced without its device says of itself that it is on a CPU.
         self.device = torch.device("cpu" if configuration.is_predicted() else configuration.device)
@@ -187,6 +189,13 @@ class Workload:
                 f"it must return class scores of shape {list(expected)}, or a CapsuleOutput",
             )
         return nn.functional.cross_entropy(out.float(), self.batch.labels, reduction="sum")
+
+
+def seed_everything() -> None:
+    """The same draws in every process: torch's, and those of a user's model that asks Python or numpy."""
+    torch.manual_seed(SEED)
+    random.seed(SEED)
+    np.random.seed(SEED)
 
 
 def check_optimizer_step(step: str, precision: str) -> None:

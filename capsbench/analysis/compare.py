@@ -11,7 +11,7 @@ from dataclasses import replace
 from capsbench.analysis.comparison import Compared, Comparison, Outcome, Thresholds
 from capsbench.analysis.intervals import CONFIDENCE
 from capsbench.analysis.paces import adjusted
-from capsbench.analysis.pair import Pair
+from capsbench.analysis.pair import FAULTS, Pair
 from capsbench.analysis.summary import LineSummary, Summary
 from capsbench.errors import ConfigurationError
 
@@ -39,6 +39,13 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
         pair = Pair(old, new, before, after, limits)
         comparisons += pair.comparisons()
         outcomes += pair.outcomes()
+    # A line that nobody knew fails as well as one that is known.
+    outcomes += [
+        Outcome(line.options(), cell.blocks, cell.replicate, None, cell.status, "worse", cell.message or "")
+        for line in only_after
+        for cell in line.cells
+        if cell.status in FAULTS
+    ]
     return Compared(_judged(comparisons), outcomes, only_before, only_after)
 
 

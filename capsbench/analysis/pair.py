@@ -46,8 +46,15 @@ class Pair:
             if new is not None:
                 verdict = _outcome(old.status, new)
                 # A pass that is missing leaves nothing to compare.
-                if verdict == "same" and new.status == "ok" and old.bytes and not new.bytes:
-                    yield self._outcome(old.status, None, old, "worse", "its memory was not measured")
+                lost = sorted(old.bytes.keys() & PORTABLE - new.bytes.keys())
+                if verdict == "same" and new.status == "ok" and lost:
+                    yield self._outcome(
+                        old.status,
+                        None,
+                        old,
+                        "worse",
+                        "its memory was not measured" if not new.bytes else f"not measured: {', '.join(lost)}",
+                    )
                 elif verdict != "same":
                     yield self._outcome(old.status, new.status, new, verdict, new.message or "")
             elif old.status != "skipped":
@@ -64,6 +71,9 @@ class Pair:
     def comparisons(self) -> Iterator[Comparison]:
         """Every figure of the line; verdicts of times are for `_judged`, which knows how many there are."""
         both = [(old, new) for old, new in self.cells if new is not None and old.status == new.status == "ok"]
+        for name in (*BYTES, *TIMES):
+            if any(_has(old, name) and not _has(new, name) for old, new in both):
+                yield Comparison(self.line, "slope", name, "not comparable", why="not measured this time")
         for name in BYTES:
             yield from self._of(name, [it for it in both if all(name in cell.bytes for cell in it)], self._bytes)
         for name in TIMES:
@@ -176,6 +186,10 @@ def _paces(cells: Cells, name: str) -> tuple[list[float], list[float], bool]:
     yardstick = float(np.exp(np.mean([np.log(old.seconds / old.relative) for old, _ in times if old.relative])))
     before, after = ([(time.relative or 0.0) * yardstick for time in side] for side in zip(*times, strict=True))
     return before, after, True
+
+
+def _has(cell: CellSummary, name: str) -> bool:
+    return name in cell.bytes or name in cell.times
 
 
 def _timed(cell: CellSummary, name: str) -> bool:

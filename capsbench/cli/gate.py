@@ -132,6 +132,11 @@ def check(
     printed = Path("-") in markdown
     if as_json and printed:
         raise ConfigurationError("--json and --markdown - both want standard output", "give one of them")
+    if update and (last or junit or markdown or as_json):
+        raise ConfigurationError(
+            "--update writes a baseline and checks nothing: --last, --junit, --markdown and --json have nothing to say",
+            "leave them out, or check first and update then",
+        )
     run, notes = summary_of_reports(reports)
     if update:
         _refuse_faults(run)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from capsbench.cli.output import say
 from capsbench.cli.sweeps import run_cells
-from capsbench.errors import ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.measure.fit import What, largest
 from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
 from capsbench.measure.predict import predict_cell
@@ -60,7 +60,7 @@ def keep_predictions(cells: list[Cell], out: Path, *, resume: bool, as_json: boo
     """Traces every cell into a report, as `run` does with a device that is predicted."""
     return run_cells(
         cells, out=out, resume=resume, as_json=as_json, dry_run=False, data_dir=None, samples=5, timeout=1800, time_budget=0,
-        strict=False, passes=("memory",),
+        strict=False, only_these=True, passes=("memory",),
     )  # fmt: skip
 
 
@@ -71,14 +71,21 @@ def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
     for cell in cells:
         # The depths of a line are one question where depth is what is asked for.
         asked.setdefault(cell.configuration.line() if what == "depth" else cell.key(), cell.configuration)
+    failed: dict[str, CapsbenchError] = {}
     for configuration in asked.values():
-        fit = largest(configuration, what)
+        try:
+            fit = largest(configuration, what)
+        except CapsbenchError as error:  # one model's fault takes nothing from the others
+            failed.setdefault(configuration.model, error)
+            continue
         found.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
         if not as_json:
             say(Console(highlight=False), fit_text(configuration, fit.what, fit.value, fit.memory_bytes, fit.traced, fit.reason))
     if as_json:
         click.echo(json.dumps(found, indent=1))
-    return 0
+    for fault in failed.values():
+        click.echo(f"error: {fault}", err=True)
+    return 1 if failed else 0
 
 
 def _traced(cells: list[Cell]) -> list[Record]:

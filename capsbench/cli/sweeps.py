@@ -35,6 +35,7 @@ def run_cells(
     timeout: float,
     time_budget: float,
     strict: bool,
+    only_these: bool = False,
     experiment: str | None = None,
     passes: Sequence[Pass] = BOTH,
     **_: Any,
@@ -52,6 +53,7 @@ def run_cells(
         timeout: seconds per process.
         time_budget: seconds of sampling, beyond the fewest samples.
         strict: measure nothing beside other processes on a CUDA device.
+        only_these: leave alone what else the report's plan has, and is not yet measured.
         experiment: the paper's name of what is reproduced, if any.
         passes: what to measure.
 
@@ -72,7 +74,7 @@ def run_cells(
         return 0
     with store.locked():
         plan = begin(store, plan, resume=resume)
-        interrupted = _measure(console, plan, store, words, data_dir)
+        interrupted = _measure(console, _only(plan, cells) if only_these else plan, store, words, data_dir)
         try:
             status = _conclude(console, store, plan, as_json=as_json)
         except KeyboardInterrupt:
@@ -82,6 +84,10 @@ def run_cells(
         again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
         raise Interrupted("interrupted; all that was measured is kept", f"go on with: {shlex.join(['capsbench', *again])}")
     return status
+
+
+def _only(plan: Plan, cells: list[Cell]) -> Plan:
+    return plan.model_copy(update={"cells": cells})
 
 
 def _announce(console: Console, plan: Plan, store: Store, words: list[str]) -> Estimate:

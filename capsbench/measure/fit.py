@@ -11,6 +11,8 @@ from capsbench.records import Configuration
 
 What = Literal["depth", "batch"]
 
+_TRACEABLE = 256
+"""Up to here what was reckoned is traced before it is said."""
 DEEPEST = 100_000
 """Where a search for depth ends."""
 CHECKED = (8, 16, 24, 32)
@@ -101,15 +103,21 @@ def _beyond(at: Callable[[int], Prediction]) -> Fit:
         reason = f"not every block adds the same bytes, so that more than {deepest} were not looked at"
         return Fit("depth", deepest, _taken(last), bounded=False, traced=True, reason=reason)
     per_block = (allocated[-1] - allocated[0]) / (deepest - CHECKED[0])
-    # What the allocator holds beside what is allocated: the most that was seen.
-    slack = max(_taken(at(blocks)) - at(blocks).memory.peak_allocated_bytes for blocks in CHECKED)
+    # What the allocator holds beside what is allocated grows too: as fast as it was seen to, at most.
+    slack = [_taken(at(blocks)) - at(blocks).memory.peak_allocated_bytes for blocks in CHECKED]
+    spill = max(0.0, *((after - before) / (CHECKED[1] - CHECKED[0]) for before, after in pairwise(slack)))
     value = DEEPEST
-    if last.room_bytes is not None and per_block > 0:
-        value = min(value, deepest + max(0, int((last.room_bytes - slack - allocated[-1]) // per_block)))
-    taken = int(allocated[-1] + per_block * (value - deepest) + slack)
+    if last.room_bytes is not None and per_block + spill > 0:
+        room = last.room_bytes - max(slack) - allocated[-1]
+        value = min(value, deepest + max(0, int(room // (per_block + spill))))
+    while deepest < value <= _TRACEABLE and not at(value).fits:
+        value -= max(1, value // 50)
+    taken = int(allocated[-1] + max(slack) + (per_block + spill) * (value - deepest))
     bounded = value < DEEPEST
-    reason = f"each block adds {per_block:.0f} bytes" if bounded else f"more than {value} was not looked at"
-    return Fit("depth", value, taken, bounded=bounded, traced=value == deepest, reason=reason)
+    reason = f"more than {value} was not looked at"
+    if bounded:
+        reason = f"each block adds {per_block:.0f} bytes, and up to {spill:.0f} that the allocator cannot use"
+    return Fit("depth", value, taken, bounded=bounded, traced=value <= _TRACEABLE, reason=reason)
 
 
 def _taken(found: Prediction) -> int:

@@ -21,10 +21,12 @@ from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 
 import capsbench.measure.flops  # noqa: F401  (its formulas are in torch's registry from here on)
+from capsbench.errors import ConfigurationError
 from capsbench.measure.scratch import scratch_bytes, signature
 from capsbench.measure.trace import Category, Trace
 from capsbench.pretend import pretending
 
+_MOST_READS = 10_000
 _READS = "the model reads a tensor's value, for which the trace takes 0"
 _READING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.equal}
 _MATRIX_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
@@ -75,6 +77,7 @@ class Follow:
         self._workspace = workspace_bytes
         self._look_inside, self._try_scratch = inside, try_scratch
         self._numbered: set[int] = set()
+        self._reads = 0
         self._recordings: dict[str, _Recording] = {}
         self._blocks: list[int] = []
         self._nbytes: list[int] = []
@@ -155,7 +158,8 @@ class Follow:
                     if tensor is None or isinstance(tensor, FakeTensor):
                         continue
                     if id(tensor) not in replaced:
-                        empty = torch.empty_like(tensor)
+                        # By its sizes: an operator on a tensor that is real would be run for real.
+                        empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
                         is_parameter = isinstance(tensor, nn.Parameter)
                         replaced[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
                     held[name] = replaced[id(tensor)]
@@ -180,6 +184,12 @@ class Follow:
             self._numbered.add(torch._C._autograd._get_sequence_nr() - 1)
         packet = func.overloadpacket
         if packet in _READING:
+            self._reads += 1
+            if self._reads > _MOST_READS:
+                raise ConfigurationError(
+                    f"the step reads values of tensors over {_MOST_READS} times; a trace, which takes 0 for each, may never end",
+                    "measure it with 'run'",
+                )
             self.notes[_READS] = None
             return _nothing(given[0].dtype) if packet is torch.ops.aten._local_scalar_dense else True
         if self._workspace and packet in _MATRIX_PRODUCTS:

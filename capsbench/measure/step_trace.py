@@ -18,7 +18,7 @@ from capsbench.measure.follow import Follow
 from capsbench.measure.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.measure.trace import Trace
 from capsbench.records import Configuration, StepFigures
-from capsbench.workload import BUILT_IN, Workload, build_model
+from capsbench.workload import BUILT_IN, Workload, build_model, seed_everything
 
 Build = Callable[[], nn.Module]
 
@@ -80,7 +80,7 @@ def trace_step(
             return _traced(follow, _started(follow, configuration, build))
         except CapsbenchError:
             raise
-        except Exception as error:  # whatever a model does that shapes alone cannot serve
+        except (Exception, SystemExit) as error:  # whatever a model does that shapes alone cannot serve
             raise untraceable(configuration.model, error) from error
 
 
@@ -131,7 +131,7 @@ def _needed_flops(configuration: Configuration, build: Build | None) -> int:
             _started(follow, configuration, build).forward()
         except CapsbenchError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise untraceable(configuration.model, error) from error
         return follow.needed_flops
 
@@ -140,7 +140,7 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
     """The network and its optimizer, on shapes."""
     batch = _batch(configuration)
     follow.tag("batch", batch)
-    torch.manual_seed(0)
+    seed_everything()
     model = follow.made_fake(_built(configuration.model, build or (lambda: build_model(configuration))))
     return Workload(configuration, batch=batch, model=model)
 
@@ -151,11 +151,11 @@ def _built(model: str, build: Build) -> nn.Module:
         return build()
     except CapsbenchError:
         raise
-    except Exception:
+    except (Exception, SystemExit):
         try:
             with _disable_current_modes():
                 return build()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigurationError(
                 f"model '{model}' cannot be made: {_reason(error)}", "its factory is called with (in_shape, num_classes, blocks)"
             ) from error

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from capsbench.errors import StoreError
 from capsbench.records import Cell, Plan, Record
@@ -64,7 +64,8 @@ def remaining(plan: Plan, store: Store) -> list[Cell]:
 
 
 def _skipped(cell: Cell, full_at: int) -> Record:
-    return Record(cell=cell, status="skipped", message=f"out of memory at {full_at} blocks of this line")
+    kind: Literal["measured", "predicted"] = "predicted" if cell.configuration.is_predicted() else "measured"
+    return Record(kind=kind, cell=cell, status="skipped", message=f"out of memory at {full_at} blocks of this line")
 
 
 def _check_room(store: Store) -> None:

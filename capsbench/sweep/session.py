@@ -82,6 +82,9 @@ def begin(store: Store, plan: Plan, *, resume: bool) -> Plan:
                 "cells": list(dict.fromkeys([*earlier.cells, *plan.cells])),
                 "passes": [what for what in BOTH if what in earlier.passes or what in plan.passes],
                 "samples": max(earlier.samples, plan.samples),
+                "budget_seconds": max(earlier.budget_seconds, plan.budget_seconds),
+                "timeout_seconds": max(earlier.timeout_seconds, plan.timeout_seconds),
+                "strict": earlier.strict or plan.strict,
                 "experiment": plan.experiment or earlier.experiment,
             }
         )
