@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from conftest import MIB
+from conftest import MIB, make_record
 from seeded import DEPTHS, ELSEWHERE, noisy_run, seeded_record, seeded_run, write_report
 from test_compare import in_brief
 
@@ -159,6 +159,25 @@ def test_depths_that_ended_alike_are_one_line_and_so_is_a_whole_line(gate):
     assert told(result) == ["worse: MoCapsNet: 3, 4 blocks: not measured"]
     result = gate(seeded_run(["rescapsnet"]))
     assert (result.status, told(result)) == (1, ["worse: MoCapsNet: 1, 2, 3, 4 blocks: not measured"])
+
+
+def test_a_line_that_is_new_and_failed_turns_it_red(gate):
+    result = gate([*seeded_run(), *(make_record("capsnet", blocks, status="error") for blocks in (1, 2))])
+    assert result.status == 1
+    assert any("it was error" in line for line in told(result))
+
+
+def test_a_pass_that_is_missing_is_told(gate):
+    result = gate([record.model_copy(update={"time": None}) for record in seeded_run()])
+    assert "not measured this time" in result.stdout + result.stderr
+
+
+def test_update_checks_nothing_and_says_so(command, tmp_path):
+    write_report(tmp_path / "report", seeded_run())
+    result = command("check", tmp_path / "report", "--baseline", tmp_path / "b.json", "--update", "--junit", tmp_path / "j.xml")
+    assert result.status == 2
+    assert len(result.stderr.strip().splitlines()) == 2
+    assert not (tmp_path / "b.json").exists()
 
 
 def test_memory_that_was_not_measured_turns_it_red(gate):

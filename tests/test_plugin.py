@@ -114,6 +114,36 @@ def test_marked(memory_slope):
     result.stdout.fnmatch_lines(["*does not say how much a block may retain*", "*max_bytes_per_block=, a number of bytes*"])
 
 
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [("def test_marked(): pass", "*does not take the fixture*"), ("def test_marked(memory_slope): pass", "*measured nothing*")],
+    ids=["no fixture", "no call"],
+)
+def test_a_marker_that_guards_nothing_fails(session, test, said):
+    result = session(f"""
+@pytest.mark.memory_slope(max_bytes_per_block=0)
+{test}
+""")
+    assert result.ret != 0
+    result.stdout.fnmatch_lines([said])
+
+
+def leaving(*_):
+    raise SystemExit(3)
+
+
+class Endless(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(784, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = self.last(images.flatten(1))
+        while scores.norm().item() < 1e3:
+            scores = scores * 2
+        return scores
+
+
 def failing(*_):
     raise OSError("no such weights")
 
@@ -132,11 +162,13 @@ def another_each_time(in_shape, num_classes, blocks):
         (residual, (1,), "make no slope"),
         (residual, (-1, 2), "make no slope"),
         (failing, (1, 2), "no such weights"),
+        (leaving, (1, 2), "SystemExit: 3"),
+        (lambda *_: Endless(), (1, 2), "may never end"),
         (lambda *_: "net", (1, 2), "returned str"),
         (lambda *_: nn.Linear(28, 3), (1, 2), "returned shape"),
         (another_each_time, (1, 2), "when they were made again"),
     ],
-    ids=["one depth", "negative", "raises", "no module", "wrong scores", "another each time"],
+    ids=["one depth", "negative", "raises", "leaves", "endless", "no module", "wrong scores", "another each time"],
 )
 def test_what_cannot_be_guarded_is_two_lines(factory, depths, said):
     with pytest.raises(ConfigurationError, match=said) as caught:

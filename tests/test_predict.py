@@ -236,13 +236,21 @@ def test_the_deepest_that_is_traced_fits_and_the_next_does_not(room, monkeypatch
 
 
 @pytest.mark.parametrize("room", [1_000, 1_009, 1_010, 123_456])
-def test_depth_beyond_what_is_traced_is_reckoned(room, monkeypatch):
+def test_depth_beyond_what_is_checked_is_reckoned_and_looked_at_where_it_can_be(room, monkeypatch):
     asked = pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks, room)
     found = largest(make_configuration(), "depth")
-    assert (found.value, found.bounded, found.traced) == ((room - 90) // 10, True, False)
+    deepest = (room - 90) // 10
+    assert (found.value, found.bounded, found.traced) == (deepest, True, deepest < 256)
     assert found.memory_bytes == 90 + 10 * found.value
-    assert max(asked) == CHECKED[-1]
+    assert max(asked) == (deepest if found.traced else CHECKED[-1])
     assert "10 bytes" in found.reason
+
+
+def test_what_was_reckoned_and_does_not_fit_is_not_said_to(monkeypatch):
+    """The allocator wastes more than it was seen to."""
+    pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks + 300 * (blocks > 64), 1_000)
+    found = largest(make_configuration(), "depth")
+    assert 90 + 10 * found.value + 300 * (found.value > 64) <= 1_000
 
 
 def test_depth_that_costs_nothing_ends_at_the_limit(monkeypatch):
