@@ -561,7 +561,8 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(caught, tmp_path, capsbench, 
 def test_a_full_disk_costs_nothing_that_was_measured(tmp_path, capsbench):
     (tmp_path / "go").touch()
     (tmp_path / "waiting.py").write_text(WAITING)
-    arguments = ["run", "--models", "waiting:make", "--batch-size", "2", "--out", "report"]
+    # As many samples in each record, so that all are of about the same length.
+    arguments = ["run", "--models", "waiting:make", "--batch-size", "2", "--out", "report", "--time-budget", "0.001"]
     assert capsbench(*arguments, "--depth", "1").status == 0
     records = tmp_path / "report" / "records.jsonl"
     before = records.read_bytes()
