@@ -209,12 +209,12 @@ def test_lists_multiply():
 @pytest.mark.parametrize(
     ("model", "none"),
     [
-        ("rescapsnet", {"inverse", "rule", "gamma", "optimizer_step", "capacity"}),
-        ("mocapsnet", {"optimizer_step", "capacity"}),
+        ("rescapsnet", {"inverse", "rule", "gamma", "optimizer_step", "capacity", "gpu"}),
+        ("mocapsnet", {"optimizer_step", "capacity", "gpu"}),
         (
             "math:sqrt",
             {"kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma"}
-            | {"optimizer_step", "capacity"},
+            | {"optimizer_step", "capacity", "gpu"},
         ),
     ],
 )
