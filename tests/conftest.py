@@ -97,12 +97,19 @@ def process_environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(scratch), "COLUMNS": "80", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+def briefly(arguments: Iterable[object]) -> list[str]:
+    """A sweep takes the fewest samples unless the test says otherwise: on a busy machine it would spend its whole budget."""
+    given = [str(one) for one in arguments]
+    sweeps = given[:1] in (["run"], ["reproduce"]) and "--time-budget" not in given and "--help" not in given
+    return [*given, "--time-budget", "0.01"] if sweeps else given
+
+
 @pytest.fixture
 def capsbench(tmp_path: Path) -> Callable[..., Result]:
     """Runs the command line as a process: `capsbench("run", "--depth", "1")`."""
 
     def call(*arguments: object, cwd: Path = tmp_path, **options: Any) -> Result:
-        command = [sys.executable, "-m", "capsbench.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "capsbench.cli", *briefly(arguments)]
         done = subprocess.run(
             command, cwd=cwd, env=process_environment(cwd), capture_output=True, text=True, timeout=500, check=False, **options
         )
@@ -120,7 +127,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     monkeypatch.setenv("COLUMNS", "80")
 
     def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["capsbench", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["capsbench", *briefly(arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         out, err = capfd.readouterr()
