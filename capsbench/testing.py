@@ -10,7 +10,6 @@ or with the pytest plugin that ships with the package (`capsbench.pytest_plugin`
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from torch import nn
 
@@ -19,6 +18,7 @@ from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.measure.step_trace import TracedStep, trace_step
 from capsbench.records import Configuration
+from capsbench.workload import as_module
 
 ModelFactory = Callable[[tuple[int, int, int], int, int], nn.Module]
 
@@ -88,11 +88,8 @@ def _traced(factory: ModelFactory, blocks: int, dataset: str, batch_size: int) -
     spec = spec_of(dataset)
     name = getattr(factory, "__name__", type(factory).__name__)
     configuration = Configuration(model=name, blocks=blocks, dataset=dataset, batch_size=batch_size, device="cpu")
-    return trace_step(configuration, build=partial(_built, name, factory, spec.shape, spec.classes, blocks), inside=False)
 
+    def build() -> nn.Module:
+        return as_module(name, factory(spec.shape, spec.classes, blocks))
 
-def _built(name: str, factory: ModelFactory, shape: tuple[int, int, int], classes: int, blocks: int) -> nn.Module:
-    model = factory(shape, classes, blocks)
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"model '{name}' returned {type(model).__name__}", "it must return a torch.nn.Module")
-    return model
+    return trace_step(configuration, build=build, inside=False)

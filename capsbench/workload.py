@@ -77,12 +77,18 @@ def build_model(configuration: Configuration) -> nn.Module:
     factory = resolve_model(configuration.model)
     names = ("kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma")
     options = {name: value for name in names if (value := getattr(configuration, name)) is not None}
-    model = factory(spec.shape, spec.classes, configuration.blocks, **options)
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(
-            f"model '{configuration.model}' returned {type(model).__name__}", "it must return a torch.nn.Module"
-        )
-    return model
+    return as_module(configuration.model, factory(spec.shape, spec.classes, configuration.blocks, **options))
+
+
+def as_module(name: str, made: object) -> nn.Module:
+    """What a model's factory returned.
+
+    Raises:
+        ConfigurationError: it is no module.
+    """
+    if not isinstance(made, nn.Module):
+        raise ConfigurationError(f"model '{name}' returned {type(made).__name__}", "it must return a torch.nn.Module")
+    return made
 
 
 class Workload:

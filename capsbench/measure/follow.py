@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class Follow:
         self.operator = ""
         """The operator that is running, as autograd called it: not those that it is made of."""
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._operators = _Operators(self)
+        self._operators = Operators(self)
         self._workspace = workspace_bytes
         self._look_inside, self._try_scratch = inside, try_scratch
         self._numbered: set[int] = set()
@@ -267,9 +267,7 @@ class Follow:
             elif block not in blocks:
                 blocks[block] = self._add(nbytes)
             else:
-                self._blocks.append(blocks[block])
-                self._nbytes.append(nbytes)
-                self.alive += nbytes
+                self._free(blocks[block], -nbytes)
         self.flops += recording.flops
         return out
 
@@ -293,10 +291,7 @@ class Follow:
         if nbytes is None:
             self.scratch[str(func)] = None
         elif nbytes:
-            block = self._add(nbytes)
-            self._blocks.append(block)
-            self._nbytes.append(-nbytes)
-            self.alive -= nbytes
+            self._free(self._add(nbytes), nbytes)
 
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -320,9 +315,10 @@ class Follow:
 
     def _drop(self, key: int) -> None:
         found = self._known.pop(key, None)
-        if found is None:
-            return
-        _, block, nbytes = found
+        if found is not None:
+            self._free(*found[1:])
+
+    def _free(self, block: int, nbytes: int) -> None:
         self._blocks.append(block)
         self._nbytes.append(-nbytes)
         self.alive -= nbytes
@@ -352,12 +348,19 @@ def _is_composite(func: Any) -> bool:
     return func.namespace != "prim" and bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
 
 
-class _Operators(TorchDispatchMode):
-    """Hands every operator to what follows it."""
+class Runs(Protocol):
+    """Runs operators for `Operators`."""
 
-    def __init__(self, follow: Follow) -> None:
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs one, and returns what it returned."""
+
+
+class Operators(TorchDispatchMode):
+    """Hands every operator that autograd calls to somebody who runs it."""
+
+    def __init__(self, runs: Runs) -> None:
         super().__init__()
-        self._follow = follow
+        self._runs = runs
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -365,7 +368,7 @@ class _Operators(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._follow.run(func, args, kwargs or {})
+        return self._runs.run(func, args, kwargs or {})
 
 
 @contextmanager

@@ -5,6 +5,7 @@ every run and for every number of threads, kernels' scratch included. `CudaProbe
 """
 
 import bisect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
@@ -61,14 +62,14 @@ class MemoryProbe(Protocol):
         """Most bytes in a further step after several more; None where steps do not change. After the probe has been left."""
 
 
-class _CpuProbe:
+class _CpuProbe(ABC):
     """What the two on a CPU have in common."""
 
     _process_bytes: int | None = None
 
+    @abstractmethod
     def trace(self) -> Trace:
         """Every allocation."""
-        raise NotImplementedError
 
     def phases(self) -> dict[str, Phase]:
         """What was counted."""

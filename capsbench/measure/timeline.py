@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsbench.errors import ConfigurationError
 from capsbench.measure.allocator import CachingAllocator
 from capsbench.measure.attribution import Modules, Origin
-from capsbench.measure.follow import current_node
+from capsbench.measure.follow import Operators, current_node
 from capsbench.measure.memory import MemoryProbe
 from capsbench.measure.predict import predict_memory, trace_for
 from capsbench.measure.step_memory import probed_step
@@ -159,7 +158,7 @@ class Witness:
         self._see("kept", self.kept, self._modules.attributes())
         self.first = len(self.states)
         self._mark()
-        with self._modules.watched(), _Operators(self):
+        with self._modules.watched(), Operators(self):
             with saving:
                 loss = workload.forward()
             self.after_forward = len(self.states)
@@ -182,22 +181,6 @@ class Witness:
     def _mark(self) -> None:
         self._probe.mark()
         self.states.append((self._operator, self._place, self._node))
-
-
-class _Operators(TorchDispatchMode):
-    """Tells of every operator that autograd calls."""
-
-    def __init__(self, witness: Witness) -> None:
-        super().__init__()
-        self._witness = witness
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler, which an ordinary step does not."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._witness.run(func, args, kwargs or {})
 
 
 class Account:
