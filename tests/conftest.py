@@ -136,14 +136,17 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     return call
 
 
+# Never the same name twice: a process keeps what it has imported.
+_OWN_MODELS = itertools.count()
+
+
 @pytest.fixture
 def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     """Puts the source of a function `make(in_shape, num_classes, blocks)` where a worker finds it; returns its name."""
     monkeypatch.chdir(tmp_path)
-    count = itertools.count()
 
     def write(source: str) -> str:
-        name = f"own_model_{next(count)}"
+        name = f"own_model_{next(_OWN_MODELS)}"
         (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
         return f"{name}:make"
 

@@ -46,10 +46,8 @@ def make(in_shape, num_classes, blocks):
 
 @pytest.fixture
 def own_model(own_model, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """As in `conftest`, for commands in this process: it finds no model of an earlier test."""
+    """As in `conftest`, for commands in this process."""
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    for name in [name for name in sys.modules if name.startswith("own_model_")]:
-        monkeypatch.delitem(sys.modules, name)
     importlib.invalidate_caches()
     return own_model
 
