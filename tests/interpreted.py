@@ -88,7 +88,7 @@ def test_a_slice_of_k_can_be_a_part(monkeypatch):
     """Or the test above would not see slices."""
     monkeypatch.setattr(triton_launch, "_REGISTERS", 1)
     inputs, weight = torch.zeros(2, 3, 5), torch.zeros(3, 5, 4, 2)
-    assert triton_launch.over_capsules(inputs, weight).slices == 5
+    assert triton_launch.over_capsules(inputs, weight, share=4).slices == 5
 
 
 @pytest.mark.parametrize("algorithm", THREE)

@@ -47,12 +47,14 @@ def over_samples(inputs: Tensor, weight: Tensor, samples: int) -> Plan:
     return _plan(_divided(batch, samples), count, 1, warps, sizes | {"S": samples})
 
 
-def over_capsules(inputs: Tensor, weight: Tensor) -> Plan:
-    """For gradients of inputs and weight; a program holds weights of one input capsule and their gradient."""
+def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> Plan:
+    """For gradients of inputs and weight; a program holds weights of one input capsule and their gradient.
+
+    Each of the two may take one part in `share` of a thread's registers: the more else a kernel holds, the smaller.
+    """
     batch, count, dim = inputs.shape
     warps, sizes = _tile(weight)
-    # A quarter of a thread's registers for each.
-    held = 32 * warps * _REGISTERS // 4
+    held = 32 * warps * _REGISTERS // share
     of_k = max(1, min(_padded(dim), held // (sizes["J_PAD"] * sizes["D_PAD"])))
     return _plan(count, batch, _divided(dim, of_k), warps, sizes | {"SLICE": of_k})
 

@@ -36,7 +36,7 @@ def coupled_sum_vjp(
     inputs: Tensor, weight: Tensor, grad: Tensor, anchor: Tensor, temperature: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `(coupled_sum(…) * grad).sum()` with respect to inputs and weight, c being a constant."""
-    plan = over_capsules(inputs, weight)
+    plan = over_capsules(inputs, weight, share=4)
     grad_inputs = _fresh(inputs)
     parts = anchor.new_empty((plan.chunks, *weight.shape))
     launch("coupled_sum_vjp", plan, inputs, weight, anchor, temperature, grad, grad_inputs, parts)
@@ -95,7 +95,7 @@ def em_votes_vjp(
     new_mean: Tensor, grad_total: Tensor, grad_mean: Tensor, grad_scatter: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradients of `em_round` with respect to inputs and weight; `grad_mean` divided by the total."""
-    plan = over_capsules(inputs, weight)
+    plan = over_capsules(inputs, weight, share=8)
     grad_inputs = _fresh(inputs)
     parts = mean.new_empty((plan.chunks, *weight.shape))
     given = (inputs, weight, log_prior, mean, precision, new_mean, grad_total, grad_mean, grad_scatter)

@@ -34,12 +34,12 @@ def part(parts, size):
 
 
 @triton.jit
-def cast(inputs, weight, b, i, count, cell, live, real, like, K: tl.constexpr, PLANE: tl.constexpr):
+def cast(inputs, weight, b, i, count, cell, live, real, like, K: tl.constexpr, PLANE: tl.constexpr, UNROLL: tl.constexpr = 8):
     """û of one input capsule for some samples, `[S, J, D]`, and ‖u‖², `[S, 1, 1]`; in the type of `like`, a `[S, J, D]`."""
     votes = tl.zeros_like(like)
     square = tl.zeros((like.shape[0], 1, 1), like.dtype)
     # Enough loads under way at once, and no more than registers can hold.
-    for k in tl.range(0, K, loop_unroll_factor=8):
+    for k in tl.range(0, K, loop_unroll_factor=UNROLL):
         u = tl.load(inputs + (b * count + i) * K + k, mask=live, other=0).to(like.dtype)
         votes += u * tl.load(weight + (i * K + k) * PLANE + cell, mask=real, other=0).to(like.dtype)
         square += u * u
@@ -52,7 +52,7 @@ def cast_held(
 ):
     """The same for one sample, from a capsule u and weights that are held already, if they are all there is of K."""
     if SLICE < K:
-        votes, square = cast(inputs, weight, b, i, count, cell, b < batch, real, like, K, PLANE)
+        votes, square = cast(inputs, weight, b, i, count, cell, b < batch, real, like, K, PLANE, 4)
     else:
         votes, square = tl.sum(u * rows, 0, keep_dims=True), tl.sum(u * u, 0, keep_dims=True)
     return votes, square
