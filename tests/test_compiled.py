@@ -87,27 +87,28 @@ def test_nan_is_never_lost(algorithm, dtype):
 
 def operands(dtype=torch.float32, device="cpu") -> dict[str, Tensor]:
     """B 5, I 6, K 4, J 3, D 2, P 8."""
-    made = {"inputs": (5, 6, 4), "weight": (6, 4, 3, 2), "state": (5, 2, 8), "grad": (5, 2, 8)}
+    made = {"inputs": (5, 6, 4), "weight": (6, 4, 3, 2), "state": (5, 2, 8), "grad": (5, 3, 2), "bias": (2, 8)}
     generator = torch.Generator().manual_seed(0)
     found = {name: torch.randn(shape, generator=generator, dtype=dtype).to(device) for name, shape in made.items()}
     return {**found, "t": torch.tensor(-1.0, dtype=dtype, device=device)}
 
 
-@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("limited", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_operators_are_what_torch_expects(dtype, limited, keep):
+def test_operators_are_what_torch_expects(dtype, limited):
     given = operands(dtype)
-    inputs, weight, state, grad, t = (given[name] for name in ("inputs", "weight", "state", "grad", "t"))
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(
-        OPERATORS.votes_sum.default, (inputs, weight, state, t if limited else None, limited, keep), test_utils=checks
-    )
-    torch.library.opcheck(OPERATORS.votes_rounds.default, (inputs, weight, 2), test_utils=checks)
-    torch.library.opcheck(OPERATORS.votes_distance.default, (inputs, weight, state), test_utils=checks)
-    couplings = torch.rand(5, 6, 8, dtype=dtype) if keep else None
-    arguments = (inputs, weight, state, t if limited else None, limited, couplings, grad)
-    torch.library.opcheck(OPERATORS.votes_vjp.default, arguments, test_utils=checks)
+    inputs, weight, grad, bias = (given[name] for name in ("inputs", "weight", "grad", "bias"))
+    layer = (inputs, weight, given["state"], given["t"] if limited else None, limited)
+    for operator, arguments in (
+        ("votes_round", (*layer, bias)),
+        ("votes_round", (*layer, None)),
+        ("votes_rounds", (inputs, weight, 2)),
+        ("votes_distance", (inputs, weight, given["state"])),
+        ("votes_vjp", (*layer, grad.flip(0), grad)),
+        ("votes_value_and_vjp", (*layer, bias, grad)),
+    ):
+        found = getattr(OPERATORS, operator).default
+        torch.library.opcheck(found, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_operators_take_any_layout_and_refuse_other_kinds():

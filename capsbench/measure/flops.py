@@ -62,13 +62,18 @@ def _with_gradients(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return 3 * votes_flops(inputs, weight)
 
 
+def _with_both(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 4 * votes_flops(inputs, weight)
+
+
 _FORMULAS = {
     "front": _front,
     "front_backward": _front_backward,
-    "votes_sum": _once,
+    "votes_round": _once,
     "votes_rounds": _rounds,
     "votes_distance": _once,
     "votes_vjp": _with_gradients,
+    "votes_value_and_vjp": _with_both,
     "coupled_sum": _once,
     "coupled_sum_vjp": _with_gradients,
     "mean_distance": _once,

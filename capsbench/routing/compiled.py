@@ -13,7 +13,7 @@ from torch import Tensor
 
 from capsbench.errors import ConfigurationError
 from capsbench.native import Built, built
-from capsbench.routing.rounds import Couplings, Passes, Rounds, State, uniform_sum
+from capsbench.routing.rounds import Passes, Rounds, State
 
 _LANES = 8
 _SAMPLES = 4
@@ -57,31 +57,41 @@ class CompiledPasses(Passes):
         # A view would keep the padding too.
         return (agreed.mT if agreed.shape[2] == outputs else agreed[..., :outputs].mT.contiguous(),)
 
-    def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
-        """Σ_i c_i û_i `[B, J, D]`."""
-        if not state and not self._limited:
-            return uniform_sum(self._inputs, self._weight)
-        total, coupling = torch.ops.capsbench.votes_sum(
-            self._inputs, self._weight, *_padded_state(state), self._limited, couplings is not None
-        )
-        if couplings is not None:
-            couplings.append(coupling)
-        return total[..., : self._weight.shape[2]].mT.contiguous()
+    def outputs(self, state: State, bias: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The outputs of a round, and s; `[B, J, D]`."""
+        found: tuple[Tensor, Tensor] = torch.ops.capsbench.votes_round(*self._given(state), _padded_bias(bias))
+        return found
 
     def mean_distance(self, outputs: Tensor) -> Tensor:
         """The mean of ‖v − û‖, a scalar."""
         sums: Tensor = torch.ops.capsbench.votes_distance(self._inputs, self._weight, _padded(outputs))
         return sums.sum() / (outputs.shape[0] * self._inputs.shape[1] * outputs.shape[1])
 
-    def gradients(
-        self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Those of inputs and weight; both are made, as one walk makes them."""
-        known = couplings[0] if couplings else None
-        grad_inputs, grad_weight = torch.ops.capsbench.votes_vjp(
-            self._inputs, self._weight, *_padded_state(state), self._limited, known, _padded(grad)
+    def vjp(
+        self, state: State, s: Tensor, grad: Tensor, need_inputs: bool, need_weight: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The gradients of s, inputs and weight; all are made, as one walk makes them."""
+        grad_s, *found = torch.ops.capsbench.votes_vjp(*self._given(state), s, grad)
+        return self._cut(grad_s), *found
+
+    def value_and_vjp(self, state: State, bias: list[Tensor], grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The outputs, and the gradients of s, inputs and weight, in one call."""
+        outputs, grad_s, *found = torch.ops.capsbench.votes_value_and_vjp(*self._given(state), _padded_bias(bias), grad)
+        return outputs, self._cut(grad_s), *found
+
+    def _given(self, state: State) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]:
+        outputs, *t = state or (None,)
+        return (
+            self._inputs,
+            self._weight,
+            None if outputs is None else _padded(outputs),
+            t[0] if t else None,
+            self._limited,
         )
-        return grad_inputs if need_inputs else None, grad_weight if need_weight else None
+
+    def _cut(self, sums: Tensor) -> Tensor:
+        """`[B, D, P]` as `[B, J, D]`: a view, for what is used up at once."""
+        return sums[..., : self._weight.shape[2]].mT
 
 
 def _padded(outputs: Tensor) -> Tensor:
@@ -91,36 +101,46 @@ def _padded(outputs: Tensor) -> Tensor:
     return torch.nn.functional.pad(last, (0, missing)) if missing else last.contiguous()
 
 
-def _padded_state(state: State) -> tuple[Tensor | None, Tensor | None]:
-    """A state's outputs, padded, and its t; None for what it does not have."""
-    if not state:
-        return None, None
-    outputs, *t = state
-    return _padded(outputs), t[0] if t else None
+def _padded_bias(bias: list[Tensor]) -> Tensor | None:
+    return _padded(bias[0]) if bias else None
 
 
-def _sum(
-    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, keep: bool
+def _round(
+    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    total, couplings = _sum_shapes(inputs, weight, state, t, limited, keep)
-    _over_samples("weighted_sum", inputs, weight, state, t, int(limited), couplings if keep else None, total)
-    return total, couplings
+    return _round_with(None, inputs, weight, state, t, limited, bias)
 
 
-def _sum_shapes(inputs: Tensor, weight: Tensor, *rest: Tensor | bool | None) -> tuple[Tensor, Tensor]:
-    batch, count, _, _, dim, padded = _sizes(inputs, weight)
-    return inputs.new_empty(batch, dim, padded), inputs.new_empty((batch, count, padded) if rest[-1] else (0,))
+def _round_with(
+    couplings: Tensor | None,
+    inputs: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    t: Tensor | None,
+    limited: bool,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    outputs, s = _round_shapes(inputs, weight)
+    total = _sums(inputs, weight)
+    _over_samples("round", inputs, weight, state, t, int(limited), couplings, bias, s, outputs, total)
+    return outputs, s
+
+
+def _round_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor]:
+    shape = (inputs.shape[0], *weight.shape[2:])
+    return inputs.new_empty(shape), inputs.new_empty(shape)
+
+
+def _sums(inputs: Tensor, weight: Tensor, *_: int) -> Tensor:
+    """Room for `[B, D, P]`."""
+    sizes = _sizes(inputs, weight)
+    return inputs.new_empty(sizes[0], *sizes[-2:])
 
 
 def _rounds(inputs: Tensor, weight: Tensor, rounds: int) -> Tensor:
-    state = _rounds_shape(inputs, weight)
+    state = _sums(inputs, weight)
     _over_samples("rounds", inputs, weight, rounds, state, torch.empty_like(state))
     return state
-
-
-def _rounds_shape(inputs: Tensor, weight: Tensor, *_rounds: int) -> Tensor:
-    batch, _, _, _, dim, padded = _sizes(inputs, weight)
-    return inputs.new_empty(batch, dim, padded)
 
 
 def _distance(inputs: Tensor, weight: Tensor, v: Tensor) -> Tensor:
@@ -134,25 +154,57 @@ def _distance_shape(inputs: Tensor, *_: Tensor) -> Tensor:
 
 
 def _vjp(
+    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, s: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _vjp_with(None, inputs, weight, state, t, limited, s, grad)
+
+
+def _vjp_with(
+    couplings: Tensor | None,
     inputs: Tensor,
     weight: Tensor,
     state: Tensor | None,
     t: Tensor | None,
     limited: bool,
-    couplings: Tensor | None,
+    s: Tensor,
     grad: Tensor,
-) -> tuple[Tensor, Tensor]:
-    grad_inputs, grad_weight = _vjp_shapes(inputs, weight)
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = _vjp_shapes(inputs, weight)
     sizes = _sizes(inputs, weight)
-    threads = min(torch.get_num_threads(), sizes[1])
-    scratch = inputs.new_empty(threads, 2 * weight.shape[1] + 1 + _SAMPLES, *grad.shape[1:])
-    results = (grad_inputs, grad_weight, scratch)
-    _call("gradients", inputs, weight, state, t, int(limited), couplings, grad, *results, *sizes, threads)
-    return grad_inputs, grad_weight
+    _, count, in_dim, _, dim, padded = sizes
+    threads = min(torch.get_num_threads(), count)
+    scratch = inputs.new_empty(threads, 2 * in_dim + 1 + _SAMPLES, dim, padded)
+    _call("gradients", inputs, weight, state, t, int(limited), couplings, s, grad, *found, scratch, *sizes, threads)
+    return found
 
 
-def _vjp_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(inputs), torch.empty_like(weight)
+def _vjp_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor]:
+    return _sums(inputs, weight), torch.empty_like(inputs), torch.empty_like(weight)
+
+
+def _value_and_vjp(
+    inputs: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    t: Tensor | None,
+    limited: bool,
+    bias: Tensor | None,
+    grad: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    couplings = _couplings(inputs, weight)
+    outputs, s = _round_with(couplings, inputs, weight, state, t, limited, bias)
+    return outputs, *_vjp_with(couplings, inputs, weight, state, t, limited, s, grad)
+
+
+def _value_and_vjp_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # The couplings and s are there as long as it takes, as a trace of the peak must see.
+    meanwhile = (_couplings(inputs, weight), *_round_shapes(inputs, weight))
+    return meanwhile[1], *_vjp_shapes(inputs, weight)
+
+
+def _couplings(inputs: Tensor, weight: Tensor) -> Tensor:
+    batch, count, _, _, _, padded = _sizes(inputs, weight)
+    return inputs.new_empty(batch, count, padded)
 
 
 def _over_samples(name: str, inputs: Tensor, weight: Tensor, *arguments: Tensor | int | None) -> None:
@@ -161,7 +213,7 @@ def _over_samples(name: str, inputs: Tensor, weight: Tensor, *arguments: Tensor 
     batch, _, in_dim, _, dim, padded = sizes
     threads = torch.get_num_threads()
     block = max(1, min(_BLOCK, -(-batch // threads)))
-    scratch = inputs.new_empty(threads, in_dim + 1, dim, padded)
+    scratch = inputs.new_empty(threads, in_dim + 2, dim, padded)
     _call(name, inputs, weight, *arguments, scratch, *sizes, block, threads)
 
 
@@ -196,17 +248,23 @@ def _call(name: str, *arguments: Tensor | int | None) -> None:
 _OPERATORS = torch.library.Library("capsbench", "FRAGMENT")
 for _schema, _cpu, _meta in (
     (
-        "votes_sum(Tensor inputs, Tensor weight, Tensor? state, Tensor? t, bool limited, bool keep) -> (Tensor, Tensor)",
-        _sum,
-        _sum_shapes,
+        "votes_round(Tensor inputs, Tensor weight, Tensor? state, Tensor? t, bool limited, Tensor? bias) -> (Tensor, Tensor)",
+        _round,
+        _round_shapes,
     ),
-    ("votes_rounds(Tensor inputs, Tensor weight, int rounds) -> Tensor", _rounds, _rounds_shape),
+    ("votes_rounds(Tensor inputs, Tensor weight, int rounds) -> Tensor", _rounds, _sums),
     ("votes_distance(Tensor inputs, Tensor weight, Tensor v) -> Tensor", _distance, _distance_shape),
     (
-        "votes_vjp(Tensor inputs, Tensor weight, Tensor? state, Tensor? t, bool limited, Tensor? couplings, Tensor grad)"
-        " -> (Tensor, Tensor)",
+        "votes_vjp(Tensor inputs, Tensor weight, Tensor? state, Tensor? t, bool limited, Tensor s, Tensor grad)"
+        " -> (Tensor, Tensor, Tensor)",
         _vjp,
         _vjp_shapes,
+    ),
+    (
+        "votes_value_and_vjp(Tensor inputs, Tensor weight, Tensor? state, Tensor? t, bool limited, Tensor? bias, Tensor grad)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        _value_and_vjp,
+        _value_and_vjp_shapes,
     ),
 ):
     _name = _OPERATORS.define(_schema)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from capsbench.routing.autograd import differentiable_once
 from capsbench.routing.equations import em_log_activation, em_log_prior, em_mean, em_variance
-from capsbench.routing.rounds import Couplings, Passes, State
+from capsbench.routing.rounds import Couplings, State, SumPasses
 from capsbench.routing.squash import unit
 from capsbench.routing.triton_operators import (
     coupled_sum,
@@ -26,7 +26,7 @@ from capsbench.routing.triton_operators import (
 )
 
 
-class FusedPasses(Passes):
+class FusedPasses(SumPasses):
     """Walks over the votes of a layer in registers; the same call gives the same bits.
 
     Raises:

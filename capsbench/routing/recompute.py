@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from capsbench.routing.rounds import Couplings, Passes, State, uniform_sum
+from capsbench.routing.rounds import Couplings, State, SumPasses, uniform_sum
 from capsbench.routing.squash import length, unit
 from capsbench.routing.tiles import Gradients, Tile, tile_votes, tiles
 
@@ -22,7 +22,7 @@ class _Votes(NamedTuple):
     """SDA: min(‖û‖, ‖u‖)/‖û‖ `[T, B, J]`."""
 
 
-class TilePasses(Passes):
+class TilePasses(SumPasses):
     """Walks tile by tile; where one tile is all, its votes are computed once for the whole call."""
 
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:

@@ -26,18 +26,45 @@ Couplings = list[Tensor]
 
 
 class Passes(ABC):
-    """How one kernel walks over the votes of one call."""
+    """How one kernel walks over the votes of one call. s is the weighted sum of a round with its bias, `[B, J, D]`."""
 
     @abstractmethod
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None: ...
 
     @abstractmethod
-    def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
-        """Σ_i c_i û_i `[B, J, D]`; adds the couplings to a list that is given."""
+    def outputs(self, state: State, bias: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """squash(s), and s."""
 
     @abstractmethod
     def mean_distance(self, outputs: Tensor) -> Tensor:
         """The mean of ‖v − û‖ over batch, i and j, for v `[B, J, D]`; a scalar, without waiting for the device."""
+
+    @abstractmethod
+    def vjp(
+        self, state: State, s: Tensor, grad: Tensor, need_inputs: bool, need_weight: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """From the gradient of squash(s), whose coupling is a constant, those of s, inputs and weight."""
+
+    @abstractmethod
+    def value_and_vjp(
+        self, state: State, bias: list[Tensor], grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """squash(s) with the bits of `outputs`, and what `vjp` gives."""
+
+    def state(self, rounds: "Rounds", bias: list[Tensor], iterations: int) -> State:
+        """What the last of so many rounds starts from."""
+        state: State = ()
+        for _ in range(iterations - 1):
+            state = rounds.next_state(state, self.outputs(state, bias)[0], self)
+        return state
+
+
+class SumPasses(Passes):
+    """Those of a kernel that sums over votes, and leaves all that follows to torch."""
+
+    @abstractmethod
+    def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
+        """Σ_i c_i û_i `[B, J, D]`; adds the couplings to a list that is given."""
 
     @abstractmethod
     def gradients(
@@ -45,13 +72,25 @@ class Passes(ABC):
     ) -> tuple[Tensor | None, Tensor | None]:
         """From the gradient of the weighted sum `[B, J, D]`, whose coupling is a constant, those of inputs and weight."""
 
-    def state(self, rounds: "Rounds", bias: list[Tensor], iterations: int) -> State:
-        """What the last of so many rounds starts from."""
-        state: State = ()
-        for _ in range(iterations - 1):
-            outputs = squash(plus(self.weighted_sum(state, None), bias))
-            state = rounds.next_state(state, outputs, self)
-        return state
+    def outputs(self, state: State, bias: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """See `Passes`."""
+        s = plus(self.weighted_sum(state, None), bias)
+        return squash(s), s
+
+    def vjp(
+        self, state: State, s: Tensor, grad: Tensor, need_inputs: bool, need_weight: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """See `Passes`."""
+        grad_s = squash_vjp(s, grad)
+        return grad_s, *self.gradients(state, grad_s, [], need_inputs, need_weight)
+
+    def value_and_vjp(
+        self, state: State, bias: list[Tensor], grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """See `Passes`."""
+        couplings: Couplings = []
+        outputs, grad_s = squash_and_vjp(plus(self.weighted_sum(state, couplings), bias), grad)
+        return outputs, grad_s, *self.gradients(state, grad_s, couplings, True, True)
 
 
 @dataclass(frozen=True)
@@ -91,25 +130,24 @@ class Staged:
     def keeping(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, State]:
         """The outputs without a graph, and the state that spares `and_vjp` the rounds."""
         *bias, iterations = rest
-        s, state = self.last_sum(inputs, weight, bias, iterations)
-        return squash(s), state
+        outputs, _, *state = self.last_round(inputs, weight, bias, iterations)
+        return outputs, tuple(state)
 
     def and_vjp(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(…, iterations, grad, kept) → the outputs, bit for bit those of `route`, and gradients of `(outputs * grad).sum()`."""
         *bias, iterations, grad, kept = rest
         passes = self.passes(inputs, weight)
         state = kept or passes.state(self.rounds, bias, iterations)
-        couplings: Couplings = []
-        s = plus(passes.weighted_sum(state, couplings), bias)
-        outputs, grad_s = squash_and_vjp(s, grad)
-        found = (*passes.gradients(state, grad_s, couplings, True, True), grad_s.sum(0) if bias else None)
+        outputs, grad_s, *found = passes.value_and_vjp(state, bias, grad)
+        if bias:
+            found.append(grad_s.sum(0))
         return outputs, tuple(one for one in found if one is not None)
 
-    def last_sum(self, inputs: Tensor, weight: Tensor, bias: list[Tensor], iterations: int) -> tuple[Tensor, State]:
-        """The weighted sum of the last round `[B, J, D]`, and the state that it started from."""
+    def last_round(self, inputs: Tensor, weight: Tensor, bias: list[Tensor], iterations: int) -> tuple[Tensor, ...]:
+        """The outputs, s, and the state that the last round started from; all but a temperature `[B, J, D]`."""
         passes = self.passes(inputs, weight)
         state = passes.state(self.rounds, bias, iterations)
-        return plus(passes.weighted_sum(state, None), bias), state
+        return *passes.outputs(state, bias), *state
 
     def passes(self, inputs: Tensor, weight: Tensor) -> Passes:
         """The walks of one call."""
@@ -119,8 +157,7 @@ class Staged:
 class _Routed(torch.autograd.Function):
     @staticmethod
     def forward(staged: Staged, inputs: Tensor, weight: Tensor, bias: Tensor | None, iterations: int) -> tuple[Tensor, ...]:
-        s, state = staged.last_sum(inputs, weight, [] if bias is None else [bias], iterations)
-        return squash(s), s, *state
+        return staged.last_round(inputs, weight, [] if bias is None else [bias], iterations)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -138,11 +175,11 @@ class _Routed(torch.autograd.Function):
         inputs, weight, s, *state = ctx.saved_tensors
         _, need_inputs, need_weight, need_bias, _ = ctx.needs_input_grad
         with full_precision(inputs.device):
-            grad_s = squash_vjp(s, grad)
-            grad_inputs = grad_weight = None
             if need_inputs or need_weight:
                 passes = ctx.staged.passes(inputs, weight)
-                grad_inputs, grad_weight = passes.gradients(tuple(state), grad_s, [], need_inputs, need_weight)
+                grad_s, grad_inputs, grad_weight = passes.vjp(tuple(state), s, grad, need_inputs, need_weight)
+            else:
+                grad_s, grad_inputs, grad_weight = squash_vjp(s, grad), None, None
             return None, grad_inputs, grad_weight, grad_s.sum(0) if need_bias else None, None
 
 

@@ -16,6 +16,13 @@
 #define LANES 8   /* numbers in a vector, and what J is padded to a multiple of */
 #define SAMPLES 4 /* that share one reading of the weights in backward */
 
+/* Any lanes of two vectors; where a compiler has no word for it, numbers are moved one by one. */
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE __builtin_shufflevector
+#endif
+#endif
+
 /* e^x in single precision, in a form that compilers turn into vector instructions: 2^n · e^r with |r| <= ln 2 / 2, e^r by
  * its Taylor series to r^7, whose next term is below 6e-9. Its argument is at most 0 here. NaN stays NaN. */
 static inline float exp_of(float x) {
