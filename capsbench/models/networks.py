@@ -19,7 +19,7 @@ from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.models.decoder import Decoder
 from capsbench.models.front import can_chunk, check_front, chunked_front, resolve_front
 from capsbench.models.layers import CapsuleLayer, PrimaryCapsules
-from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack, check_strategy, is_altered, run_steps
+from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, Gamma, MomentumStack, check_strategy, is_altered, run_steps, spread
 from capsbench.routing import length
 
 RULES = ("paper", "published")
@@ -185,7 +185,9 @@ class MoCapsNet(CapsuleNetwork):
     Args:
         memory: `reversible`; `reversible-kept`, which keeps 2 × `[B, J, D]` per block and spares the routing in backward; or
             as `CapsNet`.
-        gamma: the momentum term γ, 0 to 1; 0 cannot be reversible.
+        gamma: the momentum term γ, 0 to 1, or one for each block; 0 cannot be reversible. With γ → 1 a block tends to that of a
+            RevNet, and with γ = 1 the velocity never moves: the stack passes on what it is given.
+        learn_gamma: makes each block's γ a parameter, kept between 0 and 1 by a sigmoid, which starts at `gamma`.
         inverse: how `reversible` inverts (`capsbench.reversible.MomentumStack`).
         rule: `paper`, Algorithm 1: each capsule layer is a residual function, and one velocity runs through the whole stack.
             `published`, what the published code computes: the velocity restarts at 0 in every block and the block's own
@@ -199,7 +201,8 @@ class MoCapsNet(CapsuleNetwork):
         blocks: int,
         *,
         memory: str = "reversible",
-        gamma: float = 0.9,
+        gamma: Gamma = 0.9,
+        learn_gamma: bool = False,
         inverse: str = "auto",
         rule: str = "paper",
         **options: Unpack[Options],
@@ -209,9 +212,11 @@ class MoCapsNet(CapsuleNetwork):
             raise ConfigurationError(f"rule '{rule}' is not known", f"choose one of {', '.join(RULES)}")
 
         def stack(layers: list[nn.Module]) -> nn.Module:
+            gammas = spread(gamma, blocks, "block")  # also of the published rule, whose stacks are of one block each
             if rule == "published":
-                return nn.Sequential(*(_PublishedBlock(pair, gamma, memory, inverse) for pair in _pairs(layers)))
-            return MomentumStack(layers, gamma, memory, inverse, segment=2)
+                pairs = zip(_pairs(layers), gammas, strict=True)
+                return nn.Sequential(*(_PublishedBlock(pair, one, memory, inverse, learn_gamma) for pair, one in pairs))
+            return MomentumStack(layers, gamma, memory, inverse, segment=2, learn_gamma=learn_gamma)
 
         super().__init__(in_shape, num_classes, blocks, stack, **options)
 
@@ -240,9 +245,9 @@ class BlockStack(nn.Module):
 
 
 class _PublishedBlock(nn.Module):
-    def __init__(self, layers: list[nn.Module], gamma: float, memory: str, inverse: str) -> None:
+    def __init__(self, layers: list[nn.Module], gamma: float, memory: str, inverse: str, learn_gamma: bool) -> None:
         super().__init__()
-        self.stack = MomentumStack(layers, gamma, memory, inverse, segment=2)
+        self.stack = MomentumStack(layers, gamma, memory, inverse, segment=2, learn_gamma=learn_gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.stack(x)

@@ -2,7 +2,7 @@
 
 from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, DriftWarning, drift_bound, segment_length
 from capsbench.reversible.evaluate import is_altered
-from capsbench.reversible.momentum import check_gamma
+from capsbench.reversible.momentum import Gamma, check_gamma, spread
 from capsbench.reversible.pair import INVERSES, resolve_inverse, retained_bits
 from capsbench.reversible.stack import MomentumStack
 from capsbench.reversible.strategies import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_strategy, run_steps
@@ -15,6 +15,7 @@ __all__ = [
     "REVERSIBLE_STRATEGIES",
     "STRATEGIES",
     "DriftWarning",
+    "Gamma",
     "MomentumStack",
     "check_gamma",
     "check_strategy",
@@ -24,4 +25,5 @@ __all__ = [
     "retained_bits",
     "run_steps",
     "segment_length",
+    "spread",
 ]

@@ -74,26 +74,24 @@ def largest(values: Tensor) -> Tensor:
 
 @dataclass
 class Remainders:
-    """The bits that products with `ratio` dropped, one store per element of `like`.
+    """The bits that products with ratios n/d, above 0 and at most 1, dropped: one store per element of what is multiplied.
 
-    The store is an integer below `bound`, which is known without looking: it grows by 1/ratio with each product. Before it
+    The store is an integer below `bound`, which is known without looking: it grows by d/n with each product. Before it
     could leave an int64, its low 32 bits go to a list of words.
 
     Args:
-        ratio: n/d, above 0 and at most 1.
         store: int64, the shape of what is multiplied; zeros to begin with.
     """
 
-    ratio: Fraction
     store: Tensor
     bound: int = 1
     products: int = 0
     words: list[tuple[int, Tensor]] = field(default_factory=list)
     """Each with the number of products before it was moved out."""
 
-    def multiply(self, v: Tensor) -> Tensor:
+    def multiply(self, v: Tensor, ratio: Fraction) -> Tensor:
         """v·n/d as an int64 of magnitude |v| + n at most; what that drops goes to the store."""
-        n, d = self.ratio.numerator, self.ratio.denominator
+        n, d = ratio.numerator, ratio.denominator
         if self.bound * d > _STORE_LIMIT:
             self._move_out()
         self.products += 1
@@ -104,9 +102,9 @@ class Remainders:
         self.bound = -(-self.bound * d // n)
         return torch.add(digit, quotient, alpha=n)
 
-    def undo(self, v: Tensor) -> Tensor:
-        """What `multiply` was given when it returned `v`; the last product first."""
-        n, d = self.ratio.numerator, self.ratio.denominator
+    def undo(self, v: Tensor, ratio: Fraction) -> Tensor:
+        """What `multiply` was given beside `ratio` when it returned `v`; the last product first."""
+        n, d = ratio.numerator, ratio.denominator
         while self.words and self.words[-1][0] == self.products:
             _, word = self.words.pop()
             self.store = (self.store << _WORD_BITS) + (word.to(torch.int64) + _WORD_OFFSET)
@@ -121,11 +119,11 @@ class Remainders:
         """All that must be kept, as narrow as it goes, and what makes the remainders of it again."""
         if self.bound > _WORD_OFFSET:
             self._move_out()
-        ratio, bound, products, marks = self.ratio, self.bound, self.products, [mark for mark, _ in self.words]
+        bound, products, marks = self.bound, self.products, [mark for mark, _ in self.words]
 
         def rebuild(tensors: Sequence[Tensor]) -> "Remainders":
             store, *words = tensors
-            return Remainders(ratio, store.to(torch.int64), bound, products, list(zip(marks, words, strict=True)))
+            return Remainders(store.to(torch.int64), bound, products, list(zip(marks, words, strict=True)))
 
         return (self.store.to(_narrowest(bound)), *(word for _, word in self.words)), rebuild
 

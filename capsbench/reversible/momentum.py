@@ -2,16 +2,23 @@
 
     forward   v ← γ·v + (1 − γ)·f(x)        x ← x + v
     inverse   x ← x − v                     v ← (v − (1 − γ)·f(x)) / γ
+    of γ      ∂L/∂γ = ⟨∂L/∂v, v − f(x)⟩, with the v that entered the step and the gradient of the v that left it
 
-γ = 0 is the plain residual network, which has no inverse; γ = 1 never moves v.
+γ = 0 is the plain residual network, which has no inverse; γ → 1 tends to RevNet, as f is scaled down; γ = 1 never moves v.
+Each function may have a γ of its own.
 """
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
 
+Gamma = float | Sequence[float]
+"""One momentum term for all functions, or one for each."""
 
-def step(x: Tensor, v: Tensor, value: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+
+def step(x: Tensor, v: Tensor, value: Tensor, gamma: float | Tensor) -> tuple[Tensor, Tensor]:
     """One step forward, with `value` = f(x); all of one shape. Returns the next (x, v), in the dtype of `x`."""
     v = gamma * v + (1 - gamma) * value.to(x.dtype)
     return x + v, v
@@ -22,16 +29,55 @@ def previous_velocity(v: Tensor, value: Tensor, gamma: float) -> Tensor:
     return (v - (1 - gamma) * value.to(v.dtype)) / gamma
 
 
-def check_gamma(gamma: float, *, invertible: bool) -> None:
+def gradient_of_gamma(grad_v: Tensor, v: Tensor, value: Tensor) -> Tensor:
+    """∂L/∂γ of one step, a scalar, from the gradient of the v that left it, the v that entered it and `value` = f(x)."""
+    return (grad_v * (v - value.to(v.dtype))).sum()
+
+
+def each(gamma: Gamma) -> Sequence[float]:
+    """All that are different from function to function, or the one."""
+    return gamma if isinstance(gamma, Sequence) else (gamma,)
+
+
+def check_gamma(gamma: Gamma, *, invertible: bool) -> None:
     """Refuses a γ outside [0, 1], and γ = 0 where the rule has to be inverted.
 
     Raises:
         ConfigurationError: γ is out of range.
     """
-    if not 0 <= gamma <= 1:
-        raise ConfigurationError(f"gamma {gamma} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
-    if invertible and gamma == 0:
+    for one in each(gamma):
+        if not 0 <= one <= 1:
+            raise ConfigurationError(f"gamma {one} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
+        if invertible and one == 0:
+            raise ConfigurationError(
+                "gamma 0 cannot be reversible: the rule's inverse divides by gamma",
+                "choose gamma above 0, or a memory strategy that is not reversible",
+            )
+
+
+def check_learnable(gamma: Gamma) -> None:
+    """Refuses a γ that a sigmoid does not reach.
+
+    Raises:
+        ConfigurationError: γ is 0 or 1.
+    """
+    for one in each(gamma):
+        if not 0 < one < 1:
+            raise ConfigurationError(
+                f"gamma {one} cannot be learnt: a sigmoid reaches neither 0 nor 1", "start from a gamma between them, such as 0.9"
+            )
+
+
+def spread(gamma: Gamma, count: int, of: str = "function") -> tuple[float, ...]:
+    """One γ for each of `count` functions or blocks.
+
+    Raises:
+        ConfigurationError: there are more or fewer.
+    """
+    if not isinstance(gamma, Sequence):
+        return (gamma,) * count
+    if len(gamma) != count:
         raise ConfigurationError(
-            "gamma 0 cannot be reversible: the rule's inverse divides by gamma",
-            "choose gamma above 0, or a memory strategy that is not reversible",
+            f"gamma has {len(gamma)} values for {count} {of}s", f"give one number for all, or one for each {of}"
         )
+    return tuple(gamma)

@@ -6,6 +6,7 @@ exact       fixed point, and keeps the bits that a product with γ drops (`fixed
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -16,7 +17,7 @@ from torch import Tensor
 from capsbench.errors import ConfigurationError
 from capsbench.reversible.drift import LIPSCHITZ, check_drift, has_values, segment_length
 from capsbench.reversible.fixed_point import LIMIT, Remainders, from_units, largest, largest_in_units, ratio_of, to_units
-from capsbench.reversible.momentum import check_gamma, previous_velocity, step
+from capsbench.reversible.momentum import Gamma, check_gamma, each, previous_velocity, spread, step
 
 INVERSES = ("auto", "float", "exact", "segmented")
 """How a reversible stack inverts itself. `auto` is one of the others (`resolve_inverse`)."""
@@ -26,21 +27,21 @@ class Pair(Protocol):
     """The state of a stack between two functions; it moves in place and holds no graph."""
 
     @property
-    def gamma(self) -> float:
-        """The momentum term that it computes with."""
-
-    @property
     def x(self) -> Tensor:
         """What the next function is given, or in backward the last one was given."""
 
-    def advance(self, value: Tensor) -> None:
-        """Past a function, with `value` = f(x)."""
+    @property
+    def v(self) -> Tensor:
+        """The velocity, in the dtype of x."""
+
+    def advance(self, value: Tensor, gamma: float) -> None:
+        """Past a function, with `value` = f(x) and that function's γ."""
 
     def retreat_x(self) -> None:
         """Takes x to before the last function: half of the way back, after which that function can be evaluated."""
 
-    def retreat_v(self, value: Tensor) -> None:
-        """Takes v to before the last function, with `value` = f(x): the other half."""
+    def retreat_v(self, value: Tensor, gamma: float) -> None:
+        """Takes v to before the last function, with `value` = f(x) and the γ that it came with: the other half."""
 
     def saved(self) -> tuple[tuple[Tensor, ...], "Rebuild"]:
         """All tensors that backward needs, and what makes the pair of them again (as often as it is asked to)."""
@@ -58,36 +59,29 @@ class FloatPair:
 
     x: Tensor
     v: Tensor
-    gamma: float
     later: Tensor | None = field(default=None, kw_only=True)
     """On the way back, x after the function that is being undone."""
 
     @classmethod
-    def start(cls, x: Tensor, gamma: float) -> Self:
+    def start(cls, x: Tensor) -> Self:
         """Before the first function."""
-        return cls(x, torch.zeros_like(x), gamma)
+        return cls(x, torch.zeros_like(x))
 
-    def advance(self, value: Tensor) -> None:
+    def advance(self, value: Tensor, gamma: float) -> None:
         """See `Pair`."""
-        self.x, self.v = step(self.x, self.v, value, self.gamma)
+        self.x, self.v = step(self.x, self.v, value, gamma)
 
     def retreat_x(self) -> None:
         """See `Pair`."""
         self.later, self.x = self.x, self.x - self.v
 
-    def retreat_v(self, value: Tensor) -> None:
+    def retreat_v(self, value: Tensor, gamma: float) -> None:
         """See `Pair`."""
-        self.v = previous_velocity(self.v, value, self.gamma)
+        self.v = previous_velocity(self.v, value, gamma)
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         """See `Pair`."""
-        gamma = self.gamma
-
-        def rebuild(tensors: Sequence[Tensor]) -> FloatPair:
-            x, v = tensors
-            return FloatPair(x, v, gamma)
-
-        return (self.x, self.v), rebuild
+        return (self.x, self.v), _rebuild_float
 
     def finish(self) -> None:
         """See `Pair`."""
@@ -108,15 +102,15 @@ class SegmentedPair(FloatPair):
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
-    def start_segmented(cls, x: Tensor, gamma: float, length: int) -> Self:
+    def start_segmented(cls, x: Tensor, length: int) -> Self:
         """Before the first function."""
-        return cls(x, torch.zeros_like(x), gamma, length)
+        return cls(x, torch.zeros_like(x), length)
 
-    def advance(self, value: Tensor) -> None:
+    def advance(self, value: Tensor, gamma: float) -> None:
         """See `Pair`."""
         if self.position % self.length == 0:
             self.kept.append((self.x, self.v))
-        super().advance(value)
+        super().advance(value, gamma)
         self.position += 1
 
     def retreat_x(self) -> None:
@@ -127,22 +121,22 @@ class SegmentedPair(FloatPair):
             rebuilt, self.x = self.x, self.kept[-1][0]
             self._check(rebuilt - self.x, inverse="segmented", depth=self.position)
 
-    def retreat_v(self, value: Tensor) -> None:
+    def retreat_v(self, value: Tensor, gamma: float) -> None:
         """See `Pair`."""
-        super().retreat_v(value)
+        super().retreat_v(value, gamma)
         if self.position % self.length == 0:
             rebuilt, self.v = self.v, self.kept.pop()[1]
             self._check(rebuilt - self.v, inverse="segmented", depth=self.position)
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         """See `Pair`. The first v is 0 and not kept."""
-        gamma, length, position = self.gamma, self.length, self.position
+        length, position = self.length, self.position
         (first, _), *rest = self.kept
 
         def rebuild(tensors: Sequence[Tensor]) -> SegmentedPair:
             x, v, first, *rest = tensors
             kept = [(first, torch.zeros_like(first)), *zip(rest[::2], rest[1::2], strict=True)]
-            return SegmentedPair(x, v, gamma, length, position, kept)
+            return SegmentedPair(x, v, length, position, kept)
 
         return (self.x, self.v, first, *(tensor for pair in rest for tensor in pair)), rebuild
 
@@ -168,36 +162,39 @@ class FixedPair:
     peaks: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def start(cls, x: Tensor, gamma: float) -> Self:
+    def start(cls, x: Tensor) -> Self:
         """Before the first function."""
         units = to_units(x)
         zeros = torch.zeros_like(units)
-        return cls(units, zeros, Remainders(ratio_of(gamma), zeros), x.dtype, [largest_in_units(x)])
-
-    @property
-    def gamma(self) -> float:
-        """See `Pair`: the ratio that stands for γ."""
-        return float(self.remainders.ratio)
+        return cls(units, zeros, Remainders(zeros), x.dtype, [largest_in_units(x)])
 
     @property
     def x(self) -> Tensor:
         """See `Pair`."""
         return from_units(self.units_x, self.dtype)
 
-    def advance(self, value: Tensor) -> None:
+    @property
+    def v(self) -> Tensor:
         """See `Pair`."""
-        self.units_v = self.remainders.multiply(self.units_v).add(to_units(value, self._share))
+        return from_units(self.units_v, self.dtype)
+
+    def advance(self, value: Tensor, gamma: float) -> None:
+        """See `Pair`."""
+        ratio = ratio_of(gamma)
+        share = float(1 - ratio)
+        self.units_v = self.remainders.multiply(self.units_v, ratio).add(to_units(value, share))
         self.units_x = self.units_x + self.units_v
         # While x and what is added to v are below 2⁶¹, v is a difference of two x below 2⁶² and no sum wraps round.
-        self.peaks.append(torch.maximum(largest_in_units(value, self._share), largest(self.units_x)))
+        self.peaks.append(torch.maximum(largest_in_units(value, share), largest(self.units_x)))
 
     def retreat_x(self) -> None:
         """See `Pair`."""
         self.units_x = self.units_x - self.units_v
 
-    def retreat_v(self, value: Tensor) -> None:
+    def retreat_v(self, value: Tensor, gamma: float) -> None:
         """See `Pair`."""
-        self.units_v = self.remainders.undo(self.units_v - to_units(value, self._share))
+        ratio = ratio_of(gamma)
+        self.units_v = self.remainders.undo(self.units_v - to_units(value, float(1 - ratio)), ratio)
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         """See `Pair`."""
@@ -215,11 +212,6 @@ class FixedPair:
         """See `Pair`."""
         check_drift(largest(self.units_v), largest(self.units_x), inverse="exact", depth=0)
 
-    @property
-    def _share(self) -> float:
-        """1 − γ: how much of f(x) is added to v."""
-        return float(1 - self.remainders.ratio)
-
     def _check_range(self) -> None:
         if not has_values(self.units_x):
             return
@@ -234,17 +226,29 @@ class FixedPair:
                 )
 
 
-def start_pair(inverse: str, x: Tensor, gamma: float, lipschitz: float) -> Pair:
-    """The pair (x, 0); `inverse` is one of `INVERSES` but not `auto`."""
+def _rebuild_float(tensors: Sequence[Tensor]) -> FloatPair:
+    x, v = tensors
+    return FloatPair(x, v)
+
+
+def start_pair(inverse: str, x: Tensor, gammas: Sequence[float], lipschitz: float) -> tuple[Pair, list[float]]:
+    """The pair (x, 0), and the γ of each function that it computes with: `exact` has ratios.
+
+    Args:
+        inverse: one of `INVERSES` but not `auto`.
+        x: any shape.
+        gammas: of each function.
+        lipschitz: assumed of the functions.
+    """
     if inverse == "exact":
-        return FixedPair.start(x, gamma)
-    length = segment_length(gamma, lipschitz)
+        return FixedPair.start(x), [float(ratio_of(gamma)) for gamma in gammas]
+    length = segment_length(min(gammas), lipschitz)
     if inverse == "segmented" and length is not None:
-        return SegmentedPair.start_segmented(x, gamma, length)
-    return FloatPair.start(x, gamma)
+        return SegmentedPair.start_segmented(x, length), list(gammas)
+    return FloatPair.start(x), list(gammas)
 
 
-def check_inverse(inverse: str, gamma: float) -> None:
+def check_inverse(inverse: str, gamma: Gamma, *, learnt: bool = False) -> None:
     """Refuses an inverse that is not one of `INVERSES`, and a γ that it cannot compute with.
 
     Raises:
@@ -252,41 +256,59 @@ def check_inverse(inverse: str, gamma: float) -> None:
     """
     if inverse not in INVERSES:
         raise ConfigurationError(f"inverse '{inverse}' is not known", f"choose one of {', '.join(INVERSES)}")
-    if inverse == "exact":
-        ratio_of(gamma)
+    if inverse != "exact":
+        return
+    if learnt:
+        raise ConfigurationError(
+            "inverse 'exact' cannot be had with a gamma that is learnt: it computes with a ratio of small integers",
+            "choose inverse auto, float or segmented, or fix gamma",
+        )
+    for one in each(gamma):
+        ratio_of(one)
 
 
 def resolve_inverse(
-    inverse: str, functions: int, gamma: float, *, lipschitz: float = LIPSCHITZ, dtype: torch.dtype = torch.float32
+    inverse: str,
+    functions: int,
+    gamma: Gamma,
+    *,
+    lipschitz: float = LIPSCHITZ,
+    dtype: torch.dtype = torch.float32,
+    learnt: bool = False,
 ) -> str:
     """What `auto` is for a stack: `float` while it cannot drift past the bound, else what keeps less, `exact` or `segmented`.
 
     Args:
         inverse: one of `INVERSES`; all but `auto` are returned as they are.
         functions: how many the stack has.
-        gamma: the momentum term, above 0.
+        gamma: the momentum term, above 0, or that of each function; the smallest decides how far `float` may go.
         lipschitz: what the functions are assumed to be.
         dtype: of x. Fixed point has float32's precision, so `auto` is never `exact` for float64.
+        learnt: whether γ is a parameter, with which `auto` is never `exact`.
 
     Raises:
         ConfigurationError: as `check_inverse`, or γ is out of range.
     """
-    check_inverse(inverse, gamma)
+    check_inverse(inverse, gamma, learnt=learnt)
     if inverse != "auto":
         return inverse
     check_gamma(gamma, invertible=True)
-    offered = ("float", "segmented") if dtype == torch.float64 else ("float", "exact", "segmented")
+    offered = ("float", "segmented") if learnt or dtype == torch.float64 else ("float", "exact", "segmented")
     return min(offered, key=lambda name: retained_bits(name, functions, gamma, lipschitz))
 
 
-def retained_bits(inverse: str, functions: int, gamma: float, lipschitz: float = LIPSCHITZ) -> float:
-    """Bits per element that a float32 stack keeps; infinite where the inverse would not hold what it promises."""
-    length = segment_length(gamma, lipschitz)
+def retained_bits(inverse: str, functions: int, gamma: Gamma, lipschitz: float = LIPSCHITZ) -> float:
+    """Bits per element that a float32 stack keeps; infinite where the inverse would not hold what it promises.
+
+    Arguments as `resolve_inverse`.
+    """
+    gammas = spread(gamma, functions)
+    length = segment_length(min(gammas, default=1), lipschitz)
     if inverse == "float":
         return 64 if length is None or functions <= length else math.inf
     if inverse == "segmented":
         return 32 + 64 * math.ceil(functions / length) if length else 64
     try:
-        return 128 + functions * -math.log2(ratio_of(gamma))
+        return 128 - sum(count * math.log2(ratio_of(one)) for one, count in Counter(gammas).items())
     except ConfigurationError:
         return math.inf
