@@ -88,11 +88,17 @@ def _keeps_work(function: nn.Module) -> TypeGuard[KeepsWork]:
 def _stands_for_forward(function: nn.Module, method: str) -> bool:
     """Whether calling `method` computes what calling the function would: nothing was put over or around `forward`."""
     # The class is asked, not the object: a compiled module passes on the attributes of the one inside.
-    order = type(function).__mro__
-    offers = next((place for place, base in enumerate(order) if method in vars(base)), None)
-    if offers is None or any("forward" in vars(base) for base in order[:offers]):
-        return False
-    return not any(is_altered(module) for module in function.modules())
+    return _offers(type(function), method) and not any(is_altered(module) for module in function.modules())
+
+
+def _offers(kind: type[nn.Module], method: str) -> bool:
+    """Whether a class has the method, and no `forward` above it."""
+    for base in kind.__mro__:
+        if method in vars(base):
+            return True
+        if "forward" in vars(base):
+            return False
+    return False
 
 
 def is_altered(module: nn.Module) -> bool:

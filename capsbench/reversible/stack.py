@@ -288,12 +288,12 @@ def _retreat(
 
     `kept` is used up; `of_gammas`, where it is asked for, takes the gradient of each γ, the last function's first.
     """
-    grad_v = torch.zeros_like(grad_x)
+    grad_v, later_gamma = torch.zeros_like(grad_x), 0.0
     for function, gamma, random_state, buffers, count in reversed(layers):
         pair.retreat_x()
         if random_state is not None:
             random_state.restore()
-        grad_v = grad_v + grad_x
+        grad_v, later_gamma = torch.add(grad_x, grad_v, alpha=later_gamma), gamma
         of_function = tuple(kept[len(kept) - count :])
         del kept[len(kept) - count :]
         value, grad_input, of_parameters = value_and_vjp(
@@ -304,7 +304,6 @@ def _retreat(
             of_gammas.append(gradient_of_gamma(grad_v, pair.v, value))
         if grad_input is not None:
             grad_x = grad_x + grad_input
-        grad_v = gamma * grad_v
         grads.add(function.parameters(), of_parameters)
     return grad_x
 
