@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,8 +68,12 @@ def resolve_model(name: str) -> ModelFactory:
     return factory
 
 
-def build_model(configuration: Configuration) -> nn.Module:
+def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     """The network of a configuration, with the shape and classes of its data set.
+
+    Args:
+        configuration: which network.
+        more: arguments of the model that a configuration does not have.
 
     Raises:
         ConfigurationError: the name is unknown, its options do not fit, or it returned no module.
@@ -76,8 +81,17 @@ def build_model(configuration: Configuration) -> nn.Module:
     spec = spec_of(configuration.dataset)
     factory = resolve_model(configuration.model)
     names = ("kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma")
-    options = {name: value for name in names if (value := getattr(configuration, name)) is not None}
-    return as_module(configuration.model, factory(spec.shape, spec.classes, configuration.blocks, **options))
+    options = {name: value for name in names if (value := getattr(configuration, name)) is not None} | more
+    try:
+        made = factory(spec.shape, spec.classes, configuration.blocks, **options)
+    except TypeError as error:
+        unknown = next((name for name in more if f"'{name}'" in str(error)), None)
+        if unknown is None:
+            raise
+        raise ConfigurationError(
+            f"model '{configuration.model}' takes no {unknown}", f"leave {unknown} out, or choose a model that takes it"
+        ) from None
+    return as_module(configuration.model, made)
 
 
 def as_module(name: str, made: object) -> nn.Module:
