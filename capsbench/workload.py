@@ -143,12 +143,9 @@ class Workload:
             del data
         self.batch = batch
         self.model = (build_model(configuration).to(self.device) if model is None else model).train()
-        self._takes_labels = "labels" in inspect.signature(self.model.forward).parameters
+        self._takes_labels = takes_labels(self.model)
         self._capsule_loss = CapsuleLoss()
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if not parameters:
-            raise ConfigurationError(f"model '{configuration.model}' has no parameters to train", "measure one that has")
-        self.optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+        self.optimizer = torch.optim.Adam(trainable(self.model, configuration.model), lr=LEARNING_RATE, fused=True)
         self._steps_in_backward = configuration.optimizer_step == "backward"
         if self._steps_in_backward:
             step_in_backward(self.optimizer)
@@ -193,29 +190,58 @@ class Workload:
             self.model(self.batch.images)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        dtype = PRECISIONS[self.configuration.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self.device, self.configuration.precision)
 
     def _loss(self, out: Output) -> Tensor:
-        """Capsule networks have theirs; class scores of any other model take the cross-entropy, summed likewise."""
-        if isinstance(out, CapsuleOutput):
-            return self._capsule_loss(out, self.batch.labels, self.batch.pixels)
-        classes = spec_of(self.configuration.dataset).classes
-        expected = (len(self.batch.labels), classes)
-        if not isinstance(out, Tensor) or tuple(out.shape) != expected:
-            got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            raise ConfigurationError(
-                f"model '{self.configuration.model}' returned {got}",
-                f"it must return class scores of shape {list(expected)}, or a CapsuleOutput",
-            )
-        return nn.functional.cross_entropy(out.float(), self.batch.labels, reduction="sum")
+        return loss_of(out, self.batch, self.configuration, self._capsule_loss)
 
 
-def seed_everything() -> None:
+def trainable(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameters that an optimizer gets.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigurationError(f"model '{name}' has no parameters to train", "choose one that has")
+    return parameters
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Autocast to a precision (`PRECISIONS`); does nothing at fp32."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def takes_labels(model: nn.Module) -> bool:
+    """Whether a model wants labels beside images, as capsule networks do."""
+    return "labels" in inspect.signature(model.forward).parameters
+
+
+def loss_of(out: Output, batch: Batch, configuration: Configuration, capsule_loss: CapsuleLoss) -> Tensor:
+    """Capsule networks have theirs; class scores of any other model take the cross-entropy, summed over the batch likewise.
+
+    Raises:
+        ConfigurationError: the model returned neither.
+    """
+    if isinstance(out, CapsuleOutput):
+        return capsule_loss(out, batch.labels, batch.pixels)
+    expected = (len(batch.labels), spec_of(configuration.dataset).classes)
+    if not isinstance(out, Tensor) or tuple(out.shape) != expected:
+        got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise ConfigurationError(
+            f"model '{configuration.model}' returned {got}",
+            f"it must return class scores of shape {list(expected)}, or a CapsuleOutput",
+        )
+    return nn.functional.cross_entropy(out.float(), batch.labels, reduction="sum")
+
+
+def seed_everything(seed: int = SEED) -> None:
     """The same draws in every process: torch's, and those of a user's model that asks Python or numpy."""
-    torch.manual_seed(SEED)
-    random.seed(SEED)
-    np.random.seed(SEED)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 def check_optimizer_step(step: str, precision: str) -> None:

@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capsbench.training.checkpoint import load_checkpoint, load_network, save_checkpoint
+    from capsbench.training.result import EpochFigures, Result
     from capsbench.training.settings import TrainingSettings
+    from capsbench.training.trainer import train
 
 _HOME = {
+    "EpochFigures": "capsbench.training.result",
+    "Result": "capsbench.training.result",
     "TrainingSettings": "capsbench.training.settings",
     "load_checkpoint": "capsbench.training.checkpoint",
     "load_network": "capsbench.training.checkpoint",
     "save_checkpoint": "capsbench.training.checkpoint",
+    "train": "capsbench.training.trainer",
 }
 
-__all__ = ["TrainingSettings", "load_checkpoint", "load_network", "save_checkpoint"]
+__all__ = ["EpochFigures", "Result", "TrainingSettings", "load_checkpoint", "load_network", "save_checkpoint", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ class TrainingSettings(Schema):
     """Factor on Adam's learning rate after each epoch. Ranger21 has a schedule of its own."""
     reconstruction_weight: float = Field(default=5e-4, ge=0)
     """Factor of the squared error of the reconstruction."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Of weights, data order and crops. The images that are held out do not depend on it."""
     preprocess: Literal["paper", "published"] = "paper"
     """How images become inputs (`capsbench.data.preprocess`)."""
