@@ -226,7 +226,8 @@ def _configuration(given: dict[str, Any], gammas: tuple[float, ...]) -> Any:
         sweep = Sweep(
             models=(given["model"],), depths=(given["depth"],), device=device, datasets=(given["dataset"],),
             batch_size=given["batch_size"], kernels=(given["kernel"],), routings=(given["routing"],),
-            iterations=given["iterations"], capsules=given["capsules"], fronts=(given["front"],), memories=(given["memory"],) if given["memory"] else (),
+            iterations=given["iterations"], capsules=given["capsules"], fronts=(given["front"],),
+            memories=(given["memory"],) if given["memory"] else (),
             inverses=(given["inverse"],), rules=(given["rule"],), gamma=min(gammas), precisions=(given["precision"],),
             threads=given["threads"] or default_threads(),
         )  # fmt: skip

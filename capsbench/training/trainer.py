@@ -20,7 +20,7 @@ from torch import nn
 from capsbench.data.datasets import ImageSet, Parts, load_parts
 from capsbench.data.feed import Feed, split
 from capsbench.durable import replacing
-from capsbench.errors import ConfigurationError, Interrupted, StoreError, TrainingError
+from capsbench.errors import CapsbenchError, ConfigurationError, Interrupted, StoreError, TrainingError
 from capsbench.measure.environment import describe
 from capsbench.measure.limits import is_out_of_memory
 from capsbench.store import Store
@@ -31,7 +31,7 @@ from capsbench.training.processes import Processes, joined
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import TrainingSettings
 from capsbench.training.step import Outcome, Stepper
-from capsbench.workload import check_batch_size, seed_everything
+from capsbench.workload import BUILT_IN, check_batch_size, seed_everything
 
 CHECKPOINT, BEST, RESULT, SETTINGS = "checkpoint.pt", "best.pt", "result.json", "settings.json"
 """Files of a run's folder: to go on from, the weights that were chosen, what came of them, and what was asked."""
@@ -81,14 +81,15 @@ def train(
         )
         divided = _divided(settings, parts.train)
         seed_everything(settings.seed)
-        network = build_network(settings, str(processes.device))
+        with _naming_faults(settings, processes):
+            network = build_network(settings, str(processes.device))
         with Store(folder).locked() if processes.first else contextlib.nullcontext():
             begun = _begun(folder, settings, resume=resume)
             finished = read_result(folder) if begun is not None else None
             if finished is not None and finished.settings == settings:
                 return finished
-            with _naming_memory(settings, processes):
-                feeds = Feeds(*(None if part is None else _feed(settings, part, processes) for part in (*divided, parts.test)))
+            with _naming_faults(settings, processes):
+                feeds = _feeds(settings, *divided, parts.test, processes)
                 run = _Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
                 try:
                     return run.to_the_end(observers if processes.first else (), command)
@@ -364,22 +365,36 @@ class _Run:
             signal.signal(signal.SIGINT, before)
 
 
-def _feed(settings: TrainingSettings, data: ImageSet, processes: Processes) -> Feed:
-    return Feed(data, processes.device, settings.network.batch_size, settings.preprocess, processes.share)
+def _feeds(
+    settings: TrainingSettings, train_set: ImageSet, held_out: ImageSet | None, test: ImageSet, processes: Processes
+) -> Feeds:
+    def feed(data: ImageSet) -> Feed:
+        return Feed(data, processes.device, settings.network.batch_size, settings.preprocess, processes.share)
+
+    return Feeds(feed(train_set), None if held_out is None else feed(held_out), feed(test))
 
 
 @contextmanager
-def _naming_memory(settings: TrainingSettings, processes: Processes) -> Iterator[None]:
-    """Says of which batch it is that there is no room for."""
+def _naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[None]:
+    """Says in two lines that there is no memory, or what a user's own model raised."""
+    network = settings.network
     try:
         yield
+    except CapsbenchError:
+        raise
     except Exception as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            raise TrainingError(
+                f"there is not enough memory on {processes.device} for batches of {network.batch_size} images",
+                "choose a smaller --batch-size, a larger --accumulate (the same loss), or another --memory",
+            ) from None
+        if network.model in BUILT_IN:
             raise
+        reason = (str(error).splitlines() or ["no message"])[0]
         raise TrainingError(
-            f"there is not enough memory on {processes.device} for batches of {settings.network.batch_size} images",
-            "choose a smaller --batch-size, a larger --accumulate (the same loss), or another --memory",
-        ) from None
+            f"model '{network.model}' failed: {type(error).__name__}: {reason}",
+            "it takes images [B, *in_shape] and returns class scores [B, classes] or a CapsuleOutput",
+        ) from error
 
 
 def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoint | None:
