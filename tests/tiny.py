@@ -15,3 +15,8 @@ def make_explosive(in_shape, num_classes, blocks):
 class Power(nn.Module):
     def forward(self, x):
         return (x * 1e9) ** 5
+
+
+def make_plain(in_shape, num_classes, blocks):
+    """Draws nothing: several processes that train it do what one does."""
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(49, 16), nn.ReLU(), nn.Linear(16, num_classes))

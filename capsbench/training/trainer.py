@@ -90,11 +90,11 @@ def train(
                 return finished
             with _naming_faults(settings, processes):
                 feeds = _feeds(settings, *divided, parts.test, processes)
-                run = _Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
-                try:
-                    return run.to_the_end(observers if processes.first else (), command)
-                finally:
-                    run.close()
+            run = _Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
+            try:
+                return run.to_the_end(observers if processes.first else (), command)
+            finally:
+                run.close()
 
 
 def read_result(folder: Path) -> Result | None:
@@ -191,15 +191,19 @@ class _Run:
             self._count(outcome, images)
             self._pause()
             began = time.perf_counter()
-        chosen = None if self.held_out is None else self.stepper.evaluate(self.held_out.evaluation())
-        self._finish_epoch(chosen)
+        self._finish_epoch(None if self.held_out is None else self._evaluated(self.held_out))
 
     def _stepped(self, batch: Any, images: int) -> Outcome:
         try:
-            return self.stepper.step(batch, images)
+            with _naming_faults(self.settings, self.processes):
+                return self.stepper.step(batch, images)
         except TrainingError as error:
             place = f"epoch {len(self.epochs) + 1}, step {self.step + 1}"
             raise TrainingError(f"{place}: {error.what}", error.hint) from None
+
+    def _evaluated(self, feed: Feed) -> Outcome:
+        with _naming_faults(self.settings, self.processes):
+            return self.stepper.evaluate(feed.evaluation())
 
     def _count(self, outcome: Outcome, images: int) -> None:
         self.step += 1
@@ -258,7 +262,7 @@ class _Run:
         """Tests the weights that were chosen, and keeps the result."""
         chosen = self.processes.one_after_the_other(lambda: load_checkpoint(self.folder / BEST))
         fill(self.network, chosen.weights, f"checkpoint {self.folder / BEST}")
-        tested = self.stepper.evaluate(self.test.evaluation())
+        tested = self._evaluated(self.test)
         result = Result(
             settings=self.settings,
             data_source=self.feed.source,
