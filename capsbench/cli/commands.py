@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from capsbench.sweep.plan import Sweep
 
 MODELS = ("capsnet", "rescapsnet", "mocapsnet")
+WITHOUT_BLOCKS = ("capsnet-1conv", "capsnet-2conv")
 METRICS = ("retained", "peak", "reserved", "process")
 KERNELS = ("auto", "reference", "published", "recompute", "compiled", "triton")
 MEMORIES = ("stored", "checkpoint", "checkpoint-sqrt", "offload", "reversible", "reversible-kept")
@@ -96,7 +97,7 @@ _network_options = _options(
 )
 
 _model_options = _options(
-    _choice("--models", ("all", *MODELS), "all", "Models, or package.module:name of your own.", open_ended=True),
+    _choice("--models", ("all", *MODELS, *WITHOUT_BLOCKS), "all", "Models, or package.module:name of your own.", open_ended=True),
     click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8."),
     _network_options,
 )
@@ -174,7 +175,7 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
     "--model",
     "--models",
     "models",
-    type=Names("--model", MODELS, open_ended=True),
+    type=Names("--model", (*MODELS, *WITHOUT_BLOCKS), open_ended=True),
     default="mocapsnet",
     show_default=True,
     help="The model, or package.module:name of your own.",
