@@ -30,12 +30,14 @@ PREDICTED = ":predicted"
 """Ends the name of a device that nothing runs on."""
 
 
-class _Schema(BaseModel):
+class Schema(BaseModel):
+    """What is written to disk: frozen, without unknown fields, without infinities."""
+
     # "model" is this field's word for a network: let pydantic keep none of its own.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class Configuration(_Schema):
+class Configuration(Schema):
     """Everything that decides what a step computes. Options of capsule networks are None for a user's own model."""
 
     model: str
@@ -90,7 +92,7 @@ class Configuration(_Schema):
         return self.model_copy(update={"blocks": 0}).model_dump_json()
 
 
-class Cell(_Schema):
+class Cell(Schema):
     """One configuration, once."""
 
     configuration: Configuration
@@ -109,7 +111,7 @@ class Cell(_Schema):
         return ", ".join(part for part in parts if part) + replicate
 
 
-class Contents(_Schema):
+class Contents(Schema):
     """What is alive at the highest point of the step; the bytes add up to all that was counted there."""
 
     phase: str
@@ -134,7 +136,7 @@ class Contents(_Schema):
         return sum(value for value in self.model_dump().values() if isinstance(value, int))
 
 
-class StepPhase(_Schema):
+class StepPhase(Schema):
     """One phase of a timeline. Events are numbered from 0, before the first; bytes are the counters' own."""
 
     first_event: int
@@ -149,7 +151,7 @@ class StepPhase(_Schema):
     """Alive at most."""
 
 
-class StepPeak(_Schema):
+class StepPeak(Schema):
     """The highest point of a step."""
 
     event: int
@@ -166,7 +168,7 @@ class StepPeak(_Schema):
     """What the counters say beyond the contents: 0 on a CPU."""
 
 
-class Timeline(_Schema):
+class Timeline(Schema):
     """Memory inside one training step, allocation by allocation: timeline.json."""
 
     schema_version: int = SCHEMA_VERSION
@@ -191,7 +193,7 @@ Certainty = Literal["exact", "modelled", "guessed"]
 """Of a predicted figure: counted from the step's own tensors; by rules that PyTorch's allocator follows; or an estimate."""
 
 
-class MemoryFigures(_Schema):
+class MemoryFigures(Schema):
     """Bytes of one training step, once weights, gradients and optimizer state have been made."""
 
     probe: str
@@ -226,7 +228,7 @@ class MemoryFigures(_Schema):
     """Of predicted figures: operators whose scratch memory is not in them."""
 
 
-class TimeFigures(_Schema):
+class TimeFigures(Schema):
     """Raw samples in seconds, in the order in which they were taken."""
 
     clock: str
@@ -247,7 +249,7 @@ class TimeFigures(_Schema):
     """Why these samples are not to be trusted, if so: names of `NOISES` in `measure.noise`."""
 
 
-class StepFigures(_Schema):
+class StepFigures(Schema):
     """What a trace of the step says without running it."""
 
     retained_by_module: dict[str, int]
@@ -262,7 +264,7 @@ class StepFigures(_Schema):
     """What the trace had to assume."""
 
 
-class Record(_Schema):
+class Record(Schema):
     """What one cell said."""
 
     schema_version: int = SCHEMA_VERSION
@@ -294,7 +296,7 @@ class Record(_Schema):
         return all(getattr(self, what) is not None for what in passes)
 
 
-class Plan(_Schema):
+class Plan(Schema):
     """What was asked for: plan.json."""
 
     schema_version: int = SCHEMA_VERSION

@@ -4,7 +4,6 @@ A report is a folder: plan.json (what was asked), environment.json (on what), re
 on the disk before the next cell starts; a damaged line costs that line alone and is told with its number.
 """
 
-import contextlib
 import errno
 import json
 import os
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from capsbench.durable import replacing, sync_folder
 from capsbench.errors import LostWorkError, StoreError
 from capsbench.records import BOTH, Pass, Plan, Record, newer_than_known
 
@@ -176,19 +176,12 @@ class Store:
             return Damage(self.path, number, _first(error))
 
     def _replace(self, name: str, text: str) -> None:
-        """Writes beside and renames, so that a reader sees the old file or the new one, never half of one."""
+        """Writes so that a reader sees the old file or the new one, never half of one."""
         path = self.folder / name
-        beside = path.with_suffix(".new")
         try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            _sync(self.folder)
+            with replacing(path) as file:
+                file.write(text.encode())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
             raise _unwritable(path, error) from None
 
 
@@ -245,7 +238,7 @@ def _append_line(path: Path, line: bytes) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         if new:
-            _sync(path.parent)
+            sync_folder(path.parent)
         size = os.fstat(descriptor).st_size
         # A line that was cut off has no end of its own: give it one, or it would spoil this line too.
         cut_off = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -255,15 +248,6 @@ def _append_line(path: Path, line: bytes) -> None:
         except OSError:
             os.ftruncate(descriptor, size)
             raise
-    finally:
-        os.close(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    """Makes a new name in a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,8 +84,12 @@ def resolve_model(name: str) -> ModelFactory:
     return factory
 
 
-def build_model(configuration: Configuration) -> nn.Module:
+def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     """The network of a configuration, with the shape and classes of its data set.
+
+    Args:
+        configuration: which network.
+        more: arguments of the model that a configuration does not have.
 
     Raises:
         ConfigurationError: the name is unknown, its options do not fit, or it returned no module.
@@ -92,8 +97,17 @@ def build_model(configuration: Configuration) -> nn.Module:
     spec = spec_of(configuration.dataset)
     factory = resolve_model(configuration.model)
     names = ("kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma")
-    options = {name: value for name in names if (value := getattr(configuration, name)) is not None}
-    return as_module(configuration.model, factory(spec.shape, spec.classes, configuration.blocks, **options))
+    options = {name: value for name in names if (value := getattr(configuration, name)) is not None} | more
+    try:
+        made = factory(spec.shape, spec.classes, configuration.blocks, **options)
+    except TypeError as error:
+        unknown = next((name for name in more if f"'{name}'" in str(error)), None)
+        if unknown is None:
+            raise
+        raise ConfigurationError(
+            f"model '{configuration.model}' takes no {unknown}", f"leave {unknown} out, or choose a model that takes it"
+        ) from None
+    return as_module(configuration.model, made)
 
 
 def as_module(name: str, made: object) -> nn.Module:
@@ -145,12 +159,9 @@ class Workload:
             del data
         self.batch = batch
         self.model = (build_model(configuration).to(self.device) if model is None else model).train()
-        self._takes_labels = "labels" in inspect.signature(self.model.forward).parameters
+        self._takes_labels = takes_labels(self.model)
         self._capsule_loss = CapsuleLoss()
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if not parameters:
-            raise ConfigurationError(f"model '{configuration.model}' has no parameters to train", "measure one that has")
-        self.optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+        self.optimizer = torch.optim.Adam(trainable(self.model, configuration.model), lr=LEARNING_RATE, fused=True)
         self._steps_in_backward = configuration.optimizer_step == "backward"
         if self._steps_in_backward:
             step_in_backward(self.optimizer)
@@ -195,29 +206,58 @@ class Workload:
             self.model(self.batch.images)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        dtype = PRECISIONS[self.configuration.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self.device, self.configuration.precision)
 
     def _loss(self, out: Output) -> Tensor:
-        """Capsule networks have theirs; class scores of any other model take the cross-entropy, summed likewise."""
-        if isinstance(out, CapsuleOutput):
-            return self._capsule_loss(out, self.batch.labels, self.batch.pixels)
-        classes = spec_of(self.configuration.dataset).classes
-        expected = (len(self.batch.labels), classes)
-        if not isinstance(out, Tensor) or tuple(out.shape) != expected:
-            got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            raise ConfigurationError(
-                f"model '{self.configuration.model}' returned {got}",
-                f"it must return class scores of shape {list(expected)}, or a CapsuleOutput",
-            )
-        return nn.functional.cross_entropy(out.float(), self.batch.labels, reduction="sum")
+        return loss_of(out, self.batch, self.configuration, self._capsule_loss)
 
 
-def seed_everything() -> None:
+def trainable(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameters that an optimizer gets.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigurationError(f"model '{name}' has no parameters to train", "choose one that has")
+    return parameters
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Autocast to a precision (`PRECISIONS`); does nothing at fp32."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def takes_labels(model: nn.Module) -> bool:
+    """Whether a model wants labels beside images, as capsule networks do."""
+    return "labels" in inspect.signature(model.forward).parameters
+
+
+def loss_of(out: Output, batch: Batch, configuration: Configuration, capsule_loss: CapsuleLoss) -> Tensor:
+    """Capsule networks have theirs; class scores of any other model take the cross-entropy, summed over the batch likewise.
+
+    Raises:
+        ConfigurationError: the model returned neither.
+    """
+    if isinstance(out, CapsuleOutput):
+        return capsule_loss(out, batch.labels, batch.pixels)
+    expected = (len(batch.labels), spec_of(configuration.dataset).classes)
+    if not isinstance(out, Tensor) or tuple(out.shape) != expected:
+        got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise ConfigurationError(
+            f"model '{configuration.model}' returned {got}",
+            f"it must return class scores of shape {list(expected)}, or a CapsuleOutput",
+        )
+    return nn.functional.cross_entropy(out.float(), batch.labels, reduction="sum")
+
+
+def seed_everything(seed: int = SEED) -> None:
     """The same draws in every process: torch's, and those of a user's model that asks Python or numpy."""
-    torch.manual_seed(SEED)
-    random.seed(SEED)
-    np.random.seed(SEED)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 def check_optimizer_step(step: str, precision: str) -> None:

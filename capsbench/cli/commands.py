@@ -9,19 +9,32 @@ import click
 
 from capsbench.catalog import SPECS
 from capsbench.cli.gate import check, compare, init_ci
-from capsbench.cli.options import FOLDER, Names, Parsed, parse_bytes, seconds, whole
+from capsbench.cli.options import (
+    FOLDER,
+    FRONTS,
+    INVERSES,
+    KERNELS,
+    MEMORIES,
+    MODELS,
+    PRECISIONS,
+    ROUTINGS,
+    RULES,
+    WITHOUT_BLOCKS,
+    Names,
+    Parsed,
+    parse_bytes,
+    seconds,
+    together,
+    whole,
+)
+from capsbench.cli.train import train
 from capsbench.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from capsbench.report.figures import Per
     from capsbench.sweep.plan import Sweep
 
-MODELS = ("capsnet", "rescapsnet", "mocapsnet")
-WITHOUT_BLOCKS = ("capsnet-1conv", "capsnet-2conv")
 METRICS = ("retained", "peak", "reserved", "process")
-KERNELS = ("auto", "reference", "published", "recompute", "compiled", "triton")
-MEMORIES = ("stored", "checkpoint", "checkpoint-sqrt", "offload", "reversible", "reversible-kept")
-"""Written out, so that --help and completion need not import torch; a test holds them to the package's own."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -38,20 +51,11 @@ def cli() -> None:
     """
 
 
-for _command in (compare, check, init_ci):
+for _command in (compare, check, init_ci, train):
     cli.add_command(_command)
 
 
-def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def apply(function: Any) -> Any:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-_sweep_options = _options(
+_sweep_options = together(
     click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted."),
     click.option("--gpu", help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them."),
@@ -81,22 +85,22 @@ def _choice(option: str, known: tuple[str, ...], default: str | None, text: str,
     return click.option(option, type=names, default=default, show_default=bool(default), help=text)
 
 
-_network_options = _options(
+_network_options = together(
     _choice("--dataset", tuple(SPECS), "sample", "Data sets; the packaged sample stands in for one that is not on disk."),
     _choice("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device."),
-    _choice("--routing", ("rba", "sda", "sda-published", "em"), "rba", "Routing algorithms."),
+    _choice("--routing", ROUTINGS, "rba", "Routing algorithms."),
     click.option("--iterations", type=whole("--iterations", 1), default=3, show_default=True, help="Rounds of routing."),
     click.option("--capsules", type=whole("--capsules", 1), default=32, show_default=True, help="Capsules per hidden layer."),
-    _choice("--front", ("auto", "plain", "chunked"), "auto", "How the two convolutions are computed."),
+    _choice("--front", FRONTS, "auto", "How the two convolutions are computed."),
     _choice("--memory", MEMORIES, None, "Memory strategies; by default each model's own."),
-    _choice("--inverse", ("auto", "float", "exact", "segmented"), "auto", "How a reversible stack inverts."),
-    _choice("--rule", ("paper", "published"), "paper", "MoCapsNet's rule."),
+    _choice("--inverse", INVERSES, "auto", "How a reversible stack inverts."),
+    _choice("--rule", RULES, "paper", "MoCapsNet's rule."),
     click.option("--gamma", type=float, default=0.9, show_default=True, help="MoCapsNet's momentum term."),
     _choice("--optimizer-step", ("after", "backward"), "after", "When the optimizer steps: after backward, or inside it."),
-    _choice("--precision", ("fp32", "bf16", "fp16"), "fp32", "Autocast to."),
+    _choice("--precision", PRECISIONS, "fp32", "Autocast to."),
 )
 
-_model_options = _options(
+_model_options = together(
     _choice("--models", ("all", *MODELS, *WITHOUT_BLOCKS), "all", "Models, or package.module:name of your own.", open_ended=True),
     click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8."),
     _network_options,

@@ -100,8 +100,8 @@ def whole(option: str, least: int) -> Parsed:
     return Parsed("integer", parse)
 
 
-def seconds(option: str) -> Parsed:
-    """A number of seconds above 0."""
+def seconds(option: str, unit: str = "seconds") -> Parsed:
+    """A number of seconds above 0, or of another unit."""
 
     def parse(text: str) -> float:
         try:
@@ -109,10 +109,54 @@ def seconds(option: str) -> Parsed:
         except ValueError:
             value = math.nan
         if not 0 < value < math.inf:
-            raise ConfigurationError(f"{option} '{text}' is not a number of seconds", "give a number above 0")
+            raise ConfigurationError(f"{option} '{text}' is not a number of {unit}", "give a number above 0")
         return value
 
-    return Parsed("seconds", parse)
+    return Parsed(unit, parse)
+
+
+def number(option: str, what: str, fits: Callable[[float], bool]) -> Parsed:
+    """A finite number that fits.
+
+    Args:
+        option: as it is typed.
+        what: which numbers fit, in words.
+        fits: whether one does.
+    """
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and fits(value)):
+            raise ConfigurationError(f"{option} '{text}' is not {what}", f"give {what}")
+        return value
+
+    return Parsed("number", parse)
+
+
+def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in this order."""
+
+    def apply(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+MODELS = ("capsnet", "rescapsnet", "mocapsnet")
+WITHOUT_BLOCKS = ("capsnet-1conv", "capsnet-2conv")
+KERNELS = ("auto", "reference", "published", "recompute", "compiled", "triton")
+MEMORIES = ("stored", "checkpoint", "checkpoint-sqrt", "offload", "reversible", "reversible-kept")
+ROUTINGS = ("rba", "sda", "sda-published", "em")
+FRONTS = ("auto", "plain", "chunked")
+INVERSES = ("auto", "float", "exact", "segmented")
+RULES = ("paper", "published")
+PRECISIONS = ("fp32", "bf16", "fp16")
+"""Written out, so that --help and completion need not import torch; a test holds them to the package's own."""
 
 
 FOLDER = click.Path(path_type=Path)

@@ -1,13 +1,16 @@
-"""Reading images: the real sets where they are on disk, and the packaged sample in their place where they are not."""
+"""Reading images: both parts of the real sets, and the packaged sample, which stands in for a set where only pace matters."""
 
+import contextlib
 import gzip
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -19,8 +22,23 @@ from capsbench.errors import ConfigurationError
 
 SAMPLE_FILE = "fashion-mnist.npz"
 SAMPLE_SIZE = 1024
+SAMPLE_TEST = 256
+"""The last images of the sample, which are its test part where it is trained on."""
 SYSTEM_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package `dataset-fashion-mnist` puts its IDX files."""
+
+PARTS = {True: "train", False: "t10k"}
+_IDX = tuple(f"{part}-{kind}-ubyte" for part in PARTS.values() for kind in ("images-idx3", "labels-idx1"))
+FILES: dict[str, tuple[str, ...]] = {
+    "mnist": tuple(f"MNIST/raw/{name}" for name in _IDX),
+    "fashion-mnist": tuple(f"FashionMNIST/raw/{name}" for name in _IDX),
+    "svhn": ("train_32x32.mat", "test_32x32.mat"),
+    "cifar10": tuple(
+        f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{part}" for part in range(1, 6)), "test_batch", "batches.meta")
+    ),
+    "cifar100": tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta")),
+}
+"""Where torchvision's readers look for a set, below the data directory."""
 
 Source = Literal["sample", "real", "stand-in"]
 """`sample`: the packaged images; `real`: the set that was named; `stand-in`: the packaged images in its shape."""
@@ -28,7 +46,7 @@ Source = Literal["sample", "real", "stand-in"]
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and labels of a data set's training part."""
+    """Images and labels of one part of a data set."""
 
     spec: DatasetSpec
     images: Tensor
@@ -39,6 +57,13 @@ class ImageSet:
     """Where the images come from."""
 
 
+class Parts(NamedTuple):
+    """A set as it is trained on."""
+
+    train: ImageSet
+    test: ImageSet
+
+
 def data_directory() -> Path:
     """Where real sets are looked for: `$CAPSBENCH_DATA`, or the user's data directory."""
     chosen = os.environ.get("CAPSBENCH_DATA")
@@ -46,7 +71,7 @@ def data_directory() -> Path:
 
 
 def load_images(name: str, directory: Path | None = None) -> ImageSet:
-    """The training images of a set, or the sample in its shape where the set is not on disk.
+    """The training images of a set, or the sample in its shape where the set is not on disk: for measuring.
 
     Args:
         name: a key of `catalog.SPECS`.
@@ -59,11 +84,46 @@ def load_images(name: str, directory: Path | None = None) -> ImageSet:
     if name == "sample":
         images, labels = _sample()
         return ImageSet(spec, images, labels, "sample")
-    found = _read_real(name, directory or data_directory())
+    root = directory or data_directory()
+    try:
+        with _naming_damage(name, root):
+            return ImageSet(spec, *_as_tensors(_read_torchvision(name, root, train=True)), "real")
+    except _Absent:
+        found = _system_fashion_mnist(train=True) if name == "fashion-mnist" else None
     if found is not None:
         return ImageSet(spec, *found, "real")
     images, labels = _sample()
     return ImageSet(spec, conform(images, spec.shape), labels, "stand-in")
+
+
+def load_parts(name: str, directory: Path | None = None, *, download: bool = False) -> Parts:
+    """Both parts of a set: for training, where nothing stands in for it.
+
+    Args:
+        name: a key of `catalog.SPECS`; `sample` is cut in two.
+        directory: where torchvision's folders lie; by default `data_directory()`.
+        download: fetch what is not there from the sets' own places; torchvision holds it to its checksums.
+
+    Raises:
+        ConfigurationError: there is no such set; it is not on disk; its files are damaged, of other checksums or may not be read.
+    """
+    spec = spec_of(name)
+    if name == "sample":
+        images, labels = _sample()
+        cut = len(images) - SAMPLE_TEST
+        return Parts(*(ImageSet(spec, images[at].clone(), labels[at].clone(), "sample") for at in (slice(cut), slice(cut, None))))
+    root = directory or data_directory()
+    missing = [file for file in FILES[name] if not _is_readable(name, root / file)]
+    if missing and name == "fashion-mnist":
+        found = [_system_fashion_mnist(train=train) for train in (True, False)]
+        if found[0] is not None and found[1] is not None:
+            return Parts(_checked(ImageSet(spec, *found[0], "real")), _checked(ImageSet(spec, *found[1], "real")))
+    if missing and not download:
+        raise ConfigurationError(
+            f"dataset '{name}' is not in {root}" + (f": no {', '.join(missing)}" if len(missing) < len(FILES[name]) else ""),
+            f"put {_places(name)} below {root} (--data-dir names another folder), or add --download to fetch them",
+        )
+    return Parts(*(_checked(ImageSet(spec, *_read_part(name, root, train, download), "real")) for train in (True, False)))
 
 
 def conform(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -92,34 +152,118 @@ def _sample() -> tuple[Tensor, Tensor]:
         return torch.from_numpy(arrays["images"]).unsqueeze(1), torch.from_numpy(arrays["labels"]).long()
 
 
-def _read_real(name: str, root: Path) -> tuple[Tensor, Tensor] | None:
-    """The set by torchvision's own reader (folders and checksums are its own), or None where it is not on disk."""
+class _Absent(Exception):
+    """A set is not on disk, or is of another checksum."""
+
+
+def _read_torchvision(name: str, root: Path, *, train: bool, download: bool = False) -> object:
+    """A part of a set by torchvision's own reader; folders and checksums are its own.
+
+    Raises:
+        _Absent: torchvision's one word for "not found or corrupted".
+    """
     from torchvision import datasets
 
+    part = "train" if train else "test"
     readers: dict[str, Callable[[], object]] = {
-        "mnist": lambda: datasets.MNIST(str(root), train=True),
-        "fashion-mnist": lambda: datasets.FashionMNIST(str(root), train=True),
-        "svhn": lambda: datasets.SVHN(str(root), split="train"),
-        "cifar10": lambda: datasets.CIFAR10(str(root), train=True),
-        "cifar100": lambda: datasets.CIFAR100(str(root), train=True),
+        "mnist": lambda: datasets.MNIST(str(root), train=train, download=download),
+        "fashion-mnist": lambda: datasets.FashionMNIST(str(root), train=train, download=download),
+        "svhn": lambda: datasets.SVHN(str(root), split=part, download=download),
+        "cifar10": lambda: datasets.CIFAR10(str(root), train=train, download=download),
+        "cifar100": lambda: datasets.CIFAR100(str(root), train=train, download=download),
     }
     try:
-        read = readers[name]()
-    except RuntimeError:  # torchvision's word for "not found or corrupted"
-        return _read_system_fashion_mnist() if name == "fashion-mnist" else None
-    except Exception as error:  # what a reader makes of a file that was cut off
+        with contextlib.redirect_stdout(sys.stderr):  # where torchvision tells of its downloads
+            return readers[name]()
+    except RuntimeError as error:
+        raise _Absent(str(error)) from None
+
+
+def _read_part(name: str, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+    """Images and labels of a set whose files are there, or to be fetched."""
+    try:
+        with _naming_damage(name, root):
+            return _as_tensors(_read_torchvision(name, root, train=train, download=download))
+    except _Absent as error:
+        if download:
+            raise ConfigurationError(
+                f"dataset '{name}' cannot be downloaded to {root}: {str(error).splitlines()[0]}",
+                f"check the network, or put {_places(name)} below {root}",
+            ) from None
         raise ConfigurationError(
-            f"dataset '{name}' in {root} cannot be read: {type(error).__name__}: {error}", "restore its files, or remove them"
+            f"dataset '{name}' in {root} is damaged: its files do not have the checksums that torchvision knows",
+            f"remove them and add --download, or put the published {_places(name)} there",
         ) from None
-    return _as_tensors(read)
 
 
-def _read_system_fashion_mnist() -> tuple[Tensor, Tensor] | None:
-    images = SYSTEM_FASHION_MNIST / "train-images-idx3-ubyte.gz"
-    labels = SYSTEM_FASHION_MNIST / "train-labels-idx1-ubyte.gz"
+@contextmanager
+def _naming_damage(name: str, root: Path) -> Iterator[None]:
+    """Says of which set it is that a reader complains."""
+    try:
+        yield
+    except (_Absent, ConfigurationError):
+        raise
+    except PermissionError as error:
+        raise _forbidden(name, error.filename or root) from None
+    except OSError as error:  # a disk that is full; no network
+        raise ConfigurationError(
+            f"dataset '{name}' in {root} cannot be read or fetched: {error.strerror or error}",
+            f"check the disk and the network, or put {_places(name)} below {root}",
+        ) from None
+    except Exception as error:  # what a reader makes of a file that was cut off
+        reason = (str(error).splitlines() or ["it was cut off"])[0]
+        raise ConfigurationError(
+            f"dataset '{name}' in {root} cannot be read: {type(error).__name__}: {reason}", "restore its files, or remove them"
+        ) from None
+
+
+def _is_readable(name: str, path: Path) -> bool:
+    """Whether a file is there; one that may not be read is no file that is missing."""
+    try:
+        with path.open("rb"):
+            return True
+    except PermissionError:
+        raise _forbidden(name, path) from None
+    except OSError:
+        return False
+
+
+def _forbidden(name: str, path: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"dataset '{name}' cannot be read: {path}: permission denied", "make it readable, or name another folder with --data-dir"
+    )
+
+
+def _places(name: str) -> str:
+    """`cifar-10-batches-py/{data_batch_1, …}`: few words for many files."""
+    folder = Path(FILES[name][0]).parent
+    names = ", ".join(Path(file).name for file in FILES[name])
+    return names if folder == Path() else f"{folder}/{{{names}}}"
+
+
+def _checked(data: ImageSet) -> ImageSet:
+    """Refuses a set whose images are not what its name says."""
+    count, shape, spec = len(data.images), tuple(data.images.shape[1:]), data.spec
+    if shape != spec.shape or count != len(data.labels) or count == 0:
+        raise ConfigurationError(
+            f"dataset '{spec.name}' has {count} images of shape {shape} and {len(data.labels)} labels",
+            f"its images are of shape {spec.shape}, with a label each: restore its files",
+        )
+    low, high = int(data.labels.min()), int(data.labels.max())
+    if low < 0 or high >= spec.classes:
+        raise ConfigurationError(
+            f"dataset '{spec.name}' has labels {low} to {high}", f"they go from 0 to {spec.classes - 1}: restore its files"
+        )
+    return data
+
+
+def _system_fashion_mnist(*, train: bool) -> tuple[Tensor, Tensor] | None:
+    images = SYSTEM_FASHION_MNIST / f"{PARTS[train]}-images-idx3-ubyte.gz"
+    labels = SYSTEM_FASHION_MNIST / f"{PARTS[train]}-labels-idx1-ubyte.gz"
     if not (images.is_file() and labels.is_file()):
         return None
-    return read_idx(images).unsqueeze(1), read_idx(labels).long()
+    with _naming_damage("fashion-mnist", SYSTEM_FASHION_MNIST):
+        return read_idx(images).unsqueeze(1), read_idx(labels).long()
 
 
 def _as_tensors(read: object) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Preprocessing as in the paper: pad 2, random crop, per-image zero mean and unit variance."""
+"""Preprocessing: as in the paper (pad 2, random crop in training, each image to zero mean and unit variance), or as published.
+
+The published code takes the same constants for all images of a set, and crops at random on the test set too.
+"""
 
 from typing import NamedTuple
 
@@ -6,6 +9,16 @@ import torch
 from torch import Tensor
 
 PADDING = 2
+
+CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "sample": ((0.286,), (0.353,)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.286,), (0.353,)),
+    "svhn": ((0.5,) * 3, (0.5,) * 3),
+    "cifar10": ((0.5,) * 3, (0.5,) * 3),
+    "cifar100": ((0.5,) * 3, (0.5,) * 3),
+}
+"""Mean and deviation of each channel, as in the published code; Fashion-MNIST, which it does not have, with its own."""
 
 
 class Batch(NamedTuple):
@@ -16,16 +29,25 @@ class Batch(NamedTuple):
     labels: Tensor
     """`[B]`, int64."""
     pixels: Tensor
-    """`[B, C, H, W]`, float32 in 0 to 1, cropped as `images`: what a reconstruction should show."""
+    """`[B, C, H, W]`, float32, cropped as `images`: what a reconstruction should show. In 0 to 1, or as published: `images`."""
 
 
 def random_crop(images: Tensor, generator: torch.Generator | None = None, padding: int = PADDING) -> Tensor:
     """Each image padded with zeros and cut out again at a place of its own. `[N, C, H, W]` → same."""
+    return crop(images, draw_offsets(len(images), generator, padding), padding)
+
+
+def draw_offsets(count: int, generator: torch.Generator | None = None, padding: int = PADDING) -> Tensor:
+    """Where each of some padded images is cut out again: rows and columns, `[2, N]`, 0 to 2 × padding."""
+    return torch.randint(2 * padding + 1, (2, count), generator=generator)
+
+
+def crop(images: Tensor, offsets: Tensor, padding: int = PADDING) -> Tensor:
+    """Each image padded with zeros and cut out again at `offsets`, on their device. `[N, C, H, W]`, `[2, N]` → `[N, C, H, W]`."""
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    offsets = torch.randint(2 * padding + 1, (2, count), generator=generator)
-    return windows[torch.arange(count), :, offsets[0], offsets[1]]
+    return windows[torch.arange(count, device=images.device), :, offsets[0], offsets[1]]
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -41,3 +63,21 @@ def training_batch(images: Tensor, labels: Tensor, generator: torch.Generator | 
     """Prepares uint8 images `[B, C, H, W]` and labels `[B]` for a training step."""
     pixels = random_crop(images, generator).float() / 255
     return Batch(normalise(pixels), labels, pixels)
+
+
+def prepare(images: Tensor, labels: Tensor, style: str, dataset: str, offsets: Tensor | None = None) -> Batch:
+    """Prepares uint8 images for a step, on their device.
+
+    Args:
+        images: `[B, C, H, W]`, uint8.
+        labels: `[B]`.
+        style: `paper`, or `published`: the set's constants, and the decoder is to show the normalised image.
+        dataset: whose constants.
+        offsets: where each image is cut out (`draw_offsets`); None cuts out the centre, which is the image as it is.
+    """
+    pixels = (images if offsets is None else crop(images, offsets)).float() / 255
+    if style == "paper":
+        return Batch(normalise(pixels), labels, pixels)
+    mean, deviation = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in CONSTANTS[dataset])
+    normalised = (pixels - mean) / deviation
+    return Batch(normalised, labels, normalised)

@@ -1,0 +1,270 @@
+"""The command that trains: options in, a run's folder out."""
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from capsbench.catalog import SPECS
+from capsbench.cli.options import (
+    FOLDER,
+    FRONTS,
+    INVERSES,
+    KERNELS,
+    MEMORIES,
+    MODELS,
+    PRECISIONS,
+    ROUTINGS,
+    RULES,
+    WITHOUT_BLOCKS,
+    Parsed,
+    number,
+    seconds,
+    together,
+    whole,
+)
+from capsbench.errors import ConfigurationError, Interrupted
+
+if TYPE_CHECKING:
+    from capsbench.training import TrainingSettings
+
+RUNS = Path("runs")
+
+
+def _gammas(text: str) -> tuple[float, ...]:
+    """`0.9` or `0.9,0.8` → momentum terms."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigurationError(
+            f"--gamma '{text}' is no number and no comma list of numbers",
+            "give one for all blocks (0.9), or one for each (0.9,0.8)",
+        ) from None
+
+
+def _one_of(option: str, known: tuple[str, ...], default: str | None, text: str) -> Any:
+    return click.option(option, type=click.Choice(known), default=default, show_default=bool(default), help=text)
+
+
+_above_0 = "a number above 0"
+
+_network_options = together(
+    click.option(
+        "--model",
+        default="mocapsnet",
+        show_default=True,
+        help=f"{', '.join((*MODELS, *WITHOUT_BLOCKS))}, or package.module:name of your own.",
+    ),
+    click.option("--depth", type=whole("--depth", 1), default=1, show_default=True, help="Blocks."),
+    _one_of("--routing", ROUTINGS, "rba", "Routing algorithm."),
+    _one_of("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device."),
+    click.option("--iterations", type=whole("--iterations", 1), default=3, show_default=True, help="Rounds of routing."),
+    click.option("--capsules", type=whole("--capsules", 1), default=32, show_default=True, help="Capsules per hidden layer."),
+    _one_of("--front", FRONTS, "auto", "How the two convolutions are computed."),
+    _one_of("--memory", MEMORIES, None, "Memory strategy; by default the model's own."),
+    _one_of("--inverse", INVERSES, "auto", "How a reversible stack inverts."),
+    _one_of("--rule", RULES, "paper", "MoCapsNet's rule."),
+    click.option(
+        "--gamma",
+        type=Parsed("numbers", _gammas),
+        default="0.9",
+        show_default=True,
+        help="MoCapsNet's momentum term, or a comma list with one for each block.",
+    ),
+    click.option("--learn-gamma", is_flag=True, help="Train the momentum terms too."),
+)
+
+_training_options = together(
+    click.option("--epochs", type=whole("--epochs", 1), default=30, show_default=True, help="Passes over the training set."),
+    click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step."),
+    click.option(
+        "--accumulate",
+        type=whole("--accumulate", 1),
+        default=1,
+        show_default=True,
+        help="Parts of a batch; gradients add up.",
+    ),
+    _one_of("--optimizer", ("adam", "ranger21"), "adam", "Ranger21 has a schedule of its own (pip install 'capsbench[train]')."),
+    click.option(
+        "--learning-rate",
+        type=number("--learning-rate", _above_0, lambda value: value > 0),
+        default=1e-3,
+        show_default=True,
+        help="Of the first epoch.",
+    ),
+    click.option(
+        "--decay",
+        type=number("--decay", "a number above 0 and up to 1", lambda value: 0 < value <= 1),
+        default=0.96,
+        show_default=True,
+        help="Factor on Adam's learning rate after each epoch.",
+    ),
+    click.option(
+        "--reconstruction-weight",
+        type=number("--reconstruction-weight", "a number of 0 or more", lambda value: value >= 0),
+        default=5e-4,
+        show_default=True,
+        help="Factor of the reconstruction's squared error.",
+    ),
+    _one_of("--precision", PRECISIONS, "fp32", "Autocast to."),
+    click.option("--seed", type=whole("--seed", 0), default=0, show_default=True, help="Of weights, data order and crops."),
+)
+
+_data_options = together(
+    _one_of("--dataset", tuple(SPECS), "sample", "Data set; sample is the part of Fashion-MNIST that ships with capsbench."),
+    _one_of("--preprocess", ("paper", "published"), "paper", "How images become inputs: as in the paper, or in its code."),
+    click.option(
+        "--validation",
+        type=number("--validation", "a fraction, or a number of images, of 0 or more", lambda value: value >= 0),
+        default=0.1,
+        show_default=True,
+        help="Held out to choose the best epoch: a fraction, or a number of images; 0 trains on everything.",
+    ),
+    click.option(
+        "--scale",
+        type=number("--scale", "a fraction above 0 and up to 1", lambda value: 0 < value <= 1),
+        default=1.0,
+        show_default=True,
+        help="The fraction of the training set that is used.",
+    ),
+    click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA."),
+    click.option("--download", is_flag=True, help="Fetch a data set that is not on disk."),
+)
+
+_run_options = together(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N."),
+    click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."),
+    click.option("--out", type=FOLDER, help="Folder of the run; by default runs/ and what is trained, and the time."),
+    click.option("--resume", is_flag=True, help="Go on with a run that was cut off: the same loss curve as if it had not been."),
+    click.option(
+        "--checkpoint-minutes",
+        type=seconds("--checkpoint-minutes", "minutes"),
+        default=10,
+        show_default=True,
+        help="Minutes between checkpoints within an epoch.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."),
+)
+
+
+@click.command()
+@_network_options
+@_data_options
+@_training_options
+@_run_options
+def train(
+    out: Path | None, resume: bool, checkpoint_minutes: float, as_json: bool, data_dir: Path | None, download: bool, **given: Any
+) -> int:
+    """Train a network to accuracy: checkpoints from which nothing is lost, the best epoch chosen on held-out images.
+
+    The test set is read once, at the end. Under torchrun several processes train one network on batches cut between them.
+
+    \b
+    Examples:
+      capsbench train --model mocapsnet --epochs 1
+      capsbench train --model mocapsnet --depth 2 --dataset fashion-mnist --download --out runs/fashion
+      capsbench train --model mocapsnet --depth 2 --dataset fashion-mnist --out runs/fashion --resume
+      capsbench train --model rescapsnet --dataset cifar10 --optimizer ranger21 --learning-rate 0.01 --epochs 100 --validation 0
+    """
+    from rich.console import Console
+
+    from capsbench.cli.training import TrainingProgress, print_result
+    from capsbench.training import train as train_network
+
+    settings = settings_of(given)
+    folder = _choose_folder(settings, out, resume=resume, now=datetime.now())
+    console = Console(stderr=True, highlight=False)
+    try:
+        with TrainingProgress(console, settings) as progress:
+            result = train_network(
+                settings, folder, data_directory=data_dir, download=download, resume=resume,
+                checkpoint_minutes=checkpoint_minutes, observers=[progress], command=shlex.join(["capsbench", *sys.argv[1:]]),
+            )  # fmt: skip
+    except Interrupted as error:
+        # The command that was typed, with what it needs to find this run again.
+        again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
+        raise Interrupted(error.what, f"go on with: {shlex.join(['capsbench', *again])}") from None
+    print_result(result, folder, as_json=as_json)
+    return 0
+
+
+def settings_of(given: dict[str, Any]) -> "TrainingSettings":
+    """The settings that the command's options ask for.
+
+    Raises:
+        ConfigurationError: they make no network.
+    """
+    from capsbench.training import TrainingSettings
+
+    gammas: tuple[float, ...] = given["gamma"]
+    if len(gammas) not in (1, given["depth"]):
+        raise ConfigurationError(
+            f"--gamma {','.join(f'{one:g}' for one in gammas)} names {len(gammas)} values for {given['depth']} blocks",
+            "give one for all blocks, or one for each",
+        )
+    names = ("epochs", "optimizer", "learning_rate", "decay", "reconstruction_weight", "seed", "preprocess", "validation")
+    return TrainingSettings(
+        network=_configuration(given, gammas),
+        gammas=gammas if len(gammas) > 1 else None,
+        **{name: given[name] for name in (*names, "accumulate", "scale", "learn_gamma")},
+    )
+
+
+def _configuration(given: dict[str, Any], gammas: tuple[float, ...]) -> Any:
+    from capsbench.measure.environment import default_threads
+    from capsbench.records import PREDICTED
+    from capsbench.sweep.plan import Sweep, expand
+    from capsbench.sweep.session import resolve_device
+
+    device = resolve_device(given["device"])
+    if device.endswith(PREDICTED):
+        raise ConfigurationError(f"--device {device} trains nothing", "choose auto, cpu or cuda")
+    for gamma in gammas:
+        if not 0 <= gamma <= 1:
+            raise ConfigurationError(f"--gamma {gamma:g} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
+    try:
+        # The smallest one decides how a stack can be inverted.
+        sweep = Sweep(
+            models=(given["model"],), depths=(given["depth"],), device=device, datasets=(given["dataset"],),
+            batch_size=given["batch_size"], kernels=(given["kernel"],), routings=(given["routing"],),
+            iterations=given["iterations"], capsules=given["capsules"], fronts=(given["front"],), memories=(given["memory"],) if given["memory"] else (),
+            inverses=(given["inverse"],), rules=(given["rule"],), gamma=min(gammas), precisions=(given["precision"],),
+            threads=given["threads"] or default_threads(),
+        )  # fmt: skip
+        (cell,) = expand(sweep)
+    except ConfigurationError as error:
+        # In this command's own words: it takes one model.
+        raise ConfigurationError(
+            error.what.replace("--models:", "--model:").replace(
+                "gamma ", "--gamma ", 1 if error.what.startswith("gamma ") else 0
+            ),
+            error.hint.replace("choose all, ", "choose ").replace("--models", "--model"),
+        ) from None
+    return cell.configuration
+
+
+def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bool, now: datetime) -> Path:
+    """Where a run writes: `out`; or the newest run of these settings without a result, to resume; or a new folder.
+
+    Raises:
+        ConfigurationError: there is nothing to resume.
+    """
+    from capsbench.training.settings import differences
+    from capsbench.training.trainer import MAY_DIFFER, RESULT, SETTINGS, read_settings
+
+    if out is not None:
+        return out
+    network = settings.network
+    if not resume:
+        model = network.model.replace(":", ".").rpartition(".")[2]
+        return RUNS / f"{model}-{network.blocks}-{network.dataset}-{now.strftime('%Y-%m-%d-%H%M%S')}"
+    for path in sorted(RUNS.glob(f"*/{SETTINGS}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        known = read_settings(path.parent)
+        if known is not None and differences(settings, known).keys() <= MAY_DIFFER and not (path.parent / RESULT).exists():
+            return path.parent
+    raise ConfigurationError(
+        f"--resume: no run below {RUNS}/ with these options is unfinished", "name it with --out, or begin one"
+    )

@@ -1,0 +1,117 @@
+"""What `capsbench train` shows: a run as it goes on, and what it came to."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from capsbench.cli.output import say
+from capsbench.report.units import bytes_text, duration_text
+from capsbench.training.log import StepFigures
+from capsbench.training.result import EpochFigures, Result
+from capsbench.training.settings import TrainingSettings
+from capsbench.training.trainer import RESULT
+
+_EPOCHS = 8
+_PACE_STEPS = 20
+"""Over how many steps the pace is taken: it is to follow the machine, not to tremble."""
+
+
+class TrainingProgress:
+    """Shows a run: a live display on a terminal, a line per epoch elsewhere.
+
+    Args:
+        console: where.
+        settings: of the run.
+    """
+
+    def __init__(self, console: Console, settings: TrainingSettings) -> None:
+        self._console = console
+        self._epochs = settings.epochs
+        self._lines: list[Text] = []
+        self._now: StepFigures | None = None
+        self._ticks: list[tuple[float, int]] = []
+        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
+
+    def __enter__(self) -> "TrainingProgress":
+        """Starts the display."""
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
+        """Leaves the last state on the screen."""
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def stepped(self, figures: StepFigures) -> None:
+        """A step is done."""
+        self._now = figures
+        self._ticks = [*self._ticks[-_PACE_STEPS:], (time.monotonic(), figures.images)]
+
+    def finished(self, figures: EpochFigures) -> None:
+        """An epoch is done."""
+        line = Text(epoch_line(figures, self._epochs))
+        self._lines.append(line)
+        if not self._console.is_terminal:
+            left = figures.seconds * (self._epochs - figures.epoch)
+            self._console.print(Text(f"{line.plain}; about {duration_text(left)} left"), soft_wrap=True)
+
+    def told(self, text: str) -> None:
+        """Something that a person should know."""
+        say(self._console, text)
+
+    def _render(self) -> RenderableType:
+        head = Text(self._head(), style="bold")
+        return Group(*self._lines[-_EPOCHS:], head)
+
+    def _head(self) -> str:
+        now = self._now
+        if now is None:
+            return f"epoch 1/{self._epochs}"
+        parts = [
+            f"epoch {now.epoch}/{self._epochs}",
+            f"step {now.step}/{now.steps}",
+            f"loss {now.loss:.4g}",
+            f"accuracy {now.accuracy:.1%}",
+        ]
+        if len(self._ticks) > 1:
+            passed = self._ticks[-1][0] - self._ticks[0][0]
+            images = sum(count for _, count in self._ticks[1:])
+            steps = (self._epochs - now.epoch) * now.steps + now.steps - now.step
+            parts.append(f"{images / passed:.0f} images/s")
+            parts.append(bytes_text(now.memory_bytes))
+            parts.append(f"about {duration_text(steps * passed / (len(self._ticks) - 1))} left")
+        return ", ".join(parts)
+
+
+def epoch_line(figures: EpochFigures, epochs: int) -> str:
+    """An epoch on a line."""
+    parts = [f"epoch {figures.epoch}/{epochs}: loss {figures.train_loss:.4g}, accuracy {figures.train_accuracy:.2%}"]
+    if figures.validation_accuracy is not None:
+        parts.append(f"held-out {figures.validation_accuracy:.2%}")
+    parts.append(f"{figures.images_per_second:.0f} images/s, {bytes_text(figures.memory_bytes)}")
+    parts.append(duration_text(figures.seconds))
+    return ", ".join(parts)
+
+
+def print_result(result: Result, folder: Path, *, as_json: bool) -> None:
+    """The result on standard output, in words or as JSON."""
+    if as_json:
+        click.echo(result.model_dump_json(indent=1))
+        return
+    chosen = result.best().validation_accuracy
+    click.echo(f"test accuracy {result.test_accuracy:.2%} of {result.test_images:,} images, loss {result.test_loss:.4g}")
+    why = (
+        f"the best of {len(result.epochs)} on {result.validation_images:,} held-out images ({chosen:.2%})"
+        if chosen
+        else "the last"
+    )
+    click.echo(f"with the weights of epoch {result.best_epoch}, {why}, after {duration_text(result.seconds)} of training")
+    if result.data_source == "sample":
+        click.echo("the packaged sample is small: this says that training works, not how well the model does")
+    click.echo(f"wrote {folder / RESULT}")

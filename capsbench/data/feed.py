@@ -1,0 +1,107 @@
+"""Batches that a training step never waits for: the uint8 set in the device's memory, cut out and normalised there.
+
+Order and crops of a whole epoch are drawn at its beginning, on the CPU, so that every device sees the same, and so that where
+an epoch stands is two things: the generator's state at its beginning, and a number of steps.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capsbench.data.datasets import ImageSet
+from capsbench.data.preprocess import Batch, draw_offsets, prepare
+
+HELD_OUT_SEED = 20_210
+"""Of what is held out: the same images whatever a run's own seed, so that runs can be compared."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch this process sees."""
+
+    rank: int = 0
+    of: int = 1
+
+
+class Feed:
+    """A set on a device, and its batches.
+
+    Args:
+        data: the images.
+        device: where to.
+        batch_size: images of a batch, over all processes; the last one of an epoch may have fewer.
+        style: `paper` or `published` (`data.preprocess`).
+        share: which part of each batch this process sees.
+    """
+
+    def __init__(self, data: ImageSet, device: torch.device, batch_size: int, style: str, share: Share | None = None) -> None:
+        self.spec = data.spec
+        self.source = data.source
+        self.images = data.images.to(device)
+        self.labels = data.labels.to(device)
+        self.batch_size = batch_size
+        self.style = style
+        self.share = share or Share()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self) // self.batch_size)
+
+    def training(self, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch in an order of its own, cropped at random.
+
+        Args:
+            generator: of order and crops; all that an epoch draws is drawn before its first batch.
+            first: the batch to begin with.
+        """
+        order = torch.randperm(len(self), generator=generator)
+        offsets = draw_offsets(len(self), generator)
+        return self._batches(order, offsets, first)
+
+    def evaluation(self) -> Iterator[Batch]:
+        """Every image once, in the set's order; cut out at the centre, or as published at random, the same way each time."""
+        offsets = draw_offsets(len(self), torch.Generator().manual_seed(0)) if self.style == "published" else None
+        return self._batches(torch.arange(len(self)), offsets, 0)
+
+    def _batches(self, order: Tensor, offsets: Tensor | None, first: int) -> Iterator[Batch]:
+        device = self.images.device
+        order = order.to(device)
+        offsets = None if offsets is None else offsets.to(device)
+        for start in range(first * self.batch_size, len(self), self.batch_size):
+            mine = self._mine(start, min(start + self.batch_size, len(self)))
+            chosen = order[mine]
+            where = None if offsets is None else offsets[:, mine]
+            yield prepare(self.images[chosen], self.labels[chosen], self.style, self.spec.name, where)
+
+    def _mine(self, start: int, stop: int) -> slice:
+        """This process's part of a batch; parts differ by one image at most, and may be empty."""
+        count, rank, of = stop - start, self.share.rank, self.share.of
+        return slice(start + count * rank // of, start + count * (rank + 1) // of)
+
+
+def split(data: ImageSet, validation: float, scale: float) -> tuple[ImageSet, ImageSet | None]:
+    """What is trained on, and what is held out of it to choose the best epoch.
+
+    Args:
+        data: a training set.
+        validation: a fraction, or from 1 on a number of images, of what is used; 0 holds nothing out.
+        scale: the fraction of the set that is used.
+
+    Returns:
+        Both parts; the second is None where nothing is held out. The first may be empty.
+    """
+    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(HELD_OUT_SEED))
+    order = order[: max(1, round(scale * len(order)))]
+    held = round(validation * len(order)) if validation < 1 else round(validation)
+    held = max(held, 1) if validation else 0
+    held_out = _chosen(data, order[:held]) if held else None
+    return _chosen(data, order[held:]) if held or scale < 1 else data, held_out
+
+
+def _chosen(data: ImageSet, which: Tensor) -> ImageSet:
+    return ImageSet(data.spec, data.images[which], data.labels[which], data.source)

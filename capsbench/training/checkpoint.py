@@ -1,0 +1,211 @@
+"""Checkpoints: a network, its settings, and where its training stood.
+
+Written beside and renamed, so that the one before survives whatever happens; read with `weights_only=True`, so that a file
+from a stranger runs no code of theirs.
+"""
+
+import errno
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from capsbench.durable import replacing
+from capsbench.errors import ConfigurationError, LostWorkError, StoreError
+from capsbench.training.settings import TrainingSettings, differences
+from capsbench.workload import build_model
+
+FORMAT = "capsbench checkpoint"
+VERSION = 1
+"""Raised whenever an older capsbench could not go on from a new checkpoint."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    settings: TrainingSettings
+    weights: dict[str, Tensor]
+    """The network's `state_dict`."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """Where training stood (`trainer`); empty where the file holds a network alone."""
+
+
+def save_checkpoint(
+    path: Path, settings: TrainingSettings, weights: Mapping[str, Tensor], state: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a checkpoint, which is on the disk when this returns.
+
+    Args:
+        path: what it replaces stays where it cannot be written.
+        settings: of the run.
+        weights: the network's `state_dict`.
+        state: where training stands; tensors, numbers, text, lists and dictionaries of them.
+
+    Raises:
+        LostWorkError: it cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": settings.model_dump_json(),
+        "weights": dict(weights),
+        "state": dict(state or {}),
+    }
+    try:
+        with replacing(path) as file:
+            # torch turns what a file says of a full disk into an error of its own: it writes to memory instead.
+            buffer = io.BytesIO()
+            torch.save(content, buffer)
+            file.write(buffer.getbuffer())
+    except OSError as error:
+        kept = "the one before it is kept" if path.exists() else "there is none before it"
+        room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise LostWorkError(
+            f"checkpoint {path} cannot be written: {error.strerror}; {kept}",
+            f"{'make room' if room else 'check the permissions of its folder'}, then run the same command with --resume",
+        ) from None
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a checkpoint; its tensors lie on the CPU.
+
+    Raises:
+        StoreError: there is none, it is damaged, holds something else, or is of a newer version.
+    """
+    path = Path(path)
+    content = _read(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise StoreError(f"checkpoint {path} was not written by capsbench", "give a file that 'capsbench train' has written")
+    version = content.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise StoreError(f"checkpoint {path} has version {version}, newer than this capsbench reads", "upgrade capsbench")
+    try:
+        settings = _read_settings(content["settings"])
+        weights, state = content["weights"], content["state"]
+        tensors = [value for value in weights.values() if isinstance(value, Tensor)]
+        if len(tensors) != len(weights) or not isinstance(state, dict):
+            raise ValueError("it holds no weights")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise StoreError(f"checkpoint {path} is damaged: {_first_line(error)}", _RESTORE) from None
+    return Checkpoint(settings, weights, state)
+
+
+def load_network(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.Module, TrainingSettings]:
+    """The trained network of a checkpoint, in evaluation mode, and the settings that it was trained with.
+
+    Args:
+        path: a checkpoint.
+        device: where to.
+
+    Raises:
+        StoreError: as `load_checkpoint`, or its weights are those of another architecture.
+        ConfigurationError: its model cannot be made here.
+    """
+    read = load_checkpoint(path)
+    network = build_network(read.settings, device)
+    fill(network, read.weights, f"checkpoint {path}")
+    return network.to(device).eval(), read.settings
+
+
+def build_network(settings: TrainingSettings, device: str | None = None) -> nn.Module:
+    """The untrained network of some settings, on the CPU.
+
+    Args:
+        settings: what is trained.
+        device: where it is going to run, if not on the settings' own: its routing may need another kernel there.
+
+    Raises:
+        ConfigurationError: the settings make no network.
+    """
+    asked = settings.network
+    if device is not None and asked.kernel is not None and torch.device(device).type != asked.device_kind():
+        asked = asked.model_copy(update={"kernel": "auto", "front": "auto"})
+    return build_model(asked, **settings.options())
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Puts weights into a network.
+
+    Raises:
+        StoreError: they are those of another architecture; names the first tensor that differs.
+    """
+    own = network.state_dict()
+    differing = next((name for name in [*own, *weights] if _shape(own, name) != _shape(weights, name)), None)
+    if differing is not None:
+        raise StoreError(
+            f"{what} is of another architecture: '{differing}' is {_shape(weights, differing)} there, "
+            f"and {_shape(own, differing)} in the network of its settings",
+            "load it with the version of the model that it was trained with",
+        )
+    network.load_state_dict(dict(weights))
+
+
+def check_same(asked: TrainingSettings, found: TrainingSettings, what: str, *, free: frozenset[str] = frozenset()) -> None:
+    """Refuses to go on from a checkpoint of other settings.
+
+    Args:
+        asked: what the command says.
+        found: what the checkpoint says.
+        what: the checkpoint, for the message.
+        free: fields that may differ.
+
+    Raises:
+        ConfigurationError: a field differs; all that do are named.
+    """
+    differing = {name: values for name, values in differences(asked, found).items() if name not in free}
+    if differing:
+        told = "; ".join(f"{name.removeprefix('network.')} is {there}, not {here}" for name, (here, there) in differing.items())
+        raise ConfigurationError(
+            f"{what} was trained with other settings: {told}",
+            "give the same options as before, or choose another --out to begin again",
+        )
+
+
+_RESTORE = "restore it, or go on from another checkpoint"
+
+
+def _read(path: Path) -> object:
+    try:
+        with path.open("rb") as file:
+            whole = zipfile.is_zipfile(file)
+        if not whole:
+            raise StoreError(f"checkpoint {path} is no checkpoint, or was cut off", _RESTORE)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise StoreError(f"checkpoint {path} does not exist", "give a file that 'capsbench train' has written") from None
+    except OSError as error:
+        raise StoreError(f"checkpoint {path} cannot be read: {error.strerror or error}", "give a file that may be read") from None
+    except pickle.UnpicklingError:
+        raise StoreError(
+            f"checkpoint {path} is refused: it holds more than tensors and plain values, which may be code",
+            "give a file that 'capsbench train' has written",
+        ) from None
+    except StoreError:
+        raise
+    except Exception as error:  # zip and torch speak in many exceptions, and advise to read it without care
+        raise StoreError(f"checkpoint {path} is damaged ({type(error).__name__})", _RESTORE) from None
+
+
+def _read_settings(text: str) -> TrainingSettings:
+    try:
+        return TrainingSettings.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ValueError(f"settings, {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> str:
+    return str(list(weights[name].shape)) if name in weights else "missing"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"

@@ -1,0 +1,59 @@
+"""Where a loss or gradient that is not finite began."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def where_it_began(network: nn.Module, again: Callable[[], None]) -> str:
+    """The first layer, in the order of computation, whose output or gradient is not finite, in words.
+
+    Args:
+        network: weights and all as they were before the step.
+        again: forward and backward of the step, once more; gradients are left in the parameters.
+    """
+    weights = [name for name, parameter in network.named_parameters() if not _finite([parameter])]
+    if weights:
+        return f"the weights: '{weights[0]}' is not finite"
+    found: list[str] = []
+    # What a module is made of is done before the module itself, so that the first one found is the innermost.
+    hooks = [
+        module.register_forward_hook(_watch(name or type(network).__name__, found)) for name, module in network.named_modules()
+    ]
+    try:
+        again()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # Backward goes through a network from its end.
+    parameters = network.named_parameters()
+    gradients = [name for name, parameter in parameters if parameter.grad is not None and not _finite([parameter.grad])]
+    network.zero_grad(set_to_none=True)
+    if found:
+        return found[0]
+    return f"the gradient of '{gradients[-1]}'" if gradients else "a step that came out finite when it was looked into"
+
+
+def _watch(name: str, found: list[str]) -> Callable[[nn.Module, object, object], None]:
+    def look(_: nn.Module, __: object, output: object) -> None:
+        tensors = [one for one in (output if isinstance(output, tuple) else (output,)) if isinstance(one, Tensor)]
+        if not _finite(tensors):
+            found.append(f"layer '{name}': its output is not finite")
+        for one in tensors:
+            if one.requires_grad:
+                one.register_hook(_watch_gradient(name, found))
+
+    return look
+
+
+def _watch_gradient(name: str, found: list[str]) -> Callable[[Tensor], None]:
+    def look(gradient: Tensor) -> None:
+        if not _finite([gradient]):
+            found.append(f"layer '{name}': the gradient of its output is not finite")
+
+    return look
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(torch.isfinite(one).all()) for one in tensors if one.is_floating_point())

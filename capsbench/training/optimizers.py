@@ -1,0 +1,45 @@
+"""Adam as the paper has it, and Ranger21 from `pytorch-optimizer`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from capsbench.errors import ConfigurationError
+from capsbench.training.settings import TrainingSettings
+
+
+def make_optimizer(settings: TrainingSettings, parameters: Sequence[nn.Parameter], steps_per_epoch: int) -> torch.optim.Optimizer:
+    """The optimizer of some settings.
+
+    Args:
+        settings: which.
+        parameters: what it trains.
+        steps_per_epoch: batches of an epoch; Ranger21's warm-up and warm-down span all epochs (the published code gave it
+            the batch size instead).
+
+    Raises:
+        ConfigurationError: its package is not installed.
+    """
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
+    try:
+        from pytorch_optimizer import Ranger21
+    except ImportError:
+        raise ConfigurationError(
+            "--optimizer ranger21 needs the package pytorch-optimizer, which is not installed",
+            "install it with: pip install 'capsbench[train]'",
+        ) from None
+    return Ranger21(parameters, num_iterations=settings.epochs * steps_per_epoch, lr=settings.learning_rate)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, epoch: int) -> None:
+    """The schedule: learning rate · decay^epoch (paper, section 4), epochs counted from 0. Ranger21 has its own."""
+    if settings.optimizer == "adam":
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * settings.decay**epoch
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """What the last step was taken with."""
+    return float(getattr(optimizer, "current_lr", optimizer.param_groups[0]["lr"]))

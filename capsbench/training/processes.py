@@ -1,0 +1,102 @@
+"""Several processes that train one network together, as `torchrun` starts them; or one."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from capsbench.data.feed import Share
+
+
+class Processes:
+    """This process among those that train together.
+
+    Args:
+        device: of this process.
+        share: its place; alone by default.
+    """
+
+    def __init__(self, device: torch.device, share: Share | None = None) -> None:
+        self.device = device
+        self.share = share or Share()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and tells."""
+        return self.share.rank == 0
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others."""
+        return self.share.of > 1
+
+    def wrap(self, network: nn.Module, *, all_used: bool) -> nn.Module:
+        """The network with its gradients added up over processes: the loss is a sum over the batch, and so are they.
+
+        Args:
+            network: on this process's device.
+            all_used: whether every parameter takes part in every step.
+        """
+        if not self.several:
+            return network
+        parallel = DistributedDataParallel(network, find_unused_parameters=not all_used)
+        parallel.register_comm_hook(None, _added_up)
+        return parallel
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Added up over processes, in place."""
+        if self.several:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process says, by rank."""
+        if not self.several:
+            return [value]
+        found: list[Any] = [None] * self.share.of
+        dist.all_gather_object(found, value)
+        return found
+
+    def one_after_the_other(self, do: Callable[[], Any]) -> Any:
+        """The first process goes first, for what it leaves on the disk."""
+        made = do() if self.first else None
+        if self.several:
+            dist.barrier()
+        return made if self.first else do()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Processes]:
+    """Joins the other processes where `torchrun` says that there are some.
+
+    Args:
+        device: `cpu` or `cuda:N`; of several processes each takes the GPU of its own number.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes(torch.device(device))
+        return
+    rank, kind = int(os.environ["RANK"]), device.partition(":")[0]
+    own = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(device)
+    if kind == "cuda":
+        torch.cuda.set_device(own)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield Processes(own, Share(rank, world))
+    finally:
+        dist.destroy_process_group()
+
+
+def without_exchange(network: nn.Module) -> AbstractContextManager[None]:
+    """Backward in here keeps gradients to this process: they are exchanged with those of the last part of a batch."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+def _added_up(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return future.then(lambda done: done.value()[0])

@@ -1,0 +1,167 @@
+"""One step of training, and one of evaluation."""
+
+import math
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from capsbench.data.preprocess import Batch
+from capsbench.errors import TrainingError
+from capsbench.models import CapsuleLoss, CapsuleOutput
+from capsbench.training.health import where_it_began
+from capsbench.training.optimizers import make_optimizer
+from capsbench.training.processes import Processes, without_exchange
+from capsbench.training.settings import TrainingSettings
+from capsbench.workload import BUILT_IN, Output, autocast, loss_of, takes_labels, trainable
+
+DIVERGED = 100.0
+"""A loss of so many times the first one is not coming back."""
+
+SKIPPED_AT_MOST = 50
+"""Steps that fp16's scaler may skip one after the other while it looks for a scale."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a batch came to, over all processes."""
+
+    loss: float
+    """Summed over its images."""
+    correct: int
+    """Images whose class has the longest capsule."""
+    gradient_norm: float = math.nan
+    """Of all parameters together."""
+
+
+class Stepper:
+    """A network with its optimizer, on a device.
+
+    Args:
+        network: what is trained.
+        settings: how.
+        processes: who trains it.
+        steps_per_epoch: batches of an epoch.
+    """
+
+    def __init__(self, network: nn.Module, settings: TrainingSettings, processes: Processes, steps_per_epoch: int) -> None:
+        self.settings = settings
+        self.configuration = settings.network
+        self.processes = processes
+        self.network = network.to(processes.device).train()
+        parameters = trainable(network, self.configuration.model)
+        self.optimizer = make_optimizer(settings, parameters, steps_per_epoch)
+        # Half precision loses the first gradients unless the loss is scaled up.
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.configuration.precision == "fp16")
+        self.first_loss: float | None = None
+        """Per image, of the first step: what later ones are held against."""
+        self._parallel = processes.wrap(self.network, all_used=self.configuration.model in BUILT_IN)
+        self._parameters = parameters
+        self._takes_labels = takes_labels(network)
+        self._loss = CapsuleLoss(reconstruction_weight=settings.reconstruction_weight)
+        self._skipped = 0
+
+    def step(self, batch: Batch, images: int) -> Outcome:
+        """Forward, backward, optimizer. Nothing is changed where loss or gradient are not finite.
+
+        Args:
+            batch: this process's part.
+            images: of the whole batch, over all processes.
+
+        Raises:
+            TrainingError: loss or gradient are not finite, or the loss has left all bounds; says which layer it began in.
+        """
+        totals = torch.zeros(2, device=self.processes.device, dtype=torch.float64)
+        parts = _parts(batch, self.settings.accumulate)
+        for number, part in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else without_exchange(self._parallel):
+                totals += self._forward_backward(part)
+        norm = nn.utils.get_total_norm([one.grad for one in self._parameters if one.grad is not None])
+        loss, correct, norm_value = [*self.processes.sum(totals).tolist(), float(norm)]
+        self._check(loss, norm_value, images, batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Outcome(loss, int(correct), norm_value)
+
+    def evaluate(self, batches: Iterable[Batch]) -> Outcome:
+        """Loss and right answers over all batches, under inference mode."""
+        totals = torch.zeros(2, device=self.processes.device, dtype=torch.float64)
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                for batch in batches:
+                    if len(batch.labels):
+                        out = self._outputs(self.network, batch)
+                        totals += _stacked(loss_of(out, batch, self.configuration, self._loss), out, batch)
+        finally:
+            self.network.train()
+        loss, correct = self.processes.sum(totals).tolist()
+        return Outcome(loss, int(correct))
+
+    def _forward_backward(self, batch: Batch) -> Tensor:
+        """Gradients of a part of a batch; its loss and right answers."""
+        if not len(batch.labels):
+            # Processes wait for each other's gradients: one that has no image left takes an empty one that counts nothing.
+            return self._forward_backward_of_nothing(batch)
+        out = self._outputs(self._parallel, batch)
+        loss = loss_of(out, batch, self.configuration, self._loss)
+        self.scaler.scale(loss).backward()
+        return _stacked(loss, out, batch)
+
+    def _forward_backward_of_nothing(self, batch: Batch) -> Tensor:
+        shape = (1, *batch.images.shape[1:])
+        nothing = Batch(batch.images.new_zeros(shape), batch.labels.new_zeros(1), batch.pixels.new_zeros(shape))
+        loss = loss_of(self._outputs(self._parallel, nothing), nothing, self.configuration, self._loss)
+        self.scaler.scale(0 * loss).backward()
+        return torch.zeros(2, device=self.processes.device, dtype=torch.float64)
+
+    def _outputs(self, network: nn.Module, batch: Batch) -> Output:
+        with autocast(self.processes.device, self.configuration.precision):
+            return network(batch.images, batch.labels) if self._takes_labels else network(batch.images)
+
+    def _check(self, loss: float, norm: float, images: int, batch: Batch) -> None:
+        """Refuses to go on from what is not finite."""
+        finite = math.isfinite(loss) and (math.isfinite(norm) or self._may_skip(norm))
+        if not finite:
+            self.optimizer.zero_grad(set_to_none=True)
+            place = where_it_began(self.network, lambda: self._forward_backward_alone(batch))
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss is {loss:.4g}, its gradient {norm}"
+            raise TrainingError(f"{what}; it began in {place}", _ADVICE)
+        per_image = loss / images
+        if self.first_loss is None:
+            self.first_loss = per_image
+        if per_image > DIVERGED * max(self.first_loss, 1e-3):
+            raise TrainingError(
+                f"the loss diverges: {per_image:.4g} per image, and {self.first_loss:.4g} at the first step", _ADVICE
+            )
+
+    def _may_skip(self, norm: float) -> bool:
+        """Whether fp16's scaler is still looking for a scale at which gradients are finite; it skips such steps itself."""
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        return self.scaler.is_enabled() and self._skipped <= SKIPPED_AT_MOST
+
+    def _forward_backward_alone(self, batch: Batch) -> None:
+        """Once more without the other processes, to be looked into."""
+        if not len(batch.labels):
+            return
+        loss = loss_of(self._outputs(self.network, batch), batch, self.configuration, self._loss)
+        self.scaler.scale(loss).backward()
+
+
+_ADVICE = "try a lower --learning-rate, or --precision fp32; the last checkpoint is kept, from before this step"
+
+
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    """A batch in parts of much the same size, none empty unless it is."""
+    if count == 1 or len(batch.labels) == 0:
+        return [batch]
+    return [Batch(*part) for part in zip(*(tensor.tensor_split(min(count, len(batch.labels))) for tensor in batch), strict=True)]
+
+
+def _stacked(loss: Tensor, out: Output, batch: Batch) -> Tensor:
+    scores = out.lengths if isinstance(out, CapsuleOutput) else out
+    correct = (scores.argmax(dim=1) == batch.labels).sum()
+    return torch.stack([loss.detach().double(), correct.double()])
