@@ -24,12 +24,12 @@ class Ensemble(nn.Module):
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(networks)
-        first, *others = [_capsule_network(place, network) for place, network in enumerate(self.networks, 1)] or [None]
-        if first is None:
+        members = [_capsule_network(place, network) for place, network in enumerate(networks, 1)]
+        if not members:
             raise ConfigurationError("an ensemble of no networks", "give at least one")
-        self.in_shape, self.num_classes = first.in_shape, first.num_classes
-        for place, network in enumerate(others, 2):
+        self.networks = nn.ModuleList(members)
+        self.in_shape, self.num_classes = members[0].in_shape, members[0].num_classes
+        for place, network in enumerate(members, 1):
             if (network.in_shape, network.num_classes) != (self.in_shape, self.num_classes):
                 raise ConfigurationError(
                     f"network {place} of the ensemble takes {list(network.in_shape)} to {network.num_classes} classes",
@@ -47,11 +47,12 @@ class Ensemble(nn.Module):
             The mean of the lengths; the capsules of all, one after the other along the last dimension; and the mean of the
             reconstructions of those networks that have a decoder, None where none has.
         """
-        every = [network(images, labels) for network in self.networks]
+        every: list[CapsuleOutput] = [network(images, labels) for network in self.networks]
         lengths = torch.stack([out.lengths for out in every]).mean(dim=0)
         shown = lengths.argmax(dim=1) if labels is None else labels
-        decoders = [network.decoder for network in self.networks]
-        pictures = [decode(out.capsules, shown) for decode, out in zip(decoders, every, strict=True) if decode is not None]
+        pairs = zip(self.networks, every, strict=True)
+        decoders = [(network.decoder, out) for network, out in pairs if isinstance(network.decoder, nn.Module)]
+        pictures = [decode(out.capsules, shown) for decode, out in decoders]
         reconstruction = torch.stack(pictures).mean(dim=0) if pictures else None
         return CapsuleOutput(lengths, torch.cat([out.capsules for out in every], dim=-1), reconstruction)
 

@@ -129,7 +129,7 @@ class CapsuleNetwork(nn.Module):
         *earlier, last = (self.conv, *self.more_convs)
         for conv in earlier:
             images = torch.relu(conv(images))
-        if chunks and own and can_chunk(last, primary.conv):
+        if chunks and own and isinstance(last, nn.Conv2d) and can_chunk(last, primary.conv):
             return primary.cut(chunked_front(images, last, primary.conv))
         return primary(torch.relu(last(images)))
 
