@@ -18,12 +18,29 @@ from capsbench.catalog import spec_of
 from capsbench.data.datasets import ImageSet, load_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
-from capsbench.models import CapsNet, CapsuleLoss, CapsuleNetwork, CapsuleOutput, MoCapsNet, ResCapsNet
+from capsbench.models import (
+    CapsNet,
+    CapsuleLoss,
+    CapsuleNetwork,
+    CapsuleOutput,
+    MoCapsNet,
+    ResCapsNet,
+    SabourCapsNet,
+    capsnet_2conv,
+)
 from capsbench.records import Configuration
 from capsbench.stepping import step_in_backward
 
-BUILT_IN: dict[str, type[CapsuleNetwork]] = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}
-"""The models of the paper."""
+ModelFactory = Callable[..., nn.Module]
+
+STACKED: dict[str, type[CapsuleNetwork]] = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}
+"""The models of the paper: what `all` stands for."""
+
+WITHOUT_BLOCKS: dict[str, ModelFactory] = {"capsnet-1conv": SabourCapsNet, "capsnet-2conv": capsnet_2conv}
+"""Baselines of its table 3, which have no depth."""
+
+BUILT_IN: dict[str, ModelFactory] = {**STACKED, **WITHOUT_BLOCKS}
+"""Every capsule network that has a name."""
 
 ENTRY_POINTS = "capsbench.models"
 """The group in which other packages register theirs."""
@@ -37,7 +54,6 @@ OPTIMIZER_STEPS = ("after", "backward")
 LEARNING_RATE = 1e-3
 SEED = 0
 
-ModelFactory = Callable[..., nn.Module]
 Output = CapsuleOutput | Tensor
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.catalog import SPECS
+from capsbench.cli.figure import figure
 from capsbench.cli.gate import check, compare, init_ci
 from capsbench.cli.options import (
     FOLDER,
@@ -19,6 +20,7 @@ from capsbench.cli.options import (
     PRECISIONS,
     ROUTINGS,
     RULES,
+    WITHOUT_BLOCKS,
     Names,
     Parsed,
     parse_bytes,
@@ -50,7 +52,7 @@ def cli() -> None:
     """
 
 
-for _command in (compare, check, init_ci, train):
+for _command in (compare, check, init_ci, train, figure):
     cli.add_command(_command)
 
 
@@ -100,7 +102,7 @@ _network_options = together(
 )
 
 _model_options = together(
-    _choice("--models", ("all", *MODELS), "all", "Models, or package.module:name of your own.", open_ended=True),
+    _choice("--models", ("all", *MODELS, *WITHOUT_BLOCKS), "all", "Models, or package.module:name of your own.", open_ended=True),
     click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8."),
     _network_options,
 )
@@ -178,7 +180,7 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
     "--model",
     "--models",
     "models",
-    type=Names("--model", MODELS, open_ended=True),
+    type=Names("--model", (*MODELS, *WITHOUT_BLOCKS), open_ended=True),
     default="mocapsnet",
     show_default=True,
     help="The model, or package.module:name of your own.",

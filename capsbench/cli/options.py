@@ -148,6 +148,7 @@ def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 MODELS = ("capsnet", "rescapsnet", "mocapsnet")
+WITHOUT_BLOCKS = ("capsnet-1conv", "capsnet-2conv")
 KERNELS = ("auto", "reference", "published", "recompute", "compiled", "triton")
 MEMORIES = ("stored", "checkpoint", "checkpoint-sqrt", "offload", "reversible", "reversible-kept")
 ROUTINGS = ("rba", "sda", "sda-published", "em")

@@ -19,6 +19,7 @@ from capsbench.cli.options import (
     PRECISIONS,
     ROUTINGS,
     RULES,
+    WITHOUT_BLOCKS,
     Parsed,
     number,
     seconds,
@@ -52,7 +53,10 @@ _above_0 = "a number above 0"
 
 _network_options = together(
     click.option(
-        "--model", default="mocapsnet", show_default=True, help=f"{', '.join(MODELS)}, or package.module:name of your own."
+        "--model",
+        default="mocapsnet",
+        show_default=True,
+        help=f"{', '.join((*MODELS, *WITHOUT_BLOCKS))}, or package.module:name of your own.",
     ),
     click.option("--depth", type=whole("--depth", 1), default=1, show_default=True, help="Blocks."),
     _one_of("--routing", ROUTINGS, "rba", "Routing algorithm."),
@@ -142,6 +146,9 @@ _run_options = together(
         show_default=True,
         help="Minutes between checkpoints within an epoch.",
     ),
+    click.option(
+        "--diagnostics", is_flag=True, help="After each epoch, keep what each block tells apart ('capsbench figure diagnostics')."
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."),
 )
 
@@ -152,7 +159,14 @@ _run_options = together(
 @_training_options
 @_run_options
 def train(
-    out: Path | None, resume: bool, checkpoint_minutes: float, as_json: bool, data_dir: Path | None, download: bool, **given: Any
+    out: Path | None,
+    resume: bool,
+    checkpoint_minutes: float,
+    diagnostics: bool,
+    as_json: bool,
+    data_dir: Path | None,
+    download: bool,
+    **given: Any,
 ) -> int:
     """Train a network to accuracy: checkpoints from which nothing is lost, the best epoch chosen on held-out images.
 
@@ -177,7 +191,8 @@ def train(
         with TrainingProgress(console, settings) as progress:
             result = train_network(
                 settings, folder, data_directory=data_dir, download=download, resume=resume,
-                checkpoint_minutes=checkpoint_minutes, observers=[progress], command=shlex.join(["capsbench", *sys.argv[1:]]),
+                checkpoint_minutes=checkpoint_minutes, diagnostics=diagnostics, observers=[progress],
+                command=shlex.join(["capsbench", *sys.argv[1:]]),
             )  # fmt: skip
     except Interrupted as error:
         # The command that was typed, with what it needs to find this run again.

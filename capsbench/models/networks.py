@@ -52,7 +52,12 @@ class Options(TypedDict, total=False):
 
 
 class CapsuleNetwork(nn.Module):
-    """What the three networks share: everything but the blocks. See `CapsNet` for the arguments."""
+    """What all capsule networks share: everything but the blocks. See `CapsNet` for the arguments.
+
+    Args:
+        hidden: whether there are capsule layers between primary and class capsules.
+        convolutions: before the primary capsules, 9×9 each.
+    """
 
     def __init__(
         self,
@@ -70,10 +75,12 @@ class CapsuleNetwork(nn.Module):
         kernel: str = "auto",
         decoder: bool = True,
         front: str = "auto",
+        hidden: bool = True,
+        convolutions: int = 1,
     ) -> None:
         super().__init__()
         check_front(front)
-        in_capsules = _primary_capsules(in_shape, channels, capsule_dim)
+        in_capsules = _primary_capsules(in_shape, channels, capsule_dim, convolutions)
         _check_positive(num_classes=num_classes, capsules=capsules, class_dim=class_dim)
         if blocks < 0:
             raise ConfigurationError(f"blocks {blocks} is out of range", "give 0 blocks or more")
@@ -85,10 +92,11 @@ class CapsuleNetwork(nn.Module):
             return CapsuleLayer(count, capsule_dim, out_count, out_dim, routing=routing, iterations=iterations, kernel=kernel)
 
         self.conv = nn.Conv2d(in_shape[0], channels, kernel_size=9)
+        self.more_convs = nn.ModuleList(nn.Conv2d(channels, channels, kernel_size=9) for _ in range(convolutions - 1))
         self.primary = PrimaryCapsules(channels, capsule_dim)
-        self.first = layer(in_capsules, capsules, capsule_dim)
+        self.first = layer(in_capsules, capsules, capsule_dim) if hidden else nn.Identity()
         self.blocks = make_blocks([layer(capsules, capsules, capsule_dim) for _ in range(2 * blocks)])
-        self.classes = layer(capsules, num_classes, class_dim)
+        self.classes = layer(capsules if hidden else in_capsules, num_classes, class_dim)
         self.decoder = Decoder(num_classes, class_dim, in_shape) if decoder else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> CapsuleOutput:
@@ -118,9 +126,12 @@ class CapsuleNetwork(nn.Module):
         chunks = resolve_front(self.front, len(images), images.device.type) == "chunked"
         # Whoever put something of their own in place, or waits for one of the modules, gets them called one by one.
         own = type(primary) is PrimaryCapsules and not is_altered(primary)
-        if chunks and own and can_chunk(self.conv, primary.conv):
-            return primary.cut(chunked_front(images, self.conv, primary.conv))
-        return primary(torch.relu(self.conv(images)))
+        *earlier, last = (self.conv, *self.more_convs)
+        for conv in earlier:
+            images = torch.relu(conv(images))
+        if chunks and own and isinstance(last, nn.Conv2d) and can_chunk(last, primary.conv):
+            return primary.cut(chunked_front(images, last, primary.conv))
+        return primary(torch.relu(last(images)))
 
 
 class _PlainNetwork(CapsuleNetwork):
@@ -257,14 +268,16 @@ def _pairs(layers: list[nn.Module]) -> list[list[nn.Module]]:
     return [layers[start : start + 2] for start in range(0, len(layers), 2)]
 
 
-def _primary_capsules(in_shape: tuple[int, int, int], channels: int, capsule_dim: int) -> int:
-    """How many primary capsules an image gives: two 9×9 convolutions, the second of stride 2."""
+def _primary_capsules(in_shape: tuple[int, int, int], channels: int, capsule_dim: int, convolutions: int) -> int:
+    """How many primary capsules an image gives: that many 9×9 convolutions, and one of stride 2."""
     _check_positive(channels=channels, capsule_dim=capsule_dim)
-    if len(in_shape) != 3 or min(in_shape) < 1 or min(in_shape[1:]) < 17:
+    least = 8 * convolutions + 9
+    if len(in_shape) != 3 or min(in_shape) < 1 or min(in_shape[1:]) < least:
         raise ConfigurationError(
-            f"in_shape {tuple(in_shape)} is too small or not an image", "give (channels, height, width), at least 17 × 17"
+            f"in_shape {tuple(in_shape)} is too small or not an image",
+            f"give (channels, height, width), at least {least} × {least}",
         )
-    height, width = ((side - 8 - 9) // 2 + 1 for side in in_shape[1:])
+    height, width = ((side - least) // 2 + 1 for side in in_shape[1:])
     values = channels * height * width
     if values % capsule_dim:
         raise ConfigurationError(

@@ -6,7 +6,13 @@ import pandas as pd
 
 from capsbench.catalog import SPECS
 
-MODEL_TITLES = {"capsnet": "CapsNet", "rescapsnet": "ResCapsNet", "mocapsnet": "MoCapsNet"}
+MODEL_TITLES = {
+    "capsnet": "CapsNet",
+    "rescapsnet": "ResCapsNet",
+    "mocapsnet": "MoCapsNet",
+    "capsnet-1conv": "CapsNet, 1 convolution",
+    "capsnet-2conv": "CapsNet, 2 convolutions",
+}
 
 _NEVER_TOLD = {"model", "dataset", "kind"}
 # Each model has its own strategy and inverse: they tell lines apart only where one model has several.

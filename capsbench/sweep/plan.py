@@ -12,7 +12,7 @@ from capsbench.models import FRONTS, RULES, resolve_front
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import INVERSES, PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
 from capsbench.routing import algorithms, check_routing, compiled, kernels, resolve_kernel
-from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, check_optimizer_step, resolve_model
+from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, WITHOUT_BLOCKS, check_optimizer_step, resolve_model
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 DEEPEST = 100_000
@@ -93,13 +93,17 @@ def parse_depths(text: str) -> tuple[int, ...]:
 def expand(sweep: Sweep) -> list[Cell]:
     """The cells of a sweep, replicate by replicate and depth by depth, so that models interleave.
 
+    A model that has no blocks is measured once, whatever the depths.
+
     Raises:
         ConfigurationError: a name is unknown, a value out of range, or a combination cannot be.
     """
     _check(sweep)
     lines = [line for model in sweep.models for line in _lines(sweep, model)]
     configurations = dict.fromkeys(
-        line.model_copy(update={"blocks": blocks}) for blocks in sweep.depths for line in dict.fromkeys(lines)
+        line if line.model in WITHOUT_BLOCKS else line.model_copy(update={"blocks": blocks})
+        for blocks in sweep.depths
+        for line in dict.fromkeys(lines)
     )
     return [
         Cell(configuration=configuration, replicate=replicate)
@@ -142,6 +146,9 @@ def _options(sweep: Sweep, model: str) -> list[dict[str, Any]]:
             "front": front,
             "memory": memory,
         }
+        if model in WITHOUT_BLOCKS:
+            found.append({name: value for name, value in common.items() if name not in ("capsules", "memory")})
+            continue
         if model != "mocapsnet":
             found.append(common)
             continue
@@ -168,7 +175,7 @@ def _routings(sweep: Sweep) -> list[tuple[str, str]]:
 
 def _memories(sweep: Sweep, model: str) -> tuple[str, ...]:
     momentum = model == "mocapsnet"
-    if not sweep.memories:
+    if not sweep.memories or model in WITHOUT_BLOCKS:
         return ("reversible",) if momentum else ("stored",)
     allowed = STRATEGIES if momentum else PLAIN_STRATEGIES
     fitting = tuple(memory for memory in sweep.memories if memory in allowed)

@@ -6,7 +6,7 @@ from typing import Any
 
 from capsbench.records import BOTH, Cell, Pass
 from capsbench.sweep.plan import Sweep, expand
-from capsbench.workload import BUILT_IN
+from capsbench.workload import STACKED
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def cells_of(
     cells = []
     for kernel, rule, front in (("published", "published", "plain"), ("auto", "paper", "auto")):
         sweep = Sweep(
-            models=tuple(BUILT_IN),
+            models=tuple(STACKED),
             depths=tuple(depths),
             datasets=datasets or experiment.datasets,
             kernels=(kernel,),

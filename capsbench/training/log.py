@@ -61,7 +61,7 @@ class MetricsLog:
     def __init__(self, folder: Path, epochs: Sequence[EpochFigures] = (), step: int = 0) -> None:
         self.folder = folder
         self._epochs = list(epochs)
-        with _writing(folder / METRICS):
+        with writing(folder / METRICS):
             self._begin(step)
             self._file = (folder / METRICS).open("ab")
         self._board = _tensorboard(folder / TENSORBOARD)
@@ -84,7 +84,7 @@ class MetricsLog:
         """A line for an epoch, and the table of all again."""
         self._epochs.append(figures)
         self._append(_epoch_line(figures))
-        with _writing(self.folder / TABLE):
+        with writing(self.folder / TABLE):
             self._write_table()
         values = figures.model_dump(exclude={"epoch"}, exclude_none=True)
         self._draw("epoch", values, figures.epoch)
@@ -93,8 +93,8 @@ class MetricsLog:
         """Not a metric."""
 
     def _append(self, line: dict[str, Any]) -> None:
-        with _writing(self.folder / METRICS):
-            self._file.write(_encoded(line))
+        with writing(self.folder / METRICS):
+            self._file.write(encoded(line))
             self._file.flush()
 
     def _begin(self, step: int) -> None:
@@ -103,10 +103,10 @@ class MetricsLog:
         steps = [line for line in read_metrics(self.folder) if line["kind"] == "step"]
         with replacing(path) as file:
             for done in self._epochs:
-                file.writelines(_encoded(line) for line in steps if line["epoch"] == done.epoch)
-                file.write(_encoded(_epoch_line(done)))
+                file.writelines(encoded(line) for line in steps if line["epoch"] == done.epoch)
+                file.write(encoded(_epoch_line(done)))
             under_way = len(self._epochs) + 1
-            file.writelines(_encoded(line) for line in steps if line["epoch"] == under_way and line["step"] <= step)
+            file.writelines(encoded(line) for line in steps if line["epoch"] == under_way and line["step"] <= step)
         self._write_table()
 
     def _write_table(self) -> None:
@@ -123,20 +123,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; a line that was cut off is left out."""
     path = folder / METRICS
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [found for line in lines if (found := _parsed(line))]
+    return [found for line in lines if (found := parsed(line))]
 
 
 def _epoch_line(figures: EpochFigures) -> dict[str, Any]:
     return {"kind": "epoch", **figures.model_dump()}
 
 
-def _encoded(line: dict[str, Any]) -> bytes:
+def encoded(line: dict[str, Any]) -> bytes:
     """A line of JSON, which has no infinity."""
     known = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()}
     return json.dumps(known, allow_nan=False).encode() + b"\n"
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def parsed(line: bytes) -> dict[str, Any]:
+    """What `encoded` wrote; nothing where it was cut off."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -161,7 +162,8 @@ def _tensorboard(folder: Path) -> Any:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failure to write into an error that says what is kept."""
     try:
         yield
     except OSError as error:

@@ -24,7 +24,9 @@ from capsbench.errors import CapsbenchError, ConfigurationError, Interrupted, St
 from capsbench.measure.environment import describe
 from capsbench.measure.limits import is_out_of_memory
 from capsbench.store import Store
+from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, fill, load_checkpoint, save_checkpoint
+from capsbench.training.diagnostics import DiagnosticsLog
 from capsbench.training.log import MetricsLog, Observer, StepFigures
 from capsbench.training.optimizers import learning_rate, set_learning_rate
 from capsbench.training.processes import Processes, joined
@@ -50,6 +52,7 @@ def train(
     download: bool = False,
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    diagnostics: bool = False,
     observers: Sequence[Observer] = (),
     command: str | None = None,
 ) -> Result:
@@ -64,6 +67,7 @@ def train(
         download: fetch a set that is not on disk.
         resume: go on where the folder's last checkpoint stands.
         checkpoint_minutes: between checkpoints within an epoch; there is one after each epoch anyway.
+        diagnostics: keep what each block tells apart, before training and after each epoch (`training.diagnostics`).
         observers: are told of steps and epochs.
         command: what was typed, to be kept with the result.
 
@@ -83,6 +87,8 @@ def train(
         seed_everything(settings.seed)
         with _naming_faults(settings, processes):
             network = build_network(settings, str(processes.device))
+            if diagnostics:
+                checked_network(network)
         with Store(folder).locked() if processes.first else contextlib.nullcontext():
             begun = _begun(folder, settings, resume=resume)
             finished = read_result(folder) if begun is not None else None
@@ -92,6 +98,8 @@ def train(
                 feeds = _feeds(settings, *divided, parts.test, processes)
             run = _Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
             try:
+                if diagnostics:
+                    run.diagnose()
                 return run.to_the_end(observers if processes.first else (), command)
             finally:
                 run.close()
@@ -164,6 +172,12 @@ class _Run:
         elif self.step == 0 and self.best_epoch == len(self.epochs) > 0:
             # It may be that the end came between the two files.
             self._save_best()
+
+    def diagnose(self) -> None:
+        """Keeps diagnostics from here on."""
+        if self.processes.first:
+            weight = self.settings.reconstruction_weight
+            self.observers.append(DiagnosticsLog(self.folder, self.network, self.feed, weight, len(self.epochs)))
 
     def close(self) -> None:
         """Ends the files that are open."""

@@ -1,0 +1,185 @@
+"""Why a stack collapses: what each block's capsules still tell apart, how long they are, and what gradient arrives there.
+
+Samples that a layer cannot tell apart form a bundle, which is conflicting where it holds several labels: all of it is
+pushed the same way in training. A layer's bundle entropy is that of the labels in a bundle, averaged over bundles by their size
+(Peer, Stabinger and Rodríguez-Sánchez 2021, *Conflicting Bundles*, as the MoCapsNet code computes it): 0 where nothing conflicts,
+that of all labels where the layer gives the same for every sample.
+
+That code takes components for equal that differ by 1e-8 or less, which is far more than whole capsules have in a new network
+(1e-10). Here samples are equal that differ by at most `RELATIVE` of the larger one.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capsbench.errors import ConfigurationError
+from capsbench.models import CapsuleNetwork
+from capsbench.models.layers import CapsuleLayer
+
+RELATIVE = 1e-5
+"""How far samples that are taken for equal may differ, over the largest magnitude in either: the code's own relative bound."""
+
+
+@dataclass(frozen=True)
+class BlockDiagnostics:
+    """What one block gives for a batch."""
+
+    block: int
+    """From 1; 0 is what enters the first block."""
+    bundles: int
+    """Groups of samples that its capsules do not tell apart, from 1 to the batch's size."""
+    bundle_entropy: float
+    """In nats."""
+    label_entropy: float
+    """Of all labels of the batch: what `bundle_entropy` is at most, where everything has collapsed."""
+    mean_length: float
+    """Of its capsules, over the batch."""
+    longest: float
+    """Length of the longest one."""
+    gradient_norm: float
+    """Of the loss by the block's weights."""
+    state_gradient_norm: float
+    """Of the loss by what the block gives."""
+
+
+def diagnose(network: nn.Module, images: Tensor, labels: Tensor, loss: Callable[[Any], Tensor]) -> list[BlockDiagnostics]:
+    """Looks into every block of a capsule network, which is left as it was.
+
+    Args:
+        network: a capsule network of this package.
+        images: `[B, *in_shape]`, on its device.
+        labels: `[B]`.
+        loss: of what the network returns, as a scalar.
+
+    Returns:
+        What enters the first block (0), and one for each block. Where gradients are not finite, neither are their norms.
+
+    Raises:
+        ConfigurationError: it is another network.
+    """
+    network = checked_network(network)
+    blocks = [_entrance(network), *_blocks(network)]
+    seen = _Seen()
+    # What a block gives is what the next one, or in the end the class capsules, are given.
+    hooks = [module.register_forward_pre_hook(seen.look) for module in (*(block[0] for block in blocks[1:]), network.classes)]
+    training = network.training
+    network.eval()  # a plain loop under every strategy
+    try:
+        with torch.enable_grad():
+            value = loss(network(images, labels))
+        weights = [[one for layer in block for one in layer.parameters() if one.requires_grad] for block in blocks]
+        norms = _gradient_norms(value, [*([state] for state in seen.states), *weights])
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    label_entropy = entropy(labels.tolist())
+    of_states, of_weights = norms[: len(blocks)], norms[len(blocks) :]
+    return [
+        _describe(block, state.detach().double(), labels, label_entropy, of_weights[block], of_states[block])
+        for block, state in enumerate(seen.states)
+    ]
+
+
+def checked_network(network: nn.Module) -> CapsuleNetwork:
+    """The network, if it is one that can be diagnosed.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not isinstance(network, CapsuleNetwork):
+        raise ConfigurationError(
+            f"a {type(network).__name__} has no blocks that diagnostics know", "diagnose one of capsbench's own capsule networks"
+        )
+    return network
+
+
+def bundle_entropy(samples: Tensor, labels: Tensor, relative: float = RELATIVE) -> tuple[int, float]:
+    """Bundles and their entropy.
+
+    Args:
+        samples: `[B, …]`, what a layer gives for each sample.
+        labels: `[B]`, integers.
+        relative: how far equal samples may differ in any component, over the largest magnitude in either.
+
+    Returns:
+        How many bundles there are, and the entropy in nats. As in the published code, a sample joins the first bundle whose
+        first sample it equals; a sample with a NaN equals none.
+    """
+    flat = samples.detach().flatten(1).double()
+    sizes = flat.abs().amax(dim=1)
+    equal = torch.cdist(flat, flat, p=math.inf) <= relative * torch.maximum(sizes.unsqueeze(0), sizes.unsqueeze(1))
+    left = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+    bundles, total = 0, 0.0
+    for row in range(len(flat)):
+        if not left[row]:
+            continue
+        members = equal[row] & left
+        members[row] = True
+        left &= ~members
+        bundles += 1
+        total += int(members.sum()) * entropy(labels[members].tolist())
+    return bundles, total / len(flat)
+
+
+def entropy(labels: list[int]) -> float:
+    """Of the distribution of labels, in nats."""
+    return max(0.0, -sum(count / len(labels) * math.log(count / len(labels)) for count in Counter(labels).values()))
+
+
+@dataclass
+class _Seen:
+    """What modules were given, in the order of computation."""
+
+    states: list[Tensor] = field(default_factory=list)
+    _from: list[int] = field(default_factory=list)
+
+    def look(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # A checkpoint evaluates modules again in backward.
+        if id(module) not in self._from:
+            self._from.append(id(module))
+            self.states.append(inputs[0])
+
+
+def _entrance(network: CapsuleNetwork) -> list[nn.Module]:
+    """The layer before the first block."""
+    return [network.first if isinstance(network.first, CapsuleLayer) else network.primary]
+
+
+def _blocks(network: CapsuleNetwork) -> list[list[nn.Module]]:
+    """The two layers of each block."""
+    layers: list[nn.Module] = [module for module in network.blocks.modules() if isinstance(module, CapsuleLayer)]
+    return [layers[start : start + 2] for start in range(0, len(layers), 2)]
+
+
+def _gradient_norms(value: Tensor, groups: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Norm of the gradient of `value` by each group of tensors together; 0 where there is none."""
+    wanted = [one for group in groups for one in group if one.requires_grad]
+    found = torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else ()
+    # Squares of the first gradients leave float32.
+    norms = {id(one): float(grad.double().norm()) for one, grad in zip(wanted, found, strict=False) if grad is not None}
+    return [math.hypot(*(norms.get(id(one), 0.0) for one in group)) for group in groups]
+
+
+def _describe(
+    block: int, state: Tensor, labels: Tensor, label_entropy: float, gradient_norm: float, state_gradient_norm: float
+) -> BlockDiagnostics:
+    bundles, found = bundle_entropy(state, labels)
+    # In float64: the squares of what has nearly vanished are 0 in float32.
+    lengths = state.norm(dim=-1)
+    return BlockDiagnostics(
+        block=block,
+        bundles=bundles,
+        bundle_entropy=found,
+        label_entropy=label_entropy,
+        mean_length=float(lengths.mean()),
+        longest=float(lengths.max()),
+        gradient_norm=gradient_norm,
+        state_gradient_norm=state_gradient_norm,
+    )
