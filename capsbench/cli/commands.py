@@ -1,7 +1,6 @@
 """The commands: each parses, calls and prints; what they call is in the package, and imported when it is called."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +19,18 @@ from capsbench.cli.options import (
     PRECISIONS,
     ROUTINGS,
     RULES,
+    SWEEP_OPTIONS,
     WITHOUT_BLOCKS,
     Names,
     Parsed,
+    choice,
+    machine_of,
     parse_bytes,
     seconds,
     together,
     whole,
 )
+from capsbench.cli.reproduce import reproduce
 from capsbench.cli.train import train
 from capsbench.errors import ConfigurationError
 
@@ -52,57 +55,27 @@ def cli() -> None:
     """
 
 
-for _command in (compare, check, init_ci, train, figure):
+for _command in (compare, check, init_ci, train, figure, reproduce):
     cli.add_command(_command)
 
 
-_sweep_options = together(
-    click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted."),
-    click.option("--gpu", help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them."),
-    click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."),
-    click.option("--repeats", type=whole("--repeats", 1), default=1, show_default=True, help="Replicates of every cell."),
-    click.option("--samples", type=whole("--samples", 5), default=5, show_default=True, help="Fewest samples of each time."),
-    click.option(
-        "--time-budget",
-        type=seconds("--time-budget"),
-        default=10,
-        show_default=True,
-        help="Seconds of sampling per cell while its time is not known within 2 %.",
-    ),
-    click.option("--strict", is_flag=True, help="Measure nothing beside other processes on a CUDA device."),
-    click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
-    click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB."),
-    click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA."),
-    click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
-    click.option("--resume", is_flag=True, help="Go on with a report that was cut off."),
-    click.option("--dry-run", is_flag=True, help="Show what would be done, and stop."),
-    click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
-)
-
-
-def _choice(option: str, known: tuple[str, ...], default: str | None, text: str, **more: Any) -> Callable[[Any], Any]:
-    names = Names(option, known, **more)
-    return click.option(option, type=names, default=default, show_default=bool(default), help=text)
-
-
 _network_options = together(
-    _choice("--dataset", tuple(SPECS), "sample", "Data sets; the packaged sample stands in for one that is not on disk."),
-    _choice("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device."),
-    _choice("--routing", ROUTINGS, "rba", "Routing algorithms."),
+    choice("--dataset", tuple(SPECS), "sample", "Data sets; the packaged sample stands in for one that is not on disk."),
+    choice("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device."),
+    choice("--routing", ROUTINGS, "rba", "Routing algorithms."),
     click.option("--iterations", type=whole("--iterations", 1), default=3, show_default=True, help="Rounds of routing."),
     click.option("--capsules", type=whole("--capsules", 1), default=32, show_default=True, help="Capsules per hidden layer."),
-    _choice("--front", FRONTS, "auto", "How the two convolutions are computed."),
-    _choice("--memory", MEMORIES, None, "Memory strategies; by default each model's own."),
-    _choice("--inverse", INVERSES, "auto", "How a reversible stack inverts."),
-    _choice("--rule", RULES, "paper", "MoCapsNet's rule."),
+    choice("--front", FRONTS, "auto", "How the two convolutions are computed."),
+    choice("--memory", MEMORIES, None, "Memory strategies; by default each model's own."),
+    choice("--inverse", INVERSES, "auto", "How a reversible stack inverts."),
+    choice("--rule", RULES, "paper", "MoCapsNet's rule."),
     click.option("--gamma", type=float, default=0.9, show_default=True, help="MoCapsNet's momentum term."),
-    _choice("--optimizer-step", ("after", "backward"), "after", "When the optimizer steps: after backward, or inside it."),
-    _choice("--precision", PRECISIONS, "fp32", "Autocast to."),
+    choice("--optimizer-step", ("after", "backward"), "after", "When the optimizer steps: after backward, or inside it."),
+    choice("--precision", PRECISIONS, "fp32", "Autocast to."),
 )
 
 _model_options = together(
-    _choice("--models", ("all", *MODELS, *WITHOUT_BLOCKS), "all", "Models, or package.module:name of your own.", open_ended=True),
+    choice("--models", ("all", *MODELS, *WITHOUT_BLOCKS), "all", "Models, or package.module:name of your own.", open_ended=True),
     click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8."),
     _network_options,
 )
@@ -110,7 +83,7 @@ _model_options = together(
 
 @cli.command()
 @_model_options
-@_sweep_options
+@SWEEP_OPTIONS
 def run(**given: Any) -> int:
     """Measure memory and time over depth, fit the slopes, draw figures 3 and 4.
 
@@ -212,32 +185,8 @@ def timeline(**given: Any) -> int:
 
 
 @cli.command()
-@click.argument("what", type=click.Choice(["figure3", "figure4", "table4"]))
-@click.option("--depth", default="1-8", show_default=True, help="Blocks.")
-@_choice("--dataset", tuple(SPECS), None, "Data sets; by default those of the figure.")
-@_sweep_options
-def reproduce(what: str, depth: str, dataset: tuple[str, ...] | None, **common: Any) -> int:
-    """The paper's runs by name: kernel and rule as published at the paper's sizes, and capsbench's own beside them.
-
-    On a CPU at full size this takes hours; the estimate says how many, and --batch-size, --depth and --dataset shorten it.
-
-    \b
-    Examples:
-      capsbench reproduce figure4
-      capsbench reproduce table4 --dataset mnist --depth 1,8 --batch-size 16
-    """
-    from capsbench.cli.sweeps import run_cells
-    from capsbench.sweep.plan import parse_depths
-    from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
-
-    experiment = EXPERIMENTS[what]
-    cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **_machine(common))
-    return run_cells(cells, experiment=what, passes=experiment.passes, **common)
-
-
-@cli.command()
 @click.argument("reports", type=FOLDER)
-@_choice("--metric", METRICS, None, "Memory to draw; by default retained, and peak beside it in figure 4.")
+@choice("--metric", METRICS, None, "Memory to draw; by default retained, and peak beside it in figure 4.")
 @click.option("--per", type=click.Choice(["step", "epoch"]), default="step", show_default=True, help="Seconds per step or epoch.")
 @click.option("--paper", "with_paper", is_flag=True, help="Draw the paper's table 4 where comparable (process, reserved).")
 def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool) -> None:
@@ -349,22 +298,5 @@ def sweep_of(given: dict[str, Any]) -> "Sweep":
         gamma=given["gamma"],
         optimizer_steps=given["optimizer_step"],
         precisions=given["precision"],
-        **_machine(given),
+        **machine_of(given),
     )
-
-
-def _machine(common: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a sweep that say where and how often."""
-    from capsbench.measure.environment import default_threads
-    from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
-    from capsbench.sweep.session import resolve_device
-
-    device = resolve_device(common["device"])
-    return {
-        "device": device,
-        "gpu": gpu_of(common["gpu"] or DEFAULT_GPU).name if device == "cuda:predicted" else None,
-        "threads": common["threads"] or default_threads(),
-        "batch_size": common["batch_size"],
-        "capacity": common["capacity"],
-        "repeats": common["repeats"],
-    }

@@ -161,3 +161,52 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 FOLDER = click.Path(path_type=Path)
 """A path that need not exist; what is done with it says what is wrong."""
+
+
+def choice(option: str, known: tuple[str, ...], default: str | None, text: str, **more: Any) -> Callable[[Any], Any]:
+    """An option that takes a comma list of names, one of which may be the default."""
+    names = Names(option, known, **more)
+    return click.option(option, type=names, default=default, show_default=bool(default), help=text)
+
+
+SWEEP_OPTIONS = together(
+    click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted."),
+    click.option("--gpu", help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them."),
+    click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."),
+    click.option("--repeats", type=whole("--repeats", 1), default=1, show_default=True, help="Replicates of every cell."),
+    click.option("--samples", type=whole("--samples", 5), default=5, show_default=True, help="Fewest samples of each time."),
+    click.option(
+        "--time-budget",
+        type=seconds("--time-budget"),
+        default=10,
+        show_default=True,
+        help="Seconds of sampling per cell while its time is not known within 2 %.",
+    ),
+    click.option("--strict", is_flag=True, help="Measure nothing beside other processes on a CUDA device."),
+    click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
+    click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB."),
+    click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA."),
+    click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
+    click.option("--resume", is_flag=True, help="Go on with a report that was cut off."),
+    click.option("--dry-run", is_flag=True, help="Show what would be done, and stop."),
+    click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
+)
+"""What every command that measures takes."""
+
+
+def machine_of(common: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a sweep that say where and how often."""
+    from capsbench.measure.environment import default_threads
+    from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
+    from capsbench.sweep.session import resolve_device
+
+    device = resolve_device(common["device"])
+    return {
+        "device": device,
+        "gpu": gpu_of(common["gpu"] or DEFAULT_GPU).name if device == "cuda:predicted" else None,
+        "threads": common["threads"] or default_threads(),
+        "batch_size": common["batch_size"],
+        "capacity": common["capacity"],
+        "repeats": common["repeats"],
+    }

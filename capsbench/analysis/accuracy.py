@@ -1,0 +1,42 @@
+"""Accuracies of several seeds beside the paper's: means, deviations, and whether they agree."""
+
+import math
+
+import pandas as pd
+
+KEY = ("dataset", "model", "networks", "blocks", "optimizer", "routing", "learning_rate", "capsules", "batch_size")
+"""What tells the rows of an accuracy table apart."""
+
+ROW = (*KEY, "scale", "runs", "accuracy_percent", "std_percent", "paper_percent", "paper_std_percent", "difference", "within")
+"""Columns of `beside_paper`."""
+
+
+def beside_paper(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each row of a table: mean and standard deviation over seeds, the paper's, and their difference.
+
+    Args:
+        runs: a row per seed: `KEY`, `scale` (the fraction of data and epochs), `accuracy_percent` (NaN for a seed that was not
+            trained), `paper_percent` and `paper_std_percent` (NaN where the paper prints none).
+
+    Returns:
+        Columns `ROW`, all in percent and percentage points, in the order of the input. Standard deviations are those of a sample
+        (n − 1), and NaN for fewer than two runs. `within` says whether the difference is no larger than either standard deviation
+        (so that each mean lies in the other's interval), judged by those that are known; None where neither is, or nothing
+        was trained.
+    """
+    rows = []
+    for key, group in runs.groupby([*KEY, "scale"], sort=False, dropna=False):
+        known = group["accuracy_percent"].dropna()
+        mean = float(known.mean()) if len(known) else math.nan
+        std = float(known.std(ddof=1)) if len(known) > 1 else math.nan
+        paper, paper_std = float(group["paper_percent"].iloc[0]), float(group["paper_std_percent"].iloc[0])
+        difference = mean - paper
+        rows.append((*key, len(known), mean, std, paper, paper_std, difference, _within(difference, std, paper_std)))
+    return pd.DataFrame(rows, columns=list(ROW))
+
+
+def _within(difference: float, *deviations: float) -> bool | None:
+    known = [one for one in deviations if not math.isnan(one)]
+    if math.isnan(difference) or not known:
+        return None
+    return all(abs(difference) <= one for one in known)

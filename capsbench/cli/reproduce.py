@@ -1,0 +1,145 @@
+"""`capsbench reproduce`: the figures and tables of the paper by their names."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from capsbench.catalog import SPECS
+from capsbench.cli.options import (
+    FOLDER,
+    KERNELS,
+    MODELS,
+    PRECISIONS,
+    ROUTINGS,
+    SWEEP_OPTIONS,
+    WITHOUT_BLOCKS,
+    choice,
+    machine_of,
+    number,
+    seconds,
+    together,
+    whole,
+)
+
+SWEPT = {
+    "figure3": "Memory, training and inference time over depth, on the paper's three data sets.",
+    "figure4": "The slopes of memory and time, on CIFAR-10.",
+    "table4": "Memory at every depth, and its slopes.",
+}
+TRAINED = {
+    "table1": "Accuracy over blocks on MNIST and SVHN, 30 epochs each.",
+    "table2": "Accuracy over blocks on CIFAR-10 and CIFAR-100, 60 epochs each.",
+    "table3": "Optimizers and routing on CIFAR-10, 60 epochs each; CapsNet with two convolutions, and four of those as one.",
+    "table5": "Learning rates, capsules and batch sizes on CIFAR-10: 2 blocks, Ranger21, 100 epochs each.",
+}
+
+
+@click.group()
+def reproduce() -> None:
+    """The paper's figures and tables again, its values beside one's own.
+
+    \b
+    Examples:
+      capsbench reproduce figure4
+      capsbench reproduce table4 --dataset mnist --depth 1,8 --batch-size 16
+      capsbench reproduce table1 --dataset mnist --download
+    """
+
+
+_swept_options = together(
+    click.option("--depth", default="1-8", show_default=True, help="Blocks."),
+    choice("--dataset", tuple(SPECS), None, "Data sets; by default those of the figure."),
+    SWEEP_OPTIONS,
+)
+
+_trained_options = together(
+    choice("--dataset", tuple(SPECS), None, "Only these of the table's data sets."),
+    choice("--models", (*MODELS, *WITHOUT_BLOCKS), None, "Only these of its models."),
+    click.option("--depth", help="Only these of its depths, in blocks."),
+    choice("--optimizer", ("adam", "ranger21"), None, "Only these of its optimizers."),
+    choice("--routing", ROUTINGS, None, "Only these of its routing algorithms."),
+    click.option("--seeds", type=whole("--seeds", 1), default=3, show_default=True, help="Runs of each row."),
+    click.option("--epochs", type=whole("--epochs", 1), help="Passes over the training set; by default the paper's."),
+    click.option(
+        "--scale",
+        type=number("--scale", "a fraction above 0 and up to 1", lambda value: 0 < value <= 1),
+        default=1.0,
+        show_default=True,
+        help="The fraction of epochs and training images that is used; every row says so.",
+    ),
+    click.option(
+        "--validation",
+        type=number("--validation", "a fraction, or a number of images, of 0 or more", lambda value: value >= 0),
+        default=0.1,
+        show_default=True,
+        help="Held out to choose the best epoch; 0 trains on everything, as the paper did.",
+    ),
+    click.option("--preprocess", type=click.Choice(["paper", "published"]), default="paper", show_default=True),
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Autocast to."),
+    click.option("--kernel", type=click.Choice(KERNELS), default="auto", show_default=True, help="How routing is computed."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N."),
+    click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."),
+    click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA."),
+    click.option("--download", is_flag=True, help="Fetch a data set that is not on disk."),
+    click.option("--out", type=FOLDER, help="Folder of the table and its runs; by default reports/ and its name."),
+    click.option(
+        "--checkpoint-minutes",
+        type=seconds("--checkpoint-minutes", "minutes"),
+        default=10,
+        show_default=True,
+        help="Minutes between checkpoints within an epoch.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Show what is left to train, and stop."),
+    click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on standard output."),
+)
+
+
+def _swept(what: str) -> Callable[..., int]:
+    def command(depth: str, dataset: tuple[str, ...] | None, **common: Any) -> int:
+        from capsbench.cli.sweeps import run_cells
+        from capsbench.sweep.plan import parse_depths
+        from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
+
+        experiment = EXPERIMENTS[what]
+        cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **machine_of(common))
+        return run_cells(cells, experiment=what, passes=experiment.passes, **common)
+
+    return command
+
+
+def _trained(what: str) -> Callable[..., int]:
+    def command(out: Path | None, **given: Any) -> int:
+        from capsbench.cli.tables import reproduce_table
+
+        return reproduce_table(what, out=out, **given)
+
+    return command
+
+
+for _what, _says in SWEPT.items():
+    _more = f"""{_says}
+
+    Kernel and rule as published at the paper's sizes, and capsbench's own beside them. On a CPU at full size this takes
+    hours; the estimate says how many, and --batch-size, --depth and --dataset shorten it.
+
+    \b
+    Examples:
+      capsbench reproduce {_what}
+      capsbench reproduce {_what} --dataset cifar10 --depth 1,8 --batch-size 16
+    """
+    reproduce.command(_what, help=_more)(_swept_options(_swept(_what)))
+
+for _what, _says in TRAINED.items():
+    _more = f"""{_says}
+
+    Trains what is not yet done, goes on where it was cut off, and prints mean and standard deviation over seeds beside the
+    paper's. This needs a GPU at full length: --scale shortens epochs and data alike.
+
+    \b
+    Examples:
+      capsbench reproduce {_what} --download
+      capsbench reproduce {_what} --scale 0.05 --seeds 2 --dry-run
+    """
+    reproduce.command(_what, help=_more)(_trained_options(_trained(_what)))

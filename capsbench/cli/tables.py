@@ -1,0 +1,165 @@
+"""`capsbench reproduce table1 | table2 | table3 | table5`: the paper's accuracy tables, trained again."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from capsbench.errors import ConfigurationError, Interrupted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from capsbench.paper.accuracy import PrintedRow
+    from capsbench.training.settings import TrainingSettings
+    from capsbench.training.tables import Trial
+
+TITLES = {
+    "table1": "Table 1: accuracy over blocks, MNIST and SVHN",
+    "table2": "Table 2: accuracy over blocks, CIFAR-10 and CIFAR-100",
+    "table3": "Table 3: optimizers and routing, CIFAR-10",
+    "table5": "Table 5: hyperparameters, CIFAR-10, 2 blocks, Ranger21",
+}
+RUNS = "runs"
+
+
+def reproduce_table(
+    name: str,
+    *,
+    out: Path | None,
+    seeds: int,
+    epochs: int | None,
+    scale: float,
+    dry_run: bool,
+    as_json: bool,
+    data_dir: Path | None,
+    download: bool,
+    checkpoint_minutes: float,
+    **given: Any,
+) -> int:
+    """Trains what is left of a table, and prints it beside the paper's; returns the exit status.
+
+    Raises:
+        ConfigurationError: no row is left by the options, or a data set is not there.
+        Interrupted: Ctrl-C; the same command goes on.
+    """
+    from rich.console import Console
+
+    from capsbench.cli.output import say, writing
+    from capsbench.paper.accuracy import EPOCHS
+    from capsbench.report.accuracy import NOTE, accuracy_rich, write_accuracy
+    from capsbench.training.tables import networks_of, run_members, trials_of
+
+    folder = out or Path("reports") / name
+    rows = _chosen(name, given)
+    # Data and epochs alike: the schedule falls as fast as over the whole.
+    long = max(1, round((epochs or EPOCHS[name]) * scale))
+    trials = trials_of(rows, seeds, _configure(given, long, scale), folder / RUNS)
+    console = Console(stderr=True, highlight=False)
+    members = networks_of(trials)
+    left = [member for member in members if member.result() is None]
+    done = len(members) - len(left)
+    each = f"{long} epoch{'s' if long > 1 else ''} each"
+    say(console, f"{len(left)} networks to train, {each}" + (f"; {done} are done" if done else ""))
+    if dry_run:
+        for member in left:
+            say(console, f"  {member.folder}")
+        return 0
+    _check_data(rows, data_dir, download=download)
+    faults = 0
+    try:
+        for member, found in run_members(members, _trainer(console, data_dir, download, checkpoint_minutes)):
+            if isinstance(found, Exception):
+                faults += 1
+                say(console, f"{member.folder.name}: {found}")
+    except Interrupted as error:
+        raise Interrupted(error.what, f"go on with: {shlex.join(['capsbench', *sys.argv[1:]])}") from None
+    table = _table(trials, scale, data_dir)
+    if as_json:
+        click.echo(table.to_json(orient="records", indent=1))
+    else:
+        title = TITLES[name]
+        wide = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+        wide.print(accuracy_rich(table, title))
+        say(console, NOTE)
+    with writing(folder):
+        for path in write_accuracy(table, folder, name, TITLES[name]):
+            say(console, f"wrote {path}")
+    return 1 if faults else 0
+
+
+def _chosen(name: str, given: dict[str, Any]) -> "list[PrintedRow]":
+    """The rows that the options leave."""
+    from capsbench.paper.accuracy import accuracy_table
+    from capsbench.sweep.plan import parse_depths
+
+    rows = accuracy_table(name)
+    depths = parse_depths(given["depth"]) if given["depth"] else None
+    wanted = {
+        "--dataset": ("dataset", given["dataset"]),
+        "--models": ("model", given["models"]),
+        "--depth": ("blocks", depths),
+        "--optimizer": ("optimizer", given["optimizer"]),
+        "--routing": ("routing", given["routing"]),
+    }
+    for option, (field, values) in wanted.items():
+        if values is None:
+            continue
+        known = sorted({getattr(row, field) for row in rows})
+        rows = [row for row in rows if getattr(row, field) in values]
+        if not rows:
+            asked, there = (", ".join(map(str, one)) for one in (values, known))
+            raise ConfigurationError(f"{option} {asked} leaves no row of {name}", f"its rows have {there}")
+    return rows
+
+
+def _configure(given: dict[str, Any], epochs: int, scale: float) -> Any:
+    """What makes a row's settings; all that the table leaves open is as `capsbench train` has it."""
+    from capsbench.cli.train import settings_of, train
+
+    usual = train.make_context("train", []).params
+
+    def configure(row: "PrintedRow", seed: int) -> "TrainingSettings":
+        own = {name: getattr(row, name) for name in ("model", "dataset", "routing", "optimizer")}
+        own |= {name: getattr(row, name) for name in ("learning_rate", "capsules", "batch_size")}
+        more = {name: given[name] for name in ("preprocess", "validation", "precision", "kernel", "device", "threads")}
+        return settings_of({**usual, **more, **own, "depth": row.blocks, "seed": seed, "epochs": epochs, "scale": scale})
+
+    return configure
+
+
+def _check_data(rows: "Sequence[PrintedRow]", data_dir: Path | None, *, download: bool) -> None:
+    """Before anything is trained: all sets are there."""
+    from capsbench.data.datasets import load_parts
+
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        load_parts(dataset, data_dir, download=download)
+
+
+def _trainer(console: "Console", data_dir: Path | None, download: bool, checkpoint_minutes: float) -> Any:
+    from capsbench.cli.output import say
+    from capsbench.cli.training import TrainingProgress
+    from capsbench.training import train
+
+    def run(settings: "TrainingSettings", folder: Path, resume: bool) -> Any:
+        say(console, f"{'going on with' if resume else 'training'} {folder.name}")
+        with TrainingProgress(console, settings) as progress:
+            return train(
+                settings, folder, data_directory=data_dir, download=download, resume=resume,
+                checkpoint_minutes=checkpoint_minutes, observers=[progress], command=shlex.join(["capsbench", *sys.argv[1:]]),
+            )  # fmt: skip
+
+    return run
+
+
+def _table(trials: "Sequence[Trial]", scale: float, data_dir: Path | None) -> "pd.DataFrame":
+    import pandas as pd
+
+    from capsbench.analysis.accuracy import beside_paper
+    from capsbench.training.tables import accuracy_of, line_of
+
+    return beside_paper(pd.DataFrame([line_of(trial, accuracy_of(trial, data_dir), scale) for trial in trials]))

@@ -1,0 +1,135 @@
+"""The runs that an accuracy table of the paper consists of: what is left of them, one after the other."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capsbench.data.datasets import load_parts
+from capsbench.data.feed import Feed
+from capsbench.errors import TrainingError
+from capsbench.models import Ensemble
+from capsbench.paper.accuracy import PrintedRow
+from capsbench.training.checkpoint import load_network
+from capsbench.training.result import Result
+from capsbench.training.settings import TrainingSettings, differences
+from capsbench.training.trainer import BEST, CHECKPOINT, MAY_DIFFER, read_result
+
+Configure = Callable[[PrintedRow, int], TrainingSettings]
+"""The settings of a row's network with a seed."""
+
+Train = Callable[[TrainingSettings, Path, bool], Result]
+"""Trains into a folder, or (True) goes on there."""
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of a table."""
+
+    row: PrintedRow
+    seed: int
+    settings: TrainingSettings
+    folder: Path
+
+    def result(self) -> Result | None:
+        """What it came to, where it is done."""
+        found = read_result(self.folder)
+        return found if found is not None and differences(self.settings, found.settings).keys() <= MAY_DIFFER else None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One row with one seed: a network, or several that decide together."""
+
+    row: PrintedRow
+    seed: int
+    members: tuple[Member, ...]
+
+
+def trials_of(rows: Sequence[PrintedRow], seeds: int, configure: Configure, folder: Path) -> list[Trial]:
+    """All that a table needs, seed by seed, so that a table that is cut off has all of its rows.
+
+    Args:
+        rows: of the table.
+        seeds: how many of each; ensembles share no network among each other, and all they can with other rows.
+        configure: settings of a row's network.
+        folder: of the runs.
+    """
+
+    def member(row: PrintedRow, seed: int) -> Member:
+        settings = configure(row, seed)
+        return Member(row, seed, settings, folder / _name(settings))
+
+    return [
+        Trial(row, seed, tuple(member(row, seed * row.networks + place) for place in range(row.networks)))
+        for seed in range(seeds)
+        for row in rows
+    ]
+
+
+def networks_of(trials: Sequence[Trial]) -> list[Member]:
+    """Every network once."""
+    return list({member.folder: member for trial in trials for member in trial.members}.values())
+
+
+def run_members(members: Sequence[Member], train: Train) -> Iterator[tuple[Member, Result | TrainingError]]:
+    """Trains what is not yet done, each network in its folder, and goes on where one was cut off.
+
+    A run that ends in a `TrainingError` is given back as that, and the others go on.
+    """
+    for member in members:
+        found = member.result()
+        if found is None:
+            try:
+                found = train(member.settings, member.folder, (member.folder / CHECKPOINT).exists())
+            except TrainingError as error:
+                yield member, error
+                continue
+        yield member, found
+
+
+def accuracy_of(trial: Trial, data_directory: Path | None = None) -> float | None:
+    """The test accuracy of a trial, 0 to 1; None while a network of it is not done."""
+    results = [member.result() for member in trial.members]
+    if any(one is None for one in results):
+        return None
+    if len(results) == 1:
+        return results[0].test_accuracy if results[0] else None
+    return _together(trial, data_directory)
+
+
+def line_of(trial: Trial, accuracy: float | None, scale: float) -> dict[str, Any]:
+    """A row for `capsbench.analysis.accuracy.beside_paper`."""
+    row = trial.row
+    return {
+        **{name: getattr(row, name) for name in ("dataset", "model", "networks", "blocks", "optimizer", "routing")},
+        **{name: getattr(row, name) for name in ("learning_rate", "capsules", "batch_size")},
+        "scale": scale,
+        "seed": trial.seed,
+        "accuracy_percent": float("nan") if accuracy is None else 100 * accuracy,
+        "paper_percent": row.accuracy_percent,
+        "paper_std_percent": float("nan") if row.std_percent is None else row.std_percent,
+    }
+
+
+def _together(trial: Trial, data_directory: Path | None) -> float:
+    """The test set once more, for several networks as one."""
+    loaded = [load_network(member.folder / BEST) for member in trial.members]
+    settings = trial.members[0].settings
+    test = load_parts(settings.network.dataset, data_directory).test
+    ensemble = Ensemble(network for network, _ in loaded).eval()
+    feed = Feed(test, torch.device("cpu"), _BATCH, settings.preprocess)
+    with torch.inference_mode():
+        right = [(ensemble(batch.images).lengths.argmax(1) == batch.labels).sum() for batch in feed.evaluation()]
+    return float(torch.stack(right).sum()) / len(test.images)
+
+
+def _name(settings: TrainingSettings) -> str:
+    """A folder for a run: what tells the networks of one table apart."""
+    it = settings.network
+    numbers = f"lr{settings.learning_rate:g}-c{it.capsules or 32}-b{it.batch_size}"
+    return f"{it.dataset}-{it.model}-{it.blocks}-{settings.optimizer}-{it.routing}-{numbers}-seed{settings.seed}"
