@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.catalog import SPECS
+from capsbench.cli.classify import classify
 from capsbench.cli.figure import figure
 from capsbench.cli.gate import check, compare, init_ci
 from capsbench.cli.options import (
@@ -52,7 +53,7 @@ def cli() -> None:
     """
 
 
-for _command in (compare, check, init_ci, train, figure):
+for _command in (compare, check, init_ci, train, classify, figure):
     cli.add_command(_command)
 
 
