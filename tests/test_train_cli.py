@@ -103,7 +103,7 @@ def test_what_is_offered_is_what_there_is():
     assert set(options.MEMORIES) == set(STRATEGIES)
     assert options.INVERSES == INVERSES
     assert options.RULES == RULES
-    assert options.PRECISIONS == tuple(PRECISIONS)
+    assert tuple(PRECISIONS) == options.PRECISIONS
     from capsbench.cli.commands import cli
 
     offered = {one.name: getattr(one.type, "choices", None) for one in cli.commands["train"].params}
