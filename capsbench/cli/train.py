@@ -110,7 +110,9 @@ _training_options = together(
         help="Factor of the reconstruction's squared error.",
     ),
     _one_of("--precision", PRECISIONS, "fp32", "Autocast to."),
-    click.option("--seed", type=whole("--seed", 0), default=0, show_default=True, help="Of weights, data order and crops."),
+    click.option(
+        "--seed", type=whole("--seed", 0, 2**31 - 1), default=0, show_default=True, help="Of weights, data order and crops."
+    ),
 )
 
 _data_options = together(
@@ -241,7 +243,8 @@ def _configuration(given: dict[str, Any], gammas: tuple[float, ...]) -> Any:
         sweep = Sweep(
             models=(given["model"],), depths=(given["depth"],), device=device, datasets=(given["dataset"],),
             batch_size=given["batch_size"], kernels=(given["kernel"],), routings=(given["routing"],),
-            iterations=given["iterations"], capsules=given["capsules"], fronts=(given["front"],), memories=(given["memory"],) if given["memory"] else (),
+            iterations=given["iterations"], capsules=given["capsules"], fronts=(given["front"],),
+            memories=(given["memory"],) if given["memory"] else (),
             inverses=(given["inverse"],), rules=(given["rule"],), gamma=min(gammas), precisions=(given["precision"],),
             threads=given["threads"] or default_threads(),
         )  # fmt: skip

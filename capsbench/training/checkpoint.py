@@ -111,7 +111,15 @@ def load_network(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.
         ConfigurationError: its model cannot be made here.
     """
     read = load_checkpoint(path)
-    network = build_network(read.settings, device)
+    try:
+        network = build_network(read.settings, device)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"checkpoint {path}: {error.what}", error.hint) from None
+    except Exception as error:  # whatever a user's own model raises
+        name = read.settings.network.model
+        raise ConfigurationError(
+            f"checkpoint {path}: model '{name}' cannot be made: {_first_line(error)}", "it must be made as it was for training"
+        ) from None
     fill(network, read.weights, f"checkpoint {path}")
     return network.to(device).eval(), read.settings
 
@@ -176,9 +184,13 @@ _RESTORE = "restore it, or go on from another checkpoint"
 def _read(path: Path) -> object:
     try:
         with path.open("rb") as file:
-            whole = zipfile.is_zipfile(file)
-        if not whole:
-            raise StoreError(f"checkpoint {path} is no checkpoint, or was cut off", _RESTORE)
+            if not zipfile.is_zipfile(file):
+                raise StoreError(f"checkpoint {path} is no checkpoint, or was cut off", _RESTORE)
+            with zipfile.ZipFile(file) as archive:
+                # torch writes checksums, and does not look at them when it reads.
+                damaged = archive.testzip()
+        if damaged is not None:
+            raise StoreError(f"checkpoint {path} is damaged: '{damaged}' in it has another checksum", _RESTORE)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise StoreError(f"checkpoint {path} does not exist", "give a file that 'capsbench train' has written") from None

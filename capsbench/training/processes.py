@@ -97,6 +97,6 @@ def without_exchange(network: nn.Module) -> AbstractContextManager[None]:
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
-def _added_up(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _added_up(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
     future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return future.then(lambda done: done.value()[0])

@@ -20,7 +20,7 @@ from torch import nn
 from capsbench.data.datasets import ImageSet, Parts, load_parts
 from capsbench.data.feed import Feed, split
 from capsbench.durable import replacing
-from capsbench.errors import ConfigurationError, Interrupted, StoreError, TrainingError
+from capsbench.errors import CapsbenchError, ConfigurationError, Interrupted, StoreError, TrainingError
 from capsbench.measure.environment import describe
 from capsbench.measure.limits import is_out_of_memory
 from capsbench.store import Store
@@ -33,7 +33,7 @@ from capsbench.training.processes import Processes, joined
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import TrainingSettings
 from capsbench.training.step import Outcome, Stepper
-from capsbench.workload import check_batch_size, seed_everything
+from capsbench.workload import BUILT_IN, check_batch_size, seed_everything
 
 CHECKPOINT, BEST, RESULT, SETTINGS = "checkpoint.pt", "best.pt", "result.json", "settings.json"
 """Files of a run's folder: to go on from, the weights that were chosen, what came of them, and what was asked."""
@@ -85,7 +85,8 @@ def train(
         )
         divided = _divided(settings, parts.train)
         seed_everything(settings.seed)
-        network = build_network(settings, str(processes.device))
+        with _naming_faults(settings, processes):
+            network = build_network(settings, str(processes.device))
         if diagnostics:
             checked_network(network)
         with Store(folder).locked() if processes.first else contextlib.nullcontext():
@@ -93,15 +94,15 @@ def train(
             finished = read_result(folder) if begun is not None else None
             if finished is not None and finished.settings == settings:
                 return finished
-            with _naming_memory(settings, processes):
-                feeds = Feeds(*(None if part is None else _feed(settings, part, processes) for part in (*divided, parts.test)))
-                run = _Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
-                try:
-                    if diagnostics:
-                        run.diagnose()
-                    return run.to_the_end(observers if processes.first else (), command)
-                finally:
-                    run.close()
+            with _naming_faults(settings, processes):
+                feeds = _feeds(settings, *divided, parts.test, processes)
+            run = _Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
+            try:
+                if diagnostics:
+                    run.diagnose()
+                return run.to_the_end(observers if processes.first else (), command)
+            finally:
+                run.close()
 
 
 def read_result(folder: Path) -> Result | None:
@@ -204,15 +205,19 @@ class _Run:
             self._count(outcome, images)
             self._pause()
             began = time.perf_counter()
-        chosen = None if self.held_out is None else self.stepper.evaluate(self.held_out.evaluation())
-        self._finish_epoch(chosen)
+        self._finish_epoch(None if self.held_out is None else self._evaluated(self.held_out))
 
     def _stepped(self, batch: Any, images: int) -> Outcome:
         try:
-            return self.stepper.step(batch, images)
+            with _naming_faults(self.settings, self.processes):
+                return self.stepper.step(batch, images)
         except TrainingError as error:
             place = f"epoch {len(self.epochs) + 1}, step {self.step + 1}"
             raise TrainingError(f"{place}: {error.what}", error.hint) from None
+
+    def _evaluated(self, feed: Feed) -> Outcome:
+        with _naming_faults(self.settings, self.processes):
+            return self.stepper.evaluate(feed.evaluation())
 
     def _count(self, outcome: Outcome, images: int) -> None:
         self.step += 1
@@ -271,7 +276,7 @@ class _Run:
         """Tests the weights that were chosen, and keeps the result."""
         chosen = self.processes.one_after_the_other(lambda: load_checkpoint(self.folder / BEST))
         fill(self.network, chosen.weights, f"checkpoint {self.folder / BEST}")
-        tested = self.stepper.evaluate(self.test.evaluation())
+        tested = self._evaluated(self.test)
         result = Result(
             settings=self.settings,
             data_source=self.feed.source,
@@ -378,22 +383,36 @@ class _Run:
             signal.signal(signal.SIGINT, before)
 
 
-def _feed(settings: TrainingSettings, data: ImageSet, processes: Processes) -> Feed:
-    return Feed(data, processes.device, settings.network.batch_size, settings.preprocess, processes.share)
+def _feeds(
+    settings: TrainingSettings, train_set: ImageSet, held_out: ImageSet | None, test: ImageSet, processes: Processes
+) -> Feeds:
+    def feed(data: ImageSet) -> Feed:
+        return Feed(data, processes.device, settings.network.batch_size, settings.preprocess, processes.share)
+
+    return Feeds(feed(train_set), None if held_out is None else feed(held_out), feed(test))
 
 
 @contextmanager
-def _naming_memory(settings: TrainingSettings, processes: Processes) -> Iterator[None]:
-    """Says of which batch it is that there is no room for."""
+def _naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[None]:
+    """Says in two lines that there is no memory, or what a user's own model raised."""
+    network = settings.network
     try:
         yield
+    except CapsbenchError:
+        raise
     except Exception as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            raise TrainingError(
+                f"there is not enough memory on {processes.device} for batches of {network.batch_size} images",
+                "choose a smaller --batch-size, a larger --accumulate (the same loss), or another --memory",
+            ) from None
+        if network.model in BUILT_IN:
             raise
+        reason = (str(error).splitlines() or ["no message"])[0]
         raise TrainingError(
-            f"there is not enough memory on {processes.device} for batches of {settings.network.batch_size} images",
-            "choose a smaller --batch-size, a larger --accumulate (the same loss), or another --memory",
-        ) from None
+            f"model '{network.model}' failed: {type(error).__name__}: {reason}",
+            "it takes images [B, *in_shape] and returns class scores [B, classes] or a CapsuleOutput",
+        ) from error
 
 
 def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoint | None:
