@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capsbench.analysis.slopes import SlopeFit, fit_slope, slopes
+    from capsbench.inference import classify
     from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet
     from capsbench.store import load
 
@@ -18,6 +19,7 @@ _HOME = {
     "MoCapsNet": "capsbench.models",
     "ResCapsNet": "capsbench.models",
     "SlopeFit": "capsbench.analysis.slopes",
+    "classify": "capsbench.inference",
     "fit_slope": "capsbench.analysis.slopes",
     "load": "capsbench.store",
     "slopes": "capsbench.analysis.slopes",
@@ -30,6 +32,7 @@ __all__ = [
     "MoCapsNet",
     "ResCapsNet",
     "SlopeFit",
+    "classify",
     "fit_slope",
     "load",
     "slopes",

@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import struct
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -13,9 +14,19 @@ import torch
 from comparing import assert_close
 
 from capsbench.catalog import SPECS, spec_of
-from capsbench.data import datasets
-from capsbench.data.datasets import SAMPLE_SIZE, SYSTEM_FASHION_MNIST, conform, data_directory, load_images, read_idx
-from capsbench.data.preprocess import normalise, random_crop, training_batch
+from capsbench.data import datasets, preprocess
+from capsbench.data.datasets import (
+    FILES,
+    SAMPLE_SIZE,
+    SAMPLE_TEST,
+    SYSTEM_FASHION_MNIST,
+    conform,
+    data_directory,
+    load_images,
+    load_parts,
+    read_idx,
+)
+from capsbench.data.preprocess import CONSTANTS, draw_offsets, normalise, prepare, random_crop, training_batch
 from capsbench.errors import ConfigurationError
 
 COUNT = 10
@@ -78,7 +89,8 @@ def write_mnist(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
 def write_svhn(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Images `[H, W, C, N]`; the digit 0 is labelled 10."""
     one_to_ten = np.where(labels == 0, 10, labels).astype(np.uint8)
-    scipy.io.savemat(root / "train_32x32.mat", {"X": images.transpose(2, 3, 1, 0), "y": one_to_ten[:, None]})
+    for part in ("train", "test"):
+        scipy.io.savemat(root / f"{part}_32x32.mat", {"X": images.transpose(2, 3, 1, 0), "y": one_to_ten[:, None]})
 
 
 def write_cifar(folder: Path, files: dict[str, slice], label_key: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -161,6 +173,133 @@ def test_fashion_mnist_of_the_system(tmp_path, monkeypatch):
     assert read.source == "real"
     assert torch.equal(read.images, torch.from_numpy(images))
     assert torch.equal(read.labels, torch.from_numpy(labels))
+
+
+# Both parts, for training: nothing stands in
+
+
+def refused(name, root, *words, **options):
+    """Two lines, with these words in them."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_parts(name, root, **options)
+    assert len(str(caught.value).splitlines()) == 2, caught.value
+    for word in (name, *words):
+        assert word in str(caught.value)
+
+
+def test_the_sample_is_cut_in_two():
+    whole, (train, test) = load_images("sample"), load_parts("sample")
+    assert (len(train.images), len(test.images)) == (SAMPLE_SIZE - SAMPLE_TEST, SAMPLE_TEST)
+    assert torch.equal(torch.cat([train.images, test.images]), whole.images)
+    assert torch.equal(torch.cat([train.labels, test.labels]), whole.labels)
+    assert test.labels.unique().tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_both_parts_of_a_real_set_are_read(name, tmp_path, any_checksum, no_system_sets):
+    images, labels = made_up(name)
+    WRITERS[name](tmp_path, images, labels)
+    assert all((tmp_path / file).is_file() for file in FILES[name])
+    train, test = load_parts(name, tmp_path)
+    assert (train.source, test.source, train.spec) == ("real", "real", spec_of(name))
+    for part in (train, test):
+        count = len(part.images)
+        assert torch.equal(part.images, torch.from_numpy(images)[:count])
+        assert torch.equal(part.labels, torch.from_numpy(labels)[:count])
+    assert (len(train.images), len(test.images)) == (COUNT, 1 if name.startswith("cifar") else COUNT)
+
+
+@pytest.mark.skipif(not SYSTEM_FASHION_MNIST.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_both_parts_of_the_systems_fashion_mnist(tmp_path):
+    train, test = load_parts("fashion-mnist", tmp_path)
+    assert (len(train.images), len(test.images)) == (60_000, 10_000)
+    assert test.labels.bincount().tolist() == [1000] * 10
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_absent_set_says_which_files_go_where(name, tmp_path, no_system_sets):
+    refused(name, tmp_path, str(tmp_path), *(Path(file).name for file in FILES[name]), "--download", "--data-dir")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_missing_file_is_named(name, number, tmp_path, any_checksum, no_system_sets):
+    WRITERS[name](tmp_path, *made_up(name))
+    (tmp_path / FILES[name][number]).unlink()
+    refused(name, tmp_path, f"no {FILES[name][number]}")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.97])
+def test_a_file_that_was_cut_off_is_told(name, number, kept, tmp_path, any_checksum, no_system_sets):
+    WRITERS[name](tmp_path, *made_up(name))
+    file = tmp_path / FILES[name][number]
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content))])
+    refused(name, tmp_path, "cannot be read", "restore")
+
+
+@pytest.mark.parametrize("name", ["svhn", "cifar10", "cifar100"])
+def test_another_checksum_is_told(name, tmp_path):
+    WRITERS[name](tmp_path, *made_up(name))
+    refused(name, tmp_path, "checksum", "--download")
+
+
+def test_images_and_labels_that_do_not_fit(tmp_path, no_system_sets):
+    images, labels = made_up("mnist")
+    for number, (more, less, words) in enumerate(
+        [
+            (images[:, :, 2:], labels, "shape (1, 26, 28)"),
+            (images, labels[1:], "9 labels"),
+            (images, labels + 1, "labels 1 to 10"),
+            (images[:0], labels[:0], "0 images"),
+        ]
+    ):
+        write_mnist(tmp_path / str(number) / "MNIST" / "raw", more, less)
+        refused("mnist", tmp_path / str(number), words)
+
+
+def test_a_folder_without_permission(tmp_path, monkeypatch, no_system_sets):
+    write_mnist(tmp_path / "MNIST" / "raw", *made_up("mnist"))
+
+    # Whoever runs the tests may be allowed everything.
+    def forbidden(self, *arguments, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    refused("mnist", tmp_path, "permission denied", "--data-dir")
+
+
+def test_the_systems_files_may_be_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "SYSTEM_FASHION_MNIST", tmp_path)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (tmp_path / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(b"\0" * 1000)[:20])
+    refused("fashion-mnist", tmp_path / "empty", "cannot be read", str(tmp_path))
+
+
+@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("File not found or corrupted.")])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_download_that_fails(name, error, tmp_path, monkeypatch, no_system_sets, capsys):
+    asked = []
+
+    def fetch(*arguments, **options):
+        asked.append(arguments)
+        sys.stdout.write("downloading")
+        raise error
+
+    # Each reader knows these by a name of its own.
+    for module, function in (
+        ("mnist", "download_and_extract_archive"),
+        ("cifar", "download_and_extract_archive"),
+        ("svhn", "download_url"),
+    ):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.{function}", fetch)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetch)
+    refused(name, tmp_path, "network", download=True)
+    assert asked
+    assert capsys.readouterr().out == ""  # it is told on standard error
 
 
 # Stand-ins
@@ -287,3 +426,24 @@ def test_a_set_whose_files_were_cut_off_is_no_stand_in(tmp_path):
         (folder / f"{part}-ubyte").write_bytes(b"\0\0\x08\x03\0\0")
     with pytest.raises(ConfigurationError, match=r"'mnist'.*cannot be read"):
         load_images("mnist", tmp_path)
+
+
+def test_crops_at_given_places():
+    images = load_images("sample").images[:8]
+    offsets = draw_offsets(8, generator())
+    assert offsets.shape == (2, 8)
+    assert torch.equal(preprocess.crop(images, offsets), random_crop(images, generator()))
+    assert torch.equal(preprocess.crop(images, torch.full((2, 8), 2)), images)  # the centre
+
+
+def test_prepared_as_in_the_paper_and_as_published():
+    sample = load_images("sample")
+    images, labels, offsets = sample.images[:8], sample.labels[:8], draw_offsets(8, generator())
+    paper = prepare(images, labels, "paper", "sample", offsets)
+    assert all(map(torch.equal, paper, training_batch(images, labels, generator())))
+    published = prepare(images, labels, "published", "mnist", offsets)
+    assert_close(published.images, (preprocess.crop(images, offsets).float() / 255 - 0.1307) / 0.3081, relative=1e-6)
+    assert published.pixels is published.images
+    colour = conform(images, (3, 32, 32))
+    assert_close(prepare(colour, labels, "published", "cifar10").images, colour.float() / 127.5 - 1, relative=1e-5)
+    assert {name: len(mean) for name, (mean, _) in CONSTANTS.items()} == {name: spec.shape[0] for name, spec in SPECS.items()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.catalog import SPECS
+from capsbench.cli.classify import classify
 from capsbench.cli.figure import figure
 from capsbench.cli.gate import check, compare, init_ci
 from capsbench.cli.options import (
@@ -55,7 +56,7 @@ def cli() -> None:
     """
 
 
-for _command in (compare, check, init_ci, train, figure, reproduce):
+for _command in (compare, check, init_ci, train, classify, figure, reproduce):
     cli.add_command(_command)
 
 

@@ -52,3 +52,34 @@ def diagnostics(run: Path, out: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for path in save(diagnostics_figure(pd.DataFrame(lines), title), folder, "diagnostics"):
             click.echo(path)
+
+
+@figure.command()
+@click.argument("checkpoint", type=FOLDER)
+@click.argument("images", type=FOLDER, nargs=-1)
+@click.option("--out", type=FOLDER, help="Folder to draw into; by default the checkpoint's own.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
+@click.option("--download", is_flag=True, help="Fetch a data set that is not on disk.")
+def reconstructions(
+    checkpoint: Path, images: tuple[Path, ...], out: Path | None, device: str, data_dir: Path | None, download: bool
+) -> None:
+    """Inputs beside reconstructions, and the first input's class capsule with each dimension moved from -0.25 to 0.25.
+
+    CHECKPOINT is a file that 'capsbench train' has written, or the folder of a run, whose best epoch is taken. Without IMAGES
+    (png or jpg) it draws the first test image of each class, up to 10.
+
+    \b
+    Examples:
+      capsbench figure reconstructions runs/mine
+      capsbench figure reconstructions runs/mine/best.pt boot.png --out figures/
+    """
+    from capsbench.cli.output import writing
+    from capsbench.cli.pictures import draw_pictures
+    from capsbench.inference import Classifier
+
+    classifier = Classifier(checkpoint, device=device)
+    folder = out or classifier.paths[0].parent
+    with writing(folder):
+        for path in draw_pictures(classifier, images, folder, data_dir, download=download):
+            click.echo(path)

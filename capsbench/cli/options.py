@@ -85,8 +85,8 @@ def parse_bytes(text: str) -> int:
     return nbytes
 
 
-def whole(option: str, least: int) -> Parsed:
-    """A whole number of at least `least`."""
+def whole(option: str, least: int, most: int | None = None) -> Parsed:
+    """A whole number of at least `least`, and at most `most`."""
 
     def parse(text: str) -> int:
         try:
@@ -95,6 +95,8 @@ def whole(option: str, least: int) -> Parsed:
             raise ConfigurationError(f"{option} '{text}' is not a whole number", f"give {least} or more") from None
         if value < least:
             raise ConfigurationError(f"{option} {value} is too small", f"give {least} or more")
+        if most is not None and value > most:
+            raise ConfigurationError(f"{option} {value} is too large", f"give {least} to {most}")
         return value
 
     return Parsed("integer", parse)

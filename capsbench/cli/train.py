@@ -110,7 +110,9 @@ _training_options = together(
         help="Factor of the reconstruction's squared error.",
     ),
     _one_of("--precision", PRECISIONS, "fp32", "Autocast to."),
-    click.option("--seed", type=whole("--seed", 0), default=0, show_default=True, help="Of weights, data order and crops."),
+    click.option(
+        "--seed", type=whole("--seed", 0, 2**31 - 1), default=0, show_default=True, help="Of weights, data order and crops."
+    ),
 )
 
 _data_options = together(

@@ -9,7 +9,6 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from capsbench.cli.output import say
 from capsbench.report.units import bytes_text, duration_text
 from capsbench.training.log import StepFigures
 from capsbench.training.result import EpochFigures, Result
@@ -63,7 +62,7 @@ class TrainingProgress:
 
     def told(self, text: str) -> None:
         """Something that a person should know."""
-        say(self._console, text)
+        self._console.print(Text(text), soft_wrap=True)
 
     def _render(self) -> RenderableType:
         head = Text(self._head(), style="bold")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from capsbench.report.figures import STYLE
 
@@ -47,8 +47,15 @@ def diagnostics_figure(frame: pd.DataFrame, title: str) -> Figure:
         most = float(frame["label_entropy"].max())
         first = figure.axes[0]
         first.axhline(most, color="#888888", lw=0.9, ls=":")
-        first.annotate("nothing is told apart", (0.02, most), xycoords=("axes fraction", "data"), fontsize=7.5, color="#555555",
-                       va="bottom")  # fmt: skip
+        first.annotate(
+            "nothing is told apart",
+            (0.02, most),
+            (0, 4),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            fontsize=7.5,
+            color="#555555",
+        )
         first.set_ylim(-0.04 * most, 1.18 * most)
         figure.axes[1].set_ylim(bottom=0)
         figure.legend(*first.get_legend_handles_labels(), loc="outside right center", title="epoch", title_fontsize=8)
@@ -66,13 +73,19 @@ def _chosen(epochs: list[int]) -> list[int]:
 def _draw(ax: Axes, frame: pd.DataFrame, panel: _Panel, epochs: list[int], colours: np.ndarray) -> None:
     shown = frame[frame["epoch"].isin(epochs)]
     floor = _floor(shown[panel.column]) if panel.logarithmic else None
-    for epoch, colour in zip(epochs, colours, strict=True):
+    # Where nothing changes the epochs lie on each other: the later ones are smaller, so that all are seen.
+    for size, epoch, colour in zip(np.linspace(6.5, 3, len(epochs)), epochs, colours, strict=True):
         rows = shown[shown["epoch"] == epoch].sort_values("block")
         values = rows[panel.column].astype(float)
         at = values if floor is None else values.where(values > 0, floor)
-        ax.plot(rows["block"], at, "o-", color=colour, ms=3.5, lw=1.3, label=str(epoch))
-    if floor is not None:
+        ax.plot(rows["block"], at, "o-", color=colour, ms=size, lw=1.3, label=str(epoch))
+    if floor is None and panel.logarithmic:
+        ax.set_ylim(-0.05, 1)
+    elif floor is not None:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(numticks=7))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("e+00", "")))
+        ax.yaxis.set_minor_locator(NullLocator())
         if (shown[panel.column] == 0).any():
             _mark_zero(ax, floor)
     ax.set_title(panel.title, loc="left", fontsize=9.5)
@@ -80,10 +93,10 @@ def _draw(ax: Axes, frame: pd.DataFrame, panel: _Panel, epochs: list[int], colou
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _floor(values: pd.Series) -> float:
-    """Where a logarithmic axis shows 0: below all that is not."""
+def _floor(values: pd.Series) -> float | None:
+    """Where a logarithmic axis shows 0: below all that is not; None where all are 0."""
     positive = values[values > 0]
-    return float(positive.min()) / 1e3 if len(positive) else 1e-3
+    return float(positive.min()) / 1e3 if len(positive) else None
 
 
 def _mark_zero(ax: Axes, floor: float) -> None:

@@ -87,8 +87,8 @@ def train(
         seed_everything(settings.seed)
         with _naming_faults(settings, processes):
             network = build_network(settings, str(processes.device))
-            if diagnostics:
-                checked_network(network)
+        if diagnostics:
+            checked_network(network)
         with Store(folder).locked() if processes.first else contextlib.nullcontext():
             begun = _begun(folder, settings, resume=resume)
             finished = read_result(folder) if begun is not None else None

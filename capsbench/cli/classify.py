@@ -1,0 +1,98 @@
+"""The command that classifies images: `capsbench classify`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from capsbench.cli.options import FOLDER
+from capsbench.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from capsbench.inference import Classified
+
+
+@click.command()
+@click.argument("checkpoint", type=FOLDER)
+@click.argument("images", type=FOLDER, nargs=-1, required=True)
+@click.option(
+    "--with",
+    "others",
+    type=FOLDER,
+    multiple=True,
+    help="One more checkpoint of an ensemble, whose mean lengths decide.",
+)
+@click.option("--reconstructions", type=FOLDER, help="Folder for what the decoder makes of each image, as png.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the lengths of all classes.")
+def classify(
+    checkpoint: Path, images: tuple[Path, ...], others: tuple[Path, ...], reconstructions: Path | None, device: str, as_json: bool
+) -> None:
+    """Classify png or jpg images with a trained network: its class, and the length of that class's capsule (0 to 1).
+
+    CHECKPOINT is a file that 'capsbench train' has written, or the folder of a run, whose best epoch is taken.
+
+    \b
+    Examples:
+      capsbench classify runs/mine boot.png bag.png
+      capsbench classify runs/mine/best.pt images/*.png --reconstructions seen/ --json
+      capsbench classify runs/a boot.png --with runs/b --with runs/c --with runs/d
+    """
+    from capsbench.inference import Classifier
+
+    classifier = Classifier([checkpoint, *others], device=device)
+    found = classifier(classifier.read(images))
+    written = [None] * len(found) if reconstructions is None else _write(reconstructions, images, found)
+    if as_json:
+        click.echo(json.dumps([_as_json(*one) for one in zip(images, found, written, strict=True)], indent=1))
+        return
+    for image, one in zip(images, found, strict=True):
+        click.echo(f"{image}: {class_text(one)}")
+    if reconstructions is not None:
+        click.echo(f"wrote {len(found)} reconstructions to {reconstructions}", err=True)
+
+
+def class_text(one: "Classified") -> str:
+    """`9 (Ankle boot), length 0.931`; a class that is called by its number is named once."""
+    name = "" if one.name == str(one.label) else f" ({one.name})"
+    return f"{one.label}{name}, length {one.length:.3f}"
+
+
+def _as_json(image: Path, one: "Classified", written: Path | None) -> dict[str, object]:
+    return {
+        "image": str(image),
+        "class": one.label,
+        "name": one.name,
+        "length": one.length,
+        "lengths": list(one.lengths),
+        "reconstruction": None if written is None else str(written),
+    }
+
+
+def _write(folder: Path, images: tuple[Path, ...], found: "list[Classified]") -> list[Path]:
+    """Each reconstruction under its image's name; images of one name are numbered."""
+    from capsbench.cli.output import writing
+    from capsbench.data.images import to_picture
+    from capsbench.durable import replacing
+
+    paths: list[Path] = []
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for image, one in zip(images, found, strict=True):
+            if one.reconstruction is None:
+                raise ConfigurationError(
+                    f"--reconstructions {folder} cannot be had: this network has no decoder", "leave the option out"
+                )
+            paths.append(_free(folder, image.stem, paths))
+            with replacing(paths[-1]) as file:
+                to_picture(one.reconstruction).save(file, "PNG")
+    return paths
+
+
+def _free(folder: Path, stem: str, taken: list[Path]) -> Path:
+    path, number = folder / f"{stem}-reconstruction.png", 1
+    while path in taken:
+        number += 1
+        path = folder / f"{stem}-reconstruction-{number}.png"
+    return path

@@ -1,0 +1,184 @@
+"""Trained networks as a user wants them: which class, how sure, and what the network saw.
+
+`classify("runs/mine", ["boot.png", "bag.png"])[0].name` is "Ankle boot".
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from capsbench.catalog import DatasetSpec, spec_of
+from capsbench.data.classes import CLASSES
+from capsbench.data.images import Source, read_images
+from capsbench.data.preprocess import prepare
+from capsbench.errors import ConfigurationError, StoreError
+from capsbench.models import CapsuleNetwork, CapsuleOutput, Ensemble
+from capsbench.records import PREDICTED
+from capsbench.sweep.session import resolve_device
+from capsbench.training.checkpoint import load_network
+from capsbench.training.settings import TrainingSettings
+from capsbench.training.trainer import BEST
+
+BATCH_SIZE = 128
+STEPS = tuple(round(0.05 * step, 2) for step in range(-5, 6))
+"""How far a dimension of a capsule is moved (Sabour et al. 2017, figure 4)."""
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a network makes of an image."""
+
+    label: int
+    name: str
+    """Of the class."""
+    length: float
+    """Of that class's capsule, 0 to 1; the score itself of a network that has no capsules."""
+    lengths: tuple[float, ...]
+    """Of every class's capsule."""
+    reconstruction: Tensor | None
+    """`[C, H, W]`, 0 to 1, by the decoder; None without one."""
+
+
+def classify(
+    checkpoints: PathLike | Iterable[PathLike], images: Source | Iterable[Source], *, device: str = "cpu"
+) -> list[Classified]:
+    """Classifies images with a trained network, or with several as an ensemble, which averages their lengths.
+
+    Args:
+        checkpoints: of `capsbench train`, or the folder of a run (its best epoch). Those of an ensemble were trained on one data
+            set with one preprocessing.
+        images: paths of png or jpg files, and tensors `[C, H, W]` or `[N, C, H, W]`, uint8 or floating point in 0 to 1. They are
+            normalised as in training, and not cropped.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+
+    Returns:
+        One for each image.
+
+    Raises:
+        StoreError: a checkpoint cannot be read, or its weights give no numbers.
+        ConfigurationError: checkpoints do not fit together; an image cannot be read, or is of another size or mode.
+        ShapeError: a tensor has another shape.
+    """
+    classifier = Classifier(checkpoints, device=device)
+    return classifier(classifier.read(images))
+
+
+class Classifier:
+    """Networks of checkpoints on a device. Arguments and errors as `classify`."""
+
+    def __init__(self, checkpoints: PathLike | Iterable[PathLike], *, device: str = "cpu") -> None:
+        several = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
+        paths = [_file_of(Path(path)) for path in several]
+        if not paths:
+            raise ConfigurationError("there is no checkpoint", "give at least one")
+        self.device = torch.device(_device(device))
+        loaded = [load_network(path, str(self.device)) for path in paths]
+        self.settings = loaded[0][1]
+        for path, (_, settings) in zip(paths, loaded, strict=True):
+            _check_alike(paths[0], self.settings, path, settings)
+        networks = [network for network, _ in loaded]
+        self.network: nn.Module = networks[0] if len(networks) == 1 else Ensemble(networks).eval()
+        self.paths = tuple(paths)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The data set that the networks were trained on."""
+        return spec_of(self.settings.network.dataset)
+
+    def read(self, images: Source | Iterable[Source]) -> Tensor:
+        """`[N, C, H, W]`, 0 to 255; see `read_images`."""
+        return read_images(images, self.spec)
+
+    def __call__(self, images: Tensor) -> list[Classified]:
+        """Classifies what `read` gave, or uint8 images `[N, C, H, W]` of the set's shape."""
+        return [one for batch in images.split(BATCH_SIZE) for one in self._batch(batch)]
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Images `[N, C, H, W]`, 0 to 255, as the network takes them, on its device."""
+        labels = torch.zeros(len(images), dtype=torch.int64)
+        batch = prepare(images.to(self.device), labels, self.settings.preprocess, self.spec.name)
+        return batch.images
+
+    def _batch(self, images: Tensor) -> list[Classified]:
+        with torch.inference_mode():
+            out = self.network(self.inputs(images))
+        scores, pictures = (out.lengths, out.reconstruction) if isinstance(out, CapsuleOutput) else (out, None)
+        if not bool(torch.isfinite(scores).all()):
+            raise StoreError(
+                f"checkpoint {self.paths[0]} gives lengths that are not finite", "its weights are damaged: take an earlier one"
+            )
+        names = CLASSES[self.spec.name]
+        longest = scores.argmax(dim=1).tolist()
+        return [
+            Classified(
+                label=label,
+                name=names[label],
+                length=lengths[label],
+                lengths=tuple(lengths),
+                reconstruction=None if pictures is None else pictures[place].clone().cpu(),
+            )
+            for place, (label, lengths) in enumerate(zip(longest, scores.tolist(), strict=True))
+        ]
+
+
+def perturb(classifier: Classifier, image: Tensor, steps: Iterable[float] = STEPS) -> Tensor:
+    """What the decoder shows while one dimension of the class capsule after the other is moved (Sabour et al. 2017, section 5.1).
+
+    Args:
+        classifier: of one network that has a decoder.
+        image: `[C, H, W]`, 0 to 255.
+        steps: what is added to a dimension.
+
+    Returns:
+        `[D, steps, C, H, W]`, 0 to 1.
+
+    Raises:
+        ConfigurationError: it is an ensemble, or the network has no decoder.
+    """
+    network = classifier.network
+    if not isinstance(network, CapsuleNetwork) or network.decoder is None:
+        what = "an ensemble" if isinstance(network, Ensemble) else f"a {type(network).__name__}"
+        raise ConfigurationError(f"{what} has no decoder whose capsules could be moved", "give one capsule network that has one")
+    with torch.inference_mode():
+        out: CapsuleOutput = network(classifier.inputs(image.unsqueeze(0)))
+        label = out.lengths.argmax(dim=1)
+        capsule = out.capsules[0, label[0]]
+        by = torch.tensor(list(steps), device=capsule.device)
+        moved = capsule + torch.eye(len(capsule), device=capsule.device).unsqueeze(1) * by.view(1, -1, 1)
+        flat = moved.flatten(0, 1)
+        shown = torch.zeros(len(flat), *out.capsules.shape[1:], device=capsule.device)
+        shown[:, label[0]] = flat
+        pictures: Tensor = network.decoder(shown, label.expand(len(flat)))
+    return pictures.unflatten(0, moved.shape[:2]).clone().cpu()
+
+
+def _file_of(path: Path) -> Path:
+    """A checkpoint, or in a run's folder that of its best epoch."""
+    return path / BEST if path.is_dir() else path
+
+
+def _device(name: str) -> str:
+    device = resolve_device(name)
+    if device.endswith(PREDICTED):
+        raise ConfigurationError(
+            f"--device {name} computes nothing: it only says what a step would take", "choose auto, cpu or cuda"
+        )
+    return device
+
+
+def _check_alike(first: Path, mine: TrainingSettings, path: Path, theirs: TrainingSettings) -> None:
+    for what, here, there in (
+        ("dataset", mine.network.dataset, theirs.network.dataset),
+        ("preprocess", mine.preprocess, theirs.preprocess),
+    ):
+        if here != there:
+            raise ConfigurationError(
+                f"checkpoint {path} was trained with {what} '{there}', and {first} with '{here}'",
+                "give checkpoints of one data set and one preprocessing",
+            )
