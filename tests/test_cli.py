@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import click
 import psutil
 import pytest
 import torch
@@ -49,29 +50,41 @@ def assert_refused(result, *named, status=2):
 # What it says of itself.
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(capsbench, name):
-    result = capsbench(name, "--help")
+def commands(group=cli, path=()):
+    """Every command that does something, by what is typed."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+LEAVES = dict(sorted(commands()))
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_every_command_explains_itself(command, path):
+    result = command(*path, "--help")
     assert (result.status, result.stderr) == (0, "")
     assert result.stdout.startswith("Usage: ")
-    for option in cli.commands[name].params:
+    for option in LEAVES[path].params:
         assert not option.opts[0].startswith("--") or option.opts[0] in result.stdout
-    if name in {"run", "plot", "slopes", "reproduce"}:
-        examples = re.findall(rf"^ +capsbench {name} .*$", result.stdout.partition("Examples:")[2], re.MULTILINE)
-        assert examples
+    if path[0] in {"run", "plot", "slopes", "reproduce", "train", "figure"}:
+        assert re.findall(rf"^ +capsbench {' '.join(path)}.*$", result.stdout.partition("Examples:")[2], re.MULTILINE)
 
 
 def examples():
-    for name in COMMANDS:
-        for line in re.findall(r"^\s+capsbench (.+)$", cli.commands[name].help or "", re.MULTILINE):
+    groups = [command for command in cli.commands.values() if isinstance(command, click.Group)]
+    for command in (*LEAVES.values(), *groups):
+        for line in re.findall(r"^\s+capsbench (.+)$", command.help or "", re.MULTILINE):
             yield shlex.split(line)
 
 
 @pytest.mark.parametrize("arguments", list(examples()), ids=" ".join)
 def test_examples_parse(arguments):
     # Makes contexts only: nothing is run.
-    command = cli.commands[arguments[0]]
-    context = command.make_context(arguments[0], arguments[1:])
+    path = next(path for path in LEAVES if tuple(arguments[: len(path)]) == path)
+    context = LEAVES[path].make_context(path[-1], arguments[len(path) :])
     assert context.params
 
 
@@ -159,12 +172,12 @@ KERNELS = {"auto"}.union(*(kernels(name) for name in algorithms()))
         ("run", "rule", set(RULES)),
         ("run", "optimizer_step", set(OPTIMIZER_STEPS)),
         ("run", "precision", set(PRECISIONS)),
-        ("reproduce", "dataset", set(SPECS)),
+        ("reproduce figure3", "dataset", set(SPECS)),
         ("plot", "metric", set(MEMORY_METRICS)),
     ],
 )
 def test_names_written_out_are_the_package_s_own(command_name, option, known):
-    (parameter,) = [it for it in cli.commands[command_name].params if it.name == option]
+    (parameter,) = [it for it in LEAVES[tuple(command_name.split())].params if it.name == option]
     assert set(parameter.type.known) == known
 
 
@@ -252,6 +265,7 @@ def test_options_that_do_not_go_together(command, options, named):
         (["slopes"], "REPORTS"),
         (["reproduce", "figure9"], "figure9"),
         (["reproduce"], "figure4"),
+        (["figure"], "diagnostics"),
         (["completion", "csh"], "csh"),
         (["plot", "missing"], "missing"),
         (["plot", ".", "--metric", "nonsense"], "retained"),

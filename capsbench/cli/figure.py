@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
-from capsbench.cli.options import FOLDER
+from capsbench.cli.options import FOLDER, require_command
 from capsbench.errors import StoreError
 
 
-@click.group()
-def figure() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def figure(context: click.Context) -> None:
     """Draw what a trained network does.
 
     \b
@@ -17,6 +18,7 @@ def figure() -> None:
       capsbench figure diagnostics runs/mine
       capsbench figure reconstructions runs/mine
     """
+    require_command(context)
 
 
 @figure.command()

@@ -212,3 +212,14 @@ def machine_of(common: dict[str, Any]) -> dict[str, Any]:
         "capacity": common["capacity"],
         "repeats": common["repeats"],
     }
+
+
+def require_command(context: click.Context) -> None:
+    """Refuses a group of commands without the name of one.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if context.invoked_subcommand is None and isinstance(context.command, click.Group):
+        name = context.command.name
+        raise ConfigurationError(f"'{name}' alone says nothing", f"choose one of {', '.join(context.command.commands)}")

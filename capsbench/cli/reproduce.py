@@ -18,6 +18,7 @@ from capsbench.cli.options import (
     choice,
     machine_of,
     number,
+    require_command,
     seconds,
     together,
     whole,
@@ -36,8 +37,9 @@ TRAINED = {
 }
 
 
-@click.group()
-def reproduce() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def reproduce(context: click.Context) -> None:
     """The paper's figures and tables again, its values beside one's own.
 
     \b
@@ -46,6 +48,7 @@ def reproduce() -> None:
       capsbench reproduce table4 --dataset mnist --depth 1,8 --batch-size 16
       capsbench reproduce table1 --dataset mnist --download
     """
+    require_command(context)
 
 
 _swept_options = together(
