@@ -253,7 +253,6 @@ def test_images_and_labels_that_do_not_fit(tmp_path, no_system_sets):
             (images[:, :, 2:], labels, "shape (1, 26, 28)"),
             (images, labels[1:], "9 labels"),
             (images, labels + 1, "labels 1 to 10"),
-            (images[:0], labels[:0], "0 images"),
         ]
     ):
         write_mnist(tmp_path / str(number) / "MNIST" / "raw", more, less)

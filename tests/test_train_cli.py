@@ -1,5 +1,6 @@
 """`capsbench train` as a user meets it: killed, interrupted, out of disk, in two processes, and asked for nonsense."""
 
+import io
 import json
 import os
 import re
@@ -14,16 +15,18 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import assert_all_close, assert_close
-from conftest import process_environment, wait_for
+from conftest import make_configuration, process_environment, wait_for
+from rich.console import Console
 
 from capsbench.catalog import SPECS
 from capsbench.cli import options
+from capsbench.cli.training import TrainingProgress
 from capsbench.models import FRONTS, RULES
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
-from capsbench.training import load_checkpoint, load_network
-from capsbench.training.log import read_metrics
-from capsbench.training.result import Result
+from capsbench.training import TrainingSettings, load_checkpoint, load_network
+from capsbench.training.log import StepFigures, read_metrics
+from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import OPTIMIZERS, PREPROCESSINGS
 from capsbench.workload import BUILT_IN, PRECISIONS
 
@@ -142,10 +145,31 @@ def test_a_fresh_machine_without_network(tmp_path):
     assert sum(one.numel() for one in network.parameters()) == 9_272_336
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress(terminal):
+    """On a terminal the step that is under way too; elsewhere a line per epoch."""
+    text = io.StringIO()
+    settings = TrainingSettings(network=make_configuration("tiny:make"), epochs=2)
+    epoch = EpochFigures(
+        epoch=1, train_loss=0.5, train_accuracy=0.25, validation_loss=0.5, validation_accuracy=0.375, learning_rate=1e-3,
+        seconds=65, images_per_second=120, memory_bytes=3 * 2**20,
+    )  # fmt: skip
+    with TrainingProgress(Console(file=text, force_terminal=terminal, width=120), settings) as progress:
+        for step in (1, 2):
+            progress.stepped(StepFigures(2, step, 10, 64, 0.125, 0.5, 1.0, 1e-3, 2**20))
+        progress.finished(epoch)
+        progress.told("[bold]something")
+    shown = text.getvalue()
+    assert "epoch 1/2: loss 0.5, accuracy 25.00%, held-out 37.50%, 120 images/s, 3.00 MiB, 1 min 05 s" in shown
+    assert "[bold]something" in shown
+    assert ("about 1 min 05 s left" in shown) is not terminal
+    assert bool(re.search(r"epoch 2/2, step 2/10, loss 0.125, accuracy 50.0%, \d+ images/s, 1.00 MiB, about", shown)) is terminal
+
+
 # Nothing is lost
 
 
-@pytest.mark.parametrize("at", [4, 5, 7])
+@pytest.mark.parametrize("at", [4, pytest.param(7, marks=pytest.mark.slow)])
 def test_kill_9_again_and_again(at, uncut, tmp_path):
     """Each process dies at its so-many-th write; the last one finds everything done."""
     (tmp_path / "killer.py").write_text(KILLER)
@@ -156,7 +180,7 @@ def test_kill_9_again_and_again(at, uncut, tmp_path):
         if status != -signal.SIGKILL:
             break
         assert not (tmp_path / "run" / "result.json").exists()
-        deaths, at, more = deaths + 1, at + 4 * deaths, ["--resume"]
+        deaths, at, more = deaths + 1, at + 12 * deaths, ["--resume"]
     assert status == 0, stderr
     assert deaths > 1
     assert curve(tmp_path / "run") == curve(uncut[0])
@@ -166,7 +190,7 @@ def test_kill_9_again_and_again(at, uncut, tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(uncut, tmp_path):
     process = start(tmp_path, *TINY, "--epochs", 2000, "--out", "run")
-    wait_for(lambda: len(curve(tmp_path / "run")) > 20 or process.poll() is not None)
+    wait_for(lambda: len(curve(tmp_path / "run")) > 40 or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=100)
     assert (process.returncode, stdout) == (130, ""), stderr
@@ -178,19 +202,20 @@ def test_ctrl_c_says_how_to_go_on(uncut, tmp_path):
     assert curve(tmp_path / "run")[:33] == curve(uncut[0])
 
 
-def test_a_disk_that_fills_during_a_checkpoint(uncut, tmp_path):
-    assert run(tmp_path, *TINY, "--epochs", 1, "--out", "run")[0] == 0
+def test_a_disk_that_fills_during_a_checkpoint(uncut, tmp_path, command):
+    one_thread = [*TINY, "--threads", "1"]
+    assert command(*one_thread, "--epochs", 1, "--out", "run").status == 0
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
 
-    status, _, stderr = run(tmp_path, *TINY, "--out", "run", "--resume", preexec_fn=limit)
+    status, _, stderr = run(tmp_path, *one_thread, "--out", "run", "--resume", preexec_fn=limit)
     assert status == 1, stderr
     assert "Traceback" not in stderr
     assert re.search(r"error: checkpoint run/checkpoint.pt cannot be written: .*; the one before it is kept\nmake room", stderr)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
-    assert run(tmp_path, *TINY, "--out", "run", "--resume")[0] == 0
+    assert command(*one_thread, "--out", "run", "--resume").status == 0
     assert curve(tmp_path / "run") == curve(uncut[0])
 
 
@@ -224,12 +249,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("more", [(), ("--accumulate", "3")], ids=["whole", "in parts"])
-def test_two_processes_train_as_one(more, tmp_path):
+@pytest.mark.parametrize("more", [pytest.param((), marks=pytest.mark.slow), ("--accumulate", "3")], ids=["whole", "in parts"])
+def test_two_processes_train_as_one(more, tmp_path, command):
     """The last batch of an epoch has one image: one process has none."""
     arguments = ["train", "--model", "tiny:make_plain", "--batch-size", "46", "--learning-rate", "0.01", "--epochs", "3"]
     arguments += ["--device", "cpu", *more]
-    assert run(tmp_path, *arguments, "--out", "one")[0] == 0
+    assert command(*arguments, "--out", "one").status == 0
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), "-m", "capsbench.cli"]
     status, stdout, stderr = run(tmp_path, *arguments, "--out", "two", before=list(map(str, torchrun)))
     assert status == 0, stderr

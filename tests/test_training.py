@@ -34,14 +34,14 @@ CPU = torch.device("cpu")
 
 def tiny_settings(*, batch_size=64, **fields):
     """Some epochs of the tiny network: 11 steps each."""
-    usual = {"epochs": 3, "learning_rate": 0.01, "network": make_configuration("tiny:make", batch_size=batch_size)}
+    usual = {"epochs": 3, "learning_rate": 0.01, "network": make_configuration("tiny:make", batch_size=batch_size, threads=1)}
     return TrainingSettings(**(usual | fields))
 
 
 def capsule_settings(model="mocapsnet", *, network=None, **fields):
-    """A few steps of a capsule network on 32 images."""
-    configuration = make_configuration(model, **({"batch_size": 8, "capsules": 8} | (network or {})))
-    return TrainingSettings(**({"epochs": 1, "network": configuration, "scale": 32 / 768, "validation": 0} | fields))
+    """A few steps of a capsule network on 16 images."""
+    configuration = make_configuration(model, **({"batch_size": 4, "capsules": 8, "threads": 1} | (network or {})))
+    return TrainingSettings(**({"epochs": 1, "network": configuration, "scale": 16 / 768, "validation": 0} | fields))
 
 
 def curve(folder):
@@ -56,12 +56,12 @@ def weights(folder, name="best.pt"):
 
 @pytest.fixture
 def few_tests(monkeypatch):
-    """A test set of 16 images: what is tested is not what is looked at."""
+    """A test set of 4 images: what is tested is not what is looked at."""
     real = trainers.load_parts
 
     def load(*arguments, **options):
         train_set, test = real(*arguments, **options)
-        return Parts(train_set, replace(test, images=test.images[:16], labels=test.labels[:16]))
+        return Parts(train_set, replace(test, images=test.images[:4], labels=test.labels[:4]))
 
     monkeypatch.setattr(trainers, "load_parts", load)
 
@@ -102,7 +102,7 @@ def test_the_loop_is_the_papers(tmp_path, few_tests):
     """Against Adam, the decay and the summed loss written out."""
     settings = capsule_settings(epochs=2, seed=3, decay=0.5)
     result = train(settings, tmp_path)
-    data, _ = split(load_parts("sample").train, 0, 32 / 768)
+    data, _ = split(load_parts("sample").train, 0, 16 / 768)
     seed_everything(3)
     network = MoCapsNet((1, 28, 28), 10, 1, capsules=8, kernel="recompute", inverse="float", front="plain")
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -110,17 +110,17 @@ def test_the_loop_is_the_papers(tmp_path, few_tests):
     losses, expected = [], []
     for epoch in range(2):
         optimizer.param_groups[0]["lr"] = 1e-3 * 0.5**epoch
-        order = torch.randperm(32, generator=generator)
-        offsets = torch.randint(5, (2, 32), generator=generator)
-        for start in range(0, 32, 8):
-            chosen = order[start : start + 8]
-            pixels = crop(data.images[chosen], offsets[:, start : start + 8]).float() / 255
+        order = torch.randperm(16, generator=generator)
+        offsets = torch.randint(5, (2, 16), generator=generator)
+        for start in range(0, 16, 4):
+            chosen = order[start : start + 4]
+            pixels = crop(data.images[chosen], offsets[:, start : start + 4]).float() / 255
             loss = CapsuleLoss()(network(normalise(pixels), data.labels[chosen]), data.labels[chosen], pixels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(loss.item() / 8)
-            expected.append((epoch + 1, start // 8 + 1, 8, 1e-3 * 0.5**epoch))
+            losses.append(loss.item() / 4)
+            expected.append((epoch + 1, start // 4 + 1, 4, 1e-3 * 0.5**epoch))
     assert [(epoch, step, images, rate) for epoch, step, images, _, _, _, rate in curve(tmp_path)] == expected
     assert_close(np.array([line[3] for line in curve(tmp_path)]), np.array(losses), relative=1e-5)
     assert_all_close(weights(tmp_path), [one.detach() for one in network.state_dict().values()], relative=1e-4)

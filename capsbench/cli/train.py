@@ -185,6 +185,7 @@ def train(
 
     from capsbench.cli.training import TrainingProgress, print_result
     from capsbench.training import train as train_network
+    from capsbench.training.processes import is_first
 
     settings = settings_of(given)
     folder = _choose_folder(settings, out, resume=resume, now=datetime.now())
@@ -200,7 +201,8 @@ def train(
         # The command that was typed, with what it needs to find this run again.
         again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
         raise Interrupted(error.what, f"go on with: {shlex.join(['capsbench', *again])}") from None
-    print_result(result, folder, as_json=as_json)
+    if is_first():
+        print_result(result, folder, as_json=as_json)
     return 0
 
 

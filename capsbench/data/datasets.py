@@ -152,6 +152,10 @@ def _sample() -> tuple[Tensor, Tensor]:
         return torch.from_numpy(arrays["images"]).unsqueeze(1), torch.from_numpy(arrays["labels"]).long()
 
 
+_ABSENT = ("not found", "Error downloading")
+"""Torchvision's words for a set that is not there, is of another checksum, or did not come."""
+
+
 class _Absent(Exception):
     """A set is not on disk, or is of another checksum."""
 
@@ -176,20 +180,19 @@ def _read_torchvision(name: str, root: Path, *, train: bool, download: bool = Fa
         with contextlib.redirect_stdout(sys.stderr):  # where torchvision tells of its downloads
             return readers[name]()
     except RuntimeError as error:
+        if not any(words in str(error) for words in _ABSENT):
+            raise
         raise _Absent(str(error)) from None
 
 
 def _read_part(name: str, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
     """Images and labels of a set whose files are there, or to be fetched."""
     try:
-        with _naming_damage(name, root):
+        with _naming_damage(name, root, download=download):
             return _as_tensors(_read_torchvision(name, root, train=train, download=download))
     except _Absent as error:
         if download:
-            raise ConfigurationError(
-                f"dataset '{name}' cannot be downloaded to {root}: {str(error).splitlines()[0]}",
-                f"check the network, or put {_places(name)} below {root}",
-            ) from None
+            raise _not_fetched(name, root, str(error).splitlines()[0]) from None
         raise ConfigurationError(
             f"dataset '{name}' in {root} is damaged: its files do not have the checksums that torchvision knows",
             f"remove them and add --download, or put the published {_places(name)} there",
@@ -197,7 +200,7 @@ def _read_part(name: str, root: Path, train: bool, download: bool) -> tuple[Tens
 
 
 @contextmanager
-def _naming_damage(name: str, root: Path) -> Iterator[None]:
+def _naming_damage(name: str, root: Path, *, download: bool = False) -> Iterator[None]:
     """Says of which set it is that a reader complains."""
     try:
         yield
@@ -205,16 +208,20 @@ def _naming_damage(name: str, root: Path) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise _forbidden(name, error.filename or root) from None
-    except OSError as error:  # a disk that is full; no network
+    except Exception as error:  # what a reader makes of a file that was cut off, or of a network that is not there
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+        if download and isinstance(error, OSError):
+            raise _not_fetched(name, root, reason) from None
         raise ConfigurationError(
-            f"dataset '{name}' in {root} cannot be read or fetched: {error.strerror or error}",
-            f"check the disk and the network, or put {_places(name)} below {root}",
+            f"dataset '{name}' in {root} cannot be read: {reason}", "restore its files, or remove them"
         ) from None
-    except Exception as error:  # what a reader makes of a file that was cut off
-        reason = (str(error).splitlines() or ["it was cut off"])[0]
-        raise ConfigurationError(
-            f"dataset '{name}' in {root} cannot be read: {type(error).__name__}: {reason}", "restore its files, or remove them"
-        ) from None
+
+
+def _not_fetched(name: str, root: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"dataset '{name}' cannot be downloaded to {root}: {reason}",
+        f"check the network and the disk, or put {_places(name)} below {root}",
+    )
 
 
 def _is_readable(name: str, path: Path) -> bool:

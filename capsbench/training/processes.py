@@ -45,7 +45,7 @@ class Processes:
         if not self.several:
             return network
         parallel = DistributedDataParallel(network, find_unused_parameters=not all_used)
-        parallel.register_comm_hook(None, _added_up)
+        parallel.register_comm_hook(None, lambda _, bucket: _added_up(bucket))
         return parallel
 
     def sum(self, values: Tensor) -> Tensor:
@@ -68,6 +68,11 @@ class Processes:
         if self.several:
             dist.barrier()
         return made if self.first else do()
+
+
+def is_first() -> bool:
+    """Whether this process is alone, or the first of those that `torchrun` started: the one that tells."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
@@ -97,6 +102,6 @@ def without_exchange(network: nn.Module) -> AbstractContextManager[None]:
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
-def _added_up(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+def _added_up(bucket: Any) -> torch.futures.Future[Tensor]:
     future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return future.then(lambda done: done.value()[0])

@@ -77,8 +77,8 @@ def train(
         StoreError: the folder cannot be read or written. The last checkpoint is kept.
         Interrupted: Ctrl-C, after a checkpoint.
     """
-    folder = Path(folder)
     with _threads(settings.network.threads), joined(settings.network.device) as processes:
+        folder = Path(processes.gather(os.fspath(folder))[0])  # each may have named one after its own time
         # What makes no run is said before anything is written.
         parts: Parts = processes.one_after_the_other(
             lambda: load_parts(settings.network.dataset, data_directory, download=download)
@@ -91,6 +91,8 @@ def train(
             checked_network(network)
         with Store(folder).locked() if processes.first else contextlib.nullcontext():
             begun = _begun(folder, settings, resume=resume)
+            if begun is None and processes.first:
+                _write(folder / SETTINGS, settings.model_dump_json(indent=1) + "\n")
             finished = read_result(folder) if begun is not None else None
             if finished is not None and finished.settings == settings:
                 return finished
@@ -307,8 +309,10 @@ class _Run:
 
     def _pause(self) -> None:
         """A checkpoint where it is time for one, or Ctrl-C was pressed; all processes do the same."""
-        wishes = torch.tensor([self.interrupted.is_set(), self._is_time()], device=self.processes.device, dtype=torch.int32)
-        interrupted, due = self.processes.sum(wishes).tolist() if self.processes.several else wishes.tolist()
+        wishes = [self.interrupted.is_set(), self._is_time()]
+        if self.processes.several:
+            wishes = self.processes.sum(torch.tensor(wishes, device=self.processes.device, dtype=torch.int32)).tolist()
+        interrupted, due = wishes
         if interrupted or (due and self.step < self.feed.steps()):
             self._save()
         if interrupted:
@@ -428,14 +432,15 @@ def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpo
             raise ConfigurationError(
                 f"--out {folder} already holds a run", "add --resume to go on with it, or choose another --out"
             )
-        _write(folder / SETTINGS, settings.model_dump_json(indent=1) + "\n")
         return None
-    if not path.exists():
+    # A run may have ended before its first checkpoint, which it makes before its first step.
+    begun = load_checkpoint(path) if path.exists() else None
+    before = begun.settings if begun is not None else read_settings(folder)
+    if before is None:
         raise ConfigurationError(f"--resume: there is nothing to go on with in {folder}", "leave --resume out to begin")
-    begun = load_checkpoint(path)
     # More epochs change nothing about those that are done, but for a schedule that spans all of them.
-    longer = settings.optimizer == "adam" and settings.epochs >= begun.settings.epochs
-    check_same(settings, begun.settings, f"the run in {folder}", free=MAY_DIFFER | ({"epochs"} if longer else set()))
+    longer = settings.optimizer == "adam" and settings.epochs >= before.epochs
+    check_same(settings, before, f"the run in {folder}", free=MAY_DIFFER | ({"epochs"} if longer else set()))
     return begun
 
 
