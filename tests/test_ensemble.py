@@ -95,6 +95,13 @@ def test_what_makes_no_network(options, words):
     assert len(str(refused.value).splitlines()) == 2
 
 
+@pytest.mark.parametrize("option", [{"convolutions": 2}, {"make_blocks": None}], ids=str)
+@pytest.mark.parametrize("make", NETWORKS)
+def test_the_other_networks_take_no_such_options(make, option):
+    with pytest.raises(TypeError):
+        make(SHAPE, 4, 1, **option)
+
+
 @pytest.mark.parametrize("make", NETWORKS)
 def test_the_other_networks_are_what_they_were(make):
     names = {name.split(".")[0] for name in small(make).state_dict()}

@@ -37,7 +37,7 @@ def diagnostics(run: Path, out: Path | None) -> None:
     from capsbench.cli.output import writing
     from capsbench.report.diagnostics import diagnostics_figure
     from capsbench.report.figures import save
-    from capsbench.report.labels import dataset_title, model_title
+    from capsbench.report.labels import network_title
     from capsbench.training.diagnostics import DIAGNOSTICS, read_diagnostics
     from capsbench.training.trainer import read_settings
 
@@ -48,7 +48,7 @@ def diagnostics(run: Path, out: Path | None) -> None:
         )
     settings = read_settings(run)
     it = settings.network if settings else None
-    title = f"{model_title(it.model)}, {it.blocks} blocks, {it.routing}, {dataset_title(it.dataset)}" if it else run.name
+    title = network_title(it.model, it.blocks, it.dataset) if it else run.name
     folder = out or run
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from capsbench.data.datasets import load_parts
 from capsbench.errors import ConfigurationError
 from capsbench.inference import STEPS, Classified, Classifier, perturb
 from capsbench.report.figures import save
-from capsbench.report.labels import dataset_title, model_title
+from capsbench.report.labels import network_title
 from capsbench.report.pictures import Pictures, perturbations_figure, reconstructions_figure
 
 MOST = 10
@@ -36,7 +36,7 @@ def draw_pictures(
     moved = perturb(classifier, chosen[0])
     found = classifier(chosen)
     it = classifier.settings.network
-    network = f"{model_title(it.model)}, {it.blocks} blocks, {dataset_title(it.dataset)}"
+    network = network_title(it.model, it.blocks, it.dataset)
     seen = [one.reconstruction for one in found if one.reconstruction is not None]
     captions = [_caption(one) for one in found]
     folder.mkdir(parents=True, exist_ok=True)

@@ -55,16 +55,21 @@ class CapsuleNetwork(nn.Module):
     """What all capsule networks share: everything but the blocks. See `CapsNet` for the arguments.
 
     Args:
-        hidden: whether there are capsule layers between primary and class capsules.
+        make_blocks: makes the stack of its layers; None where no capsule layers lie between primary and class capsules.
         convolutions: before the primary capsules, 9×9 each.
     """
+
+    first: nn.Module
+    blocks: nn.Module
 
     def __init__(
         self,
         in_shape: tuple[int, int, int],
         num_classes: int,
         blocks: int,
-        make_blocks: Callable[[list[nn.Module]], nn.Module],
+        make_blocks: Callable[[list[nn.Module]], nn.Module] | None,
+        convolutions: int = 1,
+        /,  # what a network is made of is no option of its users
         *,
         channels: int = 256,
         capsules: int = 32,
@@ -75,8 +80,6 @@ class CapsuleNetwork(nn.Module):
         kernel: str = "auto",
         decoder: bool = True,
         front: str = "auto",
-        hidden: bool = True,
-        convolutions: int = 1,
     ) -> None:
         super().__init__()
         check_front(front)
@@ -94,9 +97,12 @@ class CapsuleNetwork(nn.Module):
         self.conv = nn.Conv2d(in_shape[0], channels, kernel_size=9)
         self.more_convs = nn.ModuleList(nn.Conv2d(channels, channels, kernel_size=9) for _ in range(convolutions - 1))
         self.primary = PrimaryCapsules(channels, capsule_dim)
-        self.first = layer(in_capsules, capsules, capsule_dim) if hidden else nn.Identity()
-        self.blocks = make_blocks([layer(capsules, capsules, capsule_dim) for _ in range(2 * blocks)])
-        self.classes = layer(capsules if hidden else in_capsules, num_classes, class_dim)
+        if make_blocks is None:
+            self.first, self.blocks = nn.Identity(), nn.Identity()
+        else:
+            self.first = layer(in_capsules, capsules, capsule_dim)
+            self.blocks = make_blocks([layer(capsules, capsules, capsule_dim) for _ in range(2 * blocks)])
+        self.classes = layer(in_capsules if make_blocks is None else capsules, num_classes, class_dim)
         self.decoder = Decoder(num_classes, class_dim, in_shape) if decoder else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> CapsuleOutput:

@@ -9,8 +9,6 @@ networks (`capsbench.models.ensemble`). They do not say how large the second one
 
 from typing import Unpack
 
-from torch import nn
-
 from capsbench.errors import ConfigurationError
 from capsbench.models.networks import CapsuleNetwork, Options
 from capsbench.reversible import check_strategy
@@ -46,7 +44,7 @@ class SabourCapsNet(CapsuleNetwork):
         if convolutions not in (1, 2):
             raise ConfigurationError(f"convolutions {convolutions} is out of range", "give 1 or 2")
         check_strategy(memory, ("stored",))
-        super().__init__(in_shape, num_classes, 0, _nothing, hidden=False, convolutions=convolutions, **options)
+        super().__init__(in_shape, num_classes, 0, None, convolutions, **options)
 
 
 def capsnet_2conv(
@@ -54,7 +52,3 @@ def capsnet_2conv(
 ) -> SabourCapsNet:
     """Sabour's capsule network with a second convolution before its capsules (Xi et al. 2017)."""
     return SabourCapsNet(in_shape, num_classes, blocks, convolutions=convolutions, **options)
-
-
-def _nothing(_: list[nn.Module]) -> nn.Module:
-    return nn.Identity()

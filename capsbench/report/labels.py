@@ -35,6 +35,12 @@ def dataset_title(name: str) -> str:
     return SPECS[name].title if name in SPECS else name
 
 
+def network_title(model: str, blocks: int, dataset: str) -> str:
+    """A network as figures spell it: `MoCapsNet, 2 blocks, MNIST`; one without blocks has none."""
+    depth = [f"{blocks} block" + ("s" if blocks > 1 else "")] if blocks else []
+    return ", ".join([model_title(model), *depth, dataset_title(dataset)])
+
+
 def on_gpu(frame: pd.DataFrame) -> pd.Series:
     """Which rows were measured on a CUDA device, whose memory is what the paper's readings are of."""
     return frame["device"].str.startswith("cuda")

@@ -23,7 +23,8 @@ def reconstructions_figure(inputs: Pictures, reconstructions: Pictures, captions
     """
     count = len(inputs)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(1.05 * count, 3.2) + 0.5, 2.9), layout="constrained")
+        size = min(max(1.05, 3.2 / count), 1.6)
+        figure = Figure(figsize=(size * count + 0.4, 2 * size + 0.65), layout="constrained")
         axes = figure.subplots(2, count, squeeze=False)
         for row, (name, pictures) in zip(axes, (("input", inputs), ("reconstruction", reconstructions)), strict=True):
             for ax, picture in zip(row, pictures, strict=True):

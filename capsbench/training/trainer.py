@@ -101,7 +101,8 @@ def train(
             run = _Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
             try:
                 if diagnostics:
-                    run.diagnose()
+                    with _naming_faults(settings, processes):
+                        run.diagnose()
                 return run.to_the_end(observers if processes.first else (), command)
             finally:
                 run.close()
