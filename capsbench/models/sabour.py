@@ -4,7 +4,7 @@
 
 With one convolution it is the network of *Dynamic Routing Between Capsules* (Sabour, Frosst, Hinton 2017); a second one before
 the capsules is what Xi, Bing and Jin tried (*Capsule Network Performance on Complex Data*, 2017), who also averaged four such
-networks (`capsbench.models.ensemble`). They do not say how large the second one is: here it is as the first, 9×9.
+networks (`capsbench.models.ensemble`). How large their second one is we could not find: here it is as the first, 9×9.
 """
 
 from typing import Unpack
