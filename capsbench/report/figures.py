@@ -1,7 +1,6 @@
 """Figures 3 and 4 of *Momentum Capsule Networks*, from one's own records."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -17,21 +16,13 @@ from capsbench import paper
 from capsbench.analysis.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.analysis.slopes import LineFit, fit_line, lines, noises
 from capsbench.catalog import SPECS
-from capsbench.report.labels import Line, dataset_title, is_predicted, line_label, model_title, on_gpu
+from capsbench.report.labels import Line, dataset_title, line_label, model_title, on_gpu
+from capsbench.report.styles import MODEL_STYLES, LineStyle, line_styles, style_key
 from capsbench.report.units import MIB, slope_text
 
 Per = Literal["step", "epoch"]
 
-# Okabe and Ito's palette, told apart by every kind of colour vision; shapes tell the rest, also in grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Where models agree to the byte their markers lie on each other: the later ones are smaller, so that all are seen.
-_MODEL_STYLES = {"capsnet": (_COLOURS[2], "^", 10.0), "rescapsnet": (_COLOURS[1], "s", 6.5), "mocapsnet": (_COLOURS[0], "o", 4.0)}
-_OTHER_SIZE = 5.5
 _LONGEST_LABEL = 36
-_MORE_MARKERS = "DvPX*"
-_Dash = str | tuple[int, tuple[float, ...]]
-_DASHES: tuple[_Dash, ...] = ("-", "-.", ":", (0, (8, 2, 1, 2, 1, 2)))
-_PREDICTED_DASHES: tuple[_Dash, ...] = ("--", (0, (8, 3)), (0, (2, 2)), (0, (4, 1)))
 
 STYLE: Any = {
     "font.size": 9,
@@ -50,14 +41,6 @@ STYLE: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 160,
 }
-
-
-@dataclass(frozen=True)
-class _Style:
-    colour: str
-    marker: str
-    dash: _Dash
-    size: float
 
 
 def figure3(frame: pd.DataFrame, *, memory: Sequence[str] = ("retained",), per: Per = "step", with_paper: bool = False) -> Figure:
@@ -97,7 +80,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_paper: bool, with_fit: bool) -> Figure:
     datasets = list(dict.fromkeys(frame["dataset"])) or [""]
-    styles = _styles(frame)
+    styles = line_styles(frame)
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.7 * max(1, len(shown)), 3.1 * len(datasets) + 0.3), layout="constrained")
@@ -120,7 +103,7 @@ def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_pape
 
 
 def _panel(
-    ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, _Style], *, per: Per, with_fit: bool, legend: bool
+    ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, LineStyle], *, per: Per, with_fit: bool, legend: bool
 ) -> list[Line2D]:
     """One metric over depth, a line for each line of the frame; returns what a legend shows of them."""
     handles = []
@@ -131,7 +114,7 @@ def _panel(
         if measured.empty:
             continue
         scale = _scale(metric, line, per)
-        style = styles[_style_key(line)]
+        style = styles[style_key(line)]
         by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
         mean = by_depth.mean() * scale
         fit = fit_line(line, cells, metric)
@@ -174,7 +157,7 @@ def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
     return slope_text(factor * fit.fit.slope, factor * low, factor * high, is_bytes=metric.is_bytes) + "/block"
 
 
-def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: _Style, scale: float) -> None:
+def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: LineStyle, scale: float) -> None:
     """The fitted line; where none fits, the points are joined palely."""
     if not fit.linear:
         ax.plot(mean.index, mean, ls=style.dash, drawstyle=_joined(metric, fit), color=style.colour, lw=0.8, alpha=0.4)
@@ -188,7 +171,7 @@ def _joined(metric: Metric, fit: LineFit | None) -> Literal["default", "steps-mi
     return "steps-mid" if metric.name == "reserved" and fit is not None and not fit.linear else "default"
 
 
-def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: _Style) -> None:
+def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: LineStyle) -> None:
     """A cross through the marker of each depth whose times were disturbed."""
     noisy = [] if metric.is_bytes else sorted(set(measured.loc[measured["noise"] != "", "blocks"]))
     if noisy:
@@ -210,7 +193,7 @@ def _fit_range(ax: Axes, entries: int) -> None:
     ax.set_ylim(max(0.0, low - 0.25 * span), high + (0.15 + 0.18 * entries) * span)
 
 
-def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style: _Style) -> None:
+def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style: LineStyle) -> None:
     """Where a line ends because the device was full."""
     same = frame[frame["status"] == "oom"]
     for column, value in line.items():
@@ -237,34 +220,10 @@ def _draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
     """Table 4, pale, behind one's own lines."""
     table, drawn = paper.memory(), []
     for model, cells in table[table["dataset"] == dataset].groupby("model"):
-        colour, marker, _ = _MODEL_STYLES[str(model)]
+        colour, marker, _ = MODEL_STYLES[str(model)]
         drawn += ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3,
                 label=f"paper's {model_title(str(model))} (nvidia-smi)")  # fmt: skip
     return drawn
-
-
-def _styles(frame: pd.DataFrame) -> dict[str, _Style]:
-    """Colour and marker by model; dashes by whatever else differs, and of their own for what is predicted."""
-    found: dict[str, _Style] = {}
-    variants: dict[tuple[str, bool], int] = {}
-    strangers: dict[str, tuple[str, str, float]] = {}
-    for line, _ in lines(frame):
-        key, model = _style_key(line), str(line["model"])
-        if key in found:
-            continue
-        if model not in _MODEL_STYLES and model not in strangers:
-            place = len(strangers)
-            strangers[model] = (_COLOURS[3:][place % 4], _MORE_MARKERS[place % len(_MORE_MARKERS)], _OTHER_SIZE)
-        colour, marker, size = _MODEL_STYLES.get(model) or strangers[model]
-        dashes = _PREDICTED_DASHES if is_predicted(line) else _DASHES
-        variant = variants[model, is_predicted(line)] = variants.get((model, is_predicted(line)), -1) + 1
-        # Where a prediction is right its marker lies on the measured one, inside it.
-        found[key] = _Style(colour, marker, dashes[variant % len(dashes)], 0.6 * size if is_predicted(line) else size)
-    return found
-
-
-def _style_key(line: Line) -> str:
-    return repr([(name, str(value)) for name, value in line.items() if name != "dataset"])
 
 
 def _scale(metric: Metric, line: Line, per: Per) -> float:

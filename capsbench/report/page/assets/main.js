@@ -1,0 +1,17 @@
+// Everything is there: begin.
+
+startTheme();
+startFilters();
+startDepth();
+startTradeoff();
+startStep();
+startTables();
+startRuns();
+listeners.push(() => depthChanged({}), () => tradeoffChanged());
+THEME.changed.push(() => {
+  for (const node of CHARTS.keys()) redraw(node);
+  depthNotes();
+  tradeoffNotes();
+  if (byId("history-caption") && HISTORY.metric) historyNotes();
+});
+document.documentElement.dataset.ready = "yes";
