@@ -10,7 +10,7 @@ import click
 from capsbench.catalog import SPECS
 from capsbench.cli.gate import check, compare, init_ci
 from capsbench.cli.options import FOLDER, Names, Parsed, parse_bytes, seconds, whole
-from capsbench.cli.report import report
+from capsbench.cli.report import report, show
 from capsbench.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def cli() -> None:
     """
 
 
-for _command in (compare, check, init_ci, report):
+for _command in (compare, check, init_ci, report, show):
     cli.add_command(_command)
 
 

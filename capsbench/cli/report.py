@@ -44,8 +44,52 @@ def report(reports: tuple[Path, ...], out: Path | None) -> None:
     click.echo(path)
 
 
-def read_sources(roots: Sequence[Path]) -> "list[Source]":
+@click.command()
+@click.argument("reports", type=FOLDER)
+def show(reports: Path) -> None:
+    """Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth.
+
+    \b
+    Examples:
+      capsbench show reports/
+      capsbench show reports/mine | less
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from capsbench.analysis.slopes import slopes
+    from capsbench.cli.output import load_records
+    from capsbench.report.show import show_lines
+    from capsbench.report.sparks import BLOCKS, PLAIN
+
+    frame = load_records(reports)
+    console = Console(highlight=False)
+    plain = not _can_say(BLOCKS, console.encoding)
+    lines = show_lines(frame, slopes(frame), PLAIN if plain else BLOCKS)
+    for line in lines:
+        text = Text(line.plain.translate(_ASCII).encode("ascii", "replace").decode()) if plain else line
+        console.print(text, soft_wrap=True)
+    if not lines:
+        click.echo("no slopes: a line needs two measured depths")
+
+
+_ASCII = str.maketrans({"×": "x", "±": "+-", "µ": "u", "–": "-", "…": "..."})
+
+
+def _can_say(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def read_sources(roots: Sequence[Path], *, quiet: bool = False) -> "list[Source]":
     """Every report at or below these folders, each once, in their order; damaged lines are told on the page and here.
+
+    Args:
+        roots: folders.
+        quiet: they are told on the page alone.
 
     Raises:
         StoreError: there are no records, or they cannot be read.
@@ -56,7 +100,7 @@ def read_sources(roots: Sequence[Path]) -> "list[Source]":
     sources = [read_source(folder) for folder in folders.values()]
     first, *others = sources
     sources = [_with_timelines(first, roots), *others]
-    for note in (note for source in sources for note in source.notes):
+    for note in () if quiet else (note for source in sources for note in source.notes):
         click.echo(f"warning: {note}", err=True)
     if not any(source.records for source in sources):
         raise StoreError(f"{', '.join(map(str, roots))} holds no record that can be read", "measure first, with 'capsbench run'")

@@ -1,21 +1,25 @@
 """Figures 3 and 4 of *Momentum Capsule Networks*, from one's own records."""
 
+import textwrap
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from capsbench import paper
 from capsbench.analysis.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.analysis.slopes import LineFit, fit_line, lines, noises
 from capsbench.catalog import SPECS
+from capsbench.errors import ConfigurationError
 from capsbench.report.labels import Line, dataset_title, line_label, model_title, on_gpu
 from capsbench.report.styles import MODEL_STYLES, LineStyle, line_styles, style_key
 from capsbench.report.units import MIB, slope_text
@@ -37,13 +41,41 @@ STYLE: Any = {
     "legend.handlelength": 3.0,  # room for dashes beside the marker
     "text.parse_math": False,  # names are names, whatever is in them
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType, whole: type 3 is refused by many publishers
+    "ps.fonttype": 42,
+    "axes.titlesize": 9.5,
     "svg.hashsalt": "capsbench",
     "figure.dpi": 100,
     "savefig.dpi": 160,
 }
 
 
-def figure3(frame: pd.DataFrame, *, memory: Sequence[str] = ("retained",), per: Per = "step", with_paper: bool = False) -> Figure:
+_SMALL: Any = {
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "legend.fontsize": 5.5,
+    "legend.handlelength": 2.4,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+}
+"""For a figure of a printed page's width."""
+
+COLUMN_WIDTH, PAGE_WIDTH = 3.35, 7.0
+"""Inches: one column of a paper, and both."""
+
+AxesGrid = NDArray[np.object_]
+"""Axes, `[data sets, columns]`."""
+
+
+def figure3(
+    frame: pd.DataFrame,
+    *,
+    memory: Sequence[str] = ("retained",),
+    per: Per = "step",
+    with_paper: bool = False,
+    ax: Axes | AxesGrid | None = None,
+    width: float | None = None,
+) -> AxesGrid:
     """Memory, training time and inference time over depth; a row per data set (Momentum Capsule Networks, figure 3).
 
     Args:
@@ -51,55 +83,100 @@ def figure3(frame: pd.DataFrame, *, memory: Sequence[str] = ("retained",), per: 
         memory: which memory to draw, names of `MEMORY_METRICS`; a column each.
         per: seconds per `step`, or per `epoch` of the set's size in the paper.
         with_paper: the paper's table 4 as a pale line, where the memory drawn is comparable.
+        ax: axes to draw on, `[data sets, columns]`; one will do where there is one panel. By default those of a new figure.
+        width: of a new figure, in inches; by default 3.7 for each column.
+
+    Returns:
+        The axes, `[data sets, columns]`.
+
+    Raises:
+        ConfigurationError: `ax` has other than as many axes as there are panels.
     """
     columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"], TIME_METRICS["inference"]]
-    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=False)
+    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=False, ax=ax, width=width)
 
 
 def figure4(
-    frame: pd.DataFrame, *, memory: Sequence[str] = ("retained", "peak"), per: Per = "step", with_paper: bool = False
-) -> Figure:
+    frame: pd.DataFrame,
+    *,
+    memory: Sequence[str] = ("retained", "peak"),
+    per: Per = "step",
+    with_paper: bool = False,
+    ax: Axes | AxesGrid | None = None,
+    width: float | None = None,
+) -> AxesGrid:
     """Memory and training time over depth, with fitted lines and their slopes (Momentum Capsule Networks, figure 4).
 
     Arguments as `figure3`.
     """
     columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"]]
-    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=True)
+    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=True, ax=ax, width=width)
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes a figure as svg and png."""
-    paths = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
+def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("svg", "png", "pdf")) -> list[Path]:
+    """Writes a figure in each format; fonts are embedded in the pdf as TrueType, as publishers ask."""
+    paths = [folder / f"{name}.{kind}" for kind in kinds]
     with mpl.rc_context(STYLE):
         for path in paths:
             # No date inside: the same records give the same file.
-            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+            metadata = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}[path.suffix]
             figure.savefig(path, metadata=metadata, bbox_inches="tight")
     return paths
 
 
-def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_paper: bool, with_fit: bool) -> Figure:
+def _grid(
+    frame: pd.DataFrame,
+    columns: Sequence[Metric],
+    *,
+    per: Per,
+    with_paper: bool,
+    with_fit: bool,
+    ax: Axes | AxesGrid | None,
+    width: float | None,
+) -> AxesGrid:
     datasets = list(dict.fromkeys(frame["dataset"])) or [""]
     styles = line_styles(frame)
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.7 * max(1, len(shown)), 3.1 * len(datasets) + 0.3), layout="constrained")
-        axes = figure.subplots(len(datasets), max(1, len(shown)), squeeze=False)
+    with mpl.rc_context(STYLE | (_SMALL if width is not None else {})):
+        axes = _axes_of(ax, len(datasets), max(1, len(shown)), width)
         for row, dataset in zip(axes, datasets, strict=True):
             part = frame[frame["dataset"] == dataset]
-            for ax, metric in zip(row, shown, strict=False):
-                legend = with_fit or ax is row[0]
-                handles = _panel(ax, part, metric, styles, per=per, with_fit=with_fit, legend=legend)
+            for panel, metric in zip(row, shown, strict=False):
+                legend = with_fit or panel is row[0]
+                handles = _panel(panel, part, metric, styles, per=per, with_fit=with_fit, legend=legend)
                 if with_paper and _comparable(part, metric):
-                    handles += _draw_paper(ax, dataset)
-                ax.set_title(f"{dataset_title(dataset)}: {_title(metric, frame)}", loc="left", fontsize=9.5)
+                    handles += _draw_paper(panel, dataset)
+                panel.set_title(
+                    f"{dataset_title(dataset)}: {_title(metric, frame)}", loc="left", fontsize=mpl.rcParams["axes.titlesize"]
+                )
                 if legend and handles:
-                    ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
+                    panel.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
         if not shown:
             axes[0][0].text(0.5, 0.5, "no cell was measured", ha="center", transform=axes[0][0].transAxes)
-        timed = any(not metric.is_bytes for metric in shown)
-        figure.supxlabel(_caption(frame, timed=timed), fontsize=7.5, color="#555555")
-    return figure
+        if ax is None:
+            timed = any(not metric.is_bytes for metric in shown)
+            caption = _caption(frame, timed=timed)
+            size = 7.5 if width is None else 6
+            axes[0][0].figure.supxlabel(
+                "\n".join(textwrap.wrap(caption, int(22 * (width or 99)))), fontsize=size, color="#555555"
+            )
+    return axes
+
+
+def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float | None) -> AxesGrid:
+    """Axes of a new figure, or those that were given, `[rows, columns]`."""
+    if ax is None:
+        across = 3.7 * columns if width is None else width
+        # Panels keep their shape, but none is too low for its legend.
+        height = max(2.3, 3.1 * across / (3.7 * columns))
+        return Figure(figsize=(across, height * rows + 0.3), layout="constrained").subplots(rows, columns, squeeze=False)
+    given = np.array(ax, dtype=object)
+    if given.size != rows * columns:
+        raise ConfigurationError(
+            f"ax has {given.size} axes for {rows} data sets × {columns} columns",
+            f"give plt.subplots({rows}, {columns})[1], or no ax",
+        )
+    return given.reshape(rows, columns)
 
 
 def _panel(

@@ -9,8 +9,8 @@ import pandas as pd
 from capsbench import paper
 from capsbench.analysis.metrics import METRICS
 from capsbench.analysis.slopes import fit_slope
-from capsbench.report.labels import dataset_title, is_predicted, model_title
-from capsbench.report.page.cells import Line, Lines, plain, ratio_in_words
+from capsbench.report.labels import dataset_title, is_predicted, model_title, plain
+from capsbench.report.page.cells import Line, Lines, ratio_in_words
 from capsbench.report.page.source import Source
 from capsbench.report.units import bytes_text, quantity_text
 
@@ -42,7 +42,7 @@ class PaperVerdict:
     of: str
     """Whose figure it is."""
     verdict: str
-    """`agrees`, `contradicts` or `open`."""
+    """`agrees`, `contradicts` or `open`; of an amount `less` or `more` where it does not agree."""
     why: str
 
 
@@ -60,7 +60,10 @@ def answers(
     """
     rows = frame.assign(line=lines.of_record)
     found = []
-    for place, line in enumerate(told[:most]):
+    latest = latest_of(sources)
+    first = sorted(range(len(told)), key=lambda place: told[place]["report"] != latest)
+    for place in first[:most]:
+        line = told[place]
         cells = rows[rows["line"] == place]
         options = lines.lines[place]
         found.append(
@@ -75,24 +78,35 @@ def answers(
     return found, len(told)
 
 
-def paper_verdicts(table: pd.DataFrame, lines: Lines, told: Sequence[Mapping[str, Any]]) -> list[PaperVerdict]:
-    """The paper's claims on memory and time per block, each held against what was measured.
+def paper_verdicts(
+    table: pd.DataFrame, lines: Lines, told: Sequence[Mapping[str, Any]], sources: Sequence[Source]
+) -> list[PaperVerdict]:
+    """The paper's claims on memory and time per block, each held against what was measured; the latest report's first.
 
     Args:
         table: slopes of all lines.
         lines: of the records.
         told: what `lines_data` gave.
+        sources: the reports.
     """
-    found = []
-    for row in table.to_dict("records"):
+    ratios: list[PaperVerdict] = []
+    amounts: list[PaperVerdict] = []
+    rows = table.iloc[(table["report"] != latest_of(sources)).argsort(kind="stable")]
+    for row in rows.to_dict("records"):
         line = {str(name): plain(row[name]) for name in lines.names}
         label = str(told[lines.place_of(line)]["label"])
         is_momentum = line["model"] == "mocapsnet" and str(line["memory"]).startswith("reversible")
         if is_momentum and row["metric"] in ("retained", "train"):
-            found.append(_ratio_verdict(row, label))
-        if row["metric"] in paper.COMPARABLE_METRICS and told[lines.place_of(line)]["paper"] and not is_predicted(line):
-            found += _slope_verdict(row, line, label)
-    return found
+            ratios.append(_ratio_verdict(row, label))
+        # The driver's word for the process is what nvidia-smi reads.
+        if row["metric"] == "process" and told[lines.place_of(line)]["paper"] and not is_predicted(line):
+            amounts += _slope_verdict(row, line, label)
+    return [*ratios, *amounts]
+
+
+def latest_of(sources: Sequence[Source]) -> str:
+    """The name of the report that was measured last."""
+    return max(sources, key=lambda source: source.ended()).name
 
 
 def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Piece]:
@@ -104,24 +118,31 @@ def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Pi
     if memory is not None:
         fit = fits[memory]
         verb = "retains" if memory == "retained" else f"needs ({METRICS[memory].title})"
-        pieces += [(False, f"{verb} "), (True, _more(fit)), (False, " per block"), *_ratio(fit), *_line_note(fit)]
+        pieces += [(False, f"{verb} "), (True, str(fit["text"])), (False, " more per block"), *_ratio(fit), *_line_note(fit)]
     if "train" in fits:
-        fit = fits["train"]
-        pieces += [(False, "; its training step takes " if pieces else "takes ")]
-        pieces += [(True, _more(fit)), (False, " longer per block"), *_ratio(fit), *_line_note(fit)]
-        if fit["low"] is not None and fit["low"] <= 0 <= fit["high"]:
-            pieces.append((False, ", which cannot be told from 0"))
-        if fit["noise"]:
-            pieces.append((False, f" (noisy: {fit['noise']})"))
+        pieces += [(False, "; its training step " if pieces else "has a training step that "), *_time(fits["train"])]
     return [*pieces, (False, ".")]
 
 
-def _more(fit: Mapping[str, Any]) -> str:
-    return str(fit["text"])
+def _time(fit: Mapping[str, Any]) -> list[Piece]:
+    """How much longer a step takes for each block, or that nobody can say."""
+    text: Piece = (True, str(fit["text"]))
+    if fit["low"] is not None and fit["low"] <= 0 <= fit["high"]:
+        pieces: list[Piece] = [(False, "changes by "), text, (False, " per block, which cannot be told from 0")]
+    elif fit["slope"] < 0:
+        pieces = [(False, "changes by "), text, (False, " per block")]
+    else:
+        pieces = [(False, "takes "), text, (False, " longer per block"), *_ratio(fit)]
+    noise: list[Piece] = [(False, f" (noisy: {fit['noise']})")] if fit["noise"] else []
+    return [*pieces, *_line_note(fit), *noise]
 
 
 def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
-    return [] if fit["ratio"] is None else [(False, ", "), (True, f"× {fit['ratioText']}"), (False, " of ResCapsNet’s")]
+    return (
+        []
+        if fit["ratio"] is None or fit["isReference"]
+        else [(False, ", "), (True, f"{fit['ratioText']} ×"), (False, " ResCapsNet’s")]
+    )
 
 
 def _line_note(fit: Mapping[str, Any]) -> list[Piece]:
@@ -157,7 +178,7 @@ def _end(cells: pd.DataFrame) -> list[Piece]:
 
 
 def _where(line: Line, cells: pd.DataFrame, sources: Sequence[Source]) -> str:
-    """`Measured at 1 to 8 blocks: Fashion-MNIST sample, batch 128, kernel compiled, Intel Xeon, 2 threads.`"""
+    """What was measured on what: `Measured at 1 to 8 blocks: MNIST, batch 128, kernel compiled, Intel Xeon, 2 threads.`."""
     good = cells[cells["status"] == "ok"]
     depths = sorted(set((good if len(good) else cells)["blocks"]))
     how = "Predicted" if is_predicted(line) else "Measured" if len(good) else "Tried"
@@ -228,7 +249,7 @@ def _slope_verdict(row: Mapping[Any, Any], line: Line, label: str) -> list[Paper
     low, high = fit.slope_interval or (fit.slope, fit.slope)
     overlap = row["slope_low"] <= high and low <= row["slope_high"]
     name = f"{model_title(str(line['model']))} on {dataset_title(str(line['dataset']))}: memory per block (table 4, nvidia-smi)"
-    why = "" if overlap else f"{'less' if row['slope'] < fit.slope else 'more'} than the paper’s implementation"
     here = quantity_text(float(row["slope"]), is_bytes=True)
-    verdict = "agrees" if overlap else "open"
+    verdict = "agrees" if overlap else "less" if row["slope"] < fit.slope else "more"
+    why = "" if overlap else "than the paper’s implementation"
     return [PaperVerdict(name, bytes_text(fit.slope), here, f"{label}, {METRICS[row['metric']].title}", verdict, why)]

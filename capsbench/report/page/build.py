@@ -13,14 +13,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capsbench.analysis.slopes import slopes
 from capsbench.records import Record
-from capsbench.report.page.answers import answers, paper_verdicts
+from capsbench.report.page.answers import answers, latest_of, paper_verdicts
 from capsbench.report.page.cells import Lines, Texts, cells_data, lines_data, metrics_data, paper_data
 from capsbench.report.page.runs import comparisons_data, environments_data, history_data, reports_data
 from capsbench.report.page.source import Source, frame_of, told_apart
 from capsbench.report.page.steps import contents_data, modules_data, timelines_data
 from capsbench.report.styles import COLOURS
 
-SCRIPTS = ("data.js", "theme.js", "controls.js", "charts.js", "depth.js", "tradeoff.js", "step.js", "tables.js", "runs.js", "main.js")
+SCRIPTS = (
+    "data.js",
+    "theme.js",
+    "controls.js",
+    "charts.js",
+    "depth.js",
+    "tradeoff.js",
+    "step.js",
+    "tables.js",
+    "runs.js",
+    "main.js",
+)
 """In the order in which they are read."""
 
 DARK_COLOURS = ("#56A8E8", "#F08A4B", "#2EC4A0", "#E3A3C6", "#F0B840", "#8CCBF5", "#D8DCE2")
@@ -56,6 +67,7 @@ def page_html(sources: Sequence[Source]) -> str:
     told = lines_data(lines, frame, table, apart)
     sentences, count = answers(lines, told, frame, apart, _ANSWERS)
     timelines, all_timelines = timelines_data(apart, records)
+    verdicts = paper_verdicts(table, lines, told, apart)
     texts = Texts()
     data: dict[str, Any] = {
         "palettes": {"light": COLOURS, "dark": DARK_COLOURS},
@@ -66,6 +78,7 @@ def page_html(sources: Sequence[Source]) -> str:
         "timelines": timelines,
         "allTimelines": all_timelines,
         "paper": paper_data(frame),
+        "latest": latest_of(apart),
         "reports": reports_data(apart),
         "environments": environments_data(apart),
         "comparisons": comparisons_data(apart),
@@ -76,7 +89,8 @@ def page_html(sources: Sequence[Source]) -> str:
         reports=data["reports"],
         answers=sentences,
         lines=count,
-        verdicts=paper_verdicts(table, lines, told)[:_ANSWERS],
+        verdicts=verdicts[:_ANSWERS],
+        left_out=max(0, len(verdicts) - _ANSWERS),
         cells=len(records),
         colours=COLOURS,
         dark_colours=DARK_COLOURS,

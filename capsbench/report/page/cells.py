@@ -9,11 +9,11 @@ import pandas as pd
 from capsbench import paper
 from capsbench.analysis.intervals import median_interval
 from capsbench.analysis.metrics import METRICS, TIME_METRICS, Metric
-from capsbench.analysis.slopes import by_line, line_columns
+from capsbench.analysis.slopes import REFERENCE_MODEL, by_line, line_columns
 from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
 from capsbench.records import Record
 from capsbench.report.findings import Labels
-from capsbench.report.labels import dataset_title, model_title
+from capsbench.report.labels import dataset_title, line_label, model_title, plain
 from capsbench.report.page.commands import line_command
 from capsbench.report.page.source import Source
 from capsbench.report.styles import COLOURS, LineStyle, style_key, styles_of
@@ -25,7 +25,16 @@ VALUES = (
 )  # fmt: skip
 """The figures of a cell that the page shows, as columns of `load`."""
 
-_SYMBOLS = {"^": "triangle-up", "s": "square", "o": "circle", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x", "*": "star"}
+_SYMBOLS = {
+    "^": "triangle-up",
+    "s": "square",
+    "o": "circle",
+    "D": "diamond",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+    "*": "star",
+}
 _NAMED_DASHES = {"-": "solid", "-.": "dashdot", ":": "dot", "--": "dash"}
 _DIGITS = 9
 
@@ -60,16 +69,6 @@ class Lines:
         return self._places[tuple(plain(line[name]) for name in self.names)]
 
 
-def plain(value: Any) -> Any:
-    """A value of a frame as Python's own: None where it is missing, and whole numbers whole."""
-    if value is None or value is pd.NA or value != value:
-        return None
-    if isinstance(value, bool | str | int):
-        return value
-    number = float(value)
-    return int(number) if number.is_integer() else number
-
-
 def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: Sequence[Source]) -> list[dict[str, Any]]:
     """What the page knows of each line: name, options, look, slopes, means over replicates, and how to measure it again.
 
@@ -80,6 +79,9 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: 
         sources: the reports.
     """
     labels, looks = Labels(lines.lines), styles_of(lines.lines)
+    beside: dict[tuple[object, object], list[Line]] = {}
+    for line in lines.lines:
+        beside.setdefault((line["report"], line["dataset"]), []).append(line)
     plans = {source.name: source.plan for source in sources}
     fits: list[dict[str, Any]] = [{} for _ in lines.lines]
     for line, rows in by_line(table):
@@ -92,7 +94,7 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: 
             known
             | {
                 "label": labels.of(line),
-                "title": model_title(str(line["model"])),
+                "short": line_label(line, beside[line["report"], line["dataset"]]),
                 "datasetTitle": dataset_title(str(line["dataset"])),
                 "report": line["report"],
                 "kind": line["kind"],
@@ -196,6 +198,7 @@ def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
         "noise": row["noise"],
         "text": slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes),
         "ratio": ratio,
+        "isReference": row["model"] == REFERENCE_MODEL and row["memory"] == "stored",
         "ratioText": "" if ratio is None else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
     }
 

@@ -10,7 +10,8 @@ from capsbench.analysis.compare import compare
 from capsbench.analysis.gate import judge
 from capsbench.analysis.summary import Summary, summarize
 from capsbench.errors import ConfigurationError
-from capsbench.report.page.cells import Lines, plain
+from capsbench.report.labels import plain
+from capsbench.report.page.cells import Lines
 from capsbench.report.page.source import Source
 from capsbench.report.verdicts import CheckText, comparison_rows
 

@@ -7,7 +7,7 @@ const FILTERS = {
 const ALL = "*";
 const NONE = "";
 const CHOSEN = {};
-const MOST_LINES = 20;
+const MOST_LINES = 12;
 const listeners = [];
 
 const optionOf = (line, name) => (line[name] === undefined || line[name] === null ? NONE : String(line[name]));
@@ -34,6 +34,7 @@ function startFilters() {
     if (values.length < 2) continue;
     // Lines of two data sets have little to say to each other.
     if (name === "dataset") CHOSEN[name] = values[0];
+    if (name === "report" && LINES.length > MOST_LINES) CHOSEN[name] = DATA.latest;
     const titles = new Map(LINES.map((line) => [optionOf(line, name), name === "dataset" ? line.datasetTitle : optionOf(line, name)]));
     const options = [[ALL, "all"], ...values.map((value) => [value, value === NONE ? "none" : titles.get(value)])];
     form.append(field(label, options, CHOSEN[name], (value) => {
@@ -63,4 +64,10 @@ function linesNote({ drawn, all }) {
 
 function metricOptions(test) {
   return DATA.metrics.filter((metric) => !test || test(metric)).map((metric) => [metric.name, metric.title]);
+}
+
+// What lines are called beside each other: without their report and data set where they share both.
+function namesOf(places) {
+  const shared = new Set(places.map((place) => JSON.stringify([LINES[place].report, LINES[place].dataset]))).size < 2;
+  return new Map(places.map((place) => [place, shared ? LINES[place].short : LINES[place].label]));
 }

@@ -39,6 +39,7 @@ function quantity(value, isBytes) {
 
 const exact = (nbytes) => `${nbytes.toLocaleString("en-US")} bytes`;
 const seconds = (value) => `${Number(value.toPrecision(6))} s`;
+const moment = (text) => text.replace(/^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*$/, "$1 $2");
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 // A record's figure, as it stands in the record.

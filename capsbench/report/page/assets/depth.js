@@ -1,11 +1,12 @@
 // Figures 3 and 4 of the paper, from one's own records: memory and time over depth.
 
-const DEPTH = { metric: (METRICS.retained || DATA.metrics[0] || {}).name, zero: false, paper: true };
+const DEPTH = { metric: (METRICS.retained || DATA.metrics[0] || {}).name, axis: "close", paper: true };
+const AXES = [["close", "close to the values"], ["zero", "from 0"], ["log", "logarithmic"]];
 
 function startDepth() {
   const controls = byId("depth-controls");
   if (DATA.metrics.length) controls.append(field("Quantity", metricOptions(), DEPTH.metric, (value) => depthChanged({ metric: value }), "metric"));
-  controls.append(tick("axis from 0", DEPTH.zero, (value) => depthChanged({ zero: value }), "from-zero"));
+  controls.append(field("Axis", AXES, DEPTH.axis, (value) => depthChanged({ axis: value }), "axis"));
   controls.append(tick("the paper’s values", DEPTH.paper, (value) => depthChanged({ paper: value }), "with-paper"));
   controls.append(element("button", { type: "button", onclick: () => saveImage("figure4") }, "Save as SVG"));
   chart(byId("figure4"), buildFigure4, selectCell);
@@ -29,11 +30,11 @@ async function saveImage(id) {
 function buildFigure4() {
   const metric = METRICS[DEPTH.metric];
   if (!metric) return { empty: "No cell was measured: there is nothing to draw." };
-  return overDepth(metric, drawnLines(metric).drawn, { fits: true, zero: DEPTH.zero, paper: DEPTH.paper });
+  return overDepth(metric, drawnLines(metric).drawn, { fits: true, axis: DEPTH.axis, paper: DEPTH.paper });
 }
 
 // One quantity over depth: a point for each record; fitted lines, or pale joins where none fits.
-function overDepth(metric, places, { fits, zero, paper }) {
+function overDepth(metric, places, { fits, axis, paper }) {
   const measured = places.flatMap((place) => CELLS_OF[place]).filter((cell) => figure(cell, metric) !== null);
   const pale = paper ? paperLines(metric, places) : [];
   const values = [...measured.map((cell) => figure(cell, metric)), ...pale.flatMap((line) => line.bytes)];
@@ -51,11 +52,14 @@ function overDepth(metric, places, { fits, zero, paper }) {
   const layout = {
     annotations,
     xaxis: { title: axisTitle("blocks"), ...wholeTicks(depths.slice(0, -1)) },
-    yaxis: { title: axisTitle(`${metric.title}, ${unit[1]}${metric.bytes ? "" : " per step"}`), rangemode: zero ? "tozero" : "normal" },
+    yaxis: { title: axisTitle(`${fits ? `${metric.title}, ` : ""}${unit[1]}${metric.bytes ? "" : " per step"}`), rangemode: axis === "zero" ? "tozero" : "normal" },
   };
+  // What is not above 0 has no place on a logarithmic axis.
+  if (axis === "log" && Math.min(...values) > 0) layout.yaxis.type = "log";
   // Level lines look level.
   const [low, high] = [Math.min(...values) / unit[0], Math.max(...values) / unit[0]];
-  if (!zero && high - low < 0.05 * high) layout.yaxis.range = [Math.max(0, low - 0.05 * high), high + 0.05 * high];
+  if (axis === "close" && high - low < 0.05 * high) layout.yaxis.range = [Math.max(0, low - 0.05 * high), high + 0.05 * high];
+  if (layout.yaxis.type === "log") for (const one of annotations) one.y = Math.log10(one.y);
   return { data, layout, label };
 }
 
@@ -68,8 +72,8 @@ function lineTraces(place, metric, unit, fits) {
   const found = [];
   const means = line.means[metric.name] || cells.map((cell) => [CELLS.blocks[cell], figure(cell, metric)]);
   if (fits && fit && fit.linear) {
-    const ends = [CELLS.blocks[cells[0]], CELLS.blocks[cells[cells.length - 1]]];
-    found.push({ x: ends, y: ends.map((x) => (fit.intercept + fit.slope * x) / unit[0]), mode: "lines", line: { color: colour, width: 1.6, dash: line.look.dash }, hoverinfo: "skip" });
+    const depths = [...new Set(cells.map((cell) => CELLS.blocks[cell]))];
+    found.push({ x: depths, y: depths.map((x) => (fit.intercept + fit.slope * x) / unit[0]), mode: "lines", line: { color: colour, width: 1.6, dash: line.look.dash }, hoverinfo: "skip" });
   } else {
     found.push({
       x: means.map((pair) => pair[0]), y: means.map((pair) => pair[1] / unit[0]), mode: "lines", hoverinfo: "skip", opacity: fits ? 0.4 : 1,
@@ -105,7 +109,7 @@ function endTraces(place, metric, unit, annotations) {
   const colour = colourOf(line);
   const last = measured[measured.length - 1];
   const y = figure(last, metric) / unit[0];
-  annotations.push({ x: CELLS.blocks[full[0]], y, text: "out of memory", showarrow: false, xanchor: "right", yanchor: "bottom", yshift: 5, font: { color: colour, size: 11 } });
+  annotations.push({ x: CELLS.blocks[full[0]], y, text: "out of memory", showarrow: false, xanchor: "right", yanchor: "bottom", yshift: 5, font: { color: colour, size: 11 }, bgcolor: variable("--paper"), borderpad: 1 });
   const hovertext = `<b>${plotText(shortened(line.label, 60))}</b><br>${plotText(depthText(full[0]))}: out of memory<br>${plotText(shortened(recordText(full[0]), 70))}`;
   return [
     { x: [CELLS.blocks[last], CELLS.blocks[full[0]]], y: [y, y], mode: "lines", line: { color: colour, width: 1.2, dash: "dot" }, hoverinfo: "skip" },
@@ -141,20 +145,21 @@ function depthNotes() {
   byId("with-paper").parentElement.hidden = !metric || !paperLines(metric, chosenLines()).length;
   if (!metric) return caption.replaceChildren();
   const lines = drawnLines(metric);
+  const names = namesOf(lines.drawn);
   const entries = lines.drawn.map((place) => {
     const line = LINES[place];
     const fit = line.fits[metric.name];
     const slope = !fit ? "" : fit.linear ? `: ${fit.text} per block` : ": not a line";
-    return { ...line.look, colour: colourOf(line), text: line.label + slope };
+    return { ...line.look, colour: colourOf(line), text: names.get(place) + slope };
   });
   if (DEPTH.paper) for (const one of paperLines(metric, lines.drawn)) entries.push({ colour: paperColour(one), symbol: "circle", dash: "solid", pale: true, text: `the paper’s ${one.title}, ${one.dataset} (nvidia-smi)` });
-  const words = [linesNote(lines), "Every point is a record; click one to look inside its step. ", metric.bytes ? "" : "Bars: 95 % intervals of medians; filled markers are noisy. ", "Dashed: predicted. ", DEPTH.zero ? "" : "The axis need not start at 0."];
+  const words = [linesNote(lines), "Every point is a record; click one to look inside its step. ", metric.bytes ? "" : "Bars: 95 % intervals of medians; filled markers are noisy. ", lines.drawn.some((place) => LINES[place].kind === "predicted") ? "Dashed: predicted. " : "", DEPTH.axis === "zero" ? "" : "The axis need not start at 0."];
   caption.replaceChildren(keys(entries), element("p", { class: "note" }, words.join("")));
   const cells = lines.drawn.flatMap((place) => CELLS_OF[place]);
   makeTable(numbers, {
     name: "Numbers of the figure over depth", rows: cells, size: 10,
     columns: [
-      { label: "line", value: (cell) => lineOf(cell).label, name: true },
+      { label: "line", value: (cell) => names.get(CELLS.line[cell]), name: true },
       { label: "blocks", value: (cell) => CELLS.blocks[cell], number: true },
       { label: metric.title, value: (cell) => figure(cell, metric), text: (cell) => (figure(cell, metric) === null ? statusOf(cell) : exactly(cell, metric)), number: true },
       { label: "interval", value: (cell) => (figure(cell, metric) === null ? "" : interval(cell, metric)) },
@@ -176,8 +181,8 @@ function startFigure3() {
     const own = places.filter((place) => LINES[place].dataset === dataset);
     for (const metric of metrics) {
       const node = element("div", { class: "chart" });
-      host.append(element("div", { class: "panel" }, element("h4", {}, `${LINES[own[0]].datasetTitle}: ${metric.title}`), node));
-      chart(node, () => overDepth(metric, own, { fits: false, zero: DEPTH.zero, paper: false }), selectCell);
+      host.append(element("div", { class: "panel" }, element("h4", {}, (datasets.length > 1 ? `${LINES[own[0]].datasetTitle}: ` : "") + metric.title), node));
+      chart(node, () => overDepth(metric, own, { fits: false, axis: DEPTH.axis, paper: false }), selectCell);
     }
   }
   byId("figure3-caption").textContent = datasets.length && metrics.length ? "Colours and markers as above. Joined are the means over replicates." : "No cell was measured: there is nothing to draw.";

@@ -14,4 +14,5 @@ THEME.changed.push(() => {
   tradeoffNotes();
   if (byId("history-caption") && HISTORY.metric) historyNotes();
 });
+const readyAfter = performance.now();
 document.documentElement.dataset.ready = "yes";

@@ -13,7 +13,7 @@ function startRuns() {
 function startReports() {
   const host = byId("reports-table");
   for (const report of DATA.reports) {
-    const facts = [report.started && ["began", report.started], ["cells", String(report.cells)], report.commits.length && ["commit", report.commits.join(", ")], report.environments.length && ["machine", report.environments.join(", ")]].filter(Boolean);
+    const facts = [report.started && ["began", moment(report.started)], ["cells", String(report.cells)], report.commits.length && ["commit", report.commits.join(", ")], report.environments.length && ["machine", report.environments.join(", ")]].filter(Boolean);
     host.append(element("h3", {}, report.name), factList(facts));
     if (report.command) host.append(command(report.command));
   }
@@ -56,11 +56,17 @@ function startHistory() {
     columns: [
       { label: "report", value: (point) => point.name, name: true },
       { label: "commit", value: (point) => point.commits.join(", ") },
-      { label: "began", value: (point) => point.started },
+      { label: "began", value: (point) => point.started, text: (point) => moment(point.started) },
       { label: "against the first", value: (point) => point.verdict, node: (point) => (point.verdict ? badge(point.verdict, point.passed === undefined ? "open" : point.passed ? "passed" : "failed") : "it is the first") },
-      { label: "findings", value: (point) => point.findings.join("; "), name: true },
+      { label: "findings", value: (point) => point.findings.length, node: (point) => findings(point.findings) },
     ],
   });
+}
+
+function findings(texts) {
+  const list = (some) => element("ul", { class: "findings" }, ...some.map((text) => element("li", {}, text)));
+  if (texts.length <= 3) return list(texts);
+  return element("div", {}, list(texts.slice(0, 3)), element("details", {}, element("summary", {}, `${texts.length - 3} more`), list(texts.slice(3))));
 }
 
 function historySeries() {
@@ -68,7 +74,7 @@ function historySeries() {
   return DATA.history.series.map((pairs) => pairs.filter((pair) => chosen.has(pair[1]) && LINES[pair[1]].fits[HISTORY.metric])).filter((pairs) => pairs.length > 1).slice(0, MOST_LINES);
 }
 
-const historyLabel = (pairs) => LINES[pairs[pairs.length - 1][1]].label;
+const historyLabel = (pairs) => `${LINES[pairs[pairs.length - 1][1]].short}, ${LINES[pairs[0][1]].datasetTitle}`;
 
 function buildHistory() {
   const metric = METRICS[HISTORY.metric];

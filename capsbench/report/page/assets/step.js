@@ -60,7 +60,7 @@ function timelineParts(timeline) {
     ["left over", exact(peak.leftOver)],
   ];
   return [
-    element("figure", {}, node, element("figcaption", {}, element("ul", { class: "keys" }, ...entries), element("p", { class: "note" }, timeline.caption.join(". ")))),
+    element("figure", {}, node, element("figcaption", {}, element("ul", { class: "keys short" }, ...entries), element("p", { class: "note" }, timeline.caption.join(". ")))),
     factList(facts),
   ];
 }

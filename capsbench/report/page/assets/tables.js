@@ -98,8 +98,9 @@ function cellRows() {
 function cellColumns() {
   const several = (values) => new Set(values).size > 1;
   const columns = [];
+  // Columns of their own say report and data set.
   if (DATA.reports.length > 1) columns.push({ label: "report", column: "report", value: (cell) => lineOf(cell).report, name: true });
-  columns.push({ label: "line", column: "line", value: (cell) => lineOf(cell).label, name: true });
+  columns.push({ label: "line", column: "line", value: (cell) => lineOf(cell).short, name: true });
   if (several(LINES.map((line) => line.dataset))) columns.push({ label: "data set", column: "dataset", value: (cell) => lineOf(cell).datasetTitle });
   columns.push({ label: "blocks", column: "blocks", value: (cell) => CELLS.blocks[cell], number: true });
   if (several(CELLS.replicate)) columns.push({ label: "replicate", column: "replicate", value: (cell) => CELLS.replicate[cell] + 1, number: true });
@@ -122,7 +123,8 @@ function startTables() {
   TABLES.cells = makeTable(byId("cells-table"), { name: "Every cell", rows: cellRows(), columns: cellColumns(), search: true, extra, detail: cellDetailWithStep });
   const slopes = () => chosenLines().flatMap((place) => Object.entries(LINES[place].fits).map(([name, fit]) => ({ line: LINES[place], metric: METRICS[name], fit })));
   const columns = [
-    { label: "line", value: (row) => row.line.label, name: true },
+    ...(DATA.reports.length > 1 ? [{ label: "report", value: (row) => row.line.report, name: true }] : []),
+    { label: "line", value: (row) => row.line.short, name: true },
     { label: "data set", value: (row) => row.line.datasetTitle },
     { label: "quantity", value: (row) => row.metric.title },
     { label: "slope per block", value: (row) => row.fit.slope, text: (row) => row.fit.text, number: true },

@@ -66,7 +66,7 @@ function buildTradeoff() {
     data.push({
       x: own.map((point) => point.time / across[0]), y: own.map((point) => point.memory / up[0]), mode: "markers", customdata: own.map((point) => point.cell),
       hovertext: own.map((point) => hoverText(point.cell, [memory, time])), hoverinfo: "text",
-      marker: { symbol: LINES[place].look.symbol, size: own.map((point) => LINES[place].look.size + (point.front ? 4 : 0)), color: own.map((point) => (point.front ? colour : variable("--paper"))), line: { color: colour, width: 1.6 } },
+      marker: { opacity: 1, symbol: LINES[place].look.symbol, size: own.map((point) => LINES[place].look.size + (point.front ? 4 : 0)), color: own.map((point) => (point.front ? colour : variable("--paper"))), line: { color: colour, width: 1.6 } },
     });
   }
   const layout = { xaxis: { title: axisTitle(`${time.title}, ${across[1]} per step`) }, yaxis: { title: axisTitle(`${memory.title}, ${up[1]}`) } };
@@ -76,7 +76,8 @@ function buildTradeoff() {
 function tradeoffNotes() {
   const points = tradePoints();
   const places = [...new Set(points.map((point) => CELLS.line[point.cell]))].slice(0, MOST_LINES);
-  const entries = places.map((place) => ({ symbol: LINES[place].look.symbol, colour: colourOf(LINES[place]), text: LINES[place].label + (points.some((point) => point.front && CELLS.line[point.cell] === place) ? " (on the front)" : "") }));
+  const names = namesOf([...new Set(points.map((point) => CELLS.line[point.cell]))]);
+  const entries = places.map((place) => ({ symbol: LINES[place].look.symbol, colour: colourOf(LINES[place]), text: names.get(place) + (points.some((point) => point.front && CELLS.line[point.cell] === place) ? " (on the front)" : "") }));
   byId("tradeoff-caption").replaceChildren(...(points.length ? [keys(entries), element("p", { class: "note" }, "Filled markers lie on the front, which the dotted line joins: less of one only for more of the other.")] : []));
   const [memory, time] = [METRICS[TRADE.memory], METRICS[TRADE.time]];
   const host = byId("tradeoff-numbers").lastElementChild;
@@ -84,7 +85,7 @@ function tradeoffNotes() {
   makeTable(host, {
     name: "Numbers of the trade-off", rows: points, size: 10,
     columns: [
-      { label: "line", value: (point) => lineOf(point.cell).label, name: true },
+      { label: "line", value: (point) => names.get(CELLS.line[point.cell]), name: true },
       { label: memory.title, value: (point) => point.memory, text: (point) => exactly(point.cell, memory), number: true },
       { label: time.title, value: (point) => point.time, text: (point) => exactly(point.cell, time), number: true },
       { label: "on the front", value: (point) => (point.front ? "yes" : "no") },
