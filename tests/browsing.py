@@ -64,7 +64,7 @@ class Opened:
         self.page.mouse.move(x - 40, y - 40)
         self.page.mouse.move(x, y, steps=4)
         self.page.wait_for_selector(f"#{name} .hoverlayer text", state="attached")
-        return "\n".join(self.page.locator(f"#{name} .hoverlayer text").all_inner_texts())
+        return "\n".join(self.page.locator(f"#{name} .hoverlayer text").all_text_contents())
 
     def text(self, selector="body"):
         return self.page.locator(selector).inner_text()
@@ -77,7 +77,8 @@ _PLACE = """([name, cell]) => {
   const { xaxis, yaxis } = node._fullLayout;
   for (const trace of node.data) {
     const place = (trace.customdata || []).indexOf(cell);
-    if (place >= 0) return [box.left + xaxis._offset + xaxis.d2p(trace.x[place]), box.top + yaxis._offset + yaxis.d2p(trace.y[place])];
+    const at = (axis, value) => axis._offset + axis.d2p(value);
+    if (place >= 0) return [box.left + at(xaxis, trace.x[place]), box.top + at(yaxis, trace.y[place])];
   }
   throw new Error("no such point");
 }"""

@@ -66,7 +66,7 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(
             f"{error.filename or folder} cannot be written: {error.strerror}",
-            "make room or check permissions, then 'capsbench plot'",
+            "make room or check permissions, then 'capsbench plot' and 'capsbench report'",
         ) from None
 
 

@@ -12,7 +12,7 @@ from capsbench.analysis.slopes import slopes as slopes_of
 from capsbench.report.findings import Labels
 from capsbench.report.sparks import svg
 from capsbench.report.styles import style_key, styles_of
-from capsbench.report.units import ratio_text, slope_text
+from capsbench.report.units import ratio_in_words, slope_text
 
 Key = tuple[str, ...]
 
@@ -97,7 +97,7 @@ def _row(label: str, row: Mapping[Hashable, Any], points: list[tuple[float, floa
         METRICS[row["metric"]].title,
         svg(points, line, colour) if points else "",
         slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes),
-        "" if pd.isna(ratio) else ratio_text(ratio, row["ratio_low"], row["ratio_high"]).replace("\n", " "),
+        "" if pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
         escape(", ".join(filter(None, ["" if row["linear"] else "not a line", row["noise"] and f"noisy: {row['noise']}"]))),
     ]
     return "<tr>" + "".join(f"<td style='text-align:left'>{text}</td>" for text in texts) + "</tr>"

@@ -11,7 +11,7 @@ from capsbench.analysis.slopes import by_line, lines
 from capsbench.report.findings import Labels
 from capsbench.report.labels import plain
 from capsbench.report.sparks import BLOCKS, spark
-from capsbench.report.units import ratio_text, slope_text
+from capsbench.report.units import ratio_in_words, slope_text
 
 _SHOWN = ("retained", "peak", "reserved", "train", "inference")
 _HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
@@ -87,6 +87,6 @@ def _figures(row: Mapping[Hashable, Any], metric: Metric) -> tuple[str, str, str
     remarks += ["noisy"] if row["noise"] else []
     return (
         slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=metric.is_bytes),
-        "" if pd.isna(ratio) else ratio_text(ratio, row["ratio_low"], row["ratio_high"]).replace("\n", " "),
+        "" if pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
         ", ".join(remarks),
     )

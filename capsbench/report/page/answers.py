@@ -10,9 +10,9 @@ from capsbench import paper
 from capsbench.analysis.metrics import METRICS
 from capsbench.analysis.slopes import fit_slope
 from capsbench.report.labels import dataset_title, is_predicted, model_title, plain
-from capsbench.report.page.cells import Line, Lines, ratio_in_words
+from capsbench.report.page.cells import Line, Lines
 from capsbench.report.page.source import Source
-from capsbench.report.units import bytes_text, quantity_text
+from capsbench.report.units import bytes_text, quantity_text, ratio_in_words
 
 Piece = tuple[bool, str]
 """Whether it is emphasised, and the text."""
@@ -96,7 +96,8 @@ def paper_verdicts(
         line = {str(name): plain(row[name]) for name in lines.names}
         label = str(told[lines.place_of(line)]["label"])
         is_momentum = line["model"] == "mocapsnet" and str(line["memory"]).startswith("reversible")
-        if is_momentum and row["metric"] in ("retained", "train"):
+        alone = is_predicted(line) and pd.isna(row["ratio_to_rescapsnet"])
+        if is_momentum and not alone and row["metric"] in ("retained", "train"):
             ratios.append(_ratio_verdict(row, label))
         # The driver's word for the process is what nvidia-smi reads.
         if row["metric"] == "process" and told[lines.place_of(line)]["paper"] and not is_predicted(line):

@@ -9,7 +9,7 @@ import pandas as pd
 from capsbench import paper
 from capsbench.analysis.intervals import median_interval
 from capsbench.analysis.metrics import METRICS, TIME_METRICS, Metric
-from capsbench.analysis.slopes import REFERENCE_MODEL, by_line, line_columns
+from capsbench.analysis.slopes import REFERENCE_MODEL, line_columns
 from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
 from capsbench.records import Record
 from capsbench.report.findings import Labels
@@ -17,7 +17,7 @@ from capsbench.report.labels import dataset_title, line_label, model_title, plai
 from capsbench.report.page.commands import line_command
 from capsbench.report.page.source import Source
 from capsbench.report.styles import COLOURS, LineStyle, style_key, styles_of
-from capsbench.report.units import ratio_text, slope_text
+from capsbench.report.units import ratio_in_words, slope_text
 
 VALUES = (
     "state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_forward_bytes", "peak_backward_bytes",
@@ -84,17 +84,18 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: 
         beside.setdefault((line["report"], line["dataset"]), []).append(line)
     plans = {source.name: source.plan for source in sources}
     fits: list[dict[str, Any]] = [{} for _ in lines.lines]
-    for line, rows in by_line(table):
-        fits[lines.place_of(line)] = {row["metric"]: _fit(row) for row in rows.to_dict("records")}
+    for row in table.to_dict("records"):
+        fits[lines.place_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
     means = _means(lines, frame)
     found = []
     for place, line in enumerate(lines.lines):
+        label = labels.of(line)
         known = {name: line[name] for name in LINE_COLUMNS if name != "replicate" and line.get(name) is not None}
         found.append(
             known
             | {
-                "label": labels.of(line),
-                "short": line_label(line, beside[line["report"], line["dataset"]]),
+                "label": label,
+                "short": label if len(beside) == 1 else line_label(line, beside[line["report"], line["dataset"]]),
                 "datasetTitle": dataset_title(str(line["dataset"])),
                 "report": line["report"],
                 "kind": line["kind"],
@@ -201,12 +202,6 @@ def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
         "isReference": row["model"] == REFERENCE_MODEL and row["memory"] == "stored",
         "ratioText": "" if ratio is None else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
     }
-
-
-def ratio_in_words(ratio: float, low: float, high: float) -> str:
-    """`1.5 (1.3–1.8)`, or `1.5` where it is exact."""
-    value, *interval = ratio_text(ratio, low, high).split("\n")
-    return value + "".join(f" ({text})" for text in interval)
 
 
 def _means(lines: Lines, frame: pd.DataFrame) -> dict[int, dict[str, list[list[float]]]]:

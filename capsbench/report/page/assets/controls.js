@@ -44,11 +44,11 @@ function startFilters() {
   }
 }
 
-// The chosen lines, by their places.
-function chosenLines() {
+// The chosen lines, by their places; `whatever` names a filter that does not count.
+function chosenLines(whatever) {
   const found = [];
   LINES.forEach((line, place) => {
-    if (Object.keys(FILTERS).every((name) => CHOSEN[name] === ALL || optionOf(line, name) === CHOSEN[name])) found.push(place);
+    if (Object.keys(FILTERS).every((name) => name === whatever || CHOSEN[name] === ALL || optionOf(line, name) === CHOSEN[name])) found.push(place);
   });
   return found;
 }

@@ -70,7 +70,7 @@ function findings(texts) {
 }
 
 function historySeries() {
-  const chosen = new Set(chosenLines().concat(LINES.map((line, place) => (CHOSEN.report === ALL ? -1 : place)).filter((place) => place >= 0)));
+  const chosen = new Set(chosenLines("report"));
   return DATA.history.series.map((pairs) => pairs.filter((pair) => chosen.has(pair[1]) && LINES[pair[1]].fits[HISTORY.metric])).filter((pairs) => pairs.length > 1).slice(0, MOST_LINES);
 }
 
