@@ -326,6 +326,7 @@ def test_the_table_sorts_searches_and_is_downloaded(show):
     assert rows[12]["model"] == "'=cmd|calc"
 
 
+@pytest.mark.slow
 def test_five_thousand_records_are_there_at_once(show, tmp_path):
     def cells(count):
         for batch in range(1, count + 1):
@@ -351,6 +352,7 @@ def test_five_thousand_records_are_there_at_once(show, tmp_path):
     assert (tmp_path / "index.html").stat().st_size < 6_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 400])
 def test_nothing_serious_for_whoever_cannot_see_or_point(show, width, scheme):

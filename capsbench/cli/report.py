@@ -52,7 +52,7 @@ def show(reports: Path) -> None:
     \b
     Examples:
       capsbench show reports/
-      capsbench show reports/mine | less
+      capsbench show reports/mine
     """
     from rich.console import Console
     from rich.text import Text

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -52,13 +53,15 @@ STYLE: Any = {
 
 _SMALL: Any = {
     "font.size": 7,
-    "axes.titlesize": 7,
-    "legend.fontsize": 5.5,
+    "axes.titlesize": 6.8,
+    "legend.fontsize": 5.8,
     "legend.handlelength": 2.4,
     "xtick.labelsize": 6.5,
     "ytick.labelsize": 6.5,
-}
+} | dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
 """For a figure of a printed page's width."""
+
+_SMALL_MARKER = 0.6
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.35, 7.0
 """Inches: one column of a paper, and both."""
@@ -136,6 +139,8 @@ def _grid(
 ) -> AxesGrid:
     datasets = list(dict.fromkeys(frame["dataset"])) or [""]
     styles = line_styles(frame)
+    if width is not None:
+        styles = {key: replace(style, size=_SMALL_MARKER * style.size) for key, style in styles.items()}
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
     with mpl.rc_context(STYLE | (_SMALL if width is not None else {})):
         axes = _axes_of(ax, len(datasets), max(1, len(shown)), width)
