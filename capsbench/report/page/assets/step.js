@@ -14,7 +14,7 @@ function startStep() {
   const first = DATA.timelines[0];
   if (first) return selectTimeline(first);
   let best = null;
-  for (let cell = 0; cell < COUNT; cell++) {
+  for (const cell of chosenLines().flatMap((place) => CELLS_OF[place])) {
     const better = best === null || (DATA.modules.of[cell] >= 0) - (DATA.modules.of[best] >= 0) || CELLS.blocks[cell] - CELLS.blocks[best];
     if (statusOf(cell) === "ok" && (best === null || better > 0)) best = cell;
   }
