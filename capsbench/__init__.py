@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capsbench.analysis.slopes import SlopeFit, fit_slope, slopes
+    from capsbench.analysis.slopes import SlopeFit, fit_slope
     from capsbench.inference import classify
     from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet
+    from capsbench.report.notebook import slopes
     from capsbench.store import load
 
 _HOME = {
@@ -22,7 +23,7 @@ _HOME = {
     "classify": "capsbench.inference",
     "fit_slope": "capsbench.analysis.slopes",
     "load": "capsbench.store",
-    "slopes": "capsbench.analysis.slopes",
+    "slopes": "capsbench.report.notebook",
 }
 
 __all__ = [

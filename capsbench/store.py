@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,13 @@ from pydantic import ValidationError
 
 from capsbench.durable import replacing, sync_folder
 from capsbench.errors import LostWorkError, StoreError
-from capsbench.records import BOTH, Pass, Plan, Record, newer_than_known
+from capsbench.records import BOTH, Pass, Plan, Record, Timeline, newer_than_known
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RECORDS, PLAN, ENVIRONMENT, LOCK = "records.jsonl", "plan.json", "environment.json", ".lock"
+TIMELINE = "timeline.json"
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,26 @@ def read_reports(root: Path) -> tuple[list[tuple[Path, Record]], list[Damage]]:
         records += [(folder, record) for record in contents.records]
         damages += contents.damages
     return records, damages
+
+
+def read_timelines(roots: Iterable[Path]) -> tuple[list[Timeline], list[str]]:
+    """Every timeline at or below these folders, each once and in the order of their paths; and what could not be read.
+
+    Raises:
+        StoreError: one is of a newer schema.
+    """
+    paths = {path.resolve(): path for root in roots for path in sorted(root.rglob(TIMELINE))}
+    found, damages = [], []
+    for path in paths.values():
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            _refuse_newer(data, path)
+            found.append(Timeline.model_validate(data))
+        except ValidationError as error:
+            damages.append(f"{path} is damaged ({_first(error)}) and left out")
+        except (OSError, ValueError) as error:
+            damages.append(f"{path} is damaged ({error}) and left out")
+    return found, damages
 
 
 def load(root: str | Path) -> "pd.DataFrame":

@@ -372,7 +372,7 @@ def test_plot_draws_every_report_and_what_was_asked(command, report):
     result = command("plot", ".", "--metric", "process,peak", "--per", "epoch", "--paper")
     assert result.status == 0
     assert result.stderr == ""
-    assert len(result.stdout.splitlines()) == 10
+    assert len(result.stdout.splitlines()) == 14
     text = (report / "figure3.svg").read_text(encoding="utf-8")
     assert "largest resident set" in text
     assert "seconds per epoch" in text
@@ -421,8 +421,8 @@ def test_a_sweep_leaves_a_report(sweep):
     home, _, _ = sweep
     folder = home / "reports" / "tiny"
     names = {path.name for path in folder.iterdir()} - {".lock"}
-    figures = {f"figure{number}.{kind}" for number in (3, 4) for kind in ("svg", "png")}
-    assert names == {"plan.json", "environment.json", "records.jsonl", "slopes.csv"} | figures
+    figures = {f"figure{number}.{kind}" for number in (3, 4) for kind in ("svg", "png", "pdf")}
+    assert names == {"plan.json", "environment.json", "records.jsonl", "slopes.csv", "index.html"} | figures
     records = Store(folder).read().records
     assert [record.cell for record in records] == Store(folder).read_plan().cells
     assert {record.environment for record in records} == set(Store(folder).read_environments())

@@ -13,7 +13,8 @@ from matplotlib.colors import same_color
 from rich.console import Console
 
 from capsbench import paper, slopes
-from capsbench.report.figures import figure3, figure4, save
+from capsbench.report import figures
+from capsbench.report.figures import save
 from capsbench.report.labels import line_label
 from capsbench.report.table4 import table4, table4_slopes, write_table4
 from capsbench.report.tables import cells_table, peak_note, slopes_table, write_slopes_csv
@@ -21,6 +22,16 @@ from capsbench.report.units import bytes_text, duration_text, seconds_text, slop
 from capsbench.report.write import write_report
 
 DEPTHS = [1, 2, 3, 4]
+
+
+def figure3(*given, **options):
+    return figures.figure3(*given, **options)[0, 0].figure
+
+
+def figure4(*given, **options):
+    return figures.figure4(*given, **options)[0, 0].figure
+
+
 BOTH = pytest.mark.parametrize("draw", [figure3, figure4], ids=lambda draw: draw.__name__)
 
 
@@ -214,7 +225,7 @@ def test_odd_names_are_drawn_as_they_are(draw, name, tmp_path):
     # A name that a panel has no room for is cut off, visibly.
     assert shown.startswith(name[:35])
     assert ("…" in shown) == (len(name) > 36)
-    svg, _ = save(figure, tmp_path, "figure")
+    svg, *_ = save(figure, tmp_path, "figure")
     escaped = name[:35].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert escaped in svg.read_text(encoding="utf-8")
 
@@ -235,7 +246,7 @@ def test_lines_that_differ_look_different():
 def test_the_same_records_give_the_same_bytes(sweep_frame, draw, tmp_path):
     first = [path.read_bytes() for path in save(draw(sweep_frame), tmp_path, "figure")]
     paths = save(draw(sweep_frame), tmp_path, "figure")
-    assert [path.name for path in paths] == ["figure.svg", "figure.png"]
+    assert [path.name for path in paths] == ["figure.svg", "figure.png", "figure.pdf"]
     assert [path.read_bytes() for path in paths] == first
     assert first[0].startswith(b"<?xml")
     assert first[1].startswith(b"\x89PNG")
@@ -244,11 +255,20 @@ def test_the_same_records_give_the_same_bytes(sweep_frame, draw, tmp_path):
 def test_a_report_writes_what_it_says(sweep_frame, tmp_path):
     paths = write_report(sweep_frame, tmp_path)
     assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
-    assert {path.name for path in paths} == {"slopes.csv", "figure3.svg", "figure3.png", "figure4.svg", "figure4.png"}
+    assert {path.name for path in paths} == {
+        "slopes.csv",
+        "figure3.svg",
+        "figure3.png",
+        "figure3.pdf",
+        "figure4.svg",
+        "figure4.png",
+        "figure4.pdf",
+    }
     assert {path.name for path in write_report(sweep_frame, tmp_path, only=("figure4",))} == {
         "slopes.csv",
         "figure4.svg",
         "figure4.png",
+        "figure4.pdf",
     }
 
 

@@ -7,9 +7,9 @@ import pytest
 from conftest import MIB, make_frame, make_record
 from matplotlib.colors import same_color
 from rich.console import Console
+from test_report import figure3, figure4
 
 from capsbench import slopes
-from capsbench.report.figures import figure3, figure4
 from capsbench.report.labels import line_label
 from capsbench.report.table4 import table4
 from capsbench.report.tables import cells_table, slopes_table

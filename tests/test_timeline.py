@@ -373,7 +373,12 @@ QUICK = ("timeline", "--depth", 1, "--batch-size", 2, "--device", "cpu:predicted
 def test_the_command_writes_and_draws(command, tmp_path):
     result = command(*QUICK, "--out", "out")
     assert result.status == 0, result.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"timeline.json", "timeline.svg", "timeline.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "timeline.json",
+        "timeline.svg",
+        "timeline.png",
+        "timeline.pdf",
+    }
     found = Timeline.model_validate_json((tmp_path / "out" / "timeline.json").read_text())
     assert_adds_up(found)
     assert result.stdout == timeline_text(found) + "\n"

@@ -60,6 +60,33 @@ def resampled_medians(samples: Sequence[float], random: np.random.Generator) -> 
     return (first + second) / 2
 
 
+def median_interval(samples: Sequence[float]) -> Interval | None:
+    """The 95 % interval of a median: the samples at the ranks where a resample's median lies (see `resampled_medians`).
+
+    Args:
+        samples: in any order.
+
+    Returns:
+        Its ends, or None with fewer than three samples.
+    """
+    count = len(samples)
+    if count < 3:
+        return None
+    low, high = _median_ranks(count)
+    ordered = sorted(samples)
+    return float(ordered[low]), float(ordered[high])
+
+
+@lru_cache
+def _median_ranks(count: int) -> tuple[int, int]:
+    """Of so many samples, the places in ascending order at which the interval of their median ends."""
+    half = (count + 1) // 2
+    # Of an even number the middle two share the median: the lower one's low end, and the upper one's high end.
+    low = stats.beta.ppf((1 - CONFIDENCE) / 2, half, count - half + 1)
+    high = 1 - low
+    return int(low * count), min(int(high * count), count - 1)
+
+
 def interval_of(draws: Floats) -> Interval:
     """Where the middle 95 % of draws lie."""
     low, high = np.percentile(draws, (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)))

@@ -178,7 +178,8 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
             rows.append(line | {"metric": metric.name} | _numbers(found, metric) | {"noise": _noise(cells, metric)})
     columns = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
     table = pd.DataFrame(rows, columns=[*columns, "r2", "points", "linear", "deviation", "noise"])
-    ratios = [_ratio(place, table, keys, draws) for place in range(len(table))]
+    references = _references(table, keys)
+    ratios = [_ratio(table.iloc[place], table, references[place], draws, place) for place in range(len(table))]
     return table.join(pd.DataFrame(ratios, columns=["ratio_to_rescapsnet", "ratio_low", "ratio_high"], dtype="float64"))
 
 
@@ -213,38 +214,45 @@ def noises(cells: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(name for names in cells["noise"] for name in names.split(",") if name))
 
 
-def _ratio(place: int, table: pd.DataFrame, keys: list[str], draws: Sequence[Floats | None]) -> tuple[float, float, float]:
+def _ratio(
+    row: pd.Series, table: pd.DataFrame, reference: int | None, draws: Sequence[Floats | None], place: int
+) -> tuple[float, float, float]:
     """Slope of a row over that of its reference, with its interval; NaN where there is none."""
     unknown = float("nan")
-    row, reference = table.iloc[place], _reference(table.iloc[place], table, keys)
-    if reference is None:
+    if reference is None or not _can_divide(row, table.iloc[reference]):
         return unknown, unknown, unknown
     own, theirs = draws[place], draws[reference]
     interval = None if own is None or theirs is None else ratio_interval(own, theirs)
     return float(row["slope"] / table.iloc[reference]["slope"]), *(interval or (unknown, unknown))
 
 
-def _reference(row: pd.Series, table: pd.DataFrame, keys: list[str]) -> int | None:
-    """The place of the reference line that differs from a row in the model alone.
+def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
+    """By row the place of the one reference line that differs from it in the model alone, and None where there is none."""
+    names = ["metric", *keys]
+    rows = table[names].astype(object).where(table[names].notna(), None).to_dict("records")
+    compared = {
+        without: [name for name in names if name not in _OF_A_MODEL | (_OF_CAPSULES if without else set())]
+        for without in (False, True)
+    }
+    known: dict[tuple[object, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        if row["model"] == REFERENCE_MODEL and row["memory"] == "stored":
+            for without, columns in compared.items():
+                known.setdefault((without, *(row[name] for name in columns)), []).append(place)
+    found: list[int | None] = []
+    for row in rows:
+        without = row["kernel"] is None
+        alike = known.get((without, *(row[name] for name in compared[without])), [])
+        found.append(alike[0] if len(alike) == 1 else None)
+    return found
 
-    None where there is no such line, where either is no line at all, or where the reference's slope cannot be told from 0:
-    noise is nothing to divide by.
-    """
-    stored = (table["model"] == REFERENCE_MODEL) & (table["memory"] == "stored")
-    reference = table[stored & (table["metric"] == row["metric"])]
-    ignored = _OF_A_MODEL | (_OF_CAPSULES if pd.isna(row["kernel"]) else set())
-    for column in set(keys) - ignored:
-        same = reference[column].isna() if pd.isna(row[column]) else reference[column] == row[column]
-        reference = reference[same]
-    if len(reference) != 1:
-        return None
-    one = reference.iloc[0]
-    unknown = one["unit"] == "seconds" and pd.isna(one["slope_low"])
-    if not (row["linear"] and one["linear"]):
-        return None
-    if unknown or one["slope"] == 0 or one["slope_low"] <= 0 <= one["slope_high"]:
-        return None
-    return int(reference.index[0])  # `table` is numbered from 0
+
+def _can_divide(row: pd.Series, reference: pd.Series) -> bool:
+    """Whether both are lines, and the reference's slope can be told from 0: noise is nothing to divide by."""
+    unknown = reference["unit"] == "seconds" and pd.isna(reference["slope_low"])
+    if not (row["linear"] and reference["linear"]):
+        return False
+    return not (unknown or reference["slope"] == 0 or reference["slope_low"] <= 0 <= reference["slope_high"])
 
 
 def _interval(centre: float, reach: float) -> Interval:

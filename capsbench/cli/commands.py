@@ -31,6 +31,7 @@ from capsbench.cli.options import (
     together,
     whole,
 )
+from capsbench.cli.report import report, show
 from capsbench.cli.reproduce import reproduce
 from capsbench.cli.train import train
 from capsbench.errors import ConfigurationError
@@ -56,7 +57,7 @@ def cli() -> None:
     """
 
 
-for _command in (compare, check, init_ci, train, classify, figure, reproduce):
+for _command in (compare, check, init_ci, report, show, train, classify, figure, reproduce):
     cli.add_command(_command)
 
 

@@ -43,6 +43,14 @@ def print_slopes(frame: pd.DataFrame, *, as_json: bool) -> None:
         say(console, note)
 
 
+def write_index(folder: Path) -> Path:
+    """The page of one report, in its folder."""
+    from capsbench.cli.report import PAGE, read_sources
+    from capsbench.report.page import write_page
+
+    return write_page(read_sources([folder], quiet=True), folder / PAGE)
+
+
 def draw(frame: pd.DataFrame, folder: Path, plan: Plan | None) -> list[Path]:
     """Slopes and figures of a report, as its plan says: figures 3 and 4, or what the paper shows under the plan's name."""
     if plan is not None and plan.experiment is not None:
@@ -58,7 +66,7 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(
             f"{error.filename or folder} cannot be written: {error.strerror}",
-            "make room or check permissions, then 'capsbench plot'",
+            "make room or check permissions, then 'capsbench plot' and 'capsbench report'",
         ) from None
 
 

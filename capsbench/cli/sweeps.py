@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from capsbench.cli.output import draw, load_records, print_slopes, say, writing
+from capsbench.cli.output import draw, load_records, print_slopes, say, write_index, writing
 from capsbench.errors import Interrupted
 from capsbench.measure.environment import describe, key_of
 from capsbench.records import BOTH, Cell, Pass, Plan
@@ -126,7 +126,7 @@ def _conclude(console: Console, store: Store, plan: Plan, *, as_json: bool) -> i
     frame = load_records(store.folder)
     print_slopes(frame, as_json=as_json)
     with writing(store.folder):
-        paths = draw(frame, store.folder, plan)
+        paths = [*draw(frame, store.folder, plan), write_index(store.folder)]
     if plan.experiment == "table4" and not as_json:
         console.print(table4_slopes(table4(frame)))
         say(console, "the paper's values are nvidia-smi readings at batch 128: context, cache and fragmentation included")

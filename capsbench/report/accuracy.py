@@ -14,12 +14,12 @@ from rich.table import Table
 from capsbench.analysis.accuracy import KEY
 from capsbench.report.figures import STYLE, save
 from capsbench.report.labels import dataset_title, model_title
+from capsbench.report.styles import COLOURS, MODEL_STYLES
 
 _HEADS = ("runs", "here", "paper", "difference", "within both", "scale")
 _NUMBERED = ("blocks", "learning_rate", "capsules", "batch_size")
 _TITLES = {"blocks": "blocks", "optimizer": "optimizer", "routing": "routing", "learning_rate": "rate", "capsules": "capsules"}
 _TITLES |= {"batch_size": "batch"}
-_COLOURS = {"capsnet": "#0072B2", "rescapsnet": "#D55E00", "mocapsnet": "#009E73"}
 
 NOTE = "± is one standard deviation over seeds; within both: the difference is no larger than either deviation"
 
@@ -128,7 +128,7 @@ def _over_blocks(rows: pd.DataFrame) -> bool:
 
 def _draw_over_blocks(ax: Axes, rows: pd.DataFrame) -> None:
     for offset, (model, line) in zip(_offsets(rows["model"].nunique()), rows.groupby("model", sort=False), strict=True):
-        colour, at = _COLOURS.get(str(model), "#555555"), line["blocks"] + offset
+        colour, at = _colour(str(model)), line["blocks"] + offset
         label = model_title(str(model))
         ax.errorbar(
             at, line["paper_percent"], line["paper_std_percent"].fillna(0), color=colour, alpha=0.35, fmt="s--", ms=4, lw=1,
@@ -148,7 +148,7 @@ def _draw_rows(ax: Axes, rows: pd.DataFrame) -> None:
     labels = list(_row_labels(rows))
     places = range(len(rows))
     for place, (_, row) in zip(places, rows.iterrows(), strict=True):
-        colour = _COLOURS.get(str(row["model"]), "#555555")
+        colour = _colour(str(row["model"]))
         ax.errorbar(row["paper_percent"], place, xerr=_error(row["paper_std_percent"]), color=colour, alpha=0.4, fmt="s", ms=5)
         ax.errorbar(row["accuracy_percent"], place, xerr=_error(row["std_percent"]), color=colour, fmt="o", ms=5, capsize=2)
     ax.set_yticks(list(places), labels, fontsize=7.5)
@@ -161,6 +161,10 @@ def _row_labels(rows: pd.DataFrame) -> Iterator[str]:
     for row in rows.to_dict("records"):
         settings = [f"{_setting(row, name)} {_TITLES[name]}" if name in _NUMBERED else _setting(row, name) for name in told]
         yield ", ".join([_system(row), *(one for one in settings if not one.startswith("-"))])
+
+
+def _colour(model: str) -> str:
+    return MODEL_STYLES[model][0] if model in MODEL_STYLES else COLOURS[3]
 
 
 def _offsets(count: int) -> list[float]:

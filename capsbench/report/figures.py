@@ -1,37 +1,33 @@
 """Figures 3 and 4 of *Momentum Capsule Networks*, from one's own records."""
 
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from capsbench import paper
 from capsbench.analysis.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.analysis.slopes import LineFit, fit_line, lines, noises
 from capsbench.catalog import SPECS
-from capsbench.report.labels import Line, dataset_title, is_predicted, line_label, model_title, on_gpu
+from capsbench.errors import ConfigurationError
+from capsbench.report.labels import Line, dataset_title, line_label, model_title, on_gpu
+from capsbench.report.styles import MODEL_STYLES, LineStyle, line_styles, style_key
 from capsbench.report.units import MIB, slope_text
 
 Per = Literal["step", "epoch"]
 
-# Okabe and Ito's palette, told apart by every kind of colour vision; shapes tell the rest, also in grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Where models agree to the byte their markers lie on each other: the later ones are smaller, so that all are seen.
-_MODEL_STYLES = {"capsnet": (_COLOURS[2], "^", 10.0), "rescapsnet": (_COLOURS[1], "s", 6.5), "mocapsnet": (_COLOURS[0], "o", 4.0)}
-_OTHER_SIZE = 5.5
 _LONGEST_LABEL = 36
-_MORE_MARKERS = "DvPX*"
-_Dash = str | tuple[int, tuple[float, ...]]
-_DASHES: tuple[_Dash, ...] = ("-", "-.", ":", (0, (8, 2, 1, 2, 1, 2)))
-_PREDICTED_DASHES: tuple[_Dash, ...] = ("--", (0, (8, 3)), (0, (2, 2)), (0, (4, 1)))
 
 STYLE: Any = {
     "font.size": 9,
@@ -46,21 +42,43 @@ STYLE: Any = {
     "legend.handlelength": 3.0,  # room for dashes beside the marker
     "text.parse_math": False,  # names are names, whatever is in them
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType, whole: type 3 is refused by many publishers
+    "ps.fonttype": 42,
+    "axes.titlesize": 9.5,
     "svg.hashsalt": "capsbench",
     "figure.dpi": 100,
     "savefig.dpi": 160,
 }
 
 
-@dataclass(frozen=True)
-class _Style:
-    colour: str
-    marker: str
-    dash: _Dash
-    size: float
+_SMALL: Any = {
+    "font.size": 7,
+    "axes.titlesize": 6.8,
+    "legend.fontsize": 5.8,
+    "legend.handlelength": 2.4,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+} | dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
+"""For a figure of a printed page's width."""
+
+_SMALL_MARKER = 0.6
+
+COLUMN_WIDTH, PAGE_WIDTH = 3.35, 7.0
+"""Inches: one column of a paper, and both."""
+
+AxesGrid = NDArray[np.object_]
+"""Axes, `[data sets, columns]`."""
 
 
-def figure3(frame: pd.DataFrame, *, memory: Sequence[str] = ("retained",), per: Per = "step", with_paper: bool = False) -> Figure:
+def figure3(
+    frame: pd.DataFrame,
+    *,
+    memory: Sequence[str] = ("retained",),
+    per: Per = "step",
+    with_paper: bool = False,
+    ax: Axes | AxesGrid | None = None,
+    width: float | None = None,
+) -> AxesGrid:
     """Memory, training time and inference time over depth; a row per data set (Momentum Capsule Networks, figure 3).
 
     Args:
@@ -68,59 +86,106 @@ def figure3(frame: pd.DataFrame, *, memory: Sequence[str] = ("retained",), per: 
         memory: which memory to draw, names of `MEMORY_METRICS`; a column each.
         per: seconds per `step`, or per `epoch` of the set's size in the paper.
         with_paper: the paper's table 4 as a pale line, where the memory drawn is comparable.
+        ax: axes to draw on, `[data sets, columns]`; one will do where there is one panel. By default those of a new figure.
+        width: of a new figure, in inches; by default 3.7 for each column.
+
+    Returns:
+        The axes, `[data sets, columns]`.
+
+    Raises:
+        ConfigurationError: `ax` has other than as many axes as there are panels.
     """
     columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"], TIME_METRICS["inference"]]
-    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=False)
+    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=False, ax=ax, width=width)
 
 
 def figure4(
-    frame: pd.DataFrame, *, memory: Sequence[str] = ("retained", "peak"), per: Per = "step", with_paper: bool = False
-) -> Figure:
+    frame: pd.DataFrame,
+    *,
+    memory: Sequence[str] = ("retained", "peak"),
+    per: Per = "step",
+    with_paper: bool = False,
+    ax: Axes | AxesGrid | None = None,
+    width: float | None = None,
+) -> AxesGrid:
     """Memory and training time over depth, with fitted lines and their slopes (Momentum Capsule Networks, figure 4).
 
     Arguments as `figure3`.
     """
     columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"]]
-    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=True)
+    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=True, ax=ax, width=width)
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes a figure as svg and png."""
-    paths = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
+def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("svg", "png", "pdf")) -> list[Path]:
+    """Writes a figure in each format; fonts are embedded in the pdf as TrueType, as publishers ask."""
+    paths = [folder / f"{name}.{kind}" for kind in kinds]
     with mpl.rc_context(STYLE):
         for path in paths:
             # No date inside: the same records give the same file.
-            metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+            metadata = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}[path.suffix]
             figure.savefig(path, metadata=metadata, bbox_inches="tight")
     return paths
 
 
-def _grid(frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_paper: bool, with_fit: bool) -> Figure:
+def _grid(
+    frame: pd.DataFrame,
+    columns: Sequence[Metric],
+    *,
+    per: Per,
+    with_paper: bool,
+    with_fit: bool,
+    ax: Axes | AxesGrid | None,
+    width: float | None,
+) -> AxesGrid:
     datasets = list(dict.fromkeys(frame["dataset"])) or [""]
-    styles = _styles(frame)
+    styles = line_styles(frame)
+    if width is not None:
+        styles = {key: replace(style, size=_SMALL_MARKER * style.size) for key, style in styles.items()}
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.7 * max(1, len(shown)), 3.1 * len(datasets) + 0.3), layout="constrained")
-        axes = figure.subplots(len(datasets), max(1, len(shown)), squeeze=False)
+    with mpl.rc_context(STYLE | (_SMALL if width is not None else {})):
+        axes = _axes_of(ax, len(datasets), max(1, len(shown)), width)
         for row, dataset in zip(axes, datasets, strict=True):
             part = frame[frame["dataset"] == dataset]
-            for ax, metric in zip(row, shown, strict=False):
-                legend = with_fit or ax is row[0]
-                handles = _panel(ax, part, metric, styles, per=per, with_fit=with_fit, legend=legend)
+            for panel, metric in zip(row, shown, strict=False):
+                legend = with_fit or panel is row[0]
+                handles = _panel(panel, part, metric, styles, per=per, with_fit=with_fit, legend=legend)
                 if with_paper and _comparable(part, metric):
-                    handles += _draw_paper(ax, dataset)
-                ax.set_title(f"{dataset_title(dataset)}: {_title(metric, frame)}", loc="left", fontsize=9.5)
+                    handles += _draw_paper(panel, dataset)
+                panel.set_title(
+                    f"{dataset_title(dataset)}: {_title(metric, frame)}", loc="left", fontsize=mpl.rcParams["axes.titlesize"]
+                )
                 if legend and handles:
-                    ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
+                    panel.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
         if not shown:
             axes[0][0].text(0.5, 0.5, "no cell was measured", ha="center", transform=axes[0][0].transAxes)
-        timed = any(not metric.is_bytes for metric in shown)
-        figure.supxlabel(_caption(frame, timed=timed), fontsize=7.5, color="#555555")
-    return figure
+        if ax is None:
+            timed = any(not metric.is_bytes for metric in shown)
+            caption = _caption(frame, timed=timed)
+            size = 7.5 if width is None else 6
+            axes[0][0].figure.supxlabel(
+                "\n".join(textwrap.wrap(caption, int(22 * (width or 99)))), fontsize=size, color="#555555"
+            )
+    return axes
+
+
+def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float | None) -> AxesGrid:
+    """Axes of a new figure, or those that were given, `[rows, columns]`."""
+    if ax is None:
+        across = 3.7 * columns if width is None else width
+        # Panels keep their shape, but none is too low for its legend.
+        height = max(2.3, 3.1 * across / (3.7 * columns))
+        return Figure(figsize=(across, height * rows + 0.3), layout="constrained").subplots(rows, columns, squeeze=False)
+    given = np.array(ax, dtype=object)
+    if given.size != rows * columns:
+        raise ConfigurationError(
+            f"ax has {given.size} axes for {rows} data sets × {columns} columns",
+            f"give plt.subplots({rows}, {columns})[1], or no ax",
+        )
+    return given.reshape(rows, columns)
 
 
 def _panel(
-    ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, _Style], *, per: Per, with_fit: bool, legend: bool
+    ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, LineStyle], *, per: Per, with_fit: bool, legend: bool
 ) -> list[Line2D]:
     """One metric over depth, a line for each line of the frame; returns what a legend shows of them."""
     handles = []
@@ -131,7 +196,7 @@ def _panel(
         if measured.empty:
             continue
         scale = _scale(metric, line, per)
-        style = styles[_style_key(line)]
+        style = styles[style_key(line)]
         by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
         mean = by_depth.mean() * scale
         fit = fit_line(line, cells, metric)
@@ -174,7 +239,7 @@ def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
     return slope_text(factor * fit.fit.slope, factor * low, factor * high, is_bytes=metric.is_bytes) + "/block"
 
 
-def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: _Style, scale: float) -> None:
+def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: LineStyle, scale: float) -> None:
     """The fitted line; where none fits, the points are joined palely."""
     if not fit.linear:
         ax.plot(mean.index, mean, ls=style.dash, drawstyle=_joined(metric, fit), color=style.colour, lw=0.8, alpha=0.4)
@@ -188,7 +253,7 @@ def _joined(metric: Metric, fit: LineFit | None) -> Literal["default", "steps-mi
     return "steps-mid" if metric.name == "reserved" and fit is not None and not fit.linear else "default"
 
 
-def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: _Style) -> None:
+def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: LineStyle) -> None:
     """A cross through the marker of each depth whose times were disturbed."""
     noisy = [] if metric.is_bytes else sorted(set(measured.loc[measured["noise"] != "", "blocks"]))
     if noisy:
@@ -210,7 +275,7 @@ def _fit_range(ax: Axes, entries: int) -> None:
     ax.set_ylim(max(0.0, low - 0.25 * span), high + (0.15 + 0.18 * entries) * span)
 
 
-def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style: _Style) -> None:
+def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style: LineStyle) -> None:
     """Where a line ends because the device was full."""
     same = frame[frame["status"] == "oom"]
     for column, value in line.items():
@@ -237,34 +302,10 @@ def _draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
     """Table 4, pale, behind one's own lines."""
     table, drawn = paper.memory(), []
     for model, cells in table[table["dataset"] == dataset].groupby("model"):
-        colour, marker, _ = _MODEL_STYLES[str(model)]
+        colour, marker, _ = MODEL_STYLES[str(model)]
         drawn += ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3,
                 label=f"paper's {model_title(str(model))} (nvidia-smi)")  # fmt: skip
     return drawn
-
-
-def _styles(frame: pd.DataFrame) -> dict[str, _Style]:
-    """Colour and marker by model; dashes by whatever else differs, and of their own for what is predicted."""
-    found: dict[str, _Style] = {}
-    variants: dict[tuple[str, bool], int] = {}
-    strangers: dict[str, tuple[str, str, float]] = {}
-    for line, _ in lines(frame):
-        key, model = _style_key(line), str(line["model"])
-        if key in found:
-            continue
-        if model not in _MODEL_STYLES and model not in strangers:
-            place = len(strangers)
-            strangers[model] = (_COLOURS[3:][place % 4], _MORE_MARKERS[place % len(_MORE_MARKERS)], _OTHER_SIZE)
-        colour, marker, size = _MODEL_STYLES.get(model) or strangers[model]
-        dashes = _PREDICTED_DASHES if is_predicted(line) else _DASHES
-        variant = variants[model, is_predicted(line)] = variants.get((model, is_predicted(line)), -1) + 1
-        # Where a prediction is right its marker lies on the measured one, inside it.
-        found[key] = _Style(colour, marker, dashes[variant % len(dashes)], 0.6 * size if is_predicted(line) else size)
-    return found
-
-
-def _style_key(line: Line) -> str:
-    return repr([(name, str(value)) for name, value in line.items() if name != "dataset"])
 
 
 def _scale(metric: Metric, line: Line, per: Per) -> float:

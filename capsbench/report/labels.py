@@ -1,6 +1,7 @@
 """What a line is called: its model, and whatever tells it from the other lines beside it."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -68,6 +69,16 @@ def line_label(line: Line, others: Iterable[Line]) -> str:
             alike = [other for other in alike if _word(column, other[column]) == told[-1]]
     title = model_title(str(line["model"]))
     return f"{title} ({', '.join(told)})" if told else title
+
+
+def plain(value: Any) -> Any:
+    """A value of a frame as Python's own: None where it is missing, and whole numbers whole."""
+    if value is None or value is pd.NA or value != value:
+        return None
+    if isinstance(value, bool | str | int):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() else number
 
 
 def _word(column: str, value: object) -> str:

@@ -15,7 +15,7 @@ from capsbench.report.labels import dataset_title, model_title
 from capsbench.report.units import MIB, bytes_text
 
 # Okabe and Ito's palette; neighbours in the stack differ in lightness, and hatches tell them apart in grey.
-_LOOKS = {
+LOOKS = {
     "state": ("#0072B2", ""),
     "gradient": ("#E69F00", "///"),
     "optimizer": ("#56B4E9", ""),
@@ -24,7 +24,7 @@ _LOOKS = {
     "temporary": ("#F0E442", "..."),
     "other": ("#999999", "xxx"),
 }
-_NOBODY = "(the network itself, and the loss)"
+NOBODY = "(the network itself, and the loss)"
 _NARROWEST = 0.11
 _MOST_POINTS = 600
 _MOST_BARS = 12
@@ -38,7 +38,7 @@ def draw_timeline(timeline: Timeline) -> Figure:
         step, modules = figure.subplots(1, 2, width_ratios=[2.2, 1])
         _draw_step(step, timeline)
         _draw_modules(modules, timeline)
-        caption = [part for line in _caption(timeline) for part in textwrap.wrap(line, 150)]
+        caption = [part for line in caption_of(timeline) for part in textwrap.wrap(line, 150)]
         figure.supxlabel("\n".join(caption), fontsize=7.5, color="#555555")
     return figure
 
@@ -47,31 +47,31 @@ def timeline_text(timeline: Timeline) -> str:
     """The same in words: the peak and what is in it, and the modules that retain most."""
     peak, forward = timeline.peak, timeline.phases["forward"]
     lines = [
-        _title(timeline),
+        title_of(timeline),
         *_aligned("peak", f"{_exact(peak.allocated_bytes)} in {peak.contents.phase}"),
         *_aligned("operator", peak.operator or "none, or not known"),
-        *_aligned("module", "not known" if peak.module is None else peak.module or _NOBODY),
+        *_aligned("module", "not known" if peak.module is None else peak.module or NOBODY),
         "alive at the peak",
     ]
-    for name, nbytes in _contents(timeline):
+    for name, nbytes in contents_at_peak(timeline):
         lines += _aligned(f"  {name}", _exact(nbytes))
     lines += _aligned("  left over", _exact(peak.left_over_bytes))
     lines += _aligned("retained", f"{_exact(forward.end_bytes - forward.start_bytes)} after forward; those who keep most of it:")
-    for module in _modules(timeline)[:5]:
+    for module in modules_of(timeline)[:5]:
         each = f" ({module.count} × {bytes_text(module.nbytes)})" if module.count > 1 else ""
-        lines.append(f"  {bytes_text(module.nbytes * module.count):>12}  {module.name or _NOBODY}{each}")
+        lines.append(f"  {bytes_text(module.nbytes * module.count):>12}  {module.name or NOBODY}{each}")
     return "\n".join([*lines, *(f"note: {note}" for note in timeline.notes)])
 
 
 def _draw_step(ax: Axes, timeline: Timeline) -> None:
     stacks = {name: np.array(nbytes) for name, nbytes in timeline.bytes_by_category.items()}
     total = np.sum([*stacks.values()], axis=0)
-    places, shown = _places(timeline), _shown(total)
-    at_peak, floor = dict(_contents(timeline)), np.zeros(len(shown))
+    places, shown = places_of(timeline), shown_events(total)
+    at_peak, floor = dict(contents_at_peak(timeline)), np.zeros(len(shown))
     for name, nbytes in stacks.items():
         if not nbytes.any():
             continue
-        colour, hatch = _LOOKS[name]
+        colour, hatch = LOOKS[name]
         top = floor + nbytes[shown] / MIB
         label = f"{name} {bytes_text(at_peak[name])}"
         ax.fill_between(
@@ -86,7 +86,7 @@ def _draw_step(ax: Axes, timeline: Timeline) -> None:
     ax.set_ylabel("MiB allocated")
     ax.set_xlabel("allocations and frees, in their order")
     ax.grid(visible=False, axis="x")
-    ax.set_title(_title(timeline), loc="left", fontsize=9.5, pad=14)
+    ax.set_title(title_of(timeline), loc="left", fontsize=9.5, pad=14)
     ax.legend(
         loc="upper left", bbox_to_anchor=(-0.02, -0.13), ncols=3, title="alive at the peak", alignment="left", title_fontsize=8
     )
@@ -120,14 +120,14 @@ def _mark_peak(ax: Axes, timeline: Timeline, x: float, y: float) -> None:
 
 
 def _draw_modules(ax: Axes, timeline: Timeline) -> None:
-    found = _modules(timeline)
-    bars = [(module.name or _NOBODY, module.nbytes * module.count, module) for module in found[:_MOST_BARS]]
+    found = modules_of(timeline)
+    bars = [(module.name or NOBODY, module.nbytes * module.count, module) for module in found[:_MOST_BARS]]
     if len(found) > _MOST_BARS:
         others = found[_MOST_BARS:]
         count = sum(module.count for module in others)
         bars.append((f"{count} others", sum(it.nbytes * it.count for it in others), ModuleChange("", 0, 1)))
     sizes = [nbytes / MIB for _, nbytes, _ in bars]
-    ax.barh(range(len(bars)), sizes, color=_LOOKS["retained"][0], height=0.65)
+    ax.barh(range(len(bars)), sizes, color=LOOKS["retained"][0], height=0.65)
     for row, (_, nbytes, module) in enumerate(bars):
         each = f" = {module.count} × {bytes_text(module.nbytes)}" if module.count > 1 else ""
         ax.annotate(
@@ -144,7 +144,7 @@ def _draw_modules(ax: Axes, timeline: Timeline) -> None:
         ax.text(0.5, 0.5, "nothing is retained", ha="center", transform=ax.transAxes)
 
 
-def _places(timeline: Timeline) -> np.ndarray:
+def places_of(timeline: Timeline) -> np.ndarray:
     """Where each event is drawn, from 0 to 1: phases are as wide as they have events, but none too narrow for its name."""
     phases = list(timeline.phases.values())
     lengths = np.array([phase.last_event - phase.first_event for phase in phases], dtype=float)
@@ -154,28 +154,30 @@ def _places(timeline: Timeline) -> np.ndarray:
     return np.interp(np.arange(events[-1] + 1), events, ends)
 
 
-def _shown(total: np.ndarray) -> np.ndarray:
+def shown_events(total: np.ndarray) -> np.ndarray:
     """The events that are drawn: all, or of each small group of them the highest."""
     groups = np.array_split(np.arange(len(total)), min(len(total), _MOST_POINTS))
     return np.unique([0, *(group[total[group].argmax()] for group in groups), len(total) - 1])
 
 
-def _modules(timeline: Timeline) -> list[ModuleChange]:
+def modules_of(timeline: Timeline) -> list[ModuleChange]:
     """Retained bytes by module; modules whose names differ in a number and which keep the same are one."""
     return module_changes({}, timeline.retained_by_module)
 
 
-def _contents(timeline: Timeline) -> Iterator[tuple[str, int]]:
+def contents_at_peak(timeline: Timeline) -> Iterator[tuple[str, int]]:
+    """Bytes at the peak by category."""
     for name in timeline.bytes_by_category:
         yield name, getattr(timeline.peak.contents, f"{name}_bytes")
 
 
-def _title(timeline: Timeline) -> str:
+def title_of(timeline: Timeline) -> str:
+    """`MoCapsNet, 4 blocks: one training step, measured`."""
     it = timeline.configuration
     return f"{model_title(it.model)}, {it.blocks} {'block' if it.blocks == 1 else 'blocks'}: one training step, {timeline.kind}"
 
 
-def _caption(timeline: Timeline) -> list[str]:
+def caption_of(timeline: Timeline) -> list[str]:
     """What was run, and what else a reader must know."""
     it = timeline.configuration
     names = ("kernel", "routing", "memory", "inverse", "front", "rule", "optimizer_step", "gpu")

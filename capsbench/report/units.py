@@ -51,6 +51,12 @@ def ratio_text(ratio: float, low: float, high: float) -> str:
     return f"{ratio:.3g}\n{low:.3g}–{high:.3g}"
 
 
+def ratio_in_words(ratio: float, low: float, high: float) -> str:
+    """A ratio and its interval on one line: `1.5 (1.3–1.8)`, or `1.5` where the interval says nothing more."""
+    value, *interval = ratio_text(ratio, low, high).split("\n")
+    return value + "".join(f" ({text})" for text in interval if text != f"{value}–{value}")
+
+
 def _in_one_unit(*values: float, is_bytes: bool) -> str:
     """Values joined by ±, in the unit that suits the largest."""
     if any(math.isnan(value) for value in values):

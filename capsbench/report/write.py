@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from capsbench.analysis.slopes import slopes
-from capsbench.report.figures import Per, figure3, figure4, save
+from capsbench.report.figures import PAGE_WIDTH, Per, figure3, figure4, save
 from capsbench.report.labels import on_gpu
 from capsbench.report.table4 import table4, write_table4
 from capsbench.report.tables import write_slopes_csv
@@ -22,7 +22,7 @@ def write_report(
     with_paper: bool = False,
     only: Sequence[str] = ("figure3", "figure4"),
 ) -> list[Path]:
-    """Writes slopes.csv and the figures of one report, and returns their paths.
+    """Writes slopes.csv and the figures of one report (svg and png; pdf at a printed page's width), and returns their paths.
 
     Args:
         frame: the report's records, as `capsbench.load` gives them.
@@ -38,8 +38,9 @@ def write_report(
     paths = [write_slopes_csv(slopes(frame), folder / "slopes.csv")]
     for name, draw, usual in (("figure3", figure3, ("retained",)), ("figure4", figure4, ("retained", "peak"))):
         if name in only:
-            figure = draw(frame, memory=memory or usual, per=per, with_paper=with_paper)
-            paths += save(figure, folder, name)
+            for kinds, width in ((("svg", "png"), None), (("pdf",), PAGE_WIDTH)):
+                axes = draw(frame, memory=memory or usual, per=per, with_paper=with_paper, width=width)
+                paths += save(axes[0][0].figure, folder, name, kinds)
     return paths
 
 

@@ -1,0 +1,149 @@
+"""The commands for reading: report and show."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from capsbench.cli.options import FOLDER
+from capsbench.errors import ConfigurationError, StoreError
+
+if TYPE_CHECKING:
+    from capsbench.report.page import Source
+
+PAGE = "index.html"
+
+
+@click.command()
+@click.argument("reports", type=FOLDER, nargs=-1, required=True)
+@click.option("--out", type=FOLDER, help="The file to write; by default index.html in the folder, or in the one that all share.")
+def report(reports: tuple[Path, ...], out: Path | None) -> None:
+    """Write one page of every report at or below the folders: no network, no server, opens from disk.
+
+    With several reports they stand side by side, with their history and the gate's verdicts.
+
+    \b
+    Examples:
+      capsbench report reports/
+      capsbench report reports/before reports/after --out comparison.html
+    """
+    from capsbench.report.page import write_page
+
+    path = out or _common(reports) / PAGE
+    if path.is_dir():
+        raise ConfigurationError(f"--out {path} is a folder", f"name a file, such as {path / PAGE}")
+    sources = read_sources(reports)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_page(sources, path)
+    except OSError as error:
+        raise StoreError(f"--out {path} cannot be written: {error.strerror}", "choose a file that you may write to") from None
+    click.echo(path)
+
+
+@click.command()
+@click.argument("reports", type=FOLDER)
+def show(reports: Path) -> None:
+    """Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth.
+
+    \b
+    Examples:
+      capsbench show reports/
+      capsbench show reports/mine
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from capsbench.analysis.slopes import slopes
+    from capsbench.cli.output import load_records
+    from capsbench.report.show import show_lines
+    from capsbench.report.sparks import BLOCKS, PLAIN
+
+    frame = load_records(reports)
+    console = Console(highlight=False)
+    plain = not _can_say(BLOCKS, console.encoding)
+    lines = show_lines(frame, slopes(frame), PLAIN if plain else BLOCKS)
+    for line in lines:
+        text = Text(line.plain.translate(_ASCII).encode("ascii", "replace").decode()) if plain else line
+        console.print(text, soft_wrap=True)
+    if not lines:
+        click.echo("no slopes: a line needs two measured depths")
+
+
+_ASCII = str.maketrans({"×": "x", "±": "+-", "µ": "u", "–": "-", "…": "..."})
+
+
+def _can_say(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def read_sources(roots: Sequence[Path], *, quiet: bool = False) -> "list[Source]":
+    """Every report at or below these folders, each once, in their order; damaged lines are told on the page and here.
+
+    Args:
+        roots: folders.
+        quiet: they are told on the page alone.
+
+    Raises:
+        StoreError: there are no records, or they cannot be read.
+    """
+    from capsbench.store import report_folders
+
+    folders = {folder.resolve(): folder for root in roots for folder in report_folders(root)}
+    sources = [read_source(folder) for folder in folders.values()]
+    first, *others = sources
+    sources = [_with_timelines(first, roots), *others]
+    for note in () if quiet else (note for source in sources for note in source.notes):
+        click.echo(f"warning: {note}", err=True)
+    if not any(source.records for source in sources):
+        raise StoreError(f"{', '.join(map(str, roots))} holds no record that can be read", "measure first, with 'capsbench run'")
+    return sources
+
+
+def read_source(folder: Path) -> "Source":
+    """One report, without timelines.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    from capsbench.report.page import Source
+    from capsbench.store import Store
+
+    store = Store(folder)
+    contents = store.read()
+    return Source(
+        name=folder.resolve().name or "report",
+        records=contents.records,
+        environments=store.read_environments(),
+        plan=store.read_plan(),
+        notes=[str(damage) for damage in contents.damages],
+    )
+
+
+def _with_timelines(source: "Source", roots: Sequence[Path]) -> "Source":
+    """A report with every timeline at or below the folders, each once."""
+    from capsbench.store import read_timelines
+
+    timelines, notes = read_timelines(roots)
+    return replace(source, timelines=timelines, notes=[*source.notes, *notes])
+
+
+def _common(roots: Sequence[Path]) -> Path:
+    """The folder that is given, or the nearest that has all of them in it.
+
+    Raises:
+        ConfigurationError: only the root of the disk has.
+    """
+    if len(roots) == 1:
+        return roots[0]
+    common = Path(os.path.commonpath([root.resolve() for root in roots]))
+    if common == Path(common.anchor):
+        raise ConfigurationError("the folders share no other than the root of the disk", "name the file to write with --out")
+    return common

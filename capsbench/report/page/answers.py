@@ -1,0 +1,256 @@
+"""The answer first: what a block costs each model, in a sentence, and whether the paper says the same."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from capsbench import paper
+from capsbench.analysis.metrics import METRICS
+from capsbench.analysis.slopes import fit_slope
+from capsbench.report.labels import dataset_title, is_predicted, model_title, plain
+from capsbench.report.page.cells import Line, Lines
+from capsbench.report.page.source import Source
+from capsbench.report.units import bytes_text, quantity_text, ratio_in_words
+
+Piece = tuple[bool, str]
+"""Whether it is emphasised, and the text."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of the records in a sentence."""
+
+    place: int
+    """In the page's list of lines."""
+    label: str
+    colour: int
+    """Of the page's palettes."""
+    sentence: list[Piece]
+    where: str
+    """What was measured, and on what."""
+
+
+@dataclass(frozen=True)
+class PaperVerdict:
+    """One of the paper's claims beside one's own figure."""
+
+    claim: str
+    paper: str
+    here: str
+    of: str
+    """Whose figure it is."""
+    verdict: str
+    """`agrees`, `contradicts` or `open`; of an amount `less` or `more` where it does not agree."""
+    why: str
+
+
+def answers(
+    lines: Lines, told: Sequence[Mapping[str, Any]], frame: pd.DataFrame, sources: Sequence[Source], most: int
+) -> tuple[list[Answer], int]:
+    """A sentence for each of the first lines, and how many lines there are.
+
+    Args:
+        lines: of the frame.
+        told: what `lines_data` gave.
+        frame: all records.
+        sources: the reports.
+        most: how many sentences at most.
+    """
+    rows = frame.assign(line=lines.of_record)
+    found = []
+    latest = latest_of(sources)
+    first = sorted(range(len(told)), key=lambda place: told[place]["report"] != latest)
+    for place in first[:most]:
+        line = told[place]
+        cells = rows[rows["line"] == place]
+        options = lines.lines[place]
+        found.append(
+            Answer(
+                place=place,
+                label=str(line["label"]),
+                colour=int(line["look"]["colour"]),
+                sentence=[*_cost(line["fits"], cells), *_end(cells)],
+                where=_where(options, cells, sources),
+            )
+        )
+    return found, len(told)
+
+
+def paper_verdicts(
+    table: pd.DataFrame, lines: Lines, told: Sequence[Mapping[str, Any]], sources: Sequence[Source]
+) -> list[PaperVerdict]:
+    """The paper's claims on memory and time per block, each held against what was measured; the latest report's first.
+
+    Args:
+        table: slopes of all lines.
+        lines: of the records.
+        told: what `lines_data` gave.
+        sources: the reports.
+    """
+    ratios: list[PaperVerdict] = []
+    amounts: list[PaperVerdict] = []
+    rows = table.iloc[(table["report"] != latest_of(sources)).argsort(kind="stable")]
+    for row in rows.to_dict("records"):
+        line = {str(name): plain(row[name]) for name in lines.names}
+        label = str(told[lines.place_of(line)]["label"])
+        is_momentum = line["model"] == "mocapsnet" and str(line["memory"]).startswith("reversible")
+        alone = is_predicted(line) and pd.isna(row["ratio_to_rescapsnet"])
+        if is_momentum and not alone and row["metric"] in ("retained", "train"):
+            ratios.append(_ratio_verdict(row, label))
+        # The driver's word for the process is what nvidia-smi reads.
+        if row["metric"] == "process" and told[lines.place_of(line)]["paper"] and not is_predicted(line):
+            amounts += _slope_verdict(row, line, label)
+    return [*ratios, *amounts]
+
+
+def latest_of(sources: Sequence[Source]) -> str:
+    """The name of the report that was measured last."""
+    return max(sources, key=lambda source: source.ended()).name
+
+
+def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Piece]:
+    """What a block costs in memory and in time."""
+    if not fits:
+        return _one_depth(cells)
+    pieces: list[Piece] = []
+    memory = next((name for name in ("retained", "peak", "reserved", "process") if name in fits), None)
+    if memory is not None:
+        fit = fits[memory]
+        verb = "retains" if memory == "retained" else f"needs ({METRICS[memory].title})"
+        pieces += [(False, f"{verb} "), (True, str(fit["text"])), (False, " more per block"), *_ratio(fit), *_line_note(fit)]
+    if "train" in fits:
+        pieces += [(False, "; its training step " if pieces else "has a training step that "), *_time(fits["train"])]
+    return [*pieces, (False, ".")]
+
+
+def _time(fit: Mapping[str, Any]) -> list[Piece]:
+    """How much longer a step takes for each block, or that nobody can say."""
+    text: Piece = (True, str(fit["text"]))
+    if fit["low"] is not None and fit["low"] <= 0 <= fit["high"]:
+        pieces: list[Piece] = [(False, "changes by "), text, (False, " per block, which cannot be told from 0")]
+    elif fit["slope"] < 0:
+        pieces = [(False, "changes by "), text, (False, " per block")]
+    else:
+        pieces = [(False, "takes "), text, (False, " longer per block"), *_ratio(fit)]
+    noise: list[Piece] = [(False, f" (noisy: {fit['noise']})")] if fit["noise"] else []
+    return [*pieces, *_line_note(fit), *noise]
+
+
+def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
+    return (
+        []
+        if fit["ratio"] is None or fit["isReference"]
+        else [(False, ", "), (True, f"{fit['ratioText']} ×"), (False, " ResCapsNet’s")]
+    )
+
+
+def _line_note(fit: Mapping[str, Any]) -> list[Piece]:
+    return [] if fit["linear"] else [(False, " (though it is not a line)")]
+
+
+def _one_depth(cells: pd.DataFrame) -> list[Piece]:
+    """What can be said without a slope."""
+    good = cells[cells["status"] == "ok"]
+    if good.empty:
+        return [(False, "has no figures.")]
+    row = good.iloc[0]
+    parts = [
+        f"{METRICS[name].title} {quantity_text(float(row[METRICS[name].column]), is_bytes=METRICS[name].is_bytes)}"
+        for name in ("retained", "peak", "train")
+        if not pd.isna(row[METRICS[name].column])
+    ]
+    return [(False, f"was measured at {_blocks([int(row['blocks'])])} only, which gives no slope: {', '.join(parts)}.")]
+
+
+def _end(cells: pd.DataFrame) -> list[Piece]:
+    """How a line ends, where it does not end well."""
+    pieces: list[Piece] = []
+    full = cells[cells["status"] == "oom"]
+    if len(full):
+        pieces.append((False, " Out of memory"))
+        depth = int(full["blocks"].min())
+        pieces.append((False, f" from {_blocks([depth])} on."))
+    faults = cells[cells["status"].isin(["error", "timeout"])]
+    if len(faults):
+        pieces.append((False, f" {len(faults)} of its cells ended in {' or '.join(sorted(set(faults['status'])))}."))
+    return pieces
+
+
+def _where(line: Line, cells: pd.DataFrame, sources: Sequence[Source]) -> str:
+    """What was measured on what: `Measured at 1 to 8 blocks: MNIST, batch 128, kernel compiled, Intel Xeon, 2 threads.`."""
+    good = cells[cells["status"] == "ok"]
+    depths = sorted(set((good if len(good) else cells)["blocks"]))
+    how = "Predicted" if is_predicted(line) else "Measured" if len(good) else "Tried"
+    parts = [dataset_title(str(line["dataset"])), f"batch {line['batch_size']}"]
+    parts += [f"{name} {line[name]}" for name in ("kernel", "memory") if line.get(name) is not None]
+    parts += [str(line["precision"]), _machine(line, sources)]
+    if (cells["data_source"] == "stand-in").any():
+        parts.append("the packaged images stand in for a set that was not on disk")
+    return f"{how} at {_blocks(depths)}: {', '.join(part for part in parts if part)}."
+
+
+def _machine(line: Line, sources: Sequence[Source]) -> str:
+    """The name of the device, as its report's environment says it."""
+    if is_predicted(line):
+        return str(line.get("gpu") or line["device"])
+    entry: Mapping[str, Any] = {}
+    for source in sources:
+        if source.name == line["report"]:
+            found = source.environments.get(str(line.get("environment")))
+            entry = found if isinstance(found, Mapping) else {}
+    device = str(line["device"])
+    if device.startswith("cuda"):
+        devices = (entry.get("cuda") or {}).get("devices") or []
+        number = int(device.partition(":")[2] or 0)
+        return str(devices[number].get("name", device)) if number < len(devices) else device
+    cpu = (entry.get("cpu") or {}).get("model") or device
+    return f"{cpu}, {line['threads']} threads" if line.get("threads") is not None else str(cpu)
+
+
+def _blocks(depths: Sequence[int]) -> str:
+    if len(depths) > 2 and depths == list(range(depths[0], depths[-1] + 1)):
+        return f"{depths[0]} to {depths[-1]} blocks"
+    return f"{', '.join(map(str, depths))} block{'' if depths == [1] else 's'}"
+
+
+def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
+    """MoCapsNet's slope over ResCapsNet's: the paper has memory fall and time rise."""
+    memory = row["metric"] == "retained"
+    printed = paper.table("figure4_slopes")
+    by_model = printed[printed["quantity"] == ("memory" if memory else "train_time")].set_index("model")["slope_per_block"]
+    # The paper prints one line for CapsNet and ResCapsNet together.
+    theirs = float(by_model["mocapsnet"] / by_model["capsnet"])
+    claim = "A block costs MoCapsNet less memory than ResCapsNet" if memory else "and more training time"
+    if pd.isna(row["ratio_to_rescapsnet"]):
+        here, verdict, why = "-", "open", "there is no ResCapsNet line beside it whose slope can be told from 0"
+    else:
+        ratio = float(row["ratio_to_rescapsnet"])
+        low, high = (ratio if pd.isna(row[name]) else float(row[name]) for name in ("ratio_low", "ratio_high"))
+        here = f"× {ratio_in_words(ratio, float(row['ratio_low']), float(row['ratio_high']))}"
+        verdict = _side(low, high, less=memory)
+        why = {"agrees": "", "contradicts": "", "open": "the interval contains 1"}[verdict]
+    return PaperVerdict(claim, f"× {theirs:.3g}", here, f"{label}, {METRICS[row['metric']].title}", verdict, why)
+
+
+def _side(low: float, high: float, *, less: bool) -> str:
+    if low <= 1 <= high:
+        return "open"
+    return "agrees" if (high < 1) == less else "contradicts"
+
+
+def _slope_verdict(row: Mapping[Any, Any], line: Line, label: str) -> list[PaperVerdict]:
+    """Table 4's slope beside one of the same kind of memory, at the same batch, on a GPU."""
+    table = paper.memory()
+    theirs = table[(table["dataset"] == line["dataset"]) & (table["model"] == line["model"])]
+    if theirs.empty or pd.isna(row["slope_low"]):
+        return []
+    fit = fit_slope(theirs["blocks"].tolist(), theirs["bytes"].tolist())
+    low, high = fit.slope_interval or (fit.slope, fit.slope)
+    overlap = row["slope_low"] <= high and low <= row["slope_high"]
+    name = f"{model_title(str(line['model']))} on {dataset_title(str(line['dataset']))}: memory per block (table 4, nvidia-smi)"
+    here = quantity_text(float(row["slope"]), is_bytes=True)
+    verdict = "agrees" if overlap else "less" if row["slope"] < fit.slope else "more"
+    why = "" if overlap else "than the paper’s implementation"
+    return [PaperVerdict(name, bytes_text(fit.slope), here, f"{label}, {METRICS[row['metric']].title}", verdict, why)]

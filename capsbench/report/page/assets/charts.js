@@ -1,0 +1,157 @@
+// Charts: the library is unpacked once, and each chart is drawn when it comes into sight, or is printed.
+
+const CHARTS = new Map();
+let library = null;
+
+function unpack() {
+  if (library) return library;
+  library = (async () => {
+    const packed = Uint8Array.from(atob(byId("library").textContent.trim()), (sign) => sign.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const script = element("script", {});
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+    script.remove();
+    return window.Plotly;
+  })();
+  library.catch(() => {
+    for (const node of CHARTS.keys()) node.replaceChildren(element("p", { class: "empty" }, "This browser cannot unpack the charts; every number is in the tables."));
+  });
+  return library;
+}
+
+const sight = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    const chart = CHARTS.get(entry.target);
+    if (!chart) continue;
+    chart.seen = entry.isIntersecting;
+    if (chart.seen && chart.stale) draw(entry.target);
+  }
+}, { rootMargin: "400px" });
+
+// `build` gives { data, layout, label, empty }: what the library takes, what a screen reader says, or why there is no chart.
+function chart(node, build, clicked) {
+  CHARTS.set(node, { build, clicked, stale: true, seen: false });
+  sight.observe(node);
+}
+
+function forget(node) {
+  for (const known of [...CHARTS.keys()]) {
+    if (known !== node && !node.contains(known)) continue;
+    sight.unobserve(known);
+    CHARTS.delete(known);
+    if (window.Plotly) window.Plotly.purge(known);
+  }
+}
+
+function redraw(node) {
+  const known = CHARTS.get(node);
+  if (!known) return Promise.resolve();
+  known.stale = true;
+  return known.seen ? draw(node) : Promise.resolve();
+}
+
+async function draw(node) {
+  const known = CHARTS.get(node);
+  known.stale = false;
+  const { data, layout, label, empty } = known.build();
+  const Plotly = await unpack();
+  if (!CHARTS.has(node)) return;
+  if (empty) {
+    Plotly.purge(node);
+    node.replaceChildren(element("p", { class: "empty" }, empty));
+    node.dataset.drawn = "empty";
+    return;
+  }
+  if (node.dataset.drawn === "empty") node.replaceChildren();
+  await Plotly.react(node, data, themed(layout), { displayModeBar: false, responsive: true, displaylogo: false });
+  node.setAttribute("role", "img");
+  node.setAttribute("aria-label", label);
+  if (node.dataset.drawn !== "yes" && known.clicked) {
+    node.on("plotly_click", (event) => {
+      const cell = event.points[0] && event.points[0].customdata;
+      if (Number.isInteger(cell)) known.clicked(cell);
+    });
+  }
+  node.dataset.drawn = "yes";
+}
+
+const drawAll = () => Promise.all([...CHARTS.keys()].map((node) => draw(node)));
+
+function themed(layout) {
+  const ink = variable("--ink");
+  const soft = variable("--soft");
+  const grid = variable("--grid");
+  const axis = { gridcolor: grid, linecolor: variable("--rule"), zerolinecolor: variable("--rule"), tickfont: { color: soft }, automargin: true };
+  const whole = {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: "system-ui, sans-serif", size: 12, color: ink },
+    margin: { l: 64, r: 16, t: 14, b: 46 },
+    showlegend: false,
+    hovermode: "closest",
+    hoverlabel: { bgcolor: variable("--paper"), bordercolor: soft, font: { color: ink, size: 12 }, align: "left", namelength: 0 },
+    dragmode: false,
+    ...layout,
+  };
+  whole.xaxis = { ...axis, ...(layout.xaxis || {}) };
+  whole.yaxis = { ...axis, ...(layout.yaxis || {}) };
+  return whole;
+}
+
+const axisTitle = (text) => ({ text, standoff: 8, font: { size: 12, color: variable("--soft") } });
+const wholeTicks = (depths) => (Math.max(...depths) - Math.min(...depths) <= 16 ? { tickmode: "linear", dtick: 1 } : {});
+
+// In which unit an axis is: that of its largest value.
+function unitFor(values, isBytes) {
+  const largest = Math.max(0, ...values.map(Math.abs));
+  const units = isBytes ? UNITS.bytes : UNITS.seconds;
+  return units.find((unit) => largest >= unit[0]) || units[units.length - 1];
+}
+
+function hoverText(cell, metrics) {
+  const line = lineOf(cell);
+  const rows = [`<b>${plotText(shortened(line.label, 60))}</b>`, plotText(depthText(cell))];
+  for (const metric of metrics) {
+    rows.push(`${metric.title}: <b>${exactly(cell, metric)}</b>`, plotText(interval(cell, metric)));
+    const fit = line.fits[metric.name];
+    if (fit) rows.push(`slope ${plotText(fit.text)} per block`);
+  }
+  if (metrics.some((metric) => !metric.bytes) && noiseOf(cell)) rows.push(`noisy: ${plotText(noiseOf(cell))}`);
+  rows.push(plotText(shortened(recordText(cell), 70)));
+  return rows.join("<br>");
+}
+
+// The key of a figure: a list, which wraps, prints and is read aloud.
+function keys(entries) {
+  const list = element("ul", { class: "keys" });
+  for (const entry of entries) {
+    list.append(element("li", {}, swatch(entry), element("span", {}, entry.text)));
+  }
+  return list;
+}
+
+const SHAPES = {
+  "triangle-up": "M20 3 L27 15 L13 15 Z", "triangle-down": "M20 15 L27 3 L13 3 Z", square: "M14.5 3.5 h11 v11 h-11 Z",
+  circle: "M25 9 A5 5 0 1 1 15 9 A5 5 0 1 1 25 9 Z", diamond: "M20 2.5 L26.5 9 L20 15.5 L13.5 9 Z",
+  cross: "M18 3 h4 v4 h4 v4 h-4 v4 h-4 v-4 h-4 v-4 h4 Z", x: "M15 4 L25 14 M25 4 L15 14", star: "M20 2 L22 7 L27 7 L23 10.5 L25 16 L20 12.5 L15 16 L17 10.5 L13 7 L18 7 Z",
+};
+const DASHES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "7 3 2 3" };
+
+function swatch({ colour, symbol, dash, pale }) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  svg.setAttribute("width", "40");
+  svg.setAttribute("height", "18");
+  svg.setAttribute("aria-hidden", "true");
+  const add = (tag, attributes) => {
+    const node = document.createElementNS(space, tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    svg.append(node);
+  };
+  const opacity = pale ? "0.45" : "1";
+  const dashes = !dash ? "" : DASHES[dash] === undefined ? dash.replaceAll("px", "").replaceAll(",", " ") : DASHES[dash];
+  if (dash) add("line", { x1: 1, x2: 39, y1: 9, y2: 9, stroke: colour, "stroke-width": 1.8, "stroke-dasharray": dashes, opacity });
+  if (symbol) add("path", { d: SHAPES[symbol], fill: variable("--paper"), stroke: colour, "stroke-width": 1.8, opacity });
+  return svg;
+}

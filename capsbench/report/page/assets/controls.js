@@ -1,0 +1,73 @@
+// What is shown: filters for the whole page, and choices for single figures.
+
+const FILTERS = {
+  report: "Report", dataset: "Data set", kernel: "Kernel", memory: "Memory strategy", precision: "Precision", batch_size: "Batch size",
+  device: "Device", kind: "Measured or predicted", routing: "Routing", front: "Front", optimizer_step: "Optimizer step", rule: "Rule",
+};
+const ALL = "*";
+const NONE = "";
+const CHOSEN = {};
+const MOST_LINES = 12;
+const listeners = [];
+
+const optionOf = (line, name) => (line[name] === undefined || line[name] === null ? NONE : String(line[name]));
+
+function field(label, options, value, changed, id) {
+  const select = element("select", { id, onchange: () => changed(select.value) });
+  for (const [key, text] of options) select.append(element("option", { value: key, title: text }, shortened(text, 60)));
+  select.value = value;
+  return element("label", { class: "field" }, label, select);
+}
+
+function tick(label, value, changed, id) {
+  const box = element("input", { type: "checkbox", id, onchange: () => changed(box.checked) });
+  box.checked = value;
+  return element("label", { class: "tick" }, box, label);
+}
+
+function startFilters() {
+  const form = byId("filters");
+  form.addEventListener("submit", (event) => event.preventDefault());
+  for (const [name, label] of Object.entries(FILTERS)) {
+    const values = [...new Set(LINES.map((line) => optionOf(line, name)))];
+    CHOSEN[name] = ALL;
+    if (values.length < 2) continue;
+    // Lines of two data sets have little to say to each other.
+    if (name === "dataset") CHOSEN[name] = values[0];
+    if (name === "report" && LINES.length > MOST_LINES) CHOSEN[name] = DATA.latest;
+    const titles = new Map(LINES.map((line) => [optionOf(line, name), name === "dataset" ? line.datasetTitle : optionOf(line, name)]));
+    const options = [[ALL, "all"], ...values.map((value) => [value, value === NONE ? "none" : titles.get(value)])];
+    form.append(field(label, options, CHOSEN[name], (value) => {
+      CHOSEN[name] = value;
+      for (const tell of listeners) tell();
+    }, `filter-${name}`));
+  }
+}
+
+// The chosen lines, by their places; `whatever` names a filter that does not count.
+function chosenLines(whatever) {
+  const found = [];
+  LINES.forEach((line, place) => {
+    if (Object.keys(FILTERS).every((name) => name === whatever || CHOSEN[name] === ALL || optionOf(line, name) === CHOSEN[name])) found.push(place);
+  });
+  return found;
+}
+
+function drawnLines(metric) {
+  const chosen = chosenLines().filter((place) => !metric || CELLS_OF[place].some((cell) => figure(cell, metric) !== null || statusOf(cell) === "oom"));
+  return { drawn: chosen.slice(0, MOST_LINES), all: chosen.length };
+}
+
+function linesNote({ drawn, all }) {
+  return drawn.length < all ? `The first ${drawn.length} of ${all} lines are drawn: choose above. ` : "";
+}
+
+function metricOptions(test) {
+  return DATA.metrics.filter((metric) => !test || test(metric)).map((metric) => [metric.name, metric.title]);
+}
+
+// What lines are called beside each other: without their report and data set where they share both.
+function namesOf(places) {
+  const shared = new Set(places.map((place) => JSON.stringify([LINES[place].report, LINES[place].dataset]))).size < 2;
+  return new Map(places.map((place) => [place, shared ? LINES[place].short : LINES[place].label]));
+}

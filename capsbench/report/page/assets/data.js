@@ -1,0 +1,96 @@
+"use strict";
+// What the page was given, and how it is written. Texts of records are set as text, never as markup.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const LINES = DATA.lines;
+const CELLS = DATA.cells;
+const COUNT = CELLS.line.length;
+const METRICS = Object.fromEntries(DATA.metrics.map((metric) => [metric.name, metric]));
+const TIMES = ["train", "forward", "inference"];
+const SAMPLES = { train: 0, forward: 1, inference: 2 };
+const MODEL_OPTIONS = ["routing", "iterations", "capsules", "front", "inverse", "rule", "gamma", "optimizer_step", "gpu", "threads", "capacity"];
+
+const textOf = (number) => DATA.texts[number];
+const byId = (id) => document.getElementById(id);
+
+function element(tag, properties, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties || {})) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "class") node.className = value;
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+const UNITS = {
+  bytes: [[2 ** 30, "GiB", 2], [2 ** 20, "MiB", 2], [2 ** 10, "KiB", 2], [1, "B", 0]],
+  seconds: [[1, "s", 2], [1e-3, "ms", 1], [1e-6, "µs", 0]],
+};
+
+function quantity(value, isBytes) {
+  if (value === null || value === undefined) return "-";
+  const units = isBytes ? UNITS.bytes : UNITS.seconds;
+  const [size, name, decimals] = units.find((unit) => Math.abs(value) >= unit[0]) || units[units.length - 1];
+  return `${(value / size).toFixed(decimals)} ${name}`;
+}
+
+const exact = (nbytes) => `${nbytes.toLocaleString("en-US")} bytes`;
+const seconds = (value) => `${Number(value.toPrecision(6))} s`;
+const moment = (text) => text.replace(/^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*$/, "$1 $2");
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+
+// A record's figure, as it stands in the record.
+function figure(cell, metric) {
+  const value = CELLS[metric.column][cell];
+  return value === undefined ? null : value;
+}
+
+function exactly(cell, metric) {
+  const value = figure(cell, metric);
+  if (value === null) return "-";
+  return metric.bytes ? `${quantity(value, true)} (${exact(value)})` : `${quantity(value, false)} (${seconds(value)})`;
+}
+
+function interval(cell, metric) {
+  if (metric.bytes) return "bytes repeat exactly";
+  const low = CELLS[`${metric.name}_low`][cell];
+  const high = CELLS[`${metric.name}_high`][cell];
+  const taken = plural(CELLS.taken[cell], "sample");
+  return low === null ? `median of ${taken}` : `median of ${taken}; 95 % interval ${quantity(low, false)} to ${quantity(high, false)}`;
+}
+
+const statusOf = (cell) => textOf(CELLS.status[cell]);
+const noiseOf = (cell) => textOf(CELLS.noise[cell]);
+const lineOf = (cell) => LINES[CELLS.line[cell]];
+const depthText = (cell) => plural(CELLS.blocks[cell], "block") + (CELLS.replicate[cell] ? `, replicate ${CELLS.replicate[cell] + 1}` : "");
+const recordText = (cell) => `record ${CELLS.key[cell]} of ${lineOf(cell).report}`;
+const commandOf = (cell) => `${lineOf(cell).command} --depth ${CELLS.blocks[cell]}`;
+
+const CELLS_OF = LINES.map(() => []);
+for (let cell = 0; cell < COUNT; cell++) CELLS_OF[CELLS.line[cell]].push(cell);
+for (const cells of CELLS_OF) cells.sort((a, b) => CELLS.blocks[a] - CELLS.blocks[b] || CELLS.replicate[a] - CELLS.replicate[b]);
+
+// The charting library reads a little markup in its texts.
+const plotText = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const shortened = (text, length) => (text.length <= length ? text : `${text.slice(0, length - 1)}…`);
+
+function download(name, type, text) {
+  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+function csvField(value) {
+  if (value === null || value === undefined) return "";
+  let text = String(value);
+  // A spreadsheet must not take a name for a formula.
+  if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
+  return /[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
+}
+
+const csv = (rows) => rows.map((row) => row.map(csvField).join(",")).join("\r\n") + "\r\n";

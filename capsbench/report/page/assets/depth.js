@@ -1,0 +1,189 @@
+// Figures 3 and 4 of the paper, from one's own records: memory and time over depth.
+
+const DEPTH = { metric: (METRICS.retained || DATA.metrics[0] || {}).name, axis: "close", paper: true };
+const AXES = [["close", "close to the values"], ["zero", "from 0"], ["log", "logarithmic"]];
+
+function startDepth() {
+  const controls = byId("depth-controls");
+  if (DATA.metrics.length) controls.append(field("Quantity", metricOptions(), DEPTH.metric, (value) => depthChanged({ metric: value }), "metric"));
+  controls.append(field("Axis", AXES, DEPTH.axis, (value) => depthChanged({ axis: value }), "axis"));
+  controls.append(tick("the paper’s values", DEPTH.paper, (value) => depthChanged({ paper: value }), "with-paper"));
+  controls.append(element("button", { type: "button", onclick: () => saveImage("figure4") }, "Save as SVG"));
+  chart(byId("figure4"), buildFigure4, selectCell);
+  depthNotes();
+  startFigure3();
+}
+
+function depthChanged(change) {
+  Object.assign(DEPTH, change);
+  redraw(byId("figure4"));
+  depthNotes();
+  startFigure3();
+}
+
+async function saveImage(id) {
+  const Plotly = await unpack();
+  const node = byId(id);
+  if (node.dataset.drawn === "yes") Plotly.downloadImage(node, { format: "svg", filename: id, width: node.clientWidth, height: node.clientHeight });
+}
+
+function buildFigure4() {
+  const metric = METRICS[DEPTH.metric];
+  if (!metric) return { empty: "No cell was measured: there is nothing to draw." };
+  return overDepth(metric, drawnLines(metric).drawn, { fits: true, axis: DEPTH.axis, paper: DEPTH.paper });
+}
+
+// One quantity over depth: a point for each record; fitted lines, or pale joins where none fits.
+function overDepth(metric, places, { fits, axis, paper }) {
+  const measured = places.flatMap((place) => CELLS_OF[place]).filter((cell) => figure(cell, metric) !== null);
+  const pale = paper ? paperLines(metric, places) : [];
+  const values = [...measured.map((cell) => figure(cell, metric)), ...pale.flatMap((line) => line.bytes)];
+  if (!measured.length) {
+    const full = places.some((place) => CELLS_OF[place].some((cell) => statusOf(cell) === "oom"));
+    return { empty: full ? "Every cell that was tried ran out of memory." : `No chosen cell says anything of ${metric.title}.` };
+  }
+  const unit = unitFor(values, metric.bytes);
+  const data = [];
+  const annotations = [];
+  for (const one of pale) data.push(paperTrace(one, unit));
+  for (const place of places) data.push(...lineTraces(place, metric, unit, fits), ...endTraces(place, metric, unit, annotations));
+  const depths = [...measured.map((cell) => CELLS.blocks[cell]), 0];
+  const label = `${metric.title} over depth, ${plural(places.length, "line")}; the numbers are in a table below.`;
+  const layout = {
+    annotations,
+    xaxis: { title: axisTitle("blocks"), ...wholeTicks(depths.slice(0, -1)) },
+    yaxis: { title: axisTitle(`${fits ? `${metric.title}, ` : ""}${unit[1]}${metric.bytes ? "" : " per step"}`), rangemode: axis === "zero" ? "tozero" : "normal" },
+  };
+  // What is not above 0 has no place on a logarithmic axis.
+  if (axis === "log" && Math.min(...values) > 0) layout.yaxis.type = "log";
+  // Level lines look level.
+  const [low, high] = [Math.min(...values) / unit[0], Math.max(...values) / unit[0]];
+  if (axis === "close" && high - low < 0.05 * high) layout.yaxis.range = [Math.max(0, low - 0.05 * high), high + 0.05 * high];
+  if (layout.yaxis.type === "log") for (const one of annotations) one.y = Math.log10(one.y);
+  return { data, layout, label };
+}
+
+function lineTraces(place, metric, unit, fits) {
+  const line = LINES[place];
+  const colour = colourOf(line);
+  const cells = CELLS_OF[place].filter((cell) => figure(cell, metric) !== null);
+  if (!cells.length) return [];
+  const fit = line.fits[metric.name];
+  const found = [];
+  const means = line.means[metric.name] || cells.map((cell) => [CELLS.blocks[cell], figure(cell, metric)]);
+  if (fits && fit && fit.linear) {
+    const depths = [...new Set(cells.map((cell) => CELLS.blocks[cell]))];
+    found.push({ x: depths, y: depths.map((x) => (fit.intercept + fit.slope * x) / unit[0]), mode: "lines", line: { color: colour, width: 1.6, dash: line.look.dash }, hoverinfo: "skip" });
+  } else {
+    found.push({
+      x: means.map((pair) => pair[0]), y: means.map((pair) => pair[1] / unit[0]), mode: "lines", hoverinfo: "skip", opacity: fits ? 0.4 : 1,
+      line: { color: colour, width: 1.4, dash: line.look.dash, shape: metric.name === "reserved" ? "hvh" : "linear" },
+    });
+  }
+  const noisy = cells.map((cell) => !metric.bytes && noiseOf(cell) !== "");
+  const points = {
+    x: cells.map((cell) => CELLS.blocks[cell]), y: cells.map((cell) => figure(cell, metric) / unit[0]), mode: "markers", customdata: cells,
+    hovertext: cells.map((cell) => hoverText(cell, [metric])), hoverinfo: "text",
+    marker: { symbol: line.look.symbol, size: line.look.size, color: noisy.map((bad) => (bad ? colour : variable("--paper"))), line: { color: colour, width: 1.6 } },
+  };
+  if (!metric.bytes) points.error_y = bars(cells, metric, unit, colour);
+  found.push(points);
+  return found;
+}
+
+// Intervals of medians.
+function bars(cells, metric, unit, colour) {
+  const reach = (cell, side) => {
+    const end = CELLS[`${metric.name}_${side}`][cell];
+    return end === null ? 0 : Math.abs(end - figure(cell, metric)) / unit[0];
+  };
+  return { type: "data", symmetric: false, array: cells.map((cell) => reach(cell, "high")), arrayminus: cells.map((cell) => reach(cell, "low")), color: colour, thickness: 0.8, width: 2 };
+}
+
+// Where a line ends because the device was full.
+function endTraces(place, metric, unit, annotations) {
+  const line = LINES[place];
+  const full = CELLS_OF[place].filter((cell) => statusOf(cell) === "oom");
+  const measured = CELLS_OF[place].filter((cell) => figure(cell, metric) !== null);
+  if (!full.length || !measured.length) return [];
+  const colour = colourOf(line);
+  const last = measured[measured.length - 1];
+  const y = figure(last, metric) / unit[0];
+  annotations.push({ x: CELLS.blocks[full[0]], y, text: "out of memory", showarrow: false, xanchor: "right", yanchor: "bottom", yshift: 5, font: { color: colour, size: 11 }, bgcolor: variable("--paper"), borderpad: 1 });
+  const hovertext = `<b>${plotText(shortened(line.label, 60))}</b><br>${plotText(depthText(full[0]))}: out of memory<br>${plotText(shortened(recordText(full[0]), 70))}`;
+  return [
+    { x: [CELLS.blocks[last], CELLS.blocks[full[0]]], y: [y, y], mode: "lines", line: { color: colour, width: 1.2, dash: "dot" }, hoverinfo: "skip" },
+    { x: [CELLS.blocks[full[0]]], y: [y], mode: "markers", customdata: [full[0]], hovertext: [hovertext], hoverinfo: "text", marker: { symbol: "x-thin", size: 10, line: { color: colour, width: 2 } } },
+  ];
+}
+
+// Table 4 of the paper, where it can stand beside what is drawn: on a GPU, at its batch.
+function paperLines(metric, places) {
+  if (!DATA.paper.metrics.includes(metric.name)) return [];
+  const found = [];
+  for (const dataset of new Set(places.filter((place) => LINES[place].paper).map((place) => LINES[place].dataset))) {
+    for (const [model, one] of Object.entries(DATA.paper.memory[dataset] || {})) found.push({ ...one, model, dataset });
+  }
+  return found;
+}
+
+const PAPER_COLOURS = { mocapsnet: 0, rescapsnet: 1, capsnet: 2 };
+const paperColour = (one) => DATA.palettes[THEME.dark ? "dark" : "light"][PAPER_COLOURS[one.model]];
+
+function paperTrace(one, unit) {
+  const text = (x, place) => `the paper’s ${one.title}<br>${plural(x, "block")}: <b>${quantity(one.bytes[place], true)}</b><br>table 4, nvidia-smi`;
+  return {
+    x: one.blocks, y: one.bytes.map((value) => value / unit[0]), mode: "lines+markers", opacity: 0.4, hoverinfo: "text", hovertext: one.blocks.map(text),
+    line: { color: paperColour(one), width: 1 }, marker: { size: 4, color: paperColour(one) },
+  };
+}
+
+function depthNotes() {
+  const metric = METRICS[DEPTH.metric];
+  const caption = byId("figure4-caption");
+  const numbers = byId("figure4-numbers").lastElementChild;
+  byId("with-paper").parentElement.hidden = !metric || !paperLines(metric, chosenLines()).length;
+  if (!metric) return caption.replaceChildren();
+  const lines = drawnLines(metric);
+  const names = namesOf(lines.drawn);
+  const entries = lines.drawn.map((place) => {
+    const line = LINES[place];
+    const fit = line.fits[metric.name];
+    const slope = !fit ? "" : fit.linear ? `: ${fit.text} per block` : ": not a line";
+    return { ...line.look, colour: colourOf(line), text: names.get(place) + slope };
+  });
+  if (DEPTH.paper) for (const one of paperLines(metric, lines.drawn)) entries.push({ colour: paperColour(one), symbol: "circle", dash: "solid", pale: true, text: `the paper’s ${one.title}, ${one.dataset} (nvidia-smi)` });
+  const words = [linesNote(lines), "Every point is a record; click one to look inside its step. ", metric.bytes ? "" : "Bars: 95 % intervals of medians; filled markers are noisy. ", lines.drawn.some((place) => LINES[place].kind === "predicted") ? "Dashed: predicted. " : "", DEPTH.axis === "zero" ? "" : "The axis need not start at 0."];
+  caption.replaceChildren(keys(entries), element("p", { class: "note" }, words.join("")));
+  const cells = lines.drawn.flatMap((place) => CELLS_OF[place]);
+  makeTable(numbers, {
+    name: "Numbers of the figure over depth", rows: cells, size: 10,
+    columns: [
+      { label: "line", value: (cell) => names.get(CELLS.line[cell]), name: true },
+      { label: "blocks", value: (cell) => CELLS.blocks[cell], number: true },
+      { label: metric.title, value: (cell) => figure(cell, metric), text: (cell) => (figure(cell, metric) === null ? statusOf(cell) : exactly(cell, metric)), number: true },
+      { label: "interval", value: (cell) => (figure(cell, metric) === null ? "" : interval(cell, metric)) },
+      { label: "record", value: (cell) => CELLS.key[cell] },
+    ],
+  });
+}
+
+// Small multiples: the chosen memory, training and inference; a row for each data set.
+function startFigure3() {
+  const host = byId("figure3");
+  forget(host);
+  host.replaceChildren();
+  const memory = METRICS[DEPTH.metric] && METRICS[DEPTH.metric].bytes ? DEPTH.metric : "retained";
+  const metrics = [memory, "train", "inference"].filter((name) => METRICS[name]).map((name) => METRICS[name]);
+  const places = drawnLines().drawn;
+  const datasets = [...new Set(places.map((place) => LINES[place].dataset))].slice(0, 4);
+  for (const dataset of datasets) {
+    const own = places.filter((place) => LINES[place].dataset === dataset);
+    for (const metric of metrics) {
+      const node = element("div", { class: "chart" });
+      host.append(element("div", { class: "panel" }, element("h4", {}, (datasets.length > 1 ? `${LINES[own[0]].datasetTitle}: ` : "") + metric.title), node));
+      chart(node, () => overDepth(metric, own, { fits: false, axis: DEPTH.axis, paper: false }), selectCell);
+    }
+  }
+  byId("figure3-caption").textContent = datasets.length && metrics.length ? "Colours and markers as above. Joined are the means over replicates." : "No cell was measured: there is nothing to draw.";
+}

@@ -1,0 +1,154 @@
+// Inside one step: a cell's memory by category and by module, its raw samples, and how to measure it again.
+
+const STEP = { cell: null, timeline: null };
+
+const modulesOf = (cell) => (DATA.modules.of[cell] < 0 ? null : DATA.modules.lists[DATA.modules.of[cell]].map(([name, nbytes, count]) => [textOf(name), nbytes, count]));
+const timelineOf = (cell) => DATA.timelines.find((timeline) => timeline.cells.includes(cell)) || null;
+
+function startStep() {
+  const controls = byId("step-controls");
+  if (DATA.timelines.length) {
+    const options = [["", "of the chosen cell"], ...DATA.timelines.map((timeline, place) => [String(place), `${timeline.title} (${timeline.caption[0]})`])];
+    controls.append(field("Timeline", options, "", (value) => value !== "" && selectTimeline(DATA.timelines[Number(value)]), "step-timeline"));
+  }
+  const first = DATA.timelines[0];
+  if (first) return selectTimeline(first);
+  let best = null;
+  for (const cell of chosenLines().flatMap((place) => CELLS_OF[place])) {
+    const better = best === null || (DATA.modules.of[cell] >= 0) - (DATA.modules.of[best] >= 0) || CELLS.blocks[cell] - CELLS.blocks[best];
+    if (statusOf(cell) === "ok" && (best === null || better > 0)) best = cell;
+  }
+  if (best === null && COUNT) best = 0;
+  if (best !== null) showStep(best, null);
+}
+
+function selectTimeline(timeline) {
+  showStep(timeline.cells.length ? timeline.cells[0] : null, timeline);
+}
+
+function selectCell(cell) {
+  showStep(cell, timelineOf(cell));
+  byId("step").scrollIntoView();
+}
+
+function showStep(cell, timeline) {
+  Object.assign(STEP, { cell, timeline });
+  const body = byId("step-body");
+  forget(body);
+  const select = byId("step-timeline");
+  if (select) select.value = timeline ? String(DATA.timelines.indexOf(timeline)) : "";
+  const modules = timeline ? timeline.modules : modulesOf(cell);
+  const name = cell === null ? timeline.title : `${lineOf(cell).label}, ${depthText(cell)}`;
+  const parts = [element("h3", { id: "step-name" }, name)];
+  if (timeline) parts.push(...timelineParts(timeline));
+  else if (cell !== null && DATA.contents.of[cell] >= 0) parts.push(contentsPart(DATA.contents.lists[DATA.contents.of[cell]]));
+  if (modules) parts.push(modulesPart(modules));
+  if (!timeline && cell !== null) parts.push(element("p", { class: "note" }, modules ? "Allocation by allocation, a step is seen by:" : "This record does not say which modules retain what. A look inside the step:"), command(commandOf(cell).replace("capsbench run --models", "capsbench timeline --model").replace(/ --samples \d+ --time-budget \S+/, "")));
+  if (cell !== null) parts.push(element("h3", {}, "The record"), cellDetail(cell));
+  body.replaceChildren(...parts);
+}
+
+function timelineParts(timeline) {
+  const node = element("div", { class: "chart tall" });
+  chart(node, () => buildTimeline(timeline));
+  const entries = timeline.categories.map((category) => element("li", {}, block(category.colour), element("span", {}, `${category.name}: ${quantity(category.atPeak, true)} at the peak`)));
+  const peak = timeline.peak;
+  const facts = [
+    ["peak", `${quantity(peak.allocated, true)} (${exact(peak.allocated)}) in ${peak.phase}`],
+    ["operator", peak.operator || "none, or not known"],
+    ["module", peak.module === null ? "not known" : peak.module],
+    ["left over", exact(peak.leftOver)],
+  ];
+  return [
+    element("figure", {}, node, element("figcaption", {}, element("ul", { class: "keys short" }, ...entries), element("p", { class: "note" }, timeline.caption.join(". ")))),
+    factList(facts),
+  ];
+}
+
+function block(colour) {
+  const node = element("span", { "aria-hidden": "true" });
+  node.style.cssText = `display:inline-block;width:.8em;height:.8em;border:1px solid var(--soft);margin-right:.4em;background:${/^#[0-9a-fA-F]{6}$/.test(colour) ? colour : "none"}`;
+  return node;
+}
+
+function buildTimeline(timeline) {
+  const unit = unitFor([timeline.peak.total], true);
+  const data = timeline.categories.map((category) => ({
+    x: timeline.places, y: category.bytes.map((value) => value / unit[0]), stackgroup: "alive", mode: "lines", line: { width: 0.5, shape: "hv", color: variable("--paper") }, fillcolor: category.colour,
+    hoverinfo: "text", hovertext: category.bytes.map((value, place) => `${plotText(category.name)}: <b>${quantity(value, true)}</b> (${exact(value)})<br>event ${timeline.events[place].toLocaleString("en-US")}`),
+  }));
+  const peak = timeline.peak;
+  data.push({ x: [peak.place], y: [peak.total / unit[0]], mode: "markers", hoverinfo: "text", hovertext: [`peak <b>${quantity(peak.allocated, true)}</b><br>${plotText(peak.operator || "")}<br>${plotText(peak.module || "")}`], marker: { symbol: "triangle-down", size: 11, color: variable("--paper"), line: { color: variable("--ink"), width: 1.5 } } });
+  const words = [`peak ${quantity(peak.allocated, true)}`, peak.operator, peak.module].filter(Boolean).map((word) => plotText(shortened(word, 40)));
+  const side = peak.place > 0.5 ? "right" : "left";
+  const annotations = [{ x: peak.place, y: peak.total / unit[0], text: words.join("<br>"), align: side, showarrow: false, xanchor: side, yanchor: "bottom", yshift: 10, font: { size: 11 }, bgcolor: variable("--paper") }];
+  const shapes = [];
+  for (const phase of timeline.phases) {
+    annotations.push({ x: (phase.first + phase.last) / 2, y: 1.02, yref: "paper", yanchor: "bottom", text: plotText(phase.name), showarrow: false, font: { size: 11, color: variable("--soft") } });
+    shapes.push({ type: "line", x0: phase.last, x1: phase.last, y0: 0, y1: 1, yref: "paper", line: { color: variable("--soft"), width: 0.8, dash: "dash" } });
+  }
+  const layout = {
+    annotations, shapes, margin: { l: 64, r: 16, t: 30, b: 46 },
+    xaxis: { title: axisTitle("allocations and frees, in their order"), range: [0, 1], tickvals: timeline.phases.map((phase) => phase.last), ticktext: timeline.phases.map((phase) => phase.event.toLocaleString("en-US")) },
+    yaxis: { title: axisTitle(`${unit[1]} allocated`), range: [0, (1.3 * peak.total) / unit[0]] },
+  };
+  return { data, layout, label: `Memory inside the step: peak ${quantity(peak.allocated, true)} in ${peak.phase}; what is alive there is told below.` };
+}
+
+// A list of amounts as bars, which is a table to whoever cannot see them.
+function barTable(head, rows, colour) {
+  const most = Math.max(1, ...rows.map((row) => row[1]));
+  const body = element("tbody", {});
+  for (const [name, nbytes, note] of rows) {
+    const bar = element("span", { class: "amount", "aria-hidden": "true" });
+    bar.style.cssText = `display:block;height:.7rem;margin-top:.3rem;border-radius:2px;background:${colour};width:${(100 * nbytes) / most}%`;
+    body.append(element("tr", {}, element("td", { class: "name" }, name), element("td", { class: "number" }, quantity(nbytes, true)), element("td", {}, note), element("td", { style: "width:40%" }, bar)));
+  }
+  const heads = [...head.map((text, place) => element("th", { scope: "col", class: place === 1 ? "number" : "" }, text)), element("td", {})];
+  return scrolled(head[0], element("table", { class: "plain" }, element("thead", {}, element("tr", {}, ...heads)), body));
+}
+
+function modulesPart(modules) {
+  const total = modules.reduce((sum, [, nbytes, count]) => sum + nbytes * count, 0);
+  const rows = modules.map(([name, nbytes, count]) => [name, nbytes * count, count > 1 ? `${count} × ${quantity(nbytes, true)}` : ""]);
+  return element("div", {}, element("h4", {}, `Retained by module: ${quantity(total, true)}`), rows.length ? barTable(["module", "retained", "each"], rows, "var(--c1)") : element("p", {}, "Nothing is retained."));
+}
+
+function contentsPart([phase, ...amounts]) {
+  const rows = DATA.contents.names.map((name, place) => [name, amounts[place], ""]).filter((row) => row[1]);
+  return element("div", {}, element("h4", {}, `Alive at the peak, in ${textOf(phase)}`), barTable(["what for", "bytes", ""], rows, "var(--c0)"));
+}
+
+function factList(facts) {
+  const list = element("dl", { class: "facts" });
+  for (const [name, text] of facts) list.append(element("dt", {}, name), element("dd", {}, text));
+  return list;
+}
+
+function command(text) {
+  const button = element("button", { type: "button", onclick: async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(code);
+    }
+  } }, "Copy");
+  const code = element("code", {}, text);
+  return element("div", { class: "command" }, code, button);
+}
+
+function cellDetail(cell) {
+  const line = lineOf(cell);
+  const facts = [["record", `${CELLS.key[cell]} in ${line.report}`], ["status", [statusOf(cell), textOf(CELLS.message[cell])].filter(Boolean).join(": ")]];
+  for (const metric of DATA.metrics) if (figure(cell, metric) !== null) facts.push([metric.title, exactly(cell, metric)]);
+  for (const [name, place] of Object.entries(SAMPLES)) {
+    const raw = (CELLS.samples[cell] || [])[place] || [];
+    const taken = CELLS.taken[cell];
+    if (raw.length) facts.push([`${METRICS[name] ? METRICS[name].title : name}, raw`, `${raw.join(", ")} s${name === "train" && raw.length < taken ? ` (the first ${raw.length} of ${taken}; all are in records.jsonl)` : ""}`]);
+  }
+  for (const [name, number] of [["noise", CELLS.noise[cell]], ["notes", CELLS.notes[cell]], ["counted by", CELLS.probe[cell]], ["data", CELLS.data_source[cell]], ["began", CELLS.started[cell]]]) if (number) facts.push([name, textOf(number)]);
+  if (line.environment) facts.push(["machine", line.environment]);
+  facts.push(["options", MODEL_OPTIONS.filter((name) => line[name] !== undefined).map((name) => `${name.replaceAll("_", " ")} ${line[name]}`).join(", ") || "none"]);
+  return element("div", {}, factList(facts), element("p", { class: "note" }, "To measure it again:"), command(commandOf(cell)));
+}

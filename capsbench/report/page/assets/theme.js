@@ -1,0 +1,41 @@
+// Dark and light: the reader's choice, or the system's.
+
+const THEME = { dark: false, changed: [] };
+
+function setTheme(dark) {
+  THEME.dark = dark;
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  for (const tell of THEME.changed) tell();
+}
+
+function startTheme() {
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  let chosen = null;
+  try {
+    chosen = localStorage.getItem("capsbench-theme");
+  } catch {
+    // A page from a disk may have no storage.
+  }
+  setTheme(chosen ? chosen === "dark" : system.matches);
+  system.addEventListener("change", (event) => chosen || setTheme(event.matches));
+  byId("theme").addEventListener("click", () => {
+    chosen = THEME.dark ? "light" : "dark";
+    try {
+      localStorage.setItem("capsbench-theme", chosen);
+    } catch {
+      // As above.
+    }
+    setTheme(chosen === "dark");
+  });
+  // Paper is light.
+  let before = false;
+  addEventListener("beforeprint", () => {
+    before = THEME.dark;
+    setTheme(false);
+    drawAll();
+  });
+  addEventListener("afterprint", () => setTheme(before));
+}
+
+const colourOf = (line) => DATA.palettes[THEME.dark ? "dark" : "light"][line.look.colour];
+const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -1,0 +1,95 @@
+// Memory against time at one depth: what a practitioner decides from.
+
+const TRADE = { memory: null, time: null, blocks: null };
+
+function tradeDepths() {
+  const found = new Set();
+  for (const place of chosenLines()) for (const cell of CELLS_OF[place]) if (statusOf(cell) === "ok") found.add(CELLS.blocks[cell]);
+  return [...found].sort((a, b) => a - b);
+}
+
+function startTradeoff() {
+  const memories = DATA.metrics.filter((metric) => metric.bytes);
+  TRADE.memory = (memories.find((metric) => metric.name === "peak") || memories[0] || {}).name;
+  TRADE.time = (DATA.metrics.find((metric) => !metric.bytes) || {}).name;
+  chart(byId("tradeoff-chart"), buildTradeoff, selectCell);
+  tradeoffChanged();
+}
+
+function tradeoffChanged(change) {
+  Object.assign(TRADE, change || {});
+  const depths = tradeDepths();
+  if (!depths.includes(TRADE.blocks)) TRADE.blocks = depths[depths.length - 1];
+  const controls = byId("tradeoff-controls");
+  const focused = document.activeElement && document.activeElement.id;
+  controls.replaceChildren();
+  if (TRADE.memory && TRADE.time && depths.length) {
+    controls.append(
+      field("Blocks", depths.map((depth) => [String(depth), String(depth)]), String(TRADE.blocks), (value) => tradeoffChanged({ blocks: Number(value) }), "trade-blocks"),
+      field("Memory", metricOptions((metric) => metric.bytes), TRADE.memory, (value) => tradeoffChanged({ memory: value }), "trade-memory"),
+      field("Time", metricOptions((metric) => !metric.bytes), TRADE.time, (value) => tradeoffChanged({ time: value }), "trade-time"),
+    );
+    if (focused && controls.querySelector(`#${CSS.escape(focused)}`)) byId(focused).focus();
+  }
+  redraw(byId("tradeoff-chart"));
+  tradeoffNotes();
+}
+
+// The records at this depth that have both; those on the front are beaten by nothing in both.
+function tradePoints() {
+  const memory = METRICS[TRADE.memory];
+  const time = METRICS[TRADE.time];
+  if (!memory || !time) return [];
+  const cells = chosenLines().flatMap((place) => CELLS_OF[place]).filter((cell) => CELLS.blocks[cell] === TRADE.blocks && figure(cell, memory) !== null && figure(cell, time) !== null);
+  const points = cells.map((cell) => ({ cell, memory: figure(cell, memory), time: figure(cell, time), front: false }));
+  let best = Infinity;
+  for (const point of [...points].sort((a, b) => a.time - b.time || a.memory - b.memory)) {
+    if (point.memory < best) {
+      point.front = true;
+      best = point.memory;
+    }
+  }
+  return points;
+}
+
+function buildTradeoff() {
+  const points = tradePoints();
+  if (!points.length) return { empty: "No chosen cell has both memory and time at one depth." };
+  const memory = METRICS[TRADE.memory];
+  const time = METRICS[TRADE.time];
+  const [across, up] = [unitFor(points.map((point) => point.time), false), unitFor(points.map((point) => point.memory), true)];
+  const front = points.filter((point) => point.front).sort((a, b) => a.time - b.time);
+  const data = [{ x: front.map((point) => point.time / across[0]), y: front.map((point) => point.memory / up[0]), mode: "lines", line: { color: variable("--soft"), width: 1.2, shape: "hv", dash: "dot" }, hoverinfo: "skip" }];
+  for (const place of [...new Set(points.map((point) => CELLS.line[point.cell]))]) {
+    const own = points.filter((point) => CELLS.line[point.cell] === place);
+    const colour = colourOf(LINES[place]);
+    data.push({
+      x: own.map((point) => point.time / across[0]), y: own.map((point) => point.memory / up[0]), mode: "markers", customdata: own.map((point) => point.cell),
+      hovertext: own.map((point) => hoverText(point.cell, [memory, time])), hoverinfo: "text",
+      marker: { opacity: 1, symbol: LINES[place].look.symbol, size: own.map((point) => LINES[place].look.size + (point.front ? 4 : 0)), color: own.map((point) => (point.front ? colour : variable("--paper"))), line: { color: colour, width: 1.6 } },
+    });
+  }
+  const layout = { xaxis: { title: axisTitle(`${time.title}, ${across[1]} per step`) }, yaxis: { title: axisTitle(`${memory.title}, ${up[1]}`) } };
+  return { data, layout, label: `${memory.title} against ${time.title} at ${plural(TRADE.blocks, "block")}, ${plural(points.length, "record")}; the numbers are in a table below.` };
+}
+
+function tradeoffNotes() {
+  const points = tradePoints();
+  const places = [...new Set(points.map((point) => CELLS.line[point.cell]))].slice(0, MOST_LINES);
+  const names = namesOf([...new Set(points.map((point) => CELLS.line[point.cell]))]);
+  const entries = places.map((place) => ({ symbol: LINES[place].look.symbol, colour: colourOf(LINES[place]), text: names.get(place) + (points.some((point) => point.front && CELLS.line[point.cell] === place) ? " (on the front)" : "") }));
+  byId("tradeoff-caption").replaceChildren(...(points.length ? [keys(entries), element("p", { class: "note" }, "Filled markers lie on the front, which the dotted line joins: less of one only for more of the other.")] : []));
+  const [memory, time] = [METRICS[TRADE.memory], METRICS[TRADE.time]];
+  const host = byId("tradeoff-numbers").lastElementChild;
+  if (!points.length) return host.replaceChildren();
+  makeTable(host, {
+    name: "Numbers of the trade-off", rows: points, size: 10,
+    columns: [
+      { label: "line", value: (point) => names.get(CELLS.line[point.cell]), name: true },
+      { label: memory.title, value: (point) => point.memory, text: (point) => exactly(point.cell, memory), number: true },
+      { label: time.title, value: (point) => point.time, text: (point) => exactly(point.cell, time), number: true },
+      { label: "on the front", value: (point) => (point.front ? "yes" : "no") },
+      { label: "record", value: (point) => CELLS.key[point.cell] },
+    ],
+  });
+}

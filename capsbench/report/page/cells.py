@@ -1,0 +1,250 @@
+"""Lines and cells as the page's scripts read them: columns, each text once."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import pandas as pd
+
+from capsbench import paper
+from capsbench.analysis.intervals import median_interval
+from capsbench.analysis.metrics import METRICS, TIME_METRICS, Metric
+from capsbench.analysis.slopes import REFERENCE_MODEL, line_columns
+from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
+from capsbench.records import Record
+from capsbench.report.findings import Labels
+from capsbench.report.labels import dataset_title, line_label, model_title, plain
+from capsbench.report.page.commands import line_command
+from capsbench.report.page.source import Source
+from capsbench.report.styles import COLOURS, LineStyle, style_key, styles_of
+from capsbench.report.units import ratio_in_words, slope_text
+
+VALUES = (
+    "state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_forward_bytes", "peak_backward_bytes",
+    "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "train_step_seconds", "forward_seconds", "inference_seconds",
+)  # fmt: skip
+"""The figures of a cell that the page shows, as columns of `load`."""
+
+_SYMBOLS = {
+    "^": "triangle-up",
+    "s": "square",
+    "o": "circle",
+    "D": "diamond",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+    "*": "star",
+}
+_NAMED_DASHES = {"-": "solid", "-.": "dashdot", ":": "dot", "--": "dash"}
+_DIGITS = 9
+
+Line = dict[str, object]
+Key = tuple[object, ...]
+
+
+class Lines:
+    """Every line of the records, and which one each record belongs to.
+
+    A record that was never started has no environment: it belongs to the line of its report that it would have been in.
+
+    Args:
+        frame: all records.
+    """
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.names = line_columns(frame)
+        columns = [[plain(value) for value in frame[name].tolist()] for name in self.names]
+        keys: list[Key] = list(zip(*columns, strict=True))
+        known: dict[Key, Key] = {}
+        for key in keys:
+            if key[-1] is not None:
+                known.setdefault(key[:-1], key)
+        whole = [known.get(key[:-1], key) if key[-1] is None else key for key in keys]
+        self._places = {key: place for place, key in enumerate(dict.fromkeys(whole))}
+        self.of_record = [self._places[key] for key in whole]
+        self.lines: list[Line] = [dict(zip(self.names, key, strict=True)) for key in self._places]
+
+    def place_of(self, line: Mapping[str, object]) -> int:
+        """Where a line of `slopes` or `lines` is in the list."""
+        return self._places[tuple(plain(line[name]) for name in self.names)]
+
+
+def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """What the page knows of each line: name, options, look, slopes, means over replicates, and how to measure it again.
+
+    Args:
+        lines: of the frame.
+        frame: all records.
+        table: their slopes.
+        sources: the reports.
+    """
+    labels, looks = Labels(lines.lines), styles_of(lines.lines)
+    beside: dict[tuple[object, object], list[Line]] = {}
+    for line in lines.lines:
+        beside.setdefault((line["report"], line["dataset"]), []).append(line)
+    plans = {source.name: source.plan for source in sources}
+    fits: list[dict[str, Any]] = [{} for _ in lines.lines]
+    for row in table.to_dict("records"):
+        fits[lines.place_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
+    means = _means(lines, frame)
+    found = []
+    for place, line in enumerate(lines.lines):
+        label = labels.of(line)
+        known = {name: line[name] for name in LINE_COLUMNS if name != "replicate" and line.get(name) is not None}
+        found.append(
+            known
+            | {
+                "label": label,
+                "short": label if len(beside) == 1 else line_label(line, beside[line["report"], line["dataset"]]),
+                "datasetTitle": dataset_title(str(line["dataset"])),
+                "report": line["report"],
+                "kind": line["kind"],
+                "environment": line.get("environment"),
+                "look": _look(looks[style_key(line)]),
+                "command": line_command(line, plans.get(str(line["report"]))),
+                "paper": _comparable(line),
+                "fits": fits[place],
+                "means": means.get(place, {}),
+            }
+        )
+    return found
+
+
+def cells_data(lines: Lines, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts", samples: int) -> dict[str, Any]:
+    """Every record, column by column.
+
+    Args:
+        lines: of the frame.
+        frame: all records.
+        records: the same.
+        texts: where texts are kept, each once.
+        samples: how many raw samples of each time are shown at most.
+    """
+    data: dict[str, Any] = {
+        "line": lines.of_record,
+        "blocks": frame["blocks"].tolist(),
+        "replicate": frame["replicate"].tolist(),
+        "status": texts.numbers(frame["status"]),
+        "key": [record.cell.key() for record in records],
+        "message": texts.numbers(frame["message"]),
+        "notes": texts.numbers(frame["notes"]),
+        "noise": texts.numbers(frame["noise"]),
+        "probe": texts.numbers(frame["probe"]),
+        "data_source": texts.numbers(frame["data_source"]),
+        "started": texts.numbers(record.started_at for record in records),
+    }
+    data |= {name: [_short(value) for value in frame[name].tolist()] for name in VALUES}
+    for metric in TIME_METRICS.values():
+        ends = [_interval(record, metric.column) for record in records]
+        data |= {f"{metric.name}_low": [low for low, _ in ends], f"{metric.name}_high": [high for _, high in ends]}
+    data["samples"] = [_samples(record, samples) for record in records]
+    data["taken"] = [len(record.time.train_step_seconds) if record.time else 0 for record in records]
+    return data
+
+
+class Texts:
+    """Texts of records, each kept once and known by its number; number 0 is the empty one."""
+
+    def __init__(self) -> None:
+        self._places = {"": 0}
+
+    def number(self, text: object) -> int:
+        """Of one text; of what is missing, 0."""
+        return self._places.setdefault("" if plain(text) is None else str(text), len(self._places))
+
+    def numbers(self, texts: Iterable[object]) -> list[int]:
+        """Of several."""
+        return [self.number(text) for text in texts]
+
+    def all(self) -> list[str]:
+        """The texts by number."""
+        return list(self._places)
+
+
+def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The quantities that any record has."""
+    return [
+        {"name": metric.name, "column": metric.column, "title": metric.title, "bytes": metric.is_bytes}
+        for metric in METRICS.values()
+        if frame[metric.column].notna().any()
+    ]
+
+
+def paper_data(frame: pd.DataFrame) -> dict[str, Any]:
+    """Table 4 of the data sets that were measured: bytes by data set, model and depth."""
+    table = paper.memory()
+    table = table[table["dataset"].isin(set(frame["dataset"]))]
+    return {
+        "metrics": list(paper.COMPARABLE_METRICS),
+        "memory": {
+            str(dataset): {
+                str(model): {"title": model_title(str(model)), "blocks": rows["blocks"].tolist(), "bytes": rows["bytes"].tolist()}
+                for model, rows in cells.groupby("model")
+            }
+            for dataset, cells in table.groupby("dataset")
+        },
+    }
+
+
+def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
+    is_bytes = row["unit"] == "bytes"
+    ratio = plain(row["ratio_to_rescapsnet"])
+    return {
+        "slope": plain(row["slope"]),
+        "low": plain(row["slope_low"]),
+        "high": plain(row["slope_high"]),
+        "intercept": plain(row["intercept"]),
+        "points": row["points"],
+        "linear": bool(row["linear"]),
+        "noise": row["noise"],
+        "text": slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes),
+        "ratio": ratio,
+        "isReference": row["model"] == REFERENCE_MODEL and row["memory"] == "stored",
+        "ratioText": "" if ratio is None else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
+    }
+
+
+def _means(lines: Lines, frame: pd.DataFrame) -> dict[int, dict[str, list[list[float]]]]:
+    """Means over replicates by line and metric, of lines that have replicates: pairs of depth and mean."""
+    good = frame.assign(line=lines.of_record)[frame["status"] == "ok"]
+    several = good.groupby(["line", "blocks"]).size().groupby("line").max()
+    found: dict[int, dict[str, list[list[float]]]] = {}
+    for place, cells in good[good["line"].isin(several[several > 1].index)].groupby("line"):
+        found[int(str(place))] = {metric.name: _mean(cells, metric) for metric in METRICS.values()}
+    return found
+
+
+def _mean(cells: pd.DataFrame, metric: Metric) -> list[list[float]]:
+    known = cells[cells[metric.column].notna()]
+    means = known[metric.column].astype(float).groupby(known["blocks"]).mean()
+    return [[int(str(blocks)), float(mean)] for blocks, mean in means.items()]
+
+
+def _interval(record: Record, column: str) -> tuple[float | None, float | None]:
+    """The interval of the median of one time of a record."""
+    found = median_interval(getattr(record.time, column)) if record.time else None
+    return (None, None) if found is None else (_short(found[0]), _short(found[1]))
+
+
+def _samples(record: Record, most: int) -> list[list[float]]:
+    """Raw samples in the order of `SAMPLE_COLUMNS`, in seconds; no clock knows more digits."""
+    if record.time is None or not most:
+        return []
+    return [[float(f"{value:.6g}") for value in getattr(record.time, name)[:most]] for name in SAMPLE_COLUMNS]
+
+
+def _short(value: Any) -> Any:
+    known = plain(value)
+    return float(f"{known:.{_DIGITS}g}") if isinstance(known, float) else known
+
+
+def _look(style: LineStyle) -> dict[str, Any]:
+    """A line's look in the charting library's words; its colour by number, for a page has two palettes."""
+    dash = style.dash
+    name = _NAMED_DASHES[dash] if isinstance(dash, str) else ",".join(f"{length:g}px" for length in chain(dash[1]))
+    return {"colour": COLOURS.index(style.colour), "symbol": _SYMBOLS[style.marker], "dash": name, "size": 3 + style.size}
+
+
+def _comparable(line: Line) -> bool:
+    """Whether the paper's readings can stand beside this line."""
+    return str(line["device"]).startswith("cuda") and line["batch_size"] == paper.BATCH_SIZE

@@ -1,0 +1,145 @@
+"""The reports themselves: on which machines, how they differ, and what became of each figure from one to the next."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from capsbench.analysis.compare import compare
+from capsbench.analysis.gate import judge
+from capsbench.analysis.summary import Summary, summarize
+from capsbench.errors import ConfigurationError
+from capsbench.report.labels import plain
+from capsbench.report.page.cells import Lines
+from capsbench.report.page.source import Source
+from capsbench.report.verdicts import CheckText, comparison_rows
+
+_MOST_REPORTS = 40
+_CHANGES_ALWAYS = {"load_1_min", "megahertz", "sm_megahertz"}
+
+
+def reports_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """Each report: what was asked for, when, on which machines."""
+    return [
+        {
+            "name": source.name,
+            "command": source.plan.command if source.plan else None,
+            "started": source.started(),
+            "commits": commits_of(source),
+            "cells": len(source.records),
+            "environments": sorted({record.environment for record in source.records if record.environment}),
+            "notes": list(source.notes),
+        }
+        for source in sources
+    ]
+
+
+def environments_data(sources: Sequence[Source]) -> dict[str, Any]:
+    """Every machine part by part, and which parts differ.
+
+    Returns:
+        `keys` of the environments, and `rows`: name of the part, its value in each environment, whether they differ.
+    """
+    known: dict[str, Mapping[str, Any]] = {}
+    for source in sources:
+        for key, entry in source.environments.items():
+            if isinstance(entry, Mapping):
+                known.setdefault(key, entry)
+    parts = {key: _flat(entry) for key, entry in known.items()}
+    names = list(dict.fromkeys(name for flat in parts.values() for name in flat))
+    rows = []
+    for name in names:
+        values = [flat.get(name, "") for flat in parts.values()]
+        steady = name.rpartition(" ")[2] not in _CHANGES_ALWAYS
+        rows.append({"name": name.replace("_", " "), "values": values, "differs": steady and len(set(values)) > 1})
+    return {"keys": list(parts), "rows": rows}
+
+
+def commits_of(source: Source) -> list[str]:
+    """The commits that its records were measured at, or the versions where these are of a release."""
+    used = {record.environment for record in source.records}
+    entries = [entry for key, entry in source.environments.items() if key in used and isinstance(entry, Mapping)]
+    found = (entry.get("commit") or entry.get("capsbench") for entry in entries)
+    return list(dict.fromkeys(str(name) for name in found if name))
+
+
+def comparisons_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """Every report after the first against it, figure by figure, as `capsbench compare` says it."""
+    if len(sources) < 2:
+        return []
+    first, *others = sources[:_MOST_REPORTS]
+    before = _summary(first)
+    found: list[dict[str, Any]] = []
+    for other in others:
+        told: dict[str, Any] = {"before": first.name, "after": other.name}
+        try:
+            told["rows"] = comparison_rows(compare(before, _summary(other)), cells=False)
+        except ConfigurationError as error:
+            told |= {"rows": [], "why": error.what}
+        found.append(told)
+    return found
+
+
+def history_data(sources: Sequence[Source], lines: Lines, table: pd.DataFrame) -> dict[str, Any]:
+    """Slopes from report to report in the order of time, and what the gate says of each against the first.
+
+    Returns:
+        `points`: name, commits and time of each report, with its verdict; `series`: of every line that two reports have, the
+        places in the page's list of lines, by report.
+    """
+    ordered = sorted(sources, key=lambda source: (source.ended(), source.name))[-_MOST_REPORTS:]
+    if len(ordered) < 2:
+        return {"points": [], "series": []}
+    summaries = [_summary(source) for source in ordered]
+    points = [
+        {"name": source.name, "commits": commits_of(source), "started": source.started()}
+        | (_verdict(summaries, place, ordered[0].name) if place else {"verdict": "", "findings": []})
+        for place, source in enumerate(ordered)
+    ]
+    places = {source.name: place for place, source in enumerate(ordered)}
+    series: dict[str, dict[int, int]] = {}
+    fitted = {lines.place_of(dict(row)) for _, row in table[lines.names].drop_duplicates().iterrows()}
+    for place in sorted(fitted):
+        line = lines.lines[place]
+        if line["report"] in places:
+            series.setdefault(_portable(line), {}).setdefault(places[str(line["report"])], place)
+    return {"points": points, "series": [sorted(one.items()) for one in series.values() if len(one) > 1]}
+
+
+def _verdict(summaries: Sequence[Summary], place: int, baseline: str) -> dict[str, Any]:
+    """What `capsbench check` says of a report against the first, and of what moved since the one before."""
+    try:
+        judgement = judge(summaries[place], summaries[0], summaries[place - 1] if place > 1 else None)
+    except ConfigurationError as error:
+        return {"verdict": "not comparable", "findings": [error.what]}
+    text = CheckText(judgement, baseline, "")
+    told = [f"worse: {it}" for it in text.regressions] + [f"better: {it}" for it in text.improvements]
+    return {"verdict": text.headline, "passed": judgement.passed, "findings": told}
+
+
+def _summary(source: Source) -> Summary:
+    return summarize([(Path(source.name), record) for record in source.records], source.environments)[0]
+
+
+def _portable(line: Mapping[str, object]) -> str:
+    """The same for lines that are one line but for the machine and the report."""
+    device = str(line["device"])
+    general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
+    own = {"report", "environment", "threads", "device"}
+    return repr([(name, str(plain(value))) for name, value in line.items() if name not in own] + [general])
+
+
+def _flat(entry: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Parts of parts by the names that lead to them."""
+    found: dict[str, str] = {}
+    for name, value in entry.items():
+        path = f"{before} {name}".strip()
+        if isinstance(value, Mapping):
+            found |= _flat(value, path)
+        elif isinstance(value, list):
+            for number, one in enumerate(value):
+                found |= _flat(one, f"{path} {number}") if isinstance(one, Mapping) else {f"{path} {number}": str(one)}
+        elif value is not None:
+            found[path] = str(value)
+    return found

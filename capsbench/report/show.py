@@ -1,0 +1,92 @@
+"""Reports on a terminal: slopes, each with a small chart of the values behind it."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+from rich.text import Text
+
+from capsbench.analysis.metrics import METRICS, Metric
+from capsbench.analysis.slopes import by_line, lines
+from capsbench.report.findings import Labels
+from capsbench.report.labels import plain
+from capsbench.report.sparks import BLOCKS, spark
+from capsbench.report.units import ratio_in_words, slope_text
+
+_SHOWN = ("retained", "peak", "reserved", "train", "inference")
+_HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
+
+Line = dict[str, object]
+
+
+def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -> list[Text]:
+    """Slopes with charts, under the name of each line; nothing is wider than 80 columns but names.
+
+    Args:
+        frame: all records.
+        table: their slopes.
+        blocks: the characters of charts, from low to high.
+    """
+    values, full = _values(frame), _full(frame)
+    groups = list(by_line(table))
+    labels = Labels(line for line, _ in groups)
+    found = []
+    for line, rows in groups:
+        name = _name(line)
+        title = Text(labels.of(line), style="bold")
+        if name[:-1] in full:
+            title.append(f"  out of memory at {full[name[:-1]]} blocks", style="yellow")
+        found.append(title)
+        by_metric = {row["metric"]: row for row in rows.to_dict("records")}
+        for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
+            slope, ratio, remarks = _figures(by_metric[metric.name], metric)
+            chart = _chart(line, metric, values, blocks)
+            found.append(Text(f"  {_HEADS[metric.name]:<11}{chart:<13}{slope:>20}{ratio:>20}  {remarks}".rstrip()))
+    head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}".rstrip(), style="dim")
+    return [head, *found] if found else []
+
+
+Name = tuple[object, ...]
+
+
+def _name(line: Line) -> Name:
+    return tuple(plain(value) for value in line.values())
+
+
+def _values(frame: pd.DataFrame) -> dict[tuple[Name, str], list[float]]:
+    """Means over replicates by line and metric, by depth."""
+    found = {}
+    for line, cells in lines(frame):
+        for name in _SHOWN:
+            known = cells[cells[METRICS[name].column].notna()]
+            means = known[METRICS[name].column].astype(float).groupby(known["blocks"]).mean()
+            if len(means):
+                found[_name(line), name] = [float(mean) for mean in means]
+    return found
+
+
+def _full(frame: pd.DataFrame) -> dict[Name, int]:
+    """The least depth at which a line, on any machine, ran out of memory."""
+    found: dict[Name, int] = {}
+    for line, rows in by_line(frame[frame["status"] == "oom"]):
+        name = _name(line)[:-1]
+        found[name] = min(found.get(name, 2**31), int(rows["blocks"].min()))
+    return found
+
+
+def _chart(line: Line, metric: Metric, values: dict[tuple[Name, str], list[float]], blocks: str) -> str:
+    """One line's values, on the scale of all lines beside it: what is level looks level."""
+    own = values.get((_name(line), metric.name), [])
+    beside = [value for (name, known), some in values.items() if known == metric.name for value in some]
+    return spark(own, min(beside), max(beside), blocks) if own else ""
+
+
+def _figures(row: Mapping[Hashable, Any], metric: Metric) -> tuple[str, str, str]:
+    ratio = row["ratio_to_rescapsnet"]
+    remarks = [] if row["linear"] else ["not a line"]
+    remarks += ["noisy"] if row["noise"] else []
+    return (
+        slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=metric.is_bytes),
+        "" if pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
+        ", ".join(remarks),
+    )

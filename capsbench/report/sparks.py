@@ -1,0 +1,61 @@
+"""Small charts: of block characters for a terminal, of a few points for a notebook."""
+
+from collections.abc import Sequence
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+PLAIN = "_.-~=+*#"
+"""The same where the terminal has no such characters."""
+
+_WIDEST = 12
+
+Points = Sequence[tuple[float, float]]
+"""Depth and value."""
+
+
+def spark(values: Sequence[float], low: float, high: float, blocks: str = BLOCKS) -> str:
+    """`▁▂▃▄`: a character for each value; of more than twelve, evenly chosen ones, first and last among them.
+
+    Args:
+        values: finite.
+        low: what the lowest character stands for.
+        high: what the highest one stands for.
+        blocks: the characters, from low to high.
+    """
+    last = len(blocks) - 1
+    span = high - low
+    return "".join(blocks[round(last * (value - low) / span) if span > 0 else 0] for value in _few(values))
+
+
+def svg(points: Points, line: tuple[float, float] | None, colour: str, width: int = 120, height: int = 28) -> str:
+    """Points and the line through them as a scalable picture without text.
+
+    Args:
+        points: depth and value, at least one.
+        line: intercept and slope; None where no line fits.
+        colour: of both.
+        width: of the picture, in pixels.
+        height: the same.
+    """
+    depths, values = [x for x, _ in points], [y for _, y in points]
+    ends = (min(depths), max(depths))
+    fitted = [] if line is None else [(x, line[0] + line[1] * x) for x in ends]
+    low, high = min([*values, *(y for _, y in fitted)]), max([*values, *(y for _, y in fitted)])
+    margin = 4.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 0.5
+        # What is level lies in the middle.
+        up = (y - low) / (high - low) if high - low > 1e-9 * abs(high) else 0.5
+        return margin + across * (width - 2 * margin), height - margin - up * (height - 2 * margin)
+
+    parts = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>' for x, y in (place(*point) for point in points)]
+    if fitted:
+        (x1, y1), (x2, y2) = (place(*end) for end in fitted)
+        parts.insert(0, f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="1.2"/>')
+    return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def _few(values: Sequence[float]) -> list[float]:
+    if len(values) <= _WIDEST:
+        return list(values)
+    return [values[round(place * (len(values) - 1) / (_WIDEST - 1))] for place in range(_WIDEST)]

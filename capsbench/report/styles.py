@@ -1,0 +1,59 @@
+"""How lines look, in print and on a page: colour and marker say the model, dashes the rest."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from capsbench.analysis.slopes import lines
+from capsbench.report.labels import Line, is_predicted
+
+# Okabe and Ito's palette, told apart by every kind of colour vision; shapes tell the rest, also in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Where models agree to the byte their markers lie on each other: the later ones are smaller, so that all are seen.
+MODEL_STYLES = {"capsnet": (COLOURS[2], "^", 10.0), "rescapsnet": (COLOURS[1], "s", 6.5), "mocapsnet": (COLOURS[0], "o", 4.0)}
+_OTHER_SIZE = 5.5
+_MORE_MARKERS = "DvPX*"
+Dash = str | tuple[int, tuple[float, ...]]
+_DASHES: tuple[Dash, ...] = ("-", "-.", ":", (0, (8, 2, 1, 2, 1, 2)))
+_PREDICTED_DASHES: tuple[Dash, ...] = ("--", (0, (8, 3)), (0, (2, 2)), (0, (4, 1)))
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """As matplotlib takes it."""
+
+    colour: str
+    marker: str
+    dash: Dash
+    size: float
+
+
+def line_styles(frame: pd.DataFrame) -> dict[str, LineStyle]:
+    """By `style_key`: colour and marker by model; dashes by whatever else differs, and of their own for what is predicted."""
+    return styles_of(line for line, _ in lines(frame))
+
+
+def styles_of(told: Iterable[Line]) -> dict[str, LineStyle]:
+    """The same of lines whose common values are known."""
+    found: dict[str, LineStyle] = {}
+    variants: dict[tuple[str, bool], int] = {}
+    strangers: dict[str, tuple[str, str, float]] = {}
+    for line in told:
+        key, model = style_key(line), str(line["model"])
+        if key in found:
+            continue
+        if model not in MODEL_STYLES and model not in strangers:
+            place = len(strangers)
+            strangers[model] = (COLOURS[3:][place % 4], _MORE_MARKERS[place % len(_MORE_MARKERS)], _OTHER_SIZE)
+        colour, marker, size = MODEL_STYLES.get(model) or strangers[model]
+        dashes = _PREDICTED_DASHES if is_predicted(line) else _DASHES
+        variant = variants[model, is_predicted(line)] = variants.get((model, is_predicted(line)), -1) + 1
+        # Where a prediction is right its marker lies on the measured one, inside it.
+        found[key] = LineStyle(colour, marker, dashes[variant % len(dashes)], 0.6 * size if is_predicted(line) else size)
+    return found
+
+
+def style_key(line: Line) -> str:
+    """The same for lines that differ in the data set alone."""
+    return repr([(name, str(value)) for name, value in line.items() if name != "dataset"])

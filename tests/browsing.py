@@ -1,0 +1,105 @@
+"""A real browser on a page: opens it, and tells of anything that goes wrong there."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from capsbench.report.page import write_page
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+
+
+@contextmanager
+def started_browser() -> Iterator[object]:
+    """Chromium without a window; skips where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        # A container's root has no sandbox to offer.
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page of reports in the browser."""
+
+    def __init__(self, page, faults, requests):
+        self.page = page
+        self.faults = faults
+        self.requests = requests
+
+    def evaluate(self, code, *given):
+        return self.page.evaluate(code, *given)
+
+    def drawn(self, name):
+        """The traces of a chart, once it is drawn."""
+        self.page.locator(f"#{name}").scroll_into_view_if_needed()
+        self.page.wait_for_selector(f"#{name}[data-drawn]", state="attached")
+        return self.evaluate("name => byId(name).data || []", name)
+
+    def points(self, name):
+        """Cells of a chart's points, and the values drawn, by place in the page's list."""
+        return {
+            cell: y
+            for trace in self.drawn(name)
+            if "customdata" in trace
+            for cell, y in zip(trace["customdata"], trace["y"], strict=True)
+        }
+
+    def choose(self, name, value):
+        """Chooses in a list, and waits until the charts in sight follow."""
+        self.page.select_option(f"#{name}", value)
+        self.page.wait_for_timeout(150)
+
+    def hover(self, name, cell):
+        """What the browser shows beside the point of a cell."""
+        self.drawn(name)
+        self.page.locator(f"#{name}").scroll_into_view_if_needed()
+        x, y = self.evaluate(_PLACE, [name, cell])
+        self.page.mouse.move(x - 40, y - 40)
+        self.page.mouse.move(x, y, steps=4)
+        self.page.wait_for_selector(f"#{name} .hoverlayer text", state="attached")
+        return "\n".join(self.page.locator(f"#{name} .hoverlayer text").all_text_contents())
+
+    def text(self, selector="body"):
+        return self.page.locator(selector).inner_text()
+
+
+# Where on the screen a cell's point is.
+_PLACE = """([name, cell]) => {
+  const node = byId(name);
+  const box = node.getBoundingClientRect();
+  const { xaxis, yaxis } = node._fullLayout;
+  for (const trace of node.data) {
+    const place = (trace.customdata || []).indexOf(cell);
+    const at = (axis, value) => axis._offset + axis.d2p(value);
+    if (place >= 0) return [box.left + at(xaxis, trace.x[place]), box.top + at(yaxis, trace.y[place])];
+  }
+  throw new Error("no such point");
+}"""
+
+
+@contextmanager
+def opened(browser, sources, path: Path, *, width=1400, scheme="light") -> Iterator[Opened]:
+    """The page of these reports, open and ready; whatever the console complains of fails the test."""
+    write_page(sources, path)
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    faults: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    shown = Opened(page, faults, requests)
+    yield shown
+    context.close()
+    assert shown.faults == []
+    assert [url for url in requests if not url.startswith(("file:", "blob:", "data:"))] == []

@@ -1,0 +1,416 @@
+"""The page of reports in a real browser: it draws what the records say, whatever they say."""
+
+import csv
+import io
+import re
+
+import pytest
+from browsing import opened, started_browser
+from conftest import MIB, RETAINED_PER_BLOCK, make_configuration, make_record
+
+from capsbench.records import Cell, Contents, MemoryFigures, Plan, StepFigures, StepPeak, StepPhase, Timeline
+from capsbench.report.page import Source
+
+HOSTILE = '<script>window.pwned = 1</script><img src=x onerror="window.pwned=2"><b>&lt;{{7*7}}%{x}'
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with started_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """`with show(source, …) as page:`."""
+    return lambda *sources, **options: opened(browser, sources, tmp_path / "index.html", **options)
+
+
+def source(records, name="mine", commit="abc1234", **more):
+    environment = {"commit": commit, "cpu": {"model": "Some CPU", "load_1_min": 0.5}, "cuda": {"available": False}}
+    return Source(name, list(records), {"abcd": environment}, Plan(command="capsbench run --out mine", cells=[]), **more)
+
+
+def models(depths=range(1, 5), **fields):
+    return [make_record(model, blocks, **fields) for blocks in depths for model in RETAINED_PER_BLOCK]
+
+
+def changed(record, *, retained=None, peak=None, factor=1.0):
+    """A record with other figures."""
+    memory, time = record.memory, record.time
+    if retained is not None:
+        memory = memory.model_copy(update={"retained_bytes": retained})
+    if peak is not None:
+        memory = memory.model_copy(update={"peak_allocated_bytes": peak})
+    steps = [factor * value for value in time.train_step_seconds]
+    return record.model_copy(update={"memory": memory, "time": time.model_copy(update={"train_step_seconds": steps})})
+
+
+def rows_of(page, table):
+    return page.page.locator(f"#{table} tbody tr").all_inner_texts()
+
+
+def test_the_answer_is_there_without_any_script(browser, tmp_path, show):
+    with show(source(models())):
+        pass
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    text = page.locator("#answer").inner_text()
+    context.close()
+    assert "CapsNet retains 10.00 MiB more per block" in text
+    assert "MoCapsNet retains 0 B more per block, 0 × ResCapsNet’s; its training step takes 30.0 ms longer per block" in text
+    assert "1.5 × ResCapsNet’s" in text
+    assert (
+        "Measured at 1 to 4 blocks: Fashion-MNIST sample, batch 4, kernel recompute, memory stored, fp32, Some CPU, 2 threads."
+        in text
+    )
+    assert "agrees" in text
+
+
+def test_every_record_is_a_point_and_fits_are_the_slopes(show):
+    records = models()
+    with show(source(records)) as page:
+        assert page.points("figure4") == pytest.approx(
+            {place: record.memory.retained_bytes / MIB for place, record in enumerate(records)}
+        )
+        fitted = {trace["line"]["color"]: trace["y"] for trace in page.drawn("figure4") if trace["mode"] == "lines"}
+        assert sorted(fitted.values()) == [[1, 1, 1, 1], [11, 21, 31, 41], [11, 21, 31, 41]]
+        assert page.page.locator("#figure4 .scatterlayer .points path.point").count() == len(records)
+        key = page.text("#figure4-caption")
+        assert "MoCapsNet: 0 B per block" in key
+        assert "ResCapsNet: 10.00 MiB per block" in key
+
+
+def test_the_quantity_is_chosen(show):
+    records = models()
+    with show(source(records)) as page:
+        page.drawn("figure4")
+        page.choose("metric", "train")
+        medians = {place: 1000 * sorted(record.time.train_step_seconds)[4] for place, record in enumerate(records)}
+        assert page.points("figure4") == pytest.approx(medians)
+        assert "30.0 ms per block" in page.text("#figure4-caption")
+        page.choose("axis", "zero")
+        assert page.evaluate("() => byId('figure4').layout.yaxis.rangemode") == "tozero"
+
+
+def test_filters_change_every_figure_and_table(show):
+    records = [*models(kernel="recompute"), *models(kernel="published", precision="bf16")]
+    with show(source(records)) as page:
+        assert len(page.points("figure4")) == 24
+        for name, value in (("filter-kernel", "published"), ("filter-precision", "bf16")):
+            page.choose(name, value)
+            assert set(page.points("figure4")) == set(range(12, 24))
+            assert set(page.points("tradeoff-chart")) == {21, 22, 23}
+            assert page.evaluate("() => [...document.querySelectorAll('#figure3 .chart')].length") == 3
+            assert len(rows_of(page, "cells-table")) == 12
+            page.choose(name, "*")
+        assert len(rows_of(page, "cells-table")) == 24
+
+
+def test_data_sets_are_not_mixed_unless_asked(show):
+    with show(source([*models(dataset="mnist"), *models(dataset="svhn")])) as page:
+        assert set(page.points("figure4")) == set(range(12))
+        page.choose("filter-dataset", "svhn")
+        assert set(page.points("figure4")) == set(range(12, 24))
+        page.choose("filter-dataset", "*")
+        assert len(page.points("figure4")) == 24
+        assert page.page.locator("#figure3 h4").all_inner_texts()[0] == "MNIST: retained for backward"
+
+
+def test_hovering_shows_the_value_in_the_record_its_interval_and_its_cell(show):
+    records = models()
+    with show(source(records)) as page:
+        shown = page.hover("figure4", 11)
+        assert f"{records[11].memory.retained_bytes:,} bytes" in shown
+        assert records[11].cell.key() in shown
+        assert "4 blocks" in shown
+        page.choose("metric", "train")
+        shown = page.hover("figure4", 11)
+        step = records[11].time.train_step_seconds[0]
+        assert f"{step:.6g} s" in shown
+        assert "median of 9 samples; 95 % interval" in shown
+        assert "slope 30.0 ms per block" in shown
+
+
+def test_a_point_that_is_clicked_is_looked_into(show):
+    records = models()
+    records[4] = records[4].model_copy(
+        update={
+            "step": StepFigures(retained_by_module={"blocks.0.0": 3 * MIB, "blocks.1.0": 3 * MIB, "first": MIB}),
+            "memory": MemoryFigures.model_validate(
+                records[4].memory.model_dump()
+                | {
+                    "at_peak": Contents(
+                        phase="backward", state_bytes=5, gradient_bytes=6, optimizer_bytes=7, batch_bytes=8, retained_bytes=9,
+                        temporary_bytes=10 * MIB, other_bytes=0,
+                    )
+                }
+            ),
+        }
+    )  # fmt: skip
+    with show(source(records)) as page:
+        page.hover("figure4", 4)
+        page.page.mouse.down()
+        page.page.mouse.up()
+        page.page.wait_for_function("() => byId('step-name').textContent.includes('2 blocks')")
+        text = page.text("#step-body")
+    assert f"{records[4].cell.key()} in mine" in text
+    assert re.search(r"blocks\.\*\.0\s+6\.00 MiB\s+2 × 3\.00 MiB", text)
+    assert "Alive at the peak, in backward" in text
+    assert re.search(r"temporary\s+10\.00 MiB", text)
+    assert "0.14, 0.14" in text  # raw samples
+    assert "capsbench run --models rescapsnet" in text
+
+
+def timeline_of(configuration, operator="aten::convolution_backward"):
+    names = ("state", "gradient", "optimizer", "batch", "retained", "temporary", "other")
+    contents = Contents(phase="backward", **{f"{name}_bytes": MIB for name in names})
+    phases = {
+        name: StepPhase(first_event=first, last_event=first + 2, start_bytes=0, end_bytes=0, peak_bytes=0)
+        for name, first in (("forward", 0), ("backward", 2), ("optimizer", 4))
+    }
+    return Timeline(
+        kind="measured",
+        configuration=configuration,
+        probe="profiler",
+        phases=phases,
+        bytes_by_category={name: [0, 1, 2, MIB, 1, 0, 0] for name in names},
+        peak=StepPeak(
+            event=3, allocated_bytes=7 * MIB, operator=operator, module="primary", contents=contents, left_over_bytes=0
+        ),
+        retained_by_module={"first": 5 * MIB},
+    )
+
+
+def test_a_timeline_beside_the_report_is_shown_with_its_peak(show):
+    records = models()
+    with show(source(records, timelines=[timeline_of(records[3].cell.configuration, "aten::<i>mm</i>")])) as page:
+        page.page.locator("#step").scroll_into_view_if_needed()
+        page.page.wait_for_selector("#step-body .chart[data-drawn=yes]")
+        text = page.text("#step-body")
+        svg = page.text("#step-body .chart")
+    assert "7.00 MiB (7,340,032 bytes) in backward" in text
+    assert "aten::<i>mm</i>" in text
+    assert "aten::<i>mm</i>" in svg
+    assert f"{records[3].cell.key()} in mine" in text
+
+
+def test_names_and_messages_stay_text(show):
+    records = [make_record(HOSTILE, blocks) for blocks in (1, 2, 3)]
+    records += [
+        make_record(HOSTILE, 4, status="error").model_copy(update={"message": HOSTILE, "notes": [HOSTILE]}),
+        make_record(HOSTILE, 5, status="oom"),
+    ]
+    hostile = Source(
+        HOSTILE, records, {"abcd": {"commit": HOSTILE, "cpu": {"model": HOSTILE}, HOSTILE: HOSTILE}},
+        Plan(command=HOSTILE, cells=[]), [timeline_of(records[0].cell.configuration, HOSTILE)], [HOSTILE],
+    )  # fmt: skip
+    other = Source("other", models(), {"abcd": {"commit": HOSTILE}}, None)
+    with show(hostile, other) as page:
+        page.evaluate("() => drawAll()")
+        assert HOSTILE in page.text("#answer")
+        assert HOSTILE[:30] in page.hover("figure4", 0)
+        for button in page.page.locator("#cells-table .toggle").all()[:5]:
+            button.click()
+        assert page.text("#cells-table").count(HOSTILE) >= 5
+        assert page.evaluate("() => window.pwned") is None
+        assert page.page.locator("img").count() == 0
+        assert page.page.locator("script").count() == 3  # data, library, the page's own
+        assert page.page.locator("main b:not(.name)").count() == 0
+
+
+def test_only_cells_out_of_memory(show):
+    with show(source(make_record(model, blocks, status="oom") for model in RETAINED_PER_BLOCK for blocks in (1, 2))) as page:
+        assert page.drawn("figure4") == []
+        assert "No cell was measured" in page.text("#figure4")
+        assert "ResCapsNet has no figures. Out of memory from 1 block on." in page.text("#answer")
+        assert len(rows_of(page, "cells-table")) == 6
+
+
+def test_out_of_memory_is_where_the_line_ends(show):
+    records = [*models(range(1, 4)), make_record("rescapsnet", 4, status="oom"), make_record("rescapsnet", 5, status="skipped")]
+    with show(source(records)) as page:
+        assert page.points("figure4")[9] == pytest.approx(31)  # at the height of the last one measured
+        assert "out of memory" in page.text("#figure4")
+        assert "Out of memory from 4 blocks on" in page.text("#answer")
+        # The one that was never started has no machine, and is of the same line all the same.
+        assert page.evaluate("() => LINES.length") == 3
+
+
+def test_one_cell(show):
+    with show(source([make_record("mocapsnet", 2)])) as page:
+        assert page.points("figure4") == {0: pytest.approx(1)}
+        assert "was measured at 2 blocks only, which gives no slope" in page.text("#answer")
+
+
+def test_two_machines_are_told_apart(show):
+    records = models()
+    there = [record.model_copy(update={"environment": "ef01"}) for record in models()]
+    machines = {"abcd": {"cpu": {"model": "Some CPU", "cores": 2}}, "ef01": {"cpu": {"model": "Another CPU", "cores": 2}}}
+    with show(Source("both", [*records, *there], machines)) as page:
+        text = page.text("#machines")
+        assert "2 machines, which differ in cpu model" in text
+        assert page.evaluate("() => LINES.length") == 6
+        assert "ResCapsNet (ef01)" in page.text("#answer")
+        differing = page.page.locator("#environments > .scroll tbody tr").all_inner_texts()
+        assert [re.sub(r"\s+", " ", row) for row in differing] == ["cpu model Some CPU Another CPU"]
+
+
+def test_reports_beside_each_other_with_history_and_verdicts(show):
+    def day(number, more):
+        records = [changed(one, retained=one.memory.retained_bytes + more * one.cell.configuration.blocks) for one in models()]
+        records = [one.model_copy(update={"started_at": f"2026-01-0{number}T00:00:00+00:00"}) for one in records]
+        return source(records, f"day {number}", f"commit{number}")
+
+    # Given out of order: history is in the order of time.
+    with show(day(3, 5 * MIB), day(1, 0), day(2, 0)) as page:
+        traces = page.drawn("history-chart")
+        assert [trace["x"] for trace in traces] == [[0, 1, 2]] * 3
+        assert sorted(trace["y"] for trace in traces) == [[0, 0, 5], [10, 10, 15], [10, 10, 15]]
+        verdicts = page.text("#history-table")
+        assert verdicts.index("day 1") < verdicts.index("day 2") < verdicts.index("day 3")
+        assert re.search(r"commit2.*passed", verdicts)
+        assert re.search(r"commit3.*failed: 3 regressions against day 1", verdicts)
+        assert "retained / block 10.00 MiB → 15.00 MiB" in verdicts
+        page.choose("compare-with", "1")
+        assert "retained / block" in page.text("#compare-table")
+
+
+def test_the_front_is_what_nothing_beats_in_both(show):
+    values = [(5, 1.0), (3, 2.0), (4, 3.0), (1, 4.0), (1, 5.0), (6, 1.0)]
+    records = [
+        changed(make_record("rescapsnet", 2, batch_size=4 + place), peak=memory * MIB, factor=time)
+        for place, (memory, time) in enumerate(values)
+    ]
+    with show(source(records)) as page:
+        page.drawn("tradeoff-chart")
+        found = page.evaluate("() => tradePoints().filter(point => point.front).map(point => point.cell)")
+    assert set(found) == unbeaten(values)
+
+
+def unbeaten(values):
+    """Places that no other beats in one and equals or beats in the other."""
+    return {
+        place
+        for place, (memory, time) in enumerate(values)
+        if not any(a <= memory and b <= time and (a, b) != (memory, time) for a, b in values)
+    }
+
+
+def test_unbeaten_tells_what_is_beaten():
+    assert unbeaten([(1, 2), (2, 1), (2, 2)]) == {0, 1}
+    assert unbeaten([(1, 1), (1, 1)]) == {0, 1}
+
+
+def test_the_table_sorts_searches_and_is_downloaded(show):
+    records = [*models(), make_record("=cmd|calc", 1), make_record("capsnet", 9, status="error")]
+    with show(source(records)) as page:
+        head = page.page.locator("#cells-table th").get_by_role("button", name="retained")
+        head.click()
+        assert head.locator("..").get_attribute("aria-sort") == "ascending"
+        head.click()
+        assert "41.00 MiB" in rows_of(page, "cells-table")[0]
+        page.page.locator("#cells-table input[type=search]").fill("mocapsnet")
+        assert len(rows_of(page, "cells-table")) == 4
+        page.choose("filter-status", "error")
+        page.page.locator("#cells-table input[type=search]").fill("")
+        assert len(rows_of(page, "cells-table")) == 1
+        page.choose("filter-status", "*")
+        with page.page.expect_download() as waiting:
+            page.page.locator("#cells-table").get_by_role("button", name="Download CSV").click()
+        text = waiting.value.path().read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["key"] for row in rows] == [record.cell.key() for record in records]
+    assert [int(row["retained_bytes"]) for row in rows[:12]] == [record.memory.retained_bytes for record in records[:12]]
+    assert [float(one) for one in rows[0]["train_step_samples"].split()] == pytest.approx(records[0].time.train_step_seconds)
+    assert rows[12]["model"] == "'=cmd|calc"
+
+
+@pytest.mark.slow
+def test_five_thousand_records_are_there_at_once(show, tmp_path):
+    def cells(count):
+        for batch in range(1, count + 1):
+            for model in ("rescapsnet", "mocapsnet"):
+                for blocks in range(1, 9):
+                    record = make_record(model, blocks, batch_size=batch)
+                    yield record if batch < 5 else record.model_copy(update={"time": None})
+
+    def milliseconds(page):
+        return page.evaluate("() => readyAfter")
+
+    with show(source(cells(1))) as page:
+        small = milliseconds(page)
+    with show(source(cells(313))) as page:
+        assert page.evaluate("() => COUNT") == 5008
+        large = milliseconds(page)
+        page.drawn("figure4")
+        assert "of 626 lines are drawn" in page.text("#figure4-caption")
+        page.page.locator("#cells-table").get_by_role("button", name="Next").click()
+        assert "26 to 50 of 5,008" in page.text("#cells-table")
+    # Two seconds, and more where even a page of 16 records takes long.
+    assert large < max(2000, 6 * small)
+    assert (tmp_path / "index.html").stat().st_size < 6_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 400])
+def test_nothing_serious_for_whoever_cannot_see_or_point(show, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
+    records = models()
+    second = source(records, "second", timelines=[timeline_of(records[0].cell.configuration)])
+    with show(source([*records, make_record(blocks=5, status="oom")]), second, width=width, scheme=scheme) as page:
+        page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
+        page.page.locator("#cells-table .toggle").first.click()
+        page.evaluate("() => drawAll()")
+        found = axe.Axe().run(page.page).response["violations"]
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+    assert serious == []
+
+
+def test_keys_alone_change_a_figure(show):
+    with show(source(models())) as page:
+        page.drawn("figure4")
+        page.page.locator("#metric").focus()
+        page.page.keyboard.press("ArrowDown")
+        page.page.wait_for_timeout(200)
+        assert "peak allocated" in page.evaluate("() => byId('figure4').getAttribute('aria-label')")
+        page.page.locator("#theme").focus()
+        page.page.keyboard.press("Enter")
+        assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
+
+
+def test_it_prints_in_black_on_white_with_every_chart(show):
+    with show(source(models()), scheme="dark") as page:
+        page.evaluate("async () => { dispatchEvent(new Event('beforeprint')); await drawAll(); }")
+        assert page.evaluate("() => document.documentElement.dataset.theme") == "light"
+        assert page.page.locator(".chart:not([data-drawn])").count() == 0
+        assert page.page.pdf().startswith(b"%PDF")
+
+
+def test_predictions_are_dashed_and_the_papers_values_pale(show):
+    fields = {"dataset": "mnist", "batch_size": 128, "threads": None}
+    records = models(device="cuda:0", **fields)
+    predicted = [make_record("mocapsnet", blocks, device="cuda:predicted", gpu="h100", **fields) for blocks in (1, 2, 3)]
+    records += [one.model_copy(update={"kind": "predicted", "time": None}) for one in predicted]
+    with show(source(records)) as page:
+        page.choose("metric", "process")
+        traces = page.drawn("figure4")
+        assert sum(trace.get("opacity") == 0.4 and "the paper’s" in str(trace.get("hovertext")) for trace in traces) == 3
+        assert [trace["line"]["dash"] for trace in traces if trace["mode"] == "lines"].count("dash") == 1
+        assert "the paper’s MoCapsNet, mnist (nvidia-smi)" in page.text("#figure4-caption")
+        page.page.locator("#with-paper").uncheck()
+        page.page.wait_for_timeout(150)
+        assert not any("the paper’s" in str(trace.get("hovertext")) for trace in page.drawn("figure4"))
+        assert "Predicted at 1 to 3 blocks" in page.text("#answer")
+
+
+def test_what_a_cell_is_measured_with_is_in_its_command(show):
+    record = make_record("mocapsnet", 3)
+    with show(source([record])) as page:
+        command = page.evaluate("() => commandOf(0)")
+    assert command.endswith("--depth 3")
+    assert "--gamma 0.9" in command
+    assert Cell(configuration=make_configuration("mocapsnet", 3)).key() == record.cell.key()

@@ -1,0 +1,175 @@
+"""Slopes on a terminal and in a notebook, and figures on axes of one's own."""
+
+import io
+import re
+import xml.etree.ElementTree as ET
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_frame, make_record
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from rich.console import Console
+
+import capsbench
+from capsbench.analysis.slopes import slopes as plain_slopes
+from capsbench.errors import ConfigurationError
+from capsbench.report.figures import COLUMN_WIDTH, figure3, figure4, save
+from capsbench.report.show import show_lines
+from capsbench.report.sparks import BLOCKS, PLAIN, spark, svg
+from capsbench.store import Store
+
+
+def printed(frame, **options):
+    out = io.StringIO()
+    console = Console(width=80, file=out, **options)
+    for line in show_lines(frame, plain_slopes(frame)):
+        console.print(line, soft_wrap=True)
+    return out.getvalue()
+
+
+def test_slopes_with_charts_fit_eighty_columns(sweep_frame):
+    text = printed(sweep_frame)
+    assert max(map(len, text.splitlines())) <= 80
+    lines = {re.sub(r"\s+", " ", line).strip() for line in text.splitlines()}
+    assert {"ResCapsNet", "retained ▃▅▆█ 10.00 MiB 1", "retained ▁▁▁▁ 0 B 0", "train step ▁▂▄▅ 20.0 ms 1"} <= lines
+    assert "\x1b" not in text
+    assert "\x1b" in printed(sweep_frame, force_terminal=True)
+
+
+def test_the_widest_figures_fit_too():
+    random = np.random.default_rng(0)
+
+    def noisy(model, blocks):
+        record = make_record(model, blocks)
+        samples = (record.time.train_step_seconds[0] * random.uniform(0.1, 1.9, 9)).tolist()
+        return record.model_copy(
+            update={"time": record.time.model_copy(update={"train_step_seconds": samples, "noise": ["busy"]})}
+        )
+
+    text = printed(make_frame(noisy(model, blocks) for model in ("rescapsnet", "mocapsnet") for blocks in range(1, 30)))
+    assert "±" in text
+    assert "noisy" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_where_a_line_ends_is_told():
+    frame = make_frame([*(make_record(blocks=blocks) for blocks in (1, 2)), make_record(blocks=3, status="oom")])
+    assert "ResCapsNet  out of memory at 3 blocks" in printed(frame)
+
+
+def test_names_are_names():
+    assert "[red]<b>x[/red]" in printed(make_frame(make_record("[red]<b>x[/red]", blocks) for blocks in (1, 2)))
+
+
+@pytest.mark.parametrize(("encoding", "chart"), [("utf-8", "▁▃▆█"), ("ascii", "_-+#"), ("latin-1", "_")])
+def test_show_by_command(capsbench, tmp_path, encoding, chart, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    store = Store(tmp_path / "mine")
+    store.folder.mkdir()
+    for blocks in range(1, 5):
+        store.append(make_record(blocks=blocks))
+    result = capsbench("show", "mine")
+    assert result.status == 0, result.stderr
+    assert "ResCapsNet" in result.stdout
+    assert "10.00 MiB" in result.stdout
+    assert chart in result.stdout
+
+
+def test_show_without_a_slope(command, tmp_path):
+    store = Store(tmp_path / "mine")
+    store.folder.mkdir()
+    store.append(make_record())
+    result = command("show", "mine")
+    assert (result.status, result.stdout) == (0, "no slopes: a line needs two measured depths\n")
+
+
+@given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=40))
+def test_a_spark_rises_with_its_values(values):
+    text = spark(values, min(values), max(values))
+    assert len(text) == min(len(values), 12)
+    assert set(text) <= set(BLOCKS)
+    if len(values) <= 12:
+        heights = [BLOCKS.index(sign) for sign in text]
+        for (a, x), (b, y) in zip(zip(values, heights, strict=True), zip(values[1:], heights[1:], strict=True), strict=False):
+            assert (a <= b) <= (x <= y)
+    assert spark(values, min(values), max(values), PLAIN).translate(str.maketrans(PLAIN, BLOCKS)) == text
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.floats(-1e12, 1e12)), min_size=1, max_size=12))
+def test_a_small_picture_is_one_with_everything_inside(points):
+    picture = ET.fromstring(svg(points, None, "#0072B2"))
+    dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in picture]
+    assert len(dots) == len(points)
+    assert all(0 <= x <= 120 and 0 <= y <= 28 for x, y in dots)
+
+
+def test_slopes_in_a_notebook_are_a_data_frame_that_shows_charts(sweep_frame):
+    table = capsbench.slopes(sweep_frame)
+    assert isinstance(table, pd.DataFrame)
+    pd.testing.assert_frame_equal(pd.DataFrame(table), plain_slopes(sweep_frame))
+    html = table._repr_html_()
+    assert html.count("<svg") == len(table)
+    assert html.count("<line") == table["linear"].sum()
+    assert "10.00 MiB" in html
+    # A part of it shows its own charts, whatever became of the numbers of its rows.
+    part = table[(table["model"] == "mocapsnet") & (table["metric"] == "train")].reset_index(drop=True)
+    assert part._repr_html_().count("<svg") == 1
+    assert part._repr_html_().count("<circle") == 4
+    assert "<svg" not in table[["model", "slope"]]._repr_html_()
+    assert "<svg" not in table.describe()._repr_html_()
+    assert float(table["slope"].max()) == plain_slopes(sweep_frame)["slope"].max()
+
+
+def test_names_in_a_notebook_are_text():
+    frame = make_frame(make_record("<script>x</script>", blocks) for blocks in (1, 2))
+    html = capsbench.slopes(frame)._repr_html_()
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_an_empty_table_is_shown():
+    assert capsbench.slopes(make_frame([make_record()]))._repr_html_() is not None
+
+
+def test_long_tables_are_cut_as_pandas_cuts_them(sweep_frame):
+    with pd.option_context("display.max_rows", 3):
+        assert "15 more rows" in capsbench.slopes(sweep_frame)._repr_html_()
+
+
+@pytest.mark.parametrize("draw", [figure3, figure4])
+def test_figures_are_drawn_on_axes_of_ones_own(sweep_frame, draw):
+    axes = Figure().subplots(1, 3)
+    found = draw(sweep_frame, ax=axes)
+    assert found.shape == (1, 3)
+    assert [one is other for one, other in zip(found[0], axes, strict=True)] == [True] * 3
+    assert all(ax.containers for ax in axes)
+    with pytest.raises(ConfigurationError) as told:
+        draw(sweep_frame, ax=axes[0])
+    assert str(told.value) == "ax has 1 axes for 1 data sets × 3 columns\ngive plt.subplots(1, 3)[1], or no ax"
+
+
+def test_one_panel_takes_one_axes(sweep_frame):
+    ax = Figure().subplots()
+    only = sweep_frame.assign(train_step_seconds=np.nan, inference_seconds=np.nan)
+    assert figure3(only, ax=ax)[0, 0] is ax
+
+
+def test_the_styles_of_a_program_are_left_alone(sweep_frame):
+    before = dict(mpl.rcParams)
+    figure4(sweep_frame, width=COLUMN_WIDTH)
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_pdf_has_its_fonts_in_it_and_fits_a_column(sweep_frame, tmp_path):
+    only = sweep_frame.assign(peak_allocated_bytes=pd.NA, train_step_seconds=np.nan)
+    figure = figure4(only, width=COLUMN_WIDTH)[0, 0].figure
+    assert figure.get_figwidth() == COLUMN_WIDTH
+    (path,) = save(figure, tmp_path, "figure", ["pdf"])
+    content = path.read_bytes()
+    assert b"/FontFile2" in content
+    assert b"/Type3" not in content
+    assert b"CreationDate" not in content
