@@ -182,11 +182,27 @@ def test_a_slope_of_time_must_move_the_step():
         assert one(compare(summary(old), summary(new)), "train").verdict == verdict
 
 
+def with_noise(records, noise, count):
+    """The first so many records, with that noise in their times."""
+    return [
+        record.model_copy(update={"time": record.time.model_copy(update={"noise": [noise]})}) if place < count else record
+        for place, record in enumerate(records)
+    ]
+
+
 def test_noise_is_told_with_the_verdict():
-    noisy = seeded_run(slower=1.3)
-    noisy[0] = noisy[0].model_copy(update={"time": noisy[0].time.model_copy(update={"noise": ["load"]})})
+    noisy = with_noise(seeded_run(slower=1.3), "spread", 1)
     level = one(compare(in_brief(seeded_run()), in_brief(noisy)), "train", "level")
-    assert (level.verdict, level.why) == ("worse", "noisy: load")
+    assert (level.verdict, level.why) == ("worse", "noisy: spread")
+
+
+def test_cells_that_shared_the_cores_say_nothing_of_time():
+    run = seeded_run(slower=1.3)
+    few = one(compare(in_brief(seeded_run()), in_brief(with_noise(run, "load", 1))), "train", "level")
+    assert (few.verdict, few.why) == ("worse", "")
+    all_of_them = one(compare(in_brief(seeded_run()), in_brief(with_noise(run, "load", len(run)))), "train", "level")
+    assert all_of_them.verdict == "not comparable"
+    assert "shared the cores" in all_of_them.why
 
 
 def test_on_another_machine_only_what_it_does_not_change_is_compared():

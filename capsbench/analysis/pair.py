@@ -23,6 +23,9 @@ FAULTS = frozenset({"error", "timeout"})
 
 NO_YARDSTICK = "no yardstick"
 
+LOAD = "load"
+"""The noise that no statistics see through: whoever shares the cores may double a time and keep it there, yardstick and all."""
+
 Cells = Sequence[tuple[CellSummary, CellSummary]]
 """Matching cells before and after."""
 
@@ -125,6 +128,14 @@ class Pair:
     def _times(self, name: str, cells: Cells) -> Iterator[Comparison]:
         if not cells:
             return
+        alone = [pair for pair in cells if not any(LOAD in cell.noise for cell in pair)]
+        if len(alone) < min(FEWEST_CELLS, len(cells)):
+            busy = (
+                f"{len(cells) - len(alone)} of {len(cells)} cells shared the cores with other processes: run again without these"
+            )
+            yield Comparison(self.line, "level", name, "not comparable", why=busy)
+            return
+        cells = alone
         before, after, relative = _paces(cells, name)
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
         why = "; ".join(([] if relative else [NO_YARDSTICK]) + ([f"noisy: {', '.join(noises)}"] if noises else []))
