@@ -310,7 +310,11 @@ def test_diagnostics_are_drawn(command, tmp_path, fields):
     write_lines(tmp_path / "run", **fields)
     drawn = command("figure", "diagnostics", "run")
     assert (drawn.status, drawn.stderr) == (0, "")
-    assert [line.split("/")[-1] for line in drawn.stdout.splitlines()] == ["diagnostics.svg", "diagnostics.png"]
+    assert [line.split("/")[-1] for line in drawn.stdout.splitlines()] == [
+        "diagnostics.svg",
+        "diagnostics.png",
+        "diagnostics.pdf",
+    ]
     svg = (tmp_path / "run" / "diagnostics.svg").read_text(encoding="utf-8")
     for words in ("bundle entropy", "mean capsule length", "nothing is told apart", "epoch"):
         assert words in svg

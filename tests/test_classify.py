@@ -433,7 +433,7 @@ def test_reconstructions_are_drawn(command, runs, pictures, tmp_path, own):
     done = command("figure", "reconstructions", runs.paths[0].parent, *more, "--device", "cpu")
     assert (done.status, done.stderr) == (0, "")
     folder = tmp_path / "drawn" if own else runs.paths[0].parent
-    names = [f"{figure}.{kind}" for figure in ("reconstructions", "perturbations") for kind in ("svg", "png")]
+    names = [f"{figure}.{kind}" for figure in ("reconstructions", "perturbations") for kind in ("svg", "png", "pdf")]
     assert [Path(line).name for line in done.stdout.splitlines()] == names
     svg = (folder / "reconstructions.svg").read_text(encoding="utf-8")
     assert "MoCapsNet, 1 block," in svg

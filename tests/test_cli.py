@@ -117,7 +117,7 @@ def test_completion_for(capsbench, shell):
         (["run", "--kernel"], "published,rec", ["published,recompute"]),
         (["run", "--models"], "mo", ["mocapsnet"]),
         (["plot", "--metric"], "p", ["peak", "process"]),
-        ([], "re", ["reproduce"]),
+        ([], "repr", ["reproduce"]),
     ],
 )
 def test_completions(words, incomplete, expected):

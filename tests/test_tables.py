@@ -49,7 +49,7 @@ def test_an_unknown_table():
 
 def runs(percents, paper=70.0, paper_std=1.0, **fields):
     usual = dict.fromkeys(KEY, 1) | {"dataset": "cifar10", "model": "mocapsnet", "optimizer": "adam", "routing": "rba"}
-    usual |= {"scale": 1.0, "paper_percent": paper, "paper_std_percent": paper_std}
+    usual |= {"scale": 1.0, "epochs": 30, "paper_epochs": 30, "paper_percent": paper, "paper_std_percent": paper_std}
     return pd.DataFrame([{**usual, **fields, "accuracy_percent": one} for one in percents])
 
 
@@ -83,11 +83,19 @@ def test_rows_stay_apart_and_in_order():
     assert [(row["blocks"], row["runs"]) for row in beside_paper(both).to_dict("records")] == [(8, 2), (2, 1)]
 
 
-def test_a_shortened_table_says_so_on_every_row():
-    table = beside_paper(pd.concat([runs([1.0], scale=0.05), runs([2.0], scale=0.05, blocks=2)]))
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"scale": 0.05, "epochs": 2}, "5 % of data, 2 of 30 epochs"),
+        ({"epochs": 1}, "all data, 1 of 30 epochs"),
+        ({}, "as the paper"),
+    ],
+)
+def test_every_row_says_how_long_it_was_trained(fields, words):
+    table = beside_paper(pd.concat([runs([1.0], **fields), runs([2.0], blocks=2, **fields)]))
     lines = [line for line in accuracy_markdown(table, "made").splitlines() if "MoCapsNet" in line]
     assert len(lines) == 2
-    assert all("0.05 of data and epochs" in line for line in lines)
+    assert all(words in line for line in lines)
 
 
 @pytest.mark.parametrize("fields", [{}, {"optimizer": "ranger21"}], ids=["over blocks", "row by row"])
@@ -171,7 +179,7 @@ def test_a_table_is_trained_and_not_trained_twice(capsbench, mnist, tmp_path):
     assert again.status == 0
     assert "0 networks to train, 1 epoch each; 2 are done" in again.stderr
     assert "99.42 ± 0.04" in again.stdout
-    assert "0.5 of data and epochs" in again.stdout
+    assert "50 % of data, 1 of 30 epochs" in again.stdout
 
 
 @pytest.mark.parametrize(

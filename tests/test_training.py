@@ -444,6 +444,82 @@ def test_where_it_began_is_said(where, tmp_path, monkeypatch):
     assert len(kept.state["epochs"]) == 1
 
 
+@pytest.mark.parametrize("validation", [0, 0.1])
+def test_an_epoch_that_ends_in_no_number_keeps_the_checkpoint_before(validation, tmp_path):
+    """The update after the last loss of an epoch is seen by no step of it."""
+
+    def spoil(recorder):
+        network = recorder.run.network
+        network[3].weight.data.fill_(math.nan)
+
+    settings = tiny_settings(scale=1, validation=validation, batch_size=70)
+    steps = -(-round(768 * (1 - validation)) // 70)
+    recorder = Recorder(stop_at=(2, steps), do=lambda: spoil(recorder))
+    real = trainers._Run.to_the_end
+
+    def to_the_end(self, *arguments):
+        recorder.run = self
+        return real(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainers._Run, "to_the_end", to_the_end)
+        with pytest.raises(
+            TrainingError, match=r"(not finite after|not trained on is nan after) epoch 2.*\n.*checkpoint is kept"
+        ):
+            train(settings, tmp_path, observers=[recorder])
+    kept = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert len(kept.state["epochs"]) == 1
+    assert all(torch.isfinite(one).all() for one in kept.weights.values())
+
+
+def test_skipped_steps_are_counted_one_after_the_other(tmp_path):
+    settings = tiny_settings(network=make_configuration("tiny:make", batch_size=64, threads=1, precision="fp16"))
+    network = tiny.make((1, 28, 28), 10, 1)
+    stepper = Stepper(network, settings, Processes(CPU), 11)
+    for _ in range(3):
+        assert all(stepper._is_finite_or_skipped(math.inf) for _ in range(50))
+        assert stepper._is_finite_or_skipped(1.0)
+        assert stepper.skipped == 0
+    assert all(stepper._is_finite_or_skipped(math.inf) for _ in range(50))
+    assert not stepper._is_finite_or_skipped(math.inf)
+
+
+def test_the_gradient_norm_of_fp16_is_not_that_of_the_scaled_loss(tmp_path):
+    norms = {}
+    for precision in ("fp32", "fp16"):
+        network = make_configuration("tiny:make_plain", batch_size=64, threads=1, precision=precision)
+        recorder = Recorder()
+        train(tiny_settings(network=network, epochs=1), tmp_path / precision, observers=[recorder])
+        # fp16 skips steps until its scale fits: the first that counts is still of the first weights, on other images.
+        norms[precision] = next(one.gradient_norm for one in recorder.steps if math.isfinite(one.gradient_norm))
+    assert 1 / 3 < norms["fp16"] / norms["fp32"] < 3
+
+
+def test_ctrl_c_while_an_epoch_is_judged_is_heard(tmp_path, monkeypatch):
+    """Also after the last one: whoever asked to stop is not given the test."""
+    real = Stepper.evaluate
+
+    def evaluate(self, batches):
+        signal.raise_signal(signal.SIGINT)
+        return real(self, batches)
+
+    monkeypatch.setattr(Stepper, "evaluate", evaluate)
+    with pytest.raises(Interrupted, match="after epoch 1"):
+        train(tiny_settings(epochs=1), tmp_path)
+    monkeypatch.undo()
+    assert train(tiny_settings(epochs=1), tmp_path, resume=True).epochs[0].epoch == 1
+
+
+@pytest.mark.parametrize("given", [{}, {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}])
+def test_half_of_torchrun_s_environment(given, tmp_path, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (given | {"WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=r"WORLD_SIZE is 2.*MASTER_PORT.*\n.*torchrun"):
+        train(tiny_settings(), tmp_path)
+
+
 def test_a_loss_that_diverges(tmp_path):
     with pytest.raises(TrainingError, match=r"step \d+: the loss.*\n.*--learning-rate"):
         train(tiny_settings(learning_rate=1e6, epochs=20), tmp_path)

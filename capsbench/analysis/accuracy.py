@@ -7,7 +7,10 @@ import pandas as pd
 KEY = ("dataset", "model", "networks", "blocks", "optimizer", "routing", "learning_rate", "capsules", "batch_size")
 """What tells the rows of an accuracy table apart."""
 
-ROW = (*KEY, "scale", "runs", "accuracy_percent", "std_percent", "paper_percent", "paper_std_percent", "difference", "within")
+SHORTENED = ("scale", "epochs", "paper_epochs")
+"""How much of the training set was used, and how many epochs of the paper's."""
+
+ROW = (*KEY, *SHORTENED, "runs", "accuracy_percent", "std_percent", "paper_percent", "paper_std_percent", "difference", "within")
 """Columns of `beside_paper`."""
 
 
@@ -15,7 +18,7 @@ def beside_paper(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each row of a table: mean and standard deviation over seeds, the paper's, and their difference.
 
     Args:
-        runs: a row per seed: `KEY`, `scale` (the fraction of data and epochs), `accuracy_percent` (NaN for a seed that was not
+        runs: a row per seed: `KEY`, `SHORTENED`, `accuracy_percent` (NaN for a seed that was not
             trained), `paper_percent` and `paper_std_percent` (NaN where the paper prints none).
 
     Returns:
@@ -25,7 +28,7 @@ def beside_paper(runs: pd.DataFrame) -> pd.DataFrame:
         was trained.
     """
     rows = []
-    for key, group in runs.groupby([*KEY, "scale"], sort=False, dropna=False):
+    for key, group in runs.groupby([*KEY, *SHORTENED], sort=False, dropna=False):
         known = group["accuracy_percent"].dropna()
         mean = float(known.mean()) if len(known) else math.nan
         std = float(known.std(ddof=1)) if len(known) > 1 else math.nan

@@ -135,10 +135,11 @@ class Pair:
             )
             yield Comparison(self.line, "level", name, "not comparable", why=busy)
             return
+        left_out = [f"{len(cells) - len(alone)} of {len(cells)} cells left out: {LOAD}"] if len(alone) < len(cells) else []
         cells = alone
         before, after, relative = _paces(cells, name)
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
-        why = "; ".join(([] if relative else [NO_YARDSTICK]) + ([f"noisy: {', '.join(noises)}"] if noises else []))
+        why = "; ".join(left_out + ([] if relative else [NO_YARDSTICK]) + ([f"noisy: {', '.join(noises)}"] if noises else []))
         level = level_change(before, after)
         if level is None:
             few = f"{len(cells)} matching cells; {FEWEST_CELLS} are needed to know the noise between processes"

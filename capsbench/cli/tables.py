@@ -56,7 +56,7 @@ def reproduce_table(
 
     folder = out or Path("reports") / name
     rows = _chosen(name, given)
-    # Data and epochs alike: the schedule falls as fast as over the whole.
+    # Data and epochs alike.
     long = max(1, round((epochs or EPOCHS[name]) * scale))
     trials = trials_of(rows, seeds, _configure(given, long, scale), folder / RUNS)
     console = Console(stderr=True, highlight=False)
@@ -78,7 +78,7 @@ def reproduce_table(
                 say(console, f"{member.folder.name}: {found}")
     except Interrupted as error:
         raise Interrupted(error.what, f"go on with: {shlex.join(['capsbench', *sys.argv[1:]])}") from None
-    table = _table(trials, scale, data_dir)
+    table = _table(trials, EPOCHS[name], data_dir)
     if as_json:
         click.echo(table.to_json(orient="records", indent=1))
     else:
@@ -156,10 +156,10 @@ def _trainer(console: "Console", data_dir: Path | None, download: bool, checkpoi
     return run
 
 
-def _table(trials: "Sequence[Trial]", scale: float, data_dir: Path | None) -> "pd.DataFrame":
+def _table(trials: "Sequence[Trial]", paper_epochs: int, data_dir: Path | None) -> "pd.DataFrame":
     import pandas as pd
 
     from capsbench.analysis.accuracy import beside_paper
     from capsbench.training.tables import accuracy_of, line_of
 
-    return beside_paper(pd.DataFrame([line_of(trial, accuracy_of(trial, data_dir), scale) for trial in trials]))
+    return beside_paper(pd.DataFrame([line_of(trial, accuracy_of(trial, data_dir), paper_epochs) for trial in trials]))

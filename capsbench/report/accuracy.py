@@ -16,7 +16,7 @@ from capsbench.report.figures import STYLE, save
 from capsbench.report.labels import dataset_title, model_title
 from capsbench.report.styles import COLOURS, MODEL_STYLES
 
-_HEADS = ("runs", "here", "paper", "difference", "within both", "scale")
+_HEADS = ("runs", "here", "paper", "difference", "within both", "trained on")
 _NUMBERED = ("blocks", "learning_rate", "capsules", "batch_size")
 _TITLES = {"blocks": "blocks", "optimizer": "optimizer", "routing": "routing", "learning_rate": "rate", "capsules": "capsules"}
 _TITLES |= {"batch_size": "batch"}
@@ -54,7 +54,7 @@ def accuracy_figure(rows: pd.DataFrame, title: str) -> Figure:
             part = rows[rows["dataset"] == dataset]
             (_draw_over_blocks if over_blocks else _draw_rows)(ax, part)
             ax.set_title(dataset_title(dataset), loc="left", fontsize=9.5)
-        figure.suptitle(f"{title}{_scale_note(rows)}", fontsize=10, x=0.01, ha="left")
+        figure.suptitle(f"{title}{_length_note(rows)}", fontsize=10, x=0.01, ha="left")
     return figure
 
 
@@ -84,20 +84,23 @@ def _cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
             _spread(row["paper_percent"], row["paper_std_percent"]),
             _signed(row["difference"]),
             within,
-            scale_text(row["scale"]),
+            length_text(row["scale"], row["epochs"], row["paper_epochs"]),
         ]
         lines.append(line)
     return heads, lines
 
 
-def scale_text(scale: float) -> str:
-    """`full`, or how much of data and epochs."""
-    return "full" if scale == 1 else f"{scale:.3g} of data and epochs"
+def length_text(scale: float, epochs: int, paper_epochs: int) -> str:
+    """`as the paper`, or how much of data and epochs."""
+    if scale == 1 and epochs == paper_epochs:
+        return "as the paper"
+    data = "all data" if scale == 1 else f"{100 * scale:.3g} % of data"
+    return f"{data}, {epochs} of {paper_epochs} epochs"
 
 
-def _scale_note(rows: pd.DataFrame) -> str:
-    scales = sorted(set(rows["scale"]))
-    return "" if scales == [1] else f" ({', '.join(map(scale_text, scales))})"
+def _length_note(rows: pd.DataFrame) -> str:
+    lengths = sorted({length_text(*found) for found in zip(rows["scale"], rows["epochs"], rows["paper_epochs"], strict=True)})
+    return "" if lengths == ["as the paper"] else f" ({'; '.join(lengths)})"
 
 
 def _system(row: dict[Any, Any]) -> str:

@@ -179,7 +179,8 @@ def _vjp_with(
 
 
 def _vjp_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor]:
-    return _sums(inputs, weight), torch.empty_like(inputs), torch.empty_like(weight)
+    # Not like what is given, whose layout may be any.
+    return _sums(inputs, weight), inputs.new_empty(inputs.shape), weight.new_empty(weight.shape)
 
 
 def _value_and_vjp(

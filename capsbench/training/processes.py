@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from capsbench.data.feed import Share
+from capsbench.errors import ConfigurationError
 
 
 class Processes:
@@ -81,12 +82,25 @@ def joined(device: str) -> Iterator[Processes]:
 
     Args:
         device: `cpu` or `cuda:N`; of several processes each takes the GPU of its own number.
+
+    Raises:
+        ConfigurationError: something else than `torchrun` set WORLD_SIZE, or there are fewer GPUs than processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Processes(torch.device(device))
         return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigurationError(
+            f"WORLD_SIZE is {world}, and {', '.join(missing)} not set", "start with torchrun, or leave WORLD_SIZE out"
+        )
     rank, kind = int(os.environ["RANK"]), device.partition(":")[0]
+    if kind == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"{os.environ.get('LOCAL_WORLD_SIZE', world)} processes for {torch.cuda.device_count()} GPUs",
+            "give torchrun's --nproc-per-node the number of GPUs",
+        )
     own = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(device)
     if kind == "cuda":
         torch.cuda.set_device(own)

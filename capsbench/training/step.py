@@ -61,7 +61,8 @@ class Stepper:
         self._parameters = parameters
         self._takes_labels = takes_labels(network)
         self._loss = CapsuleLoss(reconstruction_weight=settings.reconstruction_weight)
-        self._skipped = 0
+        self.skipped = 0
+        """Steps that fp16's scaler has skipped, one after the other."""
 
     def step(self, batch: Batch, images: int) -> Outcome:
         """Forward, backward, optimizer. Nothing is changed where loss or gradient are not finite.
@@ -79,7 +80,8 @@ class Stepper:
             with nullcontext() if number == len(parts) else without_exchange(self._parallel):
                 totals += self._forward_backward(part)
         norm = nn.utils.get_total_norm([one.grad for one in self._parameters if one.grad is not None])
-        loss, correct, norm_value = [*self.processes.sum(totals).tolist(), float(norm)]
+        # fp16's gradients are those of a loss that was scaled up.
+        loss, correct, norm_value = [*self.processes.sum(totals).tolist(), float(norm) / self.scaler.get_scale()]
         self._check(loss, norm_value, images, batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -124,7 +126,7 @@ class Stepper:
 
     def _check(self, loss: float, norm: float, images: int, batch: Batch) -> None:
         """Refuses to go on from what is not finite."""
-        finite = math.isfinite(loss) and (math.isfinite(norm) or self._may_skip(norm))
+        finite = math.isfinite(loss) and self._is_finite_or_skipped(norm)
         if not finite:
             self.optimizer.zero_grad(set_to_none=True)
             place = where_it_began(self.network, lambda: self._forward_backward_alone(batch))
@@ -138,10 +140,10 @@ class Stepper:
                 f"the loss diverges: {per_image:.4g} per image, and {self.first_loss:.4g} at the first step", _ADVICE
             )
 
-    def _may_skip(self, norm: float) -> bool:
-        """Whether fp16's scaler is still looking for a scale at which gradients are finite; it skips such steps itself."""
-        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
-        return self.scaler.is_enabled() and self._skipped <= SKIPPED_AT_MOST
+    def _is_finite_or_skipped(self, norm: float) -> bool:
+        """Also true while fp16's scaler looks for a scale at which gradients are finite; it skips such steps itself."""
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+        return self.skipped == 0 or (self.scaler.is_enabled() and self.skipped <= SKIPPED_AT_MOST)
 
     def _forward_backward_alone(self, batch: Batch) -> None:
         """Once more without the other processes, to be looked into."""

@@ -93,7 +93,7 @@ def run_members(members: Sequence[Member], train: Train) -> Iterator[tuple[Membe
 
 
 def accuracy_of(trial: Trial, data_directory: Path | None = None) -> float | None:
-    """The test accuracy of a trial, 0 to 1; None while a network of it is not done."""
+    """The test accuracy of a trial, 0 to 1; None while a network of it is not done. Several networks decide on their device."""
     results = [member.result() for member in trial.members]
     if any(one is None for one in results):
         return None
@@ -102,13 +102,15 @@ def accuracy_of(trial: Trial, data_directory: Path | None = None) -> float | Non
     return _together(trial, data_directory)
 
 
-def line_of(trial: Trial, accuracy: float | None, scale: float) -> dict[str, Any]:
+def line_of(trial: Trial, accuracy: float | None, paper_epochs: int) -> dict[str, Any]:
     """A row for `capsbench.analysis.accuracy.beside_paper`."""
-    row = trial.row
+    row, settings = trial.row, trial.members[0].settings
     return {
         **{name: getattr(row, name) for name in ("dataset", "model", "networks", "blocks", "optimizer", "routing")},
         **{name: getattr(row, name) for name in ("learning_rate", "capsules", "batch_size")},
-        "scale": scale,
+        "scale": settings.scale,
+        "epochs": settings.epochs,
+        "paper_epochs": paper_epochs,
         "seed": trial.seed,
         "accuracy_percent": float("nan") if accuracy is None else 100 * accuracy,
         "paper_percent": row.accuracy_percent,
@@ -118,11 +120,12 @@ def line_of(trial: Trial, accuracy: float | None, scale: float) -> dict[str, Any
 
 def _together(trial: Trial, data_directory: Path | None) -> float:
     """The test set once more, for several networks as one."""
-    loaded = [load_network(member.folder / BEST) for member in trial.members]
     settings = trial.members[0].settings
+    device = settings.network.device
+    loaded = [load_network(member.folder / BEST, device) for member in trial.members]
     test = load_parts(settings.network.dataset, data_directory).test
     ensemble = Ensemble(network for network, _ in loaded).eval()
-    feed = Feed(test, torch.device("cpu"), _BATCH, settings.preprocess)
+    feed = Feed(test, torch.device(device), _BATCH, settings.preprocess)
     with torch.inference_mode():
         right = [(ensemble(batch.images).lengths.argmax(1) == batch.labels).sum() for batch in feed.evaluation()]
     return float(torch.stack(right).sum()) / len(test.images)

@@ -1,6 +1,7 @@
 """Training a network to accuracy in a folder: the loop, its checkpoints, and the test at its end."""
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -9,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import psutil
@@ -58,7 +59,8 @@ def train(
 ) -> Result:
     """Trains a network, chooses its best epoch, and reads the test set once.
 
-    Under `torchrun` the processes train together: the loss is that of one process with the same batch.
+    Under `torchrun` the processes train together: the loss is that of one process with the same batch. Only SDA's temperature,
+    a mean over what is routed together, is that of each part of a batch, there and with `accumulate`.
 
     Args:
         settings: what decides the loss curve.
@@ -85,6 +87,8 @@ def train(
         )
         divided = _divided(settings, parts.train)
         seed_everything(settings.seed)
+        if processes.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(processes.device)
         with _naming_faults(settings, processes):
             network = build_network(settings, str(processes.device))
         if diagnostics:
@@ -193,6 +197,9 @@ class _Run:
         with self._noting_interrupts():
             while len(self.epochs) < self.settings.epochs:
                 self._epoch()
+                # Pressed while the epoch was judged; its checkpoint is on the disk.
+                if self.interrupted.is_set() and not self.processes.several:
+                    self._stop(f"after epoch {len(self.epochs)}")
         return self._conclude(command)
 
     def _epoch(self) -> None:
@@ -220,7 +227,16 @@ class _Run:
 
     def _evaluated(self, feed: Feed) -> Outcome:
         with _naming_faults(self.settings, self.processes):
-            return self.stepper.evaluate(feed.evaluation())
+            outcome = self.stepper.evaluate(feed.evaluation())
+        if not math.isfinite(outcome.loss):
+            place = (
+                f"after epoch {len(self.epochs) + 1}" if len(self.epochs) < self.settings.epochs else "with the chosen weights"
+            )
+            raise TrainingError(
+                f"the loss of images that are not trained on is {outcome.loss} {place}",
+                "try a lower --learning-rate in another --out; the last checkpoint is kept",
+            )
+        return outcome
 
     def _count(self, outcome: Outcome, images: int) -> None:
         self.step += 1
@@ -316,19 +332,31 @@ class _Run:
         if interrupted or (due and self.step < self.feed.steps()):
             self._save()
         if interrupted:
-            raise Interrupted(
-                f"interrupted in epoch {len(self.epochs) + 1} after step {self.step}; {self.folder / CHECKPOINT} holds all of it",
-                "go on with the same command and --resume",
-            )
+            self._stop(f"in epoch {len(self.epochs) + 1} after step {self.step}")
+
+    def _stop(self, where: str) -> NoReturn:
+        raise Interrupted(
+            f"interrupted {where}; {self.folder / CHECKPOINT} holds all of it", "go on with the same command and --resume"
+        )
 
     def _is_time(self) -> bool:
         return self.processes.first and time.monotonic() - self.saved_at >= self.pace
 
     def _save(self) -> None:
+        self._check_weights()
         draws = self.processes.gather(_random_state(self.processes.device))
         if self.processes.first:
             save_checkpoint(self.folder / CHECKPOINT, self.settings, self.network.state_dict(), self._state(draws))
         self.saved_at = time.monotonic()
+
+    def _check_weights(self) -> None:
+        """A checkpoint is to be good: an update may leave what is no number, and the next step alone would see it."""
+        broken = next((name for name, one in self.network.named_parameters() if not torch.isfinite(one).all()), None)
+        if broken is not None:
+            raise TrainingError(
+                f"'{broken}' is not finite after epoch {len(self.epochs)}, step {self.step}",
+                "try a lower --learning-rate in another --out; the last checkpoint is kept, from before",
+            )
 
     def _save_best(self) -> None:
         if self.processes.first:
@@ -346,6 +374,7 @@ class _Run:
             "images": self.images,
             "epoch_seconds": self.epoch_seconds,
             "first_loss": self.stepper.first_loss,
+            "skipped": self.stepper.skipped,
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
             "random": draws,
@@ -358,6 +387,7 @@ class _Run:
             self.order.set_state(state["order"])
             self.loss, self.correct, self.images = state["loss"], state["correct"], state["images"]
             self.epoch_seconds, self.stepper.first_loss = state["epoch_seconds"], state["first_loss"]
+            self.stepper.skipped = state.get("skipped", 0)
             self.stepper.optimizer.load_state_dict(state["optimizer"])
             self.stepper.scaler.load_state_dict(state["scaler"])
             draws = state["random"]
@@ -409,7 +439,7 @@ def _naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator
         if is_out_of_memory(error):
             raise TrainingError(
                 f"there is not enough memory on {processes.device} for batches of {network.batch_size} images",
-                "choose a smaller --batch-size, a larger --accumulate (the same loss), or another --memory",
+                "choose a smaller --batch-size, a larger --accumulate (the same loss, but for sda), or another --memory",
             ) from None
         if network.model in BUILT_IN:
             raise
