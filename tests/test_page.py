@@ -71,6 +71,29 @@ def test_every_figure_of_the_page_is_that_of_its_record():
         assert cells["samples"][place][0] == pytest.approx(record.time.train_step_seconds)
 
 
+def test_figures_of_a_machine_that_nobody_knows_are_a_line_of_their_own():
+    known = [make_record(blocks=blocks) for blocks in (1, 2)]
+    strange = [make_record(blocks=blocks).model_copy(update={"environment": None}) for blocks in (3, 4)]
+    data = data_of(page_html([source([*known, *strange])]))
+    assert len(data["lines"]) == 2
+    assert data["cells"]["line"] == [0, 0, 1, 1]
+    skipped = make_record(blocks=5, status="skipped")
+    assert data_of(page_html([source([*known, skipped])]))["cells"]["line"] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("entry", ["a text", {"cpu": "Xeon", "cuda": [1], "packages": 3}, {"cuda": {"devices": "none"}}, None])
+@pytest.mark.parametrize("device", ["cpu", "cuda:x", "cuda:7"])
+def test_an_environment_that_somebody_wrote_by_hand(entry, device):
+    records = [make_record(blocks=blocks, device=device) for blocks in (1, 2)]
+    odd = [Source(name, records, {"abcd": entry}) for name in ("one", "two")]
+    assert "What depth costs" in page_html(odd)
+
+
+def test_a_name_that_no_encoding_has(tmp_path):
+    path = write_page([source([make_record()], name="caf\udce9")], tmp_path / "page.html")
+    assert "caf?" in path.read_text(encoding="utf-8")
+
+
 def test_where_there_is_no_room_for_all_samples_the_first_are_kept(monkeypatch):
     records = [make_record(blocks=blocks) for blocks in range(1, 30)]
     whole = page_html([source(records)])

@@ -123,16 +123,23 @@ class Summary(_Schema):
         return data
 
 
+def mapping(value: object) -> Mapping[str, Any]:
+    """A part of an environment, which anybody may have written; empty where it is no mapping."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
     """The parts of an entry of environment.json that peaks and times depend on; what it does not say is left out."""
-    cpu, cuda = environment.get("cpu") or {}, environment.get("cuda") or {}
+    known = mapping(environment)
+    cpu, cuda = mapping(known.get("cpu")), mapping(known.get("cuda"))
+    devices = cuda.get("devices")
     parts = {
         "CPU": cpu.get("model"),
         "physical cores": cpu.get("physical_cores"),
         "logical cores": cpu.get("logical_cores"),
         "instructions": cpu.get("instructions"),
-        "torch": (environment.get("packages") or {}).get("torch"),
-        "GPU": ", ".join(str(device.get("name")) for device in cuda.get("devices") or []),
+        "torch": mapping(known.get("packages")).get("torch"),
+        "GPU": ", ".join(str(mapping(one).get("name")) for one in devices) if isinstance(devices, list) else None,
         "driver": cuda.get("driver"),
     }
     return {name: str(value) for name, value in parts.items() if value not in (None, "")}

@@ -9,6 +9,7 @@ import pandas as pd
 from capsbench import paper
 from capsbench.analysis.metrics import METRICS
 from capsbench.analysis.slopes import fit_slope
+from capsbench.analysis.summary import mapping
 from capsbench.report.labels import dataset_title, is_predicted, model_title, plain
 from capsbench.report.page.cells import Line, Lines
 from capsbench.report.page.source import Source
@@ -199,13 +200,13 @@ def _machine(line: Line, sources: Sequence[Source]) -> str:
     for source in sources:
         if source.name == line["report"]:
             found = source.environments.get(str(line.get("environment")))
-            entry = found if isinstance(found, Mapping) else {}
+            entry = mapping(found)
     device = str(line["device"])
     if device.startswith("cuda"):
-        devices = (entry.get("cuda") or {}).get("devices") or []
-        number = int(device.partition(":")[2] or 0)
-        return str(devices[number].get("name", device)) if number < len(devices) else device
-    cpu = (entry.get("cpu") or {}).get("model") or device
+        devices, number = mapping(entry.get("cuda")).get("devices") or [], device.partition(":")[2] or "0"
+        known = isinstance(devices, list) and number.isdecimal() and int(number) < len(devices)
+        return str(mapping(devices[int(number)]).get("name", device)) if known else device
+    cpu = mapping(entry.get("cpu")).get("model") or device
     return f"{cpu}, {line['threads']} threads" if line.get("threads") is not None else str(cpu)
 
 

@@ -51,7 +51,8 @@ def write_page(sources: Sequence[Source], path: Path) -> Path:
     """
     beside = path.with_name(f".{path.name}.new")
     try:
-        beside.write_text(page_html(sources), encoding="utf-8")
+        # A name may hold what no encoding has: halves of characters, from a folder or a file of somebody else.
+        beside.write_bytes(page_html(sources).encode("utf-8", "replace"))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

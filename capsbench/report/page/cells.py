@@ -45,7 +45,8 @@ Key = tuple[object, ...]
 class Lines:
     """Every line of the records, and which one each record belongs to.
 
-    A record that was never started has no environment: it belongs to the line of its report that it would have been in.
+    A record without figures that was never started has no environment: it belongs to the line of its report that it would have
+    been in. One that has figures is of a machine that nobody knows, and so of a line of its own, as for `slopes`.
 
     Args:
         frame: all records.
@@ -59,7 +60,8 @@ class Lines:
         for key in keys:
             if key[-1] is not None:
                 known.setdefault(key[:-1], key)
-        whole = [known.get(key[:-1], key) if key[-1] is None else key for key in keys]
+        never_started = [key[-1] is None and status != "ok" for key, status in zip(keys, frame["status"], strict=True)]
+        whole = [known.get(key[:-1], key) if never else key for key, never in zip(keys, never_started, strict=True)]
         self._places = {key: place for place, key in enumerate(dict.fromkeys(whole))}
         self.of_record = [self._places[key] for key in whole]
         self.lines: list[Line] = [dict(zip(self.names, key, strict=True)) for key in self._places]
