@@ -94,6 +94,7 @@ _trained_options = together(
         show_default=True,
         help="Minutes between checkpoints within an epoch.",
     ),
+    click.option("--resume", is_flag=True, help="Is done anyway: what is there is never trained again."),
     click.option("--dry-run", is_flag=True, help="Show what is left to train, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on standard output."),
 )

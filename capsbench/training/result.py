@@ -53,7 +53,7 @@ class Result(Schema):
     test_accuracy: float
     """0 to 1."""
     seconds: float
-    """Of training and choosing, over all epochs."""
+    """Of training steps, over all epochs."""
     command: str | None = None
     """What was typed."""
     environment: dict[str, Any]
