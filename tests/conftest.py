@@ -157,6 +157,17 @@ def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     return write
 
 
+def assert_refused(result: Result, *named: str, status: int = 2) -> None:
+    """One line or two on standard error, which name what was wrong, and nothing on standard output."""
+    assert result.status == status, result
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert 1 <= len(lines) <= 2, result.stderr
+    for words in named:
+        assert words in result.stderr
+
+
 def wait_for(what: Callable[[], object], seconds: float = 200.0) -> None:
     """Returns as soon as `what()` is true."""
     end = time.monotonic() + seconds

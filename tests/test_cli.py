@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 from click.shell_completion import ShellComplete
-from conftest import RETAINED_PER_BLOCK, is_gone, make_record, process_environment, wait_for
+from conftest import RETAINED_PER_BLOCK, assert_refused, is_gone, make_record, process_environment, wait_for
 
 from capsbench import load
 from capsbench.analysis.metrics import MEMORY_METRICS
@@ -35,16 +35,6 @@ COMMANDS = sorted(cli.commands)
 def error_lines(stderr):
     """The error itself: what comes after progress."""
     return [line for line in stderr[stderr.rindex("error: ") :].splitlines() if line.strip()]
-
-
-def assert_refused(result, *named, status=2):
-    assert result.status == status, result
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert 1 <= len(lines) <= 2, result.stderr
-    for words in named:
-        assert words in result.stderr
 
 
 # What it says of itself.

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import assert_all_close, assert_close
-from conftest import make_configuration, process_environment, wait_for
+from conftest import assert_refused, make_configuration, process_environment, wait_for
 from rich.console import Console
 
 from capsbench.catalog import SPECS
@@ -76,16 +76,6 @@ def run(folder, *arguments, **more):
     with start(folder, *arguments, **more) as process:
         stdout, stderr = process.communicate(timeout=300)
     return process.returncode, stdout, stderr
-
-
-def assert_refused(result, *named, status=2):
-    assert result.status == status, result
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert 1 <= len(lines) <= 2, result.stderr
-    for words in named:
-        assert words in result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -138,6 +138,18 @@ def number(option: str, what: str, fits: Callable[[float], bool]) -> Parsed:
     return Parsed("number", parse)
 
 
+def fraction_option(option: str, text: str) -> Callable[[Any], Any]:
+    """An option that takes a fraction above 0, all of it by default."""
+    fits = number(option, "a fraction above 0 and up to 1", lambda value: 0 < value <= 1)
+    return click.option(option, type=fits, default=1.0, show_default=True, help=text)
+
+
+def validation_option(text: str) -> Callable[[Any], Any]:
+    """How many images are held out of a training set."""
+    fits = number("--validation", "a fraction, or a number of images, of 0 or more", lambda value: value >= 0)
+    return click.option("--validation", type=fits, default=0.1, show_default=True, help=text)
+
+
 def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Several options as one decorator, in this order."""
 

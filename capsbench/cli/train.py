@@ -21,9 +21,11 @@ from capsbench.cli.options import (
     RULES,
     WITHOUT_BLOCKS,
     Parsed,
+    fraction_option,
     number,
     seconds,
     together,
+    validation_option,
     whole,
 )
 from capsbench.errors import ConfigurationError, Interrupted
@@ -118,20 +120,8 @@ _training_options = together(
 _data_options = together(
     _one_of("--dataset", tuple(SPECS), "sample", "Data set; sample is the part of Fashion-MNIST that ships with capsbench."),
     _one_of("--preprocess", ("paper", "published"), "paper", "How images become inputs: as in the paper, or in its code."),
-    click.option(
-        "--validation",
-        type=number("--validation", "a fraction, or a number of images, of 0 or more", lambda value: value >= 0),
-        default=0.1,
-        show_default=True,
-        help="Held out to choose the best epoch: a fraction, or a number of images; 0 trains on everything.",
-    ),
-    click.option(
-        "--scale",
-        type=number("--scale", "a fraction above 0 and up to 1", lambda value: 0 < value <= 1),
-        default=1.0,
-        show_default=True,
-        help="The fraction of the training set that is used.",
-    ),
+    validation_option("Held out to choose the best epoch: a fraction, or a number of images; 0 trains on everything."),
+    fraction_option("--scale", "The fraction of the training set that is used."),
     click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA."),
     click.option("--download", is_flag=True, help="Fetch a data set that is not on disk."),
 )

@@ -106,19 +106,13 @@ def _padded_bias(bias: list[Tensor]) -> Tensor | None:
 
 
 def _round(
-    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return _round_with(None, inputs, weight, state, t, limited, bias)
-
-
-def _round_with(
-    couplings: Tensor | None,
     inputs: Tensor,
     weight: Tensor,
     state: Tensor | None,
     t: Tensor | None,
     limited: bool,
     bias: Tensor | None,
+    couplings: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     outputs, s = _round_shapes(inputs, weight)
     total = _sums(inputs, weight)
@@ -154,13 +148,6 @@ def _distance_shape(inputs: Tensor, *_: Tensor) -> Tensor:
 
 
 def _vjp(
-    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, s: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _vjp_with(None, inputs, weight, state, t, limited, s, grad)
-
-
-def _vjp_with(
-    couplings: Tensor | None,
     inputs: Tensor,
     weight: Tensor,
     state: Tensor | None,
@@ -168,6 +155,7 @@ def _vjp_with(
     limited: bool,
     s: Tensor,
     grad: Tensor,
+    couplings: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     found = _vjp_shapes(inputs, weight)
     sizes = _sizes(inputs, weight)
@@ -193,8 +181,8 @@ def _value_and_vjp(
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     couplings = _couplings(inputs, weight)
-    outputs, s = _round_with(couplings, inputs, weight, state, t, limited, bias)
-    return outputs, *_vjp_with(couplings, inputs, weight, state, t, limited, s, grad)
+    outputs, s = _round(inputs, weight, state, t, limited, bias, couplings)
+    return outputs, *_vjp(inputs, weight, state, t, limited, s, grad, couplings)
 
 
 def _value_and_vjp_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
