@@ -20,8 +20,8 @@ from capsbench.models import CapsuleNetwork, CapsuleOutput, Ensemble
 from capsbench.records import PREDICTED
 from capsbench.sweep.session import resolve_device
 from capsbench.training.checkpoint import load_network
+from capsbench.training.loop import BEST
 from capsbench.training.settings import TrainingSettings
-from capsbench.training.trainer import BEST
 
 BATCH_SIZE = 128
 STEPS = tuple(round(0.05 * step, 2) for step in range(-5, 6))

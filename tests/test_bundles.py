@@ -243,7 +243,10 @@ def test_a_line_for_each_block_and_epoch(small_run, tmp_path):
     assert curves[0] == curves[1]
 
 
-def test_a_run_that_goes_on_writes_no_line_twice(small_run, tmp_path):
+@pytest.mark.parametrize("lines", [6, 4, 3], ids=["all", "one", "none"])
+def test_a_run_that_goes_on_writes_every_line_once(lines, small_run, tmp_path):
+    """It may have ended between an epoch's checkpoint and any of its lines."""
+
     class Cut(Exception):
         pass
 
@@ -259,7 +262,11 @@ def test_a_run_that_goes_on_writes_no_line_twice(small_run, tmp_path):
 
     with pytest.raises(Cut):
         small_run("cut", diagnostics=True, observers=[Stop()])
-    with (tmp_path / "cut" / DIAGNOSTICS).open("ab") as file:
+    path = tmp_path / "cut" / DIAGNOSTICS
+    written = path.read_bytes().splitlines(keepends=True)
+    assert len(written) == 6
+    path.write_bytes(b"".join(written[:lines]))
+    with path.open("ab") as file:
         file.write(encoded({"kind": "block", "epoch": 2, "block": 0}) + b'{"kind": "block", "ep')
     small_run("cut", diagnostics=True, resume=True)
     small_run("whole", diagnostics=True)

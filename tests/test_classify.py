@@ -390,6 +390,11 @@ def test_a_full_disk_leaves_no_half_picture(command, runs, pictures, tmp_path, m
     assert list((tmp_path / "seen").iterdir()) == []
 
 
+def test_more_images_than_a_figure_holds(command, runs, pictures):
+    lines = two_lines(command("figure", "reconstructions", runs.paths[0], *pictures[:1] * 11))
+    assert lines == ["error: 11 images are too many for one figure", "give up to 10"]
+
+
 def test_reconstructions_of_a_network_without_decoder(command, pictures, tmp_path):
     asked = TrainingSettings(network=make_configuration("tiny:make"))
     save_checkpoint(tmp_path / "x.pt", asked, build_network(asked).state_dict())

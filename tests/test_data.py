@@ -1,6 +1,7 @@
 """The sample that ships, real sets in their own formats, stand-ins, and preprocessing."""
 
 import gzip
+import hashlib
 import pickle
 import struct
 import sys
@@ -12,6 +13,7 @@ import pytest
 import scipy.io
 import torch
 from comparing import assert_close
+from torchvision.datasets import MNIST, FashionMNIST
 
 from capsbench.catalog import SPECS, spec_of
 from capsbench.data import datasets, preprocess
@@ -244,6 +246,28 @@ def test_a_file_that_was_cut_off_is_told(name, number, kept, tmp_path, any_check
 def test_another_checksum_is_told(name, tmp_path):
     WRITERS[name](tmp_path, *made_up(name))
     refused(name, tmp_path, "checksum", "--download")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+@pytest.mark.parametrize("damage", ["", "archive", "file"])
+def test_archives_beside_the_files(name, damage, tmp_path, monkeypatch, no_system_sets):
+    WRITERS[name](tmp_path, *made_up(name))
+    plain = tmp_path / FILES[name][0]
+    archive = plain.with_name(plain.name + ".gz")
+    archive.write_bytes(gzip.compress(plain.read_bytes()))
+    reader = {"mnist": MNIST, "fashion-mnist": FashionMNIST}[name]
+    monkeypatch.setattr(reader, "resources", [(archive.name, hashlib.md5(archive.read_bytes()).hexdigest())])
+    if damage == "file":
+        damaged = bytearray(plain.read_bytes())
+        damaged[-1] ^= 1  # of one pixel: header and size are right
+        plain.write_bytes(damaged)
+    elif damage == "archive":
+        archive.write_bytes(archive.read_bytes() + b"0")
+    if not damage:
+        assert len(load_parts(name, tmp_path).train.images) == COUNT
+        return
+    with pytest.raises(ConfigurationError, match="checksum" if damage == "archive" else "is not what .*gz beside it contains"):
+        load_parts(name, tmp_path)
 
 
 def test_images_and_labels_that_do_not_fit(tmp_path, no_system_sets):

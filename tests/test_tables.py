@@ -2,15 +2,19 @@
 
 import json
 import math
+import types
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import make_configuration
+from test_classify import save_lively
 from test_data import write_mnist
 
 from capsbench.analysis.accuracy import KEY, beside_paper
 from capsbench.data.datasets import load_parts
+from capsbench.data.preprocess import prepare
 from capsbench.errors import ConfigurationError, TrainingError
 from capsbench.paper.accuracy import ACCURACY_TABLES, accuracy_table
 from capsbench.report.accuracy import accuracy_figure, accuracy_markdown
@@ -138,6 +142,34 @@ def test_a_run_that_diverges_leaves_the_others(tmp_path):
     assert len(tried) == 3
     assert found[0] == found[2] == "done"
     assert isinstance(found[1], TrainingError)
+
+
+def test_several_networks_decide_together_and_once(tmp_path, monkeypatch):
+    row = next(row for row in accuracy_table("table3") if row.networks > 1)
+    asked = [TrainingSettings(network=make_configuration("mocapsnet", 1, capsules=4), seed=seed) for seed in range(3)]
+    members = tuple(tables.Member(row, one.seed, one, tmp_path / f"seed{one.seed}") for one in asked)
+    for member in members:
+        member.folder.mkdir()
+    networks = [save_lively(member.folder / "best.pt", member.settings, member.seed) for member in members]
+    monkeypatch.setattr(tables.Member, "result", lambda self: types.SimpleNamespace(test_loss=float(losses[self.seed])))
+    losses = [1, 2, 3]
+    trial = tables.Trial(row, 0, members)
+    test = load_parts("sample").test
+    images, labels, _ = prepare(test.images, test.labels, "paper", "sample")
+    with torch.inference_mode():
+        lengths = torch.stack([network(images).lengths for network in networks])
+    expected = (lengths.mean(0).argmax(1) == labels).double().mean().item()
+    assert tables.accuracy_of(trial) == pytest.approx(expected)
+    alone = [(one.argmax(1) == labels).double().mean().item() for one in lengths]
+    assert any(one != pytest.approx(expected) for one in alone)
+    # Kept, and computed again where a network is another one or what was kept is damaged.
+    (kept,) = tmp_path.glob("*.json")
+    kept.write_text(kept.read_text().replace(json.dumps(expected), "0.125"))
+    assert tables.accuracy_of(trial) == 0.125
+    losses[1] = 4
+    assert tables.accuracy_of(trial) == pytest.approx(expected)
+    kept.write_text("{")
+    assert tables.accuracy_of(trial) == pytest.approx(expected)
 
 
 def test_what_was_cut_off_goes_on(tmp_path):

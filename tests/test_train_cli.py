@@ -239,10 +239,18 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("more", [pytest.param((), marks=pytest.mark.slow), ("--accumulate", "3")], ids=["whole", "in parts"])
-def test_two_processes_train_as_one(more, tmp_path, command):
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        pytest.param("tiny:make_plain", (), marks=pytest.mark.slow),
+        ("tiny:make_plain", ("--accumulate", "3")),
+        ("tiny:make_capsules", ()),
+    ],
+    ids=["whole", "in parts", "a reversible capsule network"],
+)
+def test_two_processes_train_as_one(model, more, tmp_path, command):
     """The last batch of an epoch has one image: one process has none."""
-    arguments = ["train", "--model", "tiny:make_plain", "--batch-size", "46", "--learning-rate", "0.01", "--epochs", "3"]
+    arguments = ["train", "--model", model, "--batch-size", "46", "--learning-rate", "0.01", "--epochs", "3"]
     arguments += ["--device", "cpu", *more]
     assert command(*arguments, "--out", "one").status == 0
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), "-m", "capsbench.cli"]

@@ -21,12 +21,12 @@ from capsbench.data.feed import Feed, Share, split
 from capsbench.data.preprocess import crop, normalise
 from capsbench.errors import CapsbenchError, ConfigurationError, Interrupted, LostWorkError, StoreError, TrainingError
 from capsbench.models import CapsuleLoss, MoCapsNet
-from capsbench.training import TrainingSettings, load_checkpoint, load_network, train
+from capsbench.training import TrainingSettings, load_checkpoint, load_network, loop, train
 from capsbench.training import trainer as trainers
 from capsbench.training.log import read_metrics
 from capsbench.training.processes import Processes
 from capsbench.training.step import Stepper
-from capsbench.training.trainer import read_result
+from capsbench.training.trainer import read_result, read_settings
 from capsbench.workload import seed_everything
 
 CPU = torch.device("cpu")
@@ -249,10 +249,11 @@ def test_ranger21_is_missing(tmp_path, monkeypatch):
 
 
 def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
-    written = []
+    written, begun = [], []
 
     class Writer:
-        def __init__(self, folder):
+        def __init__(self, folder, purge_step):
+            begun.append(purge_step)
             assert folder == str(tmp_path / "tensorboard")
 
         def add_scalar(self, name, value, step):
@@ -268,6 +269,9 @@ def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
     losses = [(step, value) for name, value, step in written[:-1] if name == "step/loss"]
     assert [step for step, _ in losses] == list(range(1, 23))
     assert [value for _, value in losses] == [line[3] for line in curve(tmp_path)]
+    # What comes again after a run was cut off is to be forgotten first.
+    train(tiny_settings(epochs=3), tmp_path, resume=True)
+    assert begun == [None, 23]
 
 
 def test_without_tensorboard(tmp_path, monkeypatch):
@@ -337,6 +341,7 @@ def test_more_epochs_go_on_from_fewer(tmp_path, uncut):
     train(tiny_settings(epochs=1), tmp_path)
     train(tiny_settings(epochs=3), tmp_path, resume=True)
     assert curve(tmp_path) == curve(uncut)
+    assert read_settings(tmp_path) == read_result(tmp_path).settings == tiny_settings(epochs=3)
 
 
 def test_an_end_between_the_checkpoint_and_the_best_weights(tmp_path, uncut):
@@ -387,7 +392,7 @@ def test_a_damaged_checkpoint(tmp_path):
 
 
 def test_a_disk_that_fills_keeps_the_checkpoint_before(tmp_path, uncut, monkeypatch):
-    real, calls = trainers.save_checkpoint, []
+    real, calls = loop.save_checkpoint, []
 
     def filling(path, settings, network, state=None):
         calls.append(path)
@@ -395,7 +400,7 @@ def test_a_disk_that_fills_keeps_the_checkpoint_before(tmp_path, uncut, monkeypa
             raise LostWorkError("full", "make room")
         real(path, settings, network, state)
 
-    monkeypatch.setattr(trainers, "save_checkpoint", filling)
+    monkeypatch.setattr(loop, "save_checkpoint", filling)
     with pytest.raises(LostWorkError):
         train(tiny_settings(), tmp_path)
     monkeypatch.undo()
@@ -455,14 +460,14 @@ def test_an_epoch_that_ends_in_no_number_keeps_the_checkpoint_before(validation,
     settings = tiny_settings(scale=1, validation=validation, batch_size=70)
     steps = -(-round(768 * (1 - validation)) // 70)
     recorder = Recorder(stop_at=(2, steps), do=lambda: spoil(recorder))
-    real = trainers._Run.to_the_end
+    real = loop.Run.to_the_end
 
     def to_the_end(self, *arguments):
         recorder.run = self
         return real(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainers._Run, "to_the_end", to_the_end)
+        patch.setattr(loop.Run, "to_the_end", to_the_end)
         with pytest.raises(
             TrainingError, match=r"(not finite after|not trained on is nan after) epoch 2.*\n.*checkpoint is kept"
         ):

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from capsbench.models import MoCapsNet
+
 
 def make(in_shape, num_classes, blocks):
     return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Dropout(0.1), nn.Linear(49, 16), nn.ReLU(), nn.Linear(16, num_classes))
@@ -20,3 +22,8 @@ class Power(nn.Module):
 def make_plain(in_shape, num_classes, blocks):
     """Draws nothing: several processes that train it do what one does."""
     return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(49, 16), nn.ReLU(), nn.Linear(16, num_classes))
+
+
+def make_capsules(in_shape, num_classes, blocks):
+    """A small reversible network."""
+    return MoCapsNet(in_shape, num_classes, blocks, channels=8, capsules=4, decoder=False)

@@ -22,17 +22,18 @@ def draw_pictures(
 
     Args:
         classifier: of one network that has a decoder.
-        images: to draw; where there are none, test images of the network's data set.
+        images: to draw, up to `MOST`; where there are none, test images of the network's data set.
         folder: where to.
         data_directory: where real data sets lie.
         download: whether to fetch one that is not there.
 
     Raises:
-        ConfigurationError: the network has no decoder; images or data set cannot be read.
+        ConfigurationError: the network has no decoder; there are too many images; images or data set cannot be read.
         OSError: a figure cannot be written.
     """
+    if len(images) > MOST:
+        raise ConfigurationError(f"{len(images)} images are too many for one figure", f"give up to {MOST}")
     chosen = classifier.read(images) if images else _one_of_each(classifier, data_directory, download=download)
-    chosen = chosen[:MOST]
     moved = perturb(classifier, chosen[0])
     found = classifier(chosen)
     it = classifier.settings.network

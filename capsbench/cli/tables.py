@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from capsbench.errors import ConfigurationError, Interrupted
+from capsbench.errors import ConfigurationError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,9 +73,10 @@ def reproduce_table(
     faults = 0
     try:
         for member, found in run_members(members, _trainer(console, data_dir, download, checkpoint_minutes)):
-            if isinstance(found, Exception):
+            if isinstance(found, TrainingError):
                 faults += 1
-                say(console, f"{member.folder.name}: {found}")
+                # Its hint is in the words of `capsbench train`, whose options a table does not have.
+                say(console, f"{member.folder.name}: {found.what}\nit is left out; the same command goes on with it")
     except Interrupted as error:
         raise Interrupted(error.what, f"go on with: {shlex.join(['capsbench', *sys.argv[1:]])}") from None
     table = _table(trials, EPOCHS[name], data_dir)

@@ -258,8 +258,9 @@ def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bo
     Raises:
         ConfigurationError: there is nothing to resume.
     """
+    from capsbench.training.loop import RESULT
     from capsbench.training.settings import differences
-    from capsbench.training.trainer import MAY_DIFFER, RESULT, SETTINGS, read_settings
+    from capsbench.training.trainer import MAY_DIFFER, SETTINGS, read_settings
 
     if out is not None:
         return out

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from capsbench.report.units import bytes_text, duration_text
 from capsbench.training.log import StepFigures
+from capsbench.training.loop import RESULT
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import TrainingSettings
-from capsbench.training.trainer import RESULT
 
 _EPOCHS = 8
 _PACE_STEPS = 20

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from capsbench.catalog import DatasetSpec, spec_of
+from capsbench.data.archives import check_archives
 from capsbench.errors import ConfigurationError
 
 SAMPLE_FILE = "fashion-mnist.npz"
@@ -123,7 +124,10 @@ def load_parts(name: str, directory: Path | None = None, *, download: bool = Fal
             f"dataset '{name}' is not in {root}" + (f": no {', '.join(missing)}" if len(missing) < len(FILES[name]) else ""),
             f"put {_places(name)} below {root} (--data-dir names another folder), or add --download to fetch them",
         )
-    return Parts(*(_checked(ImageSet(spec, *_read_part(name, root, train, download), "real")) for train in (True, False)))
+    parts = Parts(*(_checked(ImageSet(spec, *_read_part(name, root, train, download), "real")) for train in (True, False)))
+    with _naming_damage(name, root):
+        check_archives(name, root)
+    return parts
 
 
 def conform(images: Tensor, shape: tuple[int, int, int]) -> Tensor:

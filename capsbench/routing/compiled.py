@@ -112,11 +112,10 @@ def _round(
     t: Tensor | None,
     limited: bool,
     bias: Tensor | None,
-    couplings: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     outputs, s = _round_shapes(inputs, weight)
     total = _sums(inputs, weight)
-    _over_samples("round", inputs, weight, state, t, int(limited), couplings, bias, s, outputs, total)
+    _over_samples("round", inputs, weight, state, t, int(limited), None, bias, s, outputs, total)
     return outputs, s
 
 
@@ -155,14 +154,13 @@ def _vjp(
     limited: bool,
     s: Tensor,
     grad: Tensor,
-    couplings: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     found = _vjp_shapes(inputs, weight)
     sizes = _sizes(inputs, weight)
     _, count, in_dim, _, dim, padded = sizes
     threads = min(torch.get_num_threads(), count)
     scratch = inputs.new_empty(threads, 2 * in_dim + 1 + _SAMPLES, dim, padded)
-    _call("gradients", inputs, weight, state, t, int(limited), couplings, s, grad, *found, scratch, *sizes, threads)
+    _call("gradients", inputs, weight, state, t, int(limited), None, s, grad, *found, scratch, *sizes, threads)
     return found
 
 
@@ -180,20 +178,31 @@ def _value_and_vjp(
     bias: Tensor | None,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    couplings = _couplings(inputs, weight)
-    outputs, s = _round(inputs, weight, state, t, limited, bias, couplings)
-    return outputs, *_vjp(inputs, weight, state, t, limited, s, grad, couplings)
+    found = _value_and_vjp_shapes(inputs, weight)
+    sizes = _sizes(inputs, weight)
+    room, threads = _room(inputs, weight), torch.get_num_threads()
+    given = (inputs, weight, state, t, int(limited), bias, grad)
+    _call("round_and_gradients", *given, *found, room, *sizes, _block(sizes[0], threads), threads)
+    return found
 
 
-def _value_and_vjp_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # The couplings and s are there as long as it takes, as a trace of the peak must see.
-    meanwhile = (_couplings(inputs, weight), *_round_shapes(inputs, weight))
-    return meanwhile[1], *_vjp_shapes(inputs, weight)
+def _value_and_vjp_meta(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # It is there as long as it takes, as a trace of the peak must see.
+    meanwhile = _room(inputs, weight)
+    found = _value_and_vjp_shapes(inputs, weight)
+    del meanwhile
+    return found
 
 
-def _couplings(inputs: Tensor, weight: Tensor) -> Tensor:
-    batch, count, _, _, _, padded = _sizes(inputs, weight)
-    return inputs.new_empty(batch, count, padded)
+def _value_and_vjp_shapes(inputs: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return inputs.new_empty(inputs.shape[0], *weight.shape[2:]), *_vjp_shapes(inputs, weight)
+
+
+def _room(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Room for all that `round_and_gradients` needs: one allocation, as each takes as long as a small sum."""
+    batch, count, in_dim, outputs, dim, padded = _sizes(inputs, weight)
+    of_threads = torch.get_num_threads() * (2 * in_dim + 1 + _SAMPLES) * dim * padded
+    return inputs.new_empty(of_threads + batch * (dim * padded + count * padded + outputs * dim))
 
 
 def _over_samples(name: str, inputs: Tensor, weight: Tensor, *arguments: Tensor | int | None) -> None:
@@ -201,9 +210,13 @@ def _over_samples(name: str, inputs: Tensor, weight: Tensor, *arguments: Tensor 
     sizes = _sizes(inputs, weight)
     batch, _, in_dim, _, dim, padded = sizes
     threads = torch.get_num_threads()
-    block = max(1, min(_BLOCK, -(-batch // threads)))
     scratch = inputs.new_empty(threads, in_dim + 2, dim, padded)
-    _call(name, inputs, weight, *arguments, scratch, *sizes, block, threads)
+    _call(name, inputs, weight, *arguments, scratch, *sizes, _block(batch, threads), threads)
+
+
+def _block(batch: int, threads: int) -> int:
+    """How many samples read the weights together."""
+    return max(1, min(_BLOCK, -(-batch // threads)))
 
 
 def _sizes(inputs: Tensor, weight: Tensor) -> tuple[int, int, int, int, int, int]:
@@ -253,7 +266,7 @@ for _schema, _cpu, _meta in (
         "votes_value_and_vjp(Tensor inputs, Tensor weight, Tensor? state, Tensor? t, bool limited, Tensor? bias, Tensor grad)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
         _value_and_vjp,
-        _value_and_vjp_shapes,
+        _value_and_vjp_meta,
     ),
 ):
     _name = _OPERATORS.define(_schema)

@@ -244,7 +244,9 @@ def route_and_vjp(
         else:
             with torch.no_grad():
                 outputs, gradients = found.and_vjp(*tensors, iterations, grad.to(tensors[0].dtype), kept)
-    return outputs, tuple(one.to(mine.dtype) for one, mine in zip(gradients, given, strict=True))
+    return outputs, tuple(
+        one if one.dtype is mine.dtype else one.to(mine.dtype) for one, mine in zip(gradients, given, strict=True)
+    )
 
 
 def _plain_vjp(kernel: Kernel, tensors: list[Tensor], iterations: int, grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -269,6 +271,8 @@ def _prepare(
 
 def _in_one_dtype(tensors: list[Tensor]) -> list[Tensor]:
     """All in the widest dtype among them, at least float32."""
+    if all(tensor.dtype is torch.float32 for tensor in tensors):
+        return tensors
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -298,10 +302,10 @@ def _extras(weight: Tensor, given: tuple[Tensor | None, ...], algorithm: str) ->
 
 
 def _check_kinds(tensors: list[Tensor]) -> None:
-    devices = {str(tensor.device) for tensor in tensors}
+    devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         raise ConfigurationError(
-            f"tensors on {' and '.join(sorted(devices))} cannot be routed together", "move all to one device"
+            f"tensors on {' and '.join(sorted(map(str, devices)))} cannot be routed together", "move all to one device"
         )
     for tensor in tensors:
         if tensor.is_complex():

@@ -30,22 +30,27 @@ class DiagnosticsLog:
         feed: what it is trained on.
         reconstruction_weight: of the loss.
         epochs: that are done, of a run that goes on; lines of later ones are done again, and left out.
+        step: steps that are done of the epoch after them. With none the network is as the last epoch left it, and is looked
+            into again: the run may have ended between the epoch's checkpoint and its lines.
 
     Raises:
         ConfigurationError: the network has no blocks that diagnostics know.
         LostWorkError: the file cannot be written.
     """
 
-    def __init__(self, folder: Path, network: nn.Module, feed: Feed, reconstruction_weight: float, epochs: int) -> None:
+    def __init__(
+        self, folder: Path, network: nn.Module, feed: Feed, reconstruction_weight: float, epochs: int, step: int = 0
+    ) -> None:
         self._path = folder / DIAGNOSTICS
         self._network = checked_network(network)
         self._batch = prepare(feed.images[:IMAGES], feed.labels[:IMAGES], feed.style, feed.spec.name)
         self._loss = CapsuleLoss(reconstruction_weight=reconstruction_weight)
-        kept = [line for line in read_diagnostics(folder) if line["epoch"] <= epochs]
+        known = epochs if step else epochs - 1
+        kept = [line for line in read_diagnostics(folder) if line["epoch"] <= known]
         with writing(self._path), replacing(self._path) as file:
             file.writelines(encoded(line) for line in kept)
-        if not epochs and not kept:
-            self._write(0)
+        if not step:
+            self._write(epochs)
 
     def stepped(self, figures: StepFigures) -> None:
         """Blocks are looked into once an epoch."""

@@ -56,15 +56,16 @@ class MetricsLog:
         folder: of the run.
         epochs: those that are done, of a run that goes on.
         step: steps that are done of the epoch after them; what was written beyond them is done again, and left out.
+        steps: that an epoch has.
     """
 
-    def __init__(self, folder: Path, epochs: Sequence[EpochFigures] = (), step: int = 0) -> None:
+    def __init__(self, folder: Path, epochs: Sequence[EpochFigures] = (), step: int = 0, steps: int = 0) -> None:
         self.folder = folder
         self._epochs = list(epochs)
         with writing(folder / METRICS):
             self._begin(step)
             self._file = (folder / METRICS).open("ab")
-        self._board = _tensorboard(folder / TENSORBOARD)
+        self._board = _tensorboard(folder / TENSORBOARD, len(self._epochs) * steps + step)
 
     def close(self) -> None:
         """Ends the files."""
@@ -153,12 +154,13 @@ def _table(epochs: Sequence[EpochFigures]) -> str:
     return text.getvalue()
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, done: int) -> Any:
+    """A writer of a run's curves; TensorBoard forgets the steps beyond those that are done, which come again."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
 
 
 @contextmanager

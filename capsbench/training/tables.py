@@ -1,5 +1,7 @@
 """The runs that an accuracy table of the paper consists of: what is left of them, one after the other."""
 
+import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +11,15 @@ import torch
 
 from capsbench.data.datasets import load_parts
 from capsbench.data.feed import Feed
+from capsbench.durable import replacing
 from capsbench.errors import TrainingError
 from capsbench.models import Ensemble
 from capsbench.paper.accuracy import PrintedRow
 from capsbench.training.checkpoint import load_network
+from capsbench.training.loop import BEST, CHECKPOINT
 from capsbench.training.result import Result
 from capsbench.training.settings import TrainingSettings, differences
-from capsbench.training.trainer import BEST, CHECKPOINT, MAY_DIFFER, read_result
+from capsbench.training.trainer import MAY_DIFFER, read_result
 
 Configure = Callable[[PrintedRow, int], TrainingSettings]
 """The settings of a row's network with a seed."""
@@ -99,7 +103,7 @@ def accuracy_of(trial: Trial, data_directory: Path | None = None) -> float | Non
         return None
     if len(results) == 1:
         return results[0].test_accuracy if results[0] else None
-    return _together(trial, data_directory)
+    return _known_together(trial, [one.test_loss for one in results if one], data_directory)
 
 
 def line_of(trial: Trial, accuracy: float | None, paper_epochs: int) -> dict[str, Any]:
@@ -116,6 +120,21 @@ def line_of(trial: Trial, accuracy: float | None, paper_epochs: int) -> dict[str
         "paper_percent": row.accuracy_percent,
         "paper_std_percent": float("nan") if row.std_percent is None else row.std_percent,
     }
+
+
+def _known_together(trial: Trial, losses: list[float], data_directory: Path | None) -> float:
+    """What several networks reach as one, computed once and kept beside their folders; again where one of them is another."""
+    first = trial.members[0].folder
+    path = first.with_name(f"{first.name}-and-{len(trial.members) - 1}-more.json")
+    networks = [[member.folder.name, loss] for member, loss in zip(trial.members, losses, strict=True)]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(path.read_bytes())
+        if known["networks"] == networks:
+            return float(known["test_accuracy"])
+    accuracy = _together(trial, data_directory)
+    with replacing(path) as file:
+        file.write(json.dumps({"networks": networks, "test_accuracy": accuracy}, indent=1).encode() + b"\n")
+    return accuracy
 
 
 def _together(trial: Trial, data_directory: Path | None) -> float:

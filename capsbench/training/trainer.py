@@ -1,43 +1,29 @@
-"""Training a network to accuracy in a folder: the loop, its checkpoints, and the test at its end."""
+"""Training a network to accuracy in a folder: what makes no run is refused, what was cut off goes on."""
 
 import contextlib
-import math
 import os
-import random
-import signal
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
 
-import numpy as np
-import psutil
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from capsbench.data.datasets import ImageSet, Parts, load_parts
 from capsbench.data.feed import Feed, split
-from capsbench.durable import replacing
-from capsbench.errors import CapsbenchError, ConfigurationError, Interrupted, StoreError, TrainingError
-from capsbench.measure.environment import describe
-from capsbench.measure.limits import is_out_of_memory
+from capsbench.errors import ConfigurationError
 from capsbench.store import Store
 from capsbench.training.bundles import checked_network
-from capsbench.training.checkpoint import Checkpoint, build_network, check_same, fill, load_checkpoint, save_checkpoint
-from capsbench.training.diagnostics import DiagnosticsLog
-from capsbench.training.log import MetricsLog, Observer, StepFigures
-from capsbench.training.optimizers import learning_rate, set_learning_rate
+from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint
+from capsbench.training.log import Observer
+from capsbench.training.loop import CHECKPOINT, RESULT, Feeds, Run, naming_faults, write
 from capsbench.training.processes import Processes, joined
-from capsbench.training.result import EpochFigures, Result
+from capsbench.training.result import Result
 from capsbench.training.settings import TrainingSettings
-from capsbench.training.step import Outcome, Stepper
-from capsbench.workload import BUILT_IN, check_batch_size, seed_everything
+from capsbench.workload import check_batch_size, seed_everything
 
-CHECKPOINT, BEST, RESULT, SETTINGS = "checkpoint.pt", "best.pt", "result.json", "settings.json"
-"""Files of a run's folder: to go on from, the weights that were chosen, what came of them, and what was asked."""
+SETTINGS = "settings.json"
+"""What a run was asked."""
 
 CHECKPOINT_MINUTES = 10.0
 
@@ -89,23 +75,23 @@ def train(
         seed_everything(settings.seed)
         if processes.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(processes.device)
-        with _naming_faults(settings, processes):
+        with naming_faults(settings, processes):
             network = build_network(settings, str(processes.device))
         if diagnostics:
             checked_network(network)
         with Store(folder).locked() if processes.first else contextlib.nullcontext():
             begun = _begun(folder, settings, resume=resume)
-            if begun is None and processes.first:
-                _write(folder / SETTINGS, settings.model_dump_json(indent=1) + "\n")
+            if processes.first and (begun is None or settings.epochs != begun.settings.epochs):
+                write(folder / SETTINGS, settings.model_dump_json(indent=1) + "\n")
             finished = read_result(folder) if begun is not None else None
             if finished is not None and finished.settings == settings:
                 return finished
-            with _naming_faults(settings, processes):
+            with naming_faults(settings, processes):
                 feeds = _feeds(settings, *divided, parts.test, processes)
-            run = _Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
+            run = Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
             try:
                 if diagnostics:
-                    with _naming_faults(settings, processes):
+                    with naming_faults(settings, processes):
                         run.diagnose()
                 return run.to_the_end(observers if processes.first else (), command)
             finally:
@@ -128,296 +114,6 @@ def read_settings(folder: Path) -> TrainingSettings | None:
         return None
 
 
-class Feeds(NamedTuple):
-    """The parts of a set, on the device."""
-
-    train: Feed
-    held_out: Feed | None
-    test: Feed
-
-
-class _Run:
-    """A run between two checkpoints: everything that one holds, as it is now."""
-
-    def __init__(
-        self,
-        settings: TrainingSettings,
-        folder: Path,
-        processes: Processes,
-        network: nn.Module,
-        feeds: Feeds,
-        begun: Checkpoint | None,
-        checkpoint_minutes: float,
-    ) -> None:
-        self.settings = settings
-        self.folder = folder
-        self.processes = processes
-        self.network = network
-        self.feed, self.held_out, self.test = feeds
-        if begun is not None:
-            fill(self.network, begun.weights, f"checkpoint {folder / CHECKPOINT}")
-        self.stepper = Stepper(self.network, settings, processes, self.feed.steps())
-        self.order = torch.Generator().manual_seed(settings.seed)
-        self.epochs: list[EpochFigures] = []
-        self.best_epoch = 0
-        self.seconds = 0.0
-        # Of the epoch that is under way.
-        self.step = 0
-        self.order_began = self.order.get_state()
-        self.loss, self.correct, self.images, self.epoch_seconds = 0.0, 0, 0, 0.0
-        # From here on the processes draw differently, where a network draws at all.
-        seed_everything(settings.seed + processes.share.rank)
-        if begun is not None:
-            self._restore(begun.state)
-        self.pace = checkpoint_minutes * 60
-        self.saved_at = time.monotonic()
-        self.interrupted = threading.Event()
-        self.log = MetricsLog(folder, self.epochs, self.step) if processes.first else None
-        self.observers: list[Observer] = [self.log] if self.log else []
-        if begun is None:
-            self._save()
-        elif self.step == 0 and self.best_epoch == len(self.epochs) > 0:
-            # It may be that the end came between the two files.
-            self._save_best()
-
-    def diagnose(self) -> None:
-        """Keeps diagnostics from here on."""
-        if self.processes.first:
-            weight = self.settings.reconstruction_weight
-            self.observers.append(DiagnosticsLog(self.folder, self.network, self.feed, weight, len(self.epochs)))
-
-    def close(self) -> None:
-        """Ends the files that are open."""
-        if self.log is not None:
-            self.log.close()
-
-    def to_the_end(self, observers: Sequence[Observer], command: str | None) -> Result:
-        """All epochs that are left, and the test."""
-        self.observers += observers
-        with self._noting_interrupts():
-            while len(self.epochs) < self.settings.epochs:
-                self._epoch()
-                # Pressed while the epoch was judged; its checkpoint is on the disk.
-                if self.interrupted.is_set() and not self.processes.several:
-                    self._stop(f"after epoch {len(self.epochs)}")
-        return self._conclude(command)
-
-    def _epoch(self) -> None:
-        """One epoch, or what is left of it."""
-        set_learning_rate(self.stepper.optimizer, self.settings, len(self.epochs))
-        self.order_began = self.order.get_state()
-        began = time.perf_counter()
-        for batch in self.feed.training(self.order, self.step):
-            images = min(self.feed.batch_size, len(self.feed) - self.step * self.feed.batch_size)
-            outcome = self._stepped(batch, images)
-            now = time.perf_counter()
-            self.epoch_seconds, began = self.epoch_seconds + now - began, now
-            self._count(outcome, images)
-            self._pause()
-            began = time.perf_counter()
-        self._finish_epoch(None if self.held_out is None else self._evaluated(self.held_out))
-
-    def _stepped(self, batch: Any, images: int) -> Outcome:
-        try:
-            with _naming_faults(self.settings, self.processes):
-                return self.stepper.step(batch, images)
-        except TrainingError as error:
-            place = f"epoch {len(self.epochs) + 1}, step {self.step + 1}"
-            raise TrainingError(f"{place}: {error.what}", error.hint) from None
-
-    def _evaluated(self, feed: Feed) -> Outcome:
-        with _naming_faults(self.settings, self.processes):
-            outcome = self.stepper.evaluate(feed.evaluation())
-        if not math.isfinite(outcome.loss):
-            place = (
-                f"after epoch {len(self.epochs) + 1}" if len(self.epochs) < self.settings.epochs else "with the chosen weights"
-            )
-            raise TrainingError(
-                f"the loss of images that are not trained on is {outcome.loss} {place}",
-                "try a lower --learning-rate in another --out; the last checkpoint is kept",
-            )
-        return outcome
-
-    def _count(self, outcome: Outcome, images: int) -> None:
-        self.step += 1
-        self.loss += outcome.loss
-        self.correct += outcome.correct
-        self.images += images
-        figures = StepFigures(
-            epoch=len(self.epochs) + 1,
-            step=self.step,
-            steps=self.feed.steps(),
-            images=images,
-            loss=outcome.loss / images,
-            accuracy=outcome.correct / images,
-            gradient_norm=outcome.gradient_norm,
-            learning_rate=learning_rate(self.stepper.optimizer),
-            memory_bytes=self._memory(),
-        )
-        for observer in self.observers:
-            observer.stepped(figures)
-
-    def _finish_epoch(self, chosen: Outcome | None) -> None:
-        """Keeps what an epoch came to: figures, a checkpoint, and its weights where they are the best."""
-        held = len(self.held_out) if self.held_out is not None else 0
-        figures = EpochFigures(
-            epoch=len(self.epochs) + 1,
-            train_loss=self.loss / self.images,
-            train_accuracy=self.correct / self.images,
-            validation_loss=chosen.loss / held if chosen else None,
-            validation_accuracy=chosen.correct / held if chosen else None,
-            learning_rate=learning_rate(self.stepper.optimizer),
-            seconds=self.epoch_seconds,
-            images_per_second=self.images / self.epoch_seconds,
-            memory_bytes=self._memory(),
-        )
-        if self._is_best(figures):
-            self.best_epoch = figures.epoch
-        self.epochs.append(figures)
-        self.seconds += self.epoch_seconds
-        self.order_began = self.order.get_state()
-        self.step = 0
-        self.loss, self.correct, self.images, self.epoch_seconds = 0.0, 0, 0, 0.0
-        self._save()
-        if self.best_epoch == figures.epoch:
-            self._save_best()
-        for observer in self.observers:
-            observer.finished(figures)
-
-    def _is_best(self, figures: EpochFigures) -> bool:
-        """The first of the best on the held-out images; where none are held out, the last."""
-        if figures.validation_accuracy is None:
-            return True
-        earlier = [one.validation_accuracy for one in self.epochs if one.validation_accuracy is not None]
-        return figures.validation_accuracy > max(earlier, default=-1.0)
-
-    def _conclude(self, command: str | None) -> Result:
-        """Tests the weights that were chosen, and keeps the result."""
-        chosen = self.processes.one_after_the_other(lambda: load_checkpoint(self.folder / BEST))
-        fill(self.network, chosen.weights, f"checkpoint {self.folder / BEST}")
-        tested = self._evaluated(self.test)
-        result = Result(
-            settings=self.settings,
-            data_source=self.feed.source,
-            train_images=len(self.feed),
-            validation_images=len(self.held_out) if self.held_out is not None else 0,
-            test_images=len(self.test),
-            parameters=sum(one.numel() for one in self.network.parameters() if one.requires_grad),
-            processes=self.processes.share.of,
-            best_epoch=self.best_epoch,
-            epochs=self.epochs,
-            test_loss=tested.loss / len(self.test),
-            test_accuracy=tested.correct / len(self.test),
-            seconds=self.seconds,
-            command=command,
-            environment=describe(),
-        )
-        if self.processes.first:
-            _write(self.folder / RESULT, result.model_dump_json(indent=1) + "\n")
-        return result
-
-    def _memory(self) -> int:
-        if self.processes.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.processes.device)
-        return int(psutil.Process().memory_info().rss)
-
-    # Nothing is lost
-
-    def _pause(self) -> None:
-        """A checkpoint where it is time for one, or Ctrl-C was pressed; all processes do the same."""
-        wishes = [self.interrupted.is_set(), self._is_time()]
-        if self.processes.several:
-            wishes = self.processes.sum(torch.tensor(wishes, device=self.processes.device, dtype=torch.int32)).tolist()
-        interrupted, due = wishes
-        if interrupted or (due and self.step < self.feed.steps()):
-            self._save()
-        if interrupted:
-            self._stop(f"in epoch {len(self.epochs) + 1} after step {self.step}")
-
-    def _stop(self, where: str) -> NoReturn:
-        raise Interrupted(
-            f"interrupted {where}; {self.folder / CHECKPOINT} holds all of it", "go on with the same command and --resume"
-        )
-
-    def _is_time(self) -> bool:
-        return self.processes.first and time.monotonic() - self.saved_at >= self.pace
-
-    def _save(self) -> None:
-        self._check_weights()
-        draws = self.processes.gather(_random_state(self.processes.device))
-        if self.processes.first:
-            save_checkpoint(self.folder / CHECKPOINT, self.settings, self.network.state_dict(), self._state(draws))
-        self.saved_at = time.monotonic()
-
-    def _check_weights(self) -> None:
-        """A checkpoint is to be good: an update may leave what is no number, and the next step alone would see it."""
-        broken = next((name for name, one in self.network.named_parameters() if not torch.isfinite(one).all()), None)
-        if broken is not None:
-            raise TrainingError(
-                f"'{broken}' is not finite after epoch {len(self.epochs)}, step {self.step}",
-                "try a lower --learning-rate in another --out; the last checkpoint is kept, from before",
-            )
-
-    def _save_best(self) -> None:
-        if self.processes.first:
-            save_checkpoint(self.folder / BEST, self.settings, self.network.state_dict())
-
-    def _state(self, draws: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "epochs": [one.model_dump() for one in self.epochs],
-            "best_epoch": self.best_epoch,
-            "seconds": self.seconds,
-            "step": self.step,
-            "order": self.order_began,
-            "loss": self.loss,
-            "correct": self.correct,
-            "images": self.images,
-            "epoch_seconds": self.epoch_seconds,
-            "first_loss": self.stepper.first_loss,
-            "skipped": self.stepper.skipped,
-            "optimizer": self.stepper.optimizer.state_dict(),
-            "scaler": self.stepper.scaler.state_dict(),
-            "random": draws,
-        }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        try:
-            self.epochs = [EpochFigures.model_validate(one) for one in state["epochs"]]
-            self.best_epoch, self.seconds, self.step = state["best_epoch"], state["seconds"], state["step"]
-            self.order.set_state(state["order"])
-            self.loss, self.correct, self.images = state["loss"], state["correct"], state["images"]
-            self.epoch_seconds, self.stepper.first_loss = state["epoch_seconds"], state["first_loss"]
-            self.stepper.skipped = state.get("skipped", 0)
-            self.stepper.optimizer.load_state_dict(state["optimizer"])
-            self.stepper.scaler.load_state_dict(state["scaler"])
-            draws = state["random"]
-            _set_random_state(draws[self.processes.share.rank % len(draws)], self.processes.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise StoreError(
-                f"checkpoint {self.folder / CHECKPOINT} cannot be gone on from: {type(error).__name__}: {error}",
-                "restore it, or choose another --out to begin again",
-            ) from None
-
-    @contextmanager
-    def _noting_interrupts(self) -> Iterator[None]:
-        """Ctrl-C ends the run after the step that is under way, with a checkpoint; a second one ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(*_: object) -> None:
-            self.interrupted.set()
-            signal.signal(signal.SIGINT, before)
-            for observer in self.observers:
-                observer.told("interrupted: keeping a checkpoint after this step")
-
-        before = signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-
 def _feeds(
     settings: TrainingSettings, train_set: ImageSet, held_out: ImageSet | None, test: ImageSet, processes: Processes
 ) -> Feeds:
@@ -425,29 +121,6 @@ def _feeds(
         return Feed(data, processes.device, settings.network.batch_size, settings.preprocess, processes.share)
 
     return Feeds(feed(train_set), None if held_out is None else feed(held_out), feed(test))
-
-
-@contextmanager
-def _naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[None]:
-    """Says in two lines that there is no memory, or what a user's own model raised."""
-    network = settings.network
-    try:
-        yield
-    except CapsbenchError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise TrainingError(
-                f"there is not enough memory on {processes.device} for batches of {network.batch_size} images",
-                "choose a smaller --batch-size, a larger --accumulate (the same loss, but for sda), or another --memory",
-            ) from None
-        if network.model in BUILT_IN:
-            raise
-        reason = (str(error).splitlines() or ["no message"])[0]
-        raise TrainingError(
-            f"model '{network.model}' failed: {type(error).__name__}: {reason}",
-            "it takes images [B, *in_shape] and returns class scores [B, classes] or a CapsuleOutput",
-        ) from error
 
 
 def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoint | None:
@@ -490,16 +163,6 @@ def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, Imag
     return train_set, held_out
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        with replacing(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written: {error.strerror}", "make room, or choose an --out that you may write to"
-        ) from None
-
-
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     """So many threads, as sums depend on their number."""
@@ -510,25 +173,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    """What Python, numpy and torch draw from."""
-    version, numbers, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(numbers), gauss],
-        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,220 @@
+"""Fashion-MNIST in full, MoCapsNet beside ResCapsNet on the same seeds: the report in `reports/fashion-mnist`.
+
+    python -m benchmarks.fashion_mnist [--runs runs/fashion-mnist] [--data-dir FOLDER]
+
+Networks of 2 blocks, routing by agreement, Adam, the paper's settings, trained on all 60,000 images (nothing is held out, so
+nothing is chosen: the last epoch's weights are tested on the 10,000). Each stage is `capsbench train --validation 0 --epochs N
+--resume` in its run's folder: what is done is not done again, and after a cut the same command goes on. Takes about an hour and
+a half on two cores; the test set is read once for each number in the table.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from capsbench.measure.environment import default_threads
+from capsbench.report.figures import STYLE, save
+from capsbench.report.labels import model_title
+from capsbench.report.styles import MODEL_STYLES
+from capsbench.sweep.plan import Sweep, expand
+from capsbench.training import TrainingSettings, train
+from capsbench.training.log import StepFigures, read_metrics
+from capsbench.training.loop import CHECKPOINT
+from capsbench.training.result import EpochFigures, Result
+
+COMMAND = "python -m benchmarks.fashion_mnist"
+REPORT = Path(__file__).parent.parent / "reports" / "fashion-mnist"
+BLOCKS = 2
+WINDOW = 25
+"""Steps that a point of the curves is the mean of."""
+
+
+class Stage(NamedTuple):
+    """A network trained so far, and tested."""
+
+    model: str
+    seed: int
+    epochs: int
+
+
+STAGES = [
+    *(Stage(model, seed, 1) for seed in range(3) for model in ("mocapsnet", "rescapsnet")),
+    Stage("mocapsnet", 0, 2),
+    Stage("mocapsnet", 0, 5),
+]
+
+
+class _Told:
+    """Prints how far a stage is."""
+
+    def stepped(self, figures: StepFigures) -> None:
+        if figures.step % 50 == 0:
+            print(f"  epoch {figures.epoch}, step {figures.step}/{figures.steps}: loss {figures.loss:.4f}", flush=True)
+
+    def finished(self, figures: EpochFigures) -> None:
+        print(
+            f"  epoch {figures.epoch}: accuracy {figures.train_accuracy:.4f} while training, {figures.seconds:.0f} s", flush=True
+        )
+
+    def told(self, text: str) -> None:
+        print(f"  {text}")
+
+
+def settings_of(stage: Stage) -> TrainingSettings:
+    """The paper's, on this CPU."""
+    sweep = Sweep((stage.model,), (BLOCKS,), "cpu", datasets=("fashion-mnist",), batch_size=128, threads=default_threads())
+    (cell,) = expand(sweep)
+    return TrainingSettings(network=cell.configuration, epochs=stage.epochs, seed=stage.seed, validation=0)
+
+
+def result_file(stage: Stage) -> Path:
+    """Where the report keeps what a stage came to."""
+    return REPORT / f"{stage.model}-seed{stage.seed}-epochs{stage.epochs}.json"
+
+
+def steps_file(stage: Stage) -> Path:
+    """Where the report keeps the loss and accuracy of each step."""
+    return REPORT / f"{stage.model}-seed{stage.seed}-steps.csv"
+
+
+def run_stage(stage: Stage, runs: Path, data_directory: Path | None) -> Result:
+    """Trains what is left of a stage, and keeps its result in the report at once."""
+    asked = settings_of(stage)
+    known = read_results().get(stage)
+    if known is not None and known.settings == asked:
+        return known
+    folder = runs / f"{stage.model}-seed{stage.seed}"
+    going_on = (folder / CHECKPOINT).exists()
+    result = train(asked, folder, data_directory=data_directory, resume=going_on, observers=[_Told()], command=COMMAND)
+    REPORT.mkdir(parents=True, exist_ok=True)
+    result_file(stage).write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    steps = [line for line in read_metrics(folder) if line["kind"] == "step"]
+    columns = ["epoch", "step", "images", "loss", "accuracy", "gradient_norm", "learning_rate"]
+    pd.DataFrame(steps)[columns].to_csv(steps_file(stage), index=False, float_format="%.6g")
+    return result
+
+
+def read_results() -> dict[Stage, Result]:
+    """What the report holds so far."""
+    found = {stage: result_file(stage) for stage in STAGES}
+    return {stage: Result.model_validate_json(path.read_bytes()) for stage, path in found.items() if path.exists()}
+
+
+def table_of(results: dict[Stage, Result]) -> str:
+    """Markdown: a line for each network and number of epochs."""
+    lines = [
+        "| network | epochs | test accuracy, % | of seeds | test loss | training accuracy of the last epoch, % |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for model, epochs in dict.fromkeys((stage.model, stage.epochs) for stage in STAGES):
+        of = {stage.seed: one for stage, one in results.items() if (stage.model, stage.epochs) == (model, epochs)}
+        if not of:
+            continue
+        percents = [100 * one.test_accuracy for one in of.values()]
+        spread = f" ± {statistics.stdev(percents):.2f}" if len(percents) > 1 else ""
+        each = ", ".join(f"{seed}: {100 * one.test_accuracy:.2f}" for seed, one in of.items())
+        loss = statistics.mean(one.test_loss for one in of.values())
+        trained = 100 * statistics.mean(one.epochs[-1].train_accuracy for one in of.values())
+        mean = f"{statistics.mean(percents):.2f}{spread}"
+        lines.append(f"| {model_title(model)}, {BLOCKS} blocks | {epochs} | {mean} | {each} | {loss:.4f} | {trained:.2f} |")
+    return "\n".join(lines)
+
+
+def differences_of(results: dict[Stage, Result]) -> str:
+    """How far the networks are apart on the same seeds."""
+    pairs = [
+        100 * (results[Stage("mocapsnet", seed, 1)].test_accuracy - results[Stage("rescapsnet", seed, 1)].test_accuracy)
+        for seed in range(3)
+        if {Stage("mocapsnet", seed, 1), Stage("rescapsnet", seed, 1)} <= results.keys()
+    ]
+    if not pairs:
+        return ""
+    each = ", ".join(f"{one:+.2f}" for one in pairs)
+    mean = statistics.mean(pairs)
+    return f"MoCapsNet less ResCapsNet after one epoch, seed by seed, in percentage points: {each}; mean {mean:+.2f}."
+
+
+def figure_of(results: dict[Stage, Result]) -> Figure:
+    """Accuracy while training, and the tests."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        ax = figure.subplots()
+        for model in ("rescapsnet", "mocapsnet"):
+            colour, marker, _ = MODEL_STYLES[model]
+            title = model_title(model)
+            for seed in range(3):
+                path = steps_file(Stage(model, seed, 1))
+                if path.exists():
+                    steps = pd.read_csv(path)
+                    done = np.arange(1, len(steps) + 1) / (steps["epoch"] == 1).sum()
+                    mean = 100 * steps["accuracy"].rolling(WINDOW).mean()
+                    ax.plot(done, mean, color=colour, lw=0.7, alpha=0.7, label=f"{title}, while training" if seed == 0 else None)
+            tests = [(stage.epochs, 100 * one.test_accuracy) for stage, one in results.items() if stage.model == model]
+            if tests:
+                ax.plot(
+                    *zip(*tests, strict=True),
+                    marker,
+                    color=colour,
+                    mfc="white",
+                    ms=6,
+                    ls="none",
+                    label=f"{title}, test",
+                    zorder=3,
+                )
+        ax.set(xlabel="epochs", ylabel="accuracy, %", ylim=(60, 100), xlim=(0, None))
+        ax.set_title(f"Fashion-MNIST, {BLOCKS} blocks, RBA, Adam, batch 128; three seeds", loc="left")
+        ax.legend(loc="lower right")
+    return figure
+
+
+def write(results: dict[Stage, Result]) -> Sequence[Path]:
+    """Draws the report anew from the results that it holds."""
+    first = next(iter(results.values()))
+    cpu = first.environment["cpu"]
+    text = f"""# Fashion-MNIST, trained in full on a CPU
+
+Made by `{COMMAND}`. {first.train_images:,} images to train on, none held out; tested on {first.test_images:,}, with the weights
+of the last epoch. Adam 1e-3, ×0.96 per epoch, batch 128, margin loss and 5e-4 of the squared error, random crops of images padded
+by 2, float32. {first.parameters:,} parameters. {cpu["model"]}, {first.settings.network.threads} threads, torch
+{first.environment["packages"]["torch"]}. ± is one standard deviation over seeds.
+
+{table_of(results)}
+
+{differences_of(results)}
+
+![Accuracy over epochs](accuracy.png)
+
+Beside this file: the result of each stage with its settings and environment (`*.json`), and loss, accuracy and gradient of
+every step (`*-steps.csv`). Times in them are of a machine that did other work besides.
+"""
+    target = REPORT / "README.md"
+    target.write_text(text, encoding="utf-8")
+    return [target, *save(figure_of(results), REPORT, "accuracy", ("svg", "png"))]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"), help="folder of checkpoints and metrics")
+    parser.add_argument("--data-dir", type=Path, help="as of capsbench train")
+    parser.add_argument("--draw", action="store_true", help="train nothing: table and figure again, from what the report holds")
+    given = parser.parse_args()
+    if not given.draw:
+        for stage in STAGES:
+            result = run_stage(stage, given.runs, given.data_dir)
+            print(json.dumps({**stage._asdict(), "test_accuracy": result.test_accuracy}), flush=True)
+            write(read_results())
+    for path in write(read_results()):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
