@@ -96,7 +96,9 @@ class Cell(Schema):
     """One configuration, once."""
 
     configuration: Configuration
+    """What is measured."""
     replicate: int = Field(default=0, ge=0)
+    """Which of its repetitions."""
 
     def key(self) -> str:
         """A short name of this cell that is the same in every process and version."""
@@ -172,8 +174,11 @@ class Timeline(Schema):
     """Memory inside one training step, allocation by allocation: timeline.json."""
 
     schema_version: int = SCHEMA_VERSION
+    """Of the capsbench that wrote it."""
     kind: Literal["measured", "predicted"]
+    """Whether the step was run, or traced on shapes alone."""
     configuration: Configuration
+    """Of the step."""
     probe: str
     """Who counted, as in `MemoryFigures`."""
     data_source: str | None = None
@@ -183,6 +188,7 @@ class Timeline(Schema):
     bytes_by_category: dict[str, list[int]]
     """Bytes alive before the first event of the step and after each, for each category of `Contents`; they add up to all."""
     peak: StepPeak
+    """Its highest point."""
     retained_by_module: dict[str, int]
     """As in `StepFigures`."""
     notes: list[str] = []
@@ -268,9 +274,13 @@ class Record(Schema):
     """What one cell said."""
 
     schema_version: int = SCHEMA_VERSION
+    """Of the capsbench that wrote it."""
     kind: Literal["measured", "predicted"] = "measured"
+    """Whether the step was run, or traced on shapes alone."""
     cell: Cell
+    """What was measured."""
     status: Status
+    """How it ended; `oom` and `skipped` are results, `timeout` and `error` faults."""
     message: str | None = None
     """Why it is not `ok`."""
     data_source: str | None = None
@@ -282,8 +292,11 @@ class Record(Schema):
     duration_seconds: float | None = None
     """Wall time of all the cell's processes."""
     memory: MemoryFigures | None = None
+    """Bytes; None where they were not counted."""
     time: TimeFigures | None = None
+    """Seconds; None where nothing was timed."""
     step: StepFigures | None = None
+    """What a trace says; None where there is none."""
     notes: list[str] = []
     """What else a reader must know: other processes on the device, for one."""
 
@@ -300,6 +313,7 @@ class Plan(Schema):
     """What was asked for: plan.json."""
 
     schema_version: int = SCHEMA_VERSION
+    """Of the capsbench that wrote it."""
     command: str
     """The command that made it, as it would be typed again."""
     passes: list[Pass] = list(BOTH)

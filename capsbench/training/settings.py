@@ -17,12 +17,15 @@ class TrainingSettings(Schema):
     """Everything that decides what a training run computes: the same settings give the same loss curve on a CPU."""
 
     settings_version: int = SETTINGS_VERSION
+    """Of the capsbench that wrote them."""
     network: Configuration
     """What is trained, on which data set and device; its batch size is that of one step, over all processes."""
     epochs: int = Field(default=30, ge=1)
     """Passes over the training set (paper: 30 or 60)."""
     optimizer: Literal["adam", "ranger21"] = "adam"
+    """What takes the steps (paper: Adam; table 3 and 5: Ranger21 too)."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Of the first epoch."""
     decay: float = Field(default=0.96, gt=0, le=1)
     """Factor on Adam's learning rate after each epoch. Ranger21 has a schedule of its own."""
     reconstruction_weight: float = Field(default=5e-4, ge=0)
