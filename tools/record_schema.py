@@ -1,12 +1,15 @@
-"""Writes docs/record-schema.md from what the package's own classes say of their fields: `python tools/record_schema.py [--check]`.
+"""Writes the tables of docs/record-schema.md from what the package's own classes say of their fields.
 
-With `--check` nothing is written; exit status 1 where the file is not what it would be.
+    python tools/record_schema.py [--check]
+
+What stands above its mark stays. With `--check` nothing is written; exit status 1 where the file is not what it would be.
 """
 
 import ast
 import inspect
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 
@@ -16,30 +19,7 @@ from capsbench import records
 from capsbench.training import result, settings
 
 TARGET = Path(__file__).parent.parent / "docs" / "record-schema.md"
-HEAD = f"""# What is written to disk
-
-Made by `python tools/record_schema.py` from the classes themselves (`capsbench/records.py`, `capsbench/training/`).
-
-Bytes are bytes and seconds are seconds; MiB appears only where a person reads. There is no infinity and no NaN: what is not
-known is `null` or left out. Unknown fields are refused.
-
-| file | what it holds | written |
-| --- | --- | --- |
-| `reports/NAME/plan.json` | a `Plan`: what was asked, every cell in its order | before the first cell |
-| `reports/NAME/environment.json` | machine, versions, commit and clocks, by the short key that records name; no path and no user | before a cell that needs a new one |
-| `reports/NAME/records.jsonl` | a `Record` a line | appended and flushed to the disk before the next cell starts |
-| `reports/NAME/slopes.csv`, `figure3.*`, `figure4.*`, `index.html` | what can be drawn again from the records | at the end |
-| `timeline.json` | a `Timeline` (`capsbench timeline`) | at once |
-| `runs/NAME/settings.json`, `result.json` | `TrainingSettings` and a `Result` (`capsbench train`) | at the beginning, at the end |
-| `runs/NAME/metrics.jsonl` | a line of `"kind": "step"` per step, and one of `"kind": "epoch"` (`EpochFigures`) per epoch | appended |
-| `runs/NAME/checkpoint.pt`, `best.pt` | weights, optimizer, random states; read with `weights_only=True` | beside, then renamed |
-
-The last lines of `records.jsonl` win: a cell that is measured again is a further line. A damaged line costs that line, and is told
-with its number. `kind` is `measured` or `predicted`; both lie in the same files.
-
-`schema_version` is {records.SCHEMA_VERSION}. It is raised when an older capsbench could not understand a new record; a newer record is refused with the version
-that is needed, an older one is read. A new field that may be missing does not raise it.
-"""
+MARK = "<!-- Below: made by `python tools/record_schema.py`. -->\n"
 CLASSES: tuple[type[BaseModel], ...] = (
     records.Record,
     records.Cell,
@@ -60,7 +40,8 @@ CLASSES: tuple[type[BaseModel], ...] = (
 
 def text() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *map(section, CLASSES)])
+    before, _, _ = TARGET.read_text(encoding="utf-8").partition(MARK)
+    return "\n".join([before + MARK, *map(section, CLASSES)])
 
 
 def section(kind: type[BaseModel]) -> str:
@@ -76,10 +57,11 @@ def section(kind: type[BaseModel]) -> str:
 
 def sayings(kind: type[BaseModel]) -> dict[str, str]:
     """The line of text under each field."""
-    (body,) = ast.parse(dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}
-    for field, under in zip(body.body, body.body[1:], strict=False):
+    statements = [
+        one for body in ast.parse(dedent(inspect.getsource(kind))).body if isinstance(body, ast.ClassDef) for one in body.body
+    ]
+    for field, under in pairwise(statements):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(under, ast.Expr):
             words = ast.literal_eval(under.value)
             found[field.target.id] = re.sub(r"\s+", " ", str(words)).replace("|", "\\|")
