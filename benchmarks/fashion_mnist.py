@@ -1,11 +1,12 @@
 """Fashion-MNIST in full, MoCapsNet beside ResCapsNet on the same seeds: the report in `reports/fashion-mnist`.
 
-    python -m benchmarks.fashion_mnist [--runs runs/fashion-mnist] [--data-dir FOLDER]
+    python -m benchmarks.fashion_mnist [--runs runs/fashion-mnist] [--data-dir FOLDER] [--threads N] [--only mocapsnet-seed0,…]
+    python -m benchmarks.fashion_mnist --draw
 
 Networks of 2 blocks, routing by agreement, Adam, the paper's settings, trained on all 60,000 images (nothing is held out, so
 nothing is chosen: the last epoch's weights are tested on the 10,000). Each stage is `capsbench train --validation 0 --epochs N
 --resume` in its run's folder: what is done is not done again, and after a cut the same command goes on. Takes about an hour and
-a half on two cores; the test set is read once for each number in the table.
+a half on two cores, best as two processes with a thread each (`--only`); the test set is read once for each number in the table.
 """
 
 import argparse
@@ -44,6 +45,10 @@ class Stage(NamedTuple):
     seed: int
     epochs: int
 
+    def network(self) -> str:
+        """A name for what goes on from stage to stage."""
+        return f"{self.model}-seed{self.seed}"
+
 
 STAGES = [
     *(Stage(model, seed, 1) for seed in range(3) for model in ("mocapsnet", "rescapsnet")),
@@ -68,30 +73,30 @@ class _Told:
         print(f"  {text}")
 
 
-def settings_of(stage: Stage) -> TrainingSettings:
+def settings_of(stage: Stage, threads: int) -> TrainingSettings:
     """The paper's, on this CPU."""
-    sweep = Sweep((stage.model,), (BLOCKS,), "cpu", datasets=("fashion-mnist",), batch_size=128, threads=default_threads())
+    sweep = Sweep((stage.model,), (BLOCKS,), "cpu", datasets=("fashion-mnist",), batch_size=128, threads=threads)
     (cell,) = expand(sweep)
     return TrainingSettings(network=cell.configuration, epochs=stage.epochs, seed=stage.seed, validation=0)
 
 
 def result_file(stage: Stage) -> Path:
     """Where the report keeps what a stage came to."""
-    return REPORT / f"{stage.model}-seed{stage.seed}-epochs{stage.epochs}.json"
+    return REPORT / f"{stage.network()}-epochs{stage.epochs}.json"
 
 
 def steps_file(stage: Stage) -> Path:
     """Where the report keeps the loss and accuracy of each step."""
-    return REPORT / f"{stage.model}-seed{stage.seed}-steps.csv"
+    return REPORT / f"{stage.network()}-steps.csv"
 
 
-def run_stage(stage: Stage, runs: Path, data_directory: Path | None) -> Result:
+def run_stage(stage: Stage, runs: Path, data_directory: Path | None, threads: int) -> Result:
     """Trains what is left of a stage, and keeps its result in the report at once."""
-    asked = settings_of(stage)
+    asked = settings_of(stage, threads)
     known = read_results().get(stage)
     if known is not None and known.settings == asked:
         return known
-    folder = runs / f"{stage.model}-seed{stage.seed}"
+    folder = runs / stage.network()
     going_on = (folder / CHECKPOINT).exists()
     result = train(asked, folder, data_directory=data_directory, resume=going_on, observers=[_Told()], command=COMMAND)
     REPORT.mkdir(parents=True, exist_ok=True)
@@ -205,13 +210,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"), help="folder of checkpoints and metrics")
     parser.add_argument("--data-dir", type=Path, help="as of capsbench train")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--only", default="", help="a comma list of networks, such as mocapsnet-seed0")
     parser.add_argument("--draw", action="store_true", help="train nothing: table and figure again, from what the report holds")
     given = parser.parse_args()
     if not given.draw:
         for stage in STAGES:
-            result = run_stage(stage, given.runs, given.data_dir)
+            if given.only and stage.network() not in given.only.split(","):
+                continue
+            result = run_stage(stage, given.runs, given.data_dir, given.threads)
             print(json.dumps({**stage._asdict(), "test_accuracy": result.test_accuracy}), flush=True)
-            write(read_results())
     for path in write(read_results()):
         print(path)
 
