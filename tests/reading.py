@@ -7,22 +7,22 @@ taken by the command line first (by a dry run, where the command has one, so tha
 
 - `SHORTER`: options that make a command short;
 - a comma list of names is cut to the first, and `all` to `mocapsnet`;
-- the first `run` of a document is measured, and the others, where no device is named, are traced for a CPU: the same command in
-  a tenth of the time.
+- where no device is named, `run` and `timeline` are traced for a CPU: the same command in a fraction of the time. The first `run`
+  of the README, which is the first that anybody types, is measured.
 
-`NOT_RUN` says what is not run at all, and why. Whatever is in none of these rules is an error: a block that nobody checks is wrong
-sooner or later.
+`NOT_RUN` says what is not run at all, and why. Whatever is in none of these rules is an error: a block that nobody checks is
+wrong sooner or later.
 """
 
 import ast
 import contextlib
+import io
 import json
 import multiprocessing
 import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -255,7 +255,7 @@ def _check_torchrun(words: list[str]) -> None:
     place = words.index("-m")
     parser = get_args_parser()
     parser.allow_abbrev = False
-    with contextlib.redirect_stderr(open(os.devnull, "w")):
+    with contextlib.redirect_stderr(io.StringIO()):
         try:
             parser.parse_args([*words[:place], "script"])
         except SystemExit:
@@ -343,11 +343,12 @@ class Reader:
 
     Args:
         folder: which is filled with what a reader of the repository has.
+        measures: whether the first `run` is measured, and not traced.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, measures: bool = False) -> None:
         self.folder = folder
-        self._measured = False
+        self._measures = measures
         shutil.copytree(ROOT / "reports", folder / "reports")
         _write_images(folder)
 
@@ -389,29 +390,21 @@ class Reader:
         """Checks a command, and runs it as the rules at the top say; what was run, or nothing."""
         check(words)
         if words[0] == "pytest":
-            self._pytest(words[1:])
+            self._process(_pytest, words[1:])
             return shlex.join(words)
         if words[0] != "capsbench":
-            return ""
-        path, command, context = parsed(words[1:])
+            return ""  # of NOT_RUN, or `check` would have refused it
+        path, _, context = parsed(words[1:])
         if context is None:
-            return ""
-        dry = "dry_run" in context.params
-        if dry and not context.params["dry_run"]:
+            return ""  # help
+        if context.params.get("dry_run") is False:
             self._process(_call, [*words[1:], "--dry-run"])
-        elsewhere = path == ["train"] and context.params["dataset"] != "sample"
-        if path[0] == "reproduce" or elsewhere or {"--download", "--fit"} & set(words):
+        if why_not_run(path, words, context):
             return ""
-        shorter = shortened(words[1:], traced=self._measured)
-        self._measured |= path == ["run"]
+        shorter = shortened(words[1:], traced=path != ["run"] or not self._measures)
+        self._measures &= path != ["run"]
         self._process(_call, shorter)
         return shlex.join(["capsbench", *shorter])
-
-    def _pytest(self, words: list[str]) -> None:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=SECONDS, check=False)
-        if done.returncode:
-            raise Wrong(f"'pytest {' '.join(words)}' ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
 
     def _process(self, target: Callable[..., None], what: str | list[str]) -> None:
         """Runs a target in a process that has torch imported already."""
@@ -426,8 +419,16 @@ class Reader:
                 process.kill()
                 process.join()
             if process.exitcode:
-                named = what if isinstance(what, str) else f"'capsbench {shlex.join(what)}'"
+                named = what if isinstance(what, str) else f"'{shlex.join(what)}'"
                 raise Wrong(f"{named} ended with {process.exitcode}:\n{told.read_text(encoding='utf-8', errors='replace')}")
+
+
+def why_not_run(path: list[str], words: list[str], context: click.Context) -> str:
+    """Of `NOT_RUN` what holds for a command of capsbench; empty where it is run."""
+    holding = [name for name in (*words, path[0]) if name in NOT_RUN]
+    if path == ["train"] and context.params["dataset"] != "sample":
+        holding.append("train --dataset")
+    return NOT_RUN[holding[0]] if holding else ""
 
 
 def shortened(words: list[str], *, traced: bool) -> list[str]:
@@ -435,7 +436,7 @@ def shortened(words: list[str], *, traced: bool) -> list[str]:
 
     Args:
         words: after `capsbench`.
-        traced: whether a `run` that names no device is traced for a CPU.
+        traced: whether a `run` or `timeline` that names no device is traced for a CPU.
     """
     path, command, _ = parsed(words)
     name = path[0]
@@ -449,7 +450,7 @@ def shortened(words: list[str], *, traced: bool) -> list[str]:
             first = found[place + 1].split(",")[0]
             found[place + 1] = "mocapsnet" if first == "all" else first
     replaced = dict(SHORTER[name])
-    if name == "run" and not {"--device", "--gpu"} & set(words) and traced:
+    if name in ("run", "timeline") and "--device" not in words and traced:
         replaced["--device"] = "cpu:predicted"
     if name in ("run", "predict") and "--models" not in words:
         replaced["--models"] = "mocapsnet"
@@ -521,6 +522,13 @@ def _in_folder(target: Callable[..., None], what: str | list[str], folder: Path,
 def _execute(source: str) -> None:
     sys.path.insert(0, "")
     exec(compile(source, "example", "exec"), {"__name__": "example"})
+
+
+def _pytest(words: list[str]) -> None:
+    import pytest
+
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "capsbench.pytest_plugin", *words]))
 
 
 def _call(words: list[str]) -> None:
