@@ -397,9 +397,9 @@ class Reader:
         path, _, context = parsed(words[1:])
         if context is None:
             return ""  # help
-        if context.params.get("dry_run") is False:
-            self._process(_call, [*words[1:], "--dry-run"])
-        if why_not_run(path, words, context):
+        if "dry_run" in context.params:
+            self._process(_call, [*words[1:], *([] if context.params["dry_run"] else ["--dry-run"])])
+        if context.params.get("dry_run") or why_not_run(path, words, context):
             return ""
         shorter = shortened(words[1:], traced=path != ["run"] or not self._measures)
         self._measures &= path != ["run"]
