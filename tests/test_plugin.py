@@ -194,8 +194,8 @@ def test_big_networks_take_no_memory():
     assert memory_slope(make, (1, 2), batch_size=1000).retained_bytes[0] > 1000 * MIB
 
 
-def test_the_example_of_the_readme(pytester, monkeypatch):
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+def test_the_example_of_the_documents(pytester, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
     (example,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "mark.memory_slope" in block]
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for limit, outcome in ((512, {"passed": 1}), (511, {"failed": 1})):
