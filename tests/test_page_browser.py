@@ -6,10 +6,10 @@ import re
 
 import pytest
 from browsing import opened, started_browser
-from conftest import MIB, RETAINED_PER_BLOCK, make_configuration, make_record
+from conftest import MIB, RETAINED_PER_BLOCK, make_configuration, make_record, make_timeline
 
-from capsbench.records import Cell, Contents, MemoryFigures, Plan, StepFigures, StepPeak, StepPhase, Timeline
-from capsbench.report.page import Source
+from capsbench.records import Cell, Contents, MemoryFigures, Plan, StepFigures
+from capsbench.report.page import Inside, Source
 
 HOSTILE = '<script>window.pwned = 1</script><img src=x onerror="window.pwned=2"><b>&lt;{{7*7}}%{x}'
 
@@ -163,29 +163,14 @@ def test_a_point_that_is_clicked_is_looked_into(show):
     assert "capsbench run --models rescapsnet" in text
 
 
-def timeline_of(configuration, operator="aten::convolution_backward"):
-    names = ("state", "gradient", "optimizer", "batch", "retained", "temporary", "other")
-    contents = Contents(phase="backward", **{f"{name}_bytes": MIB for name in names})
-    phases = {
-        name: StepPhase(first_event=first, last_event=first + 2, start_bytes=0, end_bytes=0, peak_bytes=0)
-        for name, first in (("forward", 0), ("backward", 2), ("optimizer", 4))
-    }
-    return Timeline(
-        kind="measured",
-        configuration=configuration,
-        probe="profiler",
-        phases=phases,
-        bytes_by_category={name: [0, 1, 2, MIB, 1, 0, 0] for name in names},
-        peak=StepPeak(
-            event=3, allocated_bytes=7 * MIB, operator=operator, module="primary", contents=contents, left_over_bytes=0
-        ),
-        retained_by_module={"first": 5 * MIB},
-    )
-
-
 def test_a_timeline_beside_the_report_is_shown_with_its_peak(show):
     records = models()
-    with show(source(records, timelines=[timeline_of(records[3].cell.configuration, "aten::<i>mm</i>")])) as page:
+    with show(
+        source(
+            records,
+            timelines=[Inside(make_timeline(records[3].cell.configuration, "aten::<i>mm</i>"), "mine/inside/timeline.json")],
+        )
+    ) as page:
         page.page.locator("#step").scroll_into_view_if_needed()
         page.page.wait_for_selector("#step-body .chart[data-drawn=yes]")
         text = page.text("#step-body")
@@ -204,7 +189,7 @@ def test_names_and_messages_stay_text(show):
     ]
     hostile = Source(
         HOSTILE, records, {"abcd": {"commit": HOSTILE, "cpu": {"model": HOSTILE}, HOSTILE: HOSTILE}},
-        Plan(command=HOSTILE, cells=[]), [timeline_of(records[0].cell.configuration, HOSTILE)], [HOSTILE],
+        Plan(command=HOSTILE, cells=[]), [Inside(make_timeline(records[0].cell.configuration, HOSTILE), HOSTILE)], [HOSTILE],
     )  # fmt: skip
     other = Source("other", models(), {"abcd": {"commit": HOSTILE}}, None)
     with show(hostile, other) as page:
@@ -223,7 +208,7 @@ def test_names_and_messages_stay_text(show):
 def test_only_cells_out_of_memory(show):
     with show(source(make_record(model, blocks, status="oom") for model in RETAINED_PER_BLOCK for blocks in (1, 2))) as page:
         assert page.drawn("figure4") == []
-        assert "No cell was measured" in page.text("#figure4")
+        assert "No cell has a figure" in page.text("#figure4")
         assert "ResCapsNet has no figures. Out of memory from 1 block on." in page.text("#answer")
         assert len(rows_of(page, "cells-table")) == 6
 
@@ -359,7 +344,7 @@ def test_five_thousand_records_are_there_at_once(show, tmp_path):
 def test_nothing_serious_for_whoever_cannot_see_or_point(show, width, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
     records = models()
-    second = source(records, "second", timelines=[timeline_of(records[0].cell.configuration)])
+    second = source(records, "second", timelines=[Inside(make_timeline(records[0].cell.configuration))])
     with show(source([*records, make_record(blocks=5, status="oom")]), second, width=width, scheme=scheme) as page:
         page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
         page.page.locator("#cells-table .toggle").first.click()

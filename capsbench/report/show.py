@@ -39,7 +39,9 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
         for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
             slope, ratio, remarks = _figures(by_metric[metric.name], metric)
             chart = _chart(line, metric, values, blocks)
-            found += map(Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", [f"{slope:>20}", f"{ratio:>20}", f"  {remarks}"]))
+            found += map(
+                Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", [f"{slope:>20}", f"{ratio:>20}", f"  {remarks}"])
+            )
     head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
     return [head, *found] if found else []
 

@@ -4,7 +4,7 @@ from rich.markup import escape
 
 
 def printable(text: str) -> str:
-    """A text with everything that is no sign of its own written out: `\\x1b[31m`; line breaks and tabs as well.
+    r"""A text with everything that is no sign of its own written out: `\x1b[31m`; line breaks and tabs as well.
 
     Beside control characters these are marks that change the direction of writing, and halves of characters.
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -229,10 +230,7 @@ def _blocks(depths: Sequence[int]) -> str:
 def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
     """MoCapsNet's slope over ResCapsNet's: the paper has memory fall and time rise."""
     memory = row["metric"] == "retained"
-    printed = paper.table("figure4_slopes")
-    by_model = printed[printed["quantity"] == ("memory" if memory else "train_time")].set_index("model")["slope_per_block"]
-    # The paper prints one line for CapsNet and ResCapsNet together.
-    theirs = float(by_model["mocapsnet"] / by_model["capsnet"])
+    theirs = _printed_ratio("memory" if memory else "train_time")
     claim = "A block costs MoCapsNet less memory than ResCapsNet" if memory else "and more training time"
     if pd.isna(row["ratio_to_rescapsnet"]):
         here, verdict, why = "-", "open", "there is no ResCapsNet line beside it whose slope can be told from 0"
@@ -243,6 +241,14 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
         verdict = _side(low, high, less=memory)
         why = {"agrees": "", "contradicts": "", "open": "the interval contains 1"}[verdict]
     return PaperVerdict(claim, f"× {theirs:.3g}", here, f"{label}, {METRICS[row['metric']].title}", verdict, why)
+
+
+@cache
+def _printed_ratio(quantity: str) -> float:
+    """MoCapsNet's slope over ResCapsNet's in the paper, which prints one line for CapsNet and ResCapsNet together."""
+    printed = paper.table("figure4_slopes")
+    by_model = printed[printed["quantity"] == quantity].set_index("model")["slope_per_block"]
+    return float(by_model["mocapsnet"] / by_model["capsnet"])
 
 
 def _side(low: float, high: float, *, less: bool) -> str:

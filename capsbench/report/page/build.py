@@ -45,8 +45,10 @@ _ROOM = 3_600_000
 """Bytes for records, so that the page with its charting library stays below 6 MB."""
 _LARGEST = 6_000_000
 _SHARES = (
-    (1000, LONGEST_TEXT), (100, LONGEST_TEXT), (30, LONGEST_TEXT), (10, LONGEST_TEXT), (5, LONGEST_TEXT), (1, 500), (0, 500), (0, 120),
-)  # fmt: skip
+    *((samples, LONGEST_TEXT) for samples in (1000, 100, 30, 10, 5)),
+    *((samples, 500) for samples in (5, 1, 0)),
+    (0, 120),
+)
 """How many raw samples of a time, and characters of a text, are shown: the first pair that there is room for counts."""
 
 
@@ -133,7 +135,9 @@ def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: Texts) -
     if texts.longer(longest):
         limits.append(f"Texts of more than {longest:,} characters are cut; they are whole in records.jsonl.")
     if size_of(text) > _ROOM:
-        limits.append(f"{len(records):,} records make a page of more than {_LARGEST // 10**6} MB: name fewer reports for a smaller one.")
+        limits.append(
+            f"{len(records):,} records make a page of more than {_LARGEST // 10**6} MB: name fewer reports for a smaller one."
+        )
     return text, limits
 
 

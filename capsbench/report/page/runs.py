@@ -105,7 +105,14 @@ def _comparison(before: Summary, notes: Sequence[str], other: Source, most: int)
     remarks += comparison_remarks(compared, cells=False)
     wide = [it for it in compared.comparisons if it.scope != "cell"]
     rows = [
-        [*(cut(text, LONGEST_TEXT) for text in texts), "bytes" if it.is_bytes else "seconds", it.before, it.after, it.low, it.high]
+        [
+            *(cut(text, LONGEST_TEXT) for text in texts),
+            "bytes" if it.is_bytes else "seconds",
+            it.before,
+            it.after,
+            it.low,
+            it.high,
+        ]
         for it, texts in zip(wide[:most], comparison_rows(compared, cells=False)[:most], strict=True)
     ]
     return {"rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
