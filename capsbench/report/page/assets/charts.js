@@ -60,6 +60,12 @@ function draw(node) {
     return;
   }
   if (node.dataset.drawn === "empty") node.replaceChildren();
+  if (node.dataset.drawn === "yes" && known.paper !== PAPER.on) {
+    // The library keeps the size that a chart began with.
+    Plotly.purge(node);
+    node.dataset.drawn = "empty";
+  }
+  known.paper = PAPER.on;
   Plotly.react(node, data, { ...themed(layout), ...sheet(node) }, { displayModeBar: false, responsive: true, displaylogo: false });
   node.setAttribute("role", "img");
   node.setAttribute("aria-label", label);
