@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 3
 """Raised whenever an older capsbench could not understand a new record."""
@@ -170,6 +170,13 @@ class StepPeak(Schema):
     """What the counters say beyond the contents: 0 on a CPU."""
 
 
+STEP_PHASES = ("forward", "backward", "optimizer")
+"""Of one training step, in their order."""
+
+_MOST = 2**60
+"""Bytes: no machine has more."""
+
+
 class Timeline(Schema):
     """Memory inside one training step, allocation by allocation: timeline.json."""
 
@@ -193,6 +200,41 @@ class Timeline(Schema):
     """As in `StepFigures`."""
     notes: list[str] = []
     """What else a reader must know."""
+
+    @model_validator(mode="after")
+    def _is_one_step(self) -> "Timeline":
+        """Refuses events that are not there: whoever draws it counts on them."""
+        count = _events(self.bytes_by_category)
+        _check_phases(self.phases, count)
+        if not 0 <= self.peak.event < count:
+            raise ValueError(f"peak.event is {self.peak.event} of {count} events")
+        return self
+
+
+def _events(bytes_by_category: dict[str, list[int]]) -> int:
+    """How many events a timeline has."""
+    categories = {name.removesuffix("_bytes") for name, field in Contents.model_fields.items() if field.annotation is int}
+    if bytes_by_category.keys() != categories:
+        raise ValueError(f"bytes_by_category does not have just {', '.join(sorted(categories))}")
+    counts = {len(nbytes) for nbytes in bytes_by_category.values()}
+    if len(counts) > 1 or 0 in counts:
+        raise ValueError("bytes_by_category has lists of different lengths, or of none")
+    if not all(0 <= one <= _MOST for nbytes in bytes_by_category.values() for one in nbytes):
+        raise ValueError("bytes_by_category has less than no bytes, or more than there can be")
+    return counts.pop()
+
+
+def _check_phases(phases: dict[str, StepPhase], count: int) -> None:
+    """Whether they follow each other to the end of so many events."""
+    if tuple(phases) != STEP_PHASES:
+        raise ValueError(f"phases are not {', '.join(STEP_PHASES)}")
+    last = 0
+    for name, phase in phases.items():
+        if not last <= phase.first_event <= phase.last_event < count:
+            raise ValueError(f"phases.{name} runs from event {phase.first_event} to {phase.last_event} of {count}")
+        last = phase.last_event
+    if last != count - 1:
+        raise ValueError(f"phases end at event {last} of {count}")
 
 
 Certainty = Literal["exact", "modelled", "guessed"]

@@ -167,7 +167,7 @@ class Store:
 
     def _parse(self, line: bytes, number: int) -> Record | Damage:
         try:
-            data = json.loads(line)
+            data = _parsed(line)
         except ValueError as error:
             return Damage(self.path, number, f"not JSON: {error}")
         _refuse_newer(data, f"{self.path} line {number}")
@@ -215,8 +215,8 @@ def read_reports(root: Path) -> tuple[list[tuple[Path, Record]], list[Damage]]:
     return records, damages
 
 
-def read_timelines(roots: Iterable[Path]) -> tuple[list[Timeline], list[str]]:
-    """Every timeline at or below these folders, each once and in the order of their paths; and what could not be read.
+def read_timelines(roots: Iterable[Path]) -> tuple[list[tuple[Path, Timeline]], list[str]]:
+    """Every timeline at or below these folders with its file, each once and in the order of their paths; and what is damaged.
 
     Raises:
         StoreError: one is of a newer schema.
@@ -225,9 +225,9 @@ def read_timelines(roots: Iterable[Path]) -> tuple[list[Timeline], list[str]]:
     found, damages = [], []
     for path in paths.values():
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = _parsed(path.read_text(encoding="utf-8"))
             _refuse_newer(data, path)
-            found.append(Timeline.model_validate(data))
+            found.append((path, Timeline.model_validate(data)))
         except ValidationError as error:
             damages.append(f"{path} is damaged ({_first(error)}) and left out")
         except (OSError, ValueError) as error:
@@ -290,9 +290,21 @@ def _rescue(line: bytes) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged_file(path, str(error)) from None
+
+
+def _parsed(text: str | bytes) -> Any:
+    """JSON.
+
+    Raises:
+        ValueError: it is none, or none that can be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("one thing lies in another too many times") from None
 
 
 def _refuse_newer(data: Any, place: object) -> None:

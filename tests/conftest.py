@@ -16,7 +16,17 @@ import psutil
 import pytest
 
 from capsbench.frame import to_frame
-from capsbench.records import Cell, Configuration, MemoryFigures, Record, TimeFigures
+from capsbench.records import (
+    Cell,
+    Configuration,
+    Contents,
+    MemoryFigures,
+    Record,
+    StepPeak,
+    StepPhase,
+    TimeFigures,
+    Timeline,
+)
 
 MIB = 2**20
 
@@ -77,6 +87,27 @@ def make_record(model: str = "rescapsnet", blocks: int = 1, *, replicate: int = 
         inference_seconds=[step / 4] * 9,
     )
     return Record(cell=cell, status="ok", data_source="sample", environment="abcd", memory=memory, time=time)
+
+
+def make_timeline(configuration: Configuration, operator: str = "aten::convolution_backward") -> Timeline:
+    """A look inside a step whose peak is 7 MiB."""
+    names = ("state", "gradient", "optimizer", "batch", "retained", "temporary", "other")
+    contents = Contents(phase="backward", **{f"{name}_bytes": MIB for name in names})
+    phases = {
+        name: StepPhase(first_event=first, last_event=first + 2, start_bytes=0, end_bytes=0, peak_bytes=0)
+        for name, first in (("forward", 0), ("backward", 2), ("optimizer", 4))
+    }
+    return Timeline(
+        kind="measured",
+        configuration=configuration,
+        probe="profiler",
+        phases=phases,
+        bytes_by_category={name: [0, 1, 2, MIB, 1, 0, 0] for name in names},
+        peak=StepPeak(
+            event=3, allocated_bytes=7 * MIB, operator=operator, module="primary", contents=contents, left_over_bytes=0
+        ),
+        retained_by_module={"first": 5 * MIB},
+    )
 
 
 def make_frame(records: Iterable[Record], report: str = "made") -> pd.DataFrame:

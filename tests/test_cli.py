@@ -362,7 +362,9 @@ def test_plot_draws_every_report_and_what_was_asked(command, report):
     result = command("plot", ".", "--metric", "process,peak", "--per", "epoch", "--paper")
     assert result.status == 0
     assert result.stderr == ""
-    assert len(result.stdout.splitlines()) == 14
+    assert len(result.stdout.splitlines()) == 16
+    # The page as well, which `run` has drawn before.
+    assert {"report/index.html", "report/inner/index.html"} <= set(result.stdout.splitlines())
     text = (report / "figure3.svg").read_text(encoding="utf-8")
     assert "largest resident set" in text
     assert "seconds per epoch" in text

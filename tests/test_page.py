@@ -6,17 +6,18 @@ import re
 
 import click
 import pytest
-from conftest import MIB, make_configuration, make_frame, make_record
+from conftest import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capsbench import paper
 from capsbench.analysis.intervals import median_interval, resampled_medians
 from capsbench.cli.commands import cli, sweep_of
-from capsbench.records import Plan
-from capsbench.report.page import Source, build, page_html, write_page
+from capsbench.cli.report import read_sources
+from capsbench.records import STEP_PHASES, Cell, Plan, StepFigures, StepPhase, Timeline
+from capsbench.report.page import Inside, Source, build, page_html, write_page
 from capsbench.report.page.build import script_json
-from capsbench.report.page.commands import line_command
+from capsbench.report.page.commands import cell_options, line_command, timeline_command
 from capsbench.report.page.source import told_apart
 from capsbench.store import ENVIRONMENT, Store
 
@@ -100,7 +101,8 @@ def test_where_there_is_no_room_for_all_samples_the_first_are_kept(monkeypatch):
     monkeypatch.setattr(build, "_ROOM", len(script_json(data_of(whole))) - 2000)
     cells = data_of(page_html([source(records)]))["cells"]
     assert [len(samples[0]) for samples in cells["samples"]] == [5] * len(records)
-    assert cells["taken"] == [9] * len(records)
+    assert cells["train_taken"] == cells["inference_taken"] == [9] * len(records)
+    assert "at most 5 raw samples of each time are on this page" in page_html([source(records)])
 
 
 def test_reports_of_one_name_are_told_apart():
@@ -122,16 +124,13 @@ def test_reports_of_one_name_are_told_apart():
     ],
 )
 def test_the_command_of_a_cell_asks_for_that_very_cell(fields):
-    from capsbench.sweep.plan import expand
-
     configuration = make_configuration(blocks=3, **fields)
-    words = line_command(configuration.model_dump(), Plan(command="", cells=[], samples=7, budget_seconds=2.5)).split()
+    words = cell_words(configuration, plan=Plan(command="", cells=[], samples=7, budget_seconds=2.5))
     assert words[:2] == ["capsbench", "run"]
-    with click.Context(cli) as context:
-        given = cli.commands["run"].make_context("run", [*words[2:], "--depth", "3"], parent=context).params
-    assert [cell.configuration for cell in expand(sweep_of(given))] == [configuration]
-    assert given["samples"] == 7
-    assert given["time_budget"] == 2.5
+    given, cells = expanded(words)
+    assert cells == [Cell(configuration=configuration)]
+    if not configuration.is_predicted():
+        assert (given["samples"], given["time_budget"]) == (7, 2.5)
 
 
 def test_the_papers_ratio_is_held_against_ones_own():
@@ -279,3 +278,228 @@ def test_frames_of_reports_keep_their_names():
     sources = told_apart([source([make_record()], "a/b"), source([make_record()], "b")])
     assert frame_of(sources)["report"].tolist() == ["a/b", "b"]
     assert make_frame([make_record()], "a/b")["report"].tolist() == ["b"]
+
+
+# Timelines.
+
+
+def test_a_timeline_is_of_the_report_in_whose_folder_it_lies():
+    records = [make_record(blocks=blocks) for blocks in (1, 2)]
+    look = Inside(make_timeline(records[1].cell.configuration), "mine/inside/timeline.json")
+    data = data_of(page_html([source(records, "yours"), source(records, timelines=[look])]))
+    assert [(one["report"], one["path"], one["cells"]) for one in data["timelines"]] == [("mine", look.path, [3])]
+    # One that lies in no report is of the only one, and of nobody where there are two.
+    assert data_of(page_html([source(records)], [look]))["timelines"][0]["cells"] == [1]
+    assert data_of(page_html([source(records), source(records, "yours")], [look]))["timelines"][0]["cells"] == []
+
+
+def test_timelines_are_looked_for_in_each_report(tmp_path):
+    configuration = make_record().cell.configuration
+    outer = kept(tmp_path, [make_record()], "outer")
+    places = [outer / "a", kept(tmp_path / "outer", [make_record()], "inner") / "b", tmp_path / "beside"]
+    for place in places:
+        place.mkdir()
+        (place / "timeline.json").write_text(make_timeline(configuration).model_dump_json())
+    sources, loose = read_sources([tmp_path])
+    found = {one.name: [look.path for look in one.timelines] for one in sources}
+    assert found == {"outer": [str(places[0] / "timeline.json")], "inner": [str(places[1] / "timeline.json")]}
+    assert [look.path for look in loose] == [str(places[2] / "timeline.json")]
+
+
+def spoiled(**changes):
+    data = json.loads(make_timeline(make_configuration()).model_dump_json())
+    return json.dumps(data | changes)
+
+
+PHASE = {"first_event": 0, "last_event": 6, "start_bytes": 0, "end_bytes": 0, "peak_bytes": 0}
+LATE = PHASE | {"first_event": 6}
+PEAK = json.loads(spoiled())["peak"]
+LISTS = json.loads(spoiled())["bytes_by_category"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (spoiled(peak=PEAK | {"event": 7}), "peak.event is 7 of 7 events"),
+        (spoiled(peak=PEAK | {"event": -1}), "peak.event is -1"),
+        (spoiled(bytes_by_category=LISTS | {"\x1b[31mplastic": [0] * 7}), "bytes_by_category does not have just"),
+        (spoiled(bytes_by_category={}), "bytes_by_category does not have just"),
+        (spoiled(bytes_by_category=LISTS | {"state": [0]}), "lists of different lengths"),
+        (spoiled(bytes_by_category={name: [] for name in LISTS}), "or of none"),
+        (spoiled(bytes_by_category=LISTS | {"state": [10**30] * 7}), "more than there can be"),
+        (spoiled(bytes_by_category=LISTS | {"state": [-1] * 7}), "less than no bytes"),
+        (spoiled(phases={}), "phases are not forward, backward, optimizer"),
+        (spoiled(phases=dict.fromkeys(STEP_PHASES, PHASE)), "phases.backward runs from event 0 to 6"),
+        (spoiled(phases={"forward": PHASE, "backward": LATE, "optimizer": LATE | {"last_event": 9}}), "runs"),
+        (spoiled(phases={name: PHASE | {"last_event": 0} for name in STEP_PHASES}), "end at event 0 of 7"),
+        ("[" * 100_000, "too many times"),
+        ('{"kind": "measured"', "is damaged"),
+        ("[]", "is damaged"),
+        ("1" * 5000, "is damaged"),
+    ],
+)  # fmt: skip
+def test_a_timeline_that_cannot_be_costs_itself_alone(command, tmp_path, text, why):
+    folder = kept(tmp_path, [make_record(blocks=blocks) for blocks in (1, 2)])
+    (folder / "inside").mkdir()
+    (folder / "inside" / "timeline.json").write_text(text)
+    result = command("report", "mine")
+    (warning,) = result.stderr.splitlines()
+    assert (result.status, result.stdout) == (0, "mine/index.html\n")
+    assert warning.startswith("warning: mine/inside/timeline.json is damaged (")
+    assert why in warning
+    assert "\x1b" not in warning
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    assert "mine/inside/timeline.json is damaged" in html
+    assert data_of(html)["timelines"] == []
+
+
+# Commands.
+
+
+def cell_words(configuration, replicate=0, plan=None):
+    return (line_command(configuration.model_dump(), plan) + cell_options(configuration.blocks, replicate)).split()
+
+
+def expanded(words):
+    """What the parser makes of a command line, and the cells that it asks for."""
+    from capsbench.sweep.plan import expand
+
+    with click.Context(cli) as context:
+        given = cli.commands[words[1]].make_context(words[1], words[2:], parent=context).params
+    return given, expand(sweep_of({"repeats": 1} | given))
+
+
+COMMANDED = [
+    {"model": "capsnet-1conv", "blocks": 0, "capsules": None, "memory": None, "kernel": "reference"},
+    {"model": "capsnet-2conv", "blocks": 0, "capsules": None, "memory": None, "kernel": "published", "capacity": 2**33},
+    {"model": "mocapsnet", "blocks": 5, "gamma": 0.95, "memory": "reversible-kept", "inverse": "segmented"},
+    {"model": "mocapsnet", "blocks": 3, "device": "cpu:predicted", "capacity": 2**30 + 1},
+    {"model": "rescapsnet", "blocks": 2, "device": "cuda:predicted", "gpu": "a100", "threads": None, "capacity": 24 * 2**30},
+]
+
+
+@pytest.mark.parametrize("fields", COMMANDED)
+@pytest.mark.parametrize("replicate", [0, 2])
+def test_the_command_of_a_cell_expands_into_it_and_the_replicates_before(fields, replicate):
+    configuration = made(fields)
+    # What `capsbench predict --out` plans samples nothing.
+    plan = Plan(command="", cells=[], budget_seconds=0)
+    _, cells = expanded(cell_words(configuration, replicate, plan))
+    assert cells == [Cell(configuration=configuration, replicate=one) for one in range(replicate + 1)]
+
+
+@pytest.mark.parametrize("fields", COMMANDED)
+def test_the_command_of_a_timeline_asks_for_that_very_step(fields):
+    configuration = made(fields)
+    words = timeline_command(configuration.model_dump()).split()
+    _, cells = expanded([*words, *cell_options(configuration.blocks, 0).split()])
+    assert cells == [Cell(configuration=configuration)]
+
+
+def made(fields):
+    name = fields["model"]
+    extra = {} if name in RETAINED_PER_BLOCK else {"routing": "rba", "iterations": 3, "front": "plain"}
+    return make_configuration(**extra | fields)
+
+
+def test_records_that_do_not_say_how_their_convolutions_ran_ran_them_plainly():
+    configuration = make_configuration(kernel="reference", front=None)
+    _, (cell,) = expanded(cell_words(configuration))
+    assert cell.configuration == configuration.model_copy(update={"front": "plain"})
+
+
+# What is beside a comparison.
+
+
+def test_what_compare_and_check_remark_is_on_the_page():
+    def report(name, day, records, machine="Some CPU"):
+        records = [one.model_copy(update={"started_at": f"2026-01-0{day}T00:00:00+00:00"}) for one in records]
+        return Source(name, records, {"abcd": {"commit": name, "cpu": {"model": machine}}})
+
+    first = [make_record(model, blocks) for model in ("rescapsnet", "capsnet") for blocks in (1, 2, 3, 4)]
+    second = [make_record("rescapsnet", blocks) for blocks in (1, 2, 3)] + [make_record("rescapsnet", 4, status="error")]
+    second += [make_record("mocapsnet", blocks) for blocks in (1, 2, 3)]
+    data = data_of(page_html([report("first", 1, first), report("second", 2, second, "Other CPU")]))
+    (told,) = data["comparisons"]
+    assert any(text.startswith("worse: ResCapsNet: 4 blocks: error where it was ok") for text in told["remarks"])
+    assert "only in the first: CapsNet" in told["remarks"]
+    assert "only in the second: MoCapsNet" in told["remarks"]
+    before, after = data["history"]["points"]
+    assert before["remarks"] == []
+    assert any(text.startswith("left out: peak allocated") and "Other CPU, Some CPU before" in text for text in after["remarks"])
+    assert "note: not in the baseline: MoCapsNet" in after["remarks"]
+    # Numbers beside texts: what is downloaded needs no reading.
+    slope = next(row for row in told["rows"] if row[1] == "retained / block")
+    assert slope[6:9] == ["bytes", 10 * MIB, 10 * MIB]
+
+
+# How large it may be.
+
+
+def test_modules_that_are_not_named_are_in_the_sum():
+    retained = {f"name{chr(97 + place)}": place + 1 for place in range(25)}
+    record = make_record().model_copy(update={"step": StepFigures(retained_by_module=retained)})
+    timeline = make_timeline(record.cell.configuration).model_copy(update={"retained_by_module": retained})
+    data = data_of(page_html([source([record], timelines=[Inside(timeline)])]))
+    for told in (data["modules"]["lists"][0], data["timelines"][0]["modules"]):
+        assert len(told) == 21
+        assert told[-1] == [None, 1 + 2 + 3 + 4 + 5, 5]
+        assert sum(nbytes * count for _, nbytes, count in told[:-1]) + told[-1][1] == sum(retained.values())
+
+
+def test_long_messages_in_any_script_leave_the_page_small():
+    records = [
+        make_record(blocks=blocks, status="error").model_copy(
+            update={"message": f"{blocks} " + "€" * 30_000, "notes": ["漢" * 5000]}
+        )
+        for blocks in range(1, 1500)
+    ]
+    html = page_html([source(records, notes=["ü" * 100_000] * 500)])
+    assert len(html.encode()) < 6_000_000
+    assert "characters are cut" in html
+    message = data_of(html)["texts"][data_of(html)["cells"]["message"][7]]
+    assert message.startswith("8 €€€")
+    assert message.endswith("…")
+    assert "and 480 more" in html
+
+
+def test_many_large_timelines_are_shown_as_far_as_there_is_room():
+    records = [make_record(blocks=blocks) for blocks in range(1, 200)]
+    names = list(LISTS)
+
+    def long(record):
+        lists = {name: [10**12 + place for place in range(3000)] for name in names}
+        phases = {
+            name: StepPhase(
+                first_event=1000 * row, last_event=1000 * (row + 1) - (row == 2), start_bytes=0, end_bytes=0, peak_bytes=0
+            )
+            for row, name in enumerate(STEP_PHASES)
+        }
+        whole = make_timeline(record.cell.configuration).model_dump()
+        notes = ["€" * 10_000] * 100
+        return Inside(Timeline.model_validate(whole | {"bytes_by_category": lists, "phases": phases, "notes": notes}))
+
+    html = page_html([source(records, timelines=[long(record) for record in records[:60]])])
+    shown = len(data_of(html)["timelines"])
+    assert 1 < shown < 24
+    assert f"{shown} of 60 timelines are on this page" in html
+    assert len(html.encode()) < 6_000_000
+
+
+def test_a_prediction_was_not_measured():
+    record = make_record("mocapsnet", 2, device="cpu:predicted").model_copy(update={"kind": "predicted", "time": None})
+    html = page_html([source([record])])
+    assert "was predicted at 2 blocks only, which gives no slope" in html
+    assert "measured at" not in html
+
+
+def test_what_has_no_blocks_has_no_slope():
+    html = page_html([source([make_record("capsnet-1conv", 0), make_record("capsnet-2conv", 0, status="oom")])])
+    assert "has no blocks, and so no slope: retained for backward" in html
+    assert "has no figures. Out of memory." in html
+
+
+def test_a_depth_that_ran_out_of_memory_between_others_is_named():
+    records = [make_record(blocks=1), make_record(blocks=2, status="oom"), make_record(blocks=3)]
+    assert "Out of memory at 2 blocks." in page_html([source(records)])
+    assert "Out of memory from 2 blocks on." in page_html([source(records[:2])])

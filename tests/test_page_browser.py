@@ -1,15 +1,19 @@
 """The page of reports in a real browser: it draws what the records say, whatever they say."""
 
+import contextlib
 import csv
 import io
 import re
+import zlib
+from dataclasses import replace
 
 import pytest
 from browsing import opened, started_browser
-from conftest import MIB, RETAINED_PER_BLOCK, make_configuration, make_record
+from conftest import MIB, RETAINED_PER_BLOCK, make_record, make_timeline
 
-from capsbench.records import Cell, Contents, MemoryFigures, Plan, StepFigures, StepPeak, StepPhase, Timeline
-from capsbench.report.page import Source
+from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
+from capsbench.report.page import Inside, Source
+from capsbench.report.page.commands import cell_options, line_command, timeline_command
 
 HOSTILE = '<script>window.pwned = 1</script><img src=x onerror="window.pwned=2"><b>&lt;{{7*7}}%{x}'
 
@@ -133,6 +137,14 @@ def test_hovering_shows_the_value_in_the_record_its_interval_and_its_cell(show):
         assert "slope 30.0 ms per block" in shown
 
 
+def test_what_is_no_line_has_no_slope_beside_its_points(show):
+    records = [changed(make_record(blocks=blocks), retained=int(2.0**blocks * MIB)) for blocks in range(1, 9)]
+    with show(source(records)) as page:
+        shown = page.hover("figure4", 4)
+        assert "not a line" in shown
+        assert "slope" not in shown
+
+
 def test_a_point_that_is_clicked_is_looked_into(show):
     records = models()
     records[4] = records[4].model_copy(
@@ -163,29 +175,16 @@ def test_a_point_that_is_clicked_is_looked_into(show):
     assert "capsbench run --models rescapsnet" in text
 
 
-def timeline_of(configuration, operator="aten::convolution_backward"):
-    names = ("state", "gradient", "optimizer", "batch", "retained", "temporary", "other")
-    contents = Contents(phase="backward", **{f"{name}_bytes": MIB for name in names})
-    phases = {
-        name: StepPhase(first_event=first, last_event=first + 2, start_bytes=0, end_bytes=0, peak_bytes=0)
-        for name, first in (("forward", 0), ("backward", 2), ("optimizer", 4))
-    }
-    return Timeline(
-        kind="measured",
-        configuration=configuration,
-        probe="profiler",
-        phases=phases,
-        bytes_by_category={name: [0, 1, 2, MIB, 1, 0, 0] for name in names},
-        peak=StepPeak(
-            event=3, allocated_bytes=7 * MIB, operator=operator, module="primary", contents=contents, left_over_bytes=0
-        ),
-        retained_by_module={"first": 5 * MIB},
-    )
-
-
-def test_a_timeline_beside_the_report_is_shown_with_its_peak(show):
+def test_a_timeline_of_a_report_is_shown_with_its_peak_and_the_record_s_own_modules(show):
     records = models()
-    with show(source(records, timelines=[timeline_of(records[3].cell.configuration, "aten::<i>mm</i>")])) as page:
+    own = {f"own{chr(97 + place)}": MIB for place in range(24)}
+    records[3] = records[3].model_copy(update={"step": StepFigures(retained_by_module=own)})
+    with show(
+        source(
+            records,
+            timelines=[Inside(make_timeline(records[3].cell.configuration, "aten::<i>mm</i>"), "mine/inside/timeline.json")],
+        )
+    ) as page:
         page.page.locator("#step").scroll_into_view_if_needed()
         page.page.wait_for_selector("#step-body .chart[data-drawn=yes]")
         text = page.text("#step-body")
@@ -194,6 +193,24 @@ def test_a_timeline_beside_the_report_is_shown_with_its_peak(show):
     assert "aten::<i>mm</i>" in text
     assert "aten::<i>mm</i>" in svg
     assert f"{records[3].cell.key()} in mine" in text
+    assert "mine/inside/timeline.json" in text
+    assert f"the record’s own peak is {records[3].memory.peak_allocated_bytes / MIB:.2f} MiB" in text
+    assert "Retained by module: 24.00 MiB" in text
+    assert re.search(r"and 4 more\s+4.00 MiB", text)
+    assert "5.00 MiB" not in text  # what the timeline says of its modules
+
+
+def test_a_timeline_of_nobody_is_shown_without_a_record(browser, tmp_path):
+    first, second = source(models(), "first"), source(models(), "second")
+    path = tmp_path / "index.html"
+    loose = [Inside(make_timeline(models()[3].cell.configuration), "beside/timeline.json")]
+    with opened(browser, [first, second], path, loose=loose) as page:
+        text = page.text("#step-body")
+        assert "no record of these reports" in text
+        assert "Retained by module: 5.00 MiB" in text
+        assert "The record" not in text
+        page.evaluate("() => selectCell(3)")
+        assert page.evaluate("() => STEP.timeline") is None
 
 
 def test_names_and_messages_stay_text(show):
@@ -204,7 +221,7 @@ def test_names_and_messages_stay_text(show):
     ]
     hostile = Source(
         HOSTILE, records, {"abcd": {"commit": HOSTILE, "cpu": {"model": HOSTILE}, HOSTILE: HOSTILE}},
-        Plan(command=HOSTILE, cells=[]), [timeline_of(records[0].cell.configuration, HOSTILE)], [HOSTILE],
+        Plan(command=HOSTILE, cells=[]), [Inside(make_timeline(records[0].cell.configuration, HOSTILE), HOSTILE)], [HOSTILE],
     )  # fmt: skip
     other = Source("other", models(), {"abcd": {"commit": HOSTILE}}, None)
     with show(hostile, other) as page:
@@ -223,7 +240,7 @@ def test_names_and_messages_stay_text(show):
 def test_only_cells_out_of_memory(show):
     with show(source(make_record(model, blocks, status="oom") for model in RETAINED_PER_BLOCK for blocks in (1, 2))) as page:
         assert page.drawn("figure4") == []
-        assert "No cell was measured" in page.text("#figure4")
+        assert "No cell has a figure" in page.text("#figure4")
         assert "ResCapsNet has no figures. Out of memory from 1 block on." in page.text("#answer")
         assert len(rows_of(page, "cells-table")) == 6
 
@@ -236,6 +253,25 @@ def test_out_of_memory_is_where_the_line_ends(show):
         assert "Out of memory from 4 blocks on" in page.text("#answer")
         # The one that was never started has no machine, and is of the same line all the same.
         assert page.evaluate("() => LINES.length") == 3
+
+
+def test_lines_that_only_ran_out_of_memory_and_cells_that_failed_have_marks_of_their_own(show):
+    full = [make_record("capsnet", blocks, memory="checkpoint", status="oom") for blocks in (2, 3)]
+    half = make_record("rescapsnet", 5).model_copy(update={"status": "error", "message": "it fell", "memory": None})
+    records = [*models(), *full, half]
+    with show(source(records)) as page:
+        (mark,) = [trace for trace in page.drawn("figure4") if trace.get("yaxis") == "y2"]
+        assert (mark["x"], mark["customdata"], mark["text"]) == ([2], [12], ["CapsNet (checkpoint): out of memory"])
+        assert "CapsNet (checkpoint): out of memory at 2 blocks" in page.text("#figure4-caption")
+        page.choose("metric", "train")
+        (failed,) = [trace for trace in page.drawn("figure4") if trace.get("marker", {}).get("symbol") == "circle-x-open"]
+        assert failed["customdata"] == [14]
+        assert "<b>error</b>, and in no slope: it fell" in failed["hovertext"][0]
+        lines = [trace for trace in page.drawn("figure4") if trace["mode"] == "lines"]
+        assert max(x for trace in lines for x in trace["x"]) == 4
+        assert "which are in no slope" in page.text("#figure4-caption")
+        page.choose("trade-blocks", "4")
+        assert 14 not in page.points("tradeoff-chart")
 
 
 def test_one_cell(show):
@@ -253,6 +289,9 @@ def test_two_machines_are_told_apart(show):
         assert "2 machines, which differ in cpu model" in text
         assert page.evaluate("() => LINES.length") == 6
         assert "ResCapsNet (ef01)" in page.text("#answer")
+        assert "Another CPU (ef01)" in page.text("#filter-environment")
+        page.choose("filter-environment", "ef01")
+        assert set(page.points("figure4")) == set(range(12, 24))
         differing = page.page.locator("#environments > .scroll tbody tr").all_inner_texts()
         assert [re.sub(r"\s+", " ", row) for row in differing] == ["cpu model Some CPU Another CPU"]
 
@@ -264,7 +303,13 @@ def test_reports_beside_each_other_with_history_and_verdicts(show):
         return source(records, f"day {number}", f"commit{number}")
 
     # Given out of order: history is in the order of time.
-    with show(day(3, 5 * MIB), day(1, 0), day(2, 0)) as page:
+    latest = day(3, 5 * MIB)
+    extra = [make_record("mocapsnet", 1, kernel="published").model_copy(update={"started_at": "2026-01-03T00:00:00+00:00"})]
+    latest = replace(
+        latest, records=[*latest.records, *extra], environments={"abcd": {"commit": "commit3", "cpu": {"model": "New"}}}
+    )
+    # The first that is given is what others are compared with.
+    with show(day(1, 0), latest, day(2, 0)) as page:
         traces = page.drawn("history-chart")
         assert [trace["x"] for trace in traces] == [[0, 1, 2]] * 3
         assert sorted(trace["y"] for trace in traces) == [[0, 0, 5], [10, 10, 15], [10, 10, 15]]
@@ -273,8 +318,19 @@ def test_reports_beside_each_other_with_history_and_verdicts(show):
         assert re.search(r"commit2.*passed", verdicts)
         assert re.search(r"commit3.*failed: 3 regressions against day 1", verdicts)
         assert "retained / block 10.00 MiB → 15.00 MiB" in verdicts
+        assert "2 remarks" in verdicts
+        assert "left out: peak allocated" in page.page.locator("#history-table").inner_html()
         page.choose("compare-with", "1")
         assert "retained / block" in page.text("#compare-table")
+        assert page.text("#compare-remarks") == ""
+        page.choose("compare-with", "0")
+        assert "only in the second: " in page.text("#compare-remarks")
+        with page.page.expect_download() as waiting:
+            page.page.locator("#compare-table").get_by_role("button", name="Download CSV").click()
+        rows = [*csv.DictReader(io.StringIO(waiting.value.path().read_text(encoding="utf-8")))]
+    slope = next(row for row in rows if row["line"] == "CapsNet (recompute)" and row["figure"] == "retained / block")
+    assert [float(slope[name]) for name in ("before", "after", "difference")] == [10 * MIB, 15 * MIB, 5 * MIB]
+    assert slope["unit"] == "bytes"
 
 
 def test_the_front_is_what_nothing_beats_in_both(show):
@@ -305,6 +361,7 @@ def test_unbeaten_tells_what_is_beaten():
 
 def test_the_table_sorts_searches_and_is_downloaded(show):
     records = [*models(), make_record("=cmd|calc", 1), make_record("capsnet", 9, status="error")]
+    records[13] = records[13].model_copy(update={"message": "first\n=second, third"})
     with show(source(records)) as page:
         head = page.page.locator("#cells-table th").get_by_role("button", name="retained")
         head.click()
@@ -320,11 +377,19 @@ def test_the_table_sorts_searches_and_is_downloaded(show):
         with page.page.expect_download() as waiting:
             page.page.locator("#cells-table").get_by_role("button", name="Download CSV").click()
         text = waiting.value.path().read_text(encoding="utf-8")
+        fields = page.evaluate(
+            "fields => fields.map(csvField)", ["+1.5", "-3e-7", "-", "+1 MiB", " =x", "@y", "\t=z", "\n-q", 'a"b', -2, None]
+        )
+    assert fields == ["+1.5", "-3e-7", "'-", "'+1 MiB", "' =x", "'@y", '"\'\t=z"', "' -q", '"a""b"', "-2", ""]
+    # One record a line, whatever its message says.
+    assert len(text.splitlines()) == 1 + len(records)
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["key"] for row in rows] == [record.cell.key() for record in records]
     assert [int(row["retained_bytes"]) for row in rows[:12]] == [record.memory.retained_bytes for record in records[:12]]
     assert [float(one) for one in rows[0]["train_step_samples"].split()] == pytest.approx(records[0].time.train_step_seconds)
     assert rows[12]["model"] == "'=cmd|calc"
+    assert rows[13]["message"] == "first =second, third"
+    assert {row["inference_samples_taken"] for row in rows[:12]} == {"9"}
 
 
 @pytest.mark.slow
@@ -359,7 +424,7 @@ def test_five_thousand_records_are_there_at_once(show, tmp_path):
 def test_nothing_serious_for_whoever_cannot_see_or_point(show, width, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
     records = models()
-    second = source(records, "second", timelines=[timeline_of(records[0].cell.configuration)])
+    second = source(records, "second", timelines=[Inside(make_timeline(records[0].cell.configuration))])
     with show(source([*records, make_record(blocks=5, status="oom")]), second, width=width, scheme=scheme) as page:
         page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
         page.page.locator("#cells-table .toggle").first.click()
@@ -377,17 +442,42 @@ def test_keys_alone_change_a_figure(show):
         page.page.keyboard.press("ArrowDown")
         page.page.wait_for_timeout(200)
         assert "peak allocated" in page.evaluate("() => byId('figure4').getAttribute('aria-label')")
+        page.evaluate("() => { DEPTH.metric = 'none'; redraw(byId('figure4')); }")
+        assert page.evaluate("() => ['role', 'aria-label'].map(name => byId('figure4').getAttribute(name))") == [None, None]
         page.page.locator("#theme").focus()
         page.page.keyboard.press("Enter")
         assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
 
 
+def strokes(pdf):
+    """How many lines and curves are drawn in a PDF."""
+    found = 0
+    for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL):
+        with contextlib.suppress(zlib.error):
+            found += len(re.findall(rb" [lc]\n", zlib.decompress(stream)))
+    return found
+
+
 def test_it_prints_in_black_on_white_with_every_chart(show):
     with show(source(models()), scheme="dark") as page:
-        page.evaluate("async () => { dispatchEvent(new Event('beforeprint')); await drawAll(); }")
-        assert page.evaluate("() => document.documentElement.dataset.theme") == "light"
-        assert page.page.locator(".chart:not([data-drawn])").count() == 0
-        assert page.page.pdf().startswith(b"%PDF")
+        page.evaluate("() => addEventListener('beforeprint', () => { window.printed = document.documentElement.dataset.theme; })")
+        # Nothing has been scrolled to, and the first time no chart is known that could be drawn.
+        page.evaluate("() => { window.kept = [...CHARTS]; CHARTS.clear(); }")
+        bare = strokes(page.page.pdf())
+        assert page.page.locator(".chart:not([data-drawn])").count() > 0
+        page.evaluate("() => { for (const [node, known] of window.kept) CHARTS.set(node, known); }")
+        printed = strokes(page.page.pdf())
+        assert page.evaluate("() => window.printed") == "light"
+        assert page.page.locator(".chart:not([data-drawn=yes])").count() == 0
+        page.evaluate("() => drawAll()")
+        again = strokes(page.page.pdf())
+        assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
+        # On the screen they are as wide as before.
+        page.page.wait_for_timeout(300)
+        page.drawn("figure4")
+        assert page.evaluate("() => byId('figure4')._fullLayout.width") > 700
+    assert printed == pytest.approx(again, rel=0.02)
+    assert bare < 0.8 * printed
 
 
 def test_predictions_are_dashed_and_the_papers_values_pale(show):
@@ -408,9 +498,35 @@ def test_predictions_are_dashed_and_the_papers_values_pale(show):
 
 
 def test_what_a_cell_is_measured_with_is_in_its_command(show):
-    record = make_record("mocapsnet", 3)
-    with show(source([record])) as page:
-        command = page.evaluate("() => commandOf(0)")
-    assert command.endswith("--depth 3")
-    assert "--gamma 0.9" in command
-    assert Cell(configuration=make_configuration("mocapsnet", 3)).key() == record.cell.key()
+    plain = {"routing": "rba", "iterations": 3, "kernel": "reference", "front": "plain"}
+    records = [make_record("mocapsnet", 3), make_record("mocapsnet", 3, replicate=1), make_record("capsnet-1conv", 0, **plain)]
+    with show(source(records)) as page:
+        for place, record in enumerate(records):
+            told = page.evaluate("cell => [commandOf(cell), timelineCommandOf(cell)]", place)
+            it = record.cell.configuration
+            options = cell_options(it.blocks, record.cell.replicate)
+            assert told[0] == line_command(it.model_dump(), Plan(command="", cells=[])) + options
+            assert told[1] == timeline_command(it.model_dump()) + cell_options(it.blocks, 0)
+        assert page.evaluate("() => againText(1)") == "To measure it again, after the replicate before it:"
+
+
+def test_whatever_tells_lines_apart_is_a_filter(show):
+    records = models()
+    records += [make_record("mocapsnet", blocks, inverse="exact", gamma=gamma) for blocks in (1, 2) for gamma in (0.9, 0.95)]
+    records += [make_record("rescapsnet", blocks, iterations=5, capacity=2**30) for blocks in (1, 2)]
+    with show(source(records)) as page:
+        shown = page.evaluate("() => [...document.querySelectorAll('#filters select')].map(one => one.id.slice(7))")
+        assert shown == ["model", "memory", "iterations", "inverse", "gamma", "capacity"]
+        page.choose("filter-inverse", "exact")
+        assert set(page.points("figure4")) == {12, 13, 14, 15}
+        page.choose("filter-gamma", "0.95")
+        assert set(page.points("figure4")) == {13, 15}
+        assert "1.00 GiB" in page.text("#filter-capacity")
+
+
+def test_every_line_of_the_trade_off_is_in_its_key(show):
+    records = [make_record("rescapsnet", 2, batch_size=batch) for batch in range(1, 16)]
+    with show(source(records)) as page:
+        page.page.locator("#tradeoff-caption summary").click()
+        page.page.wait_for_timeout(100)
+        assert page.page.locator("#tradeoff-caption .keys li").count() == 15

@@ -20,6 +20,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.report.figures import COLUMN_WIDTH, figure3, figure4, save
 from capsbench.report.show import show_lines
 from capsbench.report.sparks import BLOCKS, PLAIN, spark, svg
+from capsbench.report.terminal import printable
 from capsbench.store import Store
 
 
@@ -173,3 +174,81 @@ def test_a_pdf_has_its_fonts_in_it_and_fits_a_column(sweep_frame, tmp_path):
     assert b"/FontFile2" in content
     assert b"/Type3" not in content
     assert b"CreationDate" not in content
+
+
+# Whatever a name or a figure is.
+
+
+@pytest.mark.parametrize("label", ["x" * 200, "a name of many words " * 9, "MoCapsNet"])
+def test_no_row_is_wider_than_80_columns(label):
+    frame = make_frame(
+        [
+            *(make_record(label, blocks) for blocks in (1, 2, 3)),
+            *(make_record(label, blocks, status="oom") for blocks in (4, 5)),
+            *(make_record("rescapsnet", blocks, batch_size=8) for blocks in (1, 2)),
+        ]
+    )
+    table = plain_slopes(frame).assign(
+        linear=False, noise="busy,drift", slope=-1023.99 * 2**30, slope_low=-(2.0**41), slope_high=2.0**41
+    )
+    table = table.assign(ratio_to_rescapsnet=-1234567.0, ratio_low=-2345678.0, ratio_high=3456789.0)
+    lines = [line.plain for line in show_lines(frame, table)]
+    assert all(len(line) <= 80 for line in lines if "x" * 100 not in line)
+    text = " ".join(" ".join(lines).split())
+    for words in ("not a line, noisy", "-1.23e+06 (-2.35e+06–3.46e+06)", "-1023.99 ± 2048.00 GiB", "out of memory at 4 blocks"):
+        assert words in text
+
+
+def test_nothing_is_wrapped_that_fits(sweep_frame):
+    lines = [line.plain for line in show_lines(sweep_frame, plain_slopes(sweep_frame))]
+    assert len(lines) == 1 + 3 * (1 + 4)
+    assert {len(line) for line in lines if "MiB" in line} == {66}
+
+
+EVIL = "evil\x1b[31m\x9b2J\r\n\u202ename\udce9"
+
+
+@given(st.text(st.characters()))
+def test_a_printable_text_commands_no_terminal(text):
+    found = printable(text)
+    assert found.isprintable()
+    found.encode("utf-8")
+    assert printable(found) == found
+    assert found == text or not text.isprintable()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", "mine"),
+        ("slopes", "mine"),
+        ("compare", "mine", "yours"),
+        ("compare", "mine", "yours", "--markdown"),
+        ("check", "yours", "--baseline", "base.json"),
+        ("check", "yours", "--baseline", "base.json", "--markdown", "-"),
+        ("compare", "mine", "other"),
+    ],
+)
+def test_names_and_messages_of_records_command_no_terminal(command, tmp_path, arguments):
+    def keep(name, records):
+        store = Store(tmp_path / name)
+        store.folder.mkdir()
+        for record in records:
+            # JSON has no halves of characters.
+            store.append(record)
+
+    name = EVIL[:-1]
+    cells = [make_record(name, blocks) for blocks in (1, 2, 3)]
+    keep("mine", [*cells, make_record(name, 4)])
+    failed = make_record(name, 4, status="error").model_copy(update={"message": name, "environment": "abcd"})
+    keep("yours", [*cells, failed])
+    keep("other", [make_record("capsnet", blocks) for blocks in (1, 2)])
+    (tmp_path / "other" / "records.jsonl").open("a").write("[]\x1b[31m")
+    assert command("check", "mine", "--baseline", "base.json", "--update").status == 0
+    result = command(*arguments)
+    assert result.status == {"check": 1}.get(arguments[0], 2 if "other" in arguments else 0)
+    printed = result.stdout + result.stderr
+    assert all(sign.isprintable() or sign == "\n" for sign in printed)
+    # A table folds names, and Markdown escapes them.
+    if arguments[0] != "slopes" and "--markdown" not in arguments:
+        assert r"evil\x1b[31m" in "".join(printed.split())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ def slope_draws(
     for place, raw in enumerate(samples):
         if raw is not None and len(raw) > 1:
             # Relative, so that a value that was scaled since keeps its noise.
-            medians[:, place] *= resampled_medians(raw, random) / np.median(raw)
+            medians[:, place] *= resampled_medians(raw, random) / median(raw)
     centred = blocks - blocks.mean()
     slopes = _with_replicates(blocks, medians, random) @ centred / (centred @ centred)
     return slopes + error * random.permutation(_student(count - 2))
@@ -102,8 +103,11 @@ def ratio_interval(slopes: Floats, references: Floats) -> Interval | None:
 
 def _with_replicates(blocks: Floats, medians: Floats, random: np.random.Generator) -> Floats:
     """Draws whose replicates at each depth are drawn from among them, with replacement."""
+    depths = np.unique(blocks)
+    if depths.size == blocks.size:
+        return medians
     found = medians.copy()
-    for depth in np.unique(blocks):
+    for depth in depths:
         places = np.flatnonzero(blocks == depth)
         if places.size > 1:
             chosen = places[random.integers(places.size, size=(len(medians), places.size))]

@@ -1,15 +1,18 @@
 """What a block costs: straight lines through memory and time over depth.
 
-Ordinary least squares with 95 % intervals from Student's t with n − 2 degrees of freedom; the arithmetic is scipy's. Slopes of
-times, and ratios, have intervals from `intervals`; whether a line fits at all is for `linearity` to say.
+Ordinary least squares with 95 % intervals from Student's t with n − 2 degrees of freedom; the arithmetic is that of scipy's
+`linregress`. Slopes of times, and ratios, have intervals from `intervals`; whether a line fits at all is for `linearity` to say.
 """
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
 
 from capsbench.analysis.intervals import CONFIDENCE, Floats, Interval, interval_of, ratio_interval, slope_draws
@@ -84,20 +87,31 @@ def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
         known = x.size > 2
         intervals: tuple[Interval | None, Interval | None] = ((0.0, 0.0), (level, level)) if known else (None, None)
         return SlopeFit(0.0, level, *intervals, None, x.size, slope_error=0.0 if known else None)
-    fit = stats.linregress(x, y)
+    middle = np.mean(x)
+    of_x, of_both, _, of_y = np.cov(x, y, bias=True).flat
+    share = 0.0 if of_y == 0 else min(1.0, (of_both / np.sqrt(of_x * of_y)) ** 2)
+    slope = of_both / of_x
+    intercept = np.mean(y) - slope * middle
     if x.size < 3:
-        return SlopeFit(float(fit.slope), float(fit.intercept), None, None, float(fit.rvalue**2), x.size)
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, x.size - 2)
+        return SlopeFit(float(slope), float(intercept), None, None, float(share), x.size)
+    error = np.sqrt((1 - share) * of_y / of_x / (x.size - 2))
+    reach = _reach(x.size - 2)
     return SlopeFit(
-        slope=float(fit.slope),
-        intercept=float(fit.intercept),
-        slope_interval=_interval(fit.slope, reach * fit.stderr),
-        intercept_interval=_interval(fit.intercept, reach * fit.intercept_stderr),
-        r2=float(fit.rvalue**2),
+        slope=float(slope),
+        intercept=float(intercept),
+        slope_interval=_interval(slope, reach * error),
+        intercept_interval=_interval(intercept, reach * (error * np.sqrt(of_x + middle**2))),
+        r2=float(share),
         points=x.size,
-        deviation=float(np.abs(y - fit.intercept - fit.slope * x).max() / np.ptp(y)),
-        slope_error=float(fit.stderr),
+        deviation=float(np.abs(y - intercept - slope * x).max() / np.ptp(y)),
+        slope_error=float(error),
     )
+
+
+@lru_cache
+def _reach(degrees: int) -> float:
+    """Of Student's t, half the width of an interval in standard errors."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
 
 
 def line_columns(frame: pd.DataFrame) -> list[str]:
@@ -118,6 +132,14 @@ def by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFra
         yield dict(zip(keys, values, strict=True)), rows
 
 
+def _places_by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], NDArray[np.intp]]]:
+    """The same with the numbers of the rows."""
+    keys = line_columns(table)
+    numbered = table[keys].assign(_place=np.arange(len(table)))
+    for values, places in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
+        yield dict(zip(keys, values, strict=True)), places.to_numpy()
+
+
 def fit_line(line: Mapping[str, object], cells: pd.DataFrame, metric: Metric) -> LineFit | None:
     """The line through one metric of a line of records; None with fewer than two depths.
 
@@ -126,10 +148,23 @@ def fit_line(line: Mapping[str, object], cells: pd.DataFrame, metric: Metric) ->
         cells: its rows that ended well, as `lines` gives them.
         metric: what to fit.
     """
-    measured = cells[cells[metric.column].notna()]
-    if measured["blocks"].nunique() < 2:
+    values, samples = _column(cells, metric)
+    return _fit(line, metric, cells["blocks"].to_numpy(dtype=float), values, samples)
+
+
+def _column(cells: pd.DataFrame, metric: Metric) -> tuple[Floats, list[object]]:
+    """Values of a metric, NaN where there are none, and raw samples. Bytes repeat: only times have samples."""
+    column = SAMPLE_COLUMNS.get(metric.column)
+    samples = cells[column].tolist() if column in cells.columns else [None] * len(cells)
+    return cells[metric.column].to_numpy(dtype=float, na_value=np.nan), samples
+
+
+def _fit(line: Mapping[str, object], metric: Metric, blocks: Floats, values: Floats, samples: Sequence[object]) -> LineFit | None:
+    """`fit_line` of what cells say: depths, values and raw samples."""
+    places = np.flatnonzero(~np.isnan(values))
+    blocks, values = blocks[places], values[places]
+    if len(set(blocks.tolist())) < 2:
         return None
-    blocks, values = (measured[name].to_numpy(dtype=float) for name in ("blocks", metric.column))
     fit = fit_slope(blocks.tolist(), values.tolist())
     if metric.is_bytes:
         linear = bytes_are_linear(values - fit.intercept - fit.slope * blocks, fit.deviation)
@@ -139,10 +174,8 @@ def fit_line(line: Mapping[str, object], cells: pd.DataFrame, metric: Metric) ->
         return LineFit(fit, linear, None)
     name = repr([*((column, str(value)) for column, value in line.items()), metric.name])
     random = np.random.default_rng(zlib.crc32(name.encode()))
-    # Bytes repeat: only times have samples.
-    column = SAMPLE_COLUMNS.get(metric.column)
-    samples = measured[column].tolist() if column in measured.columns else [None] * len(values)
-    draws = slope_draws(blocks, values, fit.slope_error, [raw if isinstance(raw, Sequence) else None for raw in samples], random)
+    raws = [raw if isinstance(raw := samples[place], Sequence) else None for place in places.tolist()]
+    draws = slope_draws(blocks, values, fit.slope_error, raws, random)
     return LineFit(fit if metric.is_bytes else replace(fit, slope_interval=interval_of(draws)), linear, draws)
 
 
@@ -169,17 +202,26 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
     keys = line_columns(frame)
     rows = []
     draws: list[Floats | None] = []
-    for line, cells in lines(frame):
+    # Columns once, and not a frame for each line and metric: there may be thousands.
+    good = frame[frame["status"] == "ok"]
+    blocks = good["blocks"].to_numpy(dtype=float)
+    columns = {metric.name: _column(good, metric) for metric in METRICS.values()}
+    disturbed = good["noise"].tolist() if "noise" in good.columns else [""] * len(good)
+    for line, places in _places_by_line(good):
+        order = places[np.argsort(blocks[places], kind="stable")]
+        noise = ",".join(_each_once(disturbed[place] for place in order.tolist()))
         for metric in METRICS.values():
-            found = fit_line(line, cells, metric)
+            values, samples = columns[metric.name]
+            found = _fit(line, metric, blocks[order], values[order], [samples[place] for place in order.tolist()])
             if found is None:
                 continue
             draws.append(found.draws)
-            rows.append(line | {"metric": metric.name} | _numbers(found, metric) | {"noise": _noise(cells, metric)})
-    columns = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
-    table = pd.DataFrame(rows, columns=[*columns, "r2", "points", "linear", "deviation", "noise"])
+            row = line | {"metric": metric.name} | _numbers(found, metric) | {"noise": "" if metric.is_bytes else noise}
+            rows.append(row)
+    heads = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
+    table = pd.DataFrame(rows, columns=[*heads, "r2", "points", "linear", "deviation", "noise"])
     references = _references(table, keys)
-    ratios = [_ratio(table.iloc[place], table, references[place], draws, place) for place in range(len(table))]
+    ratios = [_ratio(rows, references[place], draws, place) for place in range(len(rows))]
     return table.join(pd.DataFrame(ratios, columns=["ratio_to_rescapsnet", "ratio_low", "ratio_high"], dtype="float64"))
 
 
@@ -202,28 +244,25 @@ def _numbers(found: LineFit, metric: Metric) -> dict[str, object]:
     }
 
 
-def _noise(cells: pd.DataFrame, metric: Metric) -> str:
-    """Every noise of a line's times, once."""
-    if metric.is_bytes or "noise" not in cells.columns:
-        return ""
-    return ",".join(noises(cells))
-
-
 def noises(cells: pd.DataFrame) -> list[str]:
     """Names of what disturbed any of these rows, in the order of first mention."""
-    return list(dict.fromkeys(name for names in cells["noise"] for name in names.split(",") if name))
+    return _each_once(cells["noise"])
+
+
+def _each_once(noises: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name for names in noises for name in names.split(",") if name))
 
 
 def _ratio(
-    row: pd.Series, table: pd.DataFrame, reference: int | None, draws: Sequence[Floats | None], place: int
+    rows: Sequence[Mapping[str, Any]], reference: int | None, draws: Sequence[Floats | None], place: int
 ) -> tuple[float, float, float]:
     """Slope of a row over that of its reference, with its interval; NaN where there is none."""
     unknown = float("nan")
-    if reference is None or not _can_divide(row, table.iloc[reference]):
+    if reference is None or not _can_divide(rows[place], rows[reference]):
         return unknown, unknown, unknown
     own, theirs = draws[place], draws[reference]
     interval = None if own is None or theirs is None else ratio_interval(own, theirs)
-    return float(row["slope"] / table.iloc[reference]["slope"]), *(interval or (unknown, unknown))
+    return float(rows[place]["slope"] / rows[reference]["slope"]), *(interval or (unknown, unknown))
 
 
 def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
@@ -247,7 +286,7 @@ def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
     return found
 
 
-def _can_divide(row: pd.Series, reference: pd.Series) -> bool:
+def _can_divide(row: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
     """Whether both are lines, and the reference's slope can be told from 0: noise is nothing to divide by."""
     unknown = reference["unit"] == "seconds" and pd.isna(reference["slope_low"])
     if not (row["linear"] and reference["linear"]):

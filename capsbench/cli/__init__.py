@@ -33,5 +33,8 @@ def main() -> None:
 
 
 def _complain(what: str, hint: str, status: int) -> int:
+    from capsbench.report.terminal import printable
+
+    what, hint = printable(what), printable(hint)
     click.echo(f"error: {what}" + (f"\n{hint}" if hint else ""), err=True)
     return status

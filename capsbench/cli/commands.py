@@ -166,6 +166,7 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted.")
 @click.option("--gpu", help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them.")
 @click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number.")
+@click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB.")
 @click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds for the process.")
 @click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
 @click.option("--out", type=FOLDER, help="Folder to write to; by default reports/timeline- and the time.")
@@ -183,7 +184,7 @@ def timeline(**given: Any) -> int:
     """
     from capsbench.cli.timeline import the_cell, write_timeline
 
-    return write_timeline(the_cell(sweep_of(given | {"capacity": None, "repeats": 1})), **given)
+    return write_timeline(the_cell(sweep_of(given | {"repeats": 1})), **given)
 
 
 @cli.command()
@@ -192,7 +193,7 @@ def timeline(**given: Any) -> int:
 @click.option("--per", type=click.Choice(["step", "epoch"]), default="step", show_default=True, help="Seconds per step or epoch.")
 @click.option("--paper", "with_paper", is_flag=True, help="Draw the paper's table 4 where comparable (process, reserved).")
 def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool) -> None:
-    """Draw figures 3 and 4 of every report at or below a folder again from its records.
+    """Draw figures 3 and 4 of every report at or below a folder again from its records, and the report's page.
 
     What `reproduce` made is drawn as `reproduce` draws it, unless an option asks for something else.
 
@@ -201,7 +202,7 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
       capsbench plot reports/
       capsbench plot reports/mine --metric reserved,process --paper
     """
-    from capsbench.cli.output import draw, load_records, writing
+    from capsbench.cli.output import draw, load_records, write_index, writing
     from capsbench.paper import COMPARABLE_METRICS
     from capsbench.report.write import write_report
     from capsbench.store import Store, report_folders
@@ -216,7 +217,8 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
             drawn = (
                 write_report(frame, folder, memory=metric, per=per, with_paper=with_paper) if asked else draw(frame, folder, plan)
             )
-            for path in drawn:
+            # A page of no records would say nothing.
+            for path in [*drawn, *([] if frame.empty else [write_index(folder)])]:
                 click.echo(path)
 
 

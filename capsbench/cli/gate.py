@@ -127,6 +127,7 @@ def check(
     from capsbench.analysis.comparison import Thresholds
     from capsbench.analysis.gate import judge
     from capsbench.baseline import read_baseline, summary_of_reports, write_baseline
+    from capsbench.report.terminal import printable
     from capsbench.report.verdicts import CheckText
 
     printed = Path("-") in markdown
@@ -142,7 +143,7 @@ def check(
         _refuse_faults(run)
         write_baseline(run.model_copy(update={"command": shlex.join(["capsbench", *sys.argv[1:]])}), baseline)
         for note in notes:
-            click.echo(f"warning: {note}", err=True)
+            click.echo(f"warning: {printable(note)}", err=True)
         click.echo(f"wrote {baseline}: {len(run.lines)} lines, {sum(len(line.cells) for line in run.lines)} cells")
         return 0
     earlier = _read(last) if last else None
@@ -190,10 +191,11 @@ def init_ci(models: str, depth: str, baseline: str, gitlab: bool, force: bool) -
 def _read(path: Path) -> "Summary":
     """A report or a baseline; what is odd about it is told on standard error."""
     from capsbench.baseline import read_summary
+    from capsbench.report.terminal import printable
 
     summary, notes = read_summary(path)
     for note in notes:
-        click.echo(f"warning: {note}", err=True)
+        click.echo(f"warning: {printable(note)}", err=True)
     return summary
 
 

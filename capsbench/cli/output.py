@@ -13,6 +13,7 @@ from capsbench.analysis.slopes import slopes
 from capsbench.errors import StoreError
 from capsbench.records import Plan
 from capsbench.report.tables import peak_note, slopes_table
+from capsbench.report.terminal import printable, printable_lines
 from capsbench.report.write import write_paper_report, write_report
 from capsbench.store import load
 
@@ -23,8 +24,13 @@ def load_records(folder: Path) -> pd.DataFrame:
         warnings.simplefilter("always")
         frame = load(folder)
     for warning in caught:
-        click.echo(f"warning: {warning.message}", err=True)
+        warn(str(warning.message))
     return frame
+
+
+def warn(text: str) -> None:
+    """A line on standard error of what a reader must know."""
+    click.echo(f"warning: {printable(text)}", err=True)
 
 
 def print_slopes(frame: pd.DataFrame, *, as_json: bool) -> None:
@@ -48,7 +54,7 @@ def write_index(folder: Path) -> Path:
     from capsbench.cli.report import PAGE, read_sources
     from capsbench.report.page import write_page
 
-    return write_page(read_sources([folder], quiet=True), folder / PAGE)
+    return write_page(read_sources([folder], quiet=True)[0], folder / PAGE)
 
 
 def draw(frame: pd.DataFrame, folder: Path, plan: Plan | None) -> list[Path]:
@@ -71,5 +77,5 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def say(console: Console, text: str) -> None:
-    """A line as it is: not wrapped, not coloured, not read as markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """A line as it is: not wrapped, not coloured, not read as markup, and no sign in it a command to the terminal."""
+    console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from capsbench.cli.options import FOLDER
 from capsbench.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
-    from capsbench.report.page import Source
+    from capsbench.report.page import Inside, Source
 
 PAGE = "index.html"
 
@@ -35,10 +35,10 @@ def report(reports: tuple[Path, ...], out: Path | None) -> None:
     path = out or _common(reports) / PAGE
     if path.is_dir():
         raise ConfigurationError(f"--out {path} is a folder", f"name a file, such as {path / PAGE}")
-    sources = read_sources(reports)
+    sources, loose = read_sources(reports)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_page(sources, path)
+        write_page(sources, path, loose)
     except OSError as error:
         raise StoreError(f"--out {path} cannot be written: {error.strerror}", "choose a file that you may write to") from None
     click.echo(path)
@@ -84,27 +84,37 @@ def _can_say(text: str, encoding: str) -> bool:
     return True
 
 
-def read_sources(roots: Sequence[Path], *, quiet: bool = False) -> "list[Source]":
-    """Every report at or below these folders, each once, in their order; damaged lines are told on the page and here.
+def read_sources(roots: Sequence[Path], *, quiet: bool = False) -> "tuple[list[Source], list[Inside]]":
+    """Every report at or below these folders, each once, in their order; damaged files are told on the page and here.
 
     Args:
         roots: folders.
         quiet: they are told on the page alone.
 
+    Returns:
+        The reports, each with the timelines at or below its folder, and the timelines that lie in no report.
+
     Raises:
         StoreError: there are no records, or they cannot be read.
     """
-    from capsbench.store import report_folders
+    from capsbench.report.page import Inside
+    from capsbench.report.terminal import printable
+    from capsbench.store import read_timelines, report_folders
 
     folders = {folder.resolve(): folder for root in roots for folder in report_folders(root)}
-    sources = [read_source(folder) for folder in folders.values()]
-    first, *others = sources
-    sources = [_with_timelines(first, roots), *others]
+    timelines, damages = read_timelines(roots)
+    inside: dict[Path | None, list[Inside]] = {}
+    for path, timeline in timelines:
+        # A report may lie in another one's folder: a timeline is of the nearest.
+        owner = next((folder for folder in path.resolve().parents if folder in folders), None)
+        inside.setdefault(owner, []).append(Inside(timeline, str(path)))
+    sources = [replace(read_source(folder), timelines=inside.get(place, [])) for place, folder in folders.items()]
+    sources[0] = replace(sources[0], notes=[*sources[0].notes, *damages])
     for note in () if quiet else (note for source in sources for note in source.notes):
-        click.echo(f"warning: {note}", err=True)
+        click.echo(f"warning: {printable(note)}", err=True)
     if not any(source.records for source in sources):
         raise StoreError(f"{', '.join(map(str, roots))} holds no record that can be read", "measure first, with 'capsbench run'")
-    return sources
+    return sources, inside.get(None, [])
 
 
 def read_source(folder: Path) -> "Source":
@@ -125,14 +135,6 @@ def read_source(folder: Path) -> "Source":
         plan=store.read_plan(),
         notes=[str(damage) for damage in contents.damages],
     )
-
-
-def _with_timelines(source: "Source", roots: Sequence[Path]) -> "Source":
-    """A report with every timeline at or below the folders, each once."""
-    from capsbench.store import read_timelines
-
-    timelines, notes = read_timelines(roots)
-    return replace(source, timelines=timelines, notes=[*source.notes, *notes])
 
 
 def _common(roots: Sequence[Path]) -> Path:

@@ -6,7 +6,8 @@ from capsbench.analysis.comparison import Comparison, Outcome
 from capsbench.analysis.gate import Fault, Finding, LeftOut
 from capsbench.analysis.modules import ModuleChange
 from capsbench.analysis.summary import LineSummary
-from capsbench.report.labels import dataset_title, line_label
+from capsbench.report.labels import Names, dataset_title
+from capsbench.report.terminal import printable
 from capsbench.report.units import bytes_text, quantity_text, slope_text
 
 TITLES = {
@@ -31,11 +32,12 @@ class Labels:
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self._lines = list({repr(line): line for line in lines}.values())
+        self._names = Names(self._lines)
         self._datasets = len({line["dataset"] for line in self._lines}) > 1
 
     def of(self, line: Line) -> str:
-        """The label of one of them."""
-        return line_label(line, self._lines) + (f", {dataset_title(str(line['dataset']))}" if self._datasets else "")
+        """The label of one of them, as a terminal may print it."""
+        return printable(self._names.of(line) + (f", {dataset_title(str(line['dataset']))}" if self._datasets else ""))
 
     def of_all(self, lines: Iterable[Line]) -> str:
         """The labels of several; `all lines` where they are that."""

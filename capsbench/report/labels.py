@@ -54,21 +54,65 @@ def is_predicted(line: Line) -> bool:
 
 def line_label(line: Line, others: Iterable[Line]) -> str:
     """`MoCapsNet`, or `MoCapsNet (batch 32, published)` where other lines differ in just that; and whether it is predicted."""
-    told = ["predicted"] if is_predicted(line) else []
-    # A prediction's device is another by name alone: what tells lines apart is looked for among those of its kind.
-    alike = [other for other in others if is_predicted(other) == is_predicted(line)]
-    for column, value in line.items():
-        if column in _NEVER_TOLD:
-            continue
-        own = {_word(column, other[column]) for other in alike if other["model"] == line["model"]}
-        everyone = {_word(column, other[column]) for other in alike if not _without(column, other[column])}
-        # An option that another model does not have tells nothing apart.
-        if len(own) > 1 or (len(everyone) > 1 and not _without(column, value) and column not in _TOLD_WITHIN_A_MODEL):
-            told.append(_word(column, value))
-            # What is told already needs no second word: the next columns speak of the lines that agree so far.
-            alike = [other for other in alike if _word(column, other[column]) == told[-1]]
-    title = model_title(str(line["model"]))
-    return f"{title} ({', '.join(told)})" if told else title
+    return Names(others).of(line)
+
+
+class Names:
+    """What lines are called beside each other: many of them are named at once.
+
+    Args:
+        lines: all of them.
+    """
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        everyone = list(lines)
+        # A prediction's device is another by name alone: what tells lines apart is looked for among those of its kind.
+        self._alike = {kind: _Alike([line for line in everyone if is_predicted(line) == kind]) for kind in (False, True)}
+
+    def of(self, line: Line) -> str:
+        """The name of one of them, as `line_label` gives it."""
+        told = ["predicted"] if is_predicted(line) else []
+        alike = self._alike[is_predicted(line)]
+        for column, value in line.items():
+            if column in _NEVER_TOLD:
+                continue
+            own, everyone = alike.words(column)
+            # An option that another model does not have tells nothing apart.
+            elsewhere = len(everyone) > 1 and not _without(column, value) and column not in _TOLD_WITHIN_A_MODEL
+            if len(own.get(line["model"], ())) > 1 or elsewhere:
+                told.append(_word(column, value))
+                # What is told already needs no second word: the next columns speak of the lines that agree so far.
+                alike = alike.that_agree(column, told[-1])
+        title = model_title(str(line["model"]))
+        return f"{title} ({', '.join(told)})" if told else title
+
+
+class _Alike:
+    """Lines that agree in all that is told so far; each part of them is looked at once, however many lines are named."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self._lines = lines
+        self._words: dict[str, tuple[dict[object, set[str]], set[str]]] = {}
+        self._parts: dict[tuple[str, str], _Alike] = {}
+
+    def words(self, column: str) -> tuple[dict[object, set[str]], set[str]]:
+        """What an option is called: by model, and of all models that have it."""
+        if column not in self._words:
+            own: dict[object, set[str]] = {}
+            everyone: set[str] = set()
+            for line in self._lines:
+                word = _word(column, line[column])
+                own.setdefault(line["model"], set()).add(word)
+                everyone |= set() if _without(column, line[column]) else {word}
+            self._words[column] = own, everyone
+        return self._words[column]
+
+    def that_agree(self, column: str, word: str) -> "_Alike":
+        """Those whose option is called so."""
+        key = column, word
+        if key not in self._parts:
+            self._parts[key] = _Alike([line for line in self._lines if _word(column, line[column]) == word])
+        return self._parts[key]
 
 
 def plain(value: Any) -> Any:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from capsbench.records import Configuration, Record
 from capsbench.report.labels import dataset_title, model_title
+from capsbench.report.terminal import cell as text_cell
 from capsbench.report.units import bytes_text
 
 _COLUMNS = {
@@ -39,13 +39,13 @@ def predictions_table(records: Sequence[Record]) -> Table:
         names += [str(getattr(it, option) or "-") for option in options] + [str(it.blocks)]
         memory, certainty = record.memory, record.memory.certainty if record.memory else None
         if memory is None:
-            out.add_row(*map(escape, names), f"[yellow]{record.status}[/]")
+            out.add_row(*map(text_cell, names), f"[yellow]{record.status}[/]")
             continue
         cells = []
         for name in shown.values():
             value = getattr(memory, name)
             cells.append("-" if value is None else _MARKS[(certainty or {}).get(name, "exact")] + bytes_text(value))
-        out.add_row(*map(escape, names), *cells)
+        out.add_row(*map(text_cell, names), *cells)
     return out
 
 

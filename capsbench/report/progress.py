@@ -12,6 +12,7 @@ from rich.text import Text
 from capsbench.frame import to_frame
 from capsbench.records import Cell, Record
 from capsbench.report.tables import cells_table
+from capsbench.report.terminal import printable
 from capsbench.report.units import bytes_text, duration_text, seconds_text
 
 _ROWS = 8
@@ -49,14 +50,14 @@ class Progress:
 
     def started(self, cell: Cell) -> None:
         """A cell is about to be measured."""
-        self._current = cell.label()
+        self._current = printable(cell.label())
 
     def finished(self, record: Record) -> None:
         """A cell's record is on the disk."""
         self._records.append(record)
         self._current = ""
         if not self._console.is_terminal:
-            self._console.print(Text(f"{self._counter()}  {_one_line(record)}; {self._times()}"), soft_wrap=True)
+            self._console.print(Text(f"{self._counter()}  {printable(_one_line(record))}; {self._times()}"), soft_wrap=True)
 
     def _counter(self) -> str:
         return f"{len(self._records)}/{self._cells}"

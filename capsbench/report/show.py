@@ -1,6 +1,7 @@
 """Reports on a terminal: slopes, each with a small chart of the values behind it."""
 
-from collections.abc import Hashable, Mapping
+import textwrap
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ Line = dict[str, object]
 
 
 def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -> list[Text]:
-    """Slopes with charts, under the name of each line; nothing is wider than 80 columns but names.
+    """Slopes with charts, under the name of each line; nothing is wider than 80 columns but single words of names.
 
     Args:
         frame: all records.
@@ -33,20 +34,48 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
     found = []
     for line, rows in groups:
         name = _name(line)
-        title = Text(labels.of(line), style="bold")
-        if name[:-1] in full:
-            title.append(f"  out of memory at {full[name[:-1]]} blocks", style="yellow")
-        found.append(title)
+        found += _title(labels.of(line), full.get(name[:-1]))
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
         for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
             slope, ratio, remarks = _figures(by_metric[metric.name], metric)
             chart = _chart(line, metric, values, blocks)
-            found.append(Text(f"  {_HEADS[metric.name]:<11}{chart:<13}{slope:>20}{ratio:>20}  {remarks}".rstrip()))
-    head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}".rstrip(), style="dim")
+            found += map(
+                Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", [f"{slope:>20}", f"{ratio:>20}", f"  {remarks}"])
+            )
+    head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
     return [head, *found] if found else []
 
 
 Name = tuple[object, ...]
+
+_WIDTH = 80
+_COLUMNS = 66
+"""Without remarks."""
+_INDENT = "    "
+
+
+def _title(label: str, full: int | None) -> list[Text]:
+    """The name of a line, and where it ran out of memory."""
+    told = "" if full is None else f"  out of memory at {full} block{'' if full == 1 else 's'}" if full else "  out of memory"
+    *above, last = textwrap.wrap(label, _WIDTH, subsequent_indent=_INDENT, break_long_words=False) or [label]
+    fits = len(last) + len(told) <= _WIDTH
+    found = [Text(line, style="bold") for line in (*above, last)]
+    if fits:
+        found[-1].append(told, style="not bold yellow")
+    return found if fits else [*found, Text(f"  {told}", style="yellow")]
+
+
+def _filled(line: str, parts: Iterable[str]) -> list[str]:
+    """A line with its parts after it, those that do not fit beneath it."""
+    found = [line]
+    for part in filter(str.strip, parts):
+        # What is as wide as its column still stands apart.
+        apart = part if " " in (part[0], found[-1][-1]) else f" {part}"
+        if len(found[-1]) + len(apart) <= _WIDTH:
+            found[-1] += apart
+        else:
+            found.append(f"{_INDENT}{part.strip()}".rjust(_COLUMNS))
+    return found
 
 
 def _name(line: Line) -> Name:

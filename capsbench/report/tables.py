@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.markup import escape
 from rich.table import Table
 
 from capsbench.analysis.metrics import METRICS, Metric
 from capsbench.analysis.slopes import by_line, fit_slope, line_columns, lines, noises
-from capsbench.report.labels import Line, dataset_title, line_label
+from capsbench.report.labels import Names, dataset_title
+from capsbench.report.terminal import cell as text_cell
+from capsbench.report.terminal import printable
 from capsbench.report.units import bytes_text, quantity_text, ratio_text, slope_text
 
 _NOISY = "~"
@@ -39,11 +40,11 @@ def slopes_table(table: pd.DataFrame) -> Table:
     for name in shown:
         out.add_column(_HEADS[name], justify="right", overflow="fold")
     groups = list(by_line(table))
-    everyone = [line for line, _ in groups]
+    everyone = Names(line for line, _ in groups)
     for line, rows in groups:
         by_metric = {row["metric"]: row for _, row in rows.iterrows()}
         cells = [_slope_cell(by_metric.get(name)) for name in shown]
-        names = [escape(line_label(line, everyone))] + ([dataset_title(str(line["dataset"]))] if datasets else [])
+        names = [text_cell(everyone.of(line))] + ([text_cell(dataset_title(str(line["dataset"])))] if datasets else [])
         out.add_row(*names, *cells)
     return out
 
@@ -52,7 +53,7 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     """Records as a row each: depth, memory, times, or why there are none; `~` marks noisy times."""
     rows = frame if last is None else frame.tail(last)
     keys = line_columns(frame)
-    everyone: list[Line] = [dict(line) for _, line in frame[keys].drop_duplicates().iterrows()]
+    everyone = Names(dict(line) for _, line in frame[keys].drop_duplicates().iterrows())
     datasets = frame["dataset"].nunique() > 1
     out = Table(box=None, pad_edge=False, **_footnote(rows))
     for head in ("model", *(["dataset"] if datasets else []), "blocks"):
@@ -61,8 +62,8 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
         out.add_column(_HEADS[name], justify="right")
     for _, row in rows.iterrows():
         dataset = [dataset_title(row["dataset"])] if datasets else []
-        names = [line_label(dict(row[keys]), everyone), *dataset, str(row["blocks"])]
-        out.add_row(*map(escape, names), *([f"[yellow]{row['status']}[/]"] if row["status"] != "ok" else _figures(row)))
+        names = [everyone.of(dict(row[keys])), *dataset, str(row["blocks"])]
+        out.add_row(*map(text_cell, names), *([f"[yellow]{row['status']}[/]"] if row["status"] != "ok" else _figures(row)))
     return out
 
 
@@ -82,7 +83,7 @@ def _footnote(table: pd.DataFrame) -> dict[str, Any]:
     found = noises(table)
     if not found:
         return {}
-    return {"caption": f"{_NOISY} noisy: {', '.join(found)}", "caption_justify": "left"}
+    return {"caption": f"{_NOISY} noisy: {printable(', '.join(found))}", "caption_justify": "left"}
 
 
 def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from capsbench.analysis.comparison import Compared, Comparison, Outcome
@@ -23,6 +22,8 @@ from capsbench.report.findings import (
     modules_text,
     value_text,
 )
+from capsbench.report.terminal import cell as text_cell
+from capsbench.report.terminal import printable
 
 _COLOURS = {"worse": "red", "better": "green", "not comparable": "yellow", "same": "default"}
 _HEADS = ("line", "figure", "before", "after", "difference", "verdict")
@@ -61,9 +62,9 @@ def comparison_table(compared: Compared, *, cells: bool) -> Table:
     last = ""
     for label, figure, *numbers, verdict in comparison_rows(compared, cells=cells):
         if label != last:
-            out.add_row(f"[bold]{escape(label)}[/]")
+            out.add_row(f"[bold]{text_cell(label)}[/]")
         colour = _COLOURS[verdict.partition(":")[0]]
-        out.add_row(f"  {escape(figure)}", *map(escape, numbers), f"[{colour}]{escape(verdict)}[/]")
+        out.add_row(f"  {text_cell(figure)}", *map(text_cell, numbers), f"[{colour}]{text_cell(verdict)}[/]")
         last = label
     return out
 
@@ -71,7 +72,7 @@ def comparison_table(compared: Compared, *, cells: bool) -> Table:
 def comparison_remarks(compared: Compared, *, cells: bool) -> list[str]:
     """What the rows do not say: outcomes of cells, lines of one run alone, and cells that changed and are not shown."""
     labels = labels_of(compared)
-    remarks = [f"{it.verdict}: {fault_text(Fault((it,)), labels)}" for it in compared.outcomes]
+    remarks = [printable(f"{it.verdict}: {fault_text(Fault((it,)), labels)}") for it in compared.outcomes]
     for lines, where in ((compared.only_before, "first"), (compared.only_after, "second")):
         remarks += [f"only in the {where}: {labels.of(line.options())}" for line in lines]
     judged = [it for it in compared.comparisons if it.scope == "cell"]
@@ -105,7 +106,7 @@ class CheckText:
     Args:
         judgement: what it found.
         name: of the baseline.
-        update: the command that makes the run the new baseline.
+        update: the command that makes the run the new baseline; empty where there is none.
         notes: what else a reader must know.
     """
 
@@ -116,9 +117,9 @@ class CheckText:
         told = judgement
         self.regressions = [self._text(it) for it in told.regressions] + [missing_text(it, self._labels) for it in told.missing]
         self.improvements = [self._text(it) for it in told.improvements]
-        self.left_out = [left_out_text(it, self._labels) for it in told.left_out]
-        self.update = f"to keep what is better: {update}" if told.improvements else ""
-        self.notes = [*notes, *self._notes(told.compared.only_after, update)]
+        self.left_out = [printable(left_out_text(it, self._labels)) for it in told.left_out]
+        self.update = f"to keep what is better: {update}" if told.improvements and update else ""
+        self.notes = [printable(note) for note in (*notes, *self._notes(told.compared.only_after, update))]
 
     def _notes(self, new: Sequence[LineSummary], update: str) -> list[str]:
         told = self._judgement
@@ -126,7 +127,7 @@ class CheckText:
         notes += [f"the last run was not compared: {told.last_differs}"] if told.last_differs else []
         notes += [f"fewer replicates than the baseline: {fault_text(it, self._labels)}" for it in told.fewer]
         names = ", ".join(self._labels.of(line.options()) for line in new)
-        return notes + ([f"not in the baseline: {names}; to add: {update}"] if names else [])
+        return notes + ([f"not in the baseline: {names}" + (f"; to add: {update}" if update else "")] if names else [])
 
     @property
     def headline(self) -> str:
@@ -191,7 +192,7 @@ class CheckText:
         return self._labels.of(it.comparison.line), TITLES[it.comparison.quantity]
 
     def _text(self, it: Finding | Fault) -> str:
-        return finding_text(it, self._labels) if isinstance(it, Finding) else fault_text(it, self._labels)
+        return printable(finding_text(it, self._labels) if isinstance(it, Finding) else fault_text(it, self._labels))
 
 
 def _junit(cases: dict[tuple[str, str], str], failures: dict[tuple[str, str], list[str]]) -> str:
@@ -231,7 +232,7 @@ def _markdown_list(head: str, texts: Sequence[str]) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Text that Markdown leaves as it is; a message of a cell may hold anything."""
-    flat = " ".join(text.split())
+    flat = printable(" ".join(text.split()))
     for sign in "\\`*_[]<>|#":
         flat = flat.replace(sign, f"\\{sign}")
     return flat

@@ -5,6 +5,6 @@ are untrusted text everywhere.
 """
 
 from capsbench.report.page.build import page_html, write_page
-from capsbench.report.page.source import Source
+from capsbench.report.page.source import Inside, Source
 
-__all__ = ["Source", "page_html", "write_page"]
+__all__ = ["Inside", "Source", "page_html", "write_page"]

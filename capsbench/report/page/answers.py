@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from capsbench.analysis.slopes import fit_slope
 from capsbench.analysis.summary import mapping
 from capsbench.report.labels import dataset_title, is_predicted, model_title, plain
 from capsbench.report.page.cells import Line, Lines
+from capsbench.report.page.room import LONGEST_NAME, cut
 from capsbench.report.page.source import Source
 from capsbench.report.units import bytes_text, quantity_text, ratio_in_words
 
@@ -72,7 +74,7 @@ def answers(
                 place=place,
                 label=str(line["label"]),
                 colour=int(line["look"]["colour"]),
-                sentence=[*_cost(line["fits"], cells), *_end(cells)],
+                sentence=[*_cost(line["fits"], cells), *_ending(cells)],
                 where=_where(options, cells, sources),
             )
         )
@@ -82,7 +84,7 @@ def answers(
 def paper_verdicts(
     table: pd.DataFrame, lines: Lines, told: Sequence[Mapping[str, Any]], sources: Sequence[Source]
 ) -> list[PaperVerdict]:
-    """The paper's claims on memory and time per block, each held against what was measured; the latest report's first.
+    """The paper's claims on memory and time per block, each held against one's own figures; the latest report's first.
 
     Args:
         table: slopes of all lines.
@@ -152,7 +154,7 @@ def _line_note(fit: Mapping[str, Any]) -> list[Piece]:
 
 
 def _one_depth(cells: pd.DataFrame) -> list[Piece]:
-    """What can be said without a slope."""
+    """What can be said without a slope; of several replicates, of the first."""
     good = cells[cells["status"] == "ok"]
     if good.empty:
         return [(False, "has no figures.")]
@@ -162,17 +164,25 @@ def _one_depth(cells: pd.DataFrame) -> list[Piece]:
         for name in ("retained", "peak", "train")
         if not pd.isna(row[METRICS[name].column])
     ]
-    return [(False, f"was measured at {_blocks([int(row['blocks'])])} only, which gives no slope: {', '.join(parts)}.")]
+    verb = "was predicted" if row["kind"] == "predicted" else "was measured"
+    figures = f": {', '.join(parts)}" if parts else ""
+    if row["blocks"] == 0:
+        return [(False, f"has no blocks, and so no slope{figures}.")]
+    depths = sorted({int(blocks) for blocks in good["blocks"]})
+    if len(depths) > 1:
+        return [(False, f"{verb} at {_blocks(depths)}, no two of which have a figure in common: that gives no slope.")]
+    return [(False, f"{verb} at {_blocks(depths)} only, which gives no slope{figures}.")]
 
 
-def _end(cells: pd.DataFrame) -> list[Piece]:
+def _ending(cells: pd.DataFrame) -> list[Piece]:
     """How a line ends, where it does not end well."""
     pieces: list[Piece] = []
-    full = cells[cells["status"] == "oom"]
-    if len(full):
-        pieces.append((False, " Out of memory"))
-        depth = int(full["blocks"].min())
-        pieces.append((False, f" from {_blocks([depth])} on."))
+    full = sorted({int(blocks) for blocks in cells[cells["status"] == "oom"]["blocks"]})
+    if full:
+        beyond = cells[(cells["status"] == "ok") & (cells["blocks"] >= full[0])]
+        where = "" if full == [0] else f" from {_blocks(full[:1])} on" if beyond.empty else f" at {_blocks(full)}"
+        how = " Would run out of memory" if (cells["kind"] == "predicted").all() else " Out of memory"
+        pieces.append((False, f"{how}{where}."))
     faults = cells[cells["status"].isin(["error", "timeout"])]
     if len(faults):
         pieces.append((False, f" {len(faults)} of its cells ended in {' or '.join(sorted(set(faults['status'])))}."))
@@ -182,14 +192,15 @@ def _end(cells: pd.DataFrame) -> list[Piece]:
 def _where(line: Line, cells: pd.DataFrame, sources: Sequence[Source]) -> str:
     """What was measured on what: `Measured at 1 to 8 blocks: MNIST, batch 128, kernel compiled, Intel Xeon, 2 threads.`."""
     good = cells[cells["status"] == "ok"]
-    depths = sorted(set((good if len(good) else cells)["blocks"]))
+    depths = sorted({int(blocks) for blocks in (good if len(good) else cells)["blocks"]})
     how = "Predicted" if is_predicted(line) else "Measured" if len(good) else "Tried"
     parts = [dataset_title(str(line["dataset"])), f"batch {line['batch_size']}"]
     parts += [f"{name} {line[name]}" for name in ("kernel", "memory") if line.get(name) is not None]
     parts += [str(line["precision"]), _machine(line, sources)]
+    parts = [cut(part, LONGEST_NAME) for part in parts]
     if (cells["data_source"] == "stand-in").any():
         parts.append("the packaged images stand in for a set that was not on disk")
-    return f"{how} at {_blocks(depths)}: {', '.join(part for part in parts if part)}."
+    return f"{how}{f' at {_blocks(depths)}' if depths != [0] else ''}: {', '.join(part for part in parts if part)}."
 
 
 def _machine(line: Line, sources: Sequence[Source]) -> str:
@@ -219,10 +230,7 @@ def _blocks(depths: Sequence[int]) -> str:
 def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
     """MoCapsNet's slope over ResCapsNet's: the paper has memory fall and time rise."""
     memory = row["metric"] == "retained"
-    printed = paper.table("figure4_slopes")
-    by_model = printed[printed["quantity"] == ("memory" if memory else "train_time")].set_index("model")["slope_per_block"]
-    # The paper prints one line for CapsNet and ResCapsNet together.
-    theirs = float(by_model["mocapsnet"] / by_model["capsnet"])
+    theirs = _printed_ratio("memory" if memory else "train_time")
     claim = "A block costs MoCapsNet less memory than ResCapsNet" if memory else "and more training time"
     if pd.isna(row["ratio_to_rescapsnet"]):
         here, verdict, why = "-", "open", "there is no ResCapsNet line beside it whose slope can be told from 0"
@@ -233,6 +241,14 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
         verdict = _side(low, high, less=memory)
         why = {"agrees": "", "contradicts": "", "open": "the interval contains 1"}[verdict]
     return PaperVerdict(claim, f"× {theirs:.3g}", here, f"{label}, {METRICS[row['metric']].title}", verdict, why)
+
+
+@cache
+def _printed_ratio(quantity: str) -> float:
+    """MoCapsNet's slope over ResCapsNet's in the paper, which prints one line for CapsNet and ResCapsNet together."""
+    printed = paper.table("figure4_slopes")
+    by_model = printed[printed["quantity"] == quantity].set_index("model")["slope_per_block"]
+    return float(by_model["mocapsnet"] / by_model["capsnet"])
 
 
 def _side(low: float, high: float, *, less: bool) -> str:

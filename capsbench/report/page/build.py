@@ -1,9 +1,8 @@
 """Puts a page together: data, scripts and styles in one file."""
 
 import base64
-import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -12,16 +11,19 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capsbench.analysis.slopes import slopes
+from capsbench.frame import SAMPLE_COLUMNS
 from capsbench.records import Record
 from capsbench.report.page.answers import answers, latest_of, paper_verdicts
-from capsbench.report.page.cells import Lines, Texts, cells_data, lines_data, metrics_data, paper_data
+from capsbench.report.page.cells import Lines, Texts, cells_data, lines_data, metrics_data, paper_data, samples_data
+from capsbench.report.page.room import LONGEST_NAME, LONGEST_TEXT, cut, cut_list, script_json, size_of
 from capsbench.report.page.runs import comparisons_data, environments_data, history_data, reports_data
-from capsbench.report.page.source import Source, frame_of, told_apart
+from capsbench.report.page.source import Inside, Source, frame_of, told_apart
 from capsbench.report.page.steps import contents_data, modules_data, timelines_data
 from capsbench.report.styles import COLOURS
 
 SCRIPTS = (
     "data.js",
+    "inflate.js",
     "theme.js",
     "controls.js",
     "charts.js",
@@ -38,13 +40,25 @@ DARK_COLOURS = ("#56A8E8", "#F08A4B", "#2EC4A0", "#E3A3C6", "#F0B840", "#8CCBF5"
 """`COLOURS` for a dark page: the same hues, lighter."""
 
 _ANSWERS = 12
+_NOTES = 20
 _ROOM = 3_600_000
-"""Characters for records, so that the page with its charting library stays below 6 MB."""
-_SAMPLES = (1000, 100, 30, 10, 5, 1, 0)
+"""Bytes for records, so that the page with its charting library stays below 6 MB."""
+_LARGEST = 6_000_000
+_SHARES = (
+    *((samples, LONGEST_TEXT) for samples in (1000, 100, 30, 10, 5)),
+    *((samples, 500) for samples in (5, 1, 0)),
+    (0, 120),
+)
+"""How many raw samples of a time, and characters of a text, are shown: the first pair that there is room for counts."""
 
 
-def write_page(sources: Sequence[Source], path: Path) -> Path:
+def write_page(sources: Sequence[Source], path: Path, loose: Sequence[Inside] = ()) -> Path:
     """Writes the page of these reports beside its place and renames it, so that nobody sees half of one.
+
+    Args:
+        sources: the reports.
+        path: the page.
+        loose: timelines that lie in no report.
 
     Raises:
         OSError: it cannot be written.
@@ -52,14 +66,14 @@ def write_page(sources: Sequence[Source], path: Path) -> Path:
     beside = path.with_name(f".{path.name}.new")
     try:
         # A name may hold what no encoding has: halves of characters, from a folder or a file of somebody else.
-        beside.write_bytes(page_html(sources).encode("utf-8", "replace"))
+        beside.write_bytes(page_html(sources, loose).encode("utf-8", "replace"))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     return path
 
 
-def page_html(sources: Sequence[Source]) -> str:
+def page_html(sources: Sequence[Source], loose: Sequence[Inside] = ()) -> str:
     """The page of these reports; the same records give the same page."""
     apart = told_apart(sources)
     records = [record for source in apart for record in source.records]
@@ -67,7 +81,7 @@ def page_html(sources: Sequence[Source]) -> str:
     table, lines = slopes(frame), Lines(frame)
     told = lines_data(lines, frame, table, apart)
     sentences, count = answers(lines, told, frame, apart, _ANSWERS)
-    timelines, all_timelines = timelines_data(apart, records)
+    timelines, all_timelines = timelines_data(apart, loose)
     verdicts = paper_verdicts(table, lines, told, apart)
     texts = Texts()
     data: dict[str, Any] = {
@@ -77,49 +91,54 @@ def page_html(sources: Sequence[Source]) -> str:
         "modules": modules_data(records, texts),
         "contents": contents_data(records, texts),
         "timelines": timelines,
-        "allTimelines": all_timelines,
         "paper": paper_data(frame),
         "latest": latest_of(apart),
         "reports": reports_data(apart),
         "environments": environments_data(apart),
         "comparisons": comparisons_data(apart),
         "history": history_data(apart, lines, table),
+        "cells": cells_data(lines, frame, records, texts),
     }
+    text, limits = _encoded(data, records, texts)
+    if len(timelines) < all_timelines:
+        limits.append(f"{len(timelines)} of {all_timelines} timelines are on this page: name fewer reports to see the others.")
     return _template().render(
-        title=" and ".join(source.name for source in apart) if len(apart) < 4 else f"{len(apart)} reports",
+        title=" and ".join(cut(source.name, LONGEST_NAME) for source in apart) if len(apart) < 4 else f"{len(apart)} reports",
         reports=data["reports"],
         answers=sentences,
         lines=count,
         verdicts=verdicts[:_ANSWERS],
         left_out=max(0, len(verdicts) - _ANSWERS),
         cells=len(records),
-        colours=COLOURS,
-        dark_colours=DARK_COLOURS,
         style=_asset("style.css"),
         scripts="\n".join(_asset(name) for name in SCRIPTS),
         library=_library(),
-        data=_encoded(data, lines, frame, records, texts),
-        notes=[note for source in apart for note in source.notes],
+        data=text,
+        limits=limits,
+        notes=cut_list((note for source in apart for note in source.notes), _NOTES, LONGEST_NAME),
     )
 
 
-def script_json(data: Any) -> str:
-    """JSON that no text in it can lead out of a script element."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
-
-
-def _encoded(data: dict[str, Any], lines: Lines, frame: Any, records: Sequence[Record], texts: Texts) -> str:
-    """The page's data, with as many raw samples of each time as there is room for."""
-    text = ""
-    for samples in _SAMPLES:
-        cells = cells_data(lines, frame, records, texts, samples)
-        text = script_json(data | {"cells": cells, "texts": texts.all()})
-        if len(text) <= _ROOM:
+def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: Texts) -> tuple[str, list[str]]:
+    """The page's data with as much of raw samples and long texts as there is room for, and what is left out."""
+    samples, longest, text = 0, 0, ""
+    for samples, longest in _SHARES:
+        cells = data["cells"] | {"samples": samples_data(records, samples)}
+        text = script_json({**data, "cells": cells, "texts": texts.all(longest)})
+        if size_of(text) <= _ROOM:
             break
-    return text
+    limits = []
+    taken = max((len(getattr(one.time, name)) for one in records if one.time for name in SAMPLE_COLUMNS), default=0)
+    if taken > samples:
+        which = f"at most {samples} raw samples of each time are" if samples else "no raw samples are"
+        limits.append(f"There is no room for all: {which} on this page and in its CSV; all are in records.jsonl.")
+    if texts.longer(longest):
+        limits.append(f"Texts of more than {longest:,} characters are cut; they are whole in records.jsonl.")
+    if size_of(text) > _ROOM:
+        limits.append(
+            f"{len(records):,} records make a page of more than {_LARGEST // 10**6} MB: name fewer reports for a smaller one."
+        )
+    return text, limits
 
 
 @cache

@@ -13,8 +13,9 @@ from capsbench.analysis.slopes import REFERENCE_MODEL, line_columns
 from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
 from capsbench.records import Record
 from capsbench.report.findings import Labels
-from capsbench.report.labels import dataset_title, line_label, model_title, plain
-from capsbench.report.page.commands import line_command
+from capsbench.report.labels import Names, dataset_title, model_title, plain
+from capsbench.report.page.commands import cell_options, line_command, timeline_command
+from capsbench.report.page.room import LONGEST_COMMAND, LONGEST_NAME, cut
 from capsbench.report.page.source import Source
 from capsbench.report.styles import COLOURS, LineStyle, style_key, styles_of
 from capsbench.report.units import ratio_in_words, slope_text
@@ -84,6 +85,7 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: 
     beside: dict[tuple[object, object], list[Line]] = {}
     for line in lines.lines:
         beside.setdefault((line["report"], line["dataset"]), []).append(line)
+    names = {key: Names(some) for key, some in beside.items()} if len(beside) > 1 else {}
     plans = {source.name: source.plan for source in sources}
     fits: list[dict[str, Any]] = [{} for _ in lines.lines]
     for row in table.to_dict("records"):
@@ -92,18 +94,19 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: 
     found = []
     for place, line in enumerate(lines.lines):
         label = labels.of(line)
-        known = {name: line[name] for name in LINE_COLUMNS if name != "replicate" and line.get(name) is not None}
+        known = {name: _short(line[name]) for name in LINE_COLUMNS if line.get(name) is not None}
         found.append(
             known
             | {
-                "label": label,
-                "short": label if len(beside) == 1 else line_label(line, beside[line["report"], line["dataset"]]),
-                "datasetTitle": dataset_title(str(line["dataset"])),
+                "label": _short(label),
+                "short": _short(names[line["report"], line["dataset"]].of(line) if names else label),
+                "datasetTitle": _short(dataset_title(str(line["dataset"]))),
                 "report": line["report"],
                 "kind": line["kind"],
-                "environment": line.get("environment"),
+                "environment": _short(line.get("environment")),
                 "look": _look(looks[style_key(line)]),
-                "command": line_command(line, plans.get(str(line["report"]))),
+                "command": _command(line_command(line, plans.get(str(line["report"])))),
+                "timelineCommand": _command(timeline_command(line)),
                 "paper": _comparable(line),
                 "fits": fits[place],
                 "means": means.get(place, {}),
@@ -112,20 +115,20 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: 
     return found
 
 
-def cells_data(lines: Lines, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts", samples: int) -> dict[str, Any]:
-    """Every record, column by column.
+def cells_data(lines: Lines, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts") -> dict[str, Any]:
+    """Every record, column by column, but for its raw samples.
 
     Args:
         lines: of the frame.
         frame: all records.
         records: the same.
         texts: where texts are kept, each once.
-        samples: how many raw samples of each time are shown at most.
     """
     data: dict[str, Any] = {
         "line": lines.of_record,
         "blocks": frame["blocks"].tolist(),
         "replicate": frame["replicate"].tolist(),
+        "ending": texts.numbers(map(cell_options, frame["blocks"].tolist(), frame["replicate"].tolist())),
         "status": texts.numbers(frame["status"]),
         "key": [record.cell.key() for record in records],
         "message": texts.numbers(frame["message"]),
@@ -137,11 +140,20 @@ def cells_data(lines: Lines, frame: pd.DataFrame, records: Sequence[Record], tex
     }
     data |= {name: [_short(value) for value in frame[name].tolist()] for name in VALUES}
     for metric in TIME_METRICS.values():
+        data[f"{metric.name}_taken"] = [len(getattr(record.time, metric.column)) if record.time else 0 for record in records]
         ends = [_interval(record, metric.column) for record in records]
         data |= {f"{metric.name}_low": [low for low, _ in ends], f"{metric.name}_high": [high for _, high in ends]}
-    data["samples"] = [_samples(record, samples) for record in records]
-    data["taken"] = [len(record.time.train_step_seconds) if record.time else 0 for record in records]
     return data
+
+
+def samples_data(records: Sequence[Record], most: int) -> list[list[list[float]]]:
+    """Raw samples of each record in the order of `SAMPLE_COLUMNS`, at most so many, in seconds; no clock knows more digits."""
+    return [
+        [[float(f"{value:.6g}") for value in getattr(record.time, name)[:most]] for name in SAMPLE_COLUMNS]
+        if record.time and most
+        else []
+        for record in records
+    ]
 
 
 class Texts:
@@ -158,9 +170,13 @@ class Texts:
         """Of several."""
         return [self.number(text) for text in texts]
 
-    def all(self) -> list[str]:
-        """The texts by number."""
-        return list(self._places)
+    def all(self, longest: int) -> list[str]:
+        """The texts by number, each of at most so many characters."""
+        return [cut(text, longest) for text in self._places]
+
+    def longer(self, longest: int) -> int:
+        """How many texts have more characters."""
+        return sum(len(text) > longest for text in self._places)
 
 
 def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -228,16 +244,16 @@ def _interval(record: Record, column: str) -> tuple[float | None, float | None]:
     return (None, None) if found is None else (_short(found[0]), _short(found[1]))
 
 
-def _samples(record: Record, most: int) -> list[list[float]]:
-    """Raw samples in the order of `SAMPLE_COLUMNS`, in seconds; no clock knows more digits."""
-    if record.time is None or not most:
-        return []
-    return [[float(f"{value:.6g}") for value in getattr(record.time, name)[:most]] for name in SAMPLE_COLUMNS]
-
-
 def _short(value: Any) -> Any:
     known = plain(value)
+    if isinstance(known, str):
+        return cut(known, LONGEST_NAME)
     return float(f"{known:.{_DIGITS}g}") if isinstance(known, float) else known
+
+
+def _command(text: str) -> str:
+    """A command, which is either whole or not there."""
+    return text if len(text) <= LONGEST_COMMAND else ""
 
 
 def _look(style: LineStyle) -> dict[str, Any]:

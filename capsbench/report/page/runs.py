@@ -12,10 +12,17 @@ from capsbench.analysis.summary import Summary, summarize
 from capsbench.errors import ConfigurationError
 from capsbench.report.labels import plain
 from capsbench.report.page.cells import Lines
+from capsbench.report.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut, cut_list
 from capsbench.report.page.source import Source
-from capsbench.report.verdicts import CheckText, comparison_rows
+from capsbench.report.verdicts import CheckText, comparison_remarks, comparison_rows
 
 _MOST_REPORTS = 40
+_MOST_ROWS = 3000
+"""Of all comparisons together."""
+_MOST_REMARKS = 60
+_LONGEST_FINDING = 500
+_MOST_PARTS = 300
+_LONGEST_PART = 400
 _CHANGES_ALWAYS = {"load_1_min", "megahertz", "sm_megahertz"}
 
 
@@ -24,12 +31,11 @@ def reports_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
     return [
         {
             "name": source.name,
-            "command": source.plan.command if source.plan else None,
+            "command": cut(source.plan.command, LONGEST_COMMAND) if source.plan else None,
             "started": source.started(),
             "commits": commits_of(source),
             "cells": len(source.records),
             "environments": sorted({record.environment for record in source.records if record.environment}),
-            "notes": list(source.notes),
         }
         for source in sources
     ]
@@ -39,7 +45,8 @@ def environments_data(sources: Sequence[Source]) -> dict[str, Any]:
     """Every machine part by part, and which parts differ.
 
     Returns:
-        `keys` of the environments, and `rows`: name of the part, its value in each environment, whether they differ.
+        `keys` of the environments; `rows`: name of the part, its value in each environment, whether they differ; and `more`: how
+        many rows there are besides.
     """
     known: dict[str, Mapping[str, Any]] = {}
     for source in sources:
@@ -48,12 +55,20 @@ def environments_data(sources: Sequence[Source]) -> dict[str, Any]:
                 known.setdefault(key, entry)
     parts = {key: _flat(entry) for key, entry in known.items()}
     names = list(dict.fromkeys(name for flat in parts.values() for name in flat))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         values = [flat.get(name, "") for flat in parts.values()]
         steady = name.rpartition(" ")[2] not in _CHANGES_ALWAYS
-        rows.append({"name": name.replace("_", " "), "values": values, "differs": steady and len(set(values)) > 1})
-    return {"keys": list(parts), "rows": rows}
+        rows.append(
+            {
+                "name": cut(name.replace("_", " "), _LONGEST_PART),
+                "values": [cut(value, _LONGEST_PART) for value in values],
+                "differs": steady and len(set(values)) > 1,
+            }
+        )
+    # What differs comes first where there is no room for all.
+    shown = rows if len(rows) <= _MOST_PARTS else sorted(rows, key=lambda row: not row["differs"])[:_MOST_PARTS]
+    return {"keys": list(parts), "rows": shown, "more": len(rows) - len(shown)}
 
 
 def commits_of(source: Source) -> list[str]:
@@ -69,16 +84,38 @@ def comparisons_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
     if len(sources) < 2:
         return []
     first, *others = sources[:_MOST_REPORTS]
-    before = _summary(first)
-    found: list[dict[str, Any]] = []
-    for other in others:
-        told: dict[str, Any] = {"before": first.name, "after": other.name}
-        try:
-            told["rows"] = comparison_rows(compare(before, _summary(other)), cells=False)
-        except ConfigurationError as error:
-            told |= {"rows": [], "why": error.what}
-        found.append(told)
-    return found
+    before, notes = _summary(first)
+    most = _MOST_ROWS // len(others)
+    return [{"before": first.name, "after": other.name} | _comparison(before, notes, other, most) for other in others]
+
+
+def _comparison(before: Summary, notes: Sequence[str], other: Source, most: int) -> dict[str, Any]:
+    """One report against the first.
+
+    Returns:
+        `rows`, at most so many: the texts of a table, then unit, before, after and the interval of the difference as numbers;
+        `more`: how many rows there are besides; `remarks`: what rows do not say.
+    """
+    after, others = _summary(other)
+    remarks = [*notes, *others]
+    try:
+        compared = compare(before, after)
+    except ConfigurationError as error:
+        return {"rows": [], "more": 0, "remarks": cut_list(remarks, _MOST_REMARKS), "why": cut(error.what, LONGEST_TEXT)}
+    remarks += comparison_remarks(compared, cells=False)
+    wide = [it for it in compared.comparisons if it.scope != "cell"]
+    rows = [
+        [
+            *(cut(text, LONGEST_TEXT) for text in texts),
+            "bytes" if it.is_bytes else "seconds",
+            it.before,
+            it.after,
+            it.low,
+            it.high,
+        ]
+        for it, texts in zip(wide[:most], comparison_rows(compared, cells=False)[:most], strict=True)
+    ]
+    return {"rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
 
 
 def history_data(sources: Sequence[Source], lines: Lines, table: pd.DataFrame) -> dict[str, Any]:
@@ -91,10 +128,10 @@ def history_data(sources: Sequence[Source], lines: Lines, table: pd.DataFrame) -
     ordered = sorted(sources, key=lambda source: (source.ended(), source.name))[-_MOST_REPORTS:]
     if len(ordered) < 2:
         return {"points": [], "series": []}
-    summaries = [_summary(source) for source in ordered]
+    summaries = [_summary(source)[0] for source in ordered]
     points = [
         {"name": source.name, "commits": commits_of(source), "started": source.started()}
-        | (_verdict(summaries, place, ordered[0].name) if place else {"verdict": "", "findings": []})
+        | (_verdict(summaries, place, ordered[0].name) if place else {"verdict": "", "findings": [], "remarks": []})
         for place, source in enumerate(ordered)
     ]
     places = {source.name: place for place, source in enumerate(ordered)}
@@ -112,14 +149,20 @@ def _verdict(summaries: Sequence[Summary], place: int, baseline: str) -> dict[st
     try:
         judgement = judge(summaries[place], summaries[0], summaries[place - 1] if place > 1 else None)
     except ConfigurationError as error:
-        return {"verdict": "not comparable", "findings": [error.what]}
+        return {"verdict": "not comparable", "findings": [cut(error.what, LONGEST_TEXT)], "remarks": []}
     text = CheckText(judgement, baseline, "")
     told = [f"worse: {it}" for it in text.regressions] + [f"better: {it}" for it in text.improvements]
-    return {"verdict": text.headline, "passed": judgement.passed, "findings": told}
+    remarks = [f"left out: {it}" for it in text.left_out] + [f"note: {it}" for it in text.notes]
+    return {
+        "verdict": text.headline,
+        "passed": judgement.passed,
+        "findings": cut_list(told, _MOST_REMARKS, _LONGEST_FINDING),
+        "remarks": cut_list(remarks, _MOST_REMARKS, _LONGEST_FINDING),
+    }
 
 
-def _summary(source: Source) -> Summary:
-    return summarize([(Path(source.name), record) for record in source.records], source.environments)[0]
+def _summary(source: Source) -> tuple[Summary, list[str]]:
+    return summarize([(Path(source.name), record) for record in source.records], source.environments)
 
 
 def _portable(line: Mapping[str, object]) -> str:

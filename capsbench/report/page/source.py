@@ -12,6 +12,15 @@ from capsbench.records import Plan, Record, Timeline
 
 
 @dataclass(frozen=True)
+class Inside:
+    """A look inside one step."""
+
+    timeline: Timeline
+    path: str = ""
+    """Of the file that it was read from."""
+
+
+@dataclass(frozen=True)
 class Source:
     """One report."""
 
@@ -21,8 +30,8 @@ class Source:
     environments: Mapping[str, Any] = field(default_factory=dict)
     """Entries of environment.json by key."""
     plan: Plan | None = None
-    timelines: Sequence[Timeline] = ()
-    """What lies beside it of the insides of steps."""
+    timelines: Sequence[Inside] = ()
+    """What lies in its folder of the insides of steps."""
     notes: Sequence[str] = ()
     """What a reader must be told: damaged lines."""
 

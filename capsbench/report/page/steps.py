@@ -1,14 +1,15 @@
 """Inside one step: what modules retain, and timelines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from capsbench.analysis.modules import module_changes
+from capsbench.analysis.modules import ModuleChange, module_changes
 from capsbench.records import Contents, Record, Timeline
 from capsbench.report.page.cells import Texts
-from capsbench.report.page.source import Source
+from capsbench.report.page.room import LONGEST_NAME, LONGEST_TEXT, cut, cut_list, script_json, size_of
+from capsbench.report.page.source import Inside, Source
 from capsbench.report.timeline import (
     LOOKS,
     NOBODY,
@@ -22,17 +23,21 @@ from capsbench.report.timeline import (
 
 _MOST_MODULES = 20
 _MOST_TIMELINES = 24
+_ROOM = 800_000
+"""Bytes for timelines."""
+
+Modules = list[list[Any]]
+"""Name, bytes of each, how many; last, without a name, the bytes of all others together and how many they are."""
 
 
 def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
     """What modules retain in each cell; equal lists, as replicates have, are kept once.
 
     Returns:
-        `lists`, each of triples: name (a number of `texts`), bytes of each module, how many; and `of`, by cell the number of its
-        list, or -1.
+        `lists`, each of `Modules` with numbers of `texts` for names; and `of`, by cell the number of its list, or -1.
     """
     known: dict[tuple[tuple[str, int], ...], int] = {}
-    lists: list[list[list[int]]] = []
+    lists: list[Modules] = []
     of = []
     for record in records:
         retained = record.step.retained_by_module if record.step else {}
@@ -42,12 +47,7 @@ def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
         key = tuple(retained.items())
         if key not in known:
             known[key] = len(lists)
-            changes = module_changes({}, retained)
-            told = [[texts.number(it.name or NOBODY), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
-            rest = changes[_MOST_MODULES:]
-            if rest:
-                told.append([texts.number(f"{len(rest)} others"), sum(it.nbytes * it.count for it in rest), 1])
-            lists.append(told)
+            lists.append(_modules(module_changes({}, retained), texts.number))
         of.append(known[key])
     return {"lists": lists, "of": of}
 
@@ -71,16 +71,39 @@ def contents_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
     return {"names": [name.removesuffix("_bytes") for name in names], "lists": list(known), "of": of}
 
 
-def timelines_data(sources: Sequence[Source], records: Sequence[Record]) -> tuple[list[dict[str, Any]], int]:
-    """The first timelines, each with the cells that it is of; and how many there are."""
-    by_configuration: dict[str, list[int]] = {}
-    for place, record in enumerate(records):
-        by_configuration.setdefault(record.cell.configuration.model_dump_json(), []).append(place)
-    everyone = [timeline for source in sources for timeline in source.timelines]
-    return [
-        _timeline(timeline) | {"cells": by_configuration.get(timeline.configuration.model_dump_json(), [])}
-        for timeline in everyone[:_MOST_TIMELINES]
-    ], len(everyone)
+def timelines_data(sources: Sequence[Source], loose: Sequence[Inside]) -> tuple[list[dict[str, Any]], int]:
+    """The first timelines, as many as there is room for, and how many there are.
+
+    Each has the cells that it is of: those of the report in whose folder it lies. One that lies in no report is of the only
+    one that there is, and of nobody's where there are several: the same configuration may stand for other code in each.
+
+    Args:
+        sources: the reports.
+        loose: timelines that lie in no report.
+    """
+    cells: dict[tuple[str, str], list[int]] = {}
+    everyone = [(source, record) for source in sources for record in source.records]
+    for place, (source, record) in enumerate(everyone):
+        cells.setdefault((source.name, record.cell.configuration.model_dump_json()), []).append(place)
+    of_no_other = sources[0].name if len(sources) == 1 else None
+    looks = [(source.name, one) for source in sources for one in source.timelines] + [(of_no_other, one) for one in loose]
+    found: list[dict[str, Any]] = []
+    room = _ROOM
+    for report, one in looks[:_MOST_TIMELINES]:
+        of = [] if report is None else cells.get((report, one.timeline.configuration.model_dump_json()), [])
+        told = _timeline(one.timeline) | {"report": report, "path": cut(one.path, LONGEST_TEXT), "cells": of}
+        room -= size_of(script_json(told))
+        if room < 0:
+            break
+        found.append(told)
+    return found, len(looks)
+
+
+def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any]) -> Modules:
+    """The modules that retain most, and all others as one."""
+    told: Modules = [[name(it.name or NOBODY), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
+    rest = changes[_MOST_MODULES:]
+    return [*told, [None, sum(it.nbytes * it.count for it in rest), sum(it.count for it in rest)]] if rest else told
 
 
 def _timeline(timeline: Timeline) -> dict[str, Any]:
@@ -91,8 +114,8 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
     at_peak = dict(contents_at_peak(timeline))
     peak = timeline.peak
     return {
-        "title": title_of(timeline),
-        "caption": caption_of(timeline),
+        "title": cut(title_of(timeline), LONGEST_NAME),
+        "caption": _caption(timeline),
         "events": shown.tolist(),
         "places": [round(float(place), 5) for place in places[shown]],
         "categories": [
@@ -113,10 +136,15 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
             "event": peak.event,
             "total": int(total[peak.event]),
             "allocated": peak.allocated_bytes,
-            "phase": peak.contents.phase,
-            "operator": peak.operator,
-            "module": peak.module if peak.module != "" else NOBODY,
+            "phase": cut(peak.contents.phase, LONGEST_NAME),
+            "operator": None if peak.operator is None else cut(peak.operator, LONGEST_NAME),
+            "module": None if peak.module is None else cut(peak.module or NOBODY, LONGEST_NAME),
             "leftOver": peak.left_over_bytes,
         },
-        "modules": [[module.name or NOBODY, module.nbytes, module.count] for module in modules_of(timeline)[:_MOST_MODULES]],
+        "modules": _modules(modules_of(timeline), lambda name: cut(name, LONGEST_NAME)),
     }
+
+
+def _caption(timeline: Timeline) -> list[str]:
+    notes: Iterable[str] = cut_list(timeline.notes, 8, LONGEST_NAME)
+    return [cut(text, LONGEST_TEXT) for text in caption_of(timeline.model_copy(update={"notes": list(notes)}))]

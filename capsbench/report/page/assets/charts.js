@@ -1,23 +1,18 @@
 // Charts: the library is unpacked once, and each chart is drawn when it comes into sight, or is printed.
 
 const CHARTS = new Map();
-let library = null;
+const PAPER = { on: false, wide: 690, narrow: 330 };
 
 function unpack() {
-  if (library) return library;
-  library = (async () => {
-    const packed = Uint8Array.from(atob(byId("library").textContent.trim()), (sign) => sign.charCodeAt(0));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-    const script = element("script", {});
-    script.textContent = await new Response(stream).text();
-    document.head.append(script);
-    script.remove();
-    return window.Plotly;
-  })();
-  library.catch(() => {
-    for (const node of CHARTS.keys()) node.replaceChildren(element("p", { class: "empty" }, "This browser cannot unpack the charts; every number is in the tables."));
-  });
-  return library;
+  if (window.Plotly) return window.Plotly;
+  const signs = atob(byId("library").textContent.trim());
+  const packed = new Uint8Array(signs.length);
+  for (let place = 0; place < signs.length; place++) packed[place] = signs.charCodeAt(place);
+  const script = element("script", {});
+  script.textContent = new TextDecoder().decode(inflated(packed));
+  document.head.append(script);
+  script.remove();
+  return window.Plotly;
 }
 
 const sight = new IntersectionObserver((entries) => {
@@ -46,25 +41,32 @@ function forget(node) {
 
 function redraw(node) {
   const known = CHARTS.get(node);
-  if (!known) return Promise.resolve();
+  if (!known) return;
   known.stale = true;
-  return known.seen ? draw(node) : Promise.resolve();
+  if (known.seen) draw(node);
 }
 
-async function draw(node) {
+function draw(node) {
   const known = CHARTS.get(node);
   known.stale = false;
   const { data, layout, label, empty } = known.build();
-  const Plotly = await unpack();
-  if (!CHARTS.has(node)) return;
+  const Plotly = unpack();
   if (empty) {
     Plotly.purge(node);
     node.replaceChildren(element("p", { class: "empty" }, empty));
+    node.removeAttribute("role");
+    node.removeAttribute("aria-label");
     node.dataset.drawn = "empty";
     return;
   }
   if (node.dataset.drawn === "empty") node.replaceChildren();
-  await Plotly.react(node, data, themed(layout), { displayModeBar: false, responsive: true, displaylogo: false });
+  if (node.dataset.drawn === "yes" && known.paper !== PAPER.on) {
+    // The library keeps the size that a chart began with.
+    Plotly.purge(node);
+    node.dataset.drawn = "empty";
+  }
+  known.paper = PAPER.on;
+  Plotly.react(node, data, { ...themed(layout), ...sheet(node) }, { displayModeBar: false, responsive: true, displaylogo: false });
   node.setAttribute("role", "img");
   node.setAttribute("aria-label", label);
   if (node.dataset.drawn !== "yes" && known.clicked) {
@@ -76,7 +78,16 @@ async function draw(node) {
   node.dataset.drawn = "yes";
 }
 
-const drawAll = () => Promise.all([...CHARTS.keys()].map((node) => draw(node)));
+function drawAll() {
+  for (const node of CHARTS.keys()) draw(node);
+}
+
+// A sheet of paper is narrower than a screen, and nothing on it follows.
+function sheet(node) {
+  if (!PAPER.on) return {};
+  const width = node.closest(".multiples") ? PAPER.narrow : PAPER.wide;
+  return { width: Math.min(width, node.clientWidth || width), height: node.clientHeight || 380, autosize: false };
+}
 
 function themed(layout) {
   const ink = variable("--ink");
@@ -115,8 +126,9 @@ function hoverText(cell, metrics) {
   for (const metric of metrics) {
     rows.push(`${metric.title}: <b>${exactly(cell, metric)}</b>`, plotText(interval(cell, metric)));
     const fit = line.fits[metric.name];
-    if (fit) rows.push(`slope ${plotText(fit.text)} per block`);
+    if (fit) rows.push(fit.linear ? `slope ${plotText(fit.text)} per block` : "not a line");
   }
+  if (statusOf(cell) !== "ok") rows.push(`<b>${plotText(statusOf(cell))}</b>, and in no slope: ${plotText(shortened(textOf(CELLS.message[cell]), 70))}`);
   if (metrics.some((metric) => !metric.bytes) && noiseOf(cell)) rows.push(`noisy: ${plotText(noiseOf(cell))}`);
   rows.push(plotText(shortened(recordText(cell), 70)));
   return rows.join("<br>");
@@ -129,6 +141,14 @@ function keys(entries) {
     list.append(element("li", {}, swatch(entry), element("span", {}, entry.text)));
   }
   return list;
+}
+
+// The rest of a long key, made when it is asked for.
+function moreKeys(places, entry) {
+  if (!places.length) return null;
+  const rest = element("details", {}, element("summary", {}, `${plural(places.length, "more line")}`));
+  rest.addEventListener("toggle", () => rest.childElementCount < 2 && rest.append(keys(places.map(entry))));
+  return rest;
 }
 
 const SHAPES = {

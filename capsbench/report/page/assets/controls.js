@@ -1,8 +1,10 @@
 // What is shown: filters for the whole page, and choices for single figures.
 
+// All that tells lines apart.
 const FILTERS = {
-  report: "Report", dataset: "Data set", kernel: "Kernel", memory: "Memory strategy", precision: "Precision", batch_size: "Batch size",
-  device: "Device", kind: "Measured or predicted", routing: "Routing", front: "Front", optimizer_step: "Optimizer step", rule: "Rule",
+  report: "Report", model: "Model", dataset: "Data set", kernel: "Kernel", memory: "Memory strategy", precision: "Precision", batch_size: "Batch size",
+  environment: "Machine", device: "Device", gpu: "GPU predicted for", kind: "Measured or predicted", routing: "Routing", iterations: "Iterations", capsules: "Capsules",
+  front: "Front", inverse: "Inverse", rule: "Rule", gamma: "Gamma", optimizer_step: "Optimizer step", threads: "Threads", capacity: "Capacity",
 };
 const ALL = "*";
 const NONE = "";
@@ -25,18 +27,47 @@ function tick(label, value, changed, id) {
   return element("label", { class: "tick" }, box, label);
 }
 
+// What a line does not have says nothing, unless lines of one model differ in having it.
+function differs(name) {
+  const [all, models] = [new Set(), new Map()];
+  for (const line of LINES) {
+    const value = optionOf(line, name);
+    if (value !== NONE) all.add(value);
+    models.set(line.model, (models.get(line.model) || new Set()).add(value));
+  }
+  return all.size > 1 || [...models.values()].some((values) => values.size > 1);
+}
+
+// A machine by its processor or GPU, and the key that records carry.
+function machineTitle(key) {
+  const { keys: known, rows } = DATA.environments;
+  const place = known.indexOf(key);
+  const part = (name) => (rows.find((row) => row.name === name) || { values: [] }).values[place];
+  const told = place < 0 ? "" : part("cuda devices 0 name") || part("cpu model");
+  return told ? `${told} (${key})` : key;
+}
+
+const OPTION_TITLES = {
+  dataset: (line) => line.datasetTitle,
+  environment: (line) => machineTitle(line.environment),
+  capacity: (line) => quantity(line.capacity, true),
+};
+
+const NONE_TITLES = { optimizer_step: "after backward", environment: "not known", capacity: "no limit" };
+
 function startFilters() {
   const form = byId("filters");
   form.addEventListener("submit", (event) => event.preventDefault());
   for (const [name, label] of Object.entries(FILTERS)) {
     const values = [...new Set(LINES.map((line) => optionOf(line, name)))];
     CHOSEN[name] = ALL;
-    if (values.length < 2) continue;
+    if (!differs(name)) continue;
     // Lines of two data sets have little to say to each other.
     if (name === "dataset") CHOSEN[name] = values[0];
     if (name === "report" && LINES.length > MOST_LINES) CHOSEN[name] = DATA.latest;
-    const titles = new Map(LINES.map((line) => [optionOf(line, name), name === "dataset" ? line.datasetTitle : optionOf(line, name)]));
-    const options = [[ALL, "all"], ...values.map((value) => [value, value === NONE ? "none" : titles.get(value)])];
+    const title = OPTION_TITLES[name] || ((line) => optionOf(line, name));
+    const titles = new Map(LINES.map((line) => [optionOf(line, name), optionOf(line, name) === NONE ? NONE_TITLES[name] || "none" : title(line)]));
+    const options = [[ALL, "all"], ...values.map((value) => [value, titles.get(value)])];
     form.append(field(label, options, CHOSEN[name], (value) => {
       CHOSEN[name] = value;
       for (const tell of listeners) tell();

@@ -55,19 +55,25 @@ function exactly(cell, metric) {
 }
 
 function interval(cell, metric) {
-  if (metric.bytes) return "bytes repeat exactly";
+  if (metric.bytes) return isPredicted(lineOf(cell)) ? "predicted, not measured" : "one reading";
   const low = CELLS[`${metric.name}_low`][cell];
   const high = CELLS[`${metric.name}_high`][cell];
-  const taken = plural(CELLS.taken[cell], "sample");
+  const taken = plural(CELLS[`${metric.name}_taken`][cell], "sample");
   return low === null ? `median of ${taken}` : `median of ${taken}; 95 % interval ${quantity(low, false)} to ${quantity(high, false)}`;
 }
 
 const statusOf = (cell) => textOf(CELLS.status[cell]);
 const noiseOf = (cell) => textOf(CELLS.noise[cell]);
 const lineOf = (cell) => LINES[CELLS.line[cell]];
-const depthText = (cell) => plural(CELLS.blocks[cell], "block") + (CELLS.replicate[cell] ? `, replicate ${CELLS.replicate[cell] + 1}` : "");
+const isPredicted = (line) => line.kind === "predicted";
+const isGood = (cell, metric) => statusOf(cell) === "ok" && figure(cell, metric) !== null;
+const blocksText = (count) => (count ? plural(count, "block") : "no blocks");
+const depthText = (cell) => blocksText(CELLS.blocks[cell]) + (CELLS.replicate[cell] ? `, replicate ${CELLS.replicate[cell] + 1}` : "");
 const recordText = (cell) => `record ${CELLS.key[cell]} of ${lineOf(cell).report}`;
-const commandOf = (cell) => `${lineOf(cell).command} --depth ${CELLS.blocks[cell]}`;
+const commandOf = (cell) => lineOf(cell).command && lineOf(cell).command + textOf(CELLS.ending[cell]);
+const timelineCommandOf = (cell) => lineOf(cell).timelineCommand && lineOf(cell).timelineCommand + (CELLS.blocks[cell] ? ` --depth ${CELLS.blocks[cell]}` : "");
+const takenOf = (cell, name) => CELLS[`${name}_taken`][cell];
+const samplesOf = (cell, name) => (CELLS.samples[cell] || [])[SAMPLES[name]] || [];
 
 const CELLS_OF = LINES.map(() => []);
 for (let cell = 0; cell < COUNT; cell++) CELLS_OF[CELLS.line[cell]].push(cell);
@@ -87,10 +93,11 @@ function download(name, type, text) {
 
 function csvField(value) {
   if (value === null || value === undefined) return "";
-  let text = String(value);
-  // A spreadsheet must not take a name for a formula.
-  if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
-  return /[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
+  // A record stays one line.
+  let text = String(value).replace(/\s*[\r\n\v\f\u0085\u2028\u2029]+\s*/g, " ");
+  // A spreadsheet must not take a name for a formula; a number is none.
+  if (typeof value === "string" && /^\s*[=+\-@]/.test(text) && !/^[+-]?\d+(\.\d*)?(e[+-]?\d+)?$/i.test(text)) text = `'${text}`;
+  return /[",\t]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
 }
 
 const csv = (rows) => rows.map((row) => row.map(csvField).join(",")).join("\r\n") + "\r\n";

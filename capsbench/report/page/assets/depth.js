@@ -21,15 +21,15 @@ function depthChanged(change) {
   startFigure3();
 }
 
-async function saveImage(id) {
-  const Plotly = await unpack();
+function saveImage(id) {
+  const Plotly = unpack();
   const node = byId(id);
   if (node.dataset.drawn === "yes") Plotly.downloadImage(node, { format: "svg", filename: id, width: node.clientWidth, height: node.clientHeight });
 }
 
 function buildFigure4() {
   const metric = METRICS[DEPTH.metric];
-  if (!metric) return { empty: "No cell was measured: there is nothing to draw." };
+  if (!metric) return { empty: "No cell has a figure: there is nothing to draw." };
   return overDepth(metric, drawnLines(metric).drawn, { fits: true, axis: DEPTH.axis, paper: DEPTH.paper });
 }
 
@@ -39,7 +39,7 @@ function overDepth(metric, places, { fits, axis, paper }) {
   const pale = paper ? paperLines(metric, places) : [];
   const values = [...measured.map((cell) => figure(cell, metric)), ...pale.flatMap((line) => line.bytes)];
   if (!measured.length) {
-    const full = places.some((place) => CELLS_OF[place].some((cell) => statusOf(cell) === "oom"));
+    const full = places.some((place) => fullOf(place).length);
     return { empty: full ? "Every cell that was tried ran out of memory." : `No chosen cell says anything of ${metric.title}.` };
   }
   const unit = unitFor(values, metric.bytes);
@@ -47,13 +47,17 @@ function overDepth(metric, places, { fits, axis, paper }) {
   const annotations = [];
   for (const one of pale) data.push(paperTrace(one, unit));
   for (const place of places) data.push(...lineTraces(place, metric, unit, fits), ...endTraces(place, metric, unit, annotations));
-  const depths = [...measured.map((cell) => CELLS.blocks[cell]), 0];
+  const nowhere = places.filter((place) => fullOf(place).length && !CELLS_OF[place].some((cell) => isGood(cell, metric)));
+  data.push(...nowhere.map((place, row) => fullTrace(place, row, fits)));
+  const depths = [...measured, ...places.flatMap(fullOf)].map((cell) => CELLS.blocks[cell]);
   const label = `${metric.title} over depth, ${plural(places.length, "line")}; the numbers are in a table below.`;
   const layout = {
     annotations,
-    xaxis: { title: axisTitle("blocks"), ...wholeTicks(depths.slice(0, -1)) },
+    xaxis: { title: axisTitle("blocks"), ...wholeTicks(depths) },
     yaxis: { title: axisTitle(`${fits ? `${metric.title}, ` : ""}${unit[1]}${metric.bytes ? "" : " per step"}`), rangemode: axis === "zero" ? "tozero" : "normal" },
   };
+  // Of lines that are out of memory at every depth nobody knows the height: they stand at the top.
+  if (nowhere.length) layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
   // What is not above 0 has no place on a logarithmic axis.
   if (axis === "log" && Math.min(...values) > 0) layout.yaxis.type = "log";
   // Level lines look level.
@@ -66,10 +70,12 @@ function overDepth(metric, places, { fits, axis, paper }) {
 function lineTraces(place, metric, unit, fits) {
   const line = LINES[place];
   const colour = colourOf(line);
-  const cells = CELLS_OF[place].filter((cell) => figure(cell, metric) !== null);
-  if (!cells.length) return [];
+  const cells = CELLS_OF[place].filter((cell) => isGood(cell, metric));
+  const failed = CELLS_OF[place].filter((cell) => figure(cell, metric) !== null && statusOf(cell) !== "ok");
   const fit = line.fits[metric.name];
   const found = [];
+  if (failed.length) found.push(failedTrace(failed, metric, unit, colour));
+  if (!cells.length) return found;
   const means = line.means[metric.name] || cells.map((cell) => [CELLS.blocks[cell], figure(cell, metric)]);
   if (fits && fit && fit.linear) {
     const depths = [...new Set(cells.map((cell) => CELLS.blocks[cell]))];
@@ -91,6 +97,35 @@ function lineTraces(place, metric, unit, fits) {
   return found;
 }
 
+// What a cell said before it failed, which is in no line and no slope.
+function failedTrace(cells, metric, unit, colour) {
+  return {
+    x: cells.map((cell) => CELLS.blocks[cell]), y: cells.map((cell) => figure(cell, metric) / unit[0]), mode: "markers", customdata: cells, opacity: 0.7,
+    hovertext: cells.map((cell) => hoverText(cell, [metric])), hoverinfo: "text", marker: { symbol: "circle-x-open", size: 11, color: colour, line: { color: colour, width: 1.4 } },
+  };
+}
+
+const fullOf = (place) => CELLS_OF[place].filter((cell) => statusOf(cell) === "oom");
+
+// In words, where a line ends because the device is full.
+function endText(place) {
+  const full = fullOf(place);
+  if (!full.length) return "";
+  return `out of memory${CELLS.blocks[full[0]] ? ` at ${blocksText(CELLS.blocks[full[0]])}` : ""}`;
+}
+
+const fullHover = (cell) => `<b>${plotText(shortened(lineOf(cell).label, 60))}</b><br>${plotText(depthText(cell))}: out of memory<br>${plotText(shortened(recordText(cell), 70))}`;
+
+function fullTrace(place, row, named) {
+  const [cell] = fullOf(place);
+  const colour = colourOf(LINES[place]);
+  return {
+    x: [CELLS.blocks[cell]], y: [0.97 - 0.05 * row], yaxis: "y2", mode: named ? "markers+text" : "markers", customdata: [cell], hovertext: [fullHover(cell)], hoverinfo: "text", cliponaxis: false,
+    text: [`${plotText(shortened(LINES[place].short, 30))}: out of memory`], textposition: "middle right", textfont: { color: colour, size: 11 },
+    marker: { symbol: "x-thin", size: 10, line: { color: colour, width: 2 } },
+  };
+}
+
 // Intervals of medians.
 function bars(cells, metric, unit, colour) {
   const reach = (cell, side) => {
@@ -102,18 +137,16 @@ function bars(cells, metric, unit, colour) {
 
 // Where a line ends because the device was full.
 function endTraces(place, metric, unit, annotations) {
-  const line = LINES[place];
-  const full = CELLS_OF[place].filter((cell) => statusOf(cell) === "oom");
-  const measured = CELLS_OF[place].filter((cell) => figure(cell, metric) !== null);
+  const full = fullOf(place);
+  const measured = CELLS_OF[place].filter((cell) => isGood(cell, metric));
   if (!full.length || !measured.length) return [];
-  const colour = colourOf(line);
+  const colour = colourOf(LINES[place]);
   const last = measured[measured.length - 1];
   const y = figure(last, metric) / unit[0];
   annotations.push({ x: CELLS.blocks[full[0]], y, text: "out of memory", showarrow: false, xanchor: "right", yanchor: "bottom", yshift: 5, font: { color: colour, size: 11 }, bgcolor: variable("--paper"), borderpad: 1 });
-  const hovertext = `<b>${plotText(shortened(line.label, 60))}</b><br>${plotText(depthText(full[0]))}: out of memory<br>${plotText(shortened(recordText(full[0]), 70))}`;
   return [
     { x: [CELLS.blocks[last], CELLS.blocks[full[0]]], y: [y, y], mode: "lines", line: { color: colour, width: 1.2, dash: "dot" }, hoverinfo: "skip" },
-    { x: [CELLS.blocks[full[0]]], y: [y], mode: "markers", customdata: [full[0]], hovertext: [hovertext], hoverinfo: "text", marker: { symbol: "x-thin", size: 10, line: { color: colour, width: 2 } } },
+    { x: [CELLS.blocks[full[0]]], y: [y], mode: "markers", customdata: [full[0]], hovertext: [fullHover(full[0])], hoverinfo: "text", marker: { symbol: "x-thin", size: 10, line: { color: colour, width: 2 } } },
   ];
 }
 
@@ -149,11 +182,11 @@ function depthNotes() {
   const entries = lines.drawn.map((place) => {
     const line = LINES[place];
     const fit = line.fits[metric.name];
-    const slope = !fit ? "" : fit.linear ? `: ${fit.text} per block` : ": not a line";
-    return { ...line.look, colour: colourOf(line), text: names.get(place) + slope };
+    const told = [!fit ? "" : fit.linear ? `${fit.text} per block` : "not a line", endText(place)].filter(Boolean).join("; ");
+    return { ...line.look, colour: colourOf(line), text: names.get(place) + (told ? `: ${told}` : "") };
   });
   if (DEPTH.paper) for (const one of paperLines(metric, lines.drawn)) entries.push({ colour: paperColour(one), symbol: "circle", dash: "solid", pale: true, text: `the paper’s ${one.title}, ${one.dataset} (nvidia-smi)` });
-  const words = [linesNote(lines), "Every point is a record; click one to look inside its step. ", metric.bytes ? "" : "Bars: 95 % intervals of medians; filled markers are noisy. ", lines.drawn.some((place) => LINES[place].kind === "predicted") ? "Dashed: predicted. " : "", DEPTH.axis === "zero" ? "" : "The axis need not start at 0."];
+  const words = [linesNote(lines), "Every point is a record; click one to look inside its step. ", metric.bytes ? "" : "Bars: 95 % intervals of medians; filled markers are noisy. ", lines.drawn.some((place) => isPredicted(LINES[place])) ? "Dashed: predicted. " : "", lines.drawn.some((place) => fullOf(place).length) ? "Crosses: out of memory. " : "", lines.drawn.some((place) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null && statusOf(cell) !== "ok")) ? "Crossed circles: cells that did not end well, which are in no slope. " : "", DEPTH.axis === "zero" ? "" : "The axis need not start at 0."];
   caption.replaceChildren(keys(entries), element("p", { class: "note" }, words.join("")));
   const cells = lines.drawn.flatMap((place) => CELLS_OF[place]);
   makeTable(numbers, {
@@ -161,7 +194,7 @@ function depthNotes() {
     columns: [
       { label: "line", value: (cell) => names.get(CELLS.line[cell]), name: true },
       { label: "blocks", value: (cell) => CELLS.blocks[cell], number: true },
-      { label: metric.title, value: (cell) => figure(cell, metric), text: (cell) => (figure(cell, metric) === null ? statusOf(cell) : exactly(cell, metric)), number: true },
+      { label: metric.title, value: (cell) => figure(cell, metric), text: (cell) => (figure(cell, metric) === null ? statusOf(cell) : exactly(cell, metric) + (statusOf(cell) === "ok" ? "" : `, ${statusOf(cell)}`)), number: true },
       { label: "interval", value: (cell) => (figure(cell, metric) === null ? "" : interval(cell, metric)) },
       { label: "record", value: (cell) => CELLS.key[cell] },
     ],
@@ -185,5 +218,5 @@ function startFigure3() {
       chart(node, () => overDepth(metric, own, { fits: false, axis: DEPTH.axis, paper: false }), selectCell);
     }
   }
-  byId("figure3-caption").textContent = datasets.length && metrics.length ? "Colours and markers as above. Joined are the means over replicates." : "No cell was measured: there is nothing to draw.";
+  byId("figure3-caption").textContent = datasets.length && metrics.length ? "Colours and markers as above. Joined are the means over replicates." : "No cell has a figure: there is nothing to draw.";
 }

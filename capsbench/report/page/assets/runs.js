@@ -31,7 +31,8 @@ function startEnvironments() {
     return scrolled("Machines", element("table", { class: "plain" }, element("thead", {}, element("tr", {}, element("td", {}), ...names.map((name) => element("th", { scope: "col" }, name)))), body));
   };
   if (differing.length) host.append(table(differing));
-  host.append(element("details", {}, element("summary", {}, "Everything that is known of the machines"), table(rows)));
+  const left = DATA.environments.more ? [element("p", { class: "note" }, `${plural(DATA.environments.more, "more row")}: environment.json has all.`)] : [];
+  host.append(element("details", {}, element("summary", {}, "Everything that is known of the machines"), table(rows), ...left));
 }
 
 function startHistory() {
@@ -58,7 +59,7 @@ function startHistory() {
       { label: "commit", value: (point) => point.commits.join(", ") },
       { label: "began", value: (point) => point.started, text: (point) => moment(point.started) },
       { label: "against the first", value: (point) => point.verdict, node: (point) => (point.verdict ? badge(point.verdict, point.passed === undefined ? "open" : point.passed ? "passed" : "failed") : "it is the first") },
-      { label: "findings", value: (point) => point.findings.length, node: (point) => findings(point.findings) },
+      { label: "findings", value: (point) => point.findings.length, node: (point) => element("div", {}, findings(point.findings), remarks(point.remarks)) },
     ],
   });
 }
@@ -67,6 +68,12 @@ function findings(texts) {
   const list = (some) => element("ul", { class: "findings" }, ...some.map((text) => element("li", {}, text)));
   if (texts.length <= 3) return list(texts);
   return element("div", {}, list(texts.slice(0, 3)), element("details", {}, element("summary", {}, `${texts.length - 3} more`), list(texts.slice(3))));
+}
+
+// What could not be compared, and what else capsbench remarks.
+function remarks(texts) {
+  if (!texts.length) return null;
+  return element("details", {}, element("summary", {}, plural(texts.length, "remark")), element("ul", { class: "findings" }, ...texts.map((text) => element("li", {}, text))));
 }
 
 function historySeries() {
@@ -90,7 +97,7 @@ function buildHistory() {
     const reach = (fit, side) => (fit[side] === null ? 0 : Math.abs(fit[side] - fit.slope) / unit[0]);
     return {
       x: pairs.map((pair) => pair[0]), y: own.map((fit) => fit.slope / unit[0]), mode: "lines+markers", hoverinfo: "text",
-      hovertext: pairs.map((pair, place) => `<b>${plotText(shortened(LINES[pair[1]].label, 60))}</b><br>${plotText(shortened(points[pair[0]].name, 60))}<br>slope <b>${plotText(own[place].text)}</b> per block`),
+      hovertext: pairs.map((pair, place) => `<b>${plotText(shortened(LINES[pair[1]].label, 60))}</b><br>${plotText(shortened(points[pair[0]].name, 60))}<br>slope <b>${plotText(own[place].text)}</b> per block${own[place].linear ? "" : " (not a line)"}`),
       line: { color: colourOf(line), width: 1.4, dash: line.look.dash }, marker: { symbol: line.look.symbol, size: line.look.size, color: variable("--paper"), line: { color: colourOf(line), width: 1.6 } },
       error_y: { type: "data", symmetric: false, array: own.map((fit) => reach(fit, "high")), arrayminus: own.map((fit) => reach(fit, "low")), color: colourOf(line), thickness: 0.8, width: 3 },
     };
@@ -112,16 +119,19 @@ function startComparisons() {
   const show = (place) => {
     const told = DATA.comparisons[place];
     const host = byId("compare-table");
+    const said = told.remarks.length ? [element("h4", {}, "Remarks of capsbench compare"), element("ul", { class: "findings" }, ...told.remarks.map((text) => element("li", {}, text)))] : [];
+    byId("compare-remarks").replaceChildren(...(told.more ? [element("p", { class: "note" }, `${plural(told.more, "more row")}: capsbench compare shows all.`)] : []), ...said);
     if (told.why) return host.replaceChildren(element("p", { class: "empty" }, told.why));
     const verdict = (row) => row[5].split(":")[0];
     makeTable(host, {
       name: `${told.before} and ${told.after}`, rows: told.rows, search: true, file: "comparison.csv",
+      also: [["unit", (row) => row[6]], ["difference_low", (row) => row[9]], ["difference_high", (row) => row[10]]],
       columns: [
         { label: "line", value: (row) => row[0], name: true },
         { label: "figure", value: (row) => row[1] },
-        { label: told.before, value: (row) => row[2], number: true },
-        { label: told.after, value: (row) => row[3], number: true },
-        { label: "difference", value: (row) => row[4], number: true },
+        { label: told.before, column: "before", value: (row) => row[7], text: (row) => row[2], number: true },
+        { label: told.after, column: "after", value: (row) => row[8], text: (row) => row[3], number: true },
+        { label: "difference", value: (row) => (row[7] === null || row[8] === null ? null : row[8] - row[7]), text: (row) => row[4], number: true },
         { label: "verdict", value: (row) => row[5], node: (row) => element("span", {}, badge(verdict(row), { "not comparable": "open" }[verdict(row)] || verdict(row)), element("small", {}, row[5].slice(verdict(row).length).replace(/^:/, ""))) },
       ],
     });

@@ -2,13 +2,13 @@
 
 const STEP = { cell: null, timeline: null };
 
-const modulesOf = (cell) => (DATA.modules.of[cell] < 0 ? null : DATA.modules.lists[DATA.modules.of[cell]].map(([name, nbytes, count]) => [textOf(name), nbytes, count]));
+const modulesOf = (cell) => (DATA.modules.of[cell] < 0 ? null : DATA.modules.lists[DATA.modules.of[cell]].map(([name, nbytes, count]) => [name === null ? null : textOf(name), nbytes, count]));
 const timelineOf = (cell) => DATA.timelines.find((timeline) => timeline.cells.includes(cell)) || null;
 
 function startStep() {
   const controls = byId("step-controls");
   if (DATA.timelines.length) {
-    const options = [["", "of the chosen cell"], ...DATA.timelines.map((timeline, place) => [String(place), `${timeline.title} (${timeline.caption[0]})`])];
+    const options = [["", "of the chosen cell"], ...DATA.timelines.map((timeline, place) => [String(place), `${timeline.report === null ? "" : `${timeline.report}: `}${timeline.title} (${timeline.caption[0]})`])];
     controls.append(field("Timeline", options, "", (value) => value !== "" && selectTimeline(DATA.timelines[Number(value)]), "step-timeline"));
   }
   const first = DATA.timelines[0];
@@ -37,18 +37,19 @@ function showStep(cell, timeline) {
   forget(body);
   const select = byId("step-timeline");
   if (select) select.value = timeline ? String(DATA.timelines.indexOf(timeline)) : "";
-  const modules = timeline ? timeline.modules : modulesOf(cell);
+  // A record's own modules: a timeline was seen by a run of its own.
+  const modules = cell === null ? timeline.modules : modulesOf(cell);
   const name = cell === null ? timeline.title : `${lineOf(cell).label}, ${depthText(cell)}`;
   const parts = [element("h3", { id: "step-name" }, name)];
-  if (timeline) parts.push(...timelineParts(timeline));
-  else if (cell !== null && DATA.contents.of[cell] >= 0) parts.push(contentsPart(DATA.contents.lists[DATA.contents.of[cell]]));
+  if (timeline) parts.push(...timelineParts(timeline, cell));
+  if (cell !== null && DATA.contents.of[cell] >= 0) parts.push(contentsPart(DATA.contents.lists[DATA.contents.of[cell]]));
   if (modules) parts.push(modulesPart(modules));
-  if (!timeline && cell !== null) parts.push(element("p", { class: "note" }, modules ? "Allocation by allocation, a step is seen by:" : "This record does not say which modules retain what. A look inside the step:"), command(commandOf(cell).replace("capsbench run --models", "capsbench timeline --model").replace(/ --samples \d+ --time-budget \S+/, "")));
+  if (!timeline && cell !== null) parts.push(element("p", { class: "note" }, modules ? "Allocation by allocation, a step is seen by:" : "This record does not say which modules retain what. A look inside the step:"), command(timelineCommandOf(cell)));
   if (cell !== null) parts.push(element("h3", {}, "The record"), cellDetail(cell));
   body.replaceChildren(...parts);
 }
 
-function timelineParts(timeline) {
+function timelineParts(timeline, cell) {
   const node = element("div", { class: "chart tall" });
   chart(node, () => buildTimeline(timeline));
   const entries = timeline.categories.map((category) => element("li", {}, block(category.colour), element("span", {}, `${category.name}: ${quantity(category.atPeak, true)} at the peak`)));
@@ -58,7 +59,11 @@ function timelineParts(timeline) {
     ["operator", peak.operator || "none, or not known"],
     ["module", peak.module === null ? "not known" : peak.module],
     ["left over", exact(peak.leftOver)],
+    ["from", timeline.path || "memory"],
   ];
+  const own = cell === null ? null : CELLS.peak_allocated_bytes[cell];
+  if (cell === null) facts.push(["of", "no record of these reports: it lies in none of their folders, or was made with other options"]);
+  else if (own !== null && own !== peak.allocated) facts.push(["not alike", `the record’s own peak is ${quantity(own, true)} (${exact(own)})`]);
   return [
     element("figure", {}, node, element("figcaption", {}, element("ul", { class: "keys short" }, ...entries), element("p", { class: "note" }, timeline.caption.join(". ")))),
     factList(facts),
@@ -101,7 +106,7 @@ function barTable(head, rows, colour) {
   const body = element("tbody", {});
   for (const [name, nbytes, note] of rows) {
     const bar = element("span", { class: "amount", "aria-hidden": "true" });
-    bar.style.cssText = `display:block;height:.7rem;margin-top:.3rem;border-radius:2px;background:${colour};width:${(100 * nbytes) / most}%`;
+    bar.style.cssText = `display:block;height:.7rem;margin-top:.3rem;border-radius:2px;background:${colour};width:${Math.max(0, (100 * nbytes) / most)}%`;
     body.append(element("tr", {}, element("td", { class: "name" }, name), element("td", { class: "number" }, quantity(nbytes, true)), element("td", {}, note), element("td", { style: "width:40%" }, bar)));
   }
   const heads = [...head.map((text, place) => element("th", { scope: "col", class: place === 1 ? "number" : "" }, text)), element("td", {})];
@@ -109,8 +114,9 @@ function barTable(head, rows, colour) {
 }
 
 function modulesPart(modules) {
-  const total = modules.reduce((sum, [, nbytes, count]) => sum + nbytes * count, 0);
-  const rows = modules.map(([name, nbytes, count]) => [name, nbytes * count, count > 1 ? `${count} × ${quantity(nbytes, true)}` : ""]);
+  // The last one without a name is all others together.
+  const rows = modules.map(([name, nbytes, count]) => (name === null ? [`and ${count} more`, nbytes, ""] : [name, nbytes * count, count > 1 ? `${count} × ${quantity(nbytes, true)}` : ""]));
+  const total = rows.reduce((sum, row) => sum + row[1], 0);
   return element("div", {}, element("h4", {}, `Retained by module: ${quantity(total, true)}`), rows.length ? barTable(["module", "retained", "each"], rows, "var(--c1)") : element("p", {}, "Nothing is retained."));
 }
 
@@ -126,6 +132,7 @@ function factList(facts) {
 }
 
 function command(text) {
+  if (!text) return element("p", { class: "note" }, "The command is too long for this page; the record holds its options.");
   const button = element("button", { type: "button", onclick: async () => {
     try {
       await navigator.clipboard.writeText(text);
@@ -138,17 +145,24 @@ function command(text) {
   return element("div", { class: "command" }, code, button);
 }
 
+function againText(cell) {
+  const verb = isPredicted(lineOf(cell)) ? "predict" : "measure";
+  const before = CELLS.replicate[cell] ? `, after the replicate${CELLS.replicate[cell] > 1 ? "s" : ""} before it` : "";
+  return `To ${verb} it again${before}:`;
+}
+
 function cellDetail(cell) {
   const line = lineOf(cell);
   const facts = [["record", `${CELLS.key[cell]} in ${line.report}`], ["status", [statusOf(cell), textOf(CELLS.message[cell])].filter(Boolean).join(": ")]];
   for (const metric of DATA.metrics) if (figure(cell, metric) !== null) facts.push([metric.title, exactly(cell, metric)]);
-  for (const [name, place] of Object.entries(SAMPLES)) {
-    const raw = (CELLS.samples[cell] || [])[place] || [];
-    const taken = CELLS.taken[cell];
-    if (raw.length) facts.push([`${METRICS[name] ? METRICS[name].title : name}, raw`, `${raw.join(", ")} s${name === "train" && raw.length < taken ? ` (the first ${raw.length} of ${taken}; all are in records.jsonl)` : ""}`]);
+  for (const name of Object.keys(SAMPLES)) {
+    const raw = samplesOf(cell, name);
+    const taken = takenOf(cell, name);
+    const left = raw.length < taken ? (raw.length ? ` (the first ${raw.length} of ${taken}; all are in records.jsonl)` : `${taken}, all of which are in records.jsonl`) : "";
+    if (taken) facts.push([`${METRICS[name] ? METRICS[name].title : name}, raw`, `${raw.length ? `${raw.join(", ")} s` : ""}${left}`]);
   }
   for (const [name, number] of [["noise", CELLS.noise[cell]], ["notes", CELLS.notes[cell]], ["counted by", CELLS.probe[cell]], ["data", CELLS.data_source[cell]], ["began", CELLS.started[cell]]]) if (number) facts.push([name, textOf(number)]);
   if (line.environment) facts.push(["machine", line.environment]);
   facts.push(["options", MODEL_OPTIONS.filter((name) => line[name] !== undefined).map((name) => `${name.replaceAll("_", " ")} ${line[name]}`).join(", ") || "none"]);
-  return element("div", {}, factList(facts), element("p", { class: "note" }, "To measure it again:"), command(commandOf(cell)));
+  return element("div", {}, factList(facts), element("p", { class: "note" }, againText(cell)), command(commandOf(cell)));
 }

@@ -4,8 +4,8 @@ function scrolled(name, node) {
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, node);
 }
 
-// `columns`: label, value (sorts, and is downloaded), text or node (shown), number, name. `detail` opens a row.
-function makeTable(host, { name, rows, columns, size = 25, search = false, detail = null, extra = [], file = null }) {
+// `columns`: label, value (sorts, and is downloaded), text or node (shown), number, name. `detail` opens a row; `also` is downloaded.
+function makeTable(host, { name, rows, columns, size = 25, search = false, detail = null, extra = [], file = null, also = [] }) {
   const state = { by: -1, down: false, page: 0, words: "" };
   const body = element("tbody", {});
   const heads = columns.map((column, place) => element("th", { scope: "col", "aria-sort": "none", class: column.number ? "number" : "" }, element("button", { type: "button", onclick: () => sort(place) }, column.label)));
@@ -16,7 +16,7 @@ function makeTable(host, { name, rows, columns, size = 25, search = false, detai
     tools.append(element("label", { class: "field" }, "Search", box));
   }
   tools.append(...extra);
-  if (file) tools.append(element("button", { type: "button", onclick: () => download(file, "text/csv", csv([columns.map((column) => column.column || column.label), ...found().map((row) => columns.map((column) => column.value(row)))])) }, "Download CSV"));
+  if (file) tools.append(element("button", { type: "button", onclick: () => download(file, "text/csv", csv([[...columns.map((column) => column.column || column.label), ...also.map(([head]) => head)], ...found().map((row) => [...columns.map((column) => column.value(row)), ...also.map(([, value]) => value(row))])])) }, "Download CSV"));
   const head = element("tr", {}, ...(detail ? [element("td", {})] : []), ...heads);
   host.replaceChildren(...(tools.childElementCount ? [tools] : []), scrolled(name, element("table", { "aria-label": name }, element("thead", {}, head), body)), pages);
   let kept = rows;
@@ -149,12 +149,13 @@ function downloadAll() {
   const options = ["report", "model", "dataset", "batch_size", "kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma", "optimizer_step", "precision", "device", "gpu", "threads", "capacity", "kind", "environment"];
   const numbers = Object.keys(CELLS).filter((name) => /_(bytes|seconds)$/.test(name));
   const texts = ["status", "message", "noise", "notes", "probe", "data_source", "started"];
-  const raw = Object.keys(SAMPLES).map((name) => `${name === "train" ? "train_step" : name}_samples`);
+  // How many samples there are beside those that the page has: all are in records.jsonl.
+  const raw = Object.keys(SAMPLES).flatMap((name) => [`${name === "train" ? "train_step" : name}_samples`, `${name === "train" ? "train_step" : name}_samples_taken`]);
   const rows = [["key", ...options, "blocks", "replicate", ...texts, ...numbers, ...raw, "command"]];
   for (const cell of cellRows()) {
     const line = lineOf(cell);
-    const samples = CELLS.samples[cell] || [];
-    rows.push([CELLS.key[cell], ...options.map((name) => line[name]), CELLS.blocks[cell], CELLS.replicate[cell], ...texts.map((name) => textOf(CELLS[name][cell])), ...numbers.map((name) => CELLS[name][cell]), ...raw.map((_, place) => (samples[place] || []).join(" ")), commandOf(cell)]);
+    const samples = Object.keys(SAMPLES).flatMap((name) => [samplesOf(cell, name).join(" "), takenOf(cell, name) || null]);
+    rows.push([CELLS.key[cell], ...options.map((name) => line[name]), CELLS.blocks[cell], CELLS.replicate[cell], ...texts.map((name) => textOf(CELLS[name][cell])), ...numbers.map((name) => CELLS[name][cell]), ...samples, commandOf(cell)]);
   }
   download("cells.csv", "text/csv", csv(rows));
 }

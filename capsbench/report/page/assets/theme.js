@@ -31,10 +31,14 @@ function startTheme() {
   let before = false;
   addEventListener("beforeprint", () => {
     before = THEME.dark;
+    PAPER.on = true;
     setTheme(false);
     drawAll();
   });
-  addEventListener("afterprint", () => setTheme(before));
+  addEventListener("afterprint", () => {
+    PAPER.on = false;
+    setTheme(before);
+  });
 }
 
 const colourOf = (line) => DATA.palettes[THEME.dark ? "dark" : "light"][line.look.colour];

@@ -40,7 +40,7 @@ function tradePoints() {
   const memory = METRICS[TRADE.memory];
   const time = METRICS[TRADE.time];
   if (!memory || !time) return [];
-  const cells = chosenLines().flatMap((place) => CELLS_OF[place]).filter((cell) => CELLS.blocks[cell] === TRADE.blocks && figure(cell, memory) !== null && figure(cell, time) !== null);
+  const cells = chosenLines().flatMap((place) => CELLS_OF[place]).filter((cell) => CELLS.blocks[cell] === TRADE.blocks && isGood(cell, memory) && isGood(cell, time));
   const points = cells.map((cell) => ({ cell, memory: figure(cell, memory), time: figure(cell, time), front: false }));
   let best = Infinity;
   for (const point of [...points].sort((a, b) => a.time - b.time || a.memory - b.memory)) {
@@ -70,15 +70,18 @@ function buildTradeoff() {
     });
   }
   const layout = { xaxis: { title: axisTitle(`${time.title}, ${across[1]} per step`) }, yaxis: { title: axisTitle(`${memory.title}, ${up[1]}`) } };
-  return { data, layout, label: `${memory.title} against ${time.title} at ${plural(TRADE.blocks, "block")}, ${plural(points.length, "record")}; the numbers are in a table below.` };
+  return { data, layout, label: `${memory.title} against ${time.title} at ${blocksText(TRADE.blocks)}, ${plural(points.length, "record")}; the numbers are in a table below.` };
 }
 
 function tradeoffNotes() {
   const points = tradePoints();
-  const places = [...new Set(points.map((point) => CELLS.line[point.cell]))].slice(0, MOST_LINES);
-  const names = namesOf([...new Set(points.map((point) => CELLS.line[point.cell]))]);
-  const entries = places.map((place) => ({ symbol: LINES[place].look.symbol, colour: colourOf(LINES[place]), text: names.get(place) + (points.some((point) => point.front && CELLS.line[point.cell] === place) ? " (on the front)" : "") }));
-  byId("tradeoff-caption").replaceChildren(...(points.length ? [keys(entries), element("p", { class: "note" }, "Filled markers lie on the front, which the dotted line joins: less of one only for more of the other.")] : []));
+  const front = new Set(points.filter((point) => point.front).map((point) => CELLS.line[point.cell]));
+  // Those on the front first: what is decided between.
+  const places = [...new Set(points.map((point) => CELLS.line[point.cell]))].sort((a, b) => front.has(b) - front.has(a) || a - b);
+  const names = namesOf(places);
+  const entry = (place) => ({ symbol: LINES[place].look.symbol, colour: colourOf(LINES[place]), text: names.get(place) + (front.has(place) ? " (on the front)" : "") });
+  const legend = [keys(places.slice(0, MOST_LINES).map(entry)), moreKeys(places.slice(MOST_LINES), entry)];
+  byId("tradeoff-caption").replaceChildren(...(points.length ? [...legend.filter(Boolean), element("p", { class: "note" }, "Filled markers lie on the front, which the dotted line joins: less of one only for more of the other.")] : []));
   const [memory, time] = [METRICS[TRADE.memory], METRICS[TRADE.time]];
   const host = byId("tradeoff-numbers").lastElementChild;
   if (!points.length) return host.replaceChildren();
