@@ -206,8 +206,10 @@ def test_options_are_told_among_lines_of_one_kind():
     assert labels_of(base, base | {"batch_size": 8}, predicted) == [
         "ResCapsNet (batch 4)",
         "ResCapsNet (batch 8)",
-        "ResCapsNet (predicted)",
+        "ResCapsNet (predicted, batch 4)",
     ]
+    # The batch decides what any figure is, of whatever kind.
+    assert labels_of(base, predicted | {"batch_size": 8}) == ["ResCapsNet (batch 4)", "ResCapsNet (predicted, batch 8)"]
 
 
 # Intervals in words.

@@ -66,7 +66,9 @@ class Names:
 
     def __init__(self, lines: Iterable[Line]) -> None:
         everyone = list(lines)
-        # A prediction's device is another by name alone: what tells lines apart is looked for among those of its kind.
+        # A prediction's device and kernel are others by name alone: what tells lines apart is looked for among those of its
+        # kind; but for the batch, which decides what any figure is.
+        self._batches = {line.get("batch_size") for line in everyone}
         self._alike = {kind: _Alike([line for line in everyone if is_predicted(line) == kind]) for kind in (False, True)}
 
     def of(self, line: Line) -> str:
@@ -79,7 +81,7 @@ class Names:
             own, everyone = alike.words(column)
             # An option that another model does not have tells nothing apart.
             elsewhere = len(everyone) > 1 and not _without(column, value) and column not in _TOLD_WITHIN_A_MODEL
-            if len(own.get(line["model"], ())) > 1 or elsewhere:
+            if len(own.get(line["model"], ())) > 1 or elsewhere or (column == "batch_size" and len(self._batches) > 1):
                 told.append(_word(column, value))
                 # What is told already needs no second word: the next columns speak of the lines that agree so far.
                 alike = alike.that_agree(column, told[-1])
