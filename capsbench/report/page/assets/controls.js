@@ -75,6 +75,13 @@ function startFilters() {
   }
 }
 
+// A heading that is jumped to lies beneath what stays at the top.
+function clearHeadings() {
+  const form = byId("filters");
+  const sticks = getComputedStyle(form).position === "sticky";
+  document.documentElement.style.scrollPaddingTop = `${56 + (sticks ? form.offsetHeight + 8 : 0)}px`;
+}
+
 // The chosen lines, by their places; `whatever` names a filter that does not count.
 function chosenLines(whatever) {
   const found = [];

@@ -2,6 +2,8 @@
 
 startTheme();
 startFilters();
+clearHeadings();
+addEventListener("resize", clearHeadings);
 startDepth();
 startTradeoff();
 startStep();
