@@ -27,9 +27,12 @@ from capsbench.report.labels import model_title
 from capsbench.report.styles import MODEL_STYLES
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.training import TrainingSettings, train
-from capsbench.training.log import StepFigures, read_metrics
+from capsbench.training.log import TrainingStep, read_metrics
 from capsbench.training.loop import CHECKPOINT
+from capsbench.training.loop import write as write_whole
 from capsbench.training.result import EpochFigures, Result
+from capsbench.training.settings import differences
+from capsbench.training.trainer import MAY_DIFFER
 
 COMMAND = "python -m benchmarks.fashion_mnist"
 REPORT = Path(__file__).parent.parent / "reports" / "fashion-mnist"
@@ -60,7 +63,7 @@ STAGES = [
 class _Told:
     """Prints how far a stage is."""
 
-    def stepped(self, figures: StepFigures) -> None:
+    def stepped(self, figures: TrainingStep) -> None:
         if figures.step % 50 == 0:
             print(f"  epoch {figures.epoch}, step {figures.step}/{figures.steps}: loss {figures.loss:.4f}", flush=True)
 
@@ -94,16 +97,17 @@ def run_stage(stage: Stage, runs: Path, data_directory: Path | None, threads: in
     """Trains what is left of a stage, and keeps its result in the report at once."""
     asked = settings_of(stage, threads)
     known = read_results().get(stage)
-    if known is not None and known.settings == asked:
+    if known is not None and differences(asked, known.settings).keys() <= MAY_DIFFER:
         return known
     folder = runs / stage.network()
     going_on = (folder / CHECKPOINT).exists()
     result = train(asked, folder, data_directory=data_directory, resume=going_on, observers=[_Told()], command=COMMAND)
     REPORT.mkdir(parents=True, exist_ok=True)
-    result_file(stage).write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
     steps = [line for line in read_metrics(folder) if line["kind"] == "step"]
     columns = ["epoch", "step", "images", "loss", "accuracy", "gradient_norm", "learning_rate"]
-    pd.DataFrame(steps)[columns].to_csv(steps_file(stage), index=False, float_format="%.6g")
+    # The result last and whole: another process may read it, and with it the stage is done.
+    write_whole(steps_file(stage), pd.DataFrame(steps)[columns].to_csv(index=False, float_format="%.6g"))
+    write_whole(result_file(stage), result.model_dump_json(indent=1) + "\n")
     return result
 
 
@@ -214,13 +218,20 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a comma list of networks, such as mocapsnet-seed0")
     parser.add_argument("--draw", action="store_true", help="train nothing: table and figure again, from what the report holds")
     given = parser.parse_args()
+    networks = list(dict.fromkeys(stage.network() for stage in STAGES))
+    only = given.only.split(",") if given.only else networks
+    if unknown := set(only) - set(networks):
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(networks)}")
     if not given.draw:
         for stage in STAGES:
-            if given.only and stage.network() not in given.only.split(","):
+            if stage.network() not in only:
                 continue
             result = run_stage(stage, given.runs, given.data_dir, given.threads)
             print(json.dumps({**stage._asdict(), "test_accuracy": result.test_accuracy}), flush=True)
-    for path in write(read_results()):
+    results = read_results()
+    if not results:
+        parser.error(f"--draw: there are no results in {REPORT.name}; leave it out to train")
+    for path in write(results):
         print(path)
 
 

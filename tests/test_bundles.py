@@ -273,6 +273,28 @@ def test_a_run_that_goes_on_writes_every_line_once(lines, small_run, tmp_path):
     assert (tmp_path / "cut" / DIAGNOSTICS).read_bytes() == (tmp_path / "whole" / DIAGNOSTICS).read_bytes()
 
 
+def test_a_run_that_goes_on_in_an_epoch_keeps_the_lines_of_the_last(small_run, tmp_path):
+    class Cut(Exception):
+        pass
+
+    class Stop:
+        def stepped(self, figures):
+            if (figures.epoch, figures.step) == (2, 3):
+                raise Cut
+
+        def finished(self, figures):
+            pass
+
+        def told(self, text):
+            pass
+
+    with pytest.raises(Cut):
+        small_run("cut", diagnostics=True, observers=[Stop()], checkpoint_minutes=1e-9)
+    small_run("cut", diagnostics=True, resume=True)
+    small_run("whole", diagnostics=True)
+    assert (tmp_path / "cut" / DIAGNOSTICS).read_bytes() == (tmp_path / "whole" / DIAGNOSTICS).read_bytes()
+
+
 def test_a_full_disk(small_run, tmp_path, monkeypatch):
     from capsbench.errors import LostWorkError
     from capsbench.training import diagnostics

@@ -20,7 +20,7 @@ from capsbench.measure.predict import predict_cell
 from capsbench.measure.step_trace import trace_step
 from capsbench.models.front import CHUNKS
 from capsbench.records import Cell, Configuration, Record
-from capsbench.routing import compiled, route
+from capsbench.routing import compiled, route, route_and_vjp
 
 SMALL = ("--depth", "1", "--batch-size", "2", "--capsules", "4")
 OWN_SMALL = ("--depth", "1,2", "--batch-size", "4")
@@ -174,6 +174,16 @@ def test_opaque_kernels_count_each_evaluation_of_votes(kernel, kind, routing):
     """Three rounds of `rba`; `sda` measures distances in a pass of its own between two. Then votes and two gradients."""
     forward = {"rba": 3, "sda": 5}[routing]
     assert routing_flops(kernel, routing, kind) == (forward * VOTES, (forward + 3) * VOTES)
+
+
+@pytest.mark.skipif(not compiled.available(), reason="no compiler")
+@pytest.mark.parametrize(("routing", "evaluations"), [("rba", 2 + 3), ("sda", 4 + 4)])
+def test_a_value_with_its_gradients_counts_each_evaluation_of_votes(routing, evaluations):
+    """Two rounds of `rba` (`sda`: and their distances); then votes and two gradients, for which `sda` needs the votes again."""
+    with Follow("cpu", inside=False) as follow:
+        inputs, weight = torch.empty(BATCH, INPUTS, IN_DIM), torch.empty(INPUTS, IN_DIM, OUTPUTS, DIM)
+        route_and_vjp(inputs, weight, torch.empty(BATCH, OUTPUTS, DIM), algorithm=routing, kernel="compiled")
+    assert follow.flops == evaluations * VOTES
 
 
 def test_the_reference_evaluates_votes_once():

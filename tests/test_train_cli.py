@@ -25,7 +25,7 @@ from capsbench.models import FRONTS, RULES
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
 from capsbench.training import TrainingSettings, load_checkpoint, load_network
-from capsbench.training.log import StepFigures, read_metrics
+from capsbench.training.log import TrainingStep, read_metrics
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import OPTIMIZERS, PREPROCESSINGS
 from capsbench.workload import BUILT_IN, PRECISIONS
@@ -146,7 +146,7 @@ def test_progress(terminal):
     )  # fmt: skip
     with TrainingProgress(Console(file=text, force_terminal=terminal, width=120), settings) as progress:
         for step in (1, 2):
-            progress.stepped(StepFigures(2, step, 10, 64, 0.125, 0.5, 1.0, 1e-3, 2**20))
+            progress.stepped(TrainingStep(2, step, 10, 64, 0.125, 0.5, 1.0, 1e-3, 2**20))
         progress.finished(epoch)
         progress.told("[bold]something")
     shown = text.getvalue()

@@ -271,7 +271,38 @@ def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
     assert [value for _, value in losses] == [line[3] for line in curve(tmp_path)]
     # What comes again after a run was cut off is to be forgotten first.
     train(tiny_settings(epochs=3), tmp_path, resume=True)
-    assert begun == [None, 23]
+    assert begun == [1, 23]
+
+
+def test_tensorboard_forgets_the_steps_that_come_again(tmp_path, monkeypatch):
+    begun = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            begun.append(purge_step)
+
+        def add_scalar(self, *_):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    # Killed without another checkpoint than the first, and with one after the fourth step of the second epoch.
+    for place, minutes in (((1, 2), 10.0), ((2, 4), 1e-9)):
+        recorder = Recorder(place, cut)
+        with pytest.raises(Cut):
+            train(tiny_settings(), tmp_path, observers=[recorder], checkpoint_minutes=minutes, resume=bool(begun))
+    train(tiny_settings(), tmp_path, resume=True)
+    assert begun == [1, 1, 15]
+
+
+def test_a_tensorboard_that_cannot_be_written(tmp_path):
+    pytest.importorskip("torch.utils.tensorboard")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("in the way")
+    with pytest.raises(LostWorkError, match=r"tensorboard cannot be written: .*\n"):
+        train(tiny_settings(), tmp_path / "run")
 
 
 def test_without_tensorboard(tmp_path, monkeypatch):

@@ -12,15 +12,16 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
+from typing import get_type_hints
 
 from pydantic import BaseModel
 
 from capsbench import records
-from capsbench.training import result, settings
+from capsbench.training import bundles, log, result, settings
 
 TARGET = Path(__file__).parent.parent / "docs" / "record-schema.md"
 MARK = "<!-- Below: made by `python tools/record_schema.py`. -->\n"
-CLASSES: tuple[type[BaseModel], ...] = (
+CLASSES: tuple[type, ...] = (
     records.Record,
     records.Cell,
     records.Configuration,
@@ -35,27 +36,39 @@ CLASSES: tuple[type[BaseModel], ...] = (
     settings.TrainingSettings,
     result.Result,
     result.EpochFigures,
+    log.TrainingStep,
+    bundles.BlockDiagnostics,
 )
 
 
 def text() -> str:
     """The whole page."""
-    before, _, _ = TARGET.read_text(encoding="utf-8").partition(MARK)
+    written = TARGET.read_text(encoding="utf-8")
+    if written.count(MARK) != 1:
+        raise SystemExit(f"{TARGET.name} does not have its mark once.\nPut this line above the tables: {MARK.strip()}")
+    before, _, _ = written.partition(MARK)
     return "\n".join([before + MARK, *map(section, CLASSES)])
 
 
-def section(kind: type[BaseModel]) -> str:
+def section(kind: type) -> str:
     """One class as a table: its fields with their types and what it says of them."""
     said = sayings(kind)
     lines = [f"## {kind.__name__}", "", re.sub(r"\s+", " ", inspect.getdoc(kind) or ""), ""]
     lines += ["| field | type | what it is |", "| --- | --- | --- |"]
-    for name, field in kind.model_fields.items():
-        declared = name_of(field.annotation)
+    for name, annotation in fields_of(kind).items():
+        declared = name_of(annotation)
         lines.append(f"| `{name}` | {declared} | {said.get(name, '')} |")
     return "\n".join([*lines, ""])
 
 
-def sayings(kind: type[BaseModel]) -> dict[str, str]:
+def fields_of(kind: type) -> dict[str, object]:
+    """The fields with their types."""
+    if issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    return dict(get_type_hints(kind))
+
+
+def sayings(kind: type) -> dict[str, str]:
     """The line of text under each field."""
     found: dict[str, str] = {}
     statements = [
@@ -79,7 +92,10 @@ def name_of(annotation: object) -> str:
 def main() -> int:
     """The command line."""
     if "--check" in sys.argv[1:]:
-        return int(TARGET.read_text(encoding="utf-8") != text())
+        if TARGET.read_text(encoding="utf-8") == text():
+            return 0
+        print(f"{TARGET.name} is not what the classes say.\nRun python tools/record_schema.py", file=sys.stderr)
+        return 1
     TARGET.write_text(text(), encoding="utf-8")
     print(TARGET.name)
     return 0

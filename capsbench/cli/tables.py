@@ -76,7 +76,7 @@ def reproduce_table(
             if isinstance(found, TrainingError):
                 faults += 1
                 # Its hint is in the words of `capsbench train`, whose options a table does not have.
-                say(console, f"{member.folder.name}: {found.what}\nit is left out; the same command goes on with it")
+                say(console, f"{member.folder.name}: {found.what}\nit is left out; remove its folder to begin it again")
     except Interrupted as error:
         raise Interrupted(error.what, f"go on with: {shlex.join(['capsbench', *sys.argv[1:]])}") from None
     table = _table(trials, EPOCHS[name], data_dir)

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from capsbench.report.units import bytes_text, duration_text
-from capsbench.training.log import StepFigures
+from capsbench.training.log import TrainingStep
 from capsbench.training.loop import RESULT
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import TrainingSettings
@@ -32,7 +32,7 @@ class TrainingProgress:
         self._console = console
         self._epochs = settings.epochs
         self._lines: list[Text] = []
-        self._now: StepFigures | None = None
+        self._now: TrainingStep | None = None
         self._ticks: list[tuple[float, int]] = []
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
 
@@ -47,7 +47,7 @@ class TrainingProgress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def stepped(self, figures: StepFigures) -> None:
+    def stepped(self, figures: TrainingStep) -> None:
         """A step is done."""
         self._now = figures
         self._ticks = [*self._ticks[-_PACE_STEPS:], (time.monotonic(), figures.images)]

@@ -33,7 +33,7 @@ def check_archives(name: str, root: Path) -> None:
         if not check_integrity(str(archive), checksum):
             raise ConfigurationError(
                 f"dataset '{name}': {archive} does not have the checksum that torchvision knows ({checksum})",
-                "remove it and add --download, or put the published file there",
+                "remove it: the unpacked files are then taken as they are; or put the published file there",
             )
         if gzip.decompress(archive.read_bytes()) != plain.read_bytes():
             raise ConfigurationError(

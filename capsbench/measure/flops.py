@@ -62,8 +62,9 @@ def _with_gradients(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return 3 * votes_flops(inputs, weight)
 
 
-def _with_both(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return 4 * votes_flops(inputs, weight)
+def _with_both(inputs: Shape, weight: Shape, _state: Any, _t: Any, limited: bool, *_: Any, **__: Any) -> int:
+    # Couplings of the round are used again; SDA needs the votes themselves once more.
+    return (4 if limited else 3) * votes_flops(inputs, weight)
 
 
 _FORMULAS = {

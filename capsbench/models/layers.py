@@ -125,8 +125,8 @@ class CapsuleLayer(nn.Module):
             `self.parameters()` in order, None for one that is frozen.
         """
         value, (grad_x, *grads) = route_and_vjp(x, self.weight, grad, self.bias, **self._options(), kept=kept)
-        # As `parameters()` has them, which walks through modules for longer.
-        own = (mine for mine in self._parameters.values() if mine is not None)
+        # In the order of `parameters()`, which walks through modules for longer.
+        own = (mine for mine in (self.weight, self.bias, self.beta_u, self.beta_a) if mine is not None)
         wanted = (one if mine.requires_grad else None for mine, one in zip(own, grads, strict=True))
         return value, grad_x, tuple(wanted)
 

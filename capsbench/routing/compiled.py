@@ -180,15 +180,16 @@ def _value_and_vjp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     found = _value_and_vjp_shapes(inputs, weight)
     sizes = _sizes(inputs, weight)
-    room, threads = _room(inputs, weight), torch.get_num_threads()
+    threads = torch.get_num_threads()
+    room = _room(inputs, weight, threads)
     given = (inputs, weight, state, t, int(limited), bias, grad)
     _call("round_and_gradients", *given, *found, room, *sizes, _block(sizes[0], threads), threads)
     return found
 
 
 def _value_and_vjp_meta(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # It is there as long as it takes, as a trace of the peak must see.
-    meanwhile = _room(inputs, weight)
+    # It is there as long as it takes, as a trace of the peak must see; but for what each thread of some machine needs.
+    meanwhile = _room(inputs, weight, threads=0)
     found = _value_and_vjp_shapes(inputs, weight)
     del meanwhile
     return found
@@ -198,10 +199,10 @@ def _value_and_vjp_shapes(inputs: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
     return inputs.new_empty(inputs.shape[0], *weight.shape[2:]), *_vjp_shapes(inputs, weight)
 
 
-def _room(inputs: Tensor, weight: Tensor) -> Tensor:
+def _room(inputs: Tensor, weight: Tensor, threads: int) -> Tensor:
     """Room for all that `round_and_gradients` needs: one allocation, as each takes as long as a small sum."""
     batch, count, in_dim, outputs, dim, padded = _sizes(inputs, weight)
-    of_threads = torch.get_num_threads() * (2 * in_dim + 1 + _SAMPLES) * dim * padded
+    of_threads = threads * (2 * in_dim + 1 + _SAMPLES) * dim * padded
     return inputs.new_empty(of_threads + batch * (dim * padded + count * padded + outputs * dim))
 
 

@@ -11,7 +11,7 @@ from capsbench.data.preprocess import prepare
 from capsbench.durable import replacing
 from capsbench.models import CapsuleLoss
 from capsbench.training.bundles import checked_network, diagnose
-from capsbench.training.log import StepFigures, encoded, parsed, writing
+from capsbench.training.log import TrainingStep, encoded, parsed, writing
 from capsbench.training.result import EpochFigures
 
 DIAGNOSTICS = "diagnostics.jsonl"
@@ -52,7 +52,7 @@ class DiagnosticsLog:
         if not step:
             self._write(epochs)
 
-    def stepped(self, figures: StepFigures) -> None:
+    def stepped(self, figures: TrainingStep) -> None:
         """Blocks are looked into once an epoch."""
 
     def finished(self, figures: EpochFigures) -> None:

@@ -18,13 +18,15 @@ METRICS, TABLE, TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"
 
 
 @dataclass(frozen=True)
-class StepFigures:
-    """One step; epochs and steps are counted from 1."""
+class TrainingStep:
+    """One step."""
 
     epoch: int
+    """From 1."""
     step: int
+    """Of its epoch, from 1."""
     steps: int
-    """Of an epoch."""
+    """Of an epoch; not in a line of metrics.jsonl."""
     images: int
     """Of this batch, over all processes."""
     loss: float
@@ -32,14 +34,17 @@ class StepFigures:
     accuracy: float
     """0 to 1."""
     gradient_norm: float
+    """Of all parameters together, before the update."""
     learning_rate: float
+    """Of this step."""
     memory_bytes: int
+    """CUDA's allocated bytes at most so far, or this process's resident set; not in a line of metrics.jsonl."""
 
 
 class Observer(Protocol):
     """Is told how training goes on."""
 
-    def stepped(self, figures: StepFigures) -> None:
+    def stepped(self, figures: TrainingStep) -> None:
         """A step is done."""
 
     def finished(self, figures: EpochFigures) -> None:
@@ -65,7 +70,12 @@ class MetricsLog:
         with writing(folder / METRICS):
             self._begin(step)
             self._file = (folder / METRICS).open("ab")
-        self._board = _tensorboard(folder / TENSORBOARD, len(self._epochs) * steps + step)
+        try:
+            with writing(folder / TENSORBOARD):
+                self._board = _tensorboard(folder / TENSORBOARD, len(self._epochs) * steps + step)
+        except LostWorkError:
+            self._file.close()
+            raise
 
     def close(self) -> None:
         """Ends the files."""
@@ -73,7 +83,7 @@ class MetricsLog:
         if self._board is not None:
             self._board.close()
 
-    def stepped(self, figures: StepFigures) -> None:
+    def stepped(self, figures: TrainingStep) -> None:
         """A line for a step."""
         line = asdict(figures)
         del line["steps"], line["memory_bytes"]
@@ -116,8 +126,9 @@ class MetricsLog:
 
     def _draw(self, group: str, values: dict[str, float], at: int) -> None:
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{group}/{name}", value, at)
+            with writing(self.folder / TENSORBOARD):
+                for name, value in values.items():
+                    self._board.add_scalar(f"{group}/{name}", value, at)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -160,7 +171,7 @@ def _tensorboard(folder: Path, done: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+    return SummaryWriter(str(folder), purge_step=done + 1)
 
 
 @contextmanager

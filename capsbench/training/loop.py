@@ -21,7 +21,7 @@ from capsbench.measure.limits import is_out_of_memory
 from capsbench.training.checkpoint import Checkpoint, fill, load_checkpoint, save_checkpoint
 from capsbench.training.diagnostics import DiagnosticsLog
 from capsbench.training.draws import random_state, set_random_state
-from capsbench.training.log import MetricsLog, Observer, StepFigures
+from capsbench.training.log import MetricsLog, Observer, TrainingStep
 from capsbench.training.optimizers import learning_rate, set_learning_rate
 from capsbench.training.processes import Processes
 from capsbench.training.result import EpochFigures, Result
@@ -148,7 +148,7 @@ class Run:
         self.loss += outcome.loss
         self.correct += outcome.correct
         self.images += images
-        figures = StepFigures(
+        figures = TrainingStep(
             epoch=len(self.epochs) + 1,
             step=self.step,
             steps=self.feed.steps(),
@@ -297,7 +297,7 @@ class Run:
             self.stepper.scaler.load_state_dict(state["scaler"])
             draws = state["random"]
             set_random_state(draws[self.processes.share.rank % len(draws)], self.processes.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise StoreError(
                 f"checkpoint {self.folder / CHECKPOINT} cannot be gone on from: {type(error).__name__}: {error}",
                 "restore it, or choose another --out to begin again",

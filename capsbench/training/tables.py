@@ -132,7 +132,8 @@ def _known_together(trial: Trial, losses: list[float], data_directory: Path | No
         if known["networks"] == networks:
             return float(known["test_accuracy"])
     accuracy = _together(trial, data_directory)
-    with replacing(path) as file:
+    # It can be computed again: a table that is done is not lost with it.
+    with contextlib.suppress(OSError), replacing(path) as file:
         file.write(json.dumps({"networks": networks, "test_accuracy": accuracy}, indent=1).encode() + b"\n")
     return accuracy
 

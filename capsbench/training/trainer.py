@@ -81,7 +81,7 @@ def train(
             checked_network(network)
         with Store(folder).locked() if processes.first else contextlib.nullcontext():
             begun = _begun(folder, settings, resume=resume)
-            if processes.first and (begun is None or settings.epochs != begun.settings.epochs):
+            if processes.first and read_settings(folder) != settings:
                 write(folder / SETTINGS, settings.model_dump_json(indent=1) + "\n")
             finished = read_result(folder) if begun is not None else None
             if finished is not None and finished.settings == settings:
