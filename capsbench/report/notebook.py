@@ -92,12 +92,14 @@ def _row(label: str, row: Mapping[Hashable, Any], points: list[tuple[float, floa
     is_bytes = row["unit"] == "bytes"
     line = (row["intercept"], row["slope"]) if row["linear"] else None
     ratio = row["ratio_to_rescapsnet"]
+    remarks = [] if row["linear"] else ["not a line"]
+    remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []
     texts = [
         escape(label),
         METRICS[row["metric"]].title,
         svg(points, line, colour) if points else "",
         slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes),
         "" if pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
-        escape(", ".join(filter(None, ["" if row["linear"] else "not a line", row["noise"] and f"noisy: {row['noise']}"]))),
+        escape(", ".join(remarks)),
     ]
     return "<tr>" + "".join(f"<td style='text-align:left'>{text}</td>" for text in texts) + "</tr>"

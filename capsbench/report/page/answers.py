@@ -137,7 +137,7 @@ def _time(fit: Mapping[str, Any]) -> list[Piece]:
         pieces = [(False, "changes by "), text, (False, " per block")]
     else:
         pieces = [(False, "takes "), text, (False, " longer per block"), *_ratio(fit)]
-    noise: list[Piece] = [(False, f" (noisy: {fit['noise']})")] if fit["noise"] else []
+    noise: list[Piece] = [(False, f" (noisy: {fit['noise'].replace(',', ', ')})")] if fit["noise"] else []
     return [*pieces, *_line_note(fit), *noise]
 
 
