@@ -192,7 +192,7 @@ def write(results: dict[Stage, Result]) -> Sequence[Path]:
 
 Made by `{COMMAND}`. {first.train_images:,} images to train on, none held out; tested on {first.test_images:,}, with the weights
 of the last epoch. Adam 1e-3, ×0.96 per epoch, batch 128, margin loss and 5e-4 of the squared error, random crops of images padded
-by 2, float32. {first.parameters:,} parameters. {cpu["model"]}, {first.settings.network.threads} threads, torch
+by 2, float32. {first.parameters:,} parameters. {cpu["model"]}, threads: {first.settings.network.threads}; torch
 {first.environment["packages"]["torch"]}. ± is one standard deviation over seeds.
 
 {table_of(results)}
