@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 SCHEMA_VERSION = 3
 """Raised whenever an older capsbench could not understand a new record."""
@@ -246,27 +246,27 @@ class MemoryFigures(Schema):
 
     probe: str
     """Who counted: `allocator` (our own round a CPU's), `profiler` (its events), `cuda`, or `trace` (predicted)."""
-    state_bytes: int
+    state_bytes: NonNegativeInt
     """Parameters and buffers."""
-    gradient_bytes: int
+    gradient_bytes: NonNegativeInt
     """Gradients of the parameters that are alive after backward; 0 where the optimizer steps inside backward."""
-    optimizer_bytes: int
+    optimizer_bytes: NonNegativeInt
     """The optimizer's state."""
     retained_bytes: int
     """Alive after forward, minus before: what backward will need."""
-    peak_forward_bytes: int
+    peak_forward_bytes: NonNegativeInt
     """Highest during forward and loss; like the next two, with weights, optimizer state and the batch in it."""
-    peak_backward_bytes: int
+    peak_backward_bytes: NonNegativeInt
     """Highest during backward, and the optimizer's steps that are part of it."""
-    peak_allocated_bytes: int
+    peak_allocated_bytes: NonNegativeInt
     """Highest over the whole step, the optimizer's part included."""
-    peak_reserved_bytes: int | None = None
+    peak_reserved_bytes: NonNegativeInt | None = None
     """Highest the caching allocator held; None where there is none (CPU)."""
-    process_bytes: int | None = None
+    process_bytes: NonNegativeInt | None = None
     """CUDA: of this process, as the driver says (NVML). CPU: the largest resident set."""
     context_bytes: int | None = None
     """CUDA: what the process holds beside the caching allocator; the driver's context and libraries' own workspaces."""
-    warm_peak_allocated_bytes: int | None = None
+    warm_peak_allocated_bytes: NonNegativeInt | None = None
     """CUDA: highest over a step after several more, when libraries have settled on their algorithms."""
     at_peak: Contents | None = None
     """What the highest point is made of; None where the probe cannot tell blocks apart."""
@@ -283,13 +283,13 @@ class TimeFigures(Schema):
     """`cuda events` or `monotonic`."""
     warmup_steps: int
     """Steps before the first sample."""
-    train_step_seconds: list[float]
+    train_step_seconds: list[NonNegativeFloat]
     """Forward, loss, backward, optimizer."""
-    forward_seconds: list[float]
+    forward_seconds: list[NonNegativeFloat]
     """Forward and loss of the same steps."""
-    inference_seconds: list[float]
+    inference_seconds: list[NonNegativeFloat]
     """Forward under inference mode."""
-    yardstick_seconds: list[float] = []
+    yardstick_seconds: list[NonNegativeFloat] = []
     """A product of two matrices, the same on every machine, timed between the samples: what the machine did meanwhile."""
     yardstick_flops: int | None = None
     """Floating-point operations of the yardstick."""

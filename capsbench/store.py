@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -38,7 +38,18 @@ class Damage:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path} line {self.line} is damaged ({self.reason}); every other line is read"
+        return f"{self.path} line {self.line} is damaged ({self.reason}); all other lines are read"
+
+
+def told_damages(damages: Iterable[Damage]) -> list[str]:
+    """Damages in words: of a file the first, and how many lines more."""
+    by_path: dict[Path, list[Damage]] = {}
+    for damage in damages:
+        by_path.setdefault(damage.path, []).append(damage)
+    return [
+        str(first) if not more else f"{path}: {1 + len(more)} lines are damaged, the first is line {first.line} ({first.reason})"
+        for path, (first, *more) in by_path.items()
+    ]
 
 
 @dataclass
@@ -194,10 +205,14 @@ def report_folders(root: Path) -> list[Path]:
     """
     if not root.exists():
         raise StoreError(f"{root} does not exist", "give a folder that 'capsbench run' has written")
-    found = sorted(path.parent for path in root.rglob(RECORDS))
+    found = sorted(Path(folder) for folder, _, names in os.walk(root, onerror=_unreadable) if RECORDS in names)
     if not found:
         raise StoreError(f"{root} holds no records", "give a folder that 'capsbench run' has written, or run it first")
     return found
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise StoreError(f"{error.filename} cannot be read: {error.strerror}", "check its permissions, or name folders beside it")
 
 
 def read_reports(root: Path) -> tuple[list[tuple[Path, Record]], list[Damage]]:
@@ -249,8 +264,8 @@ def load(root: str | Path) -> "pd.DataFrame":
     from capsbench.frame import to_frame
 
     records, damages = read_reports(Path(root))
-    for damage in damages:
-        warnings.warn(str(damage), stacklevel=2)
+    for text in told_damages(damages):
+        warnings.warn(text, stacklevel=2)
     return to_frame(records)
 
 
@@ -302,9 +317,16 @@ def _parsed(text: str | bytes) -> Any:
         ValueError: it is none, or none that can be read.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole)
     except RecursionError:
         raise ValueError("one thing lies in another too many times") from None
+
+
+def _whole(digits: str) -> int:
+    """A whole number of at most 64 bits, which is what tables of numbers hold."""
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"a whole number of {len(digits)} digits is too large")
+    return int(digits)
 
 
 def _refuse_newer(data: Any, place: object) -> None:

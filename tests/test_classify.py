@@ -254,7 +254,7 @@ def test_as_json(command, runs, pictures, tmp_path):
 def test_an_ensemble_as_a_command(command, runs, pictures):
     more = [word for path in runs.paths[1:] for word in ("--with", path)]
     done = command("classify", runs.paths[0], pictures[0], *more, "--json", "--device", "cpu")
-    assert json.loads(done.stdout)[0]["lengths"] == pytest.approx(list(classify(runs.paths, sample(1))[0].lengths), rel=1e-5)
+    assert json.loads(done.stdout)[0]["lengths"] == pytest.approx(list(classify(runs.paths, sample(1))[0].lengths), rel=1e-4)
 
 
 def test_images_of_one_name_keep_their_reconstructions(command, runs, pictures, tmp_path):

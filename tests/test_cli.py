@@ -24,6 +24,7 @@ from capsbench.catalog import SPECS
 from capsbench.cli.commands import cli
 from capsbench.models import FRONTS, RULES
 from capsbench.records import SCHEMA_VERSION, Record
+from capsbench.report.progress import _one_line
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
 from capsbench.store import Store
@@ -318,12 +319,13 @@ def test_json_stays_json_beside_a_warning(command, report):
 
 @pytest.mark.parametrize("content", [b"", b"garbage\n"], ids=["empty", "garbage"])
 @pytest.mark.parametrize("name", ["plot", "slopes"])
-def test_a_records_file_without_a_record_is_no_defect(command, report, name, content):
+def test_a_records_file_without_a_record_says_so(command, report, name, content):
     # A disk that was full at the first record leaves an empty file.
     (report / "records.jsonl").write_bytes(content)
     result = command(name, "report")
-    assert result.status in {0, 2}
+    assert result.status == 2
     assert len(result.stderr.splitlines()) <= 3
+    assert "holds no record that can be read" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", ["plot report", "slopes report", "run --out report --resume"])
@@ -562,6 +564,36 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(caught, tmp_path, capsbench, 
     assert typed[0] == "capsbench"
     assert capsbench(*typed[1:]).status == 0
     assert measured(tmp_path / "report") == {1: 1, 2: 1, 3: 1}
+
+
+def test_a_second_ctrl_c_still_says_how_to_go_on(command, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("capsbench.cli.sweeps.run_sweep", stopped)
+    monkeypatch.setattr("capsbench.cli.sweeps._conclude", stopped)
+    result = command("run", "--models", "rescapsnet", "--depth", "1", "--out", "report")
+    assert result.status == 130
+    assert "interrupted; what was measured is drawn" in result.stderr
+    assert "error: interrupted; all that was measured is kept\ngo on with: capsbench run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--out", ""], ("--out is empty", "name a file or a folder")),
+        (["run", "--gpu", "h100"], ("--gpu h100 does not go with --device auto", "add --device cuda:predicted")),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(command, tmp_path, arguments, words):
+    assert_refused(command(*arguments, "--models", "rescapsnet", "--depth", "1"), *words)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_figure_per_pair_of_samples_is_their_median(command, report):
+    record = json.loads((report / "records.jsonl").read_text().splitlines()[0])
+    record["time"]["train_step_seconds"] = [0.1, 0.3]
+    assert "step 200.0 ms" in _one_line(Record.model_validate(record))
 
 
 def test_a_full_disk_costs_nothing_that_was_measured(tmp_path, capsbench):

@@ -104,7 +104,7 @@ def test_other_bytes_turn_it_red_too(gate, name, title):
 def test_a_slower_step_turns_it_red(gate):
     result = gate(seeded_run(["mocapsnet"], slower=1.3) + seeded_run(["rescapsnet"]))
     assert result.status == 1
-    assert any("MoCapsNet: train step " in line and "+30.0 ±" in line for line in told(result))
+    assert any("MoCapsNet: train step " in line and "+30.0" in line for line in told(result))
     assert "ResCapsNet" not in "".join(told(result))
     assert gate(seeded_run(slower=1.3), "--time-threshold", "40%").status == 0
 

@@ -63,6 +63,13 @@ def test_noise_within_a_process_is_in_the_interval_although_the_medians_lie_on_a
     assert (low, high) == (pytest.approx(SLOPE), pytest.approx(SLOPE))
 
 
+def test_samples_of_no_time_at_all_are_no_noise():
+    blocks = np.arange(3.0)
+    with np.errstate(all="raise"):
+        draws = slope_draws(blocks, np.zeros(3), 0.0, [[0.0, 0.0, 0.0]] * 3, np.random.default_rng(0))
+    assert not draws.any()
+
+
 def test_noise_among_replicates_is_in_the_interval():
     blocks = np.repeat(np.arange(1.0, 5), 2)
     medians = 0.1 + SLOPE * blocks + np.tile([0.01, -0.01], 4)

@@ -14,7 +14,7 @@ from capsbench import paper
 from capsbench.analysis.intervals import median_interval, resampled_medians
 from capsbench.cli.commands import cli, sweep_of
 from capsbench.cli.report import read_sources
-from capsbench.records import STEP_PHASES, Cell, Plan, StepFigures, StepPhase, Timeline
+from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, StepFigures, StepPhase, Timeline
 from capsbench.report.page import Inside, Source, build, page_html, write_page
 from capsbench.report.page.build import script_json
 from capsbench.report.page.commands import cell_options, line_command, timeline_command
@@ -105,6 +105,41 @@ def test_where_there_is_no_room_for_all_samples_the_first_are_kept(monkeypatch):
     assert "at most 5 raw samples of each time are on this page" in page_html([source(records)])
 
 
+def test_where_there_is_no_room_at_all_steps_are_not_looked_into(monkeypatch):
+    step = StepFigures(retained_by_module={f"module{place}": MIB for place in range(9)})
+    records = [make_record(blocks=blocks).model_copy(update={"step": step}) for blocks in (1, 2)]
+    assert data_of(page_html([source(records)]))["modules"]["of"] == [0, 0]
+    monkeypatch.setattr(build, "_ROOM", 10)
+    html = page_html([source(records)])
+    assert data_of(html)["modules"] == {"lists": [], "of": [-1, -1]}
+    assert "no room for what is inside each step" in html
+    assert "name fewer reports, or sweep less in one" in html
+
+
+def test_a_depth_beyond_all_reason_costs_no_time():
+    deep = 2 * 10**8
+    html = page_html([source(make_record(blocks=blocks) for blocks in (1, 2, deep))])
+    assert f"Measured at 1, 2, {deep} blocks" in html
+
+
+def test_memory_that_falls_is_said_to_change():
+    memory = make_record().memory.model_dump()
+    records = [
+        make_record(blocks=blocks).model_copy(
+            update={"memory": MemoryFigures.model_validate(memory | {"retained_bytes": (9 - blocks) * MIB})}
+        )
+        for blocks in (1, 2, 3)
+    ]
+    assert "changes its memory (retained for backward) by <strong>-1.00 MiB</strong> per block" in page_html([source(records)])
+
+
+def test_a_name_is_written_out_everywhere():
+    names = ("mnist", "\u202eset")
+    html = page_html([source(make_record("\u202enet", blocks, dataset=name) for blocks in (1, 2) for name in names)])
+    assert "\u202e" not in "".join(str(data_of(html)["lines"]))
+    assert "\\u202enet" in html
+
+
 def test_reports_of_one_name_are_told_apart():
     assert [one.name for one in told_apart([source([]), source([]), source([], "mine (2)")])] == [
         "mine",
@@ -136,16 +171,17 @@ def test_the_command_of_a_cell_asks_for_that_very_cell(fields):
 def test_the_papers_ratio_is_held_against_ones_own():
     html = page_html([source(make_record(model, blocks) for model in ("rescapsnet", "mocapsnet") for blocks in (1, 2, 3))])
     rows = re.findall(
-        r"<tr><td>(.*?)</td><td class=\"number\">(.*?)</td><td class=\"number\">(.*?)</td>.*?verdict (\w+)", html, re.DOTALL
+        r"<tr><td>([^<]*)</td><td><span class=\"verdict (\w+)\".*?<td class=\"number\">(.*?)</td><td class=\"number\">(.*?)</td>",
+        html,
     )
     printed = paper.table("figure4_slopes").set_index(["quantity", "model"])["slope_per_block"]
     assert rows == [
-        ("A block costs MoCapsNet less memory than ResCapsNet", f"× {3.643 / 174.2:.3g}", "× 0", "agrees"),
+        ("A block costs MoCapsNet less memory than ResCapsNet", "agrees", f"× {3.643 / 174.2:.3g}", "× 0"),
         (
             "and more training time",
+            "agrees",
             f"× {printed['train_time', 'mocapsnet'] / printed['train_time', 'capsnet']:.3g}",
             "× 1.5",
-            "agrees",
         ),
     ]
 
@@ -326,7 +362,8 @@ LISTS = json.loads(spoiled())["bytes_by_category"]
         (spoiled(bytes_by_category={}), "bytes_by_category does not have just"),
         (spoiled(bytes_by_category=LISTS | {"state": [0]}), "lists of different lengths"),
         (spoiled(bytes_by_category={name: [] for name in LISTS}), "or of none"),
-        (spoiled(bytes_by_category=LISTS | {"state": [10**30] * 7}), "more than there can be"),
+        (spoiled(bytes_by_category=LISTS | {"state": [2**62] * 7}), "more than there can be"),
+        (spoiled(bytes_by_category=LISTS | {"state": [10**30] * 7}), "31 digits is too large"),
         (spoiled(bytes_by_category=LISTS | {"state": [-1] * 7}), "less than no bytes"),
         (spoiled(phases={}), "phases are not forward, backward, optimizer"),
         (spoiled(phases=dict.fromkeys(STEP_PHASES, PHASE)), "phases.backward runs from event 0 to 6"),

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 from browsing import opened, started_browser
-from conftest import MIB, RETAINED_PER_BLOCK, make_record, make_timeline
+from conftest import MIB, RETAINED_PER_BLOCK, make_frame, make_record, make_timeline
 
+from capsbench.analysis.slopes import slopes
 from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
 from capsbench.report.page import Inside, Source
 from capsbench.report.page.commands import cell_options, line_command, timeline_command
@@ -120,6 +121,19 @@ def test_data_sets_are_not_mixed_unless_asked(show):
         page.choose("filter-dataset", "*")
         assert len(page.points("figure4")) == 24
         assert page.page.locator("#figure3 h4").all_inner_texts()[0] == "MNIST: retained for backward"
+
+
+def test_what_is_chosen_at_first_is_there(show):
+    def lines(dataset):
+        return [
+            make_record(model, blocks, dataset=dataset, batch_size=batch)
+            for model in ("rescapsnet", "mocapsnet") for batch in (2, 4, 8, 16) for blocks in (1, 2)
+        ]  # fmt: skip
+
+    later = [record.model_copy(update={"started_at": "2030-01-01T00:00:00+00:00"}) for record in lines("svhn")]
+    with show(source(lines("mnist"), "first"), source(later, "second")) as page:
+        assert set(page.points("figure4")) == set(range(16, 32))
+        assert len(rows_of(page, "cells-table")) == 16
 
 
 def test_hovering_shows_the_value_in_the_record_its_interval_and_its_cell(show):
@@ -334,15 +348,18 @@ def test_reports_beside_each_other_with_history_and_verdicts(show):
 
 
 def test_the_front_is_what_nothing_beats_in_both(show):
-    values = [(5, 1.0), (3, 2.0), (4, 3.0), (1, 4.0), (1, 5.0), (6, 1.0)]
+    values = [(5, 1.0), (3, 2.0), (3, 2.0), (4, 3.0), (1, 4.0), (1, 5.0), (6, 1.0)]
     records = [
-        changed(make_record("rescapsnet", 2, batch_size=4 + place), peak=memory * MIB, factor=time)
+        changed(make_record("rescapsnet", 2, iterations=1 + place), peak=memory * MIB, factor=time)
         for place, (memory, time) in enumerate(values)
     ]
+    # Less memory and less time for a smaller batch: that beats nothing.
+    records += [changed(make_record("rescapsnet", 2, batch_size=1), peak=MIB // 2, factor=0.1)]
     with show(source(records)) as page:
         page.drawn("tradeoff-chart")
         found = page.evaluate("() => tradePoints().filter(point => point.front).map(point => point.cell)")
-    assert set(found) == unbeaten(values)
+        assert "a front of its own" in page.text("#tradeoff-caption")
+    assert set(found) == unbeaten(values) | {len(values)}
 
 
 def unbeaten(values):
@@ -370,6 +387,8 @@ def test_the_table_sorts_searches_and_is_downloaded(show):
         assert "41.00 MiB" in rows_of(page, "cells-table")[0]
         page.page.locator("#cells-table input[type=search]").fill("mocapsnet")
         assert len(rows_of(page, "cells-table")) == 4
+        page.page.locator("#cells-table input[type=search]").fill("second, third")
+        assert len(rows_of(page, "cells-table")) == 1
         page.choose("filter-status", "error")
         page.page.locator("#cells-table input[type=search]").fill("")
         assert len(rows_of(page, "cells-table")) == 1
@@ -390,6 +409,54 @@ def test_the_table_sorts_searches_and_is_downloaded(show):
     assert rows[12]["model"] == "'=cmd|calc"
     assert rows[13]["message"] == "first =second, third"
     assert {row["inference_samples_taken"] for row in rows[:12]} == {"9"}
+
+
+def test_slopes_are_downloaded_with_their_units_and_intervals(show):
+    records = [changed(record, factor=1.01 if record.cell.configuration.blocks == 2 else 1) for record in models(range(1, 4))]
+    with show(source(records)) as page:
+        page.page.locator("#answer summary").click()
+        with page.page.expect_download() as waiting:
+            page.page.locator("#slopes-table").get_by_role("button", name="Download CSV").click()
+        rows = [*csv.DictReader(io.StringIO(waiting.value.path().read_text(encoding="utf-8")))]
+    table = slopes(make_frame(records))
+    assert len(rows) == len(table)
+    for row, (_, fit) in zip(rows, table.iterrows(), strict=True):
+        assert row["unit"] == fit["unit"]
+        for name, column in (("slope_per_block", "slope"), ("slope_low", "slope_low"), ("slope_high", "slope_high")):
+            assert (float(row[name]) if row[name] else None) == pytest.approx(fit[column] if fit[column] == fit[column] else None)
+        assert float(row["ratio_to_rescapsnet"]) == pytest.approx(fit["ratio_to_rescapsnet"])
+
+
+def test_history_follows_each_line_of_a_report(show):
+    def lines(retained):
+        return [
+            changed(make_record("capsnet", blocks, threads=threads), retained=blocks * (retained if threads == 1 else MIB))
+            for threads in (2, 1) for blocks in (1, 2, 3)
+        ]  # fmt: skip
+
+    later = [record.model_copy(update={"started_at": "2030-01-01T00:00:00+00:00"}) for record in lines(3 * MIB)]
+    with show(source(lines(MIB), "before"), source(later, "after")) as page:
+        drawn = page.drawn("history-chart")
+        assert sorted(trace["y"] for trace in drawn) == [[1, 1], [1, 3]]
+        page.choose("filter-threads", "1")
+        assert [trace["y"] for trace in page.drawn("history-chart")] == [[1, 3]]
+        assert "against before" in page.text("#history-table")
+
+
+def test_a_depth_beyond_one_that_was_out_of_memory(show):
+    records = [make_record("mocapsnet", blocks) for blocks in (1, 4, 40)] + [make_record("mocapsnet", 10, status="oom")]
+    with show(source(records)) as page:
+        crosses = [trace for trace in page.drawn("figure4") if trace.get("marker", {}).get("symbol") == "x-thin"]
+        dotted = [trace for trace in page.drawn("figure4") if trace.get("line", {}).get("dash") == "dot"]
+    assert [trace["x"] for trace in crosses] == [[10]]
+    assert [trace["x"] for trace in dotted] == [[4, 10]]
+
+
+def test_keys_lead_into_the_step_that_is_looked_at(show):
+    with show(source(models())) as page:
+        page.page.locator("#cells-table .toggle").first.click()
+        page.page.get_by_role("button", name="Look inside its step").first.press("Enter")
+        assert page.evaluate("() => document.activeElement.id") == "step-name"
 
 
 @pytest.mark.slow

@@ -216,9 +216,13 @@ def test_the_chunked_front_evaluates_its_first_convolution_again(inside):
 
 
 def pretend_device(
-    monkeypatch: pytest.MonkeyPatch, taken: Callable[[int], int], room: int | None, name: str = "blocks"
+    monkeypatch: pytest.MonkeyPatch,
+    taken: Callable[[int], int],
+    room: int | None,
+    forward: Callable[[int], int] | None = None,
+    name: str = "blocks",
 ) -> list[int]:
-    """A device on which a step takes what a function says; returns what was asked of it."""
+    """A device on which a step takes what a function says, and in forward what another one does; returns what was asked of it."""
     asked: list[int] = []
 
     def answer(configuration: Configuration, _: object) -> SimpleNamespace:
@@ -226,7 +230,10 @@ def pretend_device(
         asked.append(value)
         nbytes = taken(value)
         fits = room is None or nbytes <= room
-        memory = SimpleNamespace(peak_allocated_bytes=nbytes, process_bytes=None)
+        phase = (forward or taken)(value)
+        memory = SimpleNamespace(
+            peak_allocated_bytes=nbytes, process_bytes=None, peak_forward_bytes=phase, peak_backward_bytes=nbytes
+        )
         return SimpleNamespace(memory=memory, fits=fits, reason="" if fits else "it is full", room_bytes=room)
 
     monkeypatch.setattr(fit, "trace_for", lambda _: None)
@@ -263,6 +270,16 @@ def test_what_was_reckoned_and_does_not_fit_is_not_said_to(monkeypatch):
     assert 90 + 10 * found.value + 300 * (found.value > 64) <= 1_000
 
 
+def test_a_phase_that_is_not_yet_the_highest_bounds_the_depth(monkeypatch):
+    """The peak lies in backward at first, and grows slowly; that of forward grows faster, and is the higher one in the end."""
+    forward, backward = lambda blocks: 100 + 40 * blocks, lambda blocks: 2_000 + 10 * blocks
+    pretend_device(monkeypatch, lambda blocks: max(forward(blocks), backward(blocks)), 100_000, forward)
+    found = largest(make_configuration(), "depth")
+    assert not found.traced
+    assert max(forward(found.value), backward(found.value)) <= 100_000
+    assert "40 bytes" in found.reason
+
+
 def test_depth_that_costs_nothing_ends_at_the_limit(monkeypatch):
     pretend_device(monkeypatch, lambda _: 90, 1_000)
     found = largest(make_configuration(), "depth")
@@ -289,7 +306,7 @@ BATCHES = {
 def test_the_largest_batch(kind, room, monkeypatch):
     """Exact up to a hundred images, within 1 % beyond; and never one that does not fit."""
     taken = BATCHES[kind]
-    asked = pretend_device(monkeypatch, taken, room, "batch_size")
+    asked = pretend_device(monkeypatch, taken, room, name="batch_size")
     found = largest(make_configuration(dataset="mnist"), "batch")
     fitting = [size for size in range(1, 60_001) if taken(size) <= room]
     best = fitting[-1] if fitting else 0
@@ -303,13 +320,13 @@ def test_the_largest_batch(kind, room, monkeypatch):
 def test_more_memory_never_fits_less(monkeypatch):
     found = []
     for room in range(1_000, 60_000, 3_100):
-        pretend_device(monkeypatch, BATCHES["line"], room, "batch_size")
+        pretend_device(monkeypatch, BATCHES["line"], room, name="batch_size")
         found.append(largest(make_configuration(dataset="mnist"), "batch").value)
     assert found == sorted(found)
 
 
 def test_a_batch_ends_with_the_training_set(monkeypatch):
-    pretend_device(monkeypatch, lambda _: 1, None, "batch_size")
+    pretend_device(monkeypatch, lambda _: 1, None, name="batch_size")
     found = largest(make_configuration(dataset="mnist"), "batch")
     assert (found.value, found.bounded) == (60_000, False)
     assert "60,000" in found.reason

@@ -388,6 +388,10 @@ def test_units(function, value, text):
         (0.000168, -0.022032, 0.022368, False, "0.2 ± 22.2 ms"),
         (0.5, float("nan"), float("nan"), False, "500.0 ms"),
         (0.0, 0.0, 0.0, True, "0 B"),
+        (0.001, 0.00098, 0.00102, False, "1.00 ± 0.02 ms"),
+        (4e-7, 3e-7, 5e-7, False, "0.4 ± 0.1 µs"),
+        (4e-7, float("nan"), float("nan"), False, "0.4 µs"),
+        (-1e-7, -4e-6, 4e-6, False, "0 ± 4 µs"),
     ],
 )
 def test_a_slope_has_its_uncertainty(slope, low, high, is_bytes, text):

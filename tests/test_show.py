@@ -80,6 +80,20 @@ def test_show_by_command(capsbench, tmp_path, encoding, chart, monkeypatch):
     assert chart in result.stdout
 
 
+def test_lines_that_only_ran_out_of_memory_are_told(sweep_frame):
+    full = make_frame(make_record("capsnet", blocks, memory="checkpoint", status="oom") for blocks in (2, 1))
+    text = printed(pd.concat([sweep_frame, full], ignore_index=True))
+    assert "CapsNet (checkpoint)  out of memory at 1 block" in text
+    assert "CapsNet (stored)\n" in text
+    assert printed(full) == "CapsNet  out of memory at 1 block\n"
+
+
+def test_a_whole_number_in_a_column_of_floats_is_whole():
+    rows = [make_record("rescapsnet", blocks, threads=threads) for blocks in (1, 2) for threads in (2, 4)]
+    rows += [make_record("mocapsnet", blocks, threads=None) for blocks in (1, 2)]
+    assert "ResCapsNet (threads 2)\n" in printed(make_frame(rows))
+
+
 def test_show_without_a_slope(command, tmp_path):
     store = Store(tmp_path / "mine")
     store.folder.mkdir()

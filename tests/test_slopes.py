@@ -189,6 +189,20 @@ def test_the_reference_is_the_one_with_stored_activations():
     assert pick(table, "retained", model="mocapsnet")["ratio_to_rescapsnet"] == pytest.approx(0.5)
 
 
+def test_an_interval_is_the_same_wherever_its_records_lie():
+    def uneven(blocks):
+        record = make_record(blocks=blocks, threads=2)
+        samples = [one * (1 + 0.1 * (blocks % 2) + 0.01 * place) for place, one in enumerate(record.time.train_step_seconds)]
+        return record.model_copy(update={"time": record.time.model_copy(update={"train_step_seconds": samples})})
+
+    records = [uneven(blocks) for blocks in (1, 2, 3, 4)]
+    # Beside a line without a number of threads, the column is of floats.
+    beside = make_frame([*records, make_record("mine", threads=None)], "another/place")
+    first, second = (slopes(frame).set_index("metric").loc["train"] for frame in (make_frame(records), beside))
+    assert first["slope_low"] < first["slope"] < first["slope_high"]
+    assert tuple(first[["slope_low", "slope_high"]]) == tuple(second[["slope_low", "slope_high"]])
+
+
 def test_reports_are_kept_apart():
     frames = [make_frame(line(factor=factor), report=name) for name, factor in (("a", 1), ("b", 3))]
     table = slopes(pd.concat(frames, ignore_index=True))

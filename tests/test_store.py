@@ -346,6 +346,36 @@ def test_load_warns_of_damage_with_its_place(filled):
     assert len(frame) == RECORD_COUNT
 
 
+def test_many_damages_are_one_warning(filled):
+    filled.path.write_bytes(b"garbage\n" * 40 + filled.path.read_bytes())
+    with pytest.warns(UserWarning, match="40 lines are damaged, the first is line 1") as told:
+        load(filled.folder)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("figures", [{"peak_allocated_bytes": -1}, {"retained_bytes": 10**30}])
+def test_figures_that_cannot_be(filled, figures):
+    record = json.loads(make_record(blocks=9).model_dump_json())
+    record["memory"] |= figures
+    filled.path.write_text(json.dumps(record) + "\n")
+    contents = filled.read()
+    assert (len(contents.records), len(contents.damages)) == (0, 1)
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(filled, monkeypatch):
+    (filled.folder / "locked").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(StoreError, match=r"locked cannot be read: Permission denied"):
+        load(filled.folder)
+
+
 def test_load_reads_every_report_below_a_folder(tmp_path):
     for name in ("b", "a", "deep/er"):
         folder = tmp_path / name

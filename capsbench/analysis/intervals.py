@@ -38,9 +38,9 @@ def slope_draws(
     count = len(blocks)
     medians = np.broadcast_to(values, (DRAWS, count)).copy()
     for place, raw in enumerate(samples):
-        if raw is not None and len(raw) > 1:
+        if raw is not None and len(raw) > 1 and (middle := median(raw)):
             # Relative, so that a value that was scaled since keeps its noise.
-            medians[:, place] *= resampled_medians(raw, random) / median(raw)
+            medians[:, place] *= resampled_medians(raw, random) / middle
     centred = blocks - blocks.mean()
     slopes = _with_replicates(blocks, medians, random) @ centred / (centred @ centred)
     return slopes + error * random.permutation(_student(count - 2))

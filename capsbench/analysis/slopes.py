@@ -172,7 +172,10 @@ def _fit(line: Mapping[str, object], metric: Metric, blocks: Floats, values: Flo
         linear = times_are_linear(blocks, values, fit.deviation)
     if fit.slope_error is None:
         return LineFit(fit, linear, None)
-    name = repr([*((column, str(value)) for column, value in line.items()), metric.name])
+    # Where records lie, and whether a column is of floats for other lines' sake, changes no interval.
+    known = {column: value for column, value in line.items() if column != "report" and value is not None and value == value}
+    parts = [(column, f"{value:g}" if isinstance(value, float) else str(value)) for column, value in known.items()]
+    name = repr([*parts, metric.name])
     random = np.random.default_rng(zlib.crc32(name.encode()))
     raws = [raw if isinstance(raw := samples[place], Sequence) else None for place in places.tolist()]
     draws = slope_draws(blocks, values, fit.slope_error, raws, random)

@@ -204,6 +204,7 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
     """
     from capsbench.cli.output import draw, load_records, write_index, writing
     from capsbench.paper import COMPARABLE_METRICS
+    from capsbench.report.labels import on_gpu
     from capsbench.report.write import write_report
     from capsbench.store import Store, report_folders
 
@@ -217,9 +218,10 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
             drawn = (
                 write_report(frame, folder, memory=metric, per=per, with_paper=with_paper) if asked else draw(frame, folder, plan)
             )
-            # A page of no records would say nothing.
-            for path in [*drawn, *([] if frame.empty else [write_index(folder)])]:
+            for path in [*drawn, write_index(folder)]:
                 click.echo(path)
+            if with_paper and not on_gpu(frame).any():
+                click.echo(f"{folder}: table 4 is drawn beside records of a GPU, and there are none", err=True)
 
 
 @cli.command()

@@ -173,8 +173,18 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 """Written out, so that --help and completion need not import torch; a test holds them to the package's own."""
 
 
-FOLDER = click.Path(path_type=Path)
-"""A path that need not exist; what is done with it says what is wrong."""
+class _Place(click.Path):
+    """A path that need not exist; what is done with it says what is wrong. An empty one is an unset variable, and no place."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        if value == "":
+            name = "a path" if param is None else param.opts[0] if param.opts[0].startswith("-") else param.human_readable_name
+            raise ConfigurationError(f"{name} is empty", "name a file or a folder; . is where you are")
+        return super().convert(value, param, ctx)
+
+
+FOLDER = _Place(path_type=Path)
 
 
 def choice(option: str, known: tuple[str, ...], default: str | None, text: str, **more: Any) -> Callable[[Any], Any]:
@@ -216,6 +226,10 @@ def machine_of(common: dict[str, Any]) -> dict[str, Any]:
     from capsbench.sweep.session import resolve_device
 
     device = resolve_device(common["device"])
+    if common["gpu"] and device != "cuda:predicted":
+        raise ConfigurationError(
+            f"--gpu {common['gpu']} does not go with --device {common['device']}", "add --device cuda:predicted, or leave it out"
+        )
     return {
         "device": device,
         "gpu": gpu_of(common["gpu"] or DEFAULT_GPU).name if device == "cuda:predicted" else None,

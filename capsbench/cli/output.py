@@ -19,12 +19,18 @@ from capsbench.store import load
 
 
 def load_records(folder: Path) -> pd.DataFrame:
-    """Records of a folder; damaged lines are told on standard error."""
+    """Records of a folder; damaged lines are told on standard error.
+
+    Raises:
+        StoreError: there are none, or they cannot be read.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         frame = load(folder)
     for warning in caught:
         warn(str(warning.message))
+    if frame.empty:
+        raise StoreError(f"{folder} holds no record that can be read", "measure first, with 'capsbench run'")
     return frame
 
 

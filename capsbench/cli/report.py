@@ -65,11 +65,12 @@ def show(reports: Path) -> None:
     frame = load_records(reports)
     console = Console(highlight=False)
     plain = not _can_say(BLOCKS, console.encoding)
-    lines = show_lines(frame, slopes(frame), PLAIN if plain else BLOCKS)
+    table = slopes(frame)
+    lines = show_lines(frame, table, PLAIN if plain else BLOCKS)
     for line in lines:
         text = Text(line.plain.translate(_ASCII).encode("ascii", "replace").decode()) if plain else line
         console.print(text, soft_wrap=True)
-    if not lines:
+    if table.empty:
         click.echo("no slopes: a line needs two measured depths")
 
 
@@ -124,7 +125,7 @@ def read_source(folder: Path) -> "Source":
         StoreError: it cannot be read.
     """
     from capsbench.report.page import Source
-    from capsbench.store import Store
+    from capsbench.store import Store, told_damages
 
     store = Store(folder)
     contents = store.read()
@@ -133,7 +134,7 @@ def read_source(folder: Path) -> "Source":
         records=contents.records,
         environments=store.read_environments(),
         plan=store.read_plan(),
-        notes=[str(damage) for damage in contents.damages],
+        notes=told_damages(contents.damages),
     )
 
 

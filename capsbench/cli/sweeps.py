@@ -16,7 +16,7 @@ from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report.progress import Progress
 from capsbench.report.table4 import table4, table4_slopes
 from capsbench.report.units import duration_text
-from capsbench.store import Store
+from capsbench.store import Store, told_damages
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.local import local_launcher
 from capsbench.sweep.runner import remaining, run_sweep
@@ -75,14 +75,17 @@ def run_cells(
     with store.locked():
         plan = begin(store, plan, resume=resume)
         interrupted = _measure(console, _only(plan, cells) if only_these else plan, store, words, data_dir)
+        # The command that was typed, with what it needs to find this report again.
+        again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
+        go_on = Interrupted("interrupted; all that was measured is kept", f"go on with: {shlex.join(['capsbench', *again])}")
         try:
             status = _conclude(console, store, plan, as_json=as_json)
         except KeyboardInterrupt:
+            if interrupted:
+                raise go_on from None
             raise Interrupted("interrupted while drawing; all cells are kept", f"draw with: capsbench plot {folder}") from None
     if interrupted:
-        # The command that was typed, with what it needs to find this report again.
-        again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
-        raise Interrupted("interrupted; all that was measured is kept", f"go on with: {shlex.join(['capsbench', *again])}")
+        raise go_on
     return status
 
 
@@ -96,7 +99,8 @@ def _announce(console: Console, plan: Plan, store: Store, words: list[str]) -> E
     estimate = Estimate(plan, left)
     devices = ", ".join(dict.fromkeys(cell.configuration.device for cell in plan.cells))
     done = len(plan.cells) - len(left)
-    say(console, f"{len(left)} cells to measure" + (f", {done} already measured" if done else "") + f" on {devices}")
+    cells = f"{len(left)} cell{'' if len(left) == 1 else 's'} to measure"
+    say(console, cells + (f", {done} already measured" if done else "") + f" on {devices}")
     for text in words:
         say(console, f"data {text}")
     say(console, f"about {duration_text(estimate.seconds_left())}; records go to {store.path}")
@@ -105,8 +109,8 @@ def _announce(console: Console, plan: Plan, store: Store, words: list[str]) -> E
 
 def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_dir: Path | None) -> bool:
     """Runs what is left of a plan under a progress display; whether it was interrupted."""
-    for damage in store.read().damages:
-        say(console, f"warning: {damage}; its cell is measured again")
+    for text in told_damages(store.read().damages):
+        say(console, f"warning: {text}; what they were of is measured again")
     environment = describe()
     store.add_environment(key_of(environment), environment)
     estimate = _announce(console, plan, store, words)
@@ -115,6 +119,7 @@ def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_
         with Progress(console, estimate.cells_left(), estimate.seconds_left) as progress:
             run_sweep(plan, store, launch, (estimate, progress))
     except KeyboardInterrupt:
+        say(console, "interrupted; what was measured is drawn, which a second Ctrl-C leaves out")
         return True
     return False
 

@@ -96,27 +96,28 @@ def _on_line(low: int, high: int, below: int, above: int, room: int | None) -> i
 
 def _beyond(at: Callable[[int], Prediction]) -> Fit:
     """Depths that are not traced, where every block adds the same."""
-    allocated = [at(blocks).memory.peak_allocated_bytes for blocks in CHECKED]
     last, deepest = at(CHECKED[-1]), CHECKED[-1]
-    steps = {after - before for before, after in pairwise(allocated)}
-    if len(steps) > 1:
+    memories = [at(blocks).memory for blocks in CHECKED]
+    peaks = [
+        [one.peak_allocated_bytes for one in memories],
+        [one.peak_forward_bytes for one in memories],
+        [one.peak_backward_bytes for one in memories],
+    ]
+    if any(len({after - before for before, after in pairwise(peak)}) > 1 for peak in peaks):
         reason = f"not every block adds the same bytes, so that more than {deepest} were not looked at"
         return Fit("depth", deepest, _taken(last), bounded=False, traced=True, reason=reason)
-    per_block = (allocated[-1] - allocated[0]) / (deepest - CHECKED[0])
-    # What the allocator holds beside what is allocated grows too: as fast as it was seen to, at most.
-    slack = [_taken(at(blocks)) - at(blocks).memory.peak_allocated_bytes for blocks in CHECKED]
-    spill = max(0.0, *((after - before) / (CHECKED[1] - CHECKED[0]) for before, after in pairwise(slack)))
+    # Deeper, the step's highest point may lie elsewhere, and an allocator's segments fill unevenly: the fastest growth that was
+    # seen, of what is taken and of each phase's peak, is what a block adds at most.
+    held = [_taken(at(blocks)) for blocks in CHECKED]
+    growth = max((after - before) / (CHECKED[1] - CHECKED[0]) for each in (held, *peaks) for before, after in pairwise(each))
     value = DEEPEST
-    if last.room_bytes is not None and per_block + spill > 0:
-        room = last.room_bytes - max(slack) - allocated[-1]
-        value = min(value, deepest + max(0, int(room // (per_block + spill))))
+    if last.room_bytes is not None and growth > 0:
+        value = min(value, deepest + max(0, int((last.room_bytes - held[-1]) // growth)))
     while deepest < value <= _TRACEABLE and not at(value).fits:
         value -= max(1, value // 50)
-    taken = int(allocated[-1] + max(slack) + (per_block + spill) * (value - deepest))
+    taken = int(held[-1] + growth * (value - deepest))
     bounded = value < DEEPEST
-    reason = f"more than {value} was not looked at"
-    if bounded:
-        reason = f"each block adds {per_block:.0f} bytes, and up to {spill:.0f} that the allocator cannot use"
+    reason = f"each block adds up to {growth:,.0f} bytes" if bounded else f"more than {value} was not looked at"
     return Fit("depth", value, taken, bounded=bounded, traced=value <= _TRACEABLE, reason=reason)
 
 

@@ -1,6 +1,7 @@
 """Figures 3 and 4 of *Momentum Capsule Networks*, from one's own records."""
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
@@ -27,7 +28,15 @@ from capsbench.report.units import MIB, slope_text
 
 Per = Literal["step", "epoch"]
 
-_LONGEST_LABEL = 36
+_LONGEST_TITLE = 36
+_LEGEND_WIDTH = 42
+"""Characters of a row of a legend."""
+_MOST_LINES = 12
+"""That a panel draws: more could not be told apart."""
+_MOST_INSIDE = 7
+"""Rows of a legend that a panel has room for."""
+_LEGEND_ROW = 1.35
+"""Height of a row of a legend over its font's size."""
 
 STYLE: Any = {
     "font.size": 9,
@@ -119,7 +128,9 @@ def figure4(
 def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("svg", "png", "pdf")) -> list[Path]:
     """Writes a figure in each format; fonts are embedded in the pdf as TrueType, as publishers ask."""
     paths = [folder / f"{name}.{kind}" for kind in kinds]
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # A name may have signs that no font here has: a box stands for them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         for path in paths:
             # No date inside: the same records give the same file.
             metadata = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}[path.suffix]
@@ -144,28 +155,36 @@ def _grid(
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
     with mpl.rc_context(STYLE | (_SMALL if width is not None else {})):
         axes = _axes_of(ax, len(datasets), max(1, len(shown)), width)
+        below = 0
         for row, dataset in zip(axes, datasets, strict=True):
             part = frame[frame["dataset"] == dataset]
+            beneath = 0
             for panel, metric in zip(row, shown, strict=False):
-                legend = with_fit or panel is row[0]
-                handles = _panel(panel, part, metric, styles, per=per, with_fit=with_fit, legend=legend)
+                handles = _panel(panel, part, metric, styles, per=per, with_fit=with_fit)
                 if with_paper and _comparable(part, metric):
                     handles += _draw_paper(panel, dataset)
                 panel.set_title(
-                    f"{dataset_title(dataset)}: {_title(metric, frame)}", loc="left", fontsize=mpl.rcParams["axes.titlesize"]
+                    f"{_cut(dataset_title(dataset))}: {_title(metric, frame)}",
+                    loc="left",
+                    fontsize=mpl.rcParams["axes.titlesize"],
                 )
-                if legend and handles:
-                    panel.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
+                named = handles if with_fit or panel is row[0] else []
+                beneath = max(beneath, _legend(panel, named, may_grow=ax is None))
+            below += beneath
         if not shown:
-            axes[0][0].text(0.5, 0.5, "no cell was measured", ha="center", transform=axes[0][0].transAxes)
+            why = "every cell ran out of memory" if (frame["status"] == "oom").any() else "no cell was measured"
+            axes[0][0].text(0.5, 0.5, why, ha="center", transform=axes[0][0].transAxes)
         if ax is None:
-            timed = any(not metric.is_bytes for metric in shown)
-            caption = _caption(frame, timed=timed)
-            size = 7.5 if width is None else 6
-            axes[0][0].figure.supxlabel(
-                "\n".join(textwrap.wrap(caption, int(22 * (width or 99)))), fontsize=size, color="#555555"
-            )
+            _finish(axes[0][0].figure, _caption(frame, timed=any(not metric.is_bytes for metric in shown)), below, width)
     return axes
+
+
+def _finish(figure: Figure, caption: str, below: int, width: float | None) -> None:
+    """A new figure's caption, and room for so many rows of legends below its panels."""
+    across, height = figure.get_size_inches()
+    figure.set_size_inches(across, height + below * _LEGEND_ROW * mpl.rcParams["legend.fontsize"] / 72)
+    text = "\n".join(textwrap.wrap(caption, int(22 * (width or 99))))
+    figure.supxlabel(text, fontsize=7.5 if width is None else 6, color="#555555")
 
 
 def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float | None) -> AxesGrid:
@@ -185,22 +204,20 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
 
 
 def _panel(
-    ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, LineStyle], *, per: Per, with_fit: bool, legend: bool
+    ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, LineStyle], *, per: Per, with_fit: bool
 ) -> list[Line2D]:
     """One metric over depth, a line for each line of the frame; returns what a legend shows of them."""
     handles = []
     found = list(lines(frame))
     everyone = [line for line, _ in found]
-    for line, cells in found:
-        measured = cells[cells[metric.column].notna()]
-        if measured.empty:
-            continue
+    known = [(line, measured) for line, cells in found if len(measured := cells[cells[metric.column].notna()])]
+    for line, measured in known[:_MOST_LINES]:
         scale = _scale(metric, line, per)
         style = styles[style_key(line)]
         by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
         mean = by_depth.mean() * scale
-        fit = fit_line(line, cells, metric)
-        label = _legend_text(line_label(line, everyone)) + (f": {_fit_text(fit, metric, scale)}" if with_fit and fit else "")
+        fit = fit_line(line, measured, metric)
+        label = _legend_text(line_label(line, everyone), _fit_text(fit, metric, scale) if with_fit and fit else "")
         if with_fit and fit is not None:
             _draw_fit(ax, fit, mean, metric, style, scale)
         ax.errorbar(
@@ -223,11 +240,33 @@ def _panel(
             Line2D([], [], color=style.colour, marker=style.marker, ls=style.dash, ms=style.size, mfc="white", lw=1, label=label)
         )
         _mark_end(ax, frame, line, mean, style)
+    if len(known) > _MOST_LINES:
+        handles.append(Line2D([], [], ls="none", label=f"{len(known) - _MOST_LINES} more lines are not drawn"))
     ax.set_xlabel("blocks")
     ax.set_ylabel(_unit(metric, per))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _fit_range(ax, entries=len(found) if legend else 0)
     return handles
+
+
+def _legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
+    """Room for a legend and, where there is something to name, the legend: inside, or beneath a panel that has no room for it.
+
+    Args:
+        ax: the panel.
+        handles: what is named.
+        may_grow: whether the figure may become higher.
+
+    Returns:
+        How many rows lie beneath the panel.
+    """
+    rows = sum(1 + str(handle.get_label()).count("\n") for handle in handles)
+    inside = rows <= _MOST_INSIDE or not may_grow
+    _fit_range(ax, entries=min(rows, _MOST_INSIDE) if inside else 0)
+    if handles and inside:
+        ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
+    elif handles:
+        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
+    return 0 if inside else rows + 1
 
 
 def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
@@ -260,10 +299,18 @@ def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metri
         ax.plot(noisy, mean.loc[noisy], "x", color=style.colour, ms=style.size + 3, mew=0.8, zorder=4)
 
 
-def _legend_text(label: str) -> str:
-    """A label that matplotlib shows as it is: it hides those that begin with an underscore; and a panel has no room for more."""
-    short = label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"
-    return "\u200b" + short if short.startswith("_") else short
+def _legend_text(label: str, fit: str) -> str:
+    """A label that matplotlib shows as it is: it hides those that begin with an underscore; a panel has no room for more."""
+    rows = textwrap.wrap(label + ":" * bool(fit), _LEGEND_WIDTH, max_lines=2, placeholder="…") or [":" * bool(fit)]
+    if fit and len(rows[-1]) + len(fit) < _LEGEND_WIDTH:
+        rows[-1] += f" {fit}"
+    elif fit:
+        rows.append(fit)
+    return "\n".join(rows) if not rows[0].startswith("_") else "\n".join(["\u200b" + rows[0], *rows[1:]])
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= _LONGEST_TITLE else label[: _LONGEST_TITLE - 1] + "…"
 
 
 def _fit_range(ax: Axes, entries: int) -> None:
@@ -283,8 +330,12 @@ def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style:
     if same.empty:
         return
     at = same["blocks"].min()
-    ax.plot([mean.index.max(), at], [mean.iloc[-1]] * 2, ":", color=style.colour, lw=1)
-    ax.annotate("out of memory", (at, mean.iloc[-1]), color=style.colour, fontsize=7.5, ha="right", va="bottom")
+    # A deeper network may have had room again: the line is left where it first had none.
+    shallower = mean[mean.index <= at]
+    start, height = (shallower.index[-1], shallower.iloc[-1]) if len(shallower) else (mean.index[0], mean.iloc[0])
+    ax.plot([start, at], [height] * 2, ":", color=style.colour, lw=1)
+    early = 2 * at < frame["blocks"].min() + frame["blocks"].max()
+    ax.annotate("out of memory", (at, height), color=style.colour, fontsize=7.5, ha="left" if early else "right", va="bottom")
 
 
 def _comparable(frame: pd.DataFrame, metric: Metric) -> bool:

@@ -7,8 +7,7 @@ from capsbench.analysis.gate import Fault, Finding, LeftOut
 from capsbench.analysis.modules import ModuleChange
 from capsbench.analysis.summary import LineSummary
 from capsbench.report.labels import Names, dataset_title
-from capsbench.report.terminal import printable
-from capsbench.report.units import bytes_text, quantity_text, slope_text
+from capsbench.report.units import bytes_text, joined_text, quantity_text, slope_text
 
 TITLES = {
     "retained": "retained",
@@ -37,7 +36,7 @@ class Labels:
 
     def of(self, line: Line) -> str:
         """The label of one of them, as a terminal may print it."""
-        return printable(self._names.of(line) + (f", {dataset_title(str(line['dataset']))}" if self._datasets else ""))
+        return self._names.of(line) + (f", {dataset_title(str(line['dataset']))}" if self._datasets else "")
 
     def of_all(self, lines: Iterable[Line]) -> str:
         """The labels of several; `all lines` where they are that."""
@@ -72,7 +71,8 @@ def change_text(it: Comparison) -> str:
     if it.scope == "slope":
         text = slope_text(change, it.low, it.high, is_bytes=it.is_bytes)
         return text if text.startswith("-") else f"+{text}"
-    return f"{100 * change / it.before:+.1f} ± {50 * (it.high - it.low) / it.before:.1f} %"
+    text = joined_text(100 * change / it.before, 50 * (it.high - it.low) / it.before, decimals=1)
+    return f"{'' if text.startswith('-') else '+'}{text} %"
 
 
 def finding_text(finding: Finding, labels: Labels) -> str:

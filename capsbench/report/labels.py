@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from capsbench.catalog import SPECS
+from capsbench.report.terminal import printable
 
 MODEL_TITLES = {
     "capsnet": "CapsNet",
@@ -27,13 +28,13 @@ Line = Mapping[str, object]
 
 
 def model_title(name: str) -> str:
-    """A model as figures spell it."""
-    return MODEL_TITLES.get(name, name)
+    """A model as figures spell it; any other name so that nothing in it is a command."""
+    return MODEL_TITLES.get(name) or printable(name)
 
 
 def dataset_title(name: str) -> str:
-    """A data set as figures spell it."""
-    return SPECS[name].title if name in SPECS else name
+    """A data set as figures spell it; any other name so that nothing in it is a command."""
+    return SPECS[name].title if name in SPECS else printable(name)
 
 
 def network_title(model: str, blocks: int, dataset: str) -> str:
@@ -72,7 +73,7 @@ class Names:
         self._alike = {kind: _Alike([line for line in everyone if is_predicted(line) == kind]) for kind in (False, True)}
 
     def of(self, line: Line) -> str:
-        """The name of one of them, as `line_label` gives it."""
+        """The name of one of them, as `line_label` gives it; a terminal may print it."""
         told = ["predicted"] if is_predicted(line) else []
         alike = self._alike[is_predicted(line)]
         for column, value in line.items():
@@ -86,7 +87,7 @@ class Names:
                 # What is told already needs no second word: the next columns speak of the lines that agree so far.
                 alike = alike.that_agree(column, told[-1])
         title = model_title(str(line["model"]))
-        return f"{title} ({', '.join(told)})" if told else title
+        return f"{title} ({printable(', '.join(told))})" if told else title
 
 
 class _Alike:
@@ -132,7 +133,8 @@ def _word(column: str, value: object) -> str:
         return _WORDS_FOR_NONE.get(column, f"no {column.removesuffix('_size')}")
     if isinstance(value, str):
         return _WORDS.get(column, {}).get(value, value)
-    return f"{column.removesuffix('_size')} {value}"
+    # A column that some lines have nothing in is of floats: 2.0 threads are 2.
+    return f"{column.removesuffix('_size')} {plain(value)}"
 
 
 def _without(column: str, value: object) -> bool:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -81,5 +82,5 @@ def _one_line(record: Record) -> str:
         parts.append(f"retained {bytes_text(record.memory.retained_bytes)}")
         parts.append(f"peak {bytes_text(record.memory.peak_allocated_bytes)}")
     if record.time:
-        parts.append(f"step {seconds_text(sorted(record.time.train_step_seconds)[len(record.time.train_step_seconds) // 2])}")
+        parts.append(f"step {seconds_text(median(record.time.train_step_seconds))}")
     return ", ".join(parts)

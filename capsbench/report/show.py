@@ -30,7 +30,11 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
     """
     values, full = _values(frame), _full(frame)
     groups = list(by_line(table))
-    labels = Labels(line for line, _ in groups)
+    fitted = {_name(line)[:-1] for line, _ in groups}
+    # Lines that ran out of memory before they had a slope are told of after those that have one.
+    without = {_name(line)[:-1]: line for line, _ in by_line(frame[frame["status"] == "oom"])}
+    unfitted = [line for name, line in without.items() if name not in fitted]
+    labels = Labels([*(line for line, _ in groups), *unfitted])
     found = []
     for line, rows in groups:
         name = _name(line)
@@ -43,7 +47,8 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
                 Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", [f"{slope:>20}", f"{ratio:>20}", f"  {remarks}"])
             )
     head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
-    return [head, *found] if found else []
+    ended = [text for line in unfitted for text in _title(labels.of(line), full[_name(line)[:-1]])]
+    return [*([head, *found] if found else []), *ended]
 
 
 Name = tuple[object, ...]

@@ -9,6 +9,8 @@ _BYTES = ((2**30, "GiB", 2), (2**20, "MiB", 2), (2**10, "KiB", 2), (1, "B", 0))
 _SECONDS = ((1.0, "s", 2), (1e-3, "ms", 1), (1e-6, "µs", 0))
 """Size, name and decimals of each unit."""
 
+_MOST_DECIMALS = 9
+
 
 def bytes_text(nbytes: float) -> str:
     """`1.25 MiB`, `512 B`, `0 B`."""
@@ -57,6 +59,15 @@ def ratio_in_words(ratio: float, low: float, high: float) -> str:
     return value + "".join(f" ({text})" for text in interval if text != f"{value}–{value}")
 
 
+def joined_text(*values: float, decimals: int) -> str:
+    """Values joined by ±, with so many decimals, and more where the last one would otherwise read as 0."""
+    last = abs(values[-1])
+    if 0 < last < math.inf:
+        decimals = min(max(decimals, -math.floor(math.log10(last))), _MOST_DECIMALS)
+    # Adding 0 makes -0 a 0.
+    return " ± ".join(f"{round(value, decimals) + 0.0:.{decimals}f}" for value in values)
+
+
 def _in_one_unit(*values: float, is_bytes: bool) -> str:
     """Values joined by ±, in the unit that suits the largest."""
     if any(math.isnan(value) for value in values):
@@ -64,4 +75,4 @@ def _in_one_unit(*values: float, is_bytes: bool) -> str:
     units = _BYTES if is_bytes else _SECONDS
     largest = max(map(abs, values))
     size, name, decimals = next((unit for unit in units if largest >= unit[0]), units[-1])
-    return " ± ".join(f"{value / size:.{decimals}f}" for value in values) + f" {name}"
+    return f"{joined_text(*(value / size for value in values), decimals=decimals)} {name}"

@@ -121,8 +121,12 @@ def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Pi
     memory = next((name for name in ("retained", "peak", "reserved", "process") if name in fits), None)
     if memory is not None:
         fit = fits[memory]
-        verb = "retains" if memory == "retained" else f"needs ({METRICS[memory].title})"
-        pieces += [(False, f"{verb} "), (True, str(fit["text"])), (False, " more per block"), *_ratio(fit), *_line_note(fit)]
+        if fit["slope"] < 0:
+            pieces += [(False, f"changes its memory ({METRICS[memory].title}) by ")]
+        else:
+            pieces += [(False, "retains " if memory == "retained" else f"needs ({METRICS[memory].title}) ")]
+        more = "" if fit["slope"] < 0 else " more"
+        pieces += [(True, str(fit["text"])), (False, f"{more} per block"), *_ratio(fit), *_line_note(fit)]
     if "train" in fits:
         pieces += [(False, "; its training step " if pieces else "has a training step that "), *_time(fits["train"])]
     return [*pieces, (False, ".")]
@@ -137,6 +141,8 @@ def _time(fit: Mapping[str, Any]) -> list[Piece]:
         pieces = [(False, "changes by "), text, (False, " per block")]
     else:
         pieces = [(False, "takes "), text, (False, " longer per block"), *_ratio(fit)]
+    if fit["low"] is None:
+        pieces.append((False, " (by two depths alone, which give no interval)"))
     noise: list[Piece] = [(False, f" (noisy: {fit['noise'].replace(',', ', ')})")] if fit["noise"] else []
     return [*pieces, *_line_note(fit), *noise]
 
@@ -218,11 +224,13 @@ def _machine(line: Line, sources: Sequence[Source]) -> str:
         known = isinstance(devices, list) and number.isdecimal() and int(number) < len(devices)
         return str(mapping(devices[int(number)]).get("name", device)) if known else device
     cpu = mapping(entry.get("cpu")).get("model") or device
-    return f"{cpu}, {line['threads']} threads" if line.get("threads") is not None else str(cpu)
+    threads = line.get("threads")
+    return str(cpu) if threads is None else f"{cpu}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _blocks(depths: Sequence[int]) -> str:
-    if len(depths) > 2 and depths == list(range(depths[0], depths[-1] + 1)):
+    # Depths are sorted and differ.
+    if len(depths) > 2 and depths[-1] - depths[0] + 1 == len(depths):
         return f"{depths[0]} to {depths[-1]} blocks"
     return f"{', '.join(map(str, depths))} block{'' if depths == [1] else 's'}"
 

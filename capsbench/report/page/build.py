@@ -14,7 +14,7 @@ from capsbench.analysis.slopes import slopes
 from capsbench.frame import SAMPLE_COLUMNS
 from capsbench.records import Record
 from capsbench.report.page.answers import answers, latest_of, paper_verdicts
-from capsbench.report.page.cells import Lines, Texts, cells_data, lines_data, metrics_data, paper_data, samples_data
+from capsbench.report.page.cells import Lines, Texts, cells_data, lines_data, metrics_data, packed_fits, paper_data, samples_data
 from capsbench.report.page.room import LONGEST_NAME, LONGEST_TEXT, cut, cut_list, script_json, size_of
 from capsbench.report.page.runs import comparisons_data, environments_data, history_data, reports_data
 from capsbench.report.page.source import Inside, Source, frame_of, told_apart
@@ -84,10 +84,12 @@ def page_html(sources: Sequence[Source], loose: Sequence[Inside] = ()) -> str:
     timelines, all_timelines = timelines_data(apart, loose)
     verdicts = paper_verdicts(table, lines, told, apart)
     texts = Texts()
+    fit, packed = packed_fits(told)
     data: dict[str, Any] = {
         "palettes": {"light": COLOURS, "dark": DARK_COLOURS},
         "metrics": metrics_data(frame),
-        "lines": told,
+        "fit": fit,
+        "lines": packed,
         "modules": modules_data(records, texts),
         "contents": contents_data(records, texts),
         "timelines": timelines,
@@ -128,6 +130,12 @@ def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: Texts) -
         if size_of(text) <= _ROOM:
             break
     limits = []
+    if size_of(text) > _ROOM:
+        nothing = {"lists": [], "of": [-1] * len(records)}
+        without = {name: {**data[name], **nothing} for name in ("modules", "contents")}
+        cells = data["cells"] | {"samples": samples_data(records, samples)}
+        text = script_json({**data, **without, "cells": cells, "texts": texts.all(longest)})
+        limits.append("There is no room for what is inside each step: records.jsonl says it by module and by category.")
     taken = max((len(getattr(one.time, name)) for one in records if one.time for name in SAMPLE_COLUMNS), default=0)
     if taken > samples:
         which = f"at most {samples} raw samples of each time are" if samples else "no raw samples are"
@@ -136,7 +144,7 @@ def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: Texts) -
         limits.append(f"Texts of more than {longest:,} characters are cut; they are whole in records.jsonl.")
     if size_of(text) > _ROOM:
         limits.append(
-            f"{len(records):,} records make a page of more than {_LARGEST // 10**6} MB: name fewer reports for a smaller one."
+            f"{len(records):,} records make a page of more than {_LARGEST // 10**6} MB: name fewer reports, or sweep less in one."
         )
     return text, limits
 

@@ -18,6 +18,7 @@ from capsbench.report.page.commands import cell_options, line_command, timeline_
 from capsbench.report.page.room import LONGEST_COMMAND, LONGEST_NAME, cut
 from capsbench.report.page.source import Source
 from capsbench.report.styles import COLOURS, LineStyle, style_key, styles_of
+from capsbench.report.terminal import printable
 from capsbench.report.units import ratio_in_words, slope_text
 
 VALUES = (
@@ -115,6 +116,14 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: 
     return found
 
 
+def packed_fits(told: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
+    """The names of what is known of a fit, once, and lines whose fits are values in their order: names would be most of them."""
+    names = next((list(fit) for line in told for fit in line["fits"].values()), [])
+    return names, [
+        {**line, "fits": {metric: [fit[name] for name in names] for metric, fit in line["fits"].items()}} for line in told
+    ]
+
+
 def cells_data(lines: Lines, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts") -> dict[str, Any]:
     """Every record, column by column, but for its raw samples.
 
@@ -208,15 +217,17 @@ def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
     is_bytes = row["unit"] == "bytes"
     ratio = plain(row["ratio_to_rescapsnet"])
     return {
-        "slope": plain(row["slope"]),
-        "low": plain(row["slope_low"]),
-        "high": plain(row["slope_high"]),
-        "intercept": plain(row["intercept"]),
+        "slope": _short(row["slope"]),
+        "low": _short(row["slope_low"]),
+        "high": _short(row["slope_high"]),
+        "intercept": _short(row["intercept"]),
         "points": row["points"],
         "linear": bool(row["linear"]),
         "noise": row["noise"],
         "text": slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes),
-        "ratio": ratio,
+        "ratio": _short(ratio),
+        "ratioLow": _short(row["ratio_low"]),
+        "ratioHigh": _short(row["ratio_high"]),
         "isReference": row["model"] == REFERENCE_MODEL and row["memory"] == "stored",
         "ratioText": "" if ratio is None else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
     }
@@ -247,7 +258,7 @@ def _interval(record: Record, column: str) -> tuple[float | None, float | None]:
 def _short(value: Any) -> Any:
     known = plain(value)
     if isinstance(known, str):
-        return cut(known, LONGEST_NAME)
+        return cut(printable(known), LONGEST_NAME)
     return float(f"{known:.{_DIGITS}g}") if isinstance(known, float) else known
 
 

@@ -11,7 +11,7 @@ from capsbench.analysis.gate import judge
 from capsbench.analysis.summary import Summary, summarize
 from capsbench.errors import ConfigurationError
 from capsbench.report.labels import plain
-from capsbench.report.page.cells import Lines
+from capsbench.report.page.cells import Line, Lines
 from capsbench.report.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut, cut_list
 from capsbench.report.page.source import Source
 from capsbench.report.verdicts import CheckText, comparison_remarks, comparison_rows
@@ -129,19 +129,43 @@ def history_data(sources: Sequence[Source], lines: Lines, table: pd.DataFrame) -
     if len(ordered) < 2:
         return {"points": [], "series": []}
     summaries = [_summary(source)[0] for source in ordered]
-    points = [
+    points: list[dict[str, Any]] = [
         {"name": source.name, "commits": commits_of(source), "started": source.started()}
         | (_verdict(summaries, place, ordered[0].name) if place else {"verdict": "", "findings": [], "remarks": []})
         for place, source in enumerate(ordered)
     ]
     places = {source.name: place for place, source in enumerate(ordered)}
-    series: dict[str, dict[int, int]] = {}
-    fitted = {lines.place_of(dict(row)) for _, row in table[lines.names].drop_duplicates().iterrows()}
-    for place in sorted(fitted):
-        line = lines.lines[place]
-        if line["report"] in places:
-            series.setdefault(_portable(line), {}).setdefault(places[str(line["report"])], place)
-    return {"points": points, "series": [sorted(one.items()) for one in series.values() if len(one) > 1]}
+    fitted = sorted({lines.place_of(dict(row)) for _, row in table[lines.names].drop_duplicates().iterrows()})
+    shown = [(places[name], place) for place in fitted if (name := str(lines.lines[place]["report"])) in places]
+    return {"points": points, "series": [one for one in _series(shown, lines.lines, _MACHINE) if len(one) > 1]}
+
+
+_MACHINE = ("environment", "threads", "device")
+"""What a line has of the machine that it was measured on; what tells lines of one report apart soonest comes last."""
+
+
+def _series(shown: Sequence[tuple[int, int]], lines: Sequence[Line], left_out: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Lines of several reports, joined where they are one line but for the machine.
+
+    Args:
+        shown: the place of a report, and that of a line of it.
+        lines: all of them.
+        left_out: columns that may differ. Where a report has several lines that differ in these alone, they are told apart by
+            one column more.
+
+    Returns:
+        Such pairs by series, in the order of reports.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    for report, place in shown:
+        found.setdefault(_portable(lines[place], left_out), []).append((report, place))
+    series = []
+    for pairs in found.values():
+        if len({report for report, _ in pairs}) == len(pairs):
+            series.append(sorted(pairs))
+        else:
+            series += _series(pairs, lines, left_out[:-1])
+    return series
 
 
 def _verdict(summaries: Sequence[Summary], place: int, baseline: str) -> dict[str, Any]:
@@ -165,12 +189,12 @@ def _summary(source: Source) -> tuple[Summary, list[str]]:
     return summarize([(Path(source.name), record) for record in source.records], source.environments)
 
 
-def _portable(line: Mapping[str, object]) -> str:
-    """The same for lines that are one line but for the machine and the report."""
+def _portable(line: Line, left_out: Sequence[str]) -> str:
+    """The same for lines that are one line but for the report and these columns; `cuda:1` is a device of the kind of `cuda:0`."""
     device = str(line["device"])
     general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
-    own = {"report", "environment", "threads", "device"}
-    return repr([(name, str(plain(value))) for name, value in line.items() if name not in own] + [general])
+    own = {"report", *left_out}
+    return repr([(name, plain(value)) for name, value in line.items() if name not in own] + [general])
 
 
 def _flat(entry: Mapping[str, Any], before: str = "") -> dict[str, str]:

@@ -57,14 +57,14 @@ const NONE_TITLES = { optimizer_step: "after backward", environment: "not known"
 
 function startFilters() {
   const form = byId("filters");
+  for (const name of Object.keys(FILTERS)) CHOSEN[name] = ALL;
   form.addEventListener("submit", (event) => event.preventDefault());
   for (const [name, label] of Object.entries(FILTERS)) {
     const values = [...new Set(LINES.map((line) => optionOf(line, name)))];
-    CHOSEN[name] = ALL;
     if (!differs(name)) continue;
-    // Lines of two data sets have little to say to each other.
-    if (name === "dataset") CHOSEN[name] = values[0];
     if (name === "report" && LINES.length > MOST_LINES) CHOSEN[name] = DATA.latest;
+    // Lines of two data sets have little to say to each other: the first one that the chosen report has.
+    if (name === "dataset") CHOSEN[name] = optionOf(LINES[chosenLines()[0] || 0], name);
     const title = OPTION_TITLES[name] || ((line) => optionOf(line, name));
     const titles = new Map(LINES.map((line) => [optionOf(line, name), optionOf(line, name) === NONE ? NONE_TITLES[name] || "none" : title(line)]));
     const options = [[ALL, "all"], ...values.map((value) => [value, titles.get(value)])];

@@ -3,6 +3,10 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const LINES = DATA.lines;
+// Fits come without their names, which would be most of a large page.
+for (const line of LINES) {
+  for (const [metric, values] of Object.entries(line.fits)) line.fits[metric] = Object.fromEntries(DATA.fit.map((name, place) => [name, values[place]]));
+}
 const CELLS = DATA.cells;
 const COUNT = CELLS.line.length;
 const METRICS = Object.fromEntries(DATA.metrics.map((metric) => [metric.name, metric]));
@@ -34,7 +38,9 @@ function quantity(value, isBytes) {
   if (value === null || value === undefined) return "-";
   const units = isBytes ? UNITS.bytes : UNITS.seconds;
   const [size, name, decimals] = units.find((unit) => Math.abs(value) >= unit[0]) || units[units.length - 1];
-  return `${(value / size).toFixed(decimals)} ${name}`;
+  // What is not 0 does not read as 0.
+  const needed = value ? Math.min(9, -Math.floor(Math.log10(Math.abs(value / size)))) : 0;
+  return `${(value / size).toFixed(Math.max(decimals, needed))} ${name}`;
 }
 
 const exact = (nbytes) => `${nbytes.toLocaleString("en-US")} bytes`;

@@ -46,10 +46,11 @@ function overDepth(metric, places, { fits, axis, paper }) {
   const data = [];
   const annotations = [];
   for (const one of pale) data.push(paperTrace(one, unit));
-  for (const place of places) data.push(...lineTraces(place, metric, unit, fits), ...endTraces(place, metric, unit, annotations));
+  const depths = [...measured, ...places.flatMap(fullOf)].map((cell) => CELLS.blocks[cell]);
+  const middle = (Math.min(...depths) + Math.max(...depths)) / 2;
+  for (const place of places) data.push(...lineTraces(place, metric, unit, fits), ...endTraces(place, metric, unit, middle, annotations));
   const nowhere = places.filter((place) => fullOf(place).length && !CELLS_OF[place].some((cell) => isGood(cell, metric)));
   data.push(...nowhere.map((place, row) => fullTrace(place, row, fits)));
-  const depths = [...measured, ...places.flatMap(fullOf)].map((cell) => CELLS.blocks[cell]);
   const label = `${metric.title} over depth, ${plural(places.length, "line")}; the numbers are in a table below.`;
   const layout = {
     annotations,
@@ -136,14 +137,15 @@ function bars(cells, metric, unit, colour) {
 }
 
 // Where a line ends because the device was full.
-function endTraces(place, metric, unit, annotations) {
+function endTraces(place, metric, unit, middle, annotations) {
   const full = fullOf(place);
   const measured = CELLS_OF[place].filter((cell) => isGood(cell, metric));
   if (!full.length || !measured.length) return [];
   const colour = colourOf(LINES[place]);
-  const last = measured[measured.length - 1];
+  // A deeper network may have had room again: the line is left where it first had none.
+  const last = measured.filter((cell) => CELLS.blocks[cell] <= CELLS.blocks[full[0]]).pop() ?? measured[0];
   const y = figure(last, metric) / unit[0];
-  annotations.push({ x: CELLS.blocks[full[0]], y, text: "out of memory", showarrow: false, xanchor: "right", yanchor: "bottom", yshift: 5, font: { color: colour, size: 11 }, bgcolor: variable("--paper"), borderpad: 1 });
+  annotations.push({ x: CELLS.blocks[full[0]], y, text: "out of memory", showarrow: false, xanchor: CELLS.blocks[full[0]] < middle ? "left" : "right", yanchor: "bottom", yshift: 5, font: { color: colour, size: 11 }, bgcolor: variable("--paper"), borderpad: 1 });
   return [
     { x: [CELLS.blocks[last], CELLS.blocks[full[0]]], y: [y, y], mode: "lines", line: { color: colour, width: 1.2, dash: "dot" }, hoverinfo: "skip" },
     { x: [CELLS.blocks[full[0]]], y: [y], mode: "markers", customdata: [full[0]], hovertext: [fullHover(full[0])], hoverinfo: "text", marker: { symbol: "x-thin", size: 10, line: { color: colour, width: 2 } } },
@@ -186,7 +188,7 @@ function depthNotes() {
     return { ...line.look, colour: colourOf(line), text: names.get(place) + (told ? `: ${told}` : "") };
   });
   if (DEPTH.paper) for (const one of paperLines(metric, lines.drawn)) entries.push({ colour: paperColour(one), symbol: "circle", dash: "solid", pale: true, text: `the paper’s ${one.title}, ${one.dataset} (nvidia-smi)` });
-  const words = [linesNote(lines), "Every point is a record; click one to look inside its step. ", metric.bytes ? "" : "Bars: 95 % intervals of medians; filled markers are noisy. ", lines.drawn.some((place) => isPredicted(LINES[place])) ? "Dashed: predicted. " : "", lines.drawn.some((place) => fullOf(place).length) ? "Crosses: out of memory. " : "", lines.drawn.some((place) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null && statusOf(cell) !== "ok")) ? "Crossed circles: cells that did not end well, which are in no slope. " : "", DEPTH.axis === "zero" ? "" : "The axis need not start at 0."];
+  const words = [linesNote(lines), "Every point is a record; click one to look inside its step. ", metric.bytes ? "" : "Bars: 95 % intervals of medians; filled markers are noisy. ", lines.drawn.some((place) => isPredicted(LINES[place])) ? "Dashed: predicted. " : "", lines.drawn.some((place) => fullOf(place).length) ? "Crosses: out of memory. " : "", lines.drawn.some((place) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null && statusOf(cell) !== "ok")) ? "Crossed circles: cells that did not end well, which are in no slope. " : "", DEPTH.axis === "zero" ? "" : "The axis need not start at 0. ", DEPTH.axis === "log" && lines.drawn.flatMap((place) => CELLS_OF[place]).some((cell) => figure(cell, metric) !== null && figure(cell, metric) <= 0) ? "It is not logarithmic, which has no place for 0." : ""];
   caption.replaceChildren(keys(entries), element("p", { class: "note" }, words.join("")));
   const cells = lines.drawn.flatMap((place) => CELLS_OF[place]);
   makeTable(numbers, {

@@ -58,7 +58,7 @@ function startHistory() {
       { label: "report", value: (point) => point.name, name: true },
       { label: "commit", value: (point) => point.commits.join(", ") },
       { label: "began", value: (point) => point.started, text: (point) => moment(point.started) },
-      { label: "against the first", value: (point) => point.verdict, node: (point) => (point.verdict ? badge(point.verdict, point.passed === undefined ? "open" : point.passed ? "passed" : "failed") : "it is the first") },
+      { label: `against ${shortened(DATA.history.points[0].name, 40)}`, value: (point) => point.verdict, node: (point) => (point.verdict ? badge(point.verdict, point.passed === undefined ? "open" : point.passed ? "passed" : "failed") : "it is the oldest") },
       { label: "findings", value: (point) => point.findings.length, node: (point) => element("div", {}, findings(point.findings), remarks(point.remarks)) },
     ],
   });
@@ -111,7 +111,7 @@ function historyNotes() {
     const line = LINES[pairs[pairs.length - 1][1]];
     return { ...line.look, colour: colourOf(line), text: historyLabel(pairs) };
   });
-  byId("history-caption").replaceChildren(keys(entries), element("p", { class: "note" }, "Reports in the order of time. The verdict is that of capsbench check, with the first report as the baseline."));
+  byId("history-caption").replaceChildren(keys(entries), element("p", { class: "note" }, "Reports in the order of time. The verdict is that of capsbench check, with the oldest report as the baseline."));
 }
 
 function startComparisons() {
@@ -136,6 +136,6 @@ function startComparisons() {
       ],
     });
   };
-  if (DATA.comparisons.length > 1) byId("compare-controls").append(field("Against the first report", DATA.comparisons.map((told, place) => [String(place), told.after]), "0", (value) => show(Number(value)), "compare-with"));
+  if (DATA.comparisons.length > 1) byId("compare-controls").append(field(`Against ${shortened(DATA.comparisons[0].before, 40)}, which was named first`, DATA.comparisons.map((told, place) => [String(place), told.after]), "0", (value) => show(Number(value)), "compare-with"));
   show(0);
 }

@@ -29,6 +29,8 @@ function selectTimeline(timeline) {
 function selectCell(cell) {
   showStep(cell, timelineOf(cell));
   byId("step").scrollIntoView();
+  // Whoever came by keyboard goes on from here.
+  byId("step-name").focus({ preventScroll: true });
 }
 
 function showStep(cell, timeline) {
@@ -40,7 +42,7 @@ function showStep(cell, timeline) {
   // A record's own modules: a timeline was seen by a run of its own.
   const modules = cell === null ? timeline.modules : modulesOf(cell);
   const name = cell === null ? timeline.title : `${lineOf(cell).label}, ${depthText(cell)}`;
-  const parts = [element("h3", { id: "step-name" }, name)];
+  const parts = [element("h3", { id: "step-name", tabindex: "-1" }, name)];
   if (timeline) parts.push(...timelineParts(timeline, cell));
   if (cell !== null && DATA.contents.of[cell] >= 0) parts.push(contentsPart(DATA.contents.lists[DATA.contents.of[cell]]));
   if (modules) parts.push(modulesPart(modules));

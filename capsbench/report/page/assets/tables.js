@@ -4,8 +4,9 @@ function scrolled(name, node) {
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, node);
 }
 
-// `columns`: label, value (sorts, and is downloaded), text or node (shown), number, name. `detail` opens a row; `also` is downloaded.
-function makeTable(host, { name, rows, columns, size = 25, search = false, detail = null, extra = [], file = null, also = [] }) {
+// `columns`: label, value (sorts, and is downloaded), text or node (shown), number, name. `detail` opens a row, and `told` of it is found by searching;
+// `also` is downloaded.
+function makeTable(host, { name, rows, columns, size = 25, search = false, detail = null, told = null, extra = [], file = null, also = [] }) {
   const state = { by: -1, down: false, page: 0, words: "" };
   const body = element("tbody", {});
   const heads = columns.map((column, place) => element("th", { scope: "col", "aria-sort": "none", class: column.number ? "number" : "" }, element("button", { type: "button", onclick: () => sort(place) }, column.label)));
@@ -28,7 +29,7 @@ function makeTable(host, { name, rows, columns, size = 25, search = false, detai
   }
 
   function found() {
-    const said = (row) => columns.map((column) => (column.text ? column.text(row) : column.value(row))).join(" ").toLowerCase();
+    const said = (row) => [...columns.map((column) => (column.text ? column.text(row) : column.value(row))), told ? told(row) : ""].join(" ").toLowerCase();
     let list = state.words ? kept.filter((row) => state.words.split(/\s+/).every((word) => said(row).includes(word))) : kept;
     if (state.by >= 0) {
       const value = columns[state.by].value;
@@ -123,20 +124,20 @@ function startTables() {
     TABLES.cells.show(cellRows());
   }, "filter-status")] : [];
   extra.push(element("button", { type: "button", onclick: downloadAll }, "Download CSV"));
-  TABLES.cells = makeTable(byId("cells-table"), { name: "Every cell", rows: cellRows(), columns: cellColumns(), search: true, extra, detail: cellDetailWithStep });
+  TABLES.cells = makeTable(byId("cells-table"), { name: "Table of cells", rows: cellRows(), columns: cellColumns(), search: true, extra, detail: cellDetailWithStep, told: (cell) => `${textOf(CELLS.message[cell])} ${textOf(CELLS.notes[cell])}` });
   const slopes = () => chosenLines().flatMap((place) => Object.entries(LINES[place].fits).map(([name, fit]) => ({ line: LINES[place], metric: METRICS[name], fit })));
   const columns = [
     ...(DATA.reports.length > 1 ? [{ label: "report", value: (row) => row.line.report, name: true }] : []),
     { label: "line", value: (row) => row.line.short, name: true },
     { label: "data set", value: (row) => row.line.datasetTitle },
     { label: "quantity", value: (row) => row.metric.title },
-    { label: "slope per block", value: (row) => row.fit.slope, text: (row) => row.fit.text, number: true },
-    { label: "× ResCapsNet", value: (row) => row.fit.ratio, text: (row) => row.fit.ratioText || "-", number: true },
+    { label: "slope per block", column: "slope_per_block", value: (row) => row.fit.slope, text: (row) => row.fit.text, number: true },
+    { label: "× ResCapsNet", column: "ratio_to_rescapsnet", value: (row) => row.fit.ratio, text: (row) => row.fit.ratioText || "-", number: true },
     { label: "points", value: (row) => row.fit.points, number: true },
     { label: "a line", value: (row) => (row.fit.linear ? "yes" : "no") },
     { label: "noise", value: (row) => row.fit.noise },
   ];
-  const table = makeTable(byId("slopes-table"), { name: "All slopes", rows: slopes(), columns, file: "slopes.csv", search: true });
+  const table = makeTable(byId("slopes-table"), { name: "All slopes", rows: slopes(), columns, file: "slopes.csv", search: true, also: [["unit", (row) => (row.metric.bytes ? "bytes" : "seconds")], ["slope_low", (row) => row.fit.low], ["slope_high", (row) => row.fit.high], ["intercept", (row) => row.fit.intercept], ["ratio_low", (row) => row.fit.ratioLow], ["ratio_high", (row) => row.fit.ratioHigh]] });
   listeners.push(() => TABLES.cells.show(cellRows()), () => table.show(slopes()));
 }
 

@@ -35,18 +35,23 @@ function tradeoffChanged(change) {
   tradeoffNotes();
 }
 
-// The records at this depth that have both; those on the front are beaten by nothing in both.
+// What decides how much work a step is: only records that agree in it can beat each other.
+const workOf = (cell) => JSON.stringify([lineOf(cell).dataset, lineOf(cell).batch_size]);
+
+// The records at this depth that have both; those on the front are beaten by nothing that does the same work.
 function tradePoints() {
   const memory = METRICS[TRADE.memory];
   const time = METRICS[TRADE.time];
   if (!memory || !time) return [];
   const cells = chosenLines().flatMap((place) => CELLS_OF[place]).filter((cell) => CELLS.blocks[cell] === TRADE.blocks && isGood(cell, memory) && isGood(cell, time));
   const points = cells.map((cell) => ({ cell, memory: figure(cell, memory), time: figure(cell, time), front: false }));
-  let best = Infinity;
+  const best = new Map();
   for (const point of [...points].sort((a, b) => a.time - b.time || a.memory - b.memory)) {
-    if (point.memory < best) {
+    const last = best.get(workOf(point.cell));
+    // What equals the last one in both is beaten by it in neither.
+    if (!last || point.memory < last.memory || (point.memory === last.memory && point.time === last.time)) {
       point.front = true;
-      best = point.memory;
+      best.set(workOf(point.cell), point);
     }
   }
   return points;
@@ -58,8 +63,9 @@ function buildTradeoff() {
   const memory = METRICS[TRADE.memory];
   const time = METRICS[TRADE.time];
   const [across, up] = [unitFor(points.map((point) => point.time), false), unitFor(points.map((point) => point.memory), true)];
-  const front = points.filter((point) => point.front).sort((a, b) => a.time - b.time);
-  const data = [{ x: front.map((point) => point.time / across[0]), y: front.map((point) => point.memory / up[0]), mode: "lines", line: { color: variable("--soft"), width: 1.2, shape: "hv", dash: "dot" }, hoverinfo: "skip" }];
+  const fronts = new Map();
+  for (const point of points.filter((one) => one.front).sort((a, b) => a.time - b.time)) fronts.set(workOf(point.cell), [...(fronts.get(workOf(point.cell)) || []), point]);
+  const data = [...fronts.values()].map((front) => ({ x: front.map((point) => point.time / across[0]), y: front.map((point) => point.memory / up[0]), mode: "lines", line: { color: variable("--soft"), width: 1.2, shape: "hv", dash: "dot" }, hoverinfo: "skip" }));
   for (const place of [...new Set(points.map((point) => CELLS.line[point.cell]))]) {
     const own = points.filter((point) => CELLS.line[point.cell] === place);
     const colour = colourOf(LINES[place]);
@@ -81,7 +87,7 @@ function tradeoffNotes() {
   const names = namesOf(places);
   const entry = (place) => ({ symbol: LINES[place].look.symbol, colour: colourOf(LINES[place]), text: names.get(place) + (front.has(place) ? " (on the front)" : "") });
   const legend = [keys(places.slice(0, MOST_LINES).map(entry)), moreKeys(places.slice(MOST_LINES), entry)];
-  byId("tradeoff-caption").replaceChildren(...(points.length ? [...legend.filter(Boolean), element("p", { class: "note" }, "Filled markers lie on the front, which the dotted line joins: less of one only for more of the other.")] : []));
+  byId("tradeoff-caption").replaceChildren(...(points.length ? [...legend.filter(Boolean), element("p", { class: "note" }, `Filled markers lie on the front, which the dotted line joins: less of one only for more of the other.${new Set(points.map((point) => workOf(point.cell))).size > 1 ? " Each batch size of each data set has a front of its own." : ""}`)] : []));
   const [memory, time] = [METRICS[TRADE.memory], METRICS[TRADE.time]];
   const host = byId("tradeoff-numbers").lastElementChild;
   if (!points.length) return host.replaceChildren();
