@@ -373,6 +373,7 @@ def test_no_note_without_slopes(records):
         (duration_text, 200, "3 min 20 s"),
         (duration_text, 3599.6, "1 h 00 min"),
         (duration_text, 7500, "2 h 05 min"),
+        (duration_text, 86400 * 3 + 3600 * 4 + 59, "3 days 4 h"),
     ],
 )
 def test_units(function, value, text):

@@ -69,6 +69,8 @@ def run_cells(
     words = check_data(cells, data_dir)
     folder = choose_folder(plan, out, resume=resume, now=datetime.now())
     store = Store(folder)
+    if resume and not folder.exists():
+        say(console, f"there is nothing to go on with in {folder}: this sweep begins there")
     if dry_run:
         _announce(console, plan, store, words)
         return 0
@@ -97,7 +99,8 @@ def _announce(console: Console, plan: Plan, store: Store, words: list[str]) -> E
     """Says what is about to be done, and returns the estimate that it gave."""
     left = remaining(plan, store)
     estimate = Estimate(plan, left)
-    devices = ", ".join(dict.fromkeys(cell.configuration.device for cell in plan.cells))
+    asked = [cell.configuration for cell in plan.cells]
+    devices = ", ".join(dict.fromkeys(one.device + (f" ({one.gpu})" if one.gpu else "") for one in asked))
     done = len(plan.cells) - len(left)
     cells = f"{len(left)} cell{'' if len(left) == 1 else 's'} to measure"
     say(console, cells + (f", {done} already measured" if done else "") + f" on {devices}")

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from capsbench.records import Configuration, Record
-from capsbench.report.labels import dataset_title, model_title
+from capsbench.report.findings import Labels
+from capsbench.report.labels import model_title
 from capsbench.report.terminal import cell as text_cell
 from capsbench.report.units import bytes_text
 
 _COLUMNS = {
     "retained": "retained_bytes",
-    "peak allocated": "peak_allocated_bytes",
-    "peak reserved": "peak_reserved_bytes",
-    "context": "context_bytes",
+    "peak": "peak_allocated_bytes",
+    "reserved": "peak_reserved_bytes",
     "process": "process_bytes",
 }
 _MARKS = {"exact": "", "modelled": "", "guessed": "≈ "}
@@ -26,39 +26,31 @@ def predictions_table(records: Sequence[Record]) -> Table:
         for head, name in _COLUMNS.items()
         if any(one.memory and getattr(one.memory, name) is not None for one in records)
     }
-    datasets = len({record.cell.configuration.dataset for record in records}) > 1
-    options = _told(records)
+    lines = [record.cell.configuration.model_dump(exclude={"blocks"}) for record in records]
+    names = Labels(lines)
     out = Table(box=None, pad_edge=False)
-    for head in ("model", *(["dataset"] if datasets else []), *options, "blocks"):
-        out.add_column(head)
-    for head in shown:
-        out.add_column(head, justify="right")
-    for record in records:
-        it = record.cell.configuration
-        names = [model_title(it.model), *([dataset_title(it.dataset)] if datasets else [])]
-        names += [str(getattr(it, option) or "-") for option in options] + [str(it.blocks)]
+    out.add_column("line", overflow="fold")
+    for head in ("blocks", *shown):
+        out.add_column(head, justify="right", no_wrap=True)
+    for line, record in zip(lines, records, strict=True):
+        title = [text_cell(names.of(line)), str(record.cell.configuration.blocks)]
         memory, certainty = record.memory, record.memory.certainty if record.memory else None
         if memory is None:
-            out.add_row(*map(text_cell, names), f"[yellow]{record.status}[/]")
+            out.add_row(*title, f"[yellow]{record.status}[/]")
             continue
         cells = []
         for name in shown.values():
             value = getattr(memory, name)
             cells.append("-" if value is None else _MARKS[(certainty or {}).get(name, "exact")] + bytes_text(value))
-        out.add_row(*map(text_cell, names), *cells)
+        out.add_row(*title, *cells)
     return out
-
-
-def _told(records: Sequence[Record]) -> list[str]:
-    """The options in which these records differ."""
-    names = ("kernel", "routing", "memory", "inverse", "front", "rule", "precision", "optimizer_step")
-    return [name for name in names if len({getattr(record.cell.configuration, name) for record in records}) > 1]
 
 
 def certainty_note(records: Sequence[Record]) -> str:
     """How sure the figures are, and what is not in them."""
     lines = [
-        "retained bytes are exact and the others modelled, but for what ≈ marks as a guess (CUDA's context depends on the driver)"
+        "retained bytes are exact and the others modelled, but for what ≈ marks as a guess: process is reserved and CUDA's "
+        "context, which depends on the driver"
     ]
     scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)
     if scratch:
