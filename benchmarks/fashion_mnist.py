@@ -184,20 +184,39 @@ def figure_of(results: dict[Stage, Result]) -> Figure:
     return figure
 
 
+def begun_anew_of(results: dict[Stage, Result]) -> str:
+    """Of a network whose stages did not go on from each other but began anew, on another processor: how far they agree."""
+    found = []
+    for later, result in results.items():
+        shorter = [stage for stage in results if stage.network() == later.network() and stage.epochs < later.epochs]
+        if not shorter:
+            continue
+        before = results[max(shorter, key=lambda stage: stage.epochs)]
+        pairs = [(one.train_loss, other.train_loss) for one, other in zip(before.epochs, result.epochs, strict=False)]
+        if apart := max(abs(b / a - 1) for a, b in pairs):
+            found.append(
+                f"{model_title(later.model)}, seed {later.seed}, was trained anew for {later.epochs} epochs, on another "
+                "processor, which rounds otherwise:\nthe mean loss of each of the "
+                f"first {len(pairs)} epochs is that of the run before within "
+                f"{100 * apart:.2f} %."
+            )
+    return "".join(f"\n{text}" for text in found)
+
+
 def write(results: dict[Stage, Result]) -> Sequence[Path]:
     """Draws the report anew from the results that it holds."""
     first = next(iter(results.values()))
-    cpu = first.environment["cpu"]
+    cpus = dict.fromkeys(result.environment["cpu"]["model"] for result in results.values())
     text = f"""# Fashion-MNIST, trained in full on a CPU
 
 Made by `{COMMAND}`. {first.train_images:,} images to train on, none held out; tested on {first.test_images:,}, with the weights
 of the last epoch. Adam 1e-3, ×0.96 per epoch, batch 128, margin loss and 5e-4 of the squared error, random crops of images padded
-by 2, float32. {first.parameters:,} parameters. {cpu["model"]}, threads: {first.settings.network.threads}; torch
+by 2, float32. {first.parameters:,} parameters. {" and ".join(cpus)}, threads: {first.settings.network.threads}; torch
 {first.environment["packages"]["torch"]}. ± is one standard deviation over seeds.
 
 {table_of(results)}
 
-{differences_of(results)}
+{differences_of(results)}{begun_anew_of(results)}
 
 ![Accuracy over epochs](accuracy.png)
 
