@@ -363,7 +363,7 @@ def test_plot_draws_every_report_and_what_was_asked(command, report):
     Store(report / "inner").append(make_record(status="oom"))
     result = command("plot", ".", "--metric", "process,peak", "--per", "epoch", "--paper")
     assert result.status == 0
-    assert result.stderr == ""
+    assert result.stderr == "table 4 is not drawn: it stands beside records of a GPU, and there are none\n"
     assert len(result.stdout.splitlines()) == 16
     # The page as well, which `run` has drawn before.
     assert {"report/index.html", "report/inner/index.html"} <= set(result.stdout.splitlines())

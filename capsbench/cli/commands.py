@@ -210,6 +210,7 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
 
     if with_paper and not set(metric or ()) & set(COMPARABLE_METRICS):
         click.echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)
+    comparable = False
     for folder in report_folders(reports):
         with writing(folder):
             frame = load_records(folder)
@@ -220,8 +221,9 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
             )
             for path in [*drawn, write_index(folder)]:
                 click.echo(path)
-            if with_paper and not on_gpu(frame).any():
-                click.echo(f"{folder}: table 4 is drawn beside records of a GPU, and there are none", err=True)
+            comparable = comparable or bool(on_gpu(frame).any())
+    if with_paper and not comparable:
+        click.echo("table 4 is not drawn: it stands beside records of a GPU, and there are none", err=True)
 
 
 @cli.command()
