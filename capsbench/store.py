@@ -183,7 +183,8 @@ class Store:
             return Damage(self.path, number, f"not JSON: {error}")
         _refuse_newer(data, f"{self.path} line {number}")
         try:
-            return Record.model_validate(data)
+            # A number in quotes is none.
+            return Record.model_validate_json(line, strict=True)
         except ValidationError as error:
             return Damage(self.path, number, _first(error))
 
@@ -203,8 +204,9 @@ def report_folders(root: Path) -> list[Path]:
     Raises:
         StoreError: there is none.
     """
-    if not root.exists():
-        raise StoreError(f"{root} does not exist", "give a folder that 'capsbench run' has written")
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "does not exist"
+        raise StoreError(f"{root} {what}", "give a folder that 'capsbench run' has written")
     found = sorted(Path(folder) for folder, _, names in os.walk(root, onerror=_unreadable) if RECORDS in names)
     if not found:
         raise StoreError(f"{root} holds no records", "give a folder that 'capsbench run' has written, or run it first")

@@ -329,6 +329,22 @@ def test_a_records_file_without_a_record_says_so(command, report, name, content)
 
 
 @pytest.mark.parametrize("arguments", ["plot report", "slopes report", "run --out report --resume"])
+def test_an_empty_report_among_others_keeps_none_from_being_drawn(command, report, tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "records.jsonl").write_bytes((report / "records.jsonl").read_bytes() if name != "b" else b"")
+    result = command("plot", "all")
+    assert result.status == 2
+    assert "all/b holds no record that can be read" in result.stderr
+    assert {path.parent.name for path in (tmp_path / "all").rglob("index.html")} == {"a", "c"}
+
+
+def test_a_new_folder_to_resume_is_told(command):
+    result = command("run", "--models", "rescapsnet", "--depth", "1", "--out", "nothere", "--resume", "--dry-run")
+    assert result.status == 0
+    assert "there is nothing to go on with in nothere: this sweep begins there" in result.stderr
+
+
 def test_records_of_a_newer_version_are_left_alone(command, report, arguments):
     with (report / "records.jsonl").open("a") as file:
         file.write(json.dumps({"schema_version": SCHEMA_VERSION + 1}) + "\n")

@@ -117,9 +117,45 @@ def test_where_there_is_no_room_at_all_steps_are_not_looked_into(monkeypatch):
 
 
 def test_a_depth_beyond_all_reason_costs_no_time():
-    deep = 2 * 10**8
+    # A list of that many numbers would fill any memory.
+    deep = 10**11
     html = page_html([source(make_record(blocks=blocks) for blocks in (1, 2, deep))])
     assert f"Measured at 1, 2, {deep} blocks" in html
+
+
+def history(*reports):
+    """Series of one line of reports: each report names threads, environment and that one's processor of each of its lines."""
+    sources = [
+        Source(
+            f"report{place}",
+            [
+                make_record("capsnet", blocks, threads=threads).model_copy(
+                    update={"environment": key, "started_at": f"2026-01-0{place + 1}T00:00:00+00:00"}
+                )
+                for threads, key, _ in told for blocks in (1, 2, 3)
+            ],
+            {key: {"cpu": {"model": cpu}} for _, key, cpu in told},
+        )
+        for place, told in enumerate(reports)
+    ]  # fmt: skip
+    data = data_of(page_html(sources))
+    names = {place: (line["report"], line["threads"], line["environment"]) for place, line in enumerate(data["lines"])}
+    return [[names[place] for _, place in pairs] for pairs in data["history"]["series"]]
+
+
+def test_history_joins_what_is_one_line_but_for_the_machine():
+    joined = [("report0", 4, "a"), ("report1", 8, "b")]
+    assert history([(4, "a", "one")], [(8, "b", "another")]) == [joined]
+    # A commit amid a report: nothing tells its two lines apart, and the first stands for both.
+    joined = [("report0", 4, "a1"), ("report1", 4, "b"), ("report2", 4, "c")]
+    assert history([(4, "a1", "one"), (4, "a2", "one")], [(4, "b", "one")], [(4, "c", "another")]) == [joined]
+
+
+def test_history_tells_lines_of_one_report_apart():
+    by_threads = [[("report0", 1, "a"), ("report1", 1, "b")], [("report0", 2, "a"), ("report1", 2, "b")]]
+    assert history([(1, "a", "one"), (2, "a", "one")], [(2, "b", "one"), (1, "b", "one")]) == by_threads
+    by_machine = [[("report0", 4, "a"), ("report1", 4, "c")], [("report0", 4, "b"), ("report1", 4, "d")]]
+    assert history([(4, "a", "one"), (4, "b", "two")], [(4, "d", "two"), (4, "c", "one")]) == by_machine
 
 
 def test_memory_that_falls_is_said_to_change():
@@ -136,8 +172,12 @@ def test_memory_that_falls_is_said_to_change():
 def test_a_name_is_written_out_everywhere():
     names = ("mnist", "\u202eset")
     html = page_html([source(make_record("\u202enet", blocks, dataset=name) for blocks in (1, 2) for name in names)])
-    assert "\u202e" not in "".join(str(data_of(html)["lines"]))
-    assert "\\u202enet" in html
+    for line in data_of(html)["lines"]:
+        # Commands are to be copied as they are.
+        assert not any("\u202e" in value for name, value in line.items() if isinstance(value, str) and "ommand" not in name)
+    answer, _, _ = html.partition('id="filters"')
+    assert "\u202e" not in answer
+    assert "\\u202enet" in answer
 
 
 def test_reports_of_one_name_are_told_apart():

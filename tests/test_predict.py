@@ -275,9 +275,15 @@ def test_a_phase_that_is_not_yet_the_highest_bounds_the_depth(monkeypatch):
     forward, backward = lambda blocks: 100 + 40 * blocks, lambda blocks: 2_000 + 10 * blocks
     pretend_device(monkeypatch, lambda blocks: max(forward(blocks), backward(blocks)), 100_000, forward)
     found = largest(make_configuration(), "depth")
-    assert not found.traced
-    assert max(forward(found.value), backward(found.value)) <= 100_000
+    assert (found.value, found.traced, found.memory_bytes) == (2_497, False, forward(2_497))
     assert "40 bytes" in found.reason
+    pretend_device(monkeypatch, lambda blocks: max(forward(blocks), backward(blocks)), 4_000, forward)
+    found = largest(make_configuration(), "depth")
+    assert (found.value, found.traced, found.memory_bytes) == (97, True, forward(97))
+    # Far below the room all the time.
+    pretend_device(monkeypatch, lambda blocks: 8_000 + 10 * blocks, 10_000, forward)
+    found = largest(make_configuration(), "depth")
+    assert (found.value, found.traced, found.memory_bytes) == (200, True, 10_000)
 
 
 def test_depth_that_costs_nothing_ends_at_the_limit(monkeypatch):

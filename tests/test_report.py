@@ -14,7 +14,7 @@ from rich.console import Console
 
 from capsbench import paper, slopes
 from capsbench.report import figures
-from capsbench.report.figures import save
+from capsbench.report.figures import PAGE_WIDTH, save
 from capsbench.report.labels import line_label
 from capsbench.report.table4 import table4, table4_slopes, write_table4
 from capsbench.report.tables import cells_table, peak_note, slopes_table, write_slopes_csv
@@ -459,6 +459,65 @@ def test_records_without_a_front_had_a_plain_one():
 def test_labels_tell_a_limit_from_none():
     without, limited = labels_of(make_record(), make_record(capacity=2**30))
     assert without != limited
+
+
+def legend_of(panel):
+    return [text.get_text() for text in panel.get_legend().get_texts()]
+
+
+def test_no_more_lines_are_drawn_than_can_be_told_apart():
+    """All panels of a data set draw the same lines, also where the first has nothing of some of them."""
+    records = [make_record("rescapsnet", blocks, batch_size=batch) for batch in range(1, 16) for blocks in (1, 2)]
+    records = [
+        record.model_copy(update={"memory": None}) if record.cell.configuration.batch_size < 4 else record for record in records
+    ]
+    memory, train, inference = figures.figure3(make_frame(records))[0]
+    assert [len(panel.containers) for panel in (memory, train, inference)] == [9, 12, 12]
+    legend = legend_of(memory)
+    assert {container.get_label() for container in train.containers} == {*legend[:-1]}
+    assert legend[-1] == "3 more lines are not drawn"
+    for panel in figures.figure4(make_frame(records))[0]:
+        assert legend_of(panel)[-1] == "3 more lines are not drawn"
+
+
+@pytest.mark.parametrize(("lines", "below"), [(3, False), (10, True)])
+@pytest.mark.parametrize("width", [None, PAGE_WIDTH])
+def test_a_legend_without_room_lies_beneath_its_panel(lines, below, width):
+    records = [make_record("rescapsnet", blocks, batch_size=batch) for batch in range(1, 1 + lines) for blocks in (1, 2, 3)]
+    axes = figures.figure4(make_frame(records), width=width)[0]
+    axes[0].figure.draw_without_rendering()
+    for panel in axes:
+        legend, name = panel.get_legend().get_window_extent(), panel.xaxis.label.get_window_extent()
+        assert (legend.y1 < name.y0) == below
+        assert (legend.y0 > panel.get_window_extent().y0) != below
+        assert legend.x1 < panel.figure.bbox.x1
+
+
+def test_long_names_are_wrapped_and_keep_their_slopes():
+    records = [
+        make_record(model, blocks, kernel=kernel, memory=memory)
+        for model in ("rescapsnet", "a_model_with_a_name_of_its_own") for kernel in ("recompute", "published")
+        for memory in ("checkpoint-sqrt", "stored") for blocks in (1, 2)
+    ]  # fmt: skip
+    legend = legend_of(figures.figure4(make_frame(records))[0][0])
+    assert all(len(row) <= 43 for text in legend for row in text.split("\n"))
+    assert all(text.replace("\n", " ").endswith("MiB/block") for text in legend)
+    assert len({*legend}) == 8
+
+
+def test_out_of_memory_below_a_depth_that_worked_is_marked_where_it_was():
+    records = [make_record("mocapsnet", blocks) for blocks in (1, 4, 40)]
+    frame = make_frame([*records, make_record("mocapsnet", 10, status="oom")])
+    panel = figures.figure4(frame)[0][0]
+    (dotted,) = [line for line in panel.get_lines() if line.get_linestyle() == ":" and line.get_xdata()[-1] == 10]
+    assert list(dotted.get_xdata()) == [4, 10]
+    (mark,) = [text for text in panel.texts if text.get_text() == "out of memory"]
+    assert (mark.xy[0], mark.get_ha()) == (10, "left")
+
+
+def test_nothing_but_out_of_memory_says_so():
+    panel = figures.figure4(make_frame([make_record(status="oom")]))[0][0]
+    assert [text.get_text() for text in panel.texts] == ["every cell ran out of memory"]
 
 
 def test_slopes_of_two_reports_are_told_apart():

@@ -203,6 +203,12 @@ def test_an_interval_is_the_same_wherever_its_records_lie():
     assert tuple(first[["slope_low", "slope_high"]]) == tuple(second[["slope_low", "slope_high"]])
 
 
+def test_nullable_columns_are_no_other_than_those_with_gaps():
+    frame = make_frame(make_record(blocks=blocks, threads=threads) for blocks in (1, 2, 3) for threads in (2, None))
+    one, other = slopes(frame), slopes(frame.convert_dtypes())
+    assert one["slope_low"].tolist() == pytest.approx(other["slope_low"].tolist(), nan_ok=True)
+
+
 def test_reports_are_kept_apart():
     frames = [make_frame(line(factor=factor), report=name) for name, factor in (("a", 1), ("b", 3))]
     table = slopes(pd.concat(frames, ignore_index=True))

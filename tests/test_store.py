@@ -353,13 +353,20 @@ def test_many_damages_are_one_warning(filled):
     assert len(told) == 1
 
 
-@pytest.mark.parametrize("figures", [{"peak_allocated_bytes": -1}, {"retained_bytes": 10**30}])
+@pytest.mark.parametrize(
+    "figures", [{"peak_allocated_bytes": -1}, {"retained_bytes": 10**30}, {"retained_bytes": "5"}, {"retained_bytes": 5.5}]
+)
 def test_figures_that_cannot_be(filled, figures):
     record = json.loads(make_record(blocks=9).model_dump_json())
     record["memory"] |= figures
     filled.path.write_text(json.dumps(record) + "\n")
     contents = filled.read()
     assert (len(contents.records), len(contents.damages)) == (0, 1)
+
+
+def test_a_file_is_no_folder_of_reports(filled):
+    with pytest.raises(StoreError, match=r"records.jsonl is no folder"):
+        load(filled.path)
 
 
 def test_a_folder_that_cannot_be_read_is_not_passed_over(filled, monkeypatch):

@@ -9,10 +9,13 @@ import ast
 import inspect
 import re
 import sys
+from functools import reduce
 from itertools import pairwise
+from operator import or_
 from pathlib import Path
 from textwrap import dedent
-from typing import get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -83,10 +86,21 @@ def sayings(kind: type) -> dict[str, str]:
 
 def name_of(annotation: object) -> str:
     """`list[float]`, `str or null`, `"ok", "oom"`."""
+    annotation = without_bounds(annotation)
     plain = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     plain = re.sub(r"typing\.|\b(?:\w+\.)+(?=[A-Za-z])", "", plain)
     plain = re.sub(r"Literal\[([^\]]*)\]", lambda match: match[1].replace("'", '"'), plain)
     return plain.replace(" | None", " or null").replace(" | ", " or ")
+
+
+def without_bounds(annotation: Any) -> Any:
+    """A type as people say it: pydantic keeps a number's bounds in it."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return without_bounds(parts[0])
+    if kind in (Union, UnionType):
+        return reduce(or_, map(without_bounds, parts))
+    return list[without_bounds(parts[0])] if kind is list else annotation  # type: ignore[misc]
 
 
 def main() -> int:

@@ -203,6 +203,7 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
       capsbench plot reports/mine --metric reserved,process --paper
     """
     from capsbench.cli.output import draw, load_records, write_index, writing
+    from capsbench.errors import StoreError
     from capsbench.paper import COMPARABLE_METRICS
     from capsbench.report.labels import on_gpu
     from capsbench.report.write import write_report
@@ -211,9 +212,15 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
     if with_paper and not set(metric or ()) & set(COMPARABLE_METRICS):
         click.echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)
     comparable = False
+    empty: list[StoreError] = []
     for folder in report_folders(reports):
-        with writing(folder):
+        try:
             frame = load_records(folder)
+        except StoreError as error:
+            # The others are drawn nevertheless.
+            empty.append(error)
+            continue
+        with writing(folder):
             asked = metric or with_paper or per != "step"
             plan = None if asked else Store(folder).read_plan()
             drawn = (
@@ -222,6 +229,10 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
             for path in [*drawn, write_index(folder)]:
                 click.echo(path)
             comparable = comparable or bool(on_gpu(frame).any())
+    for other in empty[1:]:
+        click.echo(f"error: {other.what}", err=True)
+    if empty:
+        raise empty[0]
     if with_paper and not comparable:
         click.echo("table 4 is not drawn: it stands beside records of a GPU, and there are none", err=True)
 

@@ -113,7 +113,7 @@ def _announce(console: Console, plan: Plan, store: Store, words: list[str]) -> E
 def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_dir: Path | None) -> bool:
     """Runs what is left of a plan under a progress display; whether it was interrupted."""
     for text in told_damages(store.read().damages):
-        say(console, f"warning: {text}; what they were of is measured again")
+        say(console, f"warning: {text}; what is lost is measured again")
     environment = describe()
     store.add_environment(key_of(environment), environment)
     estimate = _announce(console, plan, store, words)

@@ -106,19 +106,23 @@ def _beyond(at: Callable[[int], Prediction]) -> Fit:
     if any(len({after - before for before, after in pairwise(peak)}) > 1 for peak in peaks):
         reason = f"not every block adds the same bytes, so that more than {deepest} were not looked at"
         return Fit("depth", deepest, _taken(last), bounded=False, traced=True, reason=reason)
-    # Deeper, the step's highest point may lie elsewhere, and an allocator's segments fill unevenly: the fastest growth that was
-    # seen, of what is taken and of each phase's peak, is what a block adds at most.
-    held = [_taken(at(blocks)) for blocks in CHECKED]
-    growth = max((after - before) / (CHECKED[1] - CHECKED[0]) for each in (held, *peaks) for before, after in pairwise(each))
-    value = DEEPEST
-    if last.room_bytes is not None and growth > 0:
-        value = min(value, deepest + max(0, int((last.room_bytes - held[-1]) // growth)))
+    # What is taken grows as fast as it was seen to, at most: an allocator's segments fill unevenly. Deeper, the step's highest
+    # point may lie in another phase, whose peak has a line of its own: the first of them to reach the room ends the search.
+    reckoned = [
+        (line[-1], max(after - before for before, after in pairwise(line)) / (CHECKED[1] - CHECKED[0]))
+        for line in ([_taken(at(blocks)) for blocks in CHECKED], *peaks)
+    ]
+    value, growth = DEEPEST, 0.0
+    for nbytes, per_block in reckoned:
+        if last.room_bytes is not None and per_block > 0:
+            reached = deepest + max(0, int((last.room_bytes - nbytes) // per_block))
+            value, growth = (reached, per_block) if reached < value else (value, growth)
     while deepest < value <= _TRACEABLE and not at(value).fits:
         value -= max(1, value // 50)
-    taken = int(held[-1] + growth * (value - deepest))
-    bounded = value < DEEPEST
+    traced, bounded = value <= _TRACEABLE, value < DEEPEST
+    taken = _taken(at(value)) if traced else int(max(nbytes + per_block * (value - deepest) for nbytes, per_block in reckoned))
     reason = f"each block adds up to {growth:,.0f} bytes" if bounded else f"more than {value} was not looked at"
-    return Fit("depth", value, taken, bounded=bounded, traced=value <= _TRACEABLE, reason=reason)
+    return Fit("depth", value, taken, bounded=bounded, traced=traced, reason=reason)
 
 
 def _taken(found: Prediction) -> int:

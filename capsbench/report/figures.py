@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
 from capsbench import paper
@@ -29,8 +30,8 @@ from capsbench.report.units import MIB, slope_text
 Per = Literal["step", "epoch"]
 
 _LONGEST_TITLE = 36
-_LEGEND_WIDTH = 42
-"""Characters of a row of a legend."""
+_LEGEND_WIDTH, _SMALL_LEGEND_WIDTH = 42, 34
+"""Characters of a row of a legend, and of one on a printed page."""
 _MOST_LINES = 12
 """That a panel draws: more could not be told apart."""
 _MOST_INSIDE = 7
@@ -131,6 +132,8 @@ def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("svg",
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         # A name may have signs that no font here has: a box stands for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        # A column of a paper has no room for three panels with long legends: they are drawn as they are.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied", category=UserWarning)
         for path in paths:
             # No date inside: the same records give the same file.
             metadata = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}[path.suffix]
@@ -158,9 +161,12 @@ def _grid(
         below = 0
         for row, dataset in zip(axes, datasets, strict=True):
             part = frame[frame["dataset"] == dataset]
+            found = [(line, cells) for line, cells in lines(part) if any(cells[metric.column].notna().any() for metric in shown)]
+            more = [_nothing(f"{len(found) - _MOST_LINES} more lines are not drawn")] if len(found) > _MOST_LINES else []
             beneath = 0
+            of_row: dict[str, Line2D] = {}
             for panel, metric in zip(row, shown, strict=False):
-                handles = _panel(panel, part, metric, styles, per=per, with_fit=with_fit)
+                handles = _panel(panel, part, found[:_MOST_LINES], metric, styles, per=per, with_fit=with_fit)
                 if with_paper and _comparable(part, metric):
                     handles += _draw_paper(panel, dataset)
                 panel.set_title(
@@ -168,8 +174,14 @@ def _grid(
                     loc="left",
                     fontsize=mpl.rcParams["axes.titlesize"],
                 )
-                named = handles if with_fit or panel is row[0] else []
-                beneath = max(beneath, _legend(panel, named, may_grow=ax is None))
+                of_row |= {str(handle.get_label()): handle for handle in handles}
+                if with_fit:
+                    beneath = max(beneath, _legend(panel, [*handles, *more], may_grow=ax is None))
+            if not with_fit:
+                # One legend for all panels, whose lines have no slopes to tell.
+                for panel in row[1:]:
+                    _legend(panel, [], may_grow=ax is None)
+                beneath = _legend(row[0], [*of_row.values(), *more], may_grow=ax is None)
             below += beneath
         if not shown:
             why = "every cell ran out of memory" if (frame["status"] == "oom").any() else "no cell was measured"
@@ -204,14 +216,22 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
 
 
 def _panel(
-    ax: Axes, frame: pd.DataFrame, metric: Metric, styles: dict[str, LineStyle], *, per: Per, with_fit: bool
+    ax: Axes,
+    frame: pd.DataFrame,
+    drawn: Sequence[tuple[Line, pd.DataFrame]],
+    metric: Metric,
+    styles: dict[str, LineStyle],
+    *,
+    per: Per,
+    with_fit: bool,
 ) -> list[Line2D]:
-    """One metric over depth, a line for each line of the frame; returns what a legend shows of them."""
+    """One metric over depth, for some of the frame's lines; returns what a legend shows of them."""
     handles = []
-    found = list(lines(frame))
-    everyone = [line for line, _ in found]
-    known = [(line, measured) for line, cells in found if len(measured := cells[cells[metric.column].notna()])]
-    for line, measured in known[:_MOST_LINES]:
+    everyone = [line for line, _ in lines(frame)]
+    for line, cells in drawn:
+        measured = cells[cells[metric.column].notna()]
+        if measured.empty:
+            continue
         scale = _scale(metric, line, per)
         style = styles[style_key(line)]
         by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
@@ -240,8 +260,6 @@ def _panel(
             Line2D([], [], color=style.colour, marker=style.marker, ls=style.dash, ms=style.size, mfc="white", lw=1, label=label)
         )
         _mark_end(ax, frame, line, mean, style)
-    if len(known) > _MOST_LINES:
-        handles.append(Line2D([], [], ls="none", label=f"{len(known) - _MOST_LINES} more lines are not drawn"))
     ax.set_xlabel("blocks")
     ax.set_ylabel(_unit(metric, per))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -265,8 +283,15 @@ def _legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
     if handles and inside:
         ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
     elif handles:
-        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
+        # Under the axis and its name.
+        under = ScaledTranslation(0, -3.6 * mpl.rcParams["font.size"] / 72, ax.figure.dpi_scale_trans)
+        ax.legend(handles=handles, loc="upper left", borderaxespad=0, bbox_to_anchor=(0, 0), bbox_transform=ax.transAxes + under)
     return 0 if inside else rows + 1
+
+
+def _nothing(label: str) -> Line2D:
+    """What a legend says of nothing that is drawn."""
+    return Line2D([], [], ls="none", label=label)
 
 
 def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
@@ -301,8 +326,9 @@ def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metri
 
 def _legend_text(label: str, fit: str) -> str:
     """A label that matplotlib shows as it is: it hides those that begin with an underscore; a panel has no room for more."""
-    rows = textwrap.wrap(label + ":" * bool(fit), _LEGEND_WIDTH, max_lines=2, placeholder="…") or [":" * bool(fit)]
-    if fit and len(rows[-1]) + len(fit) < _LEGEND_WIDTH:
+    width = _LEGEND_WIDTH if mpl.rcParams["legend.fontsize"] == STYLE["legend.fontsize"] else _SMALL_LEGEND_WIDTH
+    rows = textwrap.wrap(label + ":" * bool(fit), width, max_lines=2, placeholder="…") or [":" * bool(fit)]
+    if fit and len(rows[-1]) + len(fit) < width:
         rows[-1] += f" {fit}"
     elif fit:
         rows.append(fit)

@@ -43,7 +43,7 @@ def slope_text(slope: float, low: float, high: float, *, is_bytes: bool) -> str:
     """A slope per block with half the width of its interval: `8.3 ± 0.4 ms`; exact slopes go without."""
     reach = (high - low) / 2
     # What rounding leaves of an exact line is not uncertainty.
-    if math.isnan(reach) or reach <= 1e-9 * abs(slope) or (is_bytes and reach < 0.5):
+    if math.isnan(reach) or reach <= 1e-6 * abs(slope) or (is_bytes and reach < 0.5):
         return quantity_text(slope, is_bytes=is_bytes)
     return _in_one_unit(slope, reach, is_bytes=is_bytes)
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from capsbench.analysis.compare import compare
 from capsbench.analysis.gate import judge
-from capsbench.analysis.summary import Summary, summarize
+from capsbench.analysis.summary import Summary, machine_parts, mapping, summarize
 from capsbench.errors import ConfigurationError
 from capsbench.report.labels import plain
 from capsbench.report.page.cells import Line, Lines
@@ -119,7 +119,7 @@ def _comparison(before: Summary, notes: Sequence[str], other: Source, most: int)
 
 
 def history_data(sources: Sequence[Source], lines: Lines, table: pd.DataFrame) -> dict[str, Any]:
-    """Slopes from report to report in the order of time, and what the gate says of each against the first.
+    """Slopes from report to report in the order of time, and what the gate says of each against the oldest.
 
     Returns:
         `points`: name, commits and time of each report, with its verdict; `series`: of every line that two reports have, the
@@ -137,39 +137,57 @@ def history_data(sources: Sequence[Source], lines: Lines, table: pd.DataFrame) -
     places = {source.name: place for place, source in enumerate(ordered)}
     fitted = sorted({lines.place_of(dict(row)) for _, row in table[lines.names].drop_duplicates().iterrows()})
     shown = [(places[name], place) for place in fitted if (name := str(lines.lines[place]["report"])) in places]
-    return {"points": points, "series": [one for one in _series(shown, lines.lines, _MACHINE) if len(one) > 1]}
+    known = {key: mapping(entry) for source in ordered for key, entry in source.environments.items()}
+    return {"points": points, "series": [one for one in _series(shown, lines.lines, known) if len(one) > 1]}
 
 
-_MACHINE = ("environment", "threads", "device")
-"""What a line has of the machine that it was measured on; what tells lines of one report apart soonest comes last."""
+_TOLD_APART = ((), ("device", "threads"), ("device", "threads", "machine"))
+"""By what lines of one report that are one line but for the machine can be told apart, the least first."""
 
 
-def _series(shown: Sequence[tuple[int, int]], lines: Sequence[Line], left_out: Sequence[str]) -> list[list[tuple[int, int]]]:
+def _series(
+    shown: Sequence[tuple[int, int]], lines: Sequence[Line], environments: Mapping[str, Any]
+) -> list[list[tuple[int, int]]]:
     """Lines of several reports, joined where they are one line but for the machine.
+
+    Where a report has several lines that differ in the machine alone, they are told apart by no more of it than tells them
+    apart; where nothing does, as after a commit amid a report, the first one stands for all.
 
     Args:
         shown: the place of a report, and that of a line of it.
         lines: all of them.
-        left_out: columns that may differ. Where a report has several lines that differ in these alone, they are told apart by
-            one column more.
+        environments: entries of environment.json by key.
 
     Returns:
-        Such pairs by series, in the order of reports.
+        Such pairs by series, each report once, in the order of reports.
     """
     found: dict[str, list[tuple[int, int]]] = {}
-    for report, place in shown:
-        found.setdefault(_portable(lines[place], left_out), []).append((report, place))
+    for pair in shown:
+        found.setdefault(_portable(lines[pair[1]]), []).append(pair)
     series = []
     for pairs in found.values():
-        if len({report for report, _ in pairs}) == len(pairs):
-            series.append(sorted(pairs))
-        else:
-            series += _series(pairs, lines, left_out[:-1])
-    return series
+        ways = [_split(pairs, lines, environments, by) for by in _TOLD_APART]
+        # The first of those that keep most lines.
+        series += max(ways, key=lambda way: sum(map(len, way)))
+    return [sorted(one.items()) for one in series]
+
+
+def _split(
+    pairs: Sequence[tuple[int, int]], lines: Sequence[Line], environments: Mapping[str, Any], by: Sequence[str]
+) -> list[dict[int, int]]:
+    """Series of a line by report, told apart by parts of the machine; of lines that these leave alike, the first."""
+    found: dict[str, dict[int, int]] = {}
+    for report, place in pairs:
+        line = lines[place]
+        parts = machine_parts(environments.get(str(line.get("environment")), {}))
+        machine = (parts.get("CPU"), parts.get("GPU"))
+        known = {**line, "machine": machine}
+        found.setdefault(repr([known[name] for name in by]), {}).setdefault(report, place)
+    return list(found.values())
 
 
 def _verdict(summaries: Sequence[Summary], place: int, baseline: str) -> dict[str, Any]:
-    """What `capsbench check` says of a report against the first, and of what moved since the one before."""
+    """What `capsbench check` says of a report against the oldest, and of what moved since the one before."""
     try:
         judgement = judge(summaries[place], summaries[0], summaries[place - 1] if place > 1 else None)
     except ConfigurationError as error:
@@ -189,11 +207,11 @@ def _summary(source: Source) -> tuple[Summary, list[str]]:
     return summarize([(Path(source.name), record) for record in source.records], source.environments)
 
 
-def _portable(line: Line, left_out: Sequence[str]) -> str:
-    """The same for lines that are one line but for the report and these columns; `cuda:1` is a device of the kind of `cuda:0`."""
+def _portable(line: Line) -> str:
+    """The same for lines that are one line but for the report and the machine; `cuda:1` is a device of the kind of `cuda:0`."""
     device = str(line["device"])
     general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
-    own = {"report", *left_out}
+    own = {"report", "environment", "threads", "device"}
     return repr([(name, plain(value)) for name, value in line.items() if name not in own] + [general])
 
 
