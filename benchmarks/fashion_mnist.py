@@ -22,9 +22,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from capsbench.measure.environment import default_threads
-from capsbench.report.figures import STYLE, save
+from capsbench.report.figures import save
 from capsbench.report.labels import model_title
-from capsbench.report.styles import MODEL_STYLES
+from capsbench.report.styles import MODEL_STYLES, STYLE
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.training import TrainingSettings, train
 from capsbench.training.log import TrainingStep, read_metrics

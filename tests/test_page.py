@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from capsbench import paper
 from capsbench.analysis.intervals import median_interval, resampled_medians
 from capsbench.cli.commands import cli, sweep_of
-from capsbench.cli.report import read_sources
+from capsbench.cli.sources import read_sources
 from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, StepFigures, StepPhase, Timeline
 from capsbench.report.page import Inside, Source, build, page_html, write_page
 from capsbench.report.page.build import script_json

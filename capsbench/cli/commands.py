@@ -37,7 +37,7 @@ from capsbench.cli.train import train
 from capsbench.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from capsbench.report.figures import Per
+    from capsbench.report.panels import Per
     from capsbench.sweep.plan import Sweep
 
 METRICS = ("retained", "peak", "reserved", "process")

@@ -57,7 +57,7 @@ def print_slopes(frame: pd.DataFrame, *, as_json: bool) -> None:
 
 def write_index(folder: Path) -> Path:
     """The page of one report, in its folder."""
-    from capsbench.cli.report import PAGE, read_sources
+    from capsbench.cli.sources import PAGE, read_sources
     from capsbench.report.page import write_page
 
     return write_page(read_sources([folder], quiet=True)[0], folder / PAGE)

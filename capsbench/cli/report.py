@@ -2,19 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from capsbench.cli.options import FOLDER
 from capsbench.errors import ConfigurationError, StoreError
-
-if TYPE_CHECKING:
-    from capsbench.report.page import Inside, Source
-
-PAGE = "index.html"
 
 
 @click.command()
@@ -30,6 +23,7 @@ def report(reports: tuple[Path, ...], out: Path | None) -> None:
       capsbench report reports/
       capsbench report reports/before reports/after --out comparison.html
     """
+    from capsbench.cli.sources import PAGE, read_sources
     from capsbench.report.page import write_page
 
     path = out or _common(reports) / PAGE
@@ -83,59 +77,6 @@ def _can_say(text: str, encoding: str) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
-
-
-def read_sources(roots: Sequence[Path], *, quiet: bool = False) -> "tuple[list[Source], list[Inside]]":
-    """Every report at or below these folders, each once, in their order; damaged files are told on the page and here.
-
-    Args:
-        roots: folders.
-        quiet: they are told on the page alone.
-
-    Returns:
-        The reports, each with the timelines at or below its folder, and the timelines that lie in no report.
-
-    Raises:
-        StoreError: there are no records, or they cannot be read.
-    """
-    from capsbench.report.page import Inside
-    from capsbench.report.terminal import printable
-    from capsbench.store import read_timelines, report_folders
-
-    folders = {folder.resolve(): folder for root in roots for folder in report_folders(root)}
-    timelines, damages = read_timelines(roots)
-    inside: dict[Path | None, list[Inside]] = {}
-    for path, timeline in timelines:
-        # A report may lie in another one's folder: a timeline is of the nearest.
-        owner = next((folder for folder in path.resolve().parents if folder in folders), None)
-        inside.setdefault(owner, []).append(Inside(timeline, str(path)))
-    sources = [replace(read_source(folder), timelines=inside.get(place, [])) for place, folder in folders.items()]
-    sources[0] = replace(sources[0], notes=[*sources[0].notes, *damages])
-    for note in () if quiet else (note for source in sources for note in source.notes):
-        click.echo(f"warning: {printable(note)}", err=True)
-    if not any(source.records for source in sources):
-        raise StoreError(f"{', '.join(map(str, roots))} holds no record that can be read", "measure first, with 'capsbench run'")
-    return sources, inside.get(None, [])
-
-
-def read_source(folder: Path) -> "Source":
-    """One report, without timelines.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
-    from capsbench.report.page import Source
-    from capsbench.store import Store, told_damages
-
-    store = Store(folder)
-    contents = store.read()
-    return Source(
-        name=folder.resolve().name or "report",
-        records=contents.records,
-        environments=store.read_environments(),
-        plan=store.read_plan(),
-        notes=told_damages(contents.damages),
-    )
 
 
 def _common(roots: Sequence[Path]) -> Path:

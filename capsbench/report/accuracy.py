@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from capsbench.analysis.accuracy import KEY
-from capsbench.report.figures import STYLE, save
+from capsbench.report.figures import save
 from capsbench.report.labels import dataset_title, model_title
-from capsbench.report.styles import COLOURS, MODEL_STYLES
+from capsbench.report.styles import COLOURS, MODEL_STYLES, STYLE
 
 _HEADS = ("runs", "here", "paper", "difference", "within both", "trained on")
 _NUMBERED = ("blocks", "learning_rate", "capsules", "batch_size")

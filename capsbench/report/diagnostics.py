@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from capsbench.report.figures import STYLE
+from capsbench.report.styles import STYLE
 
 _MOST_LINES = 6
 

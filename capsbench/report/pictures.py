@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from capsbench.report.figures import STYLE
+from capsbench.report.styles import STYLE
 
 Pictures = npt.NDArray[np.float32]
 

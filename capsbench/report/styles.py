@@ -1,7 +1,8 @@
-"""How lines look, in print and on a page: colour and marker say the model, dashes the rest."""
+"""How figures and lines look, in print and on a page: colour and marker say the model, dashes the rest."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -17,6 +18,37 @@ _MORE_MARKERS = "DvPX*"
 Dash = str | tuple[int, tuple[float, ...]]
 _DASHES: tuple[Dash, ...] = ("-", "-.", ":", (0, (8, 2, 1, 2, 1, 2)))
 _PREDICTED_DASHES: tuple[Dash, ...] = ("--", (0, (8, 3)), (0, (2, 2)), (0, (4, 1)))
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 3.0,  # room for dashes beside the marker
+    "text.parse_math": False,  # names are names, whatever is in them
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType, whole: type 3 is refused by many publishers
+    "ps.fonttype": 42,
+    "axes.titlesize": 9.5,
+    "svg.hashsalt": "capsbench",
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+}
+
+SMALL: Any = {
+    "font.size": 7,
+    "axes.titlesize": 6.8,
+    "legend.fontsize": 5.8,
+    "legend.handlelength": 2.4,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+} | dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
+"""For a figure of a printed page's width."""
 
 
 @dataclass(frozen=True)

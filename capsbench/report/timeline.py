@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from capsbench.analysis.modules import ModuleChange, module_changes
 from capsbench.records import Timeline
-from capsbench.report.figures import STYLE
 from capsbench.report.labels import dataset_title, model_title
+from capsbench.report.styles import STYLE
 from capsbench.report.units import MIB, bytes_text
 
 # Okabe and Ito's palette; neighbours in the stack differ in lightness, and hatches tell them apart in grey.

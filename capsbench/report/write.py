@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from capsbench.analysis.slopes import slopes
-from capsbench.report.figures import PAGE_WIDTH, Per, figure3, figure4, save
+from capsbench.report.figures import PAGE_WIDTH, figure3, figure4, save
 from capsbench.report.labels import on_gpu
+from capsbench.report.panels import Per
 from capsbench.report.table4 import table4, write_table4
 from capsbench.report.tables import write_slopes_csv
 

@@ -1,0 +1,61 @@
+"""Reports as a page takes them: records, machines and timelines at or below folders."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from capsbench.errors import StoreError
+from capsbench.report.page import Inside, Source
+from capsbench.report.terminal import printable
+from capsbench.store import Store, read_timelines, report_folders, told_damages
+
+PAGE = "index.html"
+"""The page of a report, in its folder."""
+
+
+def read_sources(roots: Sequence[Path], *, quiet: bool = False) -> tuple[list[Source], list[Inside]]:
+    """Every report at or below these folders, each once, in their order; damaged files are told on the page and here.
+
+    Args:
+        roots: folders.
+        quiet: they are told on the page alone.
+
+    Returns:
+        The reports, each with the timelines at or below its folder, and the timelines that lie in no report.
+
+    Raises:
+        StoreError: there are no records, or they cannot be read.
+    """
+    folders = {folder.resolve(): folder for root in roots for folder in report_folders(root)}
+    timelines, damages = read_timelines(roots)
+    inside: dict[Path | None, list[Inside]] = {}
+    for path, timeline in timelines:
+        # A report may lie in another one's folder: a timeline is of the nearest.
+        owner = next((folder for folder in path.resolve().parents if folder in folders), None)
+        inside.setdefault(owner, []).append(Inside(timeline, str(path)))
+    sources = [replace(read_source(folder), timelines=inside.get(place, [])) for place, folder in folders.items()]
+    sources[0] = replace(sources[0], notes=[*sources[0].notes, *damages])
+    for note in () if quiet else (note for source in sources for note in source.notes):
+        click.echo(f"warning: {printable(note)}", err=True)
+    if not any(source.records for source in sources):
+        raise StoreError(f"{', '.join(map(str, roots))} holds no record that can be read", "measure first, with 'capsbench run'")
+    return sources, inside.get(None, [])
+
+
+def read_source(folder: Path) -> Source:
+    """One report, without timelines.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    store = Store(folder)
+    contents = store.read()
+    return Source(
+        name=folder.resolve().name or "report",
+        records=contents.records,
+        environments=store.read_environments(),
+        plan=store.read_plan(),
+        notes=told_damages(contents.damages),
+    )
