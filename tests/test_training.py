@@ -245,7 +245,8 @@ def test_ranger21_warms_up_and_down_over_all_epochs(tmp_path):
 def test_ranger21_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     with pytest.raises(ConfigurationError, match=r"ranger21.*not installed\n.*capsbench\[train\]"):
-        train(tiny_settings(optimizer="ranger21"), tmp_path)
+        train(tiny_settings(optimizer="ranger21"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
@@ -404,6 +405,7 @@ def test_settings_of_another_run(tmp_path):
         train(tiny_settings(epochs=1), tmp_path)
     with pytest.raises(ConfigurationError, match=r"nothing to go on with.*\n"):
         train(tiny_settings(epochs=1), tmp_path / "absent", resume=True)
+    assert not (tmp_path / "absent").exists()
 
 
 def test_a_damaged_checkpoint(tmp_path):

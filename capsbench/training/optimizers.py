@@ -21,16 +21,28 @@ def make_optimizer(settings: TrainingSettings, parameters: Sequence[nn.Parameter
     Raises:
         ConfigurationError: its package is not installed.
     """
+    check_optimizer(settings)
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
-    try:
-        from pytorch_optimizer import Ranger21
-    except ImportError:
-        raise ConfigurationError(
-            "--optimizer ranger21 needs the package pytorch-optimizer, which is not installed",
-            "install it with: pip install 'capsbench[train]'",
-        ) from None
+    from pytorch_optimizer import Ranger21
+
     return Ranger21(parameters, num_iterations=settings.epochs * steps_per_epoch, lr=settings.learning_rate)
+
+
+def check_optimizer(settings: TrainingSettings) -> None:
+    """Refuses an optimizer that is not here.
+
+    Raises:
+        ConfigurationError: its package is not installed.
+    """
+    if settings.optimizer == "ranger21":
+        try:
+            import pytorch_optimizer  # noqa: F401
+        except ImportError:
+            raise ConfigurationError(
+                "--optimizer ranger21 needs the package pytorch-optimizer, which is not installed",
+                "install it with: pip install 'capsbench[train]'",
+            ) from None
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, epoch: int) -> None:

@@ -17,6 +17,7 @@ from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint
 from capsbench.training.log import Observer
 from capsbench.training.loop import CHECKPOINT, RESULT, Feeds, Run, naming_faults, write
+from capsbench.training.optimizers import check_optimizer
 from capsbench.training.processes import Processes, joined
 from capsbench.training.result import Result
 from capsbench.training.settings import TrainingSettings
@@ -68,6 +69,9 @@ def train(
     with _threads(settings.network.threads), joined(settings.network.device) as processes:
         folder = Path(processes.gather(os.fspath(folder))[0])  # each may have named one after its own time
         # What makes no run is said before anything is written.
+        check_optimizer(settings)
+        if resume and not folder.is_dir():
+            raise _nothing_to_resume(folder)
         parts: Parts = processes.one_after_the_other(
             lambda: load_parts(settings.network.dataset, data_directory, download=download)
         )
@@ -140,11 +144,15 @@ def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpo
     begun = load_checkpoint(path) if path.exists() else None
     before = begun.settings if begun is not None else read_settings(folder)
     if before is None:
-        raise ConfigurationError(f"--resume: there is nothing to go on with in {folder}", "leave --resume out to begin")
+        raise _nothing_to_resume(folder)
     # More epochs change nothing about those that are done, but for a schedule that spans all of them.
     longer = settings.optimizer == "adam" and settings.epochs >= before.epochs
     check_same(settings, before, f"the run in {folder}", free=MAY_DIFFER | ({"epochs"} if longer else set()))
     return begun
+
+
+def _nothing_to_resume(folder: Path) -> ConfigurationError:
+    return ConfigurationError(f"--resume: there is nothing to go on with in {folder}", "leave --resume out to begin")
 
 
 def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, ImageSet | None]:
