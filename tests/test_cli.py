@@ -328,7 +328,6 @@ def test_a_records_file_without_a_record_says_so(command, report, name, content)
     assert "holds no record that can be read" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", ["plot report", "slopes report", "run --out report --resume"])
 def test_an_empty_report_among_others_keeps_none_from_being_drawn(command, report, tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / "all" / name).mkdir(parents=True)
@@ -345,6 +344,7 @@ def test_a_new_folder_to_resume_is_told(command):
     assert "there is nothing to go on with in nothere: this sweep begins there" in result.stderr
 
 
+@pytest.mark.parametrize("arguments", ["plot report", "slopes report", "run --out report --resume"])
 def test_records_of_a_newer_version_are_left_alone(command, report, arguments):
     with (report / "records.jsonl").open("a") as file:
         file.write(json.dumps({"schema_version": SCHEMA_VERSION + 1}) + "\n")
