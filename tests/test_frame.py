@@ -1,5 +1,6 @@
 """What `load` gives: a row per record, old records among them."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from capsbench import load, slopes
 from capsbench.records import StepFigures
 
 REPORTS = Path(__file__).parents[1] / "reports"
+GOLDEN = Path(__file__).parent / "golden"
 STEP = StepFigures(retained_by_module={"": 1}, flops=6 * 10**9, floor_flops=4 * 10**9, floor_bytes=100 * MIB, notes=["assumed"])
 
 
@@ -70,9 +72,11 @@ def test_columns_have_one_type_whatever_the_records_are():
     assert failed["noise"].tolist() == failed["notes"].tolist() == [""]
 
 
-@pytest.mark.parametrize("name", ["example-cpu", "published-cpu"])
-def test_old_records_are_read(name):
-    frame = load(REPORTS / name)
+@pytest.mark.parametrize(("version", "folder"), [(1, REPORTS / "published-cpu"), (2, GOLDEN / "records_version_2")])
+def test_old_records_are_read(version, folder):
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    assert {json.loads(line)["schema_version"] for line in lines} == {version}
+    frame = load(folder)
     good = frame[frame["status"] == "ok"]
     assert len(good)
     assert (good["noise"] == "").all()
