@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pandas as pd
 
@@ -77,3 +78,13 @@ def _quotients(memory: MemoryFigures | None, time: TimeFigures | None, step: Ste
     if train and yardstick and time and time.yardstick_flops and step and step.floor_flops:
         found["floor_ratio_time"] = train / (step.floor_flops * yardstick / time.yardstick_flops)
     return found
+
+
+def plain(value: Any) -> Any:
+    """A value of a frame as Python's own: None where it is missing, and whole numbers whole."""
+    if value is None or value is pd.NA or value != value:
+        return None
+    if isinstance(value, bool | str | int):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() else number

@@ -184,7 +184,7 @@ class Store:
         _refuse_newer(data, f"{self.path} line {number}")
         try:
             # A number in quotes is none.
-            return Record.model_validate_json(line, strict=True)
+            return Record.model_validate(data, strict=True)
         except ValidationError as error:
             return Damage(self.path, number, _first(error))
 
@@ -211,6 +211,11 @@ def report_folders(root: Path) -> list[Path]:
     if not found:
         raise StoreError(f"{root} holds no records", "give a folder that 'capsbench run' has written, or run it first")
     return found
+
+
+def nothing_to_read(*roots: Path) -> StoreError:
+    """That these folders hold no record that can be read."""
+    return StoreError(f"{', '.join(map(str, roots))} holds no record that can be read", "measure first, with 'capsbench run'")
 
 
 def _unreadable(error: OSError) -> NoReturn:

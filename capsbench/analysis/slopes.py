@@ -19,7 +19,7 @@ from capsbench.analysis.intervals import CONFIDENCE, Floats, Interval, interval_
 from capsbench.analysis.linearity import bytes_are_linear, times_are_linear
 from capsbench.analysis.metrics import METRICS, Metric
 from capsbench.errors import ConfigurationError
-from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
+from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS, plain
 
 REFERENCE_MODEL = "rescapsnet"
 
@@ -173,17 +173,12 @@ def _fit(line: Mapping[str, object], metric: Metric, blocks: Floats, values: Flo
     if fit.slope_error is None:
         return LineFit(fit, linear, None)
     # Where records lie, and whether a column is of floats for other lines' sake, changes no interval.
-    known = {column: value for column, value in line.items() if column != "report" and not _missing(value)}
-    parts = [(column, f"{value:g}" if isinstance(value, float) else str(value)) for column, value in known.items()]
-    name = repr([*parts, metric.name])
+    known = {column: plain(value) for column, value in line.items() if column != "report"}
+    name = repr([*((column, str(value)) for column, value in known.items() if value is not None), metric.name])
     random = np.random.default_rng(zlib.crc32(name.encode()))
     raws = [raw if isinstance(raw := samples[place], Sequence) else None for place in places.tolist()]
     draws = slope_draws(blocks, values, fit.slope_error, raws, random)
     return LineFit(fit if metric.is_bytes else replace(fit, slope_interval=interval_of(draws)), linear, draws)
-
-
-def _missing(value: object) -> bool:
-    return value is None or value is pd.NA or value != value
 
 
 def slopes(frame: pd.DataFrame) -> pd.DataFrame:

@@ -34,7 +34,7 @@ from capsbench.cli.options import (
 from capsbench.cli.report import report, show
 from capsbench.cli.reproduce import reproduce
 from capsbench.cli.train import train
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
     from capsbench.report.panels import Per
@@ -203,7 +203,6 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
       capsbench plot reports/mine --metric reserved,process --paper
     """
     from capsbench.cli.output import draw, load_records, write_index, writing
-    from capsbench.errors import StoreError
     from capsbench.paper import COMPARABLE_METRICS
     from capsbench.report.labels import on_gpu
     from capsbench.report.write import write_report

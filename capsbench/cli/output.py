@@ -15,7 +15,7 @@ from capsbench.records import Plan
 from capsbench.report.tables import peak_note, slopes_table
 from capsbench.report.terminal import printable, printable_lines
 from capsbench.report.write import write_paper_report, write_report
-from capsbench.store import load
+from capsbench.store import load, nothing_to_read
 
 
 def load_records(folder: Path) -> pd.DataFrame:
@@ -30,7 +30,7 @@ def load_records(folder: Path) -> pd.DataFrame:
     for warning in caught:
         warn(str(warning.message))
     if frame.empty:
-        raise StoreError(f"{folder} holds no record that can be read", "measure first, with 'capsbench run'")
+        raise nothing_to_read(folder)
     return frame
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from capsbench.errors import StoreError
 from capsbench.report.page import Inside, Source
 from capsbench.report.terminal import printable
-from capsbench.store import Store, read_timelines, report_folders, told_damages
+from capsbench.store import Store, nothing_to_read, read_timelines, report_folders, told_damages
 
 PAGE = "index.html"
 """The page of a report, in its folder."""
@@ -40,7 +39,7 @@ def read_sources(roots: Sequence[Path], *, quiet: bool = False) -> tuple[list[So
     for note in () if quiet else (note for source in sources for note in source.notes):
         click.echo(f"warning: {printable(note)}", err=True)
     if not any(source.records for source in sources):
-        raise StoreError(f"{', '.join(map(str, roots))} holds no record that can be read", "measure first, with 'capsbench run'")
+        raise nothing_to_read(*roots)
     return sources, inside.get(None, [])
 
 

@@ -18,7 +18,7 @@ from capsbench import paper
 from capsbench.analysis.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.analysis.slopes import lines, noises
 from capsbench.errors import ConfigurationError
-from capsbench.report.labels import dataset_title, on_gpu
+from capsbench.report.labels import Names, cut, dataset_title, on_gpu
 from capsbench.report.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.report.panels import Per, draw_panel, draw_paper
 from capsbench.report.styles import SMALL, STYLE, line_styles
@@ -117,28 +117,32 @@ def _grid(
         below = 0
         for row, dataset in zip(axes, datasets, strict=True):
             part = frame[frame["dataset"] == dataset]
-            found = [(line, cells) for line, cells in lines(part) if any(cells[metric.column].notna().any() for metric in shown)]
+            every = list(lines(part))
+            names = Names(line for line, _ in every)
+            found = [(line, cells) for line, cells in every if any(cells[metric.column].notna().any() for metric in shown)]
             more = [nothing_drawn(f"{len(found) - _MOST_LINES} more lines are not drawn")] if len(found) > _MOST_LINES else []
-            beneath = 0
-            of_row: dict[str, Line2D] = {}
+            handles_of: list[list[Line2D]] = []
             for panel, metric in zip(row, shown, strict=False):
-                handles = draw_panel(panel, part, found[:_MOST_LINES], metric, styles, per=per, with_fit=with_fit)
+                handles = draw_panel(panel, part, found[:_MOST_LINES], names, metric, styles, per=per, with_fit=with_fit)
                 if with_paper and _comparable(part, metric):
                     handles += draw_paper(panel, dataset)
                 panel.set_title(
-                    f"{_cut(dataset_title(dataset))}: {_title(metric, frame)}",
+                    f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {_title(metric, frame)}",
                     loc="left",
                     fontsize=mpl.rcParams["axes.titlesize"],
                 )
-                of_row |= {str(handle.get_label()): handle for handle in handles}
-                if with_fit:
-                    beneath = max(beneath, place_legend(panel, [*handles, *more], may_grow=ax is None))
+                handles_of.append(handles)
             if not with_fit:
                 # One legend for all panels, whose lines have no slopes to tell.
-                for panel in row[1:]:
-                    place_legend(panel, [], may_grow=ax is None)
-                beneath = place_legend(row[0], [*of_row.values(), *more], may_grow=ax is None)
-            below += beneath
+                named = {str(handle.get_label()): handle for handles in handles_of for handle in handles}
+                handles_of = [list(named.values()), *([] for _ in handles_of[1:])]
+            below += max(
+                (
+                    place_legend(panel, [*handles, *more] if with_fit or panel is row[0] else [], may_grow=ax is None)
+                    for panel, handles in zip(row, handles_of, strict=False)
+                ),
+                default=0,
+            )
         if not shown:
             why = "every cell ran out of memory" if (frame["status"] == "oom").any() else "no cell was measured"
             axes[0][0].text(0.5, 0.5, why, ha="center", transform=axes[0][0].transAxes)
@@ -169,10 +173,6 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
             f"give plt.subplots({rows}, {columns})[1], or no ax",
         )
     return given.reshape(rows, columns)
-
-
-def _cut(title: str) -> str:
-    return title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
 
 
 def _comparable(frame: pd.DataFrame, metric: Metric) -> bool:

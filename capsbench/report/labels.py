@@ -1,11 +1,11 @@
 """What a line is called: its model, and whatever tells it from the other lines beside it."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import pandas as pd
 
 from capsbench.catalog import SPECS
+from capsbench.frame import plain
 from capsbench.report.terminal import printable
 
 MODEL_TITLES = {
@@ -35,6 +35,11 @@ def model_title(name: str) -> str:
 def dataset_title(name: str) -> str:
     """A data set as figures spell it; any other name so that nothing in it is a command."""
     return SPECS[name].title if name in SPECS else printable(name)
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters; one that is cut ends in an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def network_title(model: str, blocks: int, dataset: str) -> str:
@@ -118,18 +123,8 @@ class _Alike:
         return self._parts[key]
 
 
-def plain(value: Any) -> Any:
-    """A value of a frame as Python's own: None where it is missing, and whole numbers whole."""
-    if value is None or value is pd.NA or value != value:
-        return None
-    if isinstance(value, bool | str | int):
-        return value
-    number = float(value)
-    return int(number) if number.is_integer() else number
-
-
 def _word(column: str, value: object) -> str:
-    if _missing(value):
+    if plain(value) is None:
         return _WORDS_FOR_NONE.get(column, f"no {column.removesuffix('_size')}")
     if isinstance(value, str):
         return _WORDS.get(column, {}).get(value, value)
@@ -139,8 +134,4 @@ def _word(column: str, value: object) -> str:
 
 def _without(column: str, value: object) -> bool:
     """Whether a model does not have this option; every model's optimizer steps at some time."""
-    return column != "optimizer_step" and _missing(value)
-
-
-def _missing(value: object) -> bool:
-    return value is None or value != value
+    return column != "optimizer_step" and plain(value) is None

@@ -11,9 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from capsbench import paper
 from capsbench.analysis.metrics import Metric
-from capsbench.analysis.slopes import LineFit, fit_line, lines
+from capsbench.analysis.slopes import LineFit, fit_line
 from capsbench.catalog import SPECS
-from capsbench.report.labels import Line, line_label, model_title
+from capsbench.report.labels import Line, Names, model_title
 from capsbench.report.legends import legend_text
 from capsbench.report.styles import MODEL_STYLES, LineStyle, style_key
 from capsbench.report.units import MIB, slope_text
@@ -25,6 +25,7 @@ def draw_panel(
     ax: Axes,
     frame: pd.DataFrame,
     drawn: Sequence[tuple[Line, pd.DataFrame]],
+    names: Names,
     metric: Metric,
     styles: dict[str, LineStyle],
     *,
@@ -33,7 +34,6 @@ def draw_panel(
 ) -> list[Line2D]:
     """One metric over depth, for some of the frame's lines; returns what a legend shows of them."""
     handles = []
-    everyone = [line for line, _ in lines(frame)]
     for line, cells in drawn:
         measured = cells[cells[metric.column].notna()]
         if measured.empty:
@@ -43,7 +43,7 @@ def draw_panel(
         by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
         mean = by_depth.mean() * scale
         fit = fit_line(line, measured, metric)
-        label = legend_text(line_label(line, everyone), _fit_text(fit, metric, scale) if with_fit and fit else "")
+        label = legend_text(names.of(line), _fit_text(fit, metric, scale) if with_fit and fit else "")
         if with_fit and fit is not None:
             _draw_fit(ax, fit, mean, metric, style, scale)
         ax.errorbar(

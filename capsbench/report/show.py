@@ -9,8 +9,8 @@ from rich.text import Text
 
 from capsbench.analysis.metrics import METRICS, Metric
 from capsbench.analysis.slopes import by_line, lines
+from capsbench.frame import plain
 from capsbench.report.findings import Labels
-from capsbench.report.labels import plain
 from capsbench.report.sparks import BLOCKS, spark
 from capsbench.report.units import ratio_in_words, slope_text
 
@@ -32,13 +32,12 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
     groups = list(by_line(table))
     fitted = {_name(line)[:-1] for line, _ in groups}
     # Lines that ran out of memory before they had a slope are told of after those that have one.
-    without = {_name(line)[:-1]: line for line, _ in by_line(frame[frame["status"] == "oom"])}
-    unfitted = [line for name, line in without.items() if name not in fitted]
-    labels = Labels([*(line for line, _ in groups), *unfitted])
+    unfitted = [(line, depth) for name, (line, depth) in full.items() if name not in fitted]
+    labels = Labels(line for line, _ in [*groups, *unfitted])
     found = []
     for line, rows in groups:
         name = _name(line)
-        found += _title(labels.of(line), full.get(name[:-1]))
+        found += _title(labels.of(line), full[name[:-1]][1] if name[:-1] in full else None)
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
         for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
             slope, ratio, remarks = _figures(by_metric[metric.name], metric)
@@ -47,7 +46,7 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
                 Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", [f"{slope:>20}", f"{ratio:>20}", f"  {remarks}"])
             )
     head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
-    ended = [text for line in unfitted for text in _title(labels.of(line), full[_name(line)[:-1]])]
+    ended = [text for line, depth in unfitted for text in _title(labels.of(line), depth)]
     return [*([head, *found] if found else []), *ended]
 
 
@@ -99,12 +98,12 @@ def _values(frame: pd.DataFrame) -> dict[tuple[Name, str], list[float]]:
     return found
 
 
-def _full(frame: pd.DataFrame) -> dict[Name, int]:
-    """The least depth at which a line, on any machine, ran out of memory."""
-    found: dict[Name, int] = {}
+def _full(frame: pd.DataFrame) -> dict[Name, tuple[Line, int]]:
+    """A line that ran out of memory, on any machine, and the least depth at which it did."""
+    found: dict[Name, tuple[Line, int]] = {}
     for line, rows in by_line(frame[frame["status"] == "oom"]):
-        name = _name(line)[:-1]
-        found[name] = min(found.get(name, 2**31), int(rows["blocks"].min()))
+        name, depth = _name(line)[:-1], int(rows["blocks"].min())
+        found[name] = line, min(found[name][1] if name in found else depth, depth)
     return found
 
 

@@ -11,9 +11,10 @@ from capsbench import paper
 from capsbench.analysis.metrics import METRICS
 from capsbench.analysis.slopes import fit_slope
 from capsbench.analysis.summary import mapping
-from capsbench.report.labels import dataset_title, is_predicted, model_title, plain
+from capsbench.frame import plain
+from capsbench.report.labels import cut, dataset_title, is_predicted, model_title
 from capsbench.report.page.cells import Line, Lines
-from capsbench.report.page.room import LONGEST_NAME, cut
+from capsbench.report.page.room import LONGEST_NAME
 from capsbench.report.page.source import Source
 from capsbench.report.units import bytes_text, quantity_text, ratio_in_words
 

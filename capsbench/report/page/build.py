@@ -13,9 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from capsbench.analysis.slopes import slopes
 from capsbench.frame import SAMPLE_COLUMNS
 from capsbench.records import Record
+from capsbench.report.labels import cut
 from capsbench.report.page.answers import answers, latest_of, paper_verdicts
 from capsbench.report.page.cells import Lines, Texts, cells_data, lines_data, metrics_data, packed_fits, paper_data, samples_data
-from capsbench.report.page.room import LONGEST_NAME, LONGEST_TEXT, cut, cut_list, script_json, size_of
+from capsbench.report.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.report.page.runs import comparisons_data, environments_data, history_data, reports_data
 from capsbench.report.page.source import Inside, Source, frame_of, told_apart
 from capsbench.report.page.steps import contents_data, modules_data, timelines_data

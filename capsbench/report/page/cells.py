@@ -10,12 +10,12 @@ from capsbench import paper
 from capsbench.analysis.intervals import median_interval
 from capsbench.analysis.metrics import METRICS, TIME_METRICS, Metric
 from capsbench.analysis.slopes import REFERENCE_MODEL, line_columns
-from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
+from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS, plain
 from capsbench.records import Record
 from capsbench.report.findings import Labels
-from capsbench.report.labels import Names, dataset_title, model_title, plain
+from capsbench.report.labels import Names, cut, dataset_title, model_title
 from capsbench.report.page.commands import cell_options, line_command, timeline_command
-from capsbench.report.page.room import LONGEST_COMMAND, LONGEST_NAME, cut
+from capsbench.report.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.report.page.source import Source
 from capsbench.report.styles import COLOURS, LineStyle, style_key, styles_of
 from capsbench.report.terminal import printable

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from capsbench.report.labels import cut
+
 LONGEST_NAME = 300
 LONGEST_TEXT = 2000
 LONGEST_COMMAND = 4000
@@ -20,11 +22,6 @@ def script_json(data: Any) -> str:
 def size_of(text: str) -> int:
     """Bytes of a text in the page's file."""
     return len(text.encode("utf-8", "replace"))
-
-
-def cut(text: str, most: int) -> str:
-    """A text of at most so many characters; one that is cut ends in an ellipsis."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def cut_list(texts: Iterable[str], most: int, longest: int = LONGEST_TEXT) -> list[str]:

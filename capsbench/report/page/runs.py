@@ -10,9 +10,10 @@ from capsbench.analysis.compare import compare
 from capsbench.analysis.gate import judge
 from capsbench.analysis.summary import Summary, machine_parts, mapping, summarize
 from capsbench.errors import ConfigurationError
-from capsbench.report.labels import plain
+from capsbench.frame import plain
+from capsbench.report.labels import cut
 from capsbench.report.page.cells import Line, Lines
-from capsbench.report.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut, cut_list
+from capsbench.report.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut_list
 from capsbench.report.page.source import Source
 from capsbench.report.verdicts import CheckText, comparison_remarks, comparison_rows
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from capsbench.analysis.modules import ModuleChange, module_changes
 from capsbench.records import Contents, Record, Timeline
+from capsbench.report.labels import cut
 from capsbench.report.page.cells import Texts
-from capsbench.report.page.room import LONGEST_NAME, LONGEST_TEXT, cut, cut_list, script_json, size_of
+from capsbench.report.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.report.page.source import Inside, Source
 from capsbench.report.timeline import (
     LOOKS,
