@@ -85,12 +85,13 @@ _PLACE = """([name, cell]) => {
 
 
 @contextmanager
-def opened(browser, sources, path: Path, *, width=1400, scheme="light", loose=()) -> Iterator[Opened]:
-    """The page of these reports, open and ready; whatever the console complains of fails the test."""
+def opened(browser, sources, path: Path, *, width=1400, scheme="light", loose=(), script="") -> Iterator[Opened]:
+    """The page of these reports, open and ready, after a script of the test's; whatever the console complains of fails the test."""
     write_page(sources, path, loose)
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
     page = context.new_page()
     page.set_default_timeout(60_000)
+    page.add_init_script(script)
     faults: list[str] = []
     requests: list[str] = []
     page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)

@@ -525,8 +525,27 @@ def strokes(pdf):
     return found
 
 
+NEVER_IDLE = "window.requestIdleCallback = () => 0;"
+NO_IDLE_CALLBACKS = "delete window.requestIdleCallback;"  # as in Safari
+
+
+@pytest.mark.parametrize("script", ["", NO_IDLE_CALLBACKS], ids=["idle", "timer"])
+def test_charts_out_of_sight_are_drawn_in_idle_time_and_follow_the_filters(show, script):
+    with show(source(models()), width=400, script=script) as page:
+        page.page.wait_for_function("() => !document.querySelector('.chart:not([data-drawn=yes])')")
+        assert page.page.locator(".chart").count() > 4
+        assert page.evaluate("() => document.querySelector('.chart').getBoundingClientRect().top > innerHeight + 400")
+        assert len(page.evaluate("() => byId('tradeoff-chart').data")) >= 3
+        page.page.select_option("#filter-model", "mocapsnet")
+        page.page.wait_for_function("() => ![...CHARTS.values()].some(chart => chart.stale)")
+        cells = page.evaluate("() => byId('tradeoff-chart').data.flatMap(trace => trace.customdata || [])")
+        assert cells
+        assert {page.evaluate("cell => lineOf(cell).model", cell) for cell in cells} == {"mocapsnet"}
+        assert page.evaluate("() => scrollY") == 0
+
+
 def test_it_prints_in_black_on_white_with_every_chart(show):
-    with show(source(models()), scheme="dark") as page:
+    with show(source(models()), scheme="dark", script=NEVER_IDLE) as page:
         page.evaluate("() => addEventListener('beforeprint', () => { window.printed = document.documentElement.dataset.theme; })")
         # Nothing has been scrolled to, and the first time no chart is known that could be drawn.
         page.evaluate("() => { window.kept = [...CHARTS]; CHARTS.clear(); }")

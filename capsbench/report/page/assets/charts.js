@@ -1,4 +1,5 @@
-// Charts: the library is unpacked once, and each chart is drawn when it comes into sight, or is printed.
+// Charts: the library is unpacked once. A chart is drawn when it comes into sight or is printed, and all others once the browser is
+// idle, one at a time: whoever takes a picture of the whole page scrolls to none of them.
 
 const CHARTS = new Map();
 const PAPER = { on: false, wide: 690, narrow: 330 };
@@ -24,10 +25,27 @@ const sight = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "400px" });
 
+const whenIdle = window.requestIdleCallback ? (work) => requestIdleCallback(work, { timeout: 500 }) : (work) => setTimeout(work, 50);
+let waiting = false;
+
+function drawWhenIdle() {
+  if (waiting) return;
+  waiting = true;
+  whenIdle(() => {
+    waiting = false;
+    // What is folded away has no size yet.
+    const next = [...CHARTS.keys()].find((node) => CHARTS.get(node).stale && node.clientWidth > 0);
+    if (!next) return;
+    draw(next);
+    drawWhenIdle();
+  });
+}
+
 // `build` gives { data, layout, label, empty }: what the library takes, what a screen reader says, or why there is no chart.
 function chart(node, build, clicked) {
   CHARTS.set(node, { build, clicked, stale: true, seen: false });
   sight.observe(node);
+  drawWhenIdle();
 }
 
 function forget(node) {
@@ -44,6 +62,7 @@ function redraw(node) {
   if (!known) return;
   known.stale = true;
   if (known.seen) draw(node);
+  else drawWhenIdle();
 }
 
 function draw(node) {
