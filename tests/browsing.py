@@ -86,7 +86,7 @@ _PLACE = """([name, cell]) => {
 
 @contextmanager
 def opened(browser, sources, path: Path, *, width=1400, scheme="light", loose=(), script="") -> Iterator[Opened]:
-    """The page of these reports, open and ready, after a script of the test's; whatever the console complains of fails the test."""
+    """The page of these reports after `script`, open and ready; whatever the console complains of fails the test."""
     write_page(sources, path, loose)
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
     page = context.new_page()

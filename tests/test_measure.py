@@ -306,6 +306,9 @@ def test_a_long_reply_arrives(own_model):
 def test_a_gpu_is_prepared_by_its_number(monkeypatch, capacity):
     """torch takes no device without one, neither to choose it nor to limit it."""
     asked = []
+    # What holds for the whole process would hold for all tests after this one.
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda flush: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(index))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=2**32))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, index: asked.append((part, index)))

@@ -58,7 +58,7 @@ def largest(configuration: Configuration, what: What) -> Fit:
     fitting, failing = _neighbours(at, most)
     taken = _taken(at(fitting)) if fitting else None
     if failing is None:
-        return Fit(what, fitting, taken, bounded=False, traced=True, reason=f"the training set has no more than {most:,} images")
+        return Fit(what, fitting, taken, bounded=False, traced=True, reason=f"an epoch has no more than {most:,} images")
     return Fit(what, fitting, taken, bounded=True, traced=True, reason=f"{failing:,} do not: {at(failing).reason}")
 
 
