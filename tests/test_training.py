@@ -298,6 +298,19 @@ def test_tensorboard_forgets_the_steps_that_come_again(tmp_path, monkeypatch):
     assert begun == [1, 1, 15]
 
 
+def test_what_tensorboard_reads_of_a_run_that_was_cut_off(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with pytest.raises(Cut):
+        train(tiny_settings(), tmp_path, observers=[Recorder((2, 4), cut)])
+    result = train(tiny_settings(), tmp_path, resume=True)
+    read = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [(point.step, point.value) for point in read.Scalars("step/loss")] == [
+        (number, pytest.approx(line[3])) for number, line in enumerate(curve(tmp_path), start=1)
+    ]
+    assert [point.value for point in read.Scalars("epoch/train_loss")] == pytest.approx([one.train_loss for one in result.epochs])
+
+
 def test_a_tensorboard_that_cannot_be_written(tmp_path):
     pytest.importorskip("torch.utils.tensorboard")
     (tmp_path / "run").mkdir()
