@@ -357,6 +357,16 @@ def test_what_was_cut_off_goes_on_to_the_last_bit(at, minutes, uncut, tmp_path):
     assert train(settings, tmp_path, resume=True) == result
 
 
+def assert_resumes_alike(settings, folder, place):
+    """A run that is cut off at an epoch's step and gone on with gives the bits of one that was not."""
+    train(settings, folder / "uncut")
+    with pytest.raises(Cut):
+        train(settings, folder / "cut", observers=[Recorder(place, cut)], checkpoint_minutes=1e-9)
+    train(settings, folder / "cut", resume=True)
+    assert curve(folder / "cut") == curve(folder / "uncut")
+    assert_all_close(weights(folder / "cut"), weights(folder / "uncut"), relative=0)
+
+
 @pytest.mark.parametrize("options", [{"optimizer": "ranger21"}, {"precision": "fp16"}, {"precision": "bf16"}], ids=str)
 def test_so_do_other_optimizers_and_precisions(options, tmp_path):
     if "optimizer" in options:
@@ -364,22 +374,12 @@ def test_so_do_other_optimizers_and_precisions(options, tmp_path):
     settings = tiny_settings(optimizer=options.get("optimizer", "adam"))
     network = settings.network.model_copy(update={"precision": options.get("precision", "fp32")})
     settings = settings.model_copy(update={"network": network})
-    train(settings, tmp_path / "uncut")
-    with pytest.raises(Cut):
-        train(settings, tmp_path / "cut", observers=[Recorder((2, 5), cut)], checkpoint_minutes=1e-9)
-    train(settings, tmp_path / "cut", resume=True)
-    assert curve(tmp_path / "cut") == curve(tmp_path / "uncut")
-    assert_all_close(weights(tmp_path / "cut"), weights(tmp_path / "uncut"), relative=0)
+    assert_resumes_alike(settings, tmp_path, (2, 5))
 
 
 def test_so_does_a_capsule_network(tmp_path, few_tests):
     settings = capsule_settings(network={"kernel": "recompute"}, epochs=2)
-    train(settings, tmp_path / "uncut")
-    with pytest.raises(Cut):
-        train(settings, tmp_path / "cut", observers=[Recorder((2, 2), cut)], checkpoint_minutes=1e-9)
-    train(settings, tmp_path / "cut", resume=True)
-    assert curve(tmp_path / "cut") == curve(tmp_path / "uncut")
-    assert_all_close(weights(tmp_path / "cut"), weights(tmp_path / "uncut"), relative=0)
+    assert_resumes_alike(settings, tmp_path, (2, 2))
 
 
 def test_more_epochs_go_on_from_fewer(tmp_path, uncut):

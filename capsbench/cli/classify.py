@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from capsbench.cli.options import FOLDER
+from capsbench.cli.options import DEVICE_OPTION, FOLDER
 from capsbench.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     help="One more checkpoint of an ensemble, whose mean lengths decide.",
 )
 @click.option("--reconstructions", type=FOLDER, help="Folder for what the decoder makes of each image, as png.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@DEVICE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the lengths of all classes.")
 def classify(
     checkpoint: Path, images: tuple[Path, ...], others: tuple[Path, ...], reconstructions: Path | None, device: str, as_json: bool

@@ -11,8 +11,11 @@ from capsbench.cli.classify import classify
 from capsbench.cli.figure import figure
 from capsbench.cli.gate import check, compare, init_ci
 from capsbench.cli.options import (
+    DATA_DIR_OPTION,
+    DEVICE_OR_PREDICTED_OPTION,
     FOLDER,
     FRONTS,
+    GPU_OPTION,
     INVERSES,
     KERNELS,
     MEMORIES,
@@ -21,6 +24,7 @@ from capsbench.cli.options import (
     ROUTINGS,
     RULES,
     SWEEP_OPTIONS,
+    THREADS_OPTION,
     WITHOUT_BLOCKS,
     Names,
     Parsed,
@@ -163,12 +167,12 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
 @click.option("--depth", default="1", show_default=True, help="Blocks.")
 @_network_options
 @click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted.")
-@click.option("--gpu", help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them.")
-@click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number.")
+@DEVICE_OR_PREDICTED_OPTION
+@GPU_OPTION
+@THREADS_OPTION
 @click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB.")
 @click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds for the process.")
-@click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
+@DATA_DIR_OPTION
 @click.option("--out", type=FOLDER, help="Folder to write to; by default reports/timeline- and the time.")
 @click.option("--json", "as_json", is_flag=True, help="Print the timeline as JSON on standard output.")
 def timeline(**given: Any) -> int:
@@ -254,7 +258,7 @@ def slopes(reports: Path, as_json: bool) -> None:
 
 @cli.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
+@DATA_DIR_OPTION
 def list_(as_json: bool, data_dir: Path | None) -> None:
     """Models, data sets and whether they are on disk, and every name that an option takes."""
     from capsbench.cli.offers import offers

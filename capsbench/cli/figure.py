@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from capsbench.cli.options import FOLDER, require_command
+from capsbench.cli.options import DATA_DIR_OPTION, DEVICE_OPTION, DOWNLOAD_OPTION, FOLDER, require_command
 from capsbench.errors import StoreError
 
 
@@ -60,9 +60,9 @@ def diagnostics(run: Path, out: Path | None) -> None:
 @click.argument("checkpoint", type=FOLDER)
 @click.argument("images", type=FOLDER, nargs=-1)
 @click.option("--out", type=FOLDER, help="Folder to draw into; by default the checkpoint's own.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
-@click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
-@click.option("--download", is_flag=True, help="Fetch a data set that is not on disk.")
+@DEVICE_OPTION
+@DATA_DIR_OPTION
+@DOWNLOAD_OPTION
 def reconstructions(
     checkpoint: Path, images: tuple[Path, ...], out: Path | None, device: str, data_dir: Path | None, download: bool
 ) -> None:

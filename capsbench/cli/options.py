@@ -193,11 +193,32 @@ def choice(option: str, known: tuple[str, ...], default: str | None, text: str, 
     return click.option(option, type=names, default=default, show_default=bool(default), help=text)
 
 
+# Options of more than one command
+
+DEVICE_OPTION = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+THREADS_OPTION = click.option(
+    "--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."
+)
+DATA_DIR_OPTION = click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
+DOWNLOAD_OPTION = click.option("--download", is_flag=True, help="Fetch a data set that is not on disk.")
+DEVICE_OR_PREDICTED_OPTION = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted."
+)
+GPU_OPTION = click.option("--gpu", help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them.")
+CHECKPOINT_OPTION = click.option(
+    "--checkpoint-minutes",
+    type=seconds("--checkpoint-minutes", "minutes"),
+    default=10,
+    show_default=True,
+    help="Minutes between checkpoints within an epoch.",
+)
+
+
 SWEEP_OPTIONS = together(
     click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted."),
-    click.option("--gpu", help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them."),
-    click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."),
+    DEVICE_OR_PREDICTED_OPTION,
+    GPU_OPTION,
+    THREADS_OPTION,
     click.option("--repeats", type=whole("--repeats", 1), default=1, show_default=True, help="Replicates of every cell."),
     click.option("--samples", type=whole("--samples", 5), default=5, show_default=True, help="Fewest samples of each time."),
     click.option(
@@ -210,7 +231,7 @@ SWEEP_OPTIONS = together(
     click.option("--strict", is_flag=True, help="Measure nothing beside other processes on a CUDA device."),
     click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
     click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB."),
-    click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA."),
+    DATA_DIR_OPTION,
     click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
     click.option("--resume", is_flag=True, help="Go on with a report that was cut off."),
     click.option("--dry-run", is_flag=True, help="Show what would be done, and stop."),

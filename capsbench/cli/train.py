@@ -10,6 +10,10 @@ import click
 
 from capsbench.catalog import SPECS
 from capsbench.cli.options import (
+    CHECKPOINT_OPTION,
+    DATA_DIR_OPTION,
+    DEVICE_OPTION,
+    DOWNLOAD_OPTION,
     FOLDER,
     FRONTS,
     INVERSES,
@@ -19,11 +23,11 @@ from capsbench.cli.options import (
     PRECISIONS,
     ROUTINGS,
     RULES,
+    THREADS_OPTION,
     WITHOUT_BLOCKS,
     Parsed,
     fraction_option,
     number,
-    seconds,
     together,
     validation_option,
     whole,
@@ -122,22 +126,16 @@ _data_options = together(
     _one_of("--preprocess", ("paper", "published"), "paper", "How images become inputs: as in the paper, or in its code."),
     validation_option("Held out to choose the best epoch: a fraction, or a number of images; 0 trains on everything."),
     fraction_option("--scale", "The fraction of the training set that is used."),
-    click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA."),
-    click.option("--download", is_flag=True, help="Fetch a data set that is not on disk."),
+    DATA_DIR_OPTION,
+    DOWNLOAD_OPTION,
 )
 
 _run_options = together(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N."),
-    click.option("--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."),
+    DEVICE_OPTION,
+    THREADS_OPTION,
     click.option("--out", type=FOLDER, help="Folder of the run; by default runs/ and what is trained, and the time."),
     click.option("--resume", is_flag=True, help="Go on with a run that was cut off: the same loss curve as if it had not been."),
-    click.option(
-        "--checkpoint-minutes",
-        type=seconds("--checkpoint-minutes", "minutes"),
-        default=10,
-        show_default=True,
-        help="Minutes between checkpoints within an epoch.",
-    ),
+    CHECKPOINT_OPTION,
     click.option(
         "--diagnostics", is_flag=True, help="After each epoch, keep what each block tells apart ('capsbench figure diagnostics')."
     ),

@@ -2,13 +2,12 @@
 
 import time
 from pathlib import Path
-from types import TracebackType
 
 import click
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.text import Text
 
+from capsbench.report.live import Display
 from capsbench.report.units import bytes_text, duration_text
 from capsbench.training.log import TrainingStep
 from capsbench.training.loop import RESULT
@@ -20,7 +19,7 @@ _PACE_STEPS = 20
 """Over how many steps the pace is taken: it is to follow the machine, not to tremble."""
 
 
-class TrainingProgress:
+class TrainingProgress(Display):
     """Shows a run: a live display on a terminal, a line per epoch elsewhere.
 
     Args:
@@ -29,23 +28,11 @@ class TrainingProgress:
     """
 
     def __init__(self, console: Console, settings: TrainingSettings) -> None:
-        self._console = console
+        super().__init__(console, per_second=2)
         self._epochs = settings.epochs
         self._lines: list[Text] = []
         self._now: TrainingStep | None = None
         self._ticks: list[tuple[float, int]] = []
-        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
-
-    def __enter__(self) -> "TrainingProgress":
-        """Starts the display."""
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        """Leaves the last state on the screen."""
-        if self._console.is_terminal:
-            self._live.stop()
 
     def stepped(self, figures: TrainingStep) -> None:
         """A step is done."""

@@ -4,14 +4,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.text import Text
 
 from capsbench.frame import to_frame
 from capsbench.records import Cell, Record
+from capsbench.report.live import Display
 from capsbench.report.tables import cells_table
 from capsbench.report.terminal import printable
 from capsbench.report.units import bytes_text, duration_text, seconds_text
@@ -19,7 +18,7 @@ from capsbench.report.units import bytes_text, duration_text, seconds_text
 _ROWS = 8
 
 
-class Progress:
+class Progress(Display):
     """Shows a sweep: a live display on a terminal, a line per cell elsewhere.
 
     Args:
@@ -29,25 +28,13 @@ class Progress:
     """
 
     def __init__(self, console: Console, cells: int, remaining: Callable[[], float]) -> None:
-        self._console = console
+        # Once a second: a display that draws more often would be in the measurement.
+        super().__init__(console, per_second=1)
         self._cells = cells
         self._remaining = remaining
         self._began = time.monotonic()
         self._current = ""
         self._records: list[Record] = []
-        # Once a second: a display that draws more often would be in the measurement.
-        self._live = Live(console=console, refresh_per_second=1, get_renderable=self._render)
-
-    def __enter__(self) -> "Progress":
-        """Starts the display."""
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        """Leaves the last state on the screen."""
-        if self._console.is_terminal:
-            self._live.stop()
 
     def started(self, cell: Cell) -> None:
         """A cell is about to be measured."""

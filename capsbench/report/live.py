@@ -1,0 +1,36 @@
+"""What moves on a terminal while something goes on."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+
+class Display:
+    """Draws itself again and again on a terminal; elsewhere whoever derives from it prints lines.
+
+    Args:
+        console: where.
+        per_second: how often at the most. Each drawing takes time from what is shown.
+    """
+
+    def __init__(self, console: Console, per_second: float) -> None:
+        self._console = console
+        self._per_second = per_second
+        self._live: Live | None = None
+
+    def _render(self) -> RenderableType:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        """Starts the display."""
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=self._per_second, get_renderable=self._render)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
+        """Leaves the last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
