@@ -20,7 +20,7 @@ from rich.console import Console
 
 from capsbench.catalog import SPECS
 from capsbench.cli import options
-from capsbench.cli.training import TrainingProgress
+from capsbench.cli.training import TrainingProgress, print_result
 from capsbench.models import FRONTS, RULES
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
@@ -103,6 +103,23 @@ def test_what_is_offered_is_what_there_is():
     assert tuple(offered["optimizer"]) == OPTIMIZERS
     assert tuple(offered["preprocess"]) == PREPROCESSINGS
     assert tuple(offered["dataset"]) == tuple(SPECS)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "why"),
+    [((0.5, 0.25), "the best of 2 on 7 held-out images (50.00%)"), ((0.0, 0.0), "(0.00%)"), ((None, None), "epoch 2, the last,")],
+)
+def test_why_these_weights(uncut, capsys, accuracies, why):
+    result = Result.model_validate_json(uncut[1][1])
+    epochs = [
+        one.model_copy(update={"epoch": place, "validation_accuracy": accuracy})
+        for place, (one, accuracy) in enumerate(zip(result.epochs, accuracies, strict=False), start=1)
+    ]
+    best = 2 if accuracies[0] is None else 1
+    print_result(
+        result.model_copy(update={"epochs": epochs, "best_epoch": best, "validation_images": 7}), Path("run"), as_json=False
+    )
+    assert why in capsys.readouterr().out
 
 
 def test_json_is_the_result(uncut):

@@ -94,7 +94,7 @@ def print_result(result: Result, folder: Path, *, as_json: bool) -> None:
     click.echo(f"test accuracy {result.test_accuracy:.2%} of {result.test_images:,} images, loss {result.test_loss:.4g}")
     why = (
         f"the best of {len(result.epochs)} on {result.validation_images:,} held-out images ({chosen:.2%})"
-        if chosen
+        if chosen is not None
         else "the last"
     )
     click.echo(f"with the weights of epoch {result.best_epoch}, {why}, after {duration_text(result.seconds)} of training")
