@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 from browsing import opened, started_browser
-from conftest import MIB, RETAINED_PER_BLOCK, make_frame, make_record, make_timeline
+from conftest import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
 
 from capsbench.analysis.slopes import slopes
 from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
-from capsbench.report.page import Inside, Source
+from capsbench.report.page import Inside, Source, write_page
 from capsbench.report.page.commands import cell_options, line_command, timeline_command
 
 HOSTILE = '<script>window.pwned = 1</script><img src=x onerror="window.pwned=2"><b>&lt;{{7*7}}%{x}'
@@ -526,13 +526,15 @@ def strokes(pdf):
 
 
 NEVER_IDLE = "window.requestIdleCallback = () => 0;"
+NEVER_LOADED = "addEventListener('load', event => event.stopImmediatePropagation());"
 NO_IDLE_CALLBACKS = "delete window.requestIdleCallback;"  # as in Safari
 
 
-@pytest.mark.parametrize("script", ["", NO_IDLE_CALLBACKS], ids=["idle", "timer"])
+@pytest.mark.parametrize("script", [NEVER_LOADED, NEVER_LOADED + NO_IDLE_CALLBACKS], ids=["idle", "timer"])
 def test_charts_out_of_sight_are_drawn_in_idle_time_and_follow_the_filters(show, script):
     with show(source(models()), width=400, script=script) as page:
-        page.page.wait_for_function("() => !document.querySelector('.chart:not([data-drawn=yes])')")
+        page.page.wait_for_selector("html[data-drawn]", state="attached")
+        assert page.page.locator(".chart:not([data-drawn=yes])").count() == 0
         assert page.page.locator(".chart").count() > 4
         assert page.evaluate("() => document.querySelector('.chart').getBoundingClientRect().top > innerHeight + 400")
         assert len(page.evaluate("() => byId('tradeoff-chart').data")) >= 3
@@ -544,8 +546,92 @@ def test_charts_out_of_sight_are_drawn_in_idle_time_and_follow_the_filters(show,
         assert page.evaluate("() => scrollY") == 0
 
 
+def test_a_picture_of_the_whole_page_has_every_chart(show):
+    with show(source(models()), script=NEVER_IDLE) as page:
+        assert page.page.screenshot(full_page=True)
+        assert page.page.locator(".chart").count() > 4
+        assert page.page.locator(".chart:not([data-drawn=yes])").count() == 0
+
+
+def test_small_figures_draw_lines_that_have_what_they_show_and_name_them(show):
+    """Twelve lines have bytes alone, and two others times: all of them are drawn, and those not in the key above have one."""
+    records = [
+        one.model_copy(update={"time": None}) for batch in range(1, 13) for one in models(range(1, 3), batch_size=batch)[1::3]
+    ]
+    records += [one.model_copy(update={"memory": None}) for one in models(range(1, 3), batch_size=64)[:2]]
+    with show(source(records)) as page:
+        page.page.wait_for_selector("html[data-drawn]", state="attached")
+        count = "node => (node.data || []).filter(one => one.customdata).length"
+        drawn = page.evaluate(f"() => [...document.querySelectorAll('#figure3 .chart')].map({count})")
+        assert drawn == [12, 2, 2]
+        assert page.page.locator("#figure4-caption .keys li").count() == 12
+        named = page.page.locator("#figure3-caption .keys li").all_inner_texts()
+        assert named == ["CapsNet (batch 64)", "ResCapsNet (batch 64)"]
+
+
+def test_what_differs_by_little_does_not_look_far_apart(show):
+    """Peaks that agree within a percent, and times within two."""
+    records = [changed(one, peak=10**9 + 10**6 * place, factor=1 + 0.01 * place) for place, one in enumerate(models([4]))]
+    records = [
+        changed(one, factor=0.22 / one.time.train_step_seconds[0] * (1 + 0.01 * place)) for place, one in enumerate(records)
+    ]
+    with show(source(records)) as page:
+        page.drawn("tradeoff-chart")
+        for axis in ("xaxis", "yaxis"):
+            low, high = page.evaluate("axis => byId('tradeoff-chart')._fullLayout[axis].range", axis)
+            assert high - low > 0.09 * high
+
+
+def test_pages_of_a_table_are_turned_by_keyboard(show):
+    with show(source(models(range(1, 20)))) as page:
+        pages = page.page.locator("#cells-table .pages")
+        pages.get_by_role("button", name="Next").focus()
+        for told in ("26 to 50 of 57", "51 to 57 of 57"):
+            page.page.keyboard.press("Enter")
+            assert pages.locator("span").inner_text() == told
+        # There is no next one; the way back has the focus.
+        page.page.keyboard.press("Enter")
+        assert pages.locator("span").inner_text() == "26 to 50 of 57"
+
+
+def test_another_theme_leaves_what_the_reader_has_set(show):
+    with show(source(models(range(1, 9)))) as page:
+        page.page.locator("#figure4-numbers summary").click()
+        numbers = page.page.locator("#figure4-numbers")
+        for _ in range(2):
+            numbers.get_by_role("button", name="blocks").click()
+        numbers.get_by_role("button", name="Next").click()
+        before = rows_of(page, "figure4-numbers"), numbers.locator(".pages span").inner_text()
+        stroke = "() => getComputedStyle(document.querySelector('#figure4-caption .keys path')).stroke"
+        light = page.evaluate(stroke)
+        page.page.locator("#theme").click()
+        assert (rows_of(page, "figure4-numbers"), numbers.locator(".pages span").inner_text()) == before
+        assert page.evaluate(stroke) != light
+
+
+def test_without_scripts_there_are_sentences_and_no_empty_places(browser, tmp_path):
+    write_page([source(models())], tmp_path / "index.html", [])
+    context = browser.new_context(java_script_enabled=False, viewport={"width": 1400, "height": 900})
+    page = context.new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    assert page.locator("noscript p").bounding_box()["y"] < 400
+    assert page.locator(".answers li:visible").count() == 3
+    assert page.locator("section:visible").count() == 2
+    context.close()
+
+
+def test_colours_that_say_something_are_on_paper_and_under_colours_of_the_system(show):
+    with show(source(models(), timelines=[Inside(make_timeline(make_configuration("capsnet", 9)))])) as page:
+        page.page.emulate_media(forced_colors="active", color_scheme="dark")
+        for kind in (".block", ".amount"):
+            found = "getComputedStyle(document.querySelector(kind))"
+            style = page.evaluate(f"kind => [{found}.backgroundColor, {found}.printColorAdjust]", kind)
+            assert style[0] not in ("rgba(0, 0, 0, 0)", "rgb(0, 0, 0)", "rgb(255, 255, 255)")
+            assert style[1] == "exact"
+
+
 def test_it_prints_in_black_on_white_with_every_chart(show):
-    with show(source(models()), scheme="dark", script=NEVER_IDLE) as page:
+    with show(source(models()), scheme="dark", script=NEVER_LOADED + NEVER_IDLE) as page:
         page.evaluate("() => addEventListener('beforeprint', () => { window.printed = document.documentElement.dataset.theme; })")
         # Nothing has been scrolled to, and the first time no chart is known that could be drawn.
         page.evaluate("() => { window.kept = [...CHARTS]; CHARTS.clear(); }")

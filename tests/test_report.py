@@ -16,6 +16,7 @@ from capsbench import paper, slopes
 from capsbench.report import figures
 from capsbench.report.figures import PAGE_WIDTH, save
 from capsbench.report.labels import line_label
+from capsbench.report.styles import line_styles
 from capsbench.report.table4 import table4, table4_slopes, write_table4
 from capsbench.report.tables import cells_table, peak_note, slopes_table, write_slopes_csv
 from capsbench.report.units import bytes_text, duration_text, seconds_text, slope_text
@@ -466,18 +467,44 @@ def legend_of(panel):
 
 
 def test_no_more_lines_are_drawn_than_can_be_told_apart():
-    """All panels of a data set draw the same lines, also where the first has nothing of some of them."""
+    """All panels of a data set draw the same lines where they can, also where the first has nothing of some of them."""
     records = [make_record("rescapsnet", blocks, batch_size=batch) for batch in range(1, 16) for blocks in (1, 2)]
     records = [
         record.model_copy(update={"memory": None}) if record.cell.configuration.batch_size < 4 else record for record in records
     ]
     memory, train, inference = figures.figure3(make_frame(records))[0]
-    assert [len(panel.containers) for panel in (memory, train, inference)] == [9, 12, 12]
     legend = legend_of(memory)
-    assert {container.get_label() for container in train.containers} == {*legend[:-1]}
     assert legend[-1] == "3 more lines are not drawn"
-    for panel in figures.figure4(make_frame(records))[0]:
-        assert legend_of(panel)[-1] == "3 more lines are not drawn"
+    for panel in (memory, train, inference):
+        assert {container.get_label() for container in panel.containers} == {*legend[:-1]}
+        assert len(panel.containers) == 12
+    retained, peak, train = figures.figure4(make_frame(records))[0]
+    assert len(legend_of(retained)) == len(legend_of(peak)) == 12
+    assert legend_of(train)[12:] == ["3 more lines are not drawn"]
+
+
+def test_a_panel_draws_lines_that_have_what_it_shows():
+    """Here the first twelve lines have times, the others bytes."""
+    records = [make_record("rescapsnet", blocks, batch_size=batch) for batch in range(1, 25) for blocks in (1, 2)]
+    records = [
+        record.model_copy(update={"memory" if record.cell.configuration.batch_size <= 12 else "time": None}) for record in records
+    ]
+    memory, train, inference = figures.figure3(make_frame(records))[0]
+    assert [len(panel.containers) for panel in (memory, train, inference)] == [12, 12, 12]
+    assert len(legend_of(memory)) == 24
+    assert [len(panel.containers) for panel in figures.figure4(make_frame(records))[0]] == [12, 12, 12]
+
+
+def test_lines_that_are_drawn_beside_each_other_look_unlike():
+    records = [
+        make_record(model, blocks, batch_size=batch).model_copy(update={"kind": kind})
+        for model in ("rescapsnet", "mocapsnet", "somebody:else")
+        for batch in range(1, 13)
+        for blocks in (1, 2)
+        for kind in ("measured", "predicted")
+    ]
+    looks = [(one.colour, one.marker, one.dash) for one in line_styles(make_frame(records)).values()]
+    assert len(set(looks)) == len(looks) == 72
 
 
 @pytest.mark.parametrize(("lines", "below"), [(3, False), (10, True)])

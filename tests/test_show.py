@@ -116,8 +116,11 @@ def test_a_spark_rises_with_its_values(values):
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(-1e12, 1e12, allow_subnormal=False)), min_size=1, max_size=12))
 def test_a_small_picture_is_one_with_everything_inside(points):
-    picture = ET.fromstring(svg(points, None, "#0072B2"))
-    dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in picture]
+    values = [value for _, value in points]
+    picture = ET.fromstring(svg(points, (values[0], 1e9), "#0072B2", min(values), max(values)))
+    line, *dots = picture
+    assert all(0 <= float(line.get(end)) <= 28 for end in ("y1", "y2"))
+    dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in dots]
     assert len(dots) == len(points)
     assert all(0 <= x <= 120 and 0 <= y <= 28 for x, y in dots)
 
@@ -139,6 +142,29 @@ def test_slopes_in_a_notebook_are_a_data_frame_that_shows_charts(sweep_frame):
     assert float(table["slope"].max()) == plain_slopes(sweep_frame)["slope"].max()
 
 
+def test_charts_of_one_quantity_have_one_scale():
+    """Of one data set and batch: a block of 10 KiB does not look like one of 10 MiB, and other batches do not flatten either."""
+
+    def grown(model, per_block, **fields):
+        for blocks in (1, 2, 3):
+            record = make_record(model, blocks, **fields)
+            yield record.model_copy(
+                update={"memory": record.memory.model_copy(update={"retained_bytes": 2**20 + blocks * per_block})}
+            )
+
+    few = [*grown("rescapsnet", 10 * 2**20), *grown("mocapsnet", 10 * 2**10)]
+    frame = make_frame([*few, *grown("rescapsnet", 10 * 2**30, batch_size=512)])
+    table = capsbench.slopes(frame)
+    pictures = re.findall(r"<td[^>]*>(<svg.*?</svg>)", table[table["metric"] == "retained"]._repr_html_())
+    spans = []
+    for picture in map(ET.fromstring, pictures):
+        heights = [float(dot.get("cy")) for dot in picture.iter("circle")]
+        spans.append(max(heights) - min(heights))
+    assert sorted(spans) == pytest.approx([0, 20 * 20 / 30, 20], abs=0.2)
+    charts = re.findall(r"^  retained +(\S+)", "\n".join(line.plain for line in show_lines(frame, table)), re.MULTILINE)
+    assert sorted(charts) == ["▁▁▁", "▁▅█", "▃▆█"]
+
+
 def test_names_in_a_notebook_are_text():
     frame = make_frame(make_record("<script>x</script>", blocks) for blocks in (1, 2))
     html = capsbench.slopes(frame)._repr_html_()
@@ -153,6 +179,16 @@ def test_an_empty_table_is_shown():
 def test_long_tables_are_cut_as_pandas_cuts_them(sweep_frame):
     with pd.option_context("display.max_rows", 3):
         assert "15 more rows" in capsbench.slopes(sweep_frame)._repr_html_()
+
+
+def test_a_legend_on_axes_of_ones_own_leaves_room_for_the_lines():
+    frame = make_frame(make_record("rescapsnet", blocks, batch_size=batch) for batch in range(1, 10) for blocks in (1, 2, 3))
+    given = Figure().subplots(1, 3)
+    for panel in figure4(frame, ax=given)[0]:
+        texts = [text.get_text() for text in panel.get_legend().get_texts()]
+        assert sum(1 + text.count("\n") for text in texts) <= 7
+        assert texts[-1] == f"and {9 - (len(texts) - 1)} more"
+        assert len(panel.containers) == 9
 
 
 @pytest.mark.parametrize("draw", [figure3, figure4])

@@ -18,7 +18,7 @@ from capsbench import paper
 from capsbench.analysis.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.analysis.slopes import lines, noises
 from capsbench.errors import ConfigurationError
-from capsbench.report.labels import Names, cut, dataset_title, on_gpu
+from capsbench.report.labels import Line, Names, cut, dataset_title, on_gpu
 from capsbench.report.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.report.panels import Per, draw_panel, draw_paper
 from capsbench.report.styles import SMALL, STYLE, line_styles
@@ -119,13 +119,14 @@ def _grid(
             part = frame[frame["dataset"] == dataset]
             every = list(lines(part))
             names = Names(line for line, _ in every)
-            found = [(line, cells) for line, cells in every if any(cells[metric.column].notna().any() for metric in shown)]
-            more = [nothing_drawn(f"{len(found) - _MOST_LINES} more lines are not drawn")] if len(found) > _MOST_LINES else []
             handles_of: list[list[Line2D]] = []
             for panel, metric in zip(row, shown, strict=False):
-                handles = draw_panel(panel, part, found[:_MOST_LINES], names, metric, styles, per=per, with_fit=with_fit)
+                drawn, more = _drawn(every, metric, shown)
+                handles = draw_panel(panel, part, drawn, names, metric, styles, per=per, with_fit=with_fit)
                 if with_paper and _comparable(part, metric):
                     handles += draw_paper(panel, dataset)
+                if more:
+                    handles.append(nothing_drawn(f"{more} more lines are not drawn"))
                 panel.set_title(
                     f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {_title(metric, frame)}",
                     loc="left",
@@ -133,14 +134,9 @@ def _grid(
                 )
                 handles_of.append(handles)
             if not with_fit:
-                # One legend for all panels, whose lines have no slopes to tell.
-                named = {str(handle.get_label()): handle for handles in handles_of for handle in handles}
-                handles_of = [list(named.values()), *([] for _ in handles_of[1:])]
+                handles_of = [_united(handles_of), *([] for _ in handles_of[1:])]
             below += max(
-                (
-                    place_legend(panel, [*handles, *more] if with_fit or panel is row[0] else [], may_grow=ax is None)
-                    for panel, handles in zip(row, handles_of, strict=False)
-                ),
+                (place_legend(panel, handles, may_grow=ax is None) for panel, handles in zip(row, handles_of, strict=False)),
                 default=0,
             )
         if not shown:
@@ -149,6 +145,24 @@ def _grid(
         if ax is None:
             _finish(axes[0][0].figure, _caption(frame, timed=any(not metric.is_bytes for metric in shown)), below, width)
     return axes
+
+
+def _drawn(
+    every: Sequence[tuple[Line, pd.DataFrame]], metric: Metric, beside: Sequence[Metric]
+) -> tuple[list[tuple[Line, pd.DataFrame]], int]:
+    """The lines that a panel has room for, and how many more there are.
+
+    Lines that have most of what is drawn beside it come first, so that panels draw the same ones where they can.
+    """
+    found = [(place, cells) for place, (_, cells) in enumerate(every) if cells[metric.column].notna().any()]
+    fullest = sorted(found, key=lambda one: -sum(bool(one[1][other.column].notna().any()) for other in beside))
+    return [every[place] for place in sorted(place for place, _ in fullest[:_MOST_LINES])], max(0, len(found) - _MOST_LINES)
+
+
+def _united(handles_of: Sequence[Sequence[Line2D]]) -> list[Line2D]:
+    """One legend for all panels of a row, whose lines have no slopes to tell; what is not drawn is told last."""
+    found = {str(handle.get_label()): handle for handles in handles_of for handle in handles}
+    return sorted(found.values(), key=lambda handle: handle.get_linestyle() == "None" and handle.get_marker() == "None")
 
 
 def _finish(figure: Figure, caption: str, below: int, width: float | None) -> None:

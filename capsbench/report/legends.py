@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from itertools import accumulate
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -24,12 +25,14 @@ def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
     Args:
         ax: the panel.
         handles: what is named.
-        may_grow: whether the figure may become higher.
+        may_grow: whether the figure may become higher. Where it may not, a legend names as many as there is room for.
 
     Returns:
         How many rows lie beneath the panel.
     """
-    rows = sum(1 + str(handle.get_label()).count("\n") for handle in handles)
+    if not may_grow:
+        handles = _few(handles)
+    rows = sum(map(_rows, handles))
     inside = rows <= _MOST_INSIDE or not may_grow
     _fit_range(ax, entries=min(rows, _MOST_INSIDE) if inside else 0)
     if handles and inside:
@@ -39,6 +42,18 @@ def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
         under = ScaledTranslation(0, -3.6 * mpl.rcParams["font.size"] / 72, ax.figure.dpi_scale_trans)
         ax.legend(handles=handles, loc="upper left", borderaxespad=0, bbox_to_anchor=(0, 0), bbox_transform=ax.transAxes + under)
     return 0 if inside else rows + 1
+
+
+def _rows(handle: Line2D) -> int:
+    return 1 + str(handle.get_label()).count("\n")
+
+
+def _few(handles: Sequence[Line2D]) -> list[Line2D]:
+    """As many as a panel has room for; the last row says how many more there are."""
+    named = [handle for handle, rows in zip(handles, accumulate(map(_rows, handles)), strict=True) if rows < _MOST_INSIDE]
+    if sum(map(_rows, handles)) <= _MOST_INSIDE:
+        return list(handles)
+    return [*named, nothing_drawn(f"and {len(handles) - len(named)} more")]
 
 
 def nothing_drawn(label: str) -> Line2D:
@@ -63,4 +78,6 @@ def _fit_range(ax: Axes, entries: int) -> None:
     if not high >= low:
         return
     span = max(high - low, 0.05 * high, 1e-12)
-    ax.set_ylim(max(0.0, low - 0.25 * span), high + (0.15 + 0.18 * entries) * span)
+    top = high + (0.15 + 0.18 * entries) * span
+    # A line at 0 lies beside the axis, not in it.
+    ax.set_ylim(max(-0.03 * top, low - 0.25 * span), top)

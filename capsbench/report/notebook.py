@@ -35,8 +35,11 @@ class SlopesFrame(pd.DataFrame):
         table = pd.DataFrame(self.iloc[:most])
         groups = list(by_line(table))
         labels, looks = Labels(line for line, _ in groups), styles_of(line for line, _ in groups)
+        beside: dict[Key, list[float]] = {}
+        for row in table.to_dict("records"):
+            beside.setdefault(_scale(row), []).extend(value for _, value in self._points.get(_key(row, keys), []))
         rows = [
-            _row(labels.of(line), row, self._points.get(_key(row, keys), []), looks[style_key(line)].colour)
+            _row(labels.of(line), row, self._points.get(_key(row, keys), []), looks[style_key(line)].colour, beside[_scale(row)])
             for line, cells in groups
             for row in cells.to_dict("records")
         ]
@@ -88,7 +91,12 @@ def _key(row: Mapping[Any, Any] | Mapping[Hashable, Any], names: Iterable[str]) 
     )
 
 
-def _row(label: str, row: Mapping[Hashable, Any], points: list[tuple[float, float]], colour: str) -> str:
+def _scale(row: Mapping[Hashable, Any]) -> Key:
+    """The same for rows whose charts have one scale: what is level looks level."""
+    return tuple(str(row.get(name)) for name in ("dataset", "batch_size", "metric"))
+
+
+def _row(label: str, row: Mapping[Hashable, Any], points: list[tuple[float, float]], colour: str, beside: list[float]) -> str:
     is_bytes = row["unit"] == "bytes"
     line = (row["intercept"], row["slope"]) if row["linear"] else None
     ratio = row["ratio_to_rescapsnet"]
@@ -97,7 +105,7 @@ def _row(label: str, row: Mapping[Hashable, Any], points: list[tuple[float, floa
     texts = [
         escape(label),
         METRICS[row["metric"]].title,
-        svg(points, line, colour) if points else "",
+        svg(points, line, colour, min(beside), max(beside)) if points else "",
         slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes),
         "" if pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
         escape(", ".join(remarks)),

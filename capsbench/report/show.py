@@ -51,6 +51,7 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
 
 
 Name = tuple[object, ...]
+Key = tuple[Name, str, str, str]
 
 _WIDTH = 80
 _COLUMNS = 66
@@ -86,15 +87,15 @@ def _name(line: Line) -> Name:
     return tuple(plain(value) for value in line.values())
 
 
-def _values(frame: pd.DataFrame) -> dict[tuple[Name, str], list[float]]:
-    """Means over replicates by line and metric, by depth."""
-    found = {}
+def _values(frame: pd.DataFrame) -> dict[Key, list[float]]:
+    """Means over replicates by line, metric and work, by depth."""
+    found: dict[Key, list[float]] = {}
     for line, cells in lines(frame):
         for name in _SHOWN:
             known = cells[cells[METRICS[name].column].notna()]
             means = known[METRICS[name].column].astype(float).groupby(known["blocks"]).mean()
             if len(means):
-                found[_name(line), name] = [float(mean) for mean in means]
+                found[_name(line), name, *_work(line)] = [float(mean) for mean in means]
     return found
 
 
@@ -107,10 +108,14 @@ def _full(frame: pd.DataFrame) -> dict[Name, tuple[Line, int]]:
     return found
 
 
-def _chart(line: Line, metric: Metric, values: dict[tuple[Name, str], list[float]], blocks: str) -> str:
-    """One line's values, on the scale of all lines beside it: what is level looks level."""
-    own = values.get((_name(line), metric.name), [])
-    beside = [value for (name, known), some in values.items() if known == metric.name for value in some]
+def _work(line: Line) -> tuple[str, str]:
+    return str(line.get("dataset")), str(line.get("batch_size"))
+
+
+def _chart(line: Line, metric: Metric, values: dict[Key, list[float]], blocks: str) -> str:
+    """One line's values, on the scale of all lines of its data set and batch: what is level looks level."""
+    own = values.get((_name(line), metric.name, *_work(line)), [])
+    beside = [value for (_, *known), some in values.items() if known == [metric.name, *_work(line)] for value in some]
     return spark(own, min(beside), max(beside), blocks) if own else ""
 
 

@@ -26,26 +26,29 @@ def spark(values: Sequence[float], low: float, high: float, blocks: str = BLOCKS
     return "".join(blocks[round(last * (value - low) / span) if span > 0 else 0] for value in _few(values))
 
 
-def svg(points: Points, line: tuple[float, float] | None, colour: str, width: int = 120, height: int = 28) -> str:
+def svg(
+    points: Points, line: tuple[float, float] | None, colour: str, low: float, high: float, width: int = 120, height: int = 28
+) -> str:
     """Points and the line through them as a scalable picture without text.
 
     Args:
         points: depth and value, at least one.
         line: intercept and slope; None where no line fits.
         colour: of both.
+        low: the value at the lower edge.
+        high: the value at the upper edge; where it is `low`, points lie in the middle.
         width: of the picture, in pixels.
         height: the same.
     """
-    depths, values = [x for x, _ in points], [y for _, y in points]
+    depths = [x for x, _ in points]
     ends = (min(depths), max(depths))
     fitted = [] if line is None else [(x, line[0] + line[1] * x) for x in ends]
-    low, high = min([*values, *(y for _, y in fitted)]), max([*values, *(y for _, y in fitted)])
     margin = 4.0
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 0.5
-        # What is level lies in the middle.
-        up = (y - low) / (high - low) if high - low > 1e-9 * abs(high) else 0.5
+        # A fitted line may leave the values it fits.
+        up = min(1.0, max(0.0, (y - low) / (high - low))) if high - low > 1e-9 * abs(high) else 0.5
         return margin + across * (width - 2 * margin), height - margin - up * (height - 2 * margin)
 
     parts = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>' for x, y in (place(*point) for point in points)]

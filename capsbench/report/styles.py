@@ -16,8 +16,9 @@ MODEL_STYLES = {"capsnet": (COLOURS[2], "^", 10.0), "rescapsnet": (COLOURS[1], "
 _OTHER_SIZE = 5.5
 _MORE_MARKERS = "DvPX*"
 Dash = str | tuple[int, tuple[float, ...]]
-_DASHES: tuple[Dash, ...] = ("-", "-.", ":", (0, (8, 2, 1, 2, 1, 2)))
-_PREDICTED_DASHES: tuple[Dash, ...] = ("--", (0, (8, 3)), (0, (2, 2)), (0, (4, 1)))
+# What is broken without dots is predicted.
+_DASHES: tuple[Dash, ...] = ("-", "-.", ":")
+_PREDICTED_DASHES: tuple[Dash, ...] = ("--", (0, (8, 3)), (0, (3, 1)))
 
 STYLE: Any = {
     "font.size": 9,
@@ -62,7 +63,10 @@ class LineStyle:
 
 
 def line_styles(frame: pd.DataFrame) -> dict[str, LineStyle]:
-    """By `style_key`: colour and marker by model; dashes by whatever else differs, and of their own for what is predicted."""
+    """By `style_key`: colour and marker by model; dashes by whatever else differs, and of their own for what is predicted.
+
+    A model has more lines than there are dashes only in large sweeps: from there on its lines have other markers too.
+    """
     return styles_of(line for line, _ in lines(frame))
 
 
@@ -81,6 +85,8 @@ def styles_of(told: Iterable[Line]) -> dict[str, LineStyle]:
         colour, marker, size = MODEL_STYLES.get(model) or strangers[model]
         dashes = _PREDICTED_DASHES if is_predicted(line) else _DASHES
         variant = variants[model, is_predicted(line)] = variants.get((model, is_predicted(line)), -1) + 1
+        if further := variant // len(dashes):
+            marker, size = _MORE_MARKERS[(_MORE_MARKERS.find(marker) + further) % len(_MORE_MARKERS)], _OTHER_SIZE
         # Where a prediction is right its marker lies on the measured one, inside it.
         found[key] = LineStyle(colour, marker, dashes[variant % len(dashes)], 0.6 * size if is_predicted(line) else size)
     return found

@@ -1,5 +1,5 @@
-// Charts: the library is unpacked once. A chart is drawn when it comes into sight or is printed, and all others once the browser is
-// idle, one at a time: whoever takes a picture of the whole page scrolls to none of them.
+// Charts: the library is unpacked once. All are drawn as soon as the page is there, in one go: whoever takes a picture of the whole page
+// scrolls to none of them, and gets it after that. Later on a chart in sight follows at once, and others when the browser is idle.
 
 const CHARTS = new Map();
 const PAPER = { on: false, wide: 690, narrow: 330 };
@@ -28,16 +28,24 @@ const sight = new IntersectionObserver((entries) => {
 const whenIdle = window.requestIdleCallback ? (work) => requestIdleCallback(work, { timeout: 500 }) : (work) => setTimeout(work, 50);
 let waiting = false;
 
+// What is folded away has no size yet.
+const undrawn = () => [...CHARTS.keys()].find((node) => CHARTS.get(node).stale && node.clientWidth > 0);
+
+function drawRest() {
+  for (let node = undrawn(); node; node = undrawn()) draw(node);
+  document.documentElement.dataset.drawn = "yes";
+}
+
 function drawWhenIdle() {
+  delete document.documentElement.dataset.drawn;
   if (waiting) return;
   waiting = true;
   whenIdle(() => {
     waiting = false;
-    // What is folded away has no size yet.
-    const next = [...CHARTS.keys()].find((node) => CHARTS.get(node).stale && node.clientWidth > 0);
-    if (!next) return;
-    draw(next);
-    drawWhenIdle();
+    const next = undrawn();
+    if (next) draw(next);
+    if (undrawn()) drawWhenIdle();
+    else document.documentElement.dataset.drawn = "yes";
   });
 }
 
@@ -53,7 +61,8 @@ function forget(node) {
     if (known !== node && !node.contains(known)) continue;
     sight.unobserve(known);
     CHARTS.delete(known);
-    if (window.Plotly) window.Plotly.purge(known);
+    // The library may still be at work on it.
+    setTimeout(() => window.Plotly && window.Plotly.purge(known), 1000);
   }
 }
 
@@ -68,7 +77,7 @@ function redraw(node) {
 function draw(node) {
   const known = CHARTS.get(node);
   known.stale = false;
-  const { data, layout, label, empty } = known.build();
+  const { data, layout, label, empty } = known.build(node);
   const Plotly = unpack();
   if (empty) {
     Plotly.purge(node);
@@ -103,9 +112,12 @@ function drawAll() {
 
 // A sheet of paper is narrower than a screen, and nothing on it follows.
 function sheet(node) {
-  if (!PAPER.on) return {};
+  return PAPER.on ? { width: widthOf(node), height: node.clientHeight || 380, autosize: false } : {};
+}
+
+function widthOf(node) {
   const width = node.closest(".multiples") ? PAPER.narrow : PAPER.wide;
-  return { width: Math.min(width, node.clientWidth || width), height: node.clientHeight || 380, autosize: false };
+  return PAPER.on ? Math.min(width, node.clientWidth || width) : node.clientWidth || width;
 }
 
 function themed(layout) {
@@ -130,7 +142,19 @@ function themed(layout) {
 }
 
 const axisTitle = (text) => ({ text, standoff: 8, font: { size: 12, color: variable("--soft") } });
-const wholeTicks = (depths) => (Math.max(...depths) - Math.min(...depths) <= 16 ? { tickmode: "linear", dtick: 1 } : {});
+
+// Every depth, or every second and so on: as many as stand beside each other.
+function wholeTicks(depths, node) {
+  const range = Math.max(...depths) - Math.min(...depths);
+  if (range > 16) return {};
+  return { tickmode: "linear", tick0: 0, dtick: [1, 2, 4].find((step) => (32 * range) / step < widthOf(node) - 100) || 8 };
+}
+
+// What is level looks level.
+function levelRange(values, unit) {
+  const [low, high] = [Math.min(...values) / unit[0], Math.max(...values) / unit[0]];
+  return high - low < 0.05 * high ? { range: [Math.max(0, low - 0.05 * high), high + 0.05 * high] } : {};
+}
 
 // In which unit an axis is: that of its largest value.
 function unitFor(values, isBytes) {
@@ -180,7 +204,7 @@ const DASHES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "7 3 2 3" };
 function swatch({ colour, symbol, dash, pale }) {
   const space = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(space, "svg");
-  svg.setAttribute("width", "40");
+  svg.setAttribute("width", "52");
   svg.setAttribute("height", "18");
   svg.setAttribute("aria-hidden", "true");
   const add = (tag, attributes) => {
@@ -190,7 +214,8 @@ function swatch({ colour, symbol, dash, pale }) {
   };
   const opacity = pale ? "0.45" : "1";
   const dashes = !dash ? "" : DASHES[dash] === undefined ? dash.replaceAll("px", "").replaceAll(",", " ") : DASHES[dash];
-  if (dash) add("line", { x1: 1, x2: 39, y1: 9, y2: 9, stroke: colour, "stroke-width": 1.8, "stroke-dasharray": dashes, opacity });
-  if (symbol) add("path", { d: SHAPES[symbol], fill: variable("--paper"), stroke: colour, "stroke-width": 1.8, opacity });
+  // Styles, as attributes know no variables: a key follows the theme by itself.
+  if (dash) add("line", { x1: 1, x2: 51, y1: 9, y2: 9, style: `stroke: ${colour}`, "stroke-width": 1.8, "stroke-dasharray": dashes, opacity });
+  if (symbol) add("path", { d: SHAPES[symbol], transform: "translate(6 0)", style: `stroke: ${colour}; fill: var(--paper)`, "stroke-width": 1.8, opacity });
   return svg;
 }

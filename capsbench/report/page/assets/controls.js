@@ -91,13 +91,18 @@ function chosenLines(whatever) {
   return found;
 }
 
+// How many quantities a line says something of.
+const TOLD_OF = LINES.map((_, place) => DATA.metrics.filter((metric) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null)).length);
+
+// The lines that a figure has room for. Those that say most come first, so that figures beside each other draw the same where they can.
 function drawnLines(metric) {
-  const chosen = chosenLines().filter((place) => !metric || CELLS_OF[place].some((cell) => figure(cell, metric) !== null || statusOf(cell) === "oom"));
-  return { drawn: chosen.slice(0, MOST_LINES), all: chosen.length };
+  const chosen = chosenLines().filter((place) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null || statusOf(cell) === "oom"));
+  const drawn = [...chosen].sort((a, b) => TOLD_OF[b] - TOLD_OF[a] || a - b).slice(0, MOST_LINES);
+  return { drawn: drawn.sort((a, b) => a - b), all: chosen.length };
 }
 
 function linesNote({ drawn, all }) {
-  return drawn.length < all ? `The first ${drawn.length} of ${all} lines are drawn: choose above. ` : "";
+  return drawn.length < all ? `${drawn.length} of ${all} lines are drawn: choose above. ` : "";
 }
 
 function metricOptions(test) {

@@ -27,14 +27,14 @@ function saveImage(id) {
   if (node.dataset.drawn === "yes") Plotly.downloadImage(node, { format: "svg", filename: id, width: node.clientWidth, height: node.clientHeight });
 }
 
-function buildFigure4() {
+function buildFigure4(node) {
   const metric = METRICS[DEPTH.metric];
   if (!metric) return { empty: "No cell has a figure: there is nothing to draw." };
-  return overDepth(metric, drawnLines(metric).drawn, { fits: true, axis: DEPTH.axis, paper: DEPTH.paper });
+  return overDepth(node, metric, drawnLines(metric).drawn, { fits: true, axis: DEPTH.axis, paper: DEPTH.paper });
 }
 
 // One quantity over depth: a point for each record; fitted lines, or pale joins where none fits.
-function overDepth(metric, places, { fits, axis, paper }) {
+function overDepth(node, metric, places, { fits, axis, paper }) {
   const measured = places.flatMap((place) => CELLS_OF[place]).filter((cell) => figure(cell, metric) !== null);
   const pale = paper ? paperLines(metric, places) : [];
   const values = [...measured.map((cell) => figure(cell, metric)), ...pale.flatMap((line) => line.bytes)];
@@ -54,16 +54,14 @@ function overDepth(metric, places, { fits, axis, paper }) {
   const label = `${metric.title} over depth, ${plural(places.length, "line")}; the numbers are in a table below.`;
   const layout = {
     annotations,
-    xaxis: { title: axisTitle("blocks"), ...wholeTicks(depths) },
+    xaxis: { title: axisTitle("blocks"), ...wholeTicks(depths, node) },
     yaxis: { title: axisTitle(`${fits ? `${metric.title}, ` : ""}${unit[1]}${metric.bytes ? "" : " per step"}`), rangemode: axis === "zero" ? "tozero" : "normal" },
   };
   // Of lines that are out of memory at every depth nobody knows the height: they stand at the top.
   if (nowhere.length) layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
   // What is not above 0 has no place on a logarithmic axis.
   if (axis === "log" && Math.min(...values) > 0) layout.yaxis.type = "log";
-  // Level lines look level.
-  const [low, high] = [Math.min(...values) / unit[0], Math.max(...values) / unit[0]];
-  if (axis === "close" && high - low < 0.05 * high) layout.yaxis.range = [Math.max(0, low - 0.05 * high), high + 0.05 * high];
+  if (axis === "close") Object.assign(layout.yaxis, levelRange(values, unit));
   if (layout.yaxis.type === "log") for (const one of annotations) one.y = Math.log10(one.y);
   return { data, layout, label };
 }
@@ -185,9 +183,9 @@ function depthNotes() {
     const line = LINES[place];
     const fit = line.fits[metric.name];
     const told = [!fit ? "" : fit.linear ? `${fit.text} per block` : "not a line", endText(place)].filter(Boolean).join("; ");
-    return { ...line.look, colour: colourOf(line), text: names.get(place) + (told ? `: ${told}` : "") };
+    return { ...line.look, colour: keyColour(line.look.colour), text: names.get(place) + (told ? `: ${told}` : "") };
   });
-  if (DEPTH.paper) for (const one of paperLines(metric, lines.drawn)) entries.push({ colour: paperColour(one), symbol: "circle", dash: "solid", pale: true, text: `the paper’s ${one.title}, ${one.dataset} (nvidia-smi)` });
+  if (DEPTH.paper) for (const one of paperLines(metric, lines.drawn)) entries.push({ colour: keyColour(PAPER_COLOURS[one.model]), symbol: "circle", dash: "solid", pale: true, text: `the paper’s ${one.title}, ${one.dataset} (nvidia-smi)` });
   const words = [linesNote(lines), "Every point is a record; click one to look inside its step. ", metric.bytes ? "" : "Bars: 95 % intervals of medians; filled markers are noisy. ", lines.drawn.some((place) => isPredicted(LINES[place])) ? "Dashed: predicted. " : "", lines.drawn.some((place) => fullOf(place).length) ? "Crosses: out of memory. " : "", lines.drawn.some((place) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null && statusOf(cell) !== "ok")) ? "Crossed circles: cells that did not end well, which are in no slope. " : "", DEPTH.axis === "zero" ? "" : "The axis need not start at 0. ", DEPTH.axis === "log" && lines.drawn.flatMap((place) => CELLS_OF[place]).some((cell) => figure(cell, metric) !== null && figure(cell, metric) <= 0) ? "It is not logarithmic, which has no place for 0." : ""];
   caption.replaceChildren(keys(entries), element("p", { class: "note" }, words.join("")));
   const cells = lines.drawn.flatMap((place) => CELLS_OF[place]);
@@ -210,15 +208,28 @@ function startFigure3() {
   host.replaceChildren();
   const memory = METRICS[DEPTH.metric] && METRICS[DEPTH.metric].bytes ? DEPTH.metric : "retained";
   const metrics = [memory, "train", "inference"].filter((name) => METRICS[name]).map((name) => METRICS[name]);
-  const places = drawnLines().drawn;
-  const datasets = [...new Set(places.map((place) => LINES[place].dataset))].slice(0, 4);
+  const datasets = [...new Set(metrics.flatMap((metric) => drawnLines(metric).drawn).map((place) => LINES[place].dataset))].slice(0, 4);
+  const drawn = new Set();
   for (const dataset of datasets) {
-    const own = places.filter((place) => LINES[place].dataset === dataset);
     for (const metric of metrics) {
+      const own = drawnLines(metric).drawn.filter((place) => LINES[place].dataset === dataset);
       const node = element("div", { class: "chart" });
-      host.append(element("div", { class: "panel" }, element("h4", {}, (datasets.length > 1 ? `${LINES[own[0]].datasetTitle}: ` : "") + metric.title), node));
-      chart(node, () => overDepth(metric, own, { fits: false, axis: DEPTH.axis, paper: false }), selectCell);
+      const title = LINES.find((line) => line.dataset === dataset).datasetTitle;
+      host.append(element("div", { class: "panel" }, element("h4", {}, (datasets.length > 1 ? `${title}: ` : "") + metric.title), node));
+      chart(node, () => overDepth(node, metric, own, { fits: false, axis: DEPTH.axis, paper: false }), selectCell);
+      for (const place of own) drawn.add(place);
     }
   }
-  byId("figure3-caption").textContent = datasets.length && metrics.length ? "Colours and markers as above. Joined are the means over replicates." : "No cell has a figure: there is nothing to draw.";
+  figure3Notes(drawn);
+}
+
+// The key of what only the small ones draw: lines that do not have the quantity above.
+function figure3Notes(drawn) {
+  const metric = METRICS[DEPTH.metric];
+  const above = metric ? drawnLines(metric).drawn : [];
+  const others = [...drawn].filter((place) => !above.includes(place)).sort((a, b) => a - b);
+  const names = namesOf([...above, ...others]);
+  const entries = others.map((place) => ({ ...LINES[place].look, colour: keyColour(LINES[place].look.colour), text: names.get(place) }));
+  const words = !drawn.size ? "No cell has a figure: there is nothing to draw." : `Colours and markers as above${others.length ? ", and here also those below" : ""}. Joined are the means over replicates.`;
+  byId("figure3-caption").replaceChildren(element("p", { class: "note" }, words), ...(others.length ? [keys(entries)] : []));
 }

@@ -12,9 +12,7 @@ startRuns();
 listeners.push(() => depthChanged({}), () => tradeoffChanged());
 THEME.changed.push(() => {
   for (const node of CHARTS.keys()) redraw(node);
-  depthNotes();
-  tradeoffNotes();
-  if (byId("history-caption") && HISTORY.metric) historyNotes();
 });
+addEventListener("load", () => setTimeout(drawRest));
 const readyAfter = performance.now();
 document.documentElement.dataset.ready = "yes";

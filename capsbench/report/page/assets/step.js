@@ -53,7 +53,7 @@ function showStep(cell, timeline) {
 
 function timelineParts(timeline, cell) {
   const node = element("div", { class: "chart tall" });
-  chart(node, () => buildTimeline(timeline));
+  chart(node, () => buildTimeline(node, timeline));
   const entries = timeline.categories.map((category) => element("li", {}, block(category.colour), element("span", {}, `${category.name}: ${quantity(category.atPeak, true)} at the peak`)));
   const peak = timeline.peak;
   const facts = [
@@ -73,12 +73,12 @@ function timelineParts(timeline, cell) {
 }
 
 function block(colour) {
-  const node = element("span", { "aria-hidden": "true" });
-  node.style.cssText = `display:inline-block;width:.8em;height:.8em;border:1px solid var(--soft);margin-right:.4em;background:${/^#[0-9a-fA-F]{6}$/.test(colour) ? colour : "none"}`;
+  const node = element("span", { class: "block", "aria-hidden": "true" });
+  node.style.cssText = `background:${/^#[0-9a-fA-F]{6}$/.test(colour) ? colour : "none"}`;
   return node;
 }
 
-function buildTimeline(timeline) {
+function buildTimeline(node, timeline) {
   const unit = unitFor([timeline.peak.total], true);
   const data = timeline.categories.map((category) => ({
     x: timeline.places, y: category.bytes.map((value) => value / unit[0]), stackgroup: "alive", mode: "lines", line: { width: 0.5, shape: "hv", color: variable("--paper") }, fillcolor: category.colour,
@@ -86,8 +86,10 @@ function buildTimeline(timeline) {
   }));
   const peak = timeline.peak;
   data.push({ x: [peak.place], y: [peak.total / unit[0]], mode: "markers", hoverinfo: "text", hovertext: [`peak <b>${quantity(peak.allocated, true)}</b><br>${plotText(peak.operator || "")}<br>${plotText(peak.module || "")}`], marker: { symbol: "triangle-down", size: 11, color: variable("--paper"), line: { color: variable("--ink"), width: 1.5 } } });
-  const words = [`peak ${quantity(peak.allocated, true)}`, peak.operator, peak.module].filter(Boolean).map((word) => plotText(shortened(word, 40)));
   const side = peak.place > 0.5 ? "right" : "left";
+  // As many signs as stand between the peak and the farther end.
+  const room = Math.floor((Math.max(peak.place, 1 - peak.place) * (widthOf(node) - 80)) / 6.5);
+  const words = [`peak ${quantity(peak.allocated, true)}`, peak.operator, peak.module].filter(Boolean).map((word) => plotText(shortened(word, Math.min(40, room))));
   const annotations = [{ x: peak.place, y: peak.total / unit[0], text: words.join("<br>"), align: side, showarrow: false, xanchor: side, yanchor: "bottom", yshift: 10, font: { size: 11 }, bgcolor: variable("--paper") }];
   const shapes = [];
   for (const phase of timeline.phases) {
@@ -108,7 +110,7 @@ function barTable(head, rows, colour) {
   const body = element("tbody", {});
   for (const [name, nbytes, note] of rows) {
     const bar = element("span", { class: "amount", "aria-hidden": "true" });
-    bar.style.cssText = `display:block;height:.7rem;margin-top:.3rem;border-radius:2px;background:${colour};width:${Math.max(0, (100 * nbytes) / most)}%`;
+    bar.style.cssText = `background:${colour};width:${Math.max(0, (100 * nbytes) / most)}%`;
     body.append(element("tr", {}, element("td", { class: "name" }, name), element("td", { class: "number" }, quantity(nbytes, true)), element("td", {}, note), element("td", { style: "width:40%" }, bar)));
   }
   const heads = [...head.map((text, place) => element("th", { scope: "col", class: place === 1 ? "number" : "" }, text)), element("td", {})];

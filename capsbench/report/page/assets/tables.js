@@ -10,7 +10,9 @@ function makeTable(host, { name, rows, columns, size = 25, search = false, detai
   const state = { by: -1, down: false, page: 0, words: "" };
   const body = element("tbody", {});
   const heads = columns.map((column, place) => element("th", { scope: "col", "aria-sort": "none", class: column.number ? "number" : "" }, element("button", { type: "button", onclick: () => sort(place) }, column.label)));
-  const pages = element("div", { class: "pages" });
+  const where = element("span", { role: "status" });
+  const turns = [-1, 1].map((by) => element("button", { type: "button", onclick: () => turn(by) }, by < 0 ? "Previous" : "Next"));
+  const pages = element("div", { class: "pages" }, where, ...turns);
   const tools = element("div", { class: "controls" });
   if (search) {
     const box = element("input", { type: "search", oninput: () => Object.assign(state, { words: box.value.toLowerCase(), page: 0 }) && show() });
@@ -49,12 +51,15 @@ function makeTable(host, { name, rows, columns, size = 25, search = false, detai
     const last = Math.max(0, Math.ceil(list.length / size) - 1);
     state.page = Math.min(state.page, last);
     body.replaceChildren(...list.slice(state.page * size, (state.page + 1) * size).flatMap(rowNodes));
-    const turn = (by) => () => {
-      state.page += by;
-      show();
-    };
-    pages.replaceChildren(element("span", { role: "status" }, list.length ? `${(state.page * size + 1).toLocaleString("en-US")} to ${Math.min(list.length, (state.page + 1) * size).toLocaleString("en-US")} of ${list.length.toLocaleString("en-US")}` : "nothing found"));
-    if (last) pages.append(element("button", { type: "button", disabled: state.page === 0, onclick: turn(-1) }, "Previous"), element("button", { type: "button", disabled: state.page === last, onclick: turn(1) }, "Next"));
+    where.textContent = list.length ? `${(state.page * size + 1).toLocaleString("en-US")} to ${Math.min(list.length, (state.page + 1) * size).toLocaleString("en-US")} of ${list.length.toLocaleString("en-US")}` : "nothing found";
+    turns.forEach((button, place) => Object.assign(button, { hidden: !last, disabled: state.page === (place ? last : 0) }));
+  }
+
+  function turn(by) {
+    state.page += by;
+    show();
+    // A button that is off has no focus: whoever turns pages by keyboard stays beside it.
+    if (turns[by < 0 ? 0 : 1].disabled) turns[by < 0 ? 1 : 0].focus();
   }
 
   function rowNodes(row) {

@@ -41,5 +41,7 @@ function startTheme() {
   });
 }
 
+// Of keys, which follow the theme, and of charts, which are drawn anew.
+const keyColour = (place) => `var(--c${place})`;
 const colourOf = (line) => DATA.palettes[THEME.dark ? "dark" : "light"][line.look.colour];
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
