@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,7 +199,7 @@ def begun_anew_of(results: dict[Stage, Result]) -> str:
                 f"{model_title(later.model)}, seed {later.seed}, was trained anew for {later.epochs} epochs, on another "
                 "processor, which rounds otherwise:\nthe mean loss of each of the "
                 f"first {len(pairs)} epochs is that of the run before within "
-                f"{100 * apart:.2f} %."
+                f"{ceil(10_000 * apart) / 100:.2f} %."
             )
     return "".join(f"\n{text}" for text in found)
 

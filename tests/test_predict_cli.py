@@ -96,6 +96,8 @@ def test_json_alone_is_on_standard_output(command, own_model):
         (("--gpu", "h900"), ("--gpu 'h900'", "h100")),
         (("--gpu", "h100", "--device", "cpu"), ("--gpu h100", "--device cpu")),
         (("--fit", "depth", "--device", "cpu"), ("--fit depth", "--capacity")),
+        (("--fit", "depth", "--capacity", "1GiB"), ("--depth", "--fit depth")),
+        (("--fit", "batch", "--batch-size", "4"), ("--batch-size", "--fit batch")),
         (("--fit", "batch", "--out", "x"), ("--fit batch", "--out")),
         (("--resume",), ("--resume", "--out")),
         (("--kernel", "compiled"), ("--kernel compiled", "cuda")),
@@ -145,13 +147,13 @@ def test_a_device_that_is_full_is_a_result(command, own_model):
 
 def test_what_fits(command, own_model):
     small = ("--device", "cpu", "--capacity", "8MiB")
-    result = command("predict", "--models", own_model(MLP), *OWN, *small, "--fit", "batch", "--json")
+    result = command("predict", "--models", own_model(MLP), "--depth", "1,2", *small, "--fit", "batch", "--json")
     assert result.status == 0
     found = json.loads(result.stdout)
     assert [one["blocks"] for one in found] == [1, 2]
     assert found[0]["value"] > found[1]["value"] > 0
     assert all(one["memory_bytes"] <= 8 * 2**20 for one in found)
-    told = command("predict", "--models", found[0]["model"], *OWN, *small, "--fit")
+    told = command("predict", "--models", found[0]["model"], "--batch-size", "4", *small, "--fit")
     assert told.status == 0
     assert "blocks fit this CPU" in told.stdout
 

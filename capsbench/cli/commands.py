@@ -31,6 +31,7 @@ from capsbench.cli.options import (
     choice,
     machine_of,
     parse_bytes,
+    refuse_given,
     seconds,
     together,
     whole,
@@ -146,6 +147,8 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
     from capsbench.sweep.plan import expand
 
     target = check_target(device, gpu, fit=fit, kept=out is not None, resume=resume, capacity=given["capacity"])
+    if fit is not None:
+        refuse_given("depth" if fit == "depth" else "batch_size", f"--fit {fit}", "it is what is looked for")
     cells = expand(sweep_of(given | {"device": f"{device}:predicted", "gpu": target, "threads": None, "repeats": 1}))
     if fit is not None:
         return print_fits(cells, fit, as_json=as_json)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from capsbench.cli.options import FOLDER, Parsed
+from capsbench.cli.options import FOLDER, MODELS, Names, Parsed
 from capsbench.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
@@ -178,13 +178,19 @@ def init_ci(models: str, depth: str, baseline: str, gitlab: bool, force: bool) -
       capsbench init-ci --gitlab
     """
     from capsbench.ci import GITHUB_PATH, github_workflow, gitlab_pipeline
+    from capsbench.workload import resolve_model
 
+    text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline)
+    for model in Names("--models", MODELS, open_ended=True).convert(models, None, None):
+        # One's own need not be installed where the workflow is written.
+        if model != "all" and ":" not in model:
+            resolve_model(model)
     if gitlab:
-        click.echo(gitlab_pipeline(models, depth, baseline), nl=False)
+        click.echo(text, nl=False)
         return
     if GITHUB_PATH.exists() and not force:
         raise ConfigurationError(f"{GITHUB_PATH} is there already", "give --force to overwrite it")
-    _write(GITHUB_PATH, github_workflow(models, depth, baseline), "the workflow")
+    _write(GITHUB_PATH, text, "the workflow")
     click.echo(f"wrote {GITHUB_PATH}; it says at its top how to make {baseline}")
 
 

@@ -31,7 +31,7 @@ _STRATEGIES = {
     "checkpoint-sqrt": "the same with √n blocks at a time: the least that checkpoints of n blocks keep",
     "offload": "what autograd keeps goes to the host's memory",
     "reversible": "MoCapsNet: only the end of the stack is kept",
-    "reversible-kept": "the same, and of each layer the summed outputs that spare its routing in backward",
+    "reversible-kept": "the same, and of each layer the summed outputs that spare its routing in backward (not of em)",
 }
 _INVERSES = {
     "auto": "float where it holds at that depth, else whichever of the others keeps less",

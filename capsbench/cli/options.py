@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from capsbench.errors import ConfigurationError
@@ -259,6 +260,23 @@ def machine_of(common: dict[str, Any]) -> dict[str, Any]:
         "capacity": common["capacity"],
         "repeats": common["repeats"],
     }
+
+
+def refuse_given(name: str, other: str, why: str) -> None:
+    """Refuses an option that was typed and says nothing beside another.
+
+    Args:
+        name: of its parameter.
+        other: what it stands beside.
+        why: it says nothing.
+
+    Raises:
+        ConfigurationError: it was typed.
+    """
+    source = click.get_current_context().get_parameter_source(name)
+    if source not in (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP):
+        option = f"--{name.replace('_', '-')}"
+        raise ConfigurationError(f"{option} says nothing beside {other}: {why}", f"leave {option} out")
 
 
 def require_command(context: click.Context) -> None:

@@ -58,7 +58,7 @@ def reproduce(context: click.Context) -> None:
 
 _swept_options = together(
     click.option("--depth", default="1-8", show_default=True, help="Blocks."),
-    choice("--dataset", tuple(SPECS), None, "Data sets; by default those of the figure."),
+    choice("--dataset", tuple(SPECS), None, "Data sets; by default those of the figure or table."),
     SWEEP_OPTIONS,
 )
 

@@ -28,6 +28,7 @@ from capsbench.cli.options import (
     Parsed,
     fraction_option,
     number,
+    refuse_given,
     together,
     validation_option,
     whole,
@@ -175,6 +176,7 @@ def train(
     from capsbench.training import train as train_network
     from capsbench.training.processes import is_first
 
+    _refuse_what_says_nothing(given)
     settings = settings_of(given)
     folder = _choose_folder(settings, out, resume=resume, now=datetime.now())
     console = Console(stderr=True, highlight=False)
@@ -192,6 +194,27 @@ def train(
     if is_first():
         print_result(result, folder, as_json=as_json)
     return 0
+
+
+def _refuse_what_says_nothing(given: dict[str, Any]) -> None:
+    """Options that this model or optimizer does not have, and parts that have no image.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    model = given["model"]
+    if model in WITHOUT_BLOCKS:
+        refuse_given("depth", f"--model {model}", "it has no blocks")
+    if model in MODELS and model != "mocapsnet":
+        for name in ("gamma", "learn_gamma"):
+            refuse_given(name, f"--model {model}", "momentum is MoCapsNet's alone")
+    if given["optimizer"] == "ranger21":
+        refuse_given("decay", "--optimizer ranger21", "it has a schedule of its own")
+    if given["accumulate"] > given["batch_size"]:
+        raise ConfigurationError(
+            f"--accumulate {given['accumulate']} makes more parts than --batch-size {given['batch_size']} has images",
+            f"give at most {given['batch_size']}",
+        )
 
 
 def settings_of(given: dict[str, Any]) -> "TrainingSettings":

@@ -182,7 +182,7 @@ def _memories(sweep: Sweep, model: str) -> tuple[str, ...]:
     if not fitting:
         raise ConfigurationError(
             f"--memory {','.join(sweep.memories)} leaves nothing for {model}",
-            f"add one of {', '.join(allowed)}, or leave {model} out of --models",
+            f"give one of {', '.join(allowed)}, or another model",
         )
     return fitting
 
@@ -229,9 +229,14 @@ def _check_values(sweep: Sweep) -> None:
     with _naming("--gamma"):
         reversible = not sweep.memories or not set(REVERSIBLE_STRATEGIES).isdisjoint(sweep.memories)
         check_gamma(sweep.gamma, invertible="mocapsnet" in sweep.models and reversible)
+    if set(sweep.rules) != {RULES[0]} and "mocapsnet" not in sweep.models:
+        raise ConfigurationError(
+            f"--rule {','.join(sweep.rules)} says nothing: it is MoCapsNet's alone",
+            "name the model mocapsnet, or leave --rule out",
+        )
     if set(sweep.inverses) != {"auto"} and not ("mocapsnet" in sweep.models and reversible):
         raise ConfigurationError(
-            f"--inverse {','.join(sweep.inverses)} has nothing to invert: no line of this sweep is reversible",
+            f"--inverse {','.join(sweep.inverses)} has nothing to invert: nothing here is reversible",
             "add mocapsnet with --memory reversible, or leave --inverse out",
         )
 
@@ -243,7 +248,7 @@ def _check_kernels(sweep: Sweep) -> None:
         needed = _DEVICE_OF.get(kernel, kind)
         if needed != kind:
             raise ConfigurationError(
-                f"--kernel {kernel} needs a device of kind {needed}, and this sweep is for '{sweep.device}'",
+                f"--kernel {kernel} needs a device of kind {needed}, and --device is '{sweep.device}'",
                 f"choose --device {needed} where there is one, or --kernel auto, which takes what is fastest on a device",
             )
         if kernel == "compiled" and not compiled.available():

@@ -193,7 +193,9 @@ def _read(path: Path) -> object:
             raise StoreError(f"checkpoint {path} is damaged: '{damaged}' in it has another checksum", _RESTORE)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise StoreError(f"checkpoint {path} does not exist", "give a file that 'capsbench train' has written") from None
+        raise StoreError(
+            f"checkpoint {path} does not exist", "give a file that 'capsbench train' has written, or a run's folder"
+        ) from None
     except OSError as error:
         raise StoreError(f"checkpoint {path} cannot be read: {error.strerror or error}", "give a file that may be read") from None
     except pickle.UnpicklingError:
