@@ -135,7 +135,7 @@ def test_gitlab_s_pipeline_is_printed_and_nothing_written(command, tmp_path):
         (["--models", 'all"; rm -r .'], ["--models", "cannot stand in a workflow"]),
         (["--models", "-x"], ["--models '-x'"]),
         (["--baseline", "$HOME/b.json"], ["--baseline '$HOME/b.json'"]),
-        (["--models", "nope"], ["model 'nope' is not known", "mocapsnet"]),
+        (["--models", "nope"], ["--models: model 'nope' is not known", "mocapsnet"]),
         (["--depth", "3"], ["--depth '3' is one depth", "1-3"]),
         (["--depth", "deep"], ["--depth", "deep"]),
     ],

@@ -582,6 +582,23 @@ def test_what_differs_by_little_does_not_look_far_apart(show):
             assert high - low > 0.09 * high
 
 
+def test_a_line_that_is_out_of_memory_is_drawn_among_many(show):
+    full = [make_record("rescapsnet", blocks, batch_size=1, status="oom") for blocks in (1, 2)]
+    with show(source([*full, *(one for batch in range(2, 16) for one in models(range(1, 3), batch_size=batch)[1::3])])) as page:
+        page.drawn("figure4")
+        assert "out of memory at 1 block" in page.text("#figure4-caption")
+        assert "12 of 15 lines are drawn" in page.text("#figure4-caption")
+
+
+def test_ticks_follow_the_width_of_the_window(show):
+    with show(source(models(range(1, 17)))) as page:
+        page.drawn("figure4")
+        step = "() => byId('figure4')._fullLayout.xaxis.dtick"
+        assert page.evaluate(step) == 1
+        page.page.set_viewport_size({"width": 360, "height": 800})
+        page.page.wait_for_function(f"() => ({step})() > 1")
+
+
 def test_pages_of_a_table_are_turned_by_keyboard(show):
     with show(source(models(range(1, 20)))) as page:
         pages = page.page.locator("#cells-table .pages")

@@ -273,6 +273,7 @@ def test_gamma_0_runs_where_nothing_is_inverted():
         ({"gamma": 0, "memories": ("stored", "reversible-kept")}, "gamma 0"),
         ({"models": "rescapsnet", "memories": ("reversible",)}, "reversible leaves nothing for rescapsnet"),
         ({"models": "rescapsnet", "rules": ("paper", "published")}, "--rule paper,published says nothing"),
+        ({"models": "capsnet", "gamma": 0.5}, "--gamma 0.5 says nothing"),
         ({"fronts": ("nonsense",)}, "--front 'nonsense'"),
         ({"optimizer_steps": ("nonsense",)}, "--optimizer-step 'nonsense'"),
         ({"optimizer_steps": ("after", "backward"), "precisions": ("fp32", "fp16")}, "--optimizer-step: "),

@@ -474,9 +474,10 @@ def test_no_more_lines_are_drawn_than_can_be_told_apart():
     ]
     memory, train, inference = figures.figure3(make_frame(records))[0]
     legend = legend_of(memory)
-    assert legend[-1] == "3 more lines are not drawn"
+    left = ["3 more lines of inference time are not drawn", "3 more lines of training time are not drawn"]
+    assert legend[-2:] == left
     for panel in (memory, train, inference):
-        assert {container.get_label() for container in panel.containers} == {*legend[:-1]}
+        assert {container.get_label() for container in panel.containers} == {*legend[:-2]}
         assert len(panel.containers) == 12
     retained, peak, train = figures.figure4(make_frame(records))[0]
     assert len(legend_of(retained)) == len(legend_of(peak)) == 12
@@ -495,16 +496,32 @@ def test_a_panel_draws_lines_that_have_what_it_shows():
     assert [len(panel.containers) for panel in figures.figure4(make_frame(records))[0]] == [12, 12, 12]
 
 
+def test_a_common_legend_says_which_panel_leaves_lines_out():
+    records = [make_record("rescapsnet", blocks, batch_size=batch) for batch in range(1, 25) for blocks in (1, 2)]
+    records = [
+        record.model_copy(update={"memory": None}) if record.cell.configuration.batch_size > 14 else record for record in records
+    ]
+    legend = legend_of(figures.figure3(make_frame(records))[0][0])
+    assert legend[-3:] == [
+        "12 more lines of inference time are not drawn",
+        "12 more lines of training time are not drawn",
+        "2 more lines of retained for backward are not drawn",
+    ]
+
+
 def test_lines_that_are_drawn_beside_each_other_look_unlike():
     records = [
         make_record(model, blocks, batch_size=batch).model_copy(update={"kind": kind})
-        for model in ("rescapsnet", "mocapsnet", "somebody:else")
+        for model in ("rescapsnet", "mocapsnet", "a:a", "b:b", "c:c", "d:d", "e:e")
         for batch in range(1, 13)
         for blocks in (1, 2)
         for kind in ("measured", "predicted")
     ]
     looks = [(one.colour, one.marker, one.dash) for one in line_styles(make_frame(records)).values()]
-    assert len(set(looks)) == len(looks) == 72
+    assert len(set(looks)) == len(looks) == 168
+    # A model keeps its own marker for as many lines as an ordinary sweep has, such as four memory strategies.
+    few = line_styles(make_frame(make_record("capsnet", blocks, batch_size=batch) for batch in range(1, 5) for blocks in (1, 2)))
+    assert {one.marker for one in few.values()} == {"^"}
 
 
 @pytest.mark.parametrize(("lines", "below"), [(3, False), (10, True)])

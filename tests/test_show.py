@@ -117,7 +117,7 @@ def test_a_spark_rises_with_its_values(values):
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(-1e12, 1e12, allow_subnormal=False)), min_size=1, max_size=12))
 def test_a_small_picture_is_one_with_everything_inside(points):
     values = [value for _, value in points]
-    picture = ET.fromstring(svg(points, (values[0], 1e9), "#0072B2", min(values), max(values)))
+    picture = ET.fromstring(svg(points, (values[0], 0.0), "#0072B2", min(values), max(values)))
     line, *dots = picture
     assert all(0 <= float(line.get(end)) <= 28 for end in ("y1", "y2"))
     dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in dots]
@@ -165,6 +165,24 @@ def test_charts_of_one_quantity_have_one_scale():
     assert sorted(charts) == ["▁▁▁", "▁▅█", "▃▆█"]
 
 
+def test_each_kind_of_device_has_a_scale_and_fitted_lines_lie_on_it():
+    records = [make_record("mocapsnet", blocks, device=device) for device in ("cpu", "cuda:0") for blocks in (1, 2, 3)]
+    for place, seconds in enumerate((3.0, 4.0, 20.0)):
+        slow = records[place].time.model_copy(update={"train_step_seconds": [seconds] * 5})
+        records[place] = records[place].model_copy(update={"time": slow})
+    table = capsbench.slopes(make_frame(records))
+    table.loc[table["metric"] == "train", "linear"] = True
+    pictures = re.findall(r"<td[^>]*>(<svg.*?</svg>)", table[table["metric"] == "train"]._repr_html_())
+    assert len(pictures) == 2
+    for picture in map(ET.fromstring, pictures):
+        heights = [float(dot.get("cy")) for dot in picture.iter("circle")]
+        (line,) = picture.iter("line")
+        ends = [float(line.get(end)) for end in ("y1", "y2")]
+        assert max(*heights, *ends) - min(*heights, *ends) == pytest.approx(20, abs=0.2)
+        # The line is where its slope puts it, not bent at an edge: through the mean of the points.
+        assert sum(ends) / 2 == pytest.approx(sum(heights) / 3, abs=0.2)
+
+
 def test_names_in_a_notebook_are_text():
     frame = make_frame(make_record("<script>x</script>", blocks) for blocks in (1, 2))
     html = capsbench.slopes(frame)._repr_html_()
@@ -189,6 +207,15 @@ def test_a_legend_on_axes_of_ones_own_leaves_room_for_the_lines():
         assert sum(1 + text.count("\n") for text in texts) <= 7
         assert texts[-1] == f"and {9 - (len(texts) - 1)} more"
         assert len(panel.containers) == 9
+
+
+def test_a_short_legend_still_says_what_is_not_drawn():
+    frame = make_frame(make_record("rescapsnet", blocks, batch_size=batch) for batch in range(1, 16) for blocks in (1, 2, 3))
+    for draw in (figure3, figure4):
+        texts = [text.get_text() for text in draw(frame, ax=Figure().subplots(1, 3))[0][0].get_legend().get_texts()]
+        assert sum(1 + text.count("\n") for text in texts) <= 7
+        named = len(texts) - 2
+        assert texts[named:] == [f"and {12 - named} more", "3 more lines are not drawn"]
 
 
 @pytest.mark.parametrize("draw", [figure3, figure4])

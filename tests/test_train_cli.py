@@ -325,6 +325,7 @@ def test_two_processes_train_as_one(model, more, tmp_path, command):
         (["--learn-gamma", "--model", "rescapsnet"], ["--learn-gamma", "rescapsnet"]),
         (["--gamma", "0.9", "--model", "capsnet"], ["--gamma", "capsnet", "momentum"]),
         (["--rule", "published", "--model", "capsnet"], ["--rule published", "MoCapsNet"]),
+        (["--gamma", "0.9", "--model", "capsnet-2conv"], ["--gamma", "capsnet-2conv", "momentum"]),
         (["--depth", "1", "--model", "capsnet-2conv"], ["--depth", "capsnet-2conv", "no blocks"]),
         (["--decay", "0.9", "--optimizer", "ranger21"], ["--decay", "ranger21"]),
         (["--accumulate", "9", "--batch-size", "8"], ["--accumulate 9", "--batch-size 8"]),

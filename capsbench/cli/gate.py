@@ -178,13 +178,15 @@ def init_ci(models: str, depth: str, baseline: str, gitlab: bool, force: bool) -
       capsbench init-ci --gitlab
     """
     from capsbench.ci import GITHUB_PATH, github_workflow, gitlab_pipeline
+    from capsbench.sweep.plan import naming
     from capsbench.workload import resolve_model
 
     text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline)
     for model in Names("--models", MODELS, open_ended=True).convert(models, None, None):
         # One's own need not be installed where the workflow is written.
         if model != "all" and ":" not in model:
-            resolve_model(model)
+            with naming("--models"):
+                resolve_model(model)
     if gitlab:
         click.echo(text, nl=False)
         return

@@ -205,7 +205,7 @@ def _refuse_what_says_nothing(given: dict[str, Any]) -> None:
     model = given["model"]
     if model in WITHOUT_BLOCKS:
         refuse_given("depth", f"--model {model}", "it has no blocks")
-    if model in MODELS and model != "mocapsnet":
+    if model in (*MODELS, *WITHOUT_BLOCKS) and model != "mocapsnet":
         for name in ("gamma", "learn_gamma"):
             refuse_given(name, f"--model {model}", "momentum is MoCapsNet's alone")
     if given["optimizer"] == "ranger21":

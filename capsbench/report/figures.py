@@ -2,7 +2,7 @@
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,13 +120,15 @@ def _grid(
             every = list(lines(part))
             names = Names(line for line, _ in every)
             handles_of: list[list[Line2D]] = []
+            left: dict[str, int] = {}
             for panel, metric in zip(row, shown, strict=False):
                 drawn, more = _drawn(every, metric, shown)
                 handles = draw_panel(panel, part, drawn, names, metric, styles, per=per, with_fit=with_fit)
                 if with_paper and _comparable(part, metric):
                     handles += draw_paper(panel, dataset)
-                if more:
+                if more and with_fit:
                     handles.append(nothing_drawn(f"{more} more lines are not drawn"))
+                left[metric.title] = more
                 panel.set_title(
                     f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {_title(metric, frame)}",
                     loc="left",
@@ -134,7 +136,7 @@ def _grid(
                 )
                 handles_of.append(handles)
             if not with_fit:
-                handles_of = [_united(handles_of), *([] for _ in handles_of[1:])]
+                handles_of = [_united(handles_of, left), *([] for _ in handles_of[1:])]
             below += max(
                 (place_legend(panel, handles, may_grow=ax is None) for panel, handles in zip(row, handles_of, strict=False)),
                 default=0,
@@ -159,10 +161,12 @@ def _drawn(
     return [every[place] for place in sorted(place for place, _ in fullest[:_MOST_LINES])], max(0, len(found) - _MOST_LINES)
 
 
-def _united(handles_of: Sequence[Sequence[Line2D]]) -> list[Line2D]:
-    """One legend for all panels of a row, whose lines have no slopes to tell; what is not drawn is told last."""
+def _united(handles_of: Sequence[Sequence[Line2D]], left: Mapping[str, int]) -> list[Line2D]:
+    """One legend for all panels of a row, whose lines have no slopes to tell, and how many lines each has `left` out."""
     found = {str(handle.get_label()): handle for handles in handles_of for handle in handles}
-    return sorted(found.values(), key=lambda handle: handle.get_linestyle() == "None" and handle.get_marker() == "None")
+    alike = len(set(left.values())) == 1
+    notes = {f"{more} more lines{'' if alike else f' of {title}'} are not drawn" for title, more in left.items() if more}
+    return [*found.values(), *map(nothing_drawn, sorted(notes))]
 
 
 def _finish(figure: Figure, caption: str, below: int, width: float | None) -> None:

@@ -49,11 +49,19 @@ def _rows(handle: Line2D) -> int:
 
 
 def _few(handles: Sequence[Line2D]) -> list[Line2D]:
-    """As many as a panel has room for; the last row says how many more there are."""
-    named = [handle for handle, rows in zip(handles, accumulate(map(_rows, handles)), strict=True) if rows < _MOST_INSIDE]
+    """As many lines as a panel has room for, and how many more there are; what is said of nothing drawn stays."""
     if sum(map(_rows, handles)) <= _MOST_INSIDE:
         return list(handles)
-    return [*named, nothing_drawn(f"and {len(handles) - len(named)} more")]
+    notes = [handle for handle in handles if is_note(handle)]
+    lines = [handle for handle in handles if not is_note(handle)]
+    room = _MOST_INSIDE - 1 - sum(map(_rows, notes))
+    named = [handle for handle, rows in zip(lines, accumulate(map(_rows, lines)), strict=True) if rows <= room]
+    return [*named, nothing_drawn(f"and {len(lines) - len(named)} more"), *notes]
+
+
+def is_note(handle: Line2D) -> bool:
+    """Whether a legend's entry says something of what is not drawn."""
+    return handle.get_linestyle() == "None" and handle.get_marker() == "None"
 
 
 def nothing_drawn(label: str) -> Line2D:

@@ -10,7 +10,7 @@ from capsbench.analysis.metrics import METRICS
 from capsbench.analysis.slopes import by_line, line_columns, lines
 from capsbench.analysis.slopes import slopes as slopes_of
 from capsbench.report.findings import Labels
-from capsbench.report.sparks import svg
+from capsbench.report.sparks import reach, scale_of, svg
 from capsbench.report.styles import style_key, styles_of
 from capsbench.report.units import ratio_in_words, slope_text
 
@@ -35,11 +35,10 @@ class SlopesFrame(pd.DataFrame):
         table = pd.DataFrame(self.iloc[:most])
         groups = list(by_line(table))
         labels, looks = Labels(line for line, _ in groups), styles_of(line for line, _ in groups)
-        beside: dict[Key, list[float]] = {}
-        for row in table.to_dict("records"):
-            beside.setdefault(_scale(row), []).extend(value for _, value in self._points.get(_key(row, keys), []))
+        known = [(row, self._points.get(_key(row, keys), [])) for row in table.to_dict("records")]
+        reached = reach((scale_of(row, row["metric"]), _heights(row, points)) for row, points in known)
         rows = [
-            _row(labels.of(line), row, self._points.get(_key(row, keys), []), looks[style_key(line)].colour, beside[_scale(row)])
+            _row(labels.of(line), row, self._points.get(_key(row, keys), []), looks[style_key(line)].colour, reached)
             for line, cells in groups
             for row in cells.to_dict("records")
         ]
@@ -91,21 +90,32 @@ def _key(row: Mapping[Any, Any] | Mapping[Hashable, Any], names: Iterable[str]) 
     )
 
 
-def _scale(row: Mapping[Hashable, Any]) -> Key:
-    """The same for rows whose charts have one scale: what is level looks level."""
-    return tuple(str(row.get(name)) for name in ("dataset", "batch_size", "metric"))
+def _line_of(row: Mapping[Hashable, Any]) -> tuple[float, float] | None:
+    return (row["intercept"], row["slope"]) if row["linear"] else None
 
 
-def _row(label: str, row: Mapping[Hashable, Any], points: list[tuple[float, float]], colour: str, beside: list[float]) -> str:
+def _heights(row: Mapping[Hashable, Any], points: list[tuple[float, float]]) -> list[float]:
+    """All that a row's chart shows: values, and the ends of its fitted line."""
+    line, depths = _line_of(row), [depth for depth, _ in points]
+    fitted = [line[0] + line[1] * depth for depth in (min(depths), max(depths))] if line and points else []
+    return [*(value for _, value in points), *fitted]
+
+
+def _row(
+    label: str,
+    row: Mapping[Hashable, Any],
+    points: list[tuple[float, float]],
+    colour: str,
+    reached: Mapping[tuple[str, ...], tuple[float, float]],
+) -> str:
     is_bytes = row["unit"] == "bytes"
-    line = (row["intercept"], row["slope"]) if row["linear"] else None
     ratio = row["ratio_to_rescapsnet"]
     remarks = [] if row["linear"] else ["not a line"]
     remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []
     texts = [
         escape(label),
         METRICS[row["metric"]].title,
-        svg(points, line, colour, min(beside), max(beside)) if points else "",
+        svg(points, _line_of(row), colour, *reached[scale_of(row, row["metric"])]) if points else "",
         slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes),
         "" if pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
         escape(", ".join(remarks)),

@@ -11,7 +11,7 @@ from capsbench.analysis.metrics import METRICS, Metric
 from capsbench.analysis.slopes import by_line, lines
 from capsbench.frame import plain
 from capsbench.report.findings import Labels
-from capsbench.report.sparks import BLOCKS, spark
+from capsbench.report.sparks import BLOCKS, reach, scale_of, spark
 from capsbench.report.units import ratio_in_words, slope_text
 
 _SHOWN = ("retained", "peak", "reserved", "train", "inference")
@@ -29,6 +29,7 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
         blocks: the characters of charts, from low to high.
     """
     values, full = _values(frame), _full(frame)
+    reached = reach((scale, own) for (_, scale), own in values.items())
     groups = list(by_line(table))
     fitted = {_name(line)[:-1] for line, _ in groups}
     # Lines that ran out of memory before they had a slope are told of after those that have one.
@@ -41,7 +42,8 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
         for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
             slope, ratio, remarks = _figures(by_metric[metric.name], metric)
-            chart = _chart(line, metric, values, blocks)
+            own = values.get((name, scale_of(line, metric.name)), [])
+            chart = spark(own, *reached[scale_of(line, metric.name)], blocks) if own else ""
             found += map(
                 Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", [f"{slope:>20}", f"{ratio:>20}", f"  {remarks}"])
             )
@@ -51,7 +53,8 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
 
 
 Name = tuple[object, ...]
-Key = tuple[Name, str, str, str]
+Key = tuple[Name, tuple[str, ...]]
+"""A line, and the scale of its chart."""
 
 _WIDTH = 80
 _COLUMNS = 66
@@ -88,14 +91,14 @@ def _name(line: Line) -> Name:
 
 
 def _values(frame: pd.DataFrame) -> dict[Key, list[float]]:
-    """Means over replicates by line, metric and work, by depth."""
+    """Means over replicates by line and metric, by depth."""
     found: dict[Key, list[float]] = {}
     for line, cells in lines(frame):
         for name in _SHOWN:
             known = cells[cells[METRICS[name].column].notna()]
             means = known[METRICS[name].column].astype(float).groupby(known["blocks"]).mean()
             if len(means):
-                found[_name(line), name, *_work(line)] = [float(mean) for mean in means]
+                found[_name(line), scale_of(line, name)] = [float(mean) for mean in means]
     return found
 
 
@@ -106,17 +109,6 @@ def _full(frame: pd.DataFrame) -> dict[Name, tuple[Line, int]]:
         name, depth = _name(line)[:-1], int(rows["blocks"].min())
         found[name] = line, min(found[name][1] if name in found else depth, depth)
     return found
-
-
-def _work(line: Line) -> tuple[str, str]:
-    return str(line.get("dataset")), str(line.get("batch_size"))
-
-
-def _chart(line: Line, metric: Metric, values: dict[Key, list[float]], blocks: str) -> str:
-    """One line's values, on the scale of all lines of its data set and batch: what is level looks level."""
-    own = values.get((_name(line), metric.name, *_work(line)), [])
-    beside = [value for (_, *known), some in values.items() if known == [metric.name, *_work(line)] for value in some]
-    return spark(own, min(beside), max(beside), blocks) if own else ""
 
 
 def _figures(row: Mapping[Hashable, Any], metric: Metric) -> tuple[str, str, str]:

@@ -1,6 +1,7 @@
 """Small charts: of block characters for a terminal, of a few points for a notebook."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 PLAIN = "_.-~=+*#"
@@ -10,6 +11,21 @@ _WIDEST = 12
 
 Points = Sequence[tuple[float, float]]
 """Depth and value."""
+
+
+def scale_of(line: Mapping[Any, Any], metric: str) -> tuple[str, ...]:
+    """The same for lines whose charts have one scale, so that what is level looks level: on one kind of device, of one work."""
+    return metric, str(line.get("dataset")), str(line.get("batch_size")), str(line.get("device")).partition(":")[0]
+
+
+def reach(values_by_scale: Iterable[tuple[tuple[str, ...], Iterable[float]]]) -> dict[tuple[str, ...], tuple[float, float]]:
+    """The least and the largest value of each scale that has one."""
+    found: dict[tuple[str, ...], tuple[float, float]] = {}
+    for scale, values in values_by_scale:
+        for value in values:
+            low, high = found.get(scale, (value, value))
+            found[scale] = min(low, value), max(high, value)
+    return found
 
 
 def spark(values: Sequence[float], low: float, high: float, blocks: str = BLOCKS) -> str:
@@ -47,8 +63,7 @@ def svg(
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 0.5
-        # A fitted line may leave the values it fits.
-        up = min(1.0, max(0.0, (y - low) / (high - low))) if high - low > 1e-9 * abs(high) else 0.5
+        up = (y - low) / (high - low) if high - low > 1e-9 * abs(high) else 0.5
         return margin + across * (width - 2 * margin), height - margin - up * (height - 2 * margin)
 
     parts = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>' for x, y in (place(*point) for point in points)]

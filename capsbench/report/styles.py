@@ -1,6 +1,6 @@
 """How figures and lines look, in print and on a page: colour and marker say the model, dashes the rest."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ _OTHER_SIZE = 5.5
 _MORE_MARKERS = "DvPX*"
 Dash = str | tuple[int, tuple[float, ...]]
 # What is broken without dots is predicted.
-_DASHES: tuple[Dash, ...] = ("-", "-.", ":")
-_PREDICTED_DASHES: tuple[Dash, ...] = ("--", (0, (8, 3)), (0, (3, 1)))
+_DASHES: tuple[Dash, ...] = ("-", "-.", ":", (0, (5, 2, 1, 2, 1, 2)))
+_PREDICTED_DASHES: tuple[Dash, ...] = ("--", (0, (8, 3)), (0, (3, 1)), (0, (12, 3)))
 
 STYLE: Any = {
     "font.size": 9,
@@ -65,7 +65,8 @@ class LineStyle:
 def line_styles(frame: pd.DataFrame) -> dict[str, LineStyle]:
     """By `style_key`: colour and marker by model; dashes by whatever else differs, and of their own for what is predicted.
 
-    A model has more lines than there are dashes only in large sweeps: from there on its lines have other markers too.
+    Where a model has more lines than there are dashes the later ones have other markers, and then other colours: looks repeat
+    beyond a hundred lines of a model.
     """
     return styles_of(line for line, _ in lines(frame))
 
@@ -73,8 +74,8 @@ def line_styles(frame: pd.DataFrame) -> dict[str, LineStyle]:
 def styles_of(told: Iterable[Line]) -> dict[str, LineStyle]:
     """The same of lines whose common values are known."""
     found: dict[str, LineStyle] = {}
-    variants: dict[tuple[str, bool], int] = {}
     strangers: dict[str, tuple[str, str, float]] = {}
+    taken: set[tuple[str, str, Dash]] = set()
     for line in told:
         key, model = style_key(line), str(line["model"])
         if key in found:
@@ -82,14 +83,23 @@ def styles_of(told: Iterable[Line]) -> dict[str, LineStyle]:
         if model not in MODEL_STYLES and model not in strangers:
             place = len(strangers)
             strangers[model] = (COLOURS[3:][place % 4], _MORE_MARKERS[place % len(_MORE_MARKERS)], _OTHER_SIZE)
-        colour, marker, size = MODEL_STYLES.get(model) or strangers[model]
+        own = MODEL_STYLES.get(model) or strangers[model]
         dashes = _PREDICTED_DASHES if is_predicted(line) else _DASHES
-        variant = variants[model, is_predicted(line)] = variants.get((model, is_predicted(line)), -1) + 1
-        if further := variant // len(dashes):
-            marker, size = _MORE_MARKERS[(_MORE_MARKERS.find(marker) + further) % len(_MORE_MARKERS)], _OTHER_SIZE
+        look = next((look for look in _looks(own, dashes) if look[:3] not in taken), (*own[:2], dashes[0], own[2]))
+        taken.add(look[:3])
+        colour, marker, dash, size = look
         # Where a prediction is right its marker lies on the measured one, inside it.
-        found[key] = LineStyle(colour, marker, dashes[variant % len(dashes)], 0.6 * size if is_predicted(line) else size)
+        found[key] = LineStyle(colour, marker, dash, 0.6 * size if is_predicted(line) else size)
     return found
+
+
+def _looks(own: tuple[str, str, float], dashes: Sequence[Dash]) -> Iterator[tuple[str, str, Dash, float]]:
+    """Colour, marker, dash and size: a model's own marker first, then others, then other colours."""
+    colour, marker, size = own
+    others = [(one, _OTHER_SIZE) for one in _MORE_MARKERS if one != marker]
+    for one in (colour, *(other for other in COLOURS[3:] if other != colour)):
+        for shape, its_size in [(marker, size), *others]:
+            yield from ((one, shape, dash, its_size) for dash in dashes)
 
 
 def style_key(line: Line) -> str:

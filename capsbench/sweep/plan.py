@@ -190,7 +190,7 @@ def _memories(sweep: Sweep, model: str) -> tuple[str, ...]:
 def _inverses(sweep: Sweep, rule: str) -> list[str]:
     # The published rule restarts in every block, so that no stack is longer than one.
     functions = 2 * (1 if rule == "published" else max(sweep.depths))
-    with _naming("--inverse"):
+    with naming("--inverse"):
         return [resolve_inverse(inverse, functions, sweep.gamma) for inverse in sweep.inverses]
 
 
@@ -200,10 +200,10 @@ def _kind(sweep: Sweep) -> str:
 
 
 def _check(sweep: Sweep) -> None:
-    with _naming("--models"):
+    with naming("--models"):
         for model in sweep.models:
             resolve_model(model)
-    with _naming("--dataset"):
+    with naming("--dataset"):
         for dataset in sweep.datasets:
             spec_of(dataset)
     _check_names("--routing", sweep.routings, algorithms())
@@ -220,25 +220,32 @@ def _check(sweep: Sweep) -> None:
 def _check_values(sweep: Sweep) -> None:
     """What names alone do not say."""
     _check_kernels(sweep)
-    with _naming("--iterations"):
+    with naming("--iterations"):
         for routing in sweep.routings:
             check_routing(routing, "auto", sweep.iterations)
-    with _naming("--optimizer-step"):
+    with naming("--optimizer-step"):
         for step, precision in product(sweep.optimizer_steps, sweep.precisions):
             check_optimizer_step(step, precision)
-    with _naming("--gamma"):
+    with naming("--gamma"):
         reversible = not sweep.memories or not set(REVERSIBLE_STRATEGIES).isdisjoint(sweep.memories)
         check_gamma(sweep.gamma, invertible="mocapsnet" in sweep.models and reversible)
-    if set(sweep.rules) != {RULES[0]} and "mocapsnet" not in sweep.models:
-        raise ConfigurationError(
-            f"--rule {','.join(sweep.rules)} says nothing: it is MoCapsNet's alone",
-            "name the model mocapsnet, or leave --rule out",
-        )
+    if "mocapsnet" not in sweep.models:
+        _check_momentum(sweep)
     if set(sweep.inverses) != {"auto"} and not ("mocapsnet" in sweep.models and reversible):
         raise ConfigurationError(
             f"--inverse {','.join(sweep.inverses)} has nothing to invert: nothing here is reversible",
             "add mocapsnet with --memory reversible, or leave --inverse out",
         )
+
+
+def _check_momentum(sweep: Sweep) -> None:
+    """MoCapsNet's own options where no network has them."""
+    given = {"--rule": (",".join(sweep.rules), RULES[0]), "--gamma": (f"{sweep.gamma:g}", f"{Sweep.gamma:g}")}
+    for option, (value, usual) in given.items():
+        if value != usual:
+            raise ConfigurationError(
+                f"{option} {value} says nothing: it is MoCapsNet's alone", f"name the model mocapsnet, or leave {option} out"
+            )
 
 
 def _check_kernels(sweep: Sweep) -> None:
@@ -259,7 +266,7 @@ def _check_kernels(sweep: Sweep) -> None:
 
 
 @contextmanager
-def _naming(option: str) -> Iterator[None]:
+def naming(option: str) -> Iterator[None]:
     """Puts the option before what the package says of its value."""
     try:
         yield

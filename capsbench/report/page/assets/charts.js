@@ -32,7 +32,14 @@ let waiting = false;
 const undrawn = () => [...CHARTS.keys()].find((node) => CHARTS.get(node).stale && node.clientWidth > 0);
 
 function drawRest() {
-  for (let node = undrawn(); node; node = undrawn()) draw(node);
+  for (let node = undrawn(); node; node = undrawn()) {
+    try {
+      draw(node);
+    } catch (error) {
+      // One chart that cannot be drawn takes nothing from the others.
+      reportError(error);
+    }
+  }
   document.documentElement.dataset.drawn = "yes";
 }
 
@@ -47,6 +54,18 @@ function drawWhenIdle() {
     if (undrawn()) drawWhenIdle();
     else document.documentElement.dataset.drawn = "yes";
   });
+}
+
+// Ticks and texts are chosen for a width: after it has changed, and the window has come to rest.
+function whenWider(work) {
+  let [wide, timer] = [innerWidth, 0];
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      if (innerWidth !== wide) work();
+      wide = innerWidth;
+    }, 300);
+  };
 }
 
 // `build` gives { data, layout, label, empty }: what the library takes, what a screen reader says, or why there is no chart.
@@ -147,7 +166,8 @@ const axisTitle = (text) => ({ text, standoff: 8, font: { size: 12, color: varia
 function wholeTicks(depths, node) {
   const range = Math.max(...depths) - Math.min(...depths);
   if (range > 16) return {};
-  return { tickmode: "linear", tick0: 0, dtick: [1, 2, 4].find((step) => (32 * range) / step < widthOf(node) - 100) || 8 };
+  const wide = Math.max(32, 12 + 8 * String(Math.max(...depths)).length);
+  return { tickmode: "linear", tick0: 0, dtick: [1, 2, 4].find((step) => (wide * range) / step < widthOf(node) - 100) || 8 };
 }
 
 // What is level looks level.

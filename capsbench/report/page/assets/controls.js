@@ -91,8 +91,8 @@ function chosenLines(whatever) {
   return found;
 }
 
-// How many quantities a line says something of.
-const TOLD_OF = LINES.map((_, place) => DATA.metrics.filter((metric) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null)).length);
+// How many quantities a line says something of; that it ran out of memory says as much as all of them.
+const TOLD_OF = LINES.map((_, place) => DATA.metrics.filter((metric) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null || statusOf(cell) === "oom")).length);
 
 // The lines that a figure has room for. Those that say most come first, so that figures beside each other draw the same where they can.
 function drawnLines(metric) {

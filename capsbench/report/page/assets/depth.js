@@ -61,7 +61,8 @@ function overDepth(node, metric, places, { fits, axis, paper }) {
   if (nowhere.length) layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
   // What is not above 0 has no place on a logarithmic axis.
   if (axis === "log" && Math.min(...values) > 0) layout.yaxis.type = "log";
-  if (axis === "close") Object.assign(layout.yaxis, levelRange(values, unit));
+  const ends = metric.bytes ? [] : measured.flatMap((cell) => [CELLS[`${metric.name}_low`][cell], CELLS[`${metric.name}_high`][cell]]).filter((end) => end !== null);
+  if (axis === "close") Object.assign(layout.yaxis, levelRange([...values, ...ends], unit));
   if (layout.yaxis.type === "log") for (const one of annotations) one.y = Math.log10(one.y);
   return { data, layout, label };
 }

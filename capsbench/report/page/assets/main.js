@@ -4,6 +4,7 @@ startTheme();
 startFilters();
 clearHeadings();
 addEventListener("resize", clearHeadings);
+addEventListener("resize", whenWider(() => CHARTS.forEach((_, node) => redraw(node))));
 startDepth();
 startTradeoff();
 startStep();
