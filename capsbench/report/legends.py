@@ -52,14 +52,14 @@ def _few(handles: Sequence[Line2D]) -> list[Line2D]:
     """As many lines as a panel has room for, and how many more there are; what is said of nothing drawn stays."""
     if sum(map(_rows, handles)) <= _MOST_INSIDE:
         return list(handles)
-    notes = [handle for handle in handles if is_note(handle)]
-    lines = [handle for handle in handles if not is_note(handle)]
+    notes = [handle for handle in handles if _is_note(handle)]
+    lines = [handle for handle in handles if not _is_note(handle)]
     room = _MOST_INSIDE - 1 - sum(map(_rows, notes))
     named = [handle for handle, rows in zip(lines, accumulate(map(_rows, lines)), strict=True) if rows <= room]
     return [*named, nothing_drawn(f"and {len(lines) - len(named)} more"), *notes]
 
 
-def is_note(handle: Line2D) -> bool:
+def _is_note(handle: Line2D) -> bool:
     """Whether a legend's entry says something of what is not drawn."""
     return handle.get_linestyle() == "None" and handle.get_marker() == "None"
 

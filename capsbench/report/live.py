@@ -1,5 +1,6 @@
 """What moves on a terminal while something goes on."""
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
@@ -7,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 
-class Display:
+class Display(ABC):
     """Draws itself again and again on a terminal; elsewhere whoever derives from it prints lines.
 
     Args:
@@ -20,8 +21,9 @@ class Display:
         self._per_second = per_second
         self._live: Live | None = None
 
+    @abstractmethod
     def _render(self) -> RenderableType:
-        raise NotImplementedError
+        """What is on the screen now."""
 
     def __enter__(self) -> Self:
         """Starts the display."""

@@ -35,13 +35,9 @@ class SlopesFrame(pd.DataFrame):
         table = pd.DataFrame(self.iloc[:most])
         groups = list(by_line(table))
         labels, looks = Labels(line for line, _ in groups), styles_of(line for line, _ in groups)
-        known = [(row, self._points.get(_key(row, keys), [])) for row in table.to_dict("records")]
-        reached = reach((scale_of(row, row["metric"]), _heights(row, points)) for row, points in known)
-        rows = [
-            _row(labels.of(line), row, self._points.get(_key(row, keys), []), looks[style_key(line)].colour, reached)
-            for line, cells in groups
-            for row in cells.to_dict("records")
-        ]
+        shown = [(line, row, self._points.get(_key(row, keys), [])) for line, cells in groups for row in cells.to_dict("records")]
+        reached = reach((scale_of(row, row["metric"]), _heights(row, points)) for _, row, points in shown)
+        rows = [_row(labels.of(line), row, points, looks[style_key(line)].colour, reached) for line, row, points in shown]
         more = f"<p>{len(self) - most} more rows</p>" if len(self) > most else ""
         head = "".join(f"<th style='text-align:left'>{name}</th>" for name in _HEADS)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"

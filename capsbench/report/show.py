@@ -42,8 +42,9 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
         for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
             slope, ratio, remarks = _figures(by_metric[metric.name], metric)
-            own = values.get((name, scale_of(line, metric.name)), [])
-            chart = spark(own, *reached[scale_of(line, metric.name)], blocks) if own else ""
+            scale = scale_of(line, metric.name)
+            own = values.get((name, scale), [])
+            chart = spark(own, *reached[scale], blocks) if own else ""
             found += map(
                 Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", [f"{slope:>20}", f"{ratio:>20}", f"  {remarks}"])
             )

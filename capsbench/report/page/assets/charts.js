@@ -31,15 +31,20 @@ let waiting = false;
 // What is folded away has no size yet.
 const undrawn = () => [...CHARTS.keys()].find((node) => CHARTS.get(node).stale && node.clientWidth > 0);
 
-function drawRest() {
-  for (let node = undrawn(); node; node = undrawn()) {
-    try {
-      draw(node);
-    } catch (error) {
-      // One chart that cannot be drawn takes nothing from the others.
-      reportError(error);
-    }
+// Whether there was one. A chart that cannot be drawn takes nothing from the others.
+function drawNext() {
+  const node = undrawn();
+  if (!node) return false;
+  try {
+    draw(node);
+  } catch (error) {
+    reportError(error);
   }
+  return true;
+}
+
+function drawRest() {
+  while (drawNext());
   document.documentElement.dataset.drawn = "yes";
 }
 
@@ -49,9 +54,7 @@ function drawWhenIdle() {
   waiting = true;
   whenIdle(() => {
     waiting = false;
-    const next = undrawn();
-    if (next) draw(next);
-    if (undrawn()) drawWhenIdle();
+    if (drawNext()) drawWhenIdle();
     else document.documentElement.dataset.drawn = "yes";
   });
 }

@@ -184,7 +184,7 @@ function depthNotes() {
     const line = LINES[place];
     const fit = line.fits[metric.name];
     const told = [!fit ? "" : fit.linear ? `${fit.text} per block` : "not a line", endText(place)].filter(Boolean).join("; ");
-    return { ...line.look, colour: keyColour(line.look.colour), text: names.get(place) + (told ? `: ${told}` : "") };
+    return keyOf(line, names.get(place) + (told ? `: ${told}` : ""));
   });
   if (DEPTH.paper) for (const one of paperLines(metric, lines.drawn)) entries.push({ colour: keyColour(PAPER_COLOURS[one.model]), symbol: "circle", dash: "solid", pale: true, text: `the paper’s ${one.title}, ${one.dataset} (nvidia-smi)` });
   const words = [linesNote(lines), "Every point is a record; click one to look inside its step. ", metric.bytes ? "" : "Bars: 95 % intervals of medians; filled markers are noisy. ", lines.drawn.some((place) => isPredicted(LINES[place])) ? "Dashed: predicted. " : "", lines.drawn.some((place) => fullOf(place).length) ? "Crosses: out of memory. " : "", lines.drawn.some((place) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null && statusOf(cell) !== "ok")) ? "Crossed circles: cells that did not end well, which are in no slope. " : "", DEPTH.axis === "zero" ? "" : "The axis need not start at 0. ", DEPTH.axis === "log" && lines.drawn.flatMap((place) => CELLS_OF[place]).some((cell) => figure(cell, metric) !== null && figure(cell, metric) <= 0) ? "It is not logarithmic, which has no place for 0." : ""];
@@ -209,13 +209,14 @@ function startFigure3() {
   host.replaceChildren();
   const memory = METRICS[DEPTH.metric] && METRICS[DEPTH.metric].bytes ? DEPTH.metric : "retained";
   const metrics = [memory, "train", "inference"].filter((name) => METRICS[name]).map((name) => METRICS[name]);
-  const datasets = [...new Set(metrics.flatMap((metric) => drawnLines(metric).drawn).map((place) => LINES[place].dataset))].slice(0, 4);
+  const drawnOf = new Map(metrics.map((metric) => [metric, drawnLines(metric).drawn]));
+  const datasets = [...new Set([...drawnOf.values()].flat().map((place) => LINES[place].dataset))].slice(0, 4);
   const drawn = new Set();
   for (const dataset of datasets) {
-    for (const metric of metrics) {
-      const own = drawnLines(metric).drawn.filter((place) => LINES[place].dataset === dataset);
+    const title = LINES.find((line) => line.dataset === dataset).datasetTitle;
+    for (const [metric, places] of drawnOf) {
+      const own = places.filter((place) => LINES[place].dataset === dataset);
       const node = element("div", { class: "chart" });
-      const title = LINES.find((line) => line.dataset === dataset).datasetTitle;
       host.append(element("div", { class: "panel" }, element("h4", {}, (datasets.length > 1 ? `${title}: ` : "") + metric.title), node));
       chart(node, () => overDepth(node, metric, own, { fits: false, axis: DEPTH.axis, paper: false }), selectCell);
       for (const place of own) drawn.add(place);
@@ -230,7 +231,7 @@ function figure3Notes(drawn) {
   const above = metric ? drawnLines(metric).drawn : [];
   const others = [...drawn].filter((place) => !above.includes(place)).sort((a, b) => a - b);
   const names = namesOf([...above, ...others]);
-  const entries = others.map((place) => ({ ...LINES[place].look, colour: keyColour(LINES[place].look.colour), text: names.get(place) }));
+  const entries = others.map((place) => keyOf(LINES[place], names.get(place)));
   const words = !drawn.size ? "No cell has a figure: there is nothing to draw." : `Colours and markers as above${others.length ? ", and here also those below" : ""}. Joined are the means over replicates.`;
   byId("figure3-caption").replaceChildren(element("p", { class: "note" }, words), ...(others.length ? [keys(entries)] : []));
 }

@@ -107,10 +107,7 @@ function buildHistory() {
 }
 
 function historyNotes() {
-  const entries = historySeries().map((pairs) => {
-    const line = LINES[pairs[pairs.length - 1][1]];
-    return { ...line.look, colour: keyColour(line.look.colour), text: historyLabel(pairs) };
-  });
+  const entries = historySeries().map((pairs) => keyOf(LINES[pairs[pairs.length - 1][1]], historyLabel(pairs)));
   byId("history-caption").replaceChildren(keys(entries), element("p", { class: "note" }, "Reports in the order of time. The verdict is that of capsbench check, with the oldest report as the baseline."));
 }
 

@@ -43,5 +43,6 @@ function startTheme() {
 
 // Of keys, which follow the theme, and of charts, which are drawn anew.
 const keyColour = (place) => `var(--c${place})`;
+const keyOf = (line, text) => ({ ...line.look, colour: keyColour(line.look.colour), text });
 const colourOf = (line) => DATA.palettes[THEME.dark ? "dark" : "light"][line.look.colour];
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -88,7 +88,7 @@ function tradeoffNotes() {
   // Those on the front first: what is decided between.
   const places = [...new Set(points.map((point) => CELLS.line[point.cell]))].sort((a, b) => front.has(b) - front.has(a) || a - b);
   const names = namesOf(places);
-  const entry = (place) => ({ symbol: LINES[place].look.symbol, colour: keyColour(LINES[place].look.colour), text: names.get(place) + (front.has(place) ? " (on the front)" : "") });
+  const entry = (place) => ({ ...keyOf(LINES[place], names.get(place) + (front.has(place) ? " (on the front)" : "")), dash: null });
   const legend = [keys(places.slice(0, MOST_LINES).map(entry)), moreKeys(places.slice(MOST_LINES), entry)];
   byId("tradeoff-caption").replaceChildren(...(points.length ? [...legend.filter(Boolean), element("p", { class: "note" }, `Filled markers lie on the front, which the dotted line joins: less of one only for more of the other.${new Set(points.map((point) => workOf(point.cell))).size > 1 ? " Each batch size of each data set has a front of its own." : ""}`)] : []));
   const [memory, time] = [METRICS[TRADE.memory], METRICS[TRADE.time]];
