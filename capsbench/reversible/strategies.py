@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from capsbench.errors import ConfigurationError
-from capsbench.reversible.replay import RestoredBuffers
+from capsbench.reversible.replay import Restored
 
 State = tuple[Tensor, ...]
 Step = Callable[..., State]
@@ -71,7 +71,8 @@ def run_steps(
 
 def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module]) -> State:
     options: dict[str, Any] = {}
-    if any(True for module in modules for _ in module.buffers()):
+    # The compiler takes no such contexts; a function with buffers is then computed without it.
+    if any(True for module in modules for _ in module.buffers()) or not torch.compiler.is_compiling():
         options["context_fn"] = partial(_contexts, modules)
     result: State = checkpoint(_chain, steps, *state, use_reentrant=False, **options)
     return result
@@ -79,7 +80,7 @@ def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module
 
 def _contexts(modules: Sequence[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What a checkpoint evaluates its function in: in forward, and again in backward."""
-    return nullcontext(), RestoredBuffers(modules)
+    return nullcontext(), Restored(modules)
 
 
 def _chain(steps: Sequence[Step], *state: Tensor) -> State:
