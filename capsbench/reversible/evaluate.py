@@ -26,7 +26,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.reversible.context import Context
-from capsbench.reversible.graph import Entrance, Foreign, Graph, is_held, sequence_number, walk, without_saved_tensors_hooks
+from capsbench.reversible.graph import Entrance, Foreign, Graph, is_held, sequence_number, walk, without_cached_parametrizations, without_saved_tensors_hooks
 from capsbench.reversible.replay import Autocast, Buffers
 
 Gradients = list[tuple[Tensor, Tensor]]
@@ -160,7 +160,7 @@ def _looked_at(
     caller: Caller, x: Tensor, context: Context, tensors: Sequence[Tensor], known: dict[int, Tensor]
 ) -> tuple[Evaluation, Any]:
     since = sequence_number()
-    with torch.enable_grad(), without_saved_tensors_hooks():
+    with torch.enable_grad(), without_saved_tensors_hooks(), without_cached_parametrizations():
         entrance = Entrance((x, *context.differentiable(tensors)))
         entered, *others = entrance.inputs
         value, extras = caller(entered, context, context.replaced(tensors, others))
@@ -205,7 +205,7 @@ def value_and_vjp(
         return Vjp(value, grad_x, (), _paired(caller, grads), None)
     buffers = buffers or Buffers.capture(function)
     # The evaluation alone runs as in forward: backward products choose their own precision, as always in torch.
-    with torch.enable_grad(), autocast.restore(), buffers.restore():
+    with torch.enable_grad(), autocast.restore(), buffers.restore(), without_cached_parametrizations():
         entrance = Entrance((x, *context.differentiable(tensors)))
         entered, *others = entrance.inputs
         value, extras = caller(entered, context, context.replaced(tensors, others))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 
 _LEAF = "torch::autograd::AccumulateGrad"
@@ -76,6 +77,17 @@ def without_saved_tensors_hooks() -> Iterator[None]:
     finally:
         for pack, unpack in reversed(taken):
             torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+
+@contextmanager
+def without_cached_parametrizations() -> Iterator[None]:
+    """Parametrized weights are computed anew: a cached one has a graph that was made outside, or none at all."""
+    enabled = parametrize._cache_enabled
+    parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
 
 
 class Foreign(NamedTuple):
