@@ -26,7 +26,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.reversible.context import Context
-from capsbench.reversible.graph import Entrance, Foreign, Graph, is_held, sequence_number, walk, without_cached_parametrizations, without_saved_tensors_hooks
+from capsbench.reversible.graph import Entrance, Foreign, Graph, is_held, sequence_number, walk
 from capsbench.reversible.replay import Autocast, Buffers
 
 Gradients = list[tuple[Tensor, Tensor]]
@@ -128,7 +128,7 @@ class Caller:
 def evaluate(
     caller: Caller, x: Tensor, context: Context, tensors: Sequence[Tensor], known: dict[int, Tensor], *, keeping: bool
 ) -> Evaluation:
-    """Evaluate a function in forward; nothing of its graph is left.
+    """Evaluate a function in forward, inside `apart`; nothing of its graph is left.
 
     Args:
         caller: the function.
@@ -160,7 +160,7 @@ def _looked_at(
     caller: Caller, x: Tensor, context: Context, tensors: Sequence[Tensor], known: dict[int, Tensor]
 ) -> tuple[Evaluation, Any]:
     since = sequence_number()
-    with torch.enable_grad(), without_saved_tensors_hooks(), without_cached_parametrizations():
+    with torch.enable_grad():
         entrance = Entrance((x, *context.differentiable(tensors)))
         entered, *others = entrance.inputs
         value, extras = caller(entered, context, context.replaced(tensors, others))
@@ -184,7 +184,7 @@ def value_and_vjp(
     autocast: Autocast,
     buffers: Buffers | None,
 ) -> Vjp:
-    """Evaluate a function again as in forward, with the gradients of `(f(x) * grad).sum()` and of its extras; one evaluation.
+    """Evaluate a function again as in forward, inside `apart`, with the gradients of `(f(x) * grad).sum()` and of its extras; one evaluation.
 
     Args:
         caller: the function f.
@@ -205,7 +205,7 @@ def value_and_vjp(
         return Vjp(value, grad_x, (), _paired(caller, grads), None)
     buffers = buffers or Buffers.capture(function)
     # The evaluation alone runs as in forward: backward products choose their own precision, as always in torch.
-    with torch.enable_grad(), autocast.restore(), buffers.restore(), without_cached_parametrizations():
+    with torch.enable_grad(), autocast.restore(), buffers.restore():
         entrance = Entrance((x, *context.differentiable(tensors)))
         entered, *others = entrance.inputs
         value, extras = caller(entered, context, context.replaced(tensors, others))
@@ -223,7 +223,10 @@ def value_and_vjp(
 
 def own_dtype(function: nn.Module) -> torch.dtype | None:
     """The half precision that all floating parameters of a function have; None where they are wider or there are none."""
-    first = next(function.parameters(), None)
+    # Walking through all modules takes longer than a small function does; most have a parameter of their own at once.
+    own = (one for one in function._parameters.values() if one is not None)
+    first = next(own, None)
+    first = next(function.parameters(), None) if first is None else first
     if first is None or first.dtype not in _NARROW:
         return None
     floating = {one.dtype for one in function.parameters() if one.is_floating_point()}

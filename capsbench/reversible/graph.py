@@ -66,28 +66,23 @@ def is_held(reference: weakref.ref[_Token]) -> bool:
 
 
 @contextmanager
-def without_saved_tensors_hooks() -> Iterator[None]:
-    """No hooks on saved tensors: whoever counts or moves what backward needs has no use for a graph that is dropped at once."""
+def apart() -> Iterator[None]:
+    """Evaluate functions apart from what surrounds them: without hooks on saved tensors and without cached parametrizations.
+
+    Whoever counts or moves what backward needs has no use for a graph that is dropped at once. A parametrized weight is computed
+    anew, since a cached one has a graph that was made outside, or none at all.
+    """
     taken = []
     while (hooks := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
         torch._C._autograd._pop_saved_tensors_default_hooks()
         taken.append(hooks)
-    try:
-        yield
-    finally:
-        for pack, unpack in reversed(taken):
-            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
-
-
-@contextmanager
-def without_cached_parametrizations() -> Iterator[None]:
-    """Parametrized weights are computed anew: a cached one has a graph that was made outside, or none at all."""
-    enabled = parametrize._cache_enabled
-    parametrize._cache_enabled = 0
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
     try:
         yield
     finally:
         parametrize._cache_enabled = enabled
+        for pack, unpack in reversed(taken):
+            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 class Foreign(NamedTuple):

@@ -10,7 +10,7 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable, without im
 from capsbench.reversible.context import Context
 from capsbench.reversible.drift import check_replay
 from capsbench.reversible.evaluate import Caller, evaluate, own_dtype, value_and_vjp
-from capsbench.reversible.graph import Graph
+from capsbench.reversible.graph import Graph, apart
 from capsbench.reversible.momentum import gradient_of_gamma, sigmoid
 from capsbench.reversible.pair import OutOfRange, Pair, Rebuild, start_pair
 from capsbench.reversible.replay import Autocast, Buffers, Modes, OtherDraws, RandomState
@@ -83,7 +83,7 @@ class _Reversible(torch.autograd.Function):
         ctx.autocast, ctx.modes = Autocast.capture(x.device), Modes.capture(stack)
         every = tuple(stack.parameters())
         ctx.owned = {id(parameter) for parameter in every}
-        with ctx.autocast.restore():
+        with ctx.autocast.restore(), apart():
             output, found, (saved, ctx.rebuild) = _through(stack, context, x, tensors, parameters)
         ctx.layers, ctx.of_pair, ctx.of_kept = found.layers, len(saved), len(found.kept)
         counts.extend(layer.extras for layer in found.layers)
@@ -116,7 +116,7 @@ class _Reversible(torch.autograd.Function):
         grad_x = torch.zeros_like(pair.x) if grad_x is None else grad_x
         outside, others = RandomState.capture(grad_x.device), OtherDraws.capture(stack)
         try:
-            with ctx.modes.restore():
+            with ctx.modes.restore(), apart():
                 grad_x = way.retreat(ctx.layers, kept, list(grads_extras), grad_x)
         finally:
             outside.restore()
