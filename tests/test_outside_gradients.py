@@ -157,7 +157,7 @@ def foreign(case: str) -> list[nn.Module]:
 @pytest.mark.parametrize("way", REVERSIBLE)
 def test_what_reaches_a_function_by_the_side_is_an_error_in_forward(way, case):
     stack = make_stack(foreign(case), way)
-    with pytest.raises(ConfigurationError, match="function 0 .* neither its input nor a parameter") as error:
+    with pytest.raises(ConfigurationError, match=r"function 0 .* neither its input nor a parameter") as error:
         stack(example())
     assert "stack(x, context)" in error.value.hint
     with torch.no_grad():
@@ -776,4 +776,17 @@ def test_a_function_that_counts_its_calls_is_noticed(way):
     stack = make_stack([LayerDrop(counted) for _ in range(3)], way)
     output = stack(example())
     with pytest.warns(DriftWarning, match="computed otherwise in backward"):
+        output.sum().backward()
+
+
+def test_exact_notices_a_single_other_bit():
+    class Fickle(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return torch.sin(x) * (1 + 2**-22 if self.calls == 2 else 1)
+
+    output = MomentumStack([Fickle(), nn.Tanh()], inverse="exact")(example().requires_grad_())
+    with pytest.warns(DriftWarning, match="same bits twice"):
         output.sum().backward()

@@ -31,6 +31,6 @@ class Decoder(nn.Module):
         """Capsules `[B, C, D]` and the class to show for each sample `[B]` → images `[B, *image_shape]`."""
         shown = torch.nn.functional.one_hot(classes, capsules.shape[1]).to(capsules.dtype)
         # Routing gives float32 whatever the network's precision; the layers are given what their weights are.
-        weight = self.layers[0].weight
-        image: Tensor = self.layers((capsules * shown.unsqueeze(-1)).flatten(1).to(weight.dtype))
+        dtype = next(self.layers.parameters()).dtype
+        image: Tensor = self.layers((capsules * shown.unsqueeze(-1)).flatten(1).to(dtype))
         return image.unflatten(1, self.image_shape)

@@ -111,8 +111,8 @@ def check_replay(function: str, same: bool) -> None:
         return
     warnings.warn(
         f"{function} of a reversible stack was computed otherwise in backward than in forward: its gradients are wrong\n"
-        "it depends on a counter, or on a generator that cannot be replayed: draw from torch, random or numpy, or from a generator "
-        "that is an attribute of the module",
+        "it depends on a counter, or on a generator that cannot be replayed: draw from torch, random or numpy, or from a "
+        "generator that is an attribute of the module",
         DriftWarning,
         stacklevel=3,
     )

@@ -143,10 +143,10 @@ def evaluate(
     """
     function = caller.function
     if not context and _shares_work(function):
-        if keeping and _offers(type(function), "forward_keeping"):
-            value, kept = function.forward_keeping(x)  # type: ignore[operator]
+        if keeping and _keeps_work(function):
+            value, kept = function.forward_keeping(x)
             return Evaluation(value, (), kept, None)
-        return Evaluation(function(x), (), (), None)
+        return Evaluation(caller.function(x), (), (), None)
     found, reference = _looked_at(caller, x, context, tensors, known)
     if is_held(reference):
         raise ConfigurationError(
@@ -184,7 +184,7 @@ def value_and_vjp(
     autocast: Autocast,
     buffers: Buffers | None,
 ) -> Vjp:
-    """Evaluate a function again as in forward, inside `apart`, with the gradients of `(f(x) * grad).sum()` and of its extras; one evaluation.
+    """Evaluate a function again as in forward, inside `apart`, and the gradients of `(f(x) * grad).sum()` and of its extras.
 
     Args:
         caller: the function f.
@@ -210,7 +210,9 @@ def value_and_vjp(
         entered, *others = entrance.inputs
         value, extras = caller(entered, context, context.replaced(tensors, others))
     again = walk((value, *extras), entrance.leaves, {})
-    pairs = [(one, g) for one, g in zip((value, *extras), (grad, *grads_extras), strict=True) if g is not None and one.requires_grad]
+    pairs = [
+        (one, g) for one, g in zip((value, *extras), (grad, *grads_extras), strict=True) if g is not None and one.requires_grad
+    ]
     count = len(entrance.leaves)
     if not pairs:
         return Vjp(value.detach(), None, (None,) * (count - 1), [], again)
@@ -276,13 +278,18 @@ def _shares_work(function: nn.Module) -> TypeGuard[SharesWork]:
     return _stands_for_forward(function, "forward_and_vjp")
 
 
+def _keeps_work(function: SharesWork | KeepsWork) -> TypeGuard[KeepsWork]:
+    """Whether a module that shares work offers to keep some."""
+    return _offers(type(function), "forward_keeping")
+
+
 def _stands_for_forward(function: nn.Module, method: str) -> bool:
     """Whether calling `method` computes what calling the function would: nothing was put over or around `forward`."""
     # The class is asked, not the object: a compiled module passes on the attributes of the one inside.
     return _offers(type(function), method) and not any(is_altered(module) for module in function.modules())
 
 
-def _offers(kind: type[nn.Module], method: str) -> bool:
+def _offers(kind: type, method: str) -> bool:
     """Whether a class has the method, no `forward` above it, and the call of all modules."""
     if kind.__call__ is not nn.Module.__call__:
         return False
@@ -295,8 +302,9 @@ def _offers(kind: type[nn.Module], method: str) -> bool:
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether hooks, parametrizations, `Module.compile`, another `forward` or parameters that were replaced by other tensors
-    (`nn.DataParallel`) make a call more than its class says.
+    """Whether a call does more than the module's class says.
+
+    Hooks, parametrizations, `Module.compile`, another `forward` and the replaced parameters of `nn.DataParallel` make it so.
     """
     if _has_any_global_hook():
         return True

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-
 _LEAF = "torch::autograd::AccumulateGrad"
 
 
@@ -33,7 +32,7 @@ class _Entry(torch.autograd.Function):
         return x.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(_: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -72,17 +71,18 @@ def apart() -> Iterator[None]:
     Whoever counts or moves what backward needs has no use for a graph that is dropped at once. A parametrized weight is computed
     anew, since a cached one has a graph that was made outside, or none at all.
     """
+    hooks: Any = torch._C._autograd
     taken = []
-    while (hooks := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
-        torch._C._autograd._pop_saved_tensors_default_hooks()
-        taken.append(hooks)
+    while (top := hooks._top_saved_tensors_default_hooks(False)) is not None:
+        hooks._pop_saved_tensors_default_hooks()
+        taken.append(top)
     enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
     try:
         yield
     finally:
         parametrize._cache_enabled = enabled
         for pack, unpack in reversed(taken):
-            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
+            hooks._push_saved_tensors_default_hooks(pack, unpack)
 
 
 class Foreign(NamedTuple):
@@ -131,7 +131,7 @@ def walk(outputs: Iterable[Tensor], entrances: Iterable[Tensor], known: dict[int
         since: `sequence_number()` before the evaluation. Nodes that were made earlier are foreign.
     """
     own = {id(one) for one in entrances}
-    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    waiting: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
     leaves = {id(output): output for output in outputs if output.requires_grad and output.grad_fn is None}
     seen: set[Any] = set(waiting)
     names: list[str] = []

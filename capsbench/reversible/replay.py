@@ -118,12 +118,12 @@ class OtherDraws:
         """Return the states in force now; `network` is searched for generators."""
         found = {id(one): one for module in network.modules() for one in vars(module).values() if type(one) in _GENERATORS}
         held = tuple((one, _state_of(one)) for one in found.values())
-        return cls(random.getstate(), np.random.get_state(legacy=False), held)  # noqa: NPY002 (the state that is shared by all)
+        return cls(random.getstate(), np.random.get_state(legacy=False), held)
 
     def restore(self) -> None:
         """Put the captured states in force."""
         random.setstate(self.python)  # type: ignore[arg-type]
-        np.random.set_state(self.numpy)  # noqa: NPY002
+        np.random.set_state(self.numpy)
         for generator, state in self.held:
             _set_state(generator, state)
 

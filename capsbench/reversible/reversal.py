@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler (1 s) for it
 
 from capsbench.reversible.context import Context
 from capsbench.reversible.drift import check_replay
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-# The compiler fuses a function differently with and without a graph, and backward would not meet forward's bits again.
-@_disable_dynamo
 def run_reversible(
     stack: "MomentumStack", context: Context, x: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[int]]:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler (1 s) for it
+from torch.nn.parameter import is_lazy
 
 from capsbench.errors import ConfigurationError
 from capsbench.reversible.context import Context
@@ -136,7 +137,7 @@ class MomentumStack(nn.Module):
             memory = self.memory if not plain and self.memory in PLAIN_STRATEGIES else "stored"
             return self._run_plain(memory, arguments, x, tensors)
         self._check_reversible(x)
-        return _collected(*run_reversible(self, arguments, x, tensors))
+        return _run_reversible(self, arguments, x, tensors)
 
     def _run_plain(self, memory: str, context: Context, x: Tensor, tensors: Sequence[Tensor]) -> "Tensor | StackOutput":
         logits = self.gamma_logits
@@ -163,7 +164,7 @@ class MomentumStack(nn.Module):
     def _check_reversible(self, x: Tensor) -> None:
         if x.is_complex():
             raise ConfigurationError(f"x is {x.dtype}, which a reversible stack cannot invert", "use memory='stored' there")
-        empty = next((name for name, one in self.named_parameters() if isinstance(one, UninitializedTensorMixin)), None)
+        empty = next((name for name, one in self.named_parameters() if is_lazy(one)), None)
         if empty is not None:
             raise ConfigurationError(
                 f"the parameter {empty} of a reversible stack has no values yet: its module is lazy",
@@ -198,6 +199,12 @@ def _collected(x: Tensor, extras: Sequence[Tensor], counts: Sequence[int]) -> Te
         return x
     following = iter(extras)
     return StackOutput(x, tuple(tuple(islice(following, count)) for count in counts))
+
+
+# The compiler fuses a function differently with and without a graph, and backward would not meet forward's bits again.
+@_disable_dynamo
+def _run_reversible(stack: MomentumStack, context: Context, x: Tensor, tensors: Sequence[Tensor]) -> Tensor | StackOutput:
+    return _collected(*run_reversible(stack, context, x, tensors))
 
 
 def _logits(gammas: Sequence[float]) -> nn.Parameter:
