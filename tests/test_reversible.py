@@ -633,7 +633,8 @@ def test_checkpoint_sqrt_keeps_the_root_of_the_blocks(steps, segment, kept):
     """What enters each segment is kept: ⌈n / ⌈√n⌉⌉ segments of n blocks."""
     with saved_by_autograd() as entered:
         run_steps([lambda x: (torch.sin(x),)] * steps, (example()[0],), "checkpoint-sqrt", segment=segment)
-    assert len({tensor.data_ptr() for tensor in entered}) == kept
+    # Up to torch 2.11 a checkpoint also saves a tensor of 0 bytes, which makes it part of the graph.
+    assert len({tensor.data_ptr() for tensor in entered if tensor.numel()}) == kept
 
 
 def test_strategies_keep_in_order():
