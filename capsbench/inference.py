@@ -17,6 +17,7 @@ from capsbench.data.images import Source, read_images
 from capsbench.data.preprocess import prepare
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.models import CapsuleNetwork, CapsuleOutput, Ensemble
+from capsbench.paths import expanded
 from capsbench.records import PREDICTED
 from capsbench.sweep.session import resolve_device
 from capsbench.training.checkpoint import load_network
@@ -74,7 +75,7 @@ class Classifier:
 
     def __init__(self, checkpoints: PathLike | Iterable[PathLike], *, device: str = "cpu") -> None:
         several = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
-        paths = [_file_of(Path(path)) for path in several]
+        paths = [_file_of(expanded(path)) for path in several]
         if not paths:
             raise ConfigurationError("there is no checkpoint", "give at least one")
         self.device = torch.device(_device(device))

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from capsbench.measure.limits import died_of_limit
 from capsbench.measure.worker import Reply, Request
+from capsbench.paths import start
 from capsbench.records import Cell, Configuration, Pass, Plan, Record
 
 QUIET_MALLOC = {
@@ -87,6 +88,7 @@ def run_pass(request: Request, timeout_seconds: float) -> Reply:
             stdout=answer,
             stderr=errors,
             env={**os.environ, **_environment(request.what)},
+            cwd=start(),  # where a user's module is found, although it may have changed the folder of this process
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
         )
         try:
