@@ -48,8 +48,21 @@ if TYPE_CHECKING:
 METRICS = ("retained", "peak", "reserved", "process")
 
 
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked or context.resilient_parsing:
+        return
+    from importlib import metadata
+
+    try:
+        version = metadata.version("capsbench")
+    except Exception:  # a copy without an installation, or with half of one
+        version = "unknown"
+    echo(f"capsbench, version {version}")
+    context.exit()
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="capsbench")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit.")
 def cli() -> None:
     """Measure what depth costs: memory and time per block of capsule networks.
 
@@ -287,7 +300,8 @@ def env(as_json: bool) -> None:
         echo_json(found)
         return
     for name, value in found.items():
-        text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        parts = [f"{key} {item}" for key, item in value.items()] if isinstance(value, dict) else value
+        text = ", ".join(parts) if isinstance(parts, list) else parts
         echo(f"{name:<10} {text}")
 
 

@@ -11,7 +11,7 @@ import click
 from capsbench.cli.command import STANDARD_OUTPUT, command, echo, echo_json
 from capsbench.cli.options import FOLDER, MODELS, Names, Parsed
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.paths import absolute, as_typed
+from capsbench.paths import absolute, as_typed, start
 
 if TYPE_CHECKING:
     from capsbench.analysis.summary import Summary
@@ -167,22 +167,31 @@ def check(
 @click.option("--models", default="all", show_default=True, help="What to guard; as 'capsbench run' takes it.")
 @click.option("--depth", default="1-3", show_default=True, help="At which depths; as 'capsbench run' takes it.")
 @click.option("--baseline", default="baselines/ci.json", show_default=True, help="Where the repository keeps its baseline.")
+@click.option(
+    "--install",
+    help="What pip installs there to have capsbench: git+https://HOST/PATH.git@v1, a wheel, or . for the repository itself; "
+    "by default what this capsbench was installed from.",
+)
 @click.option("--gitlab", is_flag=True, help="Print a GitLab pipeline on standard output instead.")
 @click.option("--force", is_flag=True, help="Overwrite a workflow that is there.")
-def init_ci(models: str, depth: str, baseline: str, gitlab: bool, force: bool) -> None:
+def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab: bool, force: bool) -> None:
     """Write .github/workflows/capsbench.yml: a check of every pull request, on predicted and CPU-exact memory.
+
+    No public index has capsbench: --install says where a build server gets it.
 
     \b
     Examples:
       capsbench init-ci
       capsbench init-ci --models rescapsnet,my_package.models:make_net --depth 1,2,4
+      capsbench init-ci --install git+https://git.example.org/tools/capsbench.git@v1
       capsbench init-ci --gitlab
     """
-    from capsbench.ci import GITHUB_PATH, github_workflow, gitlab_pipeline
+    from capsbench.ci import GITHUB_PATH, github_workflow, gitlab_pipeline, where_from
     from capsbench.sweep.plan import naming
     from capsbench.workload import resolve_model
 
-    text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline)
+    install = install or where_from(start())
+    text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline, install)
     for model in Names("--models", MODELS, open_ended=True).convert(models, None, None):
         # One's own need not be installed where the workflow is written.
         if model != "all" and ":" not in model:
@@ -196,6 +205,10 @@ def init_ci(models: str, depth: str, baseline: str, gitlab: bool, force: bool) -
         raise ConfigurationError(f"{GITHUB_PATH} is there already", "give --force to overwrite it")
     _write(path, text, "the workflow")
     echo(f"wrote {GITHUB_PATH}; it says at its top how to make {baseline}")
+    if install is None:
+        echo("it fails until its step 'Install' says where pip gets capsbench: give that with --install (and --force)")
+    else:
+        echo(f"a build server installs capsbench with: pip install {shlex.quote(install)}")
 
 
 def _read(path: Path) -> "Summary":

@@ -107,7 +107,7 @@ def _steady(stream: TextIO | None, number: int) -> tuple[TextIO, Raw | None]:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return (
         io.TextIOWrapper(
-            io.BufferedWriter(raw),
+            io.BufferedWriter(raw),  # type: ignore[type-var]
             encoding=_ASCII if codecs.lookup(encoding).name == "ascii" else encoding,
             errors=_ERRORS,
             line_buffering=number == 2 or getattr(stream, "line_buffering", False),

@@ -96,7 +96,7 @@ _training_options = together(
         show_default=True,
         help="Parts of a batch; gradients add up.",
     ),
-    _one_of("--optimizer", ("adam", "ranger21"), "adam", "Ranger21 has a schedule of its own (pip install 'capsbench[train]')."),
+    _one_of("--optimizer", ("adam", "ranger21"), "adam", "Ranger21 has a schedule of its own (pip install pytorch-optimizer)."),
     click.option(
         "--learning-rate",
         type=number("--learning-rate", _above_0, lambda value: value > 0),

@@ -105,9 +105,9 @@ def out_of_memory_kills() -> int:
     """How many processes the system's out-of-memory killer has ended since boot; 0 where it does not say."""
     try:
         text = Path("/proc/vmstat").read_text(encoding="ascii")
-    except OSError:
+        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
+    except (OSError, ValueError):
         return 0
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
 
 
 def _environment(what: Pass) -> dict[str, str]:
