@@ -28,6 +28,7 @@ from capsbench.models import (
     SabourCapsNet,
     capsnet_2conv,
 )
+from capsbench.paths import start
 from capsbench.records import Configuration
 from capsbench.stepping import step_in_backward
 
@@ -297,9 +298,9 @@ def _first_batch(data: ImageSet, batch_size: int) -> Batch:
 
 def _import(name: str, path: str) -> ModelFactory:
     module, _, attribute = path.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+    if "" not in sys.path and str(start()) not in sys.path:
         # A user's module usually lies where the command is typed; at the end, so that it hides no installed package.
-        sys.path.append(str(Path.cwd()))
+        sys.path.append(str(start()))
     try:
         target: object = importlib.import_module(module)
         for part in attribute.split("."):

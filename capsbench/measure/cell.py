@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from capsbench.measure.limits import died_of_limit
 from capsbench.measure.worker import Reply, Request
+from capsbench.paths import start
 from capsbench.records import Cell, Configuration, Pass, Plan, Record
 
 QUIET_MALLOC = {
@@ -87,6 +88,7 @@ def run_pass(request: Request, timeout_seconds: float) -> Reply:
             stdout=answer,
             stderr=errors,
             env={**os.environ, **_environment(request.what)},
+            cwd=start(),  # where a user's module is found, although it may have changed the folder of this process
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
         )
         try:
@@ -103,9 +105,9 @@ def out_of_memory_kills() -> int:
     """How many processes the system's out-of-memory killer has ended since boot; 0 where it does not say."""
     try:
         text = Path("/proc/vmstat").read_text(encoding="ascii")
-    except OSError:
+        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
+    except (OSError, ValueError):
         return 0
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
 
 
 def _environment(what: Pass) -> dict[str, str]:

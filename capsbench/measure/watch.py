@@ -6,6 +6,7 @@ from typing import Any
 import psutil
 import torch
 
+from capsbench.measure.facts import asked
 from capsbench.measure.noise import Machine
 
 _SHORTEST = 0.5
@@ -26,25 +27,27 @@ class Watch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._gpu = _gpu(device) if device.type == "cuda" else None
+        self._gpu = asked(lambda: _gpu(device)) if device.type == "cuda" else None
         self._clocks: list[float] = []
         self._gpu_throttled = False
-        self._began, self._taken_before = time.monotonic(), _taken_by_others()
+        self._began, self._taken_before = time.monotonic(), asked(_taken_by_others)
 
     def look(self) -> None:
         """Notes the clocks of this moment; some milliseconds at most."""
-        cores = psutil.cpu_freq(percpu=True) if hasattr(psutil, "cpu_freq") else []
-        if cores:
-            # Idle cores are slow: the fastest one is one that works.
-            self._clocks.append(max(core.current for core in cores))
+        # Idle cores are slow: the fastest one is one that works.
+        clock = asked(lambda: max(core.current for core in psutil.cpu_freq(percpu=True)))
+        if clock is not None:
+            self._clocks.append(clock)
         if self._gpu is not None and not self._gpu_throttled:
-            self._gpu_throttled = _is_slowed(self._gpu)
+            self._gpu_throttled = bool(asked(lambda: _is_slowed(self._gpu)))
 
     def seen(self) -> Machine:
         """What was seen so far."""
         seconds = time.monotonic() - self._began
-        cores = psutil.cpu_count() or 1
-        others = (_taken_by_others() - self._taken_before) / (seconds * cores) if seconds >= _SHORTEST else None
+        cores, taken = asked(psutil.cpu_count) or 1, asked(_taken_by_others)
+        others = None
+        if seconds >= _SHORTEST and taken is not None and self._taken_before is not None:
+            others = (taken - self._taken_before) / (seconds * cores)
         return Machine(others=others, clocks=self._clocks, gpu_throttled=self._gpu_throttled)
 
 
@@ -56,21 +59,15 @@ def _taken_by_others() -> float:
 
 
 def _gpu(device: torch.device) -> Any:
-    """NVML's handle of a device, by its identity: NVML does not know CUDA_VISIBLE_DEVICES. None where it does not answer."""
+    """NVML's handle of a device, by its identity: NVML does not know CUDA_VISIBLE_DEVICES."""
     import pynvml
 
-    try:
-        pynvml.nvmlInit()  # for as long as this process lives: starting it at every look would be in the measurement
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    except pynvml.NVMLError:
-        return None
+    pynvml.nvmlInit()  # for as long as this process lives: starting it at every look would be in the measurement
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
 
 def _is_slowed(gpu: Any) -> bool:
     import pynvml
 
-    try:
-        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
-    except pynvml.NVMLError:
-        return False
+    reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
     return any(reasons & getattr(pynvml, f"nvmlClocksThrottleReason{name}") for name in _SLOWED)

@@ -121,7 +121,17 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
 
 def write_slopes_csv(table: pd.DataFrame, path: Path) -> Path:
     """All slopes with full digits: bytes and seconds per block."""
-    table.to_csv(path, index=False)
+    return write_csv(table, path)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table with all its digits.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # pandas has a meaning of `~` of its own, and the name of a folder need not be text.
+    path.write_text(table.to_csv(index=False), encoding="utf-8", errors="surrogateescape")
     return path
 
 

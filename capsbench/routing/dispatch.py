@@ -42,6 +42,8 @@ class Algorithm:
     """The parameters it has besides the weight."""
     kernels: dict[str, Kernel]
     """What computes it."""
+    mixes_batch: bool = False
+    """Whether what is routed depends on what else is in its batch: SDA's temperature is a mean over all of it."""
 
 
 def _staged(passes: type[Passes], rounds: Rounds) -> Kernel:
@@ -72,8 +74,10 @@ ALGORITHMS: dict[str, Algorithm] = {
             "triton": _staged(FusedPasses, Rounds()),
         },
     ),
-    "sda": Algorithm("scaled-distance agreement", ("bias",), _sda(slip=False)),
-    "sda-published": Algorithm("scaled-distance agreement, temperature as published", ("bias",), _sda(slip=True)),
+    "sda": Algorithm("scaled-distance agreement", ("bias",), _sda(slip=False), mixes_batch=True),
+    "sda-published": Algorithm(
+        "scaled-distance agreement, temperature as published", ("bias",), _sda(slip=True), mixes_batch=True
+    ),
     "em": Algorithm(
         "expectation maximisation",
         ("bias", "beta_u", "beta_a"),

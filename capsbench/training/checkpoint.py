@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from capsbench.durable import replacing
 from capsbench.errors import ConfigurationError, LostWorkError, StoreError
+from capsbench.paths import expanded
 from capsbench.training.settings import TrainingSettings, differences
 from capsbench.workload import build_model
 
@@ -60,6 +61,7 @@ def save_checkpoint(
         "weights": dict(weights),
         "state": dict(state or {}),
     }
+    path = expanded(path)
     try:
         with replacing(path) as file:
             # torch turns what a file says of a full disk into an error of its own: it writes to memory instead.
@@ -81,7 +83,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         StoreError: there is none, it is damaged, holds something else, or is of a newer version.
     """
-    path = Path(path)
+    path = expanded(path)
     content = _read(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise StoreError(f"checkpoint {path} was not written by capsbench", "give a file that 'capsbench train' has written")
