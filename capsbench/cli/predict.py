@@ -80,7 +80,8 @@ def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
             continue
         found.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
         if not as_json:
-            say(Console(highlight=False), fit_text(configuration, fit.what, fit.value, fit.memory_bytes, fit.traced, fit.reason))
+            text = fit_text(configuration, **dataclasses.asdict(fit))
+            say(Console(highlight=False), text)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     for fault in failed.values():
