@@ -22,6 +22,9 @@ from capsbench.analysis.scatter import Points, line_errors
 TRIMMED = 0.2
 """Share of the ratios that is set aside at either end."""
 
+FEWEST_TRIMMED = 6
+"""Of five, the three that trimming leaves have an interval that covers less than it says."""
+
 FEWEST_CELLS = 3
 """With two processes nobody knows how much processes differ."""
 
@@ -137,7 +140,7 @@ def _apart(count: int) -> list[Place]:
 
 def _trimmed(values: Floats) -> tuple[float, StandardError]:
     """The trimmed mean, and its standard error from the winsorized values."""
-    ordered, aside = np.sort(values), int(TRIMMED * values.size)
+    ordered, aside = np.sort(values), int(TRIMMED * values.size) if values.size >= FEWEST_TRIMMED else 0
     kept = values.size - 2 * aside
     winsorized = np.clip(values, ordered[aside], ordered[values.size - aside - 1])
     squares = float(((winsorized - winsorized.mean()) ** 2).sum())

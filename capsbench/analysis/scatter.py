@@ -4,7 +4,7 @@ Three things make a textbook's standard error too small for measured times. Nois
 line. Replicates of one depth may share an error, such as the layout of memory, so they are worth less than independent values.
 And all cells of one replicate may share the speed of the machine at that moment. Therefore residuals are taken relative to the
 line, the means of depths are what scatters, and what replicates differ by as a whole is added. What samples scatter by within a
-process is added too, although the medians show most of it: medians that lie on a line by luck do not prove that there is no noise.
+process is added too, although the medians show most of it: medians that lie on a line by luck do not prove that noise is absent.
 """
 
 from collections.abc import Sequence

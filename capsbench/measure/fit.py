@@ -208,16 +208,20 @@ def _growth(line: Mapping[int, int]) -> Growth:
     Args:
         line: bytes by depth, ascending.
     """
-    deepest = max(line)
-    windows = [(below, (line[above] - line[below]) / (above - below), above - below) for below, above in pairwise(line)]
+    deepest, depths = max(line), list(pairwise(line))
+    growths = [(line[above] - line[below]) / (above - below) for below, above in depths]
     # What came long before has ended, and what lies close together was looked at for its own sake.
-    recent = [(each, wide) for below, each, wide in windows if 4 * below >= deepest and wide >= CHECKED[0]] or windows[:1]
-    *_, earlier, last = (each for _, each, _ in windows)
+    recent = [
+        (each, above - below)
+        for each, (below, above) in zip(growths, depths, strict=True)
+        if 4 * below >= deepest and above - below >= CHECKED[0]
+    ] or [(growths[0], depths[0][1] - depths[0][0])]
     most = max(each for each, _ in recent)
-    uneven = max(abs(most - each) * wide for each, wide in recent)
+    uneven = max((most - each) * wide for each, wide in recent)
+    earlier, last = growths[-2:]
     close = _EVEN * max(abs(earlier), abs(last))
     rising = last - close > max((each for each, _ in recent[:-1]), default=last)
-    return Growth(line[deepest] + int(uneven), most, abs(last - earlier) <= close, rising)
+    return Growth(line[deepest] + int(uneven), most, even=abs(last - earlier) <= close, rising=rising)
 
 
 def _standing(memory: MemoryFigures) -> tuple[int, int]:
