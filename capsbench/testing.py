@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from capsbench.analysis.slopes import SlopeFit, fit_slope
+from capsbench.analysis.least_squares import SlopeFit, fit_slope
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.measure.step_trace import TracedStep, trace_step

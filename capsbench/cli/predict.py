@@ -78,7 +78,7 @@ def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
             continue
         found.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
         if not as_json:
-            say(console(), fit_text(configuration, fit.what, fit.value, fit.memory_bytes, fit.traced, fit.reason))
+            say(console(), fit_text(configuration, **dataclasses.asdict(fit)))
     if as_json:
         echo_json(found)
     for fault in failed.values():

@@ -6,8 +6,8 @@ import pandas as pd
 from rich.table import Table
 
 from capsbench import paper
+from capsbench.analysis.least_squares import fit_slope
 from capsbench.analysis.metrics import MEMORY_METRICS
-from capsbench.analysis.slopes import fit_slope
 from capsbench.report.labels import dataset_title, model_title, on_gpu
 from capsbench.report.tables import write_csv
 from capsbench.report.units import MIB
