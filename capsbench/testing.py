@@ -90,6 +90,6 @@ def _traced(factory: ModelFactory, blocks: int, dataset: str, batch_size: int) -
     configuration = Configuration(model=name, blocks=blocks, dataset=dataset, batch_size=batch_size, device="cpu")
 
     def build() -> nn.Module:
-        return as_module(name, factory(spec.shape, spec.classes, blocks))
+        return as_module(name, factory(spec.shape, spec.classes, blocks), spec)
 
     return trace_step(configuration, build=build, inside=False)

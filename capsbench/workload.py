@@ -1,9 +1,6 @@
 """One training step and one inference step of one configuration: where models meet measurement."""
 
-import importlib
-import inspect
 import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
@@ -14,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capsbench.catalog import spec_of
+from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.datasets import ImageSet, load_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
+from capsbench.foreign import imported, make_lazy_parameters, takes_labels
 from capsbench.models import (
     CapsNet,
     CapsuleLoss,
@@ -70,9 +68,9 @@ def resolve_model(name: str) -> ModelFactory:
         return BUILT_IN[name]
     registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name in registered:
-        factory = _import(name, registered[name].value)
+        factory = imported(name, registered[name].value)
     elif ":" in name:
-        factory = _import(name, name)
+        factory = imported(name, name)
     else:
         known = ", ".join([*BUILT_IN, *registered])
         raise ConfigurationError(f"model '{name}' is not known", f"choose all, {known}, or package.module:name")
@@ -107,17 +105,18 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
         raise ConfigurationError(
             f"model '{configuration.model}' takes no {unknown}", f"leave {unknown} out, or choose a model that takes it"
         ) from None
-    return as_module(configuration.model, made)
+    return as_module(configuration.model, made, spec)
 
 
-def as_module(name: str, made: object) -> nn.Module:
-    """What a model's factory returned.
+def as_module(name: str, made: object, spec: DatasetSpec) -> nn.Module:
+    """The network that a model's factory returned, with its lazy parameters made.
 
     Raises:
-        ConfigurationError: it is no module.
+        ConfigurationError: it is no module, or one whose forward pass leaves a lazy parameter unmade.
     """
     if not isinstance(made, nn.Module):
         raise ConfigurationError(f"model '{name}' returned {type(made).__name__}", "it must return a torch.nn.Module")
+    make_lazy_parameters(name, made, spec)
     return made
 
 
@@ -171,7 +170,8 @@ class Workload:
     def forward(self) -> Tensor:
         """The loss of the batch, with its graph."""
         with self._autocast():
-            out = self.model(self.batch.images, self.batch.labels) if self._takes_labels else self.model(self.batch.images)
+            # By name: a network may take something else second.
+            out = self.model(self.batch.images, **({"labels": self.batch.labels} if self._takes_labels else {}))
         return self._scaler.scale(self._loss(out))
 
     def backward(self, loss: Tensor) -> None:
@@ -228,11 +228,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     """Autocast to a precision (`PRECISIONS`); does nothing at fp32."""
     dtype = PRECISIONS[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def takes_labels(model: nn.Module) -> bool:
-    """Whether a model wants labels beside images, as capsule networks do."""
-    return "labels" in inspect.signature(model.forward).parameters
 
 
 def loss_of(out: Output, batch: Batch, configuration: Configuration, capsule_loss: CapsuleLoss) -> Tensor:
@@ -293,21 +288,3 @@ def _first_batch(data: ImageSet, batch_size: int) -> Batch:
     generator = torch.Generator().manual_seed(SEED)
     # A slice would keep all labels of the set alive.
     return training_batch(data.images[:batch_size], data.labels[:batch_size].clone(), generator)
-
-
-def _import(name: str, path: str) -> ModelFactory:
-    module, _, attribute = path.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        # A user's module usually lies where the command is typed; at the end, so that it hides no installed package.
-        sys.path.append(str(Path.cwd()))
-    try:
-        target: object = importlib.import_module(module)
-        for part in attribute.split("."):
-            target = getattr(target, part)
-    except (Exception, SystemExit) as error:  # whatever a user's module raises when it is imported
-        reason = (str(error).splitlines() or ["no message"])[0]
-        raise ConfigurationError(
-            f"model '{name}' cannot be imported: {type(error).__name__}: {reason}",
-            "name it package.module:name, from where Python can import it",
-        ) from None
-    return target  # type: ignore[return-value]
