@@ -67,7 +67,18 @@ def measure_memory(configuration: Configuration, data_directory: Path | None = N
     figures = memory_figures(step)
     why = _who_counted(figures.probe)
     traced, notes = traced_figures(configuration)
+    if traced is not None:
+        traced = traced.model_copy(update={"agrees": traced.retained_bytes == figures.retained_bytes})
+        notes += _disagreement(traced, figures)
     return Reply(status="ok", data_source=step.workload.data_source, memory=figures, step=traced, notes=[*why, *notes])
+
+
+def _disagreement(traced: StepFigures, figures: MemoryFigures) -> list[str]:
+    """Which bytes are believed, where the step that was run and the one that was traced retain different ones."""
+    if traced.agrees:
+        return []
+    believed = f"{figures.retained_bytes} bytes retained were counted, and the trace of the step retains {traced.retained_bytes}"
+    return [f"{believed}: the count is believed, and what the trace says of modules and operations is not used"]
 
 
 def measure_timeline(request: Request) -> Reply:
