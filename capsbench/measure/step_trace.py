@@ -165,6 +165,8 @@ def _built(model: str, build: Build) -> nn.Module:
         try:
             with _disable_current_modes():
                 return build()
+        except CapsbenchError:
+            raise
         except (Exception, SystemExit) as error:
             raise ConfigurationError(
                 f"model '{model}' cannot be made: {_reason(error)}", "its factory is called with (in_shape, num_classes, blocks)"
