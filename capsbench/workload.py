@@ -1,7 +1,7 @@
 """One training step and one inference step of one configuration: where models meet measurement."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -99,13 +99,21 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     try:
         made = factory(spec.shape, spec.classes, configuration.blocks, **options)
     except TypeError as error:
-        unknown = next((name for name in more if f"'{name}'" in str(error)), None)
+        unknown = _not_taken(options, error)
         if unknown is None:
             raise
         raise ConfigurationError(
             f"model '{configuration.model}' takes no {unknown}", f"leave {unknown} out, or choose a model that takes it"
         ) from None
     return as_module(configuration.model, made, spec)
+
+
+def _not_taken(options: Mapping[str, Any], error: TypeError) -> str | None:
+    """The option that a factory refused, if that is what the error says."""
+    if "takes no keyword arguments" in str(error):
+        return next(iter(options), None)
+    says = ("keyword argument '{}'", "passed as keyword arguments: '{}'", "'{}' is an invalid keyword argument")
+    return next((name for name in options if any(words.format(name) in str(error) for words in says)), None)
 
 
 def as_module(name: str, made: object, spec: DatasetSpec) -> nn.Module:

@@ -31,7 +31,7 @@ Cells = Sequence[tuple[CellSummary, CellSummary]]
 
 
 def _by_module(line: LineSummary, cell: CellSummary) -> dict[str, int]:
-    """Retained bytes by module; none where they do not add up to the bytes that were counted, as in old baselines they may not."""
+    """Retained bytes by module; none where they do not add up to the counted bytes, as in an old baseline they may not."""
     found, counted = cell.retained_by_module, cell.bytes.get("retained")
     trusted = line.kind == "predicted" or counted is None or adds_up(found, counted, line.configuration.device_kind())
     return found if trusted else {}

@@ -28,6 +28,7 @@ from capsbench.cli.options import (
     Parsed,
     fraction_option,
     number,
+    refuse_for_own,
     refuse_given,
     together,
     validation_option,
@@ -203,6 +204,7 @@ def _refuse_what_says_nothing(given: dict[str, Any]) -> None:
         ConfigurationError: there is one.
     """
     model = given["model"]
+    refuse_for_own((model,))
     if model in WITHOUT_BLOCKS:
         refuse_given("depth", f"--model {model}", "it has no blocks")
     if model in (*MODELS, *WITHOUT_BLOCKS) and model != "mocapsnet":

@@ -16,8 +16,23 @@ from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, WITHOUT_BL
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 DEEPEST = 100_000
+_FIELDS = {
+    "kernel": "kernels",
+    "routing": "routings",
+    "front": "fronts",
+    "memory": "memories",
+    "inverse": "inverses",
+    "rule": "rules",
+}
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone."""
+
+
+OWN_OPTIONS = ("kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma")
+"""Options of capsbench's own capsule networks, as the command line spells them: no other network is given them."""
+
+_IN_BLOCKS = ("capsules", "memory")
+"""Those that only networks with blocks have."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +229,38 @@ def _check(sweep: Sweep) -> None:
     _check_names("--rule", sweep.rules, RULES)
     _check_names("--optimizer-step", sweep.optimizer_steps, OPTIMIZER_STEPS)
     _check_names("--precision", sweep.precisions, tuple(PRECISIONS))
+    _check_effect(sweep)
     _check_values(sweep)
+
+
+def _check_effect(sweep: Sweep) -> None:
+    """Refuses options that are set and that a network of the user's own, or every network of the sweep, does not have.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    own = next((model for model in sweep.models if model not in BUILT_IN), None)
+    unset = Sweep(sweep.models, sweep.depths, sweep.device)
+    for option in OWN_OPTIONS:
+        field = _FIELDS.get(option, option)
+        value = getattr(sweep, field)
+        if value == getattr(unset, field):
+            continue
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+        if own is not None:
+            raise no_effect(f"--{option} {shown}", own)
+        if option in _IN_BLOCKS and set(sweep.models) <= WITHOUT_BLOCKS.keys():
+            raise ConfigurationError(
+                f"--{option} {shown} has no effect on {', '.join(sweep.models)}: there are no blocks", f"leave --{option} out"
+            )
+
+
+def no_effect(option: str, model: str) -> ConfigurationError:
+    """The error of an option that was given for a network of the user's own."""
+    return ConfigurationError(
+        f"{option} has no effect on model '{model}': it is an option of capsbench's own capsule networks",
+        f"leave it out, and set it where '{model}' is made; networks that have it can be added to the same report with --resume",
+    )
 
 
 def _check_values(sweep: Sweep) -> None:
