@@ -82,6 +82,15 @@ def resolve_model(name: str) -> ModelFactory:
     return factory
 
 
+def check_model(name: str) -> None:
+    """Refuses a name behind which there is no factory.
+
+    Raises:
+        ConfigurationError: as `resolve_model`.
+    """
+    resolve_model(name)
+
+
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     """The network of a configuration, with the shape and classes of its data set.
 

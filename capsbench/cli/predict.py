@@ -11,6 +11,7 @@ from rich.console import Console
 from capsbench.cli.output import say
 from capsbench.cli.sweeps import run_cells
 from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.measure.apart import call_for
 from capsbench.measure.fit import What, largest
 from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
 from capsbench.measure.predict import predict_cell
@@ -74,7 +75,7 @@ def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
     failed: dict[str, CapsbenchError] = {}
     for configuration in asked.values():
         try:
-            fit = largest(configuration, what)
+            fit = call_for(configuration.model, largest, configuration, what)
         except CapsbenchError as error:  # one model's fault takes nothing from the others
             failed.setdefault(configuration.model, error)
             continue

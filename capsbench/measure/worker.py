@@ -6,6 +6,7 @@ prints goes to standard error. Ends at once when standard input closes: the pare
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from capsbench.errors import CapsbenchError
 from capsbench.measure import counting
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
-from capsbench.measure.processes import other_processes, refuse_others
+from capsbench.measure.processes import FAMILY, end_family, other_processes, refuse_others
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.step_trace import traced_figures
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
@@ -158,6 +159,10 @@ def _prepare(configuration: Configuration) -> None:
 def _end_with_parent(source: TextIO) -> None:
     def wait() -> None:
         source.read()
+        # With all that a network has started, whatever session it is in.
+        end_family(os.environ.get(FAMILY, ""))
+        if os.getsid(0) == os.getpid():
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

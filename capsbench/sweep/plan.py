@@ -7,12 +7,13 @@ from itertools import product
 from typing import Any
 
 from capsbench.catalog import spec_of
-from capsbench.errors import ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.measure.apart import call_for
 from capsbench.models import FRONTS, RULES, resolve_front
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import INVERSES, PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
 from capsbench.routing import algorithms, check_routing, compiled, kernels, resolve_kernel
-from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, WITHOUT_BLOCKS, check_optimizer_step, resolve_model
+from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, WITHOUT_BLOCKS, check_model, check_optimizer_step
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 DEEPEST = 100_000
@@ -217,7 +218,7 @@ def _kind(sweep: Sweep) -> str:
 def _check(sweep: Sweep) -> None:
     with naming("--models"):
         for model in sweep.models:
-            resolve_model(model)
+            _check_model(model)
     with naming("--dataset"):
         for dataset in sweep.datasets:
             spec_of(dataset)
@@ -231,6 +232,20 @@ def _check(sweep: Sweep) -> None:
     _check_names("--precision", sweep.precisions, tuple(PRECISIONS))
     _check_effect(sweep)
     _check_values(sweep)
+
+
+def _check_model(name: str) -> None:
+    """Refuses a name behind which there is no factory; a module of the user's own is imported in a process apart.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    try:
+        call_for(name, check_model, name)
+    except ConfigurationError:
+        raise
+    except CapsbenchError as error:
+        raise ConfigurationError(f"model '{name}' cannot be imported: {error.what}", error.hint) from None
 
 
 def _check_effect(sweep: Sweep) -> None:
