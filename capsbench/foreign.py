@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +64,26 @@ def _refuse_hidden(name: str, package: ModuleType) -> None:
             f"model '{name}': {here.origin} is hidden by {taken}, which Python imports under the same name",
             "rename the file, or type the command in another folder if the other one is meant",
         )
+
+
+@contextmanager
+def keeping_threads(name: str) -> Iterator[list[str]]:
+    """Keep torch's number of threads, whatever a network's module or constructor sets it to.
+
+    Args:
+        name: of the network.
+
+    Yields:
+        A list, which gets a line if it was set.
+    """
+    before, notes = torch.get_num_threads(), list[str]()
+    try:
+        yield notes
+    finally:
+        found = torch.get_num_threads()
+        if found != before:
+            torch.set_num_threads(before)
+            notes.append(f"model '{name}' sets torch's threads to {found} when it is made: it ran with {before}, as asked")
 
 
 def takes_labels(model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.datasets import ImageSet, load_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
-from capsbench.foreign import imported, make_lazy_parameters, takes_labels
+from capsbench.foreign import imported, keeping_threads, make_lazy_parameters, takes_labels
 from capsbench.models import (
     CapsNet,
     CapsuleLoss,
@@ -174,7 +174,10 @@ class Workload:
             batch = Batch(*(part.to(self.device) for part in _first_batch(data, configuration.batch_size)))
             del data
         self.batch = batch
-        self.model = (build_model(configuration).to(self.device) if model is None else model).train()
+        with keeping_threads(configuration.model) as notes:
+            self.model = (build_model(configuration).to(self.device) if model is None else model).train()
+        self.notes = notes
+        """What else a reader of its figures must know."""
         self._takes_labels = takes_labels(self.model)
         self._capsule_loss = CapsuleLoss()
         self.optimizer = torch.optim.Adam(trainable(self.model, configuration.model), lr=LEARNING_RATE, fused=True)

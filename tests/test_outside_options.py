@@ -91,7 +91,7 @@ def test_settings_of_training_name_it_too(monkeypatch):
         TrainingSettings(network=make_configuration("own:make", memory="checkpoint")),
         TrainingSettings(network=make_configuration("own:make"), learn_gamma=True),
     ):
-        with pytest.raises(ConfigurationError, match="takes no (memory|learn_gamma)"):
+        with pytest.raises(ConfigurationError, match=r"takes no (memory|learn_gamma)"):
             build_network(settings)
 
 

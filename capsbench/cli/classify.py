@@ -1,11 +1,13 @@
 """The command that classifies images: `capsbench classify`."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from capsbench.cli.aside import printing_aside
 from capsbench.cli.options import DEVICE_OPTION, FOLDER
 from capsbench.errors import ConfigurationError
 
@@ -41,8 +43,9 @@ def classify(
     """
     from capsbench.inference import Classifier
 
-    classifier = Classifier([checkpoint, *others], device=device)
-    found = classifier(classifier.read(images))
+    with printing_aside() if as_json else nullcontext():
+        classifier = Classifier([checkpoint, *others], device=device)
+        found = classifier(classifier.read(images))
     written = [None] * len(found) if reconstructions is None else _write(reconstructions, images, found)
     if as_json:
         click.echo(json.dumps([_as_json(*one) for one in zip(images, found, written, strict=True)], indent=1))

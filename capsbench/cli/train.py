@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.catalog import SPECS
+from capsbench.cli.aside import printing_aside
 from capsbench.cli.options import (
     CHECKPOINT_OPTION,
     DATA_DIR_OPTION,
@@ -182,7 +184,7 @@ def train(
     folder = _choose_folder(settings, out, resume=resume, now=datetime.now())
     console = Console(stderr=True, highlight=False)
     try:
-        with TrainingProgress(console, settings) as progress:
+        with printing_aside() if as_json else nullcontext(), TrainingProgress(console, settings) as progress:
             result = train_network(
                 settings, folder, data_directory=data_dir, download=download, resume=resume,
                 checkpoint_minutes=checkpoint_minutes, diagnostics=diagnostics, observers=[progress],
