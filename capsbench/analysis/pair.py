@@ -10,7 +10,7 @@ from capsbench.analysis.least_squares import fit_slope
 from capsbench.analysis.modules import ModuleChange, module_changes
 from capsbench.analysis.paces import FEWEST_CELLS, Change, Place, cell_changes, level_change, slope_change
 from capsbench.analysis.summary import BYTES, TIMES, CellSummary, LineSummary, Summary
-from capsbench.records import Status
+from capsbench.records import Status, adds_up
 
 PORTABLE = frozenset({"retained", "state", "gradient", "optimizer"})
 """Bytes that are the same on every machine."""
@@ -28,6 +28,13 @@ LOAD = "load"
 
 Cells = Sequence[tuple[CellSummary, CellSummary]]
 """Matching cells before and after."""
+
+
+def _by_module(line: LineSummary, cell: CellSummary) -> dict[str, int]:
+    """Retained bytes by module; none where they do not add up to the counted bytes, as in an old baseline they may not."""
+    found, counted = cell.retained_by_module, cell.bytes.get("retained")
+    trusted = line.kind == "predicted" or counted is None or adds_up(found, counted, line.configuration.device_kind())
+    return found if trusted else {}
 
 
 class Pair:
@@ -108,8 +115,9 @@ class Pair:
     ) -> Comparison:
         old, new = cells
         modules: list[ModuleChange] = []
-        if name in HELD_BY_MODULES and before != after and old.retained_by_module and new.retained_by_module:
-            modules = module_changes(old.retained_by_module, new.retained_by_module)
+        held = _by_module(self.old, old), _by_module(self.new, new)
+        if name in HELD_BY_MODULES and before != after and all(held):
+            modules = module_changes(*held)
         matters = self.limits.bytes_matter(before, after)
         return Comparison(
             self.line,

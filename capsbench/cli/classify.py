@@ -1,10 +1,12 @@
 """The command that classifies images: `capsbench classify`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from capsbench.cli.aside import printing_aside
 from capsbench.cli.command import command, echo, echo_json
 from capsbench.cli.options import DEVICE_OPTION, FOLDER
 from capsbench.errors import ConfigurationError
@@ -42,8 +44,9 @@ def classify(
     """
     from capsbench.inference import Classifier
 
-    classifier = Classifier([checkpoint, *others], device=device)
-    found = classifier(classifier.read(images))
+    with printing_aside() if as_json else nullcontext():
+        classifier = Classifier([checkpoint, *others], device=device)
+        found = classifier(classifier.read(images))
     written = [None] * len(found) if reconstructions is None else _write(reconstructions, images, found)
     if as_json:
         echo_json([_as_json(*one) for one in zip(images, found, written, strict=True)])

@@ -31,6 +31,7 @@ from capsbench.cli.options import (
     choice,
     machine_of,
     parse_bytes,
+    refuse_for_own,
     refuse_given,
     seconds,
     together,
@@ -321,6 +322,7 @@ def sweep_of(given: dict[str, Any]) -> "Sweep":
     """The sweep that a command's options ask for."""
     from capsbench.sweep.plan import Sweep, parse_depths
 
+    refuse_for_own(given["models"])
     models = tuple(dict.fromkeys(name for asked in given["models"] for name in (MODELS if asked == "all" else (asked,))))
     return Sweep(
         models=models,

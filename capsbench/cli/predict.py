@@ -9,6 +9,7 @@ from capsbench.cli.console import console
 from capsbench.cli.output import say
 from capsbench.cli.sweeps import run_cells
 from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.measure.apart import call_for
 from capsbench.measure.fit import What, largest
 from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
 from capsbench.measure.predict import predict_cell
@@ -72,7 +73,7 @@ def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
     failed: dict[str, CapsbenchError] = {}
     for configuration in asked.values():
         try:
-            fit = largest(configuration, what)
+            fit = call_for(configuration.model, largest, configuration, what)
         except CapsbenchError as error:  # one model's fault takes nothing from the others
             failed.setdefault(configuration.model, error)
             continue

@@ -12,6 +12,7 @@ from typing import Any
 
 from capsbench.cli.command import echo, echo_json
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.measure.apart import call_for
 from capsbench.measure.cell import run_pass
 from capsbench.measure.timeline import predicted_timeline
 from capsbench.measure.worker import Reply, Request
@@ -100,7 +101,7 @@ def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeo
 
 def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path) -> Reply:
     if configuration.is_predicted():
-        return Reply(status="ok", timeline=predicted_timeline(configuration))
+        return Reply(status="ok", timeline=call_for(configuration.model, predicted_timeline, configuration))
     request = Request(
         configuration=configuration,
         what="memory",

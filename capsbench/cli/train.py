@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.catalog import SPECS
+from capsbench.cli.aside import printing_aside
 from capsbench.cli.command import command
 from capsbench.cli.options import (
     CHECKPOINT_OPTION,
@@ -29,6 +31,7 @@ from capsbench.cli.options import (
     Parsed,
     fraction_option,
     number,
+    refuse_for_own,
     refuse_given,
     together,
     validation_option,
@@ -182,7 +185,7 @@ def train(
     folder = _choose_folder(settings, out, resume=resume, now=datetime.now())
     console = console_of(err=True)
     try:
-        with TrainingProgress(console, settings) as progress:
+        with printing_aside() if as_json else nullcontext(), TrainingProgress(console, settings) as progress:
             result = train_network(
                 settings, folder, data_directory=data_dir, download=download, resume=resume,
                 checkpoint_minutes=checkpoint_minutes, diagnostics=diagnostics, observers=[progress],
@@ -204,6 +207,7 @@ def _refuse_what_says_nothing(given: dict[str, Any]) -> None:
         ConfigurationError: there is one.
     """
     model = given["model"]
+    refuse_for_own((model,))
     if model in WITHOUT_BLOCKS:
         refuse_given("depth", f"--model {model}", "it has no blocks")
     if model in (*MODELS, *WITHOUT_BLOCKS) and model != "mocapsnet":

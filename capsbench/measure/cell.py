@@ -6,6 +6,7 @@ anything is built.
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from typing import IO
 from pydantic import ValidationError
 
 from capsbench.measure.limits import died_of_limit
+from capsbench.measure.processes import FAMILY, end_family, ended_words, last_line
 from capsbench.measure.worker import Reply, Request
 from capsbench.paths import start
 from capsbench.records import Cell, Configuration, Pass, Plan, Record
@@ -77,7 +79,7 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
 
 def run_pass(request: Request, timeout_seconds: float) -> Reply:
     """One fresh process for one pass; it and all that it started are gone when this returns or raises."""
-    kills_before = out_of_memory_kills()
+    kills_before, family = out_of_memory_kills(), secrets.token_hex(8)
     # Files, not pipes, for what comes back: they never fill, and a child that outlives its worker holds up nobody.
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as answer, _pipe() as (request_end, request_source):
         # -P: a folder `capsbench` where the command is typed must not replace the installed one.
@@ -87,7 +89,7 @@ def run_pass(request: Request, timeout_seconds: float) -> Reply:
             stdin=request_end,
             stdout=answer,
             stderr=errors,
-            env={**os.environ, **_environment(request.what)},
+            env={**os.environ, **_environment(request.what), FAMILY: family},
             cwd=start(),  # where a user's module is found, although it may have changed the folder of this process
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
         )
@@ -96,6 +98,7 @@ def run_pass(request: Request, timeout_seconds: float) -> Reply:
             ended = _wait(process, timeout_seconds)
         finally:
             _end(process)
+            end_family(family)
         if not ended:
             return Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
         return _reply(answer, process.returncode, errors, kills_before, request.configuration)
@@ -157,15 +160,8 @@ def _reply(answer: IO[bytes], status: int, errors: IO[bytes], kills_before: int,
     if status == -signal.SIGKILL and out_of_memory_kills() > kills_before:
         return Reply(status="oom", message="the system's out-of-memory killer ended the process")
     errors.seek(0)
-    last = "".join(errors.read().decode(errors="replace").strip().splitlines()[-1:])
-    ended = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with status {status}: {last or 'no message'}"
-    if died_of_limit(configuration, status, last):
+    printed = errors.read()
+    ended = ended_words(status, printed)
+    if died_of_limit(configuration, status, last_line(printed)):
         return Reply(status="oom", message=f"the process, all of whose memory was limited, {ended}")
     return Reply(status="error", message=f"the process {ended}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no names
-        return f"signal {number}"

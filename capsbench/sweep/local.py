@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from capsbench.measure import apart
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.predict import predict_cell
 from capsbench.records import Cell, Plan, Record
@@ -31,8 +32,9 @@ def local_launcher(
 
     def launch(cell: Cell) -> Record:
         if cell.configuration.is_predicted():
-            # Nothing is measured, so that nothing can disturb it: no process of its own.
+            # Nothing is measured, so that nothing can disturb it.
             return predict_cell(cell)
+        apart.close()
         with alone_on(cell.configuration.device, notify):
             return measure_cell(cell, plan, environment=environment, data_directory=data_directory)
 

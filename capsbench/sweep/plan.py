@@ -7,17 +7,33 @@ from itertools import product
 from typing import Any
 
 from capsbench.catalog import spec_of
-from capsbench.errors import ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.measure.apart import call_for
 from capsbench.models import FRONTS, RULES, resolve_front
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import INVERSES, PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
 from capsbench.routing import algorithms, check_routing, compiled, kernels, resolve_kernel
-from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, WITHOUT_BLOCKS, check_optimizer_step, resolve_model
+from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, WITHOUT_BLOCKS, check_model, check_optimizer_step
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 DEEPEST = 100_000
+_FIELDS = {
+    "kernel": "kernels",
+    "routing": "routings",
+    "front": "fronts",
+    "memory": "memories",
+    "inverse": "inverses",
+    "rule": "rules",
+}
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone."""
+
+
+OWN_OPTIONS = ("kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma")
+"""Options of capsbench's own capsule networks, as the command line spells them: no other network is given them."""
+
+_IN_BLOCKS = ("capsules", "memory")
+"""Those that only networks with blocks have."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +218,7 @@ def _kind(sweep: Sweep) -> str:
 def _check(sweep: Sweep) -> None:
     with naming("--models"):
         for model in sweep.models:
-            resolve_model(model)
+            _check_model(model)
     with naming("--dataset"):
         for dataset in sweep.datasets:
             spec_of(dataset)
@@ -214,7 +230,52 @@ def _check(sweep: Sweep) -> None:
     _check_names("--rule", sweep.rules, RULES)
     _check_names("--optimizer-step", sweep.optimizer_steps, OPTIMIZER_STEPS)
     _check_names("--precision", sweep.precisions, tuple(PRECISIONS))
+    _check_effect(sweep)
     _check_values(sweep)
+
+
+def _check_model(name: str) -> None:
+    """Refuses a name behind which there is no factory; a module of the user's own is imported in a process apart.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    try:
+        call_for(name, check_model, name)
+    except ConfigurationError:
+        raise
+    except CapsbenchError as error:
+        raise ConfigurationError(f"model '{name}' cannot be imported: {error.what}", error.hint) from None
+
+
+def _check_effect(sweep: Sweep) -> None:
+    """Refuses options that are set and that a network of the user's own, or every network of the sweep, does not have.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    own = next((model for model in sweep.models if model not in BUILT_IN), None)
+    unset = Sweep(sweep.models, sweep.depths, sweep.device)
+    for option in OWN_OPTIONS:
+        field = _FIELDS.get(option, option)
+        value = getattr(sweep, field)
+        if value == getattr(unset, field):
+            continue
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+        if own is not None:
+            raise no_effect(f"--{option} {shown}", own)
+        if option in _IN_BLOCKS and set(sweep.models) <= WITHOUT_BLOCKS.keys():
+            raise ConfigurationError(
+                f"--{option} {shown} has no effect on {', '.join(sweep.models)}: there are no blocks", f"leave --{option} out"
+            )
+
+
+def no_effect(option: str, model: str) -> ConfigurationError:
+    """The error of an option that was given for a network of the user's own."""
+    return ConfigurationError(
+        f"{option} has no effect on model '{model}': it is an option of capsbench's own capsule networks",
+        f"leave it out, and set it where '{model}' is made; networks that have it can be added to the same report with --resume",
+    )
 
 
 def _check_values(sweep: Sweep) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from capsbench.durable import replacing
 from capsbench.errors import ConfigurationError, LostWorkError, StoreError
+from capsbench.foreign import keeping_threads
 from capsbench.paths import expanded
 from capsbench.training.settings import TrainingSettings, differences
 from capsbench.workload import build_model
@@ -139,7 +140,8 @@ def build_network(settings: TrainingSettings, device: str | None = None) -> nn.M
     asked = settings.network
     if device is not None and asked.kernel is not None and torch.device(device).type != asked.device_kind():
         asked = asked.model_copy(update={"kernel": "auto", "front": "auto"})
-    return build_model(asked, **settings.options())
+    with keeping_threads(asked.model):
+        return build_model(asked, **settings.options())
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:

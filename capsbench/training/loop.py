@@ -332,7 +332,7 @@ def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[
         yield
     except CapsbenchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise TrainingError(
                 f"there is not enough memory on {processes.device} for batches of {network.batch_size} images",
