@@ -16,22 +16,40 @@ import torch
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 
 import capsbench.measure.flops  # noqa: F401  (its formulas are in torch's registry from here on)
 from capsbench.errors import ConfigurationError
-from capsbench.measure.scratch import scratch_bytes, signature
+from capsbench.measure import fake_cuda
+from capsbench.measure.cuda_forms import ATTENTION, ONLY_DEVICE_KNOWS, PLAIN_ATTENTION, SHAPES, CudaForms
+from capsbench.measure.fake_cuda import Capability
+from capsbench.measure.known import MOST_ELEMENTS, Values, host_copy
+from capsbench.measure.scratch import Layout, layout, returned, scratch_bytes, signature
+from capsbench.measure.surroundings import deep_copies, offloading, random_states, unseen
 from capsbench.measure.trace import Category, Trace
 from capsbench.pretend import pretending
 
 _MOST_READS = 10_000
 _READS = "the model reads a tensor's value, for which the trace takes 0"
+_OTHER_FORMS = "CUDA tensors cannot be followed here without a C++ compiler: operators have the forms that they have on a CPU"
 _READING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.equal}
+_STATE_SHAPES = {torch.get_rng_state().shape, torch.Size([16])}
+"""Of the states of generators on a CPU and on CUDA."""
 _MATRIX_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
-_WITH_SCRATCH = {torch.ops.aten.convolution, torch.ops.aten.convolution_backward}
+_WITH_SCRATCH = {
+    torch.ops.aten.convolution,
+    torch.ops.aten.convolution_backward,
+    torch.ops.aten.mkldnn_rnn_layer,
+    torch.ops.aten.mkldnn_rnn_layer_backward,
+}
 """Operators whose libraries take memory that only the device knows."""
+_SIZED_BY_LIBRARY = {torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only}
+"""Operators of which torch's fake tensors are not as large as what they return on a CPU."""
+_INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_, torch.ops.aten._index_put_impl_}
+_SHAPED_BY_VALUES = torch.Tag.dynamic_output_shape
 _GROUP_NORM = torch.ops.aten.native_group_norm
 _NORMALISATIONS = {
     torch.ops.aten.native_layer_norm,
@@ -47,21 +65,35 @@ class Follow:
 
     Args:
         kind: of the device that the step is for, `cpu` or `cuda`.
+        capability: the compute capability of a CUDA device; None for that of the device here, or of a usual one.
         workspace_bytes: what the first matrix product takes for its library, once.
         inside: follow the temporaries of operators that are written in torch, too.
         try_scratch: run each kind of convolution once, if the step is for a CPU, to see what its library takes beside tensors.
     """
 
-    def __init__(self, kind: str = "cpu", *, workspace_bytes: int = 0, inside: bool = True, try_scratch: bool = False) -> None:
+    def __init__(
+        self,
+        kind: str = "cpu",
+        *,
+        capability: Capability | None = None,
+        workspace_bytes: int = 0,
+        inside: bool = True,
+        try_scratch: bool = False,
+    ) -> None:
         self.kind = kind
+        on_device = kind == "cpu" or fake_cuda.available()
+        self.device = torch.device(kind if on_device else "cpu")
+        """Where tensors say that they are which are on the device."""
         self.alive = 0
         """Bytes in storages now."""
         self.flops = 0
         """Floating-point operations so far."""
         self.needed_flops = 0
         """What forward needs so far, with the gradients that its operators need in backward."""
-        self.notes: dict[str, None] = {}
+        self.notes: dict[str, None] = {} if on_device else {_OTHER_FORMS: None}
         """What had to be assumed, each once."""
+        self.unsure: dict[str, None] = {}
+        """Operators whose own bytes only the device knows, each once."""
         self.scratch: dict[str, None] = {}
         """Operators that would take scratch memory, each once."""
         self.made_in: dict[int, str] = {}
@@ -72,7 +104,10 @@ class Follow:
         """Where execution is: a module's name."""
         self.operator = ""
         """The operator that is running, as autograd called it: not those that it is made of."""
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fake = _Shapes()
+        self._capability = capability
+        self.values = Values()
+        """Those that are known all the same."""
         self._operators = Operators(self)
         self._workspace = workspace_bytes
         self._look_inside, self._try_scratch = inside, try_scratch
@@ -90,8 +125,16 @@ class Follow:
         """Tensors made from here on are fake, and followed."""
         with ExitStack() as entered:
             entered.enter_context(pretending(self.kind))
-            # On a GPU numbers and random states stay in the host's memory, which is not what is followed.
-            entered.enter_context(self._random_states() if self.kind == "cpu" else _offloading())
+            if self.kind == "cpu":
+                # On a GPU random states stay in the host's memory, which is not what is followed.
+                entered.enter_context(random_states(self._follow))
+            elif self.device.type == "cuda":
+                capability = entered.enter_context(fake_cuda.fake_cuda(self._capability))
+                entered.enter_context(CudaForms(capability, self._unsure_of, self._assume).entered())
+            else:
+                entered.enter_context(offloading())
+            entered.enter_context(unseen())
+            entered.enter_context(deep_copies())
             entered.enter_context(self._fake)
             entered.enter_context(self._operators)
             self._entered = entered.pop_all()
@@ -100,6 +143,12 @@ class Follow:
     def __exit__(self, *error: Any) -> None:
         """Tensors are real again."""
         self._entered.__exit__(*error)
+
+    def _unsure_of(self, what: str) -> None:
+        self.unsure[what] = None
+
+    def _assume(self, what: str) -> None:
+        self.notes[what] = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -150,23 +199,48 @@ class Follow:
         return Trace(blocks, nbytes, dict(self._spans), {name: set(found) for name, found in self._tags.items()})
 
     def made_fake(self, model: nn.Module) -> nn.Module:
-        """The same network with fake parameters and buffers in place of those that were made outside."""
-        replaced: dict[int, Any] = {}
+        """Return the same network with new parameters and buffers on the device, as `to` moves them.
+
+        Whether they were made outside or here does not matter: a copy of a tensor without values may not be what it looks like.
+        """
+        replaced: dict[int, Tensor] = {}
+        pieces: dict[tuple[int, torch.dtype], Tensor] = {}
         for module in model.modules():
             for held in (module._parameters, module._buffers):
                 for name, tensor in held.items():
-                    if tensor is None or isinstance(tensor, FakeTensor):
+                    if tensor is None or isinstance(tensor, UninitializedTensorMixin):
                         continue
                     if id(tensor) not in replaced:
-                        # By its sizes: an operator on a tensor that is real would be run for real.
-                        empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
-                        is_parameter = isinstance(tensor, nn.Parameter)
-                        replaced[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                        replaced[id(tensor)] = self._moved(tensor, pieces)
                     held[name] = replaced[id(tensor)]
         return model
 
+    def _moved(self, tensor: Tensor, pieces: dict[tuple[int, torch.dtype], Tensor]) -> Any:
+        """A tensor's like on the device; on a CPU, where nothing is moved, those that shared memory share it.
+
+        Args:
+            tensor: a parameter or a buffer.
+            pieces: the memory that was made so far, by the storage in the place of which it is.
+        """
+        if self.device.type == "cpu":
+            storage = tensor.untyped_storage()
+            key = storage._cdata, tensor.dtype
+            if key not in pieces:
+                pieces[key] = torch.empty(storage.nbytes() // tensor.itemsize, dtype=tensor.dtype)
+            moved = pieces[key].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).detach()
+        else:
+            # By its sizes: an operator on a tensor that is real would be run for real.
+            moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=self.device)
+        if tensor.numel() <= MOST_ELEMENTS:
+            known = self.values.of(tensor) if isinstance(tensor, FakeTensor) else host_copy(tensor)
+            if known is not None:
+                self.values.give(moved, known)
+        return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs an operator on shapes, and notes what it made."""
+        if func.namespace == "prim":
+            return func(*args, **kwargs)  # a question: where is it?
         outside, self.operator = self.operator, self.operator or func._schema.name
         try:
             return self._run(func, args, kwargs)
@@ -174,24 +248,21 @@ class Follow:
             self.operator = outside
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        given = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
-        if given and not any(isinstance(one, FakeTensor) for one in given):
-            # A random state, say: it has values, and the program may need them.
+        given = _tensors(args, kwargs)
+        if given and all(_is_random_state(one) for one in given):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
+        packet = func.overloadpacket
+        if packet is torch.ops.aten.lift_fresh and not isinstance(given[0], FakeTensor):
+            return self._lifted(given[0])
+        if any(not isinstance(one, FakeTensor) for one in given):
+            args, kwargs = tree_map(self._without_values, (args, kwargs))
+            given = _tensors(args, kwargs)
         if self.kind == "cpu" and given and given[0].requires_grad and any(isinstance(one, int | float) for one in args):
             # The node of this operator is the last one that was made.
             self._numbered.add(torch._C._autograd._get_sequence_nr() - 1)
-        packet = func.overloadpacket
         if packet in _READING:
-            self._reads += 1
-            if self._reads > _MOST_READS:
-                raise ConfigurationError(
-                    f"the step reads values of tensors over {_MOST_READS} times; a trace, which takes 0 for each, may never end",
-                    "measure it with 'run'",
-                )
-            self.notes[_READS] = None
-            return _nothing(given[0].dtype) if packet is torch.ops.aten._local_scalar_dense else True
+            return self._read(func, args, kwargs, given)
         if self._workspace and packet in _MATRIX_PRODUCTS:
             self._add(self._workspace)
             self._workspace = 0
@@ -201,41 +272,97 @@ class Follow:
                 return func.decompose(*args, **kwargs)
         return self._made(func, args, kwargs, given)
 
+    def _lifted(self, real: Tensor) -> Tensor:
+        """What `torch.tensor` has made of numbers."""
+        lifted = self._shape_of(real, real.device)
+        self._follow(lifted)
+        return lifted
+
+    def _shape_of(self, real: Tensor, device: torch.device) -> Tensor:
+        """A tensor without values in the place of one whose values are known."""
+        shape = torch.ops.aten.empty_strided.default(real.size(), real.stride(), dtype=real.dtype, device=device)
+        self.values.give(shape, real)
+        return shape
+
+    def _without_values(self, one: Any) -> Any:
+        """What stands for a tensor that was made outside; anything else is returned as it is."""
+        if not isinstance(one, Tensor) or isinstance(one, FakeTensor):
+            return one
+        shape = self._fake.from_tensor(one)
+        if self.values.of(shape) is None and one.numel() <= MOST_ELEMENTS and not isinstance(one, nn.Parameter):
+            self.values.give(shape, host_copy(one))
+        return shape
+
+    def _read(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
+        """The value of a tensor, or whether two are equal."""
+        known = self.values.computed(func, args, kwargs, given)
+        if known is not None:
+            return known
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise ConfigurationError(
+                f"the step reads values of tensors over {_MOST_READS} times; a trace, which takes 0 for each, may never end",
+                "measure it with 'run'",
+            )
+        self.notes[_READS] = None
+        return _nothing(given[0].dtype) if func.overloadpacket is torch.ops.aten._local_scalar_dense else True
+
     def _made(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
         """Runs an operator that is made of no others, and follows what it returns."""
         packet = func.overloadpacket
         before = self.flops
         out = self._inside(func, args, kwargs)
         if out is None:
-            out = func(*args, **kwargs)
+            out = self._shaped(func, args, kwargs, given)
         if packet in _NORMALISATIONS:
             out = self._with_wide_statistics(packet, given, out)
         if packet in flop_registry:
             # Whatever was counted inside: not all that is there is in the registry.
             self.flops = before
             self._count(packet, args, kwargs, given, out)
+        # A storage that was there before is not made here, though nobody has seen it being made.
+        outside = {key for one in given if (key := one.untyped_storage()._cdata) not in self._known}
         for one in tree_iter(out):
-            if isinstance(one, Tensor):
+            if isinstance(one, Tensor) and one.untyped_storage()._cdata not in outside:
                 self._follow(one)
         if packet in _WITH_SCRATCH:
             self._take_scratch(func, args, kwargs)
         return out
 
-    @contextmanager
-    def _random_states(self) -> Iterator[None]:
-        """Follows random states too, which are real tensors and made by no operator."""
-        real = torch.get_rng_state
+    def _shaped(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
+        """What an operator returns, without values, and with those that are known noted."""
+        if _SHAPED_BY_VALUES in func.tags:
+            real = self.values.computed(func, args, kwargs, given)
+            if real is not None:
+                return tree_map(lambda one: self._shape_of(one, given[0].device) if isinstance(one, Tensor) else one, real)
+        if func.overloadpacket in _INDEXING:
+            args = (args[0], [part for one in args[1] for part in self._numbers(one)], *args[2:])
+        out = SHAPES.get(func.overloadpacket, func)(*args, **kwargs)
+        if func.overloadpacket in _SIZED_BY_LIBRARY and self.kind == "cpu":
+            out = self._as_returned(func, args, kwargs, out)
+        if func.overloadpacket in ONLY_DEVICE_KNOWS:
+            self._unsure_of(f"only the device knows what {func.overloadpacket} keeps for its library")
+        if func.overloadpacket is PLAIN_ATTENTION and self.device.type == "cuda":
+            self._unsure_of(ATTENTION.format("plain"))
+        self.values.follow(func, args, kwargs, given, out)
+        return out
 
-        def followed() -> Tensor:
-            state = real()
-            self._follow(state)
-            return state
+    def _as_returned(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """Outputs as large as an operator makes them, of which torch's fake tensors do not know how large they are."""
+        real = returned(func, args, kwargs)
+        if real is None:
+            self._unsure_of(f"only a run knows how much {func.overloadpacket} keeps for its library")
+            return out
+        return tuple(fake if layout(fake) == made else _laid(made) for fake, made in zip(out, real, strict=True))
 
-        torch.get_rng_state = followed
-        try:
-            yield
-        finally:
-            torch.get_rng_state = real
+    def _numbers(self, index: Tensor | None) -> list[Tensor | None]:
+        """The numbers of the elements that a mask chooses, if it is known; any other index as it is."""
+        known = None if index is None or index.dtype not in (torch.bool, torch.uint8) else self.values.of(index)
+        if index is None or known is None:
+            return [index]
+        with unset_fake_temporarily():
+            numbers = known.nonzero().unbind(1)
+        return [self._shape_of(one, index.device) for one in numbers]
 
     def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs an operator that is written in torch itself as it is written, so that its own temporaries are followed."""
@@ -294,6 +421,8 @@ class Follow:
             self._free(self._add(nbytes), nbytes)
 
     def _follow(self, tensor: Tensor) -> None:
+        if tensor.device.type != self.device.type:
+            return
         storage = tensor.untyped_storage()
         key, nbytes = storage._cdata, storage.nbytes()
         known = self._known.get(key)
@@ -322,6 +451,35 @@ class Follow:
         self._blocks.append(block)
         self._nbytes.append(-nbytes)
         self.alive -= nbytes
+
+
+class _Shapes(FakeTensorMode):
+    """Tensors without values, which touch no device but one whose driver is there."""
+
+    def __init__(self) -> None:
+        # Torch asks later too, when the device is said to be there.
+        self._without_driver = not torch.cuda.is_available()
+        super().__init__(allow_non_fake_inputs=True)
+
+    @property
+    def avoid_device_init(self) -> bool:
+        """Whether a device must not be touched."""
+        return self._without_driver
+
+
+def _laid(made: Layout) -> Tensor:
+    """A tensor without values that lies in memory as another."""
+    shape, strides, dtype, nbytes = made
+    return torch.empty(nbytes // dtype.itemsize, dtype=dtype).as_strided(shape, strides)
+
+
+def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    return [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
+
+
+def _is_random_state(tensor: Tensor) -> bool:
+    """Whether a tensor is the state of a generator: it has values, and the program may need them."""
+    return not isinstance(tensor, FakeTensor) and tensor.dtype == torch.uint8 and tensor.shape in _STATE_SHAPES
 
 
 def current_node() -> int:
@@ -369,33 +527,6 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._runs.run(func, args, kwargs or {})
-
-
-@contextmanager
-def _offloading() -> Iterator[None]:
-    """Puts another in the place of `save_on_cpu`, which would move nothing: fake tensors say that they are on a CPU."""
-
-    class OffDevice(torch.autograd.graph.saved_tensors_hooks):
-        """What is saved leaves the device, and comes back as something new."""
-
-        def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
-            super().__init__(_away, _back)
-
-    real = torch.autograd.graph.save_on_cpu
-    torch.autograd.graph.save_on_cpu = OffDevice  # type: ignore[assignment,misc]
-    try:
-        yield
-    finally:
-        torch.autograd.graph.save_on_cpu = real  # type: ignore[misc]
-
-
-def _away(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.size(), tensor.stride(), tensor.dtype
-
-
-def _back(saved: tuple[Any, ...]) -> Tensor:
-    size, stride, dtype = saved
-    return torch.empty_strided(size, stride, dtype=dtype)
 
 
 def _nothing(dtype: torch.dtype) -> bool | int | float:

@@ -1,0 +1,95 @@
+"""Values that are known although a step is followed without any: those of small tensors behind which no parameter and no input is.
+
+A mask that is made of ones, positions that are counted up, rates in a list: a network may look at them and go another way. They
+are computed for real, beside the tensors without values that stand for them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_iter, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+MOST_ELEMENTS = 2**18
+"""Larger tensors are not computed: that would take the time and the memory that a trace is there to spare."""
+
+_RANDOM = torch.Tag.nondeterministic_seeded
+_WRITES_STATISTICS = "batch_norm"
+"""Operators of that name write into arguments without saying so in their schema."""
+
+
+class Values:
+    """What tensors without values would hold."""
+
+    def __init__(self) -> None:
+        self._twins: Any = WeakTensorKeyDictionary()
+        self._lost: dict[int, Any] = {}
+        """Storages of twins into which something unknown was written; kept, so that no other gets their number."""
+
+    def give(self, tensor: Tensor, real: Tensor) -> None:
+        """Notes what a tensor holds, if it is small."""
+        if real.numel() <= MOST_ELEMENTS:
+            self._twins[tensor] = real
+
+    def of(self, tensor: Tensor) -> Tensor | None:
+        """What a tensor holds; None where that is not known."""
+        twin = self._twins.get(tensor)
+        if twin is None or twin.untyped_storage()._cdata in self._lost:
+            return None
+        return twin  # type: ignore[no-any-return]
+
+    def computed(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
+        """What an operator returns, if all that it is given is known and it draws nothing; None otherwise."""
+        if _RANDOM in func.tags or any(self.of(one) is None for one in given):
+            return None
+        on_host = {name: "cpu" if name == "device" and value is not None else value for name, value in kwargs.items()}
+        on_host.pop("pin_memory", None)
+        args, on_host = tree_map(self._real, (args, on_host))
+        try:
+            with _disable_current_modes(), torch.no_grad():
+                real = func(*args, **on_host)
+                # What nobody has written yet is the same in every trace.
+                return real.zero_() if "empty" in func._schema.name else real
+        except Exception:  # what cannot be computed on the host is not known
+            return None
+
+    def follow(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], out: Any) -> None:
+        """Computes what an operator returned without values, and forgets what it overwrote with something unknown."""
+        made = [one for one in tree_iter(out) if isinstance(one, Tensor)]
+        if sum(one.numel() for one in made) <= MOST_ELEMENTS:
+            real = self.computed(func, args, kwargs, given)
+            if real is not None:
+                for one, twin in zip(made, (one for one in tree_iter(real) if isinstance(one, Tensor)), strict=False):
+                    self.give(one, twin)
+                return
+        for one in _written(func, args, kwargs):
+            twin = self._twins.get(one)
+            if twin is not None:
+                storage = twin.untyped_storage()
+                self._lost[storage._cdata] = storage
+
+    def _real(self, one: Any) -> Any:
+        if isinstance(one, Tensor):
+            return self.of(one)
+        return torch.device("cpu") if isinstance(one, torch.device) else one
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operator may have written into."""
+    schema = func._schema
+    if _WRITES_STATISTICS in schema.name:
+        return [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
+    if not schema.is_mutable:
+        return []
+    named = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
+    written = [named.get(argument.name) for argument in schema.arguments if argument.is_write]
+    return [one for one in tree_iter(written) if isinstance(one, Tensor)]
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """A tensor's values in the host's memory, outside all modes."""
+    with unset_fake_temporarily(), _disable_current_modes(), torch.no_grad():
+        return tensor.detach().cpu().clone()
