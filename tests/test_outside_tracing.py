@@ -301,9 +301,36 @@ def drawn(me: Any, x: Tensor) -> Tensor:
     return x.exp() if torch.rand(()) < 2 else x
 
 
-@pytest.mark.parametrize("function", [overwritten, drawn, lambda me, x: x.exp() if x.sum() > 0 else x])
-def test_values_that_are_not_known_are_not_called_exact(function, own):
-    configuration = own(lambda _: Net(Call(function)), device="cpu:predicted")
+def overwritten_in_part(me: Any, x: Tensor) -> Tensor:
+    """A tensor of which one half is known and the other never written."""
+    seen = torch.empty(24)
+    seen[:12].zero_()
+    return x.exp() if seen.sum() == 0 else x
+
+
+class Looking(Net):
+    """Looks at the images themselves."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.sum() > 0 else images.exp())
+
+
+UNKNOWN: dict[str, Build] = {
+    "overwritten": lambda _: Net(Call(overwritten)),
+    "overwritten in part": lambda _: Net(Call(overwritten_in_part)),
+    "drawn": lambda _: Net(Call(drawn)),
+    "features": lambda _: Net(Call(lambda me, x: x.exp() if x.sum() > 0 else x)),
+    "a weight": lambda _: Net(Call(lambda me, x: x.exp() if me.scale.item() > 0 else x, scale=nn.Parameter(torch.empty(())))),
+    "images": lambda _: Looking(nn.Identity()),
+    "running statistics": lambda _: Net(
+        Call(lambda me, x: me.norm(x) if me.norm.running_mean.sum() == 0 else x, norm=nn.BatchNorm1d(24))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_values_that_are_not_known_are_not_called_exact(name, own):
+    configuration = own(UNKNOWN[name], device="cpu:predicted")
     record = predict_cell(Cell(configuration=configuration))
     assert record.status == "ok"
     assert "value" in record.step.notes[0]

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -17,6 +16,7 @@ MOST_ELEMENTS = 2**18
 """Larger tensors are not computed: that would take the time and the memory that a trace is there to spare."""
 
 _RANDOM = torch.Tag.nondeterministic_seeded
+_FILLING = {torch.ops.aten.fill_, torch.ops.aten.zero_, torch.ops.aten.copy_}
 _WRITES_STATISTICS = "batch_norm"
 """Operators of that name write into arguments without saying so in their schema."""
 
@@ -26,6 +26,8 @@ class Values:
 
     def __init__(self) -> None:
         self._twins: Any = WeakTensorKeyDictionary()
+        self._blank: Any = WeakTensorKeyDictionary()
+        """Tensors that hold nothing yet."""
         self._lost: dict[int, Any] = {}
         """Storages of twins into which something unknown was written; kept, so that no other gets their number."""
 
@@ -50,15 +52,17 @@ class Values:
         args, on_host = tree_map(self._real, (args, on_host))
         try:
             with _disable_current_modes(), torch.no_grad():
-                real = func(*args, **on_host)
-                # What nobody has written yet is the same in every trace.
-                return real.zero_() if "empty" in func._schema.name else real
+                return func(*args, **on_host)
         except Exception:  # what cannot be computed on the host is not known
             return None
 
     def follow(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], out: Any) -> None:
         """Computes what an operator returned without values, and forgets what it overwrote with something unknown."""
         made = [one for one in tree_iter(out) if isinstance(one, Tensor)]
+        if "empty" in func._schema.name:
+            self._blank.update((one, True) for one in made)
+            return
+        self._begin(func, given)
         if sum(one.numel() for one in made) <= MOST_ELEMENTS:
             real = self.computed(func, args, kwargs, given)
             if real is not None:
@@ -70,6 +74,13 @@ class Values:
             if twin is not None:
                 storage = twin.untyped_storage()
                 self._lost[storage._cdata] = storage
+
+    def _begin(self, func: Any, given: list[Tensor]) -> None:
+        """Lets a tensor that nobody has written into or looked at be known from here on, if an operator fills it."""
+        blank = [one for one in given if self._blank.pop(one, False)]
+        if func.overloadpacket in _FILLING and blank and blank[0] is given[0]:
+            with _disable_current_modes():
+                self.give(given[0], torch.empty(given[0].shape, dtype=given[0].dtype))
 
     def _real(self, one: Any) -> Any:
         if isinstance(one, Tensor):
@@ -91,5 +102,5 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 def host_copy(tensor: Tensor) -> Tensor:
     """A tensor's values in the host's memory, outside all modes."""
-    with unset_fake_temporarily(), _disable_current_modes(), torch.no_grad():
+    with _disable_current_modes(), torch.no_grad():
         return tensor.detach().cpu().clone()
