@@ -280,6 +280,7 @@ VALUES: dict[str, Build] = {
     "a counter": lambda _: Net(Call(counted, calls=torch.zeros((), dtype=torch.int64))),
     "filled": lambda _: Net(Call(filled)),
     "data": lambda _: Net(Call(from_data)),
+    "ones like the input": lambda _: Net(Call(lambda me, x: x.exp() if torch.ones_like(x).all() else x)),
     "unique": lambda _: Net(Call(lambda me, x: x * len(torch.arange(24).div(2, rounding_mode="floor").unique()))),
 }
 

@@ -16,6 +16,10 @@ MOST_ELEMENTS = 2**18
 """Larger tensors are not computed: that would take the time and the memory that a trace is there to spare."""
 
 _RANDOM = torch.Tag.nondeterministic_seeded
+_ALIKE = {
+    getattr(torch.ops.aten, name) for name in ("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full")
+}
+"""Operators that look at a tensor's shape alone."""
 _FILLING = {torch.ops.aten.fill_, torch.ops.aten.zero_, torch.ops.aten.copy_}
 _WRITES_STATISTICS = "batch_norm"
 """Operators of that name write into arguments without saying so in their schema."""
@@ -45,11 +49,12 @@ class Values:
 
     def computed(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
         """What an operator returns, if all that it is given is known and it draws nothing; None otherwise."""
-        if _RANDOM in func.tags or any(self.of(one) is None for one in given):
+        alike = func.overloadpacket in _ALIKE
+        if _RANDOM in func.tags or not (alike or all(self.of(one) is not None for one in given)):
             return None
         on_host = {name: "cpu" if name == "device" and value is not None else value for name, value in kwargs.items()}
         on_host.pop("pin_memory", None)
-        args, on_host = tree_map(self._real, (args, on_host))
+        args, on_host = tree_map(_blank_like if alike else self._real, (args, on_host))
         try:
             with _disable_current_modes(), torch.no_grad():
                 return func(*args, **on_host)
@@ -86,6 +91,14 @@ class Values:
         if isinstance(one, Tensor):
             return self.of(one)
         return torch.device("cpu") if isinstance(one, torch.device) else one
+
+
+def _blank_like(one: Any) -> Any:
+    """In place of a tensor one of its shape, and the host in place of a device."""
+    if isinstance(one, Tensor):
+        with _disable_current_modes():
+            return torch.empty((), dtype=one.dtype).expand(one.shape)
+    return torch.device("cpu") if isinstance(one, torch.device) else one
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

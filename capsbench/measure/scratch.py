@@ -86,6 +86,7 @@ def _bytes_of(args: Any) -> int:
 def _real(one: Any) -> Any:
     if not isinstance(one, Tensor):
         return one
-    made = torch.empty_strided(one.shape, one.stride(), dtype=one.dtype)
+    size = sum((side - 1) * stride for side, stride in zip(one.shape, one.stride(), strict=True)) + 1 if one.numel() else 0
+    made = torch.empty(size, dtype=one.dtype)
     # 0 is a number that every index and every offset may have.
-    return made.normal_() if one.dtype.is_floating_point else made.zero_()
+    return (made.normal_() if one.dtype.is_floating_point else made.zero_()).as_strided(one.shape, one.stride())
