@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -28,7 +28,7 @@ from capsbench.measure.cuda_forms import ATTENTION, ONLY_DEVICE_KNOWS, PLAIN_ATT
 from capsbench.measure.fake_cuda import Capability
 from capsbench.measure.known import MOST_ELEMENTS, Values, host_copy
 from capsbench.measure.scratch import Layout, layout, returned, scratch_bytes, signature
-from capsbench.measure.surroundings import deep_copies, offloading, random_states, unseen
+from capsbench.measure.surroundings import deep_copies, initial_values, offloading, random_states, unseen
 from capsbench.measure.trace import Category, Trace
 from capsbench.pretend import pretending
 
@@ -39,6 +39,11 @@ _READING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.equal}
 _STATE_SHAPES = {torch.get_rng_state().shape, torch.Size([16])}
 """Of the states of generators on a CPU and on CUDA."""
 _MATRIX_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
+_READING_STRIDES = _MATRIX_PRODUCTS | {
+    getattr(torch.ops.aten, name) for name in ("clone", "copy_", "_to_copy", "cat", "stack", "sum", "mean", "fill_", "zero_")
+}
+"""Operators that take tensors as they lie."""
+_POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 _WITH_SCRATCH = {
     torch.ops.aten.convolution,
     torch.ops.aten.convolution_backward,
@@ -58,6 +63,7 @@ _NORMALISATIONS = {
     _GROUP_NORM,
 }
 """Operators that return a mean and another statistic beside what they normalise."""
+_CONTIGUOUS_GRADIENTS = {torch.ops.aten.native_layer_norm_backward, torch.ops.aten.native_group_norm_backward}
 
 
 class Follow:
@@ -135,6 +141,7 @@ class Follow:
                 entered.enter_context(offloading())
             entered.enter_context(unseen())
             entered.enter_context(deep_copies())
+            entered.enter_context(initial_values())
             entered.enter_context(self._fake)
             entered.enter_context(self._operators)
             self._entered = entered.pop_all()
@@ -316,6 +323,9 @@ class Follow:
             out = self._shaped(func, args, kwargs, given)
         if packet in _NORMALISATIONS:
             out = self._with_wide_statistics(packet, given, out)
+        if packet in _CONTIGUOUS_GRADIENTS and out[0] is not None:
+            # Kernels write rows; torch's fake tensors lie as the gradient that came in.
+            out = out[0].contiguous(), *out[1:]
         if packet in flop_registry:
             # Whatever was counted inside: not all that is there is in the registry.
             self.flops = before
@@ -327,6 +337,8 @@ class Follow:
                 self._follow(one)
         if packet in _WITH_SCRATCH:
             self._take_scratch(func, args, kwargs)
+        elif self._may_copy(func, given):
+            self._take_copies(func, args, kwargs)
         return out
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
@@ -411,6 +423,20 @@ class Follow:
         self.flops += flops
         # Backward takes one more product of this size for each operand that has a gradient; a bias is none.
         self.needed_flops += flops * (1 + sum(one.requires_grad for one in given if one.dim() > 1))
+
+    def _may_copy(self, func: Any, given: list[Tensor]) -> bool:
+        """Whether a CPU's kernel may copy what it is given, because it does not lie in memory as the kernel wants it."""
+        if not self._try_scratch or self.kind != "cpu" or all(one.is_contiguous() for one in given):
+            return False
+        return not (func.is_view or func.overloadpacket in _READING_STRIDES or _POINT_BY_POINT & set(func.tags))
+
+    def _take_copies(self, func: Any, args: Any, kwargs: Any) -> None:
+        try:
+            nbytes = scratch_bytes(func, args, kwargs)
+        except Exception:  # random numbers are not what every operator takes
+            return
+        if nbytes:
+            self._free(self._add(nbytes), nbytes)
 
     def _take_scratch(self, func: Any, args: Any, kwargs: Any) -> None:
         """What a library takes on top of inputs and outputs: tried out where this machine is the device, else only named."""
@@ -501,9 +527,9 @@ class _Recording:
 
 @cache
 def _is_composite(func: Any) -> bool:
-    """Whether an operator is made of others, as the dispatcher has it."""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return func.namespace != "prim" and bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
+    """Whether an operator is made of others, and no device has a kernel of its own for it."""
+    has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, func.name())
+    return has_kernel("CompositeImplicitAutograd") and not (has_kernel("CPU") or has_kernel("CUDA"))
 
 
 class Runs(Protocol):

@@ -79,6 +79,18 @@ def _deep_copy(tensor: Tensor, memo: dict[Any, Any]) -> Tensor:
 
 
 @contextmanager
+def initial_values() -> Iterator[None]:
+    """Draws initial weights without looking at them: torch draws some again, which makes no other network."""
+
+    def drawn(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        with torch.no_grad():
+            return tensor.normal_()
+
+    with replaced(torch.nn.init, "_no_grad_trunc_normal_", drawn):
+        yield
+
+
+@contextmanager
 def offloading() -> Iterator[None]:
     """Puts another in the place of `save_on_cpu`, which would move nothing where CUDA's tensors say that they are on a CPU."""
 
