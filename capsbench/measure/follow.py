@@ -4,11 +4,13 @@ Tensors are torch's fake ones, which have all but values: autograd, autocast and
 would on a CPU, and nothing is allocated. Below them a dispatch mode sees each operator, and follows the storages that it makes.
 """
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from types import FrameType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -43,6 +45,13 @@ _READING_STRIDES = _MATRIX_PRODUCTS | {
     getattr(torch.ops.aten, name) for name in ("clone", "copy_", "_to_copy", "cat", "stack", "sum", "mean", "fill_", "zero_")
 }
 """Operators that take tensors as they lie."""
+_LOSSES = {
+    torch.ops.aten.mse_loss,
+    torch.ops.aten.smooth_l1_loss,
+    torch.ops.aten.soft_margin_loss,
+    torch.ops.aten.binary_cross_entropy,
+}
+"""Operators whose one number lies in memory for all elements, on every device: torch sums in place of them."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 _WITH_SCRATCH = {
     torch.ops.aten.convolution,
@@ -122,6 +131,8 @@ class Follow:
         self._recordings: dict[str, _Recording] = {}
         self._blocks: list[int] = []
         self._nbytes: list[int] = []
+        self._sum = (-1, 0)
+        """The last block, if it is a sum of gradients, and the key of its storage."""
         self._spans: dict[str, tuple[int, int]] = {}
         self._tags: dict[Category, set[int]] = {}
         self._known: dict[int, tuple[weakref.ref[Any], int, int]] = {}
@@ -323,6 +334,9 @@ class Follow:
             out = self._shaped(func, args, kwargs, given)
         if packet in _NORMALISATIONS:
             out = self._with_wide_statistics(packet, given, out)
+        if packet in _LOSSES and out.dim() == 0:
+            count = torch.broadcast_shapes(*(one.shape for one in given[:2])).numel()
+            out = _laid(((), (), out.dtype, count * out.dtype.itemsize), out.device)
         if packet in _CONTIGUOUS_GRADIENTS and out[0] is not None:
             # Kernels write rows; torch's fake tensors lie as the gradient that came in.
             out = out[0].contiguous(), *out[1:]
@@ -335,6 +349,8 @@ class Follow:
         for one in tree_iter(out):
             if isinstance(one, Tensor) and one.untyped_storage()._cdata not in outside:
                 self._follow(one)
+        if packet is torch.ops.aten.add and _called_by_engine():
+            self._sum = self._blocks[-1], out.untyped_storage()._cdata
         if packet in _WITH_SCRATCH:
             self._take_scratch(func, args, kwargs)
         elif self._may_copy(func, given):
@@ -365,7 +381,7 @@ class Follow:
         if real is None:
             self._unsure_of(f"only a run knows how much {func.overloadpacket} keeps for its library")
             return out
-        return tuple(fake if layout(fake) == made else _laid(made) for fake, made in zip(out, real, strict=True))
+        return tuple(fake if layout(fake) == made else _laid(made, fake.device) for fake, made in zip(out, real, strict=True))
 
     def _numbers(self, index: Tensor | None) -> list[Tensor | None]:
         """The numbers of the elements that a mask chooses, if it is known; any other index as it is."""
@@ -470,8 +486,27 @@ class Follow:
 
     def _drop(self, key: int) -> None:
         found = self._known.pop(key, None)
-        if found is not None:
+        if found is not None and not self._is_summed_in_place(*found[1:]):
             self._free(*found[1:])
+
+    def _is_summed_in_place(self, block: int, nbytes: int) -> bool:
+        """Takes back the sum of two gradients, if one that nobody else has is let go right after it.
+
+        Autograd adds in place then; not to tensors without values, which count as a class of their own.
+
+        Args:
+            block: what is let go of.
+            nbytes: its size.
+        """
+        (made, key), self._sum = self._sum, (-1, 0)
+        known = self._known.get(key)
+        last = len(self._blocks) - 1
+        if known is None or made != last or known[2] != nbytes or self.made_by[block][1] == current_node():
+            return False
+        del self._blocks[last], self._nbytes[last], self.made_in[made], self.made_by[made]
+        self.alive -= nbytes
+        self._known[key] = known[0], block, nbytes
+        return True
 
     def _free(self, block: int, nbytes: int) -> None:
         self._blocks.append(block)
@@ -493,10 +528,18 @@ class _Shapes(FakeTensorMode):
         return self._without_driver
 
 
-def _laid(made: Layout) -> Tensor:
+def _called_by_engine() -> bool:
+    """Whether autograd's engine runs an operator by itself, not a backward that is written in Python."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "_engine_run_backward"
+
+
+def _laid(made: Layout, device: torch.device) -> Tensor:
     """A tensor without values that lies in memory as another."""
     shape, strides, dtype, nbytes = made
-    return torch.empty(nbytes // dtype.itemsize, dtype=dtype).as_strided(shape, strides)
+    return torch.empty(nbytes // dtype.itemsize, dtype=dtype, device=device).as_strided(shape, strides)
 
 
 def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
