@@ -38,7 +38,7 @@ class CudaForms:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Puts them in place. A mode for functions would reach those imported by name, but networks see whether one is in force."""
+        """Put them in place. A mode would reach functions imported by name too, but networks see that one is in force."""
         with ExitStack() as entered:
             for owner in (torch.nn.functional, torch._C._nn):
                 entered.enter_context(replaced(owner, "scaled_dot_product_attention", self._attend))
@@ -77,7 +77,7 @@ class CudaForms:
             attn_mask = attn_mask if attn_mask is None or not attn_mask.is_floating_point() else self._cast(attn_mask)
         kernel = self._kernel(query, value, attn_mask, enable_gqa)
         self._unsure(ATTENTION.format(kernel))
-        options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+        options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
         if kernel == "flash":
             return _flash(query, key, value, **options)
         if kernel == "memory-efficient":
@@ -108,7 +108,9 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, is_ca
     more = -width % _MULTIPLE_FLASH
     if more:
         query, key, value = (pad(one, (0, more)) for one in (query, key, value))
-    found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+    found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
+        query, key, value, dropout_p, is_causal, False, scale=scale
+    )[0]
     return found[..., :width] if more else found
 
 
@@ -128,7 +130,7 @@ def _efficient(
     return found
 
 
-def gru_cell(input_gates: Tensor, hidden_gates: Tensor, hx: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def gru_cell(_input_gates: Tensor, _hidden_gates: Tensor, hx: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     """Shapes that torch has none of: of CUDA's fused cell. Its workspace holds five numbers per state."""
     return torch.empty_like(hx), hx.new_empty((hx.shape[0], hx.shape[1] * 5))
 

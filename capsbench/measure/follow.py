@@ -5,33 +5,31 @@ would on a CPU, and nothing is allocated. Below them a dispatch mode sees each o
 """
 
 import sys
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.nn.parameter import UninitializedTensorMixin
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 
 import capsbench.measure.flops  # noqa: F401  (its formulas are in torch's registry from here on)
 from capsbench.errors import ConfigurationError
 from capsbench.measure import fake_cuda
-from capsbench.measure.cuda_forms import ATTENTION, ONLY_DEVICE_KNOWS, PLAIN_ATTENTION, SHAPES, CudaForms
+from capsbench.measure.blocks import Blocks
+from capsbench.measure.cuda_forms import CudaForms
 from capsbench.measure.fake_cuda import Capability
 from capsbench.measure.known import MOST_ELEMENTS, Values, host_copy
-from capsbench.measure.scratch import Layout, layout, returned, scratch_bytes, signature
+from capsbench.measure.operators import Operators, Shapes, is_composite
+from capsbench.measure.outputs import output
+from capsbench.measure.scratch import scratch_bytes, signature
 from capsbench.measure.surroundings import deep_copies, initial_values, offloading, random_states, unseen
-from capsbench.measure.trace import Category, Trace
 from capsbench.pretend import pretending
 
 _MOST_READS = 10_000
@@ -45,13 +43,6 @@ _READING_STRIDES = _MATRIX_PRODUCTS | {
     getattr(torch.ops.aten, name) for name in ("clone", "copy_", "_to_copy", "cat", "stack", "sum", "mean", "fill_", "zero_")
 }
 """Operators that take tensors as they lie."""
-_LOSSES = {
-    torch.ops.aten.mse_loss,
-    torch.ops.aten.smooth_l1_loss,
-    torch.ops.aten.soft_margin_loss,
-    torch.ops.aten.binary_cross_entropy,
-}
-"""Operators whose one number lies in memory for all elements, on every device: torch sums in place of them."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 _WITH_SCRATCH = {
     torch.ops.aten.convolution,
@@ -60,22 +51,11 @@ _WITH_SCRATCH = {
     torch.ops.aten.mkldnn_rnn_layer_backward,
 }
 """Operators whose libraries take memory that only the device knows."""
-_SIZED_BY_LIBRARY = {torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only}
-"""Operators of which torch's fake tensors are not as large as what they return on a CPU."""
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_, torch.ops.aten._index_put_impl_}
 _SHAPED_BY_VALUES = torch.Tag.dynamic_output_shape
-_GROUP_NORM = torch.ops.aten.native_group_norm
-_NORMALISATIONS = {
-    torch.ops.aten.native_layer_norm,
-    torch.ops.aten.native_batch_norm,
-    torch.ops.aten._native_batch_norm_legit,
-    _GROUP_NORM,
-}
-"""Operators that return a mean and another statistic beside what they normalise."""
-_CONTIGUOUS_GRADIENTS = {torch.ops.aten.native_layer_norm_backward, torch.ops.aten.native_group_norm_backward}
 
 
-class Follow:
+class Follow(Blocks):
     """Follows storages from the operator that makes them to their end. Enter it, and build and run inside.
 
     Args:
@@ -95,12 +75,9 @@ class Follow:
         inside: bool = True,
         try_scratch: bool = False,
     ) -> None:
-        self.kind = kind
         on_device = kind == "cpu" or fake_cuda.available()
-        self.device = torch.device(kind if on_device else "cpu")
-        """Where tensors say that they are which are on the device."""
-        self.alive = 0
-        """Bytes in storages now."""
+        super().__init__(torch.device(kind if on_device else "cpu"))
+        self.kind = kind
         self.flops = 0
         """Floating-point operations so far."""
         self.needed_flops = 0
@@ -111,15 +88,7 @@ class Follow:
         """Operators whose own bytes only the device knows, each once."""
         self.scratch: dict[str, None] = {}
         """Operators that would take scratch memory, each once."""
-        self.made_in: dict[int, str] = {}
-        """Of each block, the place where it was made: whatever `place` was."""
-        self.made_by: dict[int, tuple[str, int]] = {}
-        """Of each block, the operator that was running, and the number of the autograd node that ran it: see `current_node`."""
-        self.place = ""
-        """Where execution is: a module's name."""
-        self.operator = ""
-        """The operator that is running, as autograd called it: not those that it is made of."""
-        self._fake = _Shapes()
+        self._fake = Shapes()
         self._capability = capability
         self.values = Values()
         """Those that are known all the same."""
@@ -129,13 +98,6 @@ class Follow:
         self._numbered: set[int] = set()
         self._reads = 0
         self._recordings: dict[str, _Recording] = {}
-        self._blocks: list[int] = []
-        self._nbytes: list[int] = []
-        self._sum = (-1, 0)
-        """The last block, if it is a sum of gradients, and the key of its storage."""
-        self._spans: dict[str, tuple[int, int]] = {}
-        self._tags: dict[Category, set[int]] = {}
-        self._known: dict[int, tuple[weakref.ref[Any], int, int]] = {}
         self._entered = ExitStack()
 
     def __enter__(self) -> Self:
@@ -144,7 +106,7 @@ class Follow:
             entered.enter_context(pretending(self.kind))
             if self.kind == "cpu":
                 # On a GPU random states stay in the host's memory, which is not what is followed.
-                entered.enter_context(random_states(self._follow))
+                entered.enter_context(random_states(self.follow))
             elif self.device.type == "cuda":
                 capability = entered.enter_context(fake_cuda.fake_cuda(self._capability))
                 entered.enter_context(CudaForms(capability, self._unsure_of, self._assume).entered())
@@ -168,30 +130,6 @@ class Follow:
     def _assume(self, what: str) -> None:
         self.notes[what] = None
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Names a part of the step."""
-        first = len(self._blocks)
-        yield
-        self._spans[name] = (first, len(self._blocks))
-
-    def tag(self, category: Category, tensors: Iterable[Tensor]) -> None:
-        """Says what the storages behind tensors hold."""
-        self._tags.setdefault(category, set()).update(self.blocks_of(tensors))
-
-    def blocks_of(self, tensors: Iterable[Tensor]) -> list[int]:
-        """The blocks behind tensors; none for what was made outside."""
-        keys = [tensor.untyped_storage()._cdata for tensor in tensors]
-        return [self._known[key][1] for key in keys if key in self._known]
-
-    def made_since(self, first: int) -> list[int]:
-        """The blocks that were made since event number `first`, in their order."""
-        return [block for block in self.made_in if block >= first]
-
-    def alive_since(self, first: int) -> dict[int, int]:
-        """Bytes of each block that was made since event number `first` and is alive."""
-        return {block: nbytes for _, block, nbytes in self._known.values() if block >= first}
-
     def follow_numbers(self, nodes: Iterable[Any], module_of: Callable[[int], str]) -> None:
         """Follows the numbers that autograd nodes keep as tensors: no operator makes them, but a CPU's allocator does.
 
@@ -204,29 +142,20 @@ class Follow:
             number = getattr(node, "_saved_other", None) if node._sequence_nr() in self._numbered else None
             if isinstance(number, Tensor):
                 self.place = module_of(node._sequence_nr())
-                self._follow(number)
+                self.follow(number)
         self.place = ""
-
-    def events(self) -> int:
-        """How many there were so far; a block's number is that of the event that made it."""
-        return len(self._blocks)
-
-    def trace(self) -> Trace:
-        """All that was followed."""
-        blocks, nbytes = (np.array(one, dtype=np.int64) for one in (self._blocks, self._nbytes))
-        return Trace(blocks, nbytes, dict(self._spans), {name: set(found) for name, found in self._tags.items()})
 
     def made_fake(self, model: nn.Module) -> nn.Module:
         """Return the same network with new parameters and buffers on the device, as `to` moves them.
 
         Whether they were made outside or here does not matter: a copy of a tensor without values may not be what it looks like.
         """
-        replaced: dict[int, Tensor] = {}
+        replaced: dict[int, Any] = {}
         pieces: dict[tuple[int, torch.dtype], Tensor] = {}
         for module in model.modules():
             for held in (module._parameters, module._buffers):
                 for name, tensor in held.items():
-                    if tensor is None or isinstance(tensor, UninitializedTensorMixin):
+                    if tensor is None or is_lazy(tensor):
                         continue
                     if id(tensor) not in replaced:
                         replaced[id(tensor)] = self._moved(tensor, pieces)
@@ -282,9 +211,9 @@ class Follow:
         if packet in _READING:
             return self._read(func, args, kwargs, given)
         if self._workspace and packet in _MATRIX_PRODUCTS:
-            self._add(self._workspace)
+            self.add(self._workspace)
             self._workspace = 0
-        if _is_composite(func):
+        if is_composite(func):
             # Only inside an operator that is written in torch: elsewhere autograd has taken it apart by now.
             with self._operators:
                 return func.decompose(*args, **kwargs)
@@ -293,7 +222,7 @@ class Follow:
     def _lifted(self, real: Tensor) -> Tensor:
         """What `torch.tensor` has made of numbers."""
         lifted = self._shape_of(real, real.device)
-        self._follow(lifted)
+        self.follow(lifted)
         return lifted
 
     def _shape_of(self, real: Tensor, device: torch.device) -> Tensor:
@@ -332,25 +261,17 @@ class Follow:
         out = self._inside(func, args, kwargs)
         if out is None:
             out = self._shaped(func, args, kwargs, given)
-        if packet in _NORMALISATIONS:
-            out = self._with_wide_statistics(packet, given, out)
-        if packet in _LOSSES and out.dim() == 0:
-            count = torch.broadcast_shapes(*(one.shape for one in given[:2])).numel()
-            out = _laid(((), (), out.dtype, count * out.dtype.itemsize), out.device)
-        if packet in _CONTIGUOUS_GRADIENTS and out[0] is not None:
-            # Kernels write rows; torch's fake tensors lie as the gradient that came in.
-            out = out[0].contiguous(), *out[1:]
         if packet in flop_registry:
             # Whatever was counted inside: not all that is there is in the registry.
             self.flops = before
             self._count(packet, args, kwargs, given, out)
         # A storage that was there before is not made here, though nobody has seen it being made.
-        outside = {key for one in given if (key := one.untyped_storage()._cdata) not in self._known}
+        outside = {one.untyped_storage()._cdata for one in given if not self.is_followed(one)}
         for one in tree_iter(out):
             if isinstance(one, Tensor) and one.untyped_storage()._cdata not in outside:
-                self._follow(one)
+                self.follow(one)
         if packet is torch.ops.aten.add and _called_by_engine():
-            self._sum = self._blocks[-1], out.untyped_storage()._cdata
+            self.sum_of_gradients(out)
         if packet in _WITH_SCRATCH:
             self._take_scratch(func, args, kwargs)
         elif self._may_copy(func, given):
@@ -365,23 +286,9 @@ class Follow:
                 return tree_map(lambda one: self._shape_of(one, given[0].device) if isinstance(one, Tensor) else one, real)
         if func.overloadpacket in _INDEXING:
             args = (args[0], [part for one in args[1] for part in self._numbers(one)], *args[2:])
-        out = SHAPES.get(func.overloadpacket, func)(*args, **kwargs)
-        if func.overloadpacket in _SIZED_BY_LIBRARY and self.kind == "cpu":
-            out = self._as_returned(func, args, kwargs, out)
-        if func.overloadpacket in ONLY_DEVICE_KNOWS:
-            self._unsure_of(f"only the device knows what {func.overloadpacket} keeps for its library")
-        if func.overloadpacket is PLAIN_ATTENTION and self.device.type == "cuda":
-            self._unsure_of(ATTENTION.format("plain"))
+        out = output(func, args, kwargs, kind=self.kind, unsure=self._unsure_of)
         self.values.follow(func, args, kwargs, given, out)
         return out
-
-    def _as_returned(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-        """Outputs as large as an operator makes them, of which torch's fake tensors do not know how large they are."""
-        real = returned(func, args, kwargs)
-        if real is None:
-            self._unsure_of(f"only a run knows how much {func.overloadpacket} keeps for its library")
-            return out
-        return tuple(fake if layout(fake) == made else _laid(made, fake.device) for fake, made in zip(out, real, strict=True))
 
     def _numbers(self, index: Tensor | None) -> list[Tensor | None]:
         """The numbers of the elements that a mask chooses, if it is known; any other index as it is."""
@@ -400,7 +307,7 @@ class Follow:
         key = repr((func, tree_map(signature, (args, kwargs))))
         if key in self._recordings:
             return self._replayed(self._recordings[key], func(*args, **kwargs))
-        first, flops = len(self._blocks), self.flops
+        first, flops = len(self.block_of_event), self.flops
         with self._operators:
             try:
                 out = defined._init_fn(*args, **kwargs)
@@ -408,7 +315,7 @@ class Follow:
                 self.scratch[func._schema.name] = None
                 return None
         made = [one for one in tree_iter(out) if isinstance(one, Tensor)]
-        events = list(zip(self._blocks[first:], self._nbytes[first:], strict=True))
+        events = list(zip(self.block_of_event[first:], self.bytes_of_event[first:], strict=True))
         self._recordings[key] = _Recording(events, self.blocks_of(made), self.flops - flops)
         return out
 
@@ -418,21 +325,13 @@ class Follow:
         blocks: dict[int, int] = {}
         for block, nbytes in recording.events:
             if block in made:
-                self._follow(made[block])
+                self.follow(made[block])
             elif block not in blocks:
-                blocks[block] = self._add(nbytes)
+                blocks[block] = self.add(nbytes)
             else:
-                self._free(blocks[block], -nbytes)
+                self.free(blocks[block], -nbytes)
         self.flops += recording.flops
         return out
-
-    def _with_wide_statistics(self, packet: Any, given: list[Tensor], out: Any) -> Any:
-        """Statistics of narrow inputs as devices keep them: torch's fake tensors have them as narrow as the inputs."""
-        narrow = given[0].dtype in (torch.bfloat16, torch.float16)
-        mixed = any(one.dtype == torch.float32 for one in given)
-        if not narrow or not (mixed or (self.kind == "cuda" and packet is not _GROUP_NORM)):
-            return out
-        return out[0], *(torch.empty_like(one, dtype=torch.float32) for one in out[1:])
 
     def _count(self, packet: Any, args: Any, kwargs: Any, given: list[Tensor], out: Any) -> None:
         flops = int(flop_registry[packet](*args, **kwargs, out_val=out))
@@ -452,7 +351,7 @@ class Follow:
         except Exception:  # random numbers are not what every operator takes
             return
         if nbytes:
-            self._free(self._add(nbytes), nbytes)
+            self.free(self.add(nbytes), nbytes)
 
     def _take_scratch(self, func: Any, args: Any, kwargs: Any) -> None:
         """What a library takes on top of inputs and outputs: tried out where this machine is the device, else only named."""
@@ -460,72 +359,7 @@ class Follow:
         if nbytes is None:
             self.scratch[str(func)] = None
         elif nbytes:
-            self._free(self._add(nbytes), nbytes)
-
-    def _follow(self, tensor: Tensor) -> None:
-        if tensor.device.type != self.device.type:
-            return
-        storage = tensor.untyped_storage()
-        key, nbytes = storage._cdata, storage.nbytes()
-        known = self._known.get(key)
-        if known is not None:
-            if known[2] == nbytes:
-                return
-            self._drop(key)  # it was given another size
-        block = self._add(nbytes)
-        self._known[key] = (weakref.ref(storage, lambda _: self._drop(key)), block, nbytes)
-
-    def _add(self, nbytes: int) -> int:
-        block = len(self._blocks)
-        self._blocks.append(block)
-        self._nbytes.append(nbytes)
-        self.made_in[block] = self.place
-        self.made_by[block] = self.operator, current_node()
-        self.alive += nbytes
-        return block
-
-    def _drop(self, key: int) -> None:
-        found = self._known.pop(key, None)
-        if found is not None and not self._is_summed_in_place(*found[1:]):
-            self._free(*found[1:])
-
-    def _is_summed_in_place(self, block: int, nbytes: int) -> bool:
-        """Takes back the sum of two gradients, if one that nobody else has is let go right after it.
-
-        Autograd adds in place then; not to tensors without values, which count as a class of their own.
-
-        Args:
-            block: what is let go of.
-            nbytes: its size.
-        """
-        (made, key), self._sum = self._sum, (-1, 0)
-        known = self._known.get(key)
-        last = len(self._blocks) - 1
-        if known is None or made != last or known[2] != nbytes or self.made_by[block][1] == current_node():
-            return False
-        del self._blocks[last], self._nbytes[last], self.made_in[made], self.made_by[made]
-        self.alive -= nbytes
-        self._known[key] = known[0], block, nbytes
-        return True
-
-    def _free(self, block: int, nbytes: int) -> None:
-        self._blocks.append(block)
-        self._nbytes.append(-nbytes)
-        self.alive -= nbytes
-
-
-class _Shapes(FakeTensorMode):
-    """Tensors without values, which touch no device but one whose driver is there."""
-
-    def __init__(self) -> None:
-        # Torch asks later too, when the device is said to be there.
-        self._without_driver = not torch.cuda.is_available()
-        super().__init__(allow_non_fake_inputs=True)
-
-    @property
-    def avoid_device_init(self) -> bool:
-        """Whether a device must not be touched."""
-        return self._without_driver
+            self.free(self.add(nbytes), nbytes)
 
 
 def _called_by_engine() -> bool:
@@ -534,12 +368,6 @@ def _called_by_engine() -> bool:
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
     return frame is not None and frame.f_code.co_name == "_engine_run_backward"
-
-
-def _laid(made: Layout, device: torch.device) -> Tensor:
-    """A tensor without values that lies in memory as another."""
-    shape, strides, dtype, nbytes = made
-    return torch.empty(nbytes // dtype.itemsize, dtype=dtype, device=device).as_strided(shape, strides)
 
 
 def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
@@ -551,12 +379,6 @@ def _is_random_state(tensor: Tensor) -> bool:
     return not isinstance(tensor, FakeTensor) and tensor.dtype == torch.uint8 and tensor.shape in _STATE_SHAPES
 
 
-def current_node() -> int:
-    """The number of the autograd node whose backward is running, as sequence numbers go; -1 if none is."""
-    node = torch._C._current_autograd_node()
-    return -1 if node is None else node._sequence_nr()
-
-
 @dataclass(frozen=True)
 class _Recording:
     """What an operator written in torch did, for its next call with the same shapes."""
@@ -566,36 +388,6 @@ class _Recording:
     outputs: list[int]
     """The blocks behind what it returned."""
     flops: int
-
-
-@cache
-def _is_composite(func: Any) -> bool:
-    """Whether an operator is made of others, and no device has a kernel of its own for it."""
-    has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, func.name())
-    return has_kernel("CompositeImplicitAutograd") and not (has_kernel("CPU") or has_kernel("CUDA"))
-
-
-class Runs(Protocol):
-    """Runs operators for `Operators`."""
-
-    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Runs one, and returns what it returned."""
-
-
-class Operators(TorchDispatchMode):
-    """Hands every operator that autograd calls to somebody who runs it."""
-
-    def __init__(self, runs: Runs) -> None:
-        super().__init__()
-        self._runs = runs
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: torch would wrap every operator's handling for a compiler that does not run here, and import it."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._runs.run(func, args, kwargs or {})
 
 
 def _nothing(dtype: torch.dtype) -> bool | int | float:

@@ -1,4 +1,4 @@
-"""Values that are known although a step is followed without any: those of small tensors behind which no parameter and no input is.
+"""Values that are known although a step is followed without any: of small tensors behind which are neither parameters nor inputs.
 
 A mask that is made of ones, positions that are counted up, rates in a list: a network may look at them and go another way. They
 are computed for real, beside the tensors without values that stand for them.
@@ -16,9 +16,7 @@ MOST_ELEMENTS = 2**18
 """Larger tensors are not computed: that would take the time and the memory that a trace is there to spare."""
 
 _RANDOM = torch.Tag.nondeterministic_seeded
-_ALIKE = {
-    getattr(torch.ops.aten, name) for name in ("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full")
-}
+_ALIKE = {getattr(torch.ops.aten, name) for name in ("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full")}
 """Operators that look at a tensor's shape alone."""
 _FILLING = {torch.ops.aten.fill_, torch.ops.aten.zero_, torch.ops.aten.copy_}
 _WRITES_STATISTICS = "batch_norm"
@@ -42,10 +40,10 @@ class Values:
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """What a tensor holds; None where that is not known."""
-        twin = self._twins.get(tensor)
+        twin: Tensor | None = self._twins.get(tensor)
         if twin is None or twin.untyped_storage()._cdata in self._lost:
             return None
-        return twin  # type: ignore[no-any-return]
+        return twin
 
     def computed(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
         """What an operator returns, if all that it is given is known and it draws nothing; None otherwise."""

@@ -62,10 +62,12 @@ def returned(func: Callable[..., Any], args: Any, kwargs: Any) -> list[Layout] |
     # What it keeps for backward it returns where gradients are on, though no argument needs one.
     key = repr((func, tree_map(signature, (args, kwargs)), torch.is_grad_enabled()))
     if key not in _RETURNED:
-        with unset_fake_temporarily():
-            real_args, real_kwargs = tree_map(_real, (args, kwargs)) if _bytes_of(args) <= _MOST_BYTES else (None, None)
-            out = None if real_args is None else func(*real_args, **real_kwargs)
-        _RETURNED[key] = None if out is None else [layout(one) for one in tree_iter(out) if isinstance(one, Tensor)]
+        _RETURNED[key] = None
+        if _bytes_of(args) <= _MOST_BYTES:
+            with unset_fake_temporarily():
+                real_args, real_kwargs = tree_map(_real, (args, kwargs))
+                out = func(*real_args, **real_kwargs)
+            _RETURNED[key] = [layout(one) for one in tree_iter(out) if isinstance(one, Tensor)]
     return _RETURNED[key]
 
 

@@ -57,10 +57,10 @@ def deep_copies() -> Iterator[None]:
         yield
 
 
-def _deep_copy(tensor: Tensor, memo: dict[Any, Any]) -> Tensor:
+def _deep_copy(tensor: Tensor, memo: dict[Any, Any]) -> Any:
     """Return a copy with the layout of a tensor; copies of tensors that share memory share theirs."""
     if id(tensor) in memo:
-        return memo[id(tensor)]  # type: ignore[no-any-return]
+        return memo[id(tensor)]
     if not tensor.is_leaf:
         raise RuntimeError("only tensors that are leaves of the graph can be deep copied")
     storage = tensor.untyped_storage()

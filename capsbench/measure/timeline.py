@@ -18,8 +18,9 @@ from torch import Tensor
 from capsbench.errors import ConfigurationError
 from capsbench.measure.allocator import CachingAllocator
 from capsbench.measure.attribution import Modules, Origin
-from capsbench.measure.follow import Operators, current_node
+from capsbench.measure.blocks import current_node
 from capsbench.measure.memory import MemoryProbe
+from capsbench.measure.operators import Operators
 from capsbench.measure.predict import predict_memory, trace_for
 from capsbench.measure.step_memory import probed_step
 from capsbench.measure.trace import PHASES, Phase, Trace
