@@ -464,6 +464,46 @@ def test_a_network_cannot_see_that_it_is_traced(own):
     assert_exact(*both(own(lambda _: Net(Call(ask)))))
 
 
+class Words(nn.Module):
+    """A language model of transformers that reads pixels as words."""
+
+    def __init__(self, core: nn.Module, *, mask: bool = False) -> None:
+        super().__init__()
+        self.core, self.last, self.mask = core, nn.Linear(50, 10), mask
+
+    def forward(self, images: Tensor) -> Tensor:
+        words = (images[:, 0, 0].abs() * 3).long().clamp(0, 49)
+        more = {"attention_mask": torch.ones_like(words)} if self.mask else {}
+        return self.last(self.core(input_ids=words, **more).logits[:, -1])
+
+
+SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_llama(mask, own):
+    transformers = pytest.importorskip("transformers")
+
+    def build(blocks: int) -> nn.Module:
+        config = transformers.LlamaConfig(**SMALL, num_hidden_layers=blocks)
+        return Words(transformers.LlamaForCausalLM(config), mask=mask)
+
+    assert_exact(*both(own(build)))
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_gpt2(checkpoints, own):
+    transformers = pytest.importorskip("transformers")
+
+    def build(blocks: int) -> nn.Module:
+        core = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=blocks, n_head=4))
+        if checkpoints:
+            core.gradient_checkpointing_enable()
+        return Words(core)
+
+    assert_exact(*both(own(build)))
+
+
 # CUDA's forms
 
 needs_fake_cuda = pytest.mark.skipif(not fake_cuda.available(), reason=fake_cuda.reason())
@@ -559,13 +599,30 @@ def test_a_network_sees_the_device_that_it_is_predicted_for(own):
 
 
 @needs_fake_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_steps_of_every_precision_on_cuda(precision, own):
+    """Scaled losses, checkpoints, offloading and streams are those of the device."""
+
+    def step(me: Any, x: Tensor) -> Tensor:
+        y = torch.utils.checkpoint.checkpoint(lambda t: me.layer(t).relu(), x, use_reentrant=False)
+        with torch.autograd.graph.save_on_cpu(pin_memory=True):
+            y = me.layer(y).sigmoid()
+        torch.cuda.current_stream().synchronize()
+        return y
+
+    _, record = per_block(own, lambda _: Net(Call(step, layer=nn.Linear(24, 24))), precision=precision)
+    assert record.memory.certainty["retained_bytes"] == "exact", record.step.notes
+
+
+@needs_fake_cuda
 def test_tensors_that_stay_in_the_hosts_memory_are_not_the_devices(own):
     """A network that forgets to move a tensor fails on CUDA, and so it does here."""
     record = predict_cell(
         Cell(configuration=own(lambda _: Net(Call(lambda me, x: x + torch.ones(24))), device="cuda:predicted", gpu="h100"))
     )
     assert record.status == "error"
-    assert "device" in record.message
+    assert "two devices" in record.message
+    assert "buffers" in record.message
 
 
 def test_without_a_compiler_nothing_is_exact_for_cuda(own, monkeypatch):

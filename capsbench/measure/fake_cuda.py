@@ -98,12 +98,26 @@ def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
         "get_device_properties": lambda *_: properties,
         "get_rng_state": random_state,
         "set_rng_state": _nothing,
+        "current_stream": lambda *_: _STREAM,
+        "default_stream": lambda *_: _STREAM,
         "set_device": _nothing,
         "synchronize": _nothing,
         "_lazy_init": _nothing,
         "_exchange_device": lambda *_: 0,
         "_maybe_exchange_device": lambda *_: 0,
     }
+
+
+class _Stream:
+    """The only stream of the device, on which nothing waits."""
+
+    cuda_stream = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return _nothing
+
+
+_STREAM = _Stream()
 
 
 def _nothing(*_: Any, **__: Any) -> None:

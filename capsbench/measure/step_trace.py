@@ -96,8 +96,14 @@ def _follow(configuration: Configuration, **options: Any) -> Follow:
 
 def untraceable(model: str, error: BaseException) -> ConfigurationError:
     """What to say of a model that needs values."""
+    reason = _reason(error)
+    if "found two different devices" in reason or "same device" in reason:
+        return ConfigurationError(
+            f"model '{model}' has tensors on two devices: {reason}",
+            "make tensors on the device of the input, or register them as buffers, which move with the network",
+        )
     return ConfigurationError(
-        f"model '{model}' cannot be traced without values: {_reason(error)}",
+        f"model '{model}' cannot be traced without values: {reason}",
         "a trace has shapes alone: keep numpy, files and tensor values out of construction and forward, or measure it with 'run'",
     )
 
