@@ -86,7 +86,7 @@ def _c_plus_plus() -> _Language:
     # Where the headers lie says nothing of their version: it is among the flags, and so decides as they do.
     version = f'-DCAPSBENCH_TORCH="{torch.__version__}"'
     flags = ("-std=c++20", "-O2", "-shared", "-fPIC", version, f"-I{home / 'include'}")
-    libraries = (f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-lc10")
+    libraries = (f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-lc10", "-ltorch_cpu")
     return _Language("C++", "CXX", ("c++", "g++", "clang++"), flags, libraries)
 
 

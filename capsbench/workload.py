@@ -165,8 +165,8 @@ class Workload:
         check_optimizer_step(configuration.optimizer_step or "after", configuration.precision)
         seed_everything()
         self.configuration = configuration
-        # What is traced without its device says of itself that it is on a CPU.
-        self.device = torch.device("cpu" if configuration.is_predicted() else configuration.device)
+        # What is traced without its device comes with a batch that says where it is.
+        self.device = torch.device(configuration.device) if batch is None else batch.images.device
         self.data_source: str | None = None
         if batch is None:
             data = load_images(configuration.dataset, data_directory)

@@ -145,10 +145,10 @@ NEEDED = {"sda": ("bias",), "em": ("bias", "beta_u", "beta_a")}
 def routing_flops(kernel: str, routing: str, kind: str) -> tuple[int, int]:
     """Of forward alone, and of forward and backward."""
     with Follow(kind, inside=False) as follow:
-        inputs = torch.empty(BATCH, INPUTS, IN_DIM, requires_grad=True)
-        weight = torch.empty(INPUTS, IN_DIM, OUTPUTS, DIM, requires_grad=True)
+        options = {"requires_grad": True, "device": follow.device}
+        inputs, weight = torch.empty(BATCH, INPUTS, IN_DIM, **options), torch.empty(INPUTS, IN_DIM, OUTPUTS, DIM, **options)
         shapes = {"bias": (OUTPUTS, DIM), "beta_u": (OUTPUTS,), "beta_a": (OUTPUTS,)}
-        more = {name: torch.empty(shapes[name], requires_grad=True) for name in NEEDED.get(routing, ())}
+        more = {name: torch.empty(shapes[name], **options) for name in NEEDED.get(routing, ())}
         out = route(inputs, weight, **more, algorithm=routing, kernel=kernel)
         forward = follow.flops
         out.sum().backward()

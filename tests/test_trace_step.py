@@ -317,7 +317,7 @@ def patched() -> tuple[object, ...]:
 def test_following_leaves_torch_as_it_was(kind):
     before = patched()
     with Follow(kind) as follow:
-        made = torch.ones(10)
+        made = torch.ones(10, device=follow.device)
         assert kind_of(made.device) == kind
         assert patched() != before or kind == "cpu"
         assert follow.alive == 40

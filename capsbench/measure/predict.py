@@ -116,4 +116,6 @@ def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | 
     if step.notes:
         # Something had to be assumed that decides what the step computes.
         certainty = dict.fromkeys(certainty, "guessed")
+    elif step.unsure:
+        certainty |= dict.fromkeys({"retained_bytes", *_MODELLED} & certainty.keys(), "guessed")
     return figures.model_copy(update={"certainty": certainty})

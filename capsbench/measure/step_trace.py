@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from capsbench.measure.allocator import CachingAllocator
 from capsbench.measure.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.measure.eager import eagerly
 from capsbench.measure.follow import Follow
+from capsbench.measure.gpus import gpu_of
 from capsbench.measure.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.measure.trace import Trace
 from capsbench.records import Configuration, StepFigures
@@ -48,6 +50,9 @@ class TracedStep:
     largest_parameter_bytes: int
     scratch: tuple[str, ...]
     notes: tuple[str, ...]
+    """What had to be assumed that decides what the step computes."""
+    unsure: tuple[str, ...] = ()
+    """What had to be assumed of the bytes that operators keep and take."""
 
     @property
     def retained_bytes(self) -> int:
@@ -76,8 +81,10 @@ def trace_step(
     Raises:
         ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
     """
-    kind = configuration.device_kind()
-    with Follow(kind, workspace_bytes=workspace_bytes, inside=inside, try_scratch=try_scratch) as follow, eagerly(follow.notes):
+    with (
+        _follow(configuration, workspace_bytes=workspace_bytes, inside=inside, try_scratch=try_scratch) as follow,
+        eagerly(follow.notes),
+    ):
         try:
             return _traced(follow, _started(follow, configuration, build))
         except CapsbenchError:
@@ -86,10 +93,22 @@ def trace_step(
             raise untraceable(configuration.model, error) from error
 
 
+def _follow(configuration: Configuration, **options: Any) -> Follow:
+    """What follows a step on the kind of device that a configuration names."""
+    capability = gpu_of(configuration.gpu).capability if configuration.gpu else None
+    return Follow(configuration.device_kind(), capability=capability, **options)
+
+
 def untraceable(model: str, error: BaseException) -> ConfigurationError:
     """What to say of a model that needs values."""
+    reason = _reason(error)
+    if "found two different devices" in reason or "same device" in reason:
+        return ConfigurationError(
+            f"model '{model}' has tensors on two devices: {reason}",
+            "make tensors on the device of the input, or register them as buffers, which move with the network",
+        )
     return ConfigurationError(
-        f"model '{model}' cannot be traced without values: {_reason(error)}",
+        f"model '{model}' cannot be traced without values: {reason}",
         "a trace has shapes alone: keep numpy, files and tensor values out of construction and forward, or measure it with 'run'",
     )
 
@@ -111,7 +130,7 @@ def step_figures(configuration: Configuration, step: TracedStep, *, build: Build
         flops=step.flops,
         floor_flops=_needed_flops(configuration, build),
         floor_bytes=step.state_bytes + gradients + step.optimizer_bytes + step.batch_bytes,
-        notes=list(step.notes),
+        notes=[*step.notes, *step.unsure],
     )
 
 
@@ -136,7 +155,7 @@ def _needed_flops(configuration: Configuration, build: Build | None) -> int:
     """Of forward, and of the gradients that its operators need in backward, with nothing evaluated twice."""
     if configuration.model in BUILT_IN:
         configuration = configuration.model_copy(update=_NOTHING_TWICE)
-    with Follow(configuration.device_kind(), inside=False) as follow, eagerly(follow.notes):
+    with _follow(configuration, inside=False) as follow, eagerly(follow.notes):
         try:
             _started(follow, configuration, build).forward()
         except CapsbenchError:
@@ -148,7 +167,7 @@ def _needed_flops(configuration: Configuration, build: Build | None) -> int:
 
 def _started(follow: Follow, configuration: Configuration, build: Build | None) -> Workload:
     """The network and its optimizer, on shapes."""
-    batch = _batch(configuration)
+    batch = _batch(configuration, follow.device)
     follow.tag("batch", batch)
     seed_everything()
     model = follow.made_fake(_built(configuration.model, build or (lambda: build_model(configuration))))
@@ -213,6 +232,7 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
         largest_parameter_bytes=max(parameter.nbytes for parameter in model.parameters()),
         scratch=tuple(follow.scratch),
         notes=tuple(follow.notes),
+        unsure=tuple(follow.unsure),
     )
 
 
@@ -241,9 +261,10 @@ def _by_module(alive: dict[int, int], holders: dict[int, str], gone: dict[int, i
     return {name: nbytes for name, nbytes in found.items() if nbytes}
 
 
-def _batch(configuration: Configuration) -> Batch:
+def _batch(configuration: Configuration, device: torch.device) -> Batch:
     spec = spec_of(configuration.dataset)
-    size = (configuration.batch_size, *spec.shape)
+    count = configuration.batch_size
+    size = (count, *spec.shape)
     # A network's module may change the default dtype; images are what they are.
-    images, pixels = (torch.empty(size, dtype=torch.float32) for _ in range(2))
-    return Batch(images, torch.empty(configuration.batch_size, dtype=torch.int64), pixels)
+    images, pixels = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
+    return Batch(images, torch.empty(count, dtype=torch.int64, device=device), pixels)

@@ -18,8 +18,9 @@ from torch import Tensor
 from capsbench.errors import ConfigurationError
 from capsbench.measure.allocator import CachingAllocator
 from capsbench.measure.attribution import Modules, Origin
-from capsbench.measure.follow import Operators, current_node
+from capsbench.measure.blocks import current_node
 from capsbench.measure.memory import MemoryProbe
+from capsbench.measure.operators import Operators
 from capsbench.measure.predict import predict_memory, trace_for
 from capsbench.measure.step_memory import probed_step
 from capsbench.measure.trace import PHASES, Phase, Trace
@@ -39,7 +40,7 @@ def predicted_timeline(configuration: Configuration) -> Timeline:
     predicted = predict_memory(configuration, step)
     on_cuda = configuration.device_kind() == "cuda"
     trace = step.trace.replay(CachingAllocator()) if on_cuda else step.trace
-    notes = [*step.notes]
+    notes = [*step.notes, *step.unsure]
     notes += [f"would not fit: {predicted.reason}"] if not predicted.fits else []
     notes += [f"not in the peaks: what libraries take as scratch for {', '.join(step.scratch)}"] if step.scratch else []
     notes += ["bytes by module are as asked for, all others as the allocator rounds them"] if on_cuda else []

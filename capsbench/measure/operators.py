@@ -1,0 +1,52 @@
+"""The dispatcher of a step that is followed: which operators it is made of, on tensors without values."""
+
+from functools import cache, partial
+from typing import Any, Protocol
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Runs(Protocol):
+    """Runs operators for `Operators`."""
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs one, and returns what it returned."""
+
+
+class Operators(TorchDispatchMode):
+    """Hands every operator that autograd calls to somebody who runs it."""
+
+    def __init__(self, runs: Runs) -> None:
+        super().__init__()
+        self._runs = runs
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would wrap every operator's handling for a compiler that does not run here, and import it."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._runs.run(func, args, kwargs or {})
+
+
+@cache
+def is_composite(func: Any) -> bool:
+    """Whether an operator is made of others, and no device has a kernel of its own for it."""
+    has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, func.name())
+    return has_kernel("CompositeImplicitAutograd") and not (has_kernel("CPU") or has_kernel("CUDA"))
+
+
+class Shapes(FakeTensorMode):
+    """Tensors without values, which touch no device but one whose driver is there."""
+
+    def __init__(self) -> None:
+        # Torch asks later too, when the device is said to be there.
+        self._without_driver = not torch.cuda.is_available()
+        super().__init__(allow_non_fake_inputs=True)
+
+    @property
+    def avoid_device_init(self) -> bool:
+        """Whether a device must not be touched."""
+        return self._without_driver

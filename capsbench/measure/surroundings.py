@@ -1,0 +1,113 @@
+"""What torch does otherwise while a step is followed on tensors without values."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Puts another attribute in the place of one, and back again."""
+    own = name in vars(owner)
+    real = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, real)
+        else:
+            delattr(owner, name)
+
+
+@contextmanager
+def random_states(follow: Callable[[Tensor], None]) -> Iterator[None]:
+    """Shows the random states that are taken, which are real tensors and made by no operator."""
+    real = torch.get_rng_state
+
+    def followed() -> Tensor:
+        state = real()
+        follow(state)
+        return state
+
+    with replaced(torch, "get_rng_state", followed):
+        yield
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Hides from networks that tensors have no values: some ask, and take another way where they have none."""
+    with replaced(torch._subclasses, "FakeTensor", _NoTensor):
+        yield
+
+
+class _NoTensor:
+    """The class of no tensor."""
+
+
+@contextmanager
+def deep_copies() -> Iterator[None]:
+    """Copies tensors by operators, which are followed; torch copies the storages of tensors without values by other means."""
+    with replaced(FakeTensor, "__deepcopy__", _deep_copy):
+        yield
+
+
+def _deep_copy(tensor: Tensor, memo: dict[Any, Any]) -> Any:
+    """Return a copy with the layout of a tensor; copies of tensors that share memory share theirs."""
+    if id(tensor) in memo:
+        return memo[id(tensor)]
+    if not tensor.is_leaf:
+        raise RuntimeError("only tensors that are leaves of the graph can be deep copied")
+    storage = tensor.untyped_storage()
+    key = (storage._cdata, tensor.dtype)
+    with torch.no_grad():
+        if key not in memo:
+            memo[key] = tensor.detach().as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0).clone()
+        copied = memo[key].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).detach()
+    memo[id(tensor)] = copied.requires_grad_(tensor.requires_grad)
+    for name, value in vars(tensor).items():
+        if name not in vars(copied):  # that it is a parameter, and what its user has put there
+            setattr(copied, name, deepcopy(value, memo))
+    if tensor.grad is not None:
+        copied.grad = deepcopy(tensor.grad, memo)
+    return copied
+
+
+@contextmanager
+def initial_values() -> Iterator[None]:
+    """Draws initial weights without looking at them: torch draws some again, which makes no other network."""
+
+    def drawn(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        with torch.no_grad():
+            return tensor.normal_()
+
+    with replaced(torch.nn.init, "_no_grad_trunc_normal_", drawn):
+        yield
+
+
+@contextmanager
+def offloading() -> Iterator[None]:
+    """Puts another in the place of `save_on_cpu`, which would move nothing where CUDA's tensors say that they are on a CPU."""
+
+    class OffDevice(torch.autograd.graph.saved_tensors_hooks):
+        """What is saved leaves the device, and comes back as something new."""
+
+        def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
+            super().__init__(_away, _back)
+
+    with replaced(torch.autograd.graph, "save_on_cpu", OffDevice):
+        yield
+
+
+def _away(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.size(), tensor.stride(), tensor.dtype
+
+
+def _back(saved: tuple[Any, ...]) -> Tensor:
+    size, stride, dtype = saved
+    return torch.empty_strided(size, stride, dtype=dtype)
