@@ -57,7 +57,7 @@ class _Answer(NamedTuple):
 
 
 def call_for(model: str, function: Callable[..., T], *args: Any) -> T:
-    """Call a function that makes or runs a network: here if the package has it, else apart.
+    """Call a function that makes or runs a network: here if the package has it or this process alone knows it, else apart.
 
     Args:
         model: name of the network.
@@ -67,7 +67,14 @@ def call_for(model: str, function: Callable[..., T], *args: Any) -> T:
     Raises:
         CapsbenchError: as `call`.
     """
-    return function(*args) if model in BUILT_IN else call(function, *args)
+    here = model in BUILT_IN or _is_of_this_process(model)
+    return function(*args) if here else call(function, *args)
+
+
+def _is_of_this_process(model: str) -> bool:
+    """Whether a network's module was made here and not imported, as in a notebook: no other process could import it."""
+    module = sys.modules.get(model.partition(":")[0])
+    return module is not None and module.__spec__ is None
 
 
 def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None = None) -> T:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module
         options["context_fn"] = partial(_contexts, modules)
     chain = partial(_chain, steps)
     if torch.compiler.is_compiling():
-        return cast("State", checkpoint(chain, *state, use_reentrant=False, **options))
+        compiled: State = checkpoint(chain, *state, use_reentrant=False, **options)
+        return compiled
     attempt = _Attempt(chain)
     result: State = checkpoint(attempt, *state, use_reentrant=False, **options)
     attempt.end()
