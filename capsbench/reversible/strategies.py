@@ -76,8 +76,7 @@ def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module
         options["context_fn"] = partial(_contexts, modules)
     chain = partial(_chain, steps)
     if torch.compiler.is_compiling():
-        compiled: State = checkpoint(chain, *state, use_reentrant=False, **options)
-        return compiled
+        return checkpoint(chain, *state, use_reentrant=False, **options)
     attempt = _Attempt(chain)
     result: State = checkpoint(attempt, *state, use_reentrant=False, **options)
     attempt.end()
@@ -87,8 +86,8 @@ def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module
 class _Attempt:
     """A function for `checkpoint` to evaluate, whose error in forward is raised by `end`, after the checkpoint.
 
-    Up to torch 2.11 an error that passes through `checkpoint` leaves its hooks in force for as long as the error is kept: other
-    networks' tensors would be saved by them, and backward would compute them by evaluating this function.
+    In torch 2.9 to 2.11 an error that passes through `checkpoint` leaves its hooks in force for as long as the error is kept:
+    other networks' tensors would be saved by them, and backward would compute them by evaluating this function.
     """
 
     def __init__(self, function: Callable[..., State]) -> None:
