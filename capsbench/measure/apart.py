@@ -102,6 +102,7 @@ class _Server:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._family = ""
+        self._owner = 0
         self._printed: IO[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -133,7 +134,7 @@ class _Server:
 
     def close(self) -> None:
         process, self._process = self._process, None
-        if process is None:
+        if process is None or self._owner != os.getpid():  # a fork of the caller has no server
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -146,8 +147,9 @@ class _Server:
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         """To the server, which is started if there is none, and back."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self.close()
+            self._owner = os.getpid()
             self._family, self._printed = secrets.token_hex(8), tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
             # -P: a folder `capsbench` where the command is typed must not replace the installed one.
             self._process = subprocess.Popen(
