@@ -25,6 +25,7 @@ BATCH = 8
 PER_BLOCK = BATCH * 32 * 4
 """What a block below keeps: what ReLU gave, 32 numbers for each image."""
 
+pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
 
 
@@ -120,6 +121,25 @@ def test_a_predicted_compiled_network_has_no_exact_figure(command, own_model):
     assert "exact" not in one["certainty"].values()
 
 
+def test_a_guard_of_a_compiled_network_fails_where_it_grows_and_warns(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile("""
+        import pytest, torch
+        from torch import nn
+
+        def make(in_shape, classes, blocks):
+            hidden = [layer for _ in range(blocks) for layer in (nn.Linear(32, 32), nn.ReLU())]
+            return torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(784, 32), *hidden, nn.Linear(32, classes)))
+
+        @pytest.mark.memory_slope(max_bytes_per_block=0)
+        def test_it(memory_slope):
+            memory_slope(make, depths=(1, 2))
+    """)
+    result = pytester.runpytest_subprocess("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider")
+    result.assert_outcomes(failed=1, warnings=1)
+    result.stdout.fnmatch_lines([f"*a block retains {PER_BLOCK} bytes, and may 0*"])
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -134,6 +154,12 @@ def test_torchscript_is_predicted_as_it_is_measured(make, monkeypatch):
     configuration = make_configuration("own:make", 2, batch_size=BATCH)
     predicted = trace_step(configuration).retained_bytes
     assert measure_memory(configuration).memory.retained_bytes == predicted
+
+
+@pytest.mark.parametrize(("device", "count"), [("cpu:predicted", 0), ("cuda:predicted", 1)])
+def test_torchscript_is_exact_on_a_cpu_alone(device, count):
+    step = trace_step(make_configuration("own:make", device=device), build=lambda: nn.Sequential(torch.jit.script(Blocks(1))))
+    assert len(step.notes) == count
 
 
 # Labels.

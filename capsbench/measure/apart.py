@@ -109,6 +109,8 @@ class _Server:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._family = ""
+        self._owner = 0
+        self._printed: IO[bytes] | None = None
         self._lock = threading.Lock()
 
     def ask(self, question: bytes, timeout_seconds: float | None) -> _Answer:
@@ -121,35 +123,47 @@ class _Server:
                     return _Answer("ended", f"gave no answer in {timeout_seconds:g} s")
                 return _read(back)
             except (EOFError, BrokenPipeError):
-                self.close()
-                return _Answer("ended", "could not be started")
+                return _Answer("ended", self._last_words())
             except BaseException:  # Ctrl-C too: whatever is under way is not waited for
                 self.close()
                 raise
 
+    def _last_words(self) -> str:
+        """How the server ended that gave no answer."""
+        process, printed = self._process, self._printed
+        if process is None or printed is None:
+            return "could not be started"
+        status = process.wait()
+        printed.seek(0)
+        words = ended_words(status, printed.read())
+        self.close()
+        return words
+
     def close(self) -> None:
         process, self._process = self._process, None
-        if process is None:
+        if process is None or self._owner != os.getpid():  # a fork of the caller has no server
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         end_family(self._family)
-        for pipe in (process.stdin, process.stdout):
+        for pipe in (process.stdin, process.stdout, self._printed):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         """To the server, which is started if there is none, and back."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self.close()
-            self._family = secrets.token_hex(8)
+            self._owner = os.getpid()
+            self._family, self._printed = secrets.token_hex(8), tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
             # -P: a folder `capsbench` where the command is typed must not replace the installed one.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "capsbench.measure.apart"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=self._printed,
                 env={**os.environ, FAMILY: self._family},
                 start_new_session=True,  # Ctrl-C reaches the caller alone, which then ends the server
             )

@@ -10,8 +10,18 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 COMPILED = "the network uses torch.compile, and its eager form is traced: compiled code may keep less, or more"
+
+
+SCRIPTED = "the network is TorchScript, whose operators a GPU may run as one: it may keep less, or more"
+
+
+def note_scripted(model: nn.Module, kind: str, notes: dict[str, None]) -> None:
+    """Note that TorchScript compiles again where it runs: on a GPU. On a CPU it keeps what a trace of it keeps."""
+    if kind == "cuda" and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        notes[SCRIPTED] = None
 
 
 @contextmanager
@@ -39,7 +49,7 @@ def eagerly(notes: dict[str, None]) -> Iterator[None]:
         # The compiler takes a second to import: it is left alone until somebody uses it.
         if "torch._dynamo.eval_frame" in sys.modules:
             force()
-        torch.compile = compiled  # type: ignore[assignment]
+        torch.compile = compiled
         try:
             yield
         finally:
@@ -62,4 +72,4 @@ def _noting(notes: dict[str, None]) -> Iterator[None]:
     try:
         yield
     finally:
-        eval_frame._callback_from_stance = real
+        eval_frame._callback_from_stance = real  # type: ignore[assignment]

@@ -16,7 +16,7 @@ from capsbench.data.preprocess import Batch
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.measure.allocator import CachingAllocator
 from capsbench.measure.attribution import Calls, Origin, Spans, nodes_of
-from capsbench.measure.eager import eagerly
+from capsbench.measure.eager import eagerly, note_scripted
 from capsbench.measure.follow import Follow
 from capsbench.measure.gpus import gpu_of
 from capsbench.measure.storages import gradients_of, optimizer_state, state_of, storage_bytes
@@ -171,6 +171,7 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
     follow.tag("batch", batch)
     seed_everything()
     model = follow.made_fake(_built(configuration.model, build or (lambda: build_model(configuration))))
+    note_scripted(model, follow.kind, follow.notes)
     return Workload(configuration, batch=batch, model=model)
 
 

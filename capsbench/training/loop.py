@@ -16,6 +16,7 @@ from torch import nn
 from capsbench.data.feed import Feed
 from capsbench.durable import replacing
 from capsbench.errors import CapsbenchError, Interrupted, StoreError, TrainingError
+from capsbench.foreign import refusing_exit
 from capsbench.measure.environment import describe
 from capsbench.measure.facts import asked
 from capsbench.measure.limits import is_out_of_memory
@@ -329,7 +330,8 @@ def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[
     """Says in two lines that there is no memory, or what a user's own model raised."""
     network = settings.network
     try:
-        yield
+        with refusing_exit():
+            yield
     except CapsbenchError:
         raise
     except (Exception, SystemExit) as error:
