@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, StoreError
 
 
 @dataclass
@@ -82,6 +82,11 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return given if given.is_absolute() else start() / given
 
 
+def anchored(path: Path) -> Path:
+    """A path that the program chose, in the folder where the command that runs was typed; without a command, as it is."""
+    return start() / path if _NOW else path
+
+
 def typed(path: Path) -> Path:
     """The absolute path of one that a user typed; it is shown as it was typed from now on."""
     if _NOW and path.is_absolute():
@@ -106,15 +111,32 @@ def new_folder(wanted: Path) -> Path:
     """Make a folder of a name that nobody has yet: the wanted one, or the same with a number after it.
 
     Raises:
-        OSError: it cannot be made.
+        StoreError: it cannot be made.
     """
     folder, number = wanted, 1
-    while True:
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be written: {error.strerror}", "choose a folder with --out that you may write to"
+        ) from None
+
+
+@contextmanager
+def unless_empty(folder: Path) -> Iterator[None]:
+    """Keep a folder that was made for something that then fails only where something is in it."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def user_cache() -> Path | None:

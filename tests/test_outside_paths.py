@@ -19,7 +19,7 @@ from capsbench.cli.command import Command
 from capsbench.cli.commands import cli
 from capsbench.data.datasets import data_directory
 from capsbench.data.images import read_images
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, StoreError
 from capsbench.inference import Classifier
 from capsbench.paths import absolute, as_typed, expanded, new_folder, starting_here, typed
 from capsbench.report.write import write_report as draw_report
@@ -211,6 +211,20 @@ def test_a_new_folder_is_nobody_else_s(tmp_path):
     assert [path.name for path in found] == ["name", "name-2", "name-3"]
     (tmp_path / "file").write_text("")
     assert new_folder(tmp_path / "file").name == "file-2"
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for parent in ("file", "dangling"):
+        with pytest.raises(StoreError, match=r"cannot be written: .*\nchoose a folder with --out"):
+            new_folder(tmp_path / parent / "name")
+
+
+def test_what_came_to_nothing_leaves_no_folder(capsbench, tmp_path):
+    for given in (
+        "train --model tiny:make --batch-size 999999 --device cpu",
+        "timeline --model tiny:make_explosive --batch-size 999999 --device cpu",
+        "timeline --model tiny:make_none --batch-size 2 --device cpu:predicted",
+    ):
+        assert capsbench(tmp_path, given).status == 2, given
+    assert [path for path in tmp_path.rglob("*") if path.name not in ("runs", "reports")] == []
 
 
 # Words.

@@ -11,7 +11,7 @@ import click
 from capsbench.cli.command import STANDARD_OUTPUT, command, echo, echo_json
 from capsbench.cli.options import FOLDER, MODELS, Names, Parsed
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.paths import absolute, as_typed, start
+from capsbench.paths import anchored, as_typed, start
 
 if TYPE_CHECKING:
     from capsbench.analysis.summary import Summary
@@ -200,7 +200,7 @@ def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab:
     if gitlab:
         echo(text, nl=False)
         return
-    path = absolute(GITHUB_PATH)
+    path = anchored(GITHUB_PATH)
     if path.exists() and not force:
         raise ConfigurationError(f"{GITHUB_PATH} is there already", "give --force to overwrite it")
     _write(path, text, "the workflow")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from capsbench.cli.command import echo
 from capsbench.errors import ConfigurationError, Interrupted, TrainingError
-from capsbench.paths import absolute
+from capsbench.paths import anchored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ def reproduce_table(
     from capsbench.report.accuracy import NOTE, accuracy_rich, write_accuracy
     from capsbench.training.tables import networks_of, run_members, trials_of
 
-    folder = out or absolute("reports") / name
+    folder = out or anchored(Path("reports")) / name
     rows = _chosen(name, given)
     # Data and epochs alike.
     long = max(1, round((epochs or EPOCHS[name]) * scale))

@@ -16,7 +16,7 @@ from capsbench.measure.apart import call_for
 from capsbench.measure.cell import run_pass
 from capsbench.measure.timeline import predicted_timeline
 from capsbench.measure.worker import Reply, Request
-from capsbench.paths import absolute, new_folder
+from capsbench.paths import anchored, new_folder
 from capsbench.records import Cell, Configuration
 from capsbench.report.figures import save
 from capsbench.report.timeline import draw_timeline, timeline_text
@@ -78,8 +78,8 @@ def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeo
     """
     for text in check_data([cell], data_dir):
         echo(f"data {text}", err=True)
-    folder = out or new_folder(absolute(REPORTS) / f"timeline-{datetime.now():%Y-%m-%d-%H%M%S}")
-    with _beside(folder) as beside:
+    folder = out or new_folder(anchored(REPORTS) / f"timeline-{datetime.now():%Y-%m-%d-%H%M%S}")
+    with _beside(folder, new=out is None or not folder.exists()) as beside:
         reply = _look(cell.configuration, data_dir, timeout, beside / SNAPSHOT)
         timeline = reply.timeline
         if timeline is None:
@@ -130,8 +130,12 @@ def _complain(configuration: Configuration, reply: Reply) -> int:
 
 
 @contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
+def _beside(folder: Path, *, new: bool) -> Iterator[Path]:
     """A folder to write into before the files are moved to where they belong, so that nobody sees half of them.
+
+    Args:
+        folder: where they belong.
+        new: whether it is removed again where nothing comes of it.
 
     Raises:
         ConfigurationError: the folder holds a timeline.
@@ -139,7 +143,6 @@ def _beside(folder: Path) -> Iterator[Path]:
     """
     if (folder / FILE).exists():
         raise ConfigurationError(f"--out {folder} already holds a timeline", "choose another --out, or remove it first")
-    new = not folder.exists()
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(dir=folder, prefix=".timeline-"))

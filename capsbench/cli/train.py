@@ -38,7 +38,7 @@ from capsbench.cli.options import (
     whole,
 )
 from capsbench.errors import ConfigurationError, Interrupted
-from capsbench.paths import absolute, new_folder
+from capsbench.paths import anchored, new_folder, unless_empty
 
 if TYPE_CHECKING:
     from capsbench.training import TrainingSettings
@@ -185,7 +185,11 @@ def train(
     folder = _choose_folder(settings, out, resume=resume, now=datetime.now())
     console = console_of(err=True)
     try:
-        with printing_aside() if as_json else nullcontext(), TrainingProgress(console, settings) as progress:
+        with (
+            printing_aside() if as_json else nullcontext(),
+            nullcontext() if out else unless_empty(folder),
+            TrainingProgress(console, settings) as progress,
+        ):
             result = train_network(
                 settings, folder, data_directory=data_dir, download=download, resume=resume,
                 checkpoint_minutes=checkpoint_minutes, diagnostics=diagnostics, observers=[progress],
@@ -294,10 +298,10 @@ def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bo
     network = settings.network
     if not resume:
         model = network.model.replace(":", ".").rpartition(".")[2]
-        folder = absolute(RUNS) / f"{model}-{network.blocks}-{network.dataset}-{now.strftime('%Y-%m-%d-%H%M%S')}"
+        folder = anchored(RUNS) / f"{model}-{network.blocks}-{network.dataset}-{now.strftime('%Y-%m-%d-%H%M%S')}"
         # Of several processes the first one's name counts.
         return new_folder(folder) if is_first() else folder
-    for path in sorted(absolute(RUNS).glob(f"*/{SETTINGS}"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(anchored(RUNS).glob(f"*/{SETTINGS}"), key=lambda path: path.stat().st_mtime, reverse=True):
         known = read_settings(path.parent)
         if known is not None and differences(settings, known).keys() <= MAY_DIFFER and not (path.parent / RESULT).exists():
             return path.parent

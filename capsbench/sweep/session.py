@@ -10,7 +10,7 @@ import torch
 
 from capsbench.data.datasets import data_directory, load_images
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.paths import absolute, new_folder
+from capsbench.paths import anchored, new_folder
 from capsbench.records import BOTH, Cell, Plan
 from capsbench.store import PLAN, Store
 from capsbench.workload import check_batch_size
@@ -59,9 +59,9 @@ def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime, 
     if out is not None:
         return out
     if not resume:
-        folder = absolute(REPORTS) / now.strftime("%Y-%m-%d-%H%M%S")
+        folder = anchored(REPORTS) / now.strftime("%Y-%m-%d-%H%M%S")
         return new_folder(folder) if make else folder
-    plans = sorted(absolute(REPORTS).glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    plans = sorted(anchored(REPORTS).glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
     wanted = set(plan.cells)
     for path in plans:
         store = Store(path.parent)
