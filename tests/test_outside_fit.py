@@ -138,7 +138,7 @@ def test_an_allocator_s_jumps_are_room_that_is_not_there(segment, per_block, mon
     device(monkeypatch, taken, room, process=reserved)
     found = largest(make_configuration(), "depth")
     best = max(b for b in range(40_000) if reserved(b) <= room)
-    assert 0.9 * best <= found.value <= best
+    assert 0.85 * best <= found.value <= best
 
 
 def test_a_level_peak_is_at_least_as_deep_as_was_looked_at(monkeypatch):

@@ -67,7 +67,9 @@ LEVELS = {"level": (0.1, 0.001), "steep": (0.005, 0.01)}
 def depths_of(size):
     """Depth and replicate of each cell."""
     depths, replicates = size
-    return np.repeat([1.0, 8.0] if depths == 2 else np.arange(1.0, depths + 1), replicates), np.tile(np.arange(replicates), depths)
+    return np.repeat([1.0, 8.0] if depths == 2 else np.arange(1.0, depths + 1), replicates), np.tile(
+        np.arange(replicates), depths
+    )
 
 
 def medians(random, size, kind, shared, level):
@@ -198,7 +200,10 @@ def test_an_unchanged_time_is_called_changed_in_five_per_cent_of_cases_at_most()
         places = [Place(int(depth), int(replicate)) for depth, replicate in zip(blocks, replicates, strict=True)]
         for _ in range(ROUNDS // 3):
             before, after = (medians(random, size, "normal", "", LEVELS["level"])[2].tolist() for _ in range(2))
-            changes = level_change(before, after, places), slope_change(blocks.astype(int).tolist(), before, after, replicates.tolist())
+            changes = (
+                level_change(before, after, places),
+                slope_change(blocks.astype(int).tolist(), before, after, replicates.tolist()),
+            )
             for change in changes:
                 assert (change.p_value < 0.05) == (not change.low <= 0 <= change.high)
             wrong += [change.p_value < 0.05 for change in changes]

@@ -719,3 +719,23 @@ def test_every_line_of_the_trade_off_is_in_its_key(show):
         page.page.locator("#tradeoff-caption summary").click()
         page.page.wait_for_timeout(100)
         assert page.page.locator("#tradeoff-caption .keys li").count() == 15
+
+
+def test_a_slope_that_cannot_be_distinguished_from_0_is_drawn_as_points_alone(show):
+    noise = (0.3, -0.9, 0.5, 0.2, -0.4, 0.9, -0.7, -0.1)
+    scattered = [
+        changed(make_record("rescapsnet", blocks), factor=(1 + 0.2 * one) / (0.1 + 0.02 * blocks))
+        for blocks, one in enumerate(noise, start=1)
+    ]
+    with show(source([*scattered, *(make_record("mocapsnet", blocks) for blocks in range(1, 9))])) as page:
+        page.choose("metric", "train")
+        modes = [trace["mode"] for trace in page.drawn("figure4")]
+        assert (modes.count("markers"), modes.count("lines")) == (2, 1)
+        (key,) = [text for text in page.page.locator("#figure4-caption li").all_inner_texts() if "ResCapsNet" in text]
+        assert re.search(r"no change measurable within ± [\d.]+ ms per block", key)
+        (row,) = [
+            row
+            for row in page.page.locator("#slopes-table tbody tr").all_text_contents()
+            if "ResCapsNet" in row and "training" in row
+        ]
+        assert "no change measurable" in row

@@ -22,6 +22,8 @@ DEEPEST = 100_000
 """Where a search for depth ends."""
 _EVEN = 1e-3
 """The share by which growth may differ from one depth to the next and still be called even."""
+_JUMPS = 1.125
+"""What an allocator's jumps may add to its growth."""
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,23 @@ def _growths(known: Mapping[int, Prediction], deepest: int) -> dict[str, Growth]
         name: one._replace(nbytes=one.nbytes + max(beside.values()), per_block=max(one.per_block, standing))
         for name, one in found.items()
     }
-    # An allocator's segments fill by jumps: between neighbours they say where the jumps are, and not how it grows.
-    first = min(blocks for blocks in traced if 4 * blocks >= last)
-    per_block = (_taken(traced[last]) - _taken(traced[first])) / (last - first)
-    uneven = max(beside.values()) - beside[last]
-    return found | {"taken": Growth(_taken(traced[last]) + uneven, per_block, even=True, rising=False)}
+    if len(set(beside.values())) > 1:
+        reserved = _reserved({blocks: _taken(one) for blocks, one in traced.items()})
+        found["reserved"] = reserved._replace(nbytes=reserved.nbytes + max(beside.values()) - beside[last])
+    return found
+
+
+def _reserved(line: Mapping[int, int]) -> Growth:
+    """How what an allocator holds grows with depth.
+
+    Its segments fill by jumps, so it grows at most as fast as it was seen to between neighbours. A jump says little of growth:
+    no more than an eighth is added to the growth over the whole range.
+    """
+    deepest = max(line)
+    first = min(blocks for blocks in line if 4 * blocks >= deepest)
+    steps = [(line[above] - line[below]) / (above - below) for below, above in pairwise(line) if above - below >= CHECKED[0]]
+    over_all = (line[deepest] - line[first]) / (deepest - first)
+    return Growth(line[deepest], min(max(steps), _JUMPS * over_all), even=True, rising=False)
 
 
 def _growth(line: Mapping[int, int]) -> Growth:

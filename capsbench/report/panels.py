@@ -63,8 +63,10 @@ def draw_panel(
             label=label,
         )
         _mark_noise(ax, measured, mean, metric, style)
+        points_alone = with_fit and fit is not None and fit.shape == "no change measurable"
+        dash = "none" if points_alone else style.dash
         handles.append(
-            Line2D([], [], color=style.colour, marker=style.marker, ls=style.dash, ms=style.size, mfc="white", lw=1, label=label)
+            Line2D([], [], color=style.colour, marker=style.marker, ls=dash, ms=style.size, mfc="white", lw=1, label=label)
         )
         _mark_end(ax, frame, line, mean, style)
     ax.set_xlabel("blocks")

@@ -184,7 +184,8 @@ function depthNotes() {
     const line = LINES[place];
     const fit = line.fits[metric.name];
     const told = [fit ? slopeText(fit) : "", endText(place)].filter(Boolean).join("; ");
-    return keyOf(line, names.get(place) + (told ? `: ${told}` : ""));
+    const key = keyOf(line, names.get(place) + (told ? `: ${told}` : ""));
+    return fit && fit.shape === "no change measurable" ? { ...key, dash: "" } : key;
   });
   if (DEPTH.paper) for (const one of paperLines(metric, lines.drawn)) entries.push({ colour: keyColour(PAPER_COLOURS[one.model]), symbol: "circle", dash: "solid", pale: true, text: `the paper’s ${one.title}, ${one.dataset} (nvidia-smi)` });
   const words = [linesNote(lines), "Every point is a record; click one to look inside its step. ", metric.bytes ? "" : "Bars: 95 % intervals of medians; filled markers are noisy. ", lines.drawn.some((place) => isPredicted(LINES[place])) ? "Dashed: predicted. " : "", lines.drawn.some((place) => fullOf(place).length) ? "Crosses: out of memory. " : "", lines.drawn.some((place) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null && statusOf(cell) !== "ok")) ? "Crossed circles: cells that did not end well, which are in no slope. " : "", DEPTH.axis === "zero" ? "" : "The axis need not start at 0. ", DEPTH.axis === "log" && lines.drawn.flatMap((place) => CELLS_OF[place]).some((cell) => figure(cell, metric) !== null && figure(cell, metric) <= 0) ? "It is not logarithmic, which has no place for 0." : ""];
