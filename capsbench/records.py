@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised whenever an older capsbench could not understand a new record."""
 
 Status = Literal["ok", "oom", "timeout", "error", "skipped"]
@@ -99,6 +99,8 @@ class Cell(Schema):
     """What is measured."""
     replicate: int = Field(default=0, ge=0)
     """Which of its repetitions."""
+    source: str | None = None
+    """Digest of the source of a user's own network; None for those of the package, and in records of version 3 and before."""
 
     def key(self) -> str:
         """A short name of this cell that is the same in every process and version."""

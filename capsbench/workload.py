@@ -18,6 +18,7 @@ from capsbench.catalog import spec_of
 from capsbench.data.datasets import ImageSet, load_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
+from capsbench.fingerprint import source_digest
 from capsbench.models import (
     CapsNet,
     CapsuleLoss,
@@ -82,6 +83,19 @@ def resolve_model(name: str) -> ModelFactory:
             "name a callable that takes (in_shape, num_classes, blocks) and returns a module",
         )
     return factory
+
+
+def source_of(name: str) -> str | None:
+    """Digest of the source behind a model's name (`fingerprint`); None for this package's own, whose version records name.
+
+    Raises:
+        ConfigurationError: nothing of that name can be imported.
+    """
+    if name in BUILT_IN:
+        return None
+    resolve_model(name)
+    registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    return source_digest(registered.get(name, name).partition(":")[0])
 
 
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:

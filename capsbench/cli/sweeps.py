@@ -20,7 +20,7 @@ from capsbench.store import Store, told_damages
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.local import local_launcher
 from capsbench.sweep.runner import remaining, run_sweep
-from capsbench.sweep.session import begin, check_data, choose_folder
+from capsbench.sweep.session import begin, changed_sources, check_data, choose_folder
 
 
 def run_cells(
@@ -35,6 +35,7 @@ def run_cells(
     timeout: float,
     time_budget: float,
     strict: bool,
+    wait: float | None = None,
     only_these: bool = False,
     experiment: str | None = None,
     passes: Sequence[Pass] = BOTH,
@@ -53,6 +54,7 @@ def run_cells(
         timeout: seconds per process.
         time_budget: seconds of sampling, beyond the fewest samples.
         strict: measure nothing beside other processes on a CUDA device.
+        wait: seconds that a cell waits for other sweeps on its device; None: as long as it takes.
         only_these: leave alone what else the report's plan has, and is not yet measured.
         experiment: the paper's name of what is reproduced, if any.
         passes: what to measure.
@@ -74,9 +76,11 @@ def run_cells(
     if dry_run:
         _announce(console, plan, store, words)
         return 0
-    with store.locked():
+    with store.locked(lambda text: say(console, text)):
+        for text in changed_sources(store, plan) if resume else ():
+            say(console, text)
         plan = begin(store, plan, resume=resume)
-        interrupted = _measure(console, _only(plan, cells) if only_these else plan, store, words, data_dir)
+        interrupted = _measure(console, _only(plan, cells) if only_these else plan, store, words, data_dir, wait)
         # The command that was typed, with what it needs to find this report again.
         again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
         go_on = Interrupted("interrupted; all that was measured is kept", f"go on with: {shlex.join(['capsbench', *again])}")
@@ -110,14 +114,16 @@ def _announce(console: Console, plan: Plan, store: Store, words: list[str]) -> E
     return estimate
 
 
-def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_dir: Path | None) -> bool:
+def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_dir: Path | None, wait: float | None) -> bool:
     """Runs what is left of a plan under a progress display; whether it was interrupted."""
     for text in told_damages(store.read().damages):
         say(console, f"warning: {text}; what is lost is measured again")
     environment = describe()
     store.add_environment(key_of(environment), environment)
     estimate = _announce(console, plan, store, words)
-    launch = local_launcher(plan, key_of(environment), data_dir, notify=lambda text: say(console, text))
+    launch = local_launcher(
+        plan, key_of(environment), data_dir, lambda text: say(console, text), folder=store.folder, patience=wait
+    )
     try:
         with Progress(console, estimate.cells_left(), estimate.seconds_left) as progress:
             run_sweep(plan, store, launch, (estimate, progress))

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeo
         click.echo(f"data {text}", err=True)
     folder = out or REPORTS / f"timeline-{datetime.now():%Y-%m-%d-%H%M%S}"
     with _beside(folder) as beside:
-        reply = _look(cell.configuration, data_dir, timeout, beside / SNAPSHOT)
+        reply = _look(cell.configuration, data_dir, timeout, beside / SNAPSHOT, folder)
         timeline = reply.timeline
         if timeline is None:
             return _complain(cell.configuration, reply)
@@ -94,7 +95,7 @@ def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeo
     return 0
 
 
-def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path) -> Reply:
+def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path, folder: Path) -> Reply:
     if configuration.is_predicted():
         return Reply(status="ok", timeline=predicted_timeline(configuration))
     request = Request(
@@ -106,8 +107,8 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
         snapshot=snapshot.absolute(),
     )
     try:
-        with alone_on(configuration.device, lambda text: click.echo(text, err=True)):
-            reply = run_pass(request, timeout)
+        turn = partial(alone_on, configuration.device, lambda text: click.echo(text, err=True), folder=folder)
+        reply = run_pass(request, timeout, turn)
     except OSError as error:
         return Reply(status="error", message=f"the process could not start: {error}")
     if reply.timeline is None:

@@ -6,6 +6,7 @@ prints goes to standard error. Ends at once when standard input closes: the pare
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -15,16 +16,19 @@ from typing import TextIO
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from capsbench.errors import CapsbenchError
+from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.measure import counting
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
 from capsbench.measure.processes import other_processes, refuse_others
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.step_trace import traced_figures
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
-from capsbench.workload import Workload
+from capsbench.workload import Workload, source_of
 
 LONGEST_MESSAGE = 500
+
+READY = b"1"
+"""Sent by a worker whose workload is built, and by its parent when it may be timed."""
 
 
 class Request(BaseModel):
@@ -44,6 +48,10 @@ class Request(BaseModel):
     """Where the timeline's pass puts the account of a CUDA device's own allocator."""
     strict: bool = False
     """Whether to measure nothing beside other processes on a CUDA device."""
+    turn: int | None = None
+    """A socket's descriptor: the worker says there that its workload is built, and is told when it may be timed."""
+    source: str | None = None
+    """What the source of the model must be, as in `Cell`."""
 
 
 class Reply(BaseModel):
@@ -59,6 +67,8 @@ class Reply(BaseModel):
     step: StepFigures | None = None
     timeline: Timeline | None = None
     notes: list[str] = []
+    waited_seconds: float = 0.0
+    """How long the pass waited for other sweeps on its device."""
 
 
 def measure_memory(configuration: Configuration, data_directory: Path | None = None) -> Reply:
@@ -84,6 +94,8 @@ def measure_time(request: Request) -> Reply:
     from capsbench.measure import timing
 
     workload = Workload(request.configuration, request.data_directory)
+    if request.turn is not None:
+        _wait_for_turn(request.turn)
     figures = timing.measure_time(workload, request.samples, request.budget_seconds)
     return Reply(status="ok", data_source=workload.data_source, time=figures)
 
@@ -99,6 +111,7 @@ def run(request: Request) -> Reply:
         notes = other_processes(torch.device(request.configuration.device))
         if request.strict:
             refuse_others(notes)
+        _check_source(request)
         if request.timeline:
             reply = measure_timeline(request)
         elif request.what == "memory":
@@ -112,6 +125,21 @@ def run(request: Request) -> Reply:
         full = is_out_of_memory(error, limited=limits_all_memory(request.configuration))
         reply = Reply(status="oom" if full else "error", message=_describe(error))
     return reply.model_copy(update={"notes": [*notes, *reply.notes]})
+
+
+def _check_source(request: Request) -> None:
+    """Refuses to measure another network under the name of one that the sweep began with."""
+    if request.source is not None and source_of(request.configuration.model) != request.source:
+        raise ConfigurationError(
+            f"the source of model '{request.configuration.model}' was changed after this cell was planned",
+            "measure it with the same command and --resume, naming the model",
+        )
+
+
+def _wait_for_turn(descriptor: int) -> None:
+    with socket.socket(fileno=descriptor) as parent:
+        parent.send(READY)
+        parent.recv(len(READY))
 
 
 def _who_counted(probe: str) -> list[str]:

@@ -1,13 +1,14 @@
-"""Cells on this machine, one at a time on each device."""
+"""Cells on this machine, whose measurements take turns on each device."""
 
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from capsbench.errors import BusyDeviceError
+from capsbench.locks import Busy, holding
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.predict import predict_cell
 from capsbench.records import Cell, Plan, Record
@@ -16,39 +17,67 @@ Launcher = Callable[[Cell], Record]
 
 
 def local_launcher(
-    plan: Plan, environment: str, data_directory: Path | None = None, notify: Callable[[str], None] = lambda _: None
+    plan: Plan,
+    environment: str,
+    data_directory: Path | None = None,
+    notify: Callable[[str], None] = lambda _: None,
+    *,
+    folder: Path = Path(),
+    patience: float | None = None,
 ) -> Launcher:
     """Measures cells in fresh processes of this machine.
 
-    Two sweeps in two folders take turns on a device, cell by cell: what runs beside a measurement is in it.
+    Two sweeps in two folders take turns on a device, measurement by measurement: what runs beside one is in it.
 
     Args:
         plan: which passes, how many samples, how long at most.
         environment: key of this machine in environment.json.
         data_directory: where real data sets lie.
         notify: is told when a cell has to wait for another sweep.
+        folder: the report, which a sweep that waits for this one is told.
+        patience: seconds that a cell waits for other sweeps; None: as long as it takes.
     """
 
     def launch(cell: Cell) -> Record:
         if cell.configuration.is_predicted():
             # Nothing is measured, so that nothing can disturb it: no process of its own.
             return predict_cell(cell)
-        with alone_on(cell.configuration.device, notify):
-            return measure_cell(cell, plan, environment=environment, data_directory=data_directory)
+        turn = partial(alone_on, cell.configuration.device, notify, folder=folder, patience=patience)
+        return measure_cell(cell, plan, environment=environment, data_directory=data_directory, turn=turn)
 
     return launch
 
 
 @contextmanager
-def alone_on(device: str, notify: Callable[[str], None]) -> Iterator[None]:
-    """Holds a device against other sweeps; `notify` is told if it has to be waited for."""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"capsbench-{os.getuid()}-{device.replace(':', '')}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        notify(f"waiting for another capsbench sweep on {device}")
-        lock.acquire()
-    try:
+def alone_on(
+    device: str, notify: Callable[[str], None], *, folder: Path = Path(), patience: float | None = None
+) -> Iterator[None]:
+    """Holds a device against other sweeps while the body runs.
+
+    Where the device's lock cannot be had at all, for want of a temporary folder that can be written to, the body runs without.
+
+    Args:
+        device: as configurations name it.
+        notify: is told whom this process waits for, and where other sweeps cannot be kept out.
+        folder: the report, which a sweep that waits for this one is told.
+        patience: seconds to wait; None: as long as it takes.
+
+    Raises:
+        BusyDeviceError: another sweep still holds the device.
+    """
+    path = Path(tempfile.gettempdir()) / f"capsbench-{os.getuid()}-{device.replace(':', '')}.lock"
+
+    def waiting(holder: str) -> None:
+        notify(f"waiting for another capsbench sweep on {device}: {holder}")
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(holding(path, folder, patience=patience, waiting=waiting))
+        except Busy as busy:
+            raise BusyDeviceError(
+                f"{device} is still in use by another capsbench sweep after {patience:g} seconds: {busy.holder}",
+                "wait longer with --wait, or end it; all that was measured is kept: add --resume",
+            ) from None
+        except OSError as error:
+            notify(f"other sweeps on {device} are not kept out: {path} cannot be locked ({error.strerror})")
         yield
-    finally:
-        lock.release()

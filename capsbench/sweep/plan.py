@@ -12,7 +12,15 @@ from capsbench.models import FRONTS, RULES, resolve_front
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import INVERSES, PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
 from capsbench.routing import algorithms, check_routing, compiled, kernels, resolve_kernel
-from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, WITHOUT_BLOCKS, check_optimizer_step, resolve_model
+from capsbench.workload import (
+    BUILT_IN,
+    OPTIMIZER_STEPS,
+    PRECISIONS,
+    WITHOUT_BLOCKS,
+    check_optimizer_step,
+    resolve_model,
+    source_of,
+)
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 DEEPEST = 100_000
@@ -105,8 +113,9 @@ def expand(sweep: Sweep) -> list[Cell]:
         for blocks in sweep.depths
         for line in dict.fromkeys(lines)
     )
+    sources = {model: source_of(model) for model in sweep.models}
     return [
-        Cell(configuration=configuration, replicate=replicate)
+        Cell(configuration=configuration, replicate=replicate, source=sources[configuration.model])
         for replicate in range(sweep.repeats)
         for configuration in configurations
     ]
