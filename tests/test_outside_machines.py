@@ -1,19 +1,33 @@
 """Machines, stores and locks as others have them: edited sources, foreign cores, file systems without locks, other sweeps."""
 
+import errno
+import fcntl
 import json
 import os
+import socket
+import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
-from conftest import make_record
+import torch
+from conftest import make_configuration, make_record
+from fakes import fake_nvml
+from torch import nn
 
 from capsbench import load, slopes
 from capsbench.analysis.compare import compare
 from capsbench.analysis.summary import summarize
+from capsbench.errors import CapsbenchError, StoreError
 from capsbench.records import Plan
 from capsbench.report.labels import Names
 from capsbench.store import Store
+from capsbench.sweep.local import alone_on
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.sweep.runner import remaining
 from capsbench.sweep.session import begin, choose_folder
@@ -34,7 +48,7 @@ HELPER = "def width():\n    return {}\n"
 @pytest.fixture
 def network(tmp_path, own_model):
     """A network whose width is in a module beside it; its name, and a function that edits that module."""
-    helper = f"own_helper_{os.path.basename(tmp_path)}".replace("-", "_")
+    helper = f"own_helper_{tmp_path.name}".replace("-", "_")
 
     def edit(width):
         (tmp_path / f"{helper}.py").write_text(HELPER.format(width), encoding="utf-8")
@@ -160,7 +174,7 @@ def test_no_line_mixes_two_sources(edited):
 
 
 def test_a_gate_looks_at_the_latest_source_alone(edited):
-    store, name, _ = edited
+    store, _, _ = edited
     summary, notes = summarize([(store.folder, record) for record in store.read().records], {})
     (line,) = summary.lines
     assert [cell.bytes["retained"] for cell in line.cells] == [2048, 4096, 6144]
@@ -236,3 +250,269 @@ def test_resuming_after_an_edit_from_the_command_line(capsbench, network):
     assert len(found) == 2
     assert found["slope"].iloc[1] == wanted[wanted["metric"] == "retained"]["slope"].iloc[0]
     assert found["slope"].iloc[0] < found["slope"].iloc[1]
+
+
+# Locks: file systems that have none, holders that are dead, and who holds one.
+
+
+@pytest.fixture
+def without_flock(monkeypatch):
+    """A file system whose locks fail as this error number says, and leases that are short."""
+
+    def break_it(number):
+        def flock(descriptor, operation):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        monkeypatch.setattr("capsbench.locks.LEASE_SECONDS", 1.0)
+
+    return break_it
+
+
+NO_LOCKS = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS]
+
+
+@pytest.mark.parametrize("number", NO_LOCKS, ids=errno.errorcode.get)
+def test_a_folder_is_held_without_the_system_s_locks(tmp_path, without_flock, number):
+    without_flock(number)
+    refused = pytest.raises(StoreError, match=rf"in use.*pid {os.getpid()} on host")
+    with Store(tmp_path).locked(), refused, Store(tmp_path).locked():
+        pytest.fail("two hold one folder")
+    with Store(tmp_path).locked():
+        pass
+
+
+@pytest.mark.parametrize("number", NO_LOCKS, ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    ("name", "holder"),
+    [
+        (".lock", "999999\nelsewhere\n"),
+        (".lock.lease", "filelock/2\npid=999999\nhost=elsewhere\nmode=lease\ntoken=abc\nduration=1.0\n"),
+    ],
+    ids=["as earlier versions left it", "a lease"],
+)
+def test_a_holder_that_died_on_another_host_blocks_nobody_for_long(tmp_path, without_flock, number, name, holder):
+    without_flock(number)
+    (tmp_path / name).write_text(holder)
+    began = time.monotonic()
+    with Store(tmp_path).locked():
+        pass
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("number", NO_LOCKS, ids=errno.errorcode.get)
+def test_a_device_is_held_without_the_system_s_locks(tmp_path, monkeypatch, without_flock, number):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    without_flock(number)
+    told = []
+    refused = pytest.raises(CapsbenchError, match=f"cpu is still in use.*pid {os.getpid()}")
+    with alone_on("cpu", told.append), refused, alone_on("cpu", told.append, patience=0.1):
+        pytest.fail("two hold one device")
+    assert len(told) == 1
+    assert f"pid {os.getpid()}" in told[0]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO, errno.EMFILE], ids=errno.errorcode.get)
+def test_a_device_whose_lock_cannot_be_had_is_measured_all_the_same(tmp_path, monkeypatch, number):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    real = os.open
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith(".lock"):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    told = []
+    with alone_on("cpu", told.append):
+        pass
+    assert len(told) == 1
+    assert os.strerror(number) in told[0]
+
+
+def test_a_device_s_lock_that_is_a_folder_is_no_traceback(tmp_path, monkeypatch):
+    (tmp_path / f"capsbench-{os.getuid()}-cpu.lock").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    told = []
+    with alone_on("cpu", told.append):
+        pass
+    assert len(told) == 1
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from capsbench.store import Store
+from capsbench.sweep.local import alone_on
+folder = Path(sys.argv[1])
+with Store(folder).locked(), alone_on("cpu", print, folder=folder):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def stranger(folder, scratch):
+    """Another sweep that holds a folder and the CPU."""
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            yield holder
+        finally:
+            holder.kill()
+            holder.wait()
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    folder = tmp_path / "scratch"
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def test_who_holds_a_folder_is_named(tmp_path, scratch):
+    theirs = tmp_path / "theirs"
+    with stranger(theirs, scratch) as holder, pytest.raises(StoreError) as raised, Store(theirs).locked():
+        pytest.fail("two hold one folder")
+    assert f"pid {holder.pid} on host {socket.gethostname()}" in raised.value.what
+
+
+def test_who_holds_a_device_is_named_and_waited_for_no_longer_than_is_allowed(tmp_path, scratch):
+    with stranger(tmp_path / "theirs", scratch) as holder:
+        told = []
+        with pytest.raises(CapsbenchError) as raised, alone_on("cpu", told.append, patience=0.3):
+            pytest.fail("two hold one device")
+        for words in (*told, raised.value.what):
+            assert f"pid {holder.pid} on host {socket.gethostname()}" in words
+            assert str(tmp_path / "theirs") in words
+        assert raised.value.exit_status == 1
+        assert "--resume" in raised.value.hint
+        # A holder that is killed holds nothing.
+        holder.kill()
+        with alone_on("cpu", told.append, patience=60):
+            pass
+
+
+class Turns:
+    """Makes turns that are given when `free` is set, and knows when they were asked for."""
+
+    def __init__(self):
+        self.free = threading.Event()
+        self.asked = threading.Event()
+        self.held = False
+
+    @contextmanager
+    def __call__(self):
+        self.asked.set()
+        assert self.free.wait(60)
+        self.held = True
+        yield
+        self.held = False
+
+
+SLOW = """
+from torch import nn
+
+def make(in_shape, num_classes, blocks):
+    open({built!r}, "w").close()
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))
+"""
+
+
+def test_a_workload_is_built_before_its_turn_and_waiting_is_no_work(tmp_path, own_model):
+    from capsbench.measure.cell import measure_cell
+
+    built = tmp_path / "built"
+    (cell,) = cells_of(own_model(SLOW.format(built=str(built))), 1)
+    turns = Turns()
+    found = []
+    plan = Plan(command="", cells=[cell], passes=["time"], budget_seconds=0)
+    began = time.monotonic()
+    thread = threading.Thread(target=lambda: found.append(measure_cell(cell, plan, environment="abcd", turn=turns)))
+    thread.start()
+    assert turns.asked.wait(60)
+    assert built.exists(), "a turn was taken before the workload was built"
+    waited_from = time.monotonic()
+    time.sleep(1.5)
+    assert not found
+    waited = time.monotonic() - waited_from
+    turns.free.set()
+    thread.join()
+    (record,) = found
+    assert record.status == "ok"
+    assert record.time is not None
+    assert record.duration_seconds <= time.monotonic() - began - waited
+    assert not turns.held
+
+
+def test_waiting_counts_towards_no_timeout(own_model):
+    from capsbench.measure.cell import run_pass
+    from capsbench.measure.worker import Request
+
+    (cell,) = cells_of(own_model(SLOW.format(built=os.devnull)), 1)
+    request = Request(configuration=cell.configuration, what="time", samples=5, budget_seconds=0)
+    turns = Turns()
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run_pass(request, 60, turns)))
+    thread.start()
+    assert turns.asked.wait(60)
+    with pytest.MonkeyPatch.context() as patch:
+        real = time.monotonic
+        patch.setattr(time, "monotonic", lambda: real() + 3600)  # an hour later
+        turns.free.set()
+        thread.join()
+    assert found[0].status == "ok"
+
+
+def test_bytes_on_a_cpu_take_no_turn(own_model):
+    from capsbench.measure.cell import measure_cell
+
+    def never():
+        raise AssertionError("a turn was asked for")
+
+    (cell,) = cells_of(own_model(SLOW.format(built=os.devnull)), 1)
+    record = measure_cell(cell, Plan(command="", cells=[cell], passes=["memory"]), environment="abcd", turn=never)
+    assert record.status == "ok"
+    assert record.memory is not None
+
+
+@pytest.mark.parametrize("what", ["time", "memory"])
+def test_a_cuda_device_is_held_from_the_beginning(monkeypatch, what):
+    from capsbench.measure import cell as module
+    from capsbench.measure.worker import Request
+
+    turns = Turns()
+    turns.free.set()
+    held = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: held.append(turns.held) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        module.run_pass(Request(configuration=make_configuration(device="cuda:0"), what=what, samples=5), 10, turns)
+    assert held == [True]
+
+
+def test_a_workload_that_fails_takes_no_turn(own_model):
+    from capsbench.measure.cell import run_pass
+    from capsbench.measure.worker import Request
+
+    (cell,) = cells_of(own_model("def make(in_shape, num_classes, blocks): raise ValueError('never')"), 1)
+    turns = Turns()
+    reply = run_pass(Request(configuration=cell.configuration, what="time", samples=5), 300, turns)
+    assert (reply.status, reply.waited_seconds) == ("error", 0)
+    assert "never" in reply.message
+    assert not turns.asked.is_set()
+
+
+def test_a_sweep_says_whom_it_waits_for_and_gives_up_when_it_is_told_to(capsbench, tmp_path, own_model):
+    name = own_model(SLOW.format(built=os.devnull))
+    (tmp_path / "scratch").mkdir()
+    with stranger(tmp_path / "theirs", tmp_path / "scratch") as holder:
+        found = capsbench(
+            "run", "--models", name, "--depth", "1", "--batch-size", "4", "--device", "cpu", "--out", "mine", "--wait", "1"
+        )
+    assert found.status == 1
+    assert "Traceback" not in found.stderr
+    assert found.stderr.count(f"pid {holder.pid} on host") == 2
+    assert str(tmp_path / "theirs") in found.stderr
