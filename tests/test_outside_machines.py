@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -516,3 +517,162 @@ def test_a_sweep_says_whom_it_waits_for_and_gives_up_when_it_is_told_to(capsbenc
     assert "Traceback" not in found.stderr
     assert found.stderr.count(f"pid {holder.pid} on host") == 2
     assert str(tmp_path / "theirs") in found.stderr
+
+
+# Foreign cores.
+
+CORES = 64
+
+
+class CoresAccount:
+    """Stands in for what the system says of each core of 64, in seconds; `allowed` are this process's."""
+
+    def __init__(self, monkeypatch, allowed, *, quota=None, cores=CORES):
+        from capsbench.measure import cores as module
+
+        self.now, self.own, self.container = 100.0, 50.0, 70.0
+        self.cores = [dict.fromkeys(("user", "system", "idle", "iowait", "steal", "guest"), 10.0) for _ in range(cores)]
+        monkeypatch.setattr("capsbench.measure.watch.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(allowed))
+        monkeypatch.setattr(module, "_ONLINE", Path("/nowhere"))
+        found = None if quota is None else SimpleNamespace(cores=quota, used_seconds=lambda: self.container)
+        monkeypatch.setattr(module, "quota", lambda: found)
+        monkeypatch.setattr(psutil, "cpu_times", self._times)
+        monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: (self.own, 0.0, 0.0, 0.0, 9.0)))
+        monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: [])
+
+    def _times(self, percpu):
+        assert percpu
+        return [SimpleNamespace(_asdict=partial(dict, core)) for core in self.cores]
+
+
+def others_of(account, *, taken, own, seconds=10.0, container=0.0):
+    """The share of others after so many seconds; `taken` are seconds by core, this process's among them."""
+    from capsbench.measure.watch import Watch
+
+    watch = Watch(torch.device("cpu"))
+    account.now += seconds
+    account.own += own
+    account.container += container
+    for index, busy in taken.items():
+        account.cores[index]["user"] += busy
+        account.cores[index]["idle"] += seconds - busy
+    return watch.seen().others
+
+
+@pytest.mark.parametrize(
+    ("allowed", "taken", "own", "others"),
+    [
+        ({5}, {5: 10.0}, 5.0, 0.5),
+        ({5}, {5: 10.0, 6: 10.0, 7: 10.0}, 10.0, 0.0),
+        ({5, 6}, {5: 10.0, 6: 5.0, 40: 10.0}, 10.0, 0.25),
+        (set(range(CORES)), {5: 10.0, 6: 10.0}, 10.0, 1 / CORES),
+    ],
+    ids=["an intruder on the only core", "busy neighbours", "half a core of two", "all cores"],
+)
+def test_only_the_cores_that_a_process_may_use_count(monkeypatch, allowed, taken, own, others):
+    account = CoresAccount(monkeypatch, allowed)
+    assert others_of(account, taken=taken, own=own) == pytest.approx(others)
+
+
+@pytest.mark.parametrize(
+    ("busy", "own", "container", "others"),
+    [(32, 20.0, 20.0, 0.0), (32, 10.0, 20.0, 0.5), (64, 20.0, 20.0, 0.0), (64, 10.0, 10.0, 0.5)],
+    ids=["half the host is busy", "another process in the container", "all that is left is its own", "the host is full"],
+)
+def test_under_a_quota_others_count_where_they_take_of_it(monkeypatch, busy, own, container, others):
+    account = CoresAccount(monkeypatch, set(range(CORES)), quota=2.0)
+    taken = dict.fromkeys(range(busy), 10.0)
+    assert others_of(account, taken=taken, own=own, container=container) == pytest.approx(others)
+
+
+def test_cores_that_are_numbered_anew_in_a_container_all_count(monkeypatch):
+    account = CoresAccount(monkeypatch, {40, 41}, cores=2)
+    assert others_of(account, taken={0: 10.0, 1: 5.0}, own=10.0) == pytest.approx(0.25)
+
+
+def test_numbers_of_cores_are_looked_up_where_some_are_off_line(monkeypatch, tmp_path):
+    from capsbench.measure import cores as module
+
+    account = CoresAccount(monkeypatch, {9}, cores=4)
+    (tmp_path / "online").write_text("0-1,8-9\n")
+    monkeypatch.setattr(module, "_ONLINE", tmp_path / "online")
+    assert others_of(account, taken={0: 10.0, 1: 10.0, 2: 10.0, 3: 5.0}, own=5.0) == pytest.approx(0)
+
+
+WATCH = """
+import os, time, torch
+from capsbench.measure.watch import Watch
+os.sched_setaffinity(0, {{{core}}})
+watch = Watch(torch.device("cpu"))
+end = time.monotonic() + 1.5
+while time.monotonic() < end: pass
+print(watch.seen().others)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_spinning_process_on_one_s_own_core_is_load_whatever_else_is_idle():
+    first = min(os.sched_getaffinity(0))
+    spinner = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{first}}})\nwhile True: pass"])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", WATCH.format(core=first)], capture_output=True, text=True, check=True, timeout=100
+        )
+    finally:
+        spinner.kill()
+        spinner.wait()
+    assert float(done.stdout) > 0.2
+
+
+def test_odd_clocks_end_no_measurement(monkeypatch):
+    from capsbench.measure.watch import Watch
+
+    def refuse(percpu):
+        raise FileNotFoundError("/sys/devices/system/cpu")
+
+    watch = Watch(torch.device("cpu"))
+    monkeypatch.setattr(psutil, "cpu_freq", refuse)
+    watch.look()
+    assert list(watch.seen().clocks) == []
+
+
+def groups_of(tmp_path, own, files):
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "groups", tmp_path / "own"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores", "used"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n", "cpu.stat": "usage_usec 2500000\nuser_usec 1\n"}, 1.5, 2.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None, None),
+        ("0::/\n", {}, None, None),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000", "a/cpu.stat": "usage_usec 7"}, 2.0, 7e-6),
+        (
+            "4:cpu,cpuacct:/docker/1\n0::/\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "50000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}
+            | {"cpu,cpuacct/cpuacct.usage": "3000000000\n"},
+            0.5,
+            3.0,
+        ),
+        (
+            "3:cpu:/x\n2:cpuset:/x\n",
+            {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000", "cpuset/x/cpu.max": "1 1"},
+            None,
+            None,
+        ),
+        ("nonsense\n", {"cpu.max": "0 0"}, None, None),
+    ],
+    ids=["version 2", "no limit", "nothing", "the group outside", "version 1 in a container", "version 1 without", "nonsense"],
+)
+def test_a_container_s_quota_is_known(tmp_path, own, files, cores, used):
+    from capsbench.measure.cores import quota
+
+    found = quota(*groups_of(tmp_path, own, files))
+    assert (found.cores if found else None) == cores
+    assert (found.used_seconds() if found else None) == pytest.approx(used)
