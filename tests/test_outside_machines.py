@@ -676,3 +676,167 @@ def test_a_container_s_quota_is_known(tmp_path, own, files, cores, used):
     found = quota(*groups_of(tmp_path, own, files))
     assert (found.cores if found else None) == cores
     assert (found.used_seconds() if found else None) == pytest.approx(used)
+
+
+# What else figures depend on.
+
+SETTINGS = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "OMP_NUM_THREADS": "3",
+    "MKL_NUM_THREADS": "3",
+    "MKL_DYNAMIC": "FALSE",
+    "OMP_WAIT_POLICY": "passive",
+    "KMP_BLOCKTIME": "0",
+    "GOMP_CPU_AFFINITY": "0-3",
+    "NVIDIA_TF32_OVERRIDE": "0",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
+    "TORCH_BLAS_PREFER_CUBLASLT": "1",
+    "TORCH_CUDNN_V8_API_DISABLED": "1",
+    "TORCHINDUCTOR_MAX_AUTOTUNE": "1",
+    "CUDA_LAUNCH_BLOCKING": "1",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MALLOC_ARENA_MAX": "1",
+    "LD_PRELOAD": "/home/somebody/lib/libjemalloc.so.2",
+}
+
+
+@pytest.fixture
+def described(monkeypatch):
+    """This machine as it is described with these variables set, and none of the others."""
+    from capsbench.measure.environment import describe
+
+    def describe_with(**variables):
+        for name in SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return describe()
+
+    return describe_with
+
+
+def difference(before, after, **fields):
+    """Why the peaks of two runs on these machines cannot be compared; empty where they can."""
+    records = [make_record(blocks=blocks, **fields) for blocks in (1, 2, 3)]
+    sides = [summarize([(Path("made"), record) for record in records], {"abcd": machine})[0] for machine in (before, after)]
+    found = [it for it in compare(*sides).comparisons if it.quantity == "peak" and it.verdict == "not comparable"]
+    return found[0].why if found else ""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_figures_depend_on_is_a_difference_of_machines(described, name):
+    from capsbench.measure.environment import key_of
+
+    plain, other = described(), described(**{name: SETTINGS[name]})
+    assert key_of(plain) != key_of(other)
+    assert "somebody" not in json.dumps(other)
+    value = SETTINGS[name].rpartition("/")[2]
+    assert difference(plain, other, device="cuda:0") == f"{name} {value}, not set before"
+    assert difference(other, plain, device="cuda:0") == f"{name} not set, {value} before"
+    assert difference(other, other, device="cuda:0") == ""
+
+
+def test_variables_that_figures_do_not_depend_on_are_none_of_the_machine(described, tmp_path, monkeypatch):
+    from capsbench.measure.environment import key_of
+
+    plain = described()
+    for name in ("TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TORCH_LOGS", "TORCH_EXTENSIONS_DIR", "HOME", "CAPSBENCH_DATA"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert key_of(described()) == key_of(plain)
+    assert key_of(described(OMP_NUM_THREADS="")) == key_of(plain)
+
+
+def test_a_container_s_quota_is_a_difference_of_machines(described, monkeypatch):
+    plain = described()
+    monkeypatch.setattr("capsbench.measure.environment.quota", lambda: SimpleNamespace(cores=1.5))
+    limited = described()
+    assert limited["cpu"]["quota_cores"] == 1.5
+    assert difference(plain, limited) == "CPU quota 1.5, not set before"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+def test_an_affinity_is_a_difference_of_machines(described, monkeypatch):
+    plain = described()
+    plain["cpu"]["allowed_cores"] = plain["cpu"]["logical_cores"]
+    limited = {**plain, "cpu": {**plain["cpu"], "allowed_cores": 1}}
+    assert difference(plain, limited) == "allowed cores 1, not set before"
+
+
+def test_environments_of_earlier_versions_are_compared_as_before(described):
+    plain = described()
+    plain["cpu"]["allowed_cores"] = plain["cpu"]["logical_cores"]
+    older = {name: value for name, value in plain.items() if name not in ("settings", "source")}
+    older["cpu"] = {name: value for name, value in plain["cpu"].items() if name not in ("allowed_cores", "quota_cores")}
+    assert difference(older, plain) == ""
+    assert difference(plain, older) == ""
+
+
+def test_an_edit_of_the_package_is_another_environment(described, monkeypatch):
+    from capsbench.measure.environment import key_of
+
+    plain = described()
+    monkeypatch.setattr("capsbench.measure.environment.package_digest", lambda: "0" * 12)
+    edited = described()
+    assert key_of(plain) != key_of(edited)
+    assert difference(plain, edited) == ""
+
+
+# Who else is on a CUDA device.
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"init_fails": True}, "NVML does not answer"),
+        ({"asking_fails": True}, "NVML does not answer"),
+        ({"processes": []}, "not even this one"),
+    ],
+    ids=["no driver", "not permitted", "it sees nobody"],
+)
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_where_the_driver_does_not_answer_it_is_said_that_others_cannot_be_known(monkeypatch, options, why, strict):
+    from capsbench.measure import worker
+    from capsbench.measure.worker import Reply, Request
+
+    module, state = fake_nvml(**options)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(worker, "_prepare", lambda configuration: None)
+    monkeypatch.setattr(worker, "measure_memory", lambda *_: Reply(status="ok"))
+    request = Request(configuration=make_configuration(device="cuda:0"), what="memory", samples=5, strict=strict)
+    reply = worker.run(request)
+    (note,) = reply.notes
+    assert "cannot be known" in note
+    assert why in note
+    assert reply.status == ("error" if strict else "ok")
+    if strict:
+        assert "cannot be known" in reply.message
+        assert "without --strict" in reply.message
+    assert state.open == 0
+
+
+def test_a_slice_of_a_gpu_is_asked_for_by_its_own_name(monkeypatch):
+    from capsbench.measure.processes import other_processes
+
+    module, _ = fake_nvml()
+    asked = []
+
+    def handle(uuid):
+        asked.append(uuid)
+        if not uuid.startswith("MIG-"):
+            raise module.NVMLError
+        return "slice"
+
+    module.nvmlDeviceGetHandleByUUID = handle
+    module.nvmlDeviceGetComputeRunningProcesses = lambda handle: [
+        SimpleNamespace(pid=pid, usedGpuMemory=2**20) for pid in (7, os.getpid())
+    ]
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert other_processes(torch.device("cuda:0")) == ["1 other process computes on cuda:0: pid 7 (1 MiB)"]
+    assert asked == ["GPU-1234", "MIG-1234"]

@@ -128,8 +128,15 @@ def mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+HARDWARE = ("CPU", "physical cores", "logical cores", "instructions", "torch", "GPU", "driver")
+"""Parts that every machine has. All others are settings, which are not set where an environment does not name them."""
+
+
 def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
-    """The parts of an entry of environment.json that peaks and times depend on; what it does not say is left out."""
+    """The parts of an entry of environment.json that peaks and times depend on; what it does not say is left out.
+
+    They are `HARDWARE`, limits on the cores that a process may use, and variables of the environment by their own names.
+    """
     known = mapping(environment)
     cpu, cuda = mapping(known.get("cpu")), mapping(known.get("cuda"))
     devices = cuda.get("devices")
@@ -141,6 +148,10 @@ def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
         "torch": mapping(known.get("packages")).get("torch"),
         "GPU": ", ".join(str(mapping(one).get("name")) for one in devices) if isinstance(devices, list) else None,
         "driver": cuda.get("driver"),
+        "CPU quota": cpu.get("quota_cores"),
+        # All of them are no limit: earlier versions did not count them.
+        "allowed cores": allowed if (allowed := cpu.get("allowed_cores")) != cpu.get("logical_cores") else None,
+        **mapping(known.get("settings")),
     }
     return {name: str(value) for name, value in parts.items() if value not in (None, "")}
 

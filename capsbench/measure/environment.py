@@ -13,7 +13,23 @@ from typing import Any
 import psutil
 import torch
 
+from capsbench.fingerprint import package_digest
+from capsbench.measure.cores import allowed_cores, quota
+
 PACKAGES = ("torch", "torchvision", "numpy", "triton")
+
+_SETTINGS = re.compile(
+    r"""
+    PYTORCH_(CUDA_|HIP_)?ALLOC_CONF | PYTORCH_NO_(CUDA|HIP)_MEMORY_CACHING | PYTORCH_JIT | THP_MEM_ALLOC_ENABLE |
+    CUBLAS(LT)?_\w+ | CUDNN_\w+ | NVIDIA_TF32_OVERRIDE | TORCH_ALLOW_TF32_CUBLAS_OVERRIDE |
+    TORCH_(BLAS|LINALG|CUDNN|ROCM)_\w+ | TORCH_COMPILE_DISABLE | TORCHDYNAMO_DISABLE | TORCHINDUCTOR_(?!\w*_DIR$)\w+ |
+    TRITON_INTERPRET | CUDA_(LAUNCH_BLOCKING|MODULE_LOADING|DEVICE_MAX_CONNECTIONS|FORCE_PTX_JIT) |
+    (OMP|GOMP|KMP|MKL|VECLIB|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+ | GLIBC_TUNABLES | LD_PRELOAD | ATEN_CPU_CAPABILITY |
+    CAPSBENCH_NO_COMPILER
+    """,
+    re.VERBOSE,
+)
+"""Names of variables that set how memory is allocated, which kernels run, and on how many threads."""
 
 
 def describe() -> dict[str, Any]:
@@ -24,6 +40,7 @@ def describe() -> dict[str, Any]:
     return {
         "capsbench": version,
         "commit": commit[1] if commit else None,
+        "source": package_digest(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
@@ -31,12 +48,15 @@ def describe() -> dict[str, Any]:
             "model": _cpu_model(),
             "physical_cores": psutil.cpu_count(logical=False),
             "logical_cores": psutil.cpu_count(),
+            "allowed_cores": allowed_cores(),
+            "quota_cores": found.cores if (found := quota()) else None,
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "memory_bytes": psutil.virtual_memory().total,
             "megahertz": round(frequency.current) if frequency else None,
             "load_1_min": round(os.getloadavg()[0], 2),
         },
         "cuda": _cuda(),
+        "settings": _settings(),
     }
 
 
@@ -52,6 +72,12 @@ def key_of(environment: dict[str, Any]) -> str:
 def default_threads() -> int:
     """Threads of a CPU run: what torch would take."""
     return torch.get_num_threads()
+
+
+def _settings() -> dict[str, str]:
+    """The environment's variables that bytes or times depend on; of a path in one, the last part alone."""
+    names = sorted(name for name, value in os.environ.items() if value and _SETTINGS.fullmatch(name))
+    return {name: re.sub(r"[^\s:;,=]*/", "", os.environ[name]) for name in names}
 
 
 def _version(package: str) -> str | None:

@@ -10,6 +10,7 @@ import torch
 
 from capsbench.measure.cores import Cores
 from capsbench.measure.noise import Machine
+from capsbench.measure.processes import nvml_handle
 
 _SHORTEST = 0.5
 """Seconds. The system counts cores' time in steps of 10 ms: a shorter watch would see others where there are none."""
@@ -91,13 +92,13 @@ def _clocks(indexes: Sequence[int]) -> list[float]:
 
 
 def _gpu(device: torch.device) -> Any:
-    """NVML's handle of a device, by its identity: NVML does not know CUDA_VISIBLE_DEVICES. None where it does not answer."""
+    """NVML's handle of a device; None where it does not answer."""
     import pynvml
 
     try:
         pynvml.nvmlInit()  # for as long as this process lives: starting it at every look would be in the measurement
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    except pynvml.NVMLError:
+        return nvml_handle(device)
+    except Exception:  # NVML speaks in many exceptions, and a clock is worth none of them
         return None
 
 
@@ -106,6 +107,6 @@ def _is_slowed(gpu: Any) -> bool:
 
     try:
         reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
-    except pynvml.NVMLError:
+    except Exception:
         return False
     return any(reasons & getattr(pynvml, f"nvmlClocksThrottleReason{name}") for name in _SLOWED)

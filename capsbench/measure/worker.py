@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.measure import counting
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
-from capsbench.measure.processes import other_processes, refuse_others
+from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.step_trace import traced_figures
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
@@ -108,9 +108,12 @@ def run(request: Request) -> Reply:
             # Before memory is limited: not every library bears to be loaded where there is none.
             import capsbench.measure.timing  # noqa: F401
         _prepare(request.configuration)
-        notes = other_processes(torch.device(request.configuration.device))
+        device = torch.device(request.configuration.device)
+        found = other_processes(device)
+        unknown = [] if found else unknown_others(device)
+        notes = [*found, *unknown]
         if request.strict:
-            refuse_others(notes)
+            refuse_others(found, unknown)
         _check_source(request)
         if request.timeline:
             reply = measure_timeline(request)
