@@ -226,6 +226,13 @@ class Workload:
         return loss_of(out, self.batch, self.configuration, self._capsule_loss)
 
 
+def without_effect(configuration: Configuration) -> list[str]:
+    """What a configuration asks for that has no effect on its device, in words."""
+    if configuration.memory == "offload" and configuration.device_kind() == "cpu":
+        return ["memory 'offload' has no effect on a CPU, which is 'stored' there: what it would move is in that memory already"]
+    return []
+
+
 def trainable(model: nn.Module, name: str) -> list[nn.Parameter]:
     """The parameters that an optimizer gets.
 

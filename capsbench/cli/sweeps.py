@@ -21,6 +21,7 @@ from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.local import local_launcher
 from capsbench.sweep.runner import remaining, run_sweep
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_folder
+from capsbench.workload import without_effect
 
 
 def run_cells(
@@ -110,6 +111,8 @@ def _announce(console: Console, plan: Plan, store: Store, words: list[str]) -> E
     say(console, cells + (f", {done} already measured" if done else "") + f" on {devices}")
     for text in words:
         say(console, f"data {text}")
+    for text in dict.fromkeys(text for one in asked for text in without_effect(one)):
+        say(console, f"note: {text}")
     say(console, f"about {duration_text(estimate.seconds_left())}; records go to {store.path}")
     return estimate
 

@@ -49,7 +49,7 @@ def describe() -> dict[str, Any]:
             "physical_cores": psutil.cpu_count(logical=False),
             "logical_cores": psutil.cpu_count(),
             "allowed_cores": allowed_cores(),
-            "quota_cores": found.cores if (found := quota()) else None,
+            "quota_cores": limit.cores if (limit := quota()) else None,
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "memory_bytes": psutil.virtual_memory().total,
             "megahertz": round(frequency.current) if frequency else None,

@@ -23,7 +23,7 @@ from capsbench.measure.processes import other_processes, refuse_others, unknown_
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.step_trace import traced_figures
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
-from capsbench.workload import Workload, source_of
+from capsbench.workload import Workload, source_of, without_effect
 
 LONGEST_MESSAGE = 500
 
@@ -111,7 +111,7 @@ def run(request: Request) -> Reply:
         device = torch.device(request.configuration.device)
         found = other_processes(device)
         unknown = [] if found else unknown_others(device)
-        notes = [*found, *unknown]
+        notes = [*found, *unknown, *without_effect(request.configuration)]
         if request.strict:
             refuse_others(found, unknown)
         _check_source(request)
