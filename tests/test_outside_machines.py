@@ -269,7 +269,7 @@ def without_flock(monkeypatch):
     return break_it
 
 
-NO_LOCKS = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS]
+NO_LOCKS = sorted({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
 
 
 @pytest.mark.parametrize("number", NO_LOCKS, ids=errno.errorcode.get)
