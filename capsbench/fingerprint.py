@@ -130,14 +130,21 @@ def _imported(source: bytes, package: str) -> Iterator[str]:
 
 def _named(module: ModuleType | None) -> Iterator[str]:
     """Modules of the objects in a module's namespace, however they came there."""
-    for value in list(vars(module).values()) if module is not None else ():
-        if isinstance(value, ModuleType):
-            yield value.__name__
+    for value in list(_namespace(module).values()) if module is not None else ():
+        # By its type, not by `isinstance`: what stands in for another object may do anything when it is asked for its class.
+        kind = type(value)
+        if issubclass(kind, ModuleType):
+            name = _namespace(value).get("__name__")
         else:
-            kind = value if isinstance(value, FunctionType | type) else type(value)
-            name = kind.__module__
-            if isinstance(name, str) and name in sys.modules:
-                yield name
+            name = (value if issubclass(kind, FunctionType | type) else kind).__module__
+        if isinstance(name, str) and name in sys.modules:
+            yield name
+
+
+def _namespace(module: object) -> dict[str, object]:
+    """A module's namespace as it is: a lazy module is not loaded for it."""
+    found: dict[str, object] = object.__getattribute__(module, "__dict__")
+    return found
 
 
 def _is_installed(path: Path) -> bool:

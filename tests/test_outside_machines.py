@@ -29,6 +29,7 @@ from capsbench.errors import CapsbenchError, StoreError
 from capsbench.records import Plan
 from capsbench.report.labels import Names
 from capsbench.store import Store
+from capsbench.sweep import local
 from capsbench.sweep.local import alone_on
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.sweep.runner import remaining
@@ -223,16 +224,23 @@ def test_records_of_a_user_s_network_without_a_source_are_read_and_not_taken(tmp
     assert remaining(Plan(command="", cells=[cell]), store) == [cell]
 
 
-def test_an_edit_during_a_sweep_is_no_record_of_the_first_source(network):
-    from capsbench.measure.cell import run_pass
-    from capsbench.measure.worker import Request
-
+def test_an_edit_during_a_sweep_is_no_record_of_the_first_source(network, monkeypatch):
     name, edit = network
     (cell,) = cells_of(name, 1)
-    edit(16)
-    reply = run_pass(Request(configuration=cell.configuration, what="memory", samples=5, source=cell.source), 300)
-    assert reply.status == "error"
-    assert "changed" in reply.message
+    launch = local.local_launcher(Plan(command="", cells=[cell]), "abcd")
+    measured = []
+
+    def measure(cell, plan, **options):
+        measured.append(cell)
+        edit(16)
+        return record_of(cell, 4)
+
+    monkeypatch.setattr(local, "measure_cell", measure)
+    for _ in range(2):
+        record = launch(cell)
+        assert (record.status, record.memory) == ("error", None)
+        assert "changed" in record.message
+    assert len(measured) == 1
 
 
 @pytest.mark.slow
@@ -631,10 +639,17 @@ def test_odd_clocks_end_no_measurement(monkeypatch):
     def refuse(percpu):
         raise FileNotFoundError("/sys/devices/system/cpu")
 
+    def refuse_all(*arguments, **options):
+        raise RuntimeError("an odd machine")
+
     watch = Watch(torch.device("cpu"))
     monkeypatch.setattr(psutil, "cpu_freq", refuse)
     watch.look()
     assert list(watch.seen().clocks) == []
+    monkeypatch.setattr(psutil, "cpu_times", refuse_all)
+    for one in (watch, Watch(torch.device("cpu"))):
+        one.look()
+        assert (list(one.seen().clocks), one.seen().others) == ([], None)
 
 
 def groups_of(tmp_path, own, files):

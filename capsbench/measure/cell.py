@@ -59,7 +59,6 @@ def measure_cell(
             budget_seconds=min(plan.budget_seconds, plan.timeout_seconds / 2),  # more samples are worth no timeout
             data_directory=data_directory,
             strict=plan.strict,
-            source=cell.source,
         )
         try:
             replies.append(run_pass(request, plan.timeout_seconds, turn))

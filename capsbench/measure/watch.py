@@ -30,12 +30,12 @@ class Watch:
         self._gpu = _gpu(device) if device.type == "cuda" else None
         self._clocks: list[float] = []
         self._gpu_throttled = False
-        self._cores = Cores()
-        self._before = _Account.of(self._cores)
+        self._cores = _cores()
+        self._before = _account(self._cores)
 
     def look(self) -> None:
         """Notes the clocks of this moment; some milliseconds at most."""
-        clocks = _clocks(self._cores.indexes)
+        clocks = _clocks(self._cores.indexes if self._cores else ())
         if clocks:
             # Idle cores are slow: the fastest one is one that works.
             self._clocks.append(max(clocks))
@@ -44,7 +44,8 @@ class Watch:
 
     def seen(self) -> Machine:
         """What was seen so far."""
-        others = _Account.of(self._cores).taken_by_others(self._before, self._cores)
+        now = _account(self._cores)
+        others = now.taken_by_others(self._before, self._cores) if now and self._before and self._cores else None
         return Machine(others=others, clocks=self._clocks, gpu_throttled=self._gpu_throttled)
 
 
@@ -59,12 +60,6 @@ class _Account:
     """Of cores that this process used."""
     container: float | None
     """Of cores that a container with a quota used; None where there is none, or the system does not say."""
-
-    @classmethod
-    def of(cls, cores: Cores) -> "_Account":
-        """The account of this moment."""
-        own = sum(psutil.Process().cpu_times()[:4])  # user, system, and both of children that ended
-        return cls(time.monotonic(), cores.busy_seconds(), own, cores.quota.used_seconds() if cores.quota else None)
 
     def taken_by_others(self, before: "_Account", cores: Cores) -> float | None:
         """The share of what this process can get of its cores that others took since; None after too short a time.
@@ -82,13 +77,32 @@ class _Account:
         return taken / cores.capacity
 
 
+def _cores() -> Cores | None:
+    """The cores of this process; None on a machine that cannot say."""
+    try:
+        return Cores()
+    except Exception:  # what an odd machine raises when it is asked is worth no measurement
+        return None
+
+
+def _account(cores: Cores | None) -> _Account | None:
+    """The account of this moment; None on a machine that cannot say."""
+    if cores is None:
+        return None
+    try:
+        own = sum(psutil.Process().cpu_times()[:4])  # user, system, and both of children that ended
+        return _Account(time.monotonic(), cores.busy_seconds(), own, cores.quota.used_seconds() if cores.quota else None)
+    except Exception:
+        return None
+
+
 def _clocks(indexes: Sequence[int]) -> list[float]:
     """The clocks of these cores; of all where the system's list of clocks is another one, none where it does not say."""
     try:
         every = [core.current for core in psutil.cpu_freq(percpu=True)]
-    except Exception:  # an odd machine's clock is worth no measurement
+    except Exception:
         return []
-    return [every[index] for index in indexes] if len(every) > max(indexes) else every
+    return [every[index] for index in indexes] if len(every) > max(indexes, default=len(every)) else every
 
 
 def _gpu(device: torch.device) -> Any:

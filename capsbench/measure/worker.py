@@ -16,14 +16,14 @@ from typing import TextIO
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.errors import CapsbenchError
 from capsbench.measure import counting
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.step_trace import traced_figures
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
-from capsbench.workload import Workload, source_of, without_effect
+from capsbench.workload import Workload, without_effect
 
 LONGEST_MESSAGE = 500
 
@@ -50,8 +50,6 @@ class Request(BaseModel):
     """Whether to measure nothing beside other processes on a CUDA device."""
     turn: int | None = None
     """A socket's descriptor: the worker says there that its workload is built, and is told when it may be timed."""
-    source: str | None = None
-    """What the source of the model must be, as in `Cell`."""
 
 
 class Reply(BaseModel):
@@ -114,7 +112,6 @@ def run(request: Request) -> Reply:
         notes = [*found, *unknown, *without_effect(request.configuration)]
         if request.strict:
             refuse_others(found, unknown)
-        _check_source(request)
         if request.timeline:
             reply = measure_timeline(request)
         elif request.what == "memory":
@@ -128,15 +125,6 @@ def run(request: Request) -> Reply:
         full = is_out_of_memory(error, limited=limits_all_memory(request.configuration))
         reply = Reply(status="oom" if full else "error", message=_describe(error))
     return reply.model_copy(update={"notes": [*notes, *reply.notes]})
-
-
-def _check_source(request: Request) -> None:
-    """Refuses to measure another network under the name of one that the sweep began with."""
-    if request.source is not None and source_of(request.configuration.model) != request.source:
-        raise ConfigurationError(
-            f"the source of model '{request.configuration.model}' was changed after this cell was planned",
-            "measure it with the same command and --resume, naming the model",
-        )
 
 
 def _wait_for_turn(descriptor: int) -> None:

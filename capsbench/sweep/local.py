@@ -12,6 +12,7 @@ from capsbench.locks import Busy, holding
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.predict import predict_cell
 from capsbench.records import Cell, Plan, Record
+from capsbench.workload import source_of
 
 Launcher = Callable[[Cell], Record]
 
@@ -42,10 +43,27 @@ def local_launcher(
         if cell.configuration.is_predicted():
             # Nothing is measured, so that nothing can disturb it: no process of its own.
             return predict_cell(cell)
+        if _has_changed(cell):
+            return _not_this_source(cell)
         turn = partial(alone_on, cell.configuration.device, notify, folder=folder, patience=patience)
-        return measure_cell(cell, plan, environment=environment, data_directory=data_directory, turn=turn)
+        record = measure_cell(cell, plan, environment=environment, data_directory=data_directory, turn=turn)
+        return _not_this_source(cell) if _has_changed(cell) else record
 
     return launch
+
+
+def _has_changed(cell: Cell) -> bool:
+    """Whether a network's source is another one than when the cell was planned."""
+    return cell.source is not None and source_of(cell.configuration.model) != cell.source
+
+
+def _not_this_source(cell: Cell) -> Record:
+    return Record(
+        cell=cell,
+        status="error",
+        message=f"the source of model '{cell.configuration.model}' was changed after this cell was planned - "
+        "measure it with the same command and --resume",
+    )
 
 
 @contextmanager
