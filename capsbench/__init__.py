@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capsbench.analysis.slopes import SlopeFit, fit_slope
+    from capsbench.analysis.least_squares import SlopeFit, fit_slope
     from capsbench.inference import classify
     from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet
     from capsbench.report.notebook import slopes
@@ -19,9 +19,9 @@ _HOME = {
     "CapsuleOutput": "capsbench.models",
     "MoCapsNet": "capsbench.models",
     "ResCapsNet": "capsbench.models",
-    "SlopeFit": "capsbench.analysis.slopes",
+    "SlopeFit": "capsbench.analysis.least_squares",
     "classify": "capsbench.inference",
-    "fit_slope": "capsbench.analysis.slopes",
+    "fit_slope": "capsbench.analysis.least_squares",
     "load": "capsbench.store",
     "slopes": "capsbench.report.notebook",
 }

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from capsbench.analysis.summary import PROGRAM, SCHEMA_VERSION, Summary, summarize
 from capsbench.errors import StoreError
+from capsbench.paths import expanded
 from capsbench.store import Store, read_reports
 
 
@@ -18,6 +19,7 @@ def read_summary(path: Path) -> tuple[Summary, list[str]]:
     Raises:
         StoreError: there is none, or it cannot be read.
     """
+    path = expanded(path)
     return (read_baseline(path), []) if path.is_file() else summary_of_reports(path)
 
 
@@ -47,6 +49,7 @@ def read_baseline(path: Path) -> Summary:
     Raises:
         StoreError: it is missing, not JSON, of another program, or of a schema that this capsbench does not read.
     """
+    path = expanded(path)
     again = "give a file that 'capsbench check REPORTS --baseline FILE --update' has written"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -81,6 +84,7 @@ def write_baseline(summary: Summary, path: Path) -> None:
     Raises:
         StoreError: it cannot be written.
     """
+    path = expanded(path)
     beside = path.with_name(f"{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,28 +15,49 @@ from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import NamedTuple
 
 _PACKAGE = Path(__file__).parent
 _DIGITS = 12
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
-def source_digest(module: str) -> str | None:
-    """Digest of a module that has been imported, and of the modules and versions of packages that it imports.
+class Fingerprint(NamedTuple):
+    """The source of a network."""
+
+    digest: str
+    """Hexadecimal digits."""
+    files: dict[str, str]
+    """Digest of each file, by its path."""
+
+    def is_current(self) -> bool:
+        """Whether all files are as they were."""
+        return all(_file_digest(Path(path)) == known for path, known in self.files.items())
+
+
+def fingerprint(module: str) -> Fingerprint | None:
+    """The source of a module that has been imported, of its user's modules and the versions of packages that it imports.
 
     Args:
         module: dotted name.
 
     Returns:
-        Hexadecimal digits; None where the module has no source, as a built-in one.
+        None where the module has no source, as a built-in one.
     """
-    sources, versions = _Imports(module).found()
-    if not sources and not versions:
+    files, versions = _Imports(module).found()
+    if not files and not versions:
         return None
-    digest = hashlib.sha256()
-    for name, content in [*sorted(sources.items()), *sorted((name, text.encode()) for name, text in versions.items())]:
-        digest.update(f"{name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()[:_DIGITS]
+    digests = {str(path): _file_digest(path) for path in files.values()}
+    parts = [*((name, digests[str(path)]) for name, path in files.items()), *versions.items()]
+    text = "".join(f"{name} {part}\n" for name, part in sorted(parts))
+    return Fingerprint(hashlib.sha256(text.encode()).hexdigest()[:_DIGITS], digests)
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 @cache
@@ -57,16 +78,16 @@ class _Imports:
 
     def __init__(self, module: str) -> None:
         self._first = module
-        self._sources: dict[str, bytes] = {}
+        self._files: dict[str, Path] = {}
         self._versions: dict[str, str] = {}
         self._seen: set[str] = set()
 
-    def found(self) -> tuple[Mapping[str, bytes], Mapping[str, str]]:
-        """Sources of the user's modules, and versions of the installed packages that these import, by name."""
+    def found(self) -> tuple[Mapping[str, Path], Mapping[str, str]]:
+        """Files of the user's modules, and versions of the installed packages that these import, by name."""
         left = [self._first]
         while left:
             left += self._visited(left.pop())
-        return self._sources, self._versions
+        return self._files, self._versions
 
     def _visited(self, name: str) -> list[str]:
         """Reads one module; the names that it imports."""
@@ -86,11 +107,12 @@ class _Imports:
             self._versions[top] = str(getattr(sys.modules.get(top), "__version__", ""))
             return []
         try:
-            self._sources[name] = path.read_bytes()
+            source = path.read_bytes()
         except OSError:
             return more
+        self._files[name] = path
         package = name if spec.submodule_search_locations is not None else parent
-        return [*more, *_imported(self._sources[name], package), *_named(sys.modules.get(name))]
+        return [*more, *_imported(source, package), *_named(sys.modules.get(name))]
 
 
 def _spec_of(name: str) -> ModuleSpec | None:

@@ -58,11 +58,12 @@ def _row(report: Path, record: Record) -> dict[str, object]:
     if record.time is not None:
         row |= {name: median(samples) for name in TIME_COLUMNS if (samples := getattr(record.time, name))}
         row |= {column: tuple(getattr(record.time, name)) for name, column in SAMPLE_COLUMNS.items()}
-    if record.step is not None:
-        row |= {name: getattr(record.step, name) for name in _STEP_COLUMNS}
+    step = record.believed_step()
+    if step is not None:
+        row |= {name: getattr(step, name) for name in _STEP_COLUMNS}
     row["noise"] = ",".join(record.time.noise) if record.time else ""
     row["notes"] = "; ".join([*record.notes, *(record.step.notes if record.step else [])])
-    return row | _quotients(record.memory, record.time, record.step)
+    return row | _quotients(record.memory, record.time, step)
 
 
 def _quotients(memory: MemoryFigures | None, time: TimeFigures | None, step: StepFigures | None) -> dict[str, float]:

@@ -17,11 +17,15 @@ from capsbench.data.images import Source, read_images
 from capsbench.data.preprocess import prepare
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.models import CapsuleNetwork, CapsuleOutput, Ensemble
+from capsbench.models.layers import CapsuleLayer
+from capsbench.paths import expanded
 from capsbench.records import PREDICTED
+from capsbench.routing import algorithm_of
 from capsbench.sweep.session import resolve_device
 from capsbench.training.checkpoint import load_network
 from capsbench.training.loop import BEST
 from capsbench.training.settings import TrainingSettings
+from capsbench.workload import BUILT_IN
 
 BATCH_SIZE = 128
 STEPS = tuple(round(0.05 * step, 2) for step in range(-5, 6))
@@ -58,7 +62,8 @@ def classify(
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
 
     Returns:
-        One for each image.
+        One for each image; it does not depend on the other images. Where a network would let it (SDA's temperature is a mean over
+        the batch) or is not capsbench's own, each image is a batch of its own.
 
     Raises:
         StoreError: a checkpoint cannot be read, or its weights give no numbers.
@@ -74,7 +79,7 @@ class Classifier:
 
     def __init__(self, checkpoints: PathLike | Iterable[PathLike], *, device: str = "cpu") -> None:
         several = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
-        paths = [_file_of(Path(path)) for path in several]
+        paths = [_file_of(expanded(path)) for path in several]
         if not paths:
             raise ConfigurationError("there is no checkpoint", "give at least one")
         self.device = torch.device(_device(device))
@@ -85,6 +90,8 @@ class Classifier:
         networks = [network for network, _ in loaded]
         self.network: nn.Module = networks[0] if len(networks) == 1 else Ensemble(networks).eval()
         self.paths = tuple(paths)
+        own = all(settings.network.model in BUILT_IN for _, settings in loaded)
+        self._batch_size = BATCH_SIZE if own and not any(map(_mixes_batch, self.network.modules())) else 1
 
     @property
     def spec(self) -> DatasetSpec:
@@ -97,7 +104,7 @@ class Classifier:
 
     def __call__(self, images: Tensor) -> list[Classified]:
         """Classifies what `read` gave, or uint8 images `[N, C, H, W]` of the set's shape."""
-        return [one for batch in images.split(BATCH_SIZE) for one in self._batch(batch)]
+        return [one for batch in images.split(self._batch_size) for one in self._batch(batch)]
 
     def inputs(self, images: Tensor) -> Tensor:
         """Images `[N, C, H, W]`, 0 to 255, as the network takes them, on its device."""
@@ -156,6 +163,10 @@ def perturb(classifier: Classifier, image: Tensor, steps: Iterable[float] = STEP
         shown[:, label[0]] = flat
         pictures: Tensor = network.decoder(shown, label.expand(len(flat)))
     return pictures.unflatten(0, moved.shape[:2]).clone().cpu()
+
+
+def _mixes_batch(module: nn.Module) -> bool:
+    return isinstance(module, CapsuleLayer) and algorithm_of(module.routing).mixes_batch
 
 
 def _file_of(path: Path) -> Path:

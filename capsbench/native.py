@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import platformdirs
+from capsbench.paths import user_cache
 
 DISABLED = "CAPSBENCH_NO_COMPILER"
 """Set in the environment, nothing is compiled and nothing compiled is used."""
@@ -59,9 +59,10 @@ def built(source: Path, symbol: str) -> Built:
     sources = b"".join(path.read_bytes() for path in sorted(source.parent.glob("*.*")))
     decisive = [_identity(compiler), _processor(), *language.flags, *language.libraries]
     key = hashlib.sha256(sources + "\n".join(decisive).encode()).hexdigest()[:16]
-    target = Path(platformdirs.user_cache_dir("capsbench")) / "native" / f"{source.stem}-{key}.so"
+    cache, name = user_cache(), f"{source.stem}-{key}.so"
+    folder = None if cache is None else cache / "native"
     try:
-        return Built(_loaded(target, symbol) or _compiled(compiler, language, source, target))
+        return Built(_loaded(folder, name, symbol) or _compiled(compiler, language, source, folder, name))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         return Built(None, f"{Path(compiler).name} failed: {(said.strip().splitlines() or [''])[0][:200]}")
@@ -89,12 +90,12 @@ def _c_plus_plus() -> _Language:
     return _Language("C++", "CXX", ("c++", "g++", "clang++"), flags, libraries)
 
 
-def _loaded(target: Path, symbol: str) -> ctypes.CDLL | None:
+def _loaded(folder: Path | None, name: str, symbol: str) -> ctypes.CDLL | None:
     """What was compiled before; None where it was not, is damaged, or others may have written it."""
     try:
-        if not _is_own(target.parent) or not _is_own(target):
+        if folder is None or not _is_own(folder) or not _is_own(folder / name):
             return None
-        library = ctypes.CDLL(str(target))
+        library = ctypes.CDLL(str(folder / name))
     except OSError:
         return None
     return library if hasattr(library, symbol) else None
@@ -106,20 +107,24 @@ def _is_own(path: Path) -> bool:
     return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
-def _compiled(compiler: str, language: _Language, source: Path, target: Path) -> ctypes.CDLL:
+def _compiled(compiler: str, language: _Language, source: Path, folder: Path | None, name: str) -> ctypes.CDLL:
     """Written beside and renamed: two processes may compile at once, and one may be killed."""
-    folder = target.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        kept = _is_own(folder) and os.access(folder, os.W_OK)
-    except OSError:
-        kept = False
     # Without a cache of its own to write to, this process compiles for itself and leaves nothing.
-    with tempfile.TemporaryDirectory(dir=folder if kept else None) as made:
-        written = Path(made) / target.name
+    kept = folder if folder is not None and _is_writable(folder) else None
+    with tempfile.TemporaryDirectory(dir=kept) as made:
+        written = Path(made) / name
         _run([compiler, *language.flags, str(source), "-o", str(written), *language.libraries], language.optional)
         written.chmod(0o700)
-        return ctypes.CDLL(str(written.replace(target) if kept else written))
+        return ctypes.CDLL(str(written if kept is None else written.replace(kept / name)))
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder, which is made where it is not there, is this user's own to write to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return _is_own(folder) and os.access(folder, os.W_OK)
+    except OSError:
+        return False
 
 
 def _run(command: list[str], optional: tuple[str, ...]) -> None:

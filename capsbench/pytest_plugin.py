@@ -7,6 +7,7 @@
 Without the marker the fixture measures and leaves the verdict to the test.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ def memory_slope(request: pytest.FixtureRequest) -> "Iterator[Callable[..., Memo
     def measure(*args: Any, **kwargs: Any) -> "MemorySlope":
         asked.append(True)
         found = traced(*args, **kwargs)
+        if limit is not None and found.notes:
+            warnings.warn(f"the bytes that a block may retain are not exact: {'; '.join(found.notes)}", stacklevel=2)
         if limit is not None and found.worst_step() > limit:
             sizes = ", ".join(f"{blocks}: {nbytes}" for blocks, nbytes in zip(found.depths, found.retained_bytes, strict=True))
             pytest.fail(

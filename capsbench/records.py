@@ -6,7 +6,7 @@ seconds. Nothing here measures, stores or draws.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
@@ -304,6 +304,11 @@ class StepFigures(Schema):
 
     retained_by_module: dict[str, int]
     """Retained bytes by the module that keeps them (its name in the network); what no module keeps is under the empty name."""
+    retained_bytes: int | None = None
+    """Retained bytes of the traced step, as the allocator of its device would count them. None in records before version 4."""
+    agrees: bool | None = None
+    """Whether a measured step retained just these bytes. If not, what was counted is believed, and nothing of the trace. None in
+    predictions, where nothing was counted, and in records before version 4."""
     flops: int | None = None
     """Floating-point operations of forward and backward, as torch counts them; element-wise work counts nothing."""
     floor_flops: int | None = None
@@ -344,6 +349,16 @@ class Record(Schema):
     notes: list[str] = []
     """What else a reader must know: other processes on the device, for one."""
 
+    def believed_step(self) -> StepFigures | None:
+        """What a trace says, if the bytes that were counted bear it out: a trace that retains others followed another step."""
+        if self.step is None or self.kind == "predicted" or self.memory is None or self.step.agrees:
+            return self.step
+        # Records before version 4 do not say: their modules do.
+        unsaid = self.step.agrees is None
+        kind = self.cell.configuration.device_kind()
+        borne_out = self.schema_version > 3 or adds_up(self.step.retained_by_module, self.memory.retained_bytes, kind)
+        return self.step if unsaid and borne_out else None
+
     def settles(self, passes: Sequence[Pass]) -> bool:
         """Whether a cell needs no further measuring: it ended for good, with all that was asked."""
         if self.status != "ok":
@@ -351,6 +366,12 @@ class Record(Schema):
         if self.kind == "predicted":
             return True
         return all(getattr(self, what) is not None for what in passes)
+
+
+def adds_up(retained_by_module: Mapping[str, int], retained_bytes: int, device_kind: str) -> bool:
+    """Whether modules account for the retained bytes; on CUDA, whose allocator rounds up, whether they account for no more."""
+    total = sum(retained_by_module.values())
+    return total == retained_bytes if device_kind == "cpu" else total <= retained_bytes
 
 
 class Plan(Schema):

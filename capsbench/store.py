@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from capsbench.durable import replacing, sync_folder
 from capsbench.errors import LostWorkError, StoreError
 from capsbench.locks import Busy, holding
+from capsbench.paths import expanded
 from capsbench.records import BOTH, Pass, Plan, Record, Timeline, newer_than_known
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / RECORDS
+        self.folder = expanded(folder)
+        self.path = self.folder / RECORDS
 
     @contextmanager
     def locked(self, notify: Callable[[str], None] = lambda _: None) -> Iterator[None]:
@@ -210,6 +211,7 @@ def report_folders(root: Path) -> list[Path]:
     Raises:
         StoreError: there is none.
     """
+    root = expanded(root)
     if not root.is_dir():
         what = "is no folder" if root.exists() else "does not exist"
         raise StoreError(f"{root} {what}", "give a folder that 'capsbench run' has written")
@@ -249,7 +251,7 @@ def read_timelines(roots: Iterable[Path]) -> tuple[list[tuple[Path, Timeline]], 
     Raises:
         StoreError: one is of a newer schema.
     """
-    paths = {path.resolve(): path for root in roots for path in sorted(root.rglob(TIMELINE))}
+    paths = {path.resolve(): path for root in roots for path in sorted(expanded(root).rglob(TIMELINE))}
     found, damages = [], []
     for path in paths.values():
         try:

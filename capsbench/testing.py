@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from capsbench.analysis.slopes import SlopeFit, fit_slope
+from capsbench.analysis.least_squares import SlopeFit, fit_slope
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.measure.step_trace import TracedStep, trace_step
@@ -34,6 +34,8 @@ class MemorySlope:
     """The line through them."""
     per_module: dict[str, int]
     """Retained bytes that the deepest network has and the shallowest has not, by module; most first."""
+    notes: tuple[str, ...] = ()
+    """Assumptions of the traces, each once. Where there are none, the bytes are exact."""
 
     @property
     def retained_per_block(self) -> float:
@@ -54,7 +56,7 @@ class MemorySlope:
 def memory_slope(
     model_factory: ModelFactory, depths: Sequence[int] = (1, 2, 4), *, dataset: str = "sample", batch_size: int = 8
 ) -> MemorySlope:
-    """The retained bytes of a training step over depth, to the byte, without running it.
+    """The retained bytes of a training step over depth, without running it: to the byte, unless `notes` say what was assumed.
 
     Args:
         model_factory: takes `(in_shape, num_classes, blocks)` and returns a module that gives class scores `[B, classes]` or a
@@ -81,7 +83,8 @@ def memory_slope(
     first, last = steps[0].retained_by_module, steps[-1].retained_by_module
     more = {name: nbytes - first.get(name, 0) for name, nbytes in last.items() if nbytes > first.get(name, 0)}
     most_first = dict(sorted(more.items(), key=lambda item: -item[1]))
-    return MemorySlope(asked, retained, fit_slope(asked, retained), most_first)
+    notes = tuple(dict.fromkeys(note for step in steps for note in step.notes))
+    return MemorySlope(asked, retained, fit_slope(asked, retained), most_first, notes)
 
 
 def _traced(factory: ModelFactory, blocks: int, dataset: str, batch_size: int) -> TracedStep:
@@ -90,6 +93,6 @@ def _traced(factory: ModelFactory, blocks: int, dataset: str, batch_size: int) -
     configuration = Configuration(model=name, blocks=blocks, dataset=dataset, batch_size=batch_size, device="cpu")
 
     def build() -> nn.Module:
-        return as_module(name, factory(spec.shape, spec.classes, blocks))
+        return as_module(name, factory(spec.shape, spec.classes, blocks), spec)
 
     return trace_step(configuration, build=build, inside=False)

@@ -1,10 +1,7 @@
 """One training step and one inference step of one configuration: where models meet measurement."""
 
-import importlib
-import inspect
 import random
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capsbench.catalog import spec_of
+from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.datasets import ImageSet, load_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
-from capsbench.fingerprint import source_digest
+from capsbench.fingerprint import Fingerprint, fingerprint
+from capsbench.foreign import imported, keeping_threads, make_lazy_parameters, takes_labels
 from capsbench.models import (
     CapsNet,
     CapsuleLoss,
@@ -71,9 +69,9 @@ def resolve_model(name: str) -> ModelFactory:
         return BUILT_IN[name]
     registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name in registered:
-        factory = _import(name, registered[name].value)
+        factory = imported(name, registered[name].value)
     elif ":" in name:
-        factory = _import(name, name)
+        factory = imported(name, name)
     else:
         known = ", ".join([*BUILT_IN, *registered])
         raise ConfigurationError(f"model '{name}' is not known", f"choose all, {known}, or package.module:name")
@@ -85,17 +83,17 @@ def resolve_model(name: str) -> ModelFactory:
     return factory
 
 
-def source_of(name: str) -> str | None:
-    """Digest of the source behind a model's name (`fingerprint`); None for this package's own, whose version records name.
+def fingerprint_of(name: str) -> Fingerprint | None:
+    """The source behind a model's name; None for this package's own, whose version records name, and where there is none.
 
     Raises:
-        ConfigurationError: nothing of that name can be imported.
+        ConfigurationError: as `resolve_model`.
     """
-    if name in BUILT_IN:
+    factory = resolve_model(name)
+    if factory is BUILT_IN.get(name):
         return None
-    resolve_model(name)
     registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    return source_digest(registered.get(name, name).partition(":")[0])
+    return fingerprint(registered.get(name, name).partition(":")[0])
 
 
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:
@@ -115,23 +113,32 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     try:
         made = factory(spec.shape, spec.classes, configuration.blocks, **options)
     except TypeError as error:
-        unknown = next((name for name in more if f"'{name}'" in str(error)), None)
+        unknown = _not_taken(options, error)
         if unknown is None:
             raise
         raise ConfigurationError(
             f"model '{configuration.model}' takes no {unknown}", f"leave {unknown} out, or choose a model that takes it"
         ) from None
-    return as_module(configuration.model, made)
+    return as_module(configuration.model, made, spec)
 
 
-def as_module(name: str, made: object) -> nn.Module:
-    """What a model's factory returned.
+def _not_taken(options: Mapping[str, Any], error: TypeError) -> str | None:
+    """The option that a factory refused, if that is what the error says."""
+    if "takes no keyword arguments" in str(error):
+        return next(iter(options), None)
+    says = ("keyword argument '{}'", "passed as keyword arguments: '{}'", "'{}' is an invalid keyword argument")
+    return next((name for name in options if any(words.format(name) in str(error) for words in says)), None)
+
+
+def as_module(name: str, made: object, spec: DatasetSpec) -> nn.Module:
+    """The network that a model's factory returned, with its lazy parameters made.
 
     Raises:
-        ConfigurationError: it is no module.
+        ConfigurationError: it is no module, or one whose forward pass leaves a lazy parameter unmade.
     """
     if not isinstance(made, nn.Module):
         raise ConfigurationError(f"model '{name}' returned {type(made).__name__}", "it must return a torch.nn.Module")
+    make_lazy_parameters(name, made, spec)
     return made
 
 
@@ -172,7 +179,10 @@ class Workload:
             batch = Batch(*(part.to(self.device) for part in _first_batch(data, configuration.batch_size)))
             del data
         self.batch = batch
-        self.model = (build_model(configuration).to(self.device) if model is None else model).train()
+        with keeping_threads(configuration.model) as notes:
+            self.model = (build_model(configuration).to(self.device) if model is None else model).train()
+        self.notes = notes
+        """What else a reader of its figures must know."""
         self._takes_labels = takes_labels(self.model)
         self._capsule_loss = CapsuleLoss()
         self.optimizer = torch.optim.Adam(trainable(self.model, configuration.model), lr=LEARNING_RATE, fused=True)
@@ -185,7 +195,8 @@ class Workload:
     def forward(self) -> Tensor:
         """The loss of the batch, with its graph."""
         with self._autocast():
-            out = self.model(self.batch.images, self.batch.labels) if self._takes_labels else self.model(self.batch.images)
+            # By name: a network may take something else second.
+            out = self.model(self.batch.images, **({"labels": self.batch.labels} if self._takes_labels else {}))
         return self._scaler.scale(self._loss(out))
 
     def backward(self, loss: Tensor) -> None:
@@ -251,11 +262,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def takes_labels(model: nn.Module) -> bool:
-    """Whether a model wants labels beside images, as capsule networks do."""
-    return "labels" in inspect.signature(model.forward).parameters
-
-
 def loss_of(out: Output, batch: Batch, configuration: Configuration, capsule_loss: CapsuleLoss) -> Tensor:
     """Capsule networks have theirs; class scores of any other model take the cross-entropy, summed over the batch likewise.
 
@@ -314,21 +320,3 @@ def _first_batch(data: ImageSet, batch_size: int) -> Batch:
     generator = torch.Generator().manual_seed(SEED)
     # A slice would keep all labels of the set alive.
     return training_batch(data.images[:batch_size], data.labels[:batch_size].clone(), generator)
-
-
-def _import(name: str, path: str) -> ModelFactory:
-    module, _, attribute = path.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        # A user's module usually lies where the command is typed; at the end, so that it hides no installed package.
-        sys.path.append(str(Path.cwd()))
-    try:
-        target: object = importlib.import_module(module)
-        for part in attribute.split("."):
-            target = getattr(target, part)
-    except (Exception, SystemExit) as error:  # whatever a user's module raises when it is imported
-        reason = (str(error).splitlines() or ["no message"])[0]
-        raise ConfigurationError(
-            f"model '{name}' cannot be imported: {type(error).__name__}: {reason}",
-            "name it package.module:name, from where Python can import it",
-        ) from None
-    return target  # type: ignore[return-value]

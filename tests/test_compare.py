@@ -87,7 +87,8 @@ def test_the_trimmed_level_agrees_with_yuen():
 
 def test_a_slope_s_change_adds_both_errors():
     blocks, random = [1, 2, 3, 4, 5, 6], np.random.default_rng(0)
-    before, after = (slope * np.array(blocks) + random.normal(0, 0.1, 6) for slope in (1.0, 1.5))
+    # So long that a share of each is the same: noise of a time is a share of it.
+    before, after = (1e6 + slope * np.array(blocks) + random.normal(0, 0.1, 6) for slope in (1.0, 1.5))
     old, new = stats.linregress(blocks, before), stats.linregress(blocks, after)
     change = slope_change(blocks, before.tolist(), after.tolist())
     reach = stats.t.ppf(0.975, 4) * np.hypot(old.stderr, new.stderr)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,7 +30,11 @@ def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str
 
 def test_everything_in_the_interpreter():
     """interpreted.py: outputs and gradients against the reference, operators, torch.compile. What fails is printed."""
-    pytest.importorskip("triton")
+    triton = pytest.importorskip("triton")
+    try:
+        triton_launch.check_interpreter(triton.__version__, numpy.__version__)
+    except ConfigurationError as cannot:
+        pytest.skip(cannot.what)
     done = run("-m", "pytest", "tests/interpreted.py", "-q", "-p", "no:cacheprovider", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50

@@ -5,13 +5,14 @@ import os
 import re
 
 import click
+import numpy as np
 import pytest
 from conftest import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from capsbench import paper
-from capsbench.analysis.intervals import median_interval, resampled_medians
 from capsbench.cli.commands import cli, sweep_of
 from capsbench.cli.sources import read_sources
 from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, StepFigures, StepPhase, Timeline
@@ -19,6 +20,7 @@ from capsbench.report.page import Inside, Source, build, page_html, write_page
 from capsbench.report.page.build import script_json
 from capsbench.report.page.commands import cell_options, line_command, timeline_command
 from capsbench.report.page.source import told_apart
+from capsbench.stats.median import median_interval
 from capsbench.store import ENVIRONMENT, Store
 
 SMALL = ("run", "--models", "rescapsnet", "--depth", "1,2", "--batch-size", "1", "--capsules", "2", "--kernel", "reference")
@@ -235,21 +237,21 @@ def test_a_contradiction_is_called_one():
     assert '<span class="verdict contradicts">contradicts</span>' in page_html([source(records)])
 
 
-@pytest.mark.parametrize("count", [5, 6, 9, 40])
-def test_the_interval_of_a_median_is_that_of_its_resamples(count):
-    import numpy as np
-
-    random = np.random.default_rng(count)
-    samples = random.normal(1, 0.1, count).tolist()
-    low, high = median_interval(samples)
-    drawn = resampled_medians(samples, random)
-    assert low <= np.percentile(drawn, 2.5) + 1e-12
-    assert high >= np.percentile(drawn, 97.5) - 1e-12
-    ordered = sorted(samples)
-    # And no wider than one sample to each side.
-    assert ordered.index(low) >= np.searchsorted(ordered, np.percentile(drawn, 2.5)) - 1
-    assert ordered.index(high) <= np.searchsorted(ordered, np.percentile(drawn, 97.5)) + 1
-    assert median_interval(samples[:2]) is None
+@pytest.mark.parametrize("count", [3, 5, 6, 9, 40])
+def test_the_interval_of_a_median_is_that_of_the_sign_test(count):
+    samples = np.random.default_rng(count).normal(1, 0.1, count).tolist()
+    record = make_record()
+    timed = record.model_copy(update={"time": record.time.model_copy(update={"train_step_seconds": samples})})
+    cells = data_of(page_html([source([timed])]))["cells"]
+    expected = stats.quantile_test(samples, p=0.5).confidence_interval(0.95)
+    if count < 6:
+        # No interval, rather than one that covers less.
+        assert np.isnan(expected.low)
+        assert cells["train_low"] == cells["train_high"] == [None]
+        assert median_interval(samples) is None
+    else:
+        assert (cells["train_low"], cells["train_high"]) == ([pytest.approx(expected.low)], [pytest.approx(expected.high)])
+        assert median_interval(samples) == tuple(expected)
 
 
 def test_a_failed_write_leaves_the_earlier_page(tmp_path, monkeypatch):

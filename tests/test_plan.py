@@ -186,7 +186,7 @@ def test_a_compiled_kernel_without_a_compiler(monkeypatch):
 def test_when_the_optimizer_steps():
     after, backward = expand(sweep(depths=(1,), optimizer_steps=("after", "backward")))
     assert (after.configuration.optimizer_step, backward.configuration.optimizer_step) == (None, "backward")
-    own = expand(sweep("math:sqrt", depths=(1,), optimizer_steps=("after", "backward"), fronts=("plain", "chunked")))
+    own = expand(sweep("math:sqrt", depths=(1,), optimizer_steps=("after", "backward")))
     assert [(cell.configuration.optimizer_step, cell.configuration.front) for cell in own] == [(None, None), ("backward", None)]
 
 
@@ -228,10 +228,9 @@ def test_threads_belong_to_a_cpu():
     assert cell.configuration.threads is None
 
 
-def test_own_models_ignore_the_options_of_capsule_networks():
-    assert (
-        len(expand(sweep("math:sqrt", depths=(1,), kernels=("recompute", "published"), memories=("stored", "checkpoint")))) == 1
-    )
+def test_own_models_refuse_the_options_of_capsule_networks():
+    with pytest.raises(ConfigurationError, match=r"--kernel recompute,published has no effect on model 'math:sqrt'"):
+        expand(sweep("math:sqrt", depths=(1,), kernels=("recompute", "published"), memories=("stored", "checkpoint")))
 
 
 def test_each_model_has_its_own_strategy():

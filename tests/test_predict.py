@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capsbench.errors import ConfigurationError
 from capsbench.measure import fit, predict
-from capsbench.measure.fit import CHECKED, DEEPEST, largest
+from capsbench.measure.fit import CHECKED, DEEPEST, DEEPEST_TRACED, largest
 from capsbench.measure.flops import votes_flops
 from capsbench.measure.follow import Follow
 from capsbench.measure.gpus import GPUS, gpu_of
@@ -259,7 +259,9 @@ def test_depth_beyond_what_is_checked_is_reckoned_and_looked_at_where_it_can_be(
     deepest = (room - 90) // 10
     assert (found.value, found.bounded, found.traced) == (deepest, True, deepest < 256)
     assert found.memory_bytes == 90 + 10 * found.value
-    assert max(asked) == (deepest if found.traced else CHECKED[-1])
+    # One more was found not to fit; what is reckoned was not looked at.
+    assert max(asked) == (deepest + 1 if found.traced else found.looked_at)
+    assert found.looked_at <= DEEPEST_TRACED
     assert "10 bytes" in found.reason
 
 
@@ -292,11 +294,11 @@ def test_depth_that_costs_nothing_ends_at_the_limit(monkeypatch):
     assert (found.value, found.bounded) == (DEEPEST, False)
 
 
-def test_depth_that_is_not_a_line_goes_no_further(monkeypatch):
+def test_depth_that_costs_more_and_more_is_traced_and_not_reckoned(monkeypatch):
     pretend_device(monkeypatch, lambda blocks: blocks**2, 10**9)
     found = largest(make_configuration(), "depth")
-    assert (found.value, found.bounded, found.traced) == (CHECKED[-1], False, True)
-    assert "not every block adds the same" in found.reason
+    assert (found.value, found.bounded, found.traced) == (DEEPEST_TRACED, False, True)
+    assert "each block adds more than the one before" in found.reason
 
 
 BATCHES = {

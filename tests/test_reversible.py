@@ -312,8 +312,11 @@ def test_dropout_is_replayed(way):
 @pytest.mark.parametrize("way", INVERTED)
 def test_the_random_state_outside_survives_an_error_in_backward(way):
     class Breaks(nn.Module):
+        calls = 0
+
         def forward(self, x: Tensor) -> Tensor:
-            if torch.is_grad_enabled():  # only while it is evaluated again
+            self.calls += 1
+            if self.calls > 1:  # only while it is evaluated again
                 raise ArithmeticError("broken")
             return torch.rand_like(x)
 
@@ -374,7 +377,7 @@ def test_autocast_is_seen_by_the_functions_in_both_directions():
             return torch.sin(x)
 
     in_autocast([Looks()], "reversible")
-    assert seen == [(forward, torch.float32, True, torch.bfloat16) for forward in (False, True)]
+    assert seen == [(True, torch.float32, True, torch.bfloat16) for _ in range(2)]
 
 
 @pytest.mark.parametrize("kernel", ["reference", "published", "recompute"])
@@ -388,21 +391,37 @@ def test_routing_keeps_its_float32_gradients_under_autocast(way, kernel):
     assert_all_close(in_autocast(layers, way), in_autocast(layers, "stored"), relative=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["eval", "no_grad", "inference"])
+@pytest.mark.parametrize("mode", ["no_grad", "inference"])
 @pytest.mark.parametrize("way", WAYS)
-def test_without_training_all_are_a_plain_loop(way, mode):
+def test_without_gradients_all_are_a_plain_loop(way, mode):
     stack = make_stack(functions(3), way)
-    x, grad = example()
-    expected = MomentumStack(functions(3), memory="stored")(x)
-    stack.train(mode != "eval")
-    with {"eval": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}[mode]():
-        output = stack(x)
+    expected = MomentumStack(functions(3), memory="stored")(example()[0])
+    with {"no_grad": torch.no_grad, "inference": torch.inference_mode}[mode]():
+        output = stack(example()[0])
     assert_close(output, expected, relative=0)
-    assert output.requires_grad == (mode == "eval")
-    if mode == "eval":
-        assert "Reversible" not in output.grad_fn.name()
-        (actual,) = torch.autograd.grad(output, x, grad)
-        assert_close(actual, torch.autograd.grad(expected, x, grad)[0], relative=1e-12)
+    assert not output.requires_grad
+
+
+@pytest.mark.parametrize("way", OTHERS)
+def test_eval_with_gradients_keeps_to_the_strategy(way):
+    layers = [nn.Sequential(layer, nn.Dropout(0.5), nn.BatchNorm1d(WIDTH).double()) for layer in functions(4)]
+    (actual, kept), (expected, _), (_, training) = (
+        evaluated_with_gradients(layers, way, mode) for way, mode in ((way, "eval"), ("stored", "eval"), (way, "train"))
+    )
+    assert_all_close(actual, expected, relative=1e-9)
+    assert kept <= training
+
+
+def evaluated_with_gradients(layers: list[nn.Module], way: str, mode: str) -> tuple[list[Tensor | None], int]:
+    """Output and gradients of a stack of copies in a mode, and the bytes that autograd saved for them."""
+    stack = make_stack(copy.deepcopy(layers), way).train(mode == "train")
+    weights = {parameter.data_ptr() for parameter in stack.parameters()}
+    x, grad = example()
+    with saved_by_autograd() as saved:
+        output = stack(x)
+    kept = sum(tensor.nbytes for tensor in saved if tensor.data_ptr() not in weights)
+    output.backward(grad)
+    return [output, x.grad, *(parameter.grad for parameter in stack.parameters())], kept
 
 
 # What is refused
@@ -614,7 +633,8 @@ def test_checkpoint_sqrt_keeps_the_root_of_the_blocks(steps, segment, kept):
     """What enters each segment is kept: ⌈n / ⌈√n⌉⌉ segments of n blocks."""
     with saved_by_autograd() as entered:
         run_steps([lambda x: (torch.sin(x),)] * steps, (example()[0],), "checkpoint-sqrt", segment=segment)
-    assert len({tensor.data_ptr() for tensor in entered}) == kept
+    # Up to torch 2.11 a checkpoint also saves a tensor of 0 bytes, which makes it part of the graph.
+    assert len({tensor.data_ptr() for tensor in entered if tensor.numel()}) == kept
 
 
 def test_strategies_keep_in_order():

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from capsbench.analysis.comparison import Compared, Comparison, Outcome, Thresholds
-from capsbench.analysis.intervals import CONFIDENCE
 from capsbench.analysis.paces import adjusted
 from capsbench.analysis.pair import FAULTS, Pair
 from capsbench.analysis.summary import LineSummary, Summary
 from capsbench.errors import ConfigurationError
+from capsbench.stats.median import CONFIDENCE
 
 
 def compare(before: Summary, after: Summary, thresholds: Thresholds | None = None) -> Compared:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from capsbench.analysis.linearity import Shape
 from capsbench.analysis.modules import ModuleChange
 from capsbench.analysis.paces import Change
 from capsbench.analysis.summary import BYTES, LineSummary
@@ -59,6 +60,10 @@ class Comparison:
     """What modules retain more or less at that depth."""
     p_value: float | None = None
     """Of a time, adjusted for how many times are compared."""
+    shapes: tuple[Shape, Shape] | None = None
+    """Of the slope of a time: what the times over depth are in the first run, and in the second."""
+    within: tuple[float, float] | None = None
+    """Of the slope of a time: seconds per block that it does not exceed in either run, whichever its sign."""
 
     @property
     def is_bytes(self) -> bool:

@@ -1,121 +1,76 @@
-"""Intervals that contain the noise: a slope of times, and a ratio of slopes, drawn again and again from what was measured."""
+"""Intervals of slopes and of their ratios, from the standard errors of every source of noise that is known."""
 
-from collections.abc import Sequence
-from functools import lru_cache
-from statistics import median
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
-CONFIDENCE = 0.95
-DRAWS = 4000
+from capsbench.stats.median import CONFIDENCE
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 
-def slope_draws(
-    blocks: Floats, values: Floats, error: float, samples: Sequence[Sequence[float] | None], random: np.random.Generator
-) -> Floats:
-    """What the slope through medians might have been.
+class StandardError(NamedTuple):
+    """The standard error that one source of noise gives an estimate."""
 
-    Within a process samples scatter: each cell's median is that of a bootstrap resample, and where a depth has replicates
-    they are resampled too. Between processes medians scatter more than their samples say (memory's layout, clocks): the line's
-    standard error, which knows the distance of each median from the line, is added times a draw from Student's t with n − 2
-    degrees of freedom. Noise that shows in both ways counts twice, so that the interval errs on the wide side.
+    value: float
+    """In the unit of the estimate."""
+    degrees: float
+    """Degrees of freedom of its Student's t, not always a whole number."""
+
+
+StandardErrors = tuple[StandardError, ...]
+"""Those of independent sources."""
+
+
+def interval(centre: float, half: float) -> Interval:
+    """The interval of an estimate from half its width."""
+    return float(centre - half), float(centre + half)
+
+
+def reach(errors: Iterable[StandardError]) -> float:
+    """Half the width of the 95 % interval: half widths of independent sources add as squares, which errs on the wide side.
+
+    Their degrees of freedom are not averaged: an error with one degree of freedom is small by chance now and then, and the
+    average would let another source's degrees shrink the interval.
+    """
+    return math.hypot(*(one.value * float(special.stdtrit(one.degrees, (1 + CONFIDENCE) / 2)) for one in errors if one.value))
+
+
+def p_value(estimate: float, errors: Sequence[StandardError]) -> float:
+    """The two-sided p-value of an estimate, below 5 % where its interval does not contain 0.
+
+    Figures that do not scatter at all are told apart by any difference.
+    """
+    half = reach(errors)
+    if half <= 1e-12 * abs(estimate):
+        return 0.0 if estimate else 1.0
+    degrees = min(one.degrees for one in errors if one.value)
+    within = abs(estimate) / half * float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
+    return float(2 * special.stdtr(degrees, -within))
+
+
+def ratio_interval(slope: float, half: float, reference: float, reference_half: float) -> Interval | None:
+    """The 95 % interval of a ratio of two slopes (Fieller 1954): every ratio r for which slope − r · reference may be 0.
 
     Args:
-        blocks: `[n]`, depths; at least two different ones among at least three.
-        values: `[n]`, medians.
-        error: standard error of the least-squares slope.
-        samples: raw samples of each value; None where there are none, and it is taken as it is.
-        random: where draws come from.
+        slope: the dividend.
+        half: half the width of its interval.
+        reference: the divisor.
+        reference_half: half the width of its interval.
 
     Returns:
-        `[DRAWS]`, slopes.
+        Its ends, or None where the divisor's interval contains 0, and the ratio may be anything.
     """
-    count = len(blocks)
-    medians = np.broadcast_to(values, (DRAWS, count)).copy()
-    for place, raw in enumerate(samples):
-        if raw is not None and len(raw) > 1 and (middle := median(raw)):
-            # Relative, so that a value that was scaled since keeps its noise.
-            medians[:, place] *= resampled_medians(raw, random) / middle
-    centred = blocks - blocks.mean()
-    slopes = _with_replicates(blocks, medians, random) @ centred / (centred @ centred)
-    return slopes + error * random.permutation(_student(count - 2))
-
-
-def resampled_medians(samples: Sequence[float], random: np.random.Generator) -> Floats:
-    """`[DRAWS]`: medians of bootstrap resamples.
-
-    A resample's median is a sample whose rank is that of an order statistic of uniform numbers, which has a Beta distribution
-    (Maritz and Jarrett 1978): drawing the rank spares drawing the resample.
-    """
-    ordered = np.sort(np.asarray(samples, dtype=float))
-    count = ordered.size
-    half = (count + 1) // 2
-    lower = random.beta(half, count - half + 1, size=DRAWS)
-    upper = lower if count % 2 else lower + (1 - lower) * random.beta(1, count - half, size=DRAWS)
-    first, second = (ordered[np.minimum((ranks * count).astype(int), count - 1)] for ranks in (lower, upper))
-    return (first + second) / 2
-
-
-def median_interval(samples: Sequence[float]) -> Interval | None:
-    """The 95 % interval of a median: the samples at the ranks where a resample's median lies (see `resampled_medians`).
-
-    Args:
-        samples: in any order.
-
-    Returns:
-        Its ends, or None with fewer than three samples.
-    """
-    count = len(samples)
-    if count < 3:
+    divisor = (reference - reference_half) * (reference + reference_half)
+    if divisor <= 0:
         return None
-    low, high = _median_ranks(count)
-    ordered = sorted(samples)
-    return float(ordered[low]), float(ordered[high])
-
-
-@lru_cache
-def _median_ranks(count: int) -> tuple[int, int]:
-    """Of so many samples, the places in ascending order at which the interval of their median ends."""
-    half = (count + 1) // 2
-    # Of an even number the middle two share the median: the lower one's low end, and the upper one's high end.
-    low = stats.beta.ppf((1 - CONFIDENCE) / 2, half, count - half + 1)
-    high = 1 - low
-    return int(low * count), min(int(high * count), count - 1)
-
-
-def interval_of(draws: Floats) -> Interval:
-    """Where the middle 95 % of draws lie."""
-    low, high = np.percentile(draws, (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)))
-    return float(low), float(high)
-
-
-def ratio_interval(slopes: Floats, references: Floats) -> Interval | None:
-    """The 95 % interval of a ratio; None where a reference might be 0."""
-    if not references.all():
-        return None
-    return interval_of(slopes / references)
-
-
-def _with_replicates(blocks: Floats, medians: Floats, random: np.random.Generator) -> Floats:
-    """Draws whose replicates at each depth are drawn from among them, with replacement."""
-    depths = np.unique(blocks)
-    if depths.size == blocks.size:
-        return medians
-    found = medians.copy()
-    for depth in depths:
-        places = np.flatnonzero(blocks == depth)
-        if places.size > 1:
-            chosen = places[random.integers(places.size, size=(len(medians), places.size))]
-            found[:, places] = np.take_along_axis(medians, chosen, axis=1)
-    return found
-
-
-@lru_cache
-def _student(degrees: int) -> Floats:
-    """`[DRAWS]`: quantiles of Student's t, evenly spread: fewer are needed than of random draws."""
-    return np.asarray(stats.t.ppf((np.arange(DRAWS) + 0.5) / DRAWS, degrees), dtype=float)
+    if not half and not reference_half:
+        return (slope / reference + 0.0,) * 2
+    middle = slope * reference
+    root = math.sqrt(max(middle**2 - divisor * (slope - half) * (slope + half), 0.0))
+    return (middle - root) / divisor, (middle + root) / divisor

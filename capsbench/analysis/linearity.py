@@ -1,6 +1,9 @@
 """Whether what depth costs is a line at all: reserved memory jumps, and a cache that overflows bends a time."""
 
+from typing import Literal
+
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from capsbench.analysis.intervals import Floats
@@ -13,6 +16,26 @@ ROUNDING_BYTES = 512.0
 
 BENT_BY_CHANCE = 0.01
 _FEWEST_DEPTHS = 5
+
+
+Shape = Literal["line", "no change measurable", "not a line"]
+"""What values over depth are. Of the second kind are those whose slope cannot be distinguished from 0: it has no sign, no ratio,
+and no line is drawn for it. An exact slope of 0 is a line."""
+
+
+def shape_of(linear: bool, low: float | None, high: float | None) -> Shape:
+    """What values over depth are.
+
+    Args:
+        linear: whether a line fits.
+        low: one end of the interval of its slope; None or NaN where there is none.
+        high: the other end.
+    """
+    if not linear:
+        return "not a line"
+    if low is None or high is None or pd.isna(low) or pd.isna(high):
+        return "line"
+    return "no change measurable" if low <= 0 <= high and low < high else "line"
 
 
 def bytes_are_linear(residuals: Floats, deviation: float) -> bool:

@@ -16,6 +16,11 @@ class Metric:
     is_bytes: bool
     """Bytes, or seconds."""
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a second run gives the same: bytes do, but for those of a whole process."""
+        return self.is_bytes and self.name != "process"
+
 
 MEMORY_METRICS = {
     metric.name: metric

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from capsbench.analysis.comparison import Comparison, Outcome, Scope, Thresholds, Verdict
+from capsbench.analysis.least_squares import fit_slope
 from capsbench.analysis.modules import ModuleChange, module_changes
-from capsbench.analysis.paces import FEWEST_CELLS, Change, cell_changes, level_change, slope_change
-from capsbench.analysis.slopes import fit_slope
+from capsbench.analysis.paces import FEWEST_CELLS, Change, Place, cell_changes, level_change, slope_change
 from capsbench.analysis.summary import BYTES, HARDWARE, TIMES, CellSummary, LineSummary, Summary
-from capsbench.records import Status
+from capsbench.records import Status, adds_up
 
 PORTABLE = frozenset({"retained", "state", "gradient", "optimizer"})
 """Bytes that are the same on every machine."""
@@ -28,6 +28,13 @@ LOAD = "load"
 
 Cells = Sequence[tuple[CellSummary, CellSummary]]
 """Matching cells before and after."""
+
+
+def _by_module(line: LineSummary, cell: CellSummary) -> dict[str, int]:
+    """Retained bytes by module; none where they do not add up to the counted bytes, as in an old baseline they may not."""
+    found, counted = cell.retained_by_module, cell.bytes.get("retained")
+    trusted = line.kind == "predicted" or counted is None or adds_up(found, counted, line.configuration.device_kind())
+    return found if trusted else {}
 
 
 class Pair:
@@ -97,8 +104,7 @@ class Pair:
         values = [(old.bytes[name], new.bytes[name]) for old, new in cells]
         if len({old.blocks for old, _ in cells}) > 1:
             blocks = [old.blocks for old, _ in cells]
-            # What least squares leave of whole numbers is no difference.
-            before, after = (round(fit_slope(blocks, side).slope, 3) for side in zip(*values, strict=True))
+            before, after = (fit_slope(blocks, side).slope for side in zip(*values, strict=True))
             deepest = max(cells, key=lambda it: it[0].blocks)
             yield self._bytes_comparison("slope", name, before, after, deepest)
         for (before, after), cell in zip(values, cells, strict=True):
@@ -109,8 +115,9 @@ class Pair:
     ) -> Comparison:
         old, new = cells
         modules: list[ModuleChange] = []
-        if name in HELD_BY_MODULES and before != after and old.retained_by_module and new.retained_by_module:
-            modules = module_changes(old.retained_by_module, new.retained_by_module)
+        held = _by_module(self.old, old), _by_module(self.new, new)
+        if name in HELD_BY_MODULES and before != after and all(held):
+            modules = module_changes(*held)
         matters = self.limits.bytes_matter(before, after)
         return Comparison(
             self.line,
@@ -140,19 +147,20 @@ class Pair:
         before, after, relative = _paces(cells, name)
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
         why = "; ".join(left_out + ([] if relative else [NO_YARDSTICK]) + ([f"noisy: {', '.join(noises)}"] if noises else []))
-        level = level_change(before, after)
+        places = [Place(old.blocks, old.replicate) for old, _ in cells]
+        level = level_change(before, after, places)
         if level is None:
             few = f"{len(cells)} matching cells; {FEWEST_CELLS} are needed to know the noise between processes"
             yield Comparison(self.line, "level", name, "not comparable", why=few)
             return
         deepest = max(old.blocks for old, _ in cells)
         yield self._time_comparison("level", name, level, why, deepest)
-        blocks = [old.blocks for old, _ in cells]
-        slope = slope_change(blocks, before, after)
+        blocks, replicates = (list(one) for one in zip(*places, strict=True))
+        slope = slope_change(blocks, before, after, replicates)
         if slope is not None:
             verdict = _side(slope.before, slope.after) if self._slope_matters(slope, blocks, before) else "same"
             yield replace(self._time_comparison("slope", name, slope, why, deepest), verdict=verdict)
-        for (old, _), change in zip(cells, cell_changes(before, after) or (), strict=True):
+        for (old, _), change in zip(cells, cell_changes(before, after, places) or (), strict=True):
             yield self._time_comparison("cell", name, change, why, old.blocks, old.replicate)
 
     def _slope_matters(self, slope: Change, blocks: Sequence[int], before: Sequence[float]) -> bool:
@@ -170,7 +178,10 @@ class Pair:
         """As if the difference were beyond doubt."""
         verdict = _side(change.before, change.after) if self.limits.time_matters(change) else "same"
         figures = (change.before, change.after, change.low, change.high)
-        return Comparison(self.line, scope, name, verdict, *figures, why, blocks, replicate, p_value=change.p_value)
+        return Comparison(
+            self.line, scope, name, verdict, *figures, why, blocks, replicate,
+            p_value=change.p_value, shapes=change.shapes, within=change.within,
+        )  # fmt: skip
 
     def _difference(self, old: CellSummary, new: CellSummary) -> str:
         """In what the machines of two cells differ, as far as peaks and times depend on it; empty where in nothing."""

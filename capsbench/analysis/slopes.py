@@ -1,25 +1,23 @@
 """What a block costs: straight lines through memory and time over depth.
 
-Ordinary least squares with 95 % intervals from Student's t with n − 2 degrees of freedom; the arithmetic is that of scipy's
-`linregress`. Slopes of times, and ratios, have intervals from `intervals`; whether a line fits at all is for `linearity` to say.
+Ordinary least squares. Whole numbers at whole depths are fitted in whole numbers, so that exact bytes have exact slopes. The
+intervals of lines are those of `intervals` and `scatter`; whether a line fits at all is for `linearity` to say.
 """
 
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
-from capsbench.analysis.intervals import CONFIDENCE, Floats, Interval, interval_of, ratio_interval, slope_draws
-from capsbench.analysis.linearity import bytes_are_linear, times_are_linear
+from capsbench.analysis.intervals import interval, ratio_interval, reach
+from capsbench.analysis.least_squares import SlopeFit, fit_slope
+from capsbench.analysis.linearity import Shape, bytes_are_linear, shape_of, times_are_linear
 from capsbench.analysis.metrics import METRICS, Metric
-from capsbench.errors import ConfigurationError
-from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS, plain
+from capsbench.analysis.scatter import Points, line_errors
+from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
 
 REFERENCE_MODEL = "rescapsnet"
 
@@ -28,90 +26,18 @@ _OF_CAPSULES = {"kernel", "routing", "iterations", "capsules", "front"}
 
 
 @dataclass(frozen=True)
-class SlopeFit:
-    """A least-squares line."""
-
-    slope: float
-    """Change per block."""
-    intercept: float
-    """Value at depth 0."""
-    slope_interval: Interval | None
-    """95 % interval of the slope; None with fewer than three points."""
-    intercept_interval: Interval | None
-    """95 % interval of the intercept; None with fewer than three points."""
-    r2: float | None
-    """Share of the variance that the line explains; None where the values do not vary."""
-    points: int
-    """Number of values."""
-    deviation: float = 0.0
-    """Largest distance of a value from the line, over the range of the values; 0 where they do not vary."""
-    slope_error: float | None = None
-    """Standard error of the slope; None with fewer than three points."""
-
-
-@dataclass(frozen=True)
 class LineFit:
     """The line through one metric of a line of records, and how far to trust it."""
 
     fit: SlopeFit
-    """The interval of a time's slope contains the noise within and between processes."""
+    """Its intervals contain the noise within and between processes, and between replicates."""
     linear: bool
-    """Whether it is a line at all."""
-    draws: Floats | None
-    """What the slope might have been; None with fewer than three points."""
+    """Whether a line fits at all."""
 
-
-def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
-    """Fits `values` = intercept + slope · `blocks` by ordinary least squares.
-
-    Args:
-        blocks: depths; at least two different ones.
-        values: as many, finite, in any unit.
-
-    Returns:
-        The line, with 95 % intervals where there are three points or more.
-
-    Raises:
-        ConfigurationError: the lengths differ, a value is not finite, or there are fewer than two depths.
-    """
-    x, y = np.asarray(blocks, dtype=float), np.asarray(values, dtype=float)
-    if x.shape != y.shape or x.ndim != 1:
-        raise ConfigurationError(f"{x.size} blocks for {y.size} values", "give one value for each depth")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ConfigurationError("a depth or value is not finite", "leave out cells that were not measured")
-    if np.unique(x).size < 2:
-        raise ConfigurationError(f"a slope over {np.unique(x).size} depths", "a line needs two different depths")
-    if np.ptp(y) == 0:
-        # Exactly level: nothing for r² to explain, and no rounding of a fit to report as a slope.
-        level = float(y[0])
-        known = x.size > 2
-        intervals: tuple[Interval | None, Interval | None] = ((0.0, 0.0), (level, level)) if known else (None, None)
-        return SlopeFit(0.0, level, *intervals, None, x.size, slope_error=0.0 if known else None)
-    middle = np.mean(x)
-    of_x, of_both, _, of_y = np.cov(x, y, bias=True).flat
-    share = 0.0 if of_y == 0 else min(1.0, (of_both / np.sqrt(of_x * of_y)) ** 2)
-    slope = of_both / of_x
-    intercept = np.mean(y) - slope * middle
-    if x.size < 3:
-        return SlopeFit(float(slope), float(intercept), None, None, float(share), x.size)
-    error = np.sqrt((1 - share) * of_y / of_x / (x.size - 2))
-    reach = _reach(x.size - 2)
-    return SlopeFit(
-        slope=float(slope),
-        intercept=float(intercept),
-        slope_interval=_interval(slope, reach * error),
-        intercept_interval=_interval(intercept, reach * (error * np.sqrt(of_x + middle**2))),
-        r2=float(share),
-        points=x.size,
-        deviation=float(np.abs(y - intercept - slope * x).max() / np.ptp(y)),
-        slope_error=float(error),
-    )
-
-
-@lru_cache
-def _reach(degrees: int) -> float:
-    """Of Student's t, half the width of an interval in standard errors."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
+    @property
+    def shape(self) -> Shape:
+        """Whether it is a line, and one whose slope can be distinguished from 0."""
+        return shape_of(self.linear, *(self.fit.slope_interval or (None, None)))
 
 
 def line_columns(frame: pd.DataFrame) -> list[str]:
@@ -140,45 +66,53 @@ def _places_by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], ND
         yield dict(zip(keys, values, strict=True)), places.to_numpy()
 
 
-def fit_line(line: Mapping[str, object], cells: pd.DataFrame, metric: Metric) -> LineFit | None:
+def fit_line(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
     """The line through one metric of a line of records; None with fewer than two depths.
 
     Args:
-        line: the line's common values: they seed the draws, so that a line has one interval wherever it is drawn.
-        cells: its rows that ended well, as `lines` gives them.
+        cells: the line's rows that ended well, as `lines` gives them.
         metric: what to fit.
     """
-    values, samples = _column(cells, metric)
-    return _fit(line, metric, cells["blocks"].to_numpy(dtype=float), values, samples)
+    return _fit(_points(cells, metric), metric)
 
 
-def _column(cells: pd.DataFrame, metric: Metric) -> tuple[Floats, list[object]]:
-    """Values of a metric, NaN where there are none, and raw samples. Bytes repeat: only times have samples."""
+def _points(cells: pd.DataFrame, metric: Metric) -> Points:
+    """Values of a metric over depth, NaN where there are none. Bytes repeat: only times have samples."""
     column = SAMPLE_COLUMNS.get(metric.column)
-    samples = cells[column].tolist() if column in cells.columns else [None] * len(cells)
-    return cells[metric.column].to_numpy(dtype=float, na_value=np.nan), samples
+    return Points(
+        cells["blocks"].to_numpy(dtype=float),
+        cells[metric.column].to_numpy(dtype=float, na_value=np.nan),
+        cells["replicate"].to_numpy(dtype=float) if "replicate" in cells.columns else None,
+        [one if isinstance(one, Sequence) else None for one in cells[column]] if column in cells.columns else (),
+    )
 
 
-def _fit(line: Mapping[str, object], metric: Metric, blocks: Floats, values: Floats, samples: Sequence[object]) -> LineFit | None:
-    """`fit_line` of what cells say: depths, values and raw samples."""
-    places = np.flatnonzero(~np.isnan(values))
-    blocks, values = blocks[places], values[places]
-    if len(set(blocks.tolist())) < 2:
+def _taken(points: Points, places: NDArray[np.intp]) -> Points:
+    """Some of the values."""
+    return Points(
+        points.blocks[places],
+        points.values[places],
+        None if points.replicates is None else points.replicates[places],
+        [points.samples[place] for place in places.tolist()] if points.samples else (),
+    )
+
+
+def _fit(points: Points, metric: Metric) -> LineFit | None:
+    """`fit_line` of values of which some may be missing."""
+    points = _taken(points, np.flatnonzero(~np.isnan(points.values)))
+    blocks, values = points.blocks, points.values
+    if np.unique(blocks).size < 2:
         return None
     fit = fit_slope(blocks.tolist(), values.tolist())
     if metric.is_bytes:
         linear = bytes_are_linear(values - fit.intercept - fit.slope * blocks, fit.deviation)
     else:
         linear = times_are_linear(blocks, values, fit.deviation)
-    if fit.slope_error is None:
-        return LineFit(fit, linear, None)
-    # Where records lie, and whether a column is of floats for other lines' sake, changes no interval.
-    known = {column: plain(value) for column, value in line.items() if column != "report"}
-    name = repr([*((column, str(value)) for column, value in known.items() if value is not None), metric.name])
-    random = np.random.default_rng(zlib.crc32(name.encode()))
-    raws = [raw if isinstance(raw := samples[place], Sequence) else None for place in places.tolist()]
-    draws = slope_draws(blocks, values, fit.slope_error, raws, random)
-    return LineFit(fit if metric.is_bytes else replace(fit, slope_interval=interval_of(draws)), linear, draws)
+    if fit.slope_interval is None or (fit.exact and metric.is_bytes):
+        return LineFit(fit, linear)
+    errors = line_errors(points, relative=not metric.is_bytes, exact=fit.exact)
+    slope, intercept = (interval(fit.slope, reach(errors.slope)), interval(fit.intercept, reach(errors.intercept)))
+    return LineFit(replace(fit, slope_interval=slope, intercept_interval=intercept), linear)
 
 
 def slopes(frame: pd.DataFrame) -> pd.DataFrame:
@@ -192,38 +126,37 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
 
         - `metric`, `unit` (`bytes` or `seconds`, per block), `slope`, `slope_low`, `slope_high`, `intercept`, `intercept_low`,
           `intercept_high`, `r2`, `points`. The interval of a time's slope contains the scatter of samples, of replicates and of
-          medians round the line; bytes repeat, and have the least-squares interval alone. Missing with fewer than three points.
-        - `linear`: False where a line does not fit; `deviation`: the largest residual over the range of the values.
+          medians round the line. Bytes repeat: where all lie on the line, its slope is exact, and its interval is that number.
+          Intervals are missing with fewer than three points.
+        - `linear`: False where a line does not fit; `shape`: one of `capsbench.analysis.linearity.Shape`, which tells apart lines
+          whose slope cannot be distinguished from 0; `deviation`: the largest residual over the range of the values.
         - `noise`: what disturbed the times of this line, joined by commas; empty for bytes.
         - `ratio_to_rescapsnet`, `ratio_low`, `ratio_high`: the slope over that of the ResCapsNet with stored activations and
-          otherwise the same options in the same report; missing where there is none, where its interval contains 0, or where
-          one of the two is not a line.
+          otherwise the same options in the same report; missing where there is none, or where one of the two is not a line or
+          cannot be distinguished from 0.
 
         A line with fewer than two depths has no row.
     """
     keys = line_columns(frame)
     rows = []
-    draws: list[Floats | None] = []
     # Columns once, and not a frame for each line and metric: there may be thousands.
     good = frame[frame["status"] == "ok"]
     blocks = good["blocks"].to_numpy(dtype=float)
-    columns = {metric.name: _column(good, metric) for metric in METRICS.values()}
+    columns = {metric.name: _points(good, metric) for metric in METRICS.values()}
     disturbed = good["noise"].tolist() if "noise" in good.columns else [""] * len(good)
     for line, places in _places_by_line(good):
         order = places[np.argsort(blocks[places], kind="stable")]
         noise = ",".join(_each_once(disturbed[place] for place in order.tolist()))
         for metric in METRICS.values():
-            values, samples = columns[metric.name]
-            found = _fit(line, metric, blocks[order], values[order], [samples[place] for place in order.tolist()])
-            if found is None:
-                continue
-            draws.append(found.draws)
-            row = line | {"metric": metric.name} | _numbers(found, metric) | {"noise": "" if metric.is_bytes else noise}
-            rows.append(row)
+            found = _fit(_taken(columns[metric.name], order), metric)
+            if found is not None:
+                rows.append(
+                    line | {"metric": metric.name} | _numbers(found, metric) | {"noise": "" if metric.is_bytes else noise}
+                )
     heads = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
-    table = pd.DataFrame(rows, columns=[*heads, "r2", "points", "linear", "deviation", "noise"])
+    table = pd.DataFrame(rows, columns=[*heads, "r2", "points", "linear", "shape", "deviation", "noise"])
     references = _references(table, keys)
-    ratios = [_ratio(rows, references[place], draws, place) for place in range(len(rows))]
+    ratios = [_ratio(rows, place, references[place]) for place in range(len(rows))]
     return table.join(pd.DataFrame(ratios, columns=["ratio_to_rescapsnet", "ratio_low", "ratio_high"], dtype="float64"))
 
 
@@ -242,6 +175,7 @@ def _numbers(found: LineFit, metric: Metric) -> dict[str, object]:
         "r2": np.nan if fit.r2 is None else fit.r2,
         "points": fit.points,
         "linear": found.linear,
+        "shape": found.shape,
         "deviation": fit.deviation,
     }
 
@@ -255,16 +189,19 @@ def _each_once(noises: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name for names in noises for name in names.split(",") if name))
 
 
-def _ratio(
-    rows: Sequence[Mapping[str, Any]], reference: int | None, draws: Sequence[Floats | None], place: int
-) -> tuple[float, float, float]:
+def _ratio(rows: Sequence[Mapping[str, Any]], place: int, reference: int | None) -> tuple[float, float, float]:
     """Slope of a row over that of its reference, with its interval; NaN where there is none."""
     unknown = float("nan")
     if reference is None or not _can_divide(rows[place], rows[reference]):
         return unknown, unknown, unknown
-    own, theirs = draws[place], draws[reference]
-    interval = None if own is None or theirs is None else ratio_interval(own, theirs)
-    return float(rows[place]["slope"] / rows[reference]["slope"]), *(interval or (unknown, unknown))
+    own, theirs = ((rows[one]["slope"], (rows[one]["slope_high"] - rows[one]["slope_low"]) / 2) for one in (place, reference))
+    if place == reference:
+        own, theirs = (1.0, 0 * own[1]), (1.0, 0 * own[1])
+    # Adding 0 makes -0 a 0.
+    ratio = own[0] / theirs[0] + 0.0
+    if np.isnan(own[1]) or np.isnan(theirs[1]):
+        return ratio, unknown, unknown
+    return ratio, *(ratio_interval(*own, *theirs) or (unknown, unknown))
 
 
 def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
@@ -289,12 +226,6 @@ def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
 
 
 def _can_divide(row: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
-    """Whether both are lines, and the reference's slope can be told from 0: noise is nothing to divide by."""
-    unknown = reference["unit"] == "seconds" and pd.isna(reference["slope_low"])
-    if not (row["linear"] and reference["linear"]):
-        return False
-    return not (unknown or reference["slope"] == 0 or reference["slope_low"] <= 0 <= reference["slope_high"])
-
-
-def _interval(centre: float, reach: float) -> Interval:
-    return float(centre - reach), float(centre + reach)
+    """Whether both are lines whose slopes can be distinguished from 0: noise is nothing to divide, or to divide by."""
+    unknown = not METRICS[row["metric"]].repeats and (pd.isna(row["slope_low"]) or pd.isna(reference["slope_low"]))
+    return row["shape"] == reference["shape"] == "line" and reference["slope"] != 0 and not unknown

@@ -237,6 +237,7 @@ def _line(cells: Mapping[tuple[int, int], Record]) -> LineSummary:
 
 
 def _cell(record: Record) -> CellSummary:
+    step = record.believed_step()
     return CellSummary(
         blocks=record.cell.configuration.blocks,
         replicate=record.cell.replicate,
@@ -247,7 +248,7 @@ def _cell(record: Record) -> CellSummary:
         bytes=_bytes(record, record.memory) if record.memory else {},
         times=_times(record.time) if record.time else {},
         noise=record.time.noise if record.time else [],
-        retained_by_module=record.step.retained_by_module if record.step else {},
+        retained_by_module=step.retained_by_module if step else {},
     )
 
 

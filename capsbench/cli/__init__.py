@@ -1,40 +1,69 @@
 """The command line; thin."""
 
+import os
 import sys
 
 import click
 
+from capsbench.cli.command import echo
 from capsbench.cli.commands import cli
+from capsbench.cli.streams import Streams, steady_streams
 from capsbench.errors import CapsbenchError, Interrupted
+from capsbench.paths import starting_here
+
+_WITH_ANOTHER_PRODUCT = frozenset({"check", "figure", "plot", "report", "reproduce", "run", "timeline", "train"})
+"""Commands whose product is a verdict, or lies on the disk: they have not failed where only their words are lost."""
 
 
 def main() -> None:
     """Entry point: errors become two lines on standard error and an exit status."""
+    with steady_streams() as streams, starting_here():
+        status = _run()
+        status = _report_loss(streams, status)
+    sys.exit(status)
+
+
+def _run() -> int:
     try:
         status = cli.main(standalone_mode=False)
     except CapsbenchError as error:
-        status = _complain(error.what, error.hint, error.exit_status)
+        return _complain(error.what, error.hint, error.exit_status)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
-        status = 0
+        return 0
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "capsbench"
         # click lists choices on lines of their own.
         what = " ".join(error.format_message().split())
-        status = _complain(what, f"'{where} --help' shows what it takes", 2)
+        return _complain(what, f"'{where} --help' shows what it takes", 2)
     except click.ClickException as error:
-        status = _complain(error.format_message(), "", error.exit_code)
+        return _complain(error.format_message(), "", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        status = _complain("interrupted", "what was measured before is kept; --resume goes on with it", Interrupted.exit_status)
-    except SystemExit:
-        # Commands return their status; click and rich exit where whoever reads their output has seen enough.
-        status = 0
-    sys.exit(status if isinstance(status, int) else 0)
+        return _complain("interrupted", "what was measured before is kept; --resume goes on with it", Interrupted.exit_status)
+    except SystemExit as error:
+        if "_CAPSBENCH_COMPLETE" in os.environ:  # click ends the program when it has completed a word
+            return error.code if isinstance(error.code, int) else 0
+        # Commands return their status: something else wants to end the program, before its end.
+        return _complain(f"a module ended the program with sys.exit({error.code!r})", "it must raise an error instead", 1)
+    return status if isinstance(status, int) else 0
+
+
+def _report_loss(streams: Streams, status: int) -> int:
+    """The exit status, where standard output may have found no room."""
+    lost = streams.lost()
+    if lost is None:
+        return status
+    _complain(f"standard output could not be written: {lost.strerror}", "make room, or write it elsewhere", 1)
+    words = sys.argv[1:]
+    named = next((word for word in words if not word.startswith("-")), "")
+    asked = {"-h", "--help"} if named == "check" else {"-h", "--help", "--json"}  # a verdict in JSON is a verdict
+    kept = named in _WITH_ANOTHER_PRODUCT and not asked & set(words)
+    return status if kept else status or 1
 
 
 def _complain(what: str, hint: str, status: int) -> int:
     from capsbench.report.terminal import printable
 
     what, hint = printable(what), printable(hint)
-    click.echo(f"error: {what}" + (f"\n{hint}" if hint else ""), err=True)
+    echo(f"error: {what}" + (f"\n{hint}" if hint else ""), err=True)
     return status

@@ -1,19 +1,22 @@
 """The command that classifies images: `capsbench classify`."""
 
-import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from capsbench.cli.aside import printing_aside
+from capsbench.cli.command import command, echo, echo_json
 from capsbench.cli.options import DEVICE_OPTION, FOLDER
 from capsbench.errors import ConfigurationError
+from capsbench.paths import as_typed
 
 if TYPE_CHECKING:
     from capsbench.inference import Classified
 
 
-@click.command()
+@command()
 @click.argument("checkpoint", type=FOLDER)
 @click.argument("images", type=FOLDER, nargs=-1, required=True)
 @click.option(
@@ -41,16 +44,17 @@ def classify(
     """
     from capsbench.inference import Classifier
 
-    classifier = Classifier([checkpoint, *others], device=device)
-    found = classifier(classifier.read(images))
+    with printing_aside() if as_json else nullcontext():
+        classifier = Classifier([checkpoint, *others], device=device)
+        found = classifier(classifier.read(images))
     written = [None] * len(found) if reconstructions is None else _write(reconstructions, images, found)
     if as_json:
-        click.echo(json.dumps([_as_json(*one) for one in zip(images, found, written, strict=True)], indent=1))
+        echo_json([_as_json(*one) for one in zip(images, found, written, strict=True)])
         return
     for image, one in zip(images, found, strict=True):
-        click.echo(f"{image}: {class_text(one)}")
+        echo(f"{image}: {class_text(one)}")
     if reconstructions is not None:
-        click.echo(f"wrote {len(found)} reconstructions to {reconstructions}", err=True)
+        echo(f"wrote {len(found)} reconstructions to {reconstructions}", err=True)
 
 
 def class_text(one: "Classified") -> str:
@@ -61,12 +65,12 @@ def class_text(one: "Classified") -> str:
 
 def _as_json(image: Path, one: "Classified", written: Path | None) -> dict[str, object]:
     return {
-        "image": str(image),
+        "image": as_typed(str(image)),
         "class": one.label,
         "name": one.name,
         "length": one.length,
         "lengths": list(one.lengths),
-        "reconstruction": None if written is None else str(written),
+        "reconstruction": None if written is None else as_typed(str(written)),
     }
 
 

@@ -1,6 +1,5 @@
 """The commands: each parses, calls and prints; what they call is in the package, and imported when it is called."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +7,7 @@ import click
 
 from capsbench.catalog import SPECS
 from capsbench.cli.classify import classify
+from capsbench.cli.command import Group, echo, echo_json
 from capsbench.cli.figure import figure
 from capsbench.cli.gate import check, compare, init_ci
 from capsbench.cli.options import (
@@ -31,6 +31,7 @@ from capsbench.cli.options import (
     choice,
     machine_of,
     parse_bytes,
+    refuse_for_own,
     refuse_given,
     seconds,
     together,
@@ -48,8 +49,21 @@ if TYPE_CHECKING:
 METRICS = ("retained", "peak", "reserved", "process")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="capsbench")
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked or context.resilient_parsing:
+        return
+    from importlib import metadata
+
+    try:
+        version = metadata.version("capsbench")
+    except Exception:  # a copy without an installation, or with half of one
+        version = "unknown"
+    echo(f"capsbench, version {version}")
+    context.exit()
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit.")
 def cli() -> None:
     """Measure what depth costs: memory and time per block of capsule networks.
 
@@ -216,7 +230,7 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
     from capsbench.store import Store, report_folders
 
     if with_paper and not set(metric or ()) & set(COMPARABLE_METRICS):
-        click.echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)
+        echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)
     comparable = False
     empty: list[StoreError] = []
     for folder in report_folders(reports):
@@ -233,14 +247,14 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
                 write_report(frame, folder, memory=metric, per=per, with_paper=with_paper) if asked else draw(frame, folder, plan)
             )
             for path in [*drawn, write_index(folder)]:
-                click.echo(path)
+                echo(path)
             comparable = comparable or bool(on_gpu(frame).any())
     for other in empty[1:]:
-        click.echo(f"error: {other.what}", err=True)
+        echo(f"error: {other.what}", err=True)
     if empty:
         raise empty[0]
     if with_paper and not comparable:
-        click.echo("table 4 is not drawn: it stands beside records of a GPU, and there are none", err=True)
+        echo("table 4 is not drawn: it stands beside records of a GPU, and there are none", err=True)
 
 
 @cli.command()
@@ -268,12 +282,12 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
 
     found = offers(data_dir)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
         return
     for head, entries in found.items():
-        click.echo(head)
+        echo(head)
         for name, text in entries.items():
-            click.echo(f"  {name:<16} {text}")
+            echo(f"  {name:<16} {text}")
 
 
 @cli.command()
@@ -284,11 +298,12 @@ def env(as_json: bool) -> None:
 
     found = describe()
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
         return
     for name, value in found.items():
-        text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{name:<10} {text}")
+        parts = [f"{key} {item}" for key, item in value.items()] if isinstance(value, dict) else value
+        text = ", ".join(parts) if isinstance(parts, list) else parts
+        echo(f"{name:<10} {text}")
 
 
 @cli.command()
@@ -300,13 +315,14 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise ConfigurationError(f"shell '{shell}' is not known", "choose bash, zsh or fish")
-    click.echo(kind(cli, {}, "capsbench", "_CAPSBENCH_COMPLETE").source())
+    echo(kind(cli, {}, "capsbench", "_CAPSBENCH_COMPLETE").source())
 
 
 def sweep_of(given: dict[str, Any]) -> "Sweep":
     """The sweep that a command's options ask for."""
     from capsbench.sweep.plan import Sweep, parse_depths
 
+    refuse_for_own(given["models"])
     models = tuple(dict.fromkeys(name for asked in given["models"] for name in (MODELS if asked == "all" else (asked,))))
     return Sweep(
         models=models,

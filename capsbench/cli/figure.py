@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 
+from capsbench.cli.command import Group, echo
 from capsbench.cli.options import DATA_DIR_OPTION, DEVICE_OPTION, DOWNLOAD_OPTION, FOLDER, require_command
 from capsbench.errors import StoreError
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def figure(context: click.Context) -> None:
     """Draw what a trained network does.
@@ -53,7 +54,7 @@ def diagnostics(run: Path, out: Path | None) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for path in save(diagnostics_figure(pd.DataFrame(lines), title), folder, "diagnostics"):
-            click.echo(path)
+            echo(path)
 
 
 @figure.command()
@@ -84,4 +85,4 @@ def reconstructions(
     folder = out or classifier.paths[0].parent
     with writing(folder):
         for path in draw_pictures(classifier, images, folder, data_dir, download=download):
-            click.echo(path)
+            echo(path)

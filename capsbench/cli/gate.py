@@ -1,6 +1,5 @@
 """The commands that hold one run against another: compare, check and init-ci."""
 
-import json
 import re
 import shlex
 import sys
@@ -9,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from capsbench.cli.command import STANDARD_OUTPUT, command, echo, echo_json
 from capsbench.cli.options import FOLDER, MODELS, Names, Parsed
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.paths import absolute, as_typed, start
 
 if TYPE_CHECKING:
     from capsbench.analysis.summary import Summary
@@ -49,7 +50,7 @@ _time_option = click.option(
 )
 
 
-@click.command()
+@command()
 @click.argument("a", type=FOLDER)
 @click.argument("b", type=FOLDER)
 @click.option("--cells", is_flag=True, help="Show every cell, beside slopes and levels.")
@@ -71,10 +72,9 @@ def compare(
       capsbench compare baselines/cpu.json reports/mine --cells
       capsbench compare reports/before reports/after --time-threshold 5% --markdown
     """
-    from rich.console import Console
-
     from capsbench.analysis.compare import compare as compare_runs
     from capsbench.analysis.comparison import Thresholds
+    from capsbench.cli.console import console as console_of
     from capsbench.cli.output import say
     from capsbench.report.verdicts import comparison_json, comparison_markdown, comparison_remarks, comparison_table
 
@@ -82,17 +82,17 @@ def compare(
         raise ConfigurationError("--json and --markdown both want standard output", "give one of them")
     compared = compare_runs(_read(a), _read(b), Thresholds(*bytes_threshold, time_threshold))
     if as_json:
-        click.echo(json.dumps(comparison_json(compared), indent=1))
+        echo_json(comparison_json(compared))
     elif markdown:
-        click.echo(comparison_markdown(compared, cells=cells), nl=False)
+        echo(comparison_markdown(compared, cells=cells), nl=False)
     else:
-        console = Console(highlight=False)
+        console = console_of()
         console.print(comparison_table(compared, cells=cells))
         for remark in comparison_remarks(compared, cells=cells):
             say(console, remark)
 
 
-@click.command()
+@command()
 @click.argument("reports", type=FOLDER)
 @click.option("--baseline", type=FOLDER, required=True, help="What the run may not exceed; --update writes it.")
 @click.option("--update", is_flag=True, help="Make the run the new baseline.")
@@ -130,7 +130,7 @@ def check(
     from capsbench.report.terminal import printable
     from capsbench.report.verdicts import CheckText
 
-    printed = Path("-") in markdown
+    printed = STANDARD_OUTPUT in markdown
     if as_json and printed:
         raise ConfigurationError("--json and --markdown - both want standard output", "give one of them")
     if update and (last or junit or markdown or as_json):
@@ -143,57 +143,72 @@ def check(
         _refuse_faults(run)
         write_baseline(run.model_copy(update={"command": shlex.join(["capsbench", *sys.argv[1:]])}), baseline)
         for note in notes:
-            click.echo(f"warning: {printable(note)}", err=True)
-        click.echo(f"wrote {baseline}: {len(run.lines)} lines, {sum(len(line.cells) for line in run.lines)} cells")
+            echo(f"warning: {printable(note)}", err=True)
+        echo(f"wrote {baseline}: {len(run.lines)} lines, {sum(len(line.cells) for line in run.lines)} cells")
         return 0
     earlier = _read(last) if last else None
     judgement = judge(run, read_baseline(baseline), earlier, Thresholds(*bytes_threshold, time_threshold))
-    again = shlex.join(["capsbench", "check", str(reports), "--baseline", str(baseline), "--update"])
-    text = CheckText(judgement, str(baseline), again, notes)
+    name = as_typed(str(baseline))
+    again = shlex.join(["capsbench", "check", as_typed(str(reports)), "--baseline", name, "--update"])
+    text = CheckText(judgement, name, again, map(as_typed, notes))
     for path in markdown:
-        if path != Path("-"):
+        if path != STANDARD_OUTPUT:
             _write(path, text.markdown(), "--markdown")
     if junit:
         _write(junit, text.junit(), "--junit")
     if as_json:
-        click.echo(json.dumps(text.as_json(), indent=1))
+        echo_json(text.as_json())
     else:
-        click.echo(text.markdown() if printed else "\n".join(text.lines()), nl=not printed)
+        echo(text.markdown() if printed else "\n".join(text.lines()), nl=not printed)
     return 0 if judgement.passed else 1
 
 
-@click.command("init-ci")
+@command("init-ci")
 @click.option("--models", default="all", show_default=True, help="What to guard; as 'capsbench run' takes it.")
 @click.option("--depth", default="1-3", show_default=True, help="At which depths; as 'capsbench run' takes it.")
 @click.option("--baseline", default="baselines/ci.json", show_default=True, help="Where the repository keeps its baseline.")
+@click.option(
+    "--install",
+    help="What pip installs there to have capsbench: git+https://HOST/PATH.git@v1, a wheel, or . for the repository itself; "
+    "by default what this capsbench was installed from.",
+)
 @click.option("--gitlab", is_flag=True, help="Print a GitLab pipeline on standard output instead.")
 @click.option("--force", is_flag=True, help="Overwrite a workflow that is there.")
-def init_ci(models: str, depth: str, baseline: str, gitlab: bool, force: bool) -> None:
+def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab: bool, force: bool) -> None:
     """Write .github/workflows/capsbench.yml: a check of every pull request, on predicted and CPU-exact memory.
+
+    No public index has capsbench: --install says where a build server gets it.
 
     \b
     Examples:
       capsbench init-ci
       capsbench init-ci --models rescapsnet,my_package.models:make_net --depth 1,2,4
+      capsbench init-ci --install git+https://git.example.org/tools/capsbench.git@v1
       capsbench init-ci --gitlab
     """
-    from capsbench.ci import GITHUB_PATH, github_workflow, gitlab_pipeline
+    from capsbench.ci import GITHUB_PATH, github_workflow, gitlab_pipeline, where_from
     from capsbench.sweep.plan import naming
     from capsbench.workload import resolve_model
 
-    text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline)
+    install = install or where_from(start())
+    text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline, install)
     for model in Names("--models", MODELS, open_ended=True).convert(models, None, None):
         # One's own need not be installed where the workflow is written.
         if model != "all" and ":" not in model:
             with naming("--models"):
                 resolve_model(model)
     if gitlab:
-        click.echo(text, nl=False)
+        echo(text, nl=False)
         return
-    if GITHUB_PATH.exists() and not force:
+    path = absolute(GITHUB_PATH)
+    if path.exists() and not force:
         raise ConfigurationError(f"{GITHUB_PATH} is there already", "give --force to overwrite it")
-    _write(GITHUB_PATH, text, "the workflow")
-    click.echo(f"wrote {GITHUB_PATH}; it says at its top how to make {baseline}")
+    _write(path, text, "the workflow")
+    echo(f"wrote {GITHUB_PATH}; it says at its top how to make {baseline}")
+    if install is None:
+        echo("it fails until its step 'Install' says where pip gets capsbench: give that with --install (and --force)")
+    else:
+        echo(f"a build server installs capsbench with: pip install {shlex.quote(install)}")
 
 
 def _read(path: Path) -> "Summary":
@@ -203,7 +218,7 @@ def _read(path: Path) -> "Summary":
 
     summary, notes = read_summary(path)
     for note in notes:
-        click.echo(f"warning: {printable(note)}", err=True)
+        echo(f"warning: {printable(note)}", err=True)
     return summary
 
 

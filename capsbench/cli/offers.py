@@ -6,6 +6,7 @@ from pathlib import Path
 from capsbench.analysis.metrics import METRICS
 from capsbench.catalog import SPECS
 from capsbench.data.datasets import data_directory, load_images
+from capsbench.measure.facts import asked
 from capsbench.measure.gpus import GPUS, Gpu
 from capsbench.models import FRONTS
 from capsbench.report.units import bytes_text
@@ -47,7 +48,7 @@ _OPTIMIZER_STEPS = {
 
 def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
     """Names and what they stand for, by kind; data sets are looked for on disk."""
-    registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    registered = asked(lambda: {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}) or {}
     return {
         "models": {name: (kind.__doc__ or "").splitlines()[0] for name, kind in BUILT_IN.items()} | registered,
         f"datasets (looked for in {directory or data_directory()})": {name: _dataset(name, directory) for name in SPECS},

@@ -265,6 +265,31 @@ def machine_of(common: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def was_typed(name: str) -> bool:
+    """Whether the option of a parameter was typed, its default value or another."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+
+
+def refuse_for_own(models: Sequence[str]) -> None:
+    """Refuses options of capsbench's own networks that were typed for another network.
+
+    Args:
+        models: names of networks.
+
+    Raises:
+        ConfigurationError: one was typed.
+    """
+    own = next((model for model in models if model not in ("all", *MODELS, *WITHOUT_BLOCKS)), None)
+    if own is None:
+        return
+    from capsbench.sweep.plan import OWN_OPTIONS, no_effect
+
+    for name in OWN_OPTIONS:
+        if was_typed(name):
+            raise no_effect(f"--{name}", own)
+
+
 def refuse_given(name: str, other: str, why: str) -> None:
     """Refuses an option that was typed and says nothing beside another.
 
@@ -276,8 +301,7 @@ def refuse_given(name: str, other: str, why: str) -> None:
     Raises:
         ConfigurationError: it was typed.
     """
-    source = click.get_current_context().get_parameter_source(name)
-    if source not in (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP):
+    if was_typed(name):
         option = f"--{name.replace('_', '-')}"
         raise ConfigurationError(f"{option} says nothing beside {other}: {why}", f"leave {option} out")
 

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
 import pandas as pd
 from rich.console import Console
 
 from capsbench.analysis.slopes import slopes
+from capsbench.cli.command import echo
+from capsbench.cli.console import console as console_of
 from capsbench.errors import StoreError
+from capsbench.paths import as_typed
 from capsbench.records import Plan
 from capsbench.report.tables import peak_note, slopes_table
 from capsbench.report.terminal import printable, printable_lines
@@ -36,16 +38,16 @@ def load_records(folder: Path) -> pd.DataFrame:
 
 def warn(text: str) -> None:
     """A line on standard error of what a reader must know."""
-    click.echo(f"warning: {printable(text)}", err=True)
+    echo(f"warning: {printable(text)}", err=True)
 
 
 def print_slopes(frame: pd.DataFrame, *, as_json: bool) -> None:
     """The slopes on standard output, as a table or as JSON."""
     table = slopes(frame)
     if as_json:
-        click.echo(table.to_json(orient="records", indent=1))
+        echo(table.to_json(orient="records", indent=1))
         return
-    console = Console(highlight=False)
+    console = console_of()
     if table.empty:
         say(console, "no slopes: a line needs two measured depths")
         return
@@ -84,4 +86,4 @@ def writing(folder: Path) -> Iterator[None]:
 
 def say(console: Console, text: str) -> None:
     """A line as it is: not wrapped, not coloured, not read as markup, and no sign in it a command to the terminal."""
-    console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True)
+    console.print(printable_lines(as_typed(text)), markup=False, highlight=False, soft_wrap=True)

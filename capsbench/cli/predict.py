@@ -1,16 +1,15 @@
 """What `capsbench predict` does once it knows its cells."""
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import click
-from rich.console import Console
-
+from capsbench.cli.command import echo, echo_json
+from capsbench.cli.console import console
 from capsbench.cli.output import say
 from capsbench.cli.sweeps import run_cells
 from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.measure.apart import call_for
 from capsbench.measure.fit import What, largest
 from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
 from capsbench.measure.predict import predict_cell
@@ -48,9 +47,9 @@ def print_predictions(cells: list[Cell], *, as_json: bool) -> int:
     """Traces every cell and prints its figures; returns the exit status."""
     records = _traced(cells)
     if as_json:
-        click.echo(json.dumps([record.model_dump(mode="json", exclude_none=True) for record in records], indent=1))
+        echo_json([record.model_dump(mode="json", exclude_none=True) for record in records])
     elif any(record.status != "error" for record in records):
-        out = Console(highlight=False)
+        out = console()
         out.print(predictions_table(records))
         say(out, certainty_note(records))
     return _complain(records)
@@ -74,23 +73,23 @@ def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
     failed: dict[str, CapsbenchError] = {}
     for configuration in asked.values():
         try:
-            fit = largest(configuration, what)
+            fit = call_for(configuration.model, largest, configuration, what)
         except CapsbenchError as error:  # one model's fault takes nothing from the others
             failed.setdefault(configuration.model, error)
             continue
         found.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
         if not as_json:
-            say(Console(highlight=False), fit_text(configuration, fit.what, fit.value, fit.memory_bytes, fit.traced, fit.reason))
+            say(console(), fit_text(configuration, **dataclasses.asdict(fit)))
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
     for fault in failed.values():
-        click.echo(f"error: {fault}", err=True)
+        echo(f"error: {fault}", err=True)
     return 1 if failed else 0
 
 
 def _traced(cells: list[Cell]) -> list[Record]:
     records: list[Record] = []
-    with Progress(Console(stderr=True, highlight=False), len(cells), lambda: 1.5 * (len(cells) - len(records))) as progress:
+    with Progress(console(err=True), len(cells), lambda: 1.5 * (len(cells) - len(records))) as progress:
         for cell in cells:
             progress.started(cell)
             records.append(predict_cell(cell))
@@ -103,5 +102,5 @@ def _complain(records: Iterable[Record]) -> int:
     failed = {record.cell.configuration.model: record.message for record in reversed(list(records)) if record.status == "error"}
     for message in failed.values():
         what, _, hint = (message or "").partition(" - ")
-        click.echo(f"error: {what}\n{hint}", err=True)
+        echo(f"error: {what}\n{hint}", err=True)
     return 1 if failed else 0

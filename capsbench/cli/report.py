@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from capsbench.cli.command import command, echo
 from capsbench.cli.options import FOLDER
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.paths import typed
 
 
-@click.command()
+@command()
 @click.argument("reports", type=FOLDER, nargs=-1, required=True)
 @click.option("--out", type=FOLDER, help="The file to write; by default index.html in the folder, or in the one that all share.")
 def report(reports: tuple[Path, ...], out: Path | None) -> None:
@@ -35,10 +37,10 @@ def report(reports: tuple[Path, ...], out: Path | None) -> None:
         write_page(sources, path, loose)
     except OSError as error:
         raise StoreError(f"--out {path} cannot be written: {error.strerror}", "choose a file that you may write to") from None
-    click.echo(path)
+    echo(path)
 
 
-@click.command()
+@command()
 @click.argument("reports", type=FOLDER)
 def show(reports: Path) -> None:
     """Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth.
@@ -48,27 +50,25 @@ def show(reports: Path) -> None:
       capsbench show reports/
       capsbench show reports/mine
     """
-    from rich.console import Console
     from rich.text import Text
 
     from capsbench.analysis.slopes import slopes
+    from capsbench.cli.console import console as console_of
     from capsbench.cli.output import load_records
+    from capsbench.cli.streams import signs_of
     from capsbench.report.show import show_lines
     from capsbench.report.sparks import BLOCKS, PLAIN
 
     frame = load_records(reports)
-    console = Console(highlight=False)
+    console = console_of()
     plain = not _can_say(BLOCKS, console.encoding)
     table = slopes(frame)
     lines = show_lines(frame, table, PLAIN if plain else BLOCKS)
     for line in lines:
-        text = Text(line.plain.translate(_ASCII).encode("ascii", "replace").decode()) if plain else line
+        text = Text(signs_of(line.plain, "ascii")) if plain else line
         console.print(text, soft_wrap=True)
     if table.empty:
-        click.echo("no slopes: a line needs two measured depths")
-
-
-_ASCII = str.maketrans({"×": "x", "±": "+-", "µ": "u", "–": "-", "…": "..."})
+        echo("no slopes: a line needs two measured depths")
 
 
 def _can_say(text: str, encoding: str) -> bool:
@@ -90,4 +90,4 @@ def _common(roots: Sequence[Path]) -> Path:
     common = Path(os.path.commonpath([root.resolve() for root in roots]))
     if common == Path(common.anchor):
         raise ConfigurationError("the folders share no other than the root of the disk", "name the file to write with --out")
-    return common
+    return typed(common)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from capsbench.catalog import SPECS
+from capsbench.cli.command import Group
 from capsbench.cli.options import (
     CHECKPOINT_OPTION,
     DATA_DIR_OPTION,
@@ -42,7 +43,7 @@ TRAINED = {
 }
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def reproduce(context: click.Context) -> None:
     """The paper's figures and tables again, its values beside one's own.

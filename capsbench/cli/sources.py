@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import click
-
+from capsbench.cli.command import echo
+from capsbench.paths import as_typed
 from capsbench.report.page import Inside, Source
 from capsbench.report.terminal import printable
 from capsbench.store import Store, nothing_to_read, read_timelines, report_folders, told_damages
@@ -33,11 +33,11 @@ def read_sources(roots: Sequence[Path], *, quiet: bool = False) -> tuple[list[So
     for path, timeline in timelines:
         # A report may lie in another one's folder: a timeline is of the nearest.
         owner = next((folder for folder in path.resolve().parents if folder in folders), None)
-        inside.setdefault(owner, []).append(Inside(timeline, str(path)))
+        inside.setdefault(owner, []).append(Inside(timeline, as_typed(str(path))))
     sources = [replace(read_source(folder), timelines=inside.get(place, [])) for place, folder in folders.items()]
-    sources[0] = replace(sources[0], notes=[*sources[0].notes, *damages])
+    sources[0] = replace(sources[0], notes=[*sources[0].notes, *map(as_typed, damages)])
     for note in () if quiet else (note for source in sources for note in source.notes):
-        click.echo(f"warning: {printable(note)}", err=True)
+        echo(f"warning: {printable(note)}", err=True)
     if not any(source.records for source in sources):
         raise nothing_to_read(*roots)
     return sources, inside.get(None, [])
@@ -56,5 +56,5 @@ def read_source(folder: Path) -> Source:
         records=contents.records,
         environments=store.read_environments(),
         plan=store.read_plan(),
-        notes=told_damages(contents.damages),
+        notes=[*map(as_typed, told_damages(contents.damages))],
     )

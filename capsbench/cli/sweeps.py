@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from capsbench.cli.console import console as console_of
 from capsbench.cli.output import draw, load_records, print_slopes, say, write_index, writing
-from capsbench.errors import Interrupted
+from capsbench.errors import Interrupted, StoreError
 from capsbench.measure.environment import describe, key_of
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report.progress import Progress
@@ -63,14 +64,14 @@ def run_cells(
     Raises:
         Interrupted: Ctrl-C, after what was measured has been drawn.
     """
-    console = Console(stderr=True, highlight=False)
+    console = console_of(err=True)
     command = shlex.join(["capsbench", *sys.argv[1:]])
     plan = Plan(
         command=command, cells=cells, samples=samples, timeout_seconds=timeout, passes=list(passes), experiment=experiment,
         budget_seconds=time_budget, strict=strict,
     )  # fmt: skip
     words = check_data(cells, data_dir)
-    folder = choose_folder(plan, out, resume=resume, now=datetime.now())
+    folder = choose_folder(plan, out, resume=resume, now=datetime.now(), make=not dry_run)
     store = Store(folder)
     if resume and not folder.exists():
         say(console, f"there is nothing to go on with in {folder}: this sweep begins there")
@@ -137,13 +138,18 @@ def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_
 
 
 def _conclude(console: Console, store: Store, plan: Plan, *, as_json: bool) -> int:
-    """Prints slopes, draws figures, tells of faults; returns the exit status."""
+    """Draws figures, prints slopes, tells of faults; returns the exit status."""
     if not store.read().records:
         return 0
     frame = load_records(store.folder)
+    try:
+        # First: they are kept, whatever becomes of what is printed.
+        with writing(store.folder):
+            paths = [*draw(frame, store.folder, plan), write_index(store.folder)]
+    except StoreError:
+        print_slopes(frame, as_json=as_json)
+        raise
     print_slopes(frame, as_json=as_json)
-    with writing(store.folder):
-        paths = [*draw(frame, store.folder, plan), write_index(store.folder)]
     if plan.experiment == "table4" and not as_json:
         console.print(table4_slopes(table4(frame)))
         say(console, "the paper's values are nvidia-smi readings at batch 128: context, cache and fragmentation included")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from capsbench.cli.command import echo
 from capsbench.errors import ConfigurationError, Interrupted, TrainingError
+from capsbench.paths import absolute
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,19 +47,18 @@ def reproduce_table(
         ConfigurationError: no row is left by the options, or a data set is not there.
         Interrupted: Ctrl-C; the same command goes on.
     """
-    from rich.console import Console
-
+    from capsbench.cli.console import console as console_of
     from capsbench.cli.output import say, writing
     from capsbench.paper.accuracy import EPOCHS
     from capsbench.report.accuracy import NOTE, accuracy_rich, write_accuracy
     from capsbench.training.tables import networks_of, run_members, trials_of
 
-    folder = out or Path("reports") / name
+    folder = out or absolute("reports") / name
     rows = _chosen(name, given)
     # Data and epochs alike.
     long = max(1, round((epochs or EPOCHS[name]) * scale))
     trials = trials_of(rows, seeds, _configure(given, long, scale), folder / RUNS)
-    console = Console(stderr=True, highlight=False)
+    console = console_of(err=True)
     members = networks_of(trials)
     left = [member for member in members if member.result() is None]
     done = len(members) - len(left)
@@ -81,10 +80,10 @@ def reproduce_table(
         raise Interrupted(error.what, f"go on with: {shlex.join(['capsbench', *sys.argv[1:]])}") from None
     table = _table(trials, EPOCHS[name], data_dir)
     if as_json:
-        click.echo(table.to_json(orient="records", indent=1))
+        echo(table.to_json(orient="records", indent=1))
     else:
         title = TITLES[name]
-        wide = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+        wide = console_of(width=None if sys.stdout.isatty() else 200)
         wide.print(accuracy_rich(table, title))
         say(console, NOTE)
     with writing(folder):

@@ -1,6 +1,7 @@
 """What `capsbench timeline` does once it knows its cells."""
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
-
+from capsbench.cli.command import echo, echo_json
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.measure.apart import call_for
 from capsbench.measure.cell import run_pass
 from capsbench.measure.timeline import predicted_timeline
 from capsbench.measure.worker import Reply, Request
+from capsbench.paths import absolute, new_folder
 from capsbench.records import Cell, Configuration
 from capsbench.report.figures import save
 from capsbench.report.timeline import draw_timeline, timeline_text
@@ -76,8 +78,8 @@ def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeo
         StoreError: the folder cannot be written to.
     """
     for text in check_data([cell], data_dir):
-        click.echo(f"data {text}", err=True)
-    folder = out or REPORTS / f"timeline-{datetime.now():%Y-%m-%d-%H%M%S}"
+        echo(f"data {text}", err=True)
+    folder = out or new_folder(absolute(REPORTS) / f"timeline-{datetime.now():%Y-%m-%d-%H%M%S}")
     with _beside(folder) as beside:
         reply = _look(cell.configuration, data_dir, timeout, beside / SNAPSHOT, folder)
         timeline = reply.timeline
@@ -89,15 +91,18 @@ def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeo
             # The one that says that there is a timeline comes last.
             files = sorted(beside.iterdir(), key=lambda path: path.name == FILE)
             written = [path.replace(folder / path.name) for path in files]
-    click.echo(timeline.model_dump_json() if as_json else timeline_text(timeline))
+    if as_json:
+        echo_json(json.loads(timeline.model_dump_json()), indent=None)
+    else:
+        echo(timeline_text(timeline))
     for path in written:
-        click.echo(f"wrote {path}", err=True)
+        echo(f"wrote {path}", err=True)
     return 0
 
 
 def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path, folder: Path) -> Reply:
     if configuration.is_predicted():
-        return Reply(status="ok", timeline=predicted_timeline(configuration))
+        return Reply(status="ok", timeline=call_for(configuration.model, predicted_timeline, configuration))
     request = Request(
         configuration=configuration,
         what="memory",
@@ -107,7 +112,7 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
         snapshot=snapshot.absolute(),
     )
     try:
-        turn = partial(alone_on, configuration.device, lambda text: click.echo(text, err=True), folder=folder)
+        turn = partial(alone_on, configuration.device, lambda text: echo(text, err=True), folder=folder)
         reply = run_pass(request, timeout, turn)
     except OSError as error:
         return Reply(status="error", message=f"the process could not start: {error}")
@@ -121,7 +126,7 @@ def _complain(configuration: Configuration, reply: Reply) -> int:
     """Says why there is no timeline; the exit status."""
     what, _, hint = (reply.message or reply.status).partition(" - ")
     depth = f"{configuration.blocks} {'block' if configuration.blocks == 1 else 'blocks'}"
-    click.echo(f"error: {configuration.model} at {depth}: {what}\n{hint or _HINTS[reply.status]}", err=True)
+    echo(f"error: {configuration.model} at {depth}: {what}\n{hint or _HINTS[reply.status]}", err=True)
     return 1
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.catalog import SPECS
+from capsbench.cli.aside import printing_aside
+from capsbench.cli.command import command
 from capsbench.cli.options import (
     CHECKPOINT_OPTION,
     DATA_DIR_OPTION,
@@ -28,12 +31,14 @@ from capsbench.cli.options import (
     Parsed,
     fraction_option,
     number,
+    refuse_for_own,
     refuse_given,
     together,
     validation_option,
     whole,
 )
 from capsbench.errors import ConfigurationError, Interrupted
+from capsbench.paths import absolute, new_folder
 
 if TYPE_CHECKING:
     from capsbench.training import TrainingSettings
@@ -94,7 +99,7 @@ _training_options = together(
         show_default=True,
         help="Parts of a batch; gradients add up.",
     ),
-    _one_of("--optimizer", ("adam", "ranger21"), "adam", "Ranger21 has a schedule of its own (pip install 'capsbench[train]')."),
+    _one_of("--optimizer", ("adam", "ranger21"), "adam", "Ranger21 has a schedule of its own (pip install pytorch-optimizer)."),
     click.option(
         "--learning-rate",
         type=number("--learning-rate", _above_0, lambda value: value > 0),
@@ -144,7 +149,7 @@ _run_options = together(
 )
 
 
-@click.command()
+@command()
 @_network_options
 @_data_options
 @_training_options
@@ -170,8 +175,7 @@ def train(
       capsbench train --model mocapsnet --depth 2 --dataset fashion-mnist --out runs/fashion --resume
       capsbench train --model rescapsnet --dataset cifar10 --optimizer ranger21 --learning-rate 0.01 --epochs 100 --validation 0
     """
-    from rich.console import Console
-
+    from capsbench.cli.console import console as console_of
     from capsbench.cli.training import TrainingProgress, print_result
     from capsbench.training import train as train_network
     from capsbench.training.processes import is_first
@@ -179,9 +183,9 @@ def train(
     _refuse_what_says_nothing(given)
     settings = settings_of(given)
     folder = _choose_folder(settings, out, resume=resume, now=datetime.now())
-    console = Console(stderr=True, highlight=False)
+    console = console_of(err=True)
     try:
-        with TrainingProgress(console, settings) as progress:
+        with printing_aside() if as_json else nullcontext(), TrainingProgress(console, settings) as progress:
             result = train_network(
                 settings, folder, data_directory=data_dir, download=download, resume=resume,
                 checkpoint_minutes=checkpoint_minutes, diagnostics=diagnostics, observers=[progress],
@@ -203,6 +207,7 @@ def _refuse_what_says_nothing(given: dict[str, Any]) -> None:
         ConfigurationError: there is one.
     """
     model = given["model"]
+    refuse_for_own((model,))
     if model in WITHOUT_BLOCKS:
         refuse_given("depth", f"--model {model}", "it has no blocks")
     if model in (*MODELS, *WITHOUT_BLOCKS) and model != "mocapsnet":
@@ -280,6 +285,7 @@ def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bo
         ConfigurationError: there is nothing to resume.
     """
     from capsbench.training.loop import RESULT
+    from capsbench.training.processes import is_first
     from capsbench.training.settings import differences
     from capsbench.training.trainer import MAY_DIFFER, SETTINGS, read_settings
 
@@ -288,8 +294,10 @@ def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bo
     network = settings.network
     if not resume:
         model = network.model.replace(":", ".").rpartition(".")[2]
-        return RUNS / f"{model}-{network.blocks}-{network.dataset}-{now.strftime('%Y-%m-%d-%H%M%S')}"
-    for path in sorted(RUNS.glob(f"*/{SETTINGS}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        folder = absolute(RUNS) / f"{model}-{network.blocks}-{network.dataset}-{now.strftime('%Y-%m-%d-%H%M%S')}"
+        # Of several processes the first one's name counts.
+        return new_folder(folder) if is_first() else folder
+    for path in sorted(absolute(RUNS).glob(f"*/{SETTINGS}"), key=lambda path: path.stat().st_mtime, reverse=True):
         known = read_settings(path.parent)
         if known is not None and differences(settings, known).keys() <= MAY_DIFFER and not (path.parent / RESULT).exists():
             return path.parent

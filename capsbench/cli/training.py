@@ -1,12 +1,13 @@
 """What `capsbench train` shows: a run as it goes on, and what it came to."""
 
+import json
 import time
 from pathlib import Path
 
-import click
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from capsbench.cli.command import echo, echo_json
 from capsbench.report.live import Display
 from capsbench.report.units import bytes_text, duration_text
 from capsbench.training.log import TrainingStep
@@ -88,16 +89,16 @@ def epoch_line(figures: EpochFigures, epochs: int) -> str:
 def print_result(result: Result, folder: Path, *, as_json: bool) -> None:
     """The result on standard output, in words or as JSON."""
     if as_json:
-        click.echo(result.model_dump_json(indent=1))
+        echo_json(json.loads(result.model_dump_json()))
         return
     chosen = result.best().validation_accuracy
-    click.echo(f"test accuracy {result.test_accuracy:.2%} of {result.test_images:,} images, loss {result.test_loss:.4g}")
+    echo(f"test accuracy {result.test_accuracy:.2%} of {result.test_images:,} images, loss {result.test_loss:.4g}")
     why = (
         f"the best of {len(result.epochs)} on {result.validation_images:,} held-out images ({chosen:.2%})"
         if chosen is not None
         else "the last"
     )
-    click.echo(f"with the weights of epoch {result.best_epoch}, {why}, after {duration_text(result.seconds)} of training")
+    echo(f"with the weights of epoch {result.best_epoch}, {why}, after {duration_text(result.seconds)} of training")
     if result.data_source == "sample":
-        click.echo("the packaged sample is small: this says that training works, not how well the model does")
-    click.echo(f"wrote {folder / RESULT}")
+        echo("the packaged sample is small: this says that training works, not how well the model does")
+    echo(f"wrote {folder / RESULT}")

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import platformdirs
 import torch
 from torch import Tensor
 
 from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.archives import check_archives
 from capsbench.errors import ConfigurationError
+from capsbench.paths import absolute, expanded, user_data
 
 SAMPLE_FILE = "fashion-mnist.npz"
 SAMPLE_SIZE = 1024
@@ -68,7 +68,7 @@ class Parts(NamedTuple):
 def data_directory() -> Path:
     """Where real sets are looked for: `$CAPSBENCH_DATA`, or the user's data directory."""
     chosen = os.environ.get("CAPSBENCH_DATA")
-    return Path(chosen) if chosen else platformdirs.user_data_path("capsbench", appauthor=False)
+    return absolute(chosen) if chosen else user_data()
 
 
 def load_images(name: str, directory: Path | None = None) -> ImageSet:
@@ -85,7 +85,7 @@ def load_images(name: str, directory: Path | None = None) -> ImageSet:
     if name == "sample":
         images, labels = _sample()
         return ImageSet(spec, images, labels, "sample")
-    root = directory or data_directory()
+    root = expanded(directory) if directory else data_directory()
     try:
         with _naming_damage(name, root):
             return ImageSet(spec, *_as_tensors(_read_torchvision(name, root, train=True)), "real")
@@ -113,7 +113,7 @@ def load_parts(name: str, directory: Path | None = None, *, download: bool = Fal
         images, labels = _sample()
         cut = len(images) - SAMPLE_TEST
         return Parts(*(ImageSet(spec, images[at].clone(), labels[at].clone(), "sample") for at in (slice(cut), slice(cut, None))))
-    root = directory or data_directory()
+    root = expanded(directory) if directory else data_directory()
     missing = [file for file in FILES[name] if not _is_readable(name, root / file)]
     if missing and name == "fashion-mnist":
         found = [_system_fashion_mnist(train=train) for train in (True, False)]

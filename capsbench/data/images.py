@@ -12,6 +12,7 @@ from torch import Tensor
 
 from capsbench.catalog import DatasetSpec
 from capsbench.errors import ConfigurationError, ShapeError
+from capsbench.paths import expanded
 
 FORMATS = ("PNG", "JPEG")
 _MODES = {1: ("L", "greyscale"), 3: ("RGB", "colour without transparency")}
@@ -35,7 +36,7 @@ def read_images(images: Source | Iterable[Source], spec: DatasetSpec) -> Tensor:
     if not several:
         raise ConfigurationError("there are no images", "give at least one")
     parts = [
-        _from_tensor(place, image, spec) if isinstance(image, Tensor) else _from_file(Path(image), spec)
+        _from_tensor(place, image, spec) if isinstance(image, Tensor) else _from_file(expanded(image), spec)
         for place, image in enumerate(several, start=1)
     ]
     return torch.cat(parts)

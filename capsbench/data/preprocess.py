@@ -78,6 +78,8 @@ def prepare(images: Tensor, labels: Tensor, style: str, dataset: str, offsets: T
     pixels = (images if offsets is None else crop(images, offsets)).float() / 255
     if style == "paper":
         return Batch(normalise(pixels), labels, pixels)
-    mean, deviation = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in CONSTANTS[dataset])
+    mean, deviation = (
+        torch.tensor(values, dtype=torch.float32, device=images.device).view(1, -1, 1, 1) for values in CONSTANTS[dataset]
+    )
     normalised = (pixels - mean) / deviation
     return Batch(normalised, labels, normalised)

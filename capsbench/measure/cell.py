@@ -6,6 +6,7 @@ anything is built.
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import socket
@@ -22,7 +23,9 @@ from typing import IO
 from pydantic import ValidationError
 
 from capsbench.measure.limits import died_of_limit
+from capsbench.measure.processes import FAMILY, end_family, ended_words, last_line
 from capsbench.measure.worker import READY, Reply, Request
+from capsbench.paths import start
 from capsbench.records import Cell, Configuration, Pass, Plan, Record
 
 QUIET_MALLOC = {
@@ -93,7 +96,7 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
         timeout_seconds: how long the process may take, beside waiting for its turn.
         turn: keeps other sweeps off the device.
     """
-    kills_before = out_of_memory_kills()
+    kills_before, family = out_of_memory_kills(), secrets.token_hex(8)
     on_cpu = request.configuration.device == "cpu"
     ours, theirs = socket.socketpair()
     # Files, not pipes, for what comes back: they never fill, and a child that outlives its worker holds up nobody.
@@ -115,7 +118,8 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
             stdin=request_end,
             stdout=answer,
             stderr=errors,
-            env={**os.environ, **_environment(request.what)},
+            env={**os.environ, **_environment(request.what), FAMILY: family},
+            cwd=start(),  # where a user's module is found, although it may have changed the folder of this process
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
             pass_fds=[theirs.fileno()],
         )
@@ -129,6 +133,7 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
                 ended = _wait(process, timeout_seconds - (time.monotonic() - began - waited))
         finally:
             _end(process)
+            end_family(family)
         if not ended:
             reply = Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
         else:
@@ -147,9 +152,9 @@ def out_of_memory_kills() -> int:
     """How many processes the system's out-of-memory killer has ended since boot; 0 where it does not say."""
     try:
         text = Path("/proc/vmstat").read_text(encoding="ascii")
-    except OSError:
+        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
+    except (OSError, ValueError):
         return 0
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
 
 
 def _environment(what: Pass) -> dict[str, str]:
@@ -215,15 +220,8 @@ def _reply(answer: IO[bytes], status: int, errors: IO[bytes], kills_before: int,
     if status == -signal.SIGKILL and out_of_memory_kills() > kills_before:
         return Reply(status="oom", message="the system's out-of-memory killer ended the process")
     errors.seek(0)
-    last = "".join(errors.read().decode(errors="replace").strip().splitlines()[-1:])
-    ended = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with status {status}: {last or 'no message'}"
-    if died_of_limit(configuration, status, last):
+    printed = errors.read()
+    ended = ended_words(status, printed)
+    if died_of_limit(configuration, status, last_line(printed)):
         return Reply(status="oom", message=f"the process, all of whose memory was limited, {ended}")
     return Reply(status="error", message=f"the process {ended}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no names
-        return f"signal {number}"

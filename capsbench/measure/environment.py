@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from capsbench.fingerprint import package_digest
 from capsbench.measure.cores import allowed_cores, quota
+from capsbench.measure.facts import Facts, asked
 
 PACKAGES = ("torch", "torchvision", "numpy", "triton")
 
@@ -33,36 +35,43 @@ _SETTINGS = re.compile(
 
 
 def describe() -> dict[str, Any]:
-    """Hardware, driver, versions, commit and clocks of this machine; no name, path or user of it."""
-    version = metadata.version("capsbench")
-    commit = re.search(r"\+g([0-9a-f]+)", version)
-    frequency = psutil.cpu_freq()
-    return {
+    """Hardware, driver, versions, commit and clocks of this machine; no name, path or user of it.
+
+    A fact that cannot be had is None, and `notes` says so.
+    """
+    facts = Facts()
+    version = facts.ask("capsbench", lambda: metadata.version("capsbench"))
+    commit = re.search(r"\+g([0-9a-f]+)", version or "")
+    found = {
         "capsbench": version,
         "commit": commit[1] if commit else None,
-        "source": package_digest(),
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
-        "cpu": {
-            "model": _cpu_model(),
-            "physical_cores": psutil.cpu_count(logical=False),
-            "logical_cores": psutil.cpu_count(),
-            "allowed_cores": allowed_cores(),
-            "quota_cores": limit.cores if (limit := quota()) else None,
-            "instructions": torch.backends.cpu.get_cpu_capability(),
-            "memory_bytes": psutil.virtual_memory().total,
-            "megahertz": round(frequency.current) if frequency else None,
-            "load_1_min": round(os.getloadavg()[0], 2),
-        },
-        "cuda": _cuda(),
+        "source": facts.ask("source", package_digest),
+        "python": facts.ask("python", platform.python_version),
+        "packages": {name: found for name in PACKAGES if (found := facts.ask(name, partial(_version, name)))},
+        "system": facts.ask("system", lambda: f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}"),
+        "cpu": facts.each(
+            {
+                "model": _cpu_model,
+                "physical_cores": lambda: psutil.cpu_count(logical=False),
+                "logical_cores": psutil.cpu_count,
+                "allowed_cores": allowed_cores,
+                "quota_cores": _quota_cores,
+                "instructions": torch.backends.cpu.get_cpu_capability,
+                "memory_bytes": lambda: psutil.virtual_memory().total,
+                "megahertz": _megahertz,
+                "load_1_min": lambda: round(os.getloadavg()[0], 2),
+            }
+        ),
+        "cuda": _cuda(facts),
         "settings": _settings(),
     }
+    return found | ({"notes": facts.notes} if facts.notes else {})
 
 
 def key_of(environment: dict[str, Any]) -> str:
     """A short name of an environment, the same as long as nothing changed that figures could depend on."""
     steady = copy.deepcopy(environment)
+    steady.pop("notes", None)  # a source that failed once is no other machine
     for device in [steady["cpu"], *steady.get("cuda", {}).get("devices", [])]:
         for name in ("megahertz", "load_1_min", "sm_megahertz"):
             device.pop(name, None)
@@ -89,40 +98,55 @@ def _version(package: str) -> str | None:
 
 def _cpu_model() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        found = None
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _cuda() -> dict[str, Any]:
-    if not torch.cuda.is_available():
+def _quota_cores() -> float | None:
+    found = quota()
+    return found.cores if found else None
+
+
+def _megahertz() -> int | None:
+    frequency = psutil.cpu_freq()
+    return round(frequency.current) if frequency else None
+
+
+def _cuda(facts: Facts) -> dict[str, Any]:
+    if not facts.ask("cuda", torch.cuda.is_available):
         return {"available": False}
-    devices = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        devices.append(
-            {
-                "name": properties.name,
-                "capability": f"{properties.major}.{properties.minor}",
-                "memory_bytes": properties.total_memory,
-                "sm_megahertz": _clock(index),
-            }
-        )
+    count = facts.ask("devices", torch.cuda.device_count) or 0
     return {
         "available": True,
-        "runtime": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "driver": _driver(),
-        "devices": devices,
+        **facts.each(
+            {
+                "runtime": lambda: torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version,
+                "driver": _driver,
+            }
+        ),
+        "devices": [_device(facts, index) for index in range(count)],
     }
 
 
-def _clock(index: int) -> int | None:
-    try:
-        return torch.cuda.clock_rate(index)
-    except Exception:  # NVML speaks in many exceptions, and a clock is worth none of them
-        return None
+def _device(facts: Facts, index: int) -> dict[str, Any]:
+    def properties() -> Any:
+        return torch.cuda.get_device_properties(index)
+
+    return {
+        **facts.each(
+            {
+                "name": lambda: properties().name,
+                "capability": lambda: f"{properties().major}.{properties().minor}",
+                "memory_bytes": lambda: properties().total_memory,
+            }
+        ),
+        # NVML's, which is not installed everywhere: nobody misses a clock.
+        "sm_megahertz": asked(lambda: torch.cuda.clock_rate(index)),
+    }
 
 
 def _driver() -> str | None:

@@ -1,23 +1,27 @@
 """The deepest network, or the largest batch, that fits a device: by search over traced steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from capsbench.catalog import spec_of
 from capsbench.measure.predict import Prediction, predict_memory, trace_for
-from capsbench.records import Configuration
+from capsbench.records import Configuration, MemoryFigures
 
 What = Literal["depth", "batch"]
 
-_TRACEABLE = 256
-"""Up to here what was reckoned is traced before it is said."""
+CHECKED = (8, 16, 24, 32)
+"""Depths at which the growth of bytes is looked at first."""
+EVEN_FROM = 128
+"""How deep a network is traced at least before its growth is believed to stay what it is: a phase that is not yet the highest
+shows late."""
+DEEPEST_TRACED = 256
+"""Where tracing ends, as deeper networks take long: what is said of more is reckoned."""
 DEEPEST = 100_000
 """Where a search for depth ends."""
-CHECKED = (8, 16, 24, 32)
-"""Depths at which the growth of bytes is looked at. Deeper networks take long to trace: where every block up to here added the
-same bytes, more blocks will too."""
+_EVEN = 1e-3
+"""The share by which growth may differ from one depth to the next and still be called even."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Fit:
     memory_bytes: int | None
     """What the process takes there: context and reserved memory on a GPU, the highest point of the step on a CPU."""
     bounded: bool
-    """Whether one more would not fit; otherwise the search ended at its limit."""
+    """Whether one more would not fit; otherwise the search ended early, and at least so many fit."""
     traced: bool
     """Whether that step was traced; otherwise its bytes follow from how they grow."""
     reason: str
     """Why one more does not fit, or why the search ended."""
+    looked_at: int
+    """The largest that was traced."""
 
 
 def largest(configuration: Configuration, what: What) -> Fit:
@@ -53,13 +59,12 @@ def largest(configuration: Configuration, what: What) -> Fit:
         return known[value]
 
     if what == "depth" and at(CHECKED[-1]).fits:
-        return _beyond(at)
+        return _deeper(at, known)
     most = CHECKED[-1] if what == "depth" else spec_of(configuration.dataset).train_size
     fitting, failing = _neighbours(at, most)
     taken = _taken(at(fitting)) if fitting else None
-    if failing is None:
-        return Fit(what, fitting, taken, bounded=False, traced=True, reason=f"an epoch has no more than {most:,} images")
-    return Fit(what, fitting, taken, bounded=True, traced=True, reason=f"{failing:,} do not: {at(failing).reason}")
+    reason = f"an epoch has no more than {most:,} images" if failing is None else f"{failing:,} do not: {at(failing).reason}"
+    return Fit(what, fitting, taken, bounded=failing is not None, traced=True, reason=reason, looked_at=max(known))
 
 
 def _neighbours(at: Callable[[int], Prediction], most: int) -> tuple[int, int | None]:
@@ -94,35 +99,137 @@ def _on_line(low: int, high: int, below: int, above: int, room: int | None) -> i
     return low + int((high - low) * (room - below) / (above - below))
 
 
-def _beyond(at: Callable[[int], Prediction]) -> Fit:
-    """Depths that are not traced, where every block adds the same."""
-    last, deepest = at(CHECKED[-1]), CHECKED[-1]
-    memories = [at(blocks).memory for blocks in CHECKED]
-    peaks = [
-        [one.peak_allocated_bytes for one in memories],
-        [one.peak_forward_bytes for one in memories],
-        [one.peak_backward_bytes for one in memories],
-    ]
-    if any(len({after - before for before, after in pairwise(peak)}) > 1 for peak in peaks):
-        reason = f"not every block adds the same bytes, so that more than {deepest} were not looked at"
-        return Fit("depth", deepest, _taken(last), bounded=False, traced=True, reason=reason)
-    # What is taken grows as fast as it was seen to, at most: an allocator's segments fill unevenly. Deeper, the step's highest
-    # point may lie in another phase, whose peak has a line of its own: the first of them to reach the room ends the search.
-    reckoned = [
-        (line[-1], max(after - before for before, after in pairwise(line)) / (CHECKED[1] - CHECKED[0]))
-        for line in ([_taken(at(blocks)) for blocks in CHECKED], *peaks)
-    ]
-    value, growth = DEEPEST, 0.0
-    for nbytes, per_block in reckoned:
-        if last.room_bytes is not None and per_block > 0:
-            reached = deepest + max(0, int((last.room_bytes - nbytes) // per_block))
-            value, growth = (reached, per_block) if reached < value else (value, growth)
-    while deepest < value <= _TRACEABLE and not at(value).fits:
-        value -= max(1, value // 50)
-    traced, bounded = value <= _TRACEABLE, value < DEEPEST
-    taken = _taken(at(value)) if traced else int(max(nbytes + per_block * (value - deepest) for nbytes, per_block in reckoned))
-    reason = f"each block adds up to {growth:,.0f} bytes" if bounded else f"more than {value} was not looked at"
-    return Fit("depth", value, taken, bounded=bounded, traced=traced, reason=reason)
+class Growth(NamedTuple):
+    """How a quantity grows with depth, from the deepest network that was traced on."""
+
+    nbytes: int
+    """What it is there, and by how much it was seen to leave an even growth."""
+    per_block: float
+    """The most that a block was seen to add, over many blocks."""
+    even: bool
+    """Whether a block adds the same as before."""
+    rising: bool
+    """Whether a block adds more and more."""
+
+
+def _deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) -> Fit:
+    """The deepest network that fits, where the deepest of `CHECKED` does.
+
+    Networks are traced until one does not fit, and then those between; or until their growth is even, and then the rest is
+    reckoned from it.
+    """
+    for blocks in CHECKED:
+        at(blocks)
+    fitting, failing, stride = CHECKED[-1], None, 1
+    while failing is None or failing - fitting > 1:
+        growths = _growths(known, fitting)
+        reckoned = _reckoned(growths, fitting, at(fitting).room_bytes)
+        if failing is not None:
+            # Off both ends, so that each look takes something away.
+            margin = (failing - fitting) // 8
+            guess = min(max(reckoned, fitting + 1 + margin), failing - 1 - margin)
+        elif fitting >= DEEPEST_TRACED or (fitting >= EVEN_FROM and reckoned > 2 * fitting and _is_even(growths)):
+            return _beyond(at, growths, fitting, reckoned)
+        elif reckoned > fitting:
+            # An odd number further: what repeats every few blocks is not met at the same place each time.
+            guess = min(reckoned, fitting + (max(CHECKED[-1], fitting // 2) | 1), DEEPEST_TRACED)
+        else:
+            # It should not fit; where it does, what was reckoned is too little, and longer strides find the end sooner.
+            guess, stride = min(fitting + stride, DEEPEST_TRACED), 2 * stride
+        fitting, failing = (guess, failing) if at(guess).fits else (fitting, guess)
+    most = max(growth.per_block for growth in _growths(known, fitting).values())
+    reason = f"{failing:,} do not: {at(failing).reason}; a block adds up to {most:,.0f} bytes"
+    return Fit("depth", fitting, _taken(at(fitting)), bounded=True, traced=True, reason=reason, looked_at=max(known))
+
+
+def _beyond(at: Callable[[int], Prediction], growths: Mapping[str, Growth], deepest: int, reckoned: int) -> Fit:
+    """What is said of depths that are not traced."""
+    taken = _taken(at(deepest))
+    if any(growth.rising for growth in growths.values()):
+        reason = f"each block adds more than the one before, so that more than {deepest} blocks were not looked at"
+        return Fit("depth", deepest, taken, bounded=False, traced=True, reason=reason, looked_at=deepest)
+    even = _is_even(growths)
+    most = max(growths.values(), key=lambda growth: growth.nbytes + growth.per_block * (reckoned - deepest))
+    reason = (
+        f"each block adds up to {most.per_block:,.0f} bytes" if most.per_block else f"more than {reckoned:,} was not looked at"
+    )
+    if not even:
+        reason += f", and not always the same up to {deepest} blocks"
+    taken = max(taken, int(most.nbytes + most.per_block * (reckoned - deepest)))
+    bounded = even and reckoned < DEEPEST
+    return Fit("depth", reckoned, taken, bounded=bounded, traced=reckoned == deepest, reason=reason, looked_at=deepest)
+
+
+def _reckoned(growths: Mapping[str, Growth], deepest: int, room: int | None) -> int:
+    """How many blocks fit where everything grows as it was seen to, at most."""
+    if room is None:
+        return DEEPEST
+    # The step's highest point may lie in another phase deeper down, whose peak has a line of its own: the first of them to reach
+    # the room ends the search.
+    reached = (deepest + int((room - one.nbytes) // one.per_block) for one in growths.values() if one.per_block > 0)
+    return max(min([*reached, DEEPEST]), deepest)
+
+
+def _is_even(growths: Mapping[str, Growth]) -> bool:
+    """Whether everything grows evenly."""
+    return all(growth.even for growth in growths.values())
+
+
+def _growths(known: Mapping[int, Prediction], deepest: int) -> dict[str, Growth]:
+    """The growth of all that may fill the device, over the networks traced up to a depth."""
+    traced = {blocks: known[blocks] for blocks in sorted(known) if CHECKED[0] <= blocks <= deepest}
+    peaks = {
+        "step": {blocks: one.memory.peak_allocated_bytes for blocks, one in traced.items()},
+        "forward": {blocks: one.memory.peak_forward_bytes for blocks, one in traced.items()},
+        "backward": {blocks: one.memory.peak_backward_bytes for blocks, one in traced.items()},
+    }
+    # However low it still is: what stands at the end of forward, or of backward, becomes the highest point in the end.
+    *_, before, last = traced
+    standing = max(
+        (after - earlier) / (last - before)
+        for earlier, after in zip(_standing(traced[before].memory), _standing(traced[last].memory), strict=True)
+    )
+    beside = {blocks: _taken(one) - one.memory.peak_allocated_bytes for blocks, one in traced.items()}
+    found = {name: _growth(line) for name, line in peaks.items()}
+    found = {
+        name: one._replace(nbytes=one.nbytes + max(beside.values()), per_block=max(one.per_block, standing))
+        for name, one in found.items()
+    }
+    # An allocator's segments fill by jumps: between neighbours they say where the jumps are, and not how it grows.
+    first = min(blocks for blocks in traced if 4 * blocks >= last)
+    per_block = (_taken(traced[last]) - _taken(traced[first])) / (last - first)
+    uneven = max(beside.values()) - beside[last]
+    return found | {"taken": Growth(_taken(traced[last]) + uneven, per_block, even=True, rising=False)}
+
+
+def _growth(line: Mapping[int, int]) -> Growth:
+    """How one quantity grows with depth.
+
+    Args:
+        line: bytes by depth, ascending.
+    """
+    deepest, depths = max(line), list(pairwise(line))
+    growths = [(line[above] - line[below]) / (above - below) for below, above in depths]
+    # What came long before has ended, and what lies close together was looked at for its own sake.
+    recent = [
+        (each, above - below)
+        for each, (below, above) in zip(growths, depths, strict=True)
+        if 4 * below >= deepest and above - below >= CHECKED[0]
+    ] or [(growths[0], depths[0][1] - depths[0][0])]
+    most = max(each for each, _ in recent)
+    uneven = max((most - each) * wide for each, wide in recent)
+    earlier, last = growths[-2:]
+    close = _EVEN * max(abs(earlier), abs(last))
+    rising = last - close > max((each for each, _ in recent[:-1]), default=last)
+    return Growth(line[deepest] + int(uneven), most, even=abs(last - earlier) <= close, rising=rising)
+
+
+def _standing(memory: MemoryFigures) -> tuple[int, int]:
+    """Bytes that are alive at the end of forward, and at the end of backward, but for the batch."""
+    state, optimizer, retained, gradient = (
+        getattr(memory, f"{name}_bytes", None) or 0 for name in ("state", "optimizer", "retained", "gradient")
+    )
+    return state + optimizer + retained, state + optimizer + gradient
 
 
 def _taken(found: Prediction) -> int:

@@ -183,6 +183,7 @@ class Follow:
             # The node of this operator is the last one that was made.
             self._numbered.add(torch._C._autograd._get_sequence_nr() - 1)
         packet = func.overloadpacket
+        _check_dtypes(packet, given)
         if packet in _READING:
             self._reads += 1
             if self._reads > _MOST_READS:
@@ -339,6 +340,18 @@ class _Recording:
     outputs: list[int]
     """The blocks behind what it returned."""
     flops: int
+
+
+def _check_dtypes(packet: Any, given: list[Tensor]) -> None:
+    """Refuses what a device refuses, and shapes alone do not: products of tensors of several types.
+
+    Raises:
+        RuntimeError: as the device does.
+    """
+    if packet in _MATRIX_PRODUCTS or packet is torch.ops.aten.convolution:
+        dtypes = {one.dtype for one in given}
+        if len(dtypes) > 1:
+            raise RuntimeError(f"{packet} takes tensors of one dtype, and got {', '.join(sorted(map(str, dtypes)))}")
 
 
 @cache

@@ -1,15 +1,15 @@
 """Why times may not be trusted: names for what shows in the samples, and on the machine while they were taken.
 
-Pure functions of numbers; who looks at the machine is `watch`. The interval of a median is distribution-free, by order
-statistics (Conover, *Practical Nonparametric Statistics*, section 3.2), so that it holds whatever noise looks like.
+Pure functions of numbers; who looks at the machine is `watch`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from scipy import stats
+
+from capsbench.stats.median import median_interval
 
 NOISES: dict[str, str] = {
     "spread": "the middle half of the samples spans more than 10 % of their median",
@@ -20,7 +20,6 @@ NOISES: dict[str, str] = {
 }
 """Name and meaning, in the order in which they are told."""
 
-CONFIDENCE = 0.95
 SETTLED_WITHIN = 0.02
 _SPREAD, _DRIFT, _CLOCK_FELL, _LOAD = 0.10, 0.05, 0.10, 0.05
 _TREND_BY_CHANCE = 0.01
@@ -65,21 +64,6 @@ def is_settled(samples: Sequence[float]) -> bool:
     interval = median_interval(samples)
     middle = float(np.median(samples)) if interval else 0.0
     return interval is not None and max(middle - interval[0], interval[1] - middle) <= SETTLED_WITHIN * middle
-
-
-def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the median, between two of the samples; None with fewer than six, whose range is too little."""
-    below = _samples_below(len(samples))
-    if below == 0:
-        return None
-    ordered = sorted(samples)
-    return ordered[below - 1], ordered[-below]
-
-
-@cache
-def _samples_below(count: int) -> int:
-    """The rank of the interval's lower end among so many samples: each lies below the median with probability ½."""
-    return int(stats.binom.ppf((1 - CONFIDENCE) / 2, count, 0.5))
 
 
 def _spread(samples: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.measure.allocator import CachingAllocator, OutOfMemory
+from capsbench.measure.apart import call_for
 from capsbench.measure.gpus import Gpu, gpu_of
 from capsbench.measure.step_trace import TracedStep, step_figures, trace_step
 from capsbench.measure.trace import Trace
@@ -30,7 +31,15 @@ class Prediction(NamedTuple):
 
 
 def predict_cell(cell: Cell) -> Record:
-    """A record of kind `predicted`; whatever goes wrong is in it."""
+    """A record of kind `predicted`; whatever goes wrong is in it. A network of the user's own is traced in a process apart."""
+    try:
+        return call_for(cell.configuration.model, predicted_here, cell)
+    except CapsbenchError as error:
+        return Record(kind="predicted", cell=cell, status="error", message=" - ".join(str(error).splitlines()))
+
+
+def predicted_here(cell: Cell) -> Record:
+    """What `predict_cell` says, by this process."""
     started, began = datetime.now(UTC), time.monotonic()
     configuration = cell.configuration
     record = Record(kind="predicted", cell=cell, status="error", started_at=started.isoformat(timespec="seconds"))

@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from capsbench.catalog import spec_of
 from capsbench.data.preprocess import Batch
 from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.measure.allocator import CachingAllocator
 from capsbench.measure.attribution import Calls, Origin, Spans, nodes_of
+from capsbench.measure.eager import eagerly
 from capsbench.measure.follow import Follow
 from capsbench.measure.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.measure.trace import Trace
@@ -75,7 +77,7 @@ def trace_step(
         ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
     """
     kind = configuration.device_kind()
-    with Follow(kind, workspace_bytes=workspace_bytes, inside=inside, try_scratch=try_scratch) as follow:
+    with Follow(kind, workspace_bytes=workspace_bytes, inside=inside, try_scratch=try_scratch) as follow, eagerly(follow.notes):
         try:
             return _traced(follow, _started(follow, configuration, build))
         except CapsbenchError:
@@ -105,11 +107,19 @@ def step_figures(configuration: Configuration, step: TracedStep, *, build: Build
     gradients = step.gradient_bytes or step.largest_parameter_bytes
     return StepFigures(
         retained_by_module=step.retained_by_module,
+        retained_bytes=_counted_retained(configuration, step.trace),
         flops=step.flops,
         floor_flops=_needed_flops(configuration, build),
         floor_bytes=step.state_bytes + gradients + step.optimizer_bytes + step.batch_bytes,
         notes=list(step.notes),
     )
+
+
+def _counted_retained(configuration: Configuration, trace: Trace) -> int:
+    """Bytes that forward leaves alive, as the allocator of the device counts them: CUDA's rounds each block up."""
+    counted = trace.replay(CachingAllocator()) if configuration.device_kind() == "cuda" else trace
+    forward = counted.phases()["forward"]
+    return forward.end - forward.start
 
 
 def traced_figures(configuration: Configuration) -> tuple[StepFigures | None, list[str]]:
@@ -126,7 +136,7 @@ def _needed_flops(configuration: Configuration, build: Build | None) -> int:
     """Of forward, and of the gradients that its operators need in backward, with nothing evaluated twice."""
     if configuration.model in BUILT_IN:
         configuration = configuration.model_copy(update=_NOTHING_TWICE)
-    with Follow(configuration.device_kind(), inside=False) as follow:
+    with Follow(configuration.device_kind(), inside=False) as follow, eagerly(follow.notes):
         try:
             _started(follow, configuration, build).forward()
         except CapsbenchError:
@@ -155,6 +165,8 @@ def _built(model: str, build: Build) -> nn.Module:
         try:
             with _disable_current_modes():
                 return build()
+        except CapsbenchError:
+            raise
         except (Exception, SystemExit) as error:
             raise ConfigurationError(
                 f"model '{model}' cannot be made: {_reason(error)}", "its factory is called with (in_shape, num_classes, blocks)"
@@ -232,4 +244,6 @@ def _by_module(alive: dict[int, int], holders: dict[int, str], gone: dict[int, i
 def _batch(configuration: Configuration) -> Batch:
     spec = spec_of(configuration.dataset)
     size = (configuration.batch_size, *spec.shape)
-    return Batch(torch.empty(size), torch.empty(configuration.batch_size, dtype=torch.int64), torch.empty(size))
+    # A network's module may change the default dtype; images are what they are.
+    images, pixels = (torch.empty(size, dtype=torch.float32) for _ in range(2))
+    return Batch(images, torch.empty(configuration.batch_size, dtype=torch.int64), pixels)

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from capsbench.measure.cores import Cores
+from capsbench.measure.facts import asked
 from capsbench.measure.noise import Machine
 from capsbench.measure.processes import nvml_handle
 
@@ -27,26 +28,30 @@ class Watch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._gpu = _gpu(device) if device.type == "cuda" else None
+        self._gpu = asked(lambda: _gpu(device)) if device.type == "cuda" else None
         self._clocks: list[float] = []
         self._gpu_throttled = False
-        self._cores = _cores()
-        self._before = _account(self._cores)
+        self._cores = asked(Cores)
+        self._before = self._account()
 
     def look(self) -> None:
         """Notes the clocks of this moment; some milliseconds at most."""
-        clocks = _clocks(self._cores.indexes if self._cores else ())
-        if clocks:
-            # Idle cores are slow: the fastest one is one that works.
-            self._clocks.append(max(clocks))
+        # Idle cores are slow: the fastest one is one that works.
+        clock = asked(lambda: max(_clocks(self._cores.indexes if self._cores else ())))
+        if clock is not None:
+            self._clocks.append(clock)
         if self._gpu is not None and not self._gpu_throttled:
-            self._gpu_throttled = _is_slowed(self._gpu)
+            self._gpu_throttled = bool(asked(lambda: _is_slowed(self._gpu)))
 
     def seen(self) -> Machine:
         """What was seen so far."""
-        now = _account(self._cores)
+        now = self._account()
         others = now.taken_by_others(self._before, self._cores) if now and self._before and self._cores else None
         return Machine(others=others, clocks=self._clocks, gpu_throttled=self._gpu_throttled)
+
+    def _account(self) -> "_Account | None":
+        cores = self._cores
+        return asked(lambda: _Account.of(cores)) if cores else None
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ class _Account:
     """Of cores that this process used."""
     container: float | None
     """Of cores that a container with a quota used; None where there is none, or the system does not say."""
+
+    @classmethod
+    def of(cls, cores: Cores) -> "_Account":
+        """The account of this moment."""
+        own = sum(psutil.Process().cpu_times()[:4])  # user, system, and both of children that ended
+        return cls(time.monotonic(), cores.busy_seconds(), own, cores.quota.used_seconds() if cores.quota else None)
 
     def taken_by_others(self, before: "_Account", cores: Cores) -> float | None:
         """The share of what this process can get of its cores that others took since; None after too short a time.
@@ -77,50 +88,22 @@ class _Account:
         return taken / cores.capacity
 
 
-def _cores() -> Cores | None:
-    """The cores of this process; None on a machine that cannot say."""
-    try:
-        return Cores()
-    except Exception:  # what an odd machine raises when it is asked is worth no measurement
-        return None
-
-
-def _account(cores: Cores | None) -> _Account | None:
-    """The account of this moment; None on a machine that cannot say."""
-    if cores is None:
-        return None
-    try:
-        own = sum(psutil.Process().cpu_times()[:4])  # user, system, and both of children that ended
-        return _Account(time.monotonic(), cores.busy_seconds(), own, cores.quota.used_seconds() if cores.quota else None)
-    except Exception:
-        return None
-
-
 def _clocks(indexes: Sequence[int]) -> list[float]:
-    """The clocks of these cores; of all where the system's list of clocks is another one, none where it does not say."""
-    try:
-        every = [core.current for core in psutil.cpu_freq(percpu=True)]
-    except Exception:
-        return []
-    return [every[index] for index in indexes] if len(every) > max(indexes, default=len(every)) else every
+    """The clocks of these cores; of all where the system's list of clocks is another one."""
+    every = [core.current for core in psutil.cpu_freq(percpu=True)]
+    return [every[index] for index in indexes] if indexes and len(every) > max(indexes) else every
 
 
 def _gpu(device: torch.device) -> Any:
-    """NVML's handle of a device; None where it does not answer."""
+    """NVML's handle of a device."""
     import pynvml
 
-    try:
-        pynvml.nvmlInit()  # for as long as this process lives: starting it at every look would be in the measurement
-        return nvml_handle(device)
-    except Exception:  # NVML speaks in many exceptions, and a clock is worth none of them
-        return None
+    pynvml.nvmlInit()  # for as long as this process lives: starting it at every look would be in the measurement
+    return nvml_handle(device)
 
 
 def _is_slowed(gpu: Any) -> bool:
     import pynvml
 
-    try:
-        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
-    except Exception:
-        return False
+    reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
     return any(reasons & getattr(pynvml, f"nvmlClocksThrottleReason{name}") for name in _SLOWED)

@@ -6,6 +6,7 @@ prints goes to standard error. Ends at once when standard input closes: the pare
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -16,10 +17,11 @@ from typing import TextIO
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from capsbench.errors import CapsbenchError
+from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.foreign import keeping_threads
 from capsbench.measure import counting
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
-from capsbench.measure.processes import other_processes, refuse_others, unknown_others
+from capsbench.measure.processes import FAMILY, end_family, other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.step_trace import traced_figures
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
@@ -74,8 +76,21 @@ def measure_memory(configuration: Configuration, data_directory: Path | None = N
     step = probed_step(configuration, data_directory)
     figures = memory_figures(step)
     why = _who_counted(figures.probe)
-    traced, notes = traced_figures(configuration)
-    return Reply(status="ok", data_source=step.workload.data_source, memory=figures, step=traced, notes=[*why, *notes])
+    with keeping_threads(configuration.model):  # it is made again
+        traced, notes = traced_figures(configuration)
+    if traced is not None:
+        traced = traced.model_copy(update={"agrees": traced.retained_bytes == figures.retained_bytes})
+        notes += _disagreement(traced, figures)
+    notes = [*why, *step.workload.notes, *notes]
+    return Reply(status="ok", data_source=step.workload.data_source, memory=figures, step=traced, notes=notes)
+
+
+def _disagreement(traced: StepFigures, figures: MemoryFigures) -> list[str]:
+    """Which bytes are believed, where the step that was run and the one that was traced retain different ones."""
+    if traced.agrees:
+        return []
+    believed = f"{figures.retained_bytes} bytes retained were counted, and the trace of the step retains {traced.retained_bytes}"
+    return [f"{believed}: the count is believed, and what the trace says of modules and operations is not used"]
 
 
 def measure_timeline(request: Request) -> Reply:
@@ -95,7 +110,7 @@ def measure_time(request: Request) -> Reply:
     if request.turn is not None:
         _wait_for_turn(request.turn)
     figures = timing.measure_time(workload, request.samples, request.budget_seconds)
-    return Reply(status="ok", data_source=workload.data_source, time=figures)
+    return Reply(status="ok", data_source=workload.data_source, time=figures, notes=workload.notes)
 
 
 def run(request: Request) -> Reply:
@@ -118,6 +133,7 @@ def run(request: Request) -> Reply:
             reply = measure_memory(request.configuration, request.data_directory)
         else:
             reply = measure_time(request)
+        _check_threads(request.configuration)
     except CapsbenchError as error:
         reply = Reply(status="error", message=" - ".join(str(error).splitlines()))
     except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
@@ -163,9 +179,27 @@ def _prepare(configuration: Configuration) -> None:
         limit_cpu(configuration.capacity)
 
 
+def _check_threads(configuration: Configuration) -> None:
+    """Refuses a step that ran with another number of threads than its record says.
+
+    Raises:
+        ConfigurationError: the network sets torch's number of threads.
+    """
+    asked, found = configuration.threads, torch.get_num_threads()
+    if asked is not None and found != asked:
+        raise ConfigurationError(
+            f"model '{configuration.model}' sets torch's threads to {found} while it runs, and its record would say {asked}",
+            f"leave their number to --threads, or give --threads {found}",
+        )
+
+
 def _end_with_parent(source: TextIO) -> None:
     def wait() -> None:
         source.read()
+        # With all that a network has started, whatever session it is in.
+        end_family(os.environ.get(FAMILY, ""))
+        if os.getsid(0) == os.getpid():
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -30,5 +30,7 @@ class Decoder(nn.Module):
     def forward(self, capsules: Tensor, classes: Tensor) -> Tensor:
         """Capsules `[B, C, D]` and the class to show for each sample `[B]` → images `[B, *image_shape]`."""
         shown = torch.nn.functional.one_hot(classes, capsules.shape[1]).to(capsules.dtype)
-        image: Tensor = self.layers((capsules * shown.unsqueeze(-1)).flatten(1))
+        # Routing gives float32 whatever the network's precision; the layers are given what their weights are.
+        dtype = next(self.layers.parameters()).dtype
+        image: Tensor = self.layers((capsules * shown.unsqueeze(-1)).flatten(1).to(dtype))
         return image.unflatten(1, self.image_shape)

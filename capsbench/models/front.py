@@ -16,6 +16,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.models.convolution import LibraryGradients, OffsetGradients
 from capsbench.pretend import kind_of
 from capsbench.reversible import is_altered
+from capsbench.routing.autograd import is_autocasting
 
 FRONTS = ("auto", "plain", "chunked")
 """How the two convolutions are computed."""
@@ -70,7 +71,7 @@ def chunked_front(images: Tensor, first: nn.Conv2d, second: nn.Conv2d, *, chunk:
     """
     kind = kind_of(images.device)
     tensors: list[Any] = [images, first.weight, first.bias, second.weight, second.bias]
-    if torch.amp.is_autocast_available(images.device.type) and torch.is_autocast_enabled(images.device.type):
+    if is_autocasting(images.device):
         dtype = torch.get_autocast_dtype(images.device.type)
         # As autocast has it: float64 stays what it is.
         tensors = [it if it.dtype == torch.float64 else it.to(dtype) for it in tensors]

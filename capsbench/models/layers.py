@@ -122,13 +122,12 @@ class CapsuleLayer(nn.Module):
 
         Returns:
             The outputs, bit for bit those of `forward`; the gradient of `(outputs * grad).sum()` for x; and those for
-            `self.parameters()` in order, None for one that is frozen.
+            `self.parameters()` in order, None for one that is frozen or that a subclass has added.
         """
         value, (grad_x, *grads) = route_and_vjp(x, self.weight, grad, self.bias, **self._options(), kept=kept)
-        # In the order of `parameters()`, which walks through modules for longer.
         own = (mine for mine in (self.weight, self.bias, self.beta_u, self.beta_a) if mine is not None)
-        wanted = (one if mine.requires_grad else None for mine, one in zip(own, grads, strict=True))
-        return value, grad_x, tuple(wanted)
+        found = {id(mine): one for mine, one in zip(own, grads, strict=True) if mine.requires_grad}
+        return value, grad_x, tuple(found.get(id(mine)) for mine in self.parameters())
 
     def _options(self) -> _Options:
         return {

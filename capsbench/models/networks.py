@@ -129,7 +129,9 @@ class CapsuleNetwork(nn.Module):
 
     def _primaries(self, images: Tensor) -> Tensor:
         primary = self.primary
-        chunks = resolve_front(self.front, len(images), images.device.type) == "chunked"
+        # One exported program serves every batch size: it does not choose by the one that it was made with.
+        front = "plain" if self.front == "auto" and torch.compiler.is_exporting() else self.front
+        chunks = resolve_front(front, images.shape[0], images.device.type) == "chunked"
         # Whoever put something of their own in place, or waits for one of the modules, gets them called one by one.
         own = type(primary) is PrimaryCapsules and not is_altered(primary)
         *earlier, last = (self.conv, *self.more_convs)

@@ -15,6 +15,7 @@ from capsbench.analysis.accuracy import KEY
 from capsbench.report.figures import save
 from capsbench.report.labels import dataset_title, model_title
 from capsbench.report.styles import COLOURS, MODEL_STYLES, STYLE
+from capsbench.report.tables import write_csv
 
 _HEADS = ("runs", "here", "paper", "difference", "within both", "trained on")
 _NUMBERED = ("blocks", "learning_rate", "capsules", "batch_size")
@@ -66,7 +67,7 @@ def write_accuracy(rows: pd.DataFrame, folder: Path, name: str, title: str) -> l
     """
     folder.mkdir(parents=True, exist_ok=True)
     csv, markdown = folder / f"{name}.csv", folder / f"{name}.md"
-    rows.to_csv(csv, index=False)
+    write_csv(rows, csv)
     markdown.write_text(accuracy_markdown(rows, title), encoding="utf-8")
     return [csv, markdown, *save(accuracy_figure(rows, title), folder, name)]
 

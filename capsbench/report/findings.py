@@ -1,12 +1,14 @@
 """What a comparison or a check found, in words: one line each, for a terminal, a pull request and a build server alike."""
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from capsbench.analysis.comparison import Comparison, Outcome
 from capsbench.analysis.gate import Fault, Finding, LeftOut
 from capsbench.analysis.modules import ModuleChange
 from capsbench.analysis.summary import LineSummary
 from capsbench.report.labels import Names, dataset_title
+from capsbench.report.slopes_in_words import within_text
 from capsbench.report.units import bytes_text, joined_text, quantity_text, slope_text
 
 TITLES = {
@@ -53,13 +55,28 @@ def figure_name(it: Comparison) -> str:
     return title if it.scope == "level" else f"{title} at {_blocks([it.blocks or 0])}{replicate}"
 
 
-def value_text(it: Comparison, value: float | None) -> str:
-    """A figure with its unit; `-` where there is none."""
-    return "-" if value is None else quantity_text(value, is_bytes=it.is_bytes)
+def before_text(it: Comparison) -> str:
+    """The figure of the first run: `8.3 ms`, `within ± 76.6 ms` for a slope that cannot be distinguished from 0."""
+    return _value_text(it, it.before, 0)
+
+
+def after_text(it: Comparison) -> str:
+    """The figure of the second run."""
+    return _value_text(it, it.after, 1)
+
+
+def _value_text(it: Comparison, value: float | None, side: Literal[0, 1]) -> str:
+    shape = it.shapes[side] if it.shapes else "line"
+    if value is None:
+        return "-"
+    if shape == "no change measurable" and it.within:
+        return within_text(it.within[side], is_bytes=it.is_bytes)
+    text = quantity_text(value, is_bytes=it.is_bytes)
+    return text if shape == "line" else f"{text} (not a line)"
 
 
 def change_text(it: Comparison) -> str:
-    """`+1.00 MiB (+10.0 %)`, `+30.2 ± 5.1 %`; `-` where nothing can be said."""
+    """`+1.00 MiB (+10.0 %)`, `+30.2 ± 5.1 %`, `within ± 5.1 %` where the interval contains 0; `-` where nothing can be said."""
     if it.before is None or it.after is None:
         return "-"
     change = it.after - it.before
@@ -67,18 +84,27 @@ def change_text(it: Comparison) -> str:
         if not change:
             return "none"
         share = f" ({_percent(change, it.before)})" if it.before else ""
-        return f"{'+' if change > 0 else ''}{quantity_text(change, is_bytes=it.is_bytes)}{share}"
+        return f"{_sign(change)}{quantity_text(change, is_bytes=it.is_bytes)}{share}"
+    if it.low <= 0 <= it.high:
+        reach = max(-it.low, it.high)
+        if it.scope == "slope":
+            return within_text(reach, is_bytes=it.is_bytes)
+        return f"within ± {joined_text(100 * reach / it.before, decimals=1)} %"
     if it.scope == "slope":
-        text = slope_text(change, it.low, it.high, is_bytes=it.is_bytes)
-        return text if text.startswith("-") else f"+{text}"
-    text = joined_text(100 * change / it.before, 50 * (it.high - it.low) / it.before, decimals=1)
-    return f"{'' if text.startswith('-') else '+'}{text} %"
+        return _sign(change) + slope_text(change, it.low, it.high, is_bytes=it.is_bytes)
+    # On one side an interval of a ratio is wider: no less is printed on either.
+    reach = max(it.high - change, change - it.low)
+    return f"{_sign(change)}{joined_text(100 * change / it.before, 100 * reach / it.before, decimals=1)} %"
+
+
+def _sign(change: float) -> str:
+    return "+" if change > 0 else ""
 
 
 def finding_text(finding: Finding, labels: Labels) -> str:
     """`ResCapsNet: retained / block 1.00 MiB → 2.00 MiB, +1.00 MiB (+100.0 %); blocks.*.0 +1.00 MiB each`."""
     it = finding.comparison
-    text = f"{labels.of(it.line)}: {figure_name(it)} {value_text(it, it.before)} → {value_text(it, it.after)}, {change_text(it)}"
+    text = f"{labels.of(it.line)}: {figure_name(it)} {before_text(it)} → {after_text(it)}, {change_text(it)}"
     if finding.cells:
         text += f", in {finding.cells} of {finding.of} cells"
     modules = modules_text(it.modules, grown=it.verdict == "worse")

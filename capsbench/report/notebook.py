@@ -10,9 +10,9 @@ from capsbench.analysis.metrics import METRICS
 from capsbench.analysis.slopes import by_line, line_columns, lines
 from capsbench.analysis.slopes import slopes as slopes_of
 from capsbench.report.findings import Labels
+from capsbench.report.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
 from capsbench.report.sparks import reach, scale_of, svg
 from capsbench.report.styles import style_key, styles_of
-from capsbench.report.units import ratio_in_words, slope_text
 
 Key = tuple[str, ...]
 
@@ -87,7 +87,7 @@ def _key(row: Mapping[Any, Any] | Mapping[Hashable, Any], names: Iterable[str]) 
 
 
 def _line_of(row: Mapping[Hashable, Any]) -> tuple[float, float] | None:
-    return (row["intercept"], row["slope"]) if row["linear"] else None
+    return (row["intercept"], row["slope"]) if row_shape(row) == "line" else None
 
 
 def _heights(row: Mapping[Hashable, Any], points: list[tuple[float, float]]) -> list[float]:
@@ -104,16 +104,14 @@ def _row(
     colour: str,
     reached: Mapping[tuple[str, ...], tuple[float, float]],
 ) -> str:
-    is_bytes = row["unit"] == "bytes"
-    ratio = row["ratio_to_rescapsnet"]
-    remarks = [] if row["linear"] else ["not a line"]
+    remarks = row_remarks(row)
     remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []
     texts = [
         escape(label),
         METRICS[row["metric"]].title,
         svg(points, _line_of(row), colour, *reached[scale_of(row, row["metric"])]) if points else "",
-        slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes),
-        "" if pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
+        row_slope(row),
+        row_ratio(row),
         escape(", ".join(remarks)),
     ]
     return "<tr>" + "".join(f"<td style='text-align:left'>{text}</td>" for text in texts) + "</tr>"

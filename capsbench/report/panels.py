@@ -15,6 +15,7 @@ from capsbench.analysis.slopes import LineFit, fit_line
 from capsbench.catalog import SPECS
 from capsbench.report.labels import Line, Names, model_title
 from capsbench.report.legends import legend_text
+from capsbench.report.slopes_in_words import within_text
 from capsbench.report.styles import MODEL_STYLES, LineStyle, style_key
 from capsbench.report.units import MIB, slope_text
 
@@ -42,7 +43,7 @@ def draw_panel(
         style = styles[style_key(line)]
         by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
         mean = by_depth.mean() * scale
-        fit = fit_line(line, measured, metric)
+        fit = fit_line(measured, metric)
         label = legend_text(names.of(line), _fit_text(fit, metric, scale) if with_fit and fit else "")
         if with_fit and fit is not None:
             _draw_fit(ax, fit, mean, metric, style, scale)
@@ -73,17 +74,23 @@ def draw_panel(
 
 
 def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
-    """`8.3 ± 0.4 ms/block`, or that it is not a line."""
-    if not fit.linear:
-        return "not a line"
-    low, high = fit.fit.slope_interval or (fit.fit.slope, fit.fit.slope)
+    """`8.3 ± 0.4 ms/block`, that no change is measurable, or that it is not a line."""
+    if fit.shape == "not a line":
+        return fit.shape
     factor = 1.0 if metric.is_bytes else scale
-    return slope_text(factor * fit.fit.slope, factor * low, factor * high, is_bytes=metric.is_bytes) + "/block"
+    slope, low, high = (factor * one for one in (fit.fit.slope, *(fit.fit.slope_interval or (fit.fit.slope, fit.fit.slope))))
+    if fit.shape == "no change measurable":
+        # A panel is too narrow for more.
+        return f"no change {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)}/block"
+    alone = " (no interval)" if fit.fit.slope_interval is None and not metric.repeats else ""
+    return f"{slope_text(slope, low, high, is_bytes=metric.is_bytes)}/block{alone}"
 
 
 def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: LineStyle, scale: float) -> None:
-    """The fitted line; where none fits, the points are joined palely."""
-    if not fit.linear:
+    """The fitted line; where none fits, the points are joined palely, and where no change is measurable, nothing is drawn."""
+    if fit.shape == "no change measurable":
+        return
+    if fit.shape == "not a line":
         ax.plot(mean.index, mean, ls=style.dash, drawstyle=_joined(metric, fit), color=style.colour, lw=0.8, alpha=0.4)
         return
     ends = [mean.index.min(), mean.index.max()]

@@ -62,13 +62,24 @@ def certainty_note(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def fit_text(configuration: Configuration, what: str, value: int, memory_bytes: int | None, traced: bool, reason: str) -> str:
-    """`MoCapsNet: 1,234 blocks fit (…)`."""
+def fit_text(
+    configuration: Configuration,
+    what: str,
+    value: int,
+    memory_bytes: int | None,
+    *,
+    bounded: bool,
+    traced: bool,
+    reason: str,
+    looked_at: int,
+) -> str:
+    """`MoCapsNet: 123 blocks fit …`, `about 1,234 blocks fit …` where that is reckoned, `at least 256 …` where it may be more."""
     unit = "blocks" if what == "depth" else f"images at {configuration.blocks} blocks"
     where = configuration.gpu or "this CPU"
     if not value:
         return f"{model_title(configuration.model)}: not even 1 of {unit} fits {where}: {reason}"
     found = "" if memory_bytes is None else f", {bytes_text(memory_bytes)} of its memory"
-    how = "" if traced else ", reckoned from how bytes grow over 8 to 32 blocks"
+    sure = "at least " if not bounded else "" if traced else "about "
+    how = "" if traced else f", reckoned from how bytes grow up to {looked_at} blocks"
     why = f"; {reason}" if reason else ""
-    return f"{model_title(configuration.model)}: {value:,} {unit} fit {where}{found}{how}{why}"
+    return f"{model_title(configuration.model)}: {sure}{value:,} {unit} fit {where}{found}{how}{why}"

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 from rich.text import Text
 
-from capsbench.analysis.metrics import METRICS, Metric
+from capsbench.analysis.metrics import METRICS
 from capsbench.analysis.slopes import by_line, lines
 from capsbench.frame import plain
 from capsbench.report.findings import Labels
+from capsbench.report.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
 from capsbench.report.sparks import BLOCKS, reach, scale_of, spark
-from capsbench.report.units import ratio_in_words, slope_text
 
 _SHOWN = ("retained", "peak", "reserved", "train", "inference")
 _HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
@@ -41,13 +41,10 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
         found += _title(labels.of(line), full[name[:-1]][1] if name[:-1] in full else None)
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
         for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
-            slope, ratio, remarks = _figures(by_metric[metric.name], metric)
             scale = scale_of(line, metric.name)
             own = values.get((name, scale), [])
             chart = spark(own, *reached[scale], blocks) if own else ""
-            found += map(
-                Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", [f"{slope:>20}", f"{ratio:>20}", f"  {remarks}"])
-            )
+            found += map(Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", _figures(by_metric[metric.name])))
     head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
     ended = [text for line, depth in unfitted for text in _title(labels.of(line), depth)]
     return [*([head, *found] if found else []), *ended]
@@ -112,12 +109,9 @@ def _full(frame: pd.DataFrame) -> dict[Name, tuple[Line, int]]:
     return found
 
 
-def _figures(row: Mapping[Hashable, Any], metric: Metric) -> tuple[str, str, str]:
-    ratio = row["ratio_to_rescapsnet"]
-    remarks = [] if row["linear"] else ["not a line"]
-    remarks += ["noisy"] if row["noise"] else []
-    return (
-        slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=metric.is_bytes),
-        "" if pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
-        ", ".join(remarks),
-    )
+def _figures(row: Mapping[Hashable, Any]) -> list[str]:
+    """The columns of a slope: slope, ratio and remarks. That no change is measurable takes the room of the ratio too."""
+    remarks = f"  {', '.join([*row_remarks(row), *(['noisy'] if row['noise'] else [])])}"
+    if row_shape(row) == "no change measurable":
+        return [f"{row_slope(row):>40}", remarks]
+    return [f"{row_slope(row):>20}", f"{row_ratio(row):>20}", remarks]

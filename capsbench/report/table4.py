@@ -6,9 +6,10 @@ import pandas as pd
 from rich.table import Table
 
 from capsbench import paper
+from capsbench.analysis.least_squares import fit_slope
 from capsbench.analysis.metrics import MEMORY_METRICS
-from capsbench.analysis.slopes import fit_slope
 from capsbench.report.labels import dataset_title, model_title, on_gpu
+from capsbench.report.tables import write_csv
 from capsbench.report.units import MIB
 
 _CELL = ["dataset", "model", "blocks"]
@@ -55,8 +56,7 @@ def table4_slopes(table: pd.DataFrame) -> Table:
 def write_table4(table: pd.DataFrame, folder: Path) -> Path:
     """Writes the table as CSV, in bytes."""
     path = folder / "table4.csv"
-    table.to_csv(path, index=False)
-    return path
+    return write_csv(table, path)
 
 
 def _slope(cells: pd.DataFrame, name: str) -> str:

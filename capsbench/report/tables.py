@@ -6,12 +6,14 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from capsbench.analysis.least_squares import fit_slope
 from capsbench.analysis.metrics import METRICS, Metric
-from capsbench.analysis.slopes import by_line, fit_slope, line_columns, lines, noises
+from capsbench.analysis.slopes import by_line, line_columns, lines, noises
 from capsbench.report.labels import Names, dataset_title
+from capsbench.report.slopes_in_words import row_remarks, row_shape, row_slope, within_text
 from capsbench.report.terminal import cell as text_cell
 from capsbench.report.terminal import printable
-from capsbench.report.units import bytes_text, quantity_text, ratio_text, slope_text
+from capsbench.report.units import bytes_text, quantity_text, ratio_text
 
 _NOISY = "~"
 _SHOWN = ("retained", "peak", "reserved", "train", "inference")
@@ -23,7 +25,8 @@ _HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train
 def slopes_table(table: pd.DataFrame) -> Table:
     """What `analysis.slopes.slopes` gave, a row per line, a column per metric.
 
-    Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line; `~` marks noisy times.
+    Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line; of a slope that cannot be
+    distinguished from 0 the table says how large it may be. `~` marks noisy times.
     """
     shown = [name for name in _SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
@@ -121,17 +124,28 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
 
 def write_slopes_csv(table: pd.DataFrame, path: Path) -> Path:
     """All slopes with full digits: bytes and seconds per block."""
-    table.to_csv(path, index=False)
+    return write_csv(table, path)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table with all its digits.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # pandas has a meaning of `~` of its own, and the name of a folder need not be text.
+    path.write_text(table.to_csv(index=False), encoding="utf-8", errors="surrogateescape")
     return path
 
 
 def _slope_cell(row: pd.Series | None) -> str:
     if row is None:
         return "-"
-    is_bytes = METRICS[row["metric"]].is_bytes
-    text = slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
-    text += _NOISY if row["noise"] else ""
-    if not row["linear"]:
-        return f"{text}\nnot a line"
-    ratio = row["ratio_to_rescapsnet"]
-    return text if pd.isna(ratio) else f"{text}\n× {ratio_text(ratio, row['ratio_low'], row['ratio_high'])}"
+    shape, noisy = row_shape(row), _NOISY if row["noise"] else ""
+    if shape == "no change measurable":
+        reach = max(abs(row["slope_low"]), abs(row["slope_high"]))
+        return f"{shape}\n{within_text(reach, is_bytes=row['unit'] == 'bytes')}{noisy}"
+    below = row_remarks(row)
+    if shape == "line" and not pd.isna(ratio := row["ratio_to_rescapsnet"]):
+        below.append(f"× {ratio_text(ratio, row['ratio_low'], row['ratio_high'])}")
+    return "\n".join([row_slope(row) + noisy, *below])

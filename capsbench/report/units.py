@@ -49,16 +49,15 @@ def slope_text(slope: float, low: float, high: float, *, is_bytes: bool) -> str:
 
 
 def ratio_text(ratio: float, low: float, high: float) -> str:
-    """A ratio, and its interval on a line of its own: `1.5`, `1.3–1.8`; exact ratios go without."""
-    if math.isnan(low) or high - low <= 1e-9 * abs(ratio):
-        return f"{ratio:.3g}"
-    return f"{ratio:.3g}\n{low:.3g}–{high:.3g}"
+    """A ratio, and its interval on a line of its own: `1.5`, `1.3–1.8`; without one where its ends read as the ratio does."""
+    value, *ends = (f"{one + 0.0:.3g}" for one in (ratio, low, high))
+    return value if math.isnan(low) or low == high or ends == [value, value] else f"{value}\n{'–'.join(ends)}"
 
 
 def ratio_in_words(ratio: float, low: float, high: float) -> str:
-    """A ratio and its interval on one line: `1.5 (1.3–1.8)`, or `1.5` where the interval says nothing more."""
+    """A ratio and its interval on one line: `1.5 (1.3–1.8)`."""
     value, *interval = ratio_text(ratio, low, high).split("\n")
-    return value + "".join(f" ({text})" for text in interval if text != f"{value}–{value}")
+    return value + "".join(f" ({text})" for text in interval)
 
 
 def joined_text(*values: float, decimals: int) -> str:

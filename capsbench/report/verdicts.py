@@ -13,6 +13,8 @@ from capsbench.analysis.summary import LineSummary
 from capsbench.report.findings import (
     TITLES,
     Labels,
+    after_text,
+    before_text,
     change_text,
     fault_text,
     figure_name,
@@ -20,7 +22,6 @@ from capsbench.report.findings import (
     left_out_text,
     missing_text,
     modules_text,
-    value_text,
 )
 from capsbench.report.terminal import cell as text_cell
 from capsbench.report.terminal import printable
@@ -49,7 +50,7 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[tuple[str, ...]]
         if cells or it.scope != "cell":
             figure = TITLES[it.quantity] if it.verdict == "not comparable" and it.before is None else figure_name(it)
             verdict = ": ".join(filter(None, [it.verdict, it.why]))
-            figures = (value_text(it, it.before), value_text(it, it.after), change_text(it))
+            figures = (before_text(it), after_text(it), change_text(it))
             rows.append((labels.of(it.line), figure, *figures, verdict))
     return rows
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from capsbench.analysis.slopes import slopes
+from capsbench.paths import expanded
 from capsbench.report.figures import PAGE_WIDTH, figure3, figure4, save
 from capsbench.report.labels import on_gpu
 from capsbench.report.panels import Per
@@ -36,6 +37,7 @@ def write_report(
     Raises:
         OSError: a file cannot be written.
     """
+    folder = expanded(folder)
     paths = [write_slopes_csv(slopes(frame), folder / "slopes.csv")]
     for name, draw, usual in (("figure3", figure3, ("retained",)), ("figure4", figure4, ("retained", "peak"))):
         if name in only:
@@ -79,4 +81,4 @@ def write_paper_report(name: str, frame: pd.DataFrame, folder: Path) -> list[Pat
     report = PAPER_REPORTS[name]
     memory = report.memory if on_gpu(frame).any() else report.memory_on_cpu
     paths = write_report(frame, folder, memory=memory, with_paper=True, only=[report.figure])
-    return [*paths, write_table4(table4(frame), folder)] if name == "table4" else paths
+    return [*paths, write_table4(table4(frame), expanded(folder))] if name == "table4" else paths

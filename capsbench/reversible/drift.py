@@ -8,11 +8,13 @@ at most, relative to |x|: u = 2⁻²⁴ is float32's rounding, 2 roundings of x 
 its inverse. So errors grow by the larger root of ρ² − (1 + (1 + c)/γ)·ρ + 1/γ = 0 per function, which is 1/γ where L = 0.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice, takewhile
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -65,26 +67,52 @@ def has_values(tensor: Tensor) -> bool:
     return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
-def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int) -> None:
-    """Warns where the largest difference of rebuilt values passes `DRIFT_BOUND` times `scale`, the largest |x|.
+def bound_of(precision: torch.dtype) -> float:
+    """The drift that is accepted of functions computed in a precision: no less than what one rounding of theirs may move."""
+    return max(DRIFT_BOUND, torch.finfo(precision).eps)
+
+
+def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int, bound: float = DRIFT_BOUND) -> None:
+    """Warn where the largest difference of rebuilt values passes `bound` times `scale`, the largest |x|.
+
+    Values that were not finite in forward are left to whoever watches the loss: nothing was lost on the way back.
 
     Args:
         difference: no dimensions.
         scale: no dimensions.
         inverse: how the stack was inverted.
         depth: the function whose input was rebuilt.
+        bound: relative to the largest |x|.
     """
     if not has_values(difference):
         return
     off, size = difference.item(), scale.item()
     # Written so that NaN is past the bound.
-    if off <= DRIFT_BOUND * size:
+    if off <= bound * size or not math.isfinite(size):
         return
     relative = off / size if size else float("inf")
     better = "'exact' has no drift" if inverse != "exact" else "a function did not give the same bits twice"
     warnings.warn(
-        f"a reversible stack drifted by {relative:.2g} (bound {DRIFT_BOUND:g}) on its way back to function {depth}: "
+        f"a reversible stack drifted by {relative:.2g} (bound {bound:g}) on its way back to function {depth}: "
         f"its gradients are wrong\ninverse was '{inverse}'; {better}",
+        DriftWarning,
+        stacklevel=3,
+    )
+
+
+def check_replay(function: str, same: bool) -> None:
+    """Warn where a function took another path in backward than in forward.
+
+    Args:
+        function: what to call it.
+        same: whether both evaluations recorded the same graph.
+    """
+    if same:
+        return
+    warnings.warn(
+        f"{function} of a reversible stack was computed otherwise in backward than in forward: its gradients are wrong\n"
+        "it depends on a counter, or on a generator that cannot be replayed: draw from torch, random or numpy, or from a "
+        "generator that is an attribute of the module",
         DriftWarning,
         stacklevel=3,
     )

@@ -1,88 +1,286 @@
 """Evaluating a residual function in forward, and once more in backward together with its vector-Jacobian product.
 
-Any module will do. One that offers `forward_and_vjp` shares work between its value and its gradients:
+Any module will do. In forward it is evaluated with gradients enabled, on inputs that are leaves of a graph of its own, and that
+graph is looked at and dropped at once: a function that asks whether gradients are on computes the same in both directions, and a
+tensor that comes from elsewhere, or is kept elsewhere, is an error and not a missing gradient.
+
+A module that offers `forward_and_vjp` shares work between its value and its gradients:
 
     forward_and_vjp(x, grad, kept=()) -> (value, grad_x, grads)
         value has the bits of forward(x); grads are the gradients of (value · grad).sum() for each of the module's parameters,
-        None for one that does not require grad
+        None for one that does not require grad or is not used
     forward_keeping(x) -> (value, kept)
         offered besides: value as above, and tensors that `forward_and_vjp` takes as `kept` to do less
 
-Both run without a graph.
+Both run without a graph, draw no random numbers and read nothing but x and parameters of the module.
 """
 
-from typing import Protocol, TypeGuard
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 
+from capsbench.errors import ConfigurationError, ShapeError
+from capsbench.reversible.context import Context
+from capsbench.reversible.graph import Entrance, Foreign, Graph, is_held, sequence_number, walk
 from capsbench.reversible.replay import Autocast, Buffers
 
-Gradients = tuple[Tensor | None, ...]
+Gradients = list[tuple[Tensor, Tensor]]
+"""Pairs of a leaf and its gradient."""
+
+_NARROW = (torch.bfloat16, torch.float16)
 
 
 class SharesWork(Protocol):
     """A module that offers `forward_and_vjp`."""
 
-    def forward_and_vjp(self, x: Tensor, grad: Tensor, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor | None, Gradients]:
-        """See above."""
+    def forward_and_vjp(
+        self, x: Tensor, grad: Tensor, kept: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, Tensor | None, Sequence[Tensor | None]]:
+        """Return the value, the gradient of x and that of each parameter."""
 
 
 class KeepsWork(Protocol):
     """A module that offers `forward_keeping`."""
 
     def forward_keeping(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See above."""
+        """Return the value and what `forward_and_vjp` takes as `kept`."""
 
 
-def evaluate(function: nn.Module, x: Tensor, *, keeping: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """f(x) without a graph, and with `keeping` what the function offers to keep (nothing, if it does not)."""
-    if keeping and _keeps_work(function):
-        return function.forward_keeping(x)
-    return function(x), ()
+class Evaluation(NamedTuple):
+    """One evaluation of a function. No tensor in it has a graph."""
+
+    value: Tensor
+    extras: tuple[Tensor, ...]
+    """What the function returned besides its value."""
+    kept: tuple[Tensor, ...]
+    """What it offered to keep for backward."""
+    graph: Graph | None
+    """What was recorded; None of a module that shares work, which records nothing."""
+
+
+class Vjp(NamedTuple):
+    """A value and the gradients of a function."""
+
+    value: Tensor
+    grad_x: Tensor | None
+    grads_context: tuple[Tensor | None, ...]
+    """Of each tensor of the context that requires a gradient."""
+    grads: Gradients
+    graph: Graph | None
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The function of a stack, with what errors call it."""
+
+    function: nn.Module
+    index: int
+
+    def __str__(self) -> str:
+        return f"function {self.index} ({type(self.function).__name__})"
+
+    def __call__(self, x: Tensor, context: Context, tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the value and the extras of the function, called with x in its own precision.
+
+        Args:
+            x: the state, at least float32.
+            context: everything else that the function is given.
+            tensors: the tensors of the context.
+
+        Raises:
+            ConfigurationError: the function changed its input, or did not return tensors.
+            ShapeError: the value does not have the shape of x.
+        """
+        own = own_dtype(self.function)
+        given = x if own is None or own.itemsize >= x.dtype.itemsize else x.to(own)
+        watched = (given, *tensors)
+        before = _versions(watched)
+        args, kwargs = context.rebuild(tensors)
+        value, extras = self._split(self.function(given, *args, **kwargs))
+        if before is not None and _versions(watched) != before:
+            raise ConfigurationError(
+                f"{self} of a momentum stack changes its input in place, as {_in_place(self.function)} does",
+                "the stack still needs that input: set inplace=False in the modules that see it first",
+            )
+        if value.shape != x.shape:
+            raise ShapeError(
+                f"a residual function turned {list(x.shape)} into {list(value.shape)}: {self}",
+                "its output must have its input's shape",
+            )
+        return value, extras
+
+    def _split(self, output: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        value, *extras = output if isinstance(output, tuple | list) and output else (output,)
+        for one in (value, *extras):
+            if not isinstance(one, Tensor):
+                raise ConfigurationError(
+                    f"{self} of a momentum stack returned a {type(one).__name__}",
+                    "return a tensor, or a tuple (value, *extra) of tensors",
+                )
+        return value, tuple(extras)
+
+
+def evaluate(
+    caller: Caller, x: Tensor, context: Context, tensors: Sequence[Tensor], known: dict[int, Tensor], *, keeping: bool
+) -> Evaluation:
+    """Evaluate a function in forward, inside `apart`; nothing of its graph is left.
+
+    Args:
+        caller: the function.
+        x: its input, any shape.
+        context: everything else that it is given.
+        tensors: the tensors of the context.
+        known: the parameters of the stack, by their `id`.
+        keeping: ask for what the function offers to keep.
+
+    Raises:
+        ConfigurationError: a tensor with a gradient came from elsewhere, or is kept elsewhere.
+    """
+    function = caller.function
+    if not context and _shares_work(function):
+        if keeping and _keeps_work(function):
+            value, kept = function.forward_keeping(x)
+            return Evaluation(value, (), kept, None)
+        return Evaluation(caller.function(x), (), (), None)
+    found, reference = _looked_at(caller, x, context, tensors, known)
+    if is_held(reference):
+        raise ConfigurationError(
+            f"{caller} of a reversible stack keeps a tensor that was computed from its input, whose gradient would be lost",
+            "return it, as (value, *extra), or keep it detached; memory='stored' takes it as it is",
+        )
+    return found
+
+
+def _looked_at(
+    caller: Caller, x: Tensor, context: Context, tensors: Sequence[Tensor], known: dict[int, Tensor]
+) -> tuple[Evaluation, Any]:
+    since = sequence_number()
+    with torch.enable_grad():
+        entrance = Entrance((x, *context.differentiable(tensors)))
+        entered, *others = entrance.inputs
+        value, extras = caller(entered, context, context.replaced(tensors, others))
+    graph = walk((value, *extras), entrance.leaves, known, since)
+    if graph.foreign is not None:
+        raise _foreign_error(caller, graph.foreign, known.values())
+    detached = Evaluation(value.detach(), tuple(one.detach() for one in extras), (), graph)
+    return detached, entrance.left_behind()
 
 
 def value_and_vjp(
-    function: nn.Module, x: Tensor, grad: Tensor, *, kept: tuple[Tensor, ...], autocast: Autocast, buffers: Buffers | None
-) -> tuple[Tensor, Tensor | None, Gradients]:
-    """f(x) with the bits of forward, and the gradients of `(f(x) * grad).sum()`; one evaluation of f.
+    caller: Caller,
+    x: Tensor,
+    context: Context,
+    tensors: Sequence[Tensor],
+    grad: Tensor,
+    grads_extras: Sequence[Tensor | None],
+    *,
+    kept: tuple[Tensor, ...],
+    graph: Graph | None,
+    autocast: Autocast,
+    buffers: Buffers | None,
+) -> Vjp:
+    """Evaluate a function again as in forward, inside `apart`, and the gradients of `(f(x) * grad).sum()` and of its extras.
 
     Args:
-        function: f.
+        caller: the function f.
         x: its input, any shape.
+        context: everything else that it is given.
+        tensors: the tensors of the context.
         grad: the gradient of f(x), the same shape.
+        grads_extras: the gradients of what f returned besides.
         kept: what `evaluate` returned.
+        graph: what `evaluate` saw.
         autocast: the state that f was evaluated under.
         buffers: f's buffers before it was evaluated, if that changed them.
-
-    Returns:
-        The value, the gradient of x and those of `function.parameters()`; None where there is none.
     """
-    if buffers is None and _shares_work(function):
+    function = caller.function
+    if graph is None and buffers is None and _shares_work(function):
         with autocast.restore():
-            return function.forward_and_vjp(x, grad, kept)
-    parameters = list(function.parameters())
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+            value, grad_x, grads = function.forward_and_vjp(x, grad, kept)
+        return Vjp(value, grad_x, (), _paired(caller, grads), None)
     buffers = buffers or Buffers.capture(function)
     # The evaluation alone runs as in forward: backward products choose their own precision, as always in torch.
     with torch.enable_grad(), autocast.restore(), buffers.restore():
-        leaf = x.detach().requires_grad_()
-        value = function(leaf)
-    if not value.requires_grad:
-        return value, None, (None,) * len(parameters)
-    grad_x, *found = torch.autograd.grad(value, [leaf, *wanted], grad.to(value.dtype), allow_unused=True)
-    grads = iter(found)
-    return value.detach(), grad_x, tuple(next(grads) if parameter.requires_grad else None for parameter in parameters)
+        entrance = Entrance((x, *context.differentiable(tensors)))
+        entered, *others = entrance.inputs
+        value, extras = caller(entered, context, context.replaced(tensors, others))
+    again = walk((value, *extras), entrance.leaves, {})
+    pairs = [
+        (one, g) for one, g in zip((value, *extras), (grad, *grads_extras), strict=True) if g is not None and one.requires_grad
+    ]
+    count = len(entrance.leaves)
+    if not pairs:
+        return Vjp(value.detach(), None, (None,) * (count - 1), [], again)
+    outputs, of_outputs = zip(*pairs, strict=True)
+    of_outputs = tuple(g.to(one.dtype) for one, g in pairs)
+    found = torch.autograd.grad(outputs, [*entrance.leaves, *again.leaves], of_outputs, allow_unused=True)
+    of_leaves = [(leaf, g) for leaf, g in zip(again.leaves, found[count:], strict=True) if g is not None]
+    return Vjp(value.detach(), found[0], tuple(found[1:count]), of_leaves, again)
+
+
+def own_dtype(function: nn.Module) -> torch.dtype | None:
+    """The half precision that all floating parameters of a function have; None where they are wider or there are none."""
+    # Walking through all modules takes longer than a small function does; most have a parameter of their own at once.
+    own = (one for one in function._parameters.values() if one is not None)
+    first = next(own, None)
+    first = next(function.parameters(), None) if first is None else first
+    if first is None or first.dtype not in _NARROW:
+        return None
+    floating = {one.dtype for one in function.parameters() if one.is_floating_point()}
+    return first.dtype if len(floating) == 1 else None
+
+
+def _paired(caller: Caller, grads: Sequence[Tensor | None]) -> Gradients:
+    parameters = list(caller.function.parameters())
+    if len(grads) != len(parameters):
+        raise ConfigurationError(
+            f"forward_and_vjp of {caller} returned {len(grads)} gradients for {len(parameters)} parameters",
+            "return one for each of its parameters() in order, None for one that is not used",
+        )
+    return [(mine, one) for mine, one in zip(parameters, grads, strict=True) if one is not None]
+
+
+def _versions(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """The version counters of tensors; None where there are none to be read."""
+    if torch.compiler.is_compiling() or any(one.is_inference() for one in tensors):
+        return None
+    return tuple(one._version for one in tensors)
+
+
+def _in_place(function: nn.Module) -> str:
+    """The module of a function that is said to work in place, for an error."""
+    named = (f"{name or 'it'} ({module})" for name, module in function.named_modules() if getattr(module, "inplace", False))
+    return next(named, "one of its operators")
+
+
+def _foreign_error(caller: Caller, foreign: Foreign, known: Iterable[Tensor]) -> ConfigurationError:
+    what = (
+        f"{caller} of a reversible stack computes with {foreign}, which is neither its input nor a parameter of the stack:"
+        " its gradient would be lost"
+    )
+    if getattr(caller.function, "_is_replica", False):
+        return ConfigurationError(what, "nn.DataParallel replaces parameters by copies: use DistributedDataParallel")
+    if any(hasattr(one, "device_mesh") for one in known):
+        return ConfigurationError(
+            what, "fully_shard of a function replaces its parameters: shard the network as a whole, or use memory='stored'"
+        )
+    return ConfigurationError(
+        what, "hand it in, as stack(x, context), register it as a parameter, or detach it; memory='stored' takes it as it is"
+    )
 
 
 def _shares_work(function: nn.Module) -> TypeGuard[SharesWork]:
     return _stands_for_forward(function, "forward_and_vjp")
 
 
-def _keeps_work(function: nn.Module) -> TypeGuard[KeepsWork]:
-    return _stands_for_forward(function, "forward_and_vjp") and _stands_for_forward(function, "forward_keeping")
+def _keeps_work(function: SharesWork | KeepsWork) -> TypeGuard[KeepsWork]:
+    """Whether a module that shares work offers to keep some."""
+    return _offers(type(function), "forward_keeping")
 
 
 def _stands_for_forward(function: nn.Module, method: str) -> bool:
@@ -91,8 +289,10 @@ def _stands_for_forward(function: nn.Module, method: str) -> bool:
     return _offers(type(function), method) and not any(is_altered(module) for module in function.modules())
 
 
-def _offers(kind: type[nn.Module], method: str) -> bool:
-    """Whether a class has the method, and no `forward` above it."""
+def _offers(kind: type, method: str) -> bool:
+    """Whether a class has the method, no `forward` above it, and the call of all modules."""
+    if kind.__call__ is not nn.Module.__call__:
+        return False
     for base in kind.__mro__:
         if method in vars(base):
             return True
@@ -102,8 +302,13 @@ def _offers(kind: type[nn.Module], method: str) -> bool:
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether hooks, parametrizations, `Module.compile` or another `forward` make a call more than its class says."""
+    """Whether a call does more than the module's class says.
+
+    Hooks, parametrizations, `Module.compile`, another `forward` and the replaced parameters of `nn.DataParallel` make it so.
+    """
     if _has_any_global_hook():
         return True
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or is_parametrized(module) or "forward" in vars(module) or module._compiled_call_impl is not None
+    if any(hooks) or is_parametrized(module) or module._compiled_call_impl is not None:
+        return True
+    return "forward" in vars(module) or "_is_replica" in vars(module)

@@ -31,6 +31,11 @@ def previous_velocity(v: Tensor, value: Tensor, gamma: float) -> Tensor:
     return torch.lerp(value.to(v.dtype), v, 1 / gamma)
 
 
+def sigmoid(logits: Tensor) -> Tensor:
+    """γ of each block, in at least float32: one and the same under every strategy."""
+    return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+
 def gradient_of_gamma(grad_v: Tensor, v: Tensor, value: Tensor) -> Tensor:
     """∂L/∂γ of one step, a scalar, from the gradient of the v that left it, the v that entered it and `value` = f(x)."""
     return (grad_v * (v - value.to(v.dtype))).sum()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
-from capsbench.reversible.drift import LIPSCHITZ, check_drift, has_values, segment_length
+from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, bound_of, check_drift, has_values, segment_length
 from capsbench.reversible.fixed_point import LIMIT, Remainders, from_units, largest, largest_in_units, ratio_of, to_units
 from capsbench.reversible.momentum import Gamma, check_gamma, each, previous_velocity, spread, step
 
@@ -53,19 +53,25 @@ class Pair(Protocol):
 Rebuild = Callable[[Sequence[Tensor]], Pair]
 
 
+class OutOfRange(ConfigurationError):
+    """A value that the exact inverse cannot hold."""
+
+
 @dataclass
 class FloatPair:
     """x and v in floating point. `x` any shape, `v` the same."""
 
     x: Tensor
     v: Tensor
+    bound: float = field(default=DRIFT_BOUND, kw_only=True)
+    """The drift that is accepted, relative to the largest |x|."""
     later: Tensor | None = field(default=None, kw_only=True)
     """On the way back, x after the function that is being undone."""
 
     @classmethod
-    def start(cls, x: Tensor) -> Self:
+    def start(cls, x: Tensor, bound: float = DRIFT_BOUND) -> Self:
         """Before the first function."""
-        return cls(x, torch.zeros_like(x))
+        return cls(x, torch.zeros_like(x), bound=bound)
 
     def advance(self, value: Tensor, gamma: float) -> None:
         """See `Pair`."""
@@ -81,7 +87,13 @@ class FloatPair:
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         """See `Pair`."""
-        return (self.x, self.v), _rebuild_float
+        bound = self.bound
+
+        def rebuild(tensors: Sequence[Tensor]) -> FloatPair:
+            x, v = tensors
+            return FloatPair(x, v, bound=bound)
+
+        return (self.x, self.v), rebuild
 
     def finish(self) -> None:
         """See `Pair`."""
@@ -90,7 +102,7 @@ class FloatPair:
     def _check(self, difference: Tensor, *, inverse: str, depth: int) -> None:
         # An input of zeros has no size; what rounded was the x that it led to.
         sizes = [largest(x) for x in (self.x, self.later) if x is not None]
-        check_drift(largest(difference), torch.stack(sizes).amax(), inverse=inverse, depth=depth)
+        check_drift(largest(difference), torch.stack(sizes).amax(), inverse=inverse, depth=depth, bound=self.bound)
 
 
 @dataclass
@@ -102,9 +114,9 @@ class SegmentedPair(FloatPair):
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
-    def start_segmented(cls, x: Tensor, length: int) -> Self:
+    def start_segmented(cls, x: Tensor, length: int, bound: float) -> Self:
         """Before the first function."""
-        return cls(x, torch.zeros_like(x), length)
+        return cls(x, torch.zeros_like(x), length, bound=bound)
 
     def advance(self, value: Tensor, gamma: float) -> None:
         """See `Pair`."""
@@ -130,13 +142,13 @@ class SegmentedPair(FloatPair):
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         """See `Pair`. The first v is 0 and not kept."""
-        length, position = self.length, self.position
+        length, position, bound = self.length, self.position, self.bound
         (first, _), *rest = self.kept
 
         def rebuild(tensors: Sequence[Tensor]) -> SegmentedPair:
             x, v, first, *rest = tensors
             kept = [(first, torch.zeros_like(first)), *zip(rest[::2], rest[1::2], strict=True)]
-            return SegmentedPair(x, v, length, position, kept)
+            return SegmentedPair(x, v, length, position, kept, bound=bound)
 
         return (self.x, self.v, first, *(tensor for pair in rest for tensor in pair)), rebuild
 
@@ -152,7 +164,7 @@ class FixedPair:
     in both directions. The largest magnitudes are looked at when the pair is saved, so that a device is asked once.
 
     Raises (`saved`):
-        ConfigurationError: a value left the range, or was not a number.
+        OutOfRange: a value left the range, or was not a number.
     """
 
     units_x: Tensor
@@ -210,7 +222,8 @@ class FixedPair:
 
     def finish(self) -> None:
         """See `Pair`."""
-        check_drift(largest(self.units_v), largest(self.units_x), inverse="exact", depth=0)
+        # Integers come back to the bit, or a function gave another value than in forward.
+        check_drift(largest(self.units_v), largest(self.units_x), inverse="exact", depth=0, bound=0)
 
     def _check_range(self) -> None:
         if not has_values(self.units_x):
@@ -220,18 +233,15 @@ class FixedPair:
             if not peak < LIMIT:  # NaN neither
                 where = f"after function {place - 1}" if place else "in the stack's input"
                 size = "NaN" if math.isnan(peak) else f"{peak / LIMIT:.3g} times too large"
-                raise ConfigurationError(
+                raise OutOfRange(
                     f"a value {where} is {size} for the exact inverse, which holds magnitudes below 2048",
                     "choose inverse float or segmented, or keep the activations smaller",
                 )
 
 
-def _rebuild_float(tensors: Sequence[Tensor]) -> FloatPair:
-    x, v = tensors
-    return FloatPair(x, v)
-
-
-def start_pair(inverse: str, x: Tensor, gammas: Sequence[float], lipschitz: float) -> tuple[Pair, list[float]]:
+def start_pair(
+    inverse: str, x: Tensor, gammas: Sequence[float], lipschitz: float, precision: torch.dtype = torch.float32
+) -> tuple[Pair, list[float]]:
     """The pair (x, 0), and the γ of each function that it computes with: `exact` has ratios.
 
     Args:
@@ -239,13 +249,15 @@ def start_pair(inverse: str, x: Tensor, gammas: Sequence[float], lipschitz: floa
         x: any shape.
         gammas: of each function.
         lipschitz: assumed of the functions.
+        precision: the narrowest type that functions compute in, which decides what counts as drift.
     """
+    bound = bound_of(precision)
     if inverse == "exact":
         return FixedPair.start(x), [float(ratio_of(gamma)) for gamma in gammas]
     length = segment_length(min(gammas), lipschitz)
     if inverse == "segmented" and length is not None:
-        return SegmentedPair.start_segmented(x, length), list(gammas)
-    return FloatPair.start(x), list(gammas)
+        return SegmentedPair.start_segmented(x, length, bound), list(gammas)
+    return FloatPair.start(x, bound), list(gammas)
 
 
 def check_inverse(inverse: str, gamma: Gamma, *, learnt: bool = False) -> None:

@@ -4,11 +4,14 @@ Backward runs outside autocast and with another random state; and a module with 
 the same batch twice. Everything here is kept per call, never on the module.
 """
 
+import pickle
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -97,6 +100,65 @@ class RandomState:
 
 
 @dataclass(frozen=True)
+class OtherDraws:
+    """The state of generators that are not torch's own: Python's `random`, numpy's, and those that modules hold.
+
+    Args:
+        python: of the module `random`.
+        numpy: of `numpy.random`.
+        held: generators found as attributes of modules, each with its state.
+    """
+
+    python: object
+    numpy: dict[str, Any]
+    held: tuple[tuple[Any, Any], ...]
+
+    @classmethod
+    def capture(cls, network: nn.Module) -> "OtherDraws":
+        """Return the states in force now; `network` is searched for generators."""
+        found = {id(one): one for module in network.modules() for one in vars(module).values() if type(one) in _GENERATORS}
+        held = tuple((one, _state_of(one)) for one in found.values())
+        return cls(random.getstate(), np.random.get_state(legacy=False), held)
+
+    def restore(self) -> None:
+        """Put the captured states in force."""
+        random.setstate(self.python)  # type: ignore[arg-type]
+        np.random.set_state(self.numpy)
+        for generator, state in self.held:
+            _set_state(generator, state)
+
+    def same_as(self, other: "OtherDraws") -> bool:
+        """Whether nothing was drawn between the two."""
+        states = zip(_comparable(self), _comparable(other), strict=True)
+        return len(self.held) == len(other.held) and all(mine == theirs for mine, theirs in states)
+
+
+_GENERATORS = frozenset((torch.Generator, random.Random, np.random.Generator, np.random.RandomState))
+"""By exact type: every attribute of every module is looked at, and asking torch whether it is an instance takes a microsecond."""
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
+def _comparable(draws: OtherDraws) -> list[object]:
+    """The states as values that `==` compares as a whole, which it does not do for arrays."""
+    states = (state.numpy().tobytes() if isinstance(state, Tensor) else pickle.dumps(state) for _, state in draws.held)
+    return [draws.python, pickle.dumps(draws.numpy), *states]
+
+
+@dataclass(frozen=True)
 class Buffers:
     """A function's buffers as they were before it was evaluated."""
 
@@ -125,6 +187,14 @@ class Buffers:
             for module, name, index in self.places
         )
 
+    def rewind(self) -> None:
+        """Write the captured values back into the module's own buffers, as if it had not been evaluated."""
+        with torch.no_grad():
+            for original, copy in zip(self.originals, self.copies, strict=True):
+                original.copy_(copy)
+        for module, name, index in self.places:
+            module._buffers[name] = self.originals[index]
+
     @contextmanager
     def restore(self) -> Iterator[None]:
         """Puts the buffers in force as they were; what is written then goes to copies, so nothing is counted twice."""
@@ -139,19 +209,29 @@ class Buffers:
                 module._buffers[name] = buffer
 
 
-class RestoredBuffers(AbstractContextManager[None]):
-    """Puts the buffers of several functions in force as they are now; can be entered again and again."""
+class Restored(AbstractContextManager[None]):
+    """Puts buffers and generators of several functions in force as they are now; can be entered again and again.
+
+    Torch's own generators are left out: a checkpoint replays those itself.
+    """
 
     def __init__(self, functions: Iterable[nn.Module]) -> None:
-        self._buffers = [Buffers.capture(function) for function in functions]
+        self._functions = list(functions)
+        self._buffers = [Buffers.capture(function) for function in self._functions]
+        self._draws = self._draws_now()
         self._entered = ExitStack()
 
     def __enter__(self) -> None:
         for buffers in self._buffers:
             self._entered.enter_context(buffers.restore())
+        self._entered.callback(self._draws_now().restore)
+        self._draws.restore()
 
     def __exit__(self, *error: Any) -> None:
         self._entered.__exit__(*error)
+
+    def _draws_now(self) -> OtherDraws:
+        return OtherDraws.capture(nn.ModuleList(self._functions))
 
 
 def _buffer(module: nn.Module, name: str) -> Tensor:

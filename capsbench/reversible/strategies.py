@@ -10,14 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from capsbench.errors import ConfigurationError
-from capsbench.reversible.replay import RestoredBuffers
+from capsbench.reversible.replay import Restored
 
 State = tuple[Tensor, ...]
 Step = Callable[..., State]
@@ -118,15 +118,49 @@ def _storage(tensor: Tensor) -> int:
 
 def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module]) -> State:
     options: dict[str, Any] = {}
-    if any(True for module in modules for _ in module.buffers()):
+    # The compiler takes no such contexts; a function with buffers is then computed without it.
+    if any(True for module in modules for _ in module.buffers()) or not torch.compiler.is_compiling():
         options["context_fn"] = partial(_contexts, modules)
-    result: State = checkpoint(_chain, steps, *state, use_reentrant=False, **options)
+    chain = partial(_chain, steps)
+    if torch.compiler.is_compiling():
+        return cast("State", checkpoint(chain, *state, use_reentrant=False, **options))
+    attempt = _Attempt(chain)
+    result: State = checkpoint(attempt, *state, use_reentrant=False, **options)
+    attempt.end()
     return result
+
+
+class _Attempt:
+    """A function for `checkpoint` to evaluate, whose error in forward is raised by `end`, after the checkpoint.
+
+    Up to torch 2.11 an error that passes through `checkpoint` leaves its hooks in force for as long as the error is kept: other
+    networks' tensors would be saved by them, and backward would compute them by evaluating this function.
+    """
+
+    def __init__(self, function: Callable[..., State]) -> None:
+        self._function = function
+        self._ended = False
+        self._raised: list[BaseException] = []
+
+    def __call__(self, *state: Tensor) -> State:
+        try:
+            return self._function(*state)
+        except BaseException as error:
+            if self._ended:
+                raise
+            self._raised.append(error)
+            return ()
+
+    def end(self) -> None:
+        """Raises what forward raised. From here on, which is backward, errors are raised where they happen."""
+        self._ended = True
+        if self._raised:
+            raise self._raised.pop()
 
 
 def _contexts(modules: Sequence[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What a checkpoint evaluates its function in: in forward, and again in backward."""
-    return nullcontext(), RestoredBuffers(modules)
+    return nullcontext(), Restored(modules)
 
 
 def _chain(steps: Sequence[Step], *state: Tensor) -> State:

@@ -17,9 +17,16 @@ _TWICE = "this routing kernel cannot be differentiated twice (create_graph=True)
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """No autocast: agreement over many tiny votes would be lost in half precision, also in a backward called under autocast."""
     # Entering takes as long as a small layer's sums, so it is not done for nothing.
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if is_autocasting(device):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def is_autocasting(device: torch.device) -> bool:
+    """Whether autocast is on for this kind of device, of which some have none."""
+    if torch.compiler.is_compiling():  # the compilers of torch 2.9 to 2.11 stop at the question below
+        return device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 class _Once(torch.autograd.Function):

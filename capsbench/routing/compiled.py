@@ -20,7 +20,7 @@ _SAMPLES = 4
 """As in native/votes.c."""
 _BLOCK = 32
 """Samples that share one reading of the weights: their sums fit a core's second cache."""
-_MOST_OUTPUTS = 16_384
+MOST_OUTPUTS = 16_384
 """A thread's stack holds a few numbers for each output capsule."""
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 
@@ -42,9 +42,9 @@ class CompiledPasses(Passes):
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
         if inputs.device.type not in ("cpu", "meta"):
             raise ConfigurationError(f"kernel 'compiled' cannot run on {inputs.device}", "choose recompute, triton or auto there")
-        if weight.shape[2] > _MOST_OUTPUTS:
+        if weight.shape[2] > MOST_OUTPUTS:
             raise ConfigurationError(
-                f"kernel 'compiled' cannot route to {weight.shape[2]} capsules", f"choose recompute above {_MOST_OUTPUTS}"
+                f"kernel 'compiled' cannot route to {weight.shape[2]} capsules", f"choose recompute above {MOST_OUTPUTS}"
             )
         self._inputs, self._weight, self._limited = inputs.contiguous(), weight.contiguous(), limited
 

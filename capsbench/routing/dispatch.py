@@ -42,6 +42,8 @@ class Algorithm:
     """The parameters it has besides the weight."""
     kernels: dict[str, Kernel]
     """What computes it."""
+    mixes_batch: bool = False
+    """Whether what is routed depends on what else is in its batch: SDA's temperature is a mean over all of it."""
 
 
 def _staged(passes: type[Passes], rounds: Rounds) -> Kernel:
@@ -72,8 +74,10 @@ ALGORITHMS: dict[str, Algorithm] = {
             "triton": _staged(FusedPasses, Rounds()),
         },
     ),
-    "sda": Algorithm("scaled-distance agreement", ("bias",), _sda(slip=False)),
-    "sda-published": Algorithm("scaled-distance agreement, temperature as published", ("bias",), _sda(slip=True)),
+    "sda": Algorithm("scaled-distance agreement", ("bias",), _sda(slip=False), mixes_batch=True),
+    "sda-published": Algorithm(
+        "scaled-distance agreement, temperature as published", ("bias",), _sda(slip=True), mixes_batch=True
+    ),
     "em": Algorithm(
         "expectation maximisation",
         ("bias", "beta_u", "beta_a"),
@@ -108,8 +112,14 @@ def kernels(algorithm: str = "rba") -> tuple[str, ...]:
     return tuple(algorithm_of(algorithm).kernels)
 
 
-def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | str = "cpu") -> str:
+def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | str = "cpu", out_capsules: int = 1) -> str:
     """The kernel that `kernel` names, with `auto` replaced by the one it stands for on a device.
+
+    Args:
+        kernel: a name.
+        algorithm: of routing.
+        device: where it runs.
+        out_capsules: J; `compiled` has a largest one.
 
     Raises:
         ConfigurationError: there is no such algorithm or kernel.
@@ -119,7 +129,8 @@ def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | s
         kind = torch.device(device).type
         if kind == "cuda" and importlib.util.find_spec("triton") is not None:
             return "triton"
-        return "compiled" if kind == "cpu" and "compiled" in known and compiled.available() else "recompute"
+        compilable = kind == "cpu" and "compiled" in known and out_capsules <= compiled.MOST_OUTPUTS
+        return "compiled" if compilable and compiled.available() else "recompute"
     if kernel not in known:
         raise ConfigurationError(
             f"kernel '{kernel}' is not known for routing '{algorithm}'", f"choose one of auto, {', '.join(known)}"
@@ -127,13 +138,15 @@ def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | s
     return kernel
 
 
-def check_routing(algorithm: str, kernel: str, iterations: int, device: torch.device | str = "cpu") -> Kernel:
+def check_routing(
+    algorithm: str, kernel: str, iterations: int, device: torch.device | str = "cpu", out_capsules: int = 1
+) -> Kernel:
     """Refuses names and counts that `route` could not serve; the kernel that would.
 
     Raises:
         ConfigurationError: an unknown algorithm or kernel, or fewer than one iteration.
     """
-    resolved = resolve_kernel(kernel, algorithm, device)
+    resolved = resolve_kernel(kernel, algorithm, device, out_capsules)
     if not isinstance(iterations, int) or iterations < 1:
         raise ConfigurationError(f"iterations {iterations} is out of range", "routing needs a whole number of rounds, 1 or more")
     return ALGORITHMS[algorithm].kernels[resolved]
@@ -262,8 +275,8 @@ def _prepare(
     inputs: Tensor, weight: Tensor, extras: tuple[Tensor | None, ...], algorithm: str, iterations: int, kernel: str
 ) -> tuple[Kernel, list[Tensor]]:
     """The kernel and its tensors, once all of it is known to fit."""
-    found = check_routing(algorithm, kernel, iterations, inputs.device)
     _check_shapes(inputs, weight)
+    found = check_routing(algorithm, kernel, iterations, inputs.device, weight.shape[2])
     tensors = [inputs, weight, *_extras(weight, extras, algorithm)]
     _check_kinds(tensors)
     return found, tensors

@@ -26,10 +26,14 @@ class Tile(NamedTuple):
 
 
 def tiles(inputs: Tensor, weight: Tensor) -> Iterator[Tile]:
-    """Cuts inputs `[B, I, K]` and weight `[I, K, J, D]` into tiles whose votes fit a cache."""
+    """Cuts inputs `[B, I, K]` and weight `[I, K, J, D]` into tiles whose votes fit a cache; into one in an exported program."""
     count, _, outputs, dim = weight.shape
-    votes_of_one = max(1, inputs.shape[0] * outputs * dim * inputs.element_size())
-    size = max(1, TILE_BYTES.get(inputs.device.type, TILE_BYTES["cuda"]) // votes_of_one)
+    if torch.compiler.is_exporting():
+        # It serves every batch size, so that the number of tiles cannot depend on one.
+        size = max(1, count)
+    else:
+        votes_of_one = max(1, inputs.shape[0] * outputs * dim * inputs.element_size())
+        size = max(1, TILE_BYTES.get(inputs.device.type, TILE_BYTES["cuda"]) // votes_of_one)
     for start in range(0, count, size):
         span = slice(start, start + size)
         # Made one by one: a tile's rows are a copy, and all of them together would be the weight once more.

@@ -29,6 +29,7 @@ from capsbench.routing.triton_votes import (
     limited_vjp,
     over_outputs,
     own_k,
+    own_weights,
     part,
     samples,
     share,
@@ -85,18 +86,19 @@ def coupled_sum_vjp(
     """The gradients of `coupled_sum`, whose coupling is a constant. Over capsules. Parts `[., I, K, J, D]`."""
     precise = parts.dtype.element_ty
     cell, real, outputs = cells(J, D, J_PAD, D_PAD)
-    i, k = tl.program_id(0).to(tl.int64), own_k(SLICE)
-    own, mask = i * (K * J * D) + k * (J * D) + cell, (k < K) & real
-    rows = tl.load(weight + own, mask=mask, other=0).to(precise)
+    i = tl.program_id(0).to(tl.int64)
+    k, real_k = own_k(K, SLICE)
+    own, mask = own_weights(K, J, D, SLICE, J_PAD, D_PAD)
+    rows = tl.reshape(tl.load(weight + i * (K * J * D) + own, mask=mask, other=0).to(precise), (SLICE, J_PAD, D_PAD))
     grad_rows = tl.zeros((SLICE, J_PAD, D_PAD), precise)
     first = tl.program_id(1).to(tl.int64) * span
     for b in range(first, tl.minimum(first + span, batch)):
         here = b * (J * D) + cell
         row = (b * count + i) * K + k
-        u = tl.load(inputs + row, mask=k < K, other=0).to(precise)
+        u = tl.load(inputs + row, mask=real_k, other=0).to(precise)
         centre = tl.load(anchor + here, mask=real, other=0)
         grad_sum = tl.load(grad + here, mask=real, other=0).to(precise)
-        votes, square = cast_held(u, rows, inputs, weight, b, i, batch, count, cell, real, centre, K, SLICE, J * D)
+        votes, square = cast_held(u, rows, inputs, weight, b, i, count, cell, real, centre, K, SLICE, J * D)
         if temperature is None:
             grad_votes = coupling(votes, centre, temperature, outputs) * grad_sum
             grad_u = over_outputs(rows * grad_votes)
@@ -106,8 +108,9 @@ def coupled_sum_vjp(
             grad_votes, grad_most = limited_vjp(votes, most, c * grad_sum)
             grad_u = over_outputs(rows * grad_votes) + grad_most * unit(u, most)
         grad_rows += u * grad_votes
-        tl.store(grad_inputs + row, grad_u, mask=k < K)
-    tl.store(part(parts, count * (K * J * D)) + own, grad_rows, mask=mask)
+        tl.store(grad_inputs + row, grad_u, mask=real_k)
+    own_part = part(parts, count * (K * J * D)) + i * (K * J * D)
+    tl.store(own_part + own, tl.reshape(grad_rows, (SLICE, J_PAD * D_PAD)), mask=mask)
 
 
 @_kernel
@@ -183,18 +186,19 @@ def em_votes_vjp(
     """The gradients of an EM round with respect to inputs and weight. Over capsules. Parts `[., I, K, J, D]`."""
     precise = parts.dtype.element_ty
     cell, real, outputs = cells(J, D, J_PAD, D_PAD)
-    i, k = tl.program_id(0).to(tl.int64), own_k(SLICE)
-    own, mask = i * (K * J * D) + k * (J * D) + cell, (k < K) & real
-    rows = tl.load(weight + own, mask=mask, other=0).to(precise)
+    i = tl.program_id(0).to(tl.int64)
+    k, real_k = own_k(K, SLICE)
+    own, mask = own_weights(K, J, D, SLICE, J_PAD, D_PAD)
+    rows = tl.reshape(tl.load(weight + i * (K * J * D) + own, mask=mask, other=0).to(precise), (SLICE, J_PAD, D_PAD))
     grad_rows = tl.zeros((SLICE, J_PAD, D_PAD), precise)
     first = tl.program_id(1).to(tl.int64) * span
     for b in range(first, tl.minimum(first + span, batch)):
         here = b * (J * D) + cell
         of_output = b * J + tl.arange(0, J_PAD)[None, :, None]
         row = (b * count + i) * K + k
-        u = tl.load(inputs + row, mask=k < K, other=0).to(precise)
+        u = tl.load(inputs + row, mask=real_k, other=0).to(precise)
         old_mean = tl.load(mean + here, mask=real, other=0)
-        votes, square = cast_held(u, rows, inputs, weight, b, i, batch, count, cell, real, old_mean, K, SLICE, J * D)
+        votes, square = cast_held(u, rows, inputs, weight, b, i, count, cell, real, old_mean, K, SLICE, J * D)
         activation = tl.sqrt(square)
         _, _, grad_votes, grad_activation = em_vjp(
             votes, activation, prior + of_output, mean + here, precision + here, about + here,
@@ -202,5 +206,6 @@ def em_votes_vjp(
         )  # fmt: skip
         grad_rows += u * grad_votes
         grad_u = over_outputs(rows * grad_votes) + grad_activation * unit(u, activation)
-        tl.store(grad_inputs + row, grad_u, mask=k < K)
-    tl.store(part(parts, count * (K * J * D)) + own, grad_rows, mask=mask)
+        tl.store(grad_inputs + row, grad_u, mask=real_k)
+    own_part = part(parts, count * (K * J * D)) + i * (K * J * D)
+    tl.store(own_part + own, tl.reshape(grad_rows, (SLICE, J_PAD * D_PAD)), mask=mask)

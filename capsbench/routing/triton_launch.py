@@ -3,6 +3,7 @@
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -106,13 +107,34 @@ def _padded(number: int) -> int:
 def _kernels(device: torch.device) -> ModuleType:
     """The kernels, if they can run there."""
     try:
+        import triton
         from triton.runtime.interpreter import InterpretedFunction
 
         from capsbench.routing import triton_kernels
     except ImportError:
         raise ConfigurationError("kernel 'triton' needs Triton, which is not installed", "choose recompute") from None
-    if device.type != "cuda" and not isinstance(triton_kernels.coupled_sum, InterpretedFunction):
+    if isinstance(triton_kernels.coupled_sum, InterpretedFunction):
+        check_interpreter(triton.__version__, numpy.__version__)
+    elif device.type != "cuda":
         raise ConfigurationError(
             f"kernel 'triton' cannot take tensors on '{device}'", "give it CUDA tensors, or choose recompute"
         )
     return triton_kernels
+
+
+def check_interpreter(triton_version: str, numpy_version: str) -> None:
+    """Refuses a Triton whose interpreter takes an array of one number for a number, with a NumPy that does not do so.
+
+    Raises:
+        ConfigurationError: they do not work together.
+    """
+    if _release(triton_version) < (3, 7) and _release(numpy_version) >= (2, 4):
+        raise ConfigurationError(
+            f"the interpreter of Triton {triton_version} does not work with NumPy {numpy_version}",
+            "install NumPy below 2.4, or Triton 3.7 or later",
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(map(int, version.split(".")[:2]))

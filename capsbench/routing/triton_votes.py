@@ -22,9 +22,27 @@ def samples(S: tl.constexpr):
 
 
 @triton.jit
-def own_k(SLICE: tl.constexpr):
-    """The k of this program, `[K, 1, 1]`."""
-    return tl.program_id(2) * SLICE + tl.arange(0, SLICE)[:, None, None]
+def own_k(K: tl.constexpr, SLICE: tl.constexpr):
+    """The k of this program and which of them are real, `[K, 1, 1]` twice; as far as can be, known when compiled."""
+    k = tl.arange(0, SLICE)[:, None, None]
+    if SLICE < K:
+        k += tl.program_id(2) * SLICE
+    return k, (k < K) | (K % SLICE == 0)
+
+
+@triton.jit
+def own_weights(K: tl.constexpr, J: tl.constexpr, D: tl.constexpr, SLICE: tl.constexpr, J_PAD: tl.constexpr, D_PAD: tl.constexpr):
+    """Where the weights of the k of this program lie among those of an input capsule, and which are real. `[K, J · D]` twice.
+
+    Flat, since Triton spreads what is loaded over threads first along the dimension that is contiguous and then, of dimensions
+    that are equal in this, up to 3.6 along the first. With J and D apart that is K: sums over K cross threads, and registers
+    spill.
+    """
+    k, real_k = own_k(K, SLICE)
+    k, real_k = tl.reshape(k, (SLICE, 1)), tl.reshape(real_k, (SLICE, 1))
+    flat = tl.arange(0, J_PAD * D_PAD)[None, :]
+    j, d = flat // D_PAD, flat % D_PAD
+    return k * (J * D) + j * D + d, real_k & (j < J) & (d < D)
 
 
 @triton.jit
@@ -47,12 +65,10 @@ def cast(inputs, weight, b, i, count, cell, live, real, like, K: tl.constexpr, P
 
 
 @triton.jit
-def cast_held(
-    u, rows, inputs, weight, b, i, batch, count, cell, real, like, K: tl.constexpr, SLICE: tl.constexpr, PLANE: tl.constexpr
-):
+def cast_held(u, rows, inputs, weight, b, i, count, cell, real, like, K: tl.constexpr, SLICE: tl.constexpr, PLANE: tl.constexpr):
     """The same for one sample, from a capsule u and weights that are held already, if they are all there is of K."""
     if SLICE < K:
-        votes, square = cast(inputs, weight, b, i, count, cell, b < batch, real, like, K, PLANE, 4)
+        votes, square = cast(inputs, weight, b, i, count, cell, True, real, like, K, PLANE, 4)
     else:
         votes, square = tl.sum(u * rows, 0, keep_dims=True), tl.sum(u * u, 0, keep_dims=True)
     return votes, square

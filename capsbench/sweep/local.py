@@ -7,12 +7,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from capsbench.errors import BusyDeviceError
+from capsbench.errors import BusyDeviceError, CapsbenchError
+from capsbench.fingerprint import Fingerprint
 from capsbench.locks import Busy, holding
+from capsbench.measure import apart
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.predict import predict_cell
 from capsbench.records import Cell, Plan, Record
-from capsbench.workload import source_of
+from capsbench.workload import fingerprint_of
 
 Launcher = Callable[[Cell], Record]
 
@@ -38,23 +40,37 @@ def local_launcher(
         folder: the report, which a sweep that waits for this one is told.
         patience: seconds that a cell waits for other sweeps; None: as long as it takes.
     """
+    sources = _Sources(plan)
 
     def launch(cell: Cell) -> Record:
         if cell.configuration.is_predicted():
-            # Nothing is measured, so that nothing can disturb it: no process of its own.
+            # Nothing is measured, so that nothing can disturb it.
             return predict_cell(cell)
-        if _has_changed(cell):
+        if sources.has_changed(cell):
             return _not_this_source(cell)
+        apart.close()
         turn = partial(alone_on, cell.configuration.device, notify, folder=folder, patience=patience)
         record = measure_cell(cell, plan, environment=environment, data_directory=data_directory, turn=turn)
-        return _not_this_source(cell) if _has_changed(cell) else record
+        return _not_this_source(cell) if sources.has_changed(cell) else record
 
     return launch
 
 
-def _has_changed(cell: Cell) -> bool:
-    """Whether a network's source is another one than when the cell was planned."""
-    return cell.source is not None and source_of(cell.configuration.model) != cell.source
+class _Sources:
+    """The sources of the users' own networks when a sweep began."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._known: dict[str, Fingerprint | None] = {}
+        for model in dict.fromkeys(cell.configuration.model for cell in plan.cells if cell.source is not None):
+            try:
+                self._known[model] = apart.call_for(model, fingerprint_of, model)
+            except CapsbenchError:  # it cannot be imported any more: measuring it will say why
+                self._known[model] = None
+
+    def has_changed(self, cell: Cell) -> bool:
+        """Whether the source of a cell's network is another one than when the cell was planned."""
+        known = self._known.get(cell.configuration.model)
+        return known is not None and (known.digest != cell.source or not known.is_current())
 
 
 def _not_this_source(cell: Cell) -> Record:

@@ -7,25 +7,33 @@ from itertools import product
 from typing import Any
 
 from capsbench.catalog import spec_of
-from capsbench.errors import ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.measure.apart import call_for
 from capsbench.models import FRONTS, RULES, resolve_front
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import INVERSES, PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
 from capsbench.routing import algorithms, check_routing, compiled, kernels, resolve_kernel
-from capsbench.workload import (
-    BUILT_IN,
-    OPTIMIZER_STEPS,
-    PRECISIONS,
-    WITHOUT_BLOCKS,
-    check_optimizer_step,
-    resolve_model,
-    source_of,
-)
+from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, WITHOUT_BLOCKS, check_optimizer_step, fingerprint_of
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 DEEPEST = 100_000
+_FIELDS = {
+    "kernel": "kernels",
+    "routing": "routings",
+    "front": "fronts",
+    "memory": "memories",
+    "inverse": "inverses",
+    "rule": "rules",
+}
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone."""
+
+
+OWN_OPTIONS = ("kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma")
+"""Options of capsbench's own capsule networks, as the command line spells them: no other network is given them."""
+
+_IN_BLOCKS = ("capsules", "memory")
+"""Those that only networks with blocks have."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,13 @@ def expand(sweep: Sweep) -> list[Cell]:
     Raises:
         ConfigurationError: a name is unknown, a value out of range, or a combination cannot be.
     """
-    _check(sweep)
+    sources = _check(sweep)
     lines = [line for model in sweep.models for line in _lines(sweep, model)]
     configurations = dict.fromkeys(
         line if line.model in WITHOUT_BLOCKS else line.model_copy(update={"blocks": blocks})
         for blocks in sweep.depths
         for line in dict.fromkeys(lines)
     )
-    sources = {model: source_of(model) for model in sweep.models}
     return [
         Cell(configuration=configuration, replicate=replicate, source=sources[configuration.model])
         for replicate in range(sweep.repeats)
@@ -208,10 +215,10 @@ def _kind(sweep: Sweep) -> str:
     return sweep.device.partition(":")[0]
 
 
-def _check(sweep: Sweep) -> None:
+def _check(sweep: Sweep) -> dict[str, str | None]:
+    """Refuses what makes no sense; the digest of the source of each model."""
     with naming("--models"):
-        for model in sweep.models:
-            resolve_model(model)
+        sources = {model: _source_of(model) for model in sweep.models}
     with naming("--dataset"):
         for dataset in sweep.datasets:
             spec_of(dataset)
@@ -223,7 +230,54 @@ def _check(sweep: Sweep) -> None:
     _check_names("--rule", sweep.rules, RULES)
     _check_names("--optimizer-step", sweep.optimizer_steps, OPTIMIZER_STEPS)
     _check_names("--precision", sweep.precisions, tuple(PRECISIONS))
+    _check_effect(sweep)
     _check_values(sweep)
+    return sources
+
+
+def _source_of(name: str) -> str | None:
+    """The digest of a model's source, as in `Cell`; a module of the user's own is imported in a process apart.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    try:
+        found = call_for(name, fingerprint_of, name)
+    except ConfigurationError:
+        raise
+    except CapsbenchError as error:
+        raise ConfigurationError(f"model '{name}' cannot be imported: {error.what}", error.hint) from None
+    return found.digest if found else None
+
+
+def _check_effect(sweep: Sweep) -> None:
+    """Refuses options that are set and that a network of the user's own, or every network of the sweep, does not have.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    own = next((model for model in sweep.models if model not in BUILT_IN), None)
+    unset = Sweep(sweep.models, sweep.depths, sweep.device)
+    for option in OWN_OPTIONS:
+        field = _FIELDS.get(option, option)
+        value = getattr(sweep, field)
+        if value == getattr(unset, field):
+            continue
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+        if own is not None:
+            raise no_effect(f"--{option} {shown}", own)
+        if option in _IN_BLOCKS and set(sweep.models) <= WITHOUT_BLOCKS.keys():
+            raise ConfigurationError(
+                f"--{option} {shown} has no effect on {', '.join(sweep.models)}: there are no blocks", f"leave --{option} out"
+            )
+
+
+def no_effect(option: str, model: str) -> ConfigurationError:
+    """The error of an option that was given for a network of the user's own."""
+    return ConfigurationError(
+        f"{option} has no effect on model '{model}': it is an option of capsbench's own capsule networks",
+        f"leave it out, and set it where '{model}' is made; networks that have it can be added to the same report with --resume",
+    )
 
 
 def _check_values(sweep: Sweep) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from capsbench.data.datasets import data_directory, load_images
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.paths import absolute, new_folder
 from capsbench.records import BOTH, Cell, Plan
 from capsbench.store import PLAN, Store
 from capsbench.workload import check_batch_size
@@ -43,8 +44,15 @@ def resolve_device(name: str) -> str:
     )
 
 
-def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime) -> Path:
+def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime, make: bool = False) -> Path:
     """Where a sweep writes: `out`; or the newest unfinished report with these cells, to resume; or a new folder.
+
+    Args:
+        plan: what is asked.
+        out: the folder that was named, if any.
+        resume: whether a report is gone on with.
+        now: names a new folder.
+        make: make a new folder at once, so that two sweeps of one second do not choose the same.
 
     Raises:
         ConfigurationError: there is nothing to resume.
@@ -52,8 +60,9 @@ def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime) 
     if out is not None:
         return out
     if not resume:
-        return REPORTS / now.strftime("%Y-%m-%d-%H%M%S")
-    plans = sorted(REPORTS.glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
+        folder = absolute(REPORTS) / now.strftime("%Y-%m-%d-%H%M%S")
+        return new_folder(folder) if make else folder
+    plans = sorted(absolute(REPORTS).glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
     wanted = set(plan.cells)
     for path in plans:
         store = Store(path.parent)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from capsbench.durable import replacing
 from capsbench.errors import ConfigurationError, LostWorkError, StoreError
+from capsbench.foreign import keeping_threads
+from capsbench.paths import expanded
 from capsbench.training.settings import TrainingSettings, differences
 from capsbench.workload import build_model
 
@@ -60,6 +62,7 @@ def save_checkpoint(
         "weights": dict(weights),
         "state": dict(state or {}),
     }
+    path = expanded(path)
     try:
         with replacing(path) as file:
             # torch turns what a file says of a full disk into an error of its own: it writes to memory instead.
@@ -81,7 +84,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         StoreError: there is none, it is damaged, holds something else, or is of a newer version.
     """
-    path = Path(path)
+    path = expanded(path)
     content = _read(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise StoreError(f"checkpoint {path} was not written by capsbench", "give a file that 'capsbench train' has written")
@@ -137,7 +140,8 @@ def build_network(settings: TrainingSettings, device: str | None = None) -> nn.M
     asked = settings.network
     if device is not None and asked.kernel is not None and torch.device(device).type != asked.device_kind():
         asked = asked.model_copy(update={"kernel": "auto", "front": "auto"})
-    return build_model(asked, **settings.options())
+    with keeping_threads(asked.model):
+        return build_model(asked, **settings.options())
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:

@@ -17,6 +17,7 @@ from capsbench.data.feed import Feed
 from capsbench.durable import replacing
 from capsbench.errors import CapsbenchError, Interrupted, StoreError, TrainingError
 from capsbench.measure.environment import describe
+from capsbench.measure.facts import asked
 from capsbench.measure.limits import is_out_of_memory
 from capsbench.training.checkpoint import Checkpoint, fill, load_checkpoint, save_checkpoint
 from capsbench.training.diagnostics import DiagnosticsLog
@@ -224,7 +225,7 @@ class Run:
     def _memory(self) -> int:
         if self.processes.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.processes.device)
-        return int(psutil.Process().memory_info().rss)
+        return asked(lambda: int(psutil.Process().memory_info().rss)) or 0
 
     # Nothing is lost
 
@@ -331,7 +332,7 @@ def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[
         yield
     except CapsbenchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise TrainingError(
                 f"there is not enough memory on {processes.device} for batches of {network.batch_size} images",

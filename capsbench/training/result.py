@@ -31,7 +31,7 @@ class EpochFigures(Schema):
     images_per_second: float
     """Of the training steps."""
     memory_bytes: int
-    """Highest so far: CUDA's allocated bytes, or this process's resident set."""
+    """Highest so far: CUDA's allocated bytes, or this process's resident set; 0 where the system does not say."""
 
 
 class Result(Schema):

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from capsbench.data.preprocess import Batch
 from capsbench.errors import TrainingError
+from capsbench.foreign import takes_labels
 from capsbench.models import CapsuleLoss, CapsuleOutput
 from capsbench.training.health import where_it_began
 from capsbench.training.optimizers import make_optimizer
 from capsbench.training.processes import Processes, without_exchange
 from capsbench.training.settings import TrainingSettings
-from capsbench.workload import BUILT_IN, Output, autocast, loss_of, takes_labels, trainable
+from capsbench.workload import BUILT_IN, Output, autocast, loss_of, trainable
 
 DIVERGED = 100.0
 """A loss of so many times the first one is not coming back."""
@@ -122,7 +123,8 @@ class Stepper:
 
     def _outputs(self, network: nn.Module, batch: Batch) -> Output:
         with autocast(self.processes.device, self.configuration.precision):
-            return network(batch.images, batch.labels) if self._takes_labels else network(batch.images)
+            output: Output = network(batch.images, **({"labels": batch.labels} if self._takes_labels else {}))
+        return output
 
     def _check(self, loss: float, norm: float, images: int, batch: Batch) -> None:
         """Refuses to go on from what is not finite."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from capsbench.data.datasets import ImageSet, Parts, load_parts
 from capsbench.data.feed import Feed, split
 from capsbench.errors import ConfigurationError
+from capsbench.paths import absolute
 from capsbench.store import Store
 from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint
@@ -67,7 +68,8 @@ def train(
         Interrupted: Ctrl-C, after a checkpoint.
     """
     with _threads(settings.network.threads), joined(settings.network.device) as processes:
-        folder = Path(processes.gather(os.fspath(folder))[0])  # each may have named one after its own time
+        # From the root of the disk: a module that is trained may change the process's folder.
+        folder = Path(processes.gather(os.fspath(absolute(folder)))[0])  # each may have named one after its own time
         # What makes no run is said before anything is written.
         check_optimizer(settings)
         if resume and not folder.is_dir():

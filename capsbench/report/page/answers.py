@@ -8,15 +8,16 @@ from typing import Any
 import pandas as pd
 
 from capsbench import paper
+from capsbench.analysis.least_squares import fit_slope
 from capsbench.analysis.metrics import METRICS
-from capsbench.analysis.slopes import fit_slope
 from capsbench.analysis.summary import mapping
 from capsbench.frame import plain
 from capsbench.report.labels import cut, dataset_title, is_predicted, model_title
 from capsbench.report.page.cells import Line, Lines
 from capsbench.report.page.room import LONGEST_NAME
 from capsbench.report.page.source import Source
-from capsbench.report.units import bytes_text, quantity_text, ratio_in_words
+from capsbench.report.slopes_in_words import row_ratio, row_shape, row_slope
+from capsbench.report.units import bytes_text, quantity_text
 
 Piece = tuple[bool, str]
 """Whether it is emphasised, and the text."""
@@ -121,29 +122,35 @@ def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Pi
     pieces: list[Piece] = []
     memory = next((name for name in ("retained", "peak", "reserved", "process") if name in fits), None)
     if memory is not None:
-        fit = fits[memory]
-        if fit["slope"] < 0:
-            pieces += [(False, f"changes its memory ({METRICS[memory].title}) by ")]
-        else:
-            pieces += [(False, "retains " if memory == "retained" else f"needs ({METRICS[memory].title}) ")]
-        more = "" if fit["slope"] < 0 else " more"
-        pieces += [(True, str(fit["text"])), (False, f"{more} per block"), *_ratio(fit), *_line_note(fit)]
+        pieces += _memory(fits[memory], METRICS[memory].title)
     if "train" in fits:
         pieces += [(False, "; its training step " if pieces else "has a training step that "), *_time(fits["train"])]
     return [*pieces, (False, ".")]
 
 
+def _memory(fit: Mapping[str, Any], title: str) -> list[Piece]:
+    """How many bytes more each block takes."""
+    retained = title == METRICS["retained"].title
+    if fit["shape"] == "no change measurable":
+        return [(False, f"shows in its memory ({title}) {fit['text']} per block")]
+    text: Piece = (fit["shape"] == "line", str(fit["text"]))
+    if fit["slope"] < 0:
+        return [(False, f"changes its memory ({title}) by "), text, (False, " per block"), *_ratio(fit), *_line_note(fit)]
+    verb = "retains " if retained else f"needs ({title}) "
+    return [(False, verb), text, (False, " more per block"), *_ratio(fit), *_line_note(fit)]
+
+
 def _time(fit: Mapping[str, Any]) -> list[Piece]:
     """How much longer a step takes for each block, or that nobody can say."""
-    text: Piece = (True, str(fit["text"]))
-    if fit["low"] is not None and fit["low"] <= 0 <= fit["high"]:
-        pieces: list[Piece] = [(False, "changes by "), text, (False, " per block, which cannot be told from 0")]
+    text: Piece = (fit["shape"] == "line" and fit["low"] is not None, str(fit["text"]))
+    if fit["shape"] == "no change measurable":
+        pieces: list[Piece] = [(False, f"shows {fit['text']} per block")]
     elif fit["slope"] < 0:
         pieces = [(False, "changes by "), text, (False, " per block")]
     else:
         pieces = [(False, "takes "), text, (False, " longer per block"), *_ratio(fit)]
     if fit["low"] is None:
-        pieces.append((False, " (by two depths alone, which give no interval)"))
+        pieces.append((False, " (by two values alone, which give no interval)"))
     noise: list[Piece] = [(False, f" (noisy: {fit['noise'].replace(',', ', ')})")] if fit["noise"] else []
     return [*pieces, *_line_note(fit), *noise]
 
@@ -157,7 +164,7 @@ def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
 
 
 def _line_note(fit: Mapping[str, Any]) -> list[Piece]:
-    return [] if fit["linear"] else [(False, " (though it is not a line)")]
+    return [(False, " (though it is not a line)")] if fit["shape"] == "not a line" else []
 
 
 def _one_depth(cells: pd.DataFrame) -> list[Piece]:
@@ -242,14 +249,21 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
     theirs = _printed_ratio("memory" if memory else "train_time")
     claim = "A block costs MoCapsNet less memory than ResCapsNet" if memory else "and more training time"
     if pd.isna(row["ratio_to_rescapsnet"]):
-        here, verdict, why = "-", "open", "there is no ResCapsNet line beside it whose slope can be told from 0"
+        here, verdict, why = "-", "open", _why_no_ratio(row)
     else:
         ratio = float(row["ratio_to_rescapsnet"])
         low, high = (ratio if pd.isna(row[name]) else float(row[name]) for name in ("ratio_low", "ratio_high"))
-        here = f"× {ratio_in_words(ratio, float(row['ratio_low']), float(row['ratio_high']))}"
+        here = f"× {row_ratio(row)}"
         verdict = _side(low, high, less=memory)
         why = {"agrees": "", "contradicts": "", "open": "the interval contains 1"}[verdict]
     return PaperVerdict(claim, f"× {theirs:.3g}", here, f"{label}, {METRICS[row['metric']].title}", verdict, why)
+
+
+def _why_no_ratio(row: Mapping[Any, Any]) -> str:
+    """Why a slope has no ratio: its own fault, or ResCapsNet's."""
+    if row_shape(row) != "line":
+        return row_slope(row) if row_shape(row) == "no change measurable" else "it is not a line"
+    return "there is no ResCapsNet line beside it whose slope can be distinguished from 0"
 
 
 @cache
@@ -276,7 +290,10 @@ def _slope_verdict(row: Mapping[Any, Any], line: Line, label: str) -> list[Paper
     low, high = fit.slope_interval or (fit.slope, fit.slope)
     overlap = row["slope_low"] <= high and low <= row["slope_high"]
     name = f"{model_title(str(line['model']))} on {dataset_title(str(line['dataset']))}: memory per block (table 4, nvidia-smi)"
-    here = quantity_text(float(row["slope"]), is_bytes=True)
-    verdict = "agrees" if overlap else "less" if row["slope"] < fit.slope else "more"
-    why = "" if overlap else "than the paper’s implementation"
-    return [PaperVerdict(name, bytes_text(fit.slope), here, f"{label}, {METRICS[row['metric']].title}", verdict, why)]
+    if row_shape(row) != "line":
+        # An interval that contains 0 agrees with almost anything.
+        verdict, why = "open", str(row_shape(row))
+    else:
+        verdict = "agrees" if overlap else "less" if row["slope"] < fit.slope else "more"
+        why = "" if overlap else "than the paper’s implementation"
+    return [PaperVerdict(name, bytes_text(fit.slope), row_slope(row), f"{label}, {METRICS[row['metric']].title}", verdict, why)]

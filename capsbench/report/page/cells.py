@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from capsbench import paper
-from capsbench.analysis.intervals import median_interval
 from capsbench.analysis.metrics import METRICS, TIME_METRICS, Metric
 from capsbench.analysis.slopes import REFERENCE_MODEL, line_columns
 from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS, plain
@@ -17,9 +16,10 @@ from capsbench.report.labels import Names, cut, dataset_title, model_title
 from capsbench.report.page.commands import cell_options, line_command, timeline_command
 from capsbench.report.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.report.page.source import Source
+from capsbench.report.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
 from capsbench.report.styles import COLOURS, LineStyle, style_key, styles_of
 from capsbench.report.terminal import printable
-from capsbench.report.units import ratio_in_words, slope_text
+from capsbench.stats.median import median_interval
 
 VALUES = (
     "state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_forward_bytes", "peak_backward_bytes",
@@ -214,22 +214,21 @@ def paper_data(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
-    is_bytes = row["unit"] == "bytes"
-    ratio = plain(row["ratio_to_rescapsnet"])
     return {
         "slope": _short(row["slope"]),
         "low": _short(row["slope_low"]),
         "high": _short(row["slope_high"]),
         "intercept": _short(row["intercept"]),
         "points": row["points"],
-        "linear": bool(row["linear"]),
+        "shape": row_shape(row),
         "noise": row["noise"],
-        "text": slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes),
-        "ratio": _short(ratio),
+        "text": row_slope(row),
+        "remarks": ", ".join(row_remarks(row)),
+        "ratio": _short(row["ratio_to_rescapsnet"]),
         "ratioLow": _short(row["ratio_low"]),
         "ratioHigh": _short(row["ratio_high"]),
         "isReference": row["model"] == REFERENCE_MODEL and row["memory"] == "stored",
-        "ratioText": "" if ratio is None else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"]),
+        "ratioText": row_ratio(row),
     }
 
 

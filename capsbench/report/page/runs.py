@@ -24,7 +24,7 @@ _MOST_REMARKS = 60
 _LONGEST_FINDING = 500
 _MOST_PARTS = 300
 _LONGEST_PART = 400
-_CHANGES_ALWAYS = {"load_1_min", "megahertz", "sm_megahertz"}
+_CHANGES_ALWAYS = {"load_1_min", "megahertz", "notes", "sm_megahertz"}
 
 
 def reports_data(sources: Sequence[Source]) -> list[dict[str, Any]]:

@@ -41,7 +41,8 @@ def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
     lists: list[Modules] = []
     of = []
     for record in records:
-        retained = record.step.retained_by_module if record.step else {}
+        step = record.believed_step()
+        retained = step.retained_by_module if step else {}
         if not retained:
             of.append(-1)
             continue

@@ -186,13 +186,17 @@ function unitFor(values, isBytes) {
   return units.find((unit) => largest >= unit[0]) || units[units.length - 1];
 }
 
+// A slope in words: a number, how large a change may be that cannot be distinguished from 0, or that there is no line.
+const perBlock = (fit) => `${fit.text} per block${fit.remarks && fit.shape === "line" ? ` (${fit.remarks})` : ""}`;
+const slopeText = (fit, before = "") => (fit.shape === "not a line" ? fit.shape : fit.shape === "line" ? before + perBlock(fit) : perBlock(fit));
+
 function hoverText(cell, metrics) {
   const line = lineOf(cell);
   const rows = [`<b>${plotText(shortened(line.label, 60))}</b>`, plotText(depthText(cell))];
   for (const metric of metrics) {
     rows.push(`${metric.title}: <b>${exactly(cell, metric)}</b>`, plotText(interval(cell, metric)));
     const fit = line.fits[metric.name];
-    if (fit) rows.push(fit.linear ? `slope ${plotText(fit.text)} per block` : "not a line");
+    if (fit) rows.push(plotText(slopeText(fit, "slope ")));
   }
   if (statusOf(cell) !== "ok") rows.push(`<b>${plotText(statusOf(cell))}</b>, and in no slope: ${plotText(shortened(textOf(CELLS.message[cell]), 70))}`);
   if (metrics.some((metric) => !metric.bytes) && noiseOf(cell)) rows.push(`noisy: ${plotText(noiseOf(cell))}`);

@@ -33,7 +33,7 @@ function buildFigure4(node) {
   return overDepth(node, metric, drawnLines(metric).drawn, { fits: true, axis: DEPTH.axis, paper: DEPTH.paper });
 }
 
-// One quantity over depth: a point for each record; fitted lines, or pale joins where none fits.
+// One quantity over depth: a point for each record; fitted lines, pale joins where none fits, and points alone where no change is measurable.
 function overDepth(node, metric, places, { fits, axis, paper }) {
   const measured = places.flatMap((place) => CELLS_OF[place]).filter((cell) => figure(cell, metric) !== null);
   const pale = paper ? paperLines(metric, places) : [];
@@ -77,10 +77,10 @@ function lineTraces(place, metric, unit, fits) {
   if (failed.length) found.push(failedTrace(failed, metric, unit, colour));
   if (!cells.length) return found;
   const means = line.means[metric.name] || cells.map((cell) => [CELLS.blocks[cell], figure(cell, metric)]);
-  if (fits && fit && fit.linear) {
+  if (fits && fit && fit.shape === "line") {
     const depths = [...new Set(cells.map((cell) => CELLS.blocks[cell]))];
     found.push({ x: depths, y: depths.map((x) => (fit.intercept + fit.slope * x) / unit[0]), mode: "lines", line: { color: colour, width: 1.6, dash: line.look.dash }, hoverinfo: "skip" });
-  } else {
+  } else if (!fits || !fit || fit.shape === "not a line") {
     found.push({
       x: means.map((pair) => pair[0]), y: means.map((pair) => pair[1] / unit[0]), mode: "lines", hoverinfo: "skip", opacity: fits ? 0.4 : 1,
       line: { color: colour, width: 1.4, dash: line.look.dash, shape: metric.name === "reserved" ? "hvh" : "linear" },
@@ -183,7 +183,7 @@ function depthNotes() {
   const entries = lines.drawn.map((place) => {
     const line = LINES[place];
     const fit = line.fits[metric.name];
-    const told = [!fit ? "" : fit.linear ? `${fit.text} per block` : "not a line", endText(place)].filter(Boolean).join("; ");
+    const told = [fit ? slopeText(fit) : "", endText(place)].filter(Boolean).join("; ");
     return keyOf(line, names.get(place) + (told ? `: ${told}` : ""));
   });
   if (DEPTH.paper) for (const one of paperLines(metric, lines.drawn)) entries.push({ colour: keyColour(PAPER_COLOURS[one.model]), symbol: "circle", dash: "solid", pale: true, text: `the paper’s ${one.title}, ${one.dataset} (nvidia-smi)` });

@@ -94,10 +94,12 @@ function buildHistory() {
   const data = series.map((pairs) => {
     const line = LINES[pairs[pairs.length - 1][1]];
     const own = pairs.map((pair) => LINES[pair[1]].fits[metric.name]);
-    const reach = (fit, side) => (fit[side] === null ? 0 : Math.abs(fit[side] - fit.slope) / unit[0]);
+    // What cannot be distinguished from 0 stands at 0, with how far it may be from there.
+    const level = (fit) => (fit.shape === "no change measurable" ? 0 : fit.slope);
+    const reach = (fit, side) => (fit[side] === null ? 0 : Math.max(...[fit[side], level(fit) ? fit[side] : fit[side === "low" ? "high" : "low"]].map((end) => Math.abs(end - level(fit)))) / unit[0]);
     return {
-      x: pairs.map((pair) => pair[0]), y: own.map((fit) => fit.slope / unit[0]), mode: "lines+markers", hoverinfo: "text",
-      hovertext: pairs.map((pair, place) => `<b>${plotText(shortened(LINES[pair[1]].label, 60))}</b><br>${plotText(shortened(points[pair[0]].name, 60))}<br>slope <b>${plotText(own[place].text)}</b> per block${own[place].linear ? "" : " (not a line)"}`),
+      x: pairs.map((pair) => pair[0]), y: own.map((fit) => level(fit) / unit[0]), mode: "lines+markers", hoverinfo: "text",
+      hovertext: pairs.map((pair, place) => `<b>${plotText(shortened(LINES[pair[1]].label, 60))}</b><br>${plotText(shortened(points[pair[0]].name, 60))}<br>${plotText(own[place].shape === "not a line" ? `slope ${own[place].text} per block (not a line)` : slopeText(own[place], "slope "))}`),
       line: { color: colourOf(line), width: 1.4, dash: line.look.dash }, marker: { symbol: line.look.symbol, size: line.look.size, color: variable("--paper"), line: { color: colourOf(line), width: 1.6 } },
       error_y: { type: "data", symmetric: false, array: own.map((fit) => reach(fit, "high")), arrayminus: own.map((fit) => reach(fit, "low")), color: colourOf(line), thickness: 0.8, width: 3 },
     };

@@ -139,7 +139,7 @@ function startTables() {
     { label: "slope per block", column: "slope_per_block", value: (row) => row.fit.slope, text: (row) => row.fit.text, number: true },
     { label: "× ResCapsNet", column: "ratio_to_rescapsnet", value: (row) => row.fit.ratio, text: (row) => row.fit.ratioText || "-", number: true },
     { label: "points", value: (row) => row.fit.points, number: true },
-    { label: "a line", value: (row) => (row.fit.linear ? "yes" : "no") },
+    { label: "a line", value: (row) => [{ line: "yes", "not a line": "no" }[row.fit.shape] || row.fit.shape, row.fit.shape === "line" ? row.fit.remarks : ""].filter(Boolean).join(", ") },
     { label: "noise", value: (row) => row.fit.noise },
   ];
   const table = makeTable(byId("slopes-table"), { name: "All slopes", rows: slopes(), columns, file: "slopes.csv", search: true, also: [["unit", (row) => (row.metric.bytes ? "bytes" : "seconds")], ["slope_low", (row) => row.fit.low], ["slope_high", (row) => row.fit.high], ["intercept", (row) => row.fit.intercept], ["ratio_low", (row) => row.fit.ratioLow], ["ratio_high", (row) => row.fit.ratioHigh]] });

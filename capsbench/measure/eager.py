@@ -1,0 +1,65 @@
+"""Compiled networks under a trace: they run as the plain PyTorch that they were made from.
+
+A compiler decides anew what backward needs, and hides the operators that it runs from whoever follows them. A trace of a
+compiled network therefore follows its eager form, and says so.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+COMPILED = "the network uses torch.compile, and its eager form is traced: compiled code may keep less, or more"
+
+
+@contextmanager
+def eagerly(notes: dict[str, None]) -> Iterator[None]:
+    """Run whatever `torch.compile` has made, or makes inside, as plain PyTorch.
+
+    Args:
+        notes: gets `COMPILED` as soon as something compiled is called.
+    """
+    with ExitStack() as entered:
+        real, forced = torch.compile, False
+
+        def force() -> None:
+            nonlocal forced
+            if not forced:
+                forced = True
+                entered.enter_context(torch.compiler.set_stance("force_eager"))
+                entered.enter_context(_noting(notes))
+
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            made = real(*args, **kwargs)
+            force()
+            return made
+
+        # The compiler takes a second to import: it is left alone until somebody uses it.
+        if "torch._dynamo.eval_frame" in sys.modules:
+            force()
+        torch.compile = compiled  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            torch.compile = real
+
+
+@contextmanager
+def _noting(notes: dict[str, None]) -> Iterator[None]:
+    """Note every call of a compiled function: it asks its stance what to do."""
+    from torch._dynamo import eval_frame
+
+    real: Callable[[Any], Any] = eval_frame._callback_from_stance
+
+    def ask(callback: Any) -> Any:
+        if callback not in (None, False):
+            notes[COMPILED] = None
+        return real(callback)
+
+    eval_frame._callback_from_stance = ask
+    try:
+        yield
+    finally:
+        eval_frame._callback_from_stance = real

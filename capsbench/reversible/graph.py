@@ -1,0 +1,152 @@
+"""The graph that autograd records of one evaluation: which leaves it ends in, and whether anything else holds on to it.
+
+A reversible stack drops each function's graph and makes it again in backward. That is right only if the graph ends in the
+function's inputs and in parameters of the stack, and if nothing but the function's outputs is taken from it: every other tensor
+would lose its gradient without a word.
+"""
+
+import gc
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+_LEAF = "torch::autograd::AccumulateGrad"
+
+
+class _Token:
+    """An object that lives as long as the graph that it was given to."""
+
+
+class _Entry(torch.autograd.Function):
+    """The identity. Its node holds a token; its output shares memory and version counter with its input and is no leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: _Token) -> Tensor:
+        ctx.token = token
+        return x.detach()
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class Entrance:
+    """The inputs of one evaluation as leaves of a graph of its own.
+
+    Args:
+        inputs: tensors of any shape. Those that can have a gradient become leaves that require one.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        token = _Token()
+        self._token = weakref.ref(token)
+        self.leaves = tuple(one.detach().requires_grad_() for one in inputs)
+        self.inputs: tuple[Tensor, ...] = tuple(_Entry.apply(leaf, token) for leaf in self.leaves)
+        """What the function is given instead."""
+
+    def left_behind(self) -> weakref.ref[_Token]:
+        """A reference that is dead once nothing holds a tensor computed from the inputs; drops the entrance's own."""
+        self.leaves = self.inputs = ()
+        return self._token
+
+
+def is_held(reference: weakref.ref[_Token]) -> bool:
+    """Whether a tensor computed from the inputs is still alive. Reference cycles that are garbage do not count."""
+    if reference() is None:
+        return False
+    gc.collect()
+    return reference() is not None
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Evaluate functions apart from what surrounds them: without hooks on saved tensors and without cached parametrizations.
+
+    Whoever counts or moves what backward needs has no use for a graph that is dropped at once. A parametrized weight is computed
+    anew, since a cached one has a graph that was made outside, or none at all.
+    """
+    hooks: Any = torch._C._autograd
+    taken = []
+    while (top := hooks._top_saved_tensors_default_hooks(False)) is not None:
+        hooks._pop_saved_tensors_default_hooks()
+        taken.append(top)
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
+        for pack, unpack in reversed(taken):
+            hooks._push_saved_tensors_default_hooks(pack, unpack)
+
+
+class Foreign(NamedTuple):
+    """A tensor in a graph that is neither an input, nor a known leaf, nor made from these."""
+
+    shape: tuple[int, ...] | None
+    """None where only the operator that made it is known."""
+    operator: str | None
+    """The name of that operator's node; None for a leaf."""
+
+    def __str__(self) -> str:
+        if self.operator is None:
+            return f"a leaf of shape {list(self.shape or ())}"
+        return f"the result of {self.operator}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What the graph of one evaluation is made of."""
+
+    leaves: tuple[Tensor, ...]
+    """Known leaves that it ends in, each once, in the order in which they were found."""
+    foreign: Foreign | None
+    """The first tensor that came from elsewhere."""
+    structure: int
+    """A hash of the names of its nodes: two evaluations that took other paths differ in it."""
+
+    def same_as(self, other: "Graph") -> bool:
+        """Whether both evaluations took the same path and used the same leaves."""
+        mine, theirs = ({id(leaf) for leaf in one.leaves} for one in (self, other))
+        return self.structure == other.structure and mine == theirs
+
+
+def sequence_number() -> int:
+    """A number that is at most that of every node this thread makes from here on, and above those that it made before."""
+    return torch._C._autograd._get_sequence_nr()
+
+
+def walk(outputs: Iterable[Tensor], entrances: Iterable[Tensor], known: dict[int, Tensor], since: int = 0) -> Graph:
+    """Walk through the graph behind outputs.
+
+    Args:
+        outputs: of an evaluation; those without a graph are left out.
+        entrances: leaves made for the evaluation, which are not reported.
+        known: the leaves that may be reached, by their `id`.
+        since: `sequence_number()` before the evaluation. Nodes that were made earlier are foreign.
+    """
+    own = {id(one) for one in entrances}
+    waiting: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    leaves = {id(output): output for output in outputs if output.requires_grad and output.grad_fn is None}
+    seen: set[Any] = set(waiting)
+    names: list[str] = []
+    while waiting:
+        node = waiting.pop()
+        name = node.name()
+        names.append(name)
+        if name == _LEAF:
+            leaves[id(node.variable)] = node.variable
+        elif node._sequence_nr() < since:
+            return Graph((), Foreign(None, name), 0)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    found = [leaf for key, leaf in leaves.items() if key not in own]
+    foreign = next((Foreign(tuple(leaf.shape), None) for leaf in found if id(leaf) not in known), None)
+    return Graph(tuple(found), foreign, hash(tuple(names)))

@@ -1,0 +1,306 @@
+"""Running a momentum stack forward without a graph, and backwards from its end: algorithms 1 and 2 as one autograd function."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from capsbench.reversible.context import Context
+from capsbench.reversible.drift import check_replay
+from capsbench.reversible.evaluate import Caller, evaluate, own_dtype, value_and_vjp
+from capsbench.reversible.graph import Graph, apart
+from capsbench.reversible.momentum import gradient_of_gamma, sigmoid
+from capsbench.reversible.pair import OutOfRange, Pair, Rebuild, start_pair
+from capsbench.reversible.replay import Autocast, Buffers, Modes, OtherDraws, RandomState
+
+if TYPE_CHECKING:
+    from capsbench.reversible.stack import MomentumStack
+
+_T = TypeVar("_T")
+
+
+def run_reversible(
+    stack: "MomentumStack", context: Context, x: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor], Sequence[int]]:
+    """Pass x through a stack, keeping only what its inverse needs.
+
+    Args:
+        stack: with a reversible strategy.
+        context: what functions are given besides x.
+        x: any shape, at least float32.
+        tensors: the tensors of the context.
+
+    Returns:
+        The last x, everything that functions returned besides their values, in a row, and how many tensors each returned.
+    """
+    parameters = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+    counts: list[int] = []
+    output, *extras = _Reversible.apply(stack, context, counts, x, *tensors, *parameters)
+    return output, extras, counts
+
+
+class _Layer(NamedTuple):
+    """What backward must know of one function's evaluation, besides saved tensors."""
+
+    caller: Caller
+    gamma: float
+    random_state: RandomState | None
+    """Before it, where it drew. A state takes 5 KiB on a CPU."""
+    draws: OtherDraws | None
+    """The state of other generators before it, where it drew from them."""
+    buffers: Buffers | None
+    """Before it, where it wrote into them."""
+    kept: int
+    """How many tensors it keeps."""
+    extras: int
+    """How many tensors it returned besides its value."""
+    graph: Graph | None
+
+
+class _Advanced(NamedTuple):
+    """What is needed to come back from the end of a stack, beside the pair."""
+
+    layers: list[_Layer]
+    kept: list[Tensor]
+    extras: list[Tensor]
+
+
+class _Reversible(torch.autograd.Function):
+    """Algorithm 1 without a graph, and algorithm 2.
+
+    Parameters and tensors of the context come as inputs, so that their gradients can be returned.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, stack: "MomentumStack", context: Context, counts: list[int], x: Tensor, *given: Tensor) -> Any:
+        tensors, parameters = given[: len(context.indices)], given[len(context.indices) :]
+        # Gradients find their parameter by identity, which hooks on saved tensors do not keep.
+        ctx.stack, ctx.context, ctx.parameters = stack, context, parameters
+        ctx.autocast, ctx.modes = Autocast.capture(x.device), Modes.capture(stack)
+        every = tuple(stack.parameters())
+        ctx.owned = {id(parameter) for parameter in every}
+        with ctx.autocast.restore(), apart():
+            output, found, (saved, ctx.rebuild) = _through(stack, context, x, tensors, parameters)
+        ctx.layers, ctx.of_pair, ctx.of_kept = found.layers, len(saved), len(found.kept)
+        counts.extend(layer.extras for layer in found.layers)
+        # Parameters, frozen ones too, so that torch refuses a backward after they were changed in place.
+        ctx.save_for_backward(*saved, *found.kept, *tensors, *every)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(one for one in found.extras if not _can_have_gradient(one)))
+        return output, *found.extras
+
+    @staticmethod
+    def backward(ctx: Any, grad_x: Tensor | None, *grads_extras: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # Later it would be too late: gradients without a graph drop out of a larger sum in silence.
+            raise RuntimeError(
+                "a reversible MomentumStack cannot be differentiated twice (create_graph=True); use memory='stored' there"
+            )
+        stack: MomentumStack = ctx.stack
+        saved = ctx.saved_tensors
+        at_kept, at_tensors = ctx.of_pair, ctx.of_pair + ctx.of_kept
+        pair, kept = ctx.rebuild(saved[:at_kept]), list(saved[at_kept:at_tensors])
+        tensors = saved[at_tensors : at_tensors + len(ctx.context.indices)]
+        del saved
+        if {id(parameter) for parameter in stack.parameters()} != ctx.owned:
+            # torch.func.functional_call puts its own parameters in place for the call alone.
+            raise RuntimeError(
+                "the parameters of a reversible MomentumStack were replaced between forward and backward; "
+                "use memory='stored' there"
+            )
+        way = _WayBack(pair, ctx.context, tensors, ctx.autocast, ctx.parameters, stack.gamma_logits)
+        grad_x = torch.zeros_like(pair.x) if grad_x is None else grad_x
+        outside, others = RandomState.capture(grad_x.device), OtherDraws.capture(stack)
+        try:
+            with ctx.modes.restore(), apart():
+                grad_x = way.retreat(ctx.layers, kept, list(grads_extras), grad_x)
+        finally:
+            outside.restore()
+            others.restore()
+        pair.finish()
+        return None, None, None, grad_x if ctx.needs_input_grad[3] else None, *way.gradients(stack.segment)
+
+
+class _Gradients:
+    """Sums of the gradients of parameters, some of which several functions share."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._place = {id(parameter): index for index, parameter in enumerate(parameters)}
+        self.found: list[Tensor | None] = [None] * len(parameters)
+
+    def add(self, grads: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Add the gradients of one function, as pairs of a parameter and its gradient."""
+        for parameter, grad in grads:
+            index = self._place.get(id(parameter))
+            if index is None:
+                raise RuntimeError(
+                    f"a function of a reversible MomentumStack found a gradient for a tensor {list(parameter.shape)} "
+                    "that was no parameter of the stack in forward; use memory='stored' there"
+                )
+            known = self.found[index]
+            self.found[index] = grad if known is None else known + grad
+
+
+def _gradient_of_logits(logits: Tensor, of_gammas: Sequence[Tensor], segment: int) -> Tensor:
+    """The gradient of `gamma_logits`, from those of each function's γ, the last function first."""
+    gammas = sigmoid(logits.detach())
+    of_functions = torch.stack(list(reversed(of_gammas)))
+    of_blocks = torch.stack([part.sum() for part in of_functions.split(segment)])
+    return (of_blocks * gammas * (1 - gammas)).to(logits.dtype)
+
+
+def _can_have_gradient(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _through(
+    stack: "MomentumStack", context: Context, x: Tensor, tensors: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> tuple[Tensor, _Advanced, tuple[tuple[Tensor, ...], Rebuild]]:
+    """Pass x through a stack, again from the start where it turns out to need another inverse or more states.
+
+    Returns:
+        The last x, what the functions leave for backward, and what the pair leaves for it.
+    """
+    gammas = stack.gammas()
+    inverse = stack.resolved_inverse(x.dtype)
+    known = {id(parameter): parameter for parameter in parameters}
+    precision = _precision(stack, x)
+    before, others = RandomState.capture(x.device), OtherDraws.capture(stack)
+    while True:
+        pair, used = start_pair(inverse, x, gammas, stack.lipschitz, precision)
+        found = _advance(pair, stack, context, tensors, used, known)
+        try:
+            saved = pair.saved()
+        except OutOfRange:
+            if stack.inverse != "auto":
+                raise
+            inverse = "segmented"
+        else:
+            if stack.draws_elsewhere or others.same_as(OtherDraws.capture(stack)):
+                return pair.x, found, saved
+            stack.draws_elsewhere = True
+        before.restore()
+        others.restore()
+        for layer in reversed(found.layers):
+            if layer.buffers is not None:
+                layer.buffers.rewind()
+
+
+def _precision(stack: "MomentumStack", x: Tensor) -> torch.dtype:
+    """The narrowest floating type that functions compute in."""
+    kind = x.device.type
+    dtypes = [own_dtype(function) or x.dtype for function in stack.functions]
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtypes.append(torch.get_autocast_dtype(kind))
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _advance(
+    pair: Pair,
+    stack: "MomentumStack",
+    context: Context,
+    tensors: Sequence[Tensor],
+    gammas: Iterable[float],
+    known: dict[int, Tensor],
+) -> _Advanced:
+    """Take the pair through all functions."""
+    found = _Advanced([], [], [])
+    keeping = stack.memory == "reversible-kept"
+    x = pair.x
+    before = RandomState.capture(x.device)
+    for caller, gamma in zip(stack.callers(), gammas, strict=True):
+        function = caller.function
+        buffers = Buffers.capture(function)
+        others = OtherDraws.capture(function) if stack.draws_elsewhere else None
+        value, extras, kept, graph = evaluate(caller, x, context, tensors, known, keeping=keeping)
+        pair.advance(value, gamma)
+        x = pair.x
+        after = RandomState.capture(x.device)
+        state = None if after.same_as(before) else before
+        draws = None if others is None or others.same_as(OtherDraws.capture(function)) else others
+        wrote = buffers if buffers.changed() else None
+        found.layers.append(_Layer(caller, gamma, state, draws, wrote, len(kept), len(extras), graph))
+        found.kept.extend(kept)
+        found.extras.extend(extras)
+        before = after
+    return found
+
+
+class _WayBack:
+    """Algorithm 2: the way back through all functions, and the gradients that are found on it."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        context: Context,
+        tensors: Sequence[Tensor],
+        autocast: Autocast,
+        parameters: Sequence[Tensor],
+        logits: Tensor | None,
+    ) -> None:
+        self._pair, self._context, self._tensors, self._autocast = pair, context, tensors, autocast
+        self._of_parameters = _Gradients(parameters)
+        self._of_context: list[Tensor | None] = [None for wanted in context.wanted if wanted]
+        self._logits = logits if logits is not None and logits.requires_grad else None
+        self._of_gammas: list[Tensor] = []
+
+    def retreat(self, layers: Sequence[_Layer], kept: list[Tensor], grads_extras: list[Tensor | None], grad_x: Tensor) -> Tensor:
+        """Take the pair back to the start; the gradient of the first x. `kept` and `grads_extras` are used up."""
+        pair = self._pair
+        grad_v, later_gamma = torch.zeros_like(grad_x), 0.0
+        for layer in reversed(layers):
+            pair.retreat_x()
+            if layer.random_state is not None:
+                layer.random_state.restore()
+            if layer.draws is not None:
+                layer.draws.restore()
+            gamma = layer.gamma
+            grad_v, later_gamma = torch.add(grad_x, grad_v, alpha=later_gamma), gamma
+            of_extras, of_kept = _taken(grads_extras, layer.extras), _taken(kept, layer.kept)
+            value, grad_input = self._undo(layer, (1 - gamma) * grad_v, of_extras, of_kept)
+            pair.retreat_v(value, gamma)
+            if self._logits is not None:
+                self._of_gammas.append(gradient_of_gamma(grad_v, pair.v, value))
+            if grad_input is not None:
+                grad_x = grad_x + grad_input
+        return grad_x
+
+    def _undo(
+        self, layer: _Layer, grad: Tensor, grads_extras: Sequence[Tensor | None], kept: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Evaluate a function again and add its gradients; its value and the gradient of its input."""
+        found = value_and_vjp(
+            layer.caller,
+            self._pair.x,
+            self._context,
+            self._tensors,
+            grad,
+            grads_extras,
+            kept=tuple(kept),
+            graph=layer.graph,
+            autocast=self._autocast,
+            buffers=layer.buffers,
+        )
+        if layer.graph is not None and found.graph is not None:
+            check_replay(str(layer.caller), layer.graph.same_as(found.graph))
+        self._of_parameters.add(found.grads)
+        for index, one in enumerate(found.grads_context):
+            known = self._of_context[index]
+            self._of_context[index] = known if one is None else one if known is None else known + one
+        return found.value, found.grad_x
+
+    def gradients(self, segment: int) -> list[Tensor | None]:
+        """The gradients of the context's tensors and of the parameters, None where there is none."""
+        if self._logits is not None:
+            self._of_parameters.add([(self._logits, _gradient_of_logits(self._logits, self._of_gammas, segment))])
+        following = iter(self._of_context)
+        of_context = [next(following) if wanted else None for wanted in self._context.wanted]
+        return [*of_context, *self._of_parameters.found]
+
+
+def _taken(row: list[_T], count: int) -> list[_T]:
+    """The last `count` of a row, which loses them."""
+    taken = row[len(row) - count :]
+    del row[len(row) - count :]
+    return taken

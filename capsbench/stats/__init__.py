@@ -1,0 +1,1 @@
+"""Statistics of samples, for whoever measures and whoever reports: numbers in, numbers out."""

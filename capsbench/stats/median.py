@@ -1,0 +1,58 @@
+"""The interval of a median, whatever the noise looks like."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+"""Of every interval that the program prints."""
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of a median: that of the sign test, between two of the samples (`scipy.stats.quantile_test`).
+
+    Args:
+        samples: in any order.
+
+    Returns:
+        Its ends, or None with fewer than six: even the range of five contains their median in less than 95 % of cases.
+    """
+    ranks = _ranks(len(samples))
+    if ranks is None:
+        return None
+    ordered = sorted(samples)
+    return float(ordered[ranks[0]]), float(ordered[ranks[1]])
+
+
+def median_error(samples: Sequence[float]) -> float:
+    """The standard error of a median (Price and Bonett 2001): the width of the sign test's interval over that of a normal one.
+
+    A few odd samples do not move it. Of fewer than six samples the range stands for the interval, at the level that it has; of
+    one it is 0, as nothing is known.
+    """
+    if len(samples) < 2:
+        return 0.0
+    low, high = _ranks(len(samples)) or (0, len(samples) - 1)
+    ordered = sorted(samples)
+    return float(ordered[high] - ordered[low]) / _normal_width(len(samples), low)
+
+
+@cache
+def _ranks(count: int) -> tuple[int, int] | None:
+    """Indices of the two ends among so many sorted samples: they depend on the number of samples alone."""
+    if count == 0:
+        return None
+    found: Any = stats.quantile_test(np.arange(count), p=0.5)
+    low, high = found.confidence_interval(CONFIDENCE)
+    return None if math.isnan(low) or math.isnan(high) else (int(low), int(high))
+
+
+@cache
+def _normal_width(count: int, low: int) -> float:
+    """The width, in standard errors, of a normal interval that covers as often as that between two of so many samples."""
+    outside = float(stats.binom.cdf(low, count, 0.5))
+    return float(-2 * stats.norm.ppf(outside))
