@@ -208,7 +208,8 @@ def test_a_report_is_found_again_after_an_edit(tmp_path, network, monkeypatch):
     store.folder.mkdir(parents=True)
     begin(store, Plan(command="", cells=cells_of(name, 1)), resume=False)
     edit(16)
-    assert choose_folder(Plan(command="", cells=cells_of(name, 1)), None, resume=True, now=None) == store.folder
+    found = choose_folder(Plan(command="", cells=cells_of(name, 1)), None, resume=True, now=None)
+    assert found.resolve() == store.folder.resolve()
 
 
 def test_records_of_a_user_s_network_without_a_source_are_read_and_not_taken(tmp_path, network):
@@ -822,7 +823,7 @@ def test_where_the_driver_does_not_answer_it_is_said_that_others_cannot_be_known
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(worker, "_prepare", lambda configuration: None)
     monkeypatch.setattr(worker, "measure_memory", lambda *_: Reply(status="ok"))
-    request = Request(configuration=make_configuration(device="cuda:0"), what="memory", samples=5, strict=strict)
+    request = Request(configuration=make_configuration(device="cuda:0", threads=None), what="memory", samples=5, strict=strict)
     reply = worker.run(request)
     (note,) = reply.notes
     assert "cannot be known" in note
@@ -982,7 +983,9 @@ def test_a_measured_record_says_where_offload_has_no_effect():
         patch.setattr(worker, "_prepare", lambda configuration: None)
         patch.setattr(worker, "measure_memory", lambda *_: Reply(status="ok"))
         notes = {
-            memory: worker.run(Request(configuration=make_configuration(memory=memory), what="memory", samples=5)).notes
+            memory: worker.run(
+                Request(configuration=make_configuration(memory=memory, threads=None), what="memory", samples=5)
+            ).notes
             for memory in ("stored", "offload")
         }
     assert notes["stored"] == []
