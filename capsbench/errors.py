@@ -39,6 +39,12 @@ class LostWorkError(StoreError):
     exit_status = 1
 
 
+class BusyDeviceError(CapsbenchError):
+    """A device that another sweep did not let go of in time. All that was measured before is kept."""
+
+    exit_status = 1
+
+
 class TrainingError(CapsbenchError):
     """Training that cannot go on: a loss or gradient that is not finite, no memory. The last good checkpoint is kept."""
 

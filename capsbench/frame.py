@@ -40,7 +40,7 @@ def to_frame(records: Iterable[tuple[Path, Record]]) -> pd.DataFrame:
     - `notes`: what else a reader must know, joined by semicolons; empty where there is nothing.
     """
     columns = ["report", *Configuration.model_fields, "replicate", "status", "kind", "message", "data_source"]
-    columns += ["environment", "probe", *MEMORY_COLUMNS, *TIME_COLUMNS, "noise", *_STEP_COLUMNS, *_QUOTIENTS]
+    columns += ["environment", "source", "probe", *MEMORY_COLUMNS, *TIME_COLUMNS, "noise", *_STEP_COLUMNS, *_QUOTIENTS]
     columns += [*SAMPLE_COLUMNS.values(), "notes"]
     frame = pd.DataFrame([_row(report, record) for report, record in records], columns=columns)
     # Whole numbers stay whole where some cells have none.
@@ -52,6 +52,7 @@ def _row(report: Path, record: Record) -> dict[str, object]:
     row: dict[str, object] = {"report": report.name, **record.cell.configuration.model_dump()}
     row |= {"replicate": record.cell.replicate, "status": record.status, "kind": record.kind}
     row |= {"message": record.message, "data_source": record.data_source, "environment": record.environment}
+    row |= {"source": record.cell.source}
     if record.memory is not None:
         row |= {"probe": record.memory.probe} | {name: getattr(record.memory, name) for name in MEMORY_COLUMNS}
     if record.time is not None:

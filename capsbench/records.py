@@ -99,6 +99,8 @@ class Cell(Schema):
     """What is measured."""
     replicate: int = Field(default=0, ge=0)
     """Which of its repetitions."""
+    source: str | None = None
+    """Digest of the source of a user's own network; None for those of the package, and in records of version 3 and before."""
 
     def key(self) -> str:
         """A short name of this cell that is the same in every process and version."""

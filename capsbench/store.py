@@ -4,22 +4,23 @@ A report is a folder: plan.json (what was asked), environment.json (on what), re
 on the disk before the next cell starts; a damaged line costs that line alone and is told with its number.
 """
 
+import contextlib
 import errno
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from capsbench.durable import replacing, sync_folder
 from capsbench.errors import LostWorkError, StoreError
+from capsbench.locks import Busy, holding
 from capsbench.paths import expanded
 from capsbench.records import BOTH, Pass, Plan, Record, Timeline, newer_than_known
 
@@ -73,26 +74,31 @@ class Store:
         self.path = self.folder / RECORDS
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps a second sweep out of the folder; the system lets go of it if this process dies.
+    def locked(self, notify: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Keeps a second sweep out of the folder for as long as this process lives.
+
+        Args:
+            notify: is told where it takes a while to see whether another process that holds the folder still lives.
 
         Raises:
             StoreError: another process holds it, or the folder cannot be written.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / LOCK, timeout=0)
-            lock.acquire()
-        except Timeout:
-            raise StoreError(
-                f"--out {self.folder} is in use by another capsbench run", "wait for it, or choose another --out"
-            ) from None
-        except OSError as error:
-            raise _unwritable(self.folder, error) from None
-        try:
+
+        def waiting(holder: str) -> None:
+            notify(f"looking whether another capsbench run still holds {self.folder}: {holder}")
+
+        with contextlib.ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(holding(self.folder / LOCK, self.folder, waiting=waiting))
+            except Busy as busy:
+                raise StoreError(
+                    f"--out {self.folder} is in use by another capsbench run: {busy.holder}",
+                    "wait for it, or choose another --out",
+                ) from None
+            except OSError as error:
+                raise _unwritable(self.folder, error) from None
             yield
-        finally:
-            lock.release()
 
     def read(self) -> Contents:
         """All records, and what could not be read.

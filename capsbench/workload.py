@@ -15,6 +15,7 @@ from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.datasets import ImageSet, load_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
+from capsbench.fingerprint import Fingerprint, fingerprint
 from capsbench.foreign import imported, keeping_threads, make_lazy_parameters, takes_labels
 from capsbench.models import (
     CapsNet,
@@ -82,13 +83,17 @@ def resolve_model(name: str) -> ModelFactory:
     return factory
 
 
-def check_model(name: str) -> None:
-    """Refuses a name behind which there is no factory.
+def fingerprint_of(name: str) -> Fingerprint | None:
+    """The source behind a model's name; None for this package's own, whose version records name, and where there is none.
 
     Raises:
         ConfigurationError: as `resolve_model`.
     """
-    resolve_model(name)
+    factory = resolve_model(name)
+    if factory is BUILT_IN.get(name):
+        return None
+    registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    return fingerprint(registered.get(name, name).partition(":")[0])
 
 
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:
@@ -230,6 +235,13 @@ class Workload:
 
     def _loss(self, out: Output) -> Tensor:
         return loss_of(out, self.batch, self.configuration, self._capsule_loss)
+
+
+def without_effect(configuration: Configuration) -> list[str]:
+    """What a configuration asks for that has no effect on its device, in words."""
+    if configuration.memory == "offload" and configuration.device_kind() == "cpu":
+        return ["memory 'offload' has no effect on a CPU, which is 'stored' there: what it would move is in that memory already"]
+    return []
 
 
 def trainable(model: nn.Module, name: str) -> list[nn.Parameter]:

@@ -1,5 +1,6 @@
 """Times that can be believed: when sampling ends, what disturbs it, and what the machine did meanwhile."""
 
+import os
 import subprocess
 import sys
 import time
@@ -291,8 +292,15 @@ class Account:
         self.now, self.own = 100.0, 50.0
         self.system = {"user": 500.0, "system": 100.0, "idle": 3000.0, "iowait": 10.0, "steal": 5.0, "guest": 40.0}
         monkeypatch.setattr(watch.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(psutil, "cpu_count", lambda: cores)
-        monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(_asdict=lambda: dict(self.system)))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+        monkeypatch.setattr("capsbench.measure.cores.quota", lambda: None)
+
+        def cpu_times(percpu):
+            assert percpu
+            share = {name: seconds / cores for name, seconds in self.system.items()}
+            return [SimpleNamespace(_asdict=lambda: dict(share))] * cores
+
+        monkeypatch.setattr(psutil, "cpu_times", cpu_times)
         monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: (self.own, 0.0, 0.0, 0.0, 9.0)))
         monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: [])
 

@@ -9,7 +9,7 @@ from capsbench.analysis.comparison import Comparison, Outcome, Scope, Thresholds
 from capsbench.analysis.least_squares import fit_slope
 from capsbench.analysis.modules import ModuleChange, module_changes
 from capsbench.analysis.paces import FEWEST_CELLS, Change, Place, cell_changes, level_change, slope_change
-from capsbench.analysis.summary import BYTES, TIMES, CellSummary, LineSummary, Summary
+from capsbench.analysis.summary import BYTES, HARDWARE, TIMES, CellSummary, LineSummary, Summary
 from capsbench.records import Status, adds_up
 
 PORTABLE = frozenset({"retained", "state", "gradient", "optimizer"})
@@ -197,7 +197,8 @@ class Pair:
         ignored = {"GPU", "driver"} if here.device_kind() == "cpu" else set()
         for name in sorted((before.keys() | after.keys()) - ignored):
             if before.get(name) != after.get(name):
-                return f"{name} {after.get(name, 'unknown')}, {before.get(name, 'unknown')} before"
+                missing = "unknown" if name in HARDWARE else "not set"
+                return f"{name} {after.get(name, missing)}, {before.get(name, missing)} before"
         return ""
 
 

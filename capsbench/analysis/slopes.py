@@ -21,7 +21,7 @@ from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
 
 REFERENCE_MODEL = "rescapsnet"
 
-_OF_A_MODEL = {"model", "memory", "inverse", "rule", "gamma"}
+_OF_A_MODEL = {"model", "memory", "inverse", "rule", "gamma", "source"}
 _OF_CAPSULES = {"kernel", "routing", "iterations", "capsules", "front"}
 
 
@@ -42,7 +42,7 @@ class LineFit:
 
 def line_columns(frame: pd.DataFrame) -> list[str]:
     """The columns of a frame of records whose values all depths of one line share."""
-    return [name for name in ("report", *LINE_COLUMNS, "kind", "environment") if name in frame.columns]
+    return [name for name in ("report", *LINE_COLUMNS, "kind", "source", "environment") if name in frame.columns]
 
 
 def lines(frame: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:

@@ -128,8 +128,15 @@ def mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+HARDWARE = ("CPU", "physical cores", "logical cores", "instructions", "torch", "GPU", "driver")
+"""Parts that every machine has. All others are settings, which are not set where an environment does not name them."""
+
+
 def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
-    """The parts of an entry of environment.json that peaks and times depend on; what it does not say is left out."""
+    """The parts of an entry of environment.json that peaks and times depend on; what it does not say is left out.
+
+    They are `HARDWARE`, limits on the cores that a process may use, and variables of the environment by their own names.
+    """
     known = mapping(environment)
     cpu, cuda = mapping(known.get("cpu")), mapping(known.get("cuda"))
     devices = cuda.get("devices")
@@ -141,6 +148,10 @@ def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
         "torch": mapping(known.get("packages")).get("torch"),
         "GPU": ", ".join(str(mapping(one).get("name")) for one in devices) if isinstance(devices, list) else None,
         "driver": cuda.get("driver"),
+        "CPU quota": cpu.get("quota_cores"),
+        # All of them are no limit: earlier versions did not count them.
+        "allowed cores": allowed if (allowed := cpu.get("allowed_cores")) != cpu.get("logical_cores") else None,
+        **mapping(known.get("settings")),
     }
     return {name: str(value) for name, value in parts.items() if value not in (None, "")}
 
@@ -151,7 +162,8 @@ def summarize(
     """Records in brief, and what a reader must be told of them.
 
     Where several reports hold one line, the latest counts: an earlier one adds the cells that it alone has only if it shares
-    none with a later one.
+    none with a later one. Of a network whose source was changed, the latest source counts: its cells are never mixed with those
+    of another one.
 
     Args:
         records: with the report that each belongs to.
@@ -167,26 +179,48 @@ def summarize(
     for report, found in latest_first:
         for key, cells in _by_line(found).items():
             taken = lines.setdefault(key, {})
-            if taken.keys() & cells.keys():
+            if taken.keys() & cells.keys() or (taken and _source(taken.values()) != _source(cells.values())):
                 passed_over[report.name] = passed_over.get(report.name, 0) + 1
             else:
                 taken.update(cells)
+    superseded = _superseded(by_report)
     summary = Summary(
         measured_by=list(dict.fromkeys(measured_by)),
         environments={key: machine_parts(environments[key]) for key in sorted(_used(lines) & environments.keys())},
         lines=[_line(lines[key]) for key in sorted(lines)],
     )
     count = ((name, f"{lines} line{'s' if lines > 1 else ''}") for name, lines in passed_over.items())
-    return summary, [f"{text} of report {name} were measured again by a later report, which counts" for name, text in count]
+    notes = [f"{text} of report {name} were measured again by a later report, which counts" for name, text in count]
+    return summary, notes + superseded
 
 
 def _by_line(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Record]]:
-    lines: dict[str, dict[tuple[int, int], Record]] = {}
+    """The records of each line by depth and replicate, those of the latest source of its network alone."""
+    lines: dict[str, list[Record]] = {}
     for record in records:
-        configuration = record.cell.configuration
-        cells = lines.setdefault(f"{record.kind} {configuration.line()}", {})
-        cells[configuration.blocks, record.cell.replicate] = record
-    return lines
+        lines.setdefault(f"{record.kind} {record.cell.configuration.line()}", []).append(record)
+    latest = {key: _source(found) for key, found in lines.items()}
+    return {
+        key: {(it.cell.configuration.blocks, it.cell.replicate): it for it in found if it.cell.source == latest[key]}
+        for key, found in lines.items()
+    }
+
+
+def _source(line: Iterable[Record]) -> str | None:
+    """The source that a line's network had last."""
+    # Where nothing says when they were measured, the last record is the latest.
+    return max(reversed(list(line)), key=lambda record: record.started_at or "").cell.source
+
+
+def _superseded(by_report: Mapping[Path, Iterable[Record]]) -> list[str]:
+    """What is left out because a network's source was changed amid a report."""
+    notes = []
+    for report, records in by_report.items():
+        every = list(records)
+        count = len(every) - sum(len(cells) for cells in _by_line(every).values())
+        if count:
+            notes.append(f"{count} records of report {report.name} are of an earlier source of their network, and left out")
+    return notes
 
 
 def _used(lines: Mapping[str, Mapping[tuple[int, int], Record]]) -> set[str]:

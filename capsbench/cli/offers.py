@@ -30,7 +30,7 @@ _STRATEGIES = {
     "stored": "every activation is kept",
     "checkpoint": "what enters a block is kept, the block evaluated again",
     "checkpoint-sqrt": "the same with √n blocks at a time: the least that checkpoints of n blocks keep",
-    "offload": "what autograd keeps goes to the host's memory",
+    "offload": "what autograd keeps goes to the host's memory; no effect on a CPU",
     "reversible": "MoCapsNet: only the end of the stack is kept",
     "reversible-kept": "the same, and of each layer the summed outputs that spare its routing in backward (not of em)",
 }

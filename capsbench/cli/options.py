@@ -230,6 +230,9 @@ SWEEP_OPTIONS = together(
         help="Seconds of sampling per cell while its time is not known within 2 %.",
     ),
     click.option("--strict", is_flag=True, help="Measure nothing beside other processes on a CUDA device."),
+    click.option(
+        "--wait", type=seconds("--wait"), help="Longest wait for another sweep on the device; by default as long as it takes."
+    ),
     click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
     click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB."),
     DATA_DIR_OPTION,

@@ -21,7 +21,8 @@ from capsbench.store import Store, told_damages
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.local import local_launcher
 from capsbench.sweep.runner import remaining, run_sweep
-from capsbench.sweep.session import begin, check_data, choose_folder
+from capsbench.sweep.session import begin, changed_sources, check_data, choose_folder
+from capsbench.workload import without_effect
 
 
 def run_cells(
@@ -36,6 +37,7 @@ def run_cells(
     timeout: float,
     time_budget: float,
     strict: bool,
+    wait: float | None = None,
     only_these: bool = False,
     experiment: str | None = None,
     passes: Sequence[Pass] = BOTH,
@@ -54,6 +56,7 @@ def run_cells(
         timeout: seconds per process.
         time_budget: seconds of sampling, beyond the fewest samples.
         strict: measure nothing beside other processes on a CUDA device.
+        wait: seconds that a cell waits for other sweeps on its device; None: as long as it takes.
         only_these: leave alone what else the report's plan has, and is not yet measured.
         experiment: the paper's name of what is reproduced, if any.
         passes: what to measure.
@@ -75,9 +78,11 @@ def run_cells(
     if dry_run:
         _announce(console, plan, store, words)
         return 0
-    with store.locked():
+    with store.locked(lambda text: say(console, text)):
+        for text in changed_sources(store, plan) if resume else ():
+            say(console, text)
         plan = begin(store, plan, resume=resume)
-        interrupted = _measure(console, _only(plan, cells) if only_these else plan, store, words, data_dir)
+        interrupted = _measure(console, _only(plan, cells) if only_these else plan, store, words, data_dir, wait)
         # The command that was typed, with what it needs to find this report again.
         again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
         go_on = Interrupted("interrupted; all that was measured is kept", f"go on with: {shlex.join(['capsbench', *again])}")
@@ -107,18 +112,22 @@ def _announce(console: Console, plan: Plan, store: Store, words: list[str]) -> E
     say(console, cells + (f", {done} already measured" if done else "") + f" on {devices}")
     for text in words:
         say(console, f"data {text}")
+    for text in dict.fromkeys(text for one in asked for text in without_effect(one)):
+        say(console, f"note: {text}")
     say(console, f"about {duration_text(estimate.seconds_left())}; records go to {store.path}")
     return estimate
 
 
-def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_dir: Path | None) -> bool:
+def _measure(console: Console, plan: Plan, store: Store, words: list[str], data_dir: Path | None, wait: float | None) -> bool:
     """Runs what is left of a plan under a progress display; whether it was interrupted."""
     for text in told_damages(store.read().damages):
         say(console, f"warning: {text}; what is lost is measured again")
     environment = describe()
     store.add_environment(key_of(environment), environment)
     estimate = _announce(console, plan, store, words)
-    launch = local_launcher(plan, key_of(environment), data_dir, notify=lambda text: say(console, text))
+    launch = local_launcher(
+        plan, key_of(environment), data_dir, lambda text: say(console, text), folder=store.folder, patience=wait
+    )
     try:
         with Progress(console, estimate.cells_left(), estimate.seconds_left) as progress:
             run_sweep(plan, store, launch, (estimate, progress))

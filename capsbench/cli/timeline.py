@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeo
         echo(f"data {text}", err=True)
     folder = out or new_folder(anchored(REPORTS) / f"timeline-{datetime.now():%Y-%m-%d-%H%M%S}")
     with _beside(folder, new=out is None or not folder.exists()) as beside:
-        reply = _look(cell.configuration, data_dir, timeout, beside / SNAPSHOT)
+        reply = _look(cell.configuration, data_dir, timeout, beside / SNAPSHOT, folder)
         timeline = reply.timeline
         if timeline is None:
             return _complain(cell.configuration, reply)
@@ -99,7 +100,7 @@ def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeo
     return 0
 
 
-def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path) -> Reply:
+def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path, folder: Path) -> Reply:
     if configuration.is_predicted():
         return Reply(status="ok", timeline=call_for(configuration.model, predicted_timeline, configuration))
     request = Request(
@@ -111,8 +112,8 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
         snapshot=snapshot.absolute(),
     )
     try:
-        with alone_on(configuration.device, lambda text: echo(text, err=True)):
-            reply = run_pass(request, timeout)
+        turn = partial(alone_on, configuration.device, lambda text: echo(text, err=True), folder=folder)
+        reply = run_pass(request, timeout, turn)
     except OSError as error:
         return Reply(status="error", message=f"the process could not start: {error}")
     if reply.timeline is None:

@@ -9,12 +9,13 @@ import os
 import secrets
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 
 from capsbench.measure.limits import died_of_limit
 from capsbench.measure.processes import FAMILY, end_family, ended_words, last_line
-from capsbench.measure.worker import Reply, Request
+from capsbench.measure.worker import READY, Reply, Request
 from capsbench.paths import start
 from capsbench.records import Cell, Configuration, Pass, Plan, Record
 
@@ -35,7 +36,13 @@ QUIET_MALLOC = {
 """glibc gives memory back to the system and takes it again in every step: most of the noise of a CPU's time."""
 
 
-def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Path | None = None) -> Record:
+Turn = Callable[[], AbstractContextManager[None]]
+"""Makes a context that waits until this process has a device to itself, and keeps it until it is left."""
+
+
+def measure_cell(
+    cell: Cell, plan: Plan, *, environment: str, data_directory: Path | None = None, turn: Turn = nullcontext
+) -> Record:
     """Measures a cell; whatever happens to its processes is in the record.
 
     Args:
@@ -43,6 +50,7 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
         plan: which passes, how many samples, how long at most.
         environment: key of the machine in environment.json.
         data_directory: where real data sets lie.
+        turn: keeps other sweeps off the device. The time that it waits is no part of the cell's duration.
     """
     started, began = datetime.now(UTC), time.monotonic()
     replies: list[Reply] = []
@@ -56,7 +64,7 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
             strict=plan.strict,
         )
         try:
-            replies.append(run_pass(request, plan.timeout_seconds))
+            replies.append(run_pass(request, plan.timeout_seconds, turn))
         except OSError as error:  # no process, no temporary file: this cell's fault, not the sweep's
             replies.append(Reply(status="error", message=f"the {what} pass could not start: {error}"))
         if replies[-1].status != "ok":
@@ -69,7 +77,7 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
         data_source=last.data_source,
         environment=environment,
         started_at=started.isoformat(timespec="seconds"),
-        duration_seconds=round(time.monotonic() - began, 3),
+        duration_seconds=round(time.monotonic() - began - sum(reply.waited_seconds for reply in replies), 3),
         memory=next((reply.memory for reply in replies if reply.memory), None),
         time=next((reply.time for reply in replies if reply.time), None),
         step=next((reply.step for reply in replies if reply.step), None),
@@ -77,11 +85,32 @@ def measure_cell(cell: Cell, plan: Plan, *, environment: str, data_directory: Pa
     )
 
 
-def run_pass(request: Request, timeout_seconds: float) -> Reply:
-    """One fresh process for one pass; it and all that it started are gone when this returns or raises."""
+def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext) -> Reply:
+    """One fresh process for one pass; it and all that it started are gone when this returns or raises.
+
+    On a CPU bytes are the same whatever runs beside them, and take no turn; times take theirs when their workload is built. On a
+    CUDA device a pass has its turn from beginning to end: what another process holds there, this one cannot have.
+
+    Args:
+        request: what to measure.
+        timeout_seconds: how long the process may take, beside waiting for its turn.
+        turn: keeps other sweeps off the device.
+    """
     kills_before, family = out_of_memory_kills(), secrets.token_hex(8)
+    on_cpu = request.configuration.device == "cpu"
+    ours, theirs = socket.socketpair()
     # Files, not pipes, for what comes back: they never fill, and a child that outlives its worker holds up nobody.
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as answer, _pipe() as (request_end, request_source):
+    with (
+        ExitStack() as held,
+        tempfile.TemporaryFile() as errors,
+        tempfile.TemporaryFile() as answer,
+        _pipe() as (request_end, request_source),
+        ours,
+        theirs,
+    ):
+        waited = 0.0 if on_cpu else _enter(turn, held)
+        if on_cpu and request.what == "time":
+            request = request.model_copy(update={"turn": theirs.fileno()})
         # -P: a folder `capsbench` where the command is typed must not replace the installed one.
         # The worker ends when its standard input closes, so it cannot outlive this process, even a killed one.
         process = subprocess.Popen(
@@ -92,16 +121,31 @@ def run_pass(request: Request, timeout_seconds: float) -> Reply:
             env={**os.environ, **_environment(request.what), FAMILY: family},
             cwd=start(),  # where a user's module is found, although it may have changed the folder of this process
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
+            pass_fds=[theirs.fileno()],
         )
+        began = time.monotonic()
         try:
             os.write(request_source, request.model_dump_json().encode() + b"\n")
-            ended = _wait(process, timeout_seconds)
+            ended = _wait(process, timeout_seconds, None if request.turn is None else ours)
+            if ended and request.turn is not None and _has_message(ours):
+                waited = _enter(turn, held)
+                ours.send(READY)
+                ended = _wait(process, timeout_seconds - (time.monotonic() - began - waited))
         finally:
             _end(process)
             end_family(family)
         if not ended:
-            return Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
-        return _reply(answer, process.returncode, errors, kills_before, request.configuration)
+            reply = Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
+        else:
+            reply = _reply(answer, process.returncode, errors, kills_before, request.configuration)
+        return reply.model_copy(update={"waited_seconds": waited})
+
+
+def _enter(turn: Turn, held: ExitStack) -> float:
+    """Waits for a turn, which lasts until `held` is left; the seconds that it took."""
+    began = time.monotonic()
+    held.enter_context(turn())
+    return time.monotonic() - began
 
 
 def out_of_memory_kills() -> int:
@@ -128,20 +172,36 @@ def _pipe() -> Iterator[tuple[int, int]]:
             os.close(end)
 
 
-def _wait(process: subprocess.Popen[bytes], timeout_seconds: float) -> bool:
-    """Whether a process ended in time. Sleeps until it does: a parent that looks again and again is in what it measures."""
+def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, message: socket.socket | None = None) -> bool:
+    """Whether a process ended, or sent a message, in time.
+
+    Sleeps until then: a parent that looks again and again is in what it measures.
+    """
+    timeout_seconds = max(timeout_seconds, 0)
+    sources: list[socket.socket | int] = [] if message is None else [message]
     try:
         ended = os.pidfd_open(process.pid)
     except (AttributeError, OSError):  # not Linux
+        if sources:
+            return bool(select.select(sources, [], [], timeout_seconds)[0])
         try:
             process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
             return False
         return True
     try:
-        return bool(select.select([ended], [], [], timeout_seconds)[0])
+        return bool(select.select([ended, *sources], [], [], timeout_seconds)[0])
     finally:
         os.close(ended)
+
+
+def _has_message(source: socket.socket) -> bool:
+    """Whether the worker has said that its workload is built; not where it has ended instead."""
+    source.setblocking(False)
+    try:
+        return source.recv(len(READY)) == READY
+    except OSError:
+        return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

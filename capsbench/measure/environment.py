@@ -14,9 +14,24 @@ from typing import Any
 import psutil
 import torch
 
+from capsbench.fingerprint import package_digest
+from capsbench.measure.cores import allowed_cores, quota
 from capsbench.measure.facts import Facts, asked
 
 PACKAGES = ("torch", "torchvision", "numpy", "triton")
+
+_SETTINGS = re.compile(
+    r"""
+    PYTORCH_(CUDA_|HIP_)?ALLOC_CONF | PYTORCH_NO_(CUDA|HIP)_MEMORY_CACHING | PYTORCH_JIT | THP_MEM_ALLOC_ENABLE |
+    CUBLAS(LT)?_\w+ | CUDNN_\w+ | NVIDIA_TF32_OVERRIDE | TORCH_ALLOW_TF32_CUBLAS_OVERRIDE |
+    TORCH_(BLAS|LINALG|CUDNN|ROCM)_\w+ | TORCH_COMPILE_DISABLE | TORCHDYNAMO_DISABLE | TORCHINDUCTOR_(?!\w*_DIR$)\w+ |
+    TRITON_INTERPRET | CUDA_(LAUNCH_BLOCKING|MODULE_LOADING|DEVICE_MAX_CONNECTIONS|FORCE_PTX_JIT) |
+    (OMP|GOMP|KMP|MKL|VECLIB|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+ | GLIBC_TUNABLES | LD_PRELOAD | ATEN_CPU_CAPABILITY |
+    CAPSBENCH_NO_COMPILER
+    """,
+    re.VERBOSE,
+)
+"""Names of variables that set how memory is allocated, which kernels run, and on how many threads."""
 
 
 def describe() -> dict[str, Any]:
@@ -30,6 +45,7 @@ def describe() -> dict[str, Any]:
     found = {
         "capsbench": version,
         "commit": commit[1] if commit else None,
+        "source": facts.ask("source", package_digest),
         "python": facts.ask("python", platform.python_version),
         "packages": {name: found for name in PACKAGES if (found := facts.ask(name, partial(_version, name)))},
         "system": facts.ask("system", lambda: f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}"),
@@ -38,6 +54,8 @@ def describe() -> dict[str, Any]:
                 "model": _cpu_model,
                 "physical_cores": lambda: psutil.cpu_count(logical=False),
                 "logical_cores": psutil.cpu_count,
+                "allowed_cores": allowed_cores,
+                "quota_cores": _quota_cores,
                 "instructions": torch.backends.cpu.get_cpu_capability,
                 "memory_bytes": lambda: psutil.virtual_memory().total,
                 "megahertz": _megahertz,
@@ -45,6 +63,7 @@ def describe() -> dict[str, Any]:
             }
         ),
         "cuda": _cuda(facts),
+        "settings": _settings(),
     }
     return found | ({"notes": facts.notes} if facts.notes else {})
 
@@ -64,6 +83,12 @@ def default_threads() -> int:
     return torch.get_num_threads()
 
 
+def _settings() -> dict[str, str]:
+    """The environment's variables that bytes or times depend on; of a path in one, the last part alone."""
+    names = sorted(name for name, value in os.environ.items() if value and _SETTINGS.fullmatch(name))
+    return {name: re.sub(r"[^\s:;,=]*/", "", os.environ[name]) for name in names}
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -78,6 +103,11 @@ def _cpu_model() -> str:
         text = ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def _quota_cores() -> float | None:
+    found = quota()
+    return found.cores if found else None
 
 
 def _megahertz() -> int | None:

@@ -15,7 +15,7 @@ NOISES: dict[str, str] = {
     "spread": "the middle half of the samples spans more than 10 % of their median",
     "drift": "the samples rise or fall by more than 5 % from first to last",
     "throttled": "the processor's clock fell by more than 10 %, or the GPU slowed itself down",
-    "load": "other processes, or other machines on the same host, took more than 5 % of the cores",
+    "load": "other processes, or other machines on the same host, took more than 5 % of the cores that this process may use",
     "unsettled": "the time budget was spent before the 95 % interval of the median lay within 2 % of it",
 }
 """Name and meaning, in the order in which they are told."""
@@ -30,7 +30,7 @@ class Machine:
     """What was seen of the machine while samples were taken."""
 
     others: float | None = None
-    """Share of all cores' time that was not this process's and not idle; None where it was too short to say."""
+    """Share of the cores that the process may use that others took; None where it was too short to say."""
     clocks: Sequence[float] = ()
     """The fastest core's clock at several moments, in any unit; empty where the system does not say."""
     gpu_throttled: bool = False

@@ -11,6 +11,7 @@ from capsbench.measure.gpus import Gpu, gpu_of
 from capsbench.measure.step_trace import TracedStep, step_figures, trace_step
 from capsbench.measure.trace import Trace
 from capsbench.records import Cell, Certainty, Configuration, MemoryFigures, Record
+from capsbench.workload import without_effect
 
 _EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes")
 _MODELLED = ("peak_forward_bytes", "peak_backward_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "at_peak")
@@ -54,6 +55,7 @@ def predicted_here(cell: Cell) -> Record:
         "memory": found.memory if found.fits else None,
         "step": figures,
         "duration_seconds": round(time.monotonic() - began, 3),
+        "notes": without_effect(configuration),
     }
     return record.model_copy(update=filled)
 

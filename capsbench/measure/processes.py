@@ -71,7 +71,7 @@ def _signal_name(number: int) -> str:
 
 def nvml_process_bytes(device: torch.device) -> int | None:
     """Device memory of this process, context and cache included, in bytes; None where the driver does not say."""
-    return next((process.usedGpuMemory for process in _computing(device) if process.pid == os.getpid()), None)
+    return next((process.usedGpuMemory for process in _computing(device) or () if process.pid == os.getpid()), None)
 
 
 def other_processes(device: torch.device) -> list[str]:
@@ -83,7 +83,7 @@ def other_processes(device: torch.device) -> list[str]:
         return []
     # So that this process is among them.
     torch.cuda.synchronize(device)
-    found = _computing(device)
+    found = _computing(device) or []
     others = [process for process in found if process.pid != os.getpid()]
     count = len(others) if len(others) < len(found) else len(others) - 1
     if count < 1:
@@ -93,14 +93,32 @@ def other_processes(device: torch.device) -> list[str]:
     return [f"{count} other {noun} on {device}: {used if count == len(others) else f'this one is among {used}'}"]
 
 
-def refuse_others(found: list[str]) -> None:
-    """Refuses to measure beside other processes.
+def unknown_others(device: torch.device) -> list[str]:
+    """A line if nobody can know whether other processes compute on a CUDA device: NVML does not answer, or sees nobody."""
+    if device.type != "cuda":
+        return []
+    torch.cuda.synchronize(device)
+    found = _computing(device)
+    if found:
+        return []
+    why = "NVML does not answer" if found is None else "NVML names no process, not even this one"
+    return [f"whether other processes compute on {device} cannot be known: {why}"]
+
+
+def refuse_others(found: list[str], unknown: list[str]) -> None:
+    """Refuses to measure beside other processes, and where it cannot be known whether there are any.
+
+    Args:
+        found: what `other_processes` says.
+        unknown: what `unknown_others` says.
 
     Raises:
-        CapsbenchError: there are some.
+        CapsbenchError: one of them says anything.
     """
     if found:
         raise CapsbenchError(found[0], "end them, choose another device, or measure without --strict")
+    if unknown:
+        raise CapsbenchError(unknown[0], "measure without --strict")
 
 
 def largest_resident_set() -> int | None:
@@ -122,22 +140,36 @@ def data_bytes() -> int:
     return _own_status("VmData") or 0
 
 
-def _computing(device: torch.device) -> list[Any]:
-    """The processes that compute on a device; none where the driver does not say."""
+def nvml_handle(device: torch.device) -> Any:
+    """NVML's handle of a device, or of the slice of one, by its identity: NVML does not know CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        pynvml.NVMLError: it knows no such device.
+    """
+    import pynvml
+
+    uuid = torch.cuda.get_device_properties(device).uuid
+    try:
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        return pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
+
+
+def _computing(device: torch.device) -> list[Any] | None:
+    """The processes that compute on a device; None where the driver does not say."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
+    except Exception:  # NVML speaks in many exceptions, and none of them ends a measurement
+        return None
     try:
-        # NVML does not know CUDA_VISIBLE_DEVICES: go by the device's identity, not its number.
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        return list(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-    except pynvml.NVMLError:
-        return []
+        return list(pynvml.nvmlDeviceGetComputeRunningProcesses(nvml_handle(device)))
+    except Exception:
+        return None
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(Exception):
+            pynvml.nvmlShutdown()
 
 
 def _mib(nbytes: int | None) -> str:

@@ -7,6 +7,7 @@ prints goes to standard error. Ends at once when standard input closes: the pare
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -20,13 +21,16 @@ from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.foreign import keeping_threads
 from capsbench.measure import counting
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
-from capsbench.measure.processes import FAMILY, end_family, other_processes, refuse_others
+from capsbench.measure.processes import FAMILY, end_family, other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.step_trace import traced_figures
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
-from capsbench.workload import Workload
+from capsbench.workload import Workload, without_effect
 
 LONGEST_MESSAGE = 500
+
+READY = b"1"
+"""Sent by a worker whose workload is built, and by its parent when it may be timed."""
 
 
 class Request(BaseModel):
@@ -46,6 +50,8 @@ class Request(BaseModel):
     """Where the timeline's pass puts the account of a CUDA device's own allocator."""
     strict: bool = False
     """Whether to measure nothing beside other processes on a CUDA device."""
+    turn: int | None = None
+    """A socket's descriptor: the worker says there that its workload is built, and is told when it may be timed."""
 
 
 class Reply(BaseModel):
@@ -61,6 +67,8 @@ class Reply(BaseModel):
     step: StepFigures | None = None
     timeline: Timeline | None = None
     notes: list[str] = []
+    waited_seconds: float = 0.0
+    """How long the pass waited for other sweeps on its device."""
 
 
 def measure_memory(configuration: Configuration, data_directory: Path | None = None) -> Reply:
@@ -99,6 +107,8 @@ def measure_time(request: Request) -> Reply:
     from capsbench.measure import timing
 
     workload = Workload(request.configuration, request.data_directory)
+    if request.turn is not None:
+        _wait_for_turn(request.turn)
     figures = timing.measure_time(workload, request.samples, request.budget_seconds)
     return Reply(status="ok", data_source=workload.data_source, time=figures, notes=workload.notes)
 
@@ -111,9 +121,12 @@ def run(request: Request) -> Reply:
             # Before memory is limited: not every library bears to be loaded where there is none.
             import capsbench.measure.timing  # noqa: F401
         _prepare(request.configuration)
-        notes = other_processes(torch.device(request.configuration.device))
+        device = torch.device(request.configuration.device)
+        found = other_processes(device)
+        unknown = [] if found else unknown_others(device)
+        notes = [*found, *unknown, *without_effect(request.configuration)]
         if request.strict:
-            refuse_others(notes)
+            refuse_others(found, unknown)
         if request.timeline:
             reply = measure_timeline(request)
         elif request.what == "memory":
@@ -128,6 +141,12 @@ def run(request: Request) -> Reply:
         full = is_out_of_memory(error, limited=limits_all_memory(request.configuration))
         reply = Reply(status="oom" if full else "error", message=_describe(error))
     return reply.model_copy(update={"notes": [*notes, *reply.notes]})
+
+
+def _wait_for_turn(descriptor: int) -> None:
+    with socket.socket(fileno=descriptor) as parent:
+        parent.send(READY)
+        parent.recv(len(READY))
 
 
 def _who_counted(probe: str) -> list[str]:

@@ -171,7 +171,8 @@ class CapsNet(_PlainNetwork):
         in_shape: channels, height, width of an image; at least 17 × 17.
         num_classes: number of class capsules.
         blocks: depth, in blocks of two capsule layers.
-        memory: `stored`, `checkpoint` (per block), `checkpoint-sqrt` (every √n blocks) or `offload`.
+        memory: `stored`, `checkpoint` (per block), `checkpoint-sqrt` (every √n blocks) or `offload` (to the host's memory;
+            no effect on a CPU).
         channels: of both convolutions (256).
         capsules: per layer (32).
         capsule_dim: dimension of primary and hidden capsules (8).

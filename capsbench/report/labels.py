@@ -18,11 +18,11 @@ MODEL_TITLES = {
 
 _NEVER_TOLD = {"model", "dataset", "kind"}
 # Each model has its own strategy and inverse: they tell lines apart only where one model has several.
-_TOLD_WITHIN_A_MODEL = {"memory", "inverse", "rule", "gamma"}
+_TOLD_WITHIN_A_MODEL = {"memory", "inverse", "rule", "gamma", "source"}
 
 # Where a column's values say too little of what they are the value of.
 _WORDS = {"front": {"plain": "plain front", "chunked": "chunked front"}, "optimizer_step": {"backward": "step in backward"}}
-_WORDS_FOR_NONE = {"front": "plain front", "optimizer_step": "step after backward"}
+_WORDS_FOR_NONE = {"source": "source unknown", "front": "plain front", "optimizer_step": "step after backward"}
 
 Line = Mapping[str, object]
 
@@ -127,6 +127,8 @@ def _word(column: str, value: object) -> str:
     if plain(value) is None:
         return _WORDS_FOR_NONE.get(column, f"no {column.removesuffix('_size')}")
     if isinstance(value, str):
+        if column == "source":
+            return f"source {value[:6]}"
         return _WORDS.get(column, {}).get(value, value)
     # A column that some lines have nothing in is of floats: 2.0 threads are 2.
     return f"{column.removesuffix('_size')} {plain(value)}"

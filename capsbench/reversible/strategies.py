@@ -2,14 +2,15 @@
 
 `stored` keeps every activation; `checkpoint` keeps what enters each segment and evaluates the segment again in backward;
 `checkpoint-sqrt` takes segments of ⌈√n⌉ blocks, with which what is kept and what is evaluated again together grow as √n (Chen
-et al. 2016, *Training Deep Nets with Sublinear Memory Cost*); `offload` moves what autograd saves to the host's memory and back.
+et al. 2016, *Training Deep Nets with Sublinear Memory Cost*); `offload` moves what autograd saves to the host's memory and back,
+but for parameters and buffers, which are alive anyway. On a CPU it has no effect: what it would move is there already.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,11 @@ def run_steps(
         memory: one of `PLAIN_STRATEGIES`.
         segment: with `checkpoint`, how many steps are evaluated again together; with `checkpoint-sqrt`, how many make a
             block, of which ⌈√n⌉ are.
-        modules: of each step, the module whose buffers it may write; a step that is evaluated again leaves them alone.
+        modules: the module of each step. A step that is evaluated again leaves its buffers alone, and `offload` leaves its
+            parameters and buffers where they are.
     """
     if memory == "offload":
-        with torch.autograd.graph.save_on_cpu(pin_memory=state[0].is_cuda):
+        with _Offload(modules or (), pin_memory=state[0].is_cuda):
             return _chain(steps, *state)
     if memory == "stored":
         return _chain(steps, *state)
@@ -67,6 +69,51 @@ def run_steps(
         part = slice(start, start + size)
         state = _checkpoint(steps[part], state, modules[part] if modules else ())
     return state
+
+
+class _Staying(NamedTuple):
+    """A saved tensor that is not moved."""
+
+    tensor: Tensor
+    version: int
+    """How often it had been changed in place when it was saved."""
+
+
+class _Offload(torch.autograd.graph.saved_tensors_hooks):
+    """Moves what autograd saves to the host's memory, but for parameters, buffers, views of them, and what is there already.
+
+    Args:
+        modules: whose parameters and buffers stay.
+        pin_memory: whether the host's memory is pinned, so that copies need not be waited for.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], *, pin_memory: bool) -> None:
+        moving = torch.autograd.graph.save_on_cpu(pin_memory=pin_memory)
+        alive = {_storage(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+
+        def pack(tensor: Tensor) -> Any:
+            if _storage(tensor) in alive:
+                return _Staying(tensor, tensor._version)
+            packed = moving.pack_hook(tensor)
+            moved = not any(isinstance(part, Tensor) and _storage(part) == _storage(tensor) for part in packed)
+            return packed if moved else _Staying(tensor, tensor._version)
+
+        def unpack(packed: Any) -> Tensor:
+            if not isinstance(packed, _Staying):
+                return moving.unpack_hook(packed)
+            if packed.tensor._version != packed.version:
+                # Autograd sees this by itself, but not of what hooks have packed.
+                raise RuntimeError(
+                    "a tensor that memory='offload' left where it was has been changed in place between forward and backward"
+                )
+            return packed.tensor
+
+        super().__init__(pack, unpack)
+
+
+def _storage(tensor: Tensor) -> int:
+    """The identity of a tensor's storage, which views share."""
+    return tensor.untyped_storage()._cdata
 
 
 def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module]) -> State:

@@ -1,56 +1,117 @@
-"""Cells on this machine, one at a time on each device."""
+"""Cells on this machine, whose measurements take turns on each device."""
 
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from capsbench.errors import BusyDeviceError, CapsbenchError
+from capsbench.fingerprint import Fingerprint
+from capsbench.locks import Busy, holding
 from capsbench.measure import apart
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.predict import predict_cell
 from capsbench.records import Cell, Plan, Record
+from capsbench.workload import fingerprint_of
 
 Launcher = Callable[[Cell], Record]
 
 
 def local_launcher(
-    plan: Plan, environment: str, data_directory: Path | None = None, notify: Callable[[str], None] = lambda _: None
+    plan: Plan,
+    environment: str,
+    data_directory: Path | None = None,
+    notify: Callable[[str], None] = lambda _: None,
+    *,
+    folder: Path = Path(),
+    patience: float | None = None,
 ) -> Launcher:
     """Measures cells in fresh processes of this machine.
 
-    Two sweeps in two folders take turns on a device, cell by cell: what runs beside a measurement is in it.
+    Two sweeps in two folders take turns on a device, measurement by measurement: what runs beside one is in it.
 
     Args:
         plan: which passes, how many samples, how long at most.
         environment: key of this machine in environment.json.
         data_directory: where real data sets lie.
         notify: is told when a cell has to wait for another sweep.
+        folder: the report, which a sweep that waits for this one is told.
+        patience: seconds that a cell waits for other sweeps; None: as long as it takes.
     """
+    sources = _Sources(plan)
 
     def launch(cell: Cell) -> Record:
         if cell.configuration.is_predicted():
             # Nothing is measured, so that nothing can disturb it.
             return predict_cell(cell)
+        if sources.has_changed(cell):
+            return _not_this_source(cell)
         apart.close()
-        with alone_on(cell.configuration.device, notify):
-            return measure_cell(cell, plan, environment=environment, data_directory=data_directory)
+        turn = partial(alone_on, cell.configuration.device, notify, folder=folder, patience=patience)
+        record = measure_cell(cell, plan, environment=environment, data_directory=data_directory, turn=turn)
+        return _not_this_source(cell) if sources.has_changed(cell) else record
 
     return launch
 
 
+class _Sources:
+    """The sources of the users' own networks when a sweep began."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._known: dict[str, Fingerprint | None] = {}
+        for model in dict.fromkeys(cell.configuration.model for cell in plan.cells if cell.source is not None):
+            try:
+                self._known[model] = apart.call_for(model, fingerprint_of, model)
+            except CapsbenchError:  # it cannot be imported any more: measuring it will say why
+                self._known[model] = None
+
+    def has_changed(self, cell: Cell) -> bool:
+        """Whether the source of a cell's network is another one than when the cell was planned."""
+        known = self._known.get(cell.configuration.model)
+        return known is not None and (known.digest != cell.source or not known.is_current())
+
+
+def _not_this_source(cell: Cell) -> Record:
+    return Record(
+        cell=cell,
+        status="error",
+        message=f"the source of model '{cell.configuration.model}' was changed after this cell was planned - "
+        "measure it with the same command and --resume",
+    )
+
+
 @contextmanager
-def alone_on(device: str, notify: Callable[[str], None]) -> Iterator[None]:
-    """Holds a device against other sweeps; `notify` is told if it has to be waited for."""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"capsbench-{os.getuid()}-{device.replace(':', '')}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        notify(f"waiting for another capsbench sweep on {device}")
-        lock.acquire()
-    try:
+def alone_on(
+    device: str, notify: Callable[[str], None], *, folder: Path = Path(), patience: float | None = None
+) -> Iterator[None]:
+    """Holds a device against other sweeps while the body runs.
+
+    Where the device's lock cannot be had at all, for want of a temporary folder that can be written to, the body runs without.
+
+    Args:
+        device: as configurations name it.
+        notify: is told whom this process waits for, and where other sweeps cannot be kept out.
+        folder: the report, which a sweep that waits for this one is told.
+        patience: seconds to wait; None: as long as it takes.
+
+    Raises:
+        BusyDeviceError: another sweep still holds the device.
+    """
+    path = Path(tempfile.gettempdir()) / f"capsbench-{os.getuid()}-{device.replace(':', '')}.lock"
+
+    def waiting(holder: str) -> None:
+        notify(f"waiting for another capsbench sweep on {device}: {holder}")
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(holding(path, folder, patience=patience, waiting=waiting))
+        except Busy as busy:
+            raise BusyDeviceError(
+                f"{device} is still in use by another capsbench sweep after {patience:g} seconds: {busy.holder}",
+                "wait longer with --wait, or end it; all that was measured is kept: add --resume",
+            ) from None
+        except OSError as error:
+            notify(f"other sweeps on {device} are not kept out: {path} cannot be locked ({error.strerror})")
         yield
-    finally:
-        lock.release()

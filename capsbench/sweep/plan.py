@@ -13,7 +13,7 @@ from capsbench.models import FRONTS, RULES, resolve_front
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import INVERSES, PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
 from capsbench.routing import algorithms, check_routing, compiled, kernels, resolve_kernel
-from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, WITHOUT_BLOCKS, check_model, check_optimizer_step
+from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS, WITHOUT_BLOCKS, check_optimizer_step, fingerprint_of
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 DEEPEST = 100_000
@@ -114,7 +114,7 @@ def expand(sweep: Sweep) -> list[Cell]:
     Raises:
         ConfigurationError: a name is unknown, a value out of range, or a combination cannot be.
     """
-    _check(sweep)
+    sources = _check(sweep)
     lines = [line for model in sweep.models for line in _lines(sweep, model)]
     configurations = dict.fromkeys(
         line if line.model in WITHOUT_BLOCKS else line.model_copy(update={"blocks": blocks})
@@ -122,7 +122,7 @@ def expand(sweep: Sweep) -> list[Cell]:
         for line in dict.fromkeys(lines)
     )
     return [
-        Cell(configuration=configuration, replicate=replicate)
+        Cell(configuration=configuration, replicate=replicate, source=sources[configuration.model])
         for replicate in range(sweep.repeats)
         for configuration in configurations
     ]
@@ -215,10 +215,10 @@ def _kind(sweep: Sweep) -> str:
     return sweep.device.partition(":")[0]
 
 
-def _check(sweep: Sweep) -> None:
+def _check(sweep: Sweep) -> dict[str, str | None]:
+    """Refuses what makes no sense; the digest of the source of each model."""
     with naming("--models"):
-        for model in sweep.models:
-            _check_model(model)
+        sources = {model: _source_of(model) for model in sweep.models}
     with naming("--dataset"):
         for dataset in sweep.datasets:
             spec_of(dataset)
@@ -232,20 +232,22 @@ def _check(sweep: Sweep) -> None:
     _check_names("--precision", sweep.precisions, tuple(PRECISIONS))
     _check_effect(sweep)
     _check_values(sweep)
+    return sources
 
 
-def _check_model(name: str) -> None:
-    """Refuses a name behind which there is no factory; a module of the user's own is imported in a process apart.
+def _source_of(name: str) -> str | None:
+    """The digest of a model's source, as in `Cell`; a module of the user's own is imported in a process apart.
 
     Raises:
         ConfigurationError: there is none.
     """
     try:
-        call_for(name, check_model, name)
+        found = call_for(name, fingerprint_of, name)
     except ConfigurationError:
         raise
     except CapsbenchError as error:
         raise ConfigurationError(f"model '{name}' cannot be imported: {error.what}", error.hint) from None
+    return found.digest if found else None
 
 
 def _check_effect(sweep: Sweep) -> None:

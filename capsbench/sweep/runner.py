@@ -39,10 +39,10 @@ def run_sweep(plan: Plan, store: Store, launch: Launcher, observers: Sequence[Ob
         StoreError: there is no room, or a record could not be written.
     """
     known = store.read().records
-    full = {record.cell.configuration.line(): record.cell.configuration.blocks for record in known if record.status == "oom"}
+    full = {_line(record.cell): record.cell.configuration.blocks for record in known if record.status == "oom"}
     for cell in remaining(plan, store):
         _check_room(store)
-        line, blocks = cell.configuration.line(), cell.configuration.blocks
+        line, blocks = _line(cell), cell.configuration.blocks
         if line in full and blocks > full[line]:
             record = _skipped(cell, full[line])
         else:
@@ -61,6 +61,11 @@ def remaining(plan: Plan, store: Store) -> list[Cell]:
     """The cells of a plan that have no final record."""
     finished = store.finished(plan.passes)
     return [cell for cell in plan.cells if cell.key() not in finished]
+
+
+def _line(cell: Cell) -> tuple[str, str | None]:
+    """What all depths of one line share: its options, and the source of its network."""
+    return cell.configuration.line(), cell.source
 
 
 def _skipped(cell: Cell, full_at: int) -> Record:

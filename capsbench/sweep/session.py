@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -67,15 +68,44 @@ def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime, 
         store = Store(path.parent)
         with contextlib.suppress(StoreError):  # a damaged or newer report is not the one
             known = store.read_plan()
-            if known is None or not (wanted <= set(known.cells) and set(plan.passes) <= set(known.passes)):
+            if known is None or not set(plan.passes) <= set(known.passes):
                 continue
-            if not {cell.key() for cell in known.cells} <= store.finished(known.passes):
+            cells = _renewed(known.cells, plan)
+            if wanted <= set(cells) and not {cell.key() for cell in cells} <= store.finished(known.passes):
                 return path.parent
     raise ConfigurationError("--resume: no unfinished report below reports/ was planned with these options", "name it with --out")
 
 
+def _renewed(cells: Iterable[Cell], plan: Plan) -> list[Cell]:
+    """Cells of an earlier plan; those of a network that this plan has too are of its source as it is now."""
+    now = {cell.configuration.model: cell.source for cell in plan.cells}
+    return [cell.model_copy(update={"source": now.get(cell.configuration.model, cell.source)}) for cell in cells]
+
+
+def changed_sources(store: Store, plan: Plan) -> list[str]:
+    """What is not taken from a report that is resumed, because the source of its network has changed, in words.
+
+    Raises:
+        StoreError: its records cannot be read.
+    """
+    now = {cell.configuration.model: cell.source for cell in plan.cells}
+    before = Counter(
+        record.cell.configuration.model
+        for record in store.read().records
+        if record.cell.source != now.get(record.cell.configuration.model, record.cell.source)
+    )
+    return [
+        f"the source of {model} is not that of {count} earlier record{'' if count == 1 else 's'}: measured again, and kept apart "
+        "from them"
+        for model, count in before.items()
+    ]
+
+
 def begin(store: Store, plan: Plan, *, resume: bool) -> Plan:
     """Writes the plan; resuming, the cells of the earlier one come first and what is new is added.
+
+    The source of a network is part of its cells: where it has changed, they are measured again. Their earlier records stay in
+    the folder, as a line of their own.
 
     Raises:
         ConfigurationError: the folder holds a report and `resume` is not given.
@@ -88,7 +118,7 @@ def begin(store: Store, plan: Plan, *, resume: bool) -> Plan:
     if earlier is not None:
         plan = plan.model_copy(
             update={
-                "cells": list(dict.fromkeys([*earlier.cells, *plan.cells])),
+                "cells": list(dict.fromkeys([*_renewed(earlier.cells, plan), *plan.cells])),
                 "passes": [what for what in BOTH if what in earlier.passes or what in plan.passes],
                 "samples": max(earlier.samples, plan.samples),
                 "budget_seconds": max(earlier.budget_seconds, plan.budget_seconds),

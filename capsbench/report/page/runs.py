@@ -183,7 +183,9 @@ def _split(
         parts = machine_parts(environments.get(str(line.get("environment")), {}))
         machine = (parts.get("CPU"), parts.get("GPU"))
         known = {**line, "machine": machine}
-        found.setdefault(repr([known[name] for name in by]), {}).setdefault(report, place)
+        places = found.setdefault(repr([known[name] for name in by]), {})
+        if report not in places or line.get("source") != lines[places[report]].get("source"):
+            places[report] = place  # of a network whose source was changed amid a report, the later one
     return list(found.values())
 
 
@@ -212,7 +214,7 @@ def _portable(line: Line) -> str:
     """The same for lines that are one line but for the report and the machine; `cuda:1` is a device of the kind of `cuda:0`."""
     device = str(line["device"])
     general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
-    own = {"report", "environment", "threads", "device"}
+    own = {"report", "environment", "source", "threads", "device"}
     return repr([(name, plain(value)) for name, value in line.items() if name not in own] + [general])
 
 

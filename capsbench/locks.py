@@ -1,0 +1,113 @@
+"""Locks between processes, and who holds them.
+
+The system's own lock (`flock`) is let go of when its holder dies, whatever kills it. Some file systems have none; there a lease
+stands in: a file that its holder touches every few seconds, and that anybody may take who has seen it untouched for longer. So
+a holder that died on another host, or under a name that a container no longer has, blocks nobody for longer than that.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
+
+LEASE_SECONDS = 30.0
+"""How long a lease that nobody touches still counts."""
+
+_LOOK_AGAIN = 0.25
+"""Seconds between two attempts: a process that waits is beside the one that measures."""
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+"""What the system says where a file system has no locks."""
+
+
+class Busy(Exception):
+    """Another process holds the lock.
+
+    Args:
+        holder: who, in words.
+    """
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.holder = holder
+
+
+@contextmanager
+def holding(
+    path: Path, folder: Path, *, patience: float | None = 0, waiting: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
+    """Holds a lock while the body runs.
+
+    Args:
+        path: the lock's file; a description of its holder lies beside it.
+        folder: what the holder works on, for others to read.
+        patience: seconds to wait for another holder; None waits for as long as it takes.
+        waiting: called with the holder's description before this process waits for it.
+
+    Raises:
+        Busy: another process still holds the lock.
+        OSError: the file cannot be made.
+    """
+    lock = _acquired(path, patience, waiting)
+    description = _description(path)
+    try:
+        # Who holds it is worth no failure: the lock itself keeps others out.
+        with contextlib.suppress(OSError):
+            description.write_text(json.dumps(_myself(folder)), encoding="utf-8")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            description.unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquired(path: Path, patience: float | None, waiting: Callable[[str], None]) -> BaseFileLock:
+    try:
+        return _waited_for(FileLock(path, fallback_to_soft=False), path, patience, waiting)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    lease = SoftFileLease(path.with_name(f"{path.name}.lease"), lease_duration=LEASE_SECONDS)
+    # Whether its holder still lives shows only after it has been watched for this long.
+    least = 1.5 * LEASE_SECONDS
+    return _waited_for(lease, path, None if patience is None else max(patience, least), waiting)
+
+
+def _waited_for(lock: BaseFileLock, path: Path, patience: float | None, waiting: Callable[[str], None]) -> BaseFileLock:
+    try:
+        lock.acquire(timeout=0)
+        return lock
+    except Timeout:
+        if patience == 0:
+            raise Busy(_holder(path)) from None
+    waiting(_holder(path))
+    try:
+        lock.acquire(timeout=-1 if patience is None else patience, poll_interval=_LOOK_AGAIN)
+    except Timeout:
+        raise Busy(_holder(path)) from None
+    return lock
+
+
+def _description(path: Path) -> Path:
+    return path.with_name(f"{path.name}.holder")
+
+
+def _myself(folder: Path) -> dict[str, object]:
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "folder": str(folder.absolute()), "since": since}
+
+
+def _holder(path: Path) -> str:
+    """`pid 123 on host abc, which works on /a/b since 12:03`, as far as it is known."""
+    try:
+        known = json.loads(_description(path).read_text(encoding="utf-8"))
+        return f"pid {known['pid']} on host {known['host']}, at work on {known['folder']} since {known['since']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "a process that has not said who it is"
