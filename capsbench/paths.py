@@ -136,6 +136,7 @@ def unless_empty(folder: Path) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(OSError):
             folder.rmdir()
+            folder.parent.rmdir()  # which may have been made for it
         raise
 
 
