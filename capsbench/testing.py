@@ -83,7 +83,7 @@ def memory_slope(
     first, last = steps[0].retained_by_module, steps[-1].retained_by_module
     more = {name: nbytes - first.get(name, 0) for name, nbytes in last.items() if nbytes > first.get(name, 0)}
     most_first = dict(sorted(more.items(), key=lambda item: -item[1]))
-    notes = tuple(dict.fromkeys(note for step in steps for note in step.notes))
+    notes = tuple(dict.fromkeys(note for step in steps for note in (*step.notes, *step.unsure)))
     return MemorySlope(asked, retained, fit_slope(asked, retained), most_first, notes)
 
 
