@@ -337,3 +337,28 @@ def test_a_measured_record_in_this_process_says_what_was_set(own_model, monkeypa
     reply = measure_memory(make_configuration(own_model(source(make="torch.set_num_threads(3)")), 1))
     assert torch.get_num_threads() == threads
     assert any("threads to 3" in note for note in reply.notes)
+
+
+# What CUDA bears.
+
+WITH_DRIVER = """
+import torch
+
+ask = torch._C._cuda_getDeviceCount
+torch._C._cuda_getDeviceCount = lambda: ask() + 1
+torch.cuda.device_count = torch._C._cuda_getDeviceCount
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_cuda_getDeviceCount"), reason="this torch knows no CUDA")
+def test_a_process_apart_may_use_cuda(tmp_path, monkeypatch):
+    """Where a process has asked CUDA anything, no fork of it can use CUDA any more."""
+    (tmp_path / "sitecustomize.py").write_text(WITH_DRIVER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    apart.close()
+    try:
+        # The server warms up after the first call, and answers the second one after that.
+        assert [apart.call(torch.cuda._is_in_bad_fork) for _ in range(3)] == [False] * 3
+        assert apart.call(torch.cuda.is_available), "this machine should seem to have a driver"
+    finally:
+        apart.close()

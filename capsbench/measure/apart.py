@@ -164,7 +164,8 @@ class _Server:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._printed,
-                env={**os.environ, FAMILY: self._family},
+                # The server asks CUDA nothing. Should a library do so as it is imported, this leaves the forks able to use CUDA.
+                env={**os.environ, FAMILY: self._family, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
                 start_new_session=True,  # Ctrl-C reaches the caller alone, which then ends the server
             )
         return cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
@@ -223,7 +224,11 @@ def _serve() -> None:
 
 
 def _warm_up() -> None:
-    """Import and cache what every trace needs. Forward alone: after a backward pass no fork of a process can run another."""
+    """Import and cache what every trace needs.
+
+    Forward alone, and on a CPU: after a backward pass no fork of a process can run another, and after a question to CUDA none
+    can use CUDA.
+    """
     with Follow():
         nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))(torch.empty(1, 1, 1, 1)).sum()
 
