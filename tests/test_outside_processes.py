@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -362,3 +363,53 @@ def test_a_process_apart_may_use_cuda(tmp_path, monkeypatch):
         assert apart.call(torch.cuda.is_available), "this machine should seem to have a driver"
     finally:
         apart.close()
+
+
+# Systems that say less of processes.
+
+
+def without_pidfd(_):
+    raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.parametrize("what", ["time", "memory"])
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_pass_that_fails_ends_at_once_where_the_system_shows_no_end_of_processes(own_model, monkeypatch, what, missing):
+    if missing:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    else:
+        monkeypatch.setattr(os, "pidfd_open", without_pidfd, raising=False)
+    name = own_model(source(make="raise ValueError('too wide')"))
+    reply = run_pass(Request(configuration=make_configuration(name, 1), what=what, samples=5), 45)
+    assert reply.status == "error"
+    assert "too wide" in reply.message
+
+
+def test_a_pass_is_timed_where_the_system_shows_no_end_of_processes(own_model, monkeypatch):
+    monkeypatch.setattr(os, "pidfd_open", without_pidfd, raising=False)
+    assert measured(own_model(source()), "time").time is not None
+
+
+def test_a_worker_that_ends_while_its_turn_is_waited_for_is_an_error_with_its_message(own_model):
+    ending = "import threading; threading.Timer(1, lambda: (sys.stderr.write('too late'), sys.stderr.flush(), os._exit(3))).start()"
+    name = own_model(source(make=ending))
+
+    @contextmanager
+    def turn():
+        time.sleep(3)
+        yield
+
+    reply = run_pass(Request(configuration=make_configuration(name, 1), what="time", samples=5), 300, turn)
+    assert reply.status == "error"
+    assert "status 3: too late" in reply.message
+
+
+@pytest.mark.parametrize("error", [psutil.AccessDenied(1), psutil.Error(), PermissionError(1, "Operation not permitted")], ids=repr)
+def test_a_system_that_lists_no_processes_ends_no_cell(own_model, monkeypatch, error):
+    def raises():
+        raise error
+        yield
+
+    monkeypatch.setattr(psutil, "process_iter", raises)
+    end_family("one")
+    assert measured(own_model(source())).status == "ok"
