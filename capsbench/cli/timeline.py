@@ -17,7 +17,7 @@ from capsbench.measure.apart import call_for
 from capsbench.measure.cell import run_pass
 from capsbench.measure.timeline import predicted_timeline
 from capsbench.measure.worker import Reply, Request
-from capsbench.paths import anchored, new_folder
+from capsbench.paths import absolute, anchored, new_folder
 from capsbench.records import Cell, Configuration
 from capsbench.report.figures import save
 from capsbench.report.timeline import draw_timeline, timeline_text
@@ -109,7 +109,7 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
         samples=5,
         data_directory=data_dir,
         timeline=True,
-        snapshot=snapshot.absolute(),
+        snapshot=absolute(snapshot),
     )
     try:
         turn = partial(alone_on, configuration.device, lambda text: echo(text, err=True), folder=folder)
