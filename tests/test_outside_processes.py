@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from itertools import product
@@ -14,13 +15,14 @@ import pytest
 import torch
 from conftest import assert_refused, is_gone, make_configuration, wait_for
 
+from capsbench.cli import timeline
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.measure import apart
 from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.predict import predict_cell
 from capsbench.measure.processes import FAMILY, end_family
 from capsbench.measure.step_trace import trace_step
-from capsbench.measure.worker import Request, measure_memory
+from capsbench.measure.worker import Reply, Request, measure_memory
 from capsbench.records import Cell, Plan
 from capsbench.store import Store
 from capsbench.testing import memory_slope
@@ -413,3 +415,45 @@ def test_a_system_that_lists_no_processes_ends_no_cell(own_model, monkeypatch, e
     monkeypatch.setattr(psutil, "process_iter", raises)
     end_family("one")
     assert measured(own_model(source())).status == "ok"
+
+
+# What a call apart is given and gives back.
+
+
+def test_an_answer_that_cannot_be_pickled_is_an_error_that_says_so():
+    with pytest.raises(CapsbenchError, match="answer that cannot be sent: TypeError"):
+        apart.call(threading.Lock)
+    assert apart.call(os.path.join, "a", "b") == "a/b"
+
+
+def test_an_answer_of_a_class_that_one_process_alone_knows_is_an_error_that_says_so():
+    own = "type('Own', (), {'__reduce__': lambda self: (__import__, ('of_a_user',))})()"
+    with pytest.raises(CapsbenchError, match="answer that cannot be read: ModuleNotFoundError: .*of_a_user"):
+        apart.call(eval, own)
+    assert apart.call(os.path.join, "a", "b") == "a/b"
+
+
+def test_a_call_has_the_variables_of_the_one_that_asks(monkeypatch):
+    monkeypatch.setenv("OF_THE_ASKER", "1")
+    assert apart.call(os.getenv, "OF_THE_ASKER") == "1"
+    monkeypatch.delenv("OF_THE_ASKER")
+    assert apart.call(os.getenv, "OF_THE_ASKER") is None
+    apart.close()
+    monkeypatch.setenv("OF_THE_ASKER", "1")
+    assert apart.call(os.getenv, "OF_THE_ASKER") == "1"
+    monkeypatch.delenv("OF_THE_ASKER")
+    assert apart.call(os.getenv, "OF_THE_ASKER") is None
+    assert apart.call(os.getenv, FAMILY)
+
+
+def test_no_server_is_beside_a_timeline_that_is_measured(own_model, monkeypatch):
+    there = []
+
+    def look(*_):
+        there.append(apart._SERVER._process)
+        return Reply(status="error")
+
+    monkeypatch.setattr(timeline, "run_pass", look)
+    assert apart.call(os.getpid)
+    timeline._look(make_configuration(), None, 60, Path("snapshot"), Path("out"))
+    assert there == [None]
