@@ -17,6 +17,9 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
+from capsbench.errors import ConfigurationError
+from capsbench.paths import absolute
+
 LEASE_SECONDS = 30.0
 """How long a lease that nobody touches still counts."""
 
@@ -59,7 +62,7 @@ def holding(
     description = _description(path)
     try:
         # Who holds it is worth no failure: the lock itself keeps others out.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ConfigurationError):
             description.write_text(json.dumps(_myself(folder)), encoding="utf-8")
         yield
     finally:
@@ -101,7 +104,7 @@ def _description(path: Path) -> Path:
 
 def _myself(folder: Path) -> dict[str, object]:
     since = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "folder": str(folder.absolute()), "since": since}
+    return {"pid": os.getpid(), "host": socket.gethostname(), "folder": str(absolute(folder)), "since": since}
 
 
 def _holder(path: Path) -> str:

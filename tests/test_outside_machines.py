@@ -22,6 +22,7 @@ from conftest import make_configuration, make_record
 from fakes import fake_nvml
 from torch import nn
 
+import capsbench
 from capsbench import load, slopes
 from capsbench.analysis.compare import compare
 from capsbench.analysis.summary import summarize
@@ -125,6 +126,14 @@ def test_modules_beside_a_network_that_it_does_not_import_change_nothing(tmp_pat
     before = keys(cells_of(name, 1))
     (tmp_path / "stranger.py").write_text("WIDTH = 1\n")
     assert keys(cells_of(name, 1)) == before
+
+
+def test_the_package_s_own_modules_are_no_user_s_wherever_a_link_leads_to_them(tmp_path):
+    (tmp_path / "link").symlink_to(Path(capsbench.__file__).parents[1])
+    script = "from capsbench.fingerprint import fingerprint\nimport capsbench.locks\nprint(fingerprint('capsbench.locks'))"
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path / "link")}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
 
 
 def test_networks_of_the_package_have_the_keys_that_they_had():

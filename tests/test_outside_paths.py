@@ -1,5 +1,6 @@
 """One meaning of a path, wherever it is given and wherever a user's module takes the process."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -9,18 +10,21 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import make_frame, make_record, process_environment
+from conftest import make_configuration, make_frame, make_record, process_environment
 from forked import Server
 from seeded import seeded_run, write_report
 
 import capsbench as package
 from capsbench.baseline import read_summary
+from capsbench.cli import timeline
 from capsbench.cli.command import Command
 from capsbench.cli.commands import cli
 from capsbench.data.datasets import data_directory
 from capsbench.data.images import read_images
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.inference import Classifier
+from capsbench.locks import holding
+from capsbench.measure.worker import Reply
 from capsbench.paths import absolute, as_typed, expanded, new_folder, starting_here, typed
 from capsbench.report.write import write_report as draw_report
 from capsbench.store import Store
@@ -251,6 +255,24 @@ def test_every_command_has_paths_that_stay():
             yield from leaves(one) if hasattr(one, "commands") else [one]
 
     assert all(isinstance(one, Command) for one in leaves(cli))
+
+
+def test_what_others_are_given_begins_where_the_command_was_typed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(timeline, "run_pass", lambda request, *_: asked.append(request) or Reply(status="error"))
+    monkeypatch.chdir(tmp_path)
+    with starting_here():
+        monkeypatch.chdir("/")
+        timeline._look(make_configuration(), None, 60, Path("out/snapshot"), Path("out"))
+        assert asked[0].snapshot == tmp_path / "out" / "snapshot"
+        with holding(tmp_path / "lock", Path("out")):
+            assert json.loads((tmp_path / "lock.holder").read_text())["folder"] == str(tmp_path / "out")
+
+
+def test_a_lock_is_held_for_a_folder_that_nobody_can_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("capsbench.paths._here", lambda: None)
+    with holding(tmp_path / "lock", Path("out")):
+        assert (tmp_path / "lock").exists()
 
 
 def test_a_folder_that_is_gone(tmp_path):

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -13,13 +15,14 @@ import pytest
 import torch
 from conftest import assert_refused, is_gone, make_configuration, wait_for
 
+from capsbench.cli import timeline
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.measure import apart
 from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.predict import predict_cell
 from capsbench.measure.processes import FAMILY, end_family
 from capsbench.measure.step_trace import trace_step
-from capsbench.measure.worker import Request, measure_memory
+from capsbench.measure.worker import Reply, Request, measure_memory
 from capsbench.records import Cell, Plan
 from capsbench.store import Store
 from capsbench.testing import memory_slope
@@ -337,3 +340,120 @@ def test_a_measured_record_in_this_process_says_what_was_set(own_model, monkeypa
     reply = measure_memory(make_configuration(own_model(source(make="torch.set_num_threads(3)")), 1))
     assert torch.get_num_threads() == threads
     assert any("threads to 3" in note for note in reply.notes)
+
+
+# What CUDA bears.
+
+WITH_DRIVER = """
+import torch
+
+ask = torch._C._cuda_getDeviceCount
+torch._C._cuda_getDeviceCount = lambda: ask() + 1
+torch.cuda.device_count = torch._C._cuda_getDeviceCount
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_cuda_getDeviceCount"), reason="this torch knows no CUDA")
+def test_a_process_apart_may_use_cuda(tmp_path, monkeypatch):
+    """Where a process has asked CUDA anything, no fork of it can use CUDA any more."""
+    (tmp_path / "sitecustomize.py").write_text(WITH_DRIVER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    apart.close()
+    try:
+        # The server warms up after the first call, and answers the second one after that.
+        assert [apart.call(torch.cuda._is_in_bad_fork) for _ in range(3)] == [False] * 3
+        assert apart.call(torch.cuda.is_available), "this machine should seem to have a driver"
+    finally:
+        apart.close()
+
+
+# Systems that say less of processes.
+
+
+def without_pidfd(_):
+    raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.parametrize("what", ["time", "memory"])
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_pass_that_fails_ends_at_once_where_the_system_shows_no_end_of_processes(own_model, monkeypatch, what, missing):
+    if missing:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    else:
+        monkeypatch.setattr(os, "pidfd_open", without_pidfd, raising=False)
+    name = own_model(source(make="raise ValueError('too wide')"))
+    reply = run_pass(Request(configuration=make_configuration(name, 1), what=what, samples=5), 45)
+    assert reply.status == "error"
+    assert "too wide" in reply.message
+
+
+def test_a_pass_is_timed_where_the_system_shows_no_end_of_processes(own_model, monkeypatch):
+    monkeypatch.setattr(os, "pidfd_open", without_pidfd, raising=False)
+    assert measured(own_model(source()), "time").time is not None
+
+
+def test_a_worker_that_ends_while_its_turn_is_waited_for_is_an_error_with_its_message(own_model):
+    end = "def end():\n    sys.stderr.write('too late')\n    sys.stderr.flush()\n    os._exit(3)\n"
+    name = own_model(source(top=end, make="import threading; threading.Timer(1, end).start()"))
+
+    @contextmanager
+    def turn():
+        time.sleep(3)
+        yield
+
+    reply = run_pass(Request(configuration=make_configuration(name, 1), what="time", samples=5), 300, turn)
+    assert reply.status == "error"
+    assert "status 3: too late" in reply.message
+
+
+@pytest.mark.parametrize("error", [psutil.AccessDenied(1), psutil.Error(), PermissionError(1, "not permitted")], ids=repr)
+def test_a_system_that_lists_no_processes_ends_no_cell(own_model, monkeypatch, error):
+    def raises():
+        raise error
+        yield
+
+    monkeypatch.setattr(psutil, "process_iter", raises)
+    end_family("one")
+    assert measured(own_model(source())).status == "ok"
+
+
+# What a call apart is given and gives back.
+
+
+def test_an_answer_that_cannot_be_pickled_is_an_error_that_says_so():
+    with pytest.raises(CapsbenchError, match="answer that cannot be sent: TypeError"):
+        apart.call(threading.Lock)
+    assert apart.call(os.path.join, "a", "b") == "a/b"
+
+
+def test_an_answer_of_a_class_that_one_process_alone_knows_is_an_error_that_says_so():
+    own = "type('Own', (), {'__reduce__': lambda self: (__import__, ('of_a_user',))})()"
+    with pytest.raises(CapsbenchError, match="answer that cannot be read: ModuleNotFoundError: .*of_a_user"):
+        apart.call(eval, own)
+    assert apart.call(os.path.join, "a", "b") == "a/b"
+
+
+def test_a_call_has_the_variables_of_the_one_that_asks(monkeypatch):
+    monkeypatch.setenv("OF_THE_ASKER", "1")
+    assert apart.call(os.getenv, "OF_THE_ASKER") == "1"
+    monkeypatch.delenv("OF_THE_ASKER")
+    assert apart.call(os.getenv, "OF_THE_ASKER") is None
+    apart.close()
+    monkeypatch.setenv("OF_THE_ASKER", "1")
+    assert apart.call(os.getenv, "OF_THE_ASKER") == "1"
+    monkeypatch.delenv("OF_THE_ASKER")
+    assert apart.call(os.getenv, "OF_THE_ASKER") is None
+    assert apart.call(os.getenv, FAMILY)
+
+
+def test_no_server_is_beside_a_timeline_that_is_measured(own_model, monkeypatch):
+    there = []
+
+    def look(*_):
+        there.append(apart._SERVER._process)
+        return Reply(status="error")
+
+    monkeypatch.setattr(timeline, "run_pass", look)
+    assert apart.call(os.getpid)
+    timeline._look(make_configuration(), None, 60, Path("snapshot"), Path("out"))
+    assert there == [None]

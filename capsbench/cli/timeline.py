@@ -13,11 +13,11 @@ from typing import Any
 
 from capsbench.cli.command import echo, echo_json
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.measure.apart import call_for
+from capsbench.measure import apart
 from capsbench.measure.cell import run_pass
 from capsbench.measure.timeline import predicted_timeline
 from capsbench.measure.worker import Reply, Request
-from capsbench.paths import anchored, new_folder
+from capsbench.paths import absolute, anchored, new_folder
 from capsbench.records import Cell, Configuration
 from capsbench.report.figures import save
 from capsbench.report.timeline import draw_timeline, timeline_text
@@ -102,15 +102,16 @@ def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeo
 
 def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path, folder: Path) -> Reply:
     if configuration.is_predicted():
-        return Reply(status="ok", timeline=call_for(configuration.model, predicted_timeline, configuration))
+        return Reply(status="ok", timeline=apart.call_for(configuration.model, predicted_timeline, configuration))
     request = Request(
         configuration=configuration,
         what="memory",
         samples=5,
         data_directory=data_dir,
         timeline=True,
-        snapshot=snapshot.absolute(),
+        snapshot=absolute(snapshot),
     )
+    apart.close()
     try:
         turn = partial(alone_on, configuration.device, lambda text: echo(text, err=True), folder=folder)
         reply = run_pass(request, timeout, turn)

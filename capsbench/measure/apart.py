@@ -164,7 +164,8 @@ class _Server:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._printed,
-                env={**os.environ, FAMILY: self._family},
+                # The server asks CUDA nothing. Should a library do so as it is imported, this leaves the forks able to use CUDA.
+                env={**os.environ, FAMILY: self._family, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
                 start_new_session=True,  # Ctrl-C reaches the caller alone, which then ends the server
             )
         return cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
@@ -223,7 +224,11 @@ def _serve() -> None:
 
 
 def _warm_up() -> None:
-    """Import and cache what every trace needs. Forward alone: after a backward pass no fork of a process can run another."""
+    """Import and cache what every trace needs.
+
+    Forward alone, and on a CPU: after a backward pass no fork of a process can run another, and after a question to CUDA none
+    can use CUDA.
+    """
     with Follow():
         nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))(torch.empty(1, 1, 1, 1)).sum()
 
@@ -241,8 +246,12 @@ def _answered(question: bytes) -> _Answer:
             os.killpg(child, signal.SIGKILL)
         end_family(os.environ[FAMILY], spare={os.getpid()})
         written.seek(0)
-        with contextlib.suppress(EOFError):
+        try:
             return _read(written)
+        except EOFError:
+            pass
+        except Exception as error:  # of a class that the child alone knows
+            return _Answer("ended", f"gave an answer that cannot be read: {_words(error)}")
         printed.seek(0)
         return _Answer("ended", ended_words(os.waitstatus_to_exitcode(status), printed.read()))
 
@@ -256,7 +265,7 @@ def _run(question: bytes, written: IO[bytes], printed: IO[bytes]) -> None:
         for stream in (1, 2):
             os.dup2(printed.fileno(), stream)
         threading.Thread(target=_end_with_asker, args=(asker,), daemon=True).start()
-        _send(written, pickle.dumps(_called(question)))
+        _send(written, _packed(_called(question)))
         sys.stderr.flush()
     finally:
         # Past the interpreter's own ending, which is the server's.
@@ -267,20 +276,35 @@ def _called(question: bytes) -> _Answer:
     try:
         asked: _Question = pickle.loads(question)  # noqa: S301  (as above: from the process that started this one)
         os.chdir(asked.folder)
-        os.environ.update(asked.environment | {FAMILY: os.environ[FAMILY]})
+        environment = asked.environment | {FAMILY: os.environ[FAMILY]}
+        os.environ.clear()
+        os.environ.update(environment)
         sys.path[:] = asked.path
         return _Answer("value", asked.function(*asked.args))
     except CapsbenchError as error:
         return _Answer("error", error)
     except BaseException as error:  # whatever a user's network raises
         traceback.print_exc()
-        return _Answer("ended", f"ended with {type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}")
+        return _Answer("ended", f"ended with {_words(error)}")
+
+
+def _packed(answer: _Answer) -> bytes:
+    try:
+        return pickle.dumps(answer)
+    except Exception as error:  # of what was returned, which may raise anything
+        return pickle.dumps(_Answer("ended", f"gave an answer that cannot be sent: {_words(error)}"))
+
+
+def _words(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
 
 
 def _end_with_asker(asker: int) -> None:
     """Ends this process and its group as soon as the one that asked is gone."""
     hung_up = select.poll()
-    hung_up.register(asker, 0)  # hang-up is reported whatever is asked for; reading would take the next question
+    # For hang-up alone, since reading would take the next question. Linux reports it whatever is asked for, macOS does not.
+    hung_up.register(asker, select.POLLHUP)
     while not hung_up.poll(1000):
         time.sleep(0)
     os.killpg(0, signal.SIGKILL)

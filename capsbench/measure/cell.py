@@ -123,13 +123,16 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
             pass_fds=[theirs.fileno()],
         )
+        theirs.close()  # from here on the worker has the only one, so that `ours` shows that it has ended
         began = time.monotonic()
         try:
             os.write(request_source, request.model_dump_json().encode() + b"\n")
             ended = _wait(process, timeout_seconds, None if request.turn is None else ours)
-            if ended and request.turn is not None and _has_message(ours):
-                waited = _enter(turn, held)
-                ours.send(READY)
+            if ended and request.turn is not None:
+                if _has_message(ours):
+                    waited = _enter(turn, held)
+                    with contextlib.suppress(OSError):  # it has ended meanwhile, and its reply says so
+                        ours.send(READY)
                 ended = _wait(process, timeout_seconds - (time.monotonic() - began - waited))
         finally:
             _end(process)

@@ -88,7 +88,7 @@ class Follow(Blocks):
         """Operators whose own bytes only the device knows, each once."""
         self.scratch: dict[str, None] = {}
         """Operators that would take scratch memory, each once."""
-        self._fake = Shapes()
+        self._fake = Shapes(kind)
         self._capability = capability
         self.values = Values()
         """Those that are known all the same."""

@@ -39,11 +39,16 @@ def is_composite(func: Any) -> bool:
 
 
 class Shapes(FakeTensorMode):
-    """Tensors without values, which touch no device but one whose driver is there."""
+    """Tensors without values, which touch no device but one whose driver is there.
 
-    def __init__(self) -> None:
-        # Torch asks later too, when the device is said to be there.
-        self._without_driver = not torch.cuda.is_available()
+    Args:
+        kind: of the device that they are for, `cpu` or `cuda`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        # Torch asks later too, when the device is said to be there. A CPU's tensors are no reason to ask at all: where a process
+        # has asked, no fork of it can use CUDA.
+        self._without_driver = kind != "cpu" and not torch.cuda.is_available()
         super().__init__(allow_non_fake_inputs=True)
 
     @property

@@ -28,7 +28,10 @@ def end_family(token: str, *, spare: Container[int] = ()) -> None:
     """
     # A few times: somebody may start another one meanwhile.
     for _ in range(5 if token else 0):
-        found = [one for one in psutil.process_iter() if one.pid not in (0, os.getpid()) and one.pid not in spare]
+        try:
+            found = [one for one in psutil.process_iter() if one.pid not in (0, os.getpid()) and one.pid not in spare]
+        except (psutil.Error, OSError):  # the system lists no processes
+            return
         members = [one for one in found if _family_of(one) == token]
         if not members:
             return
