@@ -100,6 +100,9 @@ def as_typed(text: str) -> str:
     if folder is None or folder == Path(folder.anchor):
         return text
     in_full = tuple(_NOW[-1].in_full)
+    # What was saved among temporary files is easier to find by its whole path.
+    if (temporary := Path(tempfile.gettempdir())).is_relative_to(folder):
+        in_full += (str(temporary),)
 
     def shortened(found: re.Match[str]) -> str:
         return found[0] if text.startswith(in_full, found.start()) else ""

@@ -206,7 +206,7 @@ class Gate(nn.Module):
 @pytest.mark.parametrize("way", REVERSIBLE)
 def test_a_loss_kept_on_a_gate_is_an_error_in_forward(way):
     with pytest.raises(ConfigurationError, match="keeps a tensor that was computed from its input") as error:
-        make_stack([Gate("by the side")], way)(example())
+        make_stack([*linears(1), Gate("by the side")], way)(example())
     assert "(value, *extra)" in error.value.hint
     make_stack([Gate("detached")], way)(example()).sum().backward()
 
@@ -790,3 +790,209 @@ def test_exact_notices_a_single_other_bit():
     output = MomentumStack([Fickle(), nn.Tanh()], inverse="exact")(example().requires_grad_())
     with pytest.warns(DriftWarning, match="same bits twice"):
         output.sum().backward()
+
+
+# What a reviewer found
+
+
+def generated(kind: str) -> tuple[nn.Module, nn.Module]:
+    """A layer whose weight another network makes, and that network."""
+    torch.manual_seed(0)
+    layer = capsule_layers(1)[0] if kind == "capsules" else nn.Linear(WIDTH, WIDTH, bias=False)
+    shape = layer.weight.shape
+    maker = nn.Linear(1, layer.weight.numel())
+    del layer.weight
+    layer.weight = maker(torch.ones(1)).view(shape)
+    return layer, maker
+
+
+@pytest.mark.parametrize("kind", ["capsules", "linear"])
+@pytest.mark.parametrize("way", REVERSIBLE)
+def test_a_weight_in_place_of_a_parameter_is_an_error(way, kind):
+    layer, _ = generated(kind)
+    with pytest.raises(ConfigurationError, match="neither its input nor a parameter"):
+        make_stack([layer], way)(torch.randn(2, 4, WIDTH))
+
+
+@pytest.mark.parametrize("kind", ["linear", "capsules"])
+@pytest.mark.parametrize("way", OTHERS)
+def test_hooks_of_parameters_run_once(way, kind):
+    def run(way: str) -> tuple[list[Tensor | None], int]:
+        layers = capsule_layers(3) if kind == "capsules" else linears()
+        stack = make_stack([*layers, layers[0]], way)
+        calls = []
+        for parameter in stack.parameters():
+            parameter.register_hook(lambda grad: calls.append(1) or grad * 0.5)
+        x = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        for _ in range(2):  # they are put back
+            stack(x).square().sum().backward()
+        return [x.grad, *gradients(stack)], len(calls)
+
+    (actual, calls), (expected, calls_stored) = run(way), run("stored")
+    assert_all_close(actual, expected, relative=1e-5)
+    assert calls == calls_stored
+
+
+class Force(nn.Module):
+    """The gradient of an energy: takes gradients in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            return torch.autograd.grad(torch.tanh(self.inner(x)).sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("way", OTHERS)
+def test_functions_that_take_gradients_in_forward(way):
+    def run(way: str) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        stack = make_stack([Force() for _ in range(3)], way)
+        x = example().requires_grad_()
+        stack(x).square().sum().backward()
+        return [x.grad, *(function.inner.weight.grad for function in stack.functions)]
+
+    assert_all_close(run(way), run("stored"), relative=1e-5)
+
+
+class Codebook(nn.Module):
+    """Scaled by a buffer, and so small that another value of it moves nothing that can be seen."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("scale", torch.full((WIDTH,), 1e-5))
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "data":
+            self.scale.data.mul_(0.5)
+        return torch.tanh(self.inner(x)) * self.scale
+
+
+@pytest.mark.parametrize("way", REVERSIBLE)
+def test_a_buffer_written_through_data_is_replayed(way):
+    def run(way: str) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        stack = make_stack([Codebook("data") for _ in range(3)], way)
+        stack(example()).square().sum().backward()
+        return [function.inner.bias.grad for function in stack.functions]
+
+    assert_all_close(run(way), run("stored"), relative=1e-4)
+
+
+@pytest.mark.parametrize("way", REVERSIBLE)
+def test_a_buffer_that_was_replaced_before_backward_is_put_back(way):
+    torch.manual_seed(0)
+    stack = make_stack([Codebook("none") for _ in range(3)], way)
+    reference = make_stack(copy.deepcopy(stack.functions), "stored")
+    output, expected = stack(example()), reference(example())
+    for function in (*stack.functions, *reference.functions):
+        function.scale = torch.ones(WIDTH)
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    assert_all_close(gradients(stack), gradients(reference), relative=1e-4)
+    assert all((function.scale == 1).all() for function in stack.functions)
+
+
+@pytest.mark.parametrize("way", [*REVERSIBLE, "offload"])  # a checkpoint restores what was there
+def test_a_buffer_that_was_changed_before_backward_is_an_error(way):
+    stack = make_stack([Codebook("none") for _ in range(3)], way)
+    output = stack(example())
+    stack.functions[1].scale.mul_(2)
+    with pytest.raises(RuntimeError, match=r"change|modified"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("way", REVERSIBLE)
+def test_half_precision_capsule_layers_compute_alike_under_all_strategies(way):
+    def run(way: str) -> list[Tensor | None]:
+        stack = make_stack(capsule_layers(16), way).bfloat16()
+        x = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        output = stack(x)
+        output.square().sum().backward()
+        with torch.no_grad():
+            again = stack(x)
+        return [output, again, x.grad, *gradients(stack)]
+
+    actual, expected = run(way), run("stored")
+    assert_all_close(actual[:2], expected[:2], relative=1e-5)
+    assert_all_close(actual[2:], expected[2:], relative=2e-2)
+
+
+class AsksForItsInput(nn.Module):
+    """Computes something else where its input has no gradient, as fast paths do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.inner(x)) if x.requires_grad else 2 * self.inner(x)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("of_x", [False, True])
+@pytest.mark.parametrize("way", OTHERS)
+def test_functions_that_ask_whether_their_input_has_a_gradient(way, of_x, frozen):
+    def run(way: str) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        stack = make_stack([AsksForItsInput() for _ in range(4)], way)
+        stack.functions[0].requires_grad_(not frozen)
+        x = example().requires_grad_(of_x)
+        output = stack(x)
+        output.square().sum().backward()
+        return [output, x.grad, *gradients(stack)]
+
+    assert_all_close(run(way), run("stored"), relative=1e-5)
+
+
+@pytest.mark.parametrize("way", OTHERS)
+def test_a_loss_kept_by_the_first_function_of_an_input_without_a_gradient_is_right(way):
+    def run(way: str) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        stack = make_stack([Gate("by the side"), nn.Linear(WIDTH, WIDTH)], way)
+        output = stack(example())
+        (output.sum() + 3 * stack.functions[0].balance).backward()
+        return gradients(stack)
+
+    assert_all_close(run(way), run("stored"), relative=1e-5)
+
+
+@pytest.mark.parametrize("way", OTHERS)
+def test_functions_past_the_last_gradient_have_none(way):
+    def run(way: str) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        stack = make_stack([Gate("returned") for _ in range(3)], way, learn_gamma=way != "exact")
+        x = example().requires_grad_()
+        stack(x).extras[1][0].backward()
+        return [x.grad, *gradients(stack.functions)]
+
+    actual, expected = run(way), run("stored")
+    assert all(one is None for one in expected[-4:])
+    assert_all_close(actual, expected, relative=1e-5)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("made_inside", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_input_that_is_written_without_gradients_is_an_error(way, made_inside, mode):
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x[:, :4].mul_(2)
+            return x
+
+    x = example()
+    with mode():
+        x = x.clone() if made_inside else x
+        with pytest.raises(ConfigurationError, match="in place"):
+            make_stack([Halves()], way)(x)
+
+
+def test_lazy_functions_that_are_offloaded():
+    stack = make_stack([nn.LazyLinear(WIDTH), nn.LazyLinear(WIDTH)], "offload")
+    stack(example()).sum().backward()
+    assert_alive(stack.functions[1].weight.grad)

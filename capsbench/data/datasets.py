@@ -19,7 +19,7 @@ from torch import Tensor
 from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.archives import check_archives
 from capsbench.errors import ConfigurationError
-from capsbench.paths import absolute, expanded, user_data
+from capsbench.paths import anchored, expanded, user_data
 
 SAMPLE_FILE = "fashion-mnist.npz"
 SAMPLE_SIZE = 1024
@@ -68,7 +68,7 @@ class Parts(NamedTuple):
 def data_directory() -> Path:
     """Where real sets are looked for: `$CAPSBENCH_DATA`, or the user's data directory."""
     chosen = os.environ.get("CAPSBENCH_DATA")
-    return absolute(chosen) if chosen else user_data()
+    return anchored(expanded(chosen)) if chosen else user_data()
 
 
 def load_images(name: str, directory: Path | None = None) -> ImageSet:

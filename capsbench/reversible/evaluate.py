@@ -26,7 +26,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.reversible.context import Context
-from capsbench.reversible.graph import Entrance, Foreign, Graph, is_held, sequence_number, walk
+from capsbench.reversible.graph import Entrance, Foreign, Graph, is_held, sequence_number, walk, without_hooks
 from capsbench.reversible.replay import Autocast, Buffers
 
 Gradients = list[tuple[Tensor, Tensor]]
@@ -61,6 +61,8 @@ class Evaluation(NamedTuple):
     """What it offered to keep for backward."""
     graph: Graph | None
     """What was recorded; None of a module that shares work, which records nothing."""
+    differentiable: bool
+    """Whether the value has a gradient, be it that of a parameter."""
 
 
 class Vjp(NamedTuple):
@@ -84,6 +86,11 @@ class Caller:
     def __str__(self) -> str:
         return f"function {self.index} ({type(self.function).__name__})"
 
+    def in_own_precision(self, x: Tensor) -> Tensor:
+        """The state as the function is given it: narrower where all of its parameters are."""
+        own = own_dtype(self.function)
+        return x if own is None or own.itemsize >= x.dtype.itemsize else x.to(own)
+
     def __call__(self, x: Tensor, context: Context, tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the value and the extras of the function, called with x in its own precision.
 
@@ -96,23 +103,32 @@ class Caller:
             ConfigurationError: the function changed its input, or did not return tensors.
             ShapeError: the value does not have the shape of x.
         """
-        own = own_dtype(self.function)
-        given = x if own is None or own.itemsize >= x.dtype.itemsize else x.to(own)
+        given = self.in_own_precision(x)
         watched = (given, *tensors)
         before = _versions(watched)
         args, kwargs = context.rebuild(tensors)
-        value, extras = self._split(self.function(given, *args, **kwargs))
+        try:
+            output = self.function(given, *args, **kwargs)
+        except RuntimeError as error:
+            # Torch itself refuses to change a leaf, before anything has been changed.
+            if given.is_leaf and given.requires_grad and "in-place operation" in str(error):
+                raise self._changed() from error
+            raise
+        value, extras = self._split(output)
         if before is not None and _versions(watched) != before:
-            raise ConfigurationError(
-                f"{self} of a momentum stack changes its input in place, as {_in_place(self.function)} does",
-                "the stack still needs that input: set inplace=False in the modules that see it first",
-            )
+            raise self._changed()
         if value.shape != x.shape:
             raise ShapeError(
                 f"a residual function turned {list(x.shape)} into {list(value.shape)}: {self}",
                 "its output must have its input's shape",
             )
         return value, extras
+
+    def _changed(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self} of a momentum stack changes its input in place, as {_in_place(self.function)} does",
+            "the stack still needs that input: set inplace=False in the modules that see it first",
+        )
 
     def _split(self, output: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         value, *extras = output if isinstance(output, tuple | list) and output else (output,)
@@ -126,7 +142,14 @@ class Caller:
 
 
 def evaluate(
-    caller: Caller, x: Tensor, context: Context, tensors: Sequence[Tensor], known: dict[int, Tensor], *, keeping: bool
+    caller: Caller,
+    x: Tensor,
+    context: Context,
+    tensors: Sequence[Tensor],
+    known: dict[int, Tensor],
+    *,
+    wanted: bool,
+    keeping: bool,
 ) -> Evaluation:
     """Evaluate a function in forward, inside `apart`; nothing of its graph is left.
 
@@ -136,6 +159,7 @@ def evaluate(
         context: everything else that it is given.
         tensors: the tensors of the context.
         known: the parameters of the stack, by their `id`.
+        wanted: whether x has a gradient.
         keeping: ask for what the function offers to keep.
 
     Raises:
@@ -143,31 +167,34 @@ def evaluate(
     """
     function = caller.function
     if not context and _shares_work(function):
+        given = caller.in_own_precision(x)
         if keeping and _keeps_work(function):
-            value, kept = function.forward_keeping(x)
-            return Evaluation(value, (), kept, None)
-        return Evaluation(caller.function(x), (), (), None)
-    found, reference = _looked_at(caller, x, context, tensors, known)
+            value, kept = function.forward_keeping(given)
+        else:
+            value, kept = caller.function(given), ()
+        return Evaluation(value, (), kept, None, any(one.requires_grad for one in caller.function.parameters()))
+    found, reference = _looked_at(caller, x, context, tensors, known, wanted)
     if is_held(reference):
         raise ConfigurationError(
             f"{caller} of a reversible stack keeps a tensor that was computed from its input, whose gradient would be lost",
-            "return it, as (value, *extra), or keep it detached; memory='stored' takes it as it is",
+            "return it, as (value, *extra), or keep it detached; a hook on a tensor must not hold that tensor; "
+            "memory='stored' takes it as it is",
         )
     return found
 
 
 def _looked_at(
-    caller: Caller, x: Tensor, context: Context, tensors: Sequence[Tensor], known: dict[int, Tensor]
+    caller: Caller, x: Tensor, context: Context, tensors: Sequence[Tensor], known: dict[int, Tensor], wanted: bool
 ) -> tuple[Evaluation, Any]:
     since = sequence_number()
     with torch.enable_grad():
-        entrance = Entrance((x, *context.differentiable(tensors)))
+        entrance = Entrance(x, wanted, context.differentiable(tensors))
         entered, *others = entrance.inputs
         value, extras = caller(entered, context, context.replaced(tensors, others))
     graph = walk((value, *extras), entrance.leaves, known, since)
     if graph.foreign is not None:
         raise _foreign_error(caller, graph.foreign, known.values())
-    detached = Evaluation(value.detach(), tuple(one.detach() for one in extras), (), graph)
+    detached = Evaluation(value.detach(), tuple(one.detach() for one in extras), (), graph, value.requires_grad)
     return detached, entrance.left_behind()
 
 
@@ -176,9 +203,10 @@ def value_and_vjp(
     x: Tensor,
     context: Context,
     tensors: Sequence[Tensor],
-    grad: Tensor,
+    grad: Tensor | None,
     grads_extras: Sequence[Tensor | None],
     *,
+    wanted: bool,
     kept: tuple[Tensor, ...],
     graph: Graph | None,
     autocast: Autocast,
@@ -191,36 +219,38 @@ def value_and_vjp(
         x: its input, any shape.
         context: everything else that it is given.
         tensors: the tensors of the context.
-        grad: the gradient of f(x), the same shape.
+        grad: the gradient of f(x), the same shape; None where no gradient has arrived yet.
         grads_extras: the gradients of what f returned besides.
+        wanted: whether x has a gradient.
         kept: what `evaluate` returned.
         graph: what `evaluate` saw.
         autocast: the state that f was evaluated under.
         buffers: f's buffers before it was evaluated, if that changed them.
     """
     function = caller.function
-    if graph is None and buffers is None and _shares_work(function):
+    if grad is not None and graph is None and buffers is None and _shares_work(function):
         with autocast.restore():
-            value, grad_x, grads = function.forward_and_vjp(x, grad, kept)
-        return Vjp(value, grad_x, (), _paired(caller, grads), None)
+            value, grad_x, grads = function.forward_and_vjp(caller.in_own_precision(x), grad, kept)
+        return Vjp(value, None if grad_x is None else grad_x.to(x.dtype), (), _paired(caller, grads), None)
     buffers = buffers or Buffers.capture(function)
     # The evaluation alone runs as in forward: backward products choose their own precision, as always in torch.
     with torch.enable_grad(), autocast.restore(), buffers.restore():
-        entrance = Entrance((x, *context.differentiable(tensors)))
+        entrance = Entrance(x, wanted, context.differentiable(tensors))
         entered, *others = entrance.inputs
         value, extras = caller(entered, context, context.replaced(tensors, others))
     again = walk((value, *extras), entrance.leaves, {})
-    pairs = [
-        (one, g) for one, g in zip((value, *extras), (grad, *grads_extras), strict=True) if g is not None and one.requires_grad
-    ]
-    count = len(entrance.leaves)
-    if not pairs:
-        return Vjp(value.detach(), None, (None,) * (count - 1), [], again)
-    outputs, of_outputs = zip(*pairs, strict=True)
-    of_outputs = tuple(g.to(one.dtype) for one, g in pairs)
-    found = torch.autograd.grad(outputs, [*entrance.leaves, *again.leaves], of_outputs, allow_unused=True)
-    of_leaves = [(leaf, g) for leaf, g in zip(again.leaves, found[count:], strict=True) if g is not None]
-    return Vjp(value.detach(), found[0], tuple(found[1:count]), of_leaves, again)
+    every = zip((value, *extras), (grad, *grads_extras), strict=True)
+    pairs = [(one, of_one.to(one.dtype)) for one, of_one in every if of_one is not None and one.requires_grad]
+    leaves = [one for one in (*entrance.leaves, *again.leaves) if one.requires_grad]
+    found: dict[int, Tensor | None] = {}
+    if pairs:
+        outputs, of_outputs = zip(*pairs, strict=True)
+        with without_hooks(again.leaves):
+            of_leaves = torch.autograd.grad(outputs, leaves, of_outputs, allow_unused=True)
+        found = {id(leaf): of_leaf for leaf, of_leaf in zip(leaves, of_leaves, strict=True)}
+    grad_x, *grads_context = (found.get(id(leaf)) for leaf in entrance.leaves)
+    of_parameters = [(leaf, of_leaf) for leaf in again.leaves if (of_leaf := found.get(id(leaf))) is not None]
+    return Vjp(value.detach(), grad_x, tuple(grads_context), of_parameters, again)
 
 
 def own_dtype(function: nn.Module) -> torch.dtype | None:
@@ -246,10 +276,10 @@ def _paired(caller: Caller, grads: Sequence[Tensor | None]) -> Gradients:
 
 
 def _versions(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
-    """The version counters of tensors; None where there are none to be read."""
-    if torch.compiler.is_compiling() or any(one.is_inference() for one in tensors):
+    """The version counters of the tensors that have one; None under a compiler, which cannot read them."""
+    if torch.compiler.is_compiling():
         return None
-    return tuple(one._version for one in tensors)
+    return tuple(one._version for one in tensors if not one.is_inference())
 
 
 def _in_place(function: nn.Module) -> str:
@@ -304,11 +334,17 @@ def _offers(kind: type, method: str) -> bool:
 def is_altered(module: nn.Module) -> bool:
     """Whether a call does more than the module's class says.
 
-    Hooks, parametrizations, `Module.compile`, another `forward` and the replaced parameters of `nn.DataParallel` make it so.
+    Hooks, parametrizations, `Module.compile`, another `forward` and tensors with a gradient in place of parameters make it so.
     """
     if _has_any_global_hook():
         return True
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     if any(hooks) or is_parametrized(module) or module._compiled_call_impl is not None:
         return True
-    return "forward" in vars(module) or "_is_replica" in vars(module)
+    held = vars(module)
+    # A tensor with a gradient that is no parameter was put in a parameter's place, or reaches the module by the side.
+    if any(isinstance(one, Tensor) and one.requires_grad for one in held.values()):
+        return True
+    if any(one is not None and not one.is_leaf for one in module._parameters.values()):
+        return True
+    return "forward" in held or "_is_replica" in held

@@ -40,13 +40,15 @@ class Entrance:
     """The inputs of one evaluation as leaves of a graph of its own.
 
     Args:
-        inputs: tensors of any shape. Those that can have a gradient become leaves that require one.
+        x: any shape.
+        wanted: whether x has a gradient in plain autograd: a function may ask.
+        others: further inputs, which have one.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, x: Tensor, wanted: bool, others: Sequence[Tensor]) -> None:
         token = _Token()
         self._token = weakref.ref(token)
-        self.leaves = tuple(one.detach().requires_grad_() for one in inputs)
+        self.leaves = (x.detach().requires_grad_(wanted), *(one.detach().requires_grad_() for one in others))
         self.inputs: tuple[Tensor, ...] = tuple(_Entry.apply(leaf, token) for leaf in self.leaves)
         """What the function is given instead."""
 
@@ -83,6 +85,20 @@ def apart() -> Iterator[None]:
         parametrize._cache_enabled = enabled
         for pack, unpack in reversed(taken):
             hooks._push_saved_tensors_default_hooks(pack, unpack)
+
+
+@contextmanager
+def without_hooks(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Take the hooks off parameters: autograd runs them when it adds the gradients that a stack returns, and once is enough."""
+    hooks = [one._backward_hooks for one in leaves if one._backward_hooks]
+    kept = [dict(one) for one in hooks]
+    for one in hooks:
+        one.clear()
+    try:
+        yield
+    finally:
+        for one, before in zip(hooks, kept, strict=True):
+            one.update(before)
 
 
 class Foreign(NamedTuple):

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from capsbench.reversible.drift import has_values
+
 
 @dataclass(frozen=True)
 class Autocast:
@@ -183,9 +185,16 @@ class Buffers:
     def changed(self) -> bool:
         """Whether an evaluation wrote into a buffer since, or put another in its place."""
         return any(
-            (now := _buffer(module, name)) is not self.originals[index] or now._version != self.versions[index]
+            (now := _buffer(module, name)) is not self.originals[index]
+            or now._version != self.versions[index]
+            # What is written through `.data` counts for no version.
+            or (has_values(now) and not torch.equal(now, self.copies[index]))
             for module, name, index in self.places
         )
+
+    def untouched(self) -> "Untouched | None":
+        """The buffers by identity alone; None where there are none."""
+        return Untouched(self.places, self.originals, self.versions) if self.places else None
 
     def rewind(self) -> None:
         """Write the captured values back into the module's own buffers, as if it had not been evaluated."""
@@ -203,6 +212,37 @@ class Buffers:
         try:
             for module, name, index in self.places:
                 module._buffers[name] = again[index]
+            yield
+        finally:
+            for (module, name, _), buffer in zip(self.places, now, strict=True):
+                module._buffers[name] = buffer
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """A function's buffers that its evaluation left alone; arguments as of `Buffers`."""
+
+    places: tuple[tuple[nn.Module, str, int], ...]
+    originals: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    @contextmanager
+    def restore(self) -> Iterator[None]:
+        """Put these buffers in force, if others have taken their place.
+
+        Raises:
+            RuntimeError: one was changed in place since.
+        """
+        now = [_buffer(module, name) for module, name, _ in self.places]
+        for _, name, index in self.places:
+            if self.originals[index]._version != self.versions[index]:
+                raise RuntimeError(
+                    f"the buffer {name} of a residual function was changed in place between forward and backward; "
+                    "the function would be computed otherwise"
+                )
+        try:
+            for module, name, index in self.places:
+                module._buffers[name] = self.originals[index]
             yield
         finally:
             for (module, name, _), buffer in zip(self.places, now, strict=True):

@@ -1,6 +1,7 @@
 """Running a momentum stack forward without a graph, and backwards from its end: algorithms 1 and 2 as one autograd function."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from capsbench.reversible.evaluate import Caller, evaluate, own_dtype, value_and
 from capsbench.reversible.graph import Graph, apart
 from capsbench.reversible.momentum import gradient_of_gamma, sigmoid
 from capsbench.reversible.pair import OutOfRange, Pair, Rebuild, start_pair
-from capsbench.reversible.replay import Autocast, Buffers, Modes, OtherDraws, RandomState
+from capsbench.reversible.replay import Autocast, Buffers, Modes, OtherDraws, RandomState, Untouched
 
 if TYPE_CHECKING:
     from capsbench.reversible.stack import MomentumStack
@@ -45,12 +46,16 @@ class _Layer(NamedTuple):
 
     caller: Caller
     gamma: float
+    wanted: bool
+    """Whether its x has a gradient."""
     random_state: RandomState | None
     """Before it, where it drew. A state takes 5 KiB on a CPU."""
     draws: OtherDraws | None
     """The state of other generators before it, where it drew from them."""
     buffers: Buffers | None
     """Before it, where it wrote into them."""
+    untouched: Untouched | None
+    """Where it did not."""
     kept: int
     """How many tensors it keeps."""
     extras: int
@@ -81,7 +86,7 @@ class _Reversible(torch.autograd.Function):
         every = tuple(stack.parameters())
         ctx.owned = {id(parameter) for parameter in every}
         with ctx.autocast.restore(), apart():
-            output, found, (saved, ctx.rebuild) = _through(stack, context, x, tensors, parameters)
+            output, found, (saved, ctx.rebuild) = _through(stack, context, x, tensors, parameters, ctx.needs_input_grad[3])
         ctx.layers, ctx.of_pair, ctx.of_kept = found.layers, len(saved), len(found.kept)
         counts.extend(layer.extras for layer in found.layers)
         # Parameters, frozen ones too, so that torch refuses a backward after they were changed in place.
@@ -110,8 +115,7 @@ class _Reversible(torch.autograd.Function):
                 "use memory='stored' there"
             )
         way = _WayBack(pair, ctx.context, tensors, ctx.autocast, ctx.parameters, stack.gamma_logits)
-        grad_x = torch.zeros_like(pair.x) if grad_x is None else grad_x
-        outside, others = RandomState.capture(grad_x.device), OtherDraws.capture(stack)
+        outside, others = RandomState.capture(pair.x.device), OtherDraws.capture(stack)
         try:
             with ctx.modes.restore(), apart():
                 grad_x = way.retreat(ctx.layers, kept, list(grads_extras), grad_x)
@@ -155,7 +159,12 @@ def _can_have_gradient(tensor: Tensor) -> bool:
 
 
 def _through(
-    stack: "MomentumStack", context: Context, x: Tensor, tensors: Sequence[Tensor], parameters: Sequence[Tensor]
+    stack: "MomentumStack",
+    context: Context,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    wanted: bool,
 ) -> tuple[Tensor, _Advanced, tuple[tuple[Tensor, ...], Rebuild]]:
     """Pass x through a stack, again from the start where it turns out to need another inverse or more states.
 
@@ -169,7 +178,7 @@ def _through(
     before, others = RandomState.capture(x.device), OtherDraws.capture(stack)
     while True:
         pair, used = start_pair(inverse, x, gammas, stack.lipschitz, precision)
-        found = _advance(pair, stack, context, tensors, used, known)
+        found = _advance(pair, stack, context, tensors, used, known, wanted)
         try:
             saved = pair.saved()
         except OutOfRange:
@@ -203,24 +212,28 @@ def _advance(
     tensors: Sequence[Tensor],
     gammas: Iterable[float],
     known: dict[int, Tensor],
+    wanted: bool,
 ) -> _Advanced:
-    """Take the pair through all functions."""
+    """Take the pair through all functions; `wanted` says whether the first x has a gradient."""
     found = _Advanced([], [], [])
     keeping = stack.memory == "reversible-kept"
+    learnt = stack.gamma_logits is not None and stack.gamma_logits.requires_grad
     x = pair.x
     before = RandomState.capture(x.device)
     for caller, gamma in zip(stack.callers(), gammas, strict=True):
         function = caller.function
         buffers = Buffers.capture(function)
         others = OtherDraws.capture(function) if stack.draws_elsewhere else None
-        value, extras, kept, graph = evaluate(caller, x, context, tensors, known, keeping=keeping)
+        value, extras, kept, graph, differentiable = evaluate(caller, x, context, tensors, known, wanted=wanted, keeping=keeping)
         pair.advance(value, gamma)
         x = pair.x
         after = RandomState.capture(x.device)
         state = None if after.same_as(before) else before
         draws = None if others is None or others.same_as(OtherDraws.capture(function)) else others
         wrote = buffers if buffers.changed() else None
-        found.layers.append(_Layer(caller, gamma, state, draws, wrote, len(kept), len(extras), graph))
+        untouched = buffers.untouched() if wrote is None else None
+        found.layers.append(_Layer(caller, gamma, wanted, state, draws, wrote, untouched, len(kept), len(extras), graph))
+        wanted = wanted or differentiable or learnt
         found.kept.extend(kept)
         found.extras.extend(extras)
         before = after
@@ -245,10 +258,15 @@ class _WayBack:
         self._logits = logits if logits is not None and logits.requires_grad else None
         self._of_gammas: list[Tensor] = []
 
-    def retreat(self, layers: Sequence[_Layer], kept: list[Tensor], grads_extras: list[Tensor | None], grad_x: Tensor) -> Tensor:
-        """Take the pair back to the start; the gradient of the first x. `kept` and `grads_extras` are used up."""
+    def retreat(
+        self, layers: Sequence[_Layer], kept: list[Tensor], grads_extras: list[Tensor | None], grad_x: Tensor | None
+    ) -> Tensor | None:
+        """Take the pair back to the start; the gradient of the first x, if there is one. `kept` and `grads_extras` are used up.
+
+        As long as no gradient has arrived, functions are evaluated for their values alone.
+        """
         pair = self._pair
-        grad_v, later_gamma = torch.zeros_like(grad_x), 0.0
+        grad_v, later_gamma = None if grad_x is None else torch.zeros_like(grad_x), 0.0
         for layer in reversed(layers):
             pair.retreat_x()
             if layer.random_state is not None:
@@ -256,32 +274,37 @@ class _WayBack:
             if layer.draws is not None:
                 layer.draws.restore()
             gamma = layer.gamma
-            grad_v, later_gamma = torch.add(grad_x, grad_v, alpha=later_gamma), gamma
+            if grad_x is not None and grad_v is not None:
+                grad_v = torch.add(grad_x, grad_v, alpha=later_gamma)
+            later_gamma = gamma
             of_extras, of_kept = _taken(grads_extras, layer.extras), _taken(kept, layer.kept)
-            value, grad_input = self._undo(layer, (1 - gamma) * grad_v, of_extras, of_kept)
+            value, grad_input = self._undo(layer, None if grad_v is None else (1 - gamma) * grad_v, of_extras, of_kept)
             pair.retreat_v(value, gamma)
             if self._logits is not None:
-                self._of_gammas.append(gradient_of_gamma(grad_v, pair.v, value))
+                of_gamma = pair.v.new_zeros(()) if grad_v is None else gradient_of_gamma(grad_v, pair.v, value)
+                self._of_gammas.append(of_gamma)
             if grad_input is not None:
-                grad_x = grad_x + grad_input
+                grad_x, grad_v = (grad_input, torch.zeros_like(grad_input)) if grad_x is None else (grad_x + grad_input, grad_v)
         return grad_x
 
     def _undo(
-        self, layer: _Layer, grad: Tensor, grads_extras: Sequence[Tensor | None], kept: Sequence[Tensor]
+        self, layer: _Layer, grad: Tensor | None, grads_extras: Sequence[Tensor | None], kept: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """Evaluate a function again and add its gradients; its value and the gradient of its input."""
-        found = value_and_vjp(
-            layer.caller,
-            self._pair.x,
-            self._context,
-            self._tensors,
-            grad,
-            grads_extras,
-            kept=tuple(kept),
-            graph=layer.graph,
-            autocast=self._autocast,
-            buffers=layer.buffers,
-        )
+        with layer.untouched.restore() if layer.untouched is not None else nullcontext():
+            found = value_and_vjp(
+                layer.caller,
+                self._pair.x,
+                self._context,
+                self._tensors,
+                grad,
+                grads_extras,
+                wanted=layer.wanted,
+                kept=tuple(kept),
+                graph=layer.graph,
+                autocast=self._autocast,
+                buffers=layer.buffers,
+            )
         if layer.graph is not None and found.graph is not None:
             check_replay(str(layer.caller), layer.graph.same_as(found.graph))
         self._of_parameters.add(found.grads)

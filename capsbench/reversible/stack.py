@@ -128,6 +128,10 @@ class MomentumStack(nn.Module):
                 also: x is complex, a parameter has no values yet, or a tensor with a gradient reaches or leaves a function
                 by the side.
         """
+        if x.is_inference() and not torch.compiler.is_compiling():
+            # Tensors of inference mode have no version counter, by which a function that changes its input is noticed.
+            with torch.inference_mode(False), torch.no_grad():
+                return self.forward(x.clone(), *context, **named)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if not self.functions:
             return x
@@ -137,7 +141,6 @@ class MomentumStack(nn.Module):
         if self.memory not in REVERSIBLE_STRATEGIES or plain:
             memory = self.memory if not plain and self.memory in PLAIN_STRATEGIES else "stored"
             return self._run_plain(memory, arguments, x, tensors)
-        self._check_reversible(x)
         return _run_reversible(self, arguments, x, tensors)
 
     def _run_plain(self, memory: str, context: Context, x: Tensor, tensors: Sequence[Tensor]) -> "Tensor | StackOutput":
@@ -161,16 +164,6 @@ class MomentumStack(nn.Module):
     def callers(self) -> list[Caller]:
         """The functions, each with its index."""
         return [Caller(function, index) for index, function in enumerate(self.functions)]
-
-    def _check_reversible(self, x: Tensor) -> None:
-        if x.is_complex():
-            raise ConfigurationError(f"x is {x.dtype}, which a reversible stack cannot invert", "use memory='stored' there")
-        empty = next((name for name, one in self.named_parameters() if is_lazy(one)), None)
-        if empty is not None:
-            raise ConfigurationError(
-                f"the parameter {empty} of a reversible stack has no values yet: its module is lazy",
-                "call the stack once under torch.no_grad() first",
-            )
 
     def _resolve(self, gammas: Sequence[float], dtype: torch.dtype) -> str:
         learnt = self.gamma_logits is not None
@@ -205,6 +198,14 @@ def _collected(x: Tensor, extras: Sequence[Tensor], counts: Sequence[int]) -> Te
 # The compiler fuses a function differently with and without a graph, and backward would not meet forward's bits again.
 @_disable_dynamo
 def _run_reversible(stack: MomentumStack, context: Context, x: Tensor, tensors: Sequence[Tensor]) -> Tensor | StackOutput:
+    if x.is_complex():
+        raise ConfigurationError(f"x is {x.dtype}, which a reversible stack cannot invert", "use memory='stored' there")
+    empty = next((name for name, one in stack.named_parameters() if is_lazy(one)), None)
+    if empty is not None:
+        raise ConfigurationError(
+            f"the parameter {empty} of a reversible stack has no values yet: its module is lazy",
+            "call the stack once under torch.no_grad() first",
+        )
     return _collected(*run_reversible(stack, context, x, tensors))
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
 from capsbench.errors import ConfigurationError
@@ -89,7 +90,8 @@ class _Offload(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, modules: Sequence[nn.Module], *, pin_memory: bool) -> None:
         moving = torch.autograd.graph.save_on_cpu(pin_memory=pin_memory)
-        alive = {_storage(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+        held = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+        alive = {_storage(tensor) for tensor in held if not is_lazy(tensor)}
 
         def pack(tensor: Tensor) -> Any:
             if _storage(tensor) in alive:
@@ -139,21 +141,22 @@ class _Attempt:
 
     def __init__(self, function: Callable[..., State]) -> None:
         self._function = function
-        self._ended = False
+        self._first = True
         self._raised: list[BaseException] = []
 
     def __call__(self, *state: Tensor) -> State:
+        # Later calls evaluate it again, in backward or where the function takes gradients itself: torch stops them by an error.
+        first, self._first = self._first, False
         try:
             return self._function(*state)
         except BaseException as error:
-            if self._ended:
+            if not first:
                 raise
             self._raised.append(error)
             return ()
 
     def end(self) -> None:
-        """Raises what forward raised. From here on, which is backward, errors are raised where they happen."""
-        self._ended = True
+        """Raise what forward raised."""
         if self._raised:
             raise self._raised.pop()
 

@@ -41,7 +41,7 @@ def check_optimizer(settings: TrainingSettings) -> None:
         except ImportError:
             raise ConfigurationError(
                 "--optimizer ranger21 needs the package pytorch-optimizer, which is not installed",
-                "install it with: pip install pytorch-optimizer",
+                "install it with: pip install pytorch-optimizer, or install capsbench[train]",
             ) from None
 
 
