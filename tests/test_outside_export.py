@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from capsbench.reversible import STRATEGIES, MomentumStack
 from capsbench.workload import BUILT_IN, WITHOUT_BLOCKS
 
 SMALL = {"channels": 8}
@@ -35,6 +37,19 @@ def test_one_program_serves_every_batch_size(name, options):
             if wanted is not None:
                 # EM squares and sums in another order where its tiles are others.
                 torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("memory", STRATEGIES)
+def test_a_stack_is_exported_as_its_plain_loop(memory):
+    stack = MomentumStack([nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(4)], memory=memory)
+    rows = {"x": {0: torch.export.Dim("batch", min=1, max=64)}}
+    program = torch.export.export(stack, (torch.zeros(4, 3),), dynamic_shapes=rows).module()
+    for batch in (1, 37):
+        x = torch.randn(batch, 3)
+        found, wanted = program(x), stack(x)
+        torch.testing.assert_close(found, wanted)
+        gradients = (torch.autograd.grad(y.sum(), it.parameters()) for y, it in ((found, program), (wanted, stack)))
+        torch.testing.assert_close(*gradients)
 
 
 def test_a_chosen_batch_size_still_chooses_the_front():

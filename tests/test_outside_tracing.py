@@ -1,6 +1,7 @@
 """Predictions of networks that nobody here wrote: what is called exact is what a measured step has, to the byte."""
 
 import copy
+import subprocess
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_configuration
+from packaging.version import Version
 from torch import Tensor, nn
 
 from capsbench.measure import counting, fake_cuda
@@ -196,7 +198,7 @@ def test_recurrent_networks(name, own):
 
 
 def test_an_lstm_layer(own):
-    """Of each layer what its library keeps: 417,792 bytes on `[8, 24, 32]`."""
+    """Of each layer what its library keeps: 417,792 bytes on `[8, 24, 32]` with a recent one."""
 
     class Rows(nn.Module):
         def __init__(self, blocks: int) -> None:
@@ -207,8 +209,12 @@ def test_an_lstm_layer(own):
         def forward(self, images: Tensor) -> Tensor:
             return self.last(self.core(self.first(images[:, 0, :24]))[0][:, -1])
 
-    one, two = (trace_step(own(Rows, blocks, batch_size=8)).retained_bytes for blocks in (1, 2))
-    assert two - one == 417_792
+    one, two = (both(own(Rows, blocks, batch_size=8)) for blocks in (1, 2))
+    assert_exact(*one)
+    assert_exact(*two)
+    # The workspace is 389,120 bytes of it. Torch 2.9 comes with another oneDNN, and keeps a workspace of 495,616.
+    if Version(torch.__version__) >= Version("2.11"):
+        assert two[0].retained_bytes - one[0].retained_bytes == 417_792
 
 
 class Bag(nn.Module):
@@ -630,3 +636,20 @@ def test_without_a_compiler_nothing_is_exact_for_cuda(own, monkeypatch):
     _, record = per_block(own, lambda blocks: Wide(lambda: nn.Linear(1024, 1024), blocks))
     assert set(record.memory.certainty.values()) <= {"guessed"}
     assert any("CUDA" in note for note in record.step.notes)
+
+
+@needs_fake_cuda
+def test_the_compiler_may_be_imported_while_a_device_is_pretended():
+    """What it lists as functions of torch are afterwards the real ones."""
+    code = (
+        "import sys, torch\n"
+        "from capsbench.measure.fake_cuda import fake_cuda\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "with fake_cuda():\n"
+        "    import torch._dynamo\n"
+        "    from torch._dynamo.trace_rules import get_torch_obj_rule_map as rules\n"
+        "    assert torch.cuda.current_device() == 0\n"
+        "assert torch.cuda.current_device in rules()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -4,8 +4,9 @@ Operators take the forms that they have on CUDA, and autocast its lists for CUDA
 a driver autograd's engine needs help (`native/no_cuda.cpp`); with one, torch does all of it by itself.
 """
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 
 from capsbench.measure.surroundings import replaced
 from capsbench.native import Built, built
@@ -20,6 +22,7 @@ from capsbench.native import Built, built
 Capability = tuple[int, int]
 
 _USUAL: Capability = (9, 0)
+_COMPILER = "torch._dynamo.trace_rules"
 
 
 @cache
@@ -61,6 +64,7 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
     capability = capability or _USUAL
     answers = _answers(capability)
     real = {name: getattr(torch.cuda, name) for name in answers}
+    had_compiler = _COMPILER in sys.modules
     with torch.autograd.set_multithreading_enabled(False):
         if helper is not None:
             helper.no_cuda_begin()
@@ -68,13 +72,26 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
             for name, answer in answers.items():
                 setattr(torch.cuda, name, answer)
             # Recurrent layers would move their weights together, and ask where they lie.
-            with replaced(torch.backends.cudnn, "is_acceptable", lambda _: False):
+            with replaced(torch.backends.cudnn, "is_acceptable", lambda _: False), _without_context(helper):
                 yield capability
         finally:
             for name, answer in real.items():
                 setattr(torch.cuda, name, answer)
             if helper is not None:
                 helper.no_cuda_end()
+            # The compiler lists torch's functions when it is first imported; it has to find the real ones.
+            if not had_compiler and _COMPILER in sys.modules:
+                sys.modules[_COMPILER].get_torch_obj_rule_map.cache_clear()
+
+
+def _without_context(helper: Any) -> AbstractContextManager[None]:
+    """Keeps torch from making a tensor with a value on the device, where the helper already says that the device has a context.
+
+    Some releases make one with the first tensor that has none, for autograd's engine.
+    """
+    if helper is None or not hasattr(fake_tensor, "init_gpu_context"):
+        return nullcontext()
+    return replaced(fake_tensor, "init_gpu_context", _nothing())
 
 
 def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
@@ -97,12 +114,12 @@ def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
         "get_device_name": lambda *_: "predicted",
         "get_device_properties": lambda *_: properties,
         "get_rng_state": random_state,
-        "set_rng_state": _nothing,
+        "set_rng_state": _nothing(),
         "current_stream": lambda *_: _STREAM,
         "default_stream": lambda *_: _STREAM,
-        "set_device": _nothing,
-        "synchronize": _nothing,
-        "_lazy_init": _nothing,
+        "set_device": _nothing(),
+        "synchronize": _nothing(),
+        "_lazy_init": _nothing(),
         "_exchange_device": lambda *_: 0,
         "_maybe_exchange_device": lambda *_: 0,
     }
@@ -114,11 +131,12 @@ class _Stream:
     cuda_stream = 0
 
     def __getattr__(self, name: str) -> Any:
-        return _nothing
+        return _nothing()
 
 
 _STREAM = _Stream()
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    """Do nothing."""
+def _nothing() -> Callable[..., None]:
+    """Make a function that does nothing; a new one each time, since the compiler takes one function of torch for one name."""
+    return lambda *_, **__: None

@@ -35,7 +35,8 @@ class MomentumStack(nn.Module):
         gamma: the momentum term γ, or one for each block of `segment` functions.
         memory: `reversible` keeps the last (x, v) and rebuilds the others in backward; `reversible-kept` also what functions
             offer to keep (`evaluate`); `stored`, `checkpoint`, `checkpoint-sqrt` and `offload` run under plain autograd.
-            Without gradients and inside `torch.func` transforms all are a plain loop; `eval()` changes nothing of this.
+            Without gradients, inside `torch.func` transforms and in `torch.export` all are a plain loop; `eval()` changes
+            nothing of this.
         inverse: how a reversible stack inverts (`pair`): `float`, which drifts with depth; `segmented`, which keeps (x, v) now
             and then; `exact`, in fixed point; or `auto`, which is `float` as long as that is safe. A drift past
             `DRIFT_BOUND` gives a `DriftWarning`: `segmented` compares all that it rebuilds with what it kept, the others the v
@@ -135,8 +136,8 @@ class MomentumStack(nn.Module):
         if not self.functions:
             return x
         arguments, tensors = Context.take(context, named)
-        # Transforms of torch.func take neither such a function nor hooks on saved tensors.
-        plain = torch._C._are_functorch_transforms_active() or not torch.is_grad_enabled()
+        # Transforms of torch.func take neither such a function nor hooks on saved tensors. Exported programs hold operators only.
+        plain = torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting() or not torch.is_grad_enabled()
         if self.memory not in REVERSIBLE_STRATEGIES or plain:
             memory = self.memory if not plain and self.memory in PLAIN_STRATEGIES else "stored"
             return self._run_plain(memory, arguments, x, tensors)

@@ -20,12 +20,21 @@ using c10::Stream;
 
 const Device device{DeviceType::CUDA, 0};
 
-struct Guard final : c10::impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
+// The interface itself is implemented: torch's own guard that does nothing is final before 2.11, and knows no default stream.
+struct Guard final : c10::impl::DeviceGuardImplInterface {
+  DeviceType type() const override { return device.type(); }
   Device exchangeDevice(Device) const override { return device; }
   Device getDevice() const override { return device; }
+  void setDevice(Device) const override {}
+  void uncheckedSetDevice(Device) const noexcept override {}
+  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
+
   Stream getStream(Device) const noexcept override { return stream(); }
   Stream getDefaultStream(Device) const override { return stream(); }
+  Stream getNewStream(Device, int) const override { return stream(); }
   Stream exchangeStream(Stream) const noexcept override { return stream(); }
+  bool queryStream(const Stream&) const override { return true; }
+  void synchronizeStream(const Stream&) const override {}
 
   static Stream stream() { return Stream(Stream::DEFAULT, device); }
 };
