@@ -428,7 +428,7 @@ def test_an_answer_that_cannot_be_pickled_is_an_error_that_says_so():
 
 def test_an_answer_of_a_class_that_one_process_alone_knows_is_an_error_that_says_so():
     own = "type('Own', (), {'__reduce__': lambda self: (__import__, ('of_a_user',))})()"
-    with pytest.raises(CapsbenchError, match="answer that cannot be read: ModuleNotFoundError: .*of_a_user"):
+    with pytest.raises(CapsbenchError, match=r"answer that cannot be read: ModuleNotFoundError: .*of_a_user"):
         apart.call(eval, own)
     assert apart.call(os.path.join, "a", "b") == "a/b"
 
