@@ -439,12 +439,20 @@ class Looking(Net):
         return super().forward(images if images.sum() > 0 else images.exp())
 
 
+def by_scale(me: Any, x: Tensor) -> Tensor:
+    return x.exp() if me.scale.item() > 0 else x
+
+
+MADE_BEFORE = nn.Parameter(torch.ones(()))
+
 UNKNOWN: dict[str, Build] = {
     "overwritten": lambda _: Net(Call(overwritten)),
     "overwritten in part": lambda _: Net(Call(overwritten_in_part)),
     "drawn": lambda _: Net(Call(drawn)),
     "features": lambda _: Net(Call(lambda me, x: x.exp() if x.sum() > 0 else x)),
-    "a weight": lambda _: Net(Call(lambda me, x: x.exp() if me.scale.item() > 0 else x, scale=nn.Parameter(torch.empty(())))),
+    "a weight": lambda _: Net(Call(by_scale, scale=nn.Parameter(torch.empty(())))),
+    "a weight of ones": lambda _: Net(Call(by_scale, scale=nn.Parameter(torch.ones(())))),
+    "a weight that was made before": lambda _: Net(Call(by_scale, scale=MADE_BEFORE)),
     "images": lambda _: Looking(nn.Identity()),
     "running statistics": lambda _: Net(
         Call(lambda me, x: me.norm(x) if me.norm.running_mean.sum() == 0 else x, norm=nn.BatchNorm1d(24))

@@ -86,7 +86,7 @@ def measure_cell(
 
 
 def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext) -> Reply:
-    """One fresh process for one pass; it and all that it started are gone when this returns or raises.
+    """One fresh process for one pass; it and what `end_family` finds of it are gone when this returns or raises.
 
     On a CPU bytes are the same whatever runs beside them, and take no turn; times take theirs when their workload is built. On a
     CUDA device a pass has its turn from beginning to end: what another process holds there, this one cannot have.
@@ -208,7 +208,7 @@ def _has_message(source: socket.socket) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a worker and all that it started; also what a worker left behind that has ended itself."""
+    """Ends a worker and its group of processes; also what a worker left behind that has ended itself."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

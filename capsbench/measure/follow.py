@@ -178,11 +178,13 @@ class Follow(Blocks):
         else:
             # By its sizes: an operator on a tensor that is real would be run for real.
             moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=self.device)
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(moved, tensor.requires_grad)
         if tensor.numel() <= MOST_ELEMENTS:
             known = self.values.of(tensor) if isinstance(tensor, FakeTensor) else host_copy(tensor)
             if known is not None:
                 self.values.give(moved, known)
-        return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+        return moved
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs an operator on shapes, and notes what it made."""

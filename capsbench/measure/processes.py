@@ -16,11 +16,13 @@ from capsbench.errors import CapsbenchError
 MIB = 2**20
 
 FAMILY = "CAPSBENCH_FAMILY"
-"""The variable of the environment that a process of ours and all that it starts have in common."""
+"""The variable of the environment that a process of ours and all that it starts have in common, unless one clears it."""
 
 
 def end_family(token: str, *, spare: Container[int] = ()) -> None:
     """End every process that has this value of `FAMILY`, also one that has made a session of its own.
+
+    None is found that has cleared its environment, nor any where the system lists no processes.
 
     Args:
         token: what the first of them was started with.

@@ -196,7 +196,7 @@ def _check_threads(configuration: Configuration) -> None:
 def _end_with_parent(source: TextIO) -> None:
     def wait() -> None:
         source.read()
-        # With all that a network has started, whatever session it is in.
+        # With what a network has started, whatever session it is in.
         end_family(os.environ.get(FAMILY, ""))
         if os.getsid(0) == os.getpid():
             os.killpg(0, signal.SIGKILL)
