@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from capsbench.errors import ConfigurationError, ShapeError
+from capsbench.exporting import is_exporting
 from capsbench.models.decoder import Decoder
 from capsbench.models.front import can_chunk, check_front, chunked_front, resolve_front
 from capsbench.models.layers import CapsuleLayer, PrimaryCapsules
@@ -130,7 +131,7 @@ class CapsuleNetwork(nn.Module):
     def _primaries(self, images: Tensor) -> Tensor:
         primary = self.primary
         # One exported program serves every batch size: it does not choose by the one that it was made with.
-        front = "plain" if self.front == "auto" and torch.compiler.is_exporting() else self.front
+        front = "plain" if self.front == "auto" and is_exporting() else self.front
         chunks = resolve_front(front, images.shape[0], images.device.type) == "chunked"
         # Whoever put something of their own in place, or waits for one of the modules, gets them called one by one.
         own = type(primary) is PrimaryCapsules and not is_altered(primary)

@@ -76,7 +76,7 @@ class Vjp(NamedTuple):
     graph: Graph | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Caller:
     """The function of a stack, with what errors call it."""
 

@@ -14,6 +14,7 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable, without im
 from torch.nn.parameter import is_lazy
 
 from capsbench.errors import ConfigurationError
+from capsbench.exporting import is_exporting
 from capsbench.reversible.context import Context
 from capsbench.reversible.drift import LIPSCHITZ, has_values
 from capsbench.reversible.evaluate import Caller
@@ -128,7 +129,7 @@ class MomentumStack(nn.Module):
                 also: x is complex, a parameter has no values yet, or a tensor with a gradient reaches or leaves a function
                 by the side.
         """
-        if x.is_inference() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and x.is_inference():
             # Tensors of inference mode have no version counter, by which a function that changes its input is noticed.
             with torch.inference_mode(False), torch.no_grad():
                 return self.forward(x.clone(), *context, **named)
@@ -137,7 +138,7 @@ class MomentumStack(nn.Module):
             return x
         arguments, tensors = Context.take(context, named)
         # Transforms of torch.func take neither such a function nor hooks on saved tensors. Exported programs hold operators only.
-        plain = torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting() or not torch.is_grad_enabled()
+        plain = torch._C._are_functorch_transforms_active() or is_exporting() or not torch.is_grad_enabled()
         if self.memory not in REVERSIBLE_STRATEGIES or plain:
             memory = self.memory if not plain and self.memory in PLAIN_STRATEGIES else "stored"
             return self._run_plain(memory, arguments, x, tensors)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from capsbench.exporting import is_exporting
+
 # What the votes of one tile may take: a share of a core's cache, or enough work to fill a GPU.
 TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 
@@ -28,7 +30,7 @@ class Tile(NamedTuple):
 def tiles(inputs: Tensor, weight: Tensor) -> Iterator[Tile]:
     """Cuts inputs `[B, I, K]` and weight `[I, K, J, D]` into tiles whose votes fit a cache; into one in an exported program."""
     count, _, outputs, dim = weight.shape
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # It serves every batch size, so that the number of tiles cannot depend on one.
         size = max(1, count)
     else:
