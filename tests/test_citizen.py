@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
+from capsbench.errors import ConfigurationError
 from capsbench.models.layers import CapsuleLayer
-from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack
+from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack, strategies
 
 WAYS = {memory: {"memory": memory} for memory in STRATEGIES} | {
     "exact": {"inverse": "exact"},
@@ -28,6 +29,7 @@ WAYS = {memory: {"memory": memory} for memory in STRATEGIES} | {
 }
 OTHERS = [way for way in WAYS if way != "stored"]
 INVERTED = [way for way in OTHERS if way not in PLAIN_STRATEGIES]
+KEEPS_HOOKS = strategies._KEEPS_HOOKS
 
 
 def capsules(depth: int = 3, count: int = 6, dim: int = 4, **options) -> list[nn.Module]:
@@ -238,7 +240,7 @@ def test_a_checkpoint_around_it(way, reentrant):
     assert_all_close(seeded(way, run=True), seeded("stored"), relative=1e-5)
 
 
-@pytest.mark.parametrize("way", OTHERS)
+@pytest.mark.parametrize("way", OTHERS if KEEPS_HOOKS else INVERTED)  # elsewhere they are refused, as the next test holds
 def test_hooks_of_the_stack_and_of_its_layers(way):
     def hooked(way: str) -> tuple[list[Tensor | None], list[str]]:
         stack, called = make_stack(capsules(), way), []
@@ -254,6 +256,15 @@ def test_hooks_of_the_stack_and_of_its_layers(way):
         assert called.count(name) == called_stored.count(name) == 2
     # A layer that is evaluated again is seen again.
     assert called.count("layer") >= called_stored.count("layer") == 2
+
+
+@pytest.mark.parametrize("way", PLAIN_STRATEGIES[1:])
+def test_hooks_that_an_older_torch_would_lose_are_refused(way, monkeypatch):
+    stack = make_stack(capsules(), way)
+    next(stack.parameters()).register_hook(lambda gradient: None)
+    monkeypatch.setattr(strategies, "_KEEPS_HOOKS", False)
+    with pytest.raises(ConfigurationError, match="has a hook"):
+        stack(batch())
 
 
 @pytest.mark.parametrize("way", OTHERS)

@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
 from capsbench.errors import ConfigurationError
 from capsbench.reversible.replay import Restored
+
+_KEEPS_HOOKS = TorchVersion(torch.__version__) >= "2.11"
 
 State = tuple[Tensor, ...]
 Step = Callable[..., State]
@@ -57,6 +60,8 @@ def run_steps(
         modules: the module of each step. A step that is evaluated again leaves its buffers alone, and `offload` leaves its
             parameters and buffers where they are.
     """
+    if memory != "stored":
+        _refuse_lost_hooks(memory, modules or ())
     if memory == "offload":
         with _Offload(modules or (), pin_memory=state[0].is_cuda):
             return _chain(steps, *state)
@@ -70,6 +75,23 @@ def run_steps(
         part = slice(start, start + size)
         state = _checkpoint(steps[part], state, modules[part] if modules else ())
     return state
+
+
+def _refuse_lost_hooks(memory: str, modules: Sequence[nn.Module]) -> None:
+    """Refuse hooks of parameters where torch loses them: before 2.11, of what an autograd function saves under hooks of its own.
+
+    Raises:
+        ConfigurationError: a parameter has hooks, and this is such a release.
+    """
+    if _KEEPS_HOOKS or torch.compiler.is_compiling():
+        return
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter._backward_hooks:
+                raise ConfigurationError(
+                    f"the parameter {name} has a hook, which torch {torch.__version__} may not call under memory='{memory}'",
+                    "use memory='stored' or a reversible strategy, or torch 2.11 or later",
+                )
 
 
 class _Staying(NamedTuple):
