@@ -361,6 +361,8 @@ def test_on_cuda_both_are_rounded_by_the_same_allocator(monkeypatch):
     assert counted % 512 == 0
     assert step.retained_bytes < counted
     figures = make_record().memory.model_copy(update={"retained_bytes": counted})
-    monkeypatch.setattr(worker, "probed_step", lambda *_: type("Step", (), {"workload": type("W", (), {"data_source": None})}))
+    monkeypatch.setattr(
+        worker, "probed_step", lambda *_: type("Step", (), {"workload": type("W", (), {"data_source": None, "notes": []})})
+    )
     monkeypatch.setattr(worker, "memory_figures", lambda _: figures)
     assert measure_memory(configuration).step.agrees is True
