@@ -172,7 +172,9 @@ def evaluate(
             value, kept = function.forward_keeping(given)
         else:
             value, kept = caller.function(given), ()
-        return Evaluation(value, (), kept, None, any(one.requires_grad for one in caller.function.parameters()))
+        # Walking through parameters takes a while, and from the second function on the answer is nearly always known.
+        differentiable = wanted or any(one.requires_grad for one in caller.function.parameters())
+        return Evaluation(value, (), kept, None, differentiable)
     found, reference = _looked_at(caller, x, context, tensors, known, wanted)
     if is_held(reference):
         raise ConfigurationError(
