@@ -61,9 +61,9 @@ class Comparison:
     p_value: float | None = None
     """Of a time, adjusted for how many times are compared."""
     shapes: tuple[Shape, Shape] | None = None
-    """Of the slope of a time: what the times over depth are in the first run, and in the second."""
+    """The shapes of a time over depth in the first run and in the second."""
     within: tuple[float, float] | None = None
-    """Of the slope of a time: seconds per block that it does not exceed in either run, whichever its sign."""
+    """Seconds per block that the slope of a time exceeds in neither run, whatever its sign."""
 
     @property
     def is_bytes(self) -> bool:

@@ -44,7 +44,7 @@ def reach(errors: Iterable[StandardError]) -> float:
 def p_value(estimate: float, errors: Sequence[StandardError]) -> float:
     """The two-sided p-value of an estimate, below 5 % where its interval does not contain 0.
 
-    Figures that do not scatter at all are told apart by any difference.
+    Figures that do not scatter at all differ as soon as their values do.
     """
     half = reach(errors)
     if half <= 1e-12 * abs(estimate):

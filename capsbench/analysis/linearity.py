@@ -19,12 +19,12 @@ _FEWEST_DEPTHS = 5
 
 
 Shape = Literal["line", "no change measurable", "not a line"]
-"""What values over depth are. Of the second kind are those whose slope cannot be distinguished from 0: it has no sign, no ratio,
-and no line is drawn for it. An exact slope of 0 is a line."""
+"""The shape of values over depth. A slope that cannot be distinguished from 0 makes them `no change measurable`: it has no sign
+and no ratio, and no line is drawn for it. An exact slope of 0 is a line."""
 
 
 def shape_of(linear: bool, low: float | None, high: float | None) -> Shape:
-    """What values over depth are.
+    """The shape of values over depth.
 
     Args:
         linear: whether a line fits.

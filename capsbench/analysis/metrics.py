@@ -18,7 +18,7 @@ class Metric:
 
     @property
     def repeats(self) -> bool:
-        """Whether a second run gives the same: bytes do, but for those of a whole process."""
+        """Whether a second run gives the same value, as it does for all bytes but those of a whole process."""
         return self.is_bytes and self.name != "process"
 
 
