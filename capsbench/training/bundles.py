@@ -11,7 +11,8 @@ That code takes components for equal that differ by 1e-8 or less, which is far m
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsuleNetwork
 from capsbench.models.layers import CapsuleLayer
+from capsbench.reversible import MomentumStack
 
 RELATIVE = 1e-5
 """How far samples that are taken for equal may differ, over the largest magnitude in either: the code's own relative bound."""
@@ -69,9 +71,10 @@ def diagnose(network: nn.Module, images: Tensor, labels: Tensor, loss: Callable[
     # What a block gives is what the next one, or in the end the class capsules, are given.
     hooks = [module.register_forward_pre_hook(seen.look) for module in (*(block[0] for block in blocks[1:]), network.classes)]
     training = network.training
-    network.eval()  # a plain loop under every strategy
+    network.eval()
     try:
-        with torch.enable_grad():
+        # A reversible stack evaluates its functions on graphs of their own, in which what hooks see has no gradient.
+        with torch.enable_grad(), _stored(network):
             value = loss(network(images, labels))
         weights = [[one for layer in block for one in layer.parameters() if one.requires_grad] for block in blocks]
         norms = _gradient_norms(value, [*([state] for state in seen.states), *weights])
@@ -131,6 +134,19 @@ def bundle_entropy(samples: Tensor, labels: Tensor, relative: float = RELATIVE) 
 def entropy(labels: list[int]) -> float:
     """Of the distribution of labels, in nats."""
     return max(0.0, -sum(count / len(labels) * math.log(count / len(labels)) for count in Counter(labels).values()))
+
+
+@contextmanager
+def _stored(network: nn.Module) -> Iterator[None]:
+    """Every stack of the network keeps its activations meanwhile."""
+    before = [(module, module.memory) for module in network.modules() if isinstance(module, MomentumStack)]
+    try:
+        for stack, _ in before:
+            stack.memory = "stored"
+        yield
+    finally:
+        for stack, memory in before:
+            stack.memory = memory
 
 
 @dataclass
