@@ -253,19 +253,19 @@ def test_the_deepest_that_is_traced_fits_and_the_next_does_not(room, monkeypatch
 
 
 @pytest.mark.parametrize("room", [1_000, 1_009, 1_010, 123_456])
-def test_depth_beyond_what_is_checked_is_reckoned_and_looked_at_where_it_can_be(room, monkeypatch):
+def test_depth_beyond_what_is_checked_is_extrapolated_and_looked_at_where_it_can_be(room, monkeypatch):
     asked = pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks, room)
     found = largest(make_configuration(), "depth")
     deepest = (room - 90) // 10
     assert (found.value, found.bounded, found.traced) == (deepest, True, deepest < 256)
     assert found.memory_bytes == 90 + 10 * found.value
-    # One more was found not to fit; what is reckoned was not looked at.
+    # One more was found not to fit; what is extrapolated was not looked at.
     assert max(asked) == (deepest + 1 if found.traced else found.looked_at)
     assert found.looked_at <= DEEPEST_TRACED
     assert "10 bytes" in found.reason
 
 
-def test_what_was_reckoned_and_does_not_fit_is_not_said_to(monkeypatch):
+def test_what_was_extrapolated_and_does_not_fit_is_not_said_to(monkeypatch):
     """The allocator wastes more than it was seen to."""
     pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks + 300 * (blocks > 64), 1_000)
     found = largest(make_configuration(), "depth")
@@ -294,7 +294,7 @@ def test_depth_that_costs_nothing_ends_at_the_limit(monkeypatch):
     assert (found.value, found.bounded) == (DEEPEST, False)
 
 
-def test_depth_that_costs_more_and_more_is_traced_and_not_reckoned(monkeypatch):
+def test_depth_that_costs_more_and_more_is_traced_and_not_extrapolated(monkeypatch):
     pretend_device(monkeypatch, lambda blocks: blocks**2, 10**9)
     found = largest(make_configuration(), "depth")
     assert (found.value, found.bounded, found.traced) == (DEEPEST_TRACED, False, True)

@@ -17,8 +17,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from capsbench.measure.fake_cuda import Capability
 from capsbench.measure.surroundings import replaced
 
-ATTENTION = "the device chooses the kernel of scaled_dot_product_attention: reckoned with the {} one"
-RECURRENT = "cuDNN's _cudnn_rnn says only on the device what it keeps: {} is reckoned in PyTorch's own form"
+ATTENTION = "the device chooses the kernel of scaled_dot_product_attention: counted as its {} one"
+RECURRENT = "cuDNN's _cudnn_rnn says only on the device what it keeps: {} is counted in PyTorch's own form"
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _HALF = {torch.float16, torch.bfloat16}
 _MOST_FLASH, _MULTIPLE_FLASH, _MULTIPLE_MASK = 256, 8, 16

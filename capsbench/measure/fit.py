@@ -17,7 +17,7 @@ EVEN_FROM = 128
 """How deep a network is traced at least before its growth is believed to stay what it is: a phase that is not yet the highest
 shows late."""
 DEEPEST_TRACED = 256
-"""Where tracing ends, as deeper networks take long: what is said of more is reckoned."""
+"""Where tracing ends, as deeper networks take long: what is said of more is extrapolated."""
 DEEPEST = 100_000
 """Where a search for depth ends."""
 _EVEN = 1e-3
@@ -118,25 +118,25 @@ def _deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) ->
     """The deepest network that fits, where the deepest of `CHECKED` does.
 
     Networks are traced until one does not fit, and then those between; or until their growth is even, and then the rest is
-    reckoned from it.
+    extrapolated from it.
     """
     for blocks in CHECKED:
         at(blocks)
     fitting, failing, stride = CHECKED[-1], None, 1
     while failing is None or failing - fitting > 1:
         growths = _growths(known, fitting)
-        reckoned = _reckoned(growths, fitting, at(fitting).room_bytes)
+        extrapolated = _extrapolated(growths, fitting, at(fitting).room_bytes)
         if failing is not None:
             # Off both ends, so that each look takes something away.
             margin = (failing - fitting) // 8
-            guess = min(max(reckoned, fitting + 1 + margin), failing - 1 - margin)
-        elif fitting >= DEEPEST_TRACED or (fitting >= EVEN_FROM and reckoned > 2 * fitting and _is_even(growths)):
-            return _beyond(at, growths, fitting, reckoned)
-        elif reckoned > fitting:
+            guess = min(max(extrapolated, fitting + 1 + margin), failing - 1 - margin)
+        elif fitting >= DEEPEST_TRACED or (fitting >= EVEN_FROM and extrapolated > 2 * fitting and _is_even(growths)):
+            return _beyond(at, growths, fitting, extrapolated)
+        elif extrapolated > fitting:
             # An odd number further: what repeats every few blocks is not met at the same place each time.
-            guess = min(reckoned, fitting + (max(CHECKED[-1], fitting // 2) | 1), DEEPEST_TRACED)
+            guess = min(extrapolated, fitting + (max(CHECKED[-1], fitting // 2) | 1), DEEPEST_TRACED)
         else:
-            # It should not fit; where it does, what was reckoned is too little, and longer strides find the end sooner.
+            # It should not fit; where it does, what was extrapolated is too little, and longer strides find the end sooner.
             guess, stride = min(fitting + stride, DEEPEST_TRACED), 2 * stride
         fitting, failing = (guess, failing) if at(guess).fits else (fitting, guess)
     most = max(growth.per_block for growth in _growths(known, fitting).values())
@@ -144,25 +144,27 @@ def _deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) ->
     return Fit("depth", fitting, _taken(at(fitting)), bounded=True, traced=True, reason=reason, looked_at=max(known))
 
 
-def _beyond(at: Callable[[int], Prediction], growths: Mapping[str, Growth], deepest: int, reckoned: int) -> Fit:
+def _beyond(at: Callable[[int], Prediction], growths: Mapping[str, Growth], deepest: int, extrapolated: int) -> Fit:
     """What is said of depths that are not traced."""
     taken = _taken(at(deepest))
     if any(growth.rising for growth in growths.values()):
         reason = f"each block adds more than the one before, so that more than {deepest} blocks were not looked at"
         return Fit("depth", deepest, taken, bounded=False, traced=True, reason=reason, looked_at=deepest)
     even = _is_even(growths)
-    most = max(growths.values(), key=lambda growth: growth.nbytes + growth.per_block * (reckoned - deepest))
+    most = max(growths.values(), key=lambda growth: growth.nbytes + growth.per_block * (extrapolated - deepest))
     reason = (
-        f"each block adds up to {most.per_block:,.0f} bytes" if most.per_block else f"more than {reckoned:,} was not looked at"
+        f"each block adds up to {most.per_block:,.0f} bytes"
+        if most.per_block
+        else f"more than {extrapolated:,} was not looked at"
     )
     if not even:
         reason += f", and not always the same up to {deepest} blocks"
-    taken = max(taken, int(most.nbytes + most.per_block * (reckoned - deepest)))
-    bounded = even and reckoned < DEEPEST
-    return Fit("depth", reckoned, taken, bounded=bounded, traced=reckoned == deepest, reason=reason, looked_at=deepest)
+    taken = max(taken, int(most.nbytes + most.per_block * (extrapolated - deepest)))
+    bounded = even and extrapolated < DEEPEST
+    return Fit("depth", extrapolated, taken, bounded=bounded, traced=extrapolated == deepest, reason=reason, looked_at=deepest)
 
 
-def _reckoned(growths: Mapping[str, Growth], deepest: int, room: int | None) -> int:
+def _extrapolated(growths: Mapping[str, Growth], deepest: int, room: int | None) -> int:
     """How many blocks fit where everything grows as it was seen to, at most."""
     if room is None:
         return DEEPEST

@@ -77,13 +77,13 @@ def fit_text(
     reason: str,
     looked_at: int,
 ) -> str:
-    """`MoCapsNet: 123 blocks fit …`, `about 1,234 blocks fit …` where that is reckoned, `at least 256 …` where it may be more."""
+    """`MoCapsNet: 123 blocks fit …`, `about 1,234 …` where that is extrapolated, `at least 256 …` where it may be more."""
     unit = "blocks" if what == "depth" else f"images at {configuration.blocks} blocks"
     where = configuration.gpu or "this CPU"
     if not value:
         return f"{model_title(configuration.model)}: not even 1 of {unit} fits {where}: {reason}"
     found = "" if memory_bytes is None else f", {bytes_text(memory_bytes)} of its memory"
     sure = "at least " if not bounded else "" if traced else "about "
-    how = "" if traced else f", reckoned from how bytes grow up to {looked_at} blocks"
+    how = "" if traced else f", extrapolated from how bytes grow up to {looked_at} blocks"
     why = f"; {reason}" if reason else ""
     return f"{model_title(configuration.model)}: {sure}{value:,} {unit} fit {where}{found}{how}{why}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
@@ -10,7 +10,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 @dataclass(frozen=True)
 class Context:
-    """The shape of the arguments: everything but the tensors, which are handed from one to the other as a flat sequence.
+    """The shape of the arguments: everything but the tensors.
 
     An autograd function sees those tensors alone that it is given directly, and not those in a list or a dictionary.
     """
@@ -23,35 +23,45 @@ class Context:
     """For each tensor, whether it requires a gradient."""
     spec: TreeSpec | None
 
+
+class Arguments(NamedTuple):
+    """A context together with the tensors in it."""
+
+    context: Context
+    tensors: tuple[Tensor, ...]
+
     @classmethod
-    def take(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Self, tuple[Tensor, ...]]:
-        """Take arguments apart: the context, and the tensors in it."""
+    def take(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
+        """Take arguments apart."""
         if not args and not kwargs:
-            return cls((), (), (), None), ()
+            return cls(Context((), (), (), None), ())
         leaves, spec = tree_flatten((args, kwargs))
         indices = tuple(index for index, one in enumerate(leaves) if isinstance(one, Tensor))
         tensors = tuple(leaves[index] for index in indices)
         rest = tuple(None if isinstance(one, Tensor) else one for one in leaves)
-        return cls(rest, indices, tuple(one.requires_grad for one in tensors), spec), tensors
+        return cls(Context(rest, indices, tuple(one.requires_grad for one in tensors), spec), tensors)
 
-    def __bool__(self) -> bool:
-        return self.spec is not None
+    @property
+    def empty(self) -> bool:
+        """Whether a function is given x alone."""
+        return self.context.spec is None
 
-    def rebuild(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Put the arguments together again, with these tensors."""
-        if self.spec is None:
+    def rebuild(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put the arguments together again."""
+        if self.context.spec is None:
             return (), {}
-        leaves = list(self.leaves)
-        for index, tensor in zip(self.indices, tensors, strict=True):
+        leaves = list(self.context.leaves)
+        for index, tensor in zip(self.context.indices, self.tensors, strict=True):
             leaves[index] = tensor
-        args, kwargs = tree_unflatten(leaves, self.spec)
+        args, kwargs = tree_unflatten(leaves, self.context.spec)
         return args, kwargs
 
-    def differentiable(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def differentiable(self) -> tuple[Tensor, ...]:
         """The tensors that require a gradient."""
-        return tuple(one for one, wanted in zip(tensors, self.wanted, strict=True) if wanted)
+        return tuple(one for one, wanted in zip(self.tensors, self.context.wanted, strict=True) if wanted)
 
-    def replaced(self, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The tensors, with `others` in place of those that require a gradient."""
+    def replaced(self, others: Sequence[Tensor]) -> Self:
+        """The same arguments, with `others` in place of the tensors that require a gradient."""
         following = iter(others)
-        return tuple(next(following) if wanted else one for one, wanted in zip(tensors, self.wanted, strict=True))
+        tensors = (next(following) if wanted else one for one, wanted in zip(self.tensors, self.context.wanted, strict=True))
+        return self._replace(tensors=tuple(tensors))

@@ -25,9 +25,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 
 from capsbench.errors import ConfigurationError, ShapeError
-from capsbench.reversible.context import Context
+from capsbench.reversible.context import Arguments
 from capsbench.reversible.graph import Entrance, Foreign, Graph, is_held, sequence_number, walk, without_hooks
-from capsbench.reversible.replay import Autocast, Buffers
+from capsbench.reversible.replay import Autocast, Buffers, OtherDraws, RandomState, Untouched
 
 Gradients = list[tuple[Tensor, Tensor]]
 """Pairs of a leaf and its gradient."""
@@ -91,22 +91,21 @@ class Caller:
         own = own_dtype(self.function)
         return x if own is None or own.itemsize >= x.dtype.itemsize else x.to(own)
 
-    def __call__(self, x: Tensor, context: Context, tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def __call__(self, x: Tensor, arguments: Arguments) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the value and the extras of the function, called with x in its own precision.
 
         Args:
             x: the state, at least float32.
-            context: everything else that the function is given.
-            tensors: the tensors of the context.
+            arguments: everything else that the function is given.
 
         Raises:
             ConfigurationError: the function changed its input, or did not return tensors.
             ShapeError: the value does not have the shape of x.
         """
         given = self.in_own_precision(x)
-        watched = (given, *tensors)
+        watched = (given, *arguments.tensors)
         before = _versions(watched)
-        args, kwargs = context.rebuild(tensors)
+        args, kwargs = arguments.rebuild()
         try:
             output = self.function(given, *args, **kwargs)
         except RuntimeError as error:
@@ -141,23 +140,38 @@ class Caller:
         return value, tuple(extras)
 
 
+class Layer(NamedTuple):
+    """What backward must know of one function's evaluation, besides saved tensors."""
+
+    caller: Caller
+    gamma: float
+    wanted: bool
+    """Whether its x has a gradient."""
+    graph: Graph | None
+    """What was recorded in forward; None of a module that shares work."""
+    random_state: RandomState | None
+    """Before it, where it drew. A state takes 5 KiB on a CPU."""
+    draws: OtherDraws | None
+    """The state of other generators before it, where it drew from them."""
+    buffers: Buffers | None
+    """Before it, where it wrote into them."""
+    untouched: Untouched | None
+    """Where it did not."""
+    kept: int
+    """How many tensors it keeps."""
+    extras: int
+    """How many tensors it returned besides its value."""
+
+
 def evaluate(
-    caller: Caller,
-    x: Tensor,
-    context: Context,
-    tensors: Sequence[Tensor],
-    known: dict[int, Tensor],
-    *,
-    wanted: bool,
-    keeping: bool,
+    caller: Caller, x: Tensor, arguments: Arguments, known: dict[int, Tensor], *, wanted: bool, keeping: bool
 ) -> Evaluation:
     """Evaluate a function in forward, inside `apart`; nothing of its graph is left.
 
     Args:
         caller: the function.
         x: its input, any shape.
-        context: everything else that it is given.
-        tensors: the tensors of the context.
+        arguments: everything else that it is given.
         known: the parameters of the stack, by their `id`.
         wanted: whether x has a gradient.
         keeping: ask for what the function offers to keep.
@@ -166,7 +180,7 @@ def evaluate(
         ConfigurationError: a tensor with a gradient came from elsewhere, or is kept elsewhere.
     """
     function = caller.function
-    if not context and _shares_work(function):
+    if arguments.empty and _shares_work(function):
         given = caller.in_own_precision(x)
         if keeping and _keeps_work(function):
             value, kept = function.forward_keeping(given)
@@ -175,7 +189,7 @@ def evaluate(
         # Walking through parameters takes a while, and from the second function on the answer is nearly always known.
         differentiable = wanted or any(one.requires_grad for one in caller.function.parameters())
         return Evaluation(value, (), kept, None, differentiable)
-    found, reference = _looked_at(caller, x, context, tensors, known, wanted)
+    found, reference = _looked_at(caller, x, arguments, known, wanted)
     if is_held(reference):
         raise ConfigurationError(
             f"{caller} of a reversible stack keeps a tensor that was computed from its input, whose gradient would be lost",
@@ -185,14 +199,12 @@ def evaluate(
     return found
 
 
-def _looked_at(
-    caller: Caller, x: Tensor, context: Context, tensors: Sequence[Tensor], known: dict[int, Tensor], wanted: bool
-) -> tuple[Evaluation, Any]:
+def _looked_at(caller: Caller, x: Tensor, arguments: Arguments, known: dict[int, Tensor], wanted: bool) -> tuple[Evaluation, Any]:
     since = sequence_number()
     with torch.enable_grad():
-        entrance = Entrance(x, wanted, context.differentiable(tensors))
+        entrance = Entrance(x, wanted, arguments.differentiable())
         entered, *others = entrance.inputs
-        value, extras = caller(entered, context, context.replaced(tensors, others))
+        value, extras = caller(entered, arguments.replaced(others))
     graph = walk((value, *extras), entrance.leaves, known, since)
     if graph.foreign is not None:
         raise _foreign_error(caller, graph.foreign, known.values())
@@ -201,45 +213,37 @@ def _looked_at(
 
 
 def value_and_vjp(
-    caller: Caller,
+    layer: Layer,
     x: Tensor,
-    context: Context,
-    tensors: Sequence[Tensor],
+    arguments: Arguments,
     grad: Tensor | None,
     grads_extras: Sequence[Tensor | None],
     *,
-    wanted: bool,
     kept: tuple[Tensor, ...],
-    graph: Graph | None,
     autocast: Autocast,
-    buffers: Buffers | None,
 ) -> Vjp:
     """Evaluate a function again as in forward, inside `apart`, and the gradients of `(f(x) * grad).sum()` and of its extras.
 
     Args:
-        caller: the function f.
+        layer: the function f, and what its evaluation in forward left.
         x: its input, any shape.
-        context: everything else that it is given.
-        tensors: the tensors of the context.
+        arguments: everything else that it is given.
         grad: the gradient of f(x), the same shape; None where no gradient has arrived yet.
         grads_extras: the gradients of what f returned besides.
-        wanted: whether x has a gradient.
         kept: what `evaluate` returned.
-        graph: what `evaluate` saw.
         autocast: the state that f was evaluated under.
-        buffers: f's buffers before it was evaluated, if that changed them.
     """
-    function = caller.function
-    if grad is not None and graph is None and buffers is None and _shares_work(function):
+    caller, function = layer.caller, layer.caller.function
+    if grad is not None and layer.graph is None and layer.buffers is None and _shares_work(function):
         with autocast.restore():
             value, grad_x, grads = function.forward_and_vjp(caller.in_own_precision(x), grad, kept)
         return Vjp(value, None if grad_x is None else grad_x.to(x.dtype), (), _paired(caller, grads), None)
-    buffers = buffers or Buffers.capture(function)
+    buffers = layer.buffers or Buffers.capture(function)
     # The evaluation alone runs as in forward: backward products choose their own precision, as always in torch.
     with torch.enable_grad(), autocast.restore(), buffers.restore():
-        entrance = Entrance(x, wanted, context.differentiable(tensors))
+        entrance = Entrance(x, layer.wanted, arguments.differentiable())
         entered, *others = entrance.inputs
-        value, extras = caller(entered, context, context.replaced(tensors, others))
+        value, extras = caller(entered, arguments.replaced(others))
     again = walk((value, *extras), entrance.leaves, {})
     every = zip((value, *extras), (grad, *grads_extras), strict=True)
     pairs = [(one, of_one.to(one.dtype)) for one, of_one in every if of_one is not None and one.requires_grad]

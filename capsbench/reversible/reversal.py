@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from capsbench.reversible.context import Context
+from capsbench.reversible.context import Arguments, Context
 from capsbench.reversible.drift import check_replay
-from capsbench.reversible.evaluate import Caller, evaluate, own_dtype, value_and_vjp
-from capsbench.reversible.graph import Graph, apart
+from capsbench.reversible.evaluate import Layer, evaluate, own_dtype, value_and_vjp
+from capsbench.reversible.graph import apart
 from capsbench.reversible.momentum import gradient_of_gamma, sigmoid
 from capsbench.reversible.pair import OutOfRange, Pair, Rebuild, start_pair
-from capsbench.reversible.replay import Autocast, Buffers, Modes, OtherDraws, RandomState, Untouched
+from capsbench.reversible.replay import Autocast, Buffers, Modes, OtherDraws, RandomState
 
 if TYPE_CHECKING:
     from capsbench.reversible.stack import MomentumStack
@@ -21,52 +21,27 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def run_reversible(
-    stack: "MomentumStack", context: Context, x: Tensor, tensors: Sequence[Tensor]
-) -> tuple[Tensor, Sequence[Tensor], Sequence[int]]:
+def run_reversible(stack: "MomentumStack", x: Tensor, arguments: Arguments) -> tuple[Tensor, Sequence[Tensor], Sequence[int]]:
     """Pass x through a stack, keeping only what its inverse needs.
 
     Args:
         stack: with a reversible strategy.
-        context: what functions are given besides x.
         x: any shape, at least float32.
-        tensors: the tensors of the context.
+        arguments: what functions are given besides x.
 
     Returns:
         The last x, everything that functions returned besides their values, in a row, and how many tensors each returned.
     """
     parameters = [parameter for parameter in stack.parameters() if parameter.requires_grad]
     counts: list[int] = []
-    output, *extras = _Reversible.apply(stack, context, counts, x, *tensors, *parameters)
+    output, *extras = _Reversible.apply(stack, arguments.context, counts, x, *arguments.tensors, *parameters)
     return output, extras, counts
-
-
-class _Layer(NamedTuple):
-    """What backward must know of one function's evaluation, besides saved tensors."""
-
-    caller: Caller
-    gamma: float
-    wanted: bool
-    """Whether its x has a gradient."""
-    random_state: RandomState | None
-    """Before it, where it drew. A state takes 5 KiB on a CPU."""
-    draws: OtherDraws | None
-    """The state of other generators before it, where it drew from them."""
-    buffers: Buffers | None
-    """Before it, where it wrote into them."""
-    untouched: Untouched | None
-    """Where it did not."""
-    kept: int
-    """How many tensors it keeps."""
-    extras: int
-    """How many tensors it returned besides its value."""
-    graph: Graph | None
 
 
 class _Advanced(NamedTuple):
     """What is needed to come back from the end of a stack, beside the pair."""
 
-    layers: list[_Layer]
+    layers: list[Layer]
     kept: list[Tensor]
     extras: list[Tensor]
 
@@ -79,18 +54,18 @@ class _Reversible(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, stack: "MomentumStack", context: Context, counts: list[int], x: Tensor, *given: Tensor) -> Any:
-        tensors, parameters = given[: len(context.indices)], given[len(context.indices) :]
+        arguments, parameters = Arguments(context, given[: len(context.indices)]), given[len(context.indices) :]
         # Gradients find their parameter by identity, which hooks on saved tensors do not keep.
         ctx.stack, ctx.context, ctx.parameters = stack, context, parameters
         ctx.autocast, ctx.modes = Autocast.capture(x.device), Modes.capture(stack)
         every = tuple(stack.parameters())
         ctx.owned = {id(parameter) for parameter in every}
         with ctx.autocast.restore(), apart():
-            output, found, (saved, ctx.rebuild) = _through(stack, context, x, tensors, parameters, ctx.needs_input_grad[3])
+            output, found, (saved, ctx.rebuild) = _through(stack, x, arguments, parameters, ctx.needs_input_grad[3])
         ctx.layers, ctx.of_pair, ctx.of_kept = found.layers, len(saved), len(found.kept)
         counts.extend(layer.extras for layer in found.layers)
         # Parameters, frozen ones too, so that torch refuses a backward after they were changed in place.
-        ctx.save_for_backward(*saved, *found.kept, *tensors, *every)
+        ctx.save_for_backward(*saved, *found.kept, *arguments.tensors, *every)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(one for one in found.extras if not _can_have_gradient(one)))
         return output, *found.extras
@@ -106,7 +81,7 @@ class _Reversible(torch.autograd.Function):
         saved = ctx.saved_tensors
         at_kept, at_tensors = ctx.of_pair, ctx.of_pair + ctx.of_kept
         pair, kept = ctx.rebuild(saved[:at_kept]), list(saved[at_kept:at_tensors])
-        tensors = saved[at_tensors : at_tensors + len(ctx.context.indices)]
+        arguments = Arguments(ctx.context, saved[at_tensors : at_tensors + len(ctx.context.indices)])
         del saved
         if {id(parameter) for parameter in stack.parameters()} != ctx.owned:
             # torch.func.functional_call puts its own parameters in place for the call alone.
@@ -114,7 +89,7 @@ class _Reversible(torch.autograd.Function):
                 "the parameters of a reversible MomentumStack were replaced between forward and backward; "
                 "use memory='stored' there"
             )
-        way = _WayBack(pair, ctx.context, tensors, ctx.autocast, ctx.parameters, stack.gamma_logits)
+        way = _WayBack(pair, arguments, ctx.autocast, ctx.parameters, stack.gamma_logits)
         outside, others = RandomState.capture(pair.x.device), OtherDraws.capture(stack)
         try:
             with ctx.modes.restore(), apart():
@@ -159,12 +134,7 @@ def _can_have_gradient(tensor: Tensor) -> bool:
 
 
 def _through(
-    stack: "MomentumStack",
-    context: Context,
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    wanted: bool,
+    stack: "MomentumStack", x: Tensor, arguments: Arguments, parameters: Sequence[Tensor], wanted: bool
 ) -> tuple[Tensor, _Advanced, tuple[tuple[Tensor, ...], Rebuild]]:
     """Pass x through a stack, again from the start where it turns out to need another inverse or more states.
 
@@ -178,7 +148,7 @@ def _through(
     before, others = RandomState.capture(x.device), OtherDraws.capture(stack)
     while True:
         pair, used = start_pair(inverse, x, gammas, stack.lipschitz, precision)
-        found = _advance(pair, stack, context, tensors, used, known, wanted)
+        found = _advance(pair, stack, used, arguments, known, wanted)
         try:
             saved = pair.saved()
         except OutOfRange:
@@ -206,13 +176,7 @@ def _precision(stack: "MomentumStack", x: Tensor) -> torch.dtype:
 
 
 def _advance(
-    pair: Pair,
-    stack: "MomentumStack",
-    context: Context,
-    tensors: Sequence[Tensor],
-    gammas: Iterable[float],
-    known: dict[int, Tensor],
-    wanted: bool,
+    pair: Pair, stack: "MomentumStack", gammas: Iterable[float], arguments: Arguments, known: dict[int, Tensor], wanted: bool
 ) -> _Advanced:
     """Take the pair through all functions; `wanted` says whether the first x has a gradient."""
     found = _Advanced([], [], [])
@@ -224,7 +188,7 @@ def _advance(
         function = caller.function
         buffers = Buffers.capture(function)
         others = OtherDraws.capture(function) if stack.draws_elsewhere else None
-        value, extras, kept, graph, differentiable = evaluate(caller, x, context, tensors, known, wanted=wanted, keeping=keeping)
+        value, extras, kept, graph, differentiable = evaluate(caller, x, arguments, known, wanted=wanted, keeping=keeping)
         pair.advance(value, gamma)
         x = pair.x
         after = RandomState.capture(x.device)
@@ -232,7 +196,8 @@ def _advance(
         draws = None if others is None or others.same_as(OtherDraws.capture(function)) else others
         wrote = buffers if buffers.changed() else None
         untouched = buffers.untouched() if wrote is None else None
-        found.layers.append(_Layer(caller, gamma, wanted, state, draws, wrote, untouched, len(kept), len(extras), graph))
+        layer = Layer(caller, gamma, wanted, graph, state, draws, wrote, untouched, len(kept), len(extras))
+        found.layers.append(layer)
         wanted = wanted or differentiable or learnt
         found.kept.extend(kept)
         found.extras.extend(extras)
@@ -246,20 +211,19 @@ class _WayBack:
     def __init__(
         self,
         pair: Pair,
-        context: Context,
-        tensors: Sequence[Tensor],
+        arguments: Arguments,
         autocast: Autocast,
         parameters: Sequence[Tensor],
         logits: Tensor | None,
     ) -> None:
-        self._pair, self._context, self._tensors, self._autocast = pair, context, tensors, autocast
+        self._pair, self._arguments, self._autocast = pair, arguments, autocast
         self._of_parameters = _Gradients(parameters)
-        self._of_context: list[Tensor | None] = [None for wanted in context.wanted if wanted]
+        self._of_context: list[Tensor | None] = [None for wanted in arguments.context.wanted if wanted]
         self._logits = logits if logits is not None and logits.requires_grad else None
         self._of_gammas: list[Tensor] = []
 
     def retreat(
-        self, layers: Sequence[_Layer], kept: list[Tensor], grads_extras: list[Tensor | None], grad_x: Tensor | None
+        self, layers: Sequence[Layer], kept: list[Tensor], grads_extras: list[Tensor | None], grad_x: Tensor | None
     ) -> Tensor | None:
         """Take the pair back to the start; the gradient of the first x, if there is one. `kept` and `grads_extras` are used up.
 
@@ -288,22 +252,12 @@ class _WayBack:
         return grad_x
 
     def _undo(
-        self, layer: _Layer, grad: Tensor | None, grads_extras: Sequence[Tensor | None], kept: Sequence[Tensor]
+        self, layer: Layer, grad: Tensor | None, grads_extras: Sequence[Tensor | None], kept: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """Evaluate a function again and add its gradients; its value and the gradient of its input."""
         with layer.untouched.restore() if layer.untouched is not None else nullcontext():
             found = value_and_vjp(
-                layer.caller,
-                self._pair.x,
-                self._context,
-                self._tensors,
-                grad,
-                grads_extras,
-                wanted=layer.wanted,
-                kept=tuple(kept),
-                graph=layer.graph,
-                autocast=self._autocast,
-                buffers=layer.buffers,
+                layer, self._pair.x, self._arguments, grad, grads_extras, kept=tuple(kept), autocast=self._autocast
             )
         if layer.graph is not None and found.graph is not None:
             check_replay(str(layer.caller), layer.graph.same_as(found.graph))
@@ -318,7 +272,7 @@ class _WayBack:
         if self._logits is not None:
             self._of_parameters.add([(self._logits, _gradient_of_logits(self._logits, self._of_gammas, segment))])
         following = iter(self._of_context)
-        of_context = [next(following) if wanted else None for wanted in self._context.wanted]
+        of_context = [next(following) if wanted else None for wanted in self._arguments.context.wanted]
         return [*of_context, *self._of_parameters.found]
 
 

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from capsbench.errors import ConfigurationError
 from capsbench.exporting import is_exporting
-from capsbench.reversible.context import Context
+from capsbench.reversible.context import Arguments
 from capsbench.reversible.drift import LIPSCHITZ, has_values
 from capsbench.reversible.evaluate import Caller
 from capsbench.reversible.momentum import Gamma, check_gamma, check_learnable, sigmoid, spread, step
@@ -136,22 +136,22 @@ class MomentumStack(nn.Module):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if not self.functions:
             return x
-        arguments, tensors = Context.take(context, named)
+        arguments = Arguments.take(context, named)
         # Transforms of torch.func take neither such a function nor hooks on saved tensors. Exported programs hold operators only.
         plain = torch._C._are_functorch_transforms_active() or is_exporting() or not torch.is_grad_enabled()
         if self.memory not in REVERSIBLE_STRATEGIES or plain:
             memory = self.memory if not plain and self.memory in PLAIN_STRATEGIES else "stored"
-            return self._run_plain(memory, arguments, x, tensors)
-        return _run_reversible(self, arguments, x, tensors)
+            return self._run_plain(memory, x, arguments)
+        return _run_reversible(self, x, arguments)
 
-    def _run_plain(self, memory: str, context: Context, x: Tensor, tensors: Sequence[Tensor]) -> "Tensor | StackOutput":
+    def _run_plain(self, memory: str, x: Tensor, arguments: Arguments) -> "Tensor | StackOutput":
         logits = self.gamma_logits
         gammas: Sequence[float | Tensor] = self.gammas() if logits is None else self._of_functions(sigmoid(logits).unbind())
         counts = [0] * len(self.functions)
 
         def step_of(caller: Caller, gamma: float | Tensor) -> Step:
             def advance(x: Tensor, v: Tensor, *extras: Tensor) -> State:
-                value, more = caller(x, context, tensors)
+                value, more = caller(x, arguments)
                 counts[caller.index] = len(more)
                 return *step(x, v, value, gamma), *extras, *more
 
@@ -198,7 +198,7 @@ def _collected(x: Tensor, extras: Sequence[Tensor], counts: Sequence[int]) -> Te
 
 # The compiler fuses a function differently with and without a graph, and backward would not meet forward's bits again.
 @_disable_dynamo
-def _run_reversible(stack: MomentumStack, context: Context, x: Tensor, tensors: Sequence[Tensor]) -> Tensor | StackOutput:
+def _run_reversible(stack: MomentumStack, x: Tensor, arguments: Arguments) -> Tensor | StackOutput:
     if x.is_complex():
         raise ConfigurationError(f"x is {x.dtype}, which a reversible stack cannot invert", "use memory='stored' there")
     empty = next((name for name, one in stack.named_parameters() if is_lazy(one)), None)
@@ -207,7 +207,7 @@ def _run_reversible(stack: MomentumStack, context: Context, x: Tensor, tensors: 
             f"the parameter {empty} of a reversible stack has no values yet: its module is lazy",
             "call the stack once under torch.no_grad() first",
         )
-    return _collected(*run_reversible(stack, context, x, tensors))
+    return _collected(*run_reversible(stack, x, arguments))
 
 
 def _logits(gammas: Sequence[float]) -> nn.Parameter:
