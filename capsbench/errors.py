@@ -45,6 +45,12 @@ class BusyDeviceError(CapsbenchError):
     exit_status = 1
 
 
+class EndedProcessError(CapsbenchError):
+    """A network that ended the process that ran it, or did not answer in time."""
+
+    exit_status = 1
+
+
 class TrainingError(CapsbenchError):
     """Training that cannot go on: a loss or gradient that is not finite, no memory. The last good checkpoint is kept."""
 

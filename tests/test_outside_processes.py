@@ -137,6 +137,15 @@ def test_the_other_cells_of_a_predicted_sweep_are_there(command, own_model, tmp_
     assert "ended with status 0" in fit.stderr
 
 
+def test_a_network_that_ends_the_process_is_told_alike_by_all_commands(command, own_model):
+    name = own_model(source(top="print('hello from import')", make="os._exit(0)"))
+    for asked in ("timeline --device cpu:predicted --out there --model", "predict --device cpu --models"):
+        result = command(*asked.split(), name)
+        assert (result.status, result.stdout) == (1, "")
+        assert "ended with status 0 before it was done" in result.stderr
+        assert "hello" not in result.stderr
+
+
 @pytest.mark.parametrize("ending", ["os._exit(0)", "sys.exit(0)", "raise KeyboardInterrupt"])
 def test_a_module_that_ends_the_process_is_refused_before_anything_runs(command, own_model, tmp_path, ending):
     name = own_model(source(top=ending))

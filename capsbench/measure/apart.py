@@ -27,7 +27,7 @@ from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 import torch
 from torch import nn
 
-from capsbench.errors import CapsbenchError
+from capsbench.errors import CapsbenchError, EndedProcessError
 from capsbench.measure.follow import Follow
 from capsbench.measure.processes import FAMILY, end_family, ended_words
 from capsbench.paths import start
@@ -86,14 +86,15 @@ def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None =
         timeout_seconds: how long to wait at most.
 
     Raises:
-        CapsbenchError: the function raised it; or its process ended without an answer, or not in time.
+        CapsbenchError: the function raised it.
+        EndedProcessError: its process ended without an answer, or gave none in time.
     """
     question = pickle.dumps(_Question(function, args, str(start()), sys.path, dict(os.environ)))
     answer = _SERVER.ask(question, timeout_seconds)
     if answer.kind == "error":
         raise answer.content
     if answer.kind == "ended":
-        raise CapsbenchError(f"the process {answer.content}", "a network must leave the process that runs it alone")
+        raise EndedProcessError(f"the process {answer.content}", "a network must leave the process that runs it alone")
     value: T = answer.content
     return value
 

@@ -59,6 +59,8 @@ def ended_words(status: int, printed: bytes) -> str:
     """
     if status < 0:
         return f"was ended by {_signal_name(-status)}"
+    if status == 0:  # what it printed is no reason then
+        return "ended with status 0 before it was done"
     return f"ended with status {status}: {last_line(printed) or 'no message'}"
 
 
