@@ -3,7 +3,7 @@
     python -m benchmarks.compile_kernels            prints the table
     python -m benchmarks.compile_kernels --write    keeps it as benchmarks/triton.md
 
-A row is a kernel as `capsbench.routing.triton_operators` launches it. Nothing in it depends on I, or on B of at least 4.
+A row is a kernel as `capsbench.routing.triton.operators` launches it. Nothing in it depends on I, or on B of at least 4.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from capsbench.routing import triton_kernels, triton_operators
-from capsbench.routing.triton_launch import Plan
+from capsbench.routing.triton import kernels, operators
+from capsbench.routing.triton.launch import Plan
 
 TABLE = Path(__file__).with_name("triton.md")
 ARCHITECTURES = (80, 90)
@@ -53,7 +53,7 @@ class Launch(NamedTuple):
     @property
     def title(self) -> str:
         """The kernel, and which of its optional tensors it got."""
-        names = getattr(triton_kernels, self.kernel).arg_names
+        names = getattr(kernels, self.kernel).arg_names
         left_out = [name for name, tensor in zip(names, self.tensors, strict=False) if tensor is None]
         return f"{self.kernel} without {', '.join(left_out)}" if left_out else self.kernel
 
@@ -75,23 +75,21 @@ def launches(size: Size, dtype: torch.dtype = torch.float32) -> list[Launch]:
     outputs, of_output = (torch.empty(batch, *shape, dtype=precise) for shape in (size[1:], size[1:2]))
     temperature = torch.empty((), dtype=precise)
     found: list[Launch] = []
-    with mock.patch.object(
-        triton_operators, "launch", lambda kernel, plan, *tensors: found.append(Launch(kernel, plan, tensors))
-    ):
+    with mock.patch.object(operators, "launch", lambda kernel, plan, *tensors: found.append(Launch(kernel, plan, tensors))):
         for state in ((outputs,), (outputs, temperature)):
-            triton_operators.coupled_sum(inputs, weight, *state)
-            triton_operators.coupled_sum_vjp(inputs, weight, outputs, *state)
-        triton_operators.mean_distance(inputs, weight, outputs)
+            operators.coupled_sum(inputs, weight, *state)
+            operators.coupled_sum_vjp(inputs, weight, outputs, *state)
+        operators.mean_distance(inputs, weight, outputs)
         given = (inputs, weight, of_output, outputs, outputs)
-        triton_operators.em_round(*given)
-        for operator in (triton_operators.em_state_vjp, triton_operators.em_votes_vjp):
+        operators.em_round(*given)
+        for operator in (operators.em_state_vjp, operators.em_votes_vjp):
             operator(*given, outputs, of_output, outputs, outputs)
     return found
 
 
 def compile_for(launch: Launch, architecture: int) -> Figures:
     """Compiles as Triton would at the first call on such a device, and reads what ptxas says."""
-    function = getattr(triton_kernels, launch.kernel)
+    function = getattr(kernels, launch.kernel)
     signature, constants, aligned = {}, dict(launch.plan.sizes), {}
     for index, name in enumerate(function.arg_names):
         tensor = launch.tensors[index] if index < len(launch.tensors) else None

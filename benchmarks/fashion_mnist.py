@@ -22,10 +22,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from capsbench.figures.depth import save
+from capsbench.figures.styles import MODEL_STYLES, STYLE
 from capsbench.measure.environment import default_threads
-from capsbench.report.figures import save
-from capsbench.report.labels import model_title
-from capsbench.report.styles import MODEL_STYLES, STYLE
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.training import TrainingSettings, train
 from capsbench.training.log import TrainingStep, read_metrics
@@ -34,6 +33,7 @@ from capsbench.training.loop import write as write_whole
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import differences
 from capsbench.training.trainer import MAY_DIFFER
+from capsbench.words.labels import model_title
 
 COMMAND = "python -m benchmarks.fashion_mnist"
 REPORT = Path(__file__).parent.parent / "reports" / "fashion-mnist"

@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capsbench.analysis.least_squares import SlopeFit, fit_slope
     from capsbench.inference import classify
     from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet
-    from capsbench.report.notebook import slopes
+    from capsbench.page.notebook import slopes
+    from capsbench.stats.least_squares import SlopeFit, fit_slope
     from capsbench.store import load
 
 _HOME = {
@@ -19,11 +19,11 @@ _HOME = {
     "CapsuleOutput": "capsbench.models",
     "MoCapsNet": "capsbench.models",
     "ResCapsNet": "capsbench.models",
-    "SlopeFit": "capsbench.analysis.least_squares",
+    "SlopeFit": "capsbench.stats.least_squares",
     "classify": "capsbench.inference",
-    "fit_slope": "capsbench.analysis.least_squares",
+    "fit_slope": "capsbench.stats.least_squares",
     "load": "capsbench.store",
-    "slopes": "capsbench.report.notebook",
+    "slopes": "capsbench.page.notebook",
 }
 
 __all__ = [

@@ -5,7 +5,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -38,3 +41,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_csv(table: "pd.DataFrame", path: Path) -> Path:
+    """Write a table with all its digits.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # pandas has a meaning of `~` of its own, and the name of a folder need not be text.
+    path.write_text(table.to_csv(index=False), encoding="utf-8", errors="surrogateescape")
+    return path

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from capsbench.analysis.least_squares import SlopeFit, fit_slope
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
-from capsbench.measure.step_trace import TracedStep, trace_step
 from capsbench.records import Configuration
+from capsbench.stats.least_squares import SlopeFit, fit_slope
+from capsbench.tracing.step_trace import TracedStep, trace_step
 from capsbench.workload import as_module
 
 ModelFactory = Callable[[tuple[int, int, int], int, int], nn.Module]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capsbench.report.page import write_page
+from capsbench.page import write_page
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 

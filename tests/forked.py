@@ -127,10 +127,10 @@ def serve() -> None:
     import capsbench.cli.sweeps
     import capsbench.cli.tables
     import capsbench.cli.timeline
+    import capsbench.gate.verdicts
     import capsbench.inference
-    import capsbench.report.page
-    import capsbench.report.show
-    import capsbench.report.verdicts
+    import capsbench.page
+    import capsbench.terminal.show
     import capsbench.training.trainer  # noqa: F401
 
     # Lines, not the buffered file: a child must not find what its parent has read ahead.

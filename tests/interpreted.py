@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from test_routing import example, leaf, not_contiguous, outcome
 from torch import Tensor
 
-from capsbench.routing import route_and_vjp, route_keeping, triton_launch, triton_operators
+from capsbench.routing import route_and_vjp, route_keeping
 from capsbench.routing.dispatch import ALGORITHMS
+from capsbench.routing.triton import launch, operators
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "set TRITON_INTERPRET=1"
 
@@ -68,9 +69,9 @@ def test_equals_the_reference_however_it_is_cut(sizes, algorithm, least_span, en
     """Into chunks of any length, and K into slices."""
     given = example(sizes, seed=seed, algorithm=algorithm)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_launch, "_LEAST_SPAN", least_span)
-        patch.setattr(triton_launch, "_ENOUGH_WARPS", enough_warps)
-        patch.setattr(triton_launch, "_REGISTERS", registers)
+        patch.setattr(launch, "_LEAST_SPAN", least_span)
+        patch.setattr(launch, "_ENOUGH_WARPS", enough_warps)
+        patch.setattr(launch, "_REGISTERS", registers)
         actual = outcome(given, "triton", 2)
     # Few votes can nearly cancel, which magnifies rounding.
     assert_all_close(actual, outcome(given, "reference", 2), relative=1e-7)
@@ -86,14 +87,14 @@ def test_the_published_temperature():
 
 def test_a_slice_of_k_can_be_a_part(monkeypatch):
     """Or the test above would not see slices."""
-    monkeypatch.setattr(triton_launch, "_REGISTERS", 1)
+    monkeypatch.setattr(launch, "_REGISTERS", 1)
     inputs, weight = torch.zeros(2, 3, 5), torch.zeros(3, 5, 4, 2)
-    assert triton_launch.over_capsules(inputs, weight, share=4).slices == 5
+    assert launch.over_capsules(inputs, weight, share=4).slices == 5
 
 
 @pytest.mark.parametrize("algorithm", THREE)
 def test_the_same_call_has_the_same_bits(algorithm, monkeypatch):
-    monkeypatch.setattr(triton_launch, "_LEAST_SPAN", 1)
+    monkeypatch.setattr(launch, "_LEAST_SPAN", 1)
     given = example(SMALL, torch.float32, algorithm=algorithm)
     for one, two in zip(outcome(given, "triton"), outcome(given, "triton"), strict=True):
         assert torch.equal(one, two)
@@ -121,7 +122,7 @@ def test_kept_spares_the_rounds(algorithm, monkeypatch):
     options = {**given.extras, "algorithm": algorithm, "iterations": 5, "kernel": "triton"}
     _, found = route_keeping(given.inputs, given.weight, **options)
     started = []
-    monkeypatch.setattr(triton_operators, "launch", lambda name, *rest: started.append(name) or triton_launch.launch(name, *rest))
+    monkeypatch.setattr(operators, "launch", lambda name, *rest: started.append(name) or launch.launch(name, *rest))
     route_and_vjp(given.inputs, given.weight, given.grad, **options, kept=found)
     assert started == ["coupled_sum", "coupled_sum_vjp"]
 

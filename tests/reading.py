@@ -70,7 +70,7 @@ OPTIONS_OF_OTHERS = {"--nproc-per-node", "--write", "--std", "--benchmark-compar
 
 SECONDS = 300
 """For one line: a machine may be busy."""
-_PRELOADED = ["torch", "pandas", "scipy.stats", "capsbench.cli.sweeps", "capsbench.measure.predict", "capsbench.workload"]
+_PRELOADED = ["torch", "pandas", "scipy.stats", "capsbench.cli.sweeps", "capsbench.prediction.predict", "capsbench.workload"]
 
 
 class Wrong(AssertionError):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from conftest import MIB, make_configuration, make_record
 
-from capsbench.analysis.summary import CellSummary, LineSummary, Summary, TimeSummary
+from capsbench.gate.summary import CellSummary, LineSummary, Summary, TimeSummary
 from capsbench.records import Plan, StepFigures
 from capsbench.store import Store
 

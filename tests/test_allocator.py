@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capsbench.errors import CapsbenchError
-from capsbench.measure.allocator import CachingAllocator, OutOfMemory
+from capsbench.tracing.cuda_allocator import CachingAllocator, OutOfMemory
 
 MIB = 2**20
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("allocator_trace_*.npz"))

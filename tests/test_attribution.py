@@ -8,8 +8,8 @@ from conftest import make_configuration
 from test_trace_step import Doubled, Functional, Net, Remembering
 from torch import Tensor, nn
 
-from capsbench.measure.attribution import Modules
-from capsbench.measure.step_trace import TracedStep, trace_step
+from capsbench.tracing.attribution import Modules
+from capsbench.tracing.step_trace import TracedStep, trace_step
 from capsbench.workload import build_model
 
 BATCH, WIDTH = 4, 24

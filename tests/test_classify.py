@@ -23,9 +23,9 @@ from capsbench.data.datasets import load_images
 from capsbench.data.images import read_images, to_picture
 from capsbench.data.preprocess import CONSTANTS, normalise
 from capsbench.errors import ConfigurationError, ShapeError, StoreError
+from capsbench.figures.pictures import perturbations_figure, reconstructions_figure
 from capsbench.inference import STEPS, Classifier, classify, perturb
 from capsbench.models import Ensemble
-from capsbench.report.pictures import perturbations_figure, reconstructions_figure
 from capsbench.training import TrainingSettings, save_checkpoint
 from capsbench.training.checkpoint import build_network
 

@@ -19,15 +19,15 @@ from click.shell_completion import ShellComplete
 from conftest import RETAINED_PER_BLOCK, assert_refused, is_gone, make_record, process_environment, wait_for
 
 from capsbench import load
-from capsbench.analysis.metrics import MEMORY_METRICS
 from capsbench.catalog import SPECS
 from capsbench.cli.commands import cli
 from capsbench.models import FRONTS, RULES
 from capsbench.records import SCHEMA_VERSION, Record
-from capsbench.report.progress import _one_line
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
+from capsbench.stats.metrics import MEMORY_METRICS
 from capsbench.store import Store
+from capsbench.terminal.progress import _one_line
 from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS
 
 COMMANDS = sorted(cli.commands)

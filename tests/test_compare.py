@@ -9,12 +9,12 @@ from conftest import MIB
 from scipy import stats
 from seeded import DEPTHS, ELSEWHERE, MACHINE, noisy_run, seeded_record, seeded_run, write_report
 
-from capsbench.analysis.compare import compare
-from capsbench.analysis.comparison import Thresholds
-from capsbench.analysis.modules import ModuleChange, module_changes
-from capsbench.analysis.paces import adjusted, cell_changes, level_change, slope_change
-from capsbench.analysis.summary import Summary, machine_parts, summarize
 from capsbench.errors import ConfigurationError
+from capsbench.gate.compare import compare
+from capsbench.gate.comparison import Thresholds
+from capsbench.gate.paces import adjusted, cell_changes, level_change, slope_change
+from capsbench.gate.summary import Summary, machine_parts, summarize
+from capsbench.words.modules import ModuleChange, module_changes
 
 
 def in_brief(records, machine=MACHINE, report="made"):

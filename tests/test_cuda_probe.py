@@ -12,8 +12,8 @@ from fakes import FakeCuda, fake_nvml
 from capsbench.measure import cuda_memory, worker
 from capsbench.measure.cuda_memory import CudaProbe
 from capsbench.measure.processes import nvml_process_bytes, other_processes
-from capsbench.measure.trace import Phase
 from capsbench.measure.worker import Reply, Request
+from capsbench.tracing.trace import Phase
 
 
 def test_a_cuda_phase_is_reset_and_synchronised_on_both_sides(monkeypatch):

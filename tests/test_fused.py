@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from capsbench.errors import ConfigurationError
-from capsbench.routing import route, triton_launch
+from capsbench.routing import route
 from capsbench.routing.dispatch import ALGORITHMS
-from capsbench.routing.triton_launch import Plan, over_capsules, over_samples
+from capsbench.routing.triton import launch
+from capsbench.routing.triton.launch import Plan, over_capsules, over_samples
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +33,7 @@ def test_everything_in_the_interpreter():
     """interpreted.py: outputs and gradients against the reference, operators, torch.compile. What fails is printed."""
     triton = pytest.importorskip("triton")
     try:
-        triton_launch.check_interpreter(triton.__version__, numpy.__version__)
+        launch.check_interpreter(triton.__version__, numpy.__version__)
     except ConfigurationError as cannot:
         pytest.skip(cannot.what)
     done = run("-m", "pytest", "tests/interpreted.py", "-q", "-p", "no:cacheprovider", TRITON_INTERPRET="1")
@@ -93,7 +94,7 @@ def test_kernels_of_other_dtypes_compile(compiler, dtype):
 
 
 def test_a_kernel_that_spills_is_seen(compiler, monkeypatch):
-    monkeypatch.setattr(triton_launch, "_REGISTERS", 32)
+    monkeypatch.setattr(launch, "_REGISTERS", 32)
     launched = next(it for it in compiler.launches(compiler.Size(8, 32, 8)) if it.kernel == "em_state_vjp")
     assert compiler.compile_for(launched, 80).spills > 0
 
@@ -204,7 +205,7 @@ def test_a_plan_over_capsules_covers_the_layer(layer):
     assert power_of_two(span)
     assert 0 <= plan.slices * span - in_dim < span
     held = span * plan.sizes["J_PAD"] * plan.sizes["D_PAD"]
-    assert span == 1 or held <= 32 * plan.warps * triton_launch._REGISTERS // 4, "weights that do not fit into registers"
+    assert span == 1 or held <= 32 * plan.warps * launch._REGISTERS // 4, "weights that do not fit into registers"
 
 
 def test_a_large_layer_fills_a_gpu_and_a_small_one_is_not_cut_to_pieces():

@@ -9,7 +9,7 @@ from conftest import MIB, make_record
 from seeded import DEPTHS, ELSEWHERE, noisy_run, seeded_record, seeded_run, write_report
 from test_compare import in_brief
 
-from capsbench.analysis.gate import judge
+from capsbench.gate.check import judge
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from seeded import seeded_run, write_report
 
-from capsbench.ci import github_workflow, gitlab_pipeline
 from capsbench.cli.commands import cli
+from capsbench.gate.workflows import github_workflow, gitlab_pipeline
 
 PATH = ".github/workflows/capsbench.yml"
 

@@ -6,10 +6,10 @@ from conftest import MIB, make_frame, make_record
 from scipy import stats
 
 from capsbench import fit_slope, slopes
-from capsbench.analysis.intervals import interval, ratio_interval, reach
-from capsbench.analysis.linearity import times_are_linear
-from capsbench.analysis.scatter import Points, line_errors
+from capsbench.stats.intervals import interval, ratio_interval, reach
+from capsbench.stats.linearity import times_are_linear
 from capsbench.stats.median import median_error
+from capsbench.stats.scatter import Points, line_errors
 
 SLOPE = 0.001
 

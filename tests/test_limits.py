@@ -8,10 +8,10 @@ import torch
 from conftest import MIB, make_configuration
 
 from capsbench import native
-from capsbench.measure import counting
 from capsbench.measure.cell import run_pass
 from capsbench.measure.limits import died_of_limit, is_out_of_memory, limit_cpu
 from capsbench.measure.worker import Request
+from capsbench.tracing import counting
 
 PATIENCE = 300.0
 PASSES = pytest.mark.parametrize("what", ["memory", "time"])

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from test_init_ci import PATH
 
-from capsbench.ci import UNKNOWN, github_workflow, gitlab_pipeline, where_from
+from capsbench.gate.workflows import UNKNOWN, github_workflow, gitlab_pipeline, where_from
 
 URL = "git+https://git.example.org/tools/capsbench.git@v1"
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import make_configuration
 
-from capsbench.measure import fit
-from capsbench.measure.fit import DEEPEST, DEEPEST_TRACED, largest
+from capsbench.prediction import fit
+from capsbench.prediction.fit import DEEPEST, DEEPEST_TRACED, largest
 
 MIB = 2**20
 

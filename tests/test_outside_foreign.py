@@ -11,13 +11,14 @@ import torch
 from conftest import make_configuration, make_frame, make_record
 from torch import Tensor, nn
 
-from capsbench.analysis.pair import _by_module
-from capsbench.analysis.summary import summarize
-from capsbench.measure import step_trace, worker
-from capsbench.measure.step_trace import trace_step
+from capsbench.gate.pair import _by_module
+from capsbench.gate.summary import summarize
+from capsbench.measure import worker
 from capsbench.measure.worker import measure_memory
 from capsbench.records import Cell, Record, StepFigures
 from capsbench.testing import memory_slope
+from capsbench.tracing import step_trace
+from capsbench.tracing.step_trace import trace_step
 from capsbench.training import TrainingSettings, train
 from capsbench.workload import Workload, takes_labels
 
@@ -324,8 +325,8 @@ def test_a_trace_that_does_not_agree_with_the_count_is_not_believed(contradictin
 
 
 def test_no_module_of_it_is_named(contradicting):
-    from capsbench.report.page.cells import Texts
-    from capsbench.report.page.steps import modules_data
+    from capsbench.page.cells import Texts
+    from capsbench.page.steps import modules_data
 
     assert modules_data([contradicting], Texts())["of"] == [-1]
     (line,) = summarize([(Path("made"), contradicting)], {})[0].lines

@@ -9,11 +9,11 @@ import pytest
 from conftest import make_frame, make_record
 
 from capsbench import fit_slope, slopes
-from capsbench.analysis.intervals import interval, ratio_interval, reach
-from capsbench.analysis.paces import Place, cell_changes, level_change, slope_change
-from capsbench.analysis.scatter import Points, line_errors
+from capsbench.gate.paces import Place, cell_changes, level_change, slope_change
 from capsbench.measure.noise import median_interval as measured_interval
-from capsbench.report.page.cells import median_interval as printed_interval
+from capsbench.page.cells import median_interval as printed_interval
+from capsbench.stats.intervals import interval, ratio_interval, reach
+from capsbench.stats.scatter import Points, line_errors
 
 ROUNDS = 1000
 COVERS = 0.93

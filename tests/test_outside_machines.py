@@ -24,17 +24,17 @@ from torch import nn
 
 import capsbench
 from capsbench import load, slopes
-from capsbench.analysis.compare import compare
-from capsbench.analysis.summary import summarize
 from capsbench.errors import CapsbenchError, StoreError
+from capsbench.gate.compare import compare
+from capsbench.gate.summary import summarize
 from capsbench.records import Plan
-from capsbench.report.labels import Names
 from capsbench.store import Store
 from capsbench.sweep import local
 from capsbench.sweep.local import alone_on
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.sweep.runner import remaining
 from capsbench.sweep.session import begin, choose_folder
+from capsbench.words.labels import Names
 
 # Edited sources.
 
@@ -973,7 +973,7 @@ def test_where_offload_has_no_effect_is_said_once(command, device):
 
 
 def test_a_predicted_record_says_where_offload_has_no_effect():
-    from capsbench.measure.predict import predict_cell
+    from capsbench.prediction.predict import predict_cell
 
     cells = expand(
         Sweep(models=("rescapsnet",), depths=(1,), device="cpu:predicted", batch_size=2, memories=("stored", "offload"))
@@ -1003,7 +1003,7 @@ def test_a_measured_record_says_where_offload_has_no_effect():
 
 def test_a_prediction_for_cuda_moves_no_weights():
     """What a block's weights take would otherwise come back once more in backward."""
-    from capsbench.measure.predict import predict_cell
+    from capsbench.prediction.predict import predict_cell
 
     def peak(memory):
         (cell,) = expand(

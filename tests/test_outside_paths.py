@@ -15,20 +15,20 @@ from forked import Server
 from seeded import seeded_run, write_report
 
 import capsbench as package
-from capsbench.baseline import read_summary
 from capsbench.cli import timeline
 from capsbench.cli.command import Command
 from capsbench.cli.commands import cli
 from capsbench.data.datasets import data_directory
 from capsbench.data.images import read_images
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.gate.baseline import read_summary
 from capsbench.inference import Classifier
 from capsbench.locks import holding
 from capsbench.measure.worker import Reply
 from capsbench.paths import absolute, as_typed, expanded, new_folder, starting_here, typed
-from capsbench.report.write import write_report as draw_report
 from capsbench.store import Store
 from capsbench.training import load_checkpoint, save_checkpoint
+from capsbench.writing import write_report as draw_report
 
 MOVERS = ("import", "factory", "forward")
 MOVER = """

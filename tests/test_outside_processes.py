@@ -17,15 +17,15 @@ from conftest import assert_refused, is_gone, make_configuration, wait_for
 
 from capsbench.cli import timeline
 from capsbench.errors import CapsbenchError, ConfigurationError
-from capsbench.measure import apart
+from capsbench.families import FAMILY, end_family
 from capsbench.measure.cell import measure_cell, run_pass
-from capsbench.measure.predict import predict_cell
-from capsbench.measure.processes import FAMILY, end_family
-from capsbench.measure.step_trace import trace_step
 from capsbench.measure.worker import Reply, Request, measure_memory
+from capsbench.prediction import apart
+from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan
 from capsbench.store import Store
 from capsbench.testing import memory_slope
+from capsbench.tracing.step_trace import trace_step
 from capsbench.training import TrainingSettings
 from capsbench.training.checkpoint import build_network
 from capsbench.workload import resolve_model
@@ -177,7 +177,7 @@ def test_calls_apart_give_values_errors_and_time(own_model):
 
 
 def test_the_server_ends_with_the_one_that_asks(tmp_path):
-    script = "import os, sys, time\nfrom capsbench.measure import apart\napart.call(os.getpid)\n"
+    script = "import os, sys, time\nfrom capsbench.prediction import apart\napart.call(os.getpid)\n"
     script += "print(apart._SERVER._process.pid, flush=True)\napart.call(time.sleep, 600)\n"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as asker:
         server = psutil.Process(int(asker.stdout.readline()))

@@ -14,13 +14,14 @@ from rich.console import Console
 
 import capsbench
 from capsbench import fit_slope, slopes
-from capsbench.analysis.compare import compare
-from capsbench.analysis.linearity import shape_of
-from capsbench.report.figures import figure4
-from capsbench.report.page import Source, page_html
-from capsbench.report.show import show_lines
-from capsbench.report.tables import slopes_table, write_slopes_csv
-from capsbench.report.verdicts import comparison_rows
+from capsbench.durable import write_csv
+from capsbench.figures.depth import figure4
+from capsbench.gate.compare import compare
+from capsbench.gate.verdicts import comparison_rows
+from capsbench.page import Source, page_html
+from capsbench.stats.linearity import shape_of
+from capsbench.terminal.show import show_lines
+from capsbench.terminal.tables import slopes_table
 
 DEPTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 NOISE = (0.3, -0.9, 0.5, 0.2, -0.4, 0.9, -0.7, -0.1)
@@ -114,7 +115,7 @@ def test_exact_bytes_have_exact_ratios_everywhere(per_block, reference, tmp_path
     assert (own["ratio_to_rescapsnet"], own["ratio_low"], own["ratio_high"]) == (1, 1, 1)
     assert found["shape"] == "line"
     assert "-0.0" not in [str(found[name]) for name in ("slope", "slope_low", "ratio_to_rescapsnet", "ratio_low")]
-    text = write_slopes_csv(table, tmp_path / "slopes.csv").read_text()
+    text = write_csv(table, tmp_path / "slopes.csv").read_text()
     assert per_block or not re.search(r"\de-\d", text)
     html = page_html([source(records)])
     fits = [line["fits"]["retained"] for line in data_of(html)["lines"]]
@@ -127,7 +128,7 @@ def test_exact_bytes_have_exact_ratios_everywhere(per_block, reference, tmp_path
 
 
 def test_a_ratio_that_is_known_to_more_digits_than_are_printed_has_no_interval_of_one_number():
-    from capsbench.report.units import ratio_in_words, ratio_text
+    from capsbench.words.units import ratio_in_words, ratio_text
 
     assert ratio_text(0.3721, 0.37208, 0.37212) == "0.372"
     assert ratio_in_words(1.0, 0.99999, 1.00001) == "1"
@@ -180,7 +181,7 @@ def test_a_slope_that_cannot_be_distinguished_from_0_has_no_sign_no_line_and_no_
     assert np.isnan(found["ratio_to_rescapsnet"])
     if model == "rescapsnet":
         assert table[table["metric"] == "train"]["ratio_to_rescapsnet"].isna().all()
-    assert "no change measurable" in write_slopes_csv(table, tmp_path / "slopes.csv").read_text()
+    assert "no change measurable" in write_csv(table, tmp_path / "slopes.csv").read_text()
     # On the terminal.
     lines = [line for line in shown(frame, table) if words in line]
     assert len(lines) == 1

@@ -13,12 +13,12 @@ from conftest import make_configuration
 from packaging.version import Version
 from torch import Tensor, nn
 
-from capsbench.measure import counting, fake_cuda
-from capsbench.measure.predict import predict_cell
 from capsbench.measure.step_memory import memory_figures, probed_step
-from capsbench.measure.step_trace import TracedStep, trace_step
+from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Configuration, MemoryFigures, Record
 from capsbench.testing import memory_slope
+from capsbench.tracing import counting, fake_cuda
+from capsbench.tracing.step_trace import TracedStep, trace_step
 
 EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes")
 Build = Callable[[int], nn.Module]
@@ -651,7 +651,7 @@ def test_the_compiler_may_be_imported_while_a_device_is_pretended():
     """What it lists as functions of torch are afterwards the real ones."""
     code = (
         "import sys, torch\n"
-        "from capsbench.measure.fake_cuda import fake_cuda\n"
+        "from capsbench.tracing.fake_cuda import fake_cuda\n"
         "assert 'torch._dynamo' not in sys.modules\n"
         "with fake_cuda():\n"
         "    import torch._dynamo\n"

@@ -14,7 +14,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.models.front import chunked_front
 from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack
 from capsbench.routing.autograd import full_precision, is_autocasting
-from capsbench.routing.triton_launch import check_interpreter
+from capsbench.routing.triton.launch import check_interpreter
 
 ROOT = Path(__file__).parent.parent
 

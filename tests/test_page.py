@@ -15,11 +15,11 @@ from scipy import stats
 from capsbench import paper
 from capsbench.cli.commands import cli, sweep_of
 from capsbench.cli.sources import read_sources
+from capsbench.page import Inside, Source, build, page_html, write_page
+from capsbench.page.build import script_json
+from capsbench.page.commands import cell_options, line_command, timeline_command
+from capsbench.page.source import told_apart
 from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, StepFigures, StepPhase, Timeline
-from capsbench.report.page import Inside, Source, build, page_html, write_page
-from capsbench.report.page.build import script_json
-from capsbench.report.page.commands import cell_options, line_command, timeline_command
-from capsbench.report.page.source import told_apart
 from capsbench.stats.median import median_interval
 from capsbench.store import ENVIRONMENT, Store
 
@@ -351,7 +351,7 @@ def test_a_run_ends_with_its_page(capsbench, tmp_path):
 
 
 def test_frames_of_reports_keep_their_names():
-    from capsbench.report.page.source import frame_of
+    from capsbench.page.source import frame_of
 
     sources = told_apart([source([make_record()], "a/b"), source([make_record()], "b")])
     assert frame_of(sources)["report"].tolist() == ["a/b", "b"]

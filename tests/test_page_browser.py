@@ -11,10 +11,10 @@ import pytest
 from browsing import opened, started_browser
 from conftest import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
 
-from capsbench.analysis.slopes import slopes
+from capsbench.page import Inside, Source, write_page
+from capsbench.page.commands import cell_options, line_command, timeline_command
 from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
-from capsbench.report.page import Inside, Source, write_page
-from capsbench.report.page.commands import cell_options, line_command, timeline_command
+from capsbench.stats.slopes import slopes
 
 HOSTILE = '<script>window.pwned = 1</script><img src=x onerror="window.pwned=2"><b>&lt;{{7*7}}%{x}'
 

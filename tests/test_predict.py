@@ -10,17 +10,17 @@ from conftest import MIB, make_configuration
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from capsbench.devices import GPUS, gpu_of
 from capsbench.errors import ConfigurationError
-from capsbench.measure import fit, predict
-from capsbench.measure.fit import CHECKED, DEEPEST, DEEPEST_TRACED, largest
-from capsbench.measure.flops import votes_flops
-from capsbench.measure.follow import Follow
-from capsbench.measure.gpus import GPUS, gpu_of
-from capsbench.measure.predict import predict_cell
-from capsbench.measure.step_trace import trace_step
 from capsbench.models.front import CHUNKS
+from capsbench.prediction import fit, predict
+from capsbench.prediction.fit import CHECKED, DEEPEST, DEEPEST_TRACED, largest
+from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Configuration, Record
 from capsbench.routing import compiled, route, route_and_vjp
+from capsbench.tracing.flops import votes_flops
+from capsbench.tracing.follow import Follow
+from capsbench.tracing.step_trace import trace_step
 
 SMALL = ("--depth", "1", "--batch-size", "2", "--capsules", "4")
 OWN_SMALL = ("--depth", "1,2", "--batch-size", "4")

@@ -11,15 +11,15 @@ from conftest import make_configuration
 from torch import nn
 
 from capsbench import native
-from capsbench.measure import counting
 from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.cuda_memory import CudaProbe
 from capsbench.measure.memory import AllocatorProbe, ProfilerProbe, probe_for, trace_of_profile
 from capsbench.measure.step_memory import memory_figures, probed_step
-from capsbench.measure.storages import state_of, storage_bytes
-from capsbench.measure.trace import Phase
 from capsbench.measure.worker import Request
 from capsbench.records import Cell, Plan
+from capsbench.tracing import counting
+from capsbench.tracing.storages import state_of, storage_bytes
+from capsbench.tracing.trace import Phase
 from capsbench.workload import Workload
 
 PATIENCE = 300.0

@@ -13,14 +13,15 @@ from matplotlib.colors import same_color
 from rich.console import Console
 
 from capsbench import paper, slopes
-from capsbench.report import figures
-from capsbench.report.figures import PAGE_WIDTH, save
-from capsbench.report.labels import line_label
-from capsbench.report.styles import line_styles
-from capsbench.report.table4 import table4, table4_slopes, write_table4
-from capsbench.report.tables import cells_table, peak_note, slopes_table, write_slopes_csv
-from capsbench.report.units import bytes_text, duration_text, seconds_text, slope_text
-from capsbench.report.write import write_report
+from capsbench.durable import write_csv
+from capsbench.figures import depth as figures
+from capsbench.figures.depth import PAGE_WIDTH, save
+from capsbench.figures.styles import line_styles
+from capsbench.terminal.table4 import table4, table4_slopes
+from capsbench.terminal.tables import cells_table, peak_note, slopes_table
+from capsbench.words.labels import line_label
+from capsbench.words.units import bytes_text, duration_text, seconds_text, slope_text
+from capsbench.writing import write_report
 
 DEPTHS = [1, 2, 3, 4]
 
@@ -275,7 +276,7 @@ def test_a_report_writes_what_it_says(sweep_frame, tmp_path):
 
 def test_slopes_csv_has_full_digits(sweep_frame, tmp_path):
     table = slopes(sweep_frame)
-    with write_slopes_csv(table, tmp_path / "slopes.csv").open(newline="") as file:
+    with write_csv(table, tmp_path / "slopes.csv").open(newline="") as file:
         assert [float(row["slope"]) for row in csv.DictReader(file)] == table["slope"].tolist()
 
 
@@ -598,7 +599,7 @@ def test_the_note_on_the_peak_looks_at_each_line_alone():
 def test_table_4_of_nothing_measured_is_empty(records, tmp_path):
     table = table4(make_frame(records))
     assert len(table) == 0
-    assert write_table4(table, tmp_path).read_text().startswith("dataset,model,blocks,paper_bytes")
+    assert write_csv(table, tmp_path / "table4.csv").read_text().startswith("dataset,model,blocks,paper_bytes")
     Console(file=io.StringIO()).print(table4_slopes(table))
 
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from test_report import figure3, figure4
 
 from capsbench import slopes
-from capsbench.report.labels import line_label
-from capsbench.report.table4 import table4
-from capsbench.report.tables import cells_table, slopes_table
-from capsbench.report.units import ratio_text, slope_text
+from capsbench.terminal.table4 import table4
+from capsbench.terminal.tables import cells_table, slopes_table
+from capsbench.words.labels import line_label
+from capsbench.words.units import ratio_text, slope_text
 
 DEPTHS = range(1, 9)
 JUMPS = [3042, 3044, 3300, 3280, 3900, 4294, 3200, 3276]

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import capsbench
-from capsbench.analysis.slopes import slopes as plain_slopes
 from capsbench.errors import ConfigurationError
-from capsbench.report.figures import COLUMN_WIDTH, figure3, figure4, save
-from capsbench.report.show import show_lines
-from capsbench.report.sparks import BLOCKS, PLAIN, spark, svg
-from capsbench.report.terminal import printable
+from capsbench.figures.depth import COLUMN_WIDTH, figure3, figure4, save
+from capsbench.figures.sparks import BLOCKS, PLAIN, spark, svg
+from capsbench.stats.slopes import slopes as plain_slopes
 from capsbench.store import Store
+from capsbench.terminal.show import show_lines
+from capsbench.words.printable import printable
 
 
 def printed(frame, **options):

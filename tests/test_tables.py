@@ -12,14 +12,15 @@ from conftest import make_configuration
 from test_classify import save_lively
 from test_data import write_mnist
 
-from capsbench.analysis.accuracy import KEY, beside_paper
 from capsbench.data.datasets import load_parts
 from capsbench.data.preprocess import prepare
 from capsbench.errors import ConfigurationError, TrainingError
+from capsbench.figures.accuracy import accuracy_figure
 from capsbench.paper.accuracy import ACCURACY_TABLES, accuracy_table
-from capsbench.report.accuracy import accuracy_figure, accuracy_markdown
+from capsbench.stats.seeds import KEY, beside_paper
 from capsbench.training import tables
 from capsbench.training.settings import TrainingSettings
+from capsbench.words.accuracy import accuracy_markdown
 
 
 def test_every_row_that_the_paper_prints():

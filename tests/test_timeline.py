@@ -11,14 +11,15 @@ from fakes import FakeCuda
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capsbench.measure import counting, cuda_memory, memory
+from capsbench.figures.timeline import draw_timeline, timeline_text
+from capsbench.measure import cuda_memory, memory
 from capsbench.measure.cell import run_pass
 from capsbench.measure.cuda_memory import CudaProbe
 from capsbench.measure.timeline import embedded, measured_timeline, predicted_timeline
-from capsbench.measure.trace import CATEGORIES
 from capsbench.measure.worker import Request
 from capsbench.records import Timeline
-from capsbench.report.timeline import draw_timeline, timeline_text
+from capsbench.tracing import counting
+from capsbench.tracing.trace import CATEGORIES
 
 PATIENCE = 300.0
 MIB = 2**20

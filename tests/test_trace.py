@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capsbench.measure.allocator import CachingAllocator, OutOfMemory
-from capsbench.measure.trace import CATEGORIES, Phase, Trace, trace_of
+from capsbench.tracing.cuda_allocator import CachingAllocator, OutOfMemory
+from capsbench.tracing.trace import CATEGORIES, Phase, Trace, trace_of
 
 # A step of five blocks. Block 0 is a weight, 1 the batch, 2 is kept by forward, 3 is a gradient, 4 passes by.
 BLOCKS = [0, 1, 2, 4, 4, 3, 2, 3]

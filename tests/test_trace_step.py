@@ -13,14 +13,14 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from capsbench.errors import ConfigurationError
-from capsbench.measure.follow import Follow
 from capsbench.measure.step_memory import memory_figures, probed_step
-from capsbench.measure.step_trace import TracedStep, trace_step
 from capsbench.models.front import CHUNKS
 from capsbench.pretend import kind_of, pretending
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.reversible import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES
 from capsbench.routing import compiled
+from capsbench.tracing.follow import Follow
+from capsbench.tracing.step_trace import TracedStep, trace_step
 
 needs_compiled = pytest.mark.skipif(not compiled.available(), reason="no compiler here")
 KERNELS = ["recompute", pytest.param("compiled", marks=needs_compiled)]

@@ -62,7 +62,7 @@ def _report_loss(streams: Streams, status: int) -> int:
 
 
 def _complain(what: str, hint: str, status: int) -> int:
-    from capsbench.report.terminal import printable
+    from capsbench.words.printable import printable
 
     what, hint = printable(what), printable(hint)
     echo(f"error: {what}" + (f"\n{hint}" if hint else ""), err=True)

@@ -43,7 +43,7 @@ from capsbench.cli.train import train
 from capsbench.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
-    from capsbench.report.panels import Per
+    from capsbench.figures.panels import Per
     from capsbench.sweep.plan import Sweep
 
 METRICS = ("retained", "peak", "reserved", "process")
@@ -225,9 +225,9 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
     """
     from capsbench.cli.output import draw, load_records, write_index, writing
     from capsbench.paper import COMPARABLE_METRICS
-    from capsbench.report.labels import on_gpu
-    from capsbench.report.write import write_report
     from capsbench.store import Store, report_folders
+    from capsbench.words.labels import on_gpu
+    from capsbench.writing import write_report
 
     if with_paper and not set(metric or ()) & set(COMPARABLE_METRICS):
         echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)

@@ -36,11 +36,11 @@ def diagnostics(run: Path, out: Path | None) -> None:
     import pandas as pd
 
     from capsbench.cli.output import writing
-    from capsbench.report.diagnostics import diagnostics_figure
-    from capsbench.report.figures import save
-    from capsbench.report.labels import network_title
+    from capsbench.figures.depth import save
+    from capsbench.figures.diagnostics import diagnostics_figure
     from capsbench.training.diagnostics import DIAGNOSTICS, read_diagnostics
     from capsbench.training.trainer import read_settings
+    from capsbench.words.labels import network_title
 
     lines = read_diagnostics(run)
     if not lines:

@@ -14,7 +14,7 @@ from capsbench.errors import ConfigurationError, StoreError
 from capsbench.paths import anchored, as_typed, start
 
 if TYPE_CHECKING:
-    from capsbench.analysis.summary import Summary
+    from capsbench.gate.summary import Summary
 
 
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
@@ -72,11 +72,11 @@ def compare(
       capsbench compare baselines/cpu.json reports/mine --cells
       capsbench compare reports/before reports/after --time-threshold 5% --markdown
     """
-    from capsbench.analysis.compare import compare as compare_runs
-    from capsbench.analysis.comparison import Thresholds
     from capsbench.cli.console import console as console_of
     from capsbench.cli.output import say
-    from capsbench.report.verdicts import comparison_json, comparison_markdown, comparison_remarks, comparison_table
+    from capsbench.gate.compare import compare as compare_runs
+    from capsbench.gate.comparison import Thresholds
+    from capsbench.gate.verdicts import comparison_json, comparison_markdown, comparison_remarks, comparison_table
 
     if as_json and markdown:
         raise ConfigurationError("--json and --markdown both want standard output", "give one of them")
@@ -124,11 +124,11 @@ def check(
       capsbench check reports/ --baseline baselines/cpu.json
       capsbench check reports/mine --baseline baselines/cpu.json --last reports/yesterday --junit check.xml --markdown -
     """
-    from capsbench.analysis.comparison import Thresholds
-    from capsbench.analysis.gate import judge
-    from capsbench.baseline import read_baseline, summary_of_reports, write_baseline
-    from capsbench.report.terminal import printable
-    from capsbench.report.verdicts import CheckText
+    from capsbench.gate.baseline import read_baseline, summary_of_reports, write_baseline
+    from capsbench.gate.check import judge
+    from capsbench.gate.comparison import Thresholds
+    from capsbench.gate.verdicts import CheckText
+    from capsbench.words.printable import printable
 
     printed = STANDARD_OUTPUT in markdown
     if as_json and printed:
@@ -186,7 +186,7 @@ def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab:
       capsbench init-ci --install git+https://git.example.org/tools/capsbench.git@v1
       capsbench init-ci --gitlab
     """
-    from capsbench.ci import GITHUB_PATH, github_workflow, gitlab_pipeline, where_from
+    from capsbench.gate.workflows import GITHUB_PATH, github_workflow, gitlab_pipeline, where_from
     from capsbench.sweep.plan import naming
     from capsbench.workload import resolve_model
 
@@ -213,8 +213,8 @@ def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab:
 
 def _read(path: Path) -> "Summary":
     """A report or a baseline; what is odd about it is told on standard error."""
-    from capsbench.baseline import read_summary
-    from capsbench.report.terminal import printable
+    from capsbench.gate.baseline import read_summary
+    from capsbench.words.printable import printable
 
     summary, notes = read_summary(path)
     for note in notes:

@@ -3,15 +3,15 @@
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from capsbench.analysis.metrics import METRICS
 from capsbench.catalog import SPECS
 from capsbench.data.datasets import data_directory, load_images
+from capsbench.devices import GPUS, Gpu
 from capsbench.measure.facts import asked
-from capsbench.measure.gpus import GPUS, Gpu
 from capsbench.models import FRONTS
-from capsbench.report.units import bytes_text
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithm_of, algorithms, kernels
+from capsbench.stats.metrics import METRICS
+from capsbench.words.units import bytes_text
 from capsbench.workload import BUILT_IN, ENTRY_POINTS, OPTIMIZER_STEPS
 
 _KERNELS = {

@@ -246,8 +246,8 @@ SWEEP_OPTIONS = together(
 
 def machine_of(common: dict[str, Any]) -> dict[str, Any]:
     """The fields of a sweep that say where and how often."""
+    from capsbench.devices import DEFAULT_GPU, gpu_of
     from capsbench.measure.environment import default_threads
-    from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
     from capsbench.sweep.session import resolve_device
 
     device = resolve_device(common["device"])

@@ -8,16 +8,16 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from capsbench.analysis.slopes import slopes
 from capsbench.cli.command import echo
 from capsbench.cli.console import console as console_of
 from capsbench.errors import StoreError
 from capsbench.paths import as_typed
 from capsbench.records import Plan
-from capsbench.report.tables import peak_note, slopes_table
-from capsbench.report.terminal import printable, printable_lines
-from capsbench.report.write import write_paper_report, write_report
+from capsbench.stats.slopes import slopes
 from capsbench.store import load, nothing_to_read
+from capsbench.terminal.tables import peak_note, slopes_table
+from capsbench.words.printable import printable, printable_lines
+from capsbench.writing import write_paper_report, write_report
 
 
 def load_records(folder: Path) -> pd.DataFrame:
@@ -60,7 +60,7 @@ def print_slopes(frame: pd.DataFrame, *, as_json: bool) -> None:
 def write_index(folder: Path) -> Path:
     """The page of one report, in its folder."""
     from capsbench.cli.sources import PAGE, read_sources
-    from capsbench.report.page import write_page
+    from capsbench.page import write_page
 
     return write_page(read_sources([folder], quiet=True)[0], folder / PAGE)
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from capsbench.data.datasets import load_parts
 from capsbench.errors import ConfigurationError
+from capsbench.figures.depth import save
+from capsbench.figures.pictures import Pictures, perturbations_figure, reconstructions_figure
 from capsbench.inference import STEPS, Classified, Classifier, perturb
-from capsbench.report.figures import save
-from capsbench.report.labels import network_title
-from capsbench.report.pictures import Pictures, perturbations_figure, reconstructions_figure
+from capsbench.words.labels import network_title
 
 MOST = 10
 

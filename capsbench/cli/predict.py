@@ -8,14 +8,14 @@ from capsbench.cli.command import echo, echo_json
 from capsbench.cli.console import console
 from capsbench.cli.output import say
 from capsbench.cli.sweeps import run_cells
+from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
-from capsbench.measure.apart import call_for
-from capsbench.measure.fit import What, largest
-from capsbench.measure.gpus import DEFAULT_GPU, gpu_of
-from capsbench.measure.predict import predict_cell
+from capsbench.prediction.apart import call_for
+from capsbench.prediction.fit import What, largest
+from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Configuration, Record
-from capsbench.report.prediction import certainty_note, fit_text, predictions_table
-from capsbench.report.progress import Progress
+from capsbench.terminal.prediction import certainty_note, fit_text, predictions_table
+from capsbench.terminal.progress import Progress
 
 
 def check_target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume: bool, capacity: int | None) -> str | None:

@@ -26,7 +26,7 @@ def report(reports: tuple[Path, ...], out: Path | None) -> None:
       capsbench report reports/before reports/after --out comparison.html
     """
     from capsbench.cli.sources import PAGE, read_sources
-    from capsbench.report.page import write_page
+    from capsbench.page import write_page
 
     path = out or _common(reports) / PAGE
     if path.is_dir():
@@ -52,12 +52,12 @@ def show(reports: Path) -> None:
     """
     from rich.text import Text
 
-    from capsbench.analysis.slopes import slopes
     from capsbench.cli.console import console as console_of
     from capsbench.cli.output import load_records
     from capsbench.cli.streams import signs_of
-    from capsbench.report.show import show_lines
-    from capsbench.report.sparks import BLOCKS, PLAIN
+    from capsbench.figures.sparks import BLOCKS, PLAIN
+    from capsbench.stats.slopes import slopes
+    from capsbench.terminal.show import show_lines
 
     frame = load_records(reports)
     console = console_of()

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from capsbench.cli.command import echo
+from capsbench.page import Inside, Source
 from capsbench.paths import as_typed
-from capsbench.report.page import Inside, Source
-from capsbench.report.terminal import printable
 from capsbench.store import Store, nothing_to_read, read_timelines, report_folders, told_damages
+from capsbench.words.printable import printable
 
 PAGE = "index.html"
 """The page of a report, in its folder."""

@@ -14,14 +14,14 @@ from capsbench.cli.output import draw, load_records, print_slopes, say, write_in
 from capsbench.errors import Interrupted, StoreError
 from capsbench.measure.environment import describe, key_of
 from capsbench.records import BOTH, Cell, Pass, Plan
-from capsbench.report.progress import Progress
-from capsbench.report.table4 import table4, table4_slopes
-from capsbench.report.units import duration_text
 from capsbench.store import Store, told_damages
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.local import local_launcher
 from capsbench.sweep.runner import remaining, run_sweep
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_folder
+from capsbench.terminal.progress import Progress
+from capsbench.terminal.table4 import table4, table4_slopes
+from capsbench.words.units import duration_text
 from capsbench.workload import without_effect
 
 

@@ -50,8 +50,10 @@ def reproduce_table(
     from capsbench.cli.console import console as console_of
     from capsbench.cli.output import say, writing
     from capsbench.paper.accuracy import EPOCHS
-    from capsbench.report.accuracy import NOTE, accuracy_rich, write_accuracy
+    from capsbench.terminal.accuracy import accuracy_rich
     from capsbench.training.tables import networks_of, run_members, trials_of
+    from capsbench.words.accuracy import NOTE
+    from capsbench.writing import write_accuracy
 
     folder = out or anchored(Path("reports")) / name
     rows = _chosen(name, given)
@@ -159,7 +161,7 @@ def _trainer(console: "Console", data_dir: Path | None, download: bool, checkpoi
 def _table(trials: "Sequence[Trial]", paper_epochs: int, data_dir: Path | None) -> "pd.DataFrame":
     import pandas as pd
 
-    from capsbench.analysis.accuracy import beside_paper
+    from capsbench.stats.seeds import beside_paper
     from capsbench.training.tables import accuracy_of, line_of
 
     return beside_paper(pd.DataFrame([line_of(trial, accuracy_of(trial, data_dir), paper_epochs) for trial in trials]))

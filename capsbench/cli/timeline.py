@@ -13,14 +13,14 @@ from typing import Any
 
 from capsbench.cli.command import echo, echo_json
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.measure import apart
+from capsbench.figures.depth import save
+from capsbench.figures.timeline import draw_timeline, timeline_text
 from capsbench.measure.cell import run_pass
 from capsbench.measure.timeline import predicted_timeline
 from capsbench.measure.worker import Reply, Request
 from capsbench.paths import absolute, anchored, new_folder
+from capsbench.prediction import apart
 from capsbench.records import Cell, Configuration
-from capsbench.report.figures import save
-from capsbench.report.timeline import draw_timeline, timeline_text
 from capsbench.sweep.local import alone_on
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.sweep.session import REPORTS, check_data

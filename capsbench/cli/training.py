@@ -8,12 +8,12 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from capsbench.cli.command import echo, echo_json
-from capsbench.report.live import Display
-from capsbench.report.units import bytes_text, duration_text
+from capsbench.terminal.live import Display
 from capsbench.training.log import TrainingStep
 from capsbench.training.loop import RESULT
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import TrainingSettings
+from capsbench.words.units import bytes_text, duration_text
 
 _EPOCHS = 8
 _PACE_STEPS = 20

@@ -22,8 +22,8 @@ from typing import IO
 
 from pydantic import ValidationError
 
+from capsbench.families import FAMILY, end_family, ended_words, last_line
 from capsbench.measure.limits import died_of_limit
-from capsbench.measure.processes import FAMILY, end_family, ended_words, last_line
 from capsbench.measure.worker import READY, Reply, Request
 from capsbench.paths import start
 from capsbench.records import Cell, Configuration, Pass, Plan, Record

@@ -7,10 +7,10 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from capsbench.measure.allocator import SMALLEST
 from capsbench.measure.processes import nvml_process_bytes
-from capsbench.measure.storages import addresses
-from capsbench.measure.trace import Phase, Trace, trace_of
+from capsbench.tracing.cuda_allocator import SMALLEST
+from capsbench.tracing.storages import addresses
+from capsbench.tracing.trace import Phase, Trace, trace_of
 
 _STEPS_TO_WARM_UP = 5
 

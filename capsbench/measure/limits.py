@@ -4,9 +4,9 @@ import signal
 
 import torch
 
-from capsbench.measure import counting
 from capsbench.measure.processes import data_bytes
 from capsbench.records import Configuration
+from capsbench.tracing import counting
 
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS}
 

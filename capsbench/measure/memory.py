@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from capsbench.measure import counting
 from capsbench.measure.cuda_memory import CudaProbe
 from capsbench.measure.processes import largest_resident_set
-from capsbench.measure.storages import addresses
-from capsbench.measure.trace import Phase, Trace, trace_of
+from capsbench.tracing import counting
+from capsbench.tracing.storages import addresses
+from capsbench.tracing.trace import Phase, Trace, trace_of
 
 _PHASE, _TAG, _MARK = "capsbench phase: ", "capsbench tag: ", "capsbench mark"
 

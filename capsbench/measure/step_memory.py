@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from capsbench.measure.memory import MemoryProbe, probe_for
-from capsbench.measure.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.records import Configuration, MemoryFigures
+from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.workload import Workload
 
 Afterwards = Callable[[MemoryProbe, Workload], None]

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
-from capsbench.measure.allocator import CachingAllocator
-from capsbench.measure.attribution import Modules, Origin
-from capsbench.measure.blocks import current_node
 from capsbench.measure.memory import MemoryProbe
-from capsbench.measure.operators import Operators
-from capsbench.measure.predict import predict_memory, trace_for
 from capsbench.measure.step_memory import probed_step
-from capsbench.measure.trace import PHASES, Phase, Trace
+from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import Configuration, StepPeak, StepPhase, Timeline
+from capsbench.tracing.attribution import Modules, Origin
+from capsbench.tracing.blocks import current_node
+from capsbench.tracing.cuda_allocator import CachingAllocator
+from capsbench.tracing.operators import Operators
+from capsbench.tracing.trace import PHASES, Phase, Trace
 from capsbench.workload import Workload
 
 _NOWHERE = Origin("", "")

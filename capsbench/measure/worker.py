@@ -18,13 +18,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.families import FAMILY, end_family
 from capsbench.foreign import keeping_threads
-from capsbench.measure import counting
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
-from capsbench.measure.processes import FAMILY, end_family, other_processes, refuse_others, unknown_others
+from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
-from capsbench.measure.step_trace import traced_figures
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
+from capsbench.tracing import counting
+from capsbench.tracing.step_trace import traced_figures
 from capsbench.workload import Workload, without_effect
 
 LONGEST_MESSAGE = 500

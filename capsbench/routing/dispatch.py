@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError, ShapeError
-from capsbench.routing import compiled, fused, published, recompute_em, reference
+from capsbench.routing import compiled, published, recompute_em, reference
 from capsbench.routing.autograd import full_precision
 from capsbench.routing.compiled import CompiledPasses
-from capsbench.routing.fused import FusedPasses
 from capsbench.routing.recompute import TilePasses
 from capsbench.routing.rounds import Passes, Rounds, Staged
+from capsbench.routing.triton import fused
+from capsbench.routing.triton.fused import FusedPasses
 
 Kept = tuple[Tensor, ...]
 """What a kernel hands from forward to backward so that it need not repeat its rounds."""

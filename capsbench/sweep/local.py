@@ -10,9 +10,9 @@ from pathlib import Path
 from capsbench.errors import BusyDeviceError, CapsbenchError
 from capsbench.fingerprint import Fingerprint
 from capsbench.locks import Busy, holding
-from capsbench.measure import apart
 from capsbench.measure.cell import measure_cell
-from capsbench.measure.predict import predict_cell
+from capsbench.prediction import apart
+from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan, Record
 from capsbench.workload import fingerprint_of
 

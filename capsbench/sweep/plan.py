@@ -8,8 +8,8 @@ from typing import Any
 
 from capsbench.catalog import spec_of
 from capsbench.errors import CapsbenchError, ConfigurationError
-from capsbench.measure.apart import call_for
 from capsbench.models import FRONTS, RULES, resolve_front
+from capsbench.prediction.apart import call_for
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import INVERSES, PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
 from capsbench.routing import algorithms, check_routing, compiled, kernels, resolve_kernel

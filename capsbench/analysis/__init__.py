@@ -1,1 +1,0 @@
-"""Records in, numbers out: no torch, no files."""

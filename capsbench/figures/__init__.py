@@ -1,0 +1,1 @@
+"""Records and slopes as pictures: formatting only."""

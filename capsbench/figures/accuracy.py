@@ -1,0 +1,89 @@
+"""Accuracies beside the paper's, as a figure."""
+
+import math
+from collections.abc import Iterator
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from capsbench.figures.styles import COLOURS, MODEL_STYLES, STYLE
+from capsbench.stats.seeds import KEY
+from capsbench.words.accuracy import NUMBERED, TITLES, length_text, setting_text, system_text
+from capsbench.words.labels import dataset_title, model_title
+
+
+def accuracy_figure(rows: pd.DataFrame, title: str) -> Figure:
+    """Accuracy of every row, the paper's pale beside one's own: over blocks where these vary, else row by row."""
+    datasets = list(dict.fromkeys(rows["dataset"]))
+    over_blocks = all(_over_blocks(rows[rows["dataset"] == dataset]) for dataset in datasets)
+    with mpl.rc_context(STYLE):
+        height = 3.2 if over_blocks else 0.9 + 0.27 * len(rows)
+        figure = Figure(figsize=(4.6 * len(datasets), height), layout="constrained")
+        axes = figure.subplots(1, len(datasets), squeeze=False)[0]
+        for ax, dataset in zip(axes, datasets, strict=True):
+            part = rows[rows["dataset"] == dataset]
+            (_draw_over_blocks if over_blocks else _draw_rows)(ax, part)
+            ax.set_title(dataset_title(dataset), loc="left", fontsize=9.5)
+        figure.suptitle(f"{title}{_length_note(rows)}", fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+def _length_note(rows: pd.DataFrame) -> str:
+    lengths = sorted({length_text(*found) for found in zip(rows["scale"], rows["epochs"], rows["paper_epochs"], strict=True)})
+    return "" if lengths == ["as the paper"] else f" ({'; '.join(lengths)})"
+
+
+def _over_blocks(rows: pd.DataFrame) -> bool:
+    return rows["blocks"].nunique() > 1 and not rows.duplicated(["model", "blocks"]).any()
+
+
+def _draw_over_blocks(ax: Axes, rows: pd.DataFrame) -> None:
+    for offset, (model, line) in zip(_offsets(rows["model"].nunique()), rows.groupby("model", sort=False), strict=True):
+        colour, at = _colour(str(model)), line["blocks"] + offset
+        label = model_title(str(model))
+        ax.errorbar(
+            at, line["paper_percent"], line["paper_std_percent"].fillna(0), color=colour, alpha=0.35, fmt="s--", ms=4, lw=1,
+            label=f"{label}, paper",
+        )  # fmt: skip
+        ax.errorbar(
+            at, line["accuracy_percent"], line["std_percent"].fillna(0), color=colour, fmt="o-", ms=4.5, lw=1.4, capsize=2,
+            label=label,
+        )  # fmt: skip
+    ax.set_xlabel("blocks")
+    ax.set_ylabel("test accuracy, %")
+    ax.set_xticks(sorted(set(rows["blocks"])))
+    ax.legend(fontsize=7.5)
+
+
+def _draw_rows(ax: Axes, rows: pd.DataFrame) -> None:
+    labels = list(_row_labels(rows))
+    places = range(len(rows))
+    for place, (_, row) in zip(places, rows.iterrows(), strict=True):
+        colour = _colour(str(row["model"]))
+        ax.errorbar(row["paper_percent"], place, xerr=_error(row["paper_std_percent"]), color=colour, alpha=0.4, fmt="s", ms=5)
+        ax.errorbar(row["accuracy_percent"], place, xerr=_error(row["std_percent"]), color=colour, fmt="o", ms=5, capsize=2)
+    ax.set_yticks(list(places), labels, fontsize=7.5)
+    ax.invert_yaxis()
+    ax.set_xlabel("test accuracy, %: round here, square and pale in the paper")
+
+
+def _row_labels(rows: pd.DataFrame) -> Iterator[str]:
+    told = [name for name in KEY if name in TITLES and rows[name].nunique() > 1]
+    for row in rows.to_dict("records"):
+        settings = [f"{setting_text(row, name)} {TITLES[name]}" if name in NUMBERED else setting_text(row, name) for name in told]
+        yield ", ".join([system_text(row), *(one for one in settings if not one.startswith("-"))])
+
+
+def _colour(model: str) -> str:
+    return MODEL_STYLES[model][0] if model in MODEL_STYLES else COLOURS[3]
+
+
+def _offsets(count: int) -> list[float]:
+    """Error bars of several models beside each other."""
+    return [0.08 * (place - (count - 1) / 2) for place in range(count)]
+
+
+def _error(std: float) -> float | None:
+    return None if math.isnan(std) else std

@@ -1,0 +1,220 @@
+"""Figures 3 and 4 of *Momentum Capsule Networks*, from one's own records."""
+
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from capsbench import paper
+from capsbench.errors import ConfigurationError
+from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
+from capsbench.figures.panels import Per, draw_panel, draw_paper
+from capsbench.figures.styles import SMALL, STYLE, line_styles
+from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
+from capsbench.stats.slopes import lines, noises
+from capsbench.words.labels import Line, Names, cut, dataset_title, on_gpu
+
+_LONGEST_TITLE = 36
+_MOST_LINES = 12
+"""That a panel draws: more could not be told apart."""
+
+_SMALL_MARKER = 0.6
+
+COLUMN_WIDTH, PAGE_WIDTH = 3.35, 7.0
+"""Inches: one column of a paper, and both."""
+
+AxesGrid = NDArray[np.object_]
+"""Axes, `[data sets, columns]`."""
+
+
+def figure3(
+    frame: pd.DataFrame,
+    *,
+    memory: Sequence[str] = ("retained",),
+    per: Per = "step",
+    with_paper: bool = False,
+    ax: Axes | AxesGrid | None = None,
+    width: float | None = None,
+) -> AxesGrid:
+    """Memory, training time and inference time over depth; a row per data set (Momentum Capsule Networks, figure 3).
+
+    Args:
+        frame: what `capsbench.load` gave.
+        memory: which memory to draw, names of `MEMORY_METRICS`; a column each.
+        per: seconds per `step`, or per `epoch` of the set's size in the paper.
+        with_paper: the paper's table 4 as a pale line, where the memory drawn is comparable.
+        ax: axes to draw on, `[data sets, columns]`; one will do where there is one panel. By default those of a new figure.
+        width: of a new figure, in inches; by default 3.7 for each column.
+
+    Returns:
+        The axes, `[data sets, columns]`.
+
+    Raises:
+        ConfigurationError: `ax` has other than as many axes as there are panels.
+    """
+    columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"], TIME_METRICS["inference"]]
+    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=False, ax=ax, width=width)
+
+
+def figure4(
+    frame: pd.DataFrame,
+    *,
+    memory: Sequence[str] = ("retained", "peak"),
+    per: Per = "step",
+    with_paper: bool = False,
+    ax: Axes | AxesGrid | None = None,
+    width: float | None = None,
+) -> AxesGrid:
+    """Memory and training time over depth, with fitted lines and their slopes (Momentum Capsule Networks, figure 4).
+
+    Arguments as `figure3`.
+    """
+    columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"]]
+    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=True, ax=ax, width=width)
+
+
+def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("svg", "png", "pdf")) -> list[Path]:
+    """Writes a figure in each format; fonts are embedded in the pdf as TrueType, as publishers ask."""
+    paths = [folder / f"{name}.{kind}" for kind in kinds]
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # A name may have signs that no font here has: a box stands for them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        # A column of a paper has no room for three panels with long legends: they are drawn as they are.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied", category=UserWarning)
+        for path in paths:
+            # No date inside: the same records give the same file.
+            metadata = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}[path.suffix]
+            figure.savefig(path, metadata=metadata, bbox_inches="tight")
+    return paths
+
+
+def _grid(
+    frame: pd.DataFrame,
+    columns: Sequence[Metric],
+    *,
+    per: Per,
+    with_paper: bool,
+    with_fit: bool,
+    ax: Axes | AxesGrid | None,
+    width: float | None,
+) -> AxesGrid:
+    datasets = list(dict.fromkeys(frame["dataset"])) or [""]
+    styles = line_styles(frame)
+    if width is not None:
+        styles = {key: replace(style, size=_SMALL_MARKER * style.size) for key, style in styles.items()}
+    shown = [metric for metric in columns if frame[metric.column].notna().any()]
+    with mpl.rc_context(STYLE | (SMALL if width is not None else {})):
+        axes = _axes_of(ax, len(datasets), max(1, len(shown)), width)
+        below = 0
+        for row, dataset in zip(axes, datasets, strict=True):
+            part = frame[frame["dataset"] == dataset]
+            every = list(lines(part))
+            names = Names(line for line, _ in every)
+            handles_of: list[list[Line2D]] = []
+            left: dict[str, int] = {}
+            for panel, metric in zip(row, shown, strict=False):
+                drawn, more = _drawn(every, metric, shown)
+                handles = draw_panel(panel, part, drawn, names, metric, styles, per=per, with_fit=with_fit)
+                if with_paper and _comparable(part, metric):
+                    handles += draw_paper(panel, dataset)
+                if more and with_fit:
+                    handles.append(nothing_drawn(f"{more} more lines are not drawn"))
+                left[metric.title] = more
+                panel.set_title(
+                    f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {_title(metric, frame)}",
+                    loc="left",
+                    fontsize=mpl.rcParams["axes.titlesize"],
+                )
+                handles_of.append(handles)
+            if not with_fit:
+                handles_of = [_united(handles_of, left), *([] for _ in handles_of[1:])]
+            below += max(
+                (place_legend(panel, handles, may_grow=ax is None) for panel, handles in zip(row, handles_of, strict=False)),
+                default=0,
+            )
+        if not shown:
+            why = "every cell ran out of memory" if (frame["status"] == "oom").any() else "no cell was measured"
+            axes[0][0].text(0.5, 0.5, why, ha="center", transform=axes[0][0].transAxes)
+        if ax is None:
+            _finish(axes[0][0].figure, _caption(frame, timed=any(not metric.is_bytes for metric in shown)), below, width)
+    return axes
+
+
+def _drawn(
+    every: Sequence[tuple[Line, pd.DataFrame]], metric: Metric, beside: Sequence[Metric]
+) -> tuple[list[tuple[Line, pd.DataFrame]], int]:
+    """The lines that a panel has room for, and how many more there are.
+
+    Lines that have most of what is drawn beside it come first, so that panels draw the same ones where they can.
+    """
+    found = [(place, cells) for place, (_, cells) in enumerate(every) if cells[metric.column].notna().any()]
+    fullest = sorted(found, key=lambda one: -sum(bool(one[1][other.column].notna().any()) for other in beside))
+    return [every[place] for place in sorted(place for place, _ in fullest[:_MOST_LINES])], max(0, len(found) - _MOST_LINES)
+
+
+def _united(handles_of: Sequence[Sequence[Line2D]], left: Mapping[str, int]) -> list[Line2D]:
+    """One legend for all panels of a row, whose lines have no slopes to tell, and how many lines each has `left` out."""
+    found = {str(handle.get_label()): handle for handles in handles_of for handle in handles}
+    alike = len(set(left.values())) == 1
+    notes = {f"{more} more lines{'' if alike else f' of {title}'} are not drawn" for title, more in left.items() if more}
+    return [*found.values(), *map(nothing_drawn, sorted(notes))]
+
+
+def _finish(figure: Figure, caption: str, below: int, width: float | None) -> None:
+    """A new figure's caption, and room for so many rows of legends below its panels."""
+    across, height = figure.get_size_inches()
+    figure.set_size_inches(across, height + below * LEGEND_ROW * mpl.rcParams["legend.fontsize"] / 72)
+    text = "\n".join(textwrap.wrap(caption, int(22 * (width or 99))))
+    figure.supxlabel(text, fontsize=7.5 if width is None else 6, color="#555555")
+
+
+def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float | None) -> AxesGrid:
+    """Axes of a new figure, or those that were given, `[rows, columns]`."""
+    if ax is None:
+        across = 3.7 * columns if width is None else width
+        # Panels keep their shape, but none is too low for its legend.
+        height = max(2.3, 3.1 * across / (3.7 * columns))
+        return Figure(figsize=(across, height * rows + 0.3), layout="constrained").subplots(rows, columns, squeeze=False)
+    given = np.array(ax, dtype=object)
+    if given.size != rows * columns:
+        raise ConfigurationError(
+            f"ax has {given.size} axes for {rows} data sets × {columns} columns",
+            f"give plt.subplots({rows}, {columns})[1], or no ax",
+        )
+    return given.reshape(rows, columns)
+
+
+def _comparable(frame: pd.DataFrame, metric: Metric) -> bool:
+    """Whether the paper's nvidia-smi readings can stand beside this: device memory, at the paper's batch."""
+    same = on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE)
+    return metric.name in paper.COMPARABLE_METRICS and bool(same.any())
+
+
+def _title(metric: Metric, frame: pd.DataFrame) -> str:
+    on_cpu = metric.name == "process" and not on_gpu(frame).any()
+    return "largest resident set" if on_cpu else metric.title
+
+
+def _caption(frame: pd.DataFrame, *, timed: bool) -> str:
+    """What all cells share, and what error bars and crosses are."""
+    shared = []
+    for column in ("batch_size", "kernel", "precision", "device"):
+        values = frame[column].dropna().unique()
+        if len(values) == 1:
+            shared.append(f"{column.replace('_', ' ')} {values[0]}")
+    if "data_source" in frame and (frame["data_source"] == "stand-in").any():
+        shared.append("the packaged images stand in for a set that was not on disk")
+    if "replicate" in frame and frame["replicate"].nunique() > 1:
+        shared.append("bars: standard deviation over replicates")
+    if timed and (disturbed := noises(frame)):
+        shared.append(f"crossed markers are noisy: {', '.join(disturbed)}")
+    return "; ".join([*shared, "axes need not start at 0"])

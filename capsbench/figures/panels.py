@@ -1,0 +1,152 @@
+"""One metric over depth, as one panel of a figure: points, fitted lines, where a line ends, and the paper's own values."""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Literal
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from capsbench import paper
+from capsbench.catalog import SPECS
+from capsbench.figures.legends import legend_text
+from capsbench.figures.styles import MODEL_STYLES, LineStyle, style_key
+from capsbench.stats.metrics import Metric
+from capsbench.stats.slopes import LineFit, fit_line
+from capsbench.words.labels import Line, Names, model_title
+from capsbench.words.slopes_in_words import within_text
+from capsbench.words.units import MIB, slope_text
+
+Per = Literal["step", "epoch"]
+
+
+def draw_panel(
+    ax: Axes,
+    frame: pd.DataFrame,
+    drawn: Sequence[tuple[Line, pd.DataFrame]],
+    names: Names,
+    metric: Metric,
+    styles: dict[str, LineStyle],
+    *,
+    per: Per,
+    with_fit: bool,
+) -> list[Line2D]:
+    """One metric over depth, for some of the frame's lines; returns what a legend shows of them."""
+    handles = []
+    for line, cells in drawn:
+        measured = cells[cells[metric.column].notna()]
+        if measured.empty:
+            continue
+        scale = _scale(metric, line, per)
+        style = styles[style_key(line)]
+        by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
+        mean = by_depth.mean() * scale
+        fit = fit_line(measured, metric)
+        label = legend_text(names.of(line), _fit_text(fit, metric, scale) if with_fit and fit else "")
+        if with_fit and fit is not None:
+            _draw_fit(ax, fit, mean, metric, style, scale)
+        ax.errorbar(
+            mean.index,
+            mean,
+            yerr=by_depth.std().fillna(0) * scale if (by_depth.size() > 1).any() else None,
+            marker=style.marker,
+            linestyle="none" if with_fit else style.dash,
+            color=style.colour,
+            markerfacecolor="white",
+            markeredgewidth=1.2,
+            markersize=style.size,
+            linewidth=1.2,
+            drawstyle=_joined(metric, fit),
+            capsize=2,
+            label=label,
+        )
+        _mark_noise(ax, measured, mean, metric, style)
+        points_alone = with_fit and fit is not None and fit.shape == "no change measurable"
+        dash = "none" if points_alone else style.dash
+        handles.append(
+            Line2D([], [], color=style.colour, marker=style.marker, ls=dash, ms=style.size, mfc="white", lw=1, label=label)
+        )
+        _mark_end(ax, frame, line, mean, style)
+    ax.set_xlabel("blocks")
+    ax.set_ylabel(_unit(metric, per))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return handles
+
+
+def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
+    """`8.3 ± 0.4 ms/block`, that no change is measurable, or that it is not a line."""
+    if fit.shape == "not a line":
+        return fit.shape
+    factor = 1.0 if metric.is_bytes else scale
+    slope, low, high = (factor * one for one in (fit.fit.slope, *(fit.fit.slope_interval or (fit.fit.slope, fit.fit.slope))))
+    if fit.shape == "no change measurable":
+        # A panel is too narrow for more.
+        return f"no change {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)}/block"
+    alone = " (no interval)" if fit.fit.slope_interval is None and not metric.repeats else ""
+    return f"{slope_text(slope, low, high, is_bytes=metric.is_bytes)}/block{alone}"
+
+
+def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: LineStyle, scale: float) -> None:
+    """The fitted line; where none fits, the points are joined palely, and where no change is measurable, nothing is drawn."""
+    if fit.shape == "no change measurable":
+        return
+    if fit.shape == "not a line":
+        ax.plot(mean.index, mean, ls=style.dash, drawstyle=_joined(metric, fit), color=style.colour, lw=0.8, alpha=0.4)
+        return
+    ends = [mean.index.min(), mean.index.max()]
+    ax.plot(ends, [scale * (fit.fit.intercept + fit.fit.slope * x) for x in ends], ls=style.dash, color=style.colour, lw=1)
+
+
+def _joined(metric: Metric, fit: LineFit | None) -> Literal["default", "steps-mid"]:
+    """How points are joined: reserved memory comes in segments, and jumps from one depth to the next."""
+    return "steps-mid" if metric.name == "reserved" and fit is not None and not fit.linear else "default"
+
+
+def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: LineStyle) -> None:
+    """A cross through the marker of each depth whose times were disturbed."""
+    noisy = [] if metric.is_bytes else sorted(set(measured.loc[measured["noise"] != "", "blocks"]))
+    if noisy:
+        ax.plot(noisy, mean.loc[noisy], "x", color=style.colour, ms=style.size + 3, mew=0.8, zorder=4)
+
+
+def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style: LineStyle) -> None:
+    """Where a line ends because the device was full."""
+    same = frame[frame["status"] == "oom"]
+    for column, value in line.items():
+        same = same[same[column].isna() if pd.isna(value) else same[column] == value]  # type: ignore[call-overload]
+    if same.empty:
+        return
+    at = same["blocks"].min()
+    # A deeper network may have had room again: the line is left where it first had none.
+    shallower = mean[mean.index <= at]
+    start, height = (shallower.index[-1], shallower.iloc[-1]) if len(shallower) else (mean.index[0], mean.iloc[0])
+    ax.plot([start, at], [height] * 2, ":", color=style.colour, lw=1)
+    early = 2 * at < frame["blocks"].min() + frame["blocks"].max()
+    ax.annotate("out of memory", (at, height), color=style.colour, fontsize=7.5, ha="left" if early else "right", va="bottom")
+
+
+def draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
+    """Table 4, pale, behind one's own lines."""
+    table, drawn = paper.memory(), []
+    for model, cells in table[table["dataset"] == dataset].groupby("model"):
+        colour, marker, _ = MODEL_STYLES[str(model)]
+        drawn += ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3,
+                label=f"paper's {model_title(str(model))} (nvidia-smi)")  # fmt: skip
+    return drawn
+
+
+def _scale(metric: Metric, line: Line, per: Per) -> float:
+    if metric.is_bytes:
+        return 1 / MIB
+    if per == "step":
+        return 1.0
+    spec = SPECS[str(line["dataset"])]
+    return float(ceil(spec.train_size / int(str(line["batch_size"]))))
+
+
+def _unit(metric: Metric, per: Per) -> str:
+    if metric.is_bytes:
+        return "MiB"
+    return "seconds per step" if per == "step" else "seconds per epoch of the paper's set"

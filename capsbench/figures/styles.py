@@ -1,0 +1,107 @@
+"""How figures and lines look, in print and on a page: colour and marker say the model, dashes the rest."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from capsbench.stats.slopes import lines
+from capsbench.words.labels import Line, is_predicted
+
+# Okabe and Ito's palette, told apart by every kind of colour vision; shapes tell the rest, also in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Where models agree to the byte their markers lie on each other: the later ones are smaller, so that all are seen.
+MODEL_STYLES = {"capsnet": (COLOURS[2], "^", 10.0), "rescapsnet": (COLOURS[1], "s", 6.5), "mocapsnet": (COLOURS[0], "o", 4.0)}
+_OTHER_SIZE = 5.5
+_MORE_MARKERS = "DvPX*"
+Dash = str | tuple[int, tuple[float, ...]]
+# What is broken without dots is predicted.
+_DASHES: tuple[Dash, ...] = ("-", "-.", ":", (0, (5, 2, 1, 2, 1, 2)))
+_PREDICTED_DASHES: tuple[Dash, ...] = ("--", (0, (8, 3)), (0, (3, 1)), (0, (12, 3)))
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 3.0,  # room for dashes beside the marker
+    "text.parse_math": False,  # names are names, whatever is in them
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType, whole: type 3 is refused by many publishers
+    "ps.fonttype": 42,
+    "axes.titlesize": 9.5,
+    "svg.hashsalt": "capsbench",
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+}
+
+SMALL: Any = {
+    "font.size": 7,
+    "axes.titlesize": 6.8,
+    "legend.fontsize": 5.8,
+    "legend.handlelength": 2.4,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+} | dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
+"""For a figure of a printed page's width."""
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """As matplotlib takes it."""
+
+    colour: str
+    marker: str
+    dash: Dash
+    size: float
+
+
+def line_styles(frame: pd.DataFrame) -> dict[str, LineStyle]:
+    """By `style_key`: colour and marker by model; dashes by whatever else differs, and of their own for what is predicted.
+
+    Where a model has more lines than there are dashes the later ones have other markers, and then other colours: looks repeat
+    beyond a hundred lines of a model.
+    """
+    return styles_of(line for line, _ in lines(frame))
+
+
+def styles_of(told: Iterable[Line]) -> dict[str, LineStyle]:
+    """The same of lines whose common values are known."""
+    found: dict[str, LineStyle] = {}
+    strangers: dict[str, tuple[str, str, float]] = {}
+    taken: set[tuple[str, str, Dash]] = set()
+    for line in told:
+        key, model = style_key(line), str(line["model"])
+        if key in found:
+            continue
+        if model not in MODEL_STYLES and model not in strangers:
+            place = len(strangers)
+            strangers[model] = (COLOURS[3:][place % 4], _MORE_MARKERS[place % len(_MORE_MARKERS)], _OTHER_SIZE)
+        own = MODEL_STYLES.get(model) or strangers[model]
+        dashes = _PREDICTED_DASHES if is_predicted(line) else _DASHES
+        look = next((look for look in _looks(own, dashes) if look[:3] not in taken), (*own[:2], dashes[0], own[2]))
+        taken.add(look[:3])
+        colour, marker, dash, size = look
+        # Where a prediction is right its marker lies on the measured one, inside it.
+        found[key] = LineStyle(colour, marker, dash, 0.6 * size if is_predicted(line) else size)
+    return found
+
+
+def _looks(own: tuple[str, str, float], dashes: Sequence[Dash]) -> Iterator[tuple[str, str, Dash, float]]:
+    """Colour, marker, dash and size: a model's own marker first, then others, then other colours."""
+    colour, marker, size = own
+    others = [(one, _OTHER_SIZE) for one in _MORE_MARKERS if one != marker]
+    for one in (colour, *(other for other in COLOURS[3:] if other != colour)):
+        for shape, its_size in [(marker, size), *others]:
+            yield from ((one, shape, dash, its_size) for dash in dashes)
+
+
+def style_key(line: Line) -> str:
+    """The same for lines that differ in the data set alone."""
+    return repr([(name, str(value)) for name, value in line.items() if name != "dataset"])

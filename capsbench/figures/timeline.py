@@ -1,0 +1,199 @@
+"""Inside one training step, as a figure and in words."""
+
+import textwrap
+from collections.abc import Iterator
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from capsbench.figures.styles import STYLE
+from capsbench.records import Timeline
+from capsbench.words.labels import dataset_title, model_title
+from capsbench.words.modules import ModuleChange, module_changes
+from capsbench.words.units import MIB, bytes_text
+
+# Okabe and Ito's palette; neighbours in the stack differ in lightness, and hatches tell them apart in grey.
+LOOKS = {
+    "state": ("#0072B2", ""),
+    "gradient": ("#E69F00", "///"),
+    "optimizer": ("#56B4E9", ""),
+    "batch": ("#000000", ""),
+    "retained": ("#D55E00", ""),
+    "temporary": ("#F0E442", "..."),
+    "other": ("#999999", "xxx"),
+}
+NOBODY = "(the network itself, and the loss)"
+_NARROWEST = 0.11
+_MOST_POINTS = 600
+_MOST_BARS = 12
+_LONGEST_NAME = 34
+
+
+def draw_timeline(timeline: Timeline) -> Figure:
+    """Bytes alive over the events of a step by what they are for, and retained bytes by module."""
+    with mpl.rc_context({**STYLE, "hatch.linewidth": 0.4}):
+        figure = Figure(figsize=(11.5, 5.0), layout="constrained")
+        step, modules = figure.subplots(1, 2, width_ratios=[2.2, 1])
+        _draw_step(step, timeline)
+        _draw_modules(modules, timeline)
+        caption = [part for line in caption_of(timeline) for part in textwrap.wrap(line, 150)]
+        figure.supxlabel("\n".join(caption), fontsize=7.5, color="#555555")
+    return figure
+
+
+def timeline_text(timeline: Timeline) -> str:
+    """The same in words: the peak and what is in it, and the modules that retain most."""
+    peak, forward = timeline.peak, timeline.phases["forward"]
+    lines = [
+        title_of(timeline),
+        *_aligned("peak", f"{_exact(peak.allocated_bytes)} in {peak.contents.phase}"),
+        *_aligned("operator", peak.operator or "none, or not known"),
+        *_aligned("module", "not known" if peak.module is None else peak.module or NOBODY),
+        "alive at the peak",
+    ]
+    for name, nbytes in contents_at_peak(timeline):
+        lines += _aligned(f"  {name}", _exact(nbytes))
+    lines += _aligned("  left over", _exact(peak.left_over_bytes))
+    lines += _aligned("retained", f"{_exact(forward.end_bytes - forward.start_bytes)} after forward; those who keep most of it:")
+    for module in modules_of(timeline)[:5]:
+        each = f" ({module.count} × {bytes_text(module.nbytes)})" if module.count > 1 else ""
+        lines.append(f"  {bytes_text(module.nbytes * module.count):>12}  {module.name or NOBODY}{each}")
+    return "\n".join([*lines, *(f"note: {note}" for note in timeline.notes)])
+
+
+def _draw_step(ax: Axes, timeline: Timeline) -> None:
+    stacks = {name: np.array(nbytes) for name, nbytes in timeline.bytes_by_category.items()}
+    total = np.sum([*stacks.values()], axis=0)
+    places, shown = places_of(timeline), shown_events(total)
+    at_peak, floor = dict(contents_at_peak(timeline)), np.zeros(len(shown))
+    for name, nbytes in stacks.items():
+        if not nbytes.any():
+            continue
+        colour, hatch = LOOKS[name]
+        top = floor + nbytes[shown] / MIB
+        label = f"{name} {bytes_text(at_peak[name])}"
+        ax.fill_between(
+            places[shown], floor, top, step="post", facecolor=colour, hatch=hatch, edgecolor="white", lw=0.2, label=label
+        )
+        floor = top
+    ax.step(places[shown], floor, where="post", color="black", lw=0.8)
+    _mark_phases(ax, timeline, places)
+    _mark_peak(ax, timeline, float(places[timeline.peak.event]), float(total[timeline.peak.event]) / MIB)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1.3 * float(total.max()) / MIB)
+    ax.set_ylabel("MiB allocated")
+    ax.set_xlabel("allocations and frees, in their order")
+    ax.grid(visible=False, axis="x")
+    ax.set_title(title_of(timeline), loc="left", fontsize=9.5, pad=14)
+    ax.legend(
+        loc="upper left", bbox_to_anchor=(-0.02, -0.13), ncols=3, title="alive at the peak", alignment="left", title_fontsize=8
+    )
+
+
+def _mark_phases(ax: Axes, timeline: Timeline, places: np.ndarray) -> None:
+    """Lines between forward, backward and optimizer, and their names above."""
+    for name, phase in timeline.phases.items():
+        first, last = places[phase.first_event], places[phase.last_event]
+        ax.axvline(last, color="black", lw=0.6, ls=(0, (2, 2)))
+        ax.text((first + last) / 2, 1.01, name, ha="center", va="bottom", fontsize=8, transform=ax.get_xaxis_transform())
+    ends = [0, *(phase.last_event for phase in timeline.phases.values())]
+    ax.set_xticks([places[at] for at in ends], [f"{at:,}" for at in ends])
+
+
+def _mark_peak(ax: Axes, timeline: Timeline, x: float, y: float) -> None:
+    peak = timeline.peak
+    words = [f"peak {bytes_text(peak.allocated_bytes)}", peak.operator, _short(peak.module) if peak.module else None]
+    side = "right" if x > 0.5 else "left"
+    ax.annotate(
+        "\n".join(word for word in words if word),
+        (x, y),
+        (x + (-0.03 if side == "right" else 0.03), 1.27 * y),
+        ha=side,
+        va="top",
+        fontsize=8,
+        arrowprops={"arrowstyle": "-", "lw": 0.7},
+        bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.8},
+    )
+    ax.plot([x], [y], "v", color="black", ms=6, mfc="white", zorder=4)
+
+
+def _draw_modules(ax: Axes, timeline: Timeline) -> None:
+    found = modules_of(timeline)
+    bars = [(module.name or NOBODY, module.nbytes * module.count, module) for module in found[:_MOST_BARS]]
+    if len(found) > _MOST_BARS:
+        others = found[_MOST_BARS:]
+        count = sum(module.count for module in others)
+        bars.append((f"{count} others", sum(it.nbytes * it.count for it in others), ModuleChange("", 0, 1)))
+    sizes = [nbytes / MIB for _, nbytes, _ in bars]
+    ax.barh(range(len(bars)), sizes, color=LOOKS["retained"][0], height=0.65)
+    for row, (_, nbytes, module) in enumerate(bars):
+        each = f" = {module.count} × {bytes_text(module.nbytes)}" if module.count > 1 else ""
+        ax.annotate(
+            f"{bytes_text(nbytes)}{each}", (nbytes / MIB, row), (3, 0), textcoords="offset points", va="center", fontsize=7.5
+        )
+    ax.set_yticks(range(len(bars)), [_short(name) for name, *_ in bars], fontsize=7.5)
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set_xlim(0, 2 * max(sizes, default=1.0))
+    ax.set_xlabel("MiB")
+    forward = timeline.phases["forward"]
+    ax.set_title(f"retained by module: {bytes_text(forward.end_bytes - forward.start_bytes)}", loc="left", fontsize=9.5, pad=14)
+    if not bars:
+        ax.text(0.5, 0.5, "nothing is retained", ha="center", transform=ax.transAxes)
+
+
+def places_of(timeline: Timeline) -> np.ndarray:
+    """Where each event is drawn, from 0 to 1: phases are as wide as they have events, but none too narrow for its name."""
+    phases = list(timeline.phases.values())
+    lengths = np.array([phase.last_event - phase.first_event for phase in phases], dtype=float)
+    widths = np.maximum(lengths / max(1.0, lengths.sum()), _NARROWEST)
+    ends = np.concatenate(([0.0], np.cumsum(widths / widths.sum())))
+    events = [0, *(phase.last_event for phase in phases)]
+    return np.interp(np.arange(events[-1] + 1), events, ends)
+
+
+def shown_events(total: np.ndarray) -> np.ndarray:
+    """The events that are drawn: all, or of each small group of them the highest."""
+    groups = np.array_split(np.arange(len(total)), min(len(total), _MOST_POINTS))
+    return np.unique([0, *(group[total[group].argmax()] for group in groups), len(total) - 1])
+
+
+def modules_of(timeline: Timeline) -> list[ModuleChange]:
+    """Retained bytes by module; modules whose names differ in a number and which keep the same are one."""
+    return module_changes({}, timeline.retained_by_module)
+
+
+def contents_at_peak(timeline: Timeline) -> Iterator[tuple[str, int]]:
+    """Bytes at the peak by category."""
+    for name in timeline.bytes_by_category:
+        yield name, getattr(timeline.peak.contents, f"{name}_bytes")
+
+
+def title_of(timeline: Timeline) -> str:
+    """`MoCapsNet, 4 blocks: one training step, measured`."""
+    it = timeline.configuration
+    return f"{model_title(it.model)}, {it.blocks} {'block' if it.blocks == 1 else 'blocks'}: one training step, {timeline.kind}"
+
+
+def caption_of(timeline: Timeline) -> list[str]:
+    """What was run, and what else a reader must know."""
+    it = timeline.configuration
+    names = ("kernel", "routing", "memory", "inverse", "front", "rule", "optimizer_step", "gpu")
+    options = [f"{name.replace('_', ' ')} {value}" for name in names if (value := getattr(it, name)) is not None]
+    told = [dataset_title(it.dataset), f"batch size {it.batch_size}", *options, it.precision, f"device {it.device}"]
+    stand_in = ["the packaged images stand in for a set that was not on disk"] if timeline.data_source == "stand-in" else []
+    return [", ".join(told), "; ".join([*stand_in, "1 MiB = 2²⁰ bytes", "* stands for every number", *timeline.notes])]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
+
+
+def _exact(nbytes: int) -> str:
+    return f"{bytes_text(nbytes)} ({nbytes:,} bytes)"
+
+
+def _aligned(name: str, text: str) -> list[str]:
+    return [f"{name:<12} {text}"]

@@ -1,0 +1,1 @@
+"""Two reports compared, and whether one may pass: baselines, verdicts, workflows."""

@@ -1,0 +1,101 @@
+"""Two runs, figure by figure: slopes, levels and cells, and whether a difference matters.
+
+Worse means statistically different and beyond a threshold of the quantity. Bytes repeat exactly: any difference is one. Times are
+compared as `paces` says, in units of a yardstick that was timed beside them: a machine that has become slower is no regression.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from capsbench.errors import ConfigurationError
+from capsbench.gate.comparison import Compared, Comparison, Outcome, Thresholds
+from capsbench.gate.paces import adjusted
+from capsbench.gate.pair import FAULTS, Pair
+from capsbench.gate.summary import LineSummary, Summary
+from capsbench.stats.median import CONFIDENCE
+
+
+def compare(before: Summary, after: Summary, thresholds: Thresholds | None = None) -> Compared:
+    """Every figure that both runs have.
+
+    Args:
+        before: the first run, or a baseline.
+        after: the second.
+        thresholds: from where on a difference matters.
+
+    Raises:
+        ConfigurationError: they have no line in common.
+    """
+    limits = thresholds or Thresholds()
+    pairs, only_before, only_after = _match(before.lines, after.lines)
+    if not pairs:
+        raise ConfigurationError(
+            "the two have no line in common" + _nearest(before.lines, after.lines), "measure the same models and options"
+        )
+    comparisons: list[Comparison] = []
+    outcomes: list[Outcome] = []
+    for old, new in pairs:
+        pair = Pair(old, new, before, after, limits)
+        comparisons += pair.comparisons()
+        outcomes += pair.outcomes()
+    # A line that nobody knew fails as well as one that is known.
+    outcomes += [
+        Outcome(line.options(), cell.blocks, cell.replicate, None, cell.status, "worse", cell.message or "")
+        for line in only_after
+        for cell in line.cells
+        if cell.status in FAULTS
+    ]
+    return Compared(_judged(comparisons), outcomes, only_before, only_after)
+
+
+def _match(
+    before: Sequence[LineSummary], after: Sequence[LineSummary]
+) -> tuple[list[tuple[LineSummary, LineSummary]], list[LineSummary], list[LineSummary]]:
+    """Lines of both, in the order of the first; then what only one has.
+
+    A line's own machine is no part of it, unless a run has several lines that differ in nothing else.
+    """
+    found: dict[str, tuple[LineSummary, LineSummary]] = {}
+    old, new = {line.key(): line for line in before}, {line.key(): line for line in after}
+    for key in old.keys() & new.keys():
+        found[key] = old.pop(key), new.pop(key)
+    by_name = [Counter(line.portable_key() for line in lines.values()) for lines in (old, new)]
+    others = {line.portable_key(): key for key, line in new.items()}
+    for key, line in list(old.items()):
+        name = line.portable_key()
+        if all(count[name] == 1 for count in by_name):
+            found[key] = old.pop(key), new.pop(others[name])
+    order = [line.key() for line in before]
+    return [found[key] for key in order if key in found], list(old.values()), list(new.values())
+
+
+def _nearest(before: Sequence[LineSummary], after: Sequence[LineSummary]) -> str:
+    """The least in which a line of one differs from one of the other."""
+    nearest: tuple[list[str], LineSummary, LineSummary] | None = None
+    for old in before:
+        for new in after:
+            there = new.options()
+            names = [name for name, value in old.options().items() if value != there[name]]
+            if nearest is None or len(names) < len(nearest[0]):
+                nearest = names, old, new
+    if nearest is None:
+        return ": one of them is empty"
+    names, old, new = nearest
+    return f"; the nearest differ in {', '.join(f'{name} ({old.options()[name]}, {new.options()[name]})' for name in names)}"
+
+
+def _judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Times with their verdicts: a difference counts where its p-value, adjusted for all times of its scope, is below 5 %.
+
+    Levels, slopes and cells each are a family: many slopes that nobody can tell from noise must not hide a level.
+    """
+    judged = list(comparisons)
+    for scope in ("level", "slope", "cell"):
+        places = [place for place, it in enumerate(judged) if it.scope == scope and it.p_value is not None]
+        for place, p_value in zip(places, adjusted([judged[place].p_value or 0.0 for place in places]), strict=True):
+            one = replace(judged[place], p_value=p_value)
+            if one.verdict != "same" and p_value >= 1 - CONFIDENCE:
+                one = replace(one, verdict="same", why="; ".join(filter(None, ["within the noise", one.why])))
+            judged[place] = one
+    return judged

@@ -1,0 +1,96 @@
+"""What can be said of one figure in two runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from capsbench.gate.paces import Change
+from capsbench.gate.summary import BYTES, LineSummary
+from capsbench.records import Status
+from capsbench.stats.linearity import Shape
+from capsbench.words.modules import ModuleChange
+
+Verdict = Literal["same", "better", "worse", "not comparable"]
+Scope = Literal["slope", "level", "cell"]
+"""Change per block; a time over all cells of a line; one cell."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From where on a difference matters."""
+
+    bytes_share: float = 0.01
+    """Of the figure before."""
+    bytes_least: float = 512
+    """Bytes, or bytes per block; the larger of the two counts."""
+    time_share: float = 0.10
+    """Of the time before."""
+
+    def bytes_matter(self, before: float, after: float) -> bool:
+        """Whether bytes, or bytes per block, differ by more."""
+        return abs(after - before) > max(self.bytes_share * abs(before), self.bytes_least)
+
+    def time_matters(self, change: Change) -> bool:
+        """Whether seconds differ by more."""
+        return abs(change.after - change.before) > self.time_share * abs(change.before)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure in two runs."""
+
+    line: Mapping[str, object]
+    """What tells its line from others."""
+    scope: Scope
+    quantity: str
+    """A key of `BYTES` or `TIMES`."""
+    verdict: Verdict
+    before: float | None = None
+    """Bytes or seconds; per block where it is a slope. Times are as on the machine of the first run, by the yardstick."""
+    after: float | None = None
+    low: float | None = None
+    """95 % interval of the difference; None where figures repeat exactly, or nothing can be said."""
+    high: float | None = None
+    why: str = ""
+    """Why it is not comparable, or what to know of it."""
+    blocks: int | None = None
+    """Depth of a cell, and otherwise the deepest that both runs have."""
+    replicate: int = 0
+    modules: tuple[ModuleChange, ...] = ()
+    """What modules retain more or less at that depth."""
+    p_value: float | None = None
+    """Of a time, adjusted for how many times are compared."""
+    shapes: tuple[Shape, Shape] | None = None
+    """The shapes of a time over depth in the first run and in the second."""
+    within: tuple[float, float] | None = None
+    """Seconds per block that the slope of a time exceeds in neither run, whatever its sign."""
+
+    @property
+    def is_bytes(self) -> bool:
+        """Bytes, or seconds."""
+        return self.quantity in BYTES
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A cell that ended otherwise than before, or did not end well."""
+
+    line: Mapping[str, object]
+    blocks: int
+    replicate: int
+    before: Status | None
+    """None where it was not measured."""
+    after: Status | None
+    verdict: Verdict
+    message: str = ""
+    """What the cell said of it."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two runs."""
+
+    comparisons: list[Comparison]
+    outcomes: list[Outcome]
+    only_before: list[LineSummary]
+    only_after: list[LineSummary]

@@ -1,0 +1,159 @@
+"""What a comparison or a check found, in words: one line each, for a terminal, a pull request and a build server alike."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from capsbench.gate.check import Fault, Finding, LeftOut
+from capsbench.gate.comparison import Comparison, Outcome
+from capsbench.gate.summary import LineSummary
+from capsbench.words.labels import Names, dataset_title
+from capsbench.words.modules import ModuleChange
+from capsbench.words.slopes_in_words import within_text
+from capsbench.words.units import bytes_text, joined_text, quantity_text, slope_text
+
+TITLES = {
+    "retained": "retained",
+    "peak": "peak allocated",
+    "reserved": "peak reserved",
+    "state": "weights",
+    "gradient": "gradients",
+    "optimizer": "optimizer state",
+    "train": "train step",
+    "inference": "inference",
+}
+"""A quantity as people call it."""
+
+_MODULES_TOLD = 4
+
+Line = Mapping[str, object]
+
+
+class Labels:
+    """What lines are called beside each other: `MoCapsNet (cpu), CIFAR-10`, as short as tells them apart."""
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self._lines = list({repr(line): line for line in lines}.values())
+        self._names = Names(self._lines)
+        self._datasets = len({line["dataset"] for line in self._lines}) > 1
+
+    def of(self, line: Line) -> str:
+        """The label of one of them, as a terminal may print it."""
+        return self._names.of(line) + (f", {dataset_title(str(line['dataset']))}" if self._datasets else "")
+
+    def of_all(self, lines: Iterable[Line]) -> str:
+        """The labels of several; `all lines` where they are that."""
+        named = [self.of(line) for line in lines]
+        return "all lines" if 1 < len(named) == len(self._lines) else ", ".join(named)
+
+
+def figure_name(it: Comparison) -> str:
+    """`retained / block`, `train step`, `retained at 8 blocks`."""
+    title = TITLES[it.quantity]
+    if it.scope == "slope":
+        return f"{title} / block"
+    replicate = f" #{it.replicate + 1}" if it.replicate else ""
+    return title if it.scope == "level" else f"{title} at {_blocks([it.blocks or 0])}{replicate}"
+
+
+def before_text(it: Comparison) -> str:
+    """The figure of the first run: `8.3 ms`, `within ± 76.6 ms` for a slope that cannot be distinguished from 0."""
+    return _value_text(it, it.before, 0)
+
+
+def after_text(it: Comparison) -> str:
+    """The figure of the second run."""
+    return _value_text(it, it.after, 1)
+
+
+def _value_text(it: Comparison, value: float | None, side: Literal[0, 1]) -> str:
+    shape = it.shapes[side] if it.shapes else "line"
+    if value is None:
+        return "-"
+    if shape == "no change measurable" and it.within:
+        return within_text(it.within[side], is_bytes=it.is_bytes)
+    text = quantity_text(value, is_bytes=it.is_bytes)
+    return text if shape == "line" else f"{text} (not a line)"
+
+
+def change_text(it: Comparison) -> str:
+    """`+1.00 MiB (+10.0 %)`, `+30.2 ± 5.1 %`, `within ± 5.1 %` where the interval contains 0; `-` where nothing can be said."""
+    if it.before is None or it.after is None:
+        return "-"
+    change = it.after - it.before
+    if it.low is None or it.high is None:
+        if not change:
+            return "none"
+        share = f" ({_percent(change, it.before)})" if it.before else ""
+        return f"{_sign(change)}{quantity_text(change, is_bytes=it.is_bytes)}{share}"
+    if it.low <= 0 <= it.high:
+        reach = max(-it.low, it.high)
+        if it.scope == "slope":
+            return within_text(reach, is_bytes=it.is_bytes)
+        return f"within ± {joined_text(100 * reach / it.before, decimals=1)} %"
+    if it.scope == "slope":
+        return _sign(change) + slope_text(change, it.low, it.high, is_bytes=it.is_bytes)
+    # On one side an interval of a ratio is wider: no less is printed on either.
+    reach = max(it.high - change, change - it.low)
+    return f"{_sign(change)}{joined_text(100 * change / it.before, 100 * reach / it.before, decimals=1)} %"
+
+
+def _sign(change: float) -> str:
+    return "+" if change > 0 else ""
+
+
+def finding_text(finding: Finding, labels: Labels) -> str:
+    """`ResCapsNet: retained / block 1.00 MiB → 2.00 MiB, +1.00 MiB (+100.0 %); blocks.*.0 +1.00 MiB each`."""
+    it = finding.comparison
+    text = f"{labels.of(it.line)}: {figure_name(it)} {before_text(it)} → {after_text(it)}, {change_text(it)}"
+    if finding.cells:
+        text += f", in {finding.cells} of {finding.of} cells"
+    modules = modules_text(it.modules, grown=it.verdict == "worse")
+    return "; ".join(filter(None, [text, modules, it.why]))
+
+
+def modules_text(modules: Iterable[ModuleChange], *, grown: bool) -> str:
+    """`blocks.*.0 +1.00 MiB each, decoder +512 B`: the largest of what modules retain more, or less."""
+    told = [it for it in modules if (it.nbytes > 0) == grown]
+    parts = [
+        f"{it.name or 'outside any module'} {'+' if grown else ''}{bytes_text(it.nbytes)}{' each' if it.count > 1 else ''}"
+        for it in told[:_MODULES_TOLD]
+    ]
+    return ", ".join([*parts, f"{len(told) - _MODULES_TOLD} more"] if len(told) > _MODULES_TOLD else parts)
+
+
+def fault_text(fault: Fault, labels: Labels) -> str:
+    """`MoCapsNet: 5, 6 blocks: oom where it was ok: out of memory`."""
+    first = fault.first
+    if first.after is None:
+        how = "not measured" if not first.message else first.message
+    else:
+        how = first.after if first.before is None else f"{first.after} where it was {first.before}"
+        how += f": {first.message}" if first.message and first.after != "ok" else ""
+    return f"{labels.of(first.line)}: {_cells(fault.outcomes)}: {how}"
+
+
+def missing_text(line: LineSummary, labels: Labels) -> str:
+    """A line of the baseline that was not measured at all."""
+    depths = _blocks(sorted({cell.blocks for cell in line.cells}))
+    return f"{labels.of(line.options())}: {depths}: not measured"
+
+
+def left_out_text(left: LeftOut, labels: Labels) -> str:
+    """`peak allocated, train step of all lines: CPU A, B before`."""
+    return f"{', '.join(TITLES[name] for name in left.quantities)} of {labels.of_all(left.lines)}: {left.why}"
+
+
+def _cells(outcomes: Iterable[Outcome]) -> str:
+    alike = list(outcomes)
+    replicates = sorted({it.replicate for it in alike} - {0})
+    text = _blocks(sorted({it.blocks for it in alike}))
+    return text + (f" (replicate {', '.join(str(it + 1) for it in replicates)})" if replicates else "")
+
+
+def _blocks(depths: Iterable[int]) -> str:
+    numbers = list(depths)
+    return f"{', '.join(map(str, numbers))} block{'' if numbers == [1] else 's'}"
+
+
+def _percent(change: float, of: float) -> str:
+    return f"{100 * change / abs(of):+.1f} %"

@@ -1,0 +1,174 @@
+"""Whether times of two runs differ, when processes, and whole machines, are fast and slow by turns.
+
+Each cell is timed in a process of its own, and processes of one program differ by several percent, now and then by half:
+what counts is therefore how ratios of matching cells scatter, not how samples within a process do. Mean and interval are
+trimmed (Tukey and McLaughlin 1963, Yuen 1974), so that one odd process in eight neither makes a difference nor hides one.
+Cells of one depth may share an error, and so may cells of one replicate: the means of depths are what scatters, and what
+replicates differ by as a whole is added.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from capsbench.stats.intervals import Floats, StandardError, p_value, reach
+from capsbench.stats.least_squares import fit_slope
+from capsbench.stats.linearity import Shape, shape_of, times_are_linear
+from capsbench.stats.scatter import Points, line_errors
+
+TRIMMED = 0.2
+"""Share of the ratios that is set aside at either end."""
+
+FEWEST_TRIMMED = 6
+"""Of five, the three that trimming leaves have an interval that covers less than it says."""
+
+FEWEST_CELLS = 3
+"""With two processes nobody knows how much processes differ."""
+
+
+class Place(NamedTuple):
+    """Where a cell stands in its line."""
+
+    blocks: int
+    replicate: int = 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much a time changed, in seconds or seconds per block."""
+
+    before: float
+    after: float
+    low: float
+    """95 % interval of `after - before`."""
+    high: float
+    p_value: float
+    """Of the hypothesis that nothing changed."""
+    shapes: tuple[Shape, Shape] | None = None
+    """Of a slope: what the times over depth are before and after."""
+    within: tuple[float, float] | None = None
+    """Of a slope: the largest that each may be, whichever its sign."""
+
+
+def level_change(before: Sequence[float], after: Sequence[float], places: Sequence[Place] | None = None) -> Change | None:
+    """The change of a time over all cells of a line: the trimmed geometric mean of the ratios of matching cells.
+
+    Args:
+        before: seconds of each cell.
+        after: seconds of the matching cells.
+        places: depth and replicate of each cell; by default each is of a depth of its own.
+
+    Returns:
+        The geometric mean before, the same times the ratio, and Student's t on the logarithms of the ratios;
+        None with fewer than three cells.
+    """
+    if len(before) < FEWEST_CELLS:
+        return None
+    logs, places = _log_ratios(before, after), places or _apart(len(before))
+    depths = _means(logs, [place.blocks for place in places])
+    middle, own = _trimmed(depths if depths.size >= FEWEST_CELLS else logs)
+    errors = [own]
+    if depths.size > 1:
+        errors += _between(logs, places, share=True)
+    level, half = float(np.exp(np.log(before).mean())), reach(errors)
+    low, high = (level * float(np.expm1(middle + sign * half)) for sign in (-1, 1))
+    return Change(level, level * float(np.exp(middle)), low, high, p_value(middle, errors))
+
+
+def slope_change(
+    blocks: Sequence[int], before: Sequence[float], after: Sequence[float], replicates: Sequence[int] | None = None
+) -> Change | None:
+    """The change of a time's slope over depth, from the standard errors of both lines, which are independent.
+
+    Args:
+        blocks: depth of each cell.
+        before: seconds of each cell.
+        after: seconds of the matching cells.
+        replicates: replicate of each cell; by default all are of one.
+
+    Returns:
+        Both slopes and the interval of their difference; None with fewer than three cells or two depths.
+    """
+    if len(blocks) < FEWEST_CELLS or len(set(blocks)) < 2:
+        return None
+    depths, sides = np.array(blocks, dtype=float), [np.array(side, dtype=float) for side in (before, after)]
+    of = None if replicates is None else np.array(replicates, dtype=float)
+    fits = [fit_slope(blocks, side.tolist()) for side in sides]
+    errors = [
+        line_errors(Points(depths, side, of), relative=True, exact=fit.exact).slope for fit, side in zip(fits, sides, strict=True)
+    ]
+    halves = [reach(one) for one in errors]
+    shapes = [
+        shape_of(times_are_linear(depths, side, fit.deviation), fit.slope - half, fit.slope + half)
+        for fit, side, half in zip(fits, sides, halves, strict=True)
+    ]
+    old, new = (fit.slope for fit in fits)
+    half = reach([*errors[0], *errors[1]])
+    return Change(
+        old, new, new - old - half, new - old + half, p_value(new - old, [*errors[0], *errors[1]]),
+        (shapes[0], shapes[1]), (abs(old) + halves[0], abs(new) + halves[1]),
+    )  # fmt: skip
+
+
+def cell_changes(before: Sequence[float], after: Sequence[float], places: Sequence[Place] | None = None) -> list[Change] | None:
+    """The change of each cell, whose noise is how the ratios of its whole line scatter; None with fewer than three cells.
+
+    One process that was slow alone is thus never told from noise: replicates or other depths must bear it out.
+    """
+    if len(before) < FEWEST_CELLS:
+        return None
+    logs, places = _log_ratios(before, after), places or _apart(len(before))
+    depths = len({place.blocks for place in places})
+    degrees = float(depths if depths >= FEWEST_CELLS else logs.size) - 1
+    errors = [StandardError(float(logs.std(ddof=1)), degrees)]
+    if depths > 1:
+        errors += _between(logs, places, share=False)
+    half = reach(errors)
+    return [
+        Change(old, new, old * float(np.expm1(ratio - half)), old * float(np.expm1(ratio + half)), p_value(ratio, errors))
+        for old, new, ratio in zip(before, after, logs.tolist(), strict=True)
+    ]
+
+
+def _apart(count: int) -> list[Place]:
+    """So many cells, each of a depth of its own."""
+    return [Place(number) for number in range(count)]
+
+
+def _trimmed(values: Floats) -> tuple[float, StandardError]:
+    """The trimmed mean, and its standard error from the winsorized values."""
+    ordered, aside = np.sort(values), int(TRIMMED * values.size) if values.size >= FEWEST_TRIMMED else 0
+    kept = values.size - 2 * aside
+    winsorized = np.clip(values, ordered[aside], ordered[values.size - aside - 1])
+    squares = float(((winsorized - winsorized.mean()) ** 2).sum())
+    return float(ordered[aside : values.size - aside].mean()), StandardError((squares / (kept * (kept - 1))) ** 0.5, kept - 1.0)
+
+
+def _between(logs: Floats, places: Sequence[Place], *, share: bool) -> list[StandardError]:
+    """The error of what cells of a replicate share: of the mean over replicates, or of each of them; empty where there is one."""
+    of_depth = [place.blocks for place in places]
+    depths, means = sorted(set(of_depth)), _means(logs, of_depth)
+    left = logs - means[np.searchsorted(depths, of_depth)]
+    replicates = _means(left, [place.replicate for place in places])
+    if replicates.size < 2:
+        return []
+    scatter = float(replicates.std(ddof=1))
+    return [StandardError(scatter / replicates.size**0.5 if share else scatter, replicates.size - 1.0)]
+
+
+def _means(values: Floats, groups: Sequence[int]) -> Floats:
+    """The mean of each group, in ascending order of the groups."""
+    _, places, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return np.asarray(np.bincount(places, weights=values) / counts, dtype=float)
+
+
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """p-values of which those below 0.05 are there by chance in 5 % of cases at most (Benjamini and Hochberg 1995)."""
+    return [float(value) for value in stats.false_discovery_control(p_values)] if p_values else []
+
+
+def _log_ratios(before: Sequence[float], after: Sequence[float]) -> Floats:
+    return np.asarray(np.log(np.asarray(after, dtype=float) / np.asarray(before, dtype=float)), dtype=float)

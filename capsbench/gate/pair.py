@@ -1,0 +1,234 @@
+"""One line in two runs: which of its figures can be compared, and how they differ."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from capsbench.gate.comparison import Comparison, Outcome, Scope, Thresholds, Verdict
+from capsbench.gate.paces import FEWEST_CELLS, Change, Place, cell_changes, level_change, slope_change
+from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, LineSummary, Summary
+from capsbench.records import Status, adds_up
+from capsbench.stats.least_squares import fit_slope
+from capsbench.words.modules import ModuleChange, module_changes
+
+PORTABLE = frozenset({"retained", "state", "gradient", "optimizer"})
+"""Bytes that are the same on every machine."""
+
+HELD_BY_MODULES = frozenset({"retained", "peak", "reserved"})
+"""Bytes that grow where a module retains more."""
+
+FAULTS = frozenset({"error", "timeout"})
+"""Outcomes that are nobody's result."""
+
+NO_YARDSTICK = "no yardstick"
+
+LOAD = "load"
+"""The noise that no statistics see through: whoever shares the cores may double a time and keep it there, yardstick and all."""
+
+Cells = Sequence[tuple[CellSummary, CellSummary]]
+"""Matching cells before and after."""
+
+
+def _by_module(line: LineSummary, cell: CellSummary) -> dict[str, int]:
+    """Retained bytes by module; none where they do not add up to the counted bytes, as in an old baseline they may not."""
+    found, counted = cell.retained_by_module, cell.bytes.get("retained")
+    trusted = line.kind == "predicted" or counted is None or adds_up(found, counted, line.configuration.device_kind())
+    return found if trusted else {}
+
+
+class Pair:
+    """One line in both runs."""
+
+    def __init__(self, old: LineSummary, new: LineSummary, before: Summary, after: Summary, limits: Thresholds) -> None:
+        self.old, self.new, self.limits = old, new, limits
+        self.line = old.options()
+        self._machines = before.environments, after.environments
+        theirs = {(cell.blocks, cell.replicate): cell for cell in new.cells}
+        self.cells = [(cell, theirs.get((cell.blocks, cell.replicate))) for cell in old.cells]
+        ours = {(cell.blocks, cell.replicate) for cell in old.cells}
+        self.added = [cell for key, cell in theirs.items() if key not in ours]
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Cells whose outcome is news."""
+        depths = {cell.blocks for cell in self.new.cells}
+        for old, new in self.cells:
+            if new is not None:
+                verdict = _outcome(old.status, new)
+                # A pass that is missing leaves nothing to compare.
+                lost = sorted(old.bytes.keys() & PORTABLE - new.bytes.keys())
+                if verdict == "same" and new.status == "ok" and lost:
+                    yield self._outcome(
+                        old.status,
+                        None,
+                        old,
+                        "worse",
+                        "its memory was not measured" if not new.bytes else f"not measured: {', '.join(lost)}",
+                    )
+                elif verdict != "same":
+                    yield self._outcome(old.status, new.status, new, verdict, new.message or "")
+            elif old.status != "skipped":
+                # Fewer replicates of a depth say the same with less certainty.
+                verdict = "not comparable" if old.blocks in depths else "worse"
+                yield self._outcome(old.status, None, old, verdict, "")
+        for new in self.added:
+            if new.status in FAULTS:
+                yield self._outcome(None, new.status, new, "worse", new.message or "")
+
+    def _outcome(self, before: Status | None, after: Status | None, cell: CellSummary, verdict: Verdict, message: str) -> Outcome:
+        return Outcome(self.line, cell.blocks, cell.replicate, before, after, verdict, message)
+
+    def comparisons(self) -> Iterator[Comparison]:
+        """Every figure of the line; verdicts of times are for `_judged`, which knows how many there are."""
+        both = [(old, new) for old, new in self.cells if new is not None and old.status == new.status == "ok"]
+        for name in (*BYTES, *TIMES):
+            if any(_has(old, name) and not _has(new, name) for old, new in both):
+                yield Comparison(self.line, "slope", name, "not comparable", why="not measured this time")
+        for name in BYTES:
+            yield from self._of(name, [it for it in both if all(name in cell.bytes for cell in it)], self._bytes)
+        for name in TIMES:
+            yield from self._of(name, [it for it in both if all(_timed(cell, name) for cell in it)], self._times)
+
+    def _of(self, name: str, cells: Cells, figures: Callable[[str, Cells], Iterator[Comparison]]) -> Iterator[Comparison]:
+        """One quantity, of the cells whose machines allow it."""
+        if name in PORTABLE or self.old.kind == "predicted":
+            alike, reasons = cells, []
+        else:
+            told = [(it, self._difference(*it)) for it in cells]
+            alike, reasons = [it for it, reason in told if not reason], [reason for _, reason in told if reason]
+        if reasons:
+            yield Comparison(self.line, "slope", name, "not comparable", why=reasons[0])
+        yield from figures(name, alike)
+
+    def _bytes(self, name: str, cells: Cells) -> Iterator[Comparison]:
+        values = [(old.bytes[name], new.bytes[name]) for old, new in cells]
+        if len({old.blocks for old, _ in cells}) > 1:
+            blocks = [old.blocks for old, _ in cells]
+            before, after = (fit_slope(blocks, side).slope for side in zip(*values, strict=True))
+            deepest = max(cells, key=lambda it: it[0].blocks)
+            yield self._bytes_comparison("slope", name, before, after, deepest)
+        for (before, after), cell in zip(values, cells, strict=True):
+            yield self._bytes_comparison("cell", name, before, after, cell)
+
+    def _bytes_comparison(
+        self, scope: Scope, name: str, before: float, after: float, cells: tuple[CellSummary, CellSummary]
+    ) -> Comparison:
+        old, new = cells
+        modules: list[ModuleChange] = []
+        held = _by_module(self.old, old), _by_module(self.new, new)
+        if name in HELD_BY_MODULES and before != after and all(held):
+            modules = module_changes(*held)
+        matters = self.limits.bytes_matter(before, after)
+        return Comparison(
+            self.line,
+            scope,
+            name,
+            _side(before, after) if matters else "same",
+            before,
+            after,
+            why="" if matters or before == after else "within the threshold",
+            blocks=old.blocks,
+            replicate=old.replicate,
+            modules=tuple(modules),
+        )
+
+    def _times(self, name: str, cells: Cells) -> Iterator[Comparison]:
+        if not cells:
+            return
+        alone = [pair for pair in cells if not any(LOAD in cell.noise for cell in pair)]
+        if len(alone) < min(FEWEST_CELLS, len(cells)):
+            busy = (
+                f"{len(cells) - len(alone)} of {len(cells)} cells shared the cores with other processes: run again without these"
+            )
+            yield Comparison(self.line, "level", name, "not comparable", why=busy)
+            return
+        left_out = [f"{len(cells) - len(alone)} of {len(cells)} cells left out: {LOAD}"] if len(alone) < len(cells) else []
+        cells = alone
+        before, after, relative = _paces(cells, name)
+        noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
+        why = "; ".join(left_out + ([] if relative else [NO_YARDSTICK]) + ([f"noisy: {', '.join(noises)}"] if noises else []))
+        places = [Place(old.blocks, old.replicate) for old, _ in cells]
+        level = level_change(before, after, places)
+        if level is None:
+            few = f"{len(cells)} matching cells; {FEWEST_CELLS} are needed to know the noise between processes"
+            yield Comparison(self.line, "level", name, "not comparable", why=few)
+            return
+        deepest = max(old.blocks for old, _ in cells)
+        yield self._time_comparison("level", name, level, why, deepest)
+        blocks, replicates = (list(one) for one in zip(*places, strict=True))
+        slope = slope_change(blocks, before, after, replicates)
+        if slope is not None:
+            verdict = _side(slope.before, slope.after) if self._slope_matters(slope, blocks, before) else "same"
+            yield replace(self._time_comparison("slope", name, slope, why, deepest), verdict=verdict)
+        for (old, _), change in zip(cells, cell_changes(before, after, places) or (), strict=True):
+            yield self._time_comparison("cell", name, change, why, old.blocks, old.replicate)
+
+    def _slope_matters(self, slope: Change, blocks: Sequence[int], before: Sequence[float]) -> bool:
+        """Whether a slope of a time changed by more than its threshold, and the step with it.
+
+        Where blocks cost little beside the rest of the network, a tenth of their slope is less than any two runs differ by. So a
+        change must also amount, from the shallowest network to the deepest, to more than the threshold's share of the deepest
+        one's time.
+        """
+        rise = abs(slope.after - slope.before) * (max(blocks) - min(blocks))
+        deepest = max(value for depth, value in zip(blocks, before, strict=True) if depth == max(blocks))
+        return self.limits.time_matters(slope) and rise > self.limits.time_share * deepest
+
+    def _time_comparison(self, scope: Scope, name: str, change: Change, why: str, blocks: int, replicate: int = 0) -> Comparison:
+        """As if the difference were beyond doubt."""
+        verdict = _side(change.before, change.after) if self.limits.time_matters(change) else "same"
+        figures = (change.before, change.after, change.low, change.high)
+        return Comparison(
+            self.line, scope, name, verdict, *figures, why, blocks, replicate,
+            p_value=change.p_value, shapes=change.shapes, within=change.within,
+        )  # fmt: skip
+
+    def _difference(self, old: CellSummary, new: CellSummary) -> str:
+        """In what the machines of two cells differ, as far as peaks and times depend on it; empty where in nothing."""
+        here, there = self.new.configuration, self.old.configuration
+        if here.threads != there.threads:
+            return f"{here.threads} threads, {there.threads} before"
+        if old.probe and new.probe and old.probe != new.probe:
+            return f"memory counted by {new.probe}, by {old.probe} before"
+        parts = [known.get(cell.environment or "") for known, cell in zip(self._machines, (old, new), strict=True)]
+        before, after = parts
+        if not before or not after:
+            return "not known on which machine it was measured"
+        ignored = {"GPU", "driver"} if here.device_kind() == "cpu" else set()
+        for name in sorted((before.keys() | after.keys()) - ignored):
+            if before.get(name) != after.get(name):
+                missing = "unknown" if name in HARDWARE else "not set"
+                return f"{name} {after.get(name, missing)}, {before.get(name, missing)} before"
+        return ""
+
+
+def _paces(cells: Cells, name: str) -> tuple[list[float], list[float], bool]:
+    """Seconds before and after, and whether they are by the yardstick: as on the first machine, at its mean speed."""
+    times = [(old.times[name], new.times[name]) for old, new in cells]
+    if any(time.relative is None for pair in times for time in pair):
+        return [old.seconds for old, _ in times], [new.seconds for _, new in times], False
+    yardstick = float(np.exp(np.mean([np.log(old.seconds / old.relative) for old, _ in times if old.relative])))
+    before, after = ([(time.relative or 0.0) * yardstick for time in side] for side in zip(*times, strict=True))
+    return before, after, True
+
+
+def _has(cell: CellSummary, name: str) -> bool:
+    return name in cell.bytes or name in cell.times
+
+
+def _timed(cell: CellSummary, name: str) -> bool:
+    return name in cell.times and cell.times[name].seconds > 0
+
+
+def _side(before: float, after: float) -> Verdict:
+    return "worse" if after > before else "better"
+
+
+def _outcome(before: Status, cell: CellSummary) -> Verdict:
+    if cell.status in FAULTS:
+        return "worse"
+    if cell.status == before or before == "skipped":
+        return "same"
+    if cell.status == "ok":
+        return "better"
+    return "worse" if before == "ok" else "same"

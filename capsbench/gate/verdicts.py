@@ -1,0 +1,239 @@
+"""Comparisons and checks as a table, as Markdown for a pull request, as JUnit XML for a build server, and as JSON."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from capsbench.gate.check import Fault, Finding, Judgement
+from capsbench.gate.comparison import Compared, Comparison, Outcome
+from capsbench.gate.findings import (
+    TITLES,
+    Labels,
+    after_text,
+    before_text,
+    change_text,
+    fault_text,
+    figure_name,
+    finding_text,
+    left_out_text,
+    missing_text,
+    modules_text,
+)
+from capsbench.gate.summary import LineSummary
+from capsbench.words.printable import cell as text_cell
+from capsbench.words.printable import printable
+
+_COLOURS = {"worse": "red", "better": "green", "not comparable": "yellow", "same": "default"}
+_HEADS = ("line", "figure", "before", "after", "difference", "verdict")
+_NUMBERS = ("before", "after", "difference")
+
+
+def labels_of(compared: Compared) -> Labels:
+    """Labels of every line of either run."""
+    both = [it.line for it in compared.comparisons] + [it.line for it in compared.outcomes]
+    return Labels([*both, *(line.options() for line in (*compared.only_before, *compared.only_after))])
+
+
+def comparison_rows(compared: Compared, *, cells: bool) -> list[tuple[str, ...]]:
+    """Line, figure, before, after, difference and verdict of every figure.
+
+    Args:
+        compared: two runs.
+        cells: each cell too, beside slopes and levels.
+    """
+    labels = labels_of(compared)
+    rows: list[tuple[str, ...]] = []
+    for it in compared.comparisons:
+        if cells or it.scope != "cell":
+            figure = TITLES[it.quantity] if it.verdict == "not comparable" and it.before is None else figure_name(it)
+            verdict = ": ".join(filter(None, [it.verdict, it.why]))
+            figures = (before_text(it), after_text(it), change_text(it))
+            rows.append((labels.of(it.line), figure, *figures, verdict))
+    return rows
+
+
+def comparison_table(compared: Compared, *, cells: bool) -> Table:
+    """Two runs for a terminal."""
+    out = Table(box=None, pad_edge=False)
+    for head in _HEADS[1:]:
+        out.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=head != "verdict")
+    last = ""
+    for label, figure, *numbers, verdict in comparison_rows(compared, cells=cells):
+        if label != last:
+            out.add_row(f"[bold]{text_cell(label)}[/]")
+        colour = _COLOURS[verdict.partition(":")[0]]
+        out.add_row(f"  {text_cell(figure)}", *map(text_cell, numbers), f"[{colour}]{text_cell(verdict)}[/]")
+        last = label
+    return out
+
+
+def comparison_remarks(compared: Compared, *, cells: bool) -> list[str]:
+    """What the rows do not say: outcomes of cells, lines of one run alone, and cells that changed and are not shown."""
+    labels = labels_of(compared)
+    remarks = [printable(f"{it.verdict}: {fault_text(Fault((it,)), labels)}") for it in compared.outcomes]
+    for lines, where in ((compared.only_before, "first"), (compared.only_after, "second")):
+        remarks += [f"only in the {where}: {labels.of(line.options())}" for line in lines]
+    judged = [it for it in compared.comparisons if it.scope == "cell"]
+    changed = [f"{count} {verdict}" for verdict in ("worse", "better") if (count := sum(it.verdict == verdict for it in judged))]
+    if changed and not cells:
+        remarks.append(f"of {len(judged)} figures of single cells {' and '.join(changed)}: --cells shows them")
+    return remarks
+
+
+def comparison_markdown(compared: Compared, *, cells: bool) -> str:
+    """Two runs for a pull request."""
+    head = [_markdown_row(_HEADS), "|" + " --- |" * len(_HEADS)]
+    rows = [_markdown_row(row) for row in comparison_rows(compared, cells=cells)]
+    return "\n".join([*head, *rows, *_markdown_list("", comparison_remarks(compared, cells=cells))]) + "\n"
+
+
+def comparison_json(compared: Compared) -> dict[str, Any]:
+    """Two runs with all their digits: bytes, seconds, and both per block."""
+    labels = labels_of(compared)
+    return {
+        "comparisons": [_json_of(it, labels) for it in compared.comparisons],
+        "outcomes": [_json_of(it, labels) for it in compared.outcomes],
+        "only_before": [labels.of(line.options()) for line in compared.only_before],
+        "only_after": [labels.of(line.options()) for line in compared.only_after],
+    }
+
+
+class CheckText:
+    """A check in words, for every form in which it is told.
+
+    Args:
+        judgement: what it found.
+        name: of the baseline.
+        update: the command that makes the run the new baseline; empty where there is none.
+        notes: what else a reader must know.
+    """
+
+    def __init__(self, judgement: Judgement, name: str, update: str, notes: Iterable[str] = ()) -> None:
+        self._judgement = judgement
+        self._labels = labels_of(judgement.compared)
+        self._name = name
+        told = judgement
+        self.regressions = [self._text(it) for it in told.regressions] + [missing_text(it, self._labels) for it in told.missing]
+        self.improvements = [self._text(it) for it in told.improvements]
+        self.left_out = [printable(left_out_text(it, self._labels)) for it in told.left_out]
+        self.update = f"to keep what is better: {update}" if told.improvements and update else ""
+        self.notes = [printable(note) for note in (*notes, *self._notes(told.compared.only_after, update))]
+
+    def _notes(self, new: Sequence[LineSummary], update: str) -> list[str]:
+        told = self._judgement
+        notes = [f"since the last run: {finding_text(it, self._labels)}" for it in told.since_last]
+        notes += [f"the last run was not compared: {told.last_differs}"] if told.last_differs else []
+        notes += [f"fewer replicates than the baseline: {fault_text(it, self._labels)}" for it in told.fewer]
+        names = ", ".join(self._labels.of(line.options()) for line in new)
+        return notes + ([f"not in the baseline: {names}" + (f"; to add: {update}" if update else "")] if names else [])
+
+    @property
+    def headline(self) -> str:
+        """Passed or failed, in one line."""
+        count = sum(it.verdict != "not comparable" for it in self._judgement.compared.comparisons)
+        if self._judgement.passed:
+            return f"passed: {count} figures against {self._name}"
+        return f"failed: {len(self.regressions)} regression{'s' * (len(self.regressions) != 1)} against {self._name}"
+
+    def lines(self) -> list[str]:
+        """For a terminal: a line each."""
+        return [
+            *(f"worse: {text}" for text in self.regressions),
+            *(f"better: {text}" for text in self.improvements),
+            *filter(None, [self.update]),
+            *(f"left out: {text}" for text in self.left_out),
+            *(f"note: {text}" for text in self.notes),
+            self.headline,
+        ]
+
+    def markdown(self) -> str:
+        """For a pull request."""
+        parts = [f"### capsbench: {_escaped(self.headline)}"]
+        parts += _markdown_list("Worse", self.regressions)
+        parts += _markdown_list("Better", [*self.improvements, *filter(None, [self.update])])
+        parts += _markdown_list("Left out", self.left_out)
+        parts += _markdown_list("Notes", self.notes)
+        return "\n".join(parts) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """With all digits."""
+        return {
+            "passed": self._judgement.passed,
+            "baseline": self._name,
+            "regressions": self.regressions,
+            "improvements": self.improvements,
+            "left_out": self.left_out,
+            "notes": self.notes,
+            **comparison_json(self._judgement.compared),
+        }
+
+    def junit(self) -> str:
+        """A test case per line and quantity, and one per line for how its cells ended."""
+        told = self._judgement
+        failures: dict[tuple[str, str], list[str]] = {}
+        for it in told.regressions:
+            failures.setdefault(self._case(it), []).append(self._text(it))
+        for line in told.missing:
+            failures.setdefault((self._labels.of(line.options()), "cells"), []).append(missing_text(line, self._labels))
+        cases: dict[tuple[str, str], str] = dict.fromkeys(failures, "")
+        for comparison in told.compared.comparisons:
+            case = (self._labels.of(comparison.line), TITLES[comparison.quantity])
+            cases.setdefault(case, "")
+            if comparison.verdict == "not comparable":
+                cases[case] = comparison.why
+            cases.setdefault((case[0], "cells"), "")
+        return _junit(cases, failures)
+
+    def _case(self, it: Finding | Fault) -> tuple[str, str]:
+        if isinstance(it, Fault):
+            return self._labels.of(it.first.line), "cells"
+        return self._labels.of(it.comparison.line), TITLES[it.comparison.quantity]
+
+    def _text(self, it: Finding | Fault) -> str:
+        return printable(finding_text(it, self._labels) if isinstance(it, Finding) else fault_text(it, self._labels))
+
+
+def _junit(cases: dict[tuple[str, str], str], failures: dict[tuple[str, str], list[str]]) -> str:
+    skipped = sum(bool(why) and case not in failures for case, why in cases.items())
+    counts = {"tests": str(len(cases)), "failures": str(len(failures)), "errors": "0", "skipped": str(skipped)}
+    suite = ET.Element("testsuite", {"name": "capsbench check", **counts})
+    for (line, name), why in cases.items():
+        case = ET.SubElement(suite, "testcase", {"classname": line, "name": name, "time": "0"})
+        for text in failures.get((line, name), []):
+            ET.SubElement(case, "failure", {"message": text}).text = text
+        if why and (line, name) not in failures:
+            ET.SubElement(case, "skipped", {"message": why})
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _json_of(it: Comparison | Outcome, labels: Labels) -> dict[str, Any]:
+    data = asdict(it)
+    data["line"] = {name: value for name, value in it.line.items() if value is not None}
+    if isinstance(it, Comparison):
+        data["unit"] = ("bytes" if it.is_bytes else "seconds") + (" per block" if it.scope == "slope" else "")
+        data["retained_more_by"] = modules_text(it.modules, grown=True)
+    return {"label": labels.of(it.line), **data}
+
+
+def _markdown_row(texts: Iterable[str]) -> str:
+    return f"| {' | '.join(map(_escaped, texts))} |"
+
+
+def _markdown_list(head: str, texts: Sequence[str]) -> list[str]:
+    if not texts:
+        return []
+    return ["", *([f"**{head}**", ""] if head else []), *(f"- {_escaped(text)}" for text in texts)]
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown leaves as it is; a message of a cell may hold anything."""
+    flat = printable(" ".join(text.split()))
+    for sign in "\\`*_[]<>|#":
+        flat = flat.replace(sign, f"\\{sign}")
+    return flat

@@ -1,0 +1,93 @@
+"""Workflows that run the check on a build server; `capsbench init-ci` writes them."""
+
+import json
+import re
+import shlex
+import tomllib
+from importlib import metadata, resources
+from pathlib import Path
+
+from capsbench.errors import ConfigurationError
+
+GITHUB_PATH = Path(".github/workflows/capsbench.yml")
+"""Where GitHub looks."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./:,\-]+")
+_REQUIREMENT = re.compile(r"[A-Za-z0-9_./:,+@=<>!~\[\]#&%? -]+")
+
+UNKNOWN = "echo 'say here how pip installs capsbench, such as: pip install git+https://HOST/capsbench.git'; exit 1"
+"""The step of a workflow that does not know where capsbench comes from: no public index has it, so it must not seem to work."""
+
+
+def where_from(folder: Path) -> str | None:
+    """What pip can install on another machine to have this capsbench; None where nothing says so.
+
+    Args:
+        folder: of the repository that gets the workflow; in capsbench's own, it is the repository itself.
+    """
+    if _is_capsbench(folder):
+        return "."
+    try:
+        found = metadata.distribution("capsbench")
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    if not origin:
+        return f"capsbench=={found.version}"  # pip found it in an index by its name
+    url, vcs = str(origin.get("url", "")), origin.get("vcs_info")
+    if vcs:
+        return f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+    return url if url.startswith("https://") else None
+
+
+def _is_capsbench(folder: Path) -> bool:
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+    except (OSError, ValueError):
+        return False
+    return isinstance(project, dict) and project.get("name") == "capsbench"
+
+
+def github_workflow(models: str, depth: str, baseline: str, install: str | None = None) -> str:
+    """A workflow of GitHub Actions.
+
+    Args:
+        models: as `capsbench run --models` takes them.
+        depth: as `capsbench run --depth` takes it.
+        baseline: path of the baseline in the repository.
+        install: what pip installs to have capsbench, as `where_from` gives it; None where that is not known, so that the workflow
+            fails until somebody says it.
+
+    Raises:
+        ConfigurationError: one of them is not what the commands in it take.
+    """
+    return _filled("github.yml", models, depth, baseline, install)
+
+
+def gitlab_pipeline(models: str, depth: str, baseline: str, install: str | None = None) -> str:
+    """The same for GitLab.
+
+    Raises:
+        ConfigurationError: as `github_workflow`.
+    """
+    return _filled("gitlab.yml", models, depth, baseline, install)
+
+
+def _filled(template: str, models: str, depth: str, baseline: str, install: str | None) -> str:
+    from capsbench.sweep.plan import parse_depths
+
+    for option, value in (("--models", models), ("--baseline", baseline)):
+        # It ends up in YAML and in a shell.
+        if not _PLAIN.fullmatch(value) or value.startswith("-"):
+            raise ConfigurationError(f"{option} '{value}' cannot stand in a workflow", "use letters, digits and _ . / : , -")
+    if install is not None and (not _REQUIREMENT.fullmatch(install) or install.startswith("-")):
+        raise ConfigurationError(
+            f"--install '{install}' cannot stand in a workflow",
+            "give one thing that pip can install, such as git+https://HOST/PATH.git@v1",
+        )
+    if len(set(parse_depths(depth))) < 2:
+        raise ConfigurationError(f"--depth '{depth}' is one depth", "a slope needs two: 1-3, or 1,4")
+    text = resources.files("capsbench.gate.workflows").joinpath(template).read_text(encoding="utf-8")
+    depths = re.sub(r"\s", "", depth)
+    step = UNKNOWN if install is None else f"pip install {shlex.quote(install)}"
+    return text.replace("@INSTALL@", step).replace("@MODELS@", models).replace("@DEPTH@", depths).replace("@BASELINE@", baseline)

@@ -1,0 +1,10 @@
+"""One self-contained page of one report or several: no network, no server, opens from disk.
+
+Python selects and formats here what records and `stats` say; the scripts under `assets` draw it. Names and messages of records
+are untrusted text everywhere.
+"""
+
+from capsbench.page.build import page_html, write_page
+from capsbench.page.source import Inside, Source
+
+__all__ = ["Inside", "Source", "page_html", "write_page"]

@@ -1,0 +1,299 @@
+"""The answer first: what a block costs each model, in a sentence, and whether the paper says the same."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pandas as pd
+
+from capsbench import paper
+from capsbench.frame import plain
+from capsbench.gate.summary import mapping
+from capsbench.page.cells import Line, Lines
+from capsbench.page.room import LONGEST_NAME
+from capsbench.page.source import Source
+from capsbench.stats.least_squares import fit_slope
+from capsbench.stats.metrics import METRICS
+from capsbench.words.labels import cut, dataset_title, is_predicted, model_title
+from capsbench.words.slopes_in_words import row_ratio, row_shape, row_slope
+from capsbench.words.units import bytes_text, quantity_text
+
+Piece = tuple[bool, str]
+"""Whether it is emphasised, and the text."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of the records in a sentence."""
+
+    place: int
+    """In the page's list of lines."""
+    label: str
+    colour: int
+    """Of the page's palettes."""
+    sentence: list[Piece]
+    where: str
+    """What was measured, and on what."""
+
+
+@dataclass(frozen=True)
+class PaperVerdict:
+    """One of the paper's claims beside one's own figure."""
+
+    claim: str
+    paper: str
+    here: str
+    of: str
+    """Whose figure it is."""
+    verdict: str
+    """`agrees`, `contradicts` or `open`; of an amount `less` or `more` where it does not agree."""
+    why: str
+
+
+def answers(
+    lines: Lines, told: Sequence[Mapping[str, Any]], frame: pd.DataFrame, sources: Sequence[Source], most: int
+) -> tuple[list[Answer], int]:
+    """A sentence for each of the first lines, and how many lines there are.
+
+    Args:
+        lines: of the frame.
+        told: what `lines_data` gave.
+        frame: all records.
+        sources: the reports.
+        most: how many sentences at most.
+    """
+    rows = frame.assign(line=lines.of_record)
+    found = []
+    latest = latest_of(sources)
+    first = sorted(range(len(told)), key=lambda place: told[place]["report"] != latest)
+    for place in first[:most]:
+        line = told[place]
+        cells = rows[rows["line"] == place]
+        options = lines.lines[place]
+        found.append(
+            Answer(
+                place=place,
+                label=str(line["label"]),
+                colour=int(line["look"]["colour"]),
+                sentence=[*_cost(line["fits"], cells), *_ending(cells)],
+                where=_where(options, cells, sources),
+            )
+        )
+    return found, len(told)
+
+
+def paper_verdicts(
+    table: pd.DataFrame, lines: Lines, told: Sequence[Mapping[str, Any]], sources: Sequence[Source]
+) -> list[PaperVerdict]:
+    """The paper's claims on memory and time per block, each held against one's own figures; the latest report's first.
+
+    Args:
+        table: slopes of all lines.
+        lines: of the records.
+        told: what `lines_data` gave.
+        sources: the reports.
+    """
+    ratios: list[PaperVerdict] = []
+    amounts: list[PaperVerdict] = []
+    rows = table.iloc[(table["report"] != latest_of(sources)).argsort(kind="stable")]
+    for row in rows.to_dict("records"):
+        line = {str(name): plain(row[name]) for name in lines.names}
+        label = str(told[lines.place_of(line)]["label"])
+        is_momentum = line["model"] == "mocapsnet" and str(line["memory"]).startswith("reversible")
+        alone = is_predicted(line) and pd.isna(row["ratio_to_rescapsnet"])
+        if is_momentum and not alone and row["metric"] in ("retained", "train"):
+            ratios.append(_ratio_verdict(row, label))
+        # The driver's word for the process is what nvidia-smi reads.
+        if row["metric"] == "process" and told[lines.place_of(line)]["paper"] and not is_predicted(line):
+            amounts += _slope_verdict(row, line, label)
+    return [*ratios, *amounts]
+
+
+def latest_of(sources: Sequence[Source]) -> str:
+    """The name of the report that was measured last."""
+    return max(sources, key=lambda source: source.ended()).name
+
+
+def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Piece]:
+    """What a block costs in memory and in time."""
+    if not fits:
+        return _one_depth(cells)
+    pieces: list[Piece] = []
+    memory = next((name for name in ("retained", "peak", "reserved", "process") if name in fits), None)
+    if memory is not None:
+        pieces += _memory(fits[memory], METRICS[memory].title)
+    if "train" in fits:
+        pieces += [(False, "; its training step " if pieces else "has a training step that "), *_time(fits["train"])]
+    return [*pieces, (False, ".")]
+
+
+def _memory(fit: Mapping[str, Any], title: str) -> list[Piece]:
+    """How many bytes more each block takes."""
+    retained = title == METRICS["retained"].title
+    if fit["shape"] == "no change measurable":
+        return [(False, f"shows in its memory ({title}) {fit['text']} per block")]
+    text: Piece = (fit["shape"] == "line", str(fit["text"]))
+    if fit["slope"] < 0:
+        return [(False, f"changes its memory ({title}) by "), text, (False, " per block"), *_ratio(fit), *_line_note(fit)]
+    verb = "retains " if retained else f"needs ({title}) "
+    return [(False, verb), text, (False, " more per block"), *_ratio(fit), *_line_note(fit)]
+
+
+def _time(fit: Mapping[str, Any]) -> list[Piece]:
+    """How much longer a step takes for each block, or that nobody can say."""
+    text: Piece = (fit["shape"] == "line" and fit["low"] is not None, str(fit["text"]))
+    if fit["shape"] == "no change measurable":
+        pieces: list[Piece] = [(False, f"shows {fit['text']} per block")]
+    elif fit["slope"] < 0:
+        pieces = [(False, "changes by "), text, (False, " per block")]
+    else:
+        pieces = [(False, "takes "), text, (False, " longer per block"), *_ratio(fit)]
+    if fit["low"] is None:
+        pieces.append((False, " (by two values alone, which give no interval)"))
+    noise: list[Piece] = [(False, f" (noisy: {fit['noise'].replace(',', ', ')})")] if fit["noise"] else []
+    return [*pieces, *_line_note(fit), *noise]
+
+
+def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
+    return (
+        []
+        if fit["ratio"] is None or fit["isReference"]
+        else [(False, ", "), (True, f"{fit['ratioText']} ×"), (False, " ResCapsNet’s")]
+    )
+
+
+def _line_note(fit: Mapping[str, Any]) -> list[Piece]:
+    return [(False, " (though it is not a line)")] if fit["shape"] == "not a line" else []
+
+
+def _one_depth(cells: pd.DataFrame) -> list[Piece]:
+    """What can be said without a slope; of several replicates, of the first."""
+    good = cells[cells["status"] == "ok"]
+    if good.empty:
+        return [(False, "has no figures.")]
+    row = good.iloc[0]
+    parts = [
+        f"{METRICS[name].title} {quantity_text(float(row[METRICS[name].column]), is_bytes=METRICS[name].is_bytes)}"
+        for name in ("retained", "peak", "train")
+        if not pd.isna(row[METRICS[name].column])
+    ]
+    verb = "was predicted" if row["kind"] == "predicted" else "was measured"
+    figures = f": {', '.join(parts)}" if parts else ""
+    if row["blocks"] == 0:
+        return [(False, f"has no blocks, and so no slope{figures}.")]
+    depths = sorted({int(blocks) for blocks in good["blocks"]})
+    if len(depths) > 1:
+        return [(False, f"{verb} at {_blocks(depths)}, no two of which have a figure in common: that gives no slope.")]
+    return [(False, f"{verb} at {_blocks(depths)} only, which gives no slope{figures}.")]
+
+
+def _ending(cells: pd.DataFrame) -> list[Piece]:
+    """How a line ends, where it does not end well."""
+    pieces: list[Piece] = []
+    full = sorted({int(blocks) for blocks in cells[cells["status"] == "oom"]["blocks"]})
+    if full:
+        beyond = cells[(cells["status"] == "ok") & (cells["blocks"] >= full[0])]
+        where = "" if full == [0] else f" from {_blocks(full[:1])} on" if beyond.empty else f" at {_blocks(full)}"
+        how = " Would run out of memory" if (cells["kind"] == "predicted").all() else " Out of memory"
+        pieces.append((False, f"{how}{where}."))
+    faults = cells[cells["status"].isin(["error", "timeout"])]
+    if len(faults):
+        pieces.append((False, f" {len(faults)} of its cells ended in {' or '.join(sorted(set(faults['status'])))}."))
+    return pieces
+
+
+def _where(line: Line, cells: pd.DataFrame, sources: Sequence[Source]) -> str:
+    """What was measured on what: `Measured at 1 to 8 blocks: MNIST, batch 128, kernel compiled, Intel Xeon, 2 threads.`."""
+    good = cells[cells["status"] == "ok"]
+    depths = sorted({int(blocks) for blocks in (good if len(good) else cells)["blocks"]})
+    how = "Predicted" if is_predicted(line) else "Measured" if len(good) else "Tried"
+    parts = [dataset_title(str(line["dataset"])), f"batch {line['batch_size']}"]
+    parts += [f"{name} {line[name]}" for name in ("kernel", "memory") if line.get(name) is not None]
+    parts += [str(line["precision"]), _machine(line, sources)]
+    parts = [cut(part, LONGEST_NAME) for part in parts]
+    if (cells["data_source"] == "stand-in").any():
+        parts.append("the packaged images stand in for a set that was not on disk")
+    return f"{how}{f' at {_blocks(depths)}' if depths != [0] else ''}: {', '.join(part for part in parts if part)}."
+
+
+def _machine(line: Line, sources: Sequence[Source]) -> str:
+    """The name of the device, as its report's environment says it."""
+    if is_predicted(line):
+        return str(line.get("gpu") or line["device"])
+    entry: Mapping[str, Any] = {}
+    for source in sources:
+        if source.name == line["report"]:
+            found = source.environments.get(str(line.get("environment")))
+            entry = mapping(found)
+    device = str(line["device"])
+    if device.startswith("cuda"):
+        devices, number = mapping(entry.get("cuda")).get("devices") or [], device.partition(":")[2] or "0"
+        known = isinstance(devices, list) and number.isdecimal() and int(number) < len(devices)
+        return str(mapping(devices[int(number)]).get("name", device)) if known else device
+    cpu = mapping(entry.get("cpu")).get("model") or device
+    threads = line.get("threads")
+    return str(cpu) if threads is None else f"{cpu}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _blocks(depths: Sequence[int]) -> str:
+    # Depths are sorted and differ.
+    if len(depths) > 2 and depths[-1] - depths[0] + 1 == len(depths):
+        return f"{depths[0]} to {depths[-1]} blocks"
+    return f"{', '.join(map(str, depths))} block{'' if depths == [1] else 's'}"
+
+
+def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
+    """MoCapsNet's slope over ResCapsNet's: the paper has memory fall and time rise."""
+    memory = row["metric"] == "retained"
+    theirs = _printed_ratio("memory" if memory else "train_time")
+    claim = "A block costs MoCapsNet less memory than ResCapsNet" if memory else "and more training time"
+    if pd.isna(row["ratio_to_rescapsnet"]):
+        here, verdict, why = "-", "open", _why_no_ratio(row)
+    else:
+        ratio = float(row["ratio_to_rescapsnet"])
+        low, high = (ratio if pd.isna(row[name]) else float(row[name]) for name in ("ratio_low", "ratio_high"))
+        here = f"× {row_ratio(row)}"
+        verdict = _side(low, high, less=memory)
+        why = {"agrees": "", "contradicts": "", "open": "the interval contains 1"}[verdict]
+    return PaperVerdict(claim, f"× {theirs:.3g}", here, f"{label}, {METRICS[row['metric']].title}", verdict, why)
+
+
+def _why_no_ratio(row: Mapping[Any, Any]) -> str:
+    """Why a slope has no ratio: its own fault, or ResCapsNet's."""
+    if row_shape(row) != "line":
+        return row_slope(row) if row_shape(row) == "no change measurable" else "it is not a line"
+    return "there is no ResCapsNet line beside it whose slope can be distinguished from 0"
+
+
+@cache
+def _printed_ratio(quantity: str) -> float:
+    """MoCapsNet's slope over ResCapsNet's in the paper, which prints one line for CapsNet and ResCapsNet together."""
+    printed = paper.table("figure4_slopes")
+    by_model = printed[printed["quantity"] == quantity].set_index("model")["slope_per_block"]
+    return float(by_model["mocapsnet"] / by_model["capsnet"])
+
+
+def _side(low: float, high: float, *, less: bool) -> str:
+    if low <= 1 <= high:
+        return "open"
+    return "agrees" if (high < 1) == less else "contradicts"
+
+
+def _slope_verdict(row: Mapping[Any, Any], line: Line, label: str) -> list[PaperVerdict]:
+    """Table 4's slope beside one of the same kind of memory, at the same batch, on a GPU."""
+    table = paper.memory()
+    theirs = table[(table["dataset"] == line["dataset"]) & (table["model"] == line["model"])]
+    if theirs.empty or pd.isna(row["slope_low"]):
+        return []
+    fit = fit_slope(theirs["blocks"].tolist(), theirs["bytes"].tolist())
+    low, high = fit.slope_interval or (fit.slope, fit.slope)
+    overlap = row["slope_low"] <= high and low <= row["slope_high"]
+    name = f"{model_title(str(line['model']))} on {dataset_title(str(line['dataset']))}: memory per block (table 4, nvidia-smi)"
+    if row_shape(row) != "line":
+        # An interval that contains 0 agrees with almost anything.
+        verdict, why = "open", str(row_shape(row))
+    else:
+        verdict = "agrees" if overlap else "less" if row["slope"] < fit.slope else "more"
+        why = "" if overlap else "than the paper’s implementation"
+    return [PaperVerdict(name, bytes_text(fit.slope), row_slope(row), f"{label}, {METRICS[row['metric']].title}", verdict, why)]

@@ -1,0 +1,168 @@
+"""Puts a page together: data, scripts and styles in one file."""
+
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from capsbench.figures.styles import COLOURS
+from capsbench.frame import SAMPLE_COLUMNS
+from capsbench.page.answers import answers, latest_of, paper_verdicts
+from capsbench.page.cells import Lines, Texts, cells_data, lines_data, metrics_data, packed_fits, paper_data, samples_data
+from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
+from capsbench.page.runs import comparisons_data, environments_data, history_data, reports_data
+from capsbench.page.source import Inside, Source, frame_of, told_apart
+from capsbench.page.steps import contents_data, modules_data, timelines_data
+from capsbench.records import Record
+from capsbench.stats.slopes import slopes
+from capsbench.words.labels import cut
+
+SCRIPTS = (
+    "data.js",
+    "inflate.js",
+    "theme.js",
+    "controls.js",
+    "charts.js",
+    "depth.js",
+    "tradeoff.js",
+    "step.js",
+    "tables.js",
+    "runs.js",
+    "main.js",
+)
+"""In the order in which they are read."""
+
+DARK_COLOURS = ("#56A8E8", "#F08A4B", "#2EC4A0", "#E3A3C6", "#F0B840", "#8CCBF5", "#D8DCE2")
+"""`COLOURS` for a dark page: the same hues, lighter."""
+
+_ANSWERS = 12
+_NOTES = 20
+_ROOM = 3_600_000
+"""Bytes for records, so that the page with its charting library stays below 6 MB."""
+_LARGEST = 6_000_000
+_SHARES = (
+    *((samples, LONGEST_TEXT) for samples in (1000, 100, 30, 10, 5)),
+    *((samples, 500) for samples in (5, 1, 0)),
+    (0, 120),
+)
+"""How many raw samples of a time, and characters of a text, are shown: the first pair that there is room for counts."""
+
+
+def write_page(sources: Sequence[Source], path: Path, loose: Sequence[Inside] = ()) -> Path:
+    """Writes the page of these reports beside its place and renames it, so that nobody sees half of one.
+
+    Args:
+        sources: the reports.
+        path: the page.
+        loose: timelines that lie in no report.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        # A name may hold what no encoding has: halves of characters, from a folder or a file of somebody else.
+        beside.write_bytes(page_html(sources, loose).encode("utf-8", "replace"))
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def page_html(sources: Sequence[Source], loose: Sequence[Inside] = ()) -> str:
+    """The page of these reports; the same records give the same page."""
+    apart = told_apart(sources)
+    records = [record for source in apart for record in source.records]
+    frame = frame_of(apart)
+    table, lines = slopes(frame), Lines(frame)
+    told = lines_data(lines, frame, table, apart)
+    sentences, count = answers(lines, told, frame, apart, _ANSWERS)
+    timelines, all_timelines = timelines_data(apart, loose)
+    verdicts = paper_verdicts(table, lines, told, apart)
+    texts = Texts()
+    fit, packed = packed_fits(told)
+    data: dict[str, Any] = {
+        "palettes": {"light": COLOURS, "dark": DARK_COLOURS},
+        "metrics": metrics_data(frame),
+        "fit": fit,
+        "lines": packed,
+        "modules": modules_data(records, texts),
+        "contents": contents_data(records, texts),
+        "timelines": timelines,
+        "paper": paper_data(frame),
+        "latest": latest_of(apart),
+        "reports": reports_data(apart),
+        "environments": environments_data(apart),
+        "comparisons": comparisons_data(apart),
+        "history": history_data(apart, lines, table),
+        "cells": cells_data(lines, frame, records, texts),
+    }
+    text, limits = _encoded(data, records, texts)
+    if len(timelines) < all_timelines:
+        limits.append(f"{len(timelines)} of {all_timelines} timelines are on this page: name fewer reports to see the others.")
+    return _template().render(
+        title=" and ".join(cut(source.name, LONGEST_NAME) for source in apart) if len(apart) < 4 else f"{len(apart)} reports",
+        reports=data["reports"],
+        answers=sentences,
+        lines=count,
+        verdicts=verdicts[:_ANSWERS],
+        left_out=max(0, len(verdicts) - _ANSWERS),
+        cells=len(records),
+        style=_asset("style.css"),
+        scripts="\n".join(_asset(name) for name in SCRIPTS),
+        library=_library(),
+        data=text,
+        limits=limits,
+        notes=cut_list((note for source in apart for note in source.notes), _NOTES, LONGEST_NAME),
+    )
+
+
+def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: Texts) -> tuple[str, list[str]]:
+    """The page's data with as much of raw samples and long texts as there is room for, and what is left out."""
+    samples, longest, text = 0, 0, ""
+    for samples, longest in _SHARES:
+        cells = data["cells"] | {"samples": samples_data(records, samples)}
+        text = script_json({**data, "cells": cells, "texts": texts.all(longest)})
+        if size_of(text) <= _ROOM:
+            break
+    limits = []
+    if size_of(text) > _ROOM:
+        nothing = {"lists": [], "of": [-1] * len(records)}
+        without = {name: {**data[name], **nothing} for name in ("modules", "contents")}
+        cells = data["cells"] | {"samples": samples_data(records, samples)}
+        text = script_json({**data, **without, "cells": cells, "texts": texts.all(longest)})
+        limits.append("There is no room for what is inside each step: records.jsonl says it by module and by category.")
+    taken = max((len(getattr(one.time, name)) for one in records if one.time for name in SAMPLE_COLUMNS), default=0)
+    if taken > samples:
+        which = f"at most {samples} raw samples of each time are" if samples else "no raw samples are"
+        limits.append(f"There is no room for all: {which} on this page and in its CSV; all are in records.jsonl.")
+    if texts.longer(longest):
+        limits.append(f"Texts of more than {longest:,} characters are cut; they are whole in records.jsonl.")
+    if size_of(text) > _ROOM:
+        limits.append(
+            f"{len(records):,} records make a page of more than {_LARGEST // 10**6} MB: name fewer reports, or sweep less in one."
+        )
+    return text, limits
+
+
+@cache
+def _library() -> str:
+    """plotly.js as its Python package brings it, deflated and in base64: its licence is in its head."""
+    code = (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()
+    return base64.b64encode(zlib.compress(code, 9)).decode()
+
+
+def _asset(name: str) -> str:
+    return (resources.files("capsbench.page") / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Any:
+    loader = PackageLoader("capsbench.page", "assets")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html.j2")

@@ -1,0 +1,278 @@
+"""Lines and cells as the page's scripts read them: columns, each text once."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import pandas as pd
+
+from capsbench import paper
+from capsbench.figures.styles import COLOURS, LineStyle, style_key, styles_of
+from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS, plain
+from capsbench.gate.findings import Labels
+from capsbench.page.commands import cell_options, line_command, timeline_command
+from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
+from capsbench.page.source import Source
+from capsbench.records import Record
+from capsbench.stats.median import median_interval
+from capsbench.stats.metrics import METRICS, TIME_METRICS, Metric
+from capsbench.stats.slopes import REFERENCE_MODEL, line_columns
+from capsbench.words.labels import Names, cut, dataset_title, model_title
+from capsbench.words.printable import printable
+from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
+
+VALUES = (
+    "state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_forward_bytes", "peak_backward_bytes",
+    "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "train_step_seconds", "forward_seconds", "inference_seconds",
+)  # fmt: skip
+"""The figures of a cell that the page shows, as columns of `load`."""
+
+_SYMBOLS = {
+    "^": "triangle-up",
+    "s": "square",
+    "o": "circle",
+    "D": "diamond",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+    "*": "star",
+}
+_NAMED_DASHES = {"-": "solid", "-.": "dashdot", ":": "dot", "--": "dash"}
+_DIGITS = 9
+
+Line = dict[str, object]
+Key = tuple[object, ...]
+
+
+class Lines:
+    """Every line of the records, and which one each record belongs to.
+
+    A record without figures that was never started has no environment: it belongs to the line of its report that it would have
+    been in. One that has figures is of a machine that nobody knows, and so of a line of its own, as for `slopes`.
+
+    Args:
+        frame: all records.
+    """
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.names = line_columns(frame)
+        columns = [[plain(value) for value in frame[name].tolist()] for name in self.names]
+        keys: list[Key] = list(zip(*columns, strict=True))
+        known: dict[Key, Key] = {}
+        for key in keys:
+            if key[-1] is not None:
+                known.setdefault(key[:-1], key)
+        never_started = [key[-1] is None and status != "ok" for key, status in zip(keys, frame["status"], strict=True)]
+        whole = [known.get(key[:-1], key) if never else key for key, never in zip(keys, never_started, strict=True)]
+        self._places = {key: place for place, key in enumerate(dict.fromkeys(whole))}
+        self.of_record = [self._places[key] for key in whole]
+        self.lines: list[Line] = [dict(zip(self.names, key, strict=True)) for key in self._places]
+
+    def place_of(self, line: Mapping[str, object]) -> int:
+        """Where a line of `slopes` or `lines` is in the list."""
+        return self._places[tuple(plain(line[name]) for name in self.names)]
+
+
+def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """What the page knows of each line: name, options, look, slopes, means over replicates, and how to measure it again.
+
+    Args:
+        lines: of the frame.
+        frame: all records.
+        table: their slopes.
+        sources: the reports.
+    """
+    labels, looks = Labels(lines.lines), styles_of(lines.lines)
+    beside: dict[tuple[object, object], list[Line]] = {}
+    for line in lines.lines:
+        beside.setdefault((line["report"], line["dataset"]), []).append(line)
+    names = {key: Names(some) for key, some in beside.items()} if len(beside) > 1 else {}
+    plans = {source.name: source.plan for source in sources}
+    fits: list[dict[str, Any]] = [{} for _ in lines.lines]
+    for row in table.to_dict("records"):
+        fits[lines.place_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
+    means = _means(lines, frame)
+    found = []
+    for place, line in enumerate(lines.lines):
+        label = labels.of(line)
+        known = {name: _short(line[name]) for name in LINE_COLUMNS if line.get(name) is not None}
+        found.append(
+            known
+            | {
+                "label": _short(label),
+                "short": _short(names[line["report"], line["dataset"]].of(line) if names else label),
+                "datasetTitle": _short(dataset_title(str(line["dataset"]))),
+                "report": line["report"],
+                "kind": line["kind"],
+                "environment": _short(line.get("environment")),
+                "look": _look(looks[style_key(line)]),
+                "command": _command(line_command(line, plans.get(str(line["report"])))),
+                "timelineCommand": _command(timeline_command(line)),
+                "paper": _comparable(line),
+                "fits": fits[place],
+                "means": means.get(place, {}),
+            }
+        )
+    return found
+
+
+def packed_fits(told: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
+    """The names of what is known of a fit, once, and lines whose fits are values in their order: names would be most of them."""
+    names = next((list(fit) for line in told for fit in line["fits"].values()), [])
+    return names, [
+        {**line, "fits": {metric: [fit[name] for name in names] for metric, fit in line["fits"].items()}} for line in told
+    ]
+
+
+def cells_data(lines: Lines, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts") -> dict[str, Any]:
+    """Every record, column by column, but for its raw samples.
+
+    Args:
+        lines: of the frame.
+        frame: all records.
+        records: the same.
+        texts: where texts are kept, each once.
+    """
+    data: dict[str, Any] = {
+        "line": lines.of_record,
+        "blocks": frame["blocks"].tolist(),
+        "replicate": frame["replicate"].tolist(),
+        "ending": texts.numbers(map(cell_options, frame["blocks"].tolist(), frame["replicate"].tolist())),
+        "status": texts.numbers(frame["status"]),
+        "key": [record.cell.key() for record in records],
+        "message": texts.numbers(frame["message"]),
+        "notes": texts.numbers(frame["notes"]),
+        "noise": texts.numbers(frame["noise"]),
+        "probe": texts.numbers(frame["probe"]),
+        "data_source": texts.numbers(frame["data_source"]),
+        "started": texts.numbers(record.started_at for record in records),
+    }
+    data |= {name: [_short(value) for value in frame[name].tolist()] for name in VALUES}
+    for metric in TIME_METRICS.values():
+        data[f"{metric.name}_taken"] = [len(getattr(record.time, metric.column)) if record.time else 0 for record in records]
+        ends = [_interval(record, metric.column) for record in records]
+        data |= {f"{metric.name}_low": [low for low, _ in ends], f"{metric.name}_high": [high for _, high in ends]}
+    return data
+
+
+def samples_data(records: Sequence[Record], most: int) -> list[list[list[float]]]:
+    """Raw samples of each record in the order of `SAMPLE_COLUMNS`, at most so many, in seconds; no clock knows more digits."""
+    return [
+        [[float(f"{value:.6g}") for value in getattr(record.time, name)[:most]] for name in SAMPLE_COLUMNS]
+        if record.time and most
+        else []
+        for record in records
+    ]
+
+
+class Texts:
+    """Texts of records, each kept once and known by its number; number 0 is the empty one."""
+
+    def __init__(self) -> None:
+        self._places = {"": 0}
+
+    def number(self, text: object) -> int:
+        """Of one text; of what is missing, 0."""
+        return self._places.setdefault("" if plain(text) is None else str(text), len(self._places))
+
+    def numbers(self, texts: Iterable[object]) -> list[int]:
+        """Of several."""
+        return [self.number(text) for text in texts]
+
+    def all(self, longest: int) -> list[str]:
+        """The texts by number, each of at most so many characters."""
+        return [cut(text, longest) for text in self._places]
+
+    def longer(self, longest: int) -> int:
+        """How many texts have more characters."""
+        return sum(len(text) > longest for text in self._places)
+
+
+def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The quantities that any record has."""
+    return [
+        {"name": metric.name, "column": metric.column, "title": metric.title, "bytes": metric.is_bytes}
+        for metric in METRICS.values()
+        if frame[metric.column].notna().any()
+    ]
+
+
+def paper_data(frame: pd.DataFrame) -> dict[str, Any]:
+    """Table 4 of the data sets that were measured: bytes by data set, model and depth."""
+    table = paper.memory()
+    table = table[table["dataset"].isin(set(frame["dataset"]))]
+    return {
+        "metrics": list(paper.COMPARABLE_METRICS),
+        "memory": {
+            str(dataset): {
+                str(model): {"title": model_title(str(model)), "blocks": rows["blocks"].tolist(), "bytes": rows["bytes"].tolist()}
+                for model, rows in cells.groupby("model")
+            }
+            for dataset, cells in table.groupby("dataset")
+        },
+    }
+
+
+def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        "slope": _short(row["slope"]),
+        "low": _short(row["slope_low"]),
+        "high": _short(row["slope_high"]),
+        "intercept": _short(row["intercept"]),
+        "points": row["points"],
+        "shape": row_shape(row),
+        "noise": row["noise"],
+        "text": row_slope(row),
+        "remarks": ", ".join(row_remarks(row)),
+        "ratio": _short(row["ratio_to_rescapsnet"]),
+        "ratioLow": _short(row["ratio_low"]),
+        "ratioHigh": _short(row["ratio_high"]),
+        "isReference": row["model"] == REFERENCE_MODEL and row["memory"] == "stored",
+        "ratioText": row_ratio(row),
+    }
+
+
+def _means(lines: Lines, frame: pd.DataFrame) -> dict[int, dict[str, list[list[float]]]]:
+    """Means over replicates by line and metric, of lines that have replicates: pairs of depth and mean."""
+    good = frame.assign(line=lines.of_record)[frame["status"] == "ok"]
+    several = good.groupby(["line", "blocks"]).size().groupby("line").max()
+    found: dict[int, dict[str, list[list[float]]]] = {}
+    for place, cells in good[good["line"].isin(several[several > 1].index)].groupby("line"):
+        found[int(str(place))] = {metric.name: _mean(cells, metric) for metric in METRICS.values()}
+    return found
+
+
+def _mean(cells: pd.DataFrame, metric: Metric) -> list[list[float]]:
+    known = cells[cells[metric.column].notna()]
+    means = known[metric.column].astype(float).groupby(known["blocks"]).mean()
+    return [[int(str(blocks)), float(mean)] for blocks, mean in means.items()]
+
+
+def _interval(record: Record, column: str) -> tuple[float | None, float | None]:
+    """The interval of the median of one time of a record."""
+    found = median_interval(getattr(record.time, column)) if record.time else None
+    return (None, None) if found is None else (_short(found[0]), _short(found[1]))
+
+
+def _short(value: Any) -> Any:
+    known = plain(value)
+    if isinstance(known, str):
+        return cut(printable(known), LONGEST_NAME)
+    return float(f"{known:.{_DIGITS}g}") if isinstance(known, float) else known
+
+
+def _command(text: str) -> str:
+    """A command, which is either whole or not there."""
+    return text if len(text) <= LONGEST_COMMAND else ""
+
+
+def _look(style: LineStyle) -> dict[str, Any]:
+    """A line's look in the charting library's words; its colour by number, for a page has two palettes."""
+    dash = style.dash
+    name = _NAMED_DASHES[dash] if isinstance(dash, str) else ",".join(f"{length:g}px" for length in chain(dash[1]))
+    return {"colour": COLOURS.index(style.colour), "symbol": _SYMBOLS[style.marker], "dash": name, "size": 3 + style.size}
+
+
+def _comparable(line: Line) -> bool:
+    """Whether the paper's readings can stand beside this line."""
+    return str(line["device"]).startswith("cuda") and line["batch_size"] == paper.BATCH_SIZE

@@ -1,0 +1,117 @@
+"""Slopes in a notebook: a data frame that shows itself as a table with a small chart in each row."""
+
+from collections.abc import Hashable, Iterable, Mapping
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from capsbench.figures.sparks import reach, scale_of, svg
+from capsbench.figures.styles import style_key, styles_of
+from capsbench.gate.findings import Labels
+from capsbench.stats.metrics import METRICS
+from capsbench.stats.slopes import by_line, line_columns, lines
+from capsbench.stats.slopes import slopes as slopes_of
+from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
+
+Key = tuple[str, ...]
+
+
+class SlopesFrame(pd.DataFrame):
+    """What `slopes` gives: a data frame in every way, that a notebook shows with charts."""
+
+    _metadata = ["_points", "_keys"]  # noqa: RUF012  pandas' own way to say what slices inherit
+
+    @property
+    def _constructor(self) -> Any:
+        return SlopesFrame
+
+    def _repr_html_(self) -> str | None:
+        """A table with a chart in each row; as pandas shows it where columns are missing."""
+        keys: list[str] | None = getattr(self, "_keys", None)
+        if not keys or self.empty or not {*keys, *_NEEDED} <= set(self.columns):
+            return super()._repr_html_()  # type: ignore[misc]
+        most = pd.get_option("display.max_rows") or len(self)
+        table = pd.DataFrame(self.iloc[:most])
+        groups = list(by_line(table))
+        labels, looks = Labels(line for line, _ in groups), styles_of(line for line, _ in groups)
+        shown = [(line, row, self._points.get(_key(row, keys), [])) for line, cells in groups for row in cells.to_dict("records")]
+        reached = reach((scale_of(row, row["metric"]), _heights(row, points)) for _, row, points in shown)
+        rows = [_row(labels.of(line), row, points, looks[style_key(line)].colour, reached) for line, row, points in shown]
+        more = f"<p>{len(self) - most} more rows</p>" if len(self) > most else ""
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in _HEADS)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
+
+
+_HEADS = ("line", "quantity", "over depth", "slope per block", "× ResCapsNet", "")
+_NEEDED = (
+    "metric",
+    "unit",
+    "slope",
+    "slope_low",
+    "slope_high",
+    "intercept",
+    "linear",
+    "noise",
+    "ratio_to_rescapsnet",
+    "ratio_low",
+    "ratio_high",
+)
+
+
+def slopes(frame: pd.DataFrame) -> SlopesFrame:
+    """The slope of every line and metric in what `load` gave: see `capsbench.stats.slopes.slopes`.
+
+    Returns:
+        Its data frame, which a notebook shows as a table with a small chart in each row.
+    """
+    found = SlopesFrame(slopes_of(frame))
+    keys = [*line_columns(frame), "metric"]
+    points: dict[Key, list[tuple[float, float]]] = {}
+    for line, cells in lines(frame):
+        for metric in METRICS.values():
+            known = cells[cells[metric.column].notna()]
+            pairs = zip(known["blocks"].astype(float), known[metric.column].astype(float), strict=True)
+            points[_key(line | {"metric": metric.name}, keys)] = list(pairs)
+    # Not columns: pandas would take them for such, and say so.
+    object.__setattr__(found, "_keys", keys)
+    object.__setattr__(found, "_points", points)
+    return found
+
+
+def _key(row: Mapping[Any, Any] | Mapping[Hashable, Any], names: Iterable[str]) -> Key:
+    """What tells a row from others, however pandas keeps its numbers."""
+    return tuple(
+        "" if pd.isna(row[name]) else f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in names
+    )
+
+
+def _line_of(row: Mapping[Hashable, Any]) -> tuple[float, float] | None:
+    return (row["intercept"], row["slope"]) if row_shape(row) == "line" else None
+
+
+def _heights(row: Mapping[Hashable, Any], points: list[tuple[float, float]]) -> list[float]:
+    """All that a row's chart shows: values, and the ends of its fitted line."""
+    line, depths = _line_of(row), [depth for depth, _ in points]
+    fitted = [line[0] + line[1] * depth for depth in (min(depths), max(depths))] if line and points else []
+    return [*(value for _, value in points), *fitted]
+
+
+def _row(
+    label: str,
+    row: Mapping[Hashable, Any],
+    points: list[tuple[float, float]],
+    colour: str,
+    reached: Mapping[tuple[str, ...], tuple[float, float]],
+) -> str:
+    remarks = row_remarks(row)
+    remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []
+    texts = [
+        escape(label),
+        METRICS[row["metric"]].title,
+        svg(points, _line_of(row), colour, *reached[scale_of(row, row["metric"])]) if points else "",
+        row_slope(row),
+        row_ratio(row),
+        escape(", ".join(remarks)),
+    ]
+    return "<tr>" + "".join(f"<td style='text-align:left'>{text}</td>" for text in texts) + "</tr>"

@@ -1,0 +1,233 @@
+"""The reports themselves: on which machines, how they differ, and what became of each figure from one to the next."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from capsbench.errors import ConfigurationError
+from capsbench.frame import plain
+from capsbench.gate.check import judge
+from capsbench.gate.compare import compare
+from capsbench.gate.summary import Summary, machine_parts, mapping, summarize
+from capsbench.gate.verdicts import CheckText, comparison_remarks, comparison_rows
+from capsbench.page.cells import Line, Lines
+from capsbench.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut_list
+from capsbench.page.source import Source
+from capsbench.words.labels import cut
+
+_MOST_REPORTS = 40
+_MOST_ROWS = 3000
+"""Of all comparisons together."""
+_MOST_REMARKS = 60
+_LONGEST_FINDING = 500
+_MOST_PARTS = 300
+_LONGEST_PART = 400
+_CHANGES_ALWAYS = {"load_1_min", "megahertz", "notes", "sm_megahertz"}
+
+
+def reports_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """Each report: what was asked for, when, on which machines."""
+    return [
+        {
+            "name": source.name,
+            "command": cut(source.plan.command, LONGEST_COMMAND) if source.plan else None,
+            "started": source.started(),
+            "commits": commits_of(source),
+            "cells": len(source.records),
+            "environments": sorted({record.environment for record in source.records if record.environment}),
+        }
+        for source in sources
+    ]
+
+
+def environments_data(sources: Sequence[Source]) -> dict[str, Any]:
+    """Every machine part by part, and which parts differ.
+
+    Returns:
+        `keys` of the environments; `rows`: name of the part, its value in each environment, whether they differ; and `more`: how
+        many rows there are besides.
+    """
+    known: dict[str, Mapping[str, Any]] = {}
+    for source in sources:
+        for key, entry in source.environments.items():
+            if isinstance(entry, Mapping):
+                known.setdefault(key, entry)
+    parts = {key: _flat(entry) for key, entry in known.items()}
+    names = list(dict.fromkeys(name for flat in parts.values() for name in flat))
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        values = [flat.get(name, "") for flat in parts.values()]
+        steady = name.rpartition(" ")[2] not in _CHANGES_ALWAYS
+        rows.append(
+            {
+                "name": cut(name.replace("_", " "), _LONGEST_PART),
+                "values": [cut(value, _LONGEST_PART) for value in values],
+                "differs": steady and len(set(values)) > 1,
+            }
+        )
+    # What differs comes first where there is no room for all.
+    shown = rows if len(rows) <= _MOST_PARTS else sorted(rows, key=lambda row: not row["differs"])[:_MOST_PARTS]
+    return {"keys": list(parts), "rows": shown, "more": len(rows) - len(shown)}
+
+
+def commits_of(source: Source) -> list[str]:
+    """The commits that its records were measured at, or the versions where these are of a release."""
+    used = {record.environment for record in source.records}
+    entries = [entry for key, entry in source.environments.items() if key in used and isinstance(entry, Mapping)]
+    found = (entry.get("commit") or entry.get("capsbench") for entry in entries)
+    return list(dict.fromkeys(str(name) for name in found if name))
+
+
+def comparisons_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """Every report after the first against it, figure by figure, as `capsbench compare` says it."""
+    if len(sources) < 2:
+        return []
+    first, *others = sources[:_MOST_REPORTS]
+    before, notes = _summary(first)
+    most = _MOST_ROWS // len(others)
+    return [{"before": first.name, "after": other.name} | _comparison(before, notes, other, most) for other in others]
+
+
+def _comparison(before: Summary, notes: Sequence[str], other: Source, most: int) -> dict[str, Any]:
+    """One report against the first.
+
+    Returns:
+        `rows`, at most so many: the texts of a table, then unit, before, after and the interval of the difference as numbers;
+        `more`: how many rows there are besides; `remarks`: what rows do not say.
+    """
+    after, others = _summary(other)
+    remarks = [*notes, *others]
+    try:
+        compared = compare(before, after)
+    except ConfigurationError as error:
+        return {"rows": [], "more": 0, "remarks": cut_list(remarks, _MOST_REMARKS), "why": cut(error.what, LONGEST_TEXT)}
+    remarks += comparison_remarks(compared, cells=False)
+    wide = [it for it in compared.comparisons if it.scope != "cell"]
+    rows = [
+        [
+            *(cut(text, LONGEST_TEXT) for text in texts),
+            "bytes" if it.is_bytes else "seconds",
+            it.before,
+            it.after,
+            it.low,
+            it.high,
+        ]
+        for it, texts in zip(wide[:most], comparison_rows(compared, cells=False)[:most], strict=True)
+    ]
+    return {"rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
+
+
+def history_data(sources: Sequence[Source], lines: Lines, table: pd.DataFrame) -> dict[str, Any]:
+    """Slopes from report to report in the order of time, and what the gate says of each against the oldest.
+
+    Returns:
+        `points`: name, commits and time of each report, with its verdict; `series`: of every line that two reports have, the
+        places in the page's list of lines, by report.
+    """
+    ordered = sorted(sources, key=lambda source: (source.ended(), source.name))[-_MOST_REPORTS:]
+    if len(ordered) < 2:
+        return {"points": [], "series": []}
+    summaries = [_summary(source)[0] for source in ordered]
+    points: list[dict[str, Any]] = [
+        {"name": source.name, "commits": commits_of(source), "started": source.started()}
+        | (_verdict(summaries, place, ordered[0].name) if place else {"verdict": "", "findings": [], "remarks": []})
+        for place, source in enumerate(ordered)
+    ]
+    places = {source.name: place for place, source in enumerate(ordered)}
+    fitted = sorted({lines.place_of(dict(row)) for _, row in table[lines.names].drop_duplicates().iterrows()})
+    shown = [(places[name], place) for place in fitted if (name := str(lines.lines[place]["report"])) in places]
+    known = {key: mapping(entry) for source in ordered for key, entry in source.environments.items()}
+    return {"points": points, "series": [one for one in _series(shown, lines.lines, known) if len(one) > 1]}
+
+
+_TOLD_APART = ((), ("device", "threads"), ("device", "threads", "machine"))
+"""By what lines of one report that are one line but for the machine can be told apart, the least first."""
+
+
+def _series(
+    shown: Sequence[tuple[int, int]], lines: Sequence[Line], environments: Mapping[str, Any]
+) -> list[list[tuple[int, int]]]:
+    """Lines of several reports, joined where they are one line but for the machine.
+
+    Where a report has several lines that differ in the machine alone, they are told apart by no more of it than tells them
+    apart; where nothing does, as after a commit amid a report, the first one stands for all.
+
+    Args:
+        shown: the place of a report, and that of a line of it.
+        lines: all of them.
+        environments: entries of environment.json by key.
+
+    Returns:
+        Such pairs by series, each report once, in the order of reports.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    for pair in shown:
+        found.setdefault(_portable(lines[pair[1]]), []).append(pair)
+    series = []
+    for pairs in found.values():
+        ways = [_split(pairs, lines, environments, by) for by in _TOLD_APART]
+        # The first of those that keep most lines.
+        series += max(ways, key=lambda way: sum(map(len, way)))
+    return [sorted(one.items()) for one in series]
+
+
+def _split(
+    pairs: Sequence[tuple[int, int]], lines: Sequence[Line], environments: Mapping[str, Any], by: Sequence[str]
+) -> list[dict[int, int]]:
+    """Series of a line by report, told apart by parts of the machine; of lines that these leave alike, the first."""
+    found: dict[str, dict[int, int]] = {}
+    for report, place in pairs:
+        line = lines[place]
+        parts = machine_parts(environments.get(str(line.get("environment")), {}))
+        machine = (parts.get("CPU"), parts.get("GPU"))
+        known = {**line, "machine": machine}
+        places = found.setdefault(repr([known[name] for name in by]), {})
+        if report not in places or line.get("source") != lines[places[report]].get("source"):
+            places[report] = place  # of a network whose source was changed amid a report, the later one
+    return list(found.values())
+
+
+def _verdict(summaries: Sequence[Summary], place: int, baseline: str) -> dict[str, Any]:
+    """What `capsbench check` says of a report against the oldest, and of what moved since the one before."""
+    try:
+        judgement = judge(summaries[place], summaries[0], summaries[place - 1] if place > 1 else None)
+    except ConfigurationError as error:
+        return {"verdict": "not comparable", "findings": [cut(error.what, LONGEST_TEXT)], "remarks": []}
+    text = CheckText(judgement, baseline, "")
+    told = [f"worse: {it}" for it in text.regressions] + [f"better: {it}" for it in text.improvements]
+    remarks = [f"left out: {it}" for it in text.left_out] + [f"note: {it}" for it in text.notes]
+    return {
+        "verdict": text.headline,
+        "passed": judgement.passed,
+        "findings": cut_list(told, _MOST_REMARKS, _LONGEST_FINDING),
+        "remarks": cut_list(remarks, _MOST_REMARKS, _LONGEST_FINDING),
+    }
+
+
+def _summary(source: Source) -> tuple[Summary, list[str]]:
+    return summarize([(Path(source.name), record) for record in source.records], source.environments)
+
+
+def _portable(line: Line) -> str:
+    """The same for lines that are one line but for the report and the machine; `cuda:1` is a device of the kind of `cuda:0`."""
+    device = str(line["device"])
+    general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
+    own = {"report", "environment", "source", "threads", "device"}
+    return repr([(name, plain(value)) for name, value in line.items() if name not in own] + [general])
+
+
+def _flat(entry: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Parts of parts by the names that lead to them."""
+    found: dict[str, str] = {}
+    for name, value in entry.items():
+        path = f"{before} {name}".strip()
+        if isinstance(value, Mapping):
+            found |= _flat(value, path)
+        elif isinstance(value, list):
+            for number, one in enumerate(value):
+                found |= _flat(one, f"{path} {number}") if isinstance(one, Mapping) else {f"{path} {number}": str(one)}
+        elif value is not None:
+            found[path] = str(value)
+    return found

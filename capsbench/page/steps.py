@@ -1,0 +1,152 @@
+"""Inside one step: what modules retain, and timelines."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from capsbench.figures.timeline import (
+    LOOKS,
+    NOBODY,
+    caption_of,
+    contents_at_peak,
+    modules_of,
+    places_of,
+    shown_events,
+    title_of,
+)
+from capsbench.page.cells import Texts
+from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
+from capsbench.page.source import Inside, Source
+from capsbench.records import Contents, Record, Timeline
+from capsbench.words.labels import cut
+from capsbench.words.modules import ModuleChange, module_changes
+
+_MOST_MODULES = 20
+_MOST_TIMELINES = 24
+_ROOM = 800_000
+"""Bytes for timelines."""
+
+Modules = list[list[Any]]
+"""Name, bytes of each, how many; last, without a name, the bytes of all others together and how many they are."""
+
+
+def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
+    """What modules retain in each cell; equal lists, as replicates have, are kept once.
+
+    Returns:
+        `lists`, each of `Modules` with numbers of `texts` for names; and `of`, by cell the number of its list, or -1.
+    """
+    known: dict[tuple[tuple[str, int], ...], int] = {}
+    lists: list[Modules] = []
+    of = []
+    for record in records:
+        step = record.believed_step()
+        retained = step.retained_by_module if step else {}
+        if not retained:
+            of.append(-1)
+            continue
+        key = tuple(retained.items())
+        if key not in known:
+            known[key] = len(lists)
+            lists.append(_modules(module_changes({}, retained), texts.number))
+        of.append(known[key])
+    return {"lists": lists, "of": of}
+
+
+def contents_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
+    """What is alive at the peak of each cell, by category; equal ones are kept once.
+
+    Returns:
+        `names` of the categories; `lists`: a phase (a number of `texts`), then bytes by category; `of` as in `modules_data`.
+    """
+    names = [name for name, field in Contents.model_fields.items() if field.annotation is int]
+    known: dict[tuple[int, ...], int] = {}
+    of = []
+    for record in records:
+        held = record.memory.at_peak if record.memory else None
+        if held is None:
+            of.append(-1)
+            continue
+        key = (texts.number(held.phase), *(getattr(held, name) for name in names))
+        of.append(known.setdefault(key, len(known)))
+    return {"names": [name.removesuffix("_bytes") for name in names], "lists": list(known), "of": of}
+
+
+def timelines_data(sources: Sequence[Source], loose: Sequence[Inside]) -> tuple[list[dict[str, Any]], int]:
+    """The first timelines, as many as there is room for, and how many there are.
+
+    Each has the cells that it is of: those of the report in whose folder it lies. One that lies in no report is of the only
+    one that there is, and of nobody's where there are several: the same configuration may stand for other code in each.
+
+    Args:
+        sources: the reports.
+        loose: timelines that lie in no report.
+    """
+    cells: dict[tuple[str, str], list[int]] = {}
+    everyone = [(source, record) for source in sources for record in source.records]
+    for place, (source, record) in enumerate(everyone):
+        cells.setdefault((source.name, record.cell.configuration.model_dump_json()), []).append(place)
+    of_no_other = sources[0].name if len(sources) == 1 else None
+    looks = [(source.name, one) for source in sources for one in source.timelines] + [(of_no_other, one) for one in loose]
+    found: list[dict[str, Any]] = []
+    room = _ROOM
+    for report, one in looks[:_MOST_TIMELINES]:
+        of = [] if report is None else cells.get((report, one.timeline.configuration.model_dump_json()), [])
+        told = _timeline(one.timeline) | {"report": report, "path": cut(one.path, LONGEST_TEXT), "cells": of}
+        room -= size_of(script_json(told))
+        if room < 0:
+            break
+        found.append(told)
+    return found, len(looks)
+
+
+def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any]) -> Modules:
+    """The modules that retain most, and all others as one."""
+    told: Modules = [[name(it.name or NOBODY), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
+    rest = changes[_MOST_MODULES:]
+    return [*told, [None, sum(it.nbytes * it.count for it in rest), sum(it.count for it in rest)]] if rest else told
+
+
+def _timeline(timeline: Timeline) -> dict[str, Any]:
+    stacks = {name: np.array(nbytes) for name, nbytes in timeline.bytes_by_category.items() if any(nbytes)}
+    total = np.sum([np.array(nbytes) for nbytes in timeline.bytes_by_category.values()], axis=0)
+    places, shown = places_of(timeline), shown_events(total)
+    shown = np.unique([*shown, timeline.peak.event])
+    at_peak = dict(contents_at_peak(timeline))
+    peak = timeline.peak
+    return {
+        "title": cut(title_of(timeline), LONGEST_NAME),
+        "caption": _caption(timeline),
+        "events": shown.tolist(),
+        "places": [round(float(place), 5) for place in places[shown]],
+        "categories": [
+            {"name": name, "colour": LOOKS[name][0], "bytes": nbytes[shown].tolist(), "atPeak": at_peak[name]}
+            for name, nbytes in stacks.items()
+        ],
+        "phases": [
+            {
+                "name": name,
+                "first": round(float(places[phase.first_event]), 5),
+                "last": round(float(places[phase.last_event]), 5),
+                "event": phase.last_event,
+            }
+            for name, phase in timeline.phases.items()
+        ],
+        "peak": {
+            "place": round(float(places[peak.event]), 5),
+            "event": peak.event,
+            "total": int(total[peak.event]),
+            "allocated": peak.allocated_bytes,
+            "phase": cut(peak.contents.phase, LONGEST_NAME),
+            "operator": None if peak.operator is None else cut(peak.operator, LONGEST_NAME),
+            "module": None if peak.module is None else cut(peak.module or NOBODY, LONGEST_NAME),
+            "leftOver": peak.left_over_bytes,
+        },
+        "modules": _modules(modules_of(timeline), lambda name: cut(name, LONGEST_NAME)),
+    }
+
+
+def _caption(timeline: Timeline) -> list[str]:
+    notes: Iterable[str] = cut_list(timeline.notes, 8, LONGEST_NAME)
+    return [cut(text, LONGEST_TEXT) for text in caption_of(timeline.model_copy(update={"notes": list(notes)}))]

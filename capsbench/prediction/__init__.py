@@ -1,0 +1,1 @@
+"""The figures of a device that is not here, and what fits it."""

@@ -1,0 +1,253 @@
+"""The deepest network, or the largest batch, that fits a device: by search over traced steps."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from capsbench.catalog import spec_of
+from capsbench.prediction.predict import Prediction, predict_memory, trace_for
+from capsbench.records import Configuration, MemoryFigures
+
+What = Literal["depth", "batch"]
+
+CHECKED = (8, 16, 24, 32)
+"""Depths at which the growth of bytes is looked at first."""
+EVEN_FROM = 128
+"""How deep a network is traced at least before its growth is believed to stay what it is: a phase that is not yet the highest
+shows late."""
+DEEPEST_TRACED = 256
+"""Where tracing ends, as deeper networks take long: what is said of more is extrapolated."""
+DEEPEST = 100_000
+"""Where a search for depth ends."""
+_EVEN = 1e-3
+"""The share by which growth may differ from one depth to the next and still be called even."""
+_JUMPS = 1.125
+"""What an allocator's jumps may add to its growth."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fits, and why no more does."""
+
+    what: What
+    value: int
+    """Blocks, or images; 0 where not even one fits."""
+    memory_bytes: int | None
+    """What the process takes there: context and reserved memory on a GPU, the highest point of the step on a CPU."""
+    bounded: bool
+    """Whether one more would not fit; otherwise the search ended early, and at least so many fit."""
+    traced: bool
+    """Whether that step was traced; otherwise its bytes follow from how they grow."""
+    reason: str
+    """Why one more does not fit, or why the search ended."""
+    looked_at: int
+    """The largest that was traced."""
+
+
+def largest(configuration: Configuration, what: What) -> Fit:
+    """The largest depth or batch of a configuration that fits the device it names.
+
+    Raises:
+        ConfigurationError: as `trace_step`.
+    """
+    name = "blocks" if what == "depth" else "batch_size"
+    known: dict[int, Prediction] = {}
+
+    def at(value: int) -> Prediction:
+        if value not in known:
+            changed = configuration.model_copy(update={name: value})
+            known[value] = predict_memory(changed, trace_for(changed))
+        return known[value]
+
+    if what == "depth" and at(CHECKED[-1]).fits:
+        return _deeper(at, known)
+    most = CHECKED[-1] if what == "depth" else spec_of(configuration.dataset).train_size
+    fitting, failing = _neighbours(at, most)
+    taken = _taken(at(fitting)) if fitting else None
+    reason = f"an epoch has no more than {most:,} images" if failing is None else f"{failing:,} do not: {at(failing).reason}"
+    return Fit(what, fitting, taken, bounded=failing is not None, traced=True, reason=reason, looked_at=max(known))
+
+
+def _neighbours(at: Callable[[int], Prediction], most: int) -> tuple[int, int | None]:
+    """The largest that fits (0 if none does) and the next that was found not to (None where `most` fits).
+
+    Beyond a hundred the two may be 1 % apart. Bytes grow nearly evenly, so a line through two known values says where to look.
+    """
+    if not at(1).fits:
+        return 0, 1
+    fitting, failing = 1, most + 1
+    below, above = at(1), at(min(32, most))
+    last = (1, min(32, most))
+    while failing - fitting > max(1, fitting // 100):
+        guess = _on_line(*last, _taken(below), _taken(above), above.room_bytes)
+        if failing <= most:
+            # Off both ends, so that each look takes something away.
+            margin = max(1, (failing - fitting) // 8)
+            guess = min(max(guess, fitting + margin), failing - margin)
+        else:
+            guess = min(max(guess, fitting + 1), 32 * fitting, most)
+        found = at(guess)
+        fitting, failing = (guess, failing) if found.fits else (fitting, guess)
+        low, high = (fitting, failing) if failing <= most else (1, fitting)
+        last, below, above = (low, high), at(low), at(high)
+    return fitting, failing if failing <= most else None
+
+
+def _on_line(low: int, high: int, below: int, above: int, room: int | None) -> int:
+    """Where a line through two values reaches the room."""
+    if room is None or above <= below or high == low:
+        return 2 * high
+    return low + int((high - low) * (room - below) / (above - below))
+
+
+class Growth(NamedTuple):
+    """How a quantity grows with depth, from the deepest network that was traced on."""
+
+    nbytes: int
+    """What it is there, and by how much it was seen to leave an even growth."""
+    per_block: float
+    """The most that a block was seen to add, over many blocks."""
+    even: bool
+    """Whether a block adds the same as before."""
+    rising: bool
+    """Whether a block adds more and more."""
+
+
+def _deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) -> Fit:
+    """The deepest network that fits, where the deepest of `CHECKED` does.
+
+    Networks are traced until one does not fit, and then those between; or until their growth is even, and then the rest is
+    extrapolated from it.
+    """
+    for blocks in CHECKED:
+        at(blocks)
+    fitting, failing, stride = CHECKED[-1], None, 1
+    while failing is None or failing - fitting > 1:
+        growths = _growths(known, fitting)
+        extrapolated = _extrapolated(growths, fitting, at(fitting).room_bytes)
+        if failing is not None:
+            # Off both ends, so that each look takes something away.
+            margin = (failing - fitting) // 8
+            guess = min(max(extrapolated, fitting + 1 + margin), failing - 1 - margin)
+        elif fitting >= DEEPEST_TRACED or (fitting >= EVEN_FROM and extrapolated > 2 * fitting and _is_even(growths)):
+            return _beyond(at, growths, fitting, extrapolated)
+        elif extrapolated > fitting:
+            # An odd number further: what repeats every few blocks is not met at the same place each time.
+            guess = min(extrapolated, fitting + (max(CHECKED[-1], fitting // 2) | 1), DEEPEST_TRACED)
+        else:
+            # It should not fit; where it does, what was extrapolated is too little, and longer strides find the end sooner.
+            guess, stride = min(fitting + stride, DEEPEST_TRACED), 2 * stride
+        fitting, failing = (guess, failing) if at(guess).fits else (fitting, guess)
+    most = max(growth.per_block for growth in _growths(known, fitting).values())
+    reason = f"{failing:,} do not: {at(failing).reason}; a block adds up to {most:,.0f} bytes"
+    return Fit("depth", fitting, _taken(at(fitting)), bounded=True, traced=True, reason=reason, looked_at=max(known))
+
+
+def _beyond(at: Callable[[int], Prediction], growths: Mapping[str, Growth], deepest: int, extrapolated: int) -> Fit:
+    """What is said of depths that are not traced."""
+    taken = _taken(at(deepest))
+    if any(growth.rising for growth in growths.values()):
+        reason = f"each block adds more than the one before, so that more than {deepest} blocks were not looked at"
+        return Fit("depth", deepest, taken, bounded=False, traced=True, reason=reason, looked_at=deepest)
+    even = _is_even(growths)
+    most = max(growths.values(), key=lambda growth: growth.nbytes + growth.per_block * (extrapolated - deepest))
+    reason = (
+        f"each block adds up to {most.per_block:,.0f} bytes"
+        if most.per_block
+        else f"more than {extrapolated:,} was not looked at"
+    )
+    if not even:
+        reason += f", and not always the same up to {deepest} blocks"
+    taken = max(taken, int(most.nbytes + most.per_block * (extrapolated - deepest)))
+    bounded = even and extrapolated < DEEPEST
+    return Fit("depth", extrapolated, taken, bounded=bounded, traced=extrapolated == deepest, reason=reason, looked_at=deepest)
+
+
+def _extrapolated(growths: Mapping[str, Growth], deepest: int, room: int | None) -> int:
+    """How many blocks fit where everything grows as it was seen to, at most."""
+    if room is None:
+        return DEEPEST
+    # The step's highest point may lie in another phase deeper down, whose peak has a line of its own: the first of them to reach
+    # the room ends the search.
+    reached = (deepest + int((room - one.nbytes) // one.per_block) for one in growths.values() if one.per_block > 0)
+    return max(min([*reached, DEEPEST]), deepest)
+
+
+def _is_even(growths: Mapping[str, Growth]) -> bool:
+    """Whether everything grows evenly."""
+    return all(growth.even for growth in growths.values())
+
+
+def _growths(known: Mapping[int, Prediction], deepest: int) -> dict[str, Growth]:
+    """The growth of all that may fill the device, over the networks traced up to a depth."""
+    traced = {blocks: known[blocks] for blocks in sorted(known) if CHECKED[0] <= blocks <= deepest}
+    peaks = {
+        "step": {blocks: one.memory.peak_allocated_bytes for blocks, one in traced.items()},
+        "forward": {blocks: one.memory.peak_forward_bytes for blocks, one in traced.items()},
+        "backward": {blocks: one.memory.peak_backward_bytes for blocks, one in traced.items()},
+    }
+    # However low it still is: what stands at the end of forward, or of backward, becomes the highest point in the end.
+    *_, before, last = traced
+    standing = max(
+        (after - earlier) / (last - before)
+        for earlier, after in zip(_standing(traced[before].memory), _standing(traced[last].memory), strict=True)
+    )
+    beside = {blocks: _taken(one) - one.memory.peak_allocated_bytes for blocks, one in traced.items()}
+    found = {name: _growth(line) for name, line in peaks.items()}
+    found = {
+        name: one._replace(nbytes=one.nbytes + max(beside.values()), per_block=max(one.per_block, standing))
+        for name, one in found.items()
+    }
+    if len(set(beside.values())) > 1:
+        reserved = _reserved({blocks: _taken(one) for blocks, one in traced.items()})
+        found["reserved"] = reserved._replace(nbytes=reserved.nbytes + max(beside.values()) - beside[last])
+    return found
+
+
+def _reserved(line: Mapping[int, int]) -> Growth:
+    """How what an allocator holds grows with depth.
+
+    Its segments fill by jumps, so it grows at most as fast as it was seen to between neighbours. A jump says little of growth:
+    no more than an eighth is added to the growth over the whole range.
+    """
+    deepest = max(line)
+    first = min(blocks for blocks in line if 4 * blocks >= deepest)
+    steps = [(line[above] - line[below]) / (above - below) for below, above in pairwise(line) if above - below >= CHECKED[0]]
+    over_all = (line[deepest] - line[first]) / (deepest - first)
+    return Growth(line[deepest], min(max(steps), _JUMPS * over_all), even=True, rising=False)
+
+
+def _growth(line: Mapping[int, int]) -> Growth:
+    """How one quantity grows with depth.
+
+    Args:
+        line: bytes by depth, ascending.
+    """
+    deepest, depths = max(line), list(pairwise(line))
+    growths = [(line[above] - line[below]) / (above - below) for below, above in depths]
+    # What came long before has ended, and what lies close together was looked at for its own sake.
+    recent = [
+        (each, above - below)
+        for each, (below, above) in zip(growths, depths, strict=True)
+        if 4 * below >= deepest and above - below >= CHECKED[0]
+    ] or [(growths[0], depths[0][1] - depths[0][0])]
+    most = max(each for each, _ in recent)
+    uneven = max((most - each) * wide for each, wide in recent)
+    earlier, last = growths[-2:]
+    close = _EVEN * max(abs(earlier), abs(last))
+    rising = last - close > max((each for each, _ in recent[:-1]), default=last)
+    return Growth(line[deepest] + int(uneven), most, even=abs(last - earlier) <= close, rising=rising)
+
+
+def _standing(memory: MemoryFigures) -> tuple[int, int]:
+    """Bytes that are alive at the end of forward, and at the end of backward, but for the batch."""
+    state, optimizer, retained, gradient = (
+        getattr(memory, f"{name}_bytes", None) or 0 for name in ("state", "optimizer", "retained", "gradient")
+    )
+    return state + optimizer + retained, state + optimizer + gradient
+
+
+def _taken(found: Prediction) -> int:
+    memory = found.memory
+    return memory.peak_allocated_bytes if memory.process_bytes is None else memory.process_bytes

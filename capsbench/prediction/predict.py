@@ -1,0 +1,123 @@
+"""The figures of a step without its device: traced on shapes alone, replayed through a model of CUDA's allocator."""
+
+import time
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from capsbench.devices import Gpu, gpu_of
+from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.prediction.apart import call_for
+from capsbench.records import Cell, Certainty, Configuration, MemoryFigures, Record
+from capsbench.tracing.cuda_allocator import CachingAllocator, OutOfMemory
+from capsbench.tracing.step_trace import TracedStep, step_figures, trace_step
+from capsbench.tracing.trace import Trace
+from capsbench.workload import without_effect
+
+_EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes")
+_MODELLED = ("peak_forward_bytes", "peak_backward_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "at_peak")
+_GUESSED = ("context_bytes", "process_bytes")
+
+
+class Prediction(NamedTuple):
+    """A traced step on a device."""
+
+    memory: MemoryFigures
+    fits: bool
+    """Whether the device has room for it."""
+    reason: str
+    """Why not."""
+    room_bytes: int | None
+    """All memory of the device, what its context takes included; None where nothing limits it."""
+
+
+def predict_cell(cell: Cell) -> Record:
+    """A record of kind `predicted`; whatever goes wrong is in it. A network of the user's own is traced in a process apart."""
+    try:
+        return call_for(cell.configuration.model, predicted_here, cell)
+    except CapsbenchError as error:
+        return Record(kind="predicted", cell=cell, status="error", message=" - ".join(str(error).splitlines()))
+
+
+def predicted_here(cell: Cell) -> Record:
+    """What `predict_cell` says, by this process."""
+    started, began = datetime.now(UTC), time.monotonic()
+    configuration = cell.configuration
+    record = Record(kind="predicted", cell=cell, status="error", started_at=started.isoformat(timespec="seconds"))
+    try:
+        step = trace_for(configuration)
+        found = predict_memory(configuration, step)
+        figures = step_figures(configuration, step)
+    except CapsbenchError as error:
+        return record.model_copy(update={"message": " - ".join(str(error).splitlines())})
+    filled = {
+        "status": "ok" if found.fits else "oom",
+        "message": found.reason or None,
+        "memory": found.memory if found.fits else None,
+        "step": figures,
+        "duration_seconds": round(time.monotonic() - began, 3),
+        "notes": without_effect(configuration),
+    }
+    return record.model_copy(update=filled)
+
+
+def trace_for(configuration: Configuration) -> TracedStep:
+    """The step of a configuration for the device that it names.
+
+    Raises:
+        ConfigurationError: as `trace_step`.
+    """
+    gpu = _gpu(configuration)
+    return trace_step(configuration, workspace_bytes=gpu.workspace_bytes if gpu else 0, try_scratch=gpu is None)
+
+
+def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction:
+    """The memory figures of a traced step on the device of a configuration."""
+    gpu = _gpu(configuration)
+    if gpu is None:
+        peak, room = max(phase.peak for phase in step.trace.phases().values()), configuration.capacity
+        fits = room is None or peak <= room
+        reason = "" if fits else f"{peak} bytes at the highest point of the step, and room for {room}"
+        return Prediction(_figures(step, step.trace, None, None), fits, reason, room)
+    room = configuration.capacity or gpu.memory_bytes
+    # The device's own allocator gives back what is free before it gives up; what it would take with room to spare is said then.
+    limited, endless = CachingAllocator(room - gpu.context_bytes), CachingAllocator()
+    try:
+        return Prediction(_figures(step, step.trace.replay(limited), limited.reserved_peak, gpu), True, "", room)
+    except OutOfMemory as error:
+        return Prediction(_figures(step, step.trace.replay(endless), endless.reserved_peak, gpu), False, error.what, room)
+
+
+def _gpu(configuration: Configuration) -> Gpu | None:
+    if configuration.device_kind() == "cpu":
+        return None
+    if configuration.gpu is None:
+        raise ConfigurationError("a prediction for CUDA needs to know the GPU", "name one with --gpu")
+    return gpu_of(configuration.gpu)
+
+
+def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | None) -> MemoryFigures:
+    phases = counted.phases()
+    context = gpu.context_bytes if gpu else None
+    figures = MemoryFigures(
+        probe="trace",
+        state_bytes=step.state_bytes,
+        gradient_bytes=step.gradient_bytes,
+        optimizer_bytes=step.optimizer_bytes,
+        retained_bytes=step.retained_bytes,
+        peak_forward_bytes=phases["forward"].peak,
+        peak_backward_bytes=phases["backward"].peak,
+        peak_allocated_bytes=max(phase.peak for phase in phases.values()),
+        peak_reserved_bytes=reserved,
+        process_bytes=reserved + context if reserved is not None and context is not None else None,
+        context_bytes=context,
+        at_peak=counted.at_peak(),
+        scratch=list(step.scratch),
+    )
+    kinds: tuple[tuple[Certainty, tuple[str, ...]], ...] = (("exact", _EXACT), ("modelled", _MODELLED), ("guessed", _GUESSED))
+    certainty = {name: kind for kind, names in kinds for name in names if getattr(figures, name) is not None}
+    if step.notes:
+        # Something had to be assumed that decides what the step computes.
+        certainty = dict.fromkeys(certainty, "guessed")
+    elif step.unsure:
+        certainty |= dict.fromkeys({"retained_bytes", *_MODELLED} & certainty.keys(), "guessed")
+    return figures.model_copy(update={"certainty": certainty})

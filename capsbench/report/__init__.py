@@ -1,1 +1,0 @@
-"""Records and slopes as figures and tables: formatting only."""

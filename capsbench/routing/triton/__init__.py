@@ -1,0 +1,1 @@
+"""Routing on CUDA that keeps no votes."""

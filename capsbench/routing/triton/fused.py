@@ -1,0 +1,100 @@
+"""Routing on CUDA that keeps no votes: what lies between the sums of `operators`, `[B, J, D]` in plain torch.
+
+Read `rounds` first, and `kernels` for what runs on the device. Nothing waits for the device. Letters as in `reference`;
+inputs and weight may be of any floating dtype, and all is summed in the widest of them, at least float32.
+
+Importing this needs neither Triton nor a device. Calling it needs both, or `TRITON_INTERPRET=1` in the environment: then Triton's
+interpreter runs the kernels on a CPU, slowly.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capsbench.routing.autograd import differentiable_once
+from capsbench.routing.equations import em_log_activation, em_log_prior, em_mean, em_variance
+from capsbench.routing.rounds import Couplings, State, SumPasses
+from capsbench.routing.squash import unit
+from capsbench.routing.triton.operators import (
+    coupled_sum,
+    coupled_sum_vjp,
+    em_round,
+    em_state_vjp,
+    em_votes_vjp,
+    mean_distance,
+)
+
+
+class FusedPasses(SumPasses):
+    """Walks over the votes of a layer in registers; the same call gives the same bits.
+
+    Raises:
+        ConfigurationError: in every walk, where there is no Triton or the tensors are not on a CUDA device.
+    """
+
+    def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
+        self._inputs, self._weight, self._limited = inputs, weight, limited
+
+    def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
+        """Σ_i c_i û_i `[B, J, D]`; hands out no couplings: to compute them again is cheaper than to read them."""
+        return coupled_sum(self._inputs, self._weight, *self._full(state))
+
+    def mean_distance(self, outputs: Tensor) -> Tensor:
+        """The mean of ‖v − û‖, a scalar."""
+        return mean_distance(self._inputs, self._weight, outputs)
+
+    def gradients(
+        self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """From the gradient of the weighted sum `[B, J, D]` those of inputs and weight, in their dtypes."""
+        of_inputs, of_weight = coupled_sum_vjp(self._inputs, self._weight, grad, *self._full(state))
+        return of_inputs if need_inputs else None, of_weight if need_weight else None
+
+    def _full(self, state: State) -> State:
+        """The state, also before the first round: with zeros the coupling is uniform."""
+        if state:
+            return state
+        zeros = _no_outputs(self._inputs, self._weight)
+        return (zeros, zeros.new_zeros(())) if self._limited else (zeros,)
+
+
+def em(inputs: Tensor, weight: Tensor, bias: Tensor, beta_u: Tensor, beta_a: Tensor, iterations: int) -> Tensor:
+    """EM routing, equal to `reference.em` up to rounding; keeps `[B, J, D]` a few times per round and no votes."""
+    # The bias moves votes and means alike: what is between them does not see it.
+    mean = _no_outputs(inputs, weight)
+    precision, log_prior = torch.zeros_like(mean), mean.new_zeros(mean.shape[:2])
+    log_active = total = log_prior
+    for index in range(iterations):
+        total, mean, scatter = _EmRound.apply(inputs, weight, log_prior, mean, precision)
+        variance = em_variance(scatter, total)
+        log_active = em_log_activation(total, variance, beta_u, beta_a, index)
+        log_prior, precision = em_log_prior(log_active, variance), 0.5 / variance
+    return log_active.exp().unsqueeze(-1) * unit(torch.where((total > 0).unsqueeze(-1), mean + bias, 0))
+
+
+class _EmRound(torch.autograd.Function):
+    @staticmethod
+    def forward(*state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return em_round(*state)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        total, mean, _ = output
+        ctx.save_for_backward(*inputs, total, mean)
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad_total: Tensor, grad_mean: Tensor, grad_scatter: Tensor) -> tuple[Tensor | None, ...]:
+        *state, total, mean = ctx.saved_tensors
+        # Σ R a (û − μ)² is at its least where μ is the mean, so no gradient of it reaches μ.
+        given = (*state, mean, grad_total, em_mean(grad_mean, total), grad_scatter)
+        # In the first round the state is a constant.
+        grad_state = em_state_vjp(*given) if any(ctx.needs_input_grad[2:]) else (None, None, None)
+        return (*em_votes_vjp(*given), *grad_state)
+
+
+def _no_outputs(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Zeros `[B, J, D]`, in the dtype that all is summed in."""
+    precise = torch.promote_types(torch.promote_types(inputs.dtype, weight.dtype), torch.float32)
+    return inputs.new_zeros((inputs.shape[0], *weight.shape[2:]), dtype=precise)

@@ -1,0 +1,76 @@
+"""Whether what depth costs is a line at all: reserved memory jumps, and a cache that overflows bends a time."""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from capsbench.stats.intervals import Floats
+
+LARGEST_DEVIATION = 0.02
+"""Residual over the range of the values, up to which nobody would call it anything but a line."""
+
+ROUNDING_BYTES = 512.0
+"""What the caching allocator rounds to: less says nothing of depth."""
+
+BENT_BY_CHANCE = 0.01
+_FEWEST_DEPTHS = 5
+
+
+Shape = Literal["line", "no change measurable", "not a line"]
+"""The shape of values over depth. A slope that cannot be distinguished from 0 makes them `no change measurable`: it has no sign
+and no ratio, and no line is drawn for it. An exact slope of 0 is a line."""
+
+
+def shape_of(linear: bool, low: float | None, high: float | None) -> Shape:
+    """The shape of values over depth.
+
+    Args:
+        linear: whether a line fits.
+        low: one end of the interval of its slope; None or NaN where there is none.
+        high: the other end.
+    """
+    if not linear:
+        return "not a line"
+    if low is None or high is None or pd.isna(low) or pd.isna(high):
+        return "line"
+    return "no change measurable" if low <= 0 <= high and low < high else "line"
+
+
+def bytes_are_linear(residuals: Floats, deviation: float) -> bool:
+    """Bytes repeat, so no statistics: whether no residual exceeds 512 bytes, or 2 % of the range."""
+    return bool(np.abs(residuals).max() <= ROUNDING_BYTES or deviation <= LARGEST_DEVIATION)
+
+
+def times_are_linear(blocks: Floats, values: Floats, deviation: float) -> bool:
+    """Whether chance explains the distance of times from their line (p ≥ 0.01), or none is 2 % of the range.
+
+    With replicates the scatter among them is the measure (lack-of-fit test); without, a parabola must not fit better than the
+    line (F-test of the quadratic term), for which there must be five depths: fewer always pass.
+    """
+    if deviation <= LARGEST_DEVIATION:
+        return True
+    depths = np.unique(blocks).size
+    spare = blocks.size - depths
+    if spare > 0 and depths > 2:
+        means = np.array([values[blocks == depth].mean() for depth in blocks])
+        return _chance(_squares(blocks, values, 1), ((values - means) ** 2).sum(), depths - 2, spare) >= BENT_BY_CHANCE
+    if depths >= _FEWEST_DEPTHS:
+        spare = blocks.size - 3
+        return _chance(_squares(blocks, values, 1), _squares(blocks, values, 2), 1, spare) >= BENT_BY_CHANCE
+    return True
+
+
+def _chance(line: float, better: float, terms: int, spare: int) -> float:
+    """Probability that a model with so many more terms leaves so much smaller a sum of squares where the line is true."""
+    gained = max(line - better, 0.0) / terms
+    if gained == 0:
+        return 1.0
+    return float(stats.f.sf(gained / (better / spare), terms, spare)) if better > 0 else 0.0
+
+
+def _squares(blocks: Floats, values: Floats, degree: int) -> float:
+    """Sum of squared residuals of a polynomial."""
+    fitted = np.polynomial.Polynomial.fit(blocks, values, degree)
+    return float(((values - fitted(blocks)) ** 2).sum())

@@ -1,0 +1,120 @@
+"""How far a least-squares line may be off: standard errors that hold where noise grows with the value and where cells are alike.
+
+Three things make a textbook's standard error too small for measured times. Noise is a share of the time, so it grows along the
+line. Replicates of one depth may share an error, such as the layout of memory, so they are worth less than independent values.
+And all cells of one replicate may share the speed of the machine at that moment. Therefore residuals are taken relative to the
+line, the means of depths are what scatters, and what replicates differ by as a whole is added. What samples scatter by within a
+process is added too, although the medians show most of it: medians that lie on a line by luck do not prove that noise is absent.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from capsbench.stats.intervals import Floats, StandardError, StandardErrors
+from capsbench.stats.median import median_error
+
+
+class Points(NamedTuple):
+    """Values over depth, and how they were measured."""
+
+    blocks: Floats
+    """`[n]`, depths."""
+    values: Floats
+    """`[n]`, in any unit."""
+    replicates: Floats | None = None
+    """`[n]`, the replicate of each value; None where all are of one."""
+    samples: Sequence[Sequence[float] | None] = ()
+    """The samples that each value is the median of; empty where no value has any."""
+
+
+class LineErrors(NamedTuple):
+    """Standard errors of a least-squares line, by source."""
+
+    slope: StandardErrors
+    intercept: StandardErrors
+
+
+def line_errors(points: Points, *, relative: bool, exact: bool = False) -> LineErrors:
+    """Standard errors of the least-squares line through all values.
+
+    Args:
+        points: three values or more, at two depths or more: fewer say nothing of the noise.
+        relative: whether noise is a share of the value, as that of times is; otherwise it is the same everywhere.
+        exact: whether all values lie on the line, but for rounding.
+    """
+    scatter = [] if exact else [_residual_errors(points, relative=relative), *_shared_errors(points, relative=relative)]
+    sources = [*scatter, *_sample_errors(points)]
+    return LineErrors(tuple(slope for slope, _ in sources), tuple(intercept for _, intercept in sources))
+
+
+Pair = tuple[StandardError, StandardError]
+"""What one source does to slope and intercept."""
+
+
+def _residual_errors(points: Points, *, relative: bool) -> Pair:
+    """What the distances from the line say, of the means of depths where there are three depths."""
+    blocks, values, roots = points.blocks, points.values, np.ones(points.blocks.size)
+    depths, places, counts = np.unique(blocks, return_inverse=True, return_counts=True)
+    if 2 < depths.size < blocks.size:
+        # The line through the means, weighted by their numbers of values, is the line through all values.
+        blocks, values, roots = depths, np.bincount(places, weights=values) / counts, np.sqrt(counts)
+    design = roots[:, None] * np.column_stack([blocks, np.ones(blocks.size)])
+    contrasts = np.linalg.pinv(design)
+    slope, intercept = contrasts @ (roots * values)
+    fitted = slope * blocks + intercept
+    levels = _levels(fitted, points.values) if relative else np.ones(blocks.size)
+    # Residuals as shares of their levels are this matrix times the shares of noise, of which they are fewer (Satterthwaite 1946).
+    spread = (np.eye(blocks.size) - design @ contrasts) * levels / levels[:, None]
+    squares = spread @ spread.T
+    expected = float(np.trace(squares))
+    noise = np.linalg.norm(roots * (values - fitted) / levels) / np.sqrt(expected)
+    degrees = expected**2 / float((squares**2).sum())
+    of_slope, of_intercept = (float(noise * np.linalg.norm(contrast * levels)) for contrast in contrasts)
+    return StandardError(of_slope, degrees), StandardError(of_intercept, degrees)
+
+
+def _shared_errors(points: Points, *, relative: bool) -> list[Pair]:
+    """What all values of a replicate share: a share of the line, or so much up or down."""
+    if points.replicates is None or (replicates := np.unique(points.replicates)).size < 2:
+        return []
+    slope, intercept = _contrasts(points.blocks) @ points.values
+    fitted = slope * points.blocks + intercept
+    distances = (points.values - fitted) / (_levels(fitted, points.values) if relative else 1.0)
+    means = np.array([distances[points.replicates == one].mean() for one in replicates])
+    error, degrees = float(means.std(ddof=1) / np.sqrt(means.size)), means.size - 1.0
+    moved = (abs(slope), abs(intercept)) if relative else (0.0, 1.0)
+    return [(StandardError(moved[0] * error, degrees), StandardError(moved[1] * error, degrees))]
+
+
+def _sample_errors(points: Points) -> list[Pair]:
+    """What the scatter of samples within each process says."""
+    if not any(points.samples):
+        return []
+    samples = [one if one else (0.0,) for one in points.samples]
+    # Relative, so that a value that was scaled since keeps its noise.
+    errors = points.values * np.array([median_error(one) / (median(one) or 1.0) for one in samples])
+    degrees = np.array([max(len(one) - 1.0, 1.0) for one in samples])
+    slope, intercept = (_joined((contrast * errors) ** 2, degrees) for contrast in _contrasts(points.blocks))
+    return [(slope, intercept)]
+
+
+def _joined(squares: Floats, degrees: Floats) -> StandardError:
+    """The error of a sum of independent values, from their variances and degrees of freedom (Satterthwaite 1946)."""
+    total = float(squares.sum())
+    return StandardError(float(np.sqrt(total)), total**2 / float((squares**2 / degrees).sum()) if total else 1.0)
+
+
+def _contrasts(blocks: Floats) -> Floats:
+    """`[2, n]`: slope and intercept of the least-squares line are these times the values."""
+    centred = blocks - blocks.mean()
+    slope = centred / (centred @ centred)
+    return np.stack([slope, 1 / blocks.size - blocks.mean() * slope])
+
+
+def _levels(fitted: Floats, values: Floats) -> Floats:
+    """What noise is a share of: the height of the line, but no less than the least value, which noise may have bent it below."""
+    least = float(values.min())
+    return np.maximum(fitted, least) if least > 0 else np.ones(fitted.size)

@@ -1,0 +1,231 @@
+"""What a block costs: straight lines through memory and time over depth.
+
+Ordinary least squares. Whole numbers at whole depths are fitted in whole numbers, so that exact bytes have exact slopes. The
+intervals of lines are those of `intervals` and `scatter`; whether a line fits at all is for `linearity` to say.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
+from capsbench.stats.intervals import interval, ratio_interval, reach
+from capsbench.stats.least_squares import SlopeFit, fit_slope
+from capsbench.stats.linearity import Shape, bytes_are_linear, shape_of, times_are_linear
+from capsbench.stats.metrics import METRICS, Metric
+from capsbench.stats.scatter import Points, line_errors
+
+REFERENCE_MODEL = "rescapsnet"
+
+_OF_A_MODEL = {"model", "memory", "inverse", "rule", "gamma", "source"}
+_OF_CAPSULES = {"kernel", "routing", "iterations", "capsules", "front"}
+
+
+@dataclass(frozen=True)
+class LineFit:
+    """The line through one metric of a line of records, and how far to trust it."""
+
+    fit: SlopeFit
+    """Its intervals contain the noise within and between processes, and between replicates."""
+    linear: bool
+    """Whether a line fits at all."""
+
+    @property
+    def shape(self) -> Shape:
+        """Whether it is a line, and one whose slope can be distinguished from 0."""
+        return shape_of(self.linear, *(self.fit.slope_interval or (None, None)))
+
+
+def line_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns of a frame of records whose values all depths of one line share."""
+    return [name for name in ("report", *LINE_COLUMNS, "kind", "source", "environment") if name in frame.columns]
+
+
+def lines(frame: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
+    """Each line's common values, and its rows that ended well, by depth."""
+    for line, rows in by_line(frame[frame["status"] == "ok"]):
+        yield line, rows.sort_values("blocks", kind="stable")
+
+
+def by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
+    """The rows of records, or of slopes, line by line with the line's common values."""
+    keys = line_columns(table)
+    for values, rows in table.groupby(keys, dropna=False, sort=False):
+        yield dict(zip(keys, values, strict=True)), rows
+
+
+def _places_by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], NDArray[np.intp]]]:
+    """The same with the numbers of the rows."""
+    keys = line_columns(table)
+    numbered = table[keys].assign(_place=np.arange(len(table)))
+    for values, places in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
+        yield dict(zip(keys, values, strict=True)), places.to_numpy()
+
+
+def fit_line(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
+    """The line through one metric of a line of records; None with fewer than two depths.
+
+    Args:
+        cells: the line's rows that ended well, as `lines` gives them.
+        metric: what to fit.
+    """
+    return _fit(_points(cells, metric), metric)
+
+
+def _points(cells: pd.DataFrame, metric: Metric) -> Points:
+    """Values of a metric over depth, NaN where there are none. Bytes repeat: only times have samples."""
+    column = SAMPLE_COLUMNS.get(metric.column)
+    return Points(
+        cells["blocks"].to_numpy(dtype=float),
+        cells[metric.column].to_numpy(dtype=float, na_value=np.nan),
+        cells["replicate"].to_numpy(dtype=float) if "replicate" in cells.columns else None,
+        [one if isinstance(one, Sequence) else None for one in cells[column]] if column in cells.columns else (),
+    )
+
+
+def _taken(points: Points, places: NDArray[np.intp]) -> Points:
+    """Some of the values."""
+    return Points(
+        points.blocks[places],
+        points.values[places],
+        None if points.replicates is None else points.replicates[places],
+        [points.samples[place] for place in places.tolist()] if points.samples else (),
+    )
+
+
+def _fit(points: Points, metric: Metric) -> LineFit | None:
+    """`fit_line` of values of which some may be missing."""
+    points = _taken(points, np.flatnonzero(~np.isnan(points.values)))
+    blocks, values = points.blocks, points.values
+    if np.unique(blocks).size < 2:
+        return None
+    fit = fit_slope(blocks.tolist(), values.tolist())
+    if metric.is_bytes:
+        linear = bytes_are_linear(values - fit.intercept - fit.slope * blocks, fit.deviation)
+    else:
+        linear = times_are_linear(blocks, values, fit.deviation)
+    if fit.slope_interval is None or (fit.exact and metric.is_bytes):
+        return LineFit(fit, linear)
+    errors = line_errors(points, relative=not metric.is_bytes, exact=fit.exact)
+    slope, intercept = (interval(fit.slope, reach(errors.slope)), interval(fit.intercept, reach(errors.intercept)))
+    return LineFit(replace(fit, slope_interval=slope, intercept_interval=intercept), linear)
+
+
+def slopes(frame: pd.DataFrame) -> pd.DataFrame:
+    """The slope of every line and metric in what `load` gave.
+
+    Args:
+        frame: a row per record.
+
+    Returns:
+        A row per line and metric: the line's columns, then
+
+        - `metric`, `unit` (`bytes` or `seconds`, per block), `slope`, `slope_low`, `slope_high`, `intercept`, `intercept_low`,
+          `intercept_high`, `r2`, `points`. The interval of a time's slope contains the scatter of samples, of replicates and of
+          medians round the line. Bytes repeat: where all lie on the line, its slope is exact, and its interval is that number.
+          Intervals are missing with fewer than three points.
+        - `linear`: False where a line does not fit; `shape`: one of `capsbench.stats.linearity.Shape`, which tells apart lines
+          whose slope cannot be distinguished from 0; `deviation`: the largest residual over the range of the values.
+        - `noise`: what disturbed the times of this line, joined by commas; empty for bytes.
+        - `ratio_to_rescapsnet`, `ratio_low`, `ratio_high`: the slope over that of the ResCapsNet with stored activations and
+          otherwise the same options in the same report; missing where there is none, or where one of the two is not a line or
+          cannot be distinguished from 0.
+
+        A line with fewer than two depths has no row.
+    """
+    keys = line_columns(frame)
+    rows = []
+    # Columns once, and not a frame for each line and metric: there may be thousands.
+    good = frame[frame["status"] == "ok"]
+    blocks = good["blocks"].to_numpy(dtype=float)
+    columns = {metric.name: _points(good, metric) for metric in METRICS.values()}
+    disturbed = good["noise"].tolist() if "noise" in good.columns else [""] * len(good)
+    for line, places in _places_by_line(good):
+        order = places[np.argsort(blocks[places], kind="stable")]
+        noise = ",".join(_each_once(disturbed[place] for place in order.tolist()))
+        for metric in METRICS.values():
+            found = _fit(_taken(columns[metric.name], order), metric)
+            if found is not None:
+                rows.append(
+                    line | {"metric": metric.name} | _numbers(found, metric) | {"noise": "" if metric.is_bytes else noise}
+                )
+    heads = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
+    table = pd.DataFrame(rows, columns=[*heads, "r2", "points", "linear", "shape", "deviation", "noise"])
+    references = _references(table, keys)
+    ratios = [_ratio(rows, place, references[place]) for place in range(len(rows))]
+    return table.join(pd.DataFrame(ratios, columns=["ratio_to_rescapsnet", "ratio_low", "ratio_high"], dtype="float64"))
+
+
+def _numbers(found: LineFit, metric: Metric) -> dict[str, object]:
+    fit = found.fit
+    low, high = fit.slope_interval or (np.nan, np.nan)
+    intercept_low, intercept_high = fit.intercept_interval or (np.nan, np.nan)
+    return {
+        "unit": "bytes" if metric.is_bytes else "seconds",
+        "slope": fit.slope,
+        "slope_low": low,
+        "slope_high": high,
+        "intercept": fit.intercept,
+        "intercept_low": intercept_low,
+        "intercept_high": intercept_high,
+        "r2": np.nan if fit.r2 is None else fit.r2,
+        "points": fit.points,
+        "linear": found.linear,
+        "shape": found.shape,
+        "deviation": fit.deviation,
+    }
+
+
+def noises(cells: pd.DataFrame) -> list[str]:
+    """Names of what disturbed any of these rows, in the order of first mention."""
+    return _each_once(cells["noise"])
+
+
+def _each_once(noises: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name for names in noises for name in names.split(",") if name))
+
+
+def _ratio(rows: Sequence[Mapping[str, Any]], place: int, reference: int | None) -> tuple[float, float, float]:
+    """Slope of a row over that of its reference, with its interval; NaN where there is none."""
+    unknown = float("nan")
+    if reference is None or not _can_divide(rows[place], rows[reference]):
+        return unknown, unknown, unknown
+    own, theirs = ((rows[one]["slope"], (rows[one]["slope_high"] - rows[one]["slope_low"]) / 2) for one in (place, reference))
+    if place == reference:
+        own, theirs = (1.0, 0 * own[1]), (1.0, 0 * own[1])
+    # Adding 0 makes -0 a 0.
+    ratio = own[0] / theirs[0] + 0.0
+    if np.isnan(own[1]) or np.isnan(theirs[1]):
+        return ratio, unknown, unknown
+    return ratio, *(ratio_interval(*own, *theirs) or (unknown, unknown))
+
+
+def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
+    """By row the place of the one reference line that differs from it in the model alone, and None where there is none."""
+    names = ["metric", *keys]
+    rows = table[names].astype(object).where(table[names].notna(), None).to_dict("records")
+    compared = {
+        without: [name for name in names if name not in _OF_A_MODEL | (_OF_CAPSULES if without else set())]
+        for without in (False, True)
+    }
+    known: dict[tuple[object, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        if row["model"] == REFERENCE_MODEL and row["memory"] == "stored":
+            for without, columns in compared.items():
+                known.setdefault((without, *(row[name] for name in columns)), []).append(place)
+    found: list[int | None] = []
+    for row in rows:
+        without = row["kernel"] is None
+        alike = known.get((without, *(row[name] for name in compared[without])), [])
+        found.append(alike[0] if len(alike) == 1 else None)
+    return found
+
+
+def _can_divide(row: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
+    """Whether both are lines whose slopes can be distinguished from 0: noise is nothing to divide, or to divide by."""
+    unknown = not METRICS[row["metric"]].repeats and (pd.isna(row["slope_low"]) or pd.isna(reference["slope_low"]))
+    return row["shape"] == reference["shape"] == "line" and reference["slope"] != 0 and not unknown

@@ -1,0 +1,1 @@
+"""Records and slopes as tables for a terminal: formatting only."""

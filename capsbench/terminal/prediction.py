@@ -1,0 +1,89 @@
+"""Predicted figures as a table for a terminal."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from capsbench.gate.findings import Labels
+from capsbench.records import Configuration, Record
+from capsbench.words.labels import model_title
+from capsbench.words.printable import cell as text_cell
+from capsbench.words.units import bytes_text
+
+_COLUMNS = {
+    "retained": "retained_bytes",
+    "peak": "peak_allocated_bytes",
+    "reserved": "peak_reserved_bytes",
+    "process": "process_bytes",
+}
+CPU_PEAK_MARGIN = "measured ones were up to 1 % higher and 5 % lower"
+"""How far predicted peaks were from those that were measured; the tests hold it over networks of many kinds."""
+_MARKS = {"exact": "", "modelled": "", "guessed": "≈ "}
+
+
+def predictions_table(records: Sequence[Record]) -> Table:
+    """A row per record; guesses are marked."""
+    shown = {
+        head: name
+        for head, name in _COLUMNS.items()
+        if any(one.memory and getattr(one.memory, name) is not None for one in records)
+    }
+    lines = [record.cell.configuration.model_dump(exclude={"blocks"}) for record in records]
+    names = Labels(lines)
+    out = Table(box=None, pad_edge=False)
+    out.add_column("line", overflow="fold")
+    for head in ("blocks", *shown):
+        out.add_column(head, justify="right", no_wrap=True)
+    for line, record in zip(lines, records, strict=True):
+        title = [text_cell(names.of(line)), str(record.cell.configuration.blocks)]
+        memory, certainty = record.memory, record.memory.certainty if record.memory else None
+        if memory is None:
+            out.add_row(*title, f"[yellow]{record.status}[/]")
+            continue
+        cells = []
+        for name in shown.values():
+            value = getattr(memory, name)
+            cells.append("-" if value is None else _MARKS[(certainty or {}).get(name, "exact")] + bytes_text(value))
+        out.add_row(*title, *cells)
+    return out
+
+
+def certainty_note(records: Sequence[Record]) -> str:
+    """How sure the figures are, and what is not in them."""
+    lines = [
+        "retained bytes are exact and the others modelled, but for what ≈ marks as a guess: process is reserved and CUDA's "
+        "context, which depends on the driver"
+    ]
+    if any(record.cell.configuration.device_kind() == "cpu" for record in records):
+        lines.append(f"peaks of a CPU: {CPU_PEAK_MARGIN}")
+    scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)
+    if scratch:
+        lines.append(f"not in the peaks: what libraries take as scratch for {', '.join(scratch)}")
+    notes = dict.fromkeys(note for record in records if record.step for note in record.step.notes)
+    lines += [f"note: {note}" for note in notes]
+    full = [record for record in records if record.status == "oom"]
+    lines += [f"{record.cell.label()}: out of memory: {record.message}" for record in full]
+    return "\n".join(lines)
+
+
+def fit_text(
+    configuration: Configuration,
+    what: str,
+    value: int,
+    memory_bytes: int | None,
+    *,
+    bounded: bool,
+    traced: bool,
+    reason: str,
+    looked_at: int,
+) -> str:
+    """`MoCapsNet: 123 blocks fit …`, `about 1,234 …` where that is extrapolated, `at least 256 …` where it may be more."""
+    unit = "blocks" if what == "depth" else f"images at {configuration.blocks} blocks"
+    where = configuration.gpu or "this CPU"
+    if not value:
+        return f"{model_title(configuration.model)}: not even 1 of {unit} fits {where}: {reason}"
+    found = "" if memory_bytes is None else f", {bytes_text(memory_bytes)} of its memory"
+    sure = "at least " if not bounded else "" if traced else "about "
+    how = "" if traced else f", extrapolated from how bytes grow up to {looked_at} blocks"
+    why = f"; {reason}" if reason else ""
+    return f"{model_title(configuration.model)}: {sure}{value:,} {unit} fit {where}{found}{how}{why}"

@@ -1,0 +1,73 @@
+"""A sweep as it goes on: the current cell, elapsed and remaining time, the figures so far."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from capsbench.frame import to_frame
+from capsbench.records import Cell, Record
+from capsbench.terminal.live import Display
+from capsbench.terminal.tables import cells_table
+from capsbench.words.printable import printable
+from capsbench.words.units import bytes_text, duration_text, seconds_text
+
+_ROWS = 8
+
+
+class Progress(Display):
+    """Shows a sweep: a live display on a terminal, a line per cell elsewhere.
+
+    Args:
+        console: where.
+        cells: how many cells are left to measure.
+        remaining: seconds that the cells not yet done will take.
+    """
+
+    def __init__(self, console: Console, cells: int, remaining: Callable[[], float]) -> None:
+        # Once a second: a display that draws more often would be in the measurement.
+        super().__init__(console, per_second=1)
+        self._cells = cells
+        self._remaining = remaining
+        self._began = time.monotonic()
+        self._current = ""
+        self._records: list[Record] = []
+
+    def started(self, cell: Cell) -> None:
+        """A cell is about to be measured."""
+        self._current = printable(cell.label())
+
+    def finished(self, record: Record) -> None:
+        """A cell's record is on the disk."""
+        self._records.append(record)
+        self._current = ""
+        if not self._console.is_terminal:
+            self._console.print(Text(f"{self._counter()}  {printable(_one_line(record))}; {self._times()}"), soft_wrap=True)
+
+    def _counter(self) -> str:
+        return f"{len(self._records)}/{self._cells}"
+
+    def _times(self) -> str:
+        elapsed = duration_text(time.monotonic() - self._began)
+        return f"{elapsed} elapsed, about {duration_text(self._remaining())} left"
+
+    def _render(self) -> RenderableType:
+        head = Text(f"{self._counter()}  {self._current or 'done'}  ({self._times()})", style="bold")
+        if not self._records:
+            return head
+        return Group(cells_table(to_frame((Path(), record) for record in self._records), last=_ROWS), head)
+
+
+def _one_line(record: Record) -> str:
+    parts = [f"{record.cell.label()}: {record.status}"]
+    if record.message:
+        parts.append(record.message)
+    if record.memory:
+        parts.append(f"retained {bytes_text(record.memory.retained_bytes)}")
+        parts.append(f"peak {bytes_text(record.memory.peak_allocated_bytes)}")
+    if record.time:
+        parts.append(f"step {seconds_text(median(record.time.train_step_seconds))}")
+    return ", ".join(parts)

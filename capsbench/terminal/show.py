@@ -1,0 +1,117 @@
+"""Reports on a terminal: slopes, each with a small chart of the values behind it."""
+
+import textwrap
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+from rich.text import Text
+
+from capsbench.figures.sparks import BLOCKS, reach, scale_of, spark
+from capsbench.frame import plain
+from capsbench.gate.findings import Labels
+from capsbench.stats.metrics import METRICS
+from capsbench.stats.slopes import by_line, lines
+from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
+
+_SHOWN = ("retained", "peak", "reserved", "train", "inference")
+_HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
+
+Line = dict[str, object]
+
+
+def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -> list[Text]:
+    """Slopes with charts, under the name of each line; nothing is wider than 80 columns but single words of names.
+
+    Args:
+        frame: all records.
+        table: their slopes.
+        blocks: the characters of charts, from low to high.
+    """
+    values, full = _values(frame), _full(frame)
+    reached = reach((scale, own) for (_, scale), own in values.items())
+    groups = list(by_line(table))
+    fitted = {_name(line)[:-1] for line, _ in groups}
+    # Lines that ran out of memory before they had a slope are told of after those that have one.
+    unfitted = [(line, depth) for name, (line, depth) in full.items() if name not in fitted]
+    labels = Labels(line for line, _ in [*groups, *unfitted])
+    found = []
+    for line, rows in groups:
+        name = _name(line)
+        found += _title(labels.of(line), full[name[:-1]][1] if name[:-1] in full else None)
+        by_metric = {row["metric"]: row for row in rows.to_dict("records")}
+        for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
+            scale = scale_of(line, metric.name)
+            own = values.get((name, scale), [])
+            chart = spark(own, *reached[scale], blocks) if own else ""
+            found += map(Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", _figures(by_metric[metric.name])))
+    head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
+    ended = [text for line, depth in unfitted for text in _title(labels.of(line), depth)]
+    return [*([head, *found] if found else []), *ended]
+
+
+Name = tuple[object, ...]
+Key = tuple[Name, tuple[str, ...]]
+"""A line, and the scale of its chart."""
+
+_WIDTH = 80
+_COLUMNS = 66
+"""Without remarks."""
+_INDENT = "    "
+
+
+def _title(label: str, full: int | None) -> list[Text]:
+    """The name of a line, and where it ran out of memory."""
+    told = "" if full is None else f"  out of memory at {full} block{'' if full == 1 else 's'}" if full else "  out of memory"
+    *above, last = textwrap.wrap(label, _WIDTH, subsequent_indent=_INDENT, break_long_words=False) or [label]
+    fits = len(last) + len(told) <= _WIDTH
+    found = [Text(line, style="bold") for line in (*above, last)]
+    if fits:
+        found[-1].append(told, style="not bold yellow")
+    return found if fits else [*found, Text(f"  {told}", style="yellow")]
+
+
+def _filled(line: str, parts: Iterable[str]) -> list[str]:
+    """A line with its parts after it, those that do not fit beneath it."""
+    found = [line]
+    for part in filter(str.strip, parts):
+        # What is as wide as its column still stands apart.
+        apart = part if " " in (part[0], found[-1][-1]) else f" {part}"
+        if len(found[-1]) + len(apart) <= _WIDTH:
+            found[-1] += apart
+        else:
+            found.append(f"{_INDENT}{part.strip()}".rjust(_COLUMNS))
+    return found
+
+
+def _name(line: Line) -> Name:
+    return tuple(plain(value) for value in line.values())
+
+
+def _values(frame: pd.DataFrame) -> dict[Key, list[float]]:
+    """Means over replicates by line and metric, by depth."""
+    found: dict[Key, list[float]] = {}
+    for line, cells in lines(frame):
+        for name in _SHOWN:
+            known = cells[cells[METRICS[name].column].notna()]
+            means = known[METRICS[name].column].astype(float).groupby(known["blocks"]).mean()
+            if len(means):
+                found[_name(line), scale_of(line, name)] = [float(mean) for mean in means]
+    return found
+
+
+def _full(frame: pd.DataFrame) -> dict[Name, tuple[Line, int]]:
+    """A line that ran out of memory, on any machine, and the least depth at which it did."""
+    found: dict[Name, tuple[Line, int]] = {}
+    for line, rows in by_line(frame[frame["status"] == "oom"]):
+        name, depth = _name(line)[:-1], int(rows["blocks"].min())
+        found[name] = line, min(found[name][1] if name in found else depth, depth)
+    return found
+
+
+def _figures(row: Mapping[Hashable, Any]) -> list[str]:
+    """The columns of a slope: slope, ratio and remarks. That no change is measurable takes the room of the ratio too."""
+    remarks = f"  {', '.join([*row_remarks(row), *(['noisy'] if row['noise'] else [])])}"
+    if row_shape(row) == "no change measurable":
+        return [f"{row_slope(row):>40}", remarks]
+    return [f"{row_slope(row):>20}", f"{row_ratio(row):>20}", remarks]

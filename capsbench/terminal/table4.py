@@ -1,0 +1,57 @@
+"""Table 4 of *Momentum Capsule Networks* beside one's own records."""
+
+import pandas as pd
+from rich.table import Table
+
+from capsbench import paper
+from capsbench.stats.least_squares import fit_slope
+from capsbench.stats.metrics import MEMORY_METRICS
+from capsbench.words.labels import dataset_title, model_title, on_gpu
+from capsbench.words.units import MIB
+
+_CELL = ["dataset", "model", "blocks"]
+
+
+def table4(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell of the paper's table that was measured: the paper's bytes, and each memory by kernel.
+
+    Args:
+        frame: what `capsbench.load` gave.
+
+    Returns:
+        `dataset`, `model`, `blocks`, `paper_bytes`, then `<kernel>_<column>` for every kernel and memory with values;
+        means over replicates, in bytes. The paper's is one nvidia-smi reading at batch 128, context and cache included.
+    """
+    measured = frame[(frame["status"] == "ok") & (frame["kind"] == "measured")]
+    # A CPU's resident set says nothing of a GPU's memory.
+    comparable = [metric for metric in MEMORY_METRICS.values() if metric.name != "process" or on_gpu(measured).any()]
+    columns = [metric.column for metric in comparable if measured[metric.column].notna().any()]
+    printed = paper.memory().rename(columns={"bytes": "paper_bytes"}).drop(columns="memory_mb")
+    if not columns:
+        return printed.head(0)
+    values = measured.astype(dict.fromkeys(columns, "float64"))
+    means = values.pivot_table(index=_CELL, columns="kernel", values=columns, aggfunc="mean")
+    means.columns = pd.Index(["_".join(reversed(pair)) for pair in means.columns.to_list()])
+    return printed.merge(means, on=_CELL, how="inner")
+
+
+def table4_slopes(table: pd.DataFrame) -> Table:
+    """The slope of each column of `table4`, MiB per block."""
+    # The peak lies outside the blocks: its slope is that of weights, gradients and optimizer state in every column.
+    columns = [name for name in table.columns if name not in _CELL and "peak_allocated" not in name]
+    out = Table(title="table 4, MiB per block", title_justify="left", title_style="bold", box=None)
+    out.add_column("model", no_wrap=True)
+    for name in columns:
+        out.add_column(name.removesuffix("_bytes").replace("_", "\n"), justify="right")
+    for (dataset, model), cells in table.groupby(["dataset", "model"], sort=False):
+        if cells["blocks"].nunique() > 1:
+            slopes = [_slope(cells, name) for name in columns]
+            out.add_row(f"{dataset_title(str(dataset))} {model_title(str(model))}", *slopes)
+    return out
+
+
+def _slope(cells: pd.DataFrame, name: str) -> str:
+    known = cells[["blocks", name]].dropna()
+    if known["blocks"].nunique() < 2:
+        return "-"
+    return f"{fit_slope(known['blocks'].tolist(), known[name].tolist()).slope / MIB:.3f}"

@@ -1,0 +1,134 @@
+"""Slopes and cells as tables for a terminal."""
+
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from capsbench.stats.least_squares import fit_slope
+from capsbench.stats.metrics import METRICS, Metric
+from capsbench.stats.slopes import by_line, line_columns, lines, noises
+from capsbench.words.labels import Names, dataset_title
+from capsbench.words.printable import cell as text_cell
+from capsbench.words.printable import printable
+from capsbench.words.slopes_in_words import row_remarks, row_shape, row_slope, within_text
+from capsbench.words.units import bytes_text, quantity_text, ratio_text
+
+_NOISY = "~"
+_SHOWN = ("retained", "peak", "reserved", "train", "inference")
+_OF_A_CELL = ("retained", "peak", "train", "inference")
+_STANDING = ("state_bytes", "gradient_bytes", "optimizer_bytes")
+_HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
+
+
+def slopes_table(table: pd.DataFrame) -> Table:
+    """What `stats.slopes.slopes` gave, a row per line, a column per metric.
+
+    Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line; of a slope that cannot be
+    distinguished from 0 the table says how large it may be. `~` marks noisy times.
+    """
+    shown = [name for name in _SHOWN if (table["metric"] == name).any()]
+    datasets = table["dataset"].nunique() > 1
+    out = Table(
+        title="slope per block, and its ratio to ResCapsNet",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        **_footnote(table),
+    )
+    out.add_column("model", overflow="fold")
+    if datasets:
+        out.add_column("dataset", no_wrap=True)
+    for name in shown:
+        out.add_column(_HEADS[name], justify="right", overflow="fold")
+    groups = list(by_line(table))
+    everyone = Names(line for line, _ in groups)
+    for line, rows in groups:
+        by_metric = {row["metric"]: row for _, row in rows.iterrows()}
+        cells = [_slope_cell(by_metric.get(name)) for name in shown]
+        names = [text_cell(everyone.of(line))] + ([text_cell(dataset_title(str(line["dataset"])))] if datasets else [])
+        out.add_row(*names, *cells)
+    return out
+
+
+def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
+    """Records as a row each: depth, memory, times, or why there are none; `~` marks noisy times."""
+    rows = frame if last is None else frame.tail(last)
+    keys = line_columns(frame)
+    everyone = Names(dict(line) for _, line in frame[keys].drop_duplicates().iterrows())
+    datasets = frame["dataset"].nunique() > 1
+    out = Table(box=None, pad_edge=False, **_footnote(rows))
+    for head in ("model", *(["dataset"] if datasets else []), "blocks"):
+        out.add_column(head)
+    for name in _OF_A_CELL:
+        out.add_column(_HEADS[name], justify="right")
+    for _, row in rows.iterrows():
+        dataset = [dataset_title(row["dataset"])] if datasets else []
+        names = [everyone.of(dict(row[keys])), *dataset, str(row["blocks"])]
+        out.add_row(*map(text_cell, names), *([f"[yellow]{row['status']}[/]"] if row["status"] != "ok" else _figures(row)))
+    return out
+
+
+def _figures(row: pd.Series) -> list[str]:
+    return [_figure(row, METRICS[name]) for name in _OF_A_CELL]
+
+
+def _figure(row: pd.Series, metric: Metric) -> str:
+    if pd.isna(row[metric.column]):
+        return "-"
+    text = quantity_text(float(row[metric.column]), is_bytes=metric.is_bytes)
+    return text + _NOISY if row["noise"] and not metric.is_bytes else text
+
+
+def _footnote(table: pd.DataFrame) -> dict[str, Any]:
+    """How rich puts a line beneath a table: what `~` means, and what the noise was."""
+    found = noises(table)
+    if not found:
+        return {}
+    return {"caption": f"{_NOISY} noisy: {printable(', '.join(found))}", "caption_justify": "left"}
+
+
+def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
+    """One line on why the peak hardly moves with depth, where that is so: it lies outside the blocks.
+
+    That is so where a block adds to the peak what it adds in weights, gradients and optimizer state, and nothing else.
+    """
+    peaks = table[table["metric"] == "peak"]
+    keys = line_columns(frame)
+    owns = []
+    for line, cells in lines(frame):
+        standing = cells[list(_STANDING)].astype("float64").sum(axis=1, min_count=3).dropna()
+        blocks = cells.loc[standing.index, "blocks"]
+        same = peaks[(peaks[keys].map(str) == pd.Series({key: str(line[key]) for key in keys})).all(axis=1)]
+        if same.empty or standing.empty:
+            continue
+        owns.append(fit_slope(blocks.tolist(), standing.tolist()).slope)
+        if not abs(same["slope"].iloc[0] - owns[-1]) <= 0.02 * owns[-1]:
+            return None
+    if not owns:
+        return None
+    own = max(owns)
+    good = frame[(frame["status"] == "ok") & frame["peak_allocated_bytes"].notna()]
+    deepest = good[good["blocks"] == good["blocks"].max()]
+    low, high = (
+        bytes_text(float(value)) for value in (deepest["peak_allocated_bytes"].min(), deepest["peak_allocated_bytes"].max())
+    )
+    in_backward = (deepest["peak_backward_bytes"] >= deepest["peak_forward_bytes"]).all()
+    return (
+        f"The peak ({low if low == high else f'{low} to {high}'} at {deepest['blocks'].iloc[0]} blocks) is reached "
+        f"{'in backward ' if in_backward else ''}outside the blocks, so a block moves it only by its weights, gradients and "
+        f"optimizer state: {bytes_text(own)}."
+    )
+
+
+def _slope_cell(row: pd.Series | None) -> str:
+    if row is None:
+        return "-"
+    shape, noisy = row_shape(row), _NOISY if row["noise"] else ""
+    if shape == "no change measurable":
+        reach = max(abs(row["slope_low"]), abs(row["slope_high"]))
+        return f"{shape}\n{within_text(reach, is_bytes=row['unit'] == 'bytes')}{noisy}"
+    below = row_remarks(row)
+    if shape == "line" and not pd.isna(ratio := row["ratio_to_rescapsnet"]):
+        below.append(f"× {ratio_text(ratio, row['ratio_low'], row['ratio_high'])}")
+    return "\n".join([row_slope(row) + noisy, *below])

@@ -1,0 +1,185 @@
+"""Which module keeps what: the retained bytes of a forward pass by the module that holds them.
+
+A block of memory that forward leaves alive belongs to the module whose backward saved it first; if none did, to the module that
+has it as an attribute, or one of whose autograd functions has; and if nobody is known to hold it, to the module that made it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import CellType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from capsbench.tracing.follow import Follow
+
+_DEEPEST = 6
+"""How far into lists, tuples, dictionaries and closures tensors are looked for."""
+
+_sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
+
+
+class Origin(NamedTuple):
+    """Where a block of memory was made."""
+
+    operator: str
+    """As autograd called it; empty outside operators."""
+    module: str
+    """The module that was running, or whose backward was; empty for the network itself, and outside modules."""
+
+
+class Spans:
+    """Which modules ran when: numbers of autograd nodes, from the first that was made inside to the first one after."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[int, int, str]] = []
+
+    def add(self, first: int, after: int, module: str) -> None:
+        """Notes a call that has ended."""
+        self._spans.append((first, after, module))
+
+    def module_of(self, node: int) -> str:
+        """The innermost module that was running when the autograd node of that number was made; empty if none was."""
+        around = [(after - first, module) for first, after, module in self._spans if first <= node < after]
+        # Of two that made the same nodes, the inner one ended first.
+        return min(around, key=lambda span: span[0])[1] if around else ""
+
+
+class Placed(Protocol):
+    """Whoever is told where execution is."""
+
+    place: str
+    """A module's name."""
+
+
+class Modules:
+    """A network's modules while they are called.
+
+    Args:
+        model: whose modules are meant.
+        told: is told where execution is.
+    """
+
+    def __init__(self, model: nn.Module, told: Placed) -> None:
+        self._model, self._told = model, told
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self.spans = Spans()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Notes which module is running. Hooks would do, but a network with hooks may take another way."""
+        real, told = nn.Module.__call__, self._told
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            name = self._names.get(id(module))
+            if name is None:
+                return real(module, *args, **kwargs)
+            outside, told.place = told.place, name
+            first = _sequence_number()
+            try:
+                return real(module, *args, **kwargs)
+            finally:
+                self.spans.add(first, _sequence_number(), name)
+                told.place = outside
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = real  # type: ignore[method-assign]
+
+    def holding(self, loss: Tensor) -> Iterator[tuple[str, Iterator[Tensor]]]:
+        """After a watched forward pass: tensors that are held beside what autograd saved, and the module that does.
+
+        Args:
+            loss: what forward returned.
+        """
+        for node in nodes_of(loss):
+            held = getattr(node, "__dict__", None)
+            if held:
+                yield self.spans.module_of(node._sequence_nr()), _tensors(held)
+        yield from self.attributes()
+
+    def attributes(self) -> Iterator[tuple[str, Iterator[Tensor]]]:
+        """Each module and the tensors that it has beside parameters and buffers."""
+        for name, module in self._model.named_modules():
+            own = {key: value for key, value in vars(module).items() if key not in ("_parameters", "_buffers", "_modules")}
+            yield name, _tensors(own)
+
+
+class Calls(Modules):
+    """The calls of a network's modules while a step is followed."""
+
+    def __init__(self, model: nn.Module, follow: Follow) -> None:
+        super().__init__(model, follow)
+        self._follow = follow
+
+    def holders(self, loss: Tensor, since: int) -> dict[int, str]:
+        """After a watched forward pass: each block that it left alive, and the module that made it, or is known to hold it.
+
+        Args:
+            loss: what forward returned.
+            since: the number of the event that it began with.
+        """
+        follow = self._follow
+        made = {block: follow.made_in[block] for block in follow.alive_since(since)}
+        return made | {block: name for name, tensors in self.holding(loss) for block in follow.blocks_of(tensors)}
+
+    def savers(self, forward: Callable[[], Tensor]) -> dict[int, str]:
+        """The module whose backward saved a block first, by the block's place among those that a forward pass makes.
+
+        A pass of its own: what hooks are given may live longer than without them.
+        """
+        follow = self._follow
+        found: dict[int, str] = {}
+        started = follow.events()
+
+        def pack(tensor: Tensor) -> Tensor:
+            for block in follow.blocks_of([tensor]):
+                found.setdefault(block, follow.place)
+            return tensor
+
+        with self.watched(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            forward()
+        return {place: found[block] for place, block in enumerate(follow.made_since(started)) if block in found}
+
+
+def nodes_of(loss: Tensor) -> Iterable[Any]:
+    """Every autograd node that a loss depends on."""
+    left, seen = [loss.grad_fn], set[Any]()
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        left += [before for before, _ in node.next_functions]
+    return seen
+
+
+def _tensors(held: dict[str, Any]) -> Iterator[Tensor]:
+    """Tensors in values, and in what those are made of."""
+    left: list[tuple[Any, int]] = [(held, 0)]
+    seen = set[int]()
+    while left:
+        value, deep = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif deep < _DEEPEST:
+            left += [(part, deep + 1) for part in _parts(value)]
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set):
+        return value
+    if isinstance(value, nn.Module | type):
+        return ()  # a module is asked itself, under its own name
+    closure = getattr(value, "__closure__", None)
+    if closure:
+        return [cell.cell_contents for cell in closure if cell != CellType()]
+    return vars(value).values() if hasattr(value, "__dict__") else ()

@@ -1,0 +1,142 @@
+"""The memory that a step makes while it is followed: each block from its first event to its last, and what is said of it."""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from capsbench.tracing.trace import Category, Trace
+
+
+class Blocks:
+    """Blocks of memory on a device, in the order of their events.
+
+    Args:
+        device: what lies elsewhere is not followed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        """Where tensors say that they are which are on the device."""
+        self.alive = 0
+        """Bytes in storages now."""
+        self.made_in: dict[int, str] = {}
+        """Of each block, the place where it was made: whatever `place` was."""
+        self.made_by: dict[int, tuple[str, int]] = {}
+        """Of each block, the operator that was running, and the number of the autograd node that ran it: see `current_node`."""
+        self.place = ""
+        """Where execution is: a module's name."""
+        self.operator = ""
+        """The operator that is running, as autograd called it: not those that it is made of."""
+        self.block_of_event: list[int] = []
+        self.bytes_of_event: list[int] = []
+        self._sum = (-1, 0)
+        """The last block, if it is a sum of gradients, and the key of its storage."""
+        self._spans: dict[str, tuple[int, int]] = {}
+        self._tags: dict[Category, set[int]] = {}
+        self._known: dict[int, tuple[weakref.ref[Any], int, int]] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Names a part of the step."""
+        first = len(self.block_of_event)
+        yield
+        self._spans[name] = (first, len(self.block_of_event))
+
+    def tag(self, category: Category, tensors: Iterable[Tensor]) -> None:
+        """Says what the storages behind tensors hold."""
+        self._tags.setdefault(category, set()).update(self.blocks_of(tensors))
+
+    def blocks_of(self, tensors: Iterable[Tensor]) -> list[int]:
+        """The blocks behind tensors; none for what was made outside."""
+        keys = [tensor.untyped_storage()._cdata for tensor in tensors]
+        return [self._known[key][1] for key in keys if key in self._known]
+
+    def made_since(self, first: int) -> list[int]:
+        """The blocks that were made since event number `first`, in their order."""
+        return [block for block in self.made_in if block >= first]
+
+    def alive_since(self, first: int) -> dict[int, int]:
+        """Bytes of each block that was made since event number `first` and is alive."""
+        return {block: nbytes for _, block, nbytes in self._known.values() if block >= first}
+
+    def events(self) -> int:
+        """How many there were so far; a block's number is that of the event that made it."""
+        return len(self.block_of_event)
+
+    def trace(self) -> Trace:
+        """All that was followed."""
+        blocks, nbytes = (np.array(one, dtype=np.int64) for one in (self.block_of_event, self.bytes_of_event))
+        return Trace(blocks, nbytes, dict(self._spans), {name: set(found) for name, found in self._tags.items()})
+
+    def is_followed(self, tensor: Tensor) -> bool:
+        """Whether the storage behind a tensor was seen being made."""
+        return tensor.untyped_storage()._cdata in self._known
+
+    def sum_of_gradients(self, tensor: Tensor) -> None:
+        """Note that a tensor that was followed just now is the sum of two gradients."""
+        self._sum = self.block_of_event[-1], tensor.untyped_storage()._cdata
+
+    def follow(self, tensor: Tensor) -> None:
+        """Follow the storage behind a tensor to its end, if it is on the device and not followed yet."""
+        if tensor.device.type != self.device.type:
+            return
+        storage = tensor.untyped_storage()
+        key, nbytes = storage._cdata, storage.nbytes()
+        known = self._known.get(key)
+        if known is not None:
+            if known[2] == nbytes:
+                return
+            self._drop(key)  # it was given another size
+        block = self.add(nbytes)
+        self._known[key] = (weakref.ref(storage, lambda _: self._drop(key)), block, nbytes)
+
+    def add(self, nbytes: int) -> int:
+        """Note that a block was made, and return its number."""
+        block = len(self.block_of_event)
+        self.block_of_event.append(block)
+        self.bytes_of_event.append(nbytes)
+        self.made_in[block] = self.place
+        self.made_by[block] = self.operator, current_node()
+        self.alive += nbytes
+        return block
+
+    def _drop(self, key: int) -> None:
+        found = self._known.pop(key, None)
+        if found is not None and not self._is_summed_in_place(*found[1:]):
+            self.free(*found[1:])
+
+    def _is_summed_in_place(self, block: int, nbytes: int) -> bool:
+        """Takes back the sum of two gradients, if one that nobody else has is let go right after it.
+
+        Autograd adds in place then; not to tensors without values, which count as a class of their own.
+
+        Args:
+            block: what is let go of.
+            nbytes: its size.
+        """
+        (made, key), self._sum = self._sum, (-1, 0)
+        known = self._known.get(key)
+        last = len(self.block_of_event) - 1
+        if known is None or made != last or known[2] != nbytes or self.made_by[block][1] == current_node():
+            return False
+        del self.block_of_event[last], self.bytes_of_event[last], self.made_in[made], self.made_by[made]
+        self.alive -= nbytes
+        self._known[key] = known[0], block, nbytes
+        return True
+
+    def free(self, block: int, nbytes: int) -> None:
+        """Note that a block was let go of."""
+        self.block_of_event.append(block)
+        self.bytes_of_event.append(-nbytes)
+        self.alive -= nbytes
+
+
+def current_node() -> int:
+    """The number of the autograd node whose backward is running, as sequence numbers go; -1 if none is."""
+    node = torch._C._current_autograd_node()
+    return -1 if node is None else node._sequence_nr()

@@ -1,0 +1,78 @@
+"""A CPU allocator of our own round torch's (`native/allocator.cpp`): exact counts, a log, and a capacity in bytes of tensors.
+
+Compiled on first use. Once installed it stays for the life of the process.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from capsbench.native import Built, built
+from capsbench.tracing.trace import Integers
+
+
+@cache
+def library() -> Built:
+    """The compiled allocator, or why there is none."""
+    found = built(Path(__file__).parent / "native" / "allocator.cpp", "counting_install")
+    if found.library is not None:
+        found.library.counting_alive.restype = ctypes.c_int64
+        found.library.counting_limit.argtypes = [ctypes.c_int64]
+        found.library.counting_readers.restype = ctypes.c_int64
+        found.library.counting_read.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    return found
+
+
+@cache
+def installed() -> ctypes.CDLL | None:
+    """The allocator that tensors on a CPU come from, from now on; None where it cannot be had."""
+    found = library().library
+    return found if found is not None and found.counting_install() else None
+
+
+def reason() -> str:
+    """Why it cannot be had."""
+    return library().reason or "another CPU allocator has precedence"
+
+
+def alive() -> int:
+    """Bytes of tensors made since it was installed, and not freed since."""
+    return int(_allocator().counting_alive())
+
+
+def limit(capacity: int | None) -> None:
+    """Lets so many bytes of tensors be taken from now on, or any number; beyond them torch raises `OutOfMemoryError`."""
+    _allocator().counting_limit(-1 if capacity is None else capacity)
+
+
+class Log:
+    """What is allocated and freed from now on, until it is closed."""
+
+    def __init__(self) -> None:
+        self._allocator = _allocator()
+        self._first = int(self._allocator.counting_readers(1))
+        self._events: Integers | None = None
+
+    def __len__(self) -> int:
+        """Events so far."""
+        if self._events is not None:
+            return len(self._events)
+        return int(self._allocator.counting_readers(0)) - self._first
+
+    def close(self) -> Integers:
+        """`[N, 2]`: the address of each event, and its bytes: negative where the block was freed."""
+        if self._events is None:
+            events = np.empty((len(self), 2), dtype=np.int64)
+            self._allocator.counting_read(self._first, len(events), events.ctypes.data)
+            self._allocator.counting_readers(-1)
+            self._events = events
+        return self._events
+
+
+def _allocator() -> ctypes.CDLL:
+    found = installed()
+    if found is None:
+        raise RuntimeError(f"there is no allocator to count with: {reason()}")
+    return found

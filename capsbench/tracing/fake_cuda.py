@@ -1,0 +1,142 @@
+"""A CUDA device that need not be there, for steps that are followed on tensors without values.
+
+Operators take the forms that they have on CUDA, and autocast its lists for CUDA, because tensors say that they are there. Without
+a driver autograd's engine needs help (`native/no_cuda.cpp`); with one, torch does all of it by itself.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import fake_tensor
+
+from capsbench.native import Built, built
+from capsbench.tracing.surroundings import replaced
+
+Capability = tuple[int, int]
+
+_USUAL: Capability = (9, 0)
+_COMPILER = "torch._dynamo.trace_rules"
+
+
+@cache
+def library() -> Built:
+    """The compiled help for a machine without a driver, or why there is none."""
+    return built(Path(__file__).parent / "native" / "no_cuda.cpp", "no_cuda_begin")
+
+
+def available() -> bool:
+    """Whether a step can be followed on CUDA tensors here."""
+    return torch.cuda.is_available() or library().library is not None
+
+
+def reason() -> str:
+    """Why it cannot."""
+    return library().reason
+
+
+@contextmanager
+def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
+    """Lets torch answer inside as if a CUDA device were there; what is computed there must have no values.
+
+    Args:
+        capability: the compute capability of the device; None for that of the one that is here, or of a usual one.
+
+    Yields:
+        The compute capability that torch says it has.
+
+    Raises:
+        RuntimeError: `available` is false.
+    """
+    helper = None
+    if torch.cuda.is_available():
+        capability = capability or torch.cuda.get_device_capability()
+    else:
+        helper = library().library
+        if helper is None:
+            raise RuntimeError(f"CUDA tensors cannot be followed: {reason()}")
+    capability = capability or _USUAL
+    answers = _answers(capability)
+    real = {name: getattr(torch.cuda, name) for name in answers}
+    had_compiler = _COMPILER in sys.modules
+    with torch.autograd.set_multithreading_enabled(False):
+        if helper is not None:
+            helper.no_cuda_begin()
+        try:
+            for name, answer in answers.items():
+                setattr(torch.cuda, name, answer)
+            # Recurrent layers would move their weights together, and ask where they lie.
+            with replaced(torch.backends.cudnn, "is_acceptable", lambda _: False), _without_context(helper):
+                yield capability
+        finally:
+            for name, answer in real.items():
+                setattr(torch.cuda, name, answer)
+            if helper is not None:
+                helper.no_cuda_end()
+            # The compiler lists torch's functions when it is first imported; it has to find the real ones.
+            if not had_compiler and _COMPILER in sys.modules:
+                sys.modules[_COMPILER].get_torch_obj_rule_map.cache_clear()
+
+
+def _without_context(helper: Any) -> AbstractContextManager[None]:
+    """Keeps torch from making a tensor with a value on the device, where the helper already says that the device has a context.
+
+    Some releases make one with the first tensor that has none, for autograd's engine.
+    """
+    if helper is None or not hasattr(fake_tensor, "init_gpu_context"):
+        return nullcontext()
+    return replaced(fake_tensor, "init_gpu_context", _nothing())
+
+
+def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
+    """What functions of `torch.cuda` say of the device. A random state is kept in the host's memory, which is not followed."""
+    state = torch.zeros(16, dtype=torch.uint8)
+    properties = SimpleNamespace(
+        name="predicted", major=capability[0], minor=capability[1], total_memory=0, multi_processor_count=1, warp_size=32
+    )
+
+    def random_state(*_: Any) -> Tensor:
+        return state
+
+    return {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
+        "is_current_stream_capturing": lambda: False,
+        "get_device_capability": lambda *_: capability,
+        "get_device_name": lambda *_: "predicted",
+        "get_device_properties": lambda *_: properties,
+        "get_rng_state": random_state,
+        "set_rng_state": _nothing(),
+        "current_stream": lambda *_: _STREAM,
+        "default_stream": lambda *_: _STREAM,
+        "set_device": _nothing(),
+        "synchronize": _nothing(),
+        "_lazy_init": _nothing(),
+        "_exchange_device": lambda *_: 0,
+        "_maybe_exchange_device": lambda *_: 0,
+    }
+
+
+class _Stream:
+    """The only stream of the device, on which nothing waits."""
+
+    cuda_stream = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return _nothing()
+
+
+_STREAM = _Stream()
+
+
+def _nothing() -> Callable[..., None]:
+    """Make a function that does nothing; a new one each time, since the compiler takes one function of torch for one name."""
+    return lambda *_, **__: None

@@ -1,0 +1,89 @@
+"""Floating-point operations of the package's own operators, in the registry of torch's counter.
+
+Votes are what is counted: one product `[B, K] × [K, J·D]` for each input capsule and evaluation, and two more where gradients of
+both are taken. Agreement and weighted sums are element-wise to torch's counter where plain torch computes them, and are here too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
+
+# The operators are registered where they are defined.
+import capsbench.models.front
+import capsbench.routing.compiled
+import capsbench.routing.triton.operators  # noqa: F401
+
+Shape = Sequence[int]
+
+
+def votes_flops(inputs: Shape, weight: Shape) -> int:
+    """Of one evaluation of all votes; inputs `[B, I, K]`, weight `[I, K, J, D]`."""
+    batch = inputs[0]
+    count, in_dim, outputs, dim = weight
+    return 2 * batch * count * in_dim * outputs * dim
+
+
+def _front(images: Shape, weight1: Shape, _bias1: Shape, weight2: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
+    hidden = _hidden(images, weight1)
+    return _conv(images, weight1, hidden) + _conv(hidden, weight2, out_shape)
+
+
+def _front_backward(grad: Shape, images: Shape, weight1: Shape, _bias1: Shape, weight2: Shape, *rest: Any, **_: Any) -> int:
+    hidden, needs = _hidden(images, weight1), rest[2]
+    # conv₁ again, and what is asked for of each.
+    again = 1 + needs[0] + needs[1]
+    return again * _conv(images, weight1, hidden) + (any(needs[:3]) + needs[3]) * _conv(hidden, weight2, grad)
+
+
+def _hidden(images: Shape, weight1: Shape) -> Shape:
+    """The shape of what is between the two convolutions."""
+    return [images[0], weight1[0], *(side - kernel + 1 for side, kernel in zip(images[2:], weight1[2:], strict=True))]
+
+
+def _conv(inputs: Shape, weight: Shape, out: Shape) -> int:
+    return conv_flop_count([*inputs], [*weight], [*out])
+
+
+def _once(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return votes_flops(inputs, weight)
+
+
+def _rounds(inputs: Shape, weight: Shape, rounds: int, *_: Any, **__: Any) -> int:
+    return rounds * votes_flops(inputs, weight)
+
+
+def _twice(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * votes_flops(inputs, weight)
+
+
+def _with_gradients(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 3 * votes_flops(inputs, weight)
+
+
+def _with_both(inputs: Shape, weight: Shape, _state: Any, _t: Any, limited: bool, *_: Any, **__: Any) -> int:
+    # Couplings of the round are used again; SDA needs the votes themselves once more.
+    return (4 if limited else 3) * votes_flops(inputs, weight)
+
+
+_FORMULAS = {
+    "front": _front,
+    "front_backward": _front_backward,
+    "votes_round": _once,
+    "votes_rounds": _rounds,
+    "votes_distance": _once,
+    "votes_vjp": _with_gradients,
+    "votes_value_and_vjp": _with_both,
+    "coupled_sum": _once,
+    "coupled_sum_vjp": _with_gradients,
+    "mean_distance": _once,
+    "em_round": _twice,
+    "em_state_vjp": _once,
+    "em_votes_vjp": _with_gradients,
+}
+
+for _name, _formula in _FORMULAS.items():
+    _packet = getattr(torch.ops.capsbench, _name)
+    if _packet not in flop_registry:
+        register_flop_formula(_packet)(_formula)  # type: ignore[arg-type]

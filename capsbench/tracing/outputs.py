@@ -1,0 +1,98 @@
+"""What operators return on a device, where torch's tensors without values say otherwise: how large it is, and how it lies."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter
+
+from capsbench.tracing.cuda_forms import ATTENTION, ONLY_DEVICE_KNOWS, PLAIN_ATTENTION, SHAPES
+from capsbench.tracing.scratch import Layout, layout, returned
+
+_LOSSES = {
+    torch.ops.aten.mse_loss,
+    torch.ops.aten.smooth_l1_loss,
+    torch.ops.aten.soft_margin_loss,
+    torch.ops.aten.binary_cross_entropy,
+}
+"""Operators whose one number lies in memory for all elements, on every device: torch sums in place of them."""
+_SIZED_BY_LIBRARY = {torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only}
+"""Operators of which torch's fake tensors are not as large as what they return on a CPU."""
+_GROUP_NORM = torch.ops.aten.native_group_norm
+_NORMALISATIONS = {
+    torch.ops.aten.native_layer_norm,
+    torch.ops.aten.native_batch_norm,
+    torch.ops.aten._native_batch_norm_legit,
+    _GROUP_NORM,
+}
+"""Operators that return a mean and another statistic beside what they normalise."""
+_CONTIGUOUS_GRADIENTS = {torch.ops.aten.native_layer_norm_backward, torch.ops.aten.native_group_norm_backward}
+
+
+def output(func: Any, args: Any, kwargs: Any, *, kind: str, unsure: Callable[[str], None]) -> Any:
+    """What an operator returns, without values.
+
+    Args:
+        func: an operator.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        kind: of the device that tensors stand for.
+        unsure: is told which operators' bytes only the device knows.
+    """
+    packet = func.overloadpacket
+    out = SHAPES.get(packet, func)(*args, **kwargs)
+    if packet in _CORRECTED:
+        given = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
+        return _CORRECTED[packet](packet, given, out, kind)
+    if packet in _SIZED_BY_LIBRARY and kind == "cpu":
+        return _as_returned(func, args, kwargs, out, unsure)
+    if packet in ONLY_DEVICE_KNOWS:
+        unsure(f"only the device knows what {packet} keeps for its library")
+    elif packet is PLAIN_ATTENTION and kind == "cuda":
+        unsure(ATTENTION.format("plain"))
+    return out
+
+
+def _as_returned(func: Any, args: Any, kwargs: Any, out: Any, unsure: Callable[[str], None]) -> Any:
+    """Outputs as large as an operator makes them, of which torch's fake tensors do not know how large they are."""
+    real = returned(func, args, kwargs)
+    if real is None:
+        unsure(f"only a run knows how much {func.overloadpacket} keeps for its library")
+        return out
+    return tuple(fake if layout(fake) == made else _laid(made, fake.device) for fake, made in zip(out, real, strict=True))
+
+
+def _wide_statistics(packet: Any, given: list[Tensor], out: Any, kind: str) -> Any:
+    """Statistics of narrow inputs as devices keep them: torch's have them as narrow as the inputs."""
+    narrow = given[0].dtype in (torch.bfloat16, torch.float16)
+    mixed = any(one.dtype == torch.float32 for one in given)
+    if not narrow or not (mixed or (kind == "cuda" and packet is not _GROUP_NORM)):
+        return out
+    return out[0], *(torch.empty_like(one, dtype=torch.float32) for one in out[1:])
+
+
+def _whole_loss(_packet: Any, given: list[Tensor], out: Tensor, _kind: str) -> Tensor:
+    """One number in the memory of all elements."""
+    if out.dim() > 0:
+        return out
+    count = torch.broadcast_shapes(*(one.shape for one in given[:2])).numel()
+    return _laid(((), (), out.dtype, count * out.dtype.itemsize), out.device)
+
+
+def _in_rows(_packet: Any, _given: list[Tensor], out: Any, _kind: str) -> Any:
+    """Gradients as kernels write them: torch's lie as the gradient that came in."""
+    return out if out[0] is None else (out[0].contiguous(), *out[1:])
+
+
+def _laid(made: Layout, device: torch.device) -> Tensor:
+    """A tensor without values that lies in memory as another."""
+    shape, strides, dtype, nbytes = made
+    return torch.empty(nbytes // dtype.itemsize, dtype=dtype, device=device).as_strided(shape, strides)
+
+
+_CORRECTED: dict[Any, Callable[[Any, list[Tensor], Any, str], Any]] = {
+    **dict.fromkeys(_NORMALISATIONS, _wide_statistics),
+    **dict.fromkeys(_LOSSES, _whole_loss),
+    **dict.fromkeys(_CONTIGUOUS_GRADIENTS, _in_rows),
+}

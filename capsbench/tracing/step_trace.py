@@ -1,0 +1,271 @@
+"""Following a training step without computing it: on shapes alone, and no device."""
+
+import gc
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from capsbench.catalog import spec_of
+from capsbench.data.preprocess import Batch
+from capsbench.devices import gpu_of
+from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.records import Configuration, StepFigures
+from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
+from capsbench.tracing.cuda_allocator import CachingAllocator
+from capsbench.tracing.eager import eagerly, note_scripted
+from capsbench.tracing.follow import Follow
+from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
+from capsbench.tracing.trace import Trace
+from capsbench.workload import BUILT_IN, Workload, build_model, seed_everything
+
+Build = Callable[[], nn.Module]
+
+MANY_BLOCKS = 64
+"""Deeper networks are not traced beside a measurement: it would take longer than the measurement."""
+
+_NOTHING_TWICE = {"kernel": "reference", "memory": "stored", "front": "plain", "inverse": None, "optimizer_step": None}
+"""How a capsule network is computed with nothing evaluated again."""
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """One training step, followed without being computed."""
+
+    trace: Trace
+    state_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    batch_bytes: int
+    flops: int
+    """Of forward and backward, as it is computed."""
+    retained_by_module: dict[str, int]
+    origin: Callable[[int], Origin]
+    """Where a block was made."""
+    largest_parameter_bytes: int
+    scratch: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What had to be assumed that decides what the step computes."""
+    unsure: tuple[str, ...] = ()
+    """What had to be assumed of the bytes that operators keep and take."""
+
+    @property
+    def retained_bytes(self) -> int:
+        """Alive after forward, minus before."""
+        forward = self.trace.phases()["forward"]
+        return forward.end - forward.start
+
+
+def trace_step(
+    configuration: Configuration,
+    *,
+    build: Build | None = None,
+    workspace_bytes: int = 0,
+    inside: bool = True,
+    try_scratch: bool = False,
+) -> TracedStep:
+    """Follows a step of a configuration, after one that makes gradients and the optimizer's state.
+
+    Args:
+        configuration: what to trace; of its device only the kind matters.
+        build: makes the network instead of the configuration's own factory.
+        workspace_bytes: what the first matrix product takes for its library.
+        inside: follow the temporaries of operators that are written in torch, which the peak needs and nothing else.
+        try_scratch: run each kind of convolution once, if the step is for a CPU, to see what its library takes.
+
+    Raises:
+        ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
+    """
+    with (
+        _follow(configuration, workspace_bytes=workspace_bytes, inside=inside, try_scratch=try_scratch) as follow,
+        eagerly(follow.notes),
+    ):
+        try:
+            return _traced(follow, _started(follow, configuration, build))
+        except CapsbenchError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a model does that shapes alone cannot serve
+            raise untraceable(configuration.model, error) from error
+
+
+def _follow(configuration: Configuration, **options: Any) -> Follow:
+    """What follows a step on the kind of device that a configuration names."""
+    capability = gpu_of(configuration.gpu).capability if configuration.gpu else None
+    return Follow(configuration.device_kind(), capability=capability, **options)
+
+
+def untraceable(model: str, error: BaseException) -> ConfigurationError:
+    """What to say of a model that needs values."""
+    reason = _reason(error)
+    if "found two different devices" in reason or "same device" in reason:
+        return ConfigurationError(
+            f"model '{model}' has tensors on two devices: {reason}",
+            "make tensors on the device of the input, or register them as buffers, which move with the network",
+        )
+    return ConfigurationError(
+        f"model '{model}' cannot be traced without values: {reason}",
+        "a trace has shapes alone: keep numpy, files and tensor values out of construction and forward, or measure it with 'run'",
+    )
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"
+
+
+def step_figures(configuration: Configuration, step: TracedStep, *, build: Build | None = None) -> StepFigures:
+    """What a record says of a traced step; its floor takes another, short trace.
+
+    Raises:
+        ConfigurationError: as `trace_step`.
+    """
+    gradients = step.gradient_bytes or step.largest_parameter_bytes
+    return StepFigures(
+        retained_by_module=step.retained_by_module,
+        retained_bytes=_counted_retained(configuration, step.trace),
+        flops=step.flops,
+        floor_flops=_needed_flops(configuration, build),
+        floor_bytes=step.state_bytes + gradients + step.optimizer_bytes + step.batch_bytes,
+        notes=[*step.notes, *step.unsure],
+    )
+
+
+def _counted_retained(configuration: Configuration, trace: Trace) -> int:
+    """Bytes that forward leaves alive, as the allocator of the device counts them: CUDA's rounds each block up."""
+    counted = trace.replay(CachingAllocator()) if configuration.device_kind() == "cuda" else trace
+    forward = counted.phases()["forward"]
+    return forward.end - forward.start
+
+
+def traced_figures(configuration: Configuration) -> tuple[StepFigures | None, list[str]]:
+    """`step_figures` of a step that was measured, and what to note: a model that cannot be traced can still be measured."""
+    if configuration.blocks > MANY_BLOCKS:
+        return None, [f"not traced: deeper than {MANY_BLOCKS} blocks"]
+    try:
+        return step_figures(configuration, trace_step(configuration, inside=False)), []
+    except CapsbenchError as error:
+        return None, [error.what]
+
+
+def _needed_flops(configuration: Configuration, build: Build | None) -> int:
+    """Of forward, and of the gradients that its operators need in backward, with nothing evaluated twice."""
+    if configuration.model in BUILT_IN:
+        configuration = configuration.model_copy(update=_NOTHING_TWICE)
+    with _follow(configuration, inside=False) as follow, eagerly(follow.notes):
+        try:
+            _started(follow, configuration, build).forward()
+        except CapsbenchError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise untraceable(configuration.model, error) from error
+        return follow.needed_flops
+
+
+def _started(follow: Follow, configuration: Configuration, build: Build | None) -> Workload:
+    """The network and its optimizer, on shapes."""
+    batch = _batch(configuration, follow.device)
+    follow.tag("batch", batch)
+    seed_everything()
+    model = follow.made_fake(_built(configuration.model, build or (lambda: build_model(configuration))))
+    note_scripted(model, follow.kind, follow.notes)
+    return Workload(configuration, batch=batch, model=model)
+
+
+def _built(model: str, build: Build) -> nn.Module:
+    """The network on shapes; a constructor that needs values is given them, and shapes are all that is kept of it."""
+    try:
+        return build()
+    except CapsbenchError:
+        raise
+    except (Exception, SystemExit):
+        try:
+            with _disable_current_modes():
+                return build()
+        except CapsbenchError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ConfigurationError(
+                f"model '{model}' cannot be made: {_reason(error)}", "its factory is called with (in_shape, num_classes, blocks)"
+            ) from error
+
+
+def _traced(follow: Follow, workload: Workload) -> TracedStep:
+    model = workload.model
+    workload.train_step()
+    gc.collect()
+    follow.tag("state", state_of(model))
+    follow.tag("optimizer", optimizer_state(workload.optimizer))
+    before, calls = follow.flops, Calls(model, follow)
+    started = follow.events()
+    left_over = follow.alive_since(0)
+    kept = {block: name for name, tensors in calls.attributes() for block in follow.blocks_of(tensors)}
+    with calls.watched():
+        with follow.phase("forward"):
+            loss = workload.forward()
+            follow.follow_numbers(nodes_of(loss), calls.spans.module_of)
+        alive, holders, made = follow.alive_since(started), calls.holders(loss, started), follow.made_since(started)
+        # A module that remembers something lets go of what it remembered of the step before.
+        still = follow.alive_since(0)
+        gone = {block: nbytes for block, nbytes in left_over.items() if block not in still}
+        with follow.phase("backward"):
+            workload.backward(loss)
+        flops = follow.flops - before
+        gradients = gradients_of(model)
+        follow.tag("gradient", gradients)
+        of_gradients = storage_bytes(gradients)
+        with follow.phase("optimizer"):
+            del loss, gradients
+            workload.optimize()
+    trace = follow.trace()
+    return TracedStep(
+        trace=trace,
+        state_bytes=storage_bytes(state_of(model)),
+        gradient_bytes=of_gradients,
+        optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
+        batch_bytes=storage_bytes(workload.batch),
+        flops=flops,
+        retained_by_module=_by_module(alive, holders | _saved(calls, workload, made), gone, kept),
+        origin=partial(_origin, follow.made_in, follow.made_by, calls.spans),
+        largest_parameter_bytes=max(parameter.nbytes for parameter in model.parameters()),
+        scratch=tuple(follow.scratch),
+        notes=tuple(follow.notes),
+        unsure=tuple(follow.unsure),
+    )
+
+
+def _origin(made_in: dict[int, str], made_by: dict[int, tuple[str, int]], spans: Spans, block: int) -> Origin:
+    operator, node = made_by[block]
+    return Origin(operator, made_in[block] or spans.module_of(node))
+
+
+def _saved(calls: Calls, workload: Workload, made: list[int]) -> dict[int, str]:
+    """The module that saved each block first, of those that the traced forward pass made."""
+    try:
+        return {made[place]: name for place, name in calls.savers(workload.forward).items() if place < len(made)}
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):  # transforms of torch.func do not allow them
+            raise
+        return {}
+
+
+def _by_module(alive: dict[int, int], holders: dict[int, str], gone: dict[int, int], kept: dict[int, str]) -> dict[str, int]:
+    """Bytes that forward left alive by who holds them, less those that it let go of by who had them."""
+    found: Counter[str] = Counter()
+    for block, nbytes in gone.items():
+        found[kept.get(block, "")] -= nbytes
+    for block, nbytes in alive.items():
+        found[holders[block]] += nbytes
+    return {name: nbytes for name, nbytes in found.items() if nbytes}
+
+
+def _batch(configuration: Configuration, device: torch.device) -> Batch:
+    spec = spec_of(configuration.dataset)
+    count = configuration.batch_size
+    size = (count, *spec.shape)
+    # A network's module may change the default dtype; images are what they are.
+    images, pixels = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
+    return Batch(images, torch.empty(count, dtype=torch.int64, device=device), pixels)

@@ -1,0 +1,177 @@
+"""Allocations of a step in order, whoever counted them: a CPU's allocator, its profiler, CUDA's history, or no device at all.
+
+Everything that is said of memory over a step follows from one such list: peaks, what is alive at them, the timeline.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capsbench.records import Contents
+from capsbench.tracing.cuda_allocator import Block, CachingAllocator
+
+Integers = NDArray[np.int64]
+
+Category = Literal["state", "gradient", "optimizer", "batch", "retained", "temporary", "other"]
+CATEGORIES: tuple[Category, ...] = ("state", "gradient", "optimizer", "batch", "retained", "temporary", "other")
+"""What a block of memory is for, in the order in which figures stack them."""
+
+PHASES = ("forward", "backward", "optimizer")
+"""Parts of a step, in their order."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes in one phase of a step."""
+
+    start: int
+    """Alive when it began."""
+    end: int
+    """Alive when it ended."""
+    peak: int
+    """Alive at most."""
+
+
+@dataclass
+class Trace:
+    """Events in order. A block is one allocation; its number is never used again."""
+
+    blocks: Integers
+    """`[N]`, the block of each event."""
+    nbytes: Integers
+    """`[N]`, what each event adds to what is alive: negative where a block is freed."""
+    spans: dict[str, tuple[int, int]]
+    """Of each phase the first event, and the first one after it."""
+    tags: Mapping[str, set[int]] = field(default_factory=dict)
+    """Blocks of which something was said: the category of what they hold, or any other word."""
+    marks: Sequence[int] = ()
+    """Number of events before each mark that was set, in order; none where they are not known."""
+
+    def alive(self) -> Integers:
+        """`[N + 1]`: bytes alive before the first event and after each."""
+        return np.concatenate(([0], np.cumsum(self.nbytes, dtype=np.int64)))
+
+    def phases(self) -> dict[str, Phase]:
+        """Bytes of each phase."""
+        alive = self.alive()
+        return {
+            name: Phase(int(alive[first]), int(alive[last]), int(alive[first : last + 1].max()))
+            for name, (first, last) in self.spans.items()
+        }
+
+    def alive_blocks(self, at: int) -> dict[int, int]:
+        """Bytes of each block that is alive before event number `at`."""
+        found: dict[int, int] = {}
+        for block, nbytes in zip(self.blocks[:at].tolist(), self.nbytes[:at].tolist(), strict=True):
+            if nbytes < 0:
+                del found[block]
+            else:
+                found[block] = nbytes
+        return found
+
+    def retained_blocks(self) -> dict[int, int]:
+        """Bytes of each block that forward made and that is alive at its end."""
+        first, last = self.spans["forward"]
+        made = set(self.blocks[first:last][self.nbytes[first:last] >= 0].tolist())
+        return {block: nbytes for block, nbytes in self.alive_blocks(last).items() if block in made}
+
+    def categories(self) -> dict[int, Category]:
+        """The category of every block."""
+        start = self.spans["forward"][0]
+        found: dict[int, Category] = {}
+        for index, block in enumerate(self.blocks.tolist()):
+            found.setdefault(block, "other" if index < start else "temporary")
+        found |= dict.fromkeys(self.retained_blocks(), "retained")
+        for category in CATEGORIES:
+            found |= dict.fromkeys(self.tags.get(category, set()) & found.keys(), category)
+        return found
+
+    def peak(self) -> tuple[str, int]:
+        """The phase of the highest point of the step, and the number of events before it."""
+        alive = self.alive()
+        tops = {name: first + int(alive[first : last + 1].argmax()) for name, (first, last) in self.spans.items()}
+        name = max(tops, key=lambda name: alive[tops[name]])
+        return name, tops[name]
+
+    def at_peak(self) -> Contents:
+        """What is alive at the highest point of the step."""
+        phase, at = self.peak()
+        categories = self.categories()
+        sums = dict.fromkeys(CATEGORIES, 0)
+        for block, nbytes in self.alive_blocks(at).items():
+            sums[categories[block]] += nbytes
+        return Contents(phase=phase, **{f"{name}_bytes": nbytes for name, nbytes in sums.items()})
+
+    def stacked(self) -> dict[Category, Integers]:
+        """Bytes alive of each category before the first event and after each, `[N + 1]`: the timeline."""
+        categories = self.categories()
+        of_event = np.array([CATEGORIES.index(categories[block]) for block in self.blocks.tolist()], dtype=np.int64)
+        return {
+            name: np.concatenate(([0], np.cumsum(np.where(of_event == index, self.nbytes, 0))))
+            for index, name in enumerate(CATEGORIES)
+        }
+
+    def replay(self, allocator: CachingAllocator) -> "Trace":
+        """Does the same to a caching allocator, whose peaks then are those of the step alone.
+
+        Returns:
+            The same events with the bytes that the allocator handed out for them.
+
+        Raises:
+            OutOfMemory: the device that it models is full.
+        """
+        handed: dict[int, Block | None] = {}
+        start = self.spans["forward"][0]
+        found = []
+        for index, (block, nbytes) in enumerate(zip(self.blocks.tolist(), self.nbytes.tolist(), strict=True)):
+            if index == start:
+                allocator.reset_peaks()
+            before = allocator.allocated
+            if nbytes < 0:
+                allocator.free(handed.pop(block))
+            else:
+                handed[block] = allocator.allocate(nbytes)
+            found.append(allocator.allocated - before)
+        return Trace(self.blocks, np.array(found, dtype=np.int64), self.spans, self.tags, self.marks)
+
+
+def trace_of(
+    events: Iterable[tuple[int, int]],
+    spans: Mapping[str, tuple[int, int]],
+    tags: Iterable[tuple[int, str, Iterable[int]]],
+    marks: Sequence[int] = (),
+) -> Trace:
+    """A trace of what an allocator saw: addresses, which are used again, become blocks, which are not.
+
+    Args:
+        events: address, and bytes: positive where it was handed out, negative where it was freed.
+        spans: as `Trace`.
+        tags: number of events before it was looked at, category or another word, and the addresses that held it then.
+        marks: as `Trace`.
+    """
+    looked = sorted(tags, key=lambda tag: tag[0], reverse=True)
+    tagged: dict[str, set[int]] = {}
+    at_address: dict[int, int] = {}
+    blocks, sizes = [], []
+
+    def look(upto: float) -> None:
+        while looked and looked[-1][0] <= upto:
+            _, category, addresses = looked.pop()
+            tagged.setdefault(category, set()).update(at_address[one] for one in addresses if one in at_address)
+
+    for index, (address, nbytes) in enumerate(events):
+        look(index)
+        if nbytes >= 0:
+            at_address[address] = index
+            blocks.append(index)
+            sizes.append(nbytes)
+        else:
+            # What was made before counting began is not counted when it goes either.
+            known = at_address.pop(address, None)
+            blocks.append(index if known is None else known)
+            sizes.append(0 if known is None else nbytes)
+    look(float("inf"))
+    return Trace(np.array(blocks, dtype=np.int64), np.array(sizes, dtype=np.int64), dict(spans), tagged, marks)

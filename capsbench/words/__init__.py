@@ -1,0 +1,1 @@
+"""Numbers and names as people read them: units, labels, printable text. No files, no colours."""

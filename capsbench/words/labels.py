@@ -1,0 +1,139 @@
+"""What a line is called: its model, and whatever tells it from the other lines beside it."""
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from capsbench.catalog import SPECS
+from capsbench.frame import plain
+from capsbench.words.printable import printable
+
+MODEL_TITLES = {
+    "capsnet": "CapsNet",
+    "rescapsnet": "ResCapsNet",
+    "mocapsnet": "MoCapsNet",
+    "capsnet-1conv": "CapsNet, 1 convolution",
+    "capsnet-2conv": "CapsNet, 2 convolutions",
+}
+
+_NEVER_TOLD = {"model", "dataset", "kind"}
+# Each model has its own strategy and inverse: they tell lines apart only where one model has several.
+_TOLD_WITHIN_A_MODEL = {"memory", "inverse", "rule", "gamma", "source"}
+
+# Where a column's values say too little of what they are the value of.
+_WORDS = {"front": {"plain": "plain front", "chunked": "chunked front"}, "optimizer_step": {"backward": "step in backward"}}
+_WORDS_FOR_NONE = {"source": "source unknown", "front": "plain front", "optimizer_step": "step after backward"}
+
+Line = Mapping[str, object]
+
+
+def model_title(name: str) -> str:
+    """A model as figures spell it; any other name so that nothing in it is a command."""
+    return MODEL_TITLES.get(name) or printable(name)
+
+
+def dataset_title(name: str) -> str:
+    """A data set as figures spell it; any other name so that nothing in it is a command."""
+    return SPECS[name].title if name in SPECS else printable(name)
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters; one that is cut ends in an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def network_title(model: str, blocks: int, dataset: str) -> str:
+    """A network as figures spell it: `MoCapsNet, 2 blocks, MNIST`; one without blocks has none."""
+    depth = [f"{blocks} block" + ("s" if blocks > 1 else "")] if blocks else []
+    return ", ".join([model_title(model), *depth, dataset_title(dataset)])
+
+
+def on_gpu(frame: pd.DataFrame) -> pd.Series:
+    """Which rows were measured on a CUDA device, whose memory is what the paper's readings are of."""
+    return frame["device"].str.startswith("cuda")
+
+
+def is_predicted(line: Line) -> bool:
+    """Whether a line's figures come from a trace of the step, not from running it."""
+    return line.get("kind") == "predicted"
+
+
+def line_label(line: Line, others: Iterable[Line]) -> str:
+    """`MoCapsNet`, or `MoCapsNet (batch 32, published)` where other lines differ in just that; and whether it is predicted."""
+    return Names(others).of(line)
+
+
+class Names:
+    """What lines are called beside each other: many of them are named at once.
+
+    Args:
+        lines: all of them.
+    """
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        everyone = list(lines)
+        # A prediction's device and kernel are others by name alone: what tells lines apart is looked for among those of its
+        # kind; but for the batch, which decides what any figure is.
+        self._batches = {line.get("batch_size") for line in everyone}
+        self._alike = {kind: _Alike([line for line in everyone if is_predicted(line) == kind]) for kind in (False, True)}
+
+    def of(self, line: Line) -> str:
+        """The name of one of them, as `line_label` gives it; a terminal may print it."""
+        told = ["predicted"] if is_predicted(line) else []
+        alike = self._alike[is_predicted(line)]
+        for column, value in line.items():
+            if column in _NEVER_TOLD:
+                continue
+            own, everyone = alike.words(column)
+            # An option that another model does not have tells nothing apart.
+            elsewhere = len(everyone) > 1 and not _without(column, value) and column not in _TOLD_WITHIN_A_MODEL
+            if len(own.get(line["model"], ())) > 1 or elsewhere or (column == "batch_size" and len(self._batches) > 1):
+                told.append(_word(column, value))
+                # What is told already needs no second word: the next columns speak of the lines that agree so far.
+                alike = alike.that_agree(column, told[-1])
+        title = model_title(str(line["model"]))
+        return f"{title} ({printable(', '.join(told))})" if told else title
+
+
+class _Alike:
+    """Lines that agree in all that is told so far; each part of them is looked at once, however many lines are named."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self._lines = lines
+        self._words: dict[str, tuple[dict[object, set[str]], set[str]]] = {}
+        self._parts: dict[tuple[str, str], _Alike] = {}
+
+    def words(self, column: str) -> tuple[dict[object, set[str]], set[str]]:
+        """What an option is called: by model, and of all models that have it."""
+        if column not in self._words:
+            own: dict[object, set[str]] = {}
+            everyone: set[str] = set()
+            for line in self._lines:
+                word = _word(column, line[column])
+                own.setdefault(line["model"], set()).add(word)
+                everyone |= set() if _without(column, line[column]) else {word}
+            self._words[column] = own, everyone
+        return self._words[column]
+
+    def that_agree(self, column: str, word: str) -> "_Alike":
+        """Those whose option is called so."""
+        key = column, word
+        if key not in self._parts:
+            self._parts[key] = _Alike([line for line in self._lines if _word(column, line[column]) == word])
+        return self._parts[key]
+
+
+def _word(column: str, value: object) -> str:
+    if plain(value) is None:
+        return _WORDS_FOR_NONE.get(column, f"no {column.removesuffix('_size')}")
+    if isinstance(value, str):
+        if column == "source":
+            return f"source {value[:6]}"
+        return _WORDS.get(column, {}).get(value, value)
+    # A column that some lines have nothing in is of floats: 2.0 threads are 2.
+    return f"{column.removesuffix('_size')} {plain(value)}"
+
+
+def _without(column: str, value: object) -> bool:
+    """Whether a model does not have this option; every model's optimizer steps at some time."""
+    return column != "optimizer_step" and plain(value) is None

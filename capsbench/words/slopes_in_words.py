@@ -1,0 +1,58 @@
+"""A slope in words, the same wherever it is printed: a number, or that no change is measurable, or that there is no line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from capsbench.stats.linearity import Shape, shape_of
+from capsbench.stats.metrics import METRICS
+from capsbench.words.units import quantity_text, ratio_in_words, slope_text
+
+Row = Mapping[Any, Any] | pd.Series
+"""A row of the table of slopes."""
+
+
+def row_shape(row: Row) -> Shape:
+    """What the values behind a slope are."""
+    return shape_of(bool(row["linear"]), row["slope_low"], row["slope_high"])
+
+
+def within_text(reach: float, *, is_bytes: bool) -> str:
+    """`within ± 76.6 ms`: how large a slope may be that cannot be distinguished from 0."""
+    return f"within ± {quantity_text(reach, is_bytes=is_bytes)}"
+
+
+def slope_in_words(shape: Shape, slope: float, low: float, high: float, *, is_bytes: bool) -> str:
+    """`8.3 ± 0.4 ms`, or `no change measurable within ± 76.6 ms`: what cannot be distinguished from 0 has no sign.
+
+    Args:
+        shape: what the values behind it are.
+        slope: per block, bytes or seconds.
+        low: one end of its interval; NaN where there is none.
+        high: the other end.
+        is_bytes: whether it is bytes.
+    """
+    if shape == "no change measurable":
+        return f"{shape} {within_text(max(abs(low), abs(high)), is_bytes=is_bytes)}"
+    return slope_text(slope, low, high, is_bytes=is_bytes)
+
+
+def row_slope(row: Row) -> str:
+    """The slope of a row in words."""
+    is_bytes = row["unit"] == "bytes"
+    return slope_in_words(row_shape(row), row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
+
+
+def row_ratio(row: Row) -> str:
+    """The ratio of a row with its interval; empty where there is none."""
+    ratio = row["ratio_to_rescapsnet"]
+    return "" if pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"])
+
+
+def row_remarks(row: Row) -> list[str]:
+    """What a reader must know of the slope of a row: `not a line`, or `no interval` where two values alone give none."""
+    found = ["not a line"] if row_shape(row) == "not a line" else []
+    unknown = bool(np.isnan(float(row["slope_low"])))
+    return [*found, "no interval"] if unknown and not METRICS[row["metric"]].repeats else found

@@ -1,0 +1,99 @@
+"""Everything that is drawn from a report's records, written into its folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from capsbench.durable import write_csv
+from capsbench.figures.accuracy import accuracy_figure
+from capsbench.figures.depth import PAGE_WIDTH, figure3, figure4, save
+from capsbench.figures.panels import Per
+from capsbench.paths import expanded
+from capsbench.stats.slopes import slopes
+from capsbench.terminal.table4 import table4
+from capsbench.words.accuracy import accuracy_markdown
+from capsbench.words.labels import on_gpu
+
+
+def write_report(
+    frame: pd.DataFrame,
+    folder: Path,
+    *,
+    memory: Sequence[str] | None = None,
+    per: Per = "step",
+    with_paper: bool = False,
+    only: Sequence[str] = ("figure3", "figure4"),
+) -> list[Path]:
+    """Writes slopes.csv and the figures of one report (svg and png; pdf at a printed page's width), and returns their paths.
+
+    Args:
+        frame: the report's records, as `capsbench.load` gives them.
+        folder: where to write.
+        memory: which memory the figures draw; by default `retained` in figure 3, `retained` and `peak` in figure 4.
+        per: seconds per `step` or `epoch`.
+        with_paper: draw the paper's table 4 where comparable.
+        only: which figures.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder = expanded(folder)
+    paths = [write_csv(slopes(frame), folder / "slopes.csv")]
+    for name, draw, usual in (("figure3", figure3, ("retained",)), ("figure4", figure4, ("retained", "peak"))):
+        if name in only:
+            for kinds, width in ((("svg", "png"), None), (("pdf",), PAGE_WIDTH)):
+                axes = draw(frame, memory=memory or usual, per=per, with_paper=with_paper, width=width)
+                paths += save(axes[0][0].figure, folder, name, kinds)
+    return paths
+
+
+@dataclass(frozen=True)
+class PaperReport:
+    """How a figure or table of the paper is drawn from one's own records."""
+
+    memory: tuple[str, ...]
+    """Memory drawn on a GPU, where the paper's values can stand beside it."""
+    memory_on_cpu: tuple[str, ...]
+    """Memory drawn on a CPU, whose resident set says nothing of the paper's."""
+    figure: str
+    """Which figure."""
+
+
+PAPER_REPORTS = {
+    "figure3": PaperReport(("process",), ("retained",), "figure3"),
+    "figure4": PaperReport(("retained", "reserved", "process"), ("retained", "peak"), "figure4"),
+    "table4": PaperReport(("retained", "peak", "reserved", "process"), ("retained", "peak"), "figure3"),
+}
+"""By the names that `capsbench reproduce` takes."""
+
+
+def write_paper_report(name: str, frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Writes what the paper shows under this name, its values beside one's own; and slopes.csv.
+
+    Args:
+        name: a key of `PAPER_REPORTS`.
+        frame: the report's records, as `capsbench.load` gives them.
+        folder: where to write.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    report = PAPER_REPORTS[name]
+    memory = report.memory if on_gpu(frame).any() else report.memory_on_cpu
+    paths = write_report(frame, folder, memory=memory, with_paper=True, only=[report.figure])
+    return [*paths, write_csv(table4(frame), expanded(folder) / "table4.csv")] if name == "table4" else paths
+
+
+def write_accuracy(rows: pd.DataFrame, folder: Path, name: str, title: str) -> list[Path]:
+    """Writes CSV, Markdown and the figure; returns their paths.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    csv, markdown = folder / f"{name}.csv", folder / f"{name}.md"
+    write_csv(rows, csv)
+    markdown.write_text(accuracy_markdown(rows, title), encoding="utf-8")
+    return [csv, markdown, *save(accuracy_figure(rows, title), folder, name)]
