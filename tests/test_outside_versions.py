@@ -2,11 +2,9 @@
 
 import configparser
 import tomllib
-from pathlib import Path
 
 import pytest
 import torch
-from comparing import assert_all_close
 from packaging.requirements import Requirement
 from torch import Tensor, nn
 
@@ -15,8 +13,8 @@ from capsbench.models.front import chunked_front
 from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack
 from capsbench.routing.autograd import full_precision, is_autocasting
 from capsbench.routing.triton.launch import check_interpreter
-
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT
+from helpers.comparing import assert_all_close
 
 
 def test_the_oldest_releases_are_those_that_are_allowed():
