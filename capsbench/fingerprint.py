@@ -90,7 +90,7 @@ class _Imports:
         return self._files, self._versions
 
     def _visited(self, name: str) -> list[str]:
-        """Reads one module; the names that it imports."""
+        """Read one module; the names that it imports."""
         parent = name.rpartition(".")[0]
         if name in self._seen or name.partition(".")[0] in sys.stdlib_module_names:
             return []

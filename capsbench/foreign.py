@@ -52,7 +52,7 @@ def imported(name: str, path: str) -> Any:
 
 
 def _refuse_hidden(name: str, package: ModuleType) -> None:
-    """Refuses a module that is not the one that lies where the command is typed: which of the two is meant is not known.
+    """Refuse a module that is not the one that lies where the command is typed: which of the two is meant is not known.
 
     Raises:
         ConfigurationError: there are two.

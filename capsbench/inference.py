@@ -52,7 +52,7 @@ class Classified:
 def classify(
     checkpoints: PathLike | Iterable[PathLike], images: Source | Iterable[Source], *, device: str = "cpu"
 ) -> list[Classified]:
-    """Classifies images with a trained network, or with several as an ensemble, which averages their lengths.
+    """Classify images with a trained network, or with several as an ensemble, which averages their lengths.
 
     Args:
         checkpoints: of `capsbench train`, or the folder of a run (its best epoch). Those of an ensemble were trained on one data
@@ -103,7 +103,7 @@ class Classifier:
         return read_images(images, self.spec)
 
     def __call__(self, images: Tensor) -> list[Classified]:
-        """Classifies what `read` gave, or uint8 images `[N, C, H, W]` of the set's shape."""
+        """Classify what `read` gave, or uint8 images `[N, C, H, W]` of the set's shape."""
         return [one for batch in images.split(self._batch_size) for one in self._batch(batch)]
 
     def inputs(self, images: Tensor) -> Tensor:

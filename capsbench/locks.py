@@ -46,7 +46,7 @@ class Busy(Exception):
 def holding(
     path: Path, folder: Path, *, patience: float | None = 0, waiting: Callable[[str], None] = lambda _: None
 ) -> Iterator[None]:
-    """Holds a lock while the body runs.
+    """Hold a lock while the body runs.
 
     Args:
         path: the lock's file; a description of its holder lies beside it.

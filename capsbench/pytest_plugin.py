@@ -20,7 +20,7 @@ _TAKES = {"max_bytes_per_block"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the marker known."""
+    """Make the marker known."""
     config.addinivalue_line(
         "markers", "memory_slope(max_bytes_per_block): the most that a block may add to what a training step retains (capsbench)"
     )

@@ -205,7 +205,7 @@ class Timeline(Schema):
 
     @model_validator(mode="after")
     def _is_one_step(self) -> "Timeline":
-        """Refuses events that are not there: whoever draws it counts on them."""
+        """Refuse events that are not there: whoever draws it counts on them."""
         count = _events(self.bytes_by_category)
         _check_phases(self.phases, count)
         if not 0 <= self.peak.event < count:

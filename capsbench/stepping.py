@@ -8,7 +8,7 @@ from capsbench.errors import ConfigurationError
 
 
 def step_in_backward(optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
-    """Lets an optimizer step for each parameter as soon as its gradient is accumulated, and lets go of the gradient.
+    """Let an optimizer step for each parameter as soon as its gradient is accumulated, and lets go of the gradient.
 
     After `loss.backward()` the step is done and no parameter has a gradient: call neither `step` nor `zero_grad`. The
     optimizer stays what it is (`state_dict`, learning rate schedules), and any will do that treats each parameter by

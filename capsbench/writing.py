@@ -26,7 +26,7 @@ def write_report(
     with_paper: bool = False,
     only: Sequence[str] = ("figure3", "figure4"),
 ) -> list[Path]:
-    """Writes slopes.csv and the figures of one report (svg and png; pdf at a printed page's width), and returns their paths.
+    """Write slopes.csv and the figures of one report (svg and png; pdf at a printed page's width), and return their paths.
 
     Args:
         frame: the report's records, as `capsbench.load` gives them.
@@ -70,7 +70,7 @@ PAPER_REPORTS = {
 
 
 def write_paper_report(name: str, frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Writes what the paper shows under this name, its values beside one's own; and slopes.csv.
+    """Write what the paper shows under this name, its values beside one's own; and slopes.csv.
 
     Args:
         name: a key of `PAPER_REPORTS`.
@@ -87,7 +87,7 @@ def write_paper_report(name: str, frame: pd.DataFrame, folder: Path) -> list[Pat
 
 
 def write_accuracy(rows: pd.DataFrame, folder: Path, name: str, title: str) -> list[Path]:
-    """Writes CSV, Markdown and the figure; returns their paths.
+    """Write CSV, Markdown and the figure; return their paths.
 
     Raises:
         OSError: a file cannot be written.

@@ -7,7 +7,7 @@ from capsbench.errors import ConfigurationError
 
 
 def check_archives(name: str, root: Path) -> None:
-    """Holds archives that are there to torchvision's checksums, and the files beside them to what they contain.
+    """Hold archives that are there to torchvision's checksums, and the files beside them to what they contain.
 
     Files without their archive are taken as they are: there is no published checksum of what is unpacked.
 

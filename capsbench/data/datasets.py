@@ -205,7 +205,7 @@ def _read_part(name: str, root: Path, train: bool, download: bool) -> tuple[Tens
 
 @contextmanager
 def _naming_damage(name: str, root: Path, *, download: bool = False) -> Iterator[None]:
-    """Says of which set it is that a reader complains."""
+    """Say of which set it is that a reader complains."""
     try:
         yield
     except (_Absent, ConfigurationError):
@@ -253,7 +253,7 @@ def _places(name: str) -> str:
 
 
 def _checked(data: ImageSet) -> ImageSet:
-    """Refuses a set whose images are not what its name says."""
+    """Refuse a set whose images are not what its name says."""
     count, shape, spec = len(data.images), tuple(data.images.shape[1:]), data.spec
     if shape != spec.shape or count != len(data.labels) or count == 0:
         raise ConfigurationError(

@@ -60,13 +60,13 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 def training_batch(images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Batch:
-    """Prepares uint8 images `[B, C, H, W]` and labels `[B]` for a training step."""
+    """Prepare uint8 images `[B, C, H, W]` and labels `[B]` for a training step."""
     pixels = random_crop(images, generator).float() / 255
     return Batch(normalise(pixels), labels, pixels)
 
 
 def prepare(images: Tensor, labels: Tensor, style: str, dataset: str, offsets: Tensor | None = None) -> Batch:
-    """Prepares uint8 images for a step, on their device.
+    """Prepare uint8 images for a step, on their device.
 
     Args:
         images: `[B, C, H, W]`, uint8.

@@ -83,7 +83,7 @@ def figure4(
 
 
 def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("svg", "png", "pdf")) -> list[Path]:
-    """Writes a figure in each format; fonts are embedded in the pdf as TrueType, as publishers ask."""
+    """Write a figure in each format; fonts are embedded in the pdf as TrueType, as publishers ask."""
     paths = [folder / f"{name}.{kind}" for kind in kinds]
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         # A name may have signs that no font here has: a box stands for them.

@@ -79,7 +79,7 @@ def read_baseline(path: Path) -> Summary:
 
 
 def write_baseline(summary: Summary, path: Path) -> None:
-    """Writes a baseline beside its place and renames it, so that a reader never sees half of one.
+    """Write a baseline beside its place and renames it, so that a reader never sees half of one.
 
     Raises:
         StoreError: it cannot be written.

@@ -68,7 +68,7 @@ class Judgement:
 
 
 def judge(run: Summary, baseline: Summary, last: Summary | None = None, thresholds: Thresholds | None = None) -> Judgement:
-    """Holds a run against a baseline.
+    """Hold a run against a baseline.
 
     A change of less than the threshold from run to run never adds up unseen: the baseline stays where it was pinned. The last
     run only tells what moved lately; it makes nothing a regression.

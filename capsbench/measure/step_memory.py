@@ -1,4 +1,4 @@
-"""The memory of one training step: what is run under a probe, and the figures that come of it."""
+"""The memory of one training step: the run under a probe, and its figures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, 
 from capsbench.workload import Workload
 
 Afterwards = Callable[[MemoryProbe, Workload], None]
-"""Called after a step, while its probe still counts."""
+"""A function that is called after a step, while its probe still counts."""
 
 
 @dataclass(frozen=True)
 class ProbedStep:
-    """A step that was run, and what counted it."""
+    """A step that was run, with the probe that counted it."""
 
     workload: Workload
     probe: MemoryProbe
-    """It has been left; its phases are `forward`, `backward` and `optimizer`."""
+    """The probe, which has been left; its phases are `forward`, `backward` and `optimizer`."""
     gradient_bytes: int
-    """Of the gradients that were alive after backward."""
+    """Bytes of the gradients that were alive after backward."""
 
 
 def probed_step(
     configuration: Configuration, data_directory: Path | None = None, afterwards: Afterwards | None = None
 ) -> ProbedStep:
-    """Runs a step under a probe, after one that makes gradients, optimizer state and the libraries' own buffers."""
+    """Run a step under a probe, after one that makes gradients, optimizer state and the libraries' own buffers."""
     probe = probe_for(torch.device(configuration.device))
     with probe:
         workload = Workload(configuration, data_directory)
@@ -53,7 +53,7 @@ def probed_step(
 
 
 def memory_figures(step: ProbedStep) -> MemoryFigures:
-    """The bytes of a step that was run; on a CUDA device runs several more."""
+    """The bytes of a step that was run; on a CUDA device this runs several more."""
     workload, probe, phases = step.workload, step.probe, step.probe.phases()
     trace = probe.trace()
     return MemoryFigures(

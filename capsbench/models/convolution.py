@@ -14,7 +14,7 @@ class ConvolutionGradients(Protocol):
     """Takes chunk after chunk, and has the weight's gradient in the end."""
 
     def add(self, inputs: Tensor, grad: Tensor) -> Tensor | None:
-        """Adds a chunk to the weight's gradient, and returns the gradient of its inputs; None where nobody asks for it.
+        """Add a chunk to the weight's gradient, and return the gradient of its inputs; None where nobody asks for it.
 
         Args:
             inputs: `[N, C, H, W]`.

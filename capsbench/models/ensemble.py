@@ -37,7 +37,7 @@ class Ensemble(nn.Module):
                 )
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> CapsuleOutput:
-        """Classifies a batch `[B, *in_shape]`.
+        """Classify a batch `[B, *in_shape]`.
 
         Args:
             images: the batch.

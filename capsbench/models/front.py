@@ -26,7 +26,7 @@ CHUNKS = {"cpu": 24, "cuda": 64}
 
 
 def check_front(front: str) -> None:
-    """Refuses an unknown name.
+    """Refuse an unknown name.
 
     Raises:
         ConfigurationError: it is none of `FRONTS`.

@@ -107,7 +107,7 @@ class CapsuleNetwork(nn.Module):
         self.decoder = Decoder(num_classes, class_dim, in_shape) if decoder else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> CapsuleOutput:
-        """Classifies and reconstructs a batch.
+        """Classify and reconstructs a batch.
 
         Args:
             images: `[B, *in_shape]`.

@@ -47,7 +47,7 @@ def each(gamma: Gamma) -> Sequence[float]:
 
 
 def check_gamma(gamma: Gamma, *, invertible: bool) -> None:
-    """Refuses a γ outside [0, 1], and γ = 0 where the rule has to be inverted.
+    """Refuse a γ outside [0, 1], and γ = 0 where the rule has to be inverted.
 
     Raises:
         ConfigurationError: γ is out of range.
@@ -63,7 +63,7 @@ def check_gamma(gamma: Gamma, *, invertible: bool) -> None:
 
 
 def check_learnable(gamma: Gamma) -> None:
-    """Refuses a γ that a sigmoid does not reach.
+    """Refuse a γ that a sigmoid does not reach.
 
     Raises:
         ConfigurationError: γ is 0 or 1.

@@ -38,10 +38,10 @@ class Pair(Protocol):
         """Past a function, with `value` = f(x) and that function's γ."""
 
     def retreat_x(self) -> None:
-        """Takes x to before the last function: half of the way back, after which that function can be evaluated."""
+        """Take x to before the last function: half of the way back, after which that function can be evaluated."""
 
     def retreat_v(self, value: Tensor, gamma: float) -> None:
-        """Takes v to before the last function, with `value` = f(x) and the γ that it came with: the other half."""
+        """Take v to before the last function, with `value` = f(x) and the γ that it came with: the other half."""
 
     def saved(self) -> tuple[tuple[Tensor, ...], "Rebuild"]:
         """All tensors that backward needs, and what makes the pair of them again (as often as it is asked to)."""
@@ -261,7 +261,7 @@ def start_pair(
 
 
 def check_inverse(inverse: str, gamma: Gamma, *, learnt: bool = False) -> None:
-    """Refuses an inverse that is not one of `INVERSES`, and a γ that it cannot compute with.
+    """Refuse an inverse that is not one of `INVERSES`, and a γ that it cannot compute with.
 
     Raises:
         ConfigurationError: it is not, or cannot.

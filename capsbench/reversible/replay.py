@@ -31,7 +31,7 @@ class Autocast:
         return cls(tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds))
 
     def restore(self) -> AbstractContextManager[object]:
-        """Puts the captured state in force.
+        """Put the captured state in force.
 
         The cache of cast weights stays off: an entry made without a graph (forward) would cut the graph of a
         later use (backward, or the rest of the user's network).
@@ -61,7 +61,7 @@ class Modes:
 
     @contextmanager
     def restore(self) -> Iterator[None]:
-        """Puts the captured modes in force, and back again."""
+        """Put the captured modes in force, and back again."""
         now = [module.training for module, _ in self.states]
         try:
             # Setting an attribute of a module is slow, and nearly always there is nothing to set.
@@ -91,7 +91,7 @@ class RandomState:
         return cls(device, tuple(states))
 
     def restore(self) -> None:
-        """Puts the captured state in force."""
+        """Put the captured state in force."""
         torch.set_rng_state(self.states[0])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(self.states[1], self.device)
@@ -206,7 +206,7 @@ class Buffers:
 
     @contextmanager
     def restore(self) -> Iterator[None]:
-        """Puts the buffers in force as they were; what is written then goes to copies, so nothing is counted twice."""
+        """Put the buffers in force as they were; what is written then goes to copies, so nothing is counted twice."""
         now = [_buffer(module, name) for module, name, _ in self.places]
         again = [copy.clone() for copy in self.copies]
         try:

@@ -37,7 +37,7 @@ STRATEGIES = (*PLAIN_STRATEGIES, *REVERSIBLE_STRATEGIES)
 
 
 def check_strategy(memory: str, allowed: Sequence[str] = STRATEGIES) -> None:
-    """Refuses a memory strategy that is not one of `allowed`.
+    """Refuse a memory strategy that is not one of `allowed`.
 
     Raises:
         ConfigurationError: it is not.

@@ -142,7 +142,7 @@ def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | s
 def check_routing(
     algorithm: str, kernel: str, iterations: int, device: torch.device | str = "cpu", out_capsules: int = 1
 ) -> Kernel:
-    """Refuses names and counts that `route` could not serve; the kernel that would.
+    """Refuse names and counts that `route` could not serve; the kernel that would.
 
     Raises:
         ConfigurationError: an unknown algorithm or kernel, or fewer than one iteration.
@@ -164,7 +164,7 @@ def route(
     iterations: int = 3,
     kernel: str = "auto",
 ) -> Tensor:
-    """Routes input capsules to output capsules.
+    """Route input capsules to output capsules.
 
     With `sda` one temperature serves the whole batch, so a sample's outputs depend on the batch it is in; with the
     others they do not.

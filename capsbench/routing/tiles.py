@@ -28,7 +28,7 @@ class Tile(NamedTuple):
 
 
 def tiles(inputs: Tensor, weight: Tensor) -> Iterator[Tile]:
-    """Cuts inputs `[B, I, K]` and weight `[I, K, J, D]` into tiles whose votes fit a cache; into one in an exported program."""
+    """Cut inputs `[B, I, K]` and weight `[I, K, J, D]` into tiles whose votes fit a cache; into one in an exported program."""
     count, _, outputs, dim = weight.shape
     if is_exporting():
         # It serves every batch size, so that the number of tiles cannot depend on one.

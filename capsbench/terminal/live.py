@@ -26,13 +26,13 @@ class Display(ABC):
         """What is on the screen now."""
 
     def __enter__(self) -> Self:
-        """Starts the display."""
+        """Start the display."""
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=self._per_second, get_renderable=self._render)
             self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        """Leaves the last state on the screen."""
+        """Leave the last state on the screen."""
         if self._live is not None:
             self._live.stop()

@@ -44,7 +44,7 @@ class Checkpoint:
 def save_checkpoint(
     path: Path, settings: TrainingSettings, weights: Mapping[str, Tensor], state: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a checkpoint, which is on the disk when this returns.
+    """Write a checkpoint, which is on the disk when this returns.
 
     Args:
         path: what it replaces stays where it cannot be written.
@@ -79,7 +79,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a checkpoint; its tensors lie on the CPU.
+    """Read a checkpoint; its tensors lie on the CPU.
 
     Raises:
         StoreError: there is none, it is damaged, holds something else, or is of a newer version.
@@ -145,7 +145,7 @@ def build_network(settings: TrainingSettings, device: str | None = None) -> nn.M
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Puts weights into a network.
+    """Put weights into a network.
 
     Raises:
         StoreError: they are those of another architecture; names the first tensor that differs.
@@ -162,7 +162,7 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
 
 
 def check_same(asked: TrainingSettings, found: TrainingSettings, what: str, *, free: frozenset[str] = frozenset()) -> None:
-    """Refuses to go on from a checkpoint of other settings.
+    """Refuse to go on from a checkpoint of other settings.
 
     Args:
         asked: what the command says.

@@ -78,7 +78,7 @@ class MetricsLog:
             raise
 
     def close(self) -> None:
-        """Ends the files."""
+        """End the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
@@ -109,7 +109,7 @@ class MetricsLog:
             self._file.flush()
 
     def _begin(self, step: int) -> None:
-        """Writes again what is done: a run may have ended between a checkpoint and the line of its epoch."""
+        """Write again what is done: a run may have ended between a checkpoint and the line of its epoch."""
         path = self.folder / METRICS
         steps = [line for line in read_metrics(self.folder) if line["kind"] == "step"]
         with replacing(path) as file:
@@ -176,7 +176,7 @@ def _tensorboard(folder: Path, done: int) -> Any:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a failure to write into an error that says what is kept."""
+    """Turn a failure to write into an error that says what is kept."""
     try:
         yield
     except OSError as error:

@@ -88,13 +88,13 @@ class Run:
             self._save_best()
 
     def diagnose(self) -> None:
-        """Keeps diagnostics from here on."""
+        """Keep diagnostics from here on."""
         if self.processes.first:
             weight = self.settings.reconstruction_weight
             self.observers.append(DiagnosticsLog(self.folder, self.network, self.feed, weight, len(self.epochs), self.step))
 
     def close(self) -> None:
-        """Ends the files that are open."""
+        """End the files that are open."""
         if self.log is not None:
             self.log.close()
 
@@ -165,7 +165,7 @@ class Run:
             observer.stepped(figures)
 
     def _finish_epoch(self, chosen: Outcome | None) -> None:
-        """Keeps what an epoch came to: figures, a checkpoint, and its weights where they are the best."""
+        """Keep what an epoch came to: figures, a checkpoint, and its weights where they are the best."""
         held = len(self.held_out) if self.held_out is not None else 0
         figures = EpochFigures(
             epoch=len(self.epochs) + 1,
@@ -327,7 +327,7 @@ class Run:
 
 @contextmanager
 def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[None]:
-    """Says in two lines that there is no memory, or what a user's own model raised."""
+    """Say in two lines that there is no memory, or what a user's own model raised."""
     network = settings.network
     try:
         with refusing_exit():
@@ -350,7 +350,7 @@ def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[
 
 
 def write(path: Path, text: str) -> None:
-    """Puts a file in place whole.
+    """Put a file in place whole.
 
     Raises:
         StoreError: it cannot be written.

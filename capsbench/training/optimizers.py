@@ -30,7 +30,7 @@ def make_optimizer(settings: TrainingSettings, parameters: Sequence[nn.Parameter
 
 
 def check_optimizer(settings: TrainingSettings) -> None:
-    """Refuses an optimizer that is not here.
+    """Refuse an optimizer that is not here.
 
     Raises:
         ConfigurationError: its package is not installed.

@@ -78,7 +78,7 @@ def is_first() -> bool:
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """Joins the other processes where `torchrun` says that there are some.
+    """Join the other processes where `torchrun` says that there are some.
 
     Args:
         device: `cpu` or `cuda:N`; of several processes each takes the GPU of its own number.

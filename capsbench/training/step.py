@@ -127,7 +127,7 @@ class Stepper:
         return output
 
     def _check(self, loss: float, norm: float, images: int, batch: Batch) -> None:
-        """Refuses to go on from what is not finite."""
+        """Refuse to go on from what is not finite."""
         finite = math.isfinite(loss) and self._is_finite_or_skipped(norm)
         if not finite:
             self.optimizer.zero_grad(set_to_none=True)

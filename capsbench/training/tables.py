@@ -81,7 +81,7 @@ def networks_of(trials: Sequence[Trial]) -> list[Member]:
 
 
 def run_members(members: Sequence[Member], train: Train) -> Iterator[tuple[Member, Result | TrainingError]]:
-    """Trains what is not yet done, each network in its folder, and goes on where one was cut off.
+    """Train what is not yet done, each network in its folder, and go on where one was cut off.
 
     A run that ends in a `TrainingError` is given back as that, and the others go on.
     """

@@ -45,7 +45,7 @@ def train(
     observers: Sequence[Observer] = (),
     command: str | None = None,
 ) -> Result:
-    """Trains a network, chooses its best epoch, and reads the test set once.
+    """Train a network, choose its best epoch, and read the test set once.
 
     Under `torchrun` the processes train together: the loss is that of one process with the same batch. Only SDA's temperature,
     a mean over what is routed together, is that of each part of a batch, there and with `accumulate`.

@@ -61,7 +61,7 @@ def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> Plan:
 
 
 def launch(name: str, plan: Plan, inputs: Tensor, *tensors: Tensor | None) -> None:
-    """Starts a kernel of `kernels` and does not wait for it.
+    """Start a kernel of `kernels` and does not wait for it.
 
     Args:
         name: which.
@@ -123,7 +123,7 @@ def _kernels(device: torch.device) -> ModuleType:
 
 
 def check_interpreter(triton_version: str, numpy_version: str) -> None:
-    """Refuses a Triton whose interpreter takes an array of one number for a number, with a NumPy that does not do so.
+    """Refuse a Triton whose interpreter takes an array of one number for a number, with a NumPy that does not do so.
 
     Raises:
         ConfigurationError: they do not work together.
