@@ -50,11 +50,11 @@ def line_errors(points: Points, *, relative: bool, exact: bool = False) -> LineE
     return LineErrors(tuple(slope for slope, _ in sources), tuple(intercept for _, intercept in sources))
 
 
-Pair = tuple[StandardError, StandardError]
+ErrorPair = tuple[StandardError, StandardError]
 """The errors of slope and intercept that one source causes."""
 
 
-def _residual_errors(points: Points, *, relative: bool) -> Pair:
+def _residual_errors(points: Points, *, relative: bool) -> ErrorPair:
     """Errors from the distances to the line, of the means of depths if there are three depths."""
     blocks, values, roots = points.blocks, points.values, np.ones(points.blocks.size)
     depths, places, counts = np.unique(blocks, return_inverse=True, return_counts=True)
@@ -76,7 +76,7 @@ def _residual_errors(points: Points, *, relative: bool) -> Pair:
     return StandardError(of_slope, degrees), StandardError(of_intercept, degrees)
 
 
-def _shared_errors(points: Points, *, relative: bool) -> list[Pair]:
+def _shared_errors(points: Points, *, relative: bool) -> list[ErrorPair]:
     """Errors that all values of a replicate share: a share of the line, or a constant shift."""
     if points.replicates is None or (replicates := np.unique(points.replicates)).size < 2:
         return []
@@ -89,7 +89,7 @@ def _shared_errors(points: Points, *, relative: bool) -> list[Pair]:
     return [(StandardError(moved[0] * error, degrees), StandardError(moved[1] * error, degrees))]
 
 
-def _sample_errors(points: Points) -> list[Pair]:
+def _sample_errors(points: Points) -> list[ErrorPair]:
     """Errors from the scatter of samples within each process."""
     if not any(points.samples):
         return []
