@@ -1,4 +1,4 @@
-"""What moves on a terminal while something goes on."""
+"""Displays on a terminal that move while work goes on."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -9,11 +9,11 @@ from rich.live import Live
 
 
 class Display(ABC):
-    """Draws itself again and again on a terminal; elsewhere whoever derives from it prints lines.
+    """A display that redraws itself on a terminal; elsewhere its subclasses print lines.
 
     Args:
-        console: where.
-        per_second: how often at the most. Each drawing takes time from what is shown.
+        console: console to draw on.
+        per_second: most drawings per second; each takes time from the work that is shown.
     """
 
     def __init__(self, console: Console, per_second: float) -> None:
@@ -23,7 +23,7 @@ class Display(ABC):
 
     @abstractmethod
     def _render(self) -> RenderableType:
-        """What is on the screen now."""
+        """The present content of the screen."""
 
     def __enter__(self) -> Self:
         """Start the display."""
