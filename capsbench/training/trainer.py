@@ -139,9 +139,7 @@ def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpo
     path = folder / CHECKPOINT
     if not resume:
         if path.exists() or (folder / RESULT).exists():
-            raise ConfigurationError(
-                f"--out {folder} already holds a run", "add --resume, or choose another --out"
-            )
+            raise ConfigurationError(f"--out {folder} already holds a run", "add --resume, or choose another --out")
         return None
     # A run may have ended before its first checkpoint, which precedes its first step.
     begun = load_checkpoint(path) if path.exists() else None
