@@ -216,9 +216,9 @@ def wide() -> Iterator[Row]:
 
     more, expected = broad.peak_allocated_bytes - narrow.peak_allocated_bytes, state(broad) - state(narrow)
     yield Row(
-        "64 instead of 32 capsules, ResCapsNet: peak of a step",
-        "+ 85 % (paper, CIFAR-10: 14.6 GB, not 7.9)",
-        f"+ {more / MIB:.1f} MiB, of which weights, gradients and Adam {expected / MIB:.1f}",
+        "64 capsules, not 32, ResCapsNet: peak of a step",
+        "+ 85 % (paper: 14.6 GB, not 7.9)",
+        f"+ {more / MIB:.1f} MiB; weights, gradients and Adam {expected / MIB:.1f}",
         "only what these add",
     )
 
