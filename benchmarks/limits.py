@@ -216,7 +216,7 @@ def wide() -> Iterator[Row]:
 
     more, expected = broad.peak_allocated_bytes - narrow.peak_allocated_bytes, state(broad) - state(narrow)
     yield Row(
-        "64 capsules, not 32, ResCapsNet: peak of a step",
+        "64 capsules, not 32, ResCapsNet: peak",
         "+ 85 % (paper: 14.6 GB, not 7.9)",
         f"+ {more / MIB:.1f} MiB; weights, gradients and Adam {expected / MIB:.1f}",
         "only what these add",

@@ -57,7 +57,7 @@ def section(kind: type) -> str:
     """One class as a table: its fields with their types and what it says of them."""
     said = sayings(kind)
     lines = [f"## {kind.__name__}", "", re.sub(r"\s+", " ", inspect.getdoc(kind) or ""), ""]
-    lines += ["| field | type | what it is |", "| --- | --- | --- |"]
+    lines += ["| field | type | content |", "| --- | --- | --- |"]
     for name, annotation in fields_of(kind).items():
         declared = name_of(annotation)
         lines.append(f"| `{name}` | {declared} | {said.get(name, '')} |")
