@@ -23,6 +23,7 @@ from capsbench.records import Configuration, StepPeak, StepPhase, Timeline
 from capsbench.tracing.attribution import Modules, Origin
 from capsbench.tracing.blocks import current_node
 from capsbench.tracing.cuda_allocator import CachingAllocator
+from capsbench.tracing.observed_step import StepObserver, run_step
 from capsbench.tracing.operators import Operators
 from capsbench.tracing.trace import PHASES, Phase, Trace
 from capsbench.workload import Workload
@@ -160,14 +161,13 @@ class Witness:
         self.first = len(self.states)
         self._mark()
         with self._modules.watched(), Operators(self):
-            with saving:
-                loss = workload.forward()
-            self.after_forward = len(self.states)
-            self._mark()
-            self._see("held", self.held, self._modules.holding(loss))
-            workload.backward(loss)
-            del loss
-            workload.optimize()
+            run_step(workload, _SeenStep(self, saving))
+
+    def see_held(self, loss: Tensor) -> None:
+        """Note who holds what forward left alive."""
+        self.after_forward = len(self.states)
+        self._mark()
+        self._see("held", self.held, self._modules.holding(loss))
 
     def _see_saved(self, tensor: Tensor) -> Tensor:
         self._see("saved", self.saved, [(self._place, [tensor])])
@@ -182,6 +182,24 @@ class Witness:
     def _mark(self) -> None:
         self._probe.mark()
         self.states.append((self._operator, self._place, self._node))
+
+
+class _SeenStep(StepObserver):
+    """The step that a witness sees.
+
+    Args:
+        witness: whose step it is.
+        saving: the context of forward.
+    """
+
+    def __init__(self, witness: Witness, saving: AbstractContextManager[object]) -> None:
+        self._witness, self._saving = witness, saving
+
+    def phase(self, name: str) -> AbstractContextManager[object]:
+        return self._saving if name == "forward" else nullcontext()
+
+    def after_forward(self, loss: Tensor) -> None:
+        self._witness.see_held(loss)
 
 
 class Account:

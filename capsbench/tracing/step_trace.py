@@ -2,13 +2,14 @@
 
 import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from capsbench.catalog import spec_of
@@ -20,7 +21,8 @@ from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import eagerly, note_scripted
 from capsbench.tracing.follow import Follow
-from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
+from capsbench.tracing.observed_step import StepObserver, run_step
+from capsbench.tracing.storages import optimizer_state, state_of, storage_bytes
 from capsbench.tracing.trace import Trace
 from capsbench.workload import BUILT_IN, Workload, build_model, seed_everything
 
@@ -199,42 +201,67 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
     gc.collect()
     follow.tag("state", state_of(model))
     follow.tag("optimizer", optimizer_state(workload.optimizer))
-    before, calls = follow.flops, Calls(model, follow)
-    started = follow.events()
-    left_over = follow.alive_since(0)
-    kept = {block: name for name, tensors in calls.attributes() for block in follow.blocks_of(tensors)}
+    calls = Calls(model, follow)
+    seen = _Following(follow, calls)
     with calls.watched():
-        with follow.phase("forward"):
-            loss = workload.forward()
-            follow.follow_numbers(nodes_of(loss), calls.spans.module_of)
-        alive, holders, made = follow.alive_since(started), calls.holders(loss, started), follow.made_since(started)
-        # A module that remembers tensors frees those of the step before.
-        still = follow.alive_since(0)
-        gone = {block: nbytes for block, nbytes in left_over.items() if block not in still}
-        with follow.phase("backward"):
-            workload.backward(loss)
-        flops = follow.flops - before
-        gradients = gradients_of(model)
-        follow.tag("gradient", gradients)
-        of_gradients = storage_bytes(gradients)
-        with follow.phase("optimizer"):
-            del loss, gradients
-            workload.optimize()
-    trace = follow.trace()
+        of_gradients = run_step(workload, seen)
     return TracedStep(
-        trace=trace,
+        trace=follow.trace(),
         state_bytes=storage_bytes(state_of(model)),
         gradient_bytes=of_gradients,
         optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
         batch_bytes=storage_bytes(workload.batch),
-        flops=flops,
-        retained_by_module=_by_module(alive, holders | _saved(calls, workload, made), gone, kept),
+        flops=seen.flops,
+        retained_by_module=_by_module(seen.alive, seen.holders | _saved(calls, workload, seen.made), seen.gone, seen.kept),
         origin=partial(_origin, follow.made_in, follow.made_by, calls.spans),
         largest_parameter_bytes=max(parameter.nbytes for parameter in model.parameters()),
         scratch=tuple(follow.scratch),
         notes=tuple(follow.notes),
         unsure=tuple(follow.unsure),
     )
+
+
+class _Following(StepObserver):
+    """A trace that is followed phase by phase, and what is alive between forward and backward.
+
+    Args:
+        follow: the trace.
+        calls: the calls of the network's modules.
+    """
+
+    def __init__(self, follow: Follow, calls: Calls) -> None:
+        self._follow, self._calls = follow, calls
+        self._flops_before, self._started = follow.flops, follow.events()
+        self._left_over = follow.alive_since(0)
+        self.kept = {block: name for name, tensors in calls.attributes() for block in follow.blocks_of(tensors)}
+        """The module that had each block from the step before."""
+        self.alive: dict[int, int] = {}
+        """Bytes of the blocks that forward made and left alive."""
+        self.holders: dict[int, str] = {}
+        """The module that holds each of them."""
+        self.made: list[int] = []
+        """The blocks that forward made, in their order."""
+        self.gone: dict[int, int] = {}
+        """Bytes of the blocks that forward let go of: a module that remembers something lets go of that of the step before."""
+        self.flops = 0
+        """Floating-point operations of forward and backward."""
+
+    def phase(self, name: str) -> AbstractContextManager[object]:
+        return self._follow.phase(name)
+
+    def end_forward(self, loss: Tensor) -> None:
+        self._follow.follow_numbers(nodes_of(loss), self._calls.spans.module_of)
+
+    def after_forward(self, loss: Tensor) -> None:
+        follow, started = self._follow, self._started
+        self.alive, self.holders = follow.alive_since(started), self._calls.holders(loss, started)
+        self.made = follow.made_since(started)
+        still = follow.alive_since(0)
+        self.gone = {block: nbytes for block, nbytes in self._left_over.items() if block not in still}
+
+    def after_backward(self, gradients: Iterable[Tensor]) -> None:
+        self.flops = self._follow.flops - self._flops_before
+        self._follow.tag("gradient", gradients)
 
 
 def _origin(made_in: dict[int, str], made_by: dict[int, tuple[str, int]], spans: Spans, block: int) -> Origin:
