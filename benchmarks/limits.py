@@ -1,4 +1,4 @@
-"""What the operators reach, beside the published memory pattern: the table of the README's section on performance.
+"""Performance of the operators beside the published memory pattern: the table of the README's section on performance.
 
     python -m benchmarks.limits [--only layers,step,blocks,depth,wide] [--write]
 
@@ -150,7 +150,7 @@ def whole_step() -> Iterator[Row]:
 
 
 def blocks() -> Iterator[Row]:
-    """What a block costs: time of MoCapsNet over ResCapsNet, and retained bytes."""
+    """The cost of a block: time of MoCapsNet over ResCapsNet, and retained bytes."""
     ways = {
         "stored": {"model": "rescapsnet", "memory": "stored"},
         "reversible": {"model": "mocapsnet", "memory": "reversible", "inverse": "float"},
@@ -194,7 +194,7 @@ def depth() -> Iterator[Row]:
 
 
 def _reconstructed() -> str:
-    """Whether the x that the first function is given in backward has the bits that it had in forward."""
+    """Return whether the first function's x in backward has the bits that it had in forward."""
     seen: list[Tensor] = []
 
     class Remembers(nn.Module):
