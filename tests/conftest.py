@@ -21,6 +21,18 @@ from helpers.made import RETAINED_PER_BLOCK, make_frame, make_record
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# They start processes that import torch, or a browser, and take seconds.
+_SLOW_FIXTURES = {"server", "browser"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes as slow."""
+    for item in items:
+        if not _SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_flushed() -> Iterator[None]:
     """A test that leaves subnormal numbers flushed to 0 changes the arithmetic of all that come after it."""
@@ -36,26 +48,36 @@ def sweep_frame() -> pd.DataFrame:
     return make_frame(make_record(model, blocks) for blocks in range(1, 5) for model in RETAINED_PER_BLOCK)
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The process whose forks are commands."""
+    server = Server(tmp_path_factory.mktemp("scratch"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def forked(server: Server) -> Callable[..., Done]:
+    """Runs a command as a forked process: `forked(folder, "slopes good", out="gone")`."""
+    return lambda folder, typed, **more: server(folder, *shlex.split(typed), **more)
+
+
 @pytest.fixture
-def capsbench(tmp_path: Path) -> Callable[..., Result]:
-    """Runs the command line as a process: `capsbench("run", "--depth", "1")`."""
+def capsbench(tmp_path: Path, server: Server) -> Callable[..., Result]:
+    """Runs the command line as a process: `capsbench("run", "--depth", "1")`; with options of `subprocess.run` a fresh one."""
 
     def call(*arguments: object, cwd: Path = tmp_path, **options: Any) -> Result:
+        environment = process_environment(cwd)
+        if not options:
+            ended = server(cwd, *briefly(arguments), **environment)
+            return Result(ended.status, ended.stdout, ended.stderr)
         command = [sys.executable, "-m", "capsbench.cli", *briefly(arguments)]
         done = subprocess.run(
-            command, cwd=cwd, env=process_environment(cwd), capture_output=True, text=True, timeout=500, check=False, **options
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500, check=False, **options
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
     return call
-
-
-@pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Done]]:
-    """Runs a command as a forked process: `forked(folder, "slopes good", out="gone")`."""
-    server = Server(tmp_path_factory.mktemp("scratch"))
-    yield lambda folder, typed, **more: server(folder, *shlex.split(typed), **more)
-    server.close()
 
 
 @pytest.fixture

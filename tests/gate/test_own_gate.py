@@ -59,6 +59,7 @@ def drop_reversal(monkeypatch):
     monkeypatch.setattr("capsbench.reversible.stack.REVERSIBLE_STRATEGIES", ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [(keep_one_more, "blocks"), (save_votes, "blocks"), (drop_reversal, "blocks")],

@@ -1,6 +1,7 @@
 """Commands as processes of their own, a hundred a minute: children of one process that has everything imported.
 
-Each child has the standard streams, the variables and the folder that a test gives it, and ends as the command would.
+Each child has the standard streams, the variables and the folder that a test gives it, and ends as the command would. Unless the
+test changes that process first, the processes in which the command measures and predicts are forks as well.
 """
 
 import io
@@ -8,9 +9,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 WHERE = ("file", "gone", "full", "closed")
@@ -102,11 +106,46 @@ def _stream(number: int, where: str, encoding: str) -> Any:
     return io.TextIOWrapper(buffer, encoding=encoding, errors="strict" if number == 1 else "backslashreplace")
 
 
+class _Fork(subprocess.Popen[bytes]):
+    """A process that runs a module of the package with `python -P -m`, as a fork of this one."""
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int] = (), **options: Any) -> None:
+        # This function never returns, so that no other program takes the place of the fork.
+        super().__init__(command, preexec_fn=lambda: _be_module(command[-1], env, pass_fds), pass_fds=pass_fds, **options)
+
+
+def _be_module(name: str, environment: Mapping[str, str], kept: Sequence[int]) -> None:
+    """Run a module of the package to its end; folder, session and the standard descriptors are those of the process already."""
+    first = 3
+    for descriptor in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (_stream(number, "file", "utf-8") for number in (1, 2))
+    for imported in _of_a_user():
+        del sys.modules[imported]  # a fresh process imports the network again
+    module = sys.modules[name]
+    _end_as(module._serve if name.endswith(".apart") else module.main)
+
+
+def _of_a_user() -> list[str]:
+    """Names of the imported modules that are neither Python's, nor of an installed package, nor of this one."""
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items() if name not in _IMPORTED}
+    mine = (sys.prefix, sys.base_prefix, os.fspath(Path(_TESTS).parent / "capsbench"))
+    return [name for name, file in files.items() if file is not None and not file.startswith(mine)]
+
+
+_IMPORTED: set[str] = set()
+
+
 def _become(request: Mapping[str, Any]) -> None:
     """Be the command that was asked for."""
     for number, where in enumerate(request["streams"]):
         _connect(number, where, request["files"][number])
     os.environ.update(request["variables"])
+    tempfile.tempdir = None
     encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
     sys.stdin = None  # type: ignore[assignment]
     sys.stdout, sys.stderr = (_stream(number, request["streams"][number], encoding) for number in (1, 2))
@@ -114,19 +153,41 @@ def _become(request: Mapping[str, Any]) -> None:
     os.chdir(request["folder"])
     sys.path.insert(0, _TESTS)
     sys.argv = ["capsbench", *request["arguments"]]
-    exec(request["setup"], {})
+    if request["setup"]:
+        exec(request["setup"], {})
+    else:
+        _fork_workers()
     from capsbench.cli import main
 
     main()
 
 
-def _status(error: SystemExit) -> int:
-    return error.code if isinstance(error.code, int) else int(error.code is not None)
+def _fork_workers() -> None:
+    """Let commands fork the processes in which they measure and predict."""
+    from capsbench.measure import cell
+    from capsbench.prediction import apart
+
+    forking = SimpleNamespace(**{name: getattr(subprocess, name) for name in subprocess.__all__} | {"Popen": _Fork})
+    cell.subprocess = apart.subprocess = forking  # type: ignore[attr-defined]
+
+
+def _end_as(function: Callable[[], None]) -> None:
+    """Call a function, and end this process as Python ends a program that does no more."""
+    status = 0
+    try:
+        function()
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        import traceback
+
+        os.write(2, traceback.format_exc().encode())
+        status = 1
+    os._exit(status)
 
 
 def serve() -> None:
     """Fork for every line of JSON on standard input; answer with the status."""
-
     import capsbench.cli.predict
     import capsbench.cli.sweeps
     import capsbench.cli.tables
@@ -137,20 +198,12 @@ def serve() -> None:
     import capsbench.terminal.show
     import capsbench.training.trainer  # noqa: F401
 
+    _IMPORTED.update(sys.modules)
     # Lines, not the buffered file: a child must not find what its parent has read ahead.
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()
         if not child:
-            status = 1
-            try:
-                _become(json.loads(line))
-            except SystemExit as error:
-                status = _status(error)
-            except BaseException:
-                import traceback
-
-                os.write(2, traceback.format_exc().encode())
-            os._exit(status)
+            _end_as(partial(_become, json.loads(line)))
         sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
         sys.stdout.flush()
 

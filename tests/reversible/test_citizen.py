@@ -146,6 +146,7 @@ def test_distributed_data_parallel(way, option, in_two_processes):
     assert max(errors) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_processes_did_exchange_something(in_two_processes):
     assert set(in_two_processes) == {f"{way} {option}" for way, option in product(two_processes.WAYS, two_processes.OPTIONS)}
     assert max(max(errors) for errors in in_two_processes.values()) > 0  # gradients in other orders of summation

@@ -189,7 +189,7 @@ def test_the_input_is_rounded_to_a_unit():
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize("depth", [80, 2000])
+@pytest.mark.parametrize("depth", [80, pytest.param(2000, marks=pytest.mark.slow)])
 def test_gradients_are_those_of_float32_stored(depth, gamma):
     layers = functions(depth)
     truth = gradients(layers, torch.float64, gamma=gamma, memory="stored")
@@ -208,6 +208,7 @@ def test_gamma_1_moves_nothing(memory):
     assert_close(actual[0], example()[1].double(), relative=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_exact_keeps_little_more_than_theory_asks_for(gamma):
     def bits(depth: int) -> float:
@@ -381,6 +382,7 @@ def test_drift_of_nothing_is_nothing(inverse):
             MomentumStack(layers, inverse=inverse)(x).sum().backward()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(gamma=st.floats(0.2, 0.999), slope=st.floats(-2, 2), seed=st.integers(0, 999))
 def test_a_segment_stays_within_its_bound(gamma, slope, seed):

@@ -537,6 +537,7 @@ SHARDED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "said"), [("each", "refused function 0 (FSDPLinear)"), ("whole", "largest difference")])
 def test_sharded_stacks(which, said, tmp_path):
     script = tmp_path / "sharded.py"

@@ -116,6 +116,7 @@ def test_what_reversible_keeps_does_not_grow_with_depth():
     assert saved_bytes("stored", 16) > 4 * saved_bytes("stored", 2)  # or the count would see nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["reversible", "reversible-kept", "exact"])  # those that save as many tensors at any depth
 def test_nothing_is_hidden_beside_the_saved_tensors(way):
     def hidden(depth: int) -> int:
@@ -130,6 +131,7 @@ def test_nothing_is_hidden_beside_the_saved_tensors(way):
     assert hidden(2) == hidden(16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", INVERTED)
 def test_nothing_leaks_from_step_to_step(way):
     stack = make_stack([nn.Sequential(layer, nn.Dropout(0.5)) for layer in functions(3)], way)
