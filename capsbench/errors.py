@@ -4,6 +4,9 @@ Each one says in its first line what was wrong and with which value, and in its 
 The command line prints exactly these lines and ends with `exit_status`.
 """
 
+import errno
+from pathlib import Path
+
 
 class CapsbenchError(Exception):
     """Something that a user can put right.
@@ -61,3 +64,9 @@ class Interrupted(CapsbenchError):
     """Ctrl-C; what was measured is kept."""
 
     exit_status = 130
+
+
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """Return the error of a file or folder that cannot be written."""
+    hint = "make room" if error.errno == errno.ENOSPC else "choose a folder with --out that you may write to"
+    return StoreError(f"{path} cannot be written: {error.strerror}", hint)
