@@ -79,9 +79,16 @@ class Run:
         self.pace = checkpoint_minutes * 60
         self.saved_at = time.monotonic()
         self.interrupted = threading.Event()
-        self.log = MetricsLog(folder, self.epochs, self.step, self.feed.steps()) if processes.first else None
-        self.observers: list[TrainingObserver] = [self.log] if self.log else []
-        if begun is None:
+        self.new = begun is None
+        self.log: MetricsLog | None = None
+        self.observers: list[TrainingObserver] = []
+
+    def start(self) -> None:
+        """Open the log, and write the first checkpoint of a new run."""
+        if self.processes.first:
+            self.log = MetricsLog(self.folder, self.epochs, self.step, self.feed.steps())
+            self.observers.append(self.log)
+        if self.new:
             self._save()
         elif self.step == 0 and self.best_epoch == len(self.epochs) > 0:
             # It may be that the end came between the two files.

@@ -96,6 +96,7 @@ def train(
                 feeds = _feeds(settings, *divided, parts.test, processes)
             run = Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
             try:
+                run.start()
                 if diagnostics:
                     with naming_faults(settings, processes):
                         run.diagnose()
