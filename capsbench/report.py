@@ -372,7 +372,8 @@ class Report:
         """
         from capsbench.gate.check import judge
 
-        return judge(self.summary, _summary_in(baseline), None if last is None else _summary_in(last), thresholds)
+        earlier = None if last is None else summary_in(last)[0]
+        return judge(self.summary, summary_in(baseline)[0], earlier, thresholds)
 
     def compare(self, other: "str | os.PathLike[str] | Report", *, thresholds: "Thresholds | None" = None) -> "Compared":
         """Compare this report with a later one, figure by figure, as `capsbench compare` does.
@@ -387,7 +388,7 @@ class Report:
         """
         from capsbench.gate.compare import compare
 
-        return compare(self.summary, _summary_in(other), thresholds)
+        return compare(self.summary, summary_in(other)[0], thresholds)
 
     # What is drawn
 
@@ -531,7 +532,9 @@ class Report:
 
         picture = base64.b64encode(as_svg(self.figure4())).decode()
         title = f"<p>{escape(self.name)}: {len(self.records)} records</p>"
-        return f"{title}{self.slopes._repr_html_()}<img src='data:image/svg+xml;base64,{picture}' alt='memory and time over depth'>"
+        return (
+            f"{title}{self.slopes._repr_html_()}<img src='data:image/svg+xml;base64,{picture}' alt='memory and time over depth'>"
+        )
 
     def _nothing(self) -> StoreError:
         """Return the error of a report without a record."""
@@ -604,14 +607,18 @@ def summary_of(reports: Sequence[Report]) -> "tuple[Summary, list[str]]":
     return summary, [*map(str, damages), *notes]
 
 
-def _summary_in(place: str | os.PathLike[str] | Report) -> "Summary":
-    """The summary of a report, of a folder of reports, or of a baseline file."""
+def summary_in(place: str | os.PathLike[str] | Report) -> "tuple[Summary, list[str]]":
+    """Return the figures of a report, of a folder of reports or of a baseline file, and what a reader must know.
+
+    Raises:
+        StoreError: there are none, or they cannot be read.
+    """
     from capsbench.gate.baseline import read_baseline
 
     if isinstance(place, Report):
-        return place.summary
+        return summary_of([place])
     path = expanded(place)
-    return summary_of(reports_below(path))[0] if path.is_dir() else read_baseline(path)
+    return (read_baseline(path), []) if path.is_file() else summary_of(reports_below(path))
 
 
 def _report_of(path: Path) -> Path | None:

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capsbench.durable import replacing
@@ -57,31 +58,30 @@ _SHARES = (
 """How many raw samples of a time, and characters of a text, are shown: the first pair that there is room for counts."""
 
 
-def write_page(reports: Sequence["Report"], path: Path, loose: Sequence["SavedTimeline"] = ()) -> Path:
+def write_page(reports: Sequence["Report"], path: Path, loose: Sequence["SavedTimeline"] = (), notes: Sequence[str] = ()) -> Path:
     """Write the page of these reports; whoever reads the file sees the old page or the new one, never half of one.
 
     Args:
         reports: the reports.
         path: the page.
         loose: timelines that lie in no report.
+        notes: what else a reader must know.
 
     Raises:
         OSError: it cannot be written.
     """
     # A name may hold what no encoding has: halves of characters, from a folder or a file of somebody else.
-    content = page_html(reports, loose).encode("utf-8", "replace")
+    content = page_html(reports, loose, notes).encode("utf-8", "replace")
     with replacing(path) as file:
         file.write(content)
     return path
 
 
-def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()) -> str:
+def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = (), notes: Sequence[str] = ()) -> str:
     """The page of these reports; the same records give the same page."""
     apart = told_apart(reports)
     records = [record for report in apart for record in report.records]
-    # Of one report, both are known where they were asked for before.
-    frame = apart[0].frame if len(apart) == 1 else to_frame((report.name, record) for report in apart for record in report.records)
-    table = apart[0].slopes if len(apart) == 1 else slopes(frame)
+    frame, table = _figures(apart)
     lines = Lines(frame)
     told = lines_data(lines, frame, table, apart)
     sentences, count = answers(lines, told, frame, apart, _ANSWERS)
@@ -121,8 +121,16 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         library=_library(),
         data=text,
         limits=limits,
-        notes=cut_list((note for report in apart for note in report.notes), _NOTES, LONGEST_NAME),
+        notes=cut_list([*(note for report in apart for note in report.notes), *notes], _NOTES, LONGEST_NAME),
     )
+
+
+def _figures(reports: Sequence["Report"]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All records, and their slopes."""
+    if len(reports) == 1:
+        return reports[0].frame, reports[0].slopes  # which it knows where they were asked for before
+    frame = to_frame((report.name, record) for report in reports for record in report.records)
+    return frame, slopes(frame)
 
 
 def told_apart(reports: Iterable["Report"]) -> list["Report"]:

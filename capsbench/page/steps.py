@@ -91,12 +91,13 @@ def timelines_data(reports: Sequence["Report"], loose: Sequence["SavedTimeline"]
     for place, (name, record) in enumerate(everyone):
         cells.setdefault((name, record.cell.configuration.model_dump_json()), []).append(place)
     of_no_other = reports[0].name if len(reports) == 1 else None
-    looks: list[tuple[str | None, SavedTimeline]] = [(report.name, one) for report in reports for one in report.timelines] + [(of_no_other, one) for one in loose]
+    looks: list[tuple[str | None, SavedTimeline]]
+    looks = [(report.name, one) for report in reports for one in report.timelines] + [(of_no_other, one) for one in loose]
     found: list[dict[str, Any]] = []
     room = _ROOM
-    for name, one in looks[:_MOST_TIMELINES]:
-        of = [] if name is None else cells.get((name, one.timeline.configuration.model_dump_json()), [])
-        told = _timeline(one.timeline) | {"report": name, "path": cut(one.path, LONGEST_TEXT), "cells": of}
+    for owner, one in looks[:_MOST_TIMELINES]:
+        of = [] if owner is None else cells.get((owner, one.timeline.configuration.model_dump_json()), [])
+        told = _timeline(one.timeline) | {"report": owner, "path": cut(one.path, LONGEST_TEXT), "cells": of}
         room -= size_of(script_json(told))
         if room < 0:
             break
