@@ -63,7 +63,7 @@ class Logged:
     @contextmanager
     def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
         """Return this object, which observes the cells that are about to be measured."""
-        _LOG.info("%d of %d cells to measure; records go to %s", len(left), len(plan.cells), report.path)
+        _LOG.info("%d of %d cells to measure into %r", len(left), len(plan.cells), report)
         yield (self,)
 
     def started(self, cell: Cell) -> None:
