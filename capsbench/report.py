@@ -118,7 +118,7 @@ class Report:
         """
         report = cls(None)
         report._name = name
-        report._records = {record.cell.key(): record for record in records}
+        report._keep(records)
         report._plan, report._has_plan, report._environments = plan, True, dict(environments or {})
         report._timelines, report._notes = list(timelines), list(notes)
         return report
@@ -129,7 +129,8 @@ class Report:
             self._forget()
 
     def _forget(self) -> None:
-        self._records: dict[str, Record] | None = None
+        self._records: list[Record] | None = None
+        self._places: dict[str, int] = {}
         self._damages: list[Damage] = []
         self._plan: Plan | None = None
         self._has_plan = False
@@ -186,12 +187,15 @@ class Report:
         Raises:
             StoreError: the file cannot be opened, or holds a record of a newer schema.
         """
-        return list(self._known().values())
+        if self._records is None:
+            records, self._damages = read_records(self.path)
+            self._keep(records)
+        return list(self._records or ())
 
     @property
     def damages(self) -> list[Damage]:
         """The lines of records.jsonl that are no records."""
-        self._known()
+        _ = self.records
         return self._damages
 
     @property
@@ -248,13 +252,11 @@ class Report:
 
     def settled(self, passes: Sequence[Pass] = BOTH) -> set[str]:
         """Return the keys of the cells that need not be measured again for these passes."""
-        return {key for key, record in self._known().items() if record.settles(passes)}
+        return {record.cell.key() for record in self.records if record.settles(passes)}
 
-    def _known(self) -> dict[str, Record]:
-        if self._records is None:
-            records, self._damages = read_records(self.path)
-            self._records = {record.cell.key(): record for record in records}
-        return self._records
+    def _keep(self, records: Iterable[Record]) -> None:
+        self._records = list(records)
+        self._places = {record.cell.key(): place for place, record in enumerate(self._records)}
 
     def _in_memory(self) -> bool:
         return self._folder is None
@@ -290,7 +292,8 @@ class Report:
         if not self._in_memory():
             append_record(self.path, record)
         if self._records is not None:
-            self._records[record.cell.key()] = record
+            place = self._places.setdefault(record.cell.key(), len(self._records))
+            self._records[place : place + 1] = [record]
         self._forget_figures()
 
     def write_plan(self, plan: Plan) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from capsbench.writing import write_report as draw_report
 
 import capsbench as package
 from capsbench.cli import timeline
@@ -23,9 +24,8 @@ from capsbench.inference import Classifier
 from capsbench.locks import holding
 from capsbench.measure.worker import Reply
 from capsbench.paths import absolute, as_typed, expanded, new_folder, starting_here, typed
-from capsbench.store import Store
+from capsbench.report import Report
 from capsbench.training import load_checkpoint, save_checkpoint
-from capsbench.writing import write_report as draw_report
 from helpers.commands import process_environment
 from helpers.made import make_configuration, make_frame, make_record
 from helpers.seeded import seeded_run, write_report
@@ -97,7 +97,7 @@ def test_a_home_folder_means_the_same_in_python(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_report(home / "good", seeded_run())
     assert len(package.load("~/good")) == 8
-    assert len(Store(Path("~/good")).read().records) == 8
+    assert len(Report(Path("~/good")).records) == 8
     assert len(read_summary(Path("~/good"))[0].lines) == 2
     frame = make_frame(make_record(blocks=blocks) for blocks in (1, 2))
     paths = draw_report(frame, Path("~/good"))
@@ -166,7 +166,7 @@ def test_a_module_that_changes_folder_takes_nothing_with_it(forked, tmp_path, wh
         assert done.status == 0, (typed_, done)
         assert (tmp_path / written).exists(), typed_
         assert str(tmp_path) not in done.stdout + done.stderr  # paths are shown as they were typed
-    assert len(Store(tmp_path / "a").read().records) == (3 if where == "import" else 2)
+    assert len(Report(tmp_path / "a").records) == (3 if where == "import" else 2)
     assert set(names(tmp_path)) <= {"mover.py", "a", "c", "d", "e", "reports", "runs", "__pycache__"}
 
 

@@ -8,6 +8,7 @@ from io import StringIO
 import numpy as np
 import pandas as pd
 import pytest
+from capsbench.writing import write_report
 from matplotlib.colors import same_color
 from rich.console import Console
 
@@ -20,7 +21,6 @@ from capsbench.terminal.table4 import table4, table4_slopes
 from capsbench.terminal.tables import cells_table, peak_note, slopes_table
 from capsbench.words.labels import line_label
 from capsbench.words.units import bytes_text, duration_text, seconds_text, slope_text
-from capsbench.writing import write_report
 from helpers.drawn import figure3, figure4
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_frame, make_record
 
