@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from capsbench.writing import write_report as draw_report
 
 import capsbench as package
 from capsbench.cli import timeline
@@ -19,15 +18,14 @@ from capsbench.cli.commands import cli
 from capsbench.data.datasets import data_directory
 from capsbench.data.images import read_images
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.gate.baseline import read_summary
 from capsbench.inference import Classifier
 from capsbench.locks import holding
 from capsbench.measure.worker import Reply
 from capsbench.paths import absolute, as_typed, expanded, new_folder, starting_here, typed
-from capsbench.report import Report
+from capsbench.report import Report, summary_in
 from capsbench.training import load_checkpoint, save_checkpoint
 from helpers.commands import process_environment
-from helpers.made import make_configuration, make_frame, make_record
+from helpers.made import make_configuration, make_record
 from helpers.seeded import seeded_run, write_report
 
 MOVERS = ("import", "factory", "forward")
@@ -98,9 +96,8 @@ def test_a_home_folder_means_the_same_in_python(home, tmp_path, monkeypatch):
     write_report(home / "good", seeded_run())
     assert len(package.load("~/good")) == 8
     assert len(Report(Path("~/good")).records) == 8
-    assert len(read_summary(Path("~/good"))[0].lines) == 2
-    frame = make_frame(make_record(blocks=blocks) for blocks in (1, 2))
-    paths = draw_report(frame, Path("~/good"))
+    assert len(summary_in("~/good")[0].lines) == 2
+    paths = Report.of(make_record(blocks=blocks) for blocks in (1, 2)).write("~/good")
     assert {path.parent for path in paths} == {home / "good"}
     assert len(pd.read_csv(home / "good" / "slopes.csv")) > 0
     monkeypatch.setenv("CAPSBENCH_DATA", "~/data")

@@ -126,7 +126,7 @@ def test_a_record_of_a_newer_schema_is_not_guessed_at(filled):
     newer = json.loads(make_record(blocks=5).model_dump_json()) | {"schema_version": SCHEMA_VERSION + 1, "novelty": 1}
     with filled.path.open("a") as file:
         file.write(json.dumps(newer) + "\n")
-    for read in (filled.read, filled.finished, lambda: load(filled.folder)):
+    for read in (lambda: Report(filled.folder).records, Report(filled.folder).settled, lambda: load(filled.folder)):
         with pytest.raises(
             StoreError, match=rf"{re.escape(str(filled.path))} line 5 .*version {SCHEMA_VERSION + 1}.*\n.*upgrade"
         ):
@@ -255,7 +255,7 @@ def test_a_plan_comes_back(store):
 def test_a_plan_that_cannot_be_read_is_not_overwritten_in_silence(store, text, message):
     (store.folder / PLAN).write_text(text)
     with pytest.raises(StoreError, match=message) as raised:
-        Report(store.folder).plan
+        _ = Report(store.folder).plan
     assert str(store.folder / PLAN) in raised.value.what
 
 

@@ -8,7 +8,6 @@ from io import StringIO
 import numpy as np
 import pandas as pd
 import pytest
-from capsbench.writing import write_report
 from matplotlib.colors import same_color
 from rich.console import Console
 
@@ -247,8 +246,9 @@ def test_the_same_records_give_the_same_bytes(sweep_frame, draw, tmp_path):
     assert first[1].startswith(b"\x89PNG")
 
 
-def test_a_report_writes_what_it_says(sweep_frame, tmp_path):
-    paths = write_report(sweep_frame, tmp_path)
+def test_a_report_writes_what_it_says(tmp_path):
+    report = Report.of(make_record(model, blocks) for blocks in range(1, 5) for model in RETAINED_PER_BLOCK)
+    paths = report.draw(tmp_path)
     assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
     assert {path.name for path in paths} == {
         "slopes.csv",
@@ -259,7 +259,7 @@ def test_a_report_writes_what_it_says(sweep_frame, tmp_path):
         "figure4.png",
         "figure4.pdf",
     }
-    assert {path.name for path in write_report(sweep_frame, tmp_path, only=("figure4",))} == {
+    assert {path.name for path in report.draw(tmp_path, only=("figure4",))} == {
         "slopes.csv",
         "figure4.svg",
         "figure4.png",

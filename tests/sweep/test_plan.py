@@ -342,8 +342,8 @@ NOW = datetime(2031, 2, 3, 4, 5, 6)
 
 def test_a_new_report_is_named_for_the_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert choose_report(plan_of(1), None, resume=False, now=NOW) == Path("reports/2031-02-03-040506")
-    assert choose_report(plan_of(1), Path("mine"), resume=True, now=NOW) == Path("mine")
+    assert choose_report(plan_of(1), None, resume=False, now=NOW).folder == Path("reports/2031-02-03-040506")
+    assert choose_report(plan_of(1), Path("mine"), resume=True, now=NOW).folder == Path("mine")
 
 
 def test_resume_finds_the_newest_report_with_these_cells(tmp_path, monkeypatch):
@@ -354,8 +354,8 @@ def test_resume_finds_the_newest_report_with_these_cells(tmp_path, monkeypatch):
         Report(folder).write_plan(plan)
         os.utime(folder / "plan.json", (1e9 - age, 1e9 - age))
     # `narrow` is newer, but does not have all cells; `other` has other ones.
-    assert choose_report(plan_of(1, 2), None, resume=True, now=NOW) == Path("reports/old")
-    assert choose_report(plan_of(1), None, resume=True, now=NOW) == Path("reports/narrow")
+    assert choose_report(plan_of(1, 2), None, resume=True, now=NOW).folder == Path("reports/old")
+    assert choose_report(plan_of(1), None, resume=True, now=NOW).folder == Path("reports/narrow")
     with pytest.raises(ConfigurationError, match=r"--resume.*\n.*--out"):
         choose_report(plan_of(1, 2, 3), None, resume=True, now=NOW)
 

@@ -87,9 +87,11 @@ def test_cells_run_in_the_order_of_the_plan_and_observers_hear_of_each(store):
 
 def test_a_record_is_on_the_disk_when_its_observers_hear_of_it(store):
     seen = []
-    observer = SimpleNamespace(
-        started=lambda cell: None, finished=lambda record: seen.append(record in Report(store.folder).records)
-    )
+
+    def finished(record):
+        seen.append(record in Report(store.folder).records)
+
+    observer = SimpleNamespace(started=lambda cell: None, finished=finished)
     run_sweep(plan(), store, Launcher(store), (observer,))
     assert seen == [True] * 6
 
@@ -224,7 +226,7 @@ def test_ctrl_c_while_a_record_is_written_with_other_threads_about(store, monkey
 def test_a_cell_without_a_pass_that_is_asked_for_is_measured_again(store):
     whole = make_record()
     store.append(whole.model_copy(update={"time": None}))
-    assert whole.cell.key() in store.finished(["memory"])
-    assert whole.cell.key() not in store.finished(["time", "memory"])
+    assert whole.cell.key() in Report(store.folder).settled(["memory"])
+    assert whole.cell.key() not in Report(store.folder).settled(["time", "memory"])
     store.append(whole)
-    assert whole.cell.key() in store.finished(["time", "memory"])
+    assert whole.cell.key() in Report(store.folder).settled(["time", "memory"])
