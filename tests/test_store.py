@@ -232,7 +232,7 @@ def test_a_plan_that_finds_no_folder_is_said_so(tmp_path):
 def test_records_that_cannot_be_opened_are_said_so(store):
     store.path.mkdir()
     with pytest.raises(StoreError, match=r"records.jsonl cannot be read"):
-        Report(store.folder)
+        _ = Report(store.folder).records
 
 
 def test_a_plan_comes_back(store):
