@@ -16,6 +16,7 @@ from capsbench.durable import write_csv
 from capsbench.figures import depth as figures
 from capsbench.figures.depth import PAGE_WIDTH, save
 from capsbench.figures.styles import line_styles
+from capsbench.report import Report
 from capsbench.terminal.table4 import table4, table4_slopes
 from capsbench.terminal.tables import cells_table, peak_note, slopes_table
 from capsbench.words.labels import line_label
