@@ -1,4 +1,4 @@
-"""Baselines on disk: what a report said, small enough to be committed and plain enough to be read in a diff."""
+"""Baselines on disk: a summary of a report, small enough to be committed and plain enough to be read in a diff."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from capsbench.paths import expanded
 
 
 def read_baseline(path: Path) -> Summary:
-    """A baseline file.
+    """The summary in a baseline file.
 
     Raises:
         StoreError: it is missing, not JSON, of another program, or of a schema that this capsbench does not read.
@@ -22,7 +22,7 @@ def read_baseline(path: Path) -> Summary:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        make = f"make it of a good report: capsbench check REPORTS --baseline {path} --update"
+        make = f"make one from a good report: capsbench check REPORTS --baseline {path} --update"
         raise StoreError(f"baseline {path} does not exist", make) from None
     except OSError as error:
         raise StoreError(f"baseline {path} cannot be read: {error.strerror}", again) from None

@@ -1,4 +1,4 @@
-"""The exact commands that measure a cell again, and that look inside its step."""
+"""Commands that measure a cell again, and that look inside its step."""
 
 import shlex
 from collections.abc import Mapping
@@ -29,14 +29,14 @@ Line = Mapping[str, object]
 
 
 def line_command(line: Line, plan: Plan | None) -> str:
-    """`capsbench run …` for one line of records; `cell_options` complete it.
+    """The command `capsbench run …` for one line of records, which `cell_options` complete.
 
     Args:
-        line: the line's common values; None where an option does not apply.
-        plan: what was asked for, which says how long each cell was sampled; None where it is not known.
+        line: the line's common values; None if an option does not apply.
+        plan: plan of the sweep, with the time that each cell was sampled; None if it is not known.
     """
     words = ["capsbench", "run", "--models", str(line["model"]), *_words(line)]
-    # Nothing is timed where nothing runs.
+    # A step that does not run has no times.
     if plan is not None and not str(line["device"]).endswith(PREDICTED):
         words += ["--samples", str(plan.samples)]
         words += ["--time-budget", f"{plan.budget_seconds:.15g}"] if plan.budget_seconds else []
@@ -44,14 +44,14 @@ def line_command(line: Line, plan: Plan | None) -> str:
 
 
 def timeline_command(line: Line) -> str:
-    """`capsbench timeline …` for one line of records; `--depth` completes it, where the model has blocks."""
+    """The command `capsbench timeline …` for one line of records, which `--depth` completes if the model has blocks."""
     return shlex.join(["capsbench", "timeline", "--model", str(line["model"]), *_words(line)])
 
 
 def cell_options(blocks: int, replicate: int) -> str:
-    """What makes the command of a line that of a cell: ` --depth 3 --repeats 2`.
+    """Options that turn a line's command into that of a cell: ` --depth 3 --repeats 2`.
 
-    A model without blocks is measured once, whatever the depths. A replicate is measured after those before it.
+    A model without blocks has no depth. A replicate is measured after those before it.
     """
     depth = f" --depth {blocks}" if blocks else ""
     return depth + (f" --repeats {replicate + 1}" if replicate else "")
@@ -59,7 +59,7 @@ def cell_options(blocks: int, replicate: int) -> str:
 
 def _words(line: Line) -> list[str]:
     words = []
-    # The two convolutions of records of version 1, which do not say how they were computed, were plain.
+    # Records of version 1 do not have the form of the two convolutions, which was plain.
     known = {**line, "front": line.get("front") or ("plain" if line.get("routing") is not None else None)}
     for name, option in _OPTIONS.items():
         value = known.get(name)
