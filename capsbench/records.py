@@ -9,7 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
+
+from capsbench.options import PREDICTED as PREDICTED
+from capsbench.options import Configuration as Configuration
+from capsbench.schema import Schema
 
 SCHEMA_VERSION = 4
 """Raised whenever an older capsbench could not understand a new record."""
@@ -23,73 +27,7 @@ Pass = Literal["time", "memory"]
 BOTH: tuple[Pass, ...] = ("time", "memory")
 
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "skipped"})
-"""The outcomes that `--resume` does not try again."""
-
-
-PREDICTED = ":predicted"
-"""Ends the name of a device that nothing runs on."""
-
-
-class Schema(BaseModel):
-    """What is written to disk: frozen, without unknown fields, without infinities."""
-
-    # "model" is this field's word for a network: let pydantic keep none of its own.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class Configuration(Schema):
-    """Everything that decides what a step computes. Options of capsule networks are None for a user's own model."""
-
-    model: str
-    """A built-in name, an entry point, or `package.module:name`."""
-    blocks: int = Field(ge=0)
-    """Depth."""
-    dataset: str
-    """Whose shape and classes the model gets."""
-    batch_size: int = Field(ge=1)
-    """Images per step."""
-    kernel: str | None = None
-    """How routing is computed; never `auto`."""
-    routing: str | None = None
-    """Routing algorithm."""
-    iterations: int | None = None
-    """Rounds of routing."""
-    capsules: int | None = None
-    """Capsules per hidden layer."""
-    front: str | None = None
-    """How the two convolutions are computed; never `auto`. None in records of version 1, whose front was plain."""
-    memory: str | None = None
-    """Memory strategy of the stack."""
-    inverse: str | None = None
-    """How a reversible stack inverts; never `auto`."""
-    rule: str | None = None
-    """MoCapsNet's rule."""
-    gamma: float | None = None
-    """MoCapsNet's momentum term."""
-    optimizer_step: str | None = None
-    """`backward`: the optimizer steps for each parameter as its gradient arrives. None: after backward."""
-    precision: str = "fp32"
-    """`fp32`, or autocast to `bf16` or `fp16`."""
-    device: str
-    """`cpu`, `cuda:1`; `cpu:predicted` or `cuda:predicted` where the step is traced, not run."""
-    gpu: str | None = None
-    """The GPU that a prediction for CUDA is for; None elsewhere."""
-    threads: int | None = None
-    """Threads of a CPU run; None elsewhere."""
-    capacity: int | None = None
-    """A limit on the memory of the device in bytes, or None."""
-
-    def is_predicted(self) -> bool:
-        """Whether the step is traced without its device, not run."""
-        return self.device.endswith(PREDICTED)
-
-    def device_kind(self) -> str:
-        """`cpu` or `cuda`."""
-        return self.device.partition(":")[0]
-
-    def line(self) -> str:
-        """What all depths of one line share, as a key."""
-        return self.model_copy(update={"blocks": 0}).model_dump_json()
+"""The outcomes that a resumed sweep does not try again."""
 
 
 class Cell(Schema):
