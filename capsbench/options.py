@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_type_hints
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from capsbench.catalog import SPECS
-from capsbench.schema import Schema
+
+# "model" is this program's word for a network: let pydantic keep none of its own.
+WRITTEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+"""How classes are that are written to disk: frozen, without unknown fields, without infinities."""
 
 PREDICTED = ":predicted"
 """Ends the name of a device that nothing runs on."""
@@ -83,8 +86,10 @@ class Option:
     """Words of the page's filter for lines without a value."""
 
 
-class Configuration(Schema):
+class Configuration(BaseModel):
     """Everything that decides what a step computes. Options of capsule networks are None for a user's own model."""
+
+    model_config = WRITTEN
 
     model: Annotated[str, Option(flag="--models", title="Model", help="Networks, or package.module:name of your own.")]
     """A built-in name, an entry point, or `package.module:name`."""
@@ -366,6 +371,12 @@ SWEPT_OPTIONS = tuple(name for name in OPTIONS if name not in ("model", "blocks"
 """All options but the two that each sweep names: networks and depths."""
 
 
+REPEATED_FLAGS = MappingProxyType(
+    {"model": "--model", "replicate": "--repeats", "samples": "--samples", "budget_seconds": "--time-budget"}
+)
+"""Flags that, beside those of options, a command needs which measures a cell again; `--model` is that of one network."""
+
+
 def type_of(name: str) -> type:
     """The type of an option's values: `str`, `int` or `float`."""
     annotation = Configuration.model_fields[name].annotation
@@ -374,5 +385,6 @@ def type_of(name: str) -> type:
 
 
 def noun_of(name: str) -> str:
-    """An option in the words of a label: `batch`, `optimizer step`."""
-    return OPTIONS[name].noun or name.replace("_", " ")
+    """An option in the words of a label: `batch`, `optimizer step`; any other column by its name."""
+    own = OPTIONS[name].noun if name in OPTIONS else ""
+    return own or name.replace("_", " ")

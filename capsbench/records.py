@@ -9,11 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from capsbench.options import PREDICTED as PREDICTED
+from capsbench.options import WRITTEN
 from capsbench.options import Configuration as Configuration
-from capsbench.schema import Schema
 
 SCHEMA_VERSION = 4
 """Raised whenever an older capsbench could not understand a new record."""
@@ -28,6 +28,12 @@ BOTH: tuple[Pass, ...] = ("time", "memory")
 
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "skipped"})
 """The outcomes that a resumed sweep does not try again."""
+
+
+class Schema(BaseModel):
+    """What is written to disk."""
+
+    model_config = WRITTEN
 
 
 class Cell(Schema):

@@ -21,7 +21,6 @@ from capsbench.foreign import imported, keeping_threads, make_lazy_parameters, t
 from capsbench.models import (
     CapsNet,
     CapsuleLoss,
-    CapsuleNetwork,
     CapsuleOutput,
     MoCapsNet,
     ResCapsNet,
@@ -33,14 +32,14 @@ from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
 
-STACKED: dict[str, type[CapsuleNetwork]] = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}
-"""The models of the paper: what `all` stands for."""
-
-WITHOUT_BLOCKS: dict[str, ModelFactory] = {"capsnet-1conv": SabourCapsNet, "capsnet-2conv": capsnet_2conv}
-"""Baselines of its table 3, which have no depth."""
-
-BUILT_IN: dict[str, ModelFactory] = {**STACKED, **WITHOUT_BLOCKS}
-"""Every capsule network that has a name."""
+BUILT_IN: dict[str, ModelFactory] = {
+    "capsnet": CapsNet,
+    "rescapsnet": ResCapsNet,
+    "mocapsnet": MoCapsNet,
+    "capsnet-1conv": SabourCapsNet,
+    "capsnet-2conv": capsnet_2conv,
+}
+"""Every capsule network that has a name (`capsbench.options.MODELS`)."""
 
 ENTRY_POINTS = "capsbench.models"
 """The group in which other packages register theirs."""

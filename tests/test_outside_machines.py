@@ -975,9 +975,7 @@ def test_where_offload_has_no_effect_is_said_once(command, device):
 def test_a_predicted_record_says_where_offload_has_no_effect():
     from capsbench.prediction.predict import predict_cell
 
-    cells = expand(
-        Sweep(models=("rescapsnet",), depths=(1,), device="cpu:predicted", batch_size=2, memories=("stored", "offload"))
-    )
+    cells = expand(Sweep(models=("rescapsnet",), depths=(1,), device="cpu:predicted", batch_size=2, memory=("stored", "offload")))
     stored, offload = (predict_cell(cell) for cell in cells)
     assert stored.notes == []
     assert "no effect on a CPU" in offload.notes[0]
@@ -1007,7 +1005,7 @@ def test_a_prediction_for_cuda_moves_no_weights():
 
     def peak(memory):
         (cell,) = expand(
-            Sweep(models=("rescapsnet",), depths=(2,), device="cuda:predicted", gpu="a100", batch_size=2, memories=(memory,))
+            Sweep(models=("rescapsnet",), depths=(2,), device="cuda:predicted", gpu="a100", batch_size=2, memory=(memory,))
         )
         return predict_cell(cell).memory
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from capsbench.errors import CapsbenchError, with_flags
+from capsbench.options import OPTIONS
 from capsbench.paths import as_typed, typed
 
 STANDARD_OUTPUT = Path("-")
@@ -19,7 +21,11 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command on absolute paths."""
         ctx.params = {name: _placed(value) for name, value in ctx.params.items()}
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except CapsbenchError as error:
+            error.what, error.hint = (with_flags(text, _flags(ctx)) for text in (error.what, error.hint))
+            raise
 
 
 command = functools.partial(click.command, cls=Command)
@@ -33,8 +39,20 @@ class Group(click.Group):
 
 
 def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
-    """Print words for a person: paths as they were typed."""
-    click.echo(as_typed(str(text)), err=err, nl=nl)
+    """Print words for a person: paths as they were typed, fields by their flags."""
+    click.echo(in_words_of_command(str(text)), err=err, nl=nl)
+
+
+def in_words_of_command(text: str) -> str:
+    """Return a text with paths as they were typed, and with the flags of the running command for the names of fields."""
+    context = click.get_current_context(silent=True)
+    return as_typed(with_flags(text, _flags(context)) if context else text)
+
+
+def _flags(context: click.Context) -> dict[str, str]:
+    """The flags of a command by the names of what they set; those of cells also where the command has none of its own."""
+    own = {it.name: it.opts[0] for it in context.command.params if isinstance(it, click.Option) and it.name}
+    return {name: option.flag for name, option in OPTIONS.items()} | own
 
 
 def echo_json(data: object, indent: int | None = 1) -> None:

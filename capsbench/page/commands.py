@@ -3,27 +3,8 @@
 import shlex
 from collections.abc import Mapping
 
-from capsbench.records import PREDICTED, Plan
-
-_OPTIONS = {
-    "dataset": "--dataset",
-    "batch_size": "--batch-size",
-    "kernel": "--kernel",
-    "routing": "--routing",
-    "iterations": "--iterations",
-    "capsules": "--capsules",
-    "front": "--front",
-    "memory": "--memory",
-    "inverse": "--inverse",
-    "rule": "--rule",
-    "gamma": "--gamma",
-    "optimizer_step": "--optimizer-step",
-    "precision": "--precision",
-    "device": "--device",
-    "gpu": "--gpu",
-    "threads": "--threads",
-    "capacity": "--capacity",
-}
+from capsbench.options import OPTIONS, PREDICTED, REPEATED_FLAGS, SWEPT_OPTIONS
+from capsbench.records import Plan
 
 Line = Mapping[str, object]
 
@@ -35,17 +16,17 @@ def line_command(line: Line, plan: Plan | None) -> str:
         line: the line's common values; None where an option does not apply.
         plan: what was asked for, which says how long each cell was sampled; None where it is not known.
     """
-    words = ["capsbench", "run", "--models", str(line["model"]), *_words(line)]
+    words = ["capsbench", "run", OPTIONS["model"].flag, str(line["model"]), *_words(line)]
     # Nothing is timed where nothing runs.
     if plan is not None and not str(line["device"]).endswith(PREDICTED):
-        words += ["--samples", str(plan.samples)]
-        words += ["--time-budget", f"{plan.budget_seconds:.15g}"] if plan.budget_seconds else []
+        words += [REPEATED_FLAGS["samples"], str(plan.samples)]
+        words += [REPEATED_FLAGS["budget_seconds"], f"{plan.budget_seconds:.15g}"] if plan.budget_seconds else []
     return shlex.join(words)
 
 
 def timeline_command(line: Line) -> str:
-    """`capsbench timeline …` for one line of records; `--depth` completes it, where the model has blocks."""
-    return shlex.join(["capsbench", "timeline", "--model", str(line["model"]), *_words(line)])
+    """`capsbench timeline …` for one line of records; a depth completes it, where the model has blocks."""
+    return shlex.join(["capsbench", "timeline", REPEATED_FLAGS["model"], str(line["model"]), *_words(line)])
 
 
 def cell_options(blocks: int, replicate: int) -> str:
@@ -53,16 +34,17 @@ def cell_options(blocks: int, replicate: int) -> str:
 
     A model without blocks is measured once, whatever the depths. A replicate is measured after those before it.
     """
-    depth = f" --depth {blocks}" if blocks else ""
-    return depth + (f" --repeats {replicate + 1}" if replicate else "")
+    depth = f" {OPTIONS['blocks'].flag} {blocks}" if blocks else ""
+    return depth + (f" {REPEATED_FLAGS['replicate']} {replicate + 1}" if replicate else "")
 
 
 def _words(line: Line) -> list[str]:
     words = []
-    # The two convolutions of records of version 1, which do not say how they were computed, were plain.
-    known = {**line, "front": line.get("front") or ("plain" if line.get("routing") is not None else None)}
-    for name, option in _OPTIONS.items():
-        value = known.get(name)
+    for name in SWEPT_OPTIONS:
+        option, value = OPTIONS[name], line.get(name)
+        if value is None and option.networks.have(line["model"]):
+            # Records that are older than the option do not say what it was.
+            value = option.before
         if value is not None:
-            words += [option, str(value)]
+            words += [option.flag, str(value)]
     return words

@@ -39,9 +39,7 @@ class Sweep:
         ConfigurationError: there is no option of that name.
     """
 
-    def __init__(
-        self, models: Sequence[str], depths: Sequence[int], device: str, *, repeats: int = 1, **options: object
-    ) -> None:
+    def __init__(self, models: Sequence[str], depths: Sequence[int], device: str, *, repeats: int = 1, **options: object) -> None:
         self.models = tuple(models)
         self.depths = tuple(depths)
         self.device = device

@@ -44,6 +44,6 @@ def cells_of(
     """
     cells = []
     for kernel, rule, front in (("published", "published", "plain"), ("auto", "paper", "auto")):
-        what = {"dataset": datasets or experiment.datasets, "kernel": kernel, "rule": rule, "front": front}
+        what: dict[str, Any] = {"dataset": datasets or experiment.datasets, "kernel": kernel, "rule": rule, "front": front}
         cells += expand(Sweep(tuple(STACKED), depths, **what, **machine))
     return sorted(cells, key=lambda cell: (cell.replicate, cell.configuration.blocks))

@@ -152,7 +152,7 @@ function cellDetailWithStep(cell) {
 
 // Every column that the page has of the chosen cells, named as `capsbench.load` names them.
 function downloadAll() {
-  const options = ["report", "model", "dataset", "batch_size", "kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma", "optimizer_step", "precision", "device", "gpu", "threads", "capacity", "kind", "environment"];
+  const options = DATA.options.columns;
   const numbers = Object.keys(CELLS).filter((name) => /_(bytes|seconds)$/.test(name));
   const texts = ["status", "message", "noise", "notes", "probe", "data_source", "started"];
   // How many samples there are beside those that the page has: all are in records.jsonl.
