@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from capsbench.routing.triton import kernels, operators
-from capsbench.routing.triton.launch import Plan
+from capsbench.routing.triton.launch import LaunchPlan
 
 TABLE = Path(__file__).with_name("triton.md")
 ARCHITECTURES = (80, 90)
@@ -47,7 +47,7 @@ class Launch(NamedTuple):
     """One start of a kernel."""
 
     kernel: str
-    plan: Plan
+    plan: LaunchPlan
     tensors: tuple[Tensor | None, ...]
 
     @property

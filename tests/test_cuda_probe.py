@@ -151,8 +151,8 @@ def test_nobody_else_is_on_a_cpu(monkeypatch):
 def test_others_are_noted_or_refused(monkeypatch, what, strict):
     monkeypatch.setattr(worker, "_prepare", lambda configuration: None)
     monkeypatch.setattr(worker, "other_processes", lambda device: ["1 other process computes on cuda: pid 7 (1 MiB)"])
-    monkeypatch.setattr(worker, "measure_memory", lambda *_: Reply(status="oom", notes=["more"]))
-    monkeypatch.setattr(worker, "measure_time", lambda request: Reply(status="oom", notes=["more"]))
+    monkeypatch.setattr(worker, "memory_pass", lambda *_: Reply(status="oom", notes=["more"]))
+    monkeypatch.setattr(worker, "time_pass", lambda request: Reply(status="oom", notes=["more"]))
     reply = worker.run(Request(configuration=make_configuration(device="cuda"), what=what, samples=5, strict=strict))
     if strict:
         assert reply.status == "error"

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from capsbench.errors import ConfigurationError
 from capsbench.measure.memory import ProfilerProbe
-from capsbench.measure.worker import measure_memory
+from capsbench.measure.worker import memory_pass
 from capsbench.models import CapsNet, MoCapsNet, ResCapsNet
 from capsbench.models.convolution import LibraryGradients, OffsetGradients
 from capsbench.models.front import CHUNKS, FRONTS, can_chunk, check_front, chunked_front, resolve_front
@@ -208,7 +208,7 @@ def test_the_peak_of_a_whole_step(step, at_most):
     configuration = Configuration(
         model="mocapsnet", blocks=8, dataset="sample", batch_size=128, device="cpu", front="chunked", optimizer_step=step
     )
-    figures = measure_memory(configuration).memory
+    figures = memory_pass(configuration).memory
     assert 117 * 2**20 < figures.peak_allocated_bytes <= at_most * 2**20
 
 

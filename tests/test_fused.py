@@ -18,7 +18,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.routing import route
 from capsbench.routing.dispatch import ALGORITHMS
 from capsbench.routing.triton import launch
-from capsbench.routing.triton.launch import Plan, over_capsules, over_samples
+from capsbench.routing.triton.launch import LaunchPlan, over_capsules, over_samples
 
 ROOT = Path(__file__).parent.parent
 
@@ -165,7 +165,7 @@ def power_of_two(number: int) -> bool:
     return number > 0 and number & (number - 1) == 0
 
 
-def check_plan(plan: Plan, walked: int, weight: torch.Tensor) -> None:
+def check_plan(plan: LaunchPlan, walked: int, weight: torch.Tensor) -> None:
     """Every output has a thread, every addend a chunk, and nothing is so large that it would not start."""
     assert plan.chunks * plan.span >= walked
     assert (plan.chunks - 1) * plan.span < max(1, walked), "a chunk without work"

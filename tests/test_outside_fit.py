@@ -7,7 +7,7 @@ import pytest
 from conftest import make_configuration
 
 from capsbench.prediction import fit
-from capsbench.prediction.fit import DEEPEST, DEEPEST_TRACED, largest
+from capsbench.prediction.fit import DEEPEST, DEEPEST_TRACED, largest_fit
 
 MIB = 2**20
 
@@ -72,7 +72,7 @@ SEARCHED = 30_000
 def test_what_is_said_to_fit_fits(kind, room, monkeypatch):
     taken = KINKS[kind]
     asked = device(monkeypatch, taken, room)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     assert found.value == 0 or int(taken(found.value)) <= room
     assert max(asked) <= DEEPEST_TRACED
     assert len(asked) == len(set(asked)) < 30
@@ -89,7 +89,7 @@ def test_what_is_said_to_fit_fits(kind, room, monkeypatch):
 @pytest.mark.parametrize("kind", ["root of the blocks", "more than linear", "square", "a step every 10"])
 def test_a_search_that_stopped_early_says_at_least(kind, monkeypatch):
     device(monkeypatch, KINKS[kind], 10**7)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     assert not found.bounded
     assert found.value >= DEEPEST_TRACED
     assert int(KINKS[kind](found.value)) <= 10**7
@@ -113,7 +113,7 @@ def test_peaks_that_grow_unevenly_at_8_16_24_and_32_are_followed_until_they_sett
 
     monkeypatch.setattr(fit, "trace_for", lambda _: None)
     monkeypatch.setattr(fit, "predict_memory", answer)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     best = max(b for b in range(20_000) if max(forward(b), backward(b)) <= 24 * 1024 * MIB)
     assert 0.99 * best <= found.value <= best
     assert max(asked) <= DEEPEST_TRACED
@@ -124,7 +124,7 @@ def test_what_stands_at_the_end_of_forward_bounds_the_depth_before_it_is_the_pea
     peak = lambda b: max(5_000 * MIB + 2 * MIB * b, 3 * MIB * b)  # noqa: E731
     room = 24 * 1024 * MIB
     device(monkeypatch, peak, room, standing=lambda b: 3 * MIB * b)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     assert peak(found.value) <= room
     assert found.value >= (room - 5_000 * MIB) // (3 * MIB)
 
@@ -136,12 +136,12 @@ def test_an_allocator_s_jumps_are_room_that_is_not_there(segment, per_block, mon
     taken = lambda b: 300 * MIB + per_block * b  # noqa: E731
     reserved = lambda b: 500 * MIB + -(-taken(b) // segment) * segment  # noqa: E731
     device(monkeypatch, taken, room, process=reserved)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     best = max(b for b in range(40_000) if reserved(b) <= room)
     assert 0.85 * best <= found.value <= best
 
 
 def test_a_level_peak_is_at_least_as_deep_as_was_looked_at(monkeypatch):
     device(monkeypatch, KINKS["level"], 1_000)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.bounded) == (DEEPEST, False)

@@ -11,10 +11,10 @@ import torch
 from conftest import make_configuration, make_frame, make_record
 from torch import Tensor, nn
 
-from capsbench.gate.pair import _by_module
+from capsbench.gate.paired_line import _by_module
 from capsbench.gate.summary import summarize
 from capsbench.measure import worker
-from capsbench.measure.worker import measure_memory
+from capsbench.measure.worker import memory_pass
 from capsbench.records import Cell, Record, StepFigures
 from capsbench.testing import memory_slope
 from capsbench.tracing import step_trace
@@ -154,7 +154,7 @@ def test_torchscript_is_predicted_as_it_is_measured(make, monkeypatch):
     monkeypatch.setattr("capsbench.workload.resolve_model", lambda _: lambda _s, _c, blocks: make(blocks))
     configuration = make_configuration("own:make", 2, batch_size=BATCH)
     predicted = trace_step(configuration).retained_bytes
-    assert measure_memory(configuration).memory.retained_bytes == predicted
+    assert memory_pass(configuration).memory.retained_bytes == predicted
 
 
 @pytest.mark.parametrize(("device", "count"), [("cpu:predicted", 0), ("cuda:predicted", 1)])
@@ -253,7 +253,7 @@ def test_a_lazy_network_is_predicted_and_measured_like_the_same_with_its_sizes(m
     sized = memory_slope(lambda _s, _c, blocks: eager_twin(blocks), depths=(1, 2), batch_size=BATCH)
     assert lazy.retained_bytes == sized.retained_bytes
     monkeypatch.setattr("capsbench.workload.resolve_model", lambda _: lambda _s, _c, blocks: Lazy(blocks))
-    reply = measure_memory(make_configuration("own:make", 2, batch_size=BATCH))
+    reply = memory_pass(make_configuration("own:make", 2, batch_size=BATCH))
     assert reply.memory.retained_bytes == lazy.retained_bytes[1]
     assert reply.step.agrees is True
 
@@ -305,7 +305,7 @@ class Forgetful(nn.Module):
 def contradicting(monkeypatch) -> Record:
     monkeypatch.setattr("capsbench.workload.resolve_model", lambda _: lambda _s, _c, _b: Forgetful())
     configuration = make_configuration("own:make", 1, batch_size=BATCH)
-    reply = measure_memory(configuration)
+    reply = memory_pass(configuration)
     return Record(cell=Cell(configuration=configuration), status="ok", memory=reply.memory, step=reply.step, notes=reply.notes)
 
 
@@ -349,7 +349,7 @@ def test_records_and_baselines_of_earlier_versions_are_looked_through():
 
 @pytest.mark.parametrize("model", ["rescapsnet", "mocapsnet"])
 def test_the_packages_own_networks_agree(model):
-    reply = measure_memory(make_configuration(model, 1))
+    reply = memory_pass(make_configuration(model, 1))
     assert reply.step.agrees is True
     assert reply.notes == []
 
@@ -366,4 +366,4 @@ def test_on_cuda_both_are_rounded_by_the_same_allocator(monkeypatch):
         worker, "probed_step", lambda *_: type("Step", (), {"workload": type("W", (), {"data_source": None, "notes": []})})
     )
     monkeypatch.setattr(worker, "memory_figures", lambda _: figures)
-    assert measure_memory(configuration).step.agrees is True
+    assert memory_pass(configuration).step.agrees is True

@@ -19,7 +19,7 @@ from capsbench.cli import timeline
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.families import FAMILY, end_family
 from capsbench.measure.cell import measure_cell, run_pass
-from capsbench.measure.worker import Reply, Request, measure_memory
+from capsbench.measure.worker import Reply, Request, memory_pass
 from capsbench.prediction import apart
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan
@@ -346,7 +346,7 @@ def test_a_file_that_nothing_hides_is_taken(own_model, tmp_path, monkeypatch):
 def test_a_measured_record_in_this_process_says_what_was_set(own_model, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     threads = torch.get_num_threads()
-    reply = measure_memory(make_configuration(own_model(source(make="torch.set_num_threads(3)")), 1))
+    reply = memory_pass(make_configuration(own_model(source(make="torch.set_num_threads(3)")), 1))
     assert torch.get_num_threads() == threads
     assert any("threads to 3" in note for note in reply.notes)
 

@@ -14,7 +14,7 @@ from capsbench.devices import GPUS, gpu_of
 from capsbench.errors import ConfigurationError
 from capsbench.models.front import CHUNKS
 from capsbench.prediction import fit, predict
-from capsbench.prediction.fit import CHECKED, DEEPEST, DEEPEST_TRACED, largest
+from capsbench.prediction.fit import CHECKED, DEEPEST, DEEPEST_TRACED, largest_fit
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Configuration, Record
 from capsbench.routing import compiled, route, route_and_vjp
@@ -244,7 +244,7 @@ def pretend_device(
 @pytest.mark.parametrize("room", [*range(100, 400, 37), 99, 0, 1_000])
 def test_the_deepest_that_is_traced_fits_and_the_next_does_not(room, monkeypatch):
     pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks + blocks**2, room)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     expected = max((blocks for blocks in range(CHECKED[-1]) if 90 + 10 * blocks + blocks**2 <= room), default=0)
     assert found.value == expected
     assert found.bounded
@@ -255,7 +255,7 @@ def test_the_deepest_that_is_traced_fits_and_the_next_does_not(room, monkeypatch
 @pytest.mark.parametrize("room", [1_000, 1_009, 1_010, 123_456])
 def test_depth_beyond_what_is_checked_is_extrapolated_and_looked_at_where_it_can_be(room, monkeypatch):
     asked = pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks, room)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     deepest = (room - 90) // 10
     assert (found.value, found.bounded, found.traced) == (deepest, True, deepest < 256)
     assert found.memory_bytes == 90 + 10 * found.value
@@ -268,7 +268,7 @@ def test_depth_beyond_what_is_checked_is_extrapolated_and_looked_at_where_it_can
 def test_what_was_extrapolated_and_does_not_fit_is_not_said_to(monkeypatch):
     """The allocator wastes more than it was seen to."""
     pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks + 300 * (blocks > 64), 1_000)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     assert 90 + 10 * found.value + 300 * (found.value > 64) <= 1_000
 
 
@@ -276,27 +276,27 @@ def test_a_phase_that_is_not_yet_the_highest_bounds_the_depth(monkeypatch):
     """The peak lies in backward at first, and grows slowly; that of forward grows faster, and is the higher one in the end."""
     forward, backward = lambda blocks: 100 + 40 * blocks, lambda blocks: 2_000 + 10 * blocks
     pretend_device(monkeypatch, lambda blocks: max(forward(blocks), backward(blocks)), 100_000, forward)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.traced, found.memory_bytes) == (2_497, False, forward(2_497))
     assert "40 bytes" in found.reason
     pretend_device(monkeypatch, lambda blocks: max(forward(blocks), backward(blocks)), 4_000, forward)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.traced, found.memory_bytes) == (97, True, forward(97))
     # Far below the room all the time.
     pretend_device(monkeypatch, lambda blocks: 8_000 + 10 * blocks, 10_000, forward)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.traced, found.memory_bytes) == (200, True, 10_000)
 
 
 def test_depth_that_costs_nothing_ends_at_the_limit(monkeypatch):
     pretend_device(monkeypatch, lambda _: 90, 1_000)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.bounded) == (DEEPEST, False)
 
 
 def test_depth_that_costs_more_and_more_is_traced_and_not_extrapolated(monkeypatch):
     pretend_device(monkeypatch, lambda blocks: blocks**2, 10**9)
-    found = largest(make_configuration(), "depth")
+    found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.bounded, found.traced) == (DEEPEST_TRACED, False, True)
     assert "each block adds more than the one before" in found.reason
 
@@ -315,7 +315,7 @@ def test_the_largest_batch(kind, room, monkeypatch):
     """Exact up to a hundred images, within 1 % beyond; and never one that does not fit."""
     taken = BATCHES[kind]
     asked = pretend_device(monkeypatch, taken, room, name="batch_size")
-    found = largest(make_configuration(dataset="mnist"), "batch")
+    found = largest_fit(make_configuration(dataset="mnist"), "batch")
     fitting = [size for size in range(1, 60_001) if taken(size) <= room]
     best = fitting[-1] if fitting else 0
     assert found.value <= best
@@ -329,20 +329,20 @@ def test_more_memory_never_fits_less(monkeypatch):
     found = []
     for room in range(1_000, 60_000, 3_100):
         pretend_device(monkeypatch, BATCHES["line"], room, name="batch_size")
-        found.append(largest(make_configuration(dataset="mnist"), "batch").value)
+        found.append(largest_fit(make_configuration(dataset="mnist"), "batch").value)
     assert found == sorted(found)
 
 
 def test_a_batch_ends_with_the_training_set(monkeypatch):
     pretend_device(monkeypatch, lambda _: 1, None, name="batch_size")
-    found = largest(make_configuration(dataset="mnist"), "batch")
+    found = largest_fit(make_configuration(dataset="mnist"), "batch")
     assert (found.value, found.bounded) == (60_000, False)
     assert "60,000" in found.reason
 
 
 def test_a_batch_in_earnest():
     configuration = predicted(capacity=gpu_of("h100").context_bytes + 200 * MIB, front="chunked")
-    found = largest(configuration, "batch")
+    found = largest_fit(configuration, "batch")
     assert found.bounded
     for size, fits in ((found.value, True), (found.value + max(1, found.value // 100), False)):
         changed = configuration.model_copy(update={"batch_size": size})

@@ -11,7 +11,7 @@ from capsbench.cli.sweeps import run_cells
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.prediction.apart import call_for
-from capsbench.prediction.fit import What, largest
+from capsbench.prediction.fit import What, largest_fit
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Configuration, Record
 from capsbench.terminal.prediction import certainty_note, fit_text, predictions_table
@@ -73,7 +73,7 @@ def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
     failed: dict[str, CapsbenchError] = {}
     for configuration in asked.values():
         try:
-            fit = call_for(configuration.model, largest, configuration, what)
+            fit = call_for(configuration.model, largest_fit, configuration, what)
         except CapsbenchError as error:  # one model's fault takes nothing from the others
             failed.setdefault(configuration.model, error)
             continue

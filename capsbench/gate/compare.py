@@ -11,7 +11,7 @@ from dataclasses import replace
 from capsbench.errors import ConfigurationError
 from capsbench.gate.comparison import Compared, Comparison, Outcome, Thresholds
 from capsbench.gate.paces import adjusted
-from capsbench.gate.pair import FAULTS, Pair
+from capsbench.gate.paired_line import FAULTS, PairedLine
 from capsbench.gate.summary import LineSummary, Summary
 from capsbench.stats.median import CONFIDENCE
 
@@ -36,7 +36,7 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
     comparisons: list[Comparison] = []
     outcomes: list[Outcome] = []
     for old, new in pairs:
-        pair = Pair(old, new, before, after, limits)
+        pair = PairedLine(old, new, before, after, limits)
         comparisons += pair.comparisons()
         outcomes += pair.outcomes()
     # A line that nobody knew fails as well as one that is known.

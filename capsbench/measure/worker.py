@@ -72,7 +72,7 @@ class Reply(BaseModel):
     """How long the pass waited for other sweeps on its device."""
 
 
-def measure_memory(configuration: Configuration, data_directory: Path | None = None) -> Reply:
+def memory_pass(configuration: Configuration, data_directory: Path | None = None) -> Reply:
     """The bytes of one step, and who counted them."""
     step = probed_step(configuration, data_directory)
     figures = memory_figures(step)
@@ -94,7 +94,7 @@ def _disagreement(traced: StepFigures, figures: MemoryFigures) -> list[str]:
     return [f"{believed}: the count is believed, and what the trace says of modules and operations is not used"]
 
 
-def measure_timeline(request: Request) -> Reply:
+def timeline_pass(request: Request) -> Reply:
     """One step, allocation by allocation."""
     from capsbench.measure.timeline import measured_timeline
 
@@ -102,7 +102,7 @@ def measure_timeline(request: Request) -> Reply:
     return Reply(status="ok", timeline=timeline, notes=_who_counted(timeline.probe))
 
 
-def measure_time(request: Request) -> Reply:
+def time_pass(request: Request) -> Reply:
     """Raw samples of a step's times."""
     # Here alone: the statistics that it takes have no place in the memory pass's resident set.
     from capsbench.measure import timing
@@ -129,11 +129,11 @@ def run(request: Request) -> Reply:
         if request.strict:
             refuse_others(found, unknown)
         if request.timeline:
-            reply = measure_timeline(request)
+            reply = timeline_pass(request)
         elif request.what == "memory":
-            reply = measure_memory(request.configuration, request.data_directory)
+            reply = memory_pass(request.configuration, request.data_directory)
         else:
-            reply = measure_time(request)
+            reply = time_pass(request)
         _check_threads(request.configuration)
     except CapsbenchError as error:
         reply = Reply(status="error", message=" - ".join(str(error).splitlines()))

@@ -3,7 +3,7 @@
 Such a network may print, change torch's defaults, or end its process: none of that is to reach the process that called. A
 server imports the package once, and each call is a fork of it, which costs milliseconds where a new process costs seconds.
 
-    found = call_for(configuration.model, largest, configuration, "depth")
+    found = call_for(configuration.model, largest_fit, configuration, "depth")
 """
 
 import atexit

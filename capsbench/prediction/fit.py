@@ -45,7 +45,7 @@ class Fit:
     """The largest that was traced."""
 
 
-def largest(configuration: Configuration, what: What) -> Fit:
+def largest_fit(configuration: Configuration, what: What) -> Fit:
     """The largest depth or batch of a configuration that fits the device it names.
 
     Raises:

@@ -50,11 +50,11 @@ def line_errors(points: Points, *, relative: bool, exact: bool = False) -> LineE
     return LineErrors(tuple(slope for slope, _ in sources), tuple(intercept for _, intercept in sources))
 
 
-Pair = tuple[StandardError, StandardError]
+ErrorPair = tuple[StandardError, StandardError]
 """What one source does to slope and intercept."""
 
 
-def _residual_errors(points: Points, *, relative: bool) -> Pair:
+def _residual_errors(points: Points, *, relative: bool) -> ErrorPair:
     """What the distances from the line say, of the means of depths where there are three depths."""
     blocks, values, roots = points.blocks, points.values, np.ones(points.blocks.size)
     depths, places, counts = np.unique(blocks, return_inverse=True, return_counts=True)
@@ -76,7 +76,7 @@ def _residual_errors(points: Points, *, relative: bool) -> Pair:
     return StandardError(of_slope, degrees), StandardError(of_intercept, degrees)
 
 
-def _shared_errors(points: Points, *, relative: bool) -> list[Pair]:
+def _shared_errors(points: Points, *, relative: bool) -> list[ErrorPair]:
     """What all values of a replicate share: a share of the line, or so much up or down."""
     if points.replicates is None or (replicates := np.unique(points.replicates)).size < 2:
         return []
@@ -89,7 +89,7 @@ def _shared_errors(points: Points, *, relative: bool) -> list[Pair]:
     return [(StandardError(moved[0] * error, degrees), StandardError(moved[1] * error, degrees))]
 
 
-def _sample_errors(points: Points) -> list[Pair]:
+def _sample_errors(points: Points) -> list[ErrorPair]:
     """What the scatter of samples within each process says."""
     if not any(points.samples):
         return []

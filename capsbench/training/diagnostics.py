@@ -11,7 +11,7 @@ from capsbench.data.preprocess import prepare
 from capsbench.durable import replacing
 from capsbench.models import CapsuleLoss
 from capsbench.training.bundles import checked_network, diagnose
-from capsbench.training.log import TrainingStep, encoded, parsed, writing
+from capsbench.training.log import TrainingStep, encoded, keeping_run, parsed
 from capsbench.training.result import EpochFigures
 
 DIAGNOSTICS = "diagnostics.jsonl"
@@ -47,7 +47,7 @@ class DiagnosticsLog:
         self._loss = CapsuleLoss(reconstruction_weight=reconstruction_weight)
         known = epochs if step else epochs - 1
         kept = [line for line in read_diagnostics(folder) if line["epoch"] <= known]
-        with writing(self._path), replacing(self._path) as file:
+        with keeping_run(self._path), replacing(self._path) as file:
             file.writelines(encoded(line) for line in kept)
         if not step:
             self._write(epochs)
@@ -65,7 +65,7 @@ class DiagnosticsLog:
     def _write(self, epoch: int) -> None:
         images, labels, pixels = self._batch
         found = diagnose(self._network, images, labels, lambda out: self._loss(out, labels, pixels))
-        with writing(self._path), self._path.open("ab") as file:
+        with keeping_run(self._path), self._path.open("ab") as file:
             file.writelines(encoded({"kind": "block", "epoch": epoch, **asdict(block)}) for block in found)
 
 

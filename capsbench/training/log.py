@@ -41,7 +41,7 @@ class TrainingStep:
     """CUDA's allocated bytes at most so far, or this process's resident set; not in a line of metrics.jsonl."""
 
 
-class Observer(Protocol):
+class TrainingObserver(Protocol):
     """Is told how training goes on."""
 
     def stepped(self, figures: TrainingStep) -> None:
@@ -67,11 +67,11 @@ class MetricsLog:
     def __init__(self, folder: Path, epochs: Sequence[EpochFigures] = (), step: int = 0, steps: int = 0) -> None:
         self.folder = folder
         self._epochs = list(epochs)
-        with writing(folder / METRICS):
+        with keeping_run(folder / METRICS):
             self._begin(step)
             self._file = (folder / METRICS).open("ab")
         try:
-            with writing(folder / TENSORBOARD):
+            with keeping_run(folder / TENSORBOARD):
                 self._board = _tensorboard(folder / TENSORBOARD, len(self._epochs) * steps + step)
         except LostWorkError:
             self._file.close()
@@ -95,7 +95,7 @@ class MetricsLog:
         """A line for an epoch, and the table of all again."""
         self._epochs.append(figures)
         self._append(_epoch_line(figures))
-        with writing(self.folder / TABLE):
+        with keeping_run(self.folder / TABLE):
             self._write_table()
         values = figures.model_dump(exclude={"epoch"}, exclude_none=True)
         self._draw("epoch", values, figures.epoch)
@@ -104,7 +104,7 @@ class MetricsLog:
         """Not a metric."""
 
     def _append(self, line: dict[str, Any]) -> None:
-        with writing(self.folder / METRICS):
+        with keeping_run(self.folder / METRICS):
             self._file.write(encoded(line))
             self._file.flush()
 
@@ -126,7 +126,7 @@ class MetricsLog:
 
     def _draw(self, group: str, values: dict[str, float], at: int) -> None:
         if self._board is not None:
-            with writing(self.folder / TENSORBOARD):
+            with keeping_run(self.folder / TENSORBOARD):
                 for name, value in values.items():
                     self._board.add_scalar(f"{group}/{name}", value, at)
 
@@ -175,7 +175,7 @@ def _tensorboard(folder: Path, done: int) -> Any:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def keeping_run(path: Path) -> Iterator[None]:
     """Turns a failure to write into an error that says what is kept."""
     try:
         yield

@@ -23,12 +23,12 @@ from capsbench.measure.limits import is_out_of_memory
 from capsbench.training.checkpoint import Checkpoint, fill, load_checkpoint, save_checkpoint
 from capsbench.training.diagnostics import DiagnosticsLog
 from capsbench.training.draws import random_state, set_random_state
-from capsbench.training.log import MetricsLog, Observer, TrainingStep
+from capsbench.training.log import MetricsLog, TrainingObserver, TrainingStep
 from capsbench.training.optimizers import learning_rate, set_learning_rate
 from capsbench.training.processes import Processes
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import TrainingSettings
-from capsbench.training.step import Outcome, Stepper
+from capsbench.training.step import StepOutcome, Stepper
 from capsbench.workload import BUILT_IN, seed_everything
 
 CHECKPOINT, BEST, RESULT = "checkpoint.pt", "best.pt", "result.json"
@@ -79,9 +79,16 @@ class Run:
         self.pace = checkpoint_minutes * 60
         self.saved_at = time.monotonic()
         self.interrupted = threading.Event()
-        self.log = MetricsLog(folder, self.epochs, self.step, self.feed.steps()) if processes.first else None
-        self.observers: list[Observer] = [self.log] if self.log else []
-        if begun is None:
+        self.new = begun is None
+        self.log: MetricsLog | None = None
+        self.observers: list[TrainingObserver] = []
+
+    def start(self) -> None:
+        """Open the log, and write the first checkpoint of a new run."""
+        if self.processes.first:
+            self.log = MetricsLog(self.folder, self.epochs, self.step, self.feed.steps())
+            self.observers.append(self.log)
+        if self.new:
             self._save()
         elif self.step == 0 and self.best_epoch == len(self.epochs) > 0:
             # It may be that the end came between the two files.
@@ -98,7 +105,7 @@ class Run:
         if self.log is not None:
             self.log.close()
 
-    def to_the_end(self, observers: Sequence[Observer], command: str | None) -> Result:
+    def to_the_end(self, observers: Sequence[TrainingObserver], command: str | None) -> Result:
         """All epochs that are left, and the test."""
         self.observers += observers
         with self._noting_interrupts():
@@ -124,7 +131,7 @@ class Run:
             began = time.perf_counter()
         self._finish_epoch(None if self.held_out is None else self._evaluated(self.held_out))
 
-    def _stepped(self, batch: Any, images: int) -> Outcome:
+    def _stepped(self, batch: Any, images: int) -> StepOutcome:
         try:
             with naming_faults(self.settings, self.processes):
                 return self.stepper.step(batch, images)
@@ -132,7 +139,7 @@ class Run:
             place = f"epoch {len(self.epochs) + 1}, step {self.step + 1}"
             raise TrainingError(f"{place}: {error.what}", error.hint) from None
 
-    def _evaluated(self, feed: Feed) -> Outcome:
+    def _evaluated(self, feed: Feed) -> StepOutcome:
         with naming_faults(self.settings, self.processes):
             outcome = self.stepper.evaluate(feed.evaluation())
         if not math.isfinite(outcome.loss):
@@ -145,7 +152,7 @@ class Run:
             )
         return outcome
 
-    def _count(self, outcome: Outcome, images: int) -> None:
+    def _count(self, outcome: StepOutcome, images: int) -> None:
         self.step += 1
         self.loss += outcome.loss
         self.correct += outcome.correct
@@ -164,7 +171,7 @@ class Run:
         for observer in self.observers:
             observer.stepped(figures)
 
-    def _finish_epoch(self, chosen: Outcome | None) -> None:
+    def _finish_epoch(self, chosen: StepOutcome | None) -> None:
         """Keeps what an epoch came to: figures, a checkpoint, and its weights where they are the best."""
         held = len(self.held_out) if self.held_out is not None else 0
         figures = EpochFigures(

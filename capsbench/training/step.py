@@ -26,7 +26,7 @@ SKIPPED_AT_MOST = 50
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What a batch came to, over all processes."""
 
     loss: float
@@ -65,7 +65,7 @@ class Stepper:
         self.skipped = 0
         """Steps that fp16's scaler has skipped, one after the other."""
 
-    def step(self, batch: Batch, images: int) -> Outcome:
+    def step(self, batch: Batch, images: int) -> StepOutcome:
         """Forward, backward, optimizer. Nothing is changed where loss or gradient are not finite.
 
         Args:
@@ -87,9 +87,9 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return Outcome(loss, int(correct), norm_value)
+        return StepOutcome(loss, int(correct), norm_value)
 
-    def evaluate(self, batches: Iterable[Batch]) -> Outcome:
+    def evaluate(self, batches: Iterable[Batch]) -> StepOutcome:
         """Loss and right answers over all batches, under inference mode."""
         totals = torch.zeros(2, device=self.processes.device, dtype=torch.float64)
         self.network.eval()
@@ -102,7 +102,7 @@ class Stepper:
         finally:
             self.network.train()
         loss, correct = self.processes.sum(totals).tolist()
-        return Outcome(loss, int(correct))
+        return StepOutcome(loss, int(correct))
 
     def _forward_backward(self, batch: Batch) -> Tensor:
         """Gradients of a part of a batch; its loss and right answers."""

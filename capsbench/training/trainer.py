@@ -16,7 +16,7 @@ from capsbench.paths import absolute
 from capsbench.store import Store
 from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint
-from capsbench.training.log import Observer
+from capsbench.training.log import TrainingObserver
 from capsbench.training.loop import CHECKPOINT, RESULT, Feeds, Run, naming_faults, write
 from capsbench.training.optimizers import check_optimizer
 from capsbench.training.processes import Processes, joined
@@ -42,7 +42,7 @@ def train(
     resume: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     diagnostics: bool = False,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[TrainingObserver] = (),
     command: str | None = None,
 ) -> Result:
     """Trains a network, chooses its best epoch, and reads the test set once.
@@ -96,6 +96,7 @@ def train(
                 feeds = _feeds(settings, *divided, parts.test, processes)
             run = Run(settings, folder, processes, network, feeds, begun, checkpoint_minutes)
             try:
+                run.start()
                 if diagnostics:
                     with naming_faults(settings, processes):
                         run.diagnose()

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from capsbench.errors import ConfigurationError
 
 
-class Plan(NamedTuple):
+class LaunchPlan(NamedTuple):
     """How a kernel is laid over a layer."""
 
     programs: int
@@ -40,7 +40,7 @@ _LEAST_SPAN = 4
 """Shorter chunks would spend more on their parts than on their sums."""
 
 
-def over_samples(inputs: Tensor, weight: Tensor, samples: int) -> Plan:
+def over_samples(inputs: Tensor, weight: Tensor, samples: int) -> LaunchPlan:
     """For sums over I; a program takes at most so many samples at a time."""
     batch, count, _ = inputs.shape
     samples = min(samples, _padded(batch))
@@ -48,7 +48,7 @@ def over_samples(inputs: Tensor, weight: Tensor, samples: int) -> Plan:
     return _plan(_divided(batch, samples), count, 1, warps, sizes | {"S": samples})
 
 
-def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> Plan:
+def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> LaunchPlan:
     """For gradients of inputs and weight; a program holds weights of one input capsule and their gradient.
 
     Each of the two may take one part in `share` of a thread's registers: the more else a kernel holds, the smaller.
@@ -60,7 +60,7 @@ def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> Plan:
     return _plan(count, batch, _divided(dim, of_k), warps, sizes | {"SLICE": of_k})
 
 
-def launch(name: str, plan: Plan, inputs: Tensor, *tensors: Tensor | None) -> None:
+def launch(name: str, plan: LaunchPlan, inputs: Tensor, *tensors: Tensor | None) -> None:
     """Starts a kernel of `kernels` and does not wait for it.
 
     Args:
@@ -89,10 +89,10 @@ def _tile(weight: Tensor) -> tuple[int, dict[str, int]]:
     return max(1, min(16, padded["J_PAD"] * padded["D_PAD"] // 128)), {"K": in_dim, "J": outputs, "D": dim} | padded
 
 
-def _plan(programs: int, summed: int, slices: int, warps: int, sizes: dict[str, int]) -> Plan:
+def _plan(programs: int, summed: int, slices: int, warps: int, sizes: dict[str, int]) -> LaunchPlan:
     wanted = max(1, _ENOUGH_WARPS // (warps * max(1, programs * slices)))
     span = max(_LEAST_SPAN, _divided(summed, wanted))
-    return Plan(programs, max(1, _divided(summed, span)), slices, span, warps, sizes)
+    return LaunchPlan(programs, max(1, _divided(summed, span)), slices, span, warps, sizes)
 
 
 def _divided(number: int, by: int) -> int:

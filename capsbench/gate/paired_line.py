@@ -37,7 +37,7 @@ def _by_module(line: LineSummary, cell: CellSummary) -> dict[str, int]:
     return found if trusted else {}
 
 
-class Pair:
+class PairedLine:
     """One line in both runs."""
 
     def __init__(self, old: LineSummary, new: LineSummary, before: Summary, after: Summary, limits: Thresholds) -> None:
