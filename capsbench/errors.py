@@ -71,5 +71,5 @@ class Interrupted(CapsbenchError):
 
 
 def with_flags(text: str, flags: Mapping[str, str]) -> str:
-    """Return a text in which the fields that have a flag are named by it: "`batch_size` 0" → "--batch-size 0"."""
+    """Return a text in which the fields that have a flag are named by it."""
     return re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), text)

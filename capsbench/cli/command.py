@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import click
 from capsbench.errors import CapsbenchError, with_flags
 from capsbench.options import OPTIONS
 from capsbench.paths import as_typed, typed
+
+_LIBRARY_NAMES = {"data_directory": "data_dir"}
+"""Parameters of the library that a command calls by another name."""
 
 STANDARD_OUTPUT = Path("-")
 """What stands for standard output where a file is named."""
@@ -50,9 +54,18 @@ def in_words_of_command(text: str) -> str:
 
 
 def _flags(context: click.Context) -> dict[str, str]:
-    """The flags of a command by the names of what they set; those of cells also where the command has none of its own."""
-    own = {it.name: it.opts[0] for it in context.command.params if isinstance(it, click.Option) and it.name}
-    return {name: option.flag for name, option in OPTIONS.items()} | own
+    """The flags of a command by the names of what they set; those of other commands where it has none of that name."""
+    found = {name: option.flag for name, option in OPTIONS.items()}
+    for command in (*_commands(context.find_root().command), context.command):
+        found |= {it.name: it.opts[0] for it in command.params if isinstance(it, click.Option) and it.name}
+    return found | {name: found[own] for name, own in _LIBRARY_NAMES.items() if own in found}
+
+
+def _commands(command: click.Command) -> Iterator[click.Command]:
+    """A command, and all below it where it is a group."""
+    yield command
+    for one in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from _commands(one)
 
 
 def echo_json(data: object, indent: int | None = 1) -> None:

@@ -30,7 +30,7 @@ def timeline_command(line: Line) -> str:
 
 
 def cell_options(blocks: int, replicate: int) -> str:
-    """What makes the command of a line that of a cell: ` --depth 3 --repeats 2`.
+    """Return what makes the command of a line that of a cell: its depth and its replicates.
 
     A model without blocks is measured once, whatever the depths. A replicate is measured after those before it.
     """

@@ -140,7 +140,7 @@ def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpo
     if not resume:
         if path.exists() or (folder / RESULT).exists():
             raise ConfigurationError(
-                f"--out {folder} already holds a run", "add --resume to go on with it, or choose another --out"
+                f"`out` {folder} already holds a run", "add `resume` to go on with it, or choose another `out`"
             )
         return None
     # A run may have ended before its first checkpoint, which it makes before its first step.
@@ -155,7 +155,7 @@ def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpo
 
 
 def _nothing_to_resume(folder: Path) -> ConfigurationError:
-    return ConfigurationError(f"--resume: there is nothing to go on with in {folder}", "leave --resume out to begin")
+    return ConfigurationError(f"`resume`: there is nothing to go on with in {folder}", "leave `resume` out to begin")
 
 
 def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, ImageSet | None]:
@@ -167,7 +167,7 @@ def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, Imag
     train_set, held_out = split(data, settings.validation, settings.scale)
     if held_out is not None and not len(train_set.images):
         raise ConfigurationError(
-            f"--validation {settings.validation:g} holds all {len(held_out.images)} images out",
+            f"`validation` {settings.validation:g} holds all {len(held_out.images)} images out",
             "give a fraction below 1, or a number of images that leaves some to train on",
         )
     check_batch_size(settings.network.batch_size, len(train_set.images), settings.network.dataset)
