@@ -9,17 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from comparing import assert_close
-from conftest import make_configuration
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 import capsbench as package
 from capsbench.catalog import SPECS
 from capsbench.data.classes import CLASSES
-from capsbench.data.datasets import load_images
 from capsbench.data.images import read_images, to_picture
 from capsbench.data.preprocess import CONSTANTS, normalise
 from capsbench.errors import ConfigurationError, ShapeError, StoreError
@@ -28,24 +25,9 @@ from capsbench.inference import STEPS, Classifier, classify, perturb
 from capsbench.models import Ensemble
 from capsbench.training import TrainingSettings, save_checkpoint
 from capsbench.training.checkpoint import build_network
-
-
-def trained(model: str = "mocapsnet", blocks: int = 1, *, dataset: str = "sample", **fields) -> TrainingSettings:
-    """Settings of a run."""
-    return TrainingSettings(network=make_configuration(model, blocks, dataset=dataset, capsules=4), **fields)
-
-
-def save_lively(path: Path, asked: TrainingSettings, seed: int = 0) -> nn.Module:
-    """A checkpoint whose classes differ from image to image; returns the network."""
-    torch.manual_seed(seed)
-    network = build_network(asked).eval()
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if name.startswith(("first", "blocks", "classes")):
-                nn.init.normal_(weight)
-        network.primary.conv.weight *= 10
-    save_checkpoint(path, asked, network.state_dict())
-    return network
+from helpers.comparing import assert_close
+from helpers.made import make_configuration
+from helpers.trained import sample, save_lively, trained
 
 
 class Runs(NamedTuple):
@@ -61,11 +43,6 @@ def runs(tmp_path_factory) -> Runs:
     (folder / "first").mkdir()
     paths = [folder / "first" / "best.pt", folder / "second.pt", folder / "third.pt"]
     return Runs(paths, [save_lively(path, trained(), seed) for seed, path in enumerate(paths)])
-
-
-def sample(count: int = 6) -> Tensor:
-    """uint8 images `[N, 1, 28, 28]`."""
-    return load_images("sample").images[:count]
 
 
 @pytest.fixture
@@ -156,7 +133,7 @@ def test_sabours_network_in_colour(tmp_path):
 
 
 def test_a_model_of_ones_own_has_scores(tmp_path):
-    asked = TrainingSettings(network=make_configuration("tiny:make"))
+    asked = TrainingSettings(network=make_configuration("helpers.tiny:make"))
     save_checkpoint(tmp_path / "x.pt", asked, build_network(asked).state_dict())
     found = classify(tmp_path / "x.pt", sample(2))
     assert found[0].reconstruction is None
@@ -396,7 +373,7 @@ def test_more_images_than_a_figure_holds(command, runs, pictures):
 
 
 def test_reconstructions_of_a_network_without_decoder(command, pictures, tmp_path):
-    asked = TrainingSettings(network=make_configuration("tiny:make"))
+    asked = TrainingSettings(network=make_configuration("helpers.tiny:make"))
     save_checkpoint(tmp_path / "x.pt", asked, build_network(asked).state_dict())
     refused = command("classify", "x.pt", pictures[0], "--reconstructions", "seen", "--device", "cpu")
     assert "--reconstructions seen" in two_lines(refused)[0]

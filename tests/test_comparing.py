@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from comparing import assert_alive, assert_all_close, assert_close, relative_error, saved_by_autograd
+
+from helpers.comparing import assert_alive, assert_all_close, assert_close, relative_error, saved_by_autograd
 
 RIGHT = torch.tensor([1.0, -4.0, 0.0])
 

@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from comparing import assert_all_close, assert_close, relative_error
-from conftest import MIB, make_configuration
-from test_routing import example, outcome
 from torch import Tensor
 
 from capsbench import CapsuleLoss, MoCapsNet
@@ -12,6 +9,9 @@ from capsbench.measure.cell import measure_cell
 from capsbench.measure.memory import CudaProbe
 from capsbench.records import Cell, Plan
 from capsbench.routing import algorithms, kernels, resolve_kernel, route_and_vjp, route_keeping
+from helpers.comparing import assert_all_close, assert_close, relative_error
+from helpers.made import MIB, make_configuration
+from helpers.votes import example, outcome
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

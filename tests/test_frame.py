@@ -1,17 +1,16 @@
 """What `load` gives: a row per record, old records among them."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import MIB, make_frame, make_record
 
 from capsbench import load, slopes
 from capsbench.records import StepFigures
+from helpers import GOLDEN, ROOT
+from helpers.made import MIB, make_frame, make_record
 
-REPORTS = Path(__file__).parents[1] / "reports"
-GOLDEN = Path(__file__).parent / "golden"
+REPORTS = ROOT / "reports"
 STEP = StepFigures(retained_by_module={"": 1}, flops=6 * 10**9, floor_flops=4 * 10**9, floor_bytes=100 * MIB, notes=["assumed"])
 
 

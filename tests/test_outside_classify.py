@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from test_classify import sample, save_lively, trained
 
 from capsbench.data.images import to_picture
 from capsbench.inference import Classifier, classify
 from capsbench.routing import algorithm_of, algorithms, kernels, route
+from helpers.trained import sample, save_lively, trained
 
 OWN = """
 import torch

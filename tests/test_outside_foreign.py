@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import make_configuration, make_frame, make_record
 from torch import Tensor, nn
 
 from capsbench.gate.paired_line import _by_module
@@ -21,6 +20,7 @@ from capsbench.tracing import step_trace
 from capsbench.tracing.step_trace import trace_step
 from capsbench.training import TrainingSettings, train
 from capsbench.workload import Workload, takes_labels
+from helpers.made import make_configuration, make_frame, make_record
 
 BATCH = 8
 PER_BLOCK = BATCH * 32 * 4

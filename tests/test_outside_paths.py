@@ -10,9 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import make_configuration, make_frame, make_record, process_environment
-from forked import Server
-from seeded import seeded_run, write_report
 
 import capsbench as package
 from capsbench.cli import timeline
@@ -29,6 +26,9 @@ from capsbench.paths import absolute, as_typed, expanded, new_folder, starting_h
 from capsbench.store import Store
 from capsbench.training import load_checkpoint, save_checkpoint
 from capsbench.writing import write_report as draw_report
+from helpers.commands import process_environment
+from helpers.made import make_configuration, make_frame, make_record
+from helpers.seeded import seeded_run, write_report
 
 MOVERS = ("import", "factory", "forward")
 MOVER = """
@@ -48,14 +48,6 @@ def make(in_shape, num_classes, blocks):
 MOVE = "os.chdir(tempfile.mkdtemp())"
 
 
-@pytest.fixture(scope="module")
-def capsbench(tmp_path_factory):
-    """Runs a command as a process."""
-    server = Server(tmp_path_factory.mktemp("scratch"))
-    yield lambda folder, typed, **more: server(folder, *shlex.split(typed), **more)
-    server.close()
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A home folder with a report of the same name as one that a command writes."""
@@ -72,7 +64,7 @@ def names(folder):
 # The home folder.
 
 
-def test_a_home_folder_means_the_same_in_every_option(capsbench, tmp_path, home):
+def test_a_home_folder_means_the_same_in_every_option(forked, tmp_path, home):
     here = tmp_path / "here"
     here.mkdir()
     write_report(home / "good", seeded_run())
@@ -84,16 +76,16 @@ def test_a_home_folder_means_the_same_in_every_option(capsbench, tmp_path, home)
         "check ~/good --baseline=~/base.json --update",
         "check ~/good --baseline ~/base.json --last ~/good --junit=~/check.xml --markdown=~/check.md",
         "compare ~/good ~/base.json",
-        "run --models tiny:make_plain --depth 1,2 --batch-size 2 --device cpu:predicted --out=~/x --data-dir=~/data",
-        "timeline --model tiny:make_plain --batch-size 2 --device cpu:predicted --out=~/t",
-        "train --model tiny:make --batch-size 64 --epochs 1 --device cpu --out=~/trained",
+        "run --models helpers.tiny:make_plain --depth 1,2 --batch-size 2 --device cpu:predicted --out=~/x --data-dir=~/data",
+        "timeline --model helpers.tiny:make_plain --batch-size 2 --device cpu:predicted --out=~/t",
+        "train --model helpers.tiny:make --batch-size 64 --epochs 1 --device cpu --out=~/trained",
         "classify ~/trained ~/trained/../picture.png",
     ):
         if given.startswith("classify"):
             from PIL import Image
 
             Image.new("L", (28, 28), 9).save(home / "picture.png")
-        done = capsbench(here, given, HOME=str(home))
+        done = forked(here, given, HOME=str(home))
         assert done.status == 0, (given, done)
     assert names(here) == []
     written = {"good", "data", "page.html", "base.json", "check.xml", "check.md", "x", "t", "trained", "picture.png"}
@@ -118,10 +110,10 @@ def test_a_home_folder_means_the_same_in_python(home, tmp_path, monkeypatch):
 
 def test_checkpoints_and_pictures_in_the_home_folder(home, tmp_path, monkeypatch):
     from PIL import Image
-    from test_classify import trained
 
     from capsbench.catalog import spec_of
     from capsbench.training.checkpoint import build_network
+    from helpers.trained import trained
 
     monkeypatch.chdir(tmp_path)
     settings = trained("capsnet")
@@ -153,7 +145,7 @@ def mover(folder, where):
 
 
 @pytest.mark.parametrize("where", MOVERS)
-def test_a_module_that_changes_folder_takes_nothing_with_it(capsbench, tmp_path, where):
+def test_a_module_that_changes_folder_takes_nothing_with_it(forked, tmp_path, where):
     mover(tmp_path, where)
     sweep = "run --models mover:make --batch-size 2 --device cpu:predicted --depth"
     commands = {
@@ -170,7 +162,7 @@ def test_a_module_that_changes_folder_takes_nothing_with_it(capsbench, tmp_path,
             "run --models mover:make --depth 1 --batch-size 2 --device cpu --time-budget 0.01 --out e": "e/index.html",
         }
     for typed_, written in commands.items():
-        done = capsbench(tmp_path, typed_)
+        done = forked(tmp_path, typed_)
         assert done.status == 0, (typed_, done)
         assert (tmp_path / written).exists(), typed_
         assert str(tmp_path) not in done.stdout + done.stderr  # paths are shown as they were typed
@@ -181,7 +173,7 @@ def test_a_module_that_changes_folder_takes_nothing_with_it(capsbench, tmp_path,
 # Names that nobody gave.
 
 
-def test_sweeps_of_one_second_have_folders_of_their_own(capsbench, tmp_path):
+def test_sweeps_of_one_second_have_folders_of_their_own(forked, tmp_path):
     setup = (
         "import datetime as d\n"
         "class Still(d.datetime):\n"
@@ -192,12 +184,12 @@ def test_sweeps_of_one_second_have_folders_of_their_own(capsbench, tmp_path):
         "for it in (capsbench.cli.sweeps, capsbench.cli.train, capsbench.cli.timeline): it.datetime = Still\n"
     )
     for given in (
-        "run --models tiny:make_plain --depth 1 --batch-size 2 --device cpu:predicted",
-        "timeline --model tiny:make_plain --batch-size 2 --device cpu:predicted",
-        "train --model tiny:make --batch-size 64 --epochs 1 --device cpu",
+        "run --models helpers.tiny:make_plain --depth 1 --batch-size 2 --device cpu:predicted",
+        "timeline --model helpers.tiny:make_plain --batch-size 2 --device cpu:predicted",
+        "train --model helpers.tiny:make --batch-size 64 --epochs 1 --device cpu",
     ):
         for _ in range(3):
-            done = capsbench(tmp_path, given, setup=setup)
+            done = forked(tmp_path, given, setup=setup)
             assert done.status == 0, (given, done)
     name = "2026-01-02-030405"
     expected = {f"{before}{name}{after}" for before in ("", "timeline-") for after in ("", "-2", "-3")}
@@ -205,8 +197,8 @@ def test_sweeps_of_one_second_have_folders_of_their_own(capsbench, tmp_path):
     assert len(names(tmp_path / "runs")) == 3
     assert all((tmp_path / "runs" / one / "result.json").exists() for one in names(tmp_path / "runs"))
     # What was named is refused as ever, and what is only announced makes nothing.
-    assert capsbench(tmp_path, f"run --models capsnet --device cpu:predicted --out reports/{name}").status == 2
-    assert capsbench(tmp_path, "run --models capsnet --device cpu:predicted --dry-run", setup=setup).status == 0
+    assert forked(tmp_path, f"run --models capsnet --device cpu:predicted --out reports/{name}").status == 2
+    assert forked(tmp_path, "run --models capsnet --device cpu:predicted --dry-run", setup=setup).status == 0
     assert len(names(tmp_path / "reports")) == 6
 
 
@@ -221,13 +213,13 @@ def test_a_new_folder_is_nobody_else_s(tmp_path):
             new_folder(tmp_path / parent / "name")
 
 
-def test_what_came_to_nothing_leaves_no_folder(capsbench, tmp_path):
+def test_what_came_to_nothing_leaves_no_folder(forked, tmp_path):
     for given in (
-        "train --model tiny:make --batch-size 999999 --device cpu",
-        "timeline --model tiny:make_explosive --batch-size 999999 --device cpu",
-        "timeline --model tiny:make_none --batch-size 2 --device cpu:predicted",
+        "train --model helpers.tiny:make --batch-size 999999 --device cpu",
+        "timeline --model helpers.tiny:make_explosive --batch-size 999999 --device cpu",
+        "timeline --model helpers.tiny:make_none --batch-size 2 --device cpu:predicted",
     ):
-        assert capsbench(tmp_path, given).status == 2, given
+        assert forked(tmp_path, given).status == 2, given
     assert [path for path in tmp_path.rglob("*") if path.name != "reports"] == []
 
 

@@ -1,16 +1,16 @@
 """The pytest plugin as its users have it: in a session of their own."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import MIB
 from torch import Tensor, nn
 
 from capsbench import MoCapsNet
 from capsbench.errors import ConfigurationError
 from capsbench.testing import memory_slope
+from helpers import ROOT
+from helpers.made import MIB
 
 pytest_plugins = ["pytester"]
 
@@ -195,7 +195,7 @@ def test_big_networks_take_no_memory():
 
 
 def test_the_example_of_the_documents(pytester, monkeypatch):
-    text = (Path(__file__).parent.parent / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
     (example,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "mark.memory_slope" in block]
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for limit, outcome in ((512, {"passed": 1}), (511, {"failed": 1})):

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import reading
-from reading import DOCUMENTS, ROOT, Reader, Wrong, blocks, check, check_inline, check_links, commands, shortened
 
 from capsbench.measure.environment import describe
+from helpers import reading
+from helpers.reading import DOCUMENTS, ROOT, Reader, Wrong, blocks, check, check_inline, check_links, commands, shortened
 
 
 def text_of(path: Path) -> str:

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from conftest import make_configuration, make_record
 from pydantic import ValidationError
 
 from capsbench.records import SCHEMA_VERSION, Cell, Plan, Record, newer_than_known
+from helpers.made import make_configuration, make_record
 
 
 @pytest.mark.parametrize("status", ["ok", "oom", "timeout", "error", "skipped"])

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import MIB, make_record
 
 from capsbench import load
 from capsbench.errors import LostWorkError, StoreError
 from capsbench.records import SCHEMA_VERSION, Plan, Record
 from capsbench.store import ENVIRONMENT, PLAN, RECORDS, Store, report_folders
+from helpers.made import MIB, make_record
 
 RECORD_COUNT = 4
 

@@ -6,7 +6,6 @@ from importlib.metadata import EntryPoint
 
 import pytest
 import torch
-from comparing import assert_alive, assert_all_close
 from torch import Tensor, nn
 
 from capsbench import workload
@@ -15,6 +14,7 @@ from capsbench.models import CapsNet, CapsuleOutput, MoCapsNet, ResCapsNet
 from capsbench.records import Configuration
 from capsbench.stepping import step_in_backward
 from capsbench.workload import Workload, build_model, check_batch_size, resolve_model
+from helpers.comparing import assert_alive, assert_all_close
 
 BUILT_IN = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}
 

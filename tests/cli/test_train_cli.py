@@ -1,0 +1,352 @@
+"""`capsbench train` as a user meets it: killed, interrupted, out of disk, in two processes, and asked for nonsense."""
+
+import io
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from capsbench.catalog import SPECS
+from capsbench.cli import options
+from capsbench.cli.training import TrainingProgress, print_result
+from capsbench.models import FRONTS, RULES
+from capsbench.reversible import INVERSES, STRATEGIES
+from capsbench.routing import algorithms, kernels
+from capsbench.training import TrainingSettings, load_checkpoint, load_network
+from capsbench.training.log import TrainingStep, read_metrics
+from capsbench.training.result import EpochFigures, Result
+from capsbench.training.settings import OPTIMIZERS, PREPROCESSINGS
+from capsbench.workload import BUILT_IN, PRECISIONS
+from helpers import TESTS
+from helpers.commands import assert_refused, process_environment, wait_for
+from helpers.comparing import assert_all_close, assert_close
+from helpers.made import make_configuration
+
+TINY = [
+    "train", "--model", "helpers.tiny:make", "--batch-size", "64", "--learning-rate", "0.01", "--epochs", "3", "--device", "cpu",
+]  # fmt: skip
+
+KILLER = """
+# The command line in a process that kills itself when it asks for the so-many-th fsync: on the way to a checkpoint.
+import os, signal, sys
+count, real = [int(sys.argv.pop(1))], os.fsync
+def fsync(descriptor):
+    count[0] -= 1
+    if count[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(descriptor)
+os.fsync = fsync
+from capsbench.cli import main
+main()
+"""
+
+
+def curve(folder):
+    """Losses and more of every step, to the last bit."""
+    return [{**line, "kind": None} for line in read_metrics(folder) if line["kind"] == "step"]
+
+
+def weights(folder, name="best.pt"):
+    return list(load_checkpoint(folder / name).weights.values())
+
+
+def environment(folder):
+    """Finds `tiny`; one thread, so that several tests run beside each other."""
+    paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**process_environment(folder), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+
+
+def start(folder, *arguments, before=(), **more):
+    """A command as a process."""
+    return subprocess.Popen(
+        [sys.executable, *(before or ("-m", "capsbench.cli")), *map(str, arguments)],
+        cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+    )  # fmt: skip
+
+
+def run(folder, *arguments, **more):
+    """The same, to its end: status, stdout, stderr."""
+    with start(folder, *arguments, **more) as process:
+        stdout, stderr = process.communicate(timeout=300)
+    return process.returncode, stdout, stderr
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    """A run that nothing disturbed, what it printed, and what it says of itself."""
+    folder = tmp_path_factory.mktemp("uncut")
+    return folder / "run", run(folder, *TINY, "--out", "run", "--json")
+
+
+# What a run says
+
+
+def test_what_is_offered_is_what_there_is():
+    assert set(options.MODELS) <= set(BUILT_IN)
+    assert set(options.ROUTINGS) == set(algorithms())
+    assert set(options.KERNELS) == {"auto", *(name for one in algorithms() for name in kernels(one))}
+    assert options.FRONTS == FRONTS
+    assert set(options.MEMORIES) == set(STRATEGIES)
+    assert options.INVERSES == INVERSES
+    assert options.RULES == RULES
+    assert tuple(PRECISIONS) == options.PRECISIONS
+    from capsbench.cli.commands import cli
+
+    offered = {one.name: getattr(one.type, "choices", None) for one in cli.commands["train"].params}
+    assert tuple(offered["optimizer"]) == OPTIMIZERS
+    assert tuple(offered["preprocess"]) == PREPROCESSINGS
+    assert tuple(offered["dataset"]) == tuple(SPECS)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "why"),
+    [((0.5, 0.25), "the best of 2 on 7 held-out images (50.00%)"), ((0.0, 0.0), "(0.00%)"), ((None, None), "epoch 2, the last,")],
+)
+def test_why_these_weights(uncut, capsys, accuracies, why):
+    result = Result.model_validate_json(uncut[1][1])
+    epochs = [
+        one.model_copy(update={"epoch": place, "validation_accuracy": accuracy})
+        for place, (one, accuracy) in enumerate(zip(result.epochs, accuracies, strict=False), start=1)
+    ]
+    best = 2 if accuracies[0] is None else 1
+    print_result(
+        result.model_copy(update={"epochs": epochs, "best_epoch": best, "validation_images": 7}), Path("run"), as_json=False
+    )
+    assert why in capsys.readouterr().out
+
+
+def test_json_is_the_result(uncut):
+    folder, (status, stdout, stderr) = uncut
+    assert status == 0, stderr
+    result = Result.model_validate_json(stdout)
+    assert result == Result.model_validate_json((folder / "result.json").read_bytes())
+    assert 0.3 < result.test_accuracy <= 1
+    assert [line for line in stderr.splitlines() if re.match(r"epoch \d/3: loss .* accuracy .* images/s.* left", line)]
+    assert result.command.startswith("capsbench train --model helpers.tiny:make")
+
+
+def test_words_are_the_result(command, monkeypatch, tmp_path):
+    result = command(*TINY, "--epochs", 1)
+    assert result.status == 0, result.stderr
+    assert re.match(r"test accuracy \d+\.\d\d% of 256 images", result.stdout)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("make-1-sample-")
+    assert f"wrote runs/{folder.name}/result.json" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_fresh_machine_without_network(tmp_path):
+    """One epoch of the paper's network on the packaged sample."""
+    status, stdout, stderr = run(tmp_path, "train", "--model", "mocapsnet", "--epochs", 1, "--out", "run")
+    assert status == 0, stderr
+    assert "test accuracy" in stdout
+    network, settings = load_network(tmp_path / "run" / "best.pt")
+    assert settings.network.model == "mocapsnet"
+    assert sum(one.numel() for one in network.parameters()) == 9_272_336
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress(terminal):
+    """On a terminal the step that is under way too; elsewhere a line per epoch."""
+    text = io.StringIO()
+    settings = TrainingSettings(network=make_configuration("helpers.tiny:make"), epochs=2)
+    epoch = EpochFigures(
+        epoch=1, train_loss=0.5, train_accuracy=0.25, validation_loss=0.5, validation_accuracy=0.375, learning_rate=1e-3,
+        seconds=65, images_per_second=120, memory_bytes=3 * 2**20,
+    )  # fmt: skip
+    with TrainingProgress(Console(file=text, force_terminal=terminal, width=120), settings) as progress:
+        for step in (1, 2):
+            progress.stepped(TrainingStep(2, step, 10, 64, 0.125, 0.5, 1.0, 1e-3, 2**20))
+        progress.finished(epoch)
+        progress.told("[bold]something")
+    shown = text.getvalue()
+    assert "epoch 1/2: loss 0.5, accuracy 25.00%, held-out 37.50%, 120 images/s, 3.00 MiB, 1 min 05 s" in shown
+    assert "[bold]something" in shown
+    assert ("about 1 min 05 s left" in shown) is not terminal
+    assert bool(re.search(r"epoch 2/2, step 2/10, loss 0.125, accuracy 50.0%, \d+ images/s, 1.00 MiB, about", shown)) is terminal
+
+
+# Nothing is lost
+
+
+@pytest.mark.parametrize("at", [4, pytest.param(7, marks=pytest.mark.slow)])
+def test_kill_9_again_and_again(at, uncut, tmp_path):
+    """Each process dies at its so-many-th write; the last one finds everything done."""
+    (tmp_path / "killer.py").write_text(KILLER)
+    more, deaths = [], 0
+    while True:
+        arguments = [*TINY, "--out", "run", "--checkpoint-minutes", "1e-9" if at > 5 else "10", *more]
+        status, _, stderr = run(tmp_path, at, *arguments, before=["killer.py"])
+        if status != -signal.SIGKILL:
+            break
+        assert not (tmp_path / "run" / "result.json").exists()
+        deaths, at, more = deaths + 1, at + 12 * deaths, ["--resume"]
+    assert status == 0, stderr
+    assert deaths > 1
+    assert curve(tmp_path / "run") == curve(uncut[0])
+    assert_all_close(weights(tmp_path / "run"), weights(uncut[0]), relative=0)
+    assert not list((tmp_path / "run").glob("*.new"))
+
+
+def test_ctrl_c_says_how_to_go_on(uncut, tmp_path):
+    process = start(tmp_path, *TINY, "--epochs", 2000, "--out", "run")
+    wait_for(lambda: len(curve(tmp_path / "run")) > 40 or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=100)
+    assert (process.returncode, stdout) == (130, ""), stderr
+    assert "Traceback" not in stderr
+    (again,) = re.findall(r"go on with: (.*)$", stderr, re.MULTILINE)
+    assert shlex.split(again) == ["capsbench", *map(str, [*TINY, "--epochs", 2000, "--out", "run", "--resume"])]
+    # In an epoch, or while it was judged.
+    (found,) = re.findall(r"interrupted (?:in epoch (\d+) after step (\d+)|after epoch (\d+));", stderr)
+    last = curve(tmp_path / "run")[-1]
+    assert [str(last["epoch"]), str(last["step"])] == (list(found[:2]) if found[0] else [found[2], "11"])
+    assert curve(tmp_path / "run")[:33] == curve(uncut[0])
+
+
+def test_a_disk_that_fills_during_a_checkpoint(uncut, tmp_path, command):
+    one_thread = [*TINY, "--threads", "1"]
+    assert command(*one_thread, "--epochs", 1, "--out", "run").status == 0
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    status, _, stderr = run(tmp_path, *one_thread, "--out", "run", "--resume", preexec_fn=limit)
+    assert status == 1, stderr
+    assert "Traceback" not in stderr
+    assert re.search(r"error: checkpoint run/checkpoint.pt cannot be written: .*; the one before it is kept\nmake room", stderr)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert command(*one_thread, "--out", "run", "--resume").status == 0
+    assert curve(tmp_path / "run") == curve(uncut[0])
+
+
+def test_a_run_without_a_name_is_found_again(command, tmp_path):
+    assert_refused(command(*TINY, "--resume"), "--resume: no run below runs/", "--out")
+    assert command(*TINY, "--epochs", 1).status == 0
+    assert_refused(command(*TINY, "--epochs", 1, "--resume"), "unfinished")
+    (folder,) = (tmp_path / "runs").iterdir()
+    (folder / "result.json").unlink()
+    assert_refused(command(*TINY, "--epochs", 1, "--seed", 1, "--resume"), "unfinished")
+    assert command(*TINY, "--epochs", 1, "--resume").status == 0
+    assert (folder / "result.json").exists()
+
+
+def test_two_runs_in_one_folder(tmp_path, command):
+    process = start(tmp_path, *TINY, "--epochs", 2000, "--out", "run")
+    try:
+        wait_for(lambda: (tmp_path / "run" / "checkpoint.pt").exists() or process.poll() is not None)
+        assert_refused(command(*TINY, "--epochs", 2000, "--out", "run", "--resume"), "--out run is in use")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# In two processes
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        pytest.param("helpers.tiny:make_plain", (), marks=pytest.mark.slow),
+        ("helpers.tiny:make_plain", ("--accumulate", "3")),
+        ("helpers.tiny:make_capsules", ()),
+    ],
+    ids=["whole", "in parts", "a reversible capsule network"],
+)
+def test_two_processes_train_as_one(model, more, tmp_path, command):
+    """The last batch of an epoch has one image: one process has none."""
+    arguments = ["train", "--model", model, "--batch-size", "46", "--learning-rate", "0.01", "--epochs", "3"]
+    arguments += ["--device", "cpu", *more]
+    assert command(*arguments, "--out", "one").status == 0
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), "-m", "capsbench.cli"]
+    status, stdout, stderr = run(tmp_path, *arguments, "--out", "two", before=list(map(str, torchrun)))
+    assert status == 0, stderr
+    assert stdout.count("test accuracy") == 1
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert len(one) == 3 * 16
+    assert [line["images"] for line in two] == [line["images"] for line in one]
+    assert one[15]["images"] == 1
+    for name in ("loss", "gradient_norm"):
+        assert_close(*(torch.tensor([line[name] for line in lines]) for lines in (two, one)), relative=1e-4)
+    assert_all_close(weights(tmp_path / "two"), weights(tmp_path / "one"), relative=1e-4)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
+    assert [one["processes"] for one in results] == [1, 2]
+    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--learning-rate", "0"], ["--learning-rate '0'", "above 0"]),
+        (["--learning-rate", "nan"], ["--learning-rate 'nan'", "above 0"]),
+        (["--learning-rate", "inf"], ["--learning-rate 'inf'"]),
+        (["--learning-rate", "fast"], ["--learning-rate 'fast'"]),
+        (["--decay", "1.1"], ["--decay '1.1'", "up to 1"]),
+        (["--validation", "-1"], ["--validation '-1'"]),
+        (["--validation", "5000"], ["--validation 5000"]),
+        (["--scale", "0"], ["--scale '0'"]),
+        (["--epochs", "0"], ["--epochs 0"]),
+        (["--accumulate", "0"], ["--accumulate 0"]),
+        (["--batch-size", "1000"], ["--batch-size 1000", "691"]),
+        (["--seed", "-1"], ["--seed -1"]),
+        (["--seed", "9999999999"], ["--seed 9999999999"]),
+        (["--checkpoint-minutes", "0"], ["--checkpoint-minutes '0'", "minutes"]),
+        (["--gamma", "high"], ["--gamma 'high'"]),
+        (["--gamma", "2"], ["--gamma 2"]),
+        (["--gamma", "nan"], ["--gamma nan"]),
+        (["--gamma", "0.9,0.8,0.7", "--depth", "2"], ["--gamma 0.9,0.8,0.7", "2 blocks"]),
+        (["--model", "resnet"], ["--model", "'resnet'", "mocapsnet"]),
+        (["--model", "nowhere:make"], ["nowhere:make"]),
+        (["--dataset", "imagenet"], ["--dataset", "imagenet", "--help"]),
+        (["--kernel", "fast"], ["--kernel", "fast"]),
+        (["--device", "cuda:99"], ["cuda:99"]),
+        (["--device", "cpu:predicted"], ["cpu:predicted"]),
+        (["--depth", "0"], ["--depth 0"]),
+        (["--resume", "--out", "absent"], ["--resume", "absent"]),
+        (["--memory", "reversible", "--model", "rescapsnet"], ["--memory reversible", "rescapsnet"]),
+        (["--dataset", "cifar10", "--data-dir", "absent"], ["cifar10", "absent", "data_batch_1", "--download"]),
+        (["--learn-gamma", "--model", "rescapsnet"], ["--learn-gamma", "rescapsnet"]),
+        (["--gamma", "0.9", "--model", "capsnet"], ["--gamma", "capsnet", "momentum"]),
+        (["--rule", "published", "--model", "capsnet"], ["--rule published", "MoCapsNet"]),
+        (["--gamma", "0.9", "--model", "capsnet-2conv"], ["--gamma", "capsnet-2conv", "momentum"]),
+        (["--depth", "1", "--model", "capsnet-2conv"], ["--depth", "capsnet-2conv", "no blocks"]),
+        (["--decay", "0.9", "--optimizer", "ranger21"], ["--decay", "ranger21"]),
+        (["--accumulate", "9", "--batch-size", "8"], ["--accumulate 9", "--batch-size 8"]),
+        (["--inverse", "exact", "--memory", "stored"], ["--inverse exact", "nothing here is reversible"]),
+        (["--kernel", "triton"], ["--kernel triton", "--device"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
+)
+def test_what_makes_no_sense_is_refused(arguments, named, command, tmp_path):
+    assert_refused(command("train", "--epochs", 1, "--device", "cpu", *arguments), *named)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_in_two_lines(command):
+    result = command(*TINY, "--model", "helpers.tiny:make_explosive", "--out", "run")
+    assert_refused(result, "epoch 1, step 1", "layer '2'", "--learning-rate", status=1)
+
+
+def test_a_folder_that_cannot_be_written(command, tmp_path):
+    (tmp_path / "file").touch()
+    assert_refused(command(*TINY, "--out", "file/run"), "file/run", "cannot be written")

@@ -1,0 +1,7 @@
+"""What several tests use: a test imports from here and never from another test."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent
+ROOT = TESTS.parent
+GOLDEN = TESTS / "golden"

@@ -1,0 +1,160 @@
+"""Commands as processes of their own, a hundred a minute: children of one process that has everything imported.
+
+Each child has the standard streams, the variables and the folder that a test gives it, and ends as the command would.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WHERE = ("file", "gone", "full", "closed")
+"""A file; a pipe whose reader has gone away; a full disk; a descriptor that the caller closed."""
+
+
+# Here are the networks that commands are given, as `helpers.tiny:make`.
+_TESTS = os.fspath(Path(__file__).parents[1])
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what reached a reader."""
+
+    status: int
+    stdout: str
+    stderr: str
+    raw: bytes
+
+
+class Server:
+    """The process that has everything imported.
+
+    Args:
+        scratch: a folder for what commands say.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def __call__(
+        self, folder: Path, *arguments: object, out: str = "file", err: str = "file", stdin: str = "file", setup: str = "",
+        **variables: str,
+    ) -> Done:  # fmt: skip
+        """Run a command to its end.
+
+        Args:
+            folder: where it is typed.
+            arguments: what is typed after `capsbench`.
+            out: one of `WHERE`, for standard output.
+            err: the same for standard error.
+            stdin: the same for standard input.
+            setup: Python that is run in the process before the command.
+            variables: of the environment.
+        """
+        files = [self._scratch / "out", self._scratch / "err"]
+        for file in files:
+            file.write_bytes(b"")
+        request = {
+            "folder": str(folder), "arguments": [*map(str, arguments)], "streams": [stdin, out, err], "setup": setup,
+            "files": [os.devnull, *map(str, files)], "variables": {"COLUMNS": "80", **variables},
+        }  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        status = int(self._process.stdout.readline())
+        raw, errors = (file.read_bytes() for file in files)
+        encoding = variables.get("PYTHONIOENCODING", "utf-8")
+        return Done(status, raw.decode(encoding, "replace"), errors.decode(encoding, "replace"), raw)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def _connect(number: int, where: str, file: str) -> None:
+    if where == "closed":
+        os.close(number)
+        return
+    if where == "gone":
+        reading, opened = os.pipe()
+        os.close(reading)
+    else:
+        opened = os.open("/dev/full" if where == "full" else file, os.O_RDONLY if number == 0 else os.O_WRONLY)
+    os.dup2(opened, number)
+    os.close(opened)
+
+
+def _stream(number: int, where: str, encoding: str) -> Any:
+    """A standard stream as Python makes it when it starts."""
+    if where == "closed":
+        return None
+    buffer = io.BufferedWriter(io.FileIO(number, "wb", closefd=False))
+    return io.TextIOWrapper(buffer, encoding=encoding, errors="strict" if number == 1 else "backslashreplace")
+
+
+def _become(request: Mapping[str, Any]) -> None:
+    """Be the command that was asked for."""
+    for number, where in enumerate(request["streams"]):
+        _connect(number, where, request["files"][number])
+    os.environ.update(request["variables"])
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    sys.stdin = None  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (_stream(number, request["streams"][number], encoding) for number in (1, 2))
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
+    os.chdir(request["folder"])
+    sys.path.insert(0, _TESTS)
+    sys.argv = ["capsbench", *request["arguments"]]
+    exec(request["setup"], {})
+    from capsbench.cli import main
+
+    main()
+
+
+def _status(error: SystemExit) -> int:
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
+
+
+def serve() -> None:
+    """Fork for every line of JSON on standard input; answer with the status."""
+
+    import capsbench.cli.predict
+    import capsbench.cli.sweeps
+    import capsbench.cli.tables
+    import capsbench.cli.timeline
+    import capsbench.gate.verdicts
+    import capsbench.inference
+    import capsbench.page
+    import capsbench.terminal.show
+    import capsbench.training.trainer  # noqa: F401
+
+    # Lines, not the buffered file: a child must not find what its parent has read ahead.
+    for line in iter(sys.stdin.readline, ""):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                _become(json.loads(line))
+            except SystemExit as error:
+                status = _status(error)
+            except BaseException:
+                import traceback
+
+                os.write(2, traceback.format_exc().encode())
+            os._exit(status)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.path[0] = _TESTS
+    serve()

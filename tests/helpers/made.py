@@ -1,0 +1,96 @@
+"""Records that nobody measured: straight lines over blocks."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from capsbench.frame import to_frame
+from capsbench.records import (
+    Cell,
+    Configuration,
+    Contents,
+    MemoryFigures,
+    Record,
+    StepPeak,
+    StepPhase,
+    TimeFigures,
+    Timeline,
+)
+
+MIB = 2**20
+
+# What a block adds, and what there is without one.
+RETAINED_PER_BLOCK = {"capsnet": 10 * MIB, "rescapsnet": 10 * MIB, "mocapsnet": 0}
+
+SECONDS_PER_BLOCK = {"capsnet": 0.02, "rescapsnet": 0.02, "mocapsnet": 0.03}
+
+STATE_PER_BLOCK = 131072 * 4
+
+
+def make_configuration(model: str = "rescapsnet", blocks: int = 1, **fields: Any) -> Configuration:
+    """A configuration as `expand` would make it."""
+    momentum = model == "mocapsnet"
+    usual: dict[str, Any] = {"dataset": "sample", "batch_size": 4, "device": "cpu", "threads": 2}
+    if model in RETAINED_PER_BLOCK:
+        usual |= {"kernel": "recompute", "routing": "rba", "iterations": 3, "capsules": 32, "front": "plain"}
+        usual |= {"memory": "reversible" if momentum else "stored"}
+        usual |= {"rule": "paper", "gamma": 0.9, "inverse": "float"} if momentum else {}
+    return Configuration(model=model, blocks=blocks, **(usual | fields))
+
+
+def make_record(model: str = "rescapsnet", blocks: int = 1, *, replicate: int = 0, status: str = "ok", **fields: Any) -> Record:
+    """A record whose figures are straight lines over blocks; only an `ok` one has figures."""
+    cell = Cell(configuration=make_configuration(model, blocks, **fields), replicate=replicate)
+    if status != "ok":
+        return Record(cell=cell, status=status, message=f"it was {status}", environment=None if status == "skipped" else "abcd")
+    state = 40 * MIB + blocks * STATE_PER_BLOCK
+    retained = MIB + blocks * RETAINED_PER_BLOCK.get(model, 5 * MIB)
+    memory = MemoryFigures(
+        probe="profiler",
+        state_bytes=state,
+        gradient_bytes=state,
+        optimizer_bytes=2 * state,
+        retained_bytes=retained,
+        peak_forward_bytes=4 * state + retained,
+        peak_backward_bytes=4 * state + 2 * retained,
+        peak_allocated_bytes=4 * state + 2 * retained,
+        process_bytes=900 * MIB + retained,
+    )
+    step = 0.1 + blocks * SECONDS_PER_BLOCK.get(model, 0.01) + 0.001 * replicate
+    time = TimeFigures(
+        clock="monotonic",
+        warmup_steps=2,
+        # The outlier tells the median from the mean, and is too rare to be the median of a resample.
+        train_step_seconds=[step] * 8 + [100 * step],
+        forward_seconds=[step / 3] * 9,
+        inference_seconds=[step / 4] * 9,
+    )
+    return Record(cell=cell, status="ok", data_source="sample", environment="abcd", memory=memory, time=time)
+
+
+def make_timeline(configuration: Configuration, operator: str = "aten::convolution_backward") -> Timeline:
+    """A look inside a step whose peak is 7 MiB."""
+    names = ("state", "gradient", "optimizer", "batch", "retained", "temporary", "other")
+    contents = Contents(phase="backward", **{f"{name}_bytes": MIB for name in names})
+    phases = {
+        name: StepPhase(first_event=first, last_event=first + 2, start_bytes=0, end_bytes=0, peak_bytes=0)
+        for name, first in (("forward", 0), ("backward", 2), ("optimizer", 4))
+    }
+    return Timeline(
+        kind="measured",
+        configuration=configuration,
+        probe="profiler",
+        phases=phases,
+        bytes_by_category={name: [0, 1, 2, MIB, 1, 0, 0] for name in names},
+        peak=StepPeak(
+            event=3, allocated_bytes=7 * MIB, operator=operator, module="primary", contents=contents, left_over_bytes=0
+        ),
+        retained_by_module={"first": 5 * MIB},
+    )
+
+
+def make_frame(records: Iterable[Record], report: str = "made") -> pd.DataFrame:
+    """What `load` would give of these records."""
+    return to_frame((Path(report), record) for record in records)

@@ -1,0 +1,538 @@
+"""Reads README and docs as somebody does who takes them literally: what is in their code is checked, and run.
+
+**What is run, and how long.** Every document is read from top to bottom in a folder of its own, which holds what a reader has:
+the reports of the repository, and two images. A Python block is executed; one that begins with the name of a file (`# net.py`)
+is first saved under it. A line of shell is run as a process, with these substitutions, and the line as it is written must be
+taken by the command line first (by a dry run, where the command has one, so that names and values are checked too):
+
+- `SHORTER`: options that make a command short;
+- a comma list of names is cut to the first, and `all` to `mocapsnet`;
+- where no device is named, `run` and `timeline` are traced for a CPU: the same command in a fraction of the time. The first `run`
+  of the README, which is the first that anybody types, is measured.
+
+`NOT_RUN` says what is not run at all, and why. Whatever is in none of these rules is an error: a block that nobody checks is
+wrong sooner or later.
+"""
+
+import ast
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from capsbench.cli.commands import cli
+from capsbench.cli.options import Names
+from capsbench.errors import CapsbenchError
+from capsbench.records import Plan, Record, Timeline
+from helpers import ROOT
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+SHORTER = {
+    "run": {"--depth": "1", "--batch-size": "4", "--samples": "5", "--time-budget": "0.1"},
+    "predict": {"--depth": "1", "--batch-size": "4"},
+    "timeline": {"--depth": "1", "--batch-size": "4"},
+    "train": {"--depth": "1", "--epochs": "1", "--batch-size": "8", "--scale": "0.03"},
+}
+"""By command, the options that replace those of the line."""
+
+NOT_RUN = {
+    "--download": "needs the network",
+    "--fit": "searches, which takes minutes",
+    "train --dataset": "needs a data set that is not in the repository",
+    "reproduce": "takes hours at the paper's sizes; a dry run expands all of it",
+    "pip": "installs; its extras are looked up",
+    "pre-commit": "changes the repository that it is run in",
+    "tox": "runs these tests; its environments are looked up",
+    "torchrun": "several processes; test_train_cli.py runs it",
+    "benchmarks": "take up to an hour; their options are looked up",
+}
+"""What is checked for existing commands, options and values alone."""
+
+OPTIONS_OF_OTHERS = {"--nproc-per-node", "--write", "--std", "--benchmark-compare-fail"}
+"""Options in running text that are not the command line's."""
+
+SECONDS = 300
+"""For one line: a machine may be busy."""
+_PRELOADED = ["torch", "pandas", "scipy.stats", "capsbench.cli.sweeps", "capsbench.prediction.predict", "capsbench.workload"]
+
+
+class Wrong(AssertionError):
+    """What a document says and the program does not do."""
+
+
+class Block(NamedTuple):
+    """Code in a document."""
+
+    language: str
+    """As the fence says; `bash` for indented code."""
+    text: str
+    line: int
+    """Where it begins, from 1."""
+
+
+# What is in a document.
+
+
+def tokens(text: str) -> list[Token]:
+    """Markdown, parsed."""
+    return MarkdownIt("commonmark").enable("table").parse(text)
+
+
+def inline(text: str) -> Iterator[Token]:
+    """What stands in running text and in tables."""
+    for token in tokens(text):
+        yield from token.children or ()
+
+
+def blocks(text: str) -> list[Block]:
+    """Fenced and indented code, in order."""
+    found = []
+    for token in tokens(text):
+        if token.type in ("fence", "code_block"):
+            language = token.info.strip() if token.type == "fence" else "bash"
+            found.append(Block(language, token.content, (token.map or [0])[0] + 1))
+    return found
+
+
+def shell_lines(block: Block) -> list[str]:
+    """What is typed, line by line; of a console's block what follows a prompt."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    if block.language == "console":
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def commands(line: str) -> list[list[str]]:
+    """The commands of a line, joined by `&&`, as words."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    found: list[list[str]] = [[]]
+    for word in lexer:
+        if word == "&&":
+            found.append([])
+        elif set(word) <= set("();<>|&"):
+            raise Wrong(f"'{word}' in '{line}' is shell that nobody checks")
+        else:
+            found[-1].append(word)
+    return found
+
+
+# What is in the program.
+
+
+def check(words: list[str], *, complete: bool = True) -> None:
+    """Holds a command to what there is.
+
+    Args:
+        words: as typed.
+        complete: whether nothing may be missing; in running text a command stands for itself.
+
+    Raises:
+        Wrong: there is no such program, command, option or value.
+    """
+    program, *rest = words
+    if program == "python" and rest[:1] == ["-m"] and len(rest) > 1:
+        program, *rest = rest[1:]
+        program = "capsbench" if program == "capsbench.cli" else program
+    if program == "capsbench":
+        parsed(rest, complete=complete)
+    elif program.startswith("benchmarks."):
+        _check_benchmark(program, rest)
+    elif program in _OTHERS:
+        _OTHERS[program](rest)
+    else:
+        raise Wrong(f"'{program}' is no program that the documents may name")
+
+
+def parsed(words: list[str], *, complete: bool = True) -> tuple[list[str], click.Command, click.Context | None]:
+    """The command's path, the command, and its options as the command line understands them.
+
+    Raises:
+        Wrong: it does not understand them.
+    """
+    asked = [word for word in words if word not in ("…", "--help", "-h", "--version")]
+    path: list[str] = []
+    command: click.Command = cli
+    while isinstance(command, click.Group) and asked:
+        name, *asked = asked
+        if name.isupper() and not complete:
+            return path, command, None
+        if name not in command.commands:
+            raise Wrong(f"there is no command 'capsbench {' '.join([*path, name])}'")
+        path.append(name)
+        command = command.commands[name]
+    if isinstance(command, click.Group):
+        if complete and len(path) + len(asked) == len(words):  # it does not ask for help
+            raise Wrong(f"'capsbench {' '.join(words)}' names no command")
+        return path, command, None
+    if complete and len(asked) < len(words) - len(path):
+        return path, command, None  # it asks for help
+    try:
+        return path, command, command.make_context(path[-1], list(asked))
+    except click.MissingParameter as error:
+        if complete:
+            raise Wrong(f"'capsbench {' '.join(words)}': {error.format_message()}") from None
+        return path, command, None
+    except (click.UsageError, CapsbenchError) as error:
+        raise Wrong(f"'capsbench {' '.join(words)}': {error}") from None
+
+
+def options() -> set[str]:
+    """Every option of every command."""
+    return {option for command in _leaves(cli) for param in command.params for option in param.opts} | {"--help", "--version"}
+
+
+def _leaves(command: click.Command) -> Iterator[click.Command]:
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            yield from _leaves(one)
+    else:
+        yield command
+
+
+def _check_benchmark(module: str, words: list[str]) -> None:
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    if not path.exists():
+        raise Wrong(f"there is no module {module}")
+    constants = {node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)}
+    for word in words:
+        if word.startswith("--") and word not in constants:
+            raise Wrong(f"{module} has no option {word}")
+
+
+def _check_pip(words: list[str]) -> None:
+    action, *rest = words
+    if action != "install":
+        raise Wrong(f"'pip {action}' is not what the documents may ask for")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for word in rest:
+        own = re.fullmatch(r"(?:capsbench|\.)\[(.+)\]", word)
+        for extra in own[1].split(",") if own else ():
+            if extra not in extras:
+                raise Wrong(f"pyproject.toml has no extra '{extra}'")
+        if word.startswith("-") and word not in ("-e", "--editable", "--quiet"):
+            raise Wrong(f"'pip install {word}' is not known here")
+
+
+def _check_tox(words: list[str]) -> None:
+    config = ConfigParser()
+    config.read(ROOT / "tox.ini", encoding="utf-8")
+    mine = words[: words.index("--")] if "--" in words else words
+    if mine and (mine[0] != "-e" or len(mine) != 2):
+        raise Wrong(f"'tox {' '.join(mine)}' is not known here")
+    for name in mine[1].split(",") if mine else ():
+        if f"testenv:{name}" not in config:
+            raise Wrong(f"tox.ini has no environment '{name}'")
+
+
+def _check_pre_commit(words: list[str]) -> None:
+    if words != ["install"] or not (ROOT / ".pre-commit-config.yaml").exists():
+        raise Wrong(f"'pre-commit {' '.join(words)}' is not known here")
+
+
+def _check_torchrun(words: list[str]) -> None:
+    from torch.distributed.run import get_args_parser
+
+    if "-m" not in words or words[words.index("-m") + 1 :][:1] != ["capsbench.cli"]:
+        raise Wrong("torchrun runs '-m capsbench.cli'")
+    place = words.index("-m")
+    parser = get_args_parser()
+    parser.allow_abbrev = False
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            parser.parse_args([*words[:place], "script"])
+        except SystemExit:
+            raise Wrong(f"torchrun does not take '{' '.join(words[:place])}'") from None
+    parsed(words[place + 2 :], complete="…" not in words)
+
+
+def _check_pytest(words: list[str]) -> None:
+    if any(word.startswith("-") for word in words):
+        raise Wrong(f"'pytest {' '.join(words)}' is not known here")
+
+
+_OTHERS: dict[str, Callable[[list[str]], None]] = {
+    "pip": _check_pip,
+    "tox": _check_tox,
+    "pre-commit": _check_pre_commit,
+    "torchrun": _check_torchrun,
+    "pytest": _check_pytest,
+}
+
+
+# What stands in running text.
+
+
+def check_inline(text: str) -> None:
+    """Commands and options that are named in running text and tables.
+
+    Raises:
+        Wrong: one of them is not there.
+    """
+    known = options() | OPTIONS_OF_OTHERS
+    programs = ("capsbench ", "tox ", "torchrun ", "pre-commit ", "pip ", "python -m ")
+    for token in inline(text):
+        code = token.content
+        if token.type != "code_inline":
+            continue
+        for one in re.findall(r"\$\((.*?)\)", code) or ([code] if code.startswith(programs) else []):
+            for words in commands(one):
+                check(words, complete=False)
+        if re.match(r"--[a-z]", code):
+            for word in re.findall(r"--[a-z][a-z-]*", code):
+                if word not in known:
+                    raise Wrong(f"no command has the option {word}")
+
+
+def check_links(text: str, folder: Path) -> None:
+    """Links and pictures in the repository.
+
+    Args:
+        text: of a document.
+        folder: where it lies.
+
+    Raises:
+        Wrong: a file, or a heading in it, is not there.
+    """
+    for token in inline(text):
+        target = str(token.attrs.get("href") or token.attrs.get("src") or "")
+        if not target or re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = folder / name
+        if name and not path.exists():
+            raise Wrong(f"there is no {name}")
+        there = path.read_text(encoding="utf-8") if name and anchor else text
+        if anchor and anchor not in headings(there):
+            raise Wrong(f"there is no heading #{anchor} in {name or 'this document'}")
+
+
+def headings(text: str) -> list[str]:
+    """The anchors that a page of GitHub has for its headings."""
+    found, heading = [], False
+    for token in tokens(text):
+        if token.type == "inline" and heading:
+            words = "".join(child.content for child in token.children or ())
+            found.append(re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-"))
+        heading = token.type == "heading_open"
+    return found
+
+
+# Following it.
+
+
+class Reader:
+    """Somebody who does what a document says, in a folder of their own.
+
+    Args:
+        folder: which is filled with what a reader of the repository has.
+        measures: whether the first `run` is measured, and not traced.
+    """
+
+    def __init__(self, folder: Path, *, measures: bool = False) -> None:
+        self.folder = folder
+        self._measures = measures
+        shutil.copytree(ROOT / "reports", folder / "reports")
+        _write_images(folder)
+
+    def follow(self, text: str) -> list[str]:
+        """Does all of it, in order; returns what was run, as it was run.
+
+        Raises:
+            Wrong: something does not work; it says where.
+        """
+        done = []
+        for block in blocks(text):
+            try:
+                done += self._block(block)
+            except Wrong as error:
+                raise Wrong(f"line {block.line}: {error}") from None
+        return done
+
+    def _block(self, block: Block) -> list[str]:
+        if block.language == "python":
+            self._python(block.text)
+            return ["python"]
+        if block.language in ("bash", "console"):
+            return [ran for line in shell_lines(block) for words in commands(line) if (ran := self._command(words))]
+        if block.language == "json":
+            check_json(block.text)
+        elif block.language == "toml":
+            _check_toml(block.text)
+        else:
+            raise Wrong(f"a block of '{block.language}' is nothing that is checked")
+        return []
+
+    def _python(self, source: str) -> None:
+        name = re.match(r"# (\w+\.py)\n", source)
+        if name:
+            (self.folder / name[1]).write_text(source, encoding="utf-8")
+        self._process(_execute, source)
+
+    def _command(self, words: list[str]) -> str:
+        """Checks a command, and runs it as the rules at the top say; what was run, or nothing."""
+        check(words)
+        if words[0] == "pytest":
+            self._process(_pytest, words[1:])
+            return shlex.join(words)
+        if words[0] != "capsbench":
+            return ""  # of NOT_RUN, or `check` would have refused it
+        path, _, context = parsed(words[1:])
+        if context is None:
+            return ""  # help
+        if "dry_run" in context.params:
+            self._process(_call, [*words[1:], *([] if context.params["dry_run"] else ["--dry-run"])])
+        if context.params.get("dry_run") or why_not_run(path, words, context):
+            return ""
+        shorter = shortened(words[1:], traced=path != ["run"] or not self._measures)
+        self._measures &= path != ["run"]
+        self._process(_call, shorter)
+        return shlex.join(["capsbench", *shorter])
+
+    def _process(self, target: Callable[..., None], what: str | list[str]) -> None:
+        """Runs a target in a process that has torch imported already."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        with tempfile.TemporaryDirectory() as scratch:
+            told = Path(scratch) / "told"
+            process = context.Process(target=_in_folder, args=(target, what, self.folder, told))
+            process.start()
+            process.join(SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            if process.exitcode:
+                named = what if isinstance(what, str) else f"'{shlex.join(what)}'"
+                raise Wrong(f"{named} ended with {process.exitcode}:\n{told.read_text(encoding='utf-8', errors='replace')}")
+
+
+def why_not_run(path: list[str], words: list[str], context: click.Context) -> str:
+    """Of `NOT_RUN` what holds for a command of capsbench; empty where it is run."""
+    holding = [name for name in (*words, path[0]) if name in NOT_RUN]
+    if path == ["train"] and context.params["dataset"] != "sample":
+        holding.append("train --dataset")
+    return NOT_RUN[holding[0]] if holding else ""
+
+
+def shortened(words: list[str], *, traced: bool) -> list[str]:
+    """A command of capsbench that does the same in seconds.
+
+    Args:
+        words: after `capsbench`.
+        traced: whether a `run` or `timeline` that names no device is traced for a CPU.
+    """
+    path, command, _ = parsed(words)
+    name = path[0]
+    if name not in SHORTER:
+        return words
+    known = {option: param for param in command.params for option in param.opts}
+    found = list(words)
+    for place, word in enumerate(found[:-1]):
+        param = known.get(word)
+        if param is not None and isinstance(param.type, Names):
+            first = found[place + 1].split(",")[0]
+            found[place + 1] = "mocapsnet" if first == "all" else first
+    replaced = dict(SHORTER[name])
+    if name in ("run", "timeline") and "--device" not in words and traced:
+        replaced["--device"] = "cpu:predicted"
+    if name in ("run", "predict") and "--models" not in words:
+        replaced["--models"] = "mocapsnet"
+    for option, value in replaced.items():
+        if option in found:
+            found[found.index(option) + 1] = value
+        else:
+            found += [option, value]
+    return found
+
+
+def check_json(text: str) -> None:
+    """An example of a file: what looks like a record, a plan or a timeline must be one.
+
+    Raises:
+        Wrong: it is not.
+    """
+    try:
+        data = json.loads(text)
+        kinds = {"cell": Record, "cells": Plan, "phases": Timeline}
+        for key, kind in kinds.items():
+            if key in data:
+                kind.model_validate(data)
+    except ValueError as error:
+        raise Wrong(f"JSON that is none, or not of its schema: {error}") from None
+
+
+def _check_toml(text: str) -> None:
+    from capsbench.workload import ENTRY_POINTS
+
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise Wrong(f"TOML that is none: {error}") from None
+    groups = data.get("project", {}).get("entry-points", {})
+    if list(groups) != [ENTRY_POINTS]:
+        raise Wrong(f"entry points {list(groups)}, and the group is {ENTRY_POINTS}")
+
+
+def _write_images(folder: Path) -> None:
+    """`boot.png` and `bag.png`, from the packaged sample."""
+    from capsbench.data.datasets import load_images
+    from capsbench.data.images import to_picture
+
+    images = load_images("sample").images
+    for name, image in zip(("boot.png", "bag.png"), images, strict=False):
+        to_picture(image / 255).save(folder / name)
+
+
+# In the process.
+
+
+def _in_folder(target: Callable[..., None], what: str | list[str], folder: Path, told: Path) -> None:
+    """Gives the process a folder, and files instead of a terminal."""
+    os.chdir(folder)
+    # Sweeps of other programs on this machine hold no device from this one.
+    os.environ |= {"TMPDIR": str(told.parent), "COLUMNS": "80"}
+    tempfile.tempdir = None
+    file = os.open(told, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    try:
+        target(what)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _execute(source: str) -> None:
+    sys.path.insert(0, "")
+    exec(compile(source, "example", "exec"), {"__name__": "example"})
+
+
+def _pytest(words: list[str]) -> None:
+    import pytest
+
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "capsbench.pytest_plugin", *words]))
+
+
+def _call(words: list[str]) -> None:
+    from capsbench.cli import main
+
+    sys.argv = ["capsbench", *words]
+    main()

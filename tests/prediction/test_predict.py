@@ -1,0 +1,349 @@
+"""Predictions: figures of a traced step on a device that is not here, its floating-point operations, and what fits."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from capsbench.devices import GPUS, gpu_of
+from capsbench.errors import ConfigurationError
+from capsbench.models.front import CHUNKS
+from capsbench.prediction import fit, predict
+from capsbench.prediction.fit import CHECKED, DEEPEST, DEEPEST_TRACED, largest_fit
+from capsbench.prediction.predict import predict_cell
+from capsbench.records import Cell, Configuration, Record
+from capsbench.routing import compiled, route, route_and_vjp
+from capsbench.tracing.flops import votes_flops
+from capsbench.tracing.follow import Follow
+from capsbench.tracing.step_trace import trace_step
+from helpers.made import MIB, make_configuration
+
+SMALL = ("--depth", "1", "--batch-size", "2", "--capsules", "4")
+OWN_SMALL = ("--depth", "1,2", "--batch-size", "4")
+EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes")
+
+MLP = """
+from torch import nn
+
+
+def make(in_shape, num_classes, blocks):
+    layers = [layer for _ in range(blocks) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 64), *layers, nn.Linear(64, num_classes))
+"""
+
+
+def predicted(model: str = "rescapsnet", blocks: int = 1, **fields: Any) -> Configuration:
+    """A small network for a GPU."""
+    usual = {"device": "cuda:predicted", "gpu": "h100", "threads": None, "batch_size": 2, "capsules": 4, "kernel": "triton"}
+    return make_configuration(model, blocks, **(usual | fields))
+
+
+def record_of(**fields: Any) -> Record:
+    """The record of a small network."""
+    return predict_cell(Cell(configuration=predicted(**fields)))
+
+
+# Figures
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> Record:
+    return record_of()
+
+
+def test_the_figures_of_a_prediction_fit_together(on_gpu):
+    memory = on_gpu.memory
+    assert (on_gpu.status, on_gpu.kind, memory.probe) == ("ok", "predicted", "trace")
+    assert memory.peak_allocated_bytes == max(memory.peak_forward_bytes, memory.peak_backward_bytes, memory.peak_allocated_bytes)
+    assert memory.peak_allocated_bytes % 512 == 0
+    assert memory.peak_reserved_bytes >= memory.peak_allocated_bytes
+    assert memory.peak_reserved_bytes % (2 * MIB) == 0
+    assert memory.process_bytes == memory.peak_reserved_bytes + memory.context_bytes
+    assert memory.at_peak.total() == memory.peak_allocated_bytes
+    assert memory.gradient_bytes == on_gpu.memory.state_bytes
+    assert sum(on_gpu.step.retained_by_module.values()) == memory.retained_bytes
+
+
+def test_every_figure_says_how_sure_it_is(on_gpu):
+    memory = on_gpu.memory
+    said = {name for name, value in memory.model_dump().items() if value is not None} - {"probe", "certainty", "scratch"}
+    assert set(memory.certainty) == said
+    assert {memory.certainty[name] for name in EXACT} == {"exact"}
+    assert memory.certainty["peak_reserved_bytes"] == "modelled"
+    assert memory.certainty["context_bytes"] == memory.certainty["process_bytes"] == "guessed"
+
+
+def test_a_cpu_has_no_reserved_memory_and_no_context():
+    record = predict_cell(Cell(configuration=make_configuration(capsules=4, batch_size=2, device="cpu:predicted")))
+    memory = record.memory
+    assert memory.peak_reserved_bytes is memory.context_bytes is memory.process_bytes is None
+    assert not {"peak_reserved_bytes", "context_bytes", "process_bytes"} & set(memory.certainty)
+
+
+def test_the_library_of_matrix_products_takes_its_workspace_once():
+    free, taking = (trace_step(predicted(), workspace_bytes=nbytes) for nbytes in (0, 7 * MIB))
+    peaks = [max(phase.peak for phase in step.trace.phases().values()) for step in (free, taking)]
+    assert peaks[1] - peaks[0] == 7 * MIB
+    assert free.retained_bytes == taking.retained_bytes
+
+
+def test_offload_keeps_less_on_a_gpu_than_stored():
+    stored, offloaded = (record_of(memory=memory, blocks=3).memory for memory in ("stored", "offload"))
+    assert offloaded.retained_bytes < stored.retained_bytes
+
+
+def test_a_prediction_needs_the_name_of_a_gpu():
+    record = record_of(gpu=None)
+    assert record.status == "error"
+    assert "--gpu" in record.message
+
+
+def test_a_device_that_is_too_small_is_out_of_memory():
+    context = gpu_of("h100").context_bytes
+    record = record_of(capacity=context + 40 * MIB)
+    assert (record.status, record.memory) == ("oom", None)
+    assert record.message
+    assert record.step is not None
+    enough = record_of().memory.process_bytes
+    assert record_of(capacity=enough).status == "ok"
+    assert record_of(capacity=enough // 2).status == "oom"
+
+
+def test_a_cpu_is_full_beyond_its_peak():
+    def on_cpu(capacity: int | None) -> Record:
+        return predict_cell(
+            Cell(configuration=make_configuration(capsules=4, batch_size=2, device="cpu:predicted", capacity=capacity))
+        )
+
+    peak = on_cpu(None).memory.peak_allocated_bytes
+    assert on_cpu(peak).status == "ok"
+    assert on_cpu(peak - 1).status == "oom"
+    assert str(peak) in on_cpu(peak - 1).message
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_every_gpu_is_found_by_its_name(name):
+    assert gpu_of(name.upper()).memory_bytes > 8 * 2**30
+
+
+def test_an_unknown_gpu():
+    with pytest.raises(ConfigurationError, match="'h900'") as raised:
+        gpu_of("h900")
+    assert "h100" in raised.value.hint
+
+
+# Floating-point operations
+
+BATCH, INPUTS, OUTPUTS, IN_DIM, DIM = 3, 5, 4, 2, 6
+NEEDED = {"sda": ("bias",), "em": ("bias", "beta_u", "beta_a")}
+
+
+def routing_flops(kernel: str, routing: str, kind: str) -> tuple[int, int]:
+    """Of forward alone, and of forward and backward."""
+    with Follow(kind, inside=False) as follow:
+        options = {"requires_grad": True, "device": follow.device}
+        inputs, weight = torch.empty(BATCH, INPUTS, IN_DIM, **options), torch.empty(INPUTS, IN_DIM, OUTPUTS, DIM, **options)
+        shapes = {"bias": (OUTPUTS, DIM), "beta_u": (OUTPUTS,), "beta_a": (OUTPUTS,)}
+        more = {name: torch.empty(shapes[name], **options) for name in NEEDED.get(routing, ())}
+        out = route(inputs, weight, **more, algorithm=routing, kernel=kernel)
+        forward = follow.flops
+        out.sum().backward()
+        return forward, follow.flops
+
+
+VOTES = 2 * BATCH * INPUTS * IN_DIM * OUTPUTS * DIM
+
+
+def test_one_evaluation_of_votes():
+    assert votes_flops((BATCH, INPUTS, IN_DIM), (INPUTS, IN_DIM, OUTPUTS, DIM)) == VOTES
+
+
+@pytest.mark.parametrize("routing", ["rba", "sda"])
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("triton", "cuda"),
+        pytest.param("compiled", "cpu", marks=pytest.mark.skipif(not compiled.available(), reason="no compiler")),
+    ],
+)
+def test_opaque_kernels_count_each_evaluation_of_votes(kernel, kind, routing):
+    """Three rounds of `rba`; `sda` measures distances in a pass of its own between two. Then votes and two gradients."""
+    forward = {"rba": 3, "sda": 5}[routing]
+    assert routing_flops(kernel, routing, kind) == (forward * VOTES, (forward + 3) * VOTES)
+
+
+@pytest.mark.skipif(not compiled.available(), reason="no compiler")
+@pytest.mark.parametrize(("routing", "evaluations"), [("rba", 2 + 3), ("sda", 4 + 4)])
+def test_a_value_with_its_gradients_counts_each_evaluation_of_votes(routing, evaluations):
+    """Two rounds of `rba` (`sda`: and their distances); then votes and two gradients, for which `sda` needs the votes again."""
+    with Follow("cpu", inside=False) as follow:
+        inputs, weight = torch.empty(BATCH, INPUTS, IN_DIM), torch.empty(INPUTS, IN_DIM, OUTPUTS, DIM)
+        route_and_vjp(inputs, weight, torch.empty(BATCH, OUTPUTS, DIM), algorithm=routing, kernel="compiled")
+    assert follow.flops == evaluations * VOTES
+
+
+def test_the_reference_evaluates_votes_once():
+    """Sums and agreements are products of matrices to torch's counter: 3 and 2 of 1/K of the votes, and 1 in backward."""
+    one_sum = VOTES // IN_DIM
+    forward = VOTES + 5 * one_sum
+    assert routing_flops("reference", "rba", "cpu") == (forward, forward + 2 * VOTES + one_sum)
+
+
+def test_a_plain_step_counts_what_torchs_own_counter_does():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
+    step = trace_step(make_configuration("own:make", 1), build=lambda: net)
+    with FlopCounterMode(display=False) as counter:
+        real = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
+        real(torch.rand(4, 1, 28, 28)).sum().backward()
+    assert step.flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_chunked_front_evaluates_its_first_convolution_again(inside):
+    batch = CHUNKS["cpu"] + 2
+    plain, chunked = (
+        trace_step(make_configuration(capsules=4, front=front, batch_size=batch), inside=inside).flops
+        for front in ("plain", "chunked")
+    )
+    assert chunked - plain == 2 * batch * 256 * 20 * 20 * 9 * 9
+
+
+# What fits
+
+
+def pretend_device(
+    monkeypatch: pytest.MonkeyPatch,
+    taken: Callable[[int], int],
+    room: int | None,
+    forward: Callable[[int], int] | None = None,
+    name: str = "blocks",
+) -> list[int]:
+    """A device on which a step takes what a function says, and in forward what another one does; returns what was asked of it."""
+    asked: list[int] = []
+
+    def answer(configuration: Configuration, _: object) -> SimpleNamespace:
+        value = getattr(configuration, name)
+        asked.append(value)
+        nbytes = taken(value)
+        fits = room is None or nbytes <= room
+        phase = (forward or taken)(value)
+        memory = SimpleNamespace(
+            peak_allocated_bytes=nbytes, process_bytes=None, peak_forward_bytes=phase, peak_backward_bytes=nbytes
+        )
+        return SimpleNamespace(memory=memory, fits=fits, reason="" if fits else "it is full", room_bytes=room)
+
+    monkeypatch.setattr(fit, "trace_for", lambda _: None)
+    monkeypatch.setattr(fit, "predict_memory", answer)
+    return asked
+
+
+@pytest.mark.parametrize("room", [*range(100, 400, 37), 99, 0, 1_000])
+def test_the_deepest_that_is_traced_fits_and_the_next_does_not(room, monkeypatch):
+    pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks + blocks**2, room)
+    found = largest_fit(make_configuration(), "depth")
+    expected = max((blocks for blocks in range(CHECKED[-1]) if 90 + 10 * blocks + blocks**2 <= room), default=0)
+    assert found.value == expected
+    assert found.bounded
+    assert found.traced
+    assert "it is full" in found.reason
+
+
+@pytest.mark.parametrize("room", [1_000, 1_009, 1_010, 123_456])
+def test_depth_beyond_what_is_checked_is_extrapolated_and_looked_at_where_it_can_be(room, monkeypatch):
+    asked = pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks, room)
+    found = largest_fit(make_configuration(), "depth")
+    deepest = (room - 90) // 10
+    assert (found.value, found.bounded, found.traced) == (deepest, True, deepest < 256)
+    assert found.memory_bytes == 90 + 10 * found.value
+    # One more was found not to fit; what is extrapolated was not looked at.
+    assert max(asked) == (deepest + 1 if found.traced else found.looked_at)
+    assert found.looked_at <= DEEPEST_TRACED
+    assert "10 bytes" in found.reason
+
+
+def test_what_was_extrapolated_and_does_not_fit_is_not_said_to(monkeypatch):
+    """The allocator wastes more than it was seen to."""
+    pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks + 300 * (blocks > 64), 1_000)
+    found = largest_fit(make_configuration(), "depth")
+    assert 90 + 10 * found.value + 300 * (found.value > 64) <= 1_000
+
+
+def test_a_phase_that_is_not_yet_the_highest_bounds_the_depth(monkeypatch):
+    """The peak lies in backward at first, and grows slowly; that of forward grows faster, and is the higher one in the end."""
+    forward, backward = lambda blocks: 100 + 40 * blocks, lambda blocks: 2_000 + 10 * blocks
+    pretend_device(monkeypatch, lambda blocks: max(forward(blocks), backward(blocks)), 100_000, forward)
+    found = largest_fit(make_configuration(), "depth")
+    assert (found.value, found.traced, found.memory_bytes) == (2_497, False, forward(2_497))
+    assert "40 bytes" in found.reason
+    pretend_device(monkeypatch, lambda blocks: max(forward(blocks), backward(blocks)), 4_000, forward)
+    found = largest_fit(make_configuration(), "depth")
+    assert (found.value, found.traced, found.memory_bytes) == (97, True, forward(97))
+    # Far below the room all the time.
+    pretend_device(monkeypatch, lambda blocks: 8_000 + 10 * blocks, 10_000, forward)
+    found = largest_fit(make_configuration(), "depth")
+    assert (found.value, found.traced, found.memory_bytes) == (200, True, 10_000)
+
+
+def test_depth_that_costs_nothing_ends_at_the_limit(monkeypatch):
+    pretend_device(monkeypatch, lambda _: 90, 1_000)
+    found = largest_fit(make_configuration(), "depth")
+    assert (found.value, found.bounded) == (DEEPEST, False)
+
+
+def test_depth_that_costs_more_and_more_is_traced_and_not_extrapolated(monkeypatch):
+    pretend_device(monkeypatch, lambda blocks: blocks**2, 10**9)
+    found = largest_fit(make_configuration(), "depth")
+    assert (found.value, found.bounded, found.traced) == (DEEPEST_TRACED, False, True)
+    assert "each block adds more than the one before" in found.reason
+
+
+BATCHES = {
+    "line": lambda size: 1_000 + 70 * size,
+    "steps": lambda size: 1_000 + 7_000 * (size // 100 + 1),
+    "chunks": lambda size: 1_000 + 70 * min(size, 64) + 20 * size,
+    "square": lambda size: size**2,
+}
+
+
+@pytest.mark.parametrize("room", [1_100, 9_000, 100_000, 2_500_000])
+@pytest.mark.parametrize("kind", BATCHES)
+def test_the_largest_batch(kind, room, monkeypatch):
+    """Exact up to a hundred images, within 1 % beyond; and never one that does not fit."""
+    taken = BATCHES[kind]
+    asked = pretend_device(monkeypatch, taken, room, name="batch_size")
+    found = largest_fit(make_configuration(dataset="mnist"), "batch")
+    fitting = [size for size in range(1, 60_001) if taken(size) <= room]
+    best = fitting[-1] if fitting else 0
+    assert found.value <= best
+    assert best - found.value <= (found.value // 100 if found.value >= 100 else 0)
+    assert found.memory_bytes == (taken(found.value) if found.value else None)
+    assert len(set(asked)) < 40
+    assert len(asked) == len(set(asked))
+
+
+def test_more_memory_never_fits_less(monkeypatch):
+    found = []
+    for room in range(1_000, 60_000, 3_100):
+        pretend_device(monkeypatch, BATCHES["line"], room, name="batch_size")
+        found.append(largest_fit(make_configuration(dataset="mnist"), "batch").value)
+    assert found == sorted(found)
+
+
+def test_a_batch_ends_with_the_training_set(monkeypatch):
+    pretend_device(monkeypatch, lambda _: 1, None, name="batch_size")
+    found = largest_fit(make_configuration(dataset="mnist"), "batch")
+    assert (found.value, found.bounded) == (60_000, False)
+    assert "60,000" in found.reason
+
+
+def test_a_batch_in_earnest():
+    configuration = predicted(capacity=gpu_of("h100").context_bytes + 200 * MIB, front="chunked")
+    found = largest_fit(configuration, "batch")
+    assert found.bounded
+    for size, fits in ((found.value, True), (found.value + max(1, found.value // 100), False)):
+        changed = configuration.model_copy(update={"batch_size": size})
+        assert predict.predict_memory(changed, predict.trace_for(changed)).fits == fits
