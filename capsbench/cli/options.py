@@ -204,7 +204,7 @@ def _type_of(name: str, *, single: bool) -> Any:
         return Parsed("size", parse_bytes)
     if kind is int:
         return whole(option.flag, option.least or 0)
-    return number(option.flag, "a number", lambda _: True) if kind is float else str
+    return kind
 
 
 def cell_options(*names: str, single: bool = False) -> Callable[[Any], Any]:
@@ -290,7 +290,7 @@ def refuse_for_own(models: Sequence[str]) -> None:
         ConfigurationError: one was typed.
     """
     own = next((model for model in models if model not in ("all", *MODELS)), None)
-    typed = next((name for name in NETWORK_OPTIONS if was_typed(name)), None)
+    typed = next((name for name in NETWORK_OPTIONS if was_typed(name)), None) if own else None
     if own is not None and typed is not None:
         from capsbench.sweep.plan import no_effect
 

@@ -332,7 +332,7 @@ def test_devices(monkeypatch, name, count, expected):
         return
     with pytest.raises(ConfigurationError) as raised:
         resolve_device(name)
-    assert "--device" in raised.value.what
+    assert "`device`" in raised.value.what
     assert name in raised.value.what
     assert "cpu" in raised.value.hint
 
@@ -356,14 +356,14 @@ def test_resume_finds_the_newest_report_with_these_cells(tmp_path, monkeypatch):
     # `narrow` is newer, but does not have all cells; `other` has other ones.
     assert choose_folder(plan_of(1, 2), None, resume=True, now=NOW) == Path("reports/old")
     assert choose_folder(plan_of(1), None, resume=True, now=NOW) == Path("reports/narrow")
-    with pytest.raises(ConfigurationError, match=r"--resume.*\n.*--out"):
+    with pytest.raises(ConfigurationError, match=r"`resume`.*\n.*`out`"):
         choose_folder(plan_of(1, 2, 3), None, resume=True, now=NOW)
 
 
 def test_a_report_is_not_begun_twice(tmp_path):
     store = Store(tmp_path)
     begin(store, plan_of(1), resume=False)
-    with pytest.raises(ConfigurationError, match=r"already holds a report\nadd --resume"):
+    with pytest.raises(ConfigurationError, match=r"already holds a report\nadd `resume`"):
         begin(store, plan_of(1), resume=False)
     assert store.read_plan() == plan_of(1)
 
