@@ -1,4 +1,4 @@
-"""What the Triton kernels take of a GPU, found by compiling them ahead of time, without one.
+"""Resources of a GPU that the Triton kernels take, found by compiling them ahead of time, without a GPU.
 
     python -m benchmarks.compile_kernels            prints the table
     python -m benchmarks.compile_kernels --write    keeps it as benchmarks/triton.md
@@ -30,7 +30,7 @@ ARCHITECTURES = (80, 90)
 
 
 class Size(NamedTuple):
-    """What a kernel is compiled for."""
+    """Target for which a kernel is compiled."""
 
     in_dim: int
     outputs: int
@@ -44,7 +44,7 @@ _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*f
 
 
 class Launch(NamedTuple):
-    """One start of a kernel."""
+    """One launch of a kernel."""
 
     kernel: str
     plan: LaunchPlan
@@ -59,7 +59,7 @@ class Launch(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What a thread, or for `shared` a block of threads, takes."""
+    """Resources of a thread, or for `shared` of a block of threads."""
 
     registers: int
     spills: int
@@ -69,7 +69,7 @@ class Figures(NamedTuple):
 
 
 def launches(size: Size, dtype: torch.dtype = torch.float32) -> list[Launch]:
-    """Every kernel as it is launched for a layer of this size, the first of a network for 28×28 pixels at batch 128."""
+    """All kernels as they are launched for a layer of this size, the first of a network for 28×28 pixels at batch 128."""
     batch, count, precise = 128, 1152, torch.promote_types(dtype, torch.float32)
     inputs, weight = torch.empty(batch, count, size.in_dim, dtype=dtype), torch.empty(count, *size, dtype=dtype)
     outputs, of_output = (torch.empty(batch, *shape, dtype=precise) for shape in (size[1:], size[1:2]))
@@ -88,14 +88,14 @@ def launches(size: Size, dtype: torch.dtype = torch.float32) -> list[Launch]:
 
 
 def compile_for(launch: Launch, architecture: int) -> Figures:
-    """Compiles as Triton would at the first call on such a device, and reads what ptxas says."""
+    """Compile as Triton would at the first call on such a device, and read the report of ptxas."""
     function = getattr(kernels, launch.kernel)
     signature, constants, aligned = {}, dict(launch.plan.sizes), {}
     for index, name in enumerate(function.arg_names):
         tensor = launch.tensors[index] if index < len(launch.tensors) else None
         if tensor is not None:
             signature[name] = _POINTERS[tensor.dtype]
-            # PyTorch's allocators align to more; without saying so one compiles another kernel.
+            # PyTorch's allocators align to more; without this hint another kernel is compiled.
             aligned[(index,)] = [["tt.divisibility", 16]]
         elif name in ("batch", "count", "span"):
             signature[name] = "i32"
@@ -105,7 +105,7 @@ def compile_for(launch: Launch, architecture: int) -> Figures:
     source = ASTSource(function, signature, constants, aligned)
     with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), redirect_stdout(io.StringIO()) as log:
         triton.knobs.nvidia.dump_ptxas_log = True
-        # A kernel found in the cache comes without ptxas' words.
+        # A kernel found in the cache comes without the report of ptxas.
         triton.knobs.compilation.always_compile = True
         compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.plan.options)
     return Figures(_number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log), compiled.metadata.shared)
@@ -126,7 +126,7 @@ def row(size: Size, launch: Launch) -> str:
 
 
 def heading() -> Iterator[str]:
-    """Everything above the rows; its first line says what compiled them."""
+    """Everything above the rows; the first line names the compiler."""
     yield f"Compiled by Triton {triton.__version__} with `python -m benchmarks.compile_kernels --write`."
     yield ""
     yield "Registers per thread; spills: bytes per thread that did not fit into them; shared: bytes per block of threads."

@@ -39,7 +39,7 @@ COMMAND = "python -m benchmarks.fashion_mnist"
 REPORT = Path(__file__).parent.parent / "reports" / "fashion-mnist"
 BLOCKS = 2
 WINDOW = 25
-"""Steps that a point of the curves is the mean of."""
+"""Number of steps of which a point of the curves is the mean."""
 
 
 class Stage(NamedTuple):
@@ -50,7 +50,7 @@ class Stage(NamedTuple):
     epochs: int
 
     def network(self) -> str:
-        """A name for what goes on from stage to stage."""
+        """A name for the run that continues from stage to stage."""
         return f"{self.model}-seed{self.seed}"
 
 
@@ -62,7 +62,7 @@ STAGES = [
 
 
 class _Told:
-    """Prints how far a stage is."""
+    """Print the progress of a stage."""
 
     def stepped(self, figures: TrainingStep) -> None:
         if figures.step % 50 == 0:
@@ -78,24 +78,24 @@ class _Told:
 
 
 def settings_of(stage: Stage, threads: int) -> TrainingSettings:
-    """The paper's, on this CPU."""
+    """Settings of the paper, on this CPU."""
     sweep = Sweep((stage.model,), (BLOCKS,), "cpu", dataset=("fashion-mnist",), batch_size=128, threads=threads)
     (cell,) = expand(sweep)
     return TrainingSettings(network=cell.configuration, epochs=stage.epochs, seed=stage.seed, validation=0)
 
 
 def result_file(stage: Stage) -> Path:
-    """Where the report keeps what a stage came to."""
+    """Path in the report of the result of a stage."""
     return REPORT / f"{stage.network()}-epochs{stage.epochs}.json"
 
 
 def steps_file(stage: Stage) -> Path:
-    """Where the report keeps the loss and accuracy of each step."""
+    """Path in the report of the loss and accuracy of each step."""
     return REPORT / f"{stage.network()}-steps.csv"
 
 
 def run_stage(stage: Stage, runs: Path, data_directory: Path | None, threads: int) -> Result:
-    """Trains what is left of a stage, and keeps its result in the report at once."""
+    """Train the rest of a stage, and keep its result in the report at once."""
     asked = settings_of(stage, threads)
     known = read_results().get(stage)
     if known is not None and differences(asked, known.settings).keys() <= MAY_DIFFER:
@@ -106,14 +106,14 @@ def run_stage(stage: Stage, runs: Path, data_directory: Path | None, threads: in
     REPORT.mkdir(parents=True, exist_ok=True)
     steps = [line for line in read_metrics(folder) if line["kind"] == "step"]
     columns = ["epoch", "step", "images", "loss", "accuracy", "gradient_norm", "learning_rate"]
-    # The result last and whole: another process may read it, and with it the stage is done.
+    # The result is written last and whole: another process may read it, and it marks the stage as done.
     write_whole(steps_file(stage), pd.DataFrame(steps)[columns].to_csv(index=False, float_format="%.6g"))
     write_whole(result_file(stage), result.model_dump_json(indent=1) + "\n")
     return result
 
 
 def read_results() -> dict[Stage, Result]:
-    """What the report holds so far."""
+    """The results that the report holds so far."""
     found = {stage: result_file(stage) for stage in STAGES}
     return {stage: Result.model_validate_json(path.read_bytes()) for stage, path in found.items() if path.exists()}
 
@@ -139,7 +139,7 @@ def table_of(results: dict[Stage, Result]) -> str:
 
 
 def differences_of(results: dict[Stage, Result]) -> str:
-    """How far the networks are apart on the same seeds."""
+    """The differences of the networks on the same seeds."""
     pairs = [
         100 * (results[Stage("mocapsnet", seed, 1)].test_accuracy - results[Stage("rescapsnet", seed, 1)].test_accuracy)
         for seed in range(3)
@@ -186,7 +186,7 @@ def figure_of(results: dict[Stage, Result]) -> Figure:
 
 
 def begun_anew_of(results: dict[Stage, Result]) -> str:
-    """Of a network whose stages did not go on from each other but began anew, on another processor: how far they agree."""
+    """The agreement of a network whose stages each began anew, on another processor, instead of continuing each other."""
     found = []
     for later, result in results.items():
         shorter = [stage for stage in results if stage.network() == later.network() and stage.epochs < later.epochs]
@@ -205,7 +205,7 @@ def begun_anew_of(results: dict[Stage, Result]) -> str:
 
 
 def write(results: dict[Stage, Result]) -> Sequence[Path]:
-    """Draws the report anew from the results that it holds."""
+    """Draw the report anew from its results."""
     first = next(iter(results.values()))
     cpus = dict.fromkeys(result.environment["cpu"]["model"] for result in results.values())
     text = f"""# Fashion-MNIST, trained in full on a CPU

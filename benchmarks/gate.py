@@ -1,4 +1,4 @@
-"""How often the gate cries wolf, and whether it sees a wolf: real runs of the command line, held against the first of them.
+"""False alarms and missed regressions of the gate: real runs of the command line, compared with the first of them.
 
     python -m benchmarks.gate [--unchanged 10] [--slower 2] [--fatter 1] [--out FOLDER]
 

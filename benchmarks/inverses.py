@@ -1,4 +1,4 @@
-"""The inverses of a reversible stack beside each other: bound of the drift, error of the gradients, and what they keep.
+"""The inverses of a reversible stack beside each other: bound of the drift, error of the gradients, and retained bits.
 
     python -m benchmarks.inverses [--write] [--std 0.1]
 
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 
     gradients: list[Tensor]
     bits: float
-    """Kept per element."""
+    """Bits that are kept per element."""
     warned: bool
 
 
@@ -73,14 +73,14 @@ def train_step(depth: int, gamma: float, std: float, way: str, dtype: torch.dtyp
 
 
 def error(actual: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest relative error of a gradient; infinite where one is not finite."""
+    """The largest relative error of a gradient; infinite if one is not finite."""
     pairs = zip(actual, expected, strict=True)
     found = max(((mine - theirs).abs().max() / theirs.abs().max()).nan_to_num(math.inf).item() for mine, theirs in pairs)
     return found if found < 1e30 else math.inf
 
 
 def bound(way: str, depth: int, gamma: float) -> str:
-    """What the drift cannot pass where functions are as assumed."""
+    """Bound of the drift if the functions are as assumed."""
     if way in ("stored", "exact"):
         return "0"
     length = segment_length(gamma) or depth
@@ -107,7 +107,7 @@ def rows(std: float) -> Iterator[str]:
 
 
 def head(std: float) -> str:
-    """What the table says."""
+    """The text of the table's page."""
     return f"""# Inverses of a reversible stack
 
 Made by `python -m benchmarks.inverses --write --std {std:g}`; its first lines say what is measured. Capsule layers of

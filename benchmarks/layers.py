@@ -1,4 +1,4 @@
-"""Single layers at the sizes of the paper's network, batch 128: what both kernels' benchmarks measure."""
+"""Single layers at the sizes of the paper's network, batch 128, for the benchmarks of both kernels."""
 
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ LAYERS = {
 
 
 class Given(NamedTuple):
-    """What a step takes."""
+    """Cost of a step."""
 
     inputs: Tensor
     weight: Tensor
@@ -57,7 +57,7 @@ def step(inputs: Tensor, weight: Tensor, extras: dict[str, Tensor], grad: Tensor
 
 
 def peak_bytes(layer: Layer, kernel: str, routing: str = "rba") -> int:
-    """The highest point of a step above what it starts from: inputs, weight and other parameters."""
+    """The highest point of a step above its start, which has inputs, weight and other parameters."""
     with probe_for(DEVICE) as probe:
         made = make_step(layer, routing)
         step(*made, routing, kernel)

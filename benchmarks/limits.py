@@ -1,4 +1,4 @@
-"""What the operators reach, beside the published memory pattern: the table of the README's section on performance.
+"""Performance of the operators beside the published memory pattern: the table of the README's section on performance.
 
     python -m benchmarks.limits [--only layers,step,blocks,depth,wide] [--write]
 
@@ -150,7 +150,7 @@ def whole_step() -> Iterator[Row]:
 
 
 def blocks() -> Iterator[Row]:
-    """What a block costs: time of MoCapsNet over ResCapsNet, and retained bytes."""
+    """The cost of a block: time of MoCapsNet over ResCapsNet, and retained bytes."""
     ways = {
         "stored": {"model": "rescapsnet", "memory": "stored"},
         "reversible": {"model": "mocapsnet", "memory": "reversible", "inverse": "float"},
@@ -194,7 +194,7 @@ def depth() -> Iterator[Row]:
 
 
 def _reconstructed() -> str:
-    """Whether the x that the first function is given in backward has the bits that it had in forward."""
+    """Return whether the first function's x in backward has the bits that it had in forward."""
     seen: list[Tensor] = []
 
     class Remembers(nn.Module):
@@ -216,9 +216,9 @@ def wide() -> Iterator[Row]:
 
     more, expected = broad.peak_allocated_bytes - narrow.peak_allocated_bytes, state(broad) - state(narrow)
     yield Row(
-        "64 instead of 32 capsules, ResCapsNet: peak of a step",
-        "+ 85 % (paper, CIFAR-10: 14.6 GB, not 7.9)",
-        f"+ {more / MIB:.1f} MiB, of which weights, gradients and Adam {expected / MIB:.1f}",
+        "64 capsules, not 32, ResCapsNet: peak",
+        "+ 85 % (paper: 14.6 GB, not 7.9)",
+        f"+ {more / MIB:.1f} MiB; weights, gradients and Adam {expected / MIB:.1f}",
         "only what these add",
     )
 

@@ -1,4 +1,4 @@
-"""What real data costs a training step: `python -m benchmarks.training [--model mocapsnet --depth 2 --batch-size 128]`.
+"""The cost of real data in a training step: `python -m benchmarks.training [--model mocapsnet --depth 2 --batch-size 128]`.
 
 Three loops in one process, a step of each in turn, so that whatever the machine does meanwhile befalls all alike:
 
@@ -34,7 +34,7 @@ WARMUP = 2
 
 
 def main() -> int:
-    """Measures, prints both ratios, and says whether they hold."""
+    """Measure, print both ratios, and report whether they hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mocapsnet")
     parser.add_argument("--depth", type=int, default=1)
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def measure(configuration: Configuration, steps: int) -> tuple[list[float], list[float]]:
-    """Of each step: its time over that of the benchmark's step beside it, and the part of it spent on the batch."""
+    """Ratios for each step: its time to that of the benchmark's step beside it, and the share of it spent on the batch."""
     workload = Workload(configuration)
     settings = TrainingSettings(network=configuration)
     processes = Processes(workload.device)
@@ -79,14 +79,14 @@ def measure(configuration: Configuration, steps: int) -> tuple[list[float], list
 
 
 def endless(feed: Feed) -> Iterator[Batch]:
-    """Whole batches, epoch after epoch: the benchmark's are whole too."""
+    """Whole batches, epoch after epoch, as the benchmark's are whole too."""
     generator = torch.Generator().manual_seed(0)
     while True:
         yield from (batch for batch in feed.training(generator) if len(batch.labels) == feed.batch_size)
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done all that it was given."""
+    """Seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

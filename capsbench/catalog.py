@@ -1,4 +1,4 @@
-"""The data sets that capsbench knows: their shapes and sizes. Cheap to import; `datasets` reads them."""
+"""The data sets of capsbench: their shapes and sizes. The module is cheap to import; `data.datasets` reads the images."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from capsbench.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What a model and a figure need to know of a data set."""
+    """Facts about a data set that a model and a figure need."""
 
     name: str
-    """As the command line spells it."""
+    """Name on the command line."""
     title: str
-    """As figures spell it."""
+    """Name in figures."""
     shape: tuple[int, int, int]
     """Channels, height, width."""
     classes: int
@@ -39,7 +39,7 @@ def spec_of(name: str) -> DatasetSpec:
     """The data set of this name.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no such data set.
     """
     if name not in SPECS:
         raise ConfigurationError(f"dataset '{name}' is not known", f"choose one of {', '.join(SPECS)}")

@@ -1,4 +1,4 @@
-"""What a prediction must know of a GPU: its memory, and what CUDA and its libraries take of it."""
+"""Facts about a GPU that a prediction needs: its memory, and the memory that CUDA and its libraries take."""
 
 from dataclasses import dataclass
 
@@ -12,20 +12,20 @@ class Gpu:
     """A model of GPU."""
 
     name: str
-    """As the command line spells it."""
+    """Name on the command line."""
     memory_bytes: int
-    """What the driver says of its size."""
+    """Size of its memory as the driver reports it."""
     capability: tuple[int, int]
     """Compute capability."""
 
     @property
     def workspace_bytes(self) -> int:
-        """What cuBLAS takes through PyTorch's allocator for one handle and stream, at its first product."""
+        """Bytes that cuBLAS takes through PyTorch's allocator for one handle and stream, at its first product."""
         return 33_554_432 if self.capability >= (9, 0) else 8_519_680
 
     @property
     def context_bytes(self) -> int:
-        """What the driver's context and loaded kernels take beside the allocator: a guess, it depends on driver and libraries."""
+        """Bytes of the driver's context and loaded kernels beside the allocator, guessed because they depend on the driver."""
         return 512 * MIB if self.capability >= (8, 0) else 384 * MIB
 
 
@@ -47,7 +47,7 @@ GPUS: dict[str, Gpu] = {
         Gpu("b200", 183_359 * MIB, (10, 0)),
     )
 }
-"""By name; the sizes are those that nvidia-smi prints."""
+"""Known GPUs by name, with the sizes that nvidia-smi prints."""
 
 DEFAULT_GPU = "h100"
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Files that are whole or absent, even if writing them is interrupted."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write beside `path`; it takes the place of `path` once all of it is on the disk.
+    """Open a file beside `path`, which replaces `path` once all of it is on the disk.
 
-    A reader sees the old file or the new one, never half of one, and the old one stays where anything fails.
+    A reader sees the old file or the new one, never half of one, and the old one stays if anything fails.
 
     Raises:
         OSError: it cannot be written.
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a new name in a folder survive a loss of power."""
+    """Make a new name in a folder survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,6 +49,6 @@ def write_csv(table: "pd.DataFrame", path: Path) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    # pandas has a meaning of `~` of its own, and the name of a folder need not be text.
+    # pandas expands `~` in its own way, and the name of a folder need not be text.
     path.write_text(table.to_csv(index=False), encoding="utf-8", errors="surrogateescape")
     return path

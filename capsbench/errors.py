@@ -1,6 +1,6 @@
 """The errors that a user sees.
 
-Each one says in its first line what was wrong and with which value, and in its second what would be right.
+The first line says what was wrong and with which value, the second what would be right.
 A name in backticks is that of a field or a parameter (`batch_size`); the command line prints its flag in that place.
 The command line prints exactly these lines and ends with `exit_status`.
 """
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 
 class CapsbenchError(Exception):
-    """Something that a user can put right.
+    """An error that a user can put right.
 
     Args:
-        what: what was wrong, with the value.
-        hint: what would be right.
+        what: first line: what was wrong, with the value.
+        hint: second line: what would be right.
     """
 
     exit_status = 2
@@ -29,7 +29,7 @@ class CapsbenchError(Exception):
 
 
 class ConfigurationError(CapsbenchError, ValueError):
-    """What was asked for makes no sense: an unknown name, a value out of range, a combination that cannot be."""
+    """A request that makes no sense: an unknown name, a value out of range, an impossible combination."""
 
 
 class ShapeError(CapsbenchError, ValueError):
@@ -41,13 +41,13 @@ class StoreError(CapsbenchError):
 
 
 class LostWorkError(StoreError):
-    """Something that was measured could not be kept where it belongs."""
+    """A measurement that could not be written to where it belongs."""
 
     exit_status = 1
 
 
 class BusyDeviceError(CapsbenchError):
-    """A device that another sweep did not let go of in time. All that was measured before is kept."""
+    """A device that another sweep did not release in time. Earlier measurements are kept."""
 
     exit_status = 1
 
@@ -59,13 +59,13 @@ class EndedProcessError(CapsbenchError):
 
 
 class TrainingError(CapsbenchError):
-    """Training that cannot go on: a loss or gradient that is not finite, no memory. The last good checkpoint is kept."""
+    """Training that cannot continue: a loss or gradient that is not finite, or no memory. The last good checkpoint is kept."""
 
     exit_status = 1
 
 
 class Interrupted(CapsbenchError):
-    """Ctrl-C; what was measured is kept."""
+    """An interruption by Ctrl-C. Earlier measurements are kept."""
 
     exit_status = 130
 

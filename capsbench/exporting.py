@@ -1,12 +1,12 @@
-"""Whether a network is being exported."""
+"""Detection of a network's export."""
 
 import torch
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` is tracing.
+    """Return whether `torch.export` is tracing.
 
-    Before torch 2.14 the compiler takes `torch.compiler.is_exporting()` for true wherever it traces; what that function reads
+    Before torch 2.14 the compiler treats `torch.compiler.is_exporting()` as true wherever it traces; the flag that it reads
     is right everywhere.
     """
     return torch.compiler._is_exporting_flag

@@ -1,4 +1,4 @@
-"""Processes and all that they start: how they are ended together, and how one of them ended."""
+"""Processes and all that they start: ending them together, and describing how one of them ended."""
 
 import contextlib
 import os
@@ -8,19 +8,19 @@ from collections.abc import Container
 import psutil
 
 FAMILY = "CAPSBENCH_FAMILY"
-"""The variable of the environment that a process of ours and all that it starts have in common, unless one clears it."""
+"""Environment variable that a process of ours shares with all that it starts, unless one clears it."""
 
 
 def end_family(token: str, *, spare: Container[int] = ()) -> None:
-    """End every process that has this value of `FAMILY`, also one that has made a session of its own.
+    """End every process with this value of `FAMILY`, even one in a session of its own.
 
-    None is found that has cleared its environment, nor any where the system lists no processes.
+    A process that has cleared its environment is not found, nor any if the system lists no processes.
 
     Args:
-        token: what the first of them was started with.
-        spare: process numbers that are left alone, besides this process.
+        token: value with which the first of them was started.
+        spare: numbers of processes to leave alone, besides this one.
     """
-    # A few times: somebody may start another one meanwhile.
+    # Try a few times, since a process may start another one meanwhile.
     for _ in range(5 if token else 0):
         try:
             found = [one for one in psutil.process_iter() if one.pid not in (0, os.getpid()) and one.pid not in spare]
@@ -43,15 +43,15 @@ def _family_of(process: psutil.Process) -> str | None:
 
 
 def ended_words(status: int, printed: bytes) -> str:
-    """How a process ended, after "the process".
+    """Words for the end of a process, to follow "the process".
 
     Args:
         status: its exit status, or the negative number of the signal that ended it.
-        printed: what it wrote to standard error.
+        printed: its output on standard error.
     """
     if status < 0:
         return f"was ended by {_signal_name(-status)}"
-    if status == 0:  # what it printed is no reason then
+    if status == 0:  # its output is no reason then
         return "ended with status 0 before it was done"
     return f"ended with status {status}: {last_line(printed) or 'no message'}"
 

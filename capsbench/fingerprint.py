@@ -1,7 +1,7 @@
-"""Digests of source code: whether two measurements are of the same network.
+"""Digests of source code, which show whether two measurements are of the same network.
 
-A user's network is its factory's module and all that this imports which is neither Python's own, nor installed, nor this
-package's. Sources are read, not run, so that an import inside a function counts too. What a digest cannot know are modules whose
+A user's network is its factory's module and all that this imports, except Python's own, installed, and this
+package's modules. Sources are read, not run, so that an import inside a function counts too. A digest cannot cover modules whose
 names are made when the network is built, and files that are no modules.
 """
 
@@ -31,18 +31,18 @@ class Fingerprint(NamedTuple):
     """Digest of each file, by its path."""
 
     def is_current(self) -> bool:
-        """Whether all files are as they were."""
+        """Return whether all files are unchanged."""
         return all(_file_digest(Path(path)) == known for path, known in self.files.items())
 
 
 def fingerprint(module: str) -> Fingerprint | None:
-    """The source of a module that has been imported, of its user's modules and the versions of packages that it imports.
+    """The fingerprint of an imported module, of the user's modules and the versions of packages that it imports.
 
     Args:
         module: dotted name.
 
     Returns:
-        None where the module has no source, as a built-in one.
+        The fingerprint; None if the module has no source, as a built-in one.
     """
     files, versions = _Imports(module).found()
     if not files and not versions:
@@ -62,7 +62,7 @@ def _file_digest(path: Path) -> str:
 
 @cache
 def package_digest() -> str:
-    """Digest of this package's own source, whatever its version says."""
+    """Digest of this package's own source, independent of its version number."""
     digest = hashlib.sha256()
     for path in sorted(path for pattern in ("*.py", "*.c", "*.cpp", "*.h") for path in _PACKAGE.rglob(pattern)):
         digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\n" + path.read_bytes())
@@ -70,7 +70,7 @@ def package_digest() -> str:
 
 
 class _Imports:
-    """What a module imports, directly or not.
+    """Imports of a module, direct or not.
 
     Args:
         module: dotted name.
@@ -90,7 +90,7 @@ class _Imports:
         return self._files, self._versions
 
     def _visited(self, name: str) -> list[str]:
-        """Reads one module; the names that it imports."""
+        """Read one module, and return the names that it imports."""
         parent = name.rpartition(".")[0]
         if name in self._seen or name.partition(".")[0] in sys.stdlib_module_names:
             return []
@@ -116,7 +116,7 @@ class _Imports:
 
 
 def _spec_of(name: str) -> ModuleSpec | None:
-    """How a module is found; nothing is imported for it."""
+    """The spec of a module, found without importing anything."""
     loaded = getattr(sys.modules.get(name), "__spec__", None)
     if isinstance(loaded, ModuleSpec):
         return loaded
@@ -151,9 +151,9 @@ def _imported(source: bytes, package: str) -> Iterator[str]:
 
 
 def _named(module: ModuleType | None) -> Iterator[str]:
-    """Modules of the objects in a module's namespace, however they came there."""
+    """Modules of the objects in a module's namespace, regardless of how they came there."""
     for value in list(_namespace(module).values()) if module is not None else ():
-        # By its type, not by `isinstance`: what stands in for another object may do anything when it is asked for its class.
+        # By its type, not by `isinstance`: a proxy object may do anything when it is asked for its class.
         kind = type(value)
         if issubclass(kind, ModuleType):
             name = _namespace(value).get("__name__")
@@ -164,7 +164,7 @@ def _named(module: ModuleType | None) -> Iterator[str]:
 
 
 def _namespace(module: object) -> dict[str, object]:
-    """A module's namespace as it is: a lazy module is not loaded for it."""
+    """A module's namespace as it is, without loading a lazy module."""
     found: dict[str, object] = object.__getattribute__(module, "__dict__")
     return found
 

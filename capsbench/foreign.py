@@ -1,4 +1,4 @@
-"""Networks that somebody else wrote: where they are imported from, what they take, and what their constructor left undone."""
+"""Networks of other authors: their import, their arguments, and the parameters that their constructors leave unmade."""
 
 import importlib
 import importlib.util
@@ -25,15 +25,15 @@ def imported(name: str, path: str) -> Any:
     """The object behind `package.module:name`.
 
     Args:
-        name: as the user wrote it, for errors.
+        name: name as the user wrote it, for errors.
         path: the module and the object's name in it.
 
     Raises:
-        ConfigurationError: it cannot be imported, or the module that Python finds hides a file where the command is typed.
+        ConfigurationError: it cannot be imported, or Python's module hides a file of the working directory.
     """
     module, _, attribute = path.partition(":")
     if "" not in sys.path and str(start()) not in sys.path:
-        # A user's module usually lies where the command is typed; at the end, so that it hides no installed package.
+        # A user's module usually lies in the working directory, which comes last so that it hides no installed package.
         sys.path.append(str(start()))
     try:
         target: object = importlib.import_module(module)
@@ -42,7 +42,7 @@ def imported(name: str, path: str) -> Any:
             target = getattr(target, part)
     except ConfigurationError:
         raise
-    except (Exception, SystemExit) as error:  # whatever a user's module raises when it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything when it is imported
         reason = (str(error).splitlines() or ["no message"])[0]
         raise ConfigurationError(
             f"model '{name}' cannot be imported: {type(error).__name__}: {reason}",
@@ -52,10 +52,10 @@ def imported(name: str, path: str) -> Any:
 
 
 def _refuse_hidden(name: str, package: ModuleType) -> None:
-    """Refuses a module that is not the one that lies where the command is typed: which of the two is meant is not known.
+    """Refuse a module that hides one in the working directory, because either may be meant.
 
     Raises:
-        ConfigurationError: there are two.
+        ConfigurationError: there are two modules.
     """
     here = PathFinder.find_spec(package.__name__, [str(start())])
     if here is None or here.origin is None:
@@ -70,13 +70,13 @@ def _refuse_hidden(name: str, package: ModuleType) -> None:
 
 @contextmanager
 def keeping_threads(name: str) -> Iterator[list[str]]:
-    """Keep torch's number of threads, whatever a network's module or constructor sets it to.
+    """Keep torch's number of threads, which a network's module or constructor may change.
 
     Args:
-        name: of the network.
+        name: name of the network.
 
     Yields:
-        A list, which gets a line if it was set.
+        A list, which gets a line if the number was changed.
     """
     before, notes = torch.get_num_threads(), list[str]()
     try:
@@ -90,11 +90,11 @@ def keeping_threads(name: str) -> Iterator[list[str]]:
 
 @contextmanager
 def refusing_exit() -> Iterator[None]:
-    """Turn `os._exit`, by which a network would end this process without a word, into a `SystemExit`."""
+    """Turn `os._exit`, by which a network would end this process silently, into a `SystemExit`."""
     real, here = os._exit, os.getpid()
 
     def end(status: int) -> NoReturn:
-        if os.getpid() != here:  # a fork of this process, which ends as it likes
+        if os.getpid() != here:  # a fork of this process, which may end itself
             real(status)
         raise SystemExit(f"os._exit({status})")
 
@@ -106,9 +106,9 @@ def refusing_exit() -> Iterator[None]:
 
 
 def takes_labels(model: nn.Module) -> bool:
-    """Whether a network takes `labels` beside images, as capsule networks do.
+    """Return whether a network takes `labels` beside images, as capsule networks do.
 
-    A wrapper that hands on whatever it is given (`torch.compile`, `DataParallel`, an adapter) takes what its network takes.
+    A wrapper that passes on its arguments (`torch.compile`, `DataParallel`, an adapter) takes what its network takes.
     """
     names, hands_on = _parameters_of(model)
     if "labels" in names:
@@ -118,7 +118,7 @@ def takes_labels(model: nn.Module) -> bool:
 
 
 def _parameters_of(model: nn.Module) -> tuple[set[str], bool]:
-    """The names of what a network's forward takes, and whether it takes anything else too."""
+    """Names of the arguments of a network's forward, and whether it takes any others too."""
     try:
         parameters = inspect.signature(model.forward).parameters
     except ValueError:  # a method of TorchScript has a schema instead
@@ -129,7 +129,7 @@ def _parameters_of(model: nn.Module) -> tuple[set[str], bool]:
 
 
 def _wrapped(model: nn.Module) -> nn.Module | None:
-    """The network inside a wrapper: by the names that PyTorch's own wrappers use, or the only one that there is."""
+    """The network inside a wrapper, by the names of PyTorch's own wrappers, or the only child."""
     named = [model._modules.get(name) for name in ("_orig_mod", "module")]
     children = list(model.children())
     return next((one for one in named if one is not None), children[0] if len(children) == 1 else None)
@@ -139,15 +139,15 @@ def make_lazy_parameters(name: str, model: nn.Module, spec: DatasetSpec) -> None
     """Make the parameters that a network leaves to its first forward pass: an optimizer and a trace need all of them.
 
     Args:
-        name: of the network, for errors.
-        model: in place; one without lazy parameters is not run.
+        name: name of the network, for errors.
+        model: network, changed in place; one without lazy parameters is not run.
         spec: the data set whose images it takes.
 
     Raises:
         ConfigurationError: the forward pass leaves some of them unmade.
     """
     training = model.training
-    # Only where evaluation does not reach a layer does a pass in training mode touch the statistics of others.
+    # A pass in training mode, which changes statistics, runs only if evaluation does not reach a layer.
     for mode in (False, True):
         if any(_lazy(model)):
             device = next(iter([*model.parameters(), *model.buffers()])).device

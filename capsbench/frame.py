@@ -12,14 +12,14 @@ from capsbench.records import Configuration, MemoryFigures, Record, StepFigures,
 MEMORY_COLUMNS = tuple(name for name in MemoryFigures.model_fields if name.endswith("_bytes"))
 TIME_COLUMNS = tuple(name for name in TimeFigures.model_fields if name.endswith("_seconds"))
 LINE_COLUMNS = tuple(name for name in Configuration.model_fields if name != "blocks")
-"""What tells one line of a figure from another."""
+"""Columns that distinguish the lines of a figure."""
 
 SAMPLE_COLUMNS = {
     "train_step_seconds": "train_step_samples",
     "forward_seconds": "forward_samples",
     "inference_seconds": "inference_samples",
 }
-"""Of each time's column, the one with its raw samples."""
+"""Column of raw samples of each time's column."""
 
 _STEP_COLUMNS = ("flops", "floor_flops", "floor_bytes")
 _QUOTIENTS = ("train_step_relative", "flops_per_second", "floor_ratio_bytes", "floor_ratio_time")
@@ -28,22 +28,22 @@ _QUOTIENTS = ("train_step_relative", "flops_per_second", "floor_ratio_bytes", "f
 def to_frame(records: Iterable[tuple[Path, Record]]) -> pd.DataFrame:
     """A row per record; times are the medians of their samples, in seconds, and memory is in bytes.
 
-    Beside what records hold:
+    Beside the fields of records:
 
-    - `noise`: names of what disturbed the times, joined by commas; empty where nothing did, or nothing was timed.
+    - `noise`: names of the disturbances of the times, joined by commas; empty if there were none, or nothing was timed.
     - `train_step_relative`: the training step over the yardstick's product of matrices at the same time, which can be
-      compared where the machine's speed has changed.
+      compared even if the machine's speed has changed.
     - `flops_per_second`: achieved in the training step.
-    - `floor_ratio_bytes`: peak allocated over what no way of computing the step can do without.
-    - `floor_ratio_time`: the training step over what it cannot do without, at the speed of the yardstick.
+    - `floor_ratio_bytes`: peak allocated over the memory that any computation of the step needs.
+    - `floor_ratio_time`: the training step over the least time that it needs, at the speed of the yardstick.
     - `train_step_samples`, `forward_samples`, `inference_samples`: tuples of seconds in the order in which they were taken.
-    - `notes`: what else a reader must know, joined by semicolons; empty where there is nothing.
+    - `notes`: further remarks, joined by semicolons; empty if there are none.
     """
     columns = ["report", *Configuration.model_fields, "replicate", "status", "kind", "message", "data_source"]
     columns += ["environment", "source", "probe", *MEMORY_COLUMNS, *TIME_COLUMNS, "noise", *_STEP_COLUMNS, *_QUOTIENTS]
     columns += [*SAMPLE_COLUMNS.values(), "notes"]
     frame = pd.DataFrame([_row(report, record) for report, record in records], columns=columns)
-    # Whole numbers stay whole where some cells have none.
+    # Whole numbers stay whole even if some cells have none.
     whole = dict.fromkeys((*MEMORY_COLUMNS, *_STEP_COLUMNS), "Int64")
     return frame.astype(whole | dict.fromkeys((*TIME_COLUMNS, *_QUOTIENTS), "float64"))
 
@@ -67,7 +67,7 @@ def _row(report: Path, record: Record) -> dict[str, object]:
 
 
 def _quotients(memory: MemoryFigures | None, time: TimeFigures | None, step: StepFigures | None) -> dict[str, float]:
-    """What follows from several figures of one record, as far as they are there."""
+    """Quotients of several figures of one record, as far as they are there."""
     train = median(time.train_step_seconds) if time and time.train_step_seconds else None
     yardstick = median(time.yardstick_seconds) if time and time.yardstick_seconds else None
     found: dict[str, float] = {}
@@ -83,7 +83,7 @@ def _quotients(memory: MemoryFigures | None, time: TimeFigures | None, step: Ste
 
 
 def plain(value: Any) -> Any:
-    """A value of a frame as Python's own: None where it is missing, and whole numbers whole."""
+    """A value of a frame as Python's own: None if it is missing, and whole numbers whole."""
     if value is None or value is pd.NA or value != value:
         return None
     if isinstance(value, bool | str | int):

@@ -1,4 +1,4 @@
-"""Trained networks as a user wants them: which class, how sure, and what the network saw.
+"""Classification with trained networks: class, certainty, and the decoder's reconstruction.
 
 `classify("runs/mine", ["boot.png", "bag.png"])[0].name` is "Ankle boot".
 """
@@ -29,22 +29,22 @@ from capsbench.workload import BUILT_IN
 
 BATCH_SIZE = 128
 STEPS = tuple(round(0.05 * step, 2) for step in range(-5, 6))
-"""How far a dimension of a capsule is moved (Sabour et al. 2017, figure 4)."""
+"""Distances by which a dimension of a capsule is moved (Sabour et al. 2017, figure 4)."""
 
 PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Classified:
-    """What a network makes of an image."""
+    """The classification of an image."""
 
     label: int
     name: str
-    """Of the class."""
+    """Name of the class."""
     length: float
-    """Of that class's capsule, 0 to 1; the score itself of a network that has no capsules."""
+    """Length of that class's capsule, 0 to 1; the score itself of a network that has no capsules."""
     lengths: tuple[float, ...]
-    """Of every class's capsule."""
+    """Length of every class's capsule."""
     reconstruction: Tensor | None
     """`[C, H, W]`, 0 to 1, by the decoder; None without one."""
 
@@ -52,21 +52,21 @@ class Classified:
 def classify(
     checkpoints: PathLike | Iterable[PathLike], images: Source | Iterable[Source], *, device: str = "cpu"
 ) -> list[Classified]:
-    """Classifies images with a trained network, or with several as an ensemble, which averages their lengths.
+    """Classify images with a trained network, or with several as an ensemble, which averages their lengths.
 
     Args:
-        checkpoints: of `capsbench train`, or the folder of a run (its best epoch). Those of an ensemble were trained on one data
+        checkpoints: files of `capsbench train`, or folders of runs (the best epoch). An ensemble's were trained on one data
             set with one preprocessing.
         images: paths of png or jpg files, and tensors `[C, H, W]` or `[N, C, H, W]`, uint8 or floating point in 0 to 1. They are
             normalised as in training, and not cropped.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
 
     Returns:
-        One for each image; it does not depend on the other images. Where a network would let it (SDA's temperature is a mean over
-        the batch) or is not capsbench's own, each image is a batch of its own.
+        One result for each image, which does not depend on the others. If a network's would (SDA's temperature is a mean over
+        the batch), or the network is not capsbench's own, each image is a batch of its own.
 
     Raises:
-        StoreError: a checkpoint cannot be read, or its weights give no numbers.
+        StoreError: a checkpoint cannot be read, or its weights give values that are not finite.
         ConfigurationError: checkpoints do not fit together; an image cannot be read, or is of another size or mode.
         ShapeError: a tensor has another shape.
     """
@@ -75,7 +75,7 @@ def classify(
 
 
 class Classifier:
-    """Networks of checkpoints on a device. Arguments and errors as `classify`."""
+    """Networks of checkpoints on a device. Arguments and errors are those of `classify`."""
 
     def __init__(self, checkpoints: PathLike | Iterable[PathLike], *, device: str = "cpu") -> None:
         several = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
@@ -99,15 +99,15 @@ class Classifier:
         return spec_of(self.settings.network.dataset)
 
     def read(self, images: Source | Iterable[Source]) -> Tensor:
-        """`[N, C, H, W]`, 0 to 255; see `read_images`."""
+        """Read images to `[N, C, H, W]`, 0 to 255 (`read_images`)."""
         return read_images(images, self.spec)
 
     def __call__(self, images: Tensor) -> list[Classified]:
-        """Classifies what `read` gave, or uint8 images `[N, C, H, W]` of the set's shape."""
+        """Classify images from `read`, or uint8 images `[N, C, H, W]` of the set's shape."""
         return [one for batch in images.split(self._batch_size) for one in self._batch(batch)]
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Images `[N, C, H, W]`, 0 to 255, as the network takes them, on its device."""
+        """Images `[N, C, H, W]`, 0 to 255, in the form of the network's input, on its device."""
         labels = torch.zeros(len(images), dtype=torch.int64)
         batch = prepare(images.to(self.device), labels, self.settings.preprocess, self.spec.name)
         return batch.images
@@ -135,12 +135,12 @@ class Classifier:
 
 
 def perturb(classifier: Classifier, image: Tensor, steps: Iterable[float] = STEPS) -> Tensor:
-    """What the decoder shows while one dimension of the class capsule after the other is moved (Sabour et al. 2017, section 5.1).
+    """Decode the class capsule with one dimension after the other moved (Sabour et al. 2017, section 5.1).
 
     Args:
-        classifier: of one network that has a decoder.
+        classifier: classifier of one network that has a decoder.
         image: `[C, H, W]`, 0 to 255.
-        steps: what is added to a dimension.
+        steps: values that are added to a dimension.
 
     Returns:
         `[D, steps, C, H, W]`, 0 to 1.
@@ -170,7 +170,7 @@ def _mixes_batch(module: nn.Module) -> bool:
 
 
 def _file_of(path: Path) -> Path:
-    """A checkpoint, or in a run's folder that of its best epoch."""
+    """A checkpoint file; for a run's folder that of its best epoch."""
     return path / BEST if path.is_dir() else path
 
 

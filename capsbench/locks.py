@@ -1,7 +1,7 @@
-"""Locks between processes, and who holds them.
+"""Locks between processes, and descriptions of their holders.
 
-The system's own lock (`flock`) is let go of when its holder dies, whatever kills it. Some file systems have none; there a lease
-stands in: a file that its holder touches every few seconds, and that anybody may take who has seen it untouched for longer. So
+The system's own lock (`flock`) is released when its holder dies, whatever kills it. Some file systems have none; there a lease
+stands in: a file that its holder touches every few seconds, and that another may take after watching it untouched for longer. So
 a holder that died on another host, or under a name that a container no longer has, blocks nobody for longer than that.
 """
 
@@ -21,20 +21,20 @@ from capsbench.errors import ConfigurationError
 from capsbench.paths import absolute
 
 LEASE_SECONDS = 30.0
-"""How long a lease that nobody touches still counts."""
+"""Age of an untouched lease from which it no longer counts."""
 
 _LOOK_AGAIN = 0.25
-"""Seconds between two attempts: a process that waits is beside the one that measures."""
+"""Seconds between two attempts, since a waiting process runs beside the measuring one."""
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
-"""What the system says where a file system has no locks."""
+"""Errors of a file system that has no locks."""
 
 
 class Busy(Exception):
     """Another process holds the lock.
 
     Args:
-        holder: who, in words.
+        holder: the holder, in words.
     """
 
     def __init__(self, holder: str) -> None:
@@ -46,12 +46,12 @@ class Busy(Exception):
 def holding(
     path: Path, folder: Path, *, patience: float | None = 0, waiting: Callable[[str], None] = lambda _: None
 ) -> Iterator[None]:
-    """Holds a lock while the body runs.
+    """Hold a lock while the body runs.
 
     Args:
         path: the lock's file; a description of its holder lies beside it.
-        folder: what the holder works on, for others to read.
-        patience: seconds to wait for another holder; None waits for as long as it takes.
+        folder: folder that the holder works on, for others to read.
+        patience: seconds to wait for another holder; None waits without limit.
         waiting: called with the holder's description before this process waits for it.
 
     Raises:
@@ -61,7 +61,7 @@ def holding(
     lock = _acquired(path, patience, waiting)
     description = _description(path)
     try:
-        # Who holds it is worth no failure: the lock itself keeps others out.
+        # Failing to describe the holder is no error: the lock itself keeps others out.
         with contextlib.suppress(OSError, ConfigurationError):
             description.write_text(json.dumps(_myself(folder)), encoding="utf-8")
         yield
@@ -78,7 +78,7 @@ def _acquired(path: Path, patience: float | None, waiting: Callable[[str], None]
         if error.errno not in _NO_LOCKS:
             raise
     lease = SoftFileLease(path.with_name(f"{path.name}.lease"), lease_duration=LEASE_SECONDS)
-    # Whether its holder still lives shows only after it has been watched for this long.
+    # Only watching for this long shows whether the holder still lives.
     least = 1.5 * LEASE_SECONDS
     return _waited_for(lease, path, None if patience is None else max(patience, least), waiting)
 
@@ -108,7 +108,7 @@ def _myself(folder: Path) -> dict[str, object]:
 
 
 def _holder(path: Path) -> str:
-    """`pid 123 on host abc, which works on /a/b since 12:03`, as far as it is known."""
+    """Description of a holder as far as known: `pid 123 on host abc, which works on /a/b since 12:03`."""
     try:
         known = json.loads(_description(path).read_text(encoding="utf-8"))
         return f"pid {known['pid']} on host {known['host']}, at work on {known['folder']} since {known['since']}"

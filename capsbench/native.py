@@ -1,4 +1,4 @@
-"""Compiles the package's C and C++ sources on first use, and keeps what came of it in the user's cache."""
+"""Compilation of the package's C and C++ sources on first use, kept in the user's cache."""
 
 import ctypes
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from capsbench.paths import user_cache
 
 DISABLED = "CAPSBENCH_NO_COMPILER"
-"""Set in the environment, nothing is compiled and nothing compiled is used."""
+"""Environment variable that switches off compiling and the use of compiled code."""
 _LONGEST = 120
 
 
@@ -22,17 +22,17 @@ _LONGEST = 120
 class _Language:
     name: str
     variable: str
-    """Names the compiler in the environment, as make has it."""
+    """Environment variable that names the compiler, as for make."""
     compilers: tuple[str, ...]
     flags: tuple[str, ...]
     libraries: tuple[str, ...]
     optional: tuple[str, ...] = ()
-    """Flags that a compiler may not know, and that can be done without."""
+    """Flags that a compiler may not know, and that are not essential."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A loaded library, or why there is none."""
+    """A loaded library, or the reason that there is none."""
 
     library: ctypes.CDLL | None
     reason: str = ""
@@ -40,13 +40,13 @@ class Built:
 
 @cache
 def built(source: Path, symbol: str) -> Built:
-    """The library of a source, compiled now if this machine has not yet.
+    """The library of a source, compiled now if it is not in this machine's cache.
 
     C is for arithmetic: torch's OpenMP is loaded already and has the same name as the compiler's, so both share one pool of
-    threads. C++ is for what extends torch, against whose headers it compiles.
+    threads. C++ is for extensions of torch, against whose headers it compiles.
 
     Args:
-        source: `name.c` or `name.cpp`; all files beside it decide whether an older library is still right.
+        source: `name.c` or `name.cpp`; all files beside it decide whether a cached library is current.
         symbol: one that the library must have.
     """
     if os.environ.get(DISABLED):
@@ -83,7 +83,7 @@ def _c_plus_plus() -> _Language:
     import torch
 
     home = Path(torch.__file__).parent
-    # Where the headers lie says nothing of their version: it is among the flags, and so decides as they do.
+    # The path of the headers does not tell their version, so the version is among the flags, which are part of the key.
     version = f'-DCAPSBENCH_TORCH="{torch.__version__}"'
     flags = ("-std=c++20", "-O2", "-shared", "-fPIC", version, f"-I{home / 'include'}")
     libraries = (f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-lc10", "-ltorch_cpu")
@@ -91,7 +91,7 @@ def _c_plus_plus() -> _Language:
 
 
 def _loaded(folder: Path | None, name: str, symbol: str) -> ctypes.CDLL | None:
-    """What was compiled before; None where it was not, is damaged, or others may have written it."""
+    """The library in the cache; None if there is none, it is damaged, or others may have written it."""
     try:
         if folder is None or not _is_own(folder) or not _is_own(folder / name):
             return None
@@ -102,14 +102,14 @@ def _loaded(folder: Path | None, name: str, symbol: str) -> ctypes.CDLL | None:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether this user alone can write here: what is loaded runs."""
+    """Return whether this user alone can write here, since loaded code runs."""
     found = path.stat()
     return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _compiled(compiler: str, language: _Language, source: Path, folder: Path | None, name: str) -> ctypes.CDLL:
-    """Written beside and renamed: two processes may compile at once, and one may be killed."""
-    # Without a cache of its own to write to, this process compiles for itself and leaves nothing.
+    """Compile beside the target and rename: two processes may compile at once, and one may be killed."""
+    # Without a writable cache, this process compiles for itself and keeps nothing.
     kept = folder if folder is not None and _is_writable(folder) else None
     with tempfile.TemporaryDirectory(dir=kept) as made:
         written = Path(made) / name
@@ -119,7 +119,7 @@ def _compiled(compiler: str, language: _Language, source: Path, folder: Path | N
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether a folder, which is made where it is not there, is this user's own to write to."""
+    """Return whether a folder, which is made if it is not there, is this user's own to write to."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return _is_own(folder) and os.access(folder, os.W_OK)
@@ -136,13 +136,13 @@ def _run(command: list[str], optional: tuple[str, ...]) -> None:
 
 
 def _identity(compiler: str) -> str:
-    """Another version of a compiler lies elsewhere, or was written at another time."""
+    """Identity of a compiler: another version has another path or time of writing."""
     path = Path(compiler).resolve()
     return f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}"
 
 
 def _processor() -> str:
-    """What `-march=native` depends on: a home directory may serve several machines."""
+    """Identity of the processor, on which `-march=native` depends: a home directory may serve several machines."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:

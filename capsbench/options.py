@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from capsbench.catalog import SPECS
 
-# "model" is this program's word for a network: let pydantic keep none of its own.
+# Fields may be called "model", a prefix that pydantic otherwise reserves.
 WRITTEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-"""How classes are that are written to disk: frozen, without unknown fields, without infinities."""
+"""Configuration of every class that is written to disk: frozen, without unknown fields, without infinities."""
 
 PREDICTED = ":predicted"
-"""Ends the name of a device that nothing runs on."""
+"""Suffix of the name of a device that nothing runs on."""
 
 STACKED = {"capsnet": "CapsNet", "rescapsnet": "ResCapsNet", "mocapsnet": "MoCapsNet"}
 """The networks of the paper, which `all` stands for, with their titles."""
@@ -42,7 +42,7 @@ class Networks:
     """Why no other network has it."""
 
     def have(self, model: object) -> bool:
-        """Whether the network of this name has the option."""
+        """Return whether the network of this name has the option."""
         return self.names is None or model in self.names
 
 
@@ -92,10 +92,10 @@ class Configuration(BaseModel):
     model_config = WRITTEN
 
     model: Annotated[str, Option(flag="--models", title="Model", help="Networks, or package.module:name of your own.")]
-    """A built-in name, an entry point, or `package.module:name`."""
+    """Name of the network: built-in, an entry point, or `package.module:name`."""
 
     blocks: Annotated[int, Option(flag="--depth", title="Blocks", help="Blocks.")] = Field(ge=0)
-    """Depth."""
+    """Depth in blocks."""
 
     dataset: Annotated[
         str,
@@ -107,7 +107,7 @@ class Configuration(BaseModel):
             default="sample",
         ),
     ]
-    """Whose shape and classes the model gets."""
+    """Data set that sets the shape of images and the number of classes."""
 
     batch_size: Annotated[
         int, Option(flag="--batch-size", title="Batch size", noun="batch", help="Images per step.", default=128, least=1)
@@ -132,7 +132,7 @@ class Configuration(BaseModel):
             networks=CAPSULE_NETWORKS,
         ),
     ] = None
-    """How routing is computed; never `auto`."""
+    """Kernel that computes the routing; never `auto`."""
 
     routing: Annotated[
         str | None,
@@ -195,7 +195,7 @@ class Configuration(BaseModel):
             words={"plain": "plain front", "chunked": "chunked front"},
         ),
     ] = None
-    """How the two convolutions are computed; never `auto`. None in records of version 1, whose front was plain."""
+    """Way to compute the two convolutions; never `auto`. None in records of version 1, whose front was plain."""
 
     memory: Annotated[
         str | None,
@@ -236,7 +236,7 @@ class Configuration(BaseModel):
             of_model=True,
         ),
     ] = None
-    """How a reversible stack inverts; never `auto`."""
+    """Inverse of a reversible stack; never `auto`."""
 
     rule: Annotated[
         str | None,
@@ -284,7 +284,7 @@ class Configuration(BaseModel):
             none="after backward",
         ),
     ] = None
-    """`backward`: the optimizer steps for each parameter as its gradient arrives. None: after backward."""
+    """Time of the optimizer's step: `backward` for each parameter as its gradient arrives; None for after backward."""
 
     precision: Annotated[
         str,
@@ -296,7 +296,7 @@ class Configuration(BaseModel):
             default="fp32",
         ),
     ] = "fp32"
-    """`fp32`, or autocast to `bf16` or `fp16`."""
+    """Precision: `fp32`, or autocast to `bf16` or `fp16`."""
 
     device: Annotated[
         str,
@@ -307,7 +307,7 @@ class Configuration(BaseModel):
             default="auto",
         ),
     ]
-    """`cpu`, `cuda:1`; `cpu:predicted` or `cuda:predicted` where the step is traced, not run."""
+    """Device: `cpu`, `cuda:1`, or `cpu:predicted` and `cuda:predicted` for a step that is traced, not run."""
 
     gpu: Annotated[
         str | None,
@@ -342,11 +342,11 @@ class Configuration(BaseModel):
         return self.device.endswith(PREDICTED)
 
     def device_kind(self) -> str:
-        """Return `cpu` or `cuda`."""
+        """Kind of the device: `cpu` or `cuda`."""
         return self.device.partition(":")[0]
 
     def line(self) -> str:
-        """Return the key that all depths of one line share."""
+        """A key that all depths of one line share."""
         return self.model_copy(update={"blocks": 0}).model_dump_json()
 
     def arguments(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The one meaning of a path: `~` is the user's home folder, and a relative path begins where the command was typed.
 
-Modules of a user may change the process's folder while a command runs; what the command was given does not move with it.
+Modules of a user may change the process's folder while a command runs; the command's paths do not move with it.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from capsbench.errors import ConfigurationError, StoreError
 
 @dataclass
 class _Typed:
-    """Where a command was typed."""
+    """The folder where a command was typed, with its paths."""
 
     folder: Path | None
-    """None where it does not exist any more."""
+    """Working directory of the command; None if it does not exist any more."""
     in_full: set[str] = field(default_factory=set)
-    """Paths in this folder that were typed in full, and are to be shown in full."""
+    """Paths in this folder that were typed in full, and are shown in full."""
 
 
 _NOW: list[_Typed] = []
@@ -59,7 +59,7 @@ def _here() -> Path | None:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path with the user's home folder in place of `~`, and another user's in place of `~name`.
+    """Expand `~` in a path to the user's home folder, and `~name` to another user's.
 
     Raises:
         ConfigurationError: the path begins with `~`, and there is no home folder.
@@ -73,34 +73,34 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """An expanded path from the root of the disk; what it names stays the same wherever the process goes.
+    """An expanded path from the root of the disk, which names the same file wherever the process goes.
 
     Raises:
-        ConfigurationError: as `expanded` and `start`.
+        ConfigurationError: there is no home folder, or the folder of the command does not exist any more.
     """
     given = expanded(path)
     return given if given.is_absolute() else start() / given
 
 
 def anchored(path: Path) -> Path:
-    """A path that the program chose, in the folder where the command that runs was typed; without a command, as it is."""
+    """Anchor a path that the program chose in the folder where the command was typed; without a command, leave it as it is."""
     return start() / path if _NOW else path
 
 
 def typed(path: Path) -> Path:
-    """The absolute path of one that a user typed; it is shown as it was typed from now on."""
+    """The absolute path of one that a user typed; from now on it is shown as it was typed."""
     if _NOW and path.is_absolute():
         _NOW[-1].in_full.add(str(path))
     return absolute(path)
 
 
 def as_typed(text: str) -> str:
-    """A text for people in which paths begin where the command was typed, but for those that were typed in full."""
+    """A text for people in which paths begin where the command was typed, except those that were typed in full."""
     folder = _NOW[-1].folder if _NOW else None
     if folder is None or folder == Path(folder.anchor):
         return text
     in_full = tuple(_NOW[-1].in_full)
-    # What was saved among temporary files is easier to find by its whole path.
+    # A file in the temporary folder is easier to find by its whole path.
     if (temporary := Path(tempfile.gettempdir())).is_relative_to(folder):
         in_full += (str(temporary),)
 
@@ -111,7 +111,7 @@ def as_typed(text: str) -> str:
 
 
 def new_folder(wanted: Path) -> Path:
-    """Make a folder of a name that nobody has yet: the wanted one, or the same with a number after it.
+    """Make a new folder with the wanted name, or with a number after it if that exists.
 
     Raises:
         StoreError: it cannot be made.
@@ -131,7 +131,7 @@ def new_folder(wanted: Path) -> Path:
 
 @contextmanager
 def unless_empty(folder: Path) -> Iterator[None]:
-    """Keep a folder that was made for something that then fails only where something is in it."""
+    """Remove a folder that was made for something that then fails, unless there is something in it."""
     try:
         yield
     except BaseException:
@@ -142,21 +142,21 @@ def unless_empty(folder: Path) -> Iterator[None]:
 
 
 def user_cache() -> Path | None:
-    """The folder for what can be made again; None where the user has no home folder."""
+    """The folder for files that can be made again; None if the user has no home folder."""
     import platformdirs
 
     return _of_user(platformdirs.user_cache_dir)
 
 
 def user_data() -> Path:
-    """The folder for what is to stay; one in the system's temporary folder where the user has no home folder."""
+    """The folder for lasting files; one in the system's temporary folder if the user has no home folder."""
     import platformdirs
 
     return _of_user(platformdirs.user_data_dir) or Path(tempfile.gettempdir()) / f"capsbench-{os.getuid()}"
 
 
 def _of_user(folder: Callable[..., str]) -> Path | None:
-    """Ask platformdirs, which raises, or gives a folder named `~`, where there is no home folder."""
+    """Ask platformdirs, which raises, or returns a folder named `~`, if there is no home folder."""
     try:
         found = Path(folder("capsbench", appauthor=False))
     except (KeyError, RuntimeError):

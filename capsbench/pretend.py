@@ -1,7 +1,7 @@
-"""Which kind of device a tensor stands for, while a step is traced without the device it is for.
+"""The kind of device that a tensor stands for, while a step is traced without its device.
 
-A trace runs on tensors that have shapes and no values, and say that they are on a CPU. Code that takes another way on another
-kind of device asks here, so that the trace takes the way of the device it is for.
+A trace runs on tensors that have shapes and no values, and report that they are on a CPU. Code that takes another path on another
+kind of device asks here, so that the trace takes that device's path.
 """
 
 from collections.abc import Iterator
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 
 import torch
 
-# A plain name, no context variable: the compiler takes the code that asks.
+# A plain name, no context variable, because the compiler accepts the code that reads it.
 _kind: str | None = None
 
 
 def kind_of(device: torch.device) -> str:
-    """`cpu`, `cuda`, …: the device's own type, or inside `pretending` that one."""
+    """Kind of a device, such as `cpu` or `cuda`: the device's own type, or inside `pretending` the pretended one."""
     return device.type if _kind is None else _kind
 
 
 @contextmanager
 def pretending(kind: str) -> Iterator[None]:
-    """Tensors stand for this kind of device inside."""
+    """Let tensors stand for this kind of device inside."""
     global _kind
     before, _kind = _kind, kind
     try:

@@ -1,4 +1,4 @@
-"""A pytest plugin: fails a test when a network's memory per block grew. Loaded by pytest itself where capsbench is installed.
+"""A pytest plugin that fails a test when a network's memory per block grew. Pytest loads it if capsbench is installed.
 
     @pytest.mark.memory_slope(max_bytes_per_block=0)
     def test_depth_costs_nothing(memory_slope):
@@ -20,14 +20,14 @@ _TAKES = {"max_bytes_per_block"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the marker known."""
+    """Register the marker."""
     config.addinivalue_line(
         "markers", "memory_slope(max_bytes_per_block): the most that a block may add to what a training step retains (capsbench)"
     )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A marker without the fixture would guard nothing."""
+    """Refuse a marker without the fixture, which would guard nothing."""
     if item.get_closest_marker("memory_slope") and "memory_slope" not in getattr(item, "fixturenames", ()):
         pytest.fail(
             f"{item.name} is marked memory_slope and does not take the fixture memory_slope: nothing is measured\n"
@@ -38,8 +38,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def memory_slope(request: pytest.FixtureRequest) -> "Iterator[Callable[..., MemorySlope]]":
-    """`capsbench.testing.memory_slope`, which fails the test where its marker's limit is passed."""
-    # Imported when it is asked for: other tests need not wait for torch.
+    """Provide `capsbench.testing.memory_slope`, which fails the test if its marker's limit is passed."""
+    # Imported on use, so that other tests need not wait for torch.
     from capsbench.testing import memory_slope as traced
 
     limit, asked = _limit(request), list[bool]()

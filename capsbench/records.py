@@ -1,6 +1,6 @@
-"""What one measurement says: the only schema of the project, versioned.
+"""The only schema of the project, versioned: everything that is known of one measurement.
 
-A `Cell` is what is measured (a configuration and a replicate), a `Record` what came of it. Bytes are bytes, seconds are
+A `Cell` is a configuration and a replicate that is measured, a `Record` the result. Bytes are bytes, seconds are
 seconds. Nothing here measures, stores or draws.
 """
 
@@ -16,10 +16,10 @@ from capsbench.options import WRITTEN
 from capsbench.options import Configuration as Configuration
 
 SCHEMA_VERSION = 4
-"""Raised whenever an older capsbench could not understand a new record."""
+"""Version of the schema, raised whenever an older capsbench could not understand a new record."""
 
 Status = Literal["ok", "oom", "timeout", "error", "skipped"]
-"""How a cell ended; `oom` and `skipped` are results, `timeout` and `error` are faults."""
+"""Outcome of a cell; `oom` and `skipped` are results, `timeout` and `error` are faults."""
 
 Pass = Literal["time", "memory"]
 """One process's part of a measurement."""
@@ -27,22 +27,22 @@ Pass = Literal["time", "memory"]
 BOTH: tuple[Pass, ...] = ("time", "memory")
 
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "skipped"})
-"""The outcomes that a resumed sweep does not try again."""
+"""Outcomes that a resumed sweep does not try again."""
 
 
 class Schema(BaseModel):
-    """What is written to disk."""
+    """Base of everything that is written to disk."""
 
     model_config = WRITTEN
 
 
 class Cell(Schema):
-    """One configuration, once."""
+    """One configuration, measured once."""
 
     configuration: Configuration
-    """What is measured."""
+    """The configuration that is measured."""
     replicate: int = Field(default=0, ge=0)
-    """Which of its repetitions."""
+    """Number of the repetition, from 0."""
     source: str | None = None
     """Digest of the source of a user's own network; None for those of the package, and in records of version 3 and before."""
 
@@ -52,7 +52,7 @@ class Cell(Schema):
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     def label(self) -> str:
-        """For people: `mocapsnet 4, sample, recompute`."""
+        """A label for people: `mocapsnet 4, sample, recompute`."""
         it = self.configuration
         parts = [f"{it.model} {it.blocks}", it.dataset, it.kernel, it.memory if it.memory != "stored" else None]
         replicate = f" #{self.replicate + 1}" if self.replicate else ""
@@ -60,27 +60,27 @@ class Cell(Schema):
 
 
 class Contents(Schema):
-    """What is alive at the highest point of the step; the bytes add up to all that was counted there."""
+    """Memory alive at the highest point of the step; the bytes add up to all that was counted there."""
 
     phase: str
-    """`forward`, `backward` or `optimizer`."""
+    """Phase of the highest point: `forward`, `backward` or `optimizer`."""
     state_bytes: int
-    """Parameters and buffers."""
+    """Bytes of parameters and buffers."""
     gradient_bytes: int
-    """What is or becomes the gradient of a parameter."""
+    """Bytes that are or become the gradient of a parameter."""
     optimizer_bytes: int
-    """The optimizer's state."""
+    """Bytes of the optimizer's state."""
     batch_bytes: int
-    """Images and labels."""
+    """Bytes of images and labels."""
     retained_bytes: int
-    """Made in forward, alive at its end."""
+    """Bytes made in forward and alive at its end."""
     temporary_bytes: int
-    """Made in this step, and none of the others."""
+    """Bytes made in this step that are none of the others."""
     other_bytes: int
-    """Made before this step, and none of the others: what is left over."""
+    """Bytes left over from before this step that are none of the others."""
 
     def total(self) -> int:
-        """All of them."""
+        """Sum of all bytes."""
         return sum(value for value in self.model_dump().values() if isinstance(value, int))
 
 
@@ -88,68 +88,68 @@ class StepPhase(Schema):
     """One phase of a timeline. Events are numbered from 0, before the first; bytes are the counters' own."""
 
     first_event: int
-    """Where it begins in the timeline's lists."""
+    """Index of its first event in the timeline's lists."""
     last_event: int
-    """Where it ends; the next phase begins there."""
+    """Index of its last event, at which the next phase begins."""
     start_bytes: int
-    """Alive when it began."""
+    """Bytes alive when it began."""
     end_bytes: int
-    """Alive when it ended."""
+    """Bytes alive when it ended."""
     peak_bytes: int
-    """Alive at most."""
+    """Most bytes alive at one moment."""
 
 
 class StepPeak(Schema):
     """The highest point of a step."""
 
     event: int
-    """Where it lies in the timeline's lists."""
+    """Index of the event in the timeline's lists."""
     allocated_bytes: int
-    """Alive there, by the counters."""
+    """Bytes alive there, by the counters."""
     operator: str | None
-    """The operator that was running; None if none was, or it is not known."""
+    """The operator that was running; None if there was none, or it is not known."""
     module: str | None
     """The module that was running, or whose backward was; empty for the network itself, None if it is not known."""
     contents: Contents
-    """What is alive there."""
+    """Memory alive there."""
     left_over_bytes: int
-    """What the counters say beyond the contents: 0 on a CPU."""
+    """Bytes that the counters have beyond the contents; 0 on a CPU."""
 
 
 STEP_PHASES = ("forward", "backward", "optimizer")
-"""Of one training step, in their order."""
+"""Phases of one training step, in their order."""
 
 _MOST = 2**60
-"""Bytes: no machine has more."""
+"""Bound on bytes that no machine exceeds."""
 
 
 class Timeline(Schema):
     """Memory inside one training step, allocation by allocation: timeline.json."""
 
     schema_version: int = SCHEMA_VERSION
-    """Of the capsbench that wrote it."""
+    """Version of the schema that the writing capsbench had."""
     kind: Literal["measured", "predicted"]
-    """Whether the step was run, or traced on shapes alone."""
+    """Origin of the figures: a step that was run, or one traced on shapes alone."""
     configuration: Configuration
-    """Of the step."""
+    """Configuration of the step."""
     probe: str
-    """Who counted, as in `MemoryFigures`."""
+    """Name of the probe that counted, as in `MemoryFigures`."""
     data_source: str | None = None
-    """As in `Record`."""
+    """Source of the images, as in `Record`."""
     phases: dict[str, StepPhase]
-    """`forward`, `backward`, `optimizer`."""
+    """Phases by name: `forward`, `backward`, `optimizer`."""
     bytes_by_category: dict[str, list[int]]
     """Bytes alive before the first event of the step and after each, for each category of `Contents`; they add up to all."""
     peak: StepPeak
-    """Its highest point."""
+    """The highest point of the step."""
     retained_by_module: dict[str, int]
-    """As in `StepFigures`."""
+    """Retained bytes by module, as in `StepFigures`."""
     notes: list[str] = []
-    """What else a reader must know."""
+    """Further remarks for the reader."""
 
     @model_validator(mode="after")
     def _is_one_step(self) -> "Timeline":
-        """Refuses events that are not there: whoever draws it counts on them."""
+        """Refuse indices of events that do not exist, on which figures rely."""
         count = _events(self.bytes_by_category)
         _check_phases(self.phases, count)
         if not 0 <= self.peak.event < count:
@@ -158,7 +158,7 @@ class Timeline(Schema):
 
 
 def _events(bytes_by_category: dict[str, list[int]]) -> int:
-    """How many events a timeline has."""
+    """Number of events of a timeline."""
     categories = {name.removesuffix("_bytes") for name, field in Contents.model_fields.items() if field.annotation is int}
     if bytes_by_category.keys() != categories:
         raise ValueError(f"bytes_by_category does not have just {', '.join(sorted(categories))}")
@@ -171,7 +171,7 @@ def _events(bytes_by_category: dict[str, list[int]]) -> int:
 
 
 def _check_phases(phases: dict[str, StepPhase], count: int) -> None:
-    """Whether they follow each other to the end of so many events."""
+    """Refuse phases that do not follow each other to the end of `count` events."""
     if tuple(phases) != STEP_PHASES:
         raise ValueError(f"phases are not {', '.join(STEP_PHASES)}")
     last = 0
@@ -184,127 +184,127 @@ def _check_phases(phases: dict[str, StepPhase], count: int) -> None:
 
 
 Certainty = Literal["exact", "modelled", "guessed"]
-"""Of a predicted figure: counted from the step's own tensors; by rules that PyTorch's allocator follows; or an estimate."""
+"""Certainty of a predicted figure: counted from the step's tensors, modelled by PyTorch's allocator rules, or a guess."""
 
 
 class MemoryFigures(Schema):
     """Bytes of one training step, once weights, gradients and optimizer state have been made."""
 
     probe: str
-    """Who counted: `allocator` (our own round a CPU's), `profiler` (its events), `cuda`, or `trace` (predicted)."""
+    """Name of the probe: `allocator` (our own around a CPU's), `profiler` (torch's events), `cuda`, or `trace` (predicted)."""
     state_bytes: NonNegativeInt
-    """Parameters and buffers."""
+    """Bytes of parameters and buffers."""
     gradient_bytes: NonNegativeInt
-    """Gradients of the parameters that are alive after backward; 0 where the optimizer steps inside backward."""
+    """Bytes of the parameters' gradients that are alive after backward; 0 if the optimizer steps inside backward."""
     optimizer_bytes: NonNegativeInt
-    """The optimizer's state."""
+    """Bytes of the optimizer's state."""
     retained_bytes: int
-    """Alive after forward, minus before: what backward will need."""
+    """Bytes alive after forward minus those before, which backward will need."""
     peak_forward_bytes: NonNegativeInt
-    """Highest during forward and loss; like the next two, with weights, optimizer state and the batch in it."""
+    """Highest bytes during forward and loss; like the next two, with weights, optimizer state and the batch included."""
     peak_backward_bytes: NonNegativeInt
-    """Highest during backward, and the optimizer's steps that are part of it."""
+    """Highest bytes during backward, and the optimizer's steps that are part of it."""
     peak_allocated_bytes: NonNegativeInt
-    """Highest over the whole step, the optimizer's part included."""
+    """Highest bytes over the whole step, the optimizer's part included."""
     peak_reserved_bytes: NonNegativeInt | None = None
-    """Highest the caching allocator held; None where there is none (CPU)."""
+    """Highest bytes that the caching allocator held; None if there is none (CPU)."""
     process_bytes: NonNegativeInt | None = None
-    """CUDA: of this process, as the driver says (NVML). CPU: the largest resident set."""
+    """Bytes of this process: on CUDA as the driver reports them (NVML), on a CPU the largest resident set."""
     context_bytes: int | None = None
-    """CUDA: what the process holds beside the caching allocator; the driver's context and libraries' own workspaces."""
+    """Bytes that the process holds on CUDA beside the caching allocator: the driver's context and libraries' own workspaces."""
     warm_peak_allocated_bytes: NonNegativeInt | None = None
-    """CUDA: highest over a step after several more, when libraries have settled on their algorithms."""
+    """Highest bytes on CUDA over a step after several more, when libraries have settled on their algorithms."""
     at_peak: Contents | None = None
-    """What the highest point is made of; None where the probe cannot tell blocks apart."""
+    """Contents of the highest point; None if the probe cannot tell blocks apart."""
     certainty: dict[str, Certainty] | None = None
-    """Of predicted figures, by field; None for measured ones."""
+    """Certainty of predicted figures, by field; None for measured ones."""
     scratch: list[str] = []
-    """Of predicted figures: operators whose scratch memory is not in them."""
+    """Operators whose scratch memory is not in predicted figures."""
 
 
 class TimeFigures(Schema):
     """Raw samples in seconds, in the order in which they were taken."""
 
     clock: str
-    """`cuda events` or `monotonic`."""
+    """Name of the clock: `cuda events` or `monotonic`."""
     warmup_steps: int
-    """Steps before the first sample."""
+    """Number of steps before the first sample."""
     train_step_seconds: list[NonNegativeFloat]
-    """Forward, loss, backward, optimizer."""
+    """Seconds of forward, loss, backward and optimizer."""
     forward_seconds: list[NonNegativeFloat]
-    """Forward and loss of the same steps."""
+    """Seconds of forward and loss of the same steps."""
     inference_seconds: list[NonNegativeFloat]
-    """Forward under inference mode."""
+    """Seconds of forward under inference mode."""
     yardstick_seconds: list[NonNegativeFloat] = []
-    """A product of two matrices, the same on every machine, timed between the samples: what the machine did meanwhile."""
+    """Seconds of a product of two matrices, alike on every machine and timed between the samples: the machine's speed then."""
     yardstick_flops: int | None = None
     """Floating-point operations of the yardstick."""
     noise: list[str] = []
-    """Why these samples are not to be trusted, if so: names of `NOISES` in `measure.noise`."""
+    """Reasons not to trust these samples, if any: names of `NOISES` in `measure.noise`."""
 
 
 class StepFigures(Schema):
-    """What a trace of the step says without running it."""
+    """The figures that a trace of the step gives without running it."""
 
     retained_by_module: dict[str, int]
-    """Retained bytes by the module that keeps them (its name in the network); what no module keeps is under the empty name."""
+    """Retained bytes by the name of the module that keeps them; bytes that no module keeps are under the empty name."""
     retained_bytes: int | None = None
-    """Retained bytes of the traced step, as the allocator of its device would count them. None in records before version 4."""
+    """Retained bytes of the traced step, as its device's allocator would count them. None in records before version 4."""
     agrees: bool | None = None
-    """Whether a measured step retained just these bytes. If not, what was counted is believed, and nothing of the trace. None in
+    """True if a measured step retained just these bytes; if False, the counted bytes are believed and the trace is not. None in
     predictions, where nothing was counted, and in records before version 4."""
     flops: int | None = None
     """Floating-point operations of forward and backward, as torch counts them; element-wise work counts nothing."""
     floor_flops: int | None = None
-    """The same for what the step cannot do without: nothing evaluated twice."""
+    """Floating-point operations that the step cannot do without: nothing evaluated twice."""
     floor_bytes: int | None = None
-    """Memory that no way of computing the step can do without: weights, their gradients, the optimizer's state and the batch."""
+    """Memory that any computation of the step needs: weights, their gradients, the optimizer's state and the batch."""
     notes: list[str] = []
-    """What the trace had to assume."""
+    """Assumptions of the trace."""
 
 
 class Record(Schema):
-    """What one cell said."""
+    """The result of one cell."""
 
     schema_version: int = SCHEMA_VERSION
-    """Of the capsbench that wrote it."""
+    """Version of the schema that the writing capsbench had."""
     kind: Literal["measured", "predicted"] = "measured"
-    """Whether the step was run, or traced on shapes alone."""
+    """Origin of the figures: a step that was run, or one traced on shapes alone."""
     cell: Cell
-    """What was measured."""
+    """The cell that was measured."""
     status: Status
-    """How it ended; `oom` and `skipped` are results, `timeout` and `error` faults."""
+    """Outcome of the cell; `oom` and `skipped` are results, `timeout` and `error` are faults."""
     message: str | None = None
-    """Why it is not `ok`."""
+    """Reason that the status is not `ok`."""
     data_source: str | None = None
-    """`real`, `sample`, or `stand-in`: the sample in the named set's shape."""
+    """Source of the images: `real`, `sample`, or `stand-in` for the sample in the named set's shape."""
     environment: str | None = None
     """Key into environment.json."""
     started_at: str | None = None
-    """UTC, ISO 8601."""
+    """Start of the measurement in UTC, ISO 8601."""
     duration_seconds: float | None = None
     """Wall time of all the cell's processes."""
     memory: MemoryFigures | None = None
-    """Bytes; None where they were not counted."""
+    """Bytes; None if they were not counted."""
     time: TimeFigures | None = None
-    """Seconds; None where nothing was timed."""
+    """Seconds; None if nothing was timed."""
     step: StepFigures | None = None
-    """What a trace says; None where there is none."""
+    """Figures of a trace; None if there is none."""
     notes: list[str] = []
-    """What else a reader must know: other processes on the device, for one."""
+    """Further remarks for the reader, such as other processes on the device."""
 
     def believed_step(self) -> StepFigures | None:
-        """What a trace says, if the bytes that were counted bear it out: a trace that retains others followed another step."""
+        """The figures of the trace, if the counted bytes confirm it: a trace that retains others followed another step."""
         if self.step is None or self.kind == "predicted" or self.memory is None or self.step.agrees:
             return self.step
-        # Records before version 4 do not say: their modules do.
+        # Records before version 4 have no flag, but their modules add up or not.
         unsaid = self.step.agrees is None
         kind = self.cell.configuration.device_kind()
         borne_out = self.schema_version > 3 or adds_up(self.step.retained_by_module, self.memory.retained_bytes, kind)
         return self.step if unsaid and borne_out else None
 
     def settles(self, passes: Sequence[Pass]) -> bool:
-        """Whether a cell needs no further measuring: it ended for good, with all that was asked."""
+        """Return whether a cell needs no further measuring, because it ended for good with all that was asked."""
         if self.status != "ok":
             return self.status in FINAL
         if self.kind == "predicted":
@@ -313,32 +313,32 @@ class Record(Schema):
 
 
 def adds_up(retained_by_module: Mapping[str, int], retained_bytes: int, device_kind: str) -> bool:
-    """Whether modules account for the retained bytes; on CUDA, whose allocator rounds up, whether they account for no more."""
+    """Return whether modules account for the retained bytes; on CUDA, whose allocator rounds up, whether for no more."""
     total = sum(retained_by_module.values())
     return total == retained_bytes if device_kind == "cpu" else total <= retained_bytes
 
 
 class Plan(Schema):
-    """What was asked for: plan.json."""
+    """The request of a sweep: plan.json."""
 
     schema_version: int = SCHEMA_VERSION
-    """Of the capsbench that wrote it."""
+    """Version of the schema that the writing capsbench had."""
     command: str
-    """The command that made it, as it would be typed again."""
+    """Command that made the plan, as it would be typed again."""
     passes: list[Pass] = list(BOTH)
-    """What is measured of each cell."""
+    """Measurements of each cell."""
     samples: int = Field(default=5, ge=5)
-    """Fewest samples of every time."""
+    """Least number of samples of every time."""
     budget_seconds: float = Field(default=10, ge=0)
-    """How long each cell is sampled, beyond the fewest samples, while its time is not yet known within 2 %."""
+    """Time for sampling each cell, beyond the fewest samples, while its time is not yet known within 2 %."""
     timeout_seconds: float = Field(default=1800, gt=0)
-    """For each process."""
+    """Time limit of each process."""
     strict: bool = False
-    """Whether a cell is refused while other processes are on its CUDA device."""
+    """True if a cell is refused while other processes are on its CUDA device."""
     experiment: str | None = None
-    """The paper's name of what is reproduced, if any: it says how the report is drawn."""
+    """Name of the paper's figure or table that is reproduced, if any, which decides how the report is drawn."""
     cells: list[Cell]
-    """In the order in which they are measured."""
+    """Cells in the order in which they are measured."""
 
 
 def newer_than_known(data: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Stepping an optimizer inside backward, so that gradients never live together."""
+"""An optimizer that steps inside backward, so that gradients never live together."""
 
 import torch
 from torch import Tensor
@@ -8,21 +8,21 @@ from capsbench.errors import ConfigurationError
 
 
 def step_in_backward(optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
-    """Lets an optimizer step for each parameter as soon as its gradient is accumulated, and lets go of the gradient.
+    """Let an optimizer step for each parameter as soon as its gradient is accumulated, and free the gradient.
 
     After `loss.backward()` the step is done and no parameter has a gradient: call neither `step` nor `zero_grad`. The
-    optimizer stays what it is (`state_dict`, learning rate schedules), and any will do that treats each parameter by
+    optimizer stays what it is (`state_dict`, learning rate schedules), and may be any one that treats each parameter by
     itself, as Adam and SGD do: the weights are those of an ordinary step, bit for bit. A parameter that is used in
     several places steps once, with the sum.
 
-    What needs all gradients before the step cannot be had: a gradient scaler, clipping by the norm of all, gradients
+    Excluded is what needs all gradients before the step: a gradient scaler, clipping by the norm of all, gradients
     summed over several backward passes, or averaged over several processes.
 
     Args:
-        optimizer: with all parameters that it is to have.
+        optimizer: optimizer with all of its parameters.
 
     Returns:
-        The hooks, one for each parameter; `remove()` them and the optimizer is an ordinary one again.
+        The hooks, one for each parameter; after `remove()` of all the optimizer is an ordinary one again.
 
     Raises:
         ConfigurationError: several processes train together; each would step before gradients are averaged.
@@ -35,9 +35,9 @@ def step_in_backward(optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
 
     def step(parameter: Tensor) -> None:
         groups = optimizer.param_groups
-        group = groups[place[parameter]]  # looked up now: loading a state replaces the groups
+        group = groups[place[parameter]]  # looked up here, since loading a state replaces the groups
         alone = {**group, "params": [parameter]}
-        # With this parameter alone: going through all of them each time would be quadratic in depth.
+        # Step with this parameter alone: a loop over all of them each time would be quadratic in depth.
         optimizer.param_groups = [alone]
         try:
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Guarding the memory slope of a network in its own tests, without a GPU: nothing is computed, only traced.
+"""A guard for the memory slope of a network in its own tests, without a GPU: nothing is computed, only traced.
 
     from capsbench.testing import memory_slope
 
@@ -25,17 +25,17 @@ ModelFactory = Callable[[tuple[int, int, int], int, int], nn.Module]
 
 @dataclass(frozen=True)
 class MemorySlope:
-    """What a block of a network costs in memory."""
+    """The memory that a block of a network costs."""
 
     depths: tuple[int, ...]
     retained_bytes: tuple[int, ...]
-    """At each depth: alive after forward, minus before."""
+    """Bytes alive after forward minus those before, at each depth."""
     retained: SlopeFit
-    """The line through them."""
+    """The line through these bytes."""
     per_module: dict[str, int]
-    """Retained bytes that the deepest network has and the shallowest has not, by module; most first."""
+    """Bytes that the deepest network retains and the shallowest does not, by module; largest first."""
     notes: tuple[str, ...] = ()
-    """Assumptions of the traces, each once. Where there are none, the bytes are exact."""
+    """Assumptions of the traces, each once. Without any the bytes are exact."""
 
     @property
     def retained_per_block(self) -> float:
@@ -43,12 +43,12 @@ class MemorySlope:
         return self.retained.slope
 
     def worst_step(self) -> float:
-        """The most that a block added between two neighbouring depths, in bytes: a line may hide a step."""
+        """Most bytes that a block added between two neighbouring depths, since a line may hide a step."""
         pairs = zip(self.depths, self.depths[1:], self.retained_bytes, self.retained_bytes[1:], strict=False)
         return max((after - before) / (deep - shallow) for shallow, deep, before, after in pairs)
 
     def explain(self) -> str:
-        """Which modules retain more in the deeper network, on a line."""
+        """The modules that retain more in the deeper network, on a line."""
         shown = [f"{name or 'the network itself'} +{nbytes} B" for name, nbytes in list(self.per_module.items())[:8]]
         return ", ".join(shown) or "no module retains more"
 
@@ -56,17 +56,17 @@ class MemorySlope:
 def memory_slope(
     model_factory: ModelFactory, depths: Sequence[int] = (1, 2, 4), *, dataset: str = "sample", batch_size: int = 8
 ) -> MemorySlope:
-    """The retained bytes of a training step over depth, without running it: to the byte, unless `notes` say what was assumed.
+    """Measure the retained bytes of a training step over depth, without running it: to the byte, unless `notes` list assumptions.
 
     Args:
-        model_factory: takes `(in_shape, num_classes, blocks)` and returns a module that gives class scores `[B, classes]` or a
+        model_factory: function that takes `(in_shape, num_classes, blocks)` and returns a module with outputs `[B, classes]` or a
             `CapsuleOutput`.
         depths: blocks; at least two different ones.
-        dataset: whose shape and classes the network gets.
+        dataset: data set that sets shape and classes.
         batch_size: images of the step.
 
     Raises:
-        ConfigurationError: fewer than two depths, a network that cannot be made or traced, or one that is another each time.
+        ConfigurationError: fewer than two depths, a network that cannot be made or traced, or one that differs each time.
     """
     asked = tuple(sorted(set(depths)))
     if len(asked) < 2 or asked[0] < 0:

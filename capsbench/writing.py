@@ -1,4 +1,4 @@
-"""Everything that is drawn from a report's records, written into its folder."""
+"""Files that are drawn from a report's records and written into its folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ def write_report(
     with_paper: bool = False,
     only: Sequence[str] = ("figure3", "figure4"),
 ) -> list[Path]:
-    """Writes slopes.csv and the figures of one report (svg and png; pdf at a printed page's width), and returns their paths.
+    """Write slopes.csv and the figures of one report (svg and png; pdf at a printed page's width), and return their paths.
 
     Args:
-        frame: the report's records, as `capsbench.load` gives them.
-        folder: where to write.
-        memory: which memory the figures draw; by default `retained` in figure 3, `retained` and `peak` in figure 4.
+        frame: records of the report, from `capsbench.load`.
+        folder: folder to write into.
+        memory: memory figures to draw; by default `retained` in figure 3, `retained` and `peak` in figure 4.
         per: seconds per `step` or `epoch`.
         with_paper: draw the paper's table 4 where comparable.
-        only: which figures.
+        only: figures to draw.
 
     Raises:
         OSError: a file cannot be written.
@@ -51,14 +51,14 @@ def write_report(
 
 @dataclass(frozen=True)
 class PaperReport:
-    """How a figure or table of the paper is drawn from one's own records."""
+    """The form of a figure or table of the paper when it is drawn from one's own records."""
 
     memory: tuple[str, ...]
     """Memory drawn on a GPU, where the paper's values can stand beside it."""
     memory_on_cpu: tuple[str, ...]
-    """Memory drawn on a CPU, whose resident set says nothing of the paper's."""
+    """Memory drawn on a CPU, whose resident set cannot be compared with the paper's."""
     figure: str
-    """Which figure."""
+    """Name of the figure."""
 
 
 PAPER_REPORTS = {
@@ -66,16 +66,16 @@ PAPER_REPORTS = {
     "figure4": PaperReport(("retained", "reserved", "process"), ("retained", "peak"), "figure4"),
     "table4": PaperReport(("retained", "peak", "reserved", "process"), ("retained", "peak"), "figure3"),
 }
-"""By the names that `capsbench reproduce` takes."""
+"""Forms by the names that `capsbench reproduce` takes."""
 
 
 def write_paper_report(name: str, frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Writes what the paper shows under this name, its values beside one's own; and slopes.csv.
+    """Write the paper's figure or table of this name, its values beside one's own, and slopes.csv.
 
     Args:
         name: a key of `PAPER_REPORTS`.
-        frame: the report's records, as `capsbench.load` gives them.
-        folder: where to write.
+        frame: records of the report, from `capsbench.load`.
+        folder: folder to write into.
 
     Raises:
         OSError: a file cannot be written.
@@ -87,7 +87,7 @@ def write_paper_report(name: str, frame: pd.DataFrame, folder: Path) -> list[Pat
 
 
 def write_accuracy(rows: pd.DataFrame, folder: Path, name: str, title: str) -> list[Path]:
-    """Writes CSV, Markdown and the figure; returns their paths.
+    """Write CSV, Markdown and the figure, and return their paths.
 
     Raises:
         OSError: a file cannot be written.

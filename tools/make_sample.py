@@ -1,4 +1,4 @@
-"""Makes the sample of real images that ships with the package: the first 1,024 training images of Fashion-MNIST.
+"""Script that makes the sample of real images in the package: the first 1,024 training images of Fashion-MNIST.
 
     python tools/make_sample.py /usr/share/datasets/fashion-mnist
 

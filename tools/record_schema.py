@@ -1,8 +1,8 @@
-"""Writes the tables of docs/record-schema.md from what the package's own classes say of their fields.
+"""Script that writes the tables of docs/record-schema.md from the docstrings of the package's classes.
 
     python tools/record_schema.py [--check]
 
-What stands above its mark stays. With `--check` nothing is written; exit status 1 where the file is not what it would be.
+The text above its mark stays. With `--check` nothing is written, and the exit status is 1 if the file is out of date.
 """
 
 import ast
@@ -54,10 +54,10 @@ def text() -> str:
 
 
 def section(kind: type) -> str:
-    """One class as a table: its fields with their types and what it says of them."""
+    """One class as a table: its fields with their types and docstrings."""
     said = sayings(kind)
     lines = [f"## {kind.__name__}", "", re.sub(r"\s+", " ", inspect.getdoc(kind) or ""), ""]
-    lines += ["| field | type | what it is |", "| --- | --- | --- |"]
+    lines += ["| field | type | content |", "| --- | --- | --- |"]
     for name, annotation in fields_of(kind).items():
         declared = name_of(annotation)
         lines.append(f"| `{name}` | {declared} | {said.get(name, '')}{asked_by(kind, name)} |")
@@ -81,7 +81,7 @@ def fields_of(kind: type) -> dict[str, object]:
 
 
 def sayings(kind: type) -> dict[str, str]:
-    """The line of text under each field."""
+    """The docstring under each field."""
     found: dict[str, str] = {}
     statements = [
         one for body in ast.parse(dedent(inspect.getsource(kind))).body if isinstance(body, ast.ClassDef) for one in body.body
@@ -94,7 +94,7 @@ def sayings(kind: type) -> dict[str, str]:
 
 
 def name_of(annotation: object) -> str:
-    """`list[float]`, `str or null`, `"ok", "oom"`."""
+    """Name of a type: `list[float]`, `str or null`, `"ok", "oom"`."""
     annotation = without_bounds(annotation)
     plain = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     plain = re.sub(r"typing\.|\b(?:\w+\.)+(?=[A-Za-z])", "", plain)
@@ -103,7 +103,7 @@ def name_of(annotation: object) -> str:
 
 
 def without_bounds(annotation: Any) -> Any:
-    """A type as people say it: pydantic keeps a number's bounds in it."""
+    """A type in plain form; pydantic keeps a number's bounds in it."""
     kind, parts = get_origin(annotation), get_args(annotation)
     if kind is Annotated:
         return without_bounds(parts[0])
@@ -117,7 +117,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if TARGET.read_text(encoding="utf-8") == text():
             return 0
-        print(f"{TARGET.name} is not what the classes say.\nRun python tools/record_schema.py", file=sys.stderr)
+        print(f"{TARGET.name} is out of date.\nRun python tools/record_schema.py", file=sys.stderr)
         return 1
     TARGET.write_text(text(), encoding="utf-8")
     print(TARGET.name)

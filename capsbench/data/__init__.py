@@ -1,1 +1,1 @@
-"""Real images, and how the paper prepares them."""
+"""Real images, and their preparation as in the paper."""

@@ -1,4 +1,4 @@
-"""The archives that MNIST and Fashion-MNIST come in: torchvision leaves them beside what it unpacked, and never looks again."""
+"""Archives of MNIST and Fashion-MNIST, which torchvision leaves beside the unpacked files and never checks again."""
 
 import gzip
 from pathlib import Path
@@ -7,13 +7,13 @@ from capsbench.errors import ConfigurationError
 
 
 def check_archives(name: str, root: Path) -> None:
-    """Holds archives that are there to torchvision's checksums, and the files beside them to what they contain.
+    """Check archives that are present against torchvision's checksums, and the files beside them against their archives.
 
-    Files without their archive are taken as they are: there is no published checksum of what is unpacked.
+    Files without their archive are not checked, because no checksum of the unpacked files is published.
 
     Args:
-        name: `mnist` or `fashion-mnist`; other sets' checksums are torchvision's matter.
-        root: where torchvision's folders lie.
+        name: `mnist` or `fashion-mnist`; torchvision checks the other sets itself.
+        root: parent of torchvision's folders.
 
     Raises:
         ConfigurationError: an archive is not the published one, or a file is not what its archive contains.

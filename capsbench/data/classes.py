@@ -1,4 +1,4 @@
-"""What the classes of each data set are called, in the order of their labels: as the sets' own pages and files have it."""
+"""Names of the classes of each data set in the order of their labels, as the sets' own pages and files have them."""
 
 _DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -22,4 +22,4 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "cifar10": _CIFAR10,
     "cifar100": _CIFAR100,
 }
-"""By the names of `catalog.SPECS`."""
+"""Class names by data set, with the names of `catalog.SPECS`."""

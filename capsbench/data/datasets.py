@@ -1,4 +1,4 @@
-"""Reading images: both parts of the real sets, and the packaged sample, which stands in for a set where only pace matters."""
+"""Reading of images: both parts of the real sets, and the packaged sample, which stands in for a set if only pace matters."""
 
 import contextlib
 import gzip
@@ -24,9 +24,9 @@ from capsbench.paths import anchored, expanded, user_data
 SAMPLE_FILE = "fashion-mnist.npz"
 SAMPLE_SIZE = 1024
 SAMPLE_TEST = 256
-"""The last images of the sample, which are its test part where it is trained on."""
+"""Number of images at the end of the sample that form its test part when it is trained on."""
 SYSTEM_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package `dataset-fashion-mnist` puts its IDX files."""
+"""Folder in which Debian's package `dataset-fashion-mnist` puts its IDX files."""
 
 PARTS = {True: "train", False: "t10k"}
 _IDX = tuple(f"{part}-{kind}-ubyte" for part in PARTS.values() for kind in ("images-idx3", "labels-idx1"))
@@ -39,10 +39,10 @@ FILES: dict[str, tuple[str, ...]] = {
     ),
     "cifar100": tuple(f"cifar-100-python/{name}" for name in ("train", "test", "meta")),
 }
-"""Where torchvision's readers look for a set, below the data directory."""
+"""Paths at which torchvision's readers look for a set, below the data directory."""
 
 Source = Literal["sample", "real", "stand-in"]
-"""`sample`: the packaged images; `real`: the set that was named; `stand-in`: the packaged images in its shape."""
+"""Source of images: the packaged ones (`sample`), the named set (`real`), or the packaged ones in its shape (`stand-in`)."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,28 @@ class ImageSet:
     labels: Tensor
     """`[N]`, int64, below the set's number of classes."""
     source: Source
-    """Where the images come from."""
+    """Source of the images."""
 
 
 class Parts(NamedTuple):
-    """A set as it is trained on."""
+    """The parts of a set for training."""
 
     train: ImageSet
     test: ImageSet
 
 
 def data_directory() -> Path:
-    """Where real sets are looked for: `$CAPSBENCH_DATA`, or the user's data directory."""
+    """The folder of real sets: `$CAPSBENCH_DATA`, or the user's data directory."""
     chosen = os.environ.get("CAPSBENCH_DATA")
     return anchored(expanded(chosen)) if chosen else user_data()
 
 
 def load_images(name: str, directory: Path | None = None) -> ImageSet:
-    """The training images of a set, or the sample in its shape where the set is not on disk: for measuring.
+    """Load the training images of a set for measuring, or the sample in its shape if the set is not on disk.
 
     Args:
         name: a key of `catalog.SPECS`.
-        directory: where torchvision's folders lie; by default `data_directory()`.
+        directory: parent of torchvision's folders; by default `data_directory()`.
 
     Raises:
         ConfigurationError: there is no such set, or its files are damaged.
@@ -98,12 +98,12 @@ def load_images(name: str, directory: Path | None = None) -> ImageSet:
 
 
 def load_parts(name: str, directory: Path | None = None, *, download: bool = False) -> Parts:
-    """Both parts of a set: for training, where nothing stands in for it.
+    """Load both parts of a set for training; nothing stands in for a missing set.
 
     Args:
         name: a key of `catalog.SPECS`; `sample` is cut in two.
-        directory: where torchvision's folders lie; by default `data_directory()`.
-        download: fetch what is not there from the sets' own places; torchvision holds it to its checksums.
+        directory: parent of torchvision's folders; by default `data_directory()`.
+        download: fetch missing files from the sets' own addresses; torchvision checks their checksums.
 
     Raises:
         ConfigurationError: there is no such set; it is not on disk; its files are damaged, of other checksums or may not be read.
@@ -131,7 +131,7 @@ def load_parts(name: str, directory: Path | None = None, *, download: bool = Fal
 
 
 def conform(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Grey images `[N, 1, h, w]` resized and repeated over channels to `[N, *shape]`; uint8 in and out."""
+    """Resize grey images `[N, 1, h, w]` and repeat them over channels to `[N, *shape]`; uint8 in and out."""
     channels, height, width = shape
     if images.shape[2:] != (height, width):
         resized = torch.nn.functional.interpolate(images.float(), (height, width), mode="bilinear", antialias=True)
@@ -140,7 +140,7 @@ def conform(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def read_idx(path: Path) -> Tensor:
-    """An IDX file, gzipped or not, as the tensor that it holds; torchvision's reader."""
+    """The tensor in an IDX file, gzipped or not, by torchvision's reader."""
     from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
     if path.suffix != ".gz":
@@ -157,7 +157,7 @@ def _sample() -> tuple[Tensor, Tensor]:
 
 
 _ABSENT = ("not found", "Error downloading")
-"""Torchvision's words for a set that is not there, is of another checksum, or did not come."""
+"""Messages of torchvision for a set that is missing, has another checksum, or could not be downloaded."""
 
 
 class _Absent(Exception):
@@ -165,10 +165,10 @@ class _Absent(Exception):
 
 
 def _read_torchvision(name: str, root: Path, *, train: bool, download: bool = False) -> object:
-    """A part of a set by torchvision's own reader; folders and checksums are its own.
+    """Read a part of a set by torchvision's own reader, which knows folders and checksums.
 
     Raises:
-        _Absent: torchvision's one word for "not found or corrupted".
+        _Absent: torchvision reports "not found or corrupted".
     """
     from torchvision import datasets
 
@@ -181,7 +181,7 @@ def _read_torchvision(name: str, root: Path, *, train: bool, download: bool = Fa
         "cifar100": lambda: datasets.CIFAR100(str(root), train=train, download=download),
     }
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where torchvision tells of its downloads
+        with contextlib.redirect_stdout(sys.stderr):  # torchvision reports its downloads there
             return readers[name]()
     except RuntimeError as error:
         if not any(words in str(error) for words in _ABSENT):
@@ -190,7 +190,7 @@ def _read_torchvision(name: str, root: Path, *, train: bool, download: bool = Fa
 
 
 def _read_part(name: str, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
-    """Images and labels of a set whose files are there, or to be fetched."""
+    """Images and labels of a set whose files are present, or to be fetched."""
     try:
         with _naming_damage(name, root, download=download):
             return _as_tensors(_read_torchvision(name, root, train=train, download=download))
@@ -205,14 +205,14 @@ def _read_part(name: str, root: Path, train: bool, download: bool) -> tuple[Tens
 
 @contextmanager
 def _naming_damage(name: str, root: Path, *, download: bool = False) -> Iterator[None]:
-    """Says of which set it is that a reader complains."""
+    """Name the data set in the error that a reader raises."""
     try:
         yield
     except (_Absent, ConfigurationError):
         raise
     except PermissionError as error:
         raise _forbidden(name, error.filename or root) from None
-    except Exception as error:  # what a reader makes of a file that was cut off, or of a network that is not there
+    except Exception as error:  # a truncated file or a missing network makes readers raise anything
         reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
         if download and isinstance(error, OSError):
             raise _not_fetched(name, root, reason) from None
@@ -229,7 +229,7 @@ def _not_fetched(name: str, root: Path, reason: str) -> ConfigurationError:
 
 
 def _is_readable(name: str, path: Path) -> bool:
-    """Whether a file is there; one that may not be read is no file that is missing."""
+    """Return whether a file is there; refuse one that is there and may not be read."""
     try:
         with path.open("rb"):
             return True
@@ -247,14 +247,14 @@ def _forbidden(name: str, path: object) -> ConfigurationError:
 
 
 def _places(name: str) -> str:
-    """`cifar-10-batches-py/{data_batch_1, …}`: few words for many files."""
+    """Paths of a set's files in short: `cifar-10-batches-py/{data_batch_1, …}`."""
     folder = Path(FILES[name][0]).parent
     names = ", ".join(Path(file).name for file in FILES[name])
     return names if folder == Path() else f"{folder}/{{{names}}}"
 
 
 def _checked(data: ImageSet) -> ImageSet:
-    """Refuses a set whose images are not what its name says."""
+    """Refuse a set whose images do not match its name."""
     count, shape, spec = len(data.images), tuple(data.images.shape[1:]), data.spec
     if shape != spec.shape or count != len(data.labels) or count == 0:
         raise ConfigurationError(
@@ -279,7 +279,7 @@ def _system_fashion_mnist(*, train: bool) -> tuple[Tensor, Tensor] | None:
 
 
 def _as_tensors(read: object) -> tuple[Tensor, Tensor]:
-    """Torchvision keeps images as `[N, H, W]` tensors (MNIST), `[N, H, W, C]` (CIFAR) or `[N, C, H, W]` arrays (SVHN)."""
+    """Convert torchvision's images: `[N, H, W]` tensors (MNIST), `[N, H, W, C]` (CIFAR) or `[N, C, H, W]` arrays (SVHN)."""
     images = torch.as_tensor(getattr(read, "data"))  # noqa: B009 - the readers share no typed base
     labels = torch.as_tensor(getattr(read, "targets", None) if hasattr(read, "targets") else getattr(read, "labels"))  # noqa: B009
     if images.dim() == 3:

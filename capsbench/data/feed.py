@@ -1,7 +1,7 @@
-"""Batches that a training step never waits for: the uint8 set in the device's memory, cut out and normalised there.
+"""Batches without delay for a training step: the uint8 set lies in the device's memory, and is cropped and normalised there.
 
-Order and crops of a whole epoch are drawn at its beginning, on the CPU, so that every device sees the same, and so that where
-an epoch stands is two things: the generator's state at its beginning, and a number of steps.
+Order and crops of a whole epoch are drawn at its beginning, on the CPU, so that every device sees the same. The state of
+an epoch is therefore the generator's state at its beginning, and a number of steps.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from capsbench.data.datasets import ImageSet
 from capsbench.data.preprocess import Batch, draw_offsets, prepare
 
 HELD_OUT_SEED = 20_210
-"""Of what is held out: the same images whatever a run's own seed, so that runs can be compared."""
+"""Seed of the choice of held-out images, the same for every run, so that runs can be compared."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every batch this process sees."""
+    """The part of every batch that this process sees."""
 
     rank: int = 0
     of: int = 1
@@ -30,10 +30,10 @@ class Feed:
 
     Args:
         data: the images.
-        device: where to.
+        device: device of the batches.
         batch_size: images of a batch, over all processes; the last one of an epoch may have fewer.
         style: `paper` or `published` (`data.preprocess`).
-        share: which part of each batch this process sees.
+        share: part of each batch that this process sees.
     """
 
     def __init__(self, data: ImageSet, device: torch.device, batch_size: int, style: str, share: Share | None = None) -> None:
@@ -49,14 +49,14 @@ class Feed:
         return len(self.images)
 
     def steps(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches of an epoch."""
         return -(-len(self) // self.batch_size)
 
     def training(self, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch in an order of its own, cropped at random.
+        """The batches of one epoch in a random order, cropped at random.
 
         Args:
-            generator: of order and crops; all that an epoch draws is drawn before its first batch.
+            generator: generator of order and crops; an epoch draws all its numbers before its first batch.
             first: the batch to begin with.
         """
         order = torch.randperm(len(self), generator=generator)
@@ -64,7 +64,7 @@ class Feed:
         return self._batches(order, offsets, first)
 
     def evaluation(self) -> Iterator[Batch]:
-        """Every image once, in the set's order; cut out at the centre, or as published at random, the same way each time."""
+        """Batches of every image once, in the set's order, cut out at the centre or, as published, at fixed random offsets."""
         offsets = draw_offsets(len(self), torch.Generator().manual_seed(0)) if self.style == "published" else None
         return self._batches(torch.arange(len(self)), offsets, 0)
 
@@ -79,21 +79,21 @@ class Feed:
             yield prepare(self.images[chosen], self.labels[chosen], self.style, self.spec.name, where)
 
     def _mine(self, start: int, stop: int) -> slice:
-        """This process's part of a batch; parts differ by one image at most, and may be empty."""
+        """The slice of a batch for this process; parts differ by one image at most, and may be empty."""
         count, rank, of = stop - start, self.share.rank, self.share.of
         return slice(start + count * rank // of, start + count * (rank + 1) // of)
 
 
 def split(data: ImageSet, validation: float, scale: float) -> tuple[ImageSet, ImageSet | None]:
-    """What is trained on, and what is held out of it to choose the best epoch.
+    """The images to train on, and those held out of them to choose the best epoch.
 
     Args:
         data: a training set.
-        validation: a fraction, or from 1 on a number of images, of what is used; 0 holds nothing out.
+        validation: a fraction of the used images, or from 1 on a number of them; 0 holds none out.
         scale: the fraction of the set that is used.
 
     Returns:
-        Both parts; the second is None where nothing is held out. The first may be empty.
+        Both parts; the second is None if nothing is held out. The first may be empty.
     """
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(HELD_OUT_SEED))
     order = order[: max(1, round(scale * len(order)))]

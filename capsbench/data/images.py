@@ -1,4 +1,4 @@
-"""Images of one's own, as a network of a data set takes them."""
+"""Images of one's own in the form that the network of a data set takes."""
 
 import os
 import warnings
@@ -21,7 +21,7 @@ Source = str | os.PathLike[str] | Tensor
 
 
 def read_images(images: Source | Iterable[Source], spec: DatasetSpec) -> Tensor:
-    """Paths and tensors → `[N, C, H, W]`, float32 from 0 to 255, of the set's shape.
+    """Convert paths and tensors to `[N, C, H, W]`, float32 from 0 to 255, of the set's shape.
 
     Args:
         images: paths of png or jpg files, and tensors `[C, H, W]` or `[N, C, H, W]`, uint8 or floating point in 0 to 1; one or
@@ -29,7 +29,7 @@ def read_images(images: Source | Iterable[Source], spec: DatasetSpec) -> Tensor:
         spec: the data set that the network was trained on.
 
     Raises:
-        ConfigurationError: there is none; a file is no image, of another size or mode; a tensor has other values.
+        ConfigurationError: there is no image; a file is no image, or has another size or mode; a tensor has other values.
         ShapeError: a tensor has another shape.
     """
     several: list[Source] = [images] if isinstance(images, str | os.PathLike | Tensor) else list(images)
@@ -43,7 +43,7 @@ def read_images(images: Source | Iterable[Source], spec: DatasetSpec) -> Tensor:
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """Pixels `[C, H, W]` from 0 to 1 as a picture; what lies beyond is cut off."""
+    """A picture of pixels `[C, H, W]` from 0 to 1; values beyond are clipped."""
     values = (pixels.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(values.permute(1, 2, 0).squeeze(-1).numpy())
 
@@ -52,7 +52,7 @@ def _from_file(path: Path, spec: DatasetSpec) -> Tensor:
     _, height, width = spec.shape
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is too large, which is refused below
+            warnings.simplefilter("ignore")  # on images that are too large, which are refused below
             picture = Image.open(path, formats=FORMATS)
         with picture:
             _check(path, picture, spec)
@@ -63,7 +63,7 @@ def _from_file(path: Path, spec: DatasetSpec) -> Tensor:
         raise ConfigurationError(f"image {path} does not exist", "give paths of png or jpg files") from None
     except UnidentifiedImageError:
         raise ConfigurationError(f"image {path} is no png or jpg", "give paths of png or jpg files") from None
-    except Exception as error:  # a damaged file makes the decoders raise nearly anything
+    except Exception as error:  # a damaged file may make the decoders raise anything
         what = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigurationError(
             f"image {path} cannot be read: {what}", "restore it, or check its permissions: it must be a png or jpg"
@@ -92,7 +92,7 @@ def _from_tensor(place: int, image: Tensor, spec: DatasetSpec) -> Tensor:
         return batch.float()
     if not image.is_floating_point():
         raise ConfigurationError(f"image {place} has dtype {image.dtype}", "give uint8, or floating point in 0 to 1")
-    if batch.numel() and not (batch.min() >= 0 and batch.max() <= 1):  # NaN neither
+    if batch.numel() and not (batch.min() >= 0 and batch.max() <= 1):  # this refuses NaN too
         raise ConfigurationError(
             f"image {place} has values from {batch.min():.4g} to {batch.max():.4g}", "give pixels in 0 to 1, or uint8"
         )

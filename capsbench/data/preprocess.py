@@ -18,32 +18,32 @@ CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.5,) * 3, (0.5,) * 3),
     "cifar100": ((0.5,) * 3, (0.5,) * 3),
 }
-"""Mean and deviation of each channel, as in the published code; Fashion-MNIST, which it does not have, with its own."""
+"""Mean and deviation of each channel as in the published code, and Fashion-MNIST's own, which that code lacks."""
 
 
 class Batch(NamedTuple):
-    """What one step sees."""
+    """The input of one step."""
 
     images: Tensor
     """`[B, C, H, W]`, float32, normalised: the network's input."""
     labels: Tensor
     """`[B]`, int64."""
     pixels: Tensor
-    """`[B, C, H, W]`, float32, cropped as `images`: what a reconstruction should show. In 0 to 1, or as published: `images`."""
+    """`[B, C, H, W]`, float32, cropped as `images`: the target of a reconstruction, in 0 to 1; as published, it is `images`."""
 
 
 def random_crop(images: Tensor, generator: torch.Generator | None = None, padding: int = PADDING) -> Tensor:
-    """Each image padded with zeros and cut out again at a place of its own. `[N, C, H, W]` → same."""
+    """Pad each image with zeros and cut it out again at a random offset. `[N, C, H, W]` → same."""
     return crop(images, draw_offsets(len(images), generator, padding), padding)
 
 
 def draw_offsets(count: int, generator: torch.Generator | None = None, padding: int = PADDING) -> Tensor:
-    """Where each of some padded images is cut out again: rows and columns, `[2, N]`, 0 to 2 × padding."""
+    """Draw the offsets at which padded images are cut out again: rows and columns, `[2, N]`, 0 to 2 × padding."""
     return torch.randint(2 * padding + 1, (2, count), generator=generator)
 
 
 def crop(images: Tensor, offsets: Tensor, padding: int = PADDING) -> Tensor:
-    """Each image padded with zeros and cut out again at `offsets`, on their device. `[N, C, H, W]`, `[2, N]` → `[N, C, H, W]`."""
+    """Pad each image with zeros and cut it out again at `offsets`, on their device. `[N, C, H, W]`, `[2, N]` → `[N, C, H, W]`."""
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
@@ -51,29 +51,29 @@ def crop(images: Tensor, offsets: Tensor, padding: int = PADDING) -> Tensor:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Each image with zero mean and unit variance; an even image becomes 0. `[N, C, H, W]` → same."""
+    """Bring each image to zero mean and unit variance; an even image becomes 0. `[N, C, H, W]` → same."""
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
     deviation = pixels.std(dim=(1, 2, 3), keepdim=True, correction=0)
-    # As little contrast as one grey level in one pixel is noise, not a picture.
+    # A contrast of one grey level in one pixel is noise, not a picture.
     floor = 1 / 255 / pixels.shape[1:].numel() ** 0.5
     return (pixels - mean) / deviation.clamp_min(floor)
 
 
 def training_batch(images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Batch:
-    """Prepares uint8 images `[B, C, H, W]` and labels `[B]` for a training step."""
+    """Prepare uint8 images `[B, C, H, W]` and labels `[B]` for a training step."""
     pixels = random_crop(images, generator).float() / 255
     return Batch(normalise(pixels), labels, pixels)
 
 
 def prepare(images: Tensor, labels: Tensor, style: str, dataset: str, offsets: Tensor | None = None) -> Batch:
-    """Prepares uint8 images for a step, on their device.
+    """Prepare uint8 images for a step, on their device.
 
     Args:
         images: `[B, C, H, W]`, uint8.
         labels: `[B]`.
-        style: `paper`, or `published`: the set's constants, and the decoder is to show the normalised image.
-        dataset: whose constants.
-        offsets: where each image is cut out (`draw_offsets`); None cuts out the centre, which is the image as it is.
+        style: `paper`, or `published`: the set's constants, and the normalised image as the decoder's target.
+        dataset: data set that has the constants.
+        offsets: offsets at which images are cut out (`draw_offsets`); None for the centre, which leaves an image as it is.
     """
     pixels = (images if offsets is None else crop(images, offsets)).float() / 255
     if style == "paper":

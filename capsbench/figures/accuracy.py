@@ -15,7 +15,7 @@ from capsbench.words.labels import dataset_title, model_title
 
 
 def accuracy_figure(rows: pd.DataFrame, title: str) -> Figure:
-    """Accuracy of every row, the paper's pale beside one's own: over blocks where these vary, else row by row."""
+    """Accuracy of every row, the paper's pale beside one's own: over blocks if these vary, else row by row."""
     datasets = list(dict.fromkeys(rows["dataset"]))
     over_blocks = all(_over_blocks(rows[rows["dataset"] == dataset]) for dataset in datasets)
     with mpl.rc_context(STYLE):
@@ -81,7 +81,7 @@ def _colour(model: str) -> str:
 
 
 def _offsets(count: int) -> list[float]:
-    """Error bars of several models beside each other."""
+    """Offsets that put the error bars of several models beside each other."""
     return [0.08 * (place - (count - 1) / 2) for place in range(count)]
 
 

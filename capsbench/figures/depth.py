@@ -25,15 +25,15 @@ from capsbench.words.labels import Line, Names, cut, dataset_title, on_gpu
 
 _LONGEST_TITLE = 36
 _MOST_LINES = 12
-"""That a panel draws: more could not be told apart."""
+"""Largest number of lines in a panel: more could not be told apart."""
 
 _SMALL_MARKER = 0.6
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.35, 7.0
-"""Inches: one column of a paper, and both."""
+"""Widths in inches of one column of a paper, and of both."""
 
 AxesGrid = NDArray[np.object_]
-"""Axes, `[data sets, columns]`."""
+"""`[data sets, columns]`, the axes."""
 
 
 def figure3(
@@ -48,18 +48,18 @@ def figure3(
     """Memory, training time and inference time over depth; a row per data set (Momentum Capsule Networks, figure 3).
 
     Args:
-        frame: what `capsbench.load` gave.
-        memory: which memory to draw, names of `MEMORY_METRICS`; a column each.
+        frame: frame from `capsbench.load`.
+        memory: memory figures to draw, names of `MEMORY_METRICS`; a column each.
         per: seconds per `step`, or per `epoch` of the set's size in the paper.
-        with_paper: the paper's table 4 as a pale line, where the memory drawn is comparable.
-        ax: axes to draw on, `[data sets, columns]`; one will do where there is one panel. By default those of a new figure.
-        width: of a new figure, in inches; by default 3.7 for each column.
+        with_paper: draw the paper's table 4 as a pale line, where the drawn memory is comparable.
+        ax: axes to draw on, `[data sets, columns]`, or one for a single panel; by default those of a new figure.
+        width: width of a new figure in inches; by default 3.7 for each column.
 
     Returns:
         The axes, `[data sets, columns]`.
 
     Raises:
-        ConfigurationError: `ax` has other than as many axes as there are panels.
+        ConfigurationError: `ax` does not have one axes for each panel.
     """
     columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"], TIME_METRICS["inference"]]
     return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=False, ax=ax, width=width)
@@ -76,22 +76,22 @@ def figure4(
 ) -> AxesGrid:
     """Memory and training time over depth, with fitted lines and their slopes (Momentum Capsule Networks, figure 4).
 
-    Arguments as `figure3`.
+    The arguments are those of `figure3`.
     """
     columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"]]
     return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=True, ax=ax, width=width)
 
 
 def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("svg", "png", "pdf")) -> list[Path]:
-    """Writes a figure in each format; fonts are embedded in the pdf as TrueType, as publishers ask."""
+    """Write a figure in each format; fonts are embedded in the pdf as TrueType, as publishers ask."""
     paths = [folder / f"{name}.{kind}" for kind in kinds]
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # A name may have signs that no font here has: a box stands for them.
+        # A name may have signs that no font here has; they are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        # A column of a paper has no room for three panels with long legends: they are drawn as they are.
+        # A column of a paper has no room for three panels with long legends, which are drawn all the same.
         warnings.filterwarnings("ignore", message="constrained_layout not applied", category=UserWarning)
         for path in paths:
-            # No date inside: the same records give the same file.
+            # No date, so that the same records give the same file.
             metadata = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}[path.suffix]
             figure.savefig(path, metadata=metadata, bbox_inches="tight")
     return paths
@@ -152,9 +152,9 @@ def _grid(
 def _drawn(
     every: Sequence[tuple[Line, pd.DataFrame]], metric: Metric, beside: Sequence[Metric]
 ) -> tuple[list[tuple[Line, pd.DataFrame]], int]:
-    """The lines that a panel has room for, and how many more there are.
+    """The lines that a panel has room for, and the number of further ones.
 
-    Lines that have most of what is drawn beside it come first, so that panels draw the same ones where they can.
+    Lines with values for most of the panels beside it come first, so that panels draw the same lines if they can.
     """
     found = [(place, cells) for place, (_, cells) in enumerate(every) if cells[metric.column].notna().any()]
     fullest = sorted(found, key=lambda one: -sum(bool(one[1][other.column].notna().any()) for other in beside))
@@ -162,7 +162,7 @@ def _drawn(
 
 
 def _united(handles_of: Sequence[Sequence[Line2D]], left: Mapping[str, int]) -> list[Line2D]:
-    """One legend for all panels of a row, whose lines have no slopes to tell, and how many lines each has `left` out."""
+    """One legend for all panels of a row, whose lines have no slopes, with the number of lines that each panel leaves out."""
     found = {str(handle.get_label()): handle for handles in handles_of for handle in handles}
     alike = len(set(left.values())) == 1
     notes = {f"{more} more lines{'' if alike else f' of {title}'} are not drawn" for title, more in left.items() if more}
@@ -170,7 +170,7 @@ def _united(handles_of: Sequence[Sequence[Line2D]], left: Mapping[str, int]) -> 
 
 
 def _finish(figure: Figure, caption: str, below: int, width: float | None) -> None:
-    """A new figure's caption, and room for so many rows of legends below its panels."""
+    """Add the caption of a new figure, and room for this many rows of legends below its panels."""
     across, height = figure.get_size_inches()
     figure.set_size_inches(across, height + below * LEGEND_ROW * mpl.rcParams["legend.fontsize"] / 72)
     text = "\n".join(textwrap.wrap(caption, int(22 * (width or 99))))
@@ -178,10 +178,10 @@ def _finish(figure: Figure, caption: str, below: int, width: float | None) -> No
 
 
 def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float | None) -> AxesGrid:
-    """Axes of a new figure, or those that were given, `[rows, columns]`."""
+    """`[rows, columns]`, the axes of a new figure, or those that were given."""
     if ax is None:
         across = 3.7 * columns if width is None else width
-        # Panels keep their shape, but none is too low for its legend.
+        # Panels keep their shape, unless one would be too low for its legend.
         height = max(2.3, 3.1 * across / (3.7 * columns))
         return Figure(figsize=(across, height * rows + 0.3), layout="constrained").subplots(rows, columns, squeeze=False)
     given = np.array(ax, dtype=object)
@@ -194,7 +194,7 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
 
 
 def _comparable(frame: pd.DataFrame, metric: Metric) -> bool:
-    """Whether the paper's nvidia-smi readings can stand beside this: device memory, at the paper's batch."""
+    """Return whether the paper's nvidia-smi readings can stand beside this: device memory, at the paper's batch."""
     same = on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE)
     return metric.name in paper.COMPARABLE_METRICS and bool(same.any())
 
@@ -205,7 +205,7 @@ def _title(metric: Metric, frame: pd.DataFrame) -> str:
 
 
 def _caption(frame: pd.DataFrame, *, timed: bool) -> str:
-    """What all cells share, and what error bars and crosses are."""
+    """The settings that all cells share, and the meaning of error bars and crosses."""
     shared = []
     for column in ("batch_size", "kernel", "precision", "device"):
         values = frame[column].dropna().unique()

@@ -1,4 +1,4 @@
-"""What each block of a network tells apart, how long its capsules are, and what gradient arrives there, over depth."""
+"""Bundles of samples, lengths of capsules and gradients of each block of a network, over depth."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ def diagnostics_figure(frame: pd.DataFrame, title: str) -> Figure:
     Args:
         frame: a row for each block and epoch, with the columns `epoch`, `block`, `bundle_entropy`, `label_entropy`, `bundles`,
             `mean_length` and `gradient_norm`; a norm that was not finite is missing.
-        title: of the run.
+        title: title of the run.
     """
     epochs = _chosen(sorted(frame["epoch"].unique()))
     colours = mpl.colormaps["viridis_r"](np.linspace(0.15, 1, len(epochs)))
@@ -73,7 +73,7 @@ def _chosen(epochs: list[int]) -> list[int]:
 def _draw(ax: Axes, frame: pd.DataFrame, panel: _Panel, epochs: list[int], colours: np.ndarray) -> None:
     shown = frame[frame["epoch"].isin(epochs)]
     floor = _floor(shown[panel.column]) if panel.logarithmic else None
-    # Where nothing changes the epochs lie on each other: the later ones are smaller, so that all are seen.
+    # If nothing changes, the epochs lie on each other; later ones are smaller, so that all are seen.
     for size, epoch, colour in zip(np.linspace(6.5, 3, len(epochs)), epochs, colours, strict=True):
         rows = shown[shown["epoch"] == epoch].sort_values("block")
         values = rows[panel.column].astype(float)
@@ -94,7 +94,7 @@ def _draw(ax: Axes, frame: pd.DataFrame, panel: _Panel, epochs: list[int], colou
 
 
 def _floor(values: pd.Series) -> float | None:
-    """Where a logarithmic axis shows 0: below all that is not; None where all are 0."""
+    """Position of 0 on a logarithmic axis, below all other values; None if all are 0."""
     positive = values[values > 0]
     return float(positive.min()) / 1e3 if len(positive) else None
 

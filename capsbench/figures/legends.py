@@ -1,4 +1,4 @@
-"""Legends of panels over depth: inside while there is room, beneath where there is none."""
+"""Legends of panels over depth: inside a panel that has room, beneath one that has none."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ from matplotlib.transforms import ScaledTranslation
 from capsbench.figures.styles import STYLE
 
 _LEGEND_WIDTH, _SMALL_LEGEND_WIDTH = 42, 34
-"""Characters of a row of a legend, and of one on a printed page."""
+"""Characters in a row of a legend, and in one on a printed page."""
 _MOST_INSIDE = 7
-"""Rows of a legend that a panel has room for."""
+"""Number of legend rows that a panel has room for."""
 LEGEND_ROW = 1.35
-"""Height of a row of a legend over its font's size."""
+"""Height of a legend row over its font's size."""
 
 
 def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
-    """Room for a legend and, where there is something to name, the legend: inside, or beneath a panel that has no room for it.
+    """Place a legend, if there is anything to name, inside a panel or beneath one that has no room for it.
 
     Args:
         ax: the panel.
-        handles: what is named.
-        may_grow: whether the figure may become higher. Where it may not, a legend names as many as there is room for.
+        handles: handles that the legend names.
+        may_grow: whether the figure may become higher. If not, a legend names as many lines as it has room for.
 
     Returns:
-        How many rows lie beneath the panel.
+        The number of rows beneath the panel.
     """
     if not may_grow:
         handles = _few(handles)
@@ -38,7 +38,7 @@ def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
     if handles and inside:
         ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
     elif handles:
-        # Under the axis and its name.
+        # Below the axis and its name.
         under = ScaledTranslation(0, -3.6 * mpl.rcParams["font.size"] / 72, ax.figure.dpi_scale_trans)
         ax.legend(handles=handles, loc="upper left", borderaxespad=0, bbox_to_anchor=(0, 0), bbox_transform=ax.transAxes + under)
     return 0 if inside else rows + 1
@@ -49,7 +49,7 @@ def _rows(handle: Line2D) -> int:
 
 
 def _few(handles: Sequence[Line2D]) -> list[Line2D]:
-    """As many lines as a panel has room for, and how many more there are; what is said of nothing drawn stays."""
+    """The handles that a panel has room for, and the number of further ones; notes on lines that are not drawn stay."""
     if sum(map(_rows, handles)) <= _MOST_INSIDE:
         return list(handles)
     notes = [handle for handle in handles if _is_note(handle)]
@@ -60,17 +60,17 @@ def _few(handles: Sequence[Line2D]) -> list[Line2D]:
 
 
 def _is_note(handle: Line2D) -> bool:
-    """Whether a legend's entry says something of what is not drawn."""
+    """Return whether a legend's entry is a note on lines that are not drawn."""
     return handle.get_linestyle() == "None" and handle.get_marker() == "None"
 
 
 def nothing_drawn(label: str) -> Line2D:
-    """What a legend says of nothing that is drawn."""
+    """Handle of a note on something that is not drawn."""
     return Line2D([], [], ls="none", label=label)
 
 
 def legend_text(label: str, fit: str) -> str:
-    """A label that matplotlib shows as it is: it hides those that begin with an underscore; a panel has no room for more."""
+    """A label that matplotlib shows as it is, though it hides those with a leading underscore; a panel has no room for more."""
     width = _LEGEND_WIDTH if mpl.rcParams["legend.fontsize"] == STYLE["legend.fontsize"] else _SMALL_LEGEND_WIDTH
     rows = textwrap.wrap(label + ":" * bool(fit), width, max_lines=2, placeholder="…") or [":" * bool(fit)]
     if fit and len(rows[-1]) + len(fit) < width:
@@ -81,11 +81,11 @@ def legend_text(label: str, fit: str) -> str:
 
 
 def _fit_range(ax: Axes, entries: int) -> None:
-    """A range in which level lines look level, with room above for a legend; the caption says that it may not start at 0."""
+    """Widen the range so that level lines look level, with room above for a legend; the caption says that 0 may be outside."""
     low, high = ax.dataLim.intervaly
     if not high >= low:
         return
     span = max(high - low, 0.05 * high, 1e-12)
     top = high + (0.15 + 0.18 * entries) * span
-    # A line at 0 lies beside the axis, not in it.
+    # A line at 0 lies beside the axis, not on it.
     ax.set_ylim(max(-0.03 * top, low - 0.25 * span), top)

@@ -1,4 +1,4 @@
-"""One metric over depth, as one panel of a figure: points, fitted lines, where a line ends, and the paper's own values."""
+"""One metric over depth as one panel of a figure: points, fitted lines, the end of a line, and the paper's own values."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -33,7 +33,7 @@ def draw_panel(
     per: Per,
     with_fit: bool,
 ) -> list[Line2D]:
-    """One metric over depth, for some of the frame's lines; returns what a legend shows of them."""
+    """Draw one metric over depth for some of the frame's lines, and return the handles for a legend."""
     handles = []
     for line, cells in drawn:
         measured = cells[cells[metric.column].notna()]
@@ -76,7 +76,7 @@ def draw_panel(
 
 
 def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
-    """`8.3 ± 0.4 ms/block`, that no change is measurable, or that it is not a line."""
+    """Text `8.3 ± 0.4 ms/block`, a note that no change is measurable, or one that the values are not a line."""
     if fit.shape == "not a line":
         return fit.shape
     factor = 1.0 if metric.is_bytes else scale
@@ -89,7 +89,7 @@ def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
 
 
 def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: LineStyle, scale: float) -> None:
-    """The fitted line; where none fits, the points are joined palely, and where no change is measurable, nothing is drawn."""
+    """Draw the fitted line; if none fits, join the points palely, and if no change is measurable, draw nothing."""
     if fit.shape == "no change measurable":
         return
     if fit.shape == "not a line":
@@ -100,26 +100,26 @@ def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: Li
 
 
 def _joined(metric: Metric, fit: LineFit | None) -> Literal["default", "steps-mid"]:
-    """How points are joined: reserved memory comes in segments, and jumps from one depth to the next."""
+    """Style in which points are joined: reserved memory comes in segments, and jumps from one depth to the next."""
     return "steps-mid" if metric.name == "reserved" and fit is not None and not fit.linear else "default"
 
 
 def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: LineStyle) -> None:
-    """A cross through the marker of each depth whose times were disturbed."""
+    """Draw a cross through the marker of each depth whose times were disturbed."""
     noisy = [] if metric.is_bytes else sorted(set(measured.loc[measured["noise"] != "", "blocks"]))
     if noisy:
         ax.plot(noisy, mean.loc[noisy], "x", color=style.colour, ms=style.size + 3, mew=0.8, zorder=4)
 
 
 def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style: LineStyle) -> None:
-    """Where a line ends because the device was full."""
+    """Mark the end of a line that the device's memory sets."""
     same = frame[frame["status"] == "oom"]
     for column, value in line.items():
         same = same[same[column].isna() if pd.isna(value) else same[column] == value]  # type: ignore[call-overload]
     if same.empty:
         return
     at = same["blocks"].min()
-    # A deeper network may have had room again: the line is left where it first had none.
+    # A deeper network may have had room again; the mark stands where there was first none.
     shallower = mean[mean.index <= at]
     start, height = (shallower.index[-1], shallower.iloc[-1]) if len(shallower) else (mean.index[0], mean.iloc[0])
     ax.plot([start, at], [height] * 2, ":", color=style.colour, lw=1)
@@ -128,7 +128,7 @@ def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style:
 
 
 def draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
-    """Table 4, pale, behind one's own lines."""
+    """Draw table 4, pale, behind one's own lines."""
     table, drawn = paper.memory(), []
     for model, cells in table[table["dataset"] == dataset].groupby("model"):
         colour, marker, _ = MODEL_STYLES[str(model)]

@@ -1,4 +1,4 @@
-"""Pictures of what a decoder sees: inputs beside reconstructions, and a capsule with one dimension after the other moved."""
+"""Pictures from a decoder: inputs beside reconstructions, and a capsule with one dimension after the other moved."""
 
 from collections.abc import Sequence
 
@@ -18,8 +18,8 @@ def reconstructions_figure(inputs: Pictures, reconstructions: Pictures, captions
     Args:
         inputs: `[N, H, W, C]`, 0 to 1.
         reconstructions: the same shape.
-        captions: what each was taken for.
-        title: of the network.
+        captions: class that each was given.
+        title: title with the network.
     """
     count = len(inputs)
     with mpl.rc_context(STYLE):
@@ -40,12 +40,12 @@ def reconstructions_figure(inputs: Pictures, reconstructions: Pictures, captions
 
 
 def perturbations_figure(pictures: Pictures, steps: Sequence[float], title: str) -> Figure:
-    """What the decoder shows: a row for each dimension of the capsule, a column for each step (Sabour et al. 2017, figure 4).
+    """Pictures from the decoder: a row for each dimension of the capsule, a column for each step (Sabour et al. 2017, figure 4).
 
     Args:
         pictures: `[D, steps, H, W, C]`, 0 to 1.
-        steps: what was added.
-        title: of the network and image.
+        steps: values that were added to the dimension.
+        title: title with network and image.
     """
     dimensions, count, height, width, _ = pictures.shape
     gap = max(1, width // 14)
@@ -70,5 +70,5 @@ def perturbations_figure(pictures: Pictures, steps: Sequence[float], title: str)
 
 
 def _shown(picture: Pictures) -> Pictures:
-    """As matplotlib takes it: without a single channel."""
+    """A picture in the form that matplotlib takes, without a single channel."""
     return picture[..., 0] if picture.shape[-1] == 1 else picture

@@ -5,16 +5,16 @@ from typing import Any
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 PLAIN = "_.-~=+*#"
-"""The same where the terminal has no such characters."""
+"""Characters for a terminal that has no block characters."""
 
 _WIDEST = 12
 
 Points = Sequence[tuple[float, float]]
-"""Depth and value."""
+"""Pairs of depth and value."""
 
 
 def scale_of(line: Mapping[Any, Any], metric: str) -> tuple[str, ...]:
-    """The same for lines whose charts have one scale, so that what is level looks level: on one kind of device, of one work."""
+    """A key that is equal for lines whose charts share a scale, so that level lines look level: one kind of device, one load."""
     return metric, str(line.get("dataset")), str(line.get("batch_size")), str(line.get("device")).partition(":")[0]
 
 
@@ -29,12 +29,12 @@ def reach(values_by_scale: Iterable[tuple[tuple[str, ...], Iterable[float]]]) ->
 
 
 def spark(values: Sequence[float], low: float, high: float, blocks: str = BLOCKS) -> str:
-    """`▁▂▃▄`: a character for each value; of more than twelve, evenly chosen ones, first and last among them.
+    """A chart such as `▁▂▃▄`, with a character for each value; more than twelve are thinned evenly, first and last kept.
 
     Args:
-        values: finite.
-        low: what the lowest character stands for.
-        high: what the highest one stands for.
+        values: finite values.
+        low: value of the lowest character.
+        high: value of the highest character.
         blocks: the characters, from low to high.
     """
     last = len(blocks) - 1
@@ -50,11 +50,11 @@ def svg(
     Args:
         points: depth and value, at least one.
         line: intercept and slope; None where no line fits.
-        colour: of both.
+        colour: colour of both.
         low: the value at the lower edge.
         high: the value at the upper edge; where it is `low`, points lie in the middle.
-        width: of the picture, in pixels.
-        height: the same.
+        width: width of the picture in pixels.
+        height: height of the picture in pixels.
     """
     depths = [x for x, _ in points]
     ends = (min(depths), max(depths))

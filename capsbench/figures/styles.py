@@ -1,4 +1,4 @@
-"""How figures and lines look, in print and on a page: colour and marker say the model, dashes the rest."""
+"""Styles of figures and lines, in print and on a page: colour and marker stand for the model, dashes for the rest."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ import pandas as pd
 from capsbench.stats.slopes import lines
 from capsbench.words.labels import Line, is_predicted
 
-# Okabe and Ito's palette, told apart by every kind of colour vision; shapes tell the rest, also in grey.
+# Okabe and Ito's palette suits every kind of colour vision; shapes distinguish the rest, also in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Where models agree to the byte their markers lie on each other: the later ones are smaller, so that all are seen.
+# If models agree to the byte, their markers lie on each other; later ones are smaller, so that all are seen.
 MODEL_STYLES = {"capsnet": (COLOURS[2], "^", 10.0), "rescapsnet": (COLOURS[1], "s", 6.5), "mocapsnet": (COLOURS[0], "o", 4.0)}
 _OTHER_SIZE = 5.5
 _MORE_MARKERS = "DvPX*"
 Dash = str | tuple[int, tuple[float, ...]]
-# What is broken without dots is predicted.
+# A broken line without dots is predicted.
 _DASHES: tuple[Dash, ...] = ("-", "-.", ":", (0, (5, 2, 1, 2, 1, 2)))
 _PREDICTED_DASHES: tuple[Dash, ...] = ("--", (0, (8, 3)), (0, (3, 1)), (0, (12, 3)))
 
@@ -31,7 +31,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "legend.handlelength": 3.0,  # room for dashes beside the marker
-    "text.parse_math": False,  # names are names, whatever is in them
+    "text.parse_math": False,  # a name is no formula, whatever signs it has
     "svg.fonttype": "none",
     "pdf.fonttype": 42,  # TrueType, whole: type 3 is refused by many publishers
     "ps.fonttype": 42,
@@ -49,12 +49,12 @@ SMALL: Any = {
     "xtick.labelsize": 6.5,
     "ytick.labelsize": 6.5,
 } | dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
-"""For a figure of a printed page's width."""
+"""Parameters for a figure of a printed page's width."""
 
 
 @dataclass(frozen=True)
 class LineStyle:
-    """As matplotlib takes it."""
+    """Style of a line in matplotlib's terms."""
 
     colour: str
     marker: str
@@ -63,16 +63,16 @@ class LineStyle:
 
 
 def line_styles(frame: pd.DataFrame) -> dict[str, LineStyle]:
-    """By `style_key`: colour and marker by model; dashes by whatever else differs, and of their own for what is predicted.
+    """Styles by `style_key`: colour and marker by model; dashes by other differences, and dashes of their own for predictions.
 
-    Where a model has more lines than there are dashes the later ones have other markers, and then other colours: looks repeat
+    If a model has more lines than there are dashes, later ones have other markers, and then other colours. Looks repeat
     beyond a hundred lines of a model.
     """
     return styles_of(line for line, _ in lines(frame))
 
 
 def styles_of(told: Iterable[Line]) -> dict[str, LineStyle]:
-    """The same of lines whose common values are known."""
+    """Styles of lines whose common values are known."""
     found: dict[str, LineStyle] = {}
     strangers: dict[str, tuple[str, str, float]] = {}
     taken: set[tuple[str, str, Dash]] = set()
@@ -88,7 +88,7 @@ def styles_of(told: Iterable[Line]) -> dict[str, LineStyle]:
         look = next((look for look in _looks(own, dashes) if look[:3] not in taken), (*own[:2], dashes[0], own[2]))
         taken.add(look[:3])
         colour, marker, dash, size = look
-        # Where a prediction is right its marker lies on the measured one, inside it.
+        # If a prediction is right, its marker lies on the measured one, inside it.
         found[key] = LineStyle(colour, marker, dash, 0.6 * size if is_predicted(line) else size)
     return found
 
@@ -103,5 +103,5 @@ def _looks(own: tuple[str, str, float], dashes: Sequence[Dash]) -> Iterator[tupl
 
 
 def style_key(line: Line) -> str:
-    """The same for lines that differ in the data set alone."""
+    """A key that is equal for lines that differ in the data set alone."""
     return repr([(name, str(value)) for name, value in line.items() if name != "dataset"])

@@ -1,4 +1,4 @@
-"""Inside one training step, as a figure and in words."""
+"""One training step, as a figure and in words."""
 
 import textwrap
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from capsbench.words.labels import dataset_title, model_title
 from capsbench.words.modules import ModuleChange, module_changes
 from capsbench.words.units import MIB, bytes_text
 
-# Okabe and Ito's palette; neighbours in the stack differ in lightness, and hatches tell them apart in grey.
+# Okabe and Ito's palette; neighbours in the stack differ in lightness, and hatches distinguish them in grey.
 LOOKS = {
     "state": ("#0072B2", ""),
     "gradient": ("#E69F00", "///"),
@@ -32,7 +32,7 @@ _LONGEST_NAME = 34
 
 
 def draw_timeline(timeline: Timeline) -> Figure:
-    """Bytes alive over the events of a step by what they are for, and retained bytes by module."""
+    """Draw the bytes alive over the events of a step by purpose, and retained bytes by module."""
     with mpl.rc_context({**STYLE, "hatch.linewidth": 0.4}):
         figure = Figure(figsize=(11.5, 5.0), layout="constrained")
         step, modules = figure.subplots(1, 2, width_ratios=[2.2, 1])
@@ -44,7 +44,7 @@ def draw_timeline(timeline: Timeline) -> Figure:
 
 
 def timeline_text(timeline: Timeline) -> str:
-    """The same in words: the peak and what is in it, and the modules that retain most."""
+    """The step in words: the peak and its contents, and the modules that retain most."""
     peak, forward = timeline.peak, timeline.phases["forward"]
     lines = [
         title_of(timeline),
@@ -56,7 +56,7 @@ def timeline_text(timeline: Timeline) -> str:
     for name, nbytes in contents_at_peak(timeline):
         lines += _aligned(f"  {name}", _exact(nbytes))
     lines += _aligned("  left over", _exact(peak.left_over_bytes))
-    lines += _aligned("retained", f"{_exact(forward.end_bytes - forward.start_bytes)} after forward; those who keep most of it:")
+    lines += _aligned("retained", f"{_exact(forward.end_bytes - forward.start_bytes)} after forward, mostly in these modules:")
     for module in modules_of(timeline)[:5]:
         each = f" ({module.count} × {bytes_text(module.nbytes)})" if module.count > 1 else ""
         lines.append(f"  {bytes_text(module.nbytes * module.count):>12}  {module.name or NOBODY}{each}")
@@ -93,7 +93,7 @@ def _draw_step(ax: Axes, timeline: Timeline) -> None:
 
 
 def _mark_phases(ax: Axes, timeline: Timeline, places: np.ndarray) -> None:
-    """Lines between forward, backward and optimizer, and their names above."""
+    """Draw lines between forward, backward and optimizer, and their names above."""
     for name, phase in timeline.phases.items():
         first, last = places[phase.first_event], places[phase.last_event]
         ax.axvline(last, color="black", lw=0.6, ls=(0, (2, 2)))
@@ -145,7 +145,7 @@ def _draw_modules(ax: Axes, timeline: Timeline) -> None:
 
 
 def places_of(timeline: Timeline) -> np.ndarray:
-    """Where each event is drawn, from 0 to 1: phases are as wide as they have events, but none too narrow for its name."""
+    """Position of each event, from 0 to 1: phases are as wide as their number of events, but wide enough for their names."""
     phases = list(timeline.phases.values())
     lengths = np.array([phase.last_event - phase.first_event for phase in phases], dtype=float)
     widths = np.maximum(lengths / max(1.0, lengths.sum()), _NARROWEST)
@@ -155,7 +155,7 @@ def places_of(timeline: Timeline) -> np.ndarray:
 
 
 def shown_events(total: np.ndarray) -> np.ndarray:
-    """The events that are drawn: all, or of each small group of them the highest."""
+    """The events that are drawn: all, or the highest of each small group."""
     groups = np.array_split(np.arange(len(total)), min(len(total), _MOST_POINTS))
     return np.unique([0, *(group[total[group].argmax()] for group in groups), len(total) - 1])
 
@@ -172,13 +172,13 @@ def contents_at_peak(timeline: Timeline) -> Iterator[tuple[str, int]]:
 
 
 def title_of(timeline: Timeline) -> str:
-    """`MoCapsNet, 4 blocks: one training step, measured`."""
+    """Title such as `MoCapsNet, 4 blocks: one training step, measured`."""
     it = timeline.configuration
     return f"{model_title(it.model)}, {it.blocks} {'block' if it.blocks == 1 else 'blocks'}: one training step, {timeline.kind}"
 
 
 def caption_of(timeline: Timeline) -> list[str]:
-    """What was run, and what else a reader must know."""
+    """Captions: the configuration that was run, and notes for the reader."""
     it = timeline.configuration
     names = ("kernel", "routing", "memory", "inverse", "front", "rule", "optimizer_step", "gpu")
     options = [f"{name.replace('_', ' ')} {value}" for name in names if (value := getattr(it, name)) is not None]

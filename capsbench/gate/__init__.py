@@ -1,1 +1,1 @@
-"""Two reports compared, and whether one may pass: baselines, verdicts, workflows."""
+"""Comparison of two reports, and the decision whether one may pass: baselines, verdicts, workflows."""

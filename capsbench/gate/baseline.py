@@ -1,4 +1,4 @@
-"""Baselines on disk: what a report said, small enough to be committed and plain enough to be read in a diff."""
+"""Baselines on disk: a summary of a report, small enough to be committed and plain enough to be read in a diff."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from capsbench.store import Store, read_reports
 
 
 def read_summary(path: Path) -> tuple[Summary, list[str]]:
-    """A report folder, a folder of them, or a baseline file; and what a reader must be told of it.
+    """The summary of a report folder, a folder of them, or a baseline file, with notes for the reader.
 
     Raises:
         StoreError: there is none, or it cannot be read.
@@ -24,7 +24,7 @@ def read_summary(path: Path) -> tuple[Summary, list[str]]:
 
 
 def summary_of_reports(root: Path) -> tuple[Summary, list[str]]:
-    """Every report at or below a folder in brief, and what a reader must be told: damaged lines, lines measured twice.
+    """A summary of every report at or below a folder, with notes on damaged lines and on lines measured twice.
 
     Raises:
         StoreError: there are no records, or they are of a newer schema.
@@ -44,7 +44,7 @@ def summary_of_reports(root: Path) -> tuple[Summary, list[str]]:
 
 
 def read_baseline(path: Path) -> Summary:
-    """A baseline file.
+    """The summary in a baseline file.
 
     Raises:
         StoreError: it is missing, not JSON, of another program, or of a schema that this capsbench does not read.
@@ -54,7 +54,7 @@ def read_baseline(path: Path) -> Summary:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        make = f"make it of a good report: 'capsbench check' with `baseline` {path} and `update`"
+        make = f"make one from a good report: 'capsbench check' with `baseline` {path} and `update`"
         raise StoreError(f"baseline {path} does not exist", make) from None
     except OSError as error:
         raise StoreError(f"baseline {path} cannot be read: {error.strerror}", again) from None
@@ -79,7 +79,7 @@ def read_baseline(path: Path) -> Summary:
 
 
 def write_baseline(summary: Summary, path: Path) -> None:
-    """Writes a baseline beside its place and renames it, so that a reader never sees half of one.
+    """Write a baseline beside its path and rename it, so that a reader never sees half of one.
 
     Raises:
         StoreError: it cannot be written.

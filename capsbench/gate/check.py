@@ -1,4 +1,4 @@
-"""Whether a run may pass: what grew against a pinned baseline, what shrank, what was left out, what moved since the last run."""
+"""The decision whether a run may pass: growth against a pinned baseline, improvements, omissions, changes since the last run."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ Line = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Finding:
-    """One figure that changed beyond its threshold: a slope or level, or the cells of a line where its slope has not changed."""
+    """A figure that changed beyond its threshold: a slope or level, or the cells of a line whose slope has not changed."""
 
     comparison: Comparison
-    """Of cells the deepest that changed."""
+    """The comparison; of several cells, that of the deepest."""
     cells: int = 0
-    """How many cells changed; 0 for a slope or level."""
+    """Number of cells that changed; 0 for a slope or level."""
     of: int = 0
-    """How many cells there are."""
+    """Number of cells in all."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Depths of one line that ended alike, and otherwise than they should."""
+    """Depths of one line that ended alike, and not as they should."""
 
     outcomes: tuple[Outcome, ...]
 
     @property
     def first(self) -> Outcome:
-        """One of them."""
+        """The first of its outcomes."""
         return self.outcomes[0]
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What could not be compared."""
+    """A figure that could not be compared."""
 
     why: str
     quantities: tuple[str, ...]
@@ -46,38 +46,38 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a check found."""
+    """The findings of a check."""
 
     compared: Compared
     regressions: list[Finding | Fault]
     improvements: list[Finding | Fault]
     left_out: list[LeftOut]
     fewer: list[Fault]
-    """Replicates that the baseline has and the run has not."""
+    """Replicates of the baseline that the run lacks."""
     missing: list[LineSummary]
-    """Lines that the baseline has and the run has not: regressions too."""
+    """Lines of the baseline that the run lacks, which are regressions too."""
     since_last: list[Finding]
-    """What grew since the last run, but not beyond the threshold from the baseline."""
+    """Growth since the last run that is not beyond the threshold from the baseline."""
     last_differs: str = ""
-    """Why the last run could not be compared, if so."""
+    """The reason that the last run could not be compared; empty if it could."""
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is worse."""
+        """Return whether nothing is worse."""
         return not self.regressions and not self.missing
 
 
 def judge(run: Summary, baseline: Summary, last: Summary | None = None, thresholds: Thresholds | None = None) -> Judgement:
-    """Holds a run against a baseline.
+    """Compare a run with a baseline.
 
-    A change of less than the threshold from run to run never adds up unseen: the baseline stays where it was pinned. The last
-    run only tells what moved lately; it makes nothing a regression.
+    Changes below the threshold from run to run cannot add up unseen, because the baseline stays where it was pinned. The last
+    run only shows recent changes; it makes nothing a regression.
 
     Args:
-        run: what is checked.
-        baseline: what it may not exceed.
+        run: summary of the run that is checked.
+        baseline: summary that it may not exceed.
         last: an earlier run.
-        thresholds: from where on a difference matters.
+        thresholds: differences from which on a change matters.
 
     Raises:
         ConfigurationError: the run and the baseline have no line in common.
@@ -98,7 +98,7 @@ def judge(run: Summary, baseline: Summary, last: Summary | None = None, threshol
 
 
 def findings(compared: Compared, verdict: Verdict) -> Iterator[Finding]:
-    """Figures with this verdict, each once: cells are told of where neither slope nor level of the same quantity has it."""
+    """Figures with this verdict, each once: cells are reported if neither slope nor level of their quantity has it."""
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for it in compared.comparisons:
         groups.setdefault((repr(it.line), it.quantity), []).append(it)
@@ -106,7 +106,7 @@ def findings(compared: Compared, verdict: Verdict) -> Iterator[Finding]:
         wide = [it for it in group if it.scope != "cell" and it.verdict == verdict]
         yield from (Finding(it) for it in wide)
         cells = [it for it in group if it.scope == "cell"]
-        # One process's time says too little by itself.
+        # The time of one process is too uncertain by itself.
         changed = [it for it in cells if it.verdict == verdict and it.is_bytes]
         if changed and not wide:
             yield Finding(max(changed, key=lambda it: it.blocks or 0), len(changed), len(cells))
@@ -136,7 +136,7 @@ def _left_out(comparisons: Sequence[Comparison]) -> list[LeftOut]:
 
 
 def _since(run: Summary, last: Summary, thresholds: Thresholds | None, known: Sequence[Finding]) -> tuple[list[Finding], str]:
-    """What is worse than in the last run and is not already told of."""
+    """Figures that are worse than in the last run and not yet reported."""
     try:
         compared = compare(last, run, thresholds)
     except ConfigurationError as error:
@@ -146,6 +146,6 @@ def _since(run: Summary, last: Summary, thresholds: Thresholds | None, known: Se
 
 
 def _name(finding: Finding) -> tuple[str, str]:
-    """The quantity of a line, on any machine."""
+    """The line and quantity of a finding, on any machine."""
     line = {name: value for name, value in finding.comparison.line.items() if name not in ("threads", "device")}
     return repr(line), finding.comparison.quantity

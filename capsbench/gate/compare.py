@@ -1,7 +1,7 @@
-"""Two runs, figure by figure: slopes, levels and cells, and whether a difference matters.
+"""Comparison of two runs, figure by figure: slopes, levels and cells, and whether a difference matters.
 
 Worse means statistically different and beyond a threshold of the quantity. Bytes repeat exactly: any difference is one. Times are
-compared as `paces` says, in units of a yardstick that was timed beside them: a machine that has become slower is no regression.
+compared by `paces`, in units of a yardstick that was timed beside them, so that a slower machine is no regression.
 """
 
 from collections import Counter
@@ -17,12 +17,12 @@ from capsbench.stats.median import CONFIDENCE
 
 
 def compare(before: Summary, after: Summary, thresholds: Thresholds | None = None) -> Compared:
-    """Every figure that both runs have.
+    """Compare every figure that both runs have.
 
     Args:
         before: the first run, or a baseline.
         after: the second.
-        thresholds: from where on a difference matters.
+        thresholds: differences from which on a change matters.
 
     Raises:
         ConfigurationError: they have no line in common.
@@ -39,7 +39,7 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
         pair = PairedLine(old, new, before, after, limits)
         comparisons += pair.comparisons()
         outcomes += pair.outcomes()
-    # A line that nobody knew fails as well as one that is known.
+    # A new line can fail as well as a known one.
     outcomes += [
         Outcome(line.options(), cell.blocks, cell.replicate, None, cell.status, "worse", cell.message or "")
         for line in only_after
@@ -52,9 +52,9 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
 def _match(
     before: Sequence[LineSummary], after: Sequence[LineSummary]
 ) -> tuple[list[tuple[LineSummary, LineSummary]], list[LineSummary], list[LineSummary]]:
-    """Lines of both, in the order of the first; then what only one has.
+    """Pairs of lines of both runs, in the order of the first; then the lines of each run alone.
 
-    A line's own machine is no part of it, unless a run has several lines that differ in nothing else.
+    A line is matched on any machine, unless a run has several lines that differ in the machine alone.
     """
     found: dict[str, tuple[LineSummary, LineSummary]] = {}
     old, new = {line.key(): line for line in before}, {line.key(): line for line in after}
@@ -71,7 +71,7 @@ def _match(
 
 
 def _nearest(before: Sequence[LineSummary], after: Sequence[LineSummary]) -> str:
-    """The least in which a line of one differs from one of the other."""
+    """The smallest difference between a line of one run and a line of the other."""
     nearest: tuple[list[str], LineSummary, LineSummary] | None = None
     for old in before:
         for new in after:
@@ -88,7 +88,7 @@ def _nearest(before: Sequence[LineSummary], after: Sequence[LineSummary]) -> str
 def _judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Times with their verdicts: a difference counts where its p-value, adjusted for all times of its scope, is below 5 %.
 
-    Levels, slopes and cells each are a family: many slopes that nobody can tell from noise must not hide a level.
+    Levels, slopes and cells are a family each, so that many slopes within the noise do not hide a level.
     """
     judged = list(comparisons)
     for scope in ("level", "slope", "cell"):

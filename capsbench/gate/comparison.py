@@ -1,4 +1,4 @@
-"""What can be said of one figure in two runs."""
+"""The comparison of one figure in two runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from capsbench.words.modules import ModuleChange
 
 Verdict = Literal["same", "better", "worse", "not comparable"]
 Scope = Literal["slope", "level", "cell"]
-"""Change per block; a time over all cells of a line; one cell."""
+"""The scopes of a figure: change per block; a time over all cells of a line; one cell."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From where on a difference matters."""
+    """Differences from which on a change matters."""
 
     bytes_share: float = 0.01
-    """Of the figure before."""
+    """Share of the figure before."""
     bytes_least: float = 512
     """Bytes, or bytes per block; the larger of the two counts."""
     time_share: float = 0.10
-    """Of the time before."""
+    """Share of the time before."""
 
     def bytes_matter(self, before: float, after: float) -> bool:
-        """Whether bytes, or bytes per block, differ by more."""
+        """Return whether bytes, or bytes per block, differ by more."""
         return abs(after - before) > max(self.bytes_share * abs(before), self.bytes_least)
 
     def time_matters(self, change: Change) -> bool:
-        """Whether seconds differ by more."""
+        """Return whether seconds differ by more."""
         return abs(change.after - change.before) > self.time_share * abs(change.before)
 
 
@@ -40,26 +40,26 @@ class Comparison:
     """One figure in two runs."""
 
     line: Mapping[str, object]
-    """What tells its line from others."""
+    """Values that distinguish its line from others."""
     scope: Scope
     quantity: str
     """A key of `BYTES` or `TIMES`."""
     verdict: Verdict
     before: float | None = None
-    """Bytes or seconds; per block where it is a slope. Times are as on the machine of the first run, by the yardstick."""
+    """Bytes or seconds, per block for a slope. Times are scaled to the machine of the first run by the yardstick."""
     after: float | None = None
     low: float | None = None
-    """95 % interval of the difference; None where figures repeat exactly, or nothing can be said."""
+    """95 % interval of the difference; None if figures repeat exactly, or no interval is known."""
     high: float | None = None
     why: str = ""
-    """Why it is not comparable, or what to know of it."""
+    """Reason that it is not comparable, or a remark."""
     blocks: int | None = None
     """Depth of a cell, and otherwise the deepest that both runs have."""
     replicate: int = 0
     modules: tuple[ModuleChange, ...] = ()
-    """What modules retain more or less at that depth."""
+    """Changes of the retained bytes of modules at that depth."""
     p_value: float | None = None
-    """Of a time, adjusted for how many times are compared."""
+    """P-value of a time, adjusted for the number of times that are compared."""
     shapes: tuple[Shape, Shape] | None = None
     """The shapes of a time over depth in the first run and in the second."""
     within: tuple[float, float] | None = None
@@ -67,28 +67,28 @@ class Comparison:
 
     @property
     def is_bytes(self) -> bool:
-        """Bytes, or seconds."""
+        """True for bytes, False for seconds."""
         return self.quantity in BYTES
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell that ended otherwise than before, or did not end well."""
+    """A cell that ended differently from before, or did not end well."""
 
     line: Mapping[str, object]
     blocks: int
     replicate: int
     before: Status | None
-    """None where it was not measured."""
+    """Status before; None if it was not measured."""
     after: Status | None
     verdict: Verdict
     message: str = ""
-    """What the cell said of it."""
+    """Message of the cell."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two runs."""
+    """Two runs and their comparisons."""
 
     comparisons: list[Comparison]
     outcomes: list[Outcome]

@@ -1,4 +1,4 @@
-"""What a comparison or a check found, in words: one line each, for a terminal, a pull request and a build server alike."""
+"""Findings of a comparison or a check in words: one line each, for a terminal, a pull request and a build server alike."""
 
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -21,7 +21,7 @@ TITLES = {
     "train": "train step",
     "inference": "inference",
 }
-"""A quantity as people call it."""
+"""Names of the quantities for people."""
 
 _MODULES_TOLD = 4
 
@@ -29,7 +29,7 @@ Line = Mapping[str, object]
 
 
 class Labels:
-    """What lines are called beside each other: `MoCapsNet (cpu), CIFAR-10`, as short as tells them apart."""
+    """Labels of lines beside each other, as short as distinguishes them: `MoCapsNet (cpu), CIFAR-10`."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self._lines = list({repr(line): line for line in lines}.values())
@@ -37,17 +37,17 @@ class Labels:
         self._datasets = len({line["dataset"] for line in self._lines}) > 1
 
     def of(self, line: Line) -> str:
-        """The label of one of them, as a terminal may print it."""
+        """The label of one line, in printable form."""
         return self._names.of(line) + (f", {dataset_title(str(line['dataset']))}" if self._datasets else "")
 
     def of_all(self, lines: Iterable[Line]) -> str:
-        """The labels of several; `all lines` where they are that."""
+        """The labels of several lines; `all lines` if they are all."""
         named = [self.of(line) for line in lines]
         return "all lines" if 1 < len(named) == len(self._lines) else ", ".join(named)
 
 
 def figure_name(it: Comparison) -> str:
-    """`retained / block`, `train step`, `retained at 8 blocks`."""
+    """Name of a figure: `retained / block`, `train step`, `retained at 8 blocks`."""
     title = TITLES[it.quantity]
     if it.scope == "slope":
         return f"{title} / block"
@@ -76,7 +76,7 @@ def _value_text(it: Comparison, value: float | None, side: Literal[0, 1]) -> str
 
 
 def change_text(it: Comparison) -> str:
-    """`+1.00 MiB (+10.0 %)`, `+30.2 ± 5.1 %`, `within ± 5.1 %` where the interval contains 0; `-` where nothing can be said."""
+    """The change in text: `+1.00 MiB (+10.0 %)`, `+30.2 ± 5.1 %`, `within ± 5.1 %` if the interval contains 0, else `-`."""
     if it.before is None or it.after is None:
         return "-"
     change = it.after - it.before
@@ -92,7 +92,7 @@ def change_text(it: Comparison) -> str:
         return f"within ± {joined_text(100 * reach / it.before, decimals=1)} %"
     if it.scope == "slope":
         return _sign(change) + slope_text(change, it.low, it.high, is_bytes=it.is_bytes)
-    # On one side an interval of a ratio is wider: no less is printed on either.
+    # An interval of a ratio is wider on one side; the wider reach is printed for both.
     reach = max(it.high - change, change - it.low)
     return f"{_sign(change)}{joined_text(100 * change / it.before, 100 * reach / it.before, decimals=1)} %"
 
@@ -102,7 +102,7 @@ def _sign(change: float) -> str:
 
 
 def finding_text(finding: Finding, labels: Labels) -> str:
-    """`ResCapsNet: retained / block 1.00 MiB → 2.00 MiB, +1.00 MiB (+100.0 %); blocks.*.0 +1.00 MiB each`."""
+    """A finding in text: `ResCapsNet: retained / block 1.00 MiB → 2.00 MiB, +1.00 MiB (+100.0 %); blocks.*.0 +1.00 MiB each`."""
     it = finding.comparison
     text = f"{labels.of(it.line)}: {figure_name(it)} {before_text(it)} → {after_text(it)}, {change_text(it)}"
     if finding.cells:
@@ -112,7 +112,7 @@ def finding_text(finding: Finding, labels: Labels) -> str:
 
 
 def modules_text(modules: Iterable[ModuleChange], *, grown: bool) -> str:
-    """`blocks.*.0 +1.00 MiB each, decoder +512 B`: the largest of what modules retain more, or less."""
+    """The largest changes of modules that retain more, or less: `blocks.*.0 +1.00 MiB each, decoder +512 B`."""
     told = [it for it in modules if (it.nbytes > 0) == grown]
     parts = [
         f"{it.name or 'outside any module'} {'+' if grown else ''}{bytes_text(it.nbytes)}{' each' if it.count > 1 else ''}"
@@ -122,7 +122,7 @@ def modules_text(modules: Iterable[ModuleChange], *, grown: bool) -> str:
 
 
 def fault_text(fault: Fault, labels: Labels) -> str:
-    """`MoCapsNet: 5, 6 blocks: oom where it was ok: out of memory`."""
+    """A fault in text: `MoCapsNet: 5, 6 blocks: oom where it was ok: out of memory`."""
     first = fault.first
     if first.after is None:
         how = "not measured" if not first.message else first.message
@@ -133,13 +133,13 @@ def fault_text(fault: Fault, labels: Labels) -> str:
 
 
 def missing_text(line: LineSummary, labels: Labels) -> str:
-    """A line of the baseline that was not measured at all."""
+    """A note on a line of the baseline that was not measured at all."""
     depths = _blocks(sorted({cell.blocks for cell in line.cells}))
     return f"{labels.of(line.options())}: {depths}: not measured"
 
 
 def left_out_text(left: LeftOut, labels: Labels) -> str:
-    """`peak allocated, train step of all lines: CPU A, B before`."""
+    """An omission in text: `peak allocated, train step of all lines: CPU A, B before`."""
     return f"{', '.join(TITLES[name] for name in left.quantities)} of {labels.of_all(left.lines)}: {left.why}"
 
 

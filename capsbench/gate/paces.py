@@ -1,10 +1,10 @@
-"""Whether times of two runs differ, when processes, and whole machines, are fast and slow by turns.
+"""Tests of whether times of two runs differ, although processes and whole machines are fast and slow by turns.
 
 Each cell is timed in a process of its own, and processes of one program differ by several percent, now and then by half:
-what counts is therefore how ratios of matching cells scatter, not how samples within a process do. Mean and interval are
+therefore the scatter of the ratios of matching cells counts, not that of samples within a process. Mean and interval are
 trimmed (Tukey and McLaughlin 1963, Yuen 1974), so that one odd process in eight neither makes a difference nor hides one.
-Cells of one depth may share an error, and so may cells of one replicate: the means of depths are what scatters, and what
-replicates differ by as a whole is added.
+Cells of one depth may share an error, and so may cells of one replicate: the means of depths give the scatter, and the
+differences of whole replicates are added.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ TRIMMED = 0.2
 """Share of the ratios that is set aside at either end."""
 
 FEWEST_TRIMMED = 6
-"""Of five, the three that trimming leaves have an interval that covers less than it says."""
+"""Least number of ratios that is trimmed: of five, the three that remain have an interval with too little coverage."""
 
 FEWEST_CELLS = 3
-"""With two processes nobody knows how much processes differ."""
+"""Least number of cells that is compared: two processes do not show how much processes differ."""
 
 
 class Place(NamedTuple):
-    """Where a cell stands in its line."""
+    """Position of a cell in its line."""
 
     blocks: int
     replicate: int = 0
@@ -38,19 +38,19 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """How much a time changed, in seconds or seconds per block."""
+    """The change of a time, in seconds or seconds per block."""
 
     before: float
     after: float
     low: float
-    """95 % interval of `after - before`."""
+    """Lower end of the 95 % interval of `after - before`."""
     high: float
     p_value: float
-    """Of the hypothesis that nothing changed."""
+    """P-value of the hypothesis that nothing changed."""
     shapes: tuple[Shape, Shape] | None = None
-    """Of a slope: what the times over depth are before and after."""
+    """Shapes of the times over depth before and after, for a slope."""
     within: tuple[float, float] | None = None
-    """Of a slope: the largest that each may be, whichever its sign."""
+    """Largest absolute value that each slope may have, for a slope."""
 
 
 def level_change(before: Sequence[float], after: Sequence[float], places: Sequence[Place] | None = None) -> Change | None:
@@ -59,10 +59,10 @@ def level_change(before: Sequence[float], after: Sequence[float], places: Sequen
     Args:
         before: seconds of each cell.
         after: seconds of the matching cells.
-        places: depth and replicate of each cell; by default each is of a depth of its own.
+        places: depth and replicate of each cell; by default each has a depth of its own.
 
     Returns:
-        The geometric mean before, the same times the ratio, and Student's t on the logarithms of the ratios;
+        The geometric mean before, that mean times the ratio, and Student's t on the logarithms of the ratios;
         None with fewer than three cells.
     """
     if len(before) < FEWEST_CELLS:
@@ -87,7 +87,7 @@ def slope_change(
         blocks: depth of each cell.
         before: seconds of each cell.
         after: seconds of the matching cells.
-        replicates: replicate of each cell; by default all are of one.
+        replicates: replicate of each cell; by default all belong to one.
 
     Returns:
         Both slopes and the interval of their difference; None with fewer than three cells or two depths.
@@ -114,9 +114,9 @@ def slope_change(
 
 
 def cell_changes(before: Sequence[float], after: Sequence[float], places: Sequence[Place] | None = None) -> list[Change] | None:
-    """The change of each cell, whose noise is how the ratios of its whole line scatter; None with fewer than three cells.
+    """The change of each cell, with the scatter of ratios in its line as noise; None with fewer than three cells.
 
-    One process that was slow alone is thus never told from noise: replicates or other depths must bear it out.
+    A single slow process thus never stands out from noise: replicates or other depths must confirm it.
     """
     if len(before) < FEWEST_CELLS:
         return None
@@ -134,7 +134,7 @@ def cell_changes(before: Sequence[float], after: Sequence[float], places: Sequen
 
 
 def _apart(count: int) -> list[Place]:
-    """So many cells, each of a depth of its own."""
+    """Places of this many cells, each with a depth of its own."""
     return [Place(number) for number in range(count)]
 
 
@@ -148,7 +148,7 @@ def _trimmed(values: Floats) -> tuple[float, StandardError]:
 
 
 def _between(logs: Floats, places: Sequence[Place], *, share: bool) -> list[StandardError]:
-    """The error of what cells of a replicate share: of the mean over replicates, or of each of them; empty where there is one."""
+    """Errors that the cells of a replicate share, of the mean over replicates or of each; empty for a single replicate."""
     of_depth = [place.blocks for place in places]
     depths, means = sorted(set(of_depth)), _means(logs, of_depth)
     left = logs - means[np.searchsorted(depths, of_depth)]
@@ -166,7 +166,7 @@ def _means(values: Floats, groups: Sequence[int]) -> Floats:
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
-    """p-values of which those below 0.05 are there by chance in 5 % of cases at most (Benjamini and Hochberg 1995)."""
+    """P-values adjusted so that those below 0.05 are due to chance in 5 % of cases at most (Benjamini and Hochberg 1995)."""
     return [float(value) for value in stats.false_discovery_control(p_values)] if p_values else []
 
 

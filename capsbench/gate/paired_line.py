@@ -1,4 +1,4 @@
-"""One line in two runs: which of its figures can be compared, and how they differ."""
+"""One line in two runs: the figures that can be compared, and their differences."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,25 +13,25 @@ from capsbench.stats.least_squares import fit_slope
 from capsbench.words.modules import ModuleChange, module_changes
 
 PORTABLE = frozenset({"retained", "state", "gradient", "optimizer"})
-"""Bytes that are the same on every machine."""
+"""Bytes that are equal on every machine."""
 
 HELD_BY_MODULES = frozenset({"retained", "peak", "reserved"})
-"""Bytes that grow where a module retains more."""
+"""Bytes that grow if a module retains more."""
 
 FAULTS = frozenset({"error", "timeout"})
-"""Outcomes that are nobody's result."""
+"""Outcomes that are no result."""
 
 NO_YARDSTICK = "no yardstick"
 
 LOAD = "load"
-"""The noise that no statistics see through: whoever shares the cores may double a time and keep it there, yardstick and all."""
+"""The noise that no statistics see through: processes that share the cores may double a time for long, yardstick included."""
 
 Cells = Sequence[tuple[CellSummary, CellSummary]]
 """Matching cells before and after."""
 
 
 def _by_module(line: LineSummary, cell: CellSummary) -> dict[str, int]:
-    """Retained bytes by module; none where they do not add up to the counted bytes, as in an old baseline they may not."""
+    """Retained bytes by module; empty if they do not add up to the counted bytes, as in some old baselines."""
     found, counted = cell.retained_by_module, cell.bytes.get("retained")
     trusted = line.kind == "predicted" or counted is None or adds_up(found, counted, line.configuration.device_kind())
     return found if trusted else {}
@@ -50,12 +50,12 @@ class PairedLine:
         self.added = [cell for key, cell in theirs.items() if key not in ours]
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Cells whose outcome is news."""
+        """Cells whose outcome changed or is a fault."""
         depths = {cell.blocks for cell in self.new.cells}
         for old, new in self.cells:
             if new is not None:
                 verdict = _outcome(old.status, new)
-                # A pass that is missing leaves nothing to compare.
+                # A missing pass leaves nothing to compare.
                 lost = sorted(old.bytes.keys() & PORTABLE - new.bytes.keys())
                 if verdict == "same" and new.status == "ok" and lost:
                     yield self._outcome(
@@ -68,7 +68,7 @@ class PairedLine:
                 elif verdict != "same":
                     yield self._outcome(old.status, new.status, new, verdict, new.message or "")
             elif old.status != "skipped":
-                # Fewer replicates of a depth say the same with less certainty.
+                # Fewer replicates of a depth give the same result with less certainty.
                 verdict = "not comparable" if old.blocks in depths else "worse"
                 yield self._outcome(old.status, None, old, verdict, "")
         for new in self.added:
@@ -79,7 +79,7 @@ class PairedLine:
         return Outcome(self.line, cell.blocks, cell.replicate, before, after, verdict, message)
 
     def comparisons(self) -> Iterator[Comparison]:
-        """Every figure of the line; verdicts of times are for `_judged`, which knows how many there are."""
+        """Comparisons of every figure of the line; `_judged`, which knows the number of times, sets the verdicts of times."""
         both = [(old, new) for old, new in self.cells if new is not None and old.status == new.status == "ok"]
         for name in (*BYTES, *TIMES):
             if any(_has(old, name) and not _has(new, name) for old, new in both):
@@ -90,7 +90,7 @@ class PairedLine:
             yield from self._of(name, [it for it in both if all(_timed(cell, name) for cell in it)], self._times)
 
     def _of(self, name: str, cells: Cells, figures: Callable[[str, Cells], Iterator[Comparison]]) -> Iterator[Comparison]:
-        """One quantity, of the cells whose machines allow it."""
+        """Comparisons of one quantity, for the cells whose machines allow it."""
         if name in PORTABLE or self.old.kind == "predicted":
             alike, reasons = cells, []
         else:
@@ -164,9 +164,9 @@ class PairedLine:
             yield self._time_comparison("cell", name, change, why, old.blocks, old.replicate)
 
     def _slope_matters(self, slope: Change, blocks: Sequence[int], before: Sequence[float]) -> bool:
-        """Whether a slope of a time changed by more than its threshold, and the step with it.
+        """Return whether a slope of a time changed by more than its threshold, and the step with it.
 
-        Where blocks cost little beside the rest of the network, a tenth of their slope is less than any two runs differ by. So a
+        If blocks cost little beside the rest of the network, any two runs differ by more than a tenth of their slope. So a
         change must also amount, from the shallowest network to the deepest, to more than the threshold's share of the deepest
         one's time.
         """
@@ -175,7 +175,7 @@ class PairedLine:
         return self.limits.time_matters(slope) and rise > self.limits.time_share * deepest
 
     def _time_comparison(self, scope: Scope, name: str, change: Change, why: str, blocks: int, replicate: int = 0) -> Comparison:
-        """As if the difference were beyond doubt."""
+        """The comparison of a time whose difference is taken to be certain."""
         verdict = _side(change.before, change.after) if self.limits.time_matters(change) else "same"
         figures = (change.before, change.after, change.low, change.high)
         return Comparison(
@@ -184,7 +184,7 @@ class PairedLine:
         )  # fmt: skip
 
     def _difference(self, old: CellSummary, new: CellSummary) -> str:
-        """In what the machines of two cells differ, as far as peaks and times depend on it; empty where in nothing."""
+        """Differences of the machines of two cells that peaks and times depend on; empty if there are none."""
         here, there = self.new.configuration, self.old.configuration
         if here.threads != there.threads:
             return f"{here.threads} threads, {there.threads} before"
@@ -203,7 +203,7 @@ class PairedLine:
 
 
 def _paces(cells: Cells, name: str) -> tuple[list[float], list[float], bool]:
-    """Seconds before and after, and whether they are by the yardstick: as on the first machine, at its mean speed."""
+    """Seconds before and after, and whether the yardstick scales them to the first machine at its mean speed."""
     times = [(old.times[name], new.times[name]) for old, new in cells]
     if any(time.relative is None for pair in times for time in pair):
         return [old.seconds for old, _ in times], [new.seconds for _, new in times], False

@@ -1,4 +1,4 @@
-"""A report in brief: of every line and cell the figures that two runs are compared by. It is what a baseline file holds."""
+"""A summary of a report, and the content of a baseline file: the figures of each line and cell by which runs are compared."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from capsbench.frame import LINE_COLUMNS
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
 
 SCHEMA_VERSION = 1
-"""Raised whenever an older capsbench could not understand a new baseline."""
+"""Version of the format, raised whenever an older capsbench could not understand a new baseline."""
 
 PROGRAM: Literal["capsbench baseline"] = "capsbench baseline"
 
@@ -30,7 +30,7 @@ TIMES = {"train": "train_step_seconds", "inference": "inference_seconds"}
 """Times that are compared, by the field that holds their samples."""
 
 _DIGITS = 6
-"""Significant digits of a time: clocks know no more, and a baseline stays readable."""
+"""Significant digits of a time: clocks are no more precise, and a baseline stays readable."""
 
 
 class _Schema(BaseModel):
@@ -38,16 +38,16 @@ class _Schema(BaseModel):
 
 
 class TimeSummary(_Schema):
-    """What is kept of the samples of one time."""
+    """A summary of the samples of one time."""
 
     seconds: float
-    """Median."""
+    """Median of the samples."""
     samples: int
-    """How many there were."""
+    """Number of samples."""
     spread: float
     """Range of the middle half over the median."""
     relative: float | None = None
-    """The median over that of the yardstick, which was timed between the samples; None where none was timed."""
+    """The median over that of the yardstick, which was timed between the samples; None if none was timed."""
 
 
 class CellSummary(_Schema):
@@ -57,19 +57,19 @@ class CellSummary(_Schema):
     replicate: int = 0
     status: Status
     message: str | None = None
-    """Why it is not `ok`."""
+    """Reason that the status is not `ok`."""
     environment: str | None = None
     """Key into `Summary.environments`."""
     probe: str | None = None
-    """Who counted its memory."""
+    """Name of the probe that counted its memory."""
     bytes: dict[str, int] = {}
-    """By the names of `BYTES`."""
+    """Bytes by the names of `BYTES`."""
     times: dict[str, TimeSummary] = {}
-    """By the names of `TIMES`."""
+    """Times by the names of `TIMES`."""
     noise: list[str] = []
-    """Why its times are not to be trusted, if so."""
+    """Reasons not to trust its times: names of `NOISES`."""
     retained_by_module: dict[str, int] = {}
-    """Bytes; empty where the record does not say."""
+    """Retained bytes by module; empty if the record has none."""
 
 
 def _without_blocks(value: Any) -> Any:
@@ -77,25 +77,25 @@ def _without_blocks(value: Any) -> Any:
 
 
 class LineSummary(_Schema):
-    """All cells of one configuration but its depth."""
+    """All cells of one configuration at any depth."""
 
     kind: Literal["measured", "predicted"]
     configuration: Annotated[Configuration, BeforeValidator(_without_blocks)]
-    """At 0 blocks: what its cells share."""
+    """The configuration at 0 blocks, which its cells share."""
     cells: list[CellSummary]
-    """By depth and replicate."""
+    """Cells by depth and replicate."""
 
     def options(self) -> dict[str, object]:
-        """What tells this line from another, as columns of `load`."""
+        """Values that distinguish this line from another, as columns of `load`."""
         known = self.configuration.model_dump()
         return {name: known[name] for name in LINE_COLUMNS} | {"kind": self.kind}
 
     def key(self) -> str:
-        """The same for lines that are one line on one machine."""
+        """A key that is equal for lines that are one line on one machine."""
         return f"{self.kind} {self.configuration.line()}"
 
     def portable_key(self) -> str:
-        """The same for lines that are one line but for the machine: its number of threads, and which of its GPUs."""
+        """A key that is equal for lines that differ in the machine alone: number of threads, and index of the GPU."""
         device = self.configuration.device
         general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
         return f"{self.kind} {self.configuration.model_copy(update={'threads': None, 'device': general}).line()}"
@@ -107,15 +107,15 @@ class Summary(_Schema):
     program: Literal["capsbench baseline"] = PROGRAM
     schema_version: int = SCHEMA_VERSION
     command: str | None = None
-    """What wrote this baseline."""
+    """The command that wrote this baseline."""
     measured_by: list[str] = []
     """The commands that measured it."""
     environments: dict[str, dict[str, str]] = {}
-    """Of each machine the parts that peaks and times depend on."""
+    """The parts of each machine that peaks and times depend on."""
     lines: list[LineSummary]
 
     def as_json(self) -> dict[str, Any]:
-        """As it is written: what is unknown or empty is left out."""
+        """The summary as JSON data, without unknown or empty parts."""
         data = self.model_dump(mode="json", exclude_none=True)
         for line in data["lines"]:
             del line["configuration"]["blocks"]
@@ -124,16 +124,16 @@ class Summary(_Schema):
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """A part of an environment, which anybody may have written; empty where it is no mapping."""
+    """A part of an environment, which may hold anything; empty if it is no mapping."""
     return value if isinstance(value, Mapping) else {}
 
 
 HARDWARE = ("CPU", "physical cores", "logical cores", "instructions", "torch", "GPU", "driver")
-"""Parts that every machine has. All others are settings, which are not set where an environment does not name them."""
+"""Parts that every machine has. All others are settings, which count as unset if an environment does not name them."""
 
 
 def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
-    """The parts of an entry of environment.json that peaks and times depend on; what it does not say is left out.
+    """The parts of an entry of environment.json that peaks and times depend on; parts that it lacks are left out.
 
     They are `HARDWARE`, limits on the cores that a process may use, and variables of the environment by their own names.
     """
@@ -149,7 +149,7 @@ def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
         "GPU": ", ".join(str(mapping(one).get("name")) for one in devices) if isinstance(devices, list) else None,
         "driver": cuda.get("driver"),
         "CPU quota": cpu.get("quota_cores"),
-        # All of them are no limit: earlier versions did not count them.
+        # A quota of all cores is no limit, and earlier versions did not count cores.
         "allowed cores": allowed if (allowed := cpu.get("allowed_cores")) != cpu.get("logical_cores") else None,
         **mapping(known.get("settings")),
     }
@@ -159,14 +159,14 @@ def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
 def summarize(
     records: Iterable[tuple[Path, Record]], environments: Mapping[str, Mapping[str, Any]], measured_by: Iterable[str] = ()
 ) -> tuple[Summary, list[str]]:
-    """Records in brief, and what a reader must be told of them.
+    """A summary of records, with notes for the reader.
 
-    Where several reports hold one line, the latest counts: an earlier one adds the cells that it alone has only if it shares
-    none with a later one. Of a network whose source was changed, the latest source counts: its cells are never mixed with those
+    If several reports hold one line, the latest counts; an earlier one adds the cells that it alone has only if it shares
+    none with a later one. If a network's source was changed, the latest source counts: its cells are never mixed with those
     of another one.
 
     Args:
-        records: with the report that each belongs to.
+        records: records, each with the report that it belongs to.
         environments: entries of environment.json by key.
         measured_by: commands that measured them.
     """
@@ -195,7 +195,7 @@ def summarize(
 
 
 def _by_line(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Record]]:
-    """The records of each line by depth and replicate, those of the latest source of its network alone."""
+    """The records of each line by depth and replicate, for the latest source of its network alone."""
     lines: dict[str, list[Record]] = {}
     for record in records:
         lines.setdefault(f"{record.kind} {record.cell.configuration.line()}", []).append(record)
@@ -207,13 +207,13 @@ def _by_line(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Recor
 
 
 def _source(line: Iterable[Record]) -> str | None:
-    """The source that a line's network had last."""
-    # Where nothing says when they were measured, the last record is the latest.
+    """The latest source of a line's network."""
+    # If the records have no dates, the last one is the latest.
     return max(reversed(list(line)), key=lambda record: record.started_at or "").cell.source
 
 
 def _superseded(by_report: Mapping[Path, Iterable[Record]]) -> list[str]:
-    """What is left out because a network's source was changed amid a report."""
+    """Notes on records that are left out because a network's source was changed amid a report."""
     notes = []
     for report, records in by_report.items():
         every = list(records)
@@ -255,7 +255,7 @@ def _cell(record: Record) -> CellSummary:
 def _bytes(record: Record, memory: MemoryFigures) -> dict[str, int]:
     found = {name: value for name, field in BYTES.items() if (value := getattr(memory, field)) is not None}
     if record.kind == "predicted" and record.cell.configuration.device_kind() == "cpu":
-        del found["peak"]  # it has in it what the libraries of the machine that predicted took as scratch
+        del found["peak"]  # it contains the scratch memory of the libraries of the predicting machine
     return found
 
 

@@ -42,7 +42,7 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[tuple[str, ...]]
 
     Args:
         compared: two runs.
-        cells: each cell too, beside slopes and levels.
+        cells: include each cell, beside slopes and levels.
     """
     labels = labels_of(compared)
     rows: list[tuple[str, ...]] = []
@@ -71,7 +71,7 @@ def comparison_table(compared: Compared, *, cells: bool) -> Table:
 
 
 def comparison_remarks(compared: Compared, *, cells: bool) -> list[str]:
-    """What the rows do not say: outcomes of cells, lines of one run alone, and cells that changed and are not shown."""
+    """Remarks that the rows lack: outcomes of cells, lines of one run alone, and cells that changed and are not shown."""
     labels = labels_of(compared)
     remarks = [printable(f"{it.verdict}: {fault_text(Fault((it,)), labels)}") for it in compared.outcomes]
     for lines, where in ((compared.only_before, "first"), (compared.only_after, "second")):
@@ -102,13 +102,13 @@ def comparison_json(compared: Compared) -> dict[str, Any]:
 
 
 class CheckText:
-    """A check in words, for every form in which it is told.
+    """A check in words, for every form of output.
 
     Args:
-        judgement: what it found.
-        name: of the baseline.
+        judgement: findings of the check.
+        name: name of the baseline.
         update: the command that makes the run the new baseline; empty where there is none.
-        notes: what else a reader must know.
+        notes: further remarks for the reader.
     """
 
     def __init__(self, judgement: Judgement, name: str, update: str, notes: Iterable[str] = ()) -> None:
@@ -139,7 +139,7 @@ class CheckText:
         return f"failed: {len(self.regressions)} regression{'s' * (len(self.regressions) != 1)} against {self._name}"
 
     def lines(self) -> list[str]:
-        """For a terminal: a line each."""
+        """Lines of text for a terminal."""
         return [
             *(f"worse: {text}" for text in self.regressions),
             *(f"better: {text}" for text in self.improvements),
@@ -150,7 +150,7 @@ class CheckText:
         ]
 
     def markdown(self) -> str:
-        """For a pull request."""
+        """The check as Markdown for a pull request."""
         parts = [f"### capsbench: {_escaped(self.headline)}"]
         parts += _markdown_list("Worse", self.regressions)
         parts += _markdown_list("Better", [*self.improvements, *filter(None, [self.update])])
@@ -159,7 +159,7 @@ class CheckText:
         return "\n".join(parts) + "\n"
 
     def as_json(self) -> dict[str, Any]:
-        """With all digits."""
+        """The check as JSON data, with all digits."""
         return {
             "passed": self._judgement.passed,
             "baseline": self._name,
@@ -171,7 +171,7 @@ class CheckText:
         }
 
     def junit(self) -> str:
-        """A test case per line and quantity, and one per line for how its cells ended."""
+        """The check as JUnit XML: a test case per line and quantity, and one per line for the outcomes of its cells."""
         told = self._judgement
         failures: dict[tuple[str, str], list[str]] = {}
         for it in told.regressions:

@@ -1,1 +1,1 @@
-"""Measuring one cell: two fresh processes, one for time and one for memory."""
+"""Measurement of one cell by two fresh processes, one for time and one for memory."""

@@ -1,4 +1,4 @@
-"""The parent's side: one cell measured by fresh processes, one for time and one for memory, one after the other.
+"""The parent's side of a measurement: one cell in fresh processes, one for time and one for memory, one after the other.
 
 Each needs an environment of its own: the timing process a quiet malloc, the memory process a probe in place before
 anything is built.
@@ -33,23 +33,23 @@ QUIET_MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "67108864",
 }
-"""glibc gives memory back to the system and takes it again in every step: most of the noise of a CPU's time."""
+"""Settings under which glibc keeps its memory: giving it back in every step is most of the noise of a CPU's time."""
 
 
 Turn = Callable[[], AbstractContextManager[None]]
-"""Makes a context that waits until this process has a device to itself, and keeps it until it is left."""
+"""A function that makes a context which waits until this process has a device to itself, and keeps it until it is left."""
 
 
 def measure_cell(
     cell: Cell, plan: Plan, *, environment: str, data_directory: Path | None = None, turn: Turn = nullcontext
 ) -> Record:
-    """Measures a cell; whatever happens to its processes is in the record.
+    """Measure a cell; the record holds whatever happens to its processes.
 
     Args:
-        cell: what to measure.
-        plan: which passes, how many samples, how long at most.
+        cell: cell to measure.
+        plan: passes, number of samples and time limits.
         environment: key of the machine in environment.json.
-        data_directory: where real data sets lie.
+        data_directory: folder of the real data sets.
         turn: keeps other sweeps off the device. The time that it waits is no part of the cell's duration.
     """
     started, began = datetime.now(UTC), time.monotonic()
@@ -59,13 +59,13 @@ def measure_cell(
             configuration=cell.configuration,
             what=what,
             samples=plan.samples,
-            budget_seconds=min(plan.budget_seconds, plan.timeout_seconds / 2),  # more samples are worth no timeout
+            budget_seconds=min(plan.budget_seconds, plan.timeout_seconds / 2),  # more samples are not worth a timeout
             data_directory=data_directory,
             strict=plan.strict,
         )
         try:
             replies.append(run_pass(request, plan.timeout_seconds, turn))
-        except OSError as error:  # no process, no temporary file: this cell's fault, not the sweep's
+        except OSError as error:  # no process, no temporary file: a fault of this cell, not of the sweep
             replies.append(Reply(status="error", message=f"the {what} pass could not start: {error}"))
         if replies[-1].status != "ok":
             break
@@ -86,20 +86,20 @@ def measure_cell(
 
 
 def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext) -> Reply:
-    """One fresh process for one pass; it and what `end_family` finds of it are gone when this returns or raises.
+    """Run one pass in a fresh process, which is gone when this returns or raises, with all that `end_family` finds of it.
 
-    On a CPU bytes are the same whatever runs beside them, and take no turn; times take theirs when their workload is built. On a
-    CUDA device a pass has its turn from beginning to end: what another process holds there, this one cannot have.
+    On a CPU bytes do not depend on other processes, and take no turn; times take a turn once their workload is built. On a
+    CUDA device a pass has its turn from beginning to end, because memory that another process holds there is not available.
 
     Args:
-        request: what to measure.
-        timeout_seconds: how long the process may take, beside waiting for its turn.
+        request: measurement to make.
+        timeout_seconds: time that the process may take, without the wait for its turn.
         turn: keeps other sweeps off the device.
     """
     kills_before, family = out_of_memory_kills(), secrets.token_hex(8)
     on_cpu = request.configuration.device == "cpu"
     ours, theirs = socket.socketpair()
-    # Files, not pipes, for what comes back: they never fill, and a child that outlives its worker holds up nobody.
+    # The reply comes through files, not pipes: they never fill, and a child that outlives its worker blocks nothing.
     with (
         ExitStack() as held,
         tempfile.TemporaryFile() as errors,
@@ -111,7 +111,7 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
         waited = 0.0 if on_cpu else _enter(turn, held)
         if on_cpu and request.what == "time":
             request = request.model_copy(update={"turn": theirs.fileno()})
-        # -P: a folder `capsbench` where the command is typed must not replace the installed one.
+        # -P: a folder `capsbench` in the working directory must not replace the installed package.
         # The worker ends when its standard input closes, so it cannot outlive this process, even a killed one.
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "capsbench.measure.worker"],
@@ -119,7 +119,7 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
             stdout=answer,
             stderr=errors,
             env={**os.environ, **_environment(request.what), FAMILY: family},
-            cwd=start(),  # where a user's module is found, although it may have changed the folder of this process
+            cwd=start(),  # a user's module is found here, although it may have changed this process's folder
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
             pass_fds=[theirs.fileno()],
         )
@@ -145,14 +145,14 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
 
 
 def _enter(turn: Turn, held: ExitStack) -> float:
-    """Waits for a turn, which lasts until `held` is left; the seconds that it took."""
+    """Wait for a turn, which lasts until `held` is left, and return the seconds that it took."""
     began = time.monotonic()
     held.enter_context(turn())
     return time.monotonic() - began
 
 
 def out_of_memory_kills() -> int:
-    """How many processes the system's out-of-memory killer has ended since boot; 0 where it does not say."""
+    """Number of processes that the system's out-of-memory killer has ended since boot; 0 where it is not reported."""
     try:
         text = Path("/proc/vmstat").read_text(encoding="ascii")
         return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
@@ -176,9 +176,9 @@ def _pipe() -> Iterator[tuple[int, int]]:
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, message: socket.socket | None = None) -> bool:
-    """Whether a process ended, or sent a message, in time.
+    """Wait for a process to end or to send a message, and return whether it did in time.
 
-    Sleeps until then: a parent that looks again and again is in what it measures.
+    The parent sleeps until then, because one that polls disturbs the measurement.
     """
     timeout_seconds = max(timeout_seconds, 0)
     sources: list[socket.socket | int] = [] if message is None else [message]
@@ -199,7 +199,7 @@ def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, message: soc
 
 
 def _has_message(source: socket.socket) -> bool:
-    """Whether the worker has said that its workload is built; not where it has ended instead."""
+    """Return whether the worker has said that its workload is built; False where it has ended instead."""
     source.setblocking(False)
     try:
         return source.recv(len(READY)) == READY
@@ -208,7 +208,7 @@ def _has_message(source: socket.socket) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a worker and its group of processes; also what a worker left behind that has ended itself."""
+    """End a worker and its group of processes, and any processes that an ended worker left behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -226,5 +226,5 @@ def _reply(answer: IO[bytes], status: int, errors: IO[bytes], kills_before: int,
     printed = errors.read()
     ended = ended_words(status, printed)
     if died_of_limit(configuration, status, last_line(printed)):
-        return Reply(status="oom", message=f"the process, all of whose memory was limited, {ended}")
+        return Reply(status="oom", message=f"the process, whose total memory was limited, {ended}")
     return Reply(status="error", message=f"the process {ended}")

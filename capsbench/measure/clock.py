@@ -1,4 +1,4 @@
-"""Clocks that know when a device is done: CUDA events, or a monotonic clock on a CPU."""
+"""Clocks that wait for a device: CUDA events, or a monotonic clock on a CPU."""
 
 import time
 from itertools import pairwise
@@ -8,15 +8,15 @@ import torch
 
 
 class Clock(Protocol):
-    """Takes marks now; says the seconds between them later, when that disturbs nothing any more."""
+    """A clock that takes marks now and computes the seconds between them later, when that disturbs nothing."""
 
     name: str
 
     def mark(self) -> None:
-        """A point in the device's work."""
+        """Set a mark in the device's work."""
 
     def laps(self) -> list[float]:
-        """Seconds between one mark and the next, for all marks since the last call; waits for the device."""
+        """Seconds between each mark and the next, for all marks since the last call; waits for the device."""
 
 
 class CpuClock:
@@ -28,7 +28,7 @@ class CpuClock:
         self._marks: list[float] = []
 
     def mark(self) -> None:
-        """A point in time."""
+        """Set a mark."""
         self._marks.append(time.perf_counter())
 
     def laps(self) -> list[float]:
@@ -47,7 +47,7 @@ class CudaClock:
         self._marks: list[torch.cuda.Event] = []
 
     def mark(self) -> None:
-        """A point in the stream; the first one after a synchronisation, so that no earlier work is counted."""
+        """Set a mark in the stream; the first one follows a synchronisation, so that no earlier work is counted."""
         if not self._marks:
             torch.cuda.synchronize(self._device)
         event = torch.cuda.Event(enable_timing=True)

@@ -18,7 +18,7 @@ _STEPS_TO_WARM_UP = 5
 class CudaProbe:
     """Counters of the CUDA caching allocator: reset peak → synchronise → phase → synchronise → read.
 
-    Its history says which blocks there were, of which the trace is made: with sizes as asked for and rounded, so that what could
+    The trace is made from its history of blocks, with requested and rounded sizes: a remainder that could
     not be split off a block is in the counters alone.
     """
 
@@ -37,13 +37,13 @@ class CudaProbe:
         self._events: list[tuple[int, int]] = []
 
     def __enter__(self) -> "CudaProbe":
-        """Starts from an empty cache."""
+        """Start from an empty cache."""
         torch.cuda.empty_cache()
         self._remembers = _record(True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        """Asks the driver while everything is still there."""
+        """Query the driver while everything is still there."""
         self._process_bytes = nvml_process_bytes(self._device)
         if self._process_bytes is not None:
             self._context_bytes = self._process_bytes - torch.cuda.memory_reserved(self._device)
@@ -51,13 +51,13 @@ class CudaProbe:
             self._events = self._history()
             _record(False)
         if self._marks:
-            # The last event of the history is the last one counted; what was counted before the history began is not in it.
+            # The last event of the history is the last one counted; events before the history began are not in it.
             before = self._counted() - len(self._events)
             self._marks = [mark - before for mark in self._marks]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Names a part of the step."""
+        """Name a part of the step."""
         first = self._count()
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -70,15 +70,15 @@ class CudaProbe:
         self._spans[name] = first, self._count()
 
     def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
-        """Says what these tensors' memory is for."""
+        """Record the purpose of these tensors' memory."""
         self._tags.append((self._count(), word, addresses(tensors)))
 
     def mark(self) -> None:
-        """Sets a mark, by the allocator's counters: the history takes too long to read for one at every operator."""
+        """Set a mark by the allocator's counters, because the history takes too long to read at every operator."""
         self._marks.append(self._counted())
 
     def phases(self) -> dict[str, Phase]:
-        """What was counted."""
+        """Bytes of each phase."""
         return dict(self._phases)
 
     def trace(self) -> Trace | None:
@@ -86,19 +86,19 @@ class CudaProbe:
         return trace_of(self._events, self._spans, self._tags, self._marks) if self._remembers else None
 
     def peak_reserved(self) -> int | None:
-        """The most the allocator held."""
+        """Most bytes that the allocator held."""
         return self._reserved
 
     def process_bytes(self) -> int | None:
-        """This process's memory on the device, as NVML says; None where it does not (containers, some drivers)."""
+        """Memory of this process on the device, as NVML reports it; None where it does not (containers, some drivers)."""
         return self._process_bytes
 
     def context_bytes(self) -> int | None:
-        """What of it the allocator does not hold: the driver's context, and libraries' workspaces of their own."""
+        """The part of it that the allocator does not hold: the driver's context, and libraries' workspaces of their own."""
         return self._context_bytes
 
     def warm_peak(self, step: Callable[[], None]) -> int | None:
-        """The most in a step after several more, when libraries have settled on their algorithms."""
+        """Most bytes in a step after several more, when libraries have settled on their algorithms."""
         for _ in range(_STEPS_TO_WARM_UP):
             step()
         torch.cuda.synchronize(self._device)
@@ -108,7 +108,7 @@ class CudaProbe:
         return torch.cuda.max_memory_allocated(self._device)
 
     def _counted(self) -> int:
-        """How often the allocator has handed out and taken back, since ever."""
+        """Number of times that the allocator has handed out or taken back a block so far."""
         blocks = torch.cuda.memory_stats_as_nested_dict(self._device)["allocation"]["all"]
         return int(blocks["allocated"] + blocks["freed"])
 
@@ -116,7 +116,7 @@ class CudaProbe:
         return len(self._history()) if self._remembers else 0
 
     def _history(self) -> list[tuple[int, int]]:
-        """Address and rounded bytes of what was handed out, and negative of what was freed."""
+        """Address of each block with its rounded bytes, negative where it was freed."""
         index = torch.cuda.current_device() if self._device.index is None else self._device.index
         signs = {"alloc": 1, "free_requested": -1}
         return [
@@ -127,7 +127,7 @@ class CudaProbe:
 
 
 def _record(on: bool) -> bool:
-    """Whether the allocator keeps a history now; it is no public interface, and other allocators have none."""
+    """Switch the allocator's history, which is no public interface and not always there, and return whether it keeps one."""
     try:
         torch.cuda.memory._record_memory_history("all" if on else None, context=None)
     except (AttributeError, TypeError, RuntimeError):

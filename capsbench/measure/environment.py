@@ -1,4 +1,4 @@
-"""The machine that measures: what environment.json says."""
+"""The description of the measuring machine in environment.json."""
 
 import copy
 import hashlib
@@ -37,7 +37,7 @@ _SETTINGS = re.compile(
 def describe() -> dict[str, Any]:
     """Hardware, driver, versions, commit and clocks of this machine; no name, path or user of it.
 
-    A fact that cannot be had is None, and `notes` says so.
+    A fact that cannot be had is None, with a note in `notes`.
     """
     facts = Facts()
     version = facts.ask("capsbench", lambda: metadata.version("capsbench"))
@@ -69,9 +69,9 @@ def describe() -> dict[str, Any]:
 
 
 def key_of(environment: dict[str, Any]) -> str:
-    """A short name of an environment, the same as long as nothing changed that figures could depend on."""
+    """A short name of an environment, constant as long as nothing changes that figures could depend on."""
     steady = copy.deepcopy(environment)
-    steady.pop("notes", None)  # a source that failed once is no other machine
+    steady.pop("notes", None)  # a source that failed once does not make another machine
     for device in [steady["cpu"], *steady.get("cuda", {}).get("devices", [])]:
         for name in ("megahertz", "load_1_min", "sm_megahertz"):
             device.pop(name, None)
@@ -79,12 +79,12 @@ def key_of(environment: dict[str, Any]) -> str:
 
 
 def default_threads() -> int:
-    """Threads of a CPU run: what torch would take."""
+    """Number of threads of a CPU run that torch would use."""
     return torch.get_num_threads()
 
 
 def _settings() -> dict[str, str]:
-    """The environment's variables that bytes or times depend on; of a path in one, the last part alone."""
+    """The environment's variables that bytes or times depend on; a path is reduced to its last part."""
     names = sorted(name for name, value in os.environ.items() if value and _SETTINGS.fullmatch(name))
     return {name: re.sub(r"[^\s:;,=]*/", "", os.environ[name]) for name in names}
 
@@ -144,7 +144,7 @@ def _device(facts: Facts, index: int) -> dict[str, Any]:
                 "memory_bytes": lambda: properties().total_memory,
             }
         ),
-        # NVML's, which is not installed everywhere: nobody misses a clock.
+        # NVML knows clocks, but is not installed everywhere; a missing clock is no fault.
         "sm_megahertz": asked(lambda: torch.cuda.clock_rate(index)),
     }
 

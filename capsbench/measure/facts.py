@@ -1,4 +1,4 @@
-"""Questions about the machine. No answer is worth a measurement: what raises is not known, and a note says so."""
+"""Questions about the machine. One that raises must not end a measurement: its answer is unknown, and a note reports it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -10,12 +10,12 @@ def asked(question: Callable[[], T]) -> T | None:
     """The answer to a question about the machine; None where asking raises anything."""
     try:
         return question()
-    except Exception:  # drivers, containers and other systems raise what they like
+    except Exception:  # drivers, containers and other systems may raise anything
         return None
 
 
 class Facts:
-    """Answers, and notes of the questions that had none."""
+    """Answers, and notes on the questions that had none."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

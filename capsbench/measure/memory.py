@@ -1,4 +1,4 @@
-"""Probes that say how many bytes are alive and how many were at most, phase by phase, and what they are for.
+"""Probes that count bytes alive and their peaks, phase by phase, and the purpose of each block.
 
 `AllocatorProbe` reads the log of a CPU allocator of our own, `ProfilerProbe` the events of torch's: both exact to the byte on
 every run and for every number of threads, kernels' scratch included. `CudaProbe` is in `cuda_memory`.
@@ -24,46 +24,46 @@ _PHASE, _TAG, _MARK = "capsbench phase: ", "capsbench tag: ", "capsbench mark"
 
 
 class MemoryProbe(Protocol):
-    """Counts from `__enter__` on: enter it before anything is built, or what was built is not counted."""
+    """A probe that counts from `__enter__` on: enter it before anything is built, or what was built is not counted."""
 
     name: str
 
     def __enter__(self) -> "MemoryProbe":
-        """Starts counting."""
+        """Start counting."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        """Stops counting."""
+        """Stop counting."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Names a part of the step; phases follow one another."""
+        """Name a part of the step; phases follow one another."""
 
     def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
-        """Says what these tensors' memory is for, now: a category, or any other word."""
+        """Record the present purpose of these tensors' memory: a category, or any other word."""
 
     def mark(self) -> None:
-        """Sets a mark after what has been counted so far: the trace has it."""
+        """Set a mark after the events so far; the trace has it."""
 
     def phases(self) -> dict[str, Phase]:
-        """What was counted, after the probe has been left."""
+        """Bytes of each phase, after the probe has been left."""
 
     def trace(self) -> Trace | None:
         """Every allocation, after the probe has been left; None where this torch does not tell them apart."""
 
     def peak_reserved(self) -> int | None:
-        """Most bytes held by a caching allocator during the phases, or None where there is none."""
+        """Most bytes held by a caching allocator during the phases; None where there is none."""
 
     def process_bytes(self) -> int | None:
-        """What the system says of this process: device memory (CUDA), largest resident set (CPU); None if unknown."""
+        """Memory of this process as the system reports it: device memory (CUDA), largest resident set (CPU); None if unknown."""
 
     def context_bytes(self) -> int | None:
-        """Of the process's device memory what the caching allocator does not hold; None where there is none, or unknown."""
+        """The device memory of the process that the caching allocator does not hold; None if there is none, or unknown."""
 
     def warm_peak(self, step: Callable[[], None]) -> int | None:
-        """Most bytes in a further step after several more; None where steps do not change. After the probe has been left."""
+        """Most bytes in a further step after several more, once the probe has been left; None where steps do not change."""
 
 
 class _CpuProbe(ABC):
-    """What the two on a CPU have in common."""
+    """The common part of both probes on a CPU."""
 
     _process_bytes: int | None = None
 
@@ -72,7 +72,7 @@ class _CpuProbe(ABC):
         """Every allocation."""
 
     def phases(self) -> dict[str, Phase]:
-        """What was counted."""
+        """Bytes of each phase."""
         return self.trace().phases()
 
     def peak_reserved(self) -> int | None:
@@ -84,16 +84,16 @@ class _CpuProbe(ABC):
         return self._process_bytes
 
     def context_bytes(self) -> int | None:
-        """None: what is not in tensors is not told apart."""
+        """None: memory outside tensors is not told apart."""
         return None
 
     def warm_peak(self, step: Callable[[], None]) -> int | None:
-        """None: one step is as another."""
+        """None: all steps are alike."""
         return None
 
 
 class AllocatorProbe(_CpuProbe):
-    """The log of a CPU allocator of our own. It must be there: `counting.installed`."""
+    """The log of a CPU allocator of our own, which must be there (`counting.installed`)."""
 
     name = "allocator"
 
@@ -104,28 +104,28 @@ class AllocatorProbe(_CpuProbe):
         self._trace: Trace | None = None
 
     def __enter__(self) -> "AllocatorProbe":
-        """Starts counting."""
+        """Start counting."""
         self._log = counting.Log()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        """Stops counting."""
+        """Stop counting."""
         self._process_bytes = largest_resident_set()
         self._log.close()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Names a part of the step."""
+        """Name a part of the step."""
         first = len(self._log)
         yield
         self._spans[name] = first, len(self._log)
 
     def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
-        """Says what these tensors' memory is for."""
+        """Record the purpose of these tensors' memory."""
         self._tags.append((len(self._log), word, addresses(tensors)))
 
     def mark(self) -> None:
-        """Sets a mark."""
+        """Set a mark."""
         self._marks.append(len(self._log))
 
     def trace(self) -> Trace:
@@ -141,7 +141,7 @@ class ProfilerProbe(_CpuProbe):
     name = "profiler"
 
     def __init__(self) -> None:
-        # Shapes and stacks would add gigabytes to the resident set and nothing to the bytes counted.
+        # Shapes and stacks would add gigabytes to the resident set, and nothing to the counts.
         self._profile = torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, record_shapes=False
         )
@@ -149,29 +149,29 @@ class ProfilerProbe(_CpuProbe):
         self._trace: Trace | None = None
 
     def __enter__(self) -> "ProfilerProbe":
-        """Starts counting."""
+        """Start counting."""
         self._profile.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        """Stops counting."""
-        # Before the profiler lays out its events, which take memory of their own.
+        """Stop counting."""
+        # Read the resident set before the profiler lays out its events, which take memory of their own.
         self._process_bytes = largest_resident_set()
         self._profile.stop()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Names a part of the step."""
+        """Name a part of the step."""
         with torch.profiler.record_function(_PHASE + name):
             yield
 
     def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
-        """Says what these tensors' memory is for."""
+        """Record the purpose of these tensors' memory."""
         with torch.profiler.record_function(f"{_TAG}{len(self._tags)}"):
             self._tags.append((word, addresses(tensors)))
 
     def mark(self) -> None:
-        """Sets a mark."""
+        """Set a mark."""
         with torch.profiler.record_function(_MARK):
             pass
 
@@ -204,7 +204,7 @@ def trace_of_profile(tree: Iterable[Any], tags: list[tuple[str, list[int]]]) -> 
             spans[event.name] = event.start_time_ns, event.end_time_ns
     changes.sort(key=lambda change: change[0])
     times = [at for at, *_ in changes]
-    # Of the events those before a phase, and those up to its end.
+    # Numbers of the events before a phase, and of those up to its end.
     found = {name: (bisect.bisect_left(times, start), bisect.bisect_right(times, end)) for name, (start, end) in spans.items()}
     return trace_of(
         [(address, nbytes) for _, address, nbytes in changes],
@@ -215,7 +215,7 @@ def trace_of_profile(tree: Iterable[Any], tags: list[tuple[str, list[int]]]) -> 
 
 
 def probe_for(device: torch.device) -> MemoryProbe:
-    """The probe of a device: on a CPU the allocator, or without a compiler the profiler."""
+    """The probe of a device; on a CPU the allocator, or the profiler if there is no compiler."""
     if device.type == "cuda":
         return CudaProbe(device)
     return ProfilerProbe() if counting.installed() is None else AllocatorProbe()

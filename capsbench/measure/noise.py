@@ -1,6 +1,6 @@
-"""Why times may not be trusted: names for what shows in the samples, and on the machine while they were taken.
+"""Reasons not to trust times: names for what shows in the samples, and on the machine while they were taken.
 
-Pure functions of numbers; who looks at the machine is `watch`.
+Pure functions of numbers; `watch` observes the machine.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ NOISES: dict[str, str] = {
     "load": "other processes, or other machines on the same host, took more than 5 % of the cores that this process may use",
     "unsettled": "the time budget was spent before the 95 % interval of the median lay within 2 % of it",
 }
-"""Name and meaning, in the order in which they are told."""
+"""Name and meaning of each sign of noise, in the order in which they are reported."""
 
 SETTLED_WITHIN = 0.02
 _SPREAD, _DRIFT, _CLOCK_FELL, _LOAD = 0.10, 0.05, 0.10, 0.05
@@ -27,14 +27,14 @@ _TREND_BY_CHANCE = 0.01
 
 @dataclass(frozen=True)
 class Machine:
-    """What was seen of the machine while samples were taken."""
+    """Observations of the machine while samples were taken."""
 
     others: float | None = None
-    """Share of the cores that the process may use that others took; None where it was too short to say."""
+    """Share of the process's cores that others took; None where the watch was too short."""
     clocks: Sequence[float] = ()
-    """The fastest core's clock at several moments, in any unit; empty where the system does not say."""
+    """The fastest core's clock at several moments, in any unit; empty where the system does not report it."""
     gpu_throttled: bool = False
-    """Whether the GPU said that it was slowing itself down."""
+    """True if the GPU reported that it was slowing itself down."""
 
 
 def noise_of(train: Sequence[float], inference: Sequence[float], machine: Machine) -> list[str]:
@@ -42,8 +42,8 @@ def noise_of(train: Sequence[float], inference: Sequence[float], machine: Machin
 
     Args:
         train: seconds of training steps in the order in which they were taken.
-        inference: the same of inference steps.
-        machine: what was seen meanwhile.
+        inference: seconds of inference steps, likewise in order.
+        machine: observations made meanwhile.
     """
     series = (train, inference)
     held = {
@@ -57,9 +57,9 @@ def noise_of(train: Sequence[float], inference: Sequence[float], machine: Machin
 
 
 def is_settled(samples: Sequence[float]) -> bool:
-    """Whether the 95 % interval of the median lies within 2 % of the median.
+    """Return whether the 95 % interval of the median lies within 2 % of the median.
 
-    Asked again after every sample, it says yes a little too early: 95 % holds of a number of samples fixed beforehand.
+    Asked after every sample, it is True a little too early: 95 % holds for a number of samples fixed beforehand.
     """
     interval = median_interval(samples)
     middle = float(np.median(samples)) if interval else 0.0
@@ -72,7 +72,7 @@ def _spread(samples: Sequence[float]) -> float:
 
 
 def _drifts(samples: Sequence[float]) -> bool:
-    """Whether there is a trend that chance does not explain (Kendall), and that matters (Theil and Sen's slope)."""
+    """Return whether there is a trend that chance does not explain (Kendall), and that matters (Theil and Sen's slope)."""
     if len(samples) < 3 or np.ptp(samples) == 0:
         return False
     order = range(len(samples))
@@ -83,6 +83,6 @@ def _drifts(samples: Sequence[float]) -> bool:
 
 
 def _fell(clocks: Sequence[float]) -> bool:
-    """Whether a clock was slower in the last third than in the first; one glance alone says little."""
+    """Return whether a clock was slower in the last third than in the first; a single reading means little."""
     third = len(clocks) // 3
     return third > 0 and bool(np.median(clocks[-third:]) < (1 - _CLOCK_FELL) * np.median(clocks[:third]))

@@ -1,4 +1,4 @@
-"""What the system and the driver say of processes: this one's memory, and who else is on the device."""
+"""Processes as the system and the driver report them: the memory of this one, and others on the device."""
 
 import contextlib
 import os
@@ -14,18 +14,18 @@ MIB = 2**20
 
 
 def nvml_process_bytes(device: torch.device) -> int | None:
-    """Device memory of this process, context and cache included, in bytes; None where the driver does not say."""
+    """Device memory of this process in bytes, context and cache included; None where the driver does not report it."""
     return next((process.usedGpuMemory for process in _computing(device) or () if process.pid == os.getpid()), None)
 
 
 def other_processes(device: torch.device) -> list[str]:
-    """A line if other processes compute on a CUDA device, as NVML says; none if not, or where the driver does not say.
+    """A line if other processes compute on a CUDA device, as NVML reports; none if not, or where the driver is silent.
 
-    In a container this process may go by another number there: if its own is not among them, one of them is taken to be it.
+    In a container this process may have another number there: if its own is not listed, one of the others is taken for it.
     """
     if device.type != "cuda":
         return []
-    # So that this process is among them.
+    # This puts this process among them.
     torch.cuda.synchronize(device)
     found = _computing(device) or []
     others = [process for process in found if process.pid != os.getpid()]
@@ -38,7 +38,7 @@ def other_processes(device: torch.device) -> list[str]:
 
 
 def unknown_others(device: torch.device) -> list[str]:
-    """A line if nobody can know whether other processes compute on a CUDA device: NVML does not answer, or sees nobody."""
+    """A line if it cannot be known whether others compute on a CUDA device: NVML does not answer, or lists no process."""
     if device.type != "cuda":
         return []
     torch.cuda.synchronize(device)
@@ -50,14 +50,14 @@ def unknown_others(device: torch.device) -> list[str]:
 
 
 def refuse_others(found: list[str], unknown: list[str]) -> None:
-    """Refuses to measure beside other processes, and where it cannot be known whether there are any.
+    """Refuse to measure beside other processes, and where it cannot be known whether there are any.
 
     Args:
-        found: what `other_processes` says.
-        unknown: what `unknown_others` says.
+        found: result of `other_processes`.
+        unknown: result of `unknown_others`.
 
     Raises:
-        CapsbenchError: one of them says anything.
+        CapsbenchError: one of them is not empty.
     """
     if found:
         raise CapsbenchError(found[0], "end them, choose another device, or measure without `strict`")
@@ -68,7 +68,7 @@ def refuse_others(found: list[str], unknown: list[str]) -> None:
 def largest_resident_set() -> int | None:
     """Bytes of this process's largest resident set.
 
-    From /proc where there is one: getrusage counts what the parent had before this program was started in its place.
+    It is read from /proc where there is one, because getrusage counts the parent's memory before this program replaced it.
     """
     found = _own_status("VmHWM")
     if found is None:
@@ -80,7 +80,7 @@ def largest_resident_set() -> int | None:
 
 
 def data_bytes() -> int:
-    """Bytes of this process's data segments, what RLIMIT_DATA counts; 0 where the system does not say."""
+    """Bytes of this process's data segments, which RLIMIT_DATA counts; 0 where the system does not report them."""
     return _own_status("VmData") or 0
 
 
@@ -88,7 +88,7 @@ def nvml_handle(device: torch.device) -> Any:
     """NVML's handle of a device, or of the slice of one, by its identity: NVML does not know CUDA_VISIBLE_DEVICES.
 
     Raises:
-        pynvml.NVMLError: it knows no such device.
+        pynvml.NVMLError: NVML knows no such device.
     """
     import pynvml
 
@@ -100,12 +100,12 @@ def nvml_handle(device: torch.device) -> Any:
 
 
 def _computing(device: torch.device) -> list[Any] | None:
-    """The processes that compute on a device; None where the driver does not say."""
+    """The processes that compute on a device; None where the driver does not report them."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-    except Exception:  # NVML speaks in many exceptions, and none of them ends a measurement
+    except Exception:  # NVML has many exceptions, and none of them may end a measurement
         return None
     try:
         return list(pynvml.nvmlDeviceGetComputeRunningProcesses(nvml_handle(device)))

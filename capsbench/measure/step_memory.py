@@ -1,35 +1,38 @@
-"""The memory of one training step: what is run under a probe, and the figures that come of it."""
+"""The memory of one training step: the run under a probe, and its figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from capsbench.measure.memory import MemoryProbe, probe_for
 from capsbench.records import Configuration, MemoryFigures
-from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
+from capsbench.tracing.observed_step import StepObserver, run_step
+from capsbench.tracing.storages import optimizer_state, state_of, storage_bytes
 from capsbench.workload import Workload
 
 Afterwards = Callable[[MemoryProbe, Workload], None]
-"""Called after a step, while its probe still counts."""
+"""A function that is called after a step, while its probe still counts."""
 
 
 @dataclass(frozen=True)
 class ProbedStep:
-    """A step that was run, and what counted it."""
+    """A step that was run, with the probe that counted it."""
 
     workload: Workload
     probe: MemoryProbe
-    """It has been left; its phases are `forward`, `backward` and `optimizer`."""
+    """The probe, which has been left; its phases are `forward`, `backward` and `optimizer`."""
     gradient_bytes: int
-    """Of the gradients that were alive after backward."""
+    """Bytes of the gradients that were alive after backward."""
 
 
 def probed_step(
     configuration: Configuration, data_directory: Path | None = None, afterwards: Afterwards | None = None
 ) -> ProbedStep:
-    """Runs a step under a probe, after one that makes gradients, optimizer state and the libraries' own buffers."""
+    """Run a step under a probe, after one that makes gradients, optimizer state and the libraries' own buffers."""
     probe = probe_for(torch.device(configuration.device))
     with probe:
         workload = Workload(configuration, data_directory)
@@ -37,23 +40,27 @@ def probed_step(
         probe.tag("batch", workload.batch)
         probe.tag("state", state_of(workload.model))
         probe.tag("optimizer", optimizer_state(workload.optimizer))
-        with probe.phase("forward"):
-            loss = workload.forward()
-        with probe.phase("backward"):
-            workload.backward(loss)
-        gradients = gradients_of(workload.model)
-        probe.tag("gradient", gradients)
-        gradient_bytes = storage_bytes(gradients)
-        with probe.phase("optimizer"):
-            del loss, gradients
-            workload.optimize()
+        gradient_bytes = run_step(workload, _Probing(probe))
         if afterwards is not None:
             afterwards(probe, workload)
     return ProbedStep(workload, probe, gradient_bytes)
 
 
+class _Probing(StepObserver):
+    """A probe that counts phase by phase."""
+
+    def __init__(self, probe: MemoryProbe) -> None:
+        self._probe = probe
+
+    def phase(self, name: str) -> AbstractContextManager[object]:
+        return self._probe.phase(name)
+
+    def after_backward(self, gradients: Iterable[Tensor]) -> None:
+        self._probe.tag("gradient", gradients)
+
+
 def memory_figures(step: ProbedStep) -> MemoryFigures:
-    """The bytes of a step that was run; on a CUDA device runs several more."""
+    """The bytes of a step that was run; on a CUDA device this runs several more."""
     workload, probe, phases = step.workload, step.probe, step.probe.phases()
     trace = probe.trace()
     return MemoryFigures(

@@ -1,7 +1,7 @@
-"""Inside one training step: what is alive after every allocation, and who made the one at the peak.
+"""The inside of one training step: the memory alive after every allocation, and the origin of the peak.
 
-A measured step runs as `step_memory` runs it, unwatched. A further one is looked at closely, which adds allocations of its own;
-those that both have in common say where each of the first was made.
+A measured step runs unwatched, as in `step_memory`. A further one is watched closely, which adds allocations of its own;
+the allocations that both have in common tell the origin of each of the first.
 """
 
 import bisect
@@ -23,6 +23,7 @@ from capsbench.records import Configuration, StepPeak, StepPhase, Timeline
 from capsbench.tracing.attribution import Modules, Origin
 from capsbench.tracing.blocks import current_node
 from capsbench.tracing.cuda_allocator import CachingAllocator
+from capsbench.tracing.observed_step import StepObserver, run_step
 from capsbench.tracing.operators import Operators
 from capsbench.tracing.trace import PHASES, Phase, Trace
 from capsbench.workload import Workload
@@ -55,12 +56,12 @@ def predicted_timeline(configuration: Configuration) -> Timeline:
 
 
 def measured_timeline(configuration: Configuration, data_directory: Path | None = None, snapshot: Path | None = None) -> Timeline:
-    """Runs a step and says what was in it.
+    """Run a step and return its timeline.
 
     Args:
-        configuration: what to run.
-        data_directory: where real data sets lie.
-        snapshot: on a CUDA device the account of its own allocator goes to this file, for pytorch.org/memory_viz.
+        configuration: step to run.
+        data_directory: folder of the real data sets.
+        snapshot: file for the CUDA allocator's own account, for pytorch.org/memory_viz.
 
     Raises:
         ConfigurationError: the configuration makes no network, or its device's allocator keeps no history.
@@ -77,7 +78,7 @@ def measured_timeline(configuration: Configuration, data_directory: Path | None 
     trace = step.probe.trace()
     if trace is None:
         raise ConfigurationError(
-            f"the allocator of device '{configuration.device}' keeps no history, which a timeline is made of",
+            f"the allocator of device '{configuration.device}' keeps no history, from which a timeline is made",
             "leave PYTORCH_CUDA_ALLOC_CONF to torch's own allocator, or trace the step with `device` cuda:predicted",
         )
     account = Account(trace, seen[0])
@@ -93,11 +94,11 @@ def measured_timeline(configuration: Configuration, data_directory: Path | None 
 
 
 class Witness:
-    """Sees a step from close by: which operator and which module runs, and who holds what forward leaves alive.
+    """A close observer of a step: the operator and module that run, and the holders of what forward leaves alive.
 
     Args:
-        probe: counts; every change of place is a mark of its, so that it is known for each allocation where it was made.
-        workload: whose step it is.
+        probe: counter of the bytes; every change of operator or module sets a mark, which tells the origin of each allocation.
+        workload: workload whose step is observed.
     """
 
     def __init__(self, probe: MemoryProbe, workload: Workload) -> None:
@@ -107,19 +108,19 @@ class Witness:
         self._node = -1
         self.spans = self._modules.spans
         self.states: list[tuple[str, str, int]] = []
-        """Since each mark: the operator, the module, and the number of the autograd node whose backward it is."""
+        """The operator, the module, and the number of the autograd node whose backward it is, after each mark."""
         self.first = 0
         """The mark before the step."""
         self.after_forward = 0
         """The mark between forward and backward."""
         self.kept: list[str] = []
-        """Of each word `kept N`, said of tensors before the step, the module that had them from the step before."""
+        """Modules that kept tensors from the step before; tensors are tagged `kept N` with the module's index."""
         self.held: list[str] = []
-        """Of each word `held N`, said of tensors after forward, the module that holds them."""
+        """Modules that hold tensors after forward; tensors are tagged `held N` with the module's index."""
         self.saved: list[str] = []
-        """Of each word `saved N`, said of a tensor when autograd saved it, the module that was running."""
+        """Modules that ran when autograd saved a tensor; tensors are tagged `saved N` with the module's index."""
         self.failure = ""
-        """Why the step could not be seen."""
+        """The reason that the step could not be observed."""
 
     @property
     def place(self) -> str:
@@ -132,7 +133,7 @@ class Witness:
         self._mark()
 
     def see_step(self) -> None:
-        """Runs the step; one that cannot be seen from so close has been measured all the same."""
+        """Run the step; one that cannot be observed this closely has been measured all the same."""
         try:
             try:
                 self._see_step(torch.autograd.graph.saved_tensors_hooks(self._see_saved, lambda tensor: tensor))
@@ -144,7 +145,7 @@ class Witness:
             self.failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Runs an operator."""
+        """Run an operator."""
         outside = self._operator, self._node
         self._operator, self._node = self._operator or func._schema.name, current_node()
         self._mark()
@@ -160,21 +161,20 @@ class Witness:
         self.first = len(self.states)
         self._mark()
         with self._modules.watched(), Operators(self):
-            with saving:
-                loss = workload.forward()
-            self.after_forward = len(self.states)
-            self._mark()
-            self._see("held", self.held, self._modules.holding(loss))
-            workload.backward(loss)
-            del loss
-            workload.optimize()
+            run_step(workload, _SeenStep(self, saving))
+
+    def see_held(self, loss: Tensor) -> None:
+        """Note who holds what forward left alive."""
+        self.after_forward = len(self.states)
+        self._mark()
+        self._see("held", self.held, self._modules.holding(loss))
 
     def _see_saved(self, tensor: Tensor) -> Tensor:
         self._see("saved", self.saved, [(self._place, [tensor])])
         return tensor
 
     def _see(self, word: str, names: list[str], having: Iterable[tuple[str, Iterable[Tensor]]]) -> None:
-        """Says of tensors `word N`, and notes who has them as number N."""
+        """Tag tensors with `word N`, and note the module that has them as number N."""
         for name, tensors in having:
             self._probe.tag(f"{word} {len(names)}", tensors)
             names.append(name)
@@ -184,18 +184,36 @@ class Witness:
         self.states.append((self._operator, self._place, self._node))
 
 
-class Account:
-    """What a witness saw of one step, said of the step that was measured before it.
+class _SeenStep(StepObserver):
+    """The step that a witness sees.
 
     Args:
-        trace: of both.
-        witness: of the second.
+        witness: whose step it is.
+        saving: the context of forward.
+    """
+
+    def __init__(self, witness: Witness, saving: AbstractContextManager[object]) -> None:
+        self._witness, self._saving = witness, saving
+
+    def phase(self, name: str) -> AbstractContextManager[object]:
+        return self._saving if name == "forward" else nullcontext()
+
+    def after_forward(self, loss: Tensor) -> None:
+        self._witness.see_held(loss)
+
+
+class Account:
+    """The origins that a witness saw in one step, applied to the step that was measured before it.
+
+    Args:
+        trace: trace of both steps.
+        witness: witness of the second step.
     """
 
     def __init__(self, trace: Trace, witness: Witness) -> None:
         self._trace, self._witness = trace, witness
         self.notes: list[str] = []
-        """What could not be said."""
+        """Facts that could not be determined."""
         self._twins: dict[int, int] = {}
         if witness.failure:
             self.notes.append(f"operators and modules are not known: the step cannot be watched: {witness.failure}")
@@ -208,7 +226,7 @@ class Account:
             self.notes.append(f"operators and modules are known of the first {len(places)} of {len(measured)} allocations alone")
 
     def origin(self, block: int) -> Origin:
-        """Where a block was made."""
+        """The origin of a block."""
         twin = self._twins.get(block)
         if twin is None:
             return _NOWHERE
@@ -218,8 +236,8 @@ class Account:
     def retained_by_module(self) -> dict[str, int]:
         """Retained bytes by the module that saved them first, or is known to hold them, or made them (see `attribution`).
 
-        What a module remembered of the step before, and lets go of in forward, is taken off. Under the empty name is what no
-        module keeps, and what is not known.
+        Bytes that a module kept from the step before, and frees in forward, are subtracted. The empty name has the bytes that no
+        module keeps, and those of unknown owner.
         """
         witness, trace = self._witness, self._trace
         holders = self._named("held", enumerate(witness.held)) | self._named("saved", reversed([*enumerate(witness.saved)]))
@@ -234,7 +252,7 @@ class Account:
         return {name: nbytes for name, nbytes in found.items() if nbytes}
 
     def _let_go(self) -> Counter[str]:
-        """Bytes that the forward pass that was seen let go of, by the module that had them."""
+        """Bytes that the observed forward pass freed, by the module that had them."""
         witness, trace = self._witness, self._trace
         found: Counter[str] = Counter()
         if self._twins:
@@ -245,17 +263,17 @@ class Account:
         return found
 
     def _named(self, word: str, names: Iterable[tuple[int, str]]) -> dict[int, str]:
-        """The module that has each block of which `word N` was said; of several the last."""
+        """The module of each block that was tagged `word N`; the last of several."""
         return {block: name for number, name in names for block in self._trace.tags[f"{word} {number}"]}
 
     def _made(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Blocks that were made from one event to another, and their bytes."""
+        """Blocks that were made between two events, and their bytes."""
         events = zip(self._trace.blocks[first:last].tolist(), self._trace.nbytes[first:last].tolist(), strict=True)
         return [(block, nbytes) for block, nbytes in events if nbytes > 0]
 
 
 def embedded(few: Iterable[int], many: Sequence[int]) -> list[int]:
-    """The places in `many` of the members of `few`, in their order and as early as can be; up to the first that is not there."""
+    """Indices in `many` of the members of `few`, in order and as early as possible, up to the first that is missing."""
     found: list[int] = []
     left = iter(enumerate(many))
     for wanted in few:
@@ -267,7 +285,7 @@ def embedded(few: Iterable[int], many: Sequence[int]) -> list[int]:
 
 
 def _figures(trace: Trace, phases: Mapping[str, Phase], origin: Callable[[int], Origin]) -> dict[str, Any]:
-    """What is said of the step alone: of events outside, and those that change nothing, there is no trace."""
+    """The figures of the step alone; events outside it, and those that change nothing, leave no trace."""
     first, last = trace.spans[PHASES[0]][0], trace.spans[PHASES[-1]][1]
     kept = np.flatnonzero(trace.nbytes[first:last]) + 1
     shown = np.concatenate(([0], kept)) + first
@@ -275,7 +293,7 @@ def _figures(trace: Trace, phases: Mapping[str, Phase], origin: Callable[[int], 
     phase, at = trace.peak()
     contents = trace.at_peak()
     allocated = max(one.peak for one in phases.values())
-    # The highest point comes right after something was made, unless nothing was that is in it.
+    # The highest point comes right after an allocation, unless the step makes none.
     made = origin(int(trace.blocks[at - 1])) if at > trace.spans[phase][0] else Origin("", "")
     return {
         "phases": {

@@ -1,4 +1,4 @@
-"""The time pass: samples of a step's parts until their median is known, beside a yardstick that says how fast the machine was."""
+"""The time pass: samples of a step's parts until their median is known, beside a yardstick of the machine's speed."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from capsbench.workload import Workload
 WARMUP_STEPS = 2
 MAX_SAMPLES = 1000
 SECONDS_WORTH_SAMPLING = 1.0
-"""Quick steps are sampled until they have filled this time: five samples of a millisecond say little."""
+"""Least time in seconds that samples of quick steps fill: five samples of a millisecond mean little."""
 
 _SIDES = {"cpu": 1024, "cuda": 4096}
 _YARDSTICK_SHARE = 0.1
@@ -24,13 +24,13 @@ _YARDSTICK_SHARE = 0.1
 class Yardstick:
     """The product of a float32 matrix with itself, the same work on every machine and in every version.
 
-    A time by itself cannot be compared with one of another day: clocks, neighbours and heat have changed. Over the
-    yardstick's time at the same moment it can, as far as both are slowed alike. The matrices live for the measurement
-    alone, so that they add nothing to what a step needs, and are looked at rarely enough to leave most samples' caches alone.
+    A time alone cannot be compared with one of another day: clocks, neighbours and heat have changed. Divided by the
+    yardstick's time at the same moment it can, if both are slowed alike. The matrices live for the measurement
+    alone, so that they add nothing to what a step needs, and are used rarely enough to leave most samples' caches alone.
 
     Args:
-        device: where.
-        clock: of that device.
+        device: device of the matrices.
+        clock: clock of that device.
     """
 
     def __init__(self, device: torch.device, clock: Clock) -> None:
@@ -41,22 +41,22 @@ class Yardstick:
         self.seconds: list[float] = []
 
     def is_due(self) -> bool:
-        """Whether it may be measured again without taking more than a tenth of the time."""
+        """Return whether it may be measured again without taking more than a tenth of the time."""
         return time.monotonic() >= self._next
 
     def warm_up(self) -> None:
-        """The first product starts threads and libraries: it is no sample."""
+        """Run the first product, which starts threads and libraries and is no sample."""
         self._product()
 
     def measure(self) -> None:
-        """Takes a sample; none where there is no room for it."""
+        """Take a sample; none where there is no room for it."""
         laps = self._product()
         self.seconds += laps
         self._next = time.monotonic() + sum(laps) / _YARDSTICK_SHARE
 
     def _product(self) -> list[float]:
         try:
-            # Nothing random: the model's random numbers stay as they were.
+            # No random numbers, so that the model's stay as they were.
             values = torch.linspace(0, 1, self._side**2, dtype=torch.float32, device=self._device)
             matrix, product = values.view(self._side, self._side), torch.zeros_like(values).view(self._side, self._side)
             self._clock.mark()
@@ -72,9 +72,9 @@ def measure_time(workload: Workload, samples: int, budget_seconds: float) -> Tim
     """Raw samples of training step, forward and inference, interleaved, after warming up.
 
     Args:
-        workload: what to measure.
-        samples: fewest samples of each.
-        budget_seconds: how long to go on sampling while the 95 % interval of the median training step is not yet within
+        workload: workload to measure.
+        samples: least number of samples of each.
+        budget_seconds: time to go on sampling while the 95 % interval of the median training step is not yet within
             2 % of it.
     """
     clock = clock_for(workload.device)
@@ -124,7 +124,7 @@ def _warm_up(workload: Workload, yardstick: Yardstick) -> None:
 
 
 def _enough(train: Sequence[float], fewest: int, seconds: float, budget_seconds: float) -> bool:
-    """Whether sampling can end after so many seconds."""
+    """Return whether sampling can end after this many seconds."""
     if len(train) < fewest:
         return False
     if len(train) >= MAX_SAMPLES or seconds >= budget_seconds:

@@ -1,4 +1,4 @@
-"""Looks at the machine while times are sampled: who else takes its cores, and whether its clocks hold."""
+"""Observation of the machine while times are sampled: the use of its cores by others, and its clocks."""
 
 import time
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from capsbench.measure.noise import Machine
 from capsbench.measure.processes import nvml_handle
 
 _SHORTEST = 0.5
-"""Seconds. The system counts cores' time in steps of 10 ms: a shorter watch would see others where there are none."""
+"""Shortest watch in seconds. The system counts core time in steps of 10 ms, so a shorter watch would see phantom load."""
 
 _SLOWED = ("SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
-"""NVML's reasons for a clock below what was asked for; idleness and a user's own setting are none."""
+"""NVML's reasons for a clock below the requested one; idleness and a user's own setting do not count."""
 
 
 class Watch:
-    """Begins to watch when it is made.
+    """An observer, which begins to watch when it is made.
 
     Args:
-        device: whose clock is looked at, beside the CPU's.
+        device: device whose clock is observed, beside the CPU's.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,8 +35,8 @@ class Watch:
         self._before = self._account()
 
     def look(self) -> None:
-        """Notes the clocks of this moment; some milliseconds at most."""
-        # Idle cores are slow: the fastest one is one that works.
+        """Record the clocks of this moment, which takes some milliseconds at most."""
+        # Idle cores are slow, so the fastest one is one that works.
         clock = asked(lambda: max(_clocks(self._cores.indexes if self._cores else ())))
         if clock is not None:
             self._clocks.append(clock)
@@ -44,7 +44,7 @@ class Watch:
             self._gpu_throttled = bool(asked(lambda: _is_slowed(self._gpu)))
 
     def seen(self) -> Machine:
-        """What was seen so far."""
+        """Observations so far."""
         now = self._account()
         others = now.taken_by_others(self._before, self._cores) if now and self._before and self._cores else None
         return Machine(others=others, clocks=self._clocks, gpu_throttled=self._gpu_throttled)
@@ -56,27 +56,27 @@ class Watch:
 
 @dataclass(frozen=True)
 class _Account:
-    """Seconds until a moment."""
+    """Seconds from some fixed start to a moment."""
 
     now: float
     busy: float
-    """Of this process's cores, in which they did anything."""
+    """Seconds in which this process's cores did anything."""
     own: float
-    """Of cores that this process used."""
+    """Core seconds that this process used."""
     container: float | None
-    """Of cores that a container with a quota used; None where there is none, or the system does not say."""
+    """Core seconds that a container with a quota used; None where there is none, or the system does not report them."""
 
     @classmethod
     def of(cls, cores: Cores) -> "_Account":
         """The account of this moment."""
-        own = sum(psutil.Process().cpu_times()[:4])  # user, system, and both of children that ended
+        own = sum(psutil.Process().cpu_times()[:4])  # user, system, and both for children that ended
         return cls(time.monotonic(), cores.busy_seconds(), own, cores.quota.used_seconds() if cores.quota else None)
 
     def taken_by_others(self, before: "_Account", cores: Cores) -> float | None:
-        """The share of what this process can get of its cores that others took since; None after too short a time.
+        """The share that others took since `before` of what this process can get of its cores; None after too short a time.
 
-        Under a quota others on the host disturb only where they leave less of the cores than it allows, and others in the same
-        container by all that they take of it.
+        Under a quota others on the host disturb only where they leave less of the cores than it allows; others in the same
+        container disturb by all that they take of it.
         """
         seconds, own = self.now - before.now, self.own - before.own
         if seconds < _SHORTEST:
@@ -89,7 +89,7 @@ class _Account:
 
 
 def _clocks(indexes: Sequence[int]) -> list[float]:
-    """The clocks of these cores; of all where the system's list of clocks is another one."""
+    """The clocks of these cores, or of all where the system's list of clocks differs."""
     every = [core.current for core in psutil.cpu_freq(percpu=True)]
     return [every[index] for index in indexes] if indexes and len(every) > max(indexes) else every
 
@@ -98,7 +98,7 @@ def _gpu(device: torch.device) -> Any:
     """NVML's handle of a device."""
     import pynvml
 
-    pynvml.nvmlInit()  # for as long as this process lives: starting it at every look would be in the measurement
+    pynvml.nvmlInit()  # for as long as this process lives: starting it at every look would disturb the measurement
     return nvml_handle(device)
 
 

@@ -1,4 +1,4 @@
-"""The child's side of a measurement: `python -m capsbench.measure.worker`, one pass of one cell, then gone.
+"""The child's side of a measurement: `python -m capsbench.measure.worker` runs one pass of one cell, and ends.
 
 Reads a request (one line of JSON) from standard input and writes a reply (JSON) to standard output; whatever a model
 prints goes to standard error. Ends at once when standard input closes: the parent is gone.
@@ -31,11 +31,11 @@ from capsbench.workload import Workload, without_effect
 LONGEST_MESSAGE = 500
 
 READY = b"1"
-"""Sent by a worker whose workload is built, and by its parent when it may be timed."""
+"""A byte that a worker sends once its workload is built, and its parent when it may be timed."""
 
 
 class Request(BaseModel):
-    """What the parent asks for."""
+    """The request of the parent."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -43,20 +43,20 @@ class Request(BaseModel):
     what: Pass
     samples: int
     budget_seconds: float = 10.0
-    """How long sampling goes on, beyond the fewest samples, while the time is not yet known within 2 %."""
+    """Time of sampling, beyond the fewest samples, while the time is not yet known within 2 %."""
     data_directory: Path | None = None
     timeline: bool = False
-    """Whether the memory pass tells of one step allocation by allocation, instead of its figures."""
+    """True if the memory pass is to report one step allocation by allocation, instead of its figures."""
     snapshot: Path | None = None
-    """Where the timeline's pass puts the account of a CUDA device's own allocator."""
+    """File for the timeline pass's account of a CUDA device's own allocator."""
     strict: bool = False
-    """Whether to measure nothing beside other processes on a CUDA device."""
+    """True if nothing is to be measured beside other processes on a CUDA device."""
     turn: int | None = None
-    """A socket's descriptor: the worker says there that its workload is built, and is told when it may be timed."""
+    """A socket's descriptor: the worker reports there that its workload is built, and learns there when it may be timed."""
 
 
 class Reply(BaseModel):
-    """What the child found."""
+    """The findings of the child."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,11 +69,11 @@ class Reply(BaseModel):
     timeline: Timeline | None = None
     notes: list[str] = []
     waited_seconds: float = 0.0
-    """How long the pass waited for other sweeps on its device."""
+    """Seconds that the pass waited for other sweeps on its device."""
 
 
 def memory_pass(configuration: Configuration, data_directory: Path | None = None) -> Reply:
-    """The bytes of one step, and who counted them."""
+    """The bytes of one step, and the name of the probe that counted them."""
     step = probed_step(configuration, data_directory)
     figures = memory_figures(step)
     why = _who_counted(figures.probe)
@@ -87,7 +87,7 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
 
 
 def _disagreement(traced: StepFigures, figures: MemoryFigures) -> list[str]:
-    """Which bytes are believed, where the step that was run and the one that was traced retain different ones."""
+    """A note on which bytes are believed, if the step that was run and the one that was traced retain different ones."""
     if traced.agrees:
         return []
     believed = f"{figures.retained_bytes} bytes retained were counted, and the trace of the step retains {traced.retained_bytes}"
@@ -95,7 +95,7 @@ def _disagreement(traced: StepFigures, figures: MemoryFigures) -> list[str]:
 
 
 def timeline_pass(request: Request) -> Reply:
-    """One step, allocation by allocation."""
+    """The timeline of one step, allocation by allocation."""
     from capsbench.measure.timeline import measured_timeline
 
     timeline = measured_timeline(request.configuration, request.data_directory, request.snapshot)
@@ -104,7 +104,7 @@ def timeline_pass(request: Request) -> Reply:
 
 def time_pass(request: Request) -> Reply:
     """Raw samples of a step's times."""
-    # Here alone: the statistics that it takes have no place in the memory pass's resident set.
+    # Imported here alone, because its statistics must not be in the memory pass's resident set.
     from capsbench.measure import timing
 
     workload = Workload(request.configuration, request.data_directory)
@@ -115,11 +115,11 @@ def time_pass(request: Request) -> Reply:
 
 
 def run(request: Request) -> Reply:
-    """One pass; whatever goes wrong becomes a reply."""
+    """Run one pass; any failure becomes a reply."""
     notes: list[str] = []
     try:
         if request.what == "time":
-            # Before memory is limited: not every library bears to be loaded where there is none.
+            # Before memory is limited, since not every library can be loaded without any.
             import capsbench.measure.timing  # noqa: F401
         _prepare(request.configuration)
         device = torch.device(request.configuration.device)
@@ -163,15 +163,15 @@ def _describe(error: BaseException) -> str:
 
 
 def _prepare(configuration: Configuration) -> None:
-    """What holds for the whole process: threads, subnormal numbers, a limit on memory."""
+    """Prepare the whole process: threads, subnormal numbers, a limit on memory."""
     torch.set_flush_denormal(True)
-    # What is called fp32 is fp32: convolutions would otherwise take TF32 on a GPU that has it.
+    # Precision fp32 means fp32: convolutions would otherwise use TF32 on a GPU that has it.
     torch.backends.cudnn.allow_tf32 = False
     if configuration.threads is not None:
         torch.set_num_threads(configuration.threads)
     device = torch.device(configuration.device)
     if device.type == "cuda":
-        index = device.index or 0  # torch takes no device without a number here
+        index = device.index or 0  # torch needs a device's number here
         torch.cuda.set_device(index)
         if configuration.capacity is not None:
             total = torch.cuda.get_device_properties(index).total_memory
@@ -181,7 +181,7 @@ def _prepare(configuration: Configuration) -> None:
 
 
 def _check_threads(configuration: Configuration) -> None:
-    """Refuses a step that ran with another number of threads than its record says.
+    """Refuse a step that ran with another number of threads than its record reports.
 
     Raises:
         ConfigurationError: the network sets torch's number of threads.
@@ -189,7 +189,7 @@ def _check_threads(configuration: Configuration) -> None:
     asked, found = configuration.threads, torch.get_num_threads()
     if asked is not None and found != asked:
         raise ConfigurationError(
-            f"model '{configuration.model}' sets torch's threads to {found} while it runs, and its record would say {asked}",
+            f"model '{configuration.model}' sets torch's threads to {found} while it runs, but its record would report {asked}",
             f"leave their number to `threads`, or give `threads` {found}",
         )
 
@@ -197,7 +197,7 @@ def _check_threads(configuration: Configuration) -> None:
 def _end_with_parent(source: TextIO) -> None:
     def wait() -> None:
         source.read()
-        # With what a network has started, whatever session it is in.
+        # Processes that a network started end too, in whatever session they are.
         end_family(os.environ.get(FAMILY, ""))
         if os.getsid(0) == os.getpid():
             os.killpg(0, signal.SIGKILL)
@@ -207,7 +207,7 @@ def _end_with_parent(source: TextIO) -> None:
 
 
 def main() -> None:
-    """Reads the request, replies, ends."""
+    """Read the request, reply, end."""
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = Request.model_validate_json(sys.stdin.readline())
@@ -216,7 +216,7 @@ def main() -> None:
     with answer, contextlib.suppress(BrokenPipeError):
         answer.write(reply.model_dump_json())
     sys.stderr.flush()
-    # Past the interpreter's own ending: nothing of the measured process is worth an orderly shutdown of its threads.
+    # This skips the interpreter's own ending: the measured process has nothing that needs an orderly shutdown.
     os._exit(0)
 
 

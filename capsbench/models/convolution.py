@@ -1,6 +1,6 @@
-"""Gradients of a convolution over a batch that comes in chunks, the weight's added up as they come.
+"""Gradients of a convolution over a batch that comes in chunks; the weight's gradient is summed over them.
 
-No padding, no dilation, no groups, one stride for both directions: what the front of a capsule network needs.
+No padding, no dilation, no groups, one stride for both directions: as the front of a capsule network needs.
 Letters: N images of a chunk, C channels in, O channels out, a kernel of R × S places.
 """
 
@@ -11,28 +11,28 @@ from torch import Tensor
 
 
 class ConvolutionGradients(Protocol):
-    """Takes chunk after chunk, and has the weight's gradient in the end."""
+    """An object that takes chunk after chunk, and has the weight's gradient in the end."""
 
     def add(self, inputs: Tensor, grad: Tensor) -> Tensor | None:
-        """Adds a chunk to the weight's gradient, and returns the gradient of its inputs; None where nobody asks for it.
+        """Add a chunk to the weight's gradient, and return the gradient of its inputs; None if it is not needed.
 
         Args:
             inputs: `[N, C, H, W]`.
-            grad: of the outputs, `[N, O, H₂, W₂]`.
+            grad: gradient of the outputs, `[N, O, H₂, W₂]`.
         """
 
     def weight_gradient(self) -> Tensor | None:
-        """`[O, C, R, S]`, of all chunks so far; None where nobody asked for it. Ask once, at the end."""
+        """`[O, C, R, S]`, the gradient over all chunks so far; None if it is not needed. Call it once, at the end."""
 
 
 class LibraryGradients:
-    """By the library's own convolution, which makes a weight gradient for each chunk.
+    """Gradients by the library's own convolution, which makes a weight gradient for each chunk.
 
     Args:
         weight: `[O, C, R, S]`.
-        stride: of the convolution.
-        need_inputs: whether the gradient of the inputs is asked for.
-        need_weight: whether the gradient of the weight is.
+        stride: stride of the convolution.
+        need_inputs: whether the gradient of the inputs is needed.
+        need_weight: whether the gradient of the weight is needed.
     """
 
     def __init__(self, weight: Tensor, stride: int, *, need_inputs: bool, need_weight: bool) -> None:
@@ -41,7 +41,7 @@ class LibraryGradients:
         self._total = torch.zeros_like(weight, dtype=_at_least_float32(weight)) if need_weight else None
 
     def add(self, inputs: Tensor, grad: Tensor) -> Tensor | None:
-        """As the protocol says."""
+        """Add a chunk (`ConvolutionGradients.add`)."""
         geometry = ([self._stride] * 2, [0, 0], [1, 1], False, [0, 0], 1)
         found = torch.ops.aten.convolution_backward(grad, inputs, self._weight, None, *geometry, self._mask)
         if self._total is not None:
@@ -49,15 +49,15 @@ class LibraryGradients:
         return found[0]
 
     def weight_gradient(self) -> Tensor | None:
-        """As the protocol says."""
+        """Return the sum (`ConvolutionGradients.weight_gradient`)."""
         return None if self._total is None else self._total.to(self._weight.dtype)
 
 
 class OffsetGradients:
-    """By one product of matrices for each place of the kernel, over the values of that place for all output positions.
+    """Gradients by one product of matrices for each place of the kernel, over the values of that place for all output positions.
 
     Each product is added where it belongs, so that beside the sum there is no second gradient of the weight's size.
-    Arguments as `LibraryGradients`.
+    The arguments are those of `LibraryGradients`.
     """
 
     def __init__(self, weight: Tensor, stride: int, *, need_inputs: bool, need_weight: bool) -> None:
@@ -69,7 +69,7 @@ class OffsetGradients:
         self._total = torch.zeros_like(self._weight) if need_weight else None
 
     def add(self, inputs: Tensor, grad: Tensor) -> Tensor | None:
-        """As the protocol says."""
+        """Add a chunk (`ConvolutionGradients.add`)."""
         # Channels last, so that a place's values are rows of a matrix.
         inputs, grad = inputs.permute(0, 2, 3, 1).contiguous(), grad.permute(0, 2, 3, 1).contiguous()
         grad_inputs = torch.zeros_like(inputs) if self._need_inputs else None
@@ -86,14 +86,14 @@ class OffsetGradients:
         return None if grad_inputs is None else grad_inputs.permute(0, 3, 1, 2)
 
     def weight_gradient(self) -> Tensor | None:
-        """As the protocol says."""
+        """Return the sum (`ConvolutionGradients.weight_gradient`)."""
         if self._total is None:
             return None
         del self._weight
         return self._total.permute(2, 3, 0, 1).contiguous()
 
     def _place(self, r: int, s: int, shape: torch.Size) -> tuple[slice, slice, slice]:
-        """The inputs `[N, H, W, C]` that place (r, s) of the kernel meets, one for each output position."""
+        """Slices of the inputs `[N, H, W, C]` that place (r, s) of the kernel meets, one for each output position."""
         height, width = (side * self._stride for side in shape[1:3])
         return slice(None), slice(r, r + height, self._stride), slice(s, s + width, self._stride)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Decoder(nn.Module):
-    """512-1024-pixels, ReLU, ReLU, sigmoid; sees one class capsule, all others set to 0.
+    """A network 512-1024-pixels with ReLU, ReLU, sigmoid, which sees one class capsule, all others set to 0.
 
     Args:
         num_classes: C.
@@ -28,9 +28,9 @@ class Decoder(nn.Module):
         )
 
     def forward(self, capsules: Tensor, classes: Tensor) -> Tensor:
-        """Capsules `[B, C, D]` and the class to show for each sample `[B]` → images `[B, *image_shape]`."""
+        """Decode capsules `[B, C, D]`, showing one class per sample `[B]`, to images `[B, *image_shape]`."""
         shown = torch.nn.functional.one_hot(classes, capsules.shape[1]).to(capsules.dtype)
-        # Routing gives float32 whatever the network's precision; the layers are given what their weights are.
+        # Routing gives float32 whatever the network's precision; the layers get the dtype of their weights.
         dtype = next(self.layers.parameters()).dtype
         image: Tensor = self.layers((capsules * shown.unsqueeze(-1)).flatten(1).to(dtype))
         return image.unflatten(1, self.image_shape)

@@ -1,6 +1,6 @@
-"""Several networks as one: the mean of their class lengths decides (Xi, Bing and Jin 2017 had four).
+"""Several networks as one: the mean of their class lengths decides (Xi, Bing and Jin 2017 used four).
 
-A network's scores are between 0 and 1 whatever it was trained on, so that no weights are needed.
+The scores of every network lie between 0 and 1, so that no weights are needed.
 """
 
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from capsbench.models.networks import CapsuleNetwork, CapsuleOutput
 
 
 class Ensemble(nn.Module):
-    """Averages the class lengths of capsule networks, and shows the mean of their reconstructions.
+    """A network that averages the class lengths of capsule networks, and shows the mean of their reconstructions.
 
     Args:
-        networks: of the same image shape and number of classes, trained apart; at least one. They may differ in all else.
+        networks: at least one, of the same image shape and number of classes, trained apart. They may differ in all else.
 
     Raises:
         ConfigurationError: there is none, one is no capsule network, or they do not fit together.
@@ -37,7 +37,7 @@ class Ensemble(nn.Module):
                 )
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> CapsuleOutput:
-        """Classifies a batch `[B, *in_shape]`.
+        """Classify a batch `[B, *in_shape]`.
 
         Args:
             images: the batch.

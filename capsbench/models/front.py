@@ -2,9 +2,9 @@
 
     images → conv₁, ReLU → conv₂ → maps
 
-Plain autograd keeps what conv₁ gives (50 MiB at 28×28 and batch 128), and in backward holds its gradient and the
+Plain autograd keeps the output of conv₁ (50 MiB at 28×28 and batch 128), and in backward holds its gradient and the
 library's copies of both. Here the batch goes through in chunks, and backward evaluates conv₁ again, chunk by chunk: 1/24
-of conv₂'s work. Both passes are operators of `torch.library`, which `torch.compile` and fake tensors take as they are.
+of conv₂'s work. Both passes are operators of `torch.library`, which `torch.compile` and fake tensors accept unchanged.
 """
 
 from typing import Any
@@ -19,14 +19,14 @@ from capsbench.reversible import is_altered
 from capsbench.routing.autograd import is_autocasting
 
 FRONTS = ("auto", "plain", "chunked")
-"""How the two convolutions are computed."""
+"""Ways to compute the two convolutions."""
 
 CHUNKS = {"cpu": 24, "cuda": 64}
-"""Images of a chunk on the devices where chunks cost nothing."""
+"""Number of images of a chunk, on the devices on which chunks cost nothing."""
 
 
 def check_front(front: str) -> None:
-    """Refuses an unknown name.
+    """Refuse an unknown name.
 
     Raises:
         ConfigurationError: it is none of `FRONTS`.
@@ -36,7 +36,7 @@ def check_front(front: str) -> None:
 
 
 def resolve_front(front: str, batch_size: int, device_type: str) -> str:
-    """What `auto` stands for: `chunked` where a batch is more than one chunk of that device, else `plain`.
+    """Resolve `auto`: `chunked` if a batch is more than one chunk of that device, else `plain`.
 
     Args:
         front: one of `FRONTS`.
@@ -53,18 +53,18 @@ def resolve_front(front: str, batch_size: int, device_type: str) -> str:
 
 
 def can_chunk(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two modules are the convolutions of a front: not replaced, and nothing put over or around them."""
+    """Return whether two modules are the convolutions of a front, neither replaced nor modified nor hooked."""
     return _is_plain(first) and _is_plain(second) and first.stride == (1, 1)
 
 
 def chunked_front(images: Tensor, first: nn.Conv2d, second: nn.Conv2d, *, chunk: int | None = None) -> Tensor:
-    """`second(relu(first(images)))`, of which backward keeps the images alone; differentiable once.
+    """Compute `second(relu(first(images)))`, for which backward keeps the images alone; differentiable once.
 
     Args:
         images: `[B, C, H, W]`.
-        first: conv₁; `can_chunk` says whether the two will do.
+        first: conv₁; `can_chunk` checks the two.
         second: conv₂.
-        chunk: images at a time, by default what suits the device. It changes results by rounding only.
+        chunk: images at a time, by default a number that suits the device. It changes results by rounding only.
 
     Returns:
         The maps `[B, C₂, H₂, W₂]` in the dtype that the two convolutions would give, under autocast too.
@@ -73,7 +73,7 @@ def chunked_front(images: Tensor, first: nn.Conv2d, second: nn.Conv2d, *, chunk:
     tensors: list[Any] = [images, first.weight, first.bias, second.weight, second.bias]
     if is_autocasting(images.device):
         dtype = torch.get_autocast_dtype(images.device.type)
-        # As autocast has it: float64 stays what it is.
+        # Autocast leaves float64 as it is, and so does this.
         tensors = [it if it.dtype == torch.float64 else it.to(dtype) for it in tensors]
     maps: Tensor = _Front.apply(*tensors, second.stride[0], chunk or CHUNKS.get(kind, CHUNKS["cuda"]))
     return maps
@@ -87,7 +87,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _hidden(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What conv₁ and the ReLU give."""
+    """The output of conv₁ and the ReLU."""
     return torch.conv2d(images, weight, bias).relu_()
 
 
@@ -107,7 +107,7 @@ class _Front(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *needs, _, _ = ctx.needs_input_grad
-        # What is compiled cannot be differentiated twice anyway, and not every release's compiler takes a function in a function.
+        # Compiled code cannot be differentiated twice anyway, and some compilers reject a function in a function.
         gradients = torch.ops.capsbench.front_backward if torch.compiler.is_compiling() else _FrontGradients.apply
         found = gradients(grad, *ctx.saved_tensors, ctx.stride, ctx.chunk, needs)
         return *(it if need else None for it, need in zip(found, needs, strict=True)), None, None
@@ -120,7 +120,7 @@ class _FrontGradients(torch.autograd.Function):
 
     @staticmethod
     def setup_context(*_: Any) -> None:
-        """Nothing to keep: see `backward`."""
+        """Keep nothing, since `backward` refuses."""
 
     @staticmethod
     def backward(*_: Any) -> None:
@@ -144,7 +144,7 @@ def _front_backward(
 ) -> list[Tensor]:
     """Gradients of images, weight₁, bias₁, weight₂, bias₂; an empty tensor for each that is not needed."""
     need_hidden = any(needs[:3])
-    # On a CPU the library's own is slower, and copies all it touches into layouts of its own.
+    # On a CPU the library's own is slower, and copies its arguments into layouts of its own.
     by_offset = kind_of(images.device) == "cpu" and images.dtype in {torch.float32, torch.float64}
     kind = OffsetGradients if by_offset else LibraryGradients
     second = kind(weight2, stride, need_inputs=need_hidden, need_weight=needs[3])
@@ -158,7 +158,7 @@ def _front_backward(
         if grad_hidden is None:
             continue
         torch.ops.aten.threshold_backward.grad_input(grad_hidden, hidden, 0, grad_input=grad_hidden)
-        del hidden  # the library copies the gradient next: not all three at once
+        del hidden  # the library copies the gradient next, and all three at once would be too much
         grad_bias1 += grad_hidden.sum((0, 2, 3))
         grad_images.append(first.add(part, grad_hidden))
     found = (

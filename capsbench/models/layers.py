@@ -1,4 +1,4 @@
-"""The layers that capsule networks are made of."""
+"""The layers of capsule networks."""
 
 from typing import TypedDict
 
@@ -12,7 +12,7 @@ INITIAL_STD = 0.01
 
 
 INITIAL_BIAS = 0.1
-"""A new bias, as in the published code's SDA layer."""
+"""Value of a new bias, as in the published code's SDA layer."""
 
 INITIAL_BETA_STD = 0.2
 """Standard deviation of new β_u and β_a of EM routing."""
@@ -29,7 +29,7 @@ class _Options(TypedDict):
 class PrimaryCapsules(nn.Module):
     """A 9×9 convolution of stride 2 whose map is cut into capsules. `[B, C, H, W]` → `[B, I, D]`, squashed.
 
-    A capsule is D consecutive values of the flattened (C, H, W) map, as in the published code: no permutation.
+    A capsule is D consecutive values of the flattened (C, H, W) map, as in the published code, without a permutation.
     """
 
     def __init__(self, channels: int, capsule_dim: int) -> None:
@@ -59,7 +59,7 @@ class CapsuleLayer(nn.Module):
         out_dim: D.
         routing: the routing algorithm.
         iterations: rounds of routing.
-        kernel: how routing is computed (`capsbench.routing.route`).
+        kernel: way to compute the routing (`capsbench.routing.route`).
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class CapsuleLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws new values: weight N(0, 0.01²), bias 0.1, β_u and β_a N(0, 0.2²)."""
+        """Draw new values: weight N(0, 0.01²), bias 0.1, β_u and β_a N(0, 0.2²)."""
         nn.init.normal_(self.weight, std=INITIAL_STD)
         if self.bias is not None:
             nn.init.constant_(self.bias, INITIAL_BIAS)
@@ -98,7 +98,7 @@ class CapsuleLayer(nn.Module):
                 nn.init.normal_(beta, std=INITIAL_BETA_STD)
 
     def extra_repr(self) -> str:
-        """Shown by `print(layer)`."""
+        """Text that `print(layer)` shows."""
         count, dim, out_count, out_dim = self.weight.shape
         return f"{count}×{dim} → {out_count}×{out_dim}, {self.routing} × {self.iterations}, kernel={self.kernel!r}"
 
@@ -107,7 +107,7 @@ class CapsuleLayer(nn.Module):
         return route(x, self.weight, self.bias, **self._options())
 
     def forward_keeping(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The outputs without a graph, and what fixes their coupling (RBA: Σv `[B, J, D]`), for `forward_and_vjp`."""
+        """The outputs without a graph, and the tensors that fix their coupling (RBA: Σv `[B, J, D]`), for `forward_and_vjp`."""
         return route_keeping(x, self.weight, self.bias, **self._options())
 
     def forward_and_vjp(
@@ -117,12 +117,12 @@ class CapsuleLayer(nn.Module):
 
         Args:
             x: `[B, I, K]`.
-            grad: of the outputs, `[B, J, D]`.
+            grad: gradient of the outputs, `[B, J, D]`.
             kept: from `forward_keeping` at the same x, which spares the rounds of routing.
 
         Returns:
             The outputs, bit for bit those of `forward`; the gradient of `(outputs * grad).sum()` for x; and those for
-            `self.parameters()` in order, None for one that is frozen or that a subclass has added.
+            `self.parameters()` in order, None for a parameter that is frozen or that a subclass has added.
         """
         value, (grad_x, *grads) = route_and_vjp(x, self.weight, grad, self.bias, **self._options(), kept=kept)
         own = (mine for mine in (self.weight, self.bias, self.beta_u, self.beta_a) if mine is not None)

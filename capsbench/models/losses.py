@@ -50,9 +50,9 @@ class CapsuleLoss(nn.Module):
         """The loss of a batch, a scalar.
 
         Args:
-            out: what the network returned.
+            out: output of the network.
             labels: `[B]`.
-            images: what the reconstruction should show, `[B, *in_shape]`; needed where the network has a decoder.
+            images: target of the reconstruction, `[B, *in_shape]`; needed if the network has a decoder.
                 A sigmoid reaches 0 to 1: give pixels in that range rather than normalised ones.
 
         Raises:
@@ -63,7 +63,7 @@ class CapsuleLoss(nn.Module):
         if out.reconstruction is None:
             return loss
         if images is None:
-            raise ConfigurationError("images is missing", "the network reconstructs: give the loss what it should show")
+            raise ConfigurationError("images is missing", "the network reconstructs: give the loss the images")
         if images.shape != out.reconstruction.shape:
             raise ShapeError(
                 f"images {list(images.shape)} against a reconstruction {list(out.reconstruction.shape)}", "the shapes must agree"

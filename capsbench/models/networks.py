@@ -24,11 +24,11 @@ from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, Gamma, MomentumSt
 from capsbench.routing import length
 
 RULES = ("paper", "published")
-"""MoCapsNet's rules: Algorithm 1 of the paper, and what the published code computes."""
+"""MoCapsNet's rules: Algorithm 1 of the paper, and that of the published code."""
 
 
 class CapsuleOutput(NamedTuple):
-    """What a capsule network returns."""
+    """The output of a capsule network."""
 
     lengths: Tensor
     """`[B, classes]`, the class scores."""
@@ -39,7 +39,7 @@ class CapsuleOutput(NamedTuple):
 
 
 class Options(TypedDict, total=False):
-    """The keyword arguments that all three networks take; see `CapsNet`."""
+    """Keyword arguments of all three networks, which `CapsNet` describes."""
 
     channels: int
     capsules: int
@@ -53,11 +53,11 @@ class Options(TypedDict, total=False):
 
 
 class CapsuleNetwork(nn.Module):
-    """What all capsule networks share: everything but the blocks. See `CapsNet` for the arguments.
+    """The common part of all capsule networks: everything but the blocks. `CapsNet` describes the other arguments.
 
     Args:
-        make_blocks: makes the stack of its layers; None where no capsule layers lie between primary and class capsules.
-        convolutions: before the primary capsules, 9×9 each.
+        make_blocks: function from layers to their stack; None if no capsule layers lie between primary and class capsules.
+        convolutions: number of 9×9 convolutions before the primary capsules.
     """
 
     first: nn.Module
@@ -70,7 +70,7 @@ class CapsuleNetwork(nn.Module):
         blocks: int,
         make_blocks: Callable[[list[nn.Module]], nn.Module] | None,
         convolutions: int = 1,
-        /,  # what a network is made of is no option of its users
+        /,  # the parts of a network are no option of its users
         *,
         channels: int = 256,
         capsules: int = 32,
@@ -107,7 +107,7 @@ class CapsuleNetwork(nn.Module):
         self.decoder = Decoder(num_classes, class_dim, in_shape) if decoder else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> CapsuleOutput:
-        """Classifies and reconstructs a batch.
+        """Classify and reconstruct a batch.
 
         Args:
             images: `[B, *in_shape]`.
@@ -130,10 +130,10 @@ class CapsuleNetwork(nn.Module):
 
     def _primaries(self, images: Tensor) -> Tensor:
         primary = self.primary
-        # One exported program serves every batch size: it does not choose by the one that it was made with.
+        # One exported program serves every batch size: it does not choose by the size that it was made with.
         front = "plain" if self.front == "auto" and is_exporting() else self.front
         chunks = resolve_front(front, images.shape[0], images.device.type) == "chunked"
-        # Whoever put something of their own in place, or waits for one of the modules, gets them called one by one.
+        # If a module was replaced or has hooks, they are called one by one.
         own = type(primary) is PrimaryCapsules and not is_altered(primary)
         *earlier, last = (self.conv, *self.more_convs)
         for conv in earlier:
@@ -174,26 +174,26 @@ class CapsNet(_PlainNetwork):
         blocks: depth, in blocks of two capsule layers.
         memory: `stored`, `checkpoint` (per block), `checkpoint-sqrt` (every √n blocks) or `offload` (to the host's memory;
             no effect on a CPU).
-        channels: of both convolutions (256).
-        capsules: per layer (32).
+        channels: channels of both convolutions (256).
+        capsules: capsules per layer (32).
         capsule_dim: dimension of primary and hidden capsules (8).
         class_dim: dimension of class capsules (16).
         routing: algorithm: `rba` (the default), `sda`, `sda-published` or `em` (`capsbench.routing.route`).
         iterations: rounds of routing (3).
-        kernel: how routing is computed (`capsbench.routing.route`); `auto`, the default, is the fastest on a device.
+        kernel: way to compute the routing (`capsbench.routing.route`); `auto`, the default, is the fastest on a device.
         decoder: whether images are reconstructed (True).
-        front: how the two convolutions are computed: `plain`; `chunked`, a part of the batch at a time, keeping the images
-            alone (`capsbench.models.front`); `auto` (the default), chunked where a batch is large enough for it to cost nothing.
+        front: way to compute the two convolutions: `plain`; `chunked`, a part of the batch at a time, keeping the images
+            alone (`capsbench.models.front`); `auto` (the default), chunked if a batch is large enough for it to cost nothing.
 
     Raises:
-        ConfigurationError: a value that makes no network.
+        ConfigurationError: the values make no network.
     """
 
     shortcut = False
 
 
 class ResCapsNet(_PlainNetwork):
-    """A capsule network with an identity shortcut round each layer of a block. Arguments as `CapsNet`."""
+    """A capsule network with an identity shortcut around each layer of a block. The arguments are those of `CapsNet`."""
 
     shortcut = True
 
@@ -201,17 +201,17 @@ class ResCapsNet(_PlainNetwork):
 class MoCapsNet(CapsuleNetwork):
     """The momentum capsule network, whose stack of blocks can be run backwards.
 
-    Arguments as `CapsNet`, and:
+    The arguments are those of `CapsNet`, and:
 
     Args:
         memory: `reversible`; `reversible-kept`, which keeps 2 × `[B, J, D]` per block and spares the routing in backward; or
-            as `CapsNet`.
+            a strategy of `CapsNet`.
         gamma: the momentum term γ, 0 to 1, or one for each block; 0 cannot be reversible. With γ → 1 a block tends to that of a
-            RevNet, and with γ = 1 the velocity never moves: the stack passes on what it is given.
+            RevNet, and with γ = 1 the velocity never moves: the stack returns its input.
         learn_gamma: makes each block's γ a parameter, kept between 0 and 1 by a sigmoid, which starts at `gamma`.
-        inverse: how `reversible` inverts (`capsbench.reversible.MomentumStack`).
+        inverse: inverse of `reversible` (`capsbench.reversible.MomentumStack`).
         rule: `paper`, Algorithm 1: each capsule layer is a residual function, and one velocity runs through the whole stack.
-            `published`, what the published code computes: the velocity restarts at 0 in every block and the block's own
+            `published`, the rule of the published code: the velocity restarts at 0 in every block and the block's own
             shortcut is left in place, so a block computes 2x + v₁ + v₂ (and keeps x and v once per block).
     """
 
@@ -233,7 +233,7 @@ class MoCapsNet(CapsuleNetwork):
             raise ConfigurationError(f"rule '{rule}' is not known", f"choose one of {', '.join(RULES)}")
 
         def stack(layers: list[nn.Module]) -> nn.Module:
-            gammas = spread(gamma, blocks, "block")  # also of the published rule, whose stacks are of one block each
+            gammas = spread(gamma, blocks, "block")  # also for the published rule, whose stacks have one block each
             if rule == "published":
                 pairs = zip(_pairs(layers), gammas, strict=True)
                 return nn.Sequential(*(_PublishedBlock(pair, one, memory, inverse, learn_gamma) for pair, one in pairs))
@@ -279,7 +279,7 @@ def _pairs(layers: list[nn.Module]) -> list[list[nn.Module]]:
 
 
 def _primary_capsules(in_shape: tuple[int, int, int], channels: int, capsule_dim: int, convolutions: int) -> int:
-    """How many primary capsules an image gives: that many 9×9 convolutions, and one of stride 2."""
+    """Number of primary capsules for an image, after `convolutions` 9×9 convolutions and one of stride 2."""
     _check_positive(channels=channels, capsule_dim=capsule_dim)
     least = 8 * convolutions + 9
     if len(in_shape) != 3 or min(in_shape) < 1 or min(in_shape[1:]) < least:

@@ -1,10 +1,10 @@
-"""Sabour's network, the baseline of the paper's table 3: class capsules follow the primary capsules, with no capsules between.
+"""Sabour's network, the baseline of the paper's table 3: its primary capsules are routed to the class capsules directly.
 
     images → conv 9×9, ReLU (once or twice) → primary capsules → class capsules → decoder
 
 With one convolution it is the network of *Dynamic Routing Between Capsules* (Sabour, Frosst, Hinton 2017); a second one before
-the capsules is what Xi, Bing and Jin tried (*Capsule Network Performance on Complex Data*, 2017), who also averaged four such
-networks (`capsbench.models.ensemble`). How large their second one is we could not find: here it is as the first, 9×9.
+the capsules follows Xi, Bing and Jin (*Capsule Network Performance on Complex Data*, 2017), who also averaged four such
+networks (`capsbench.models.ensemble`). We did not find the size of their second one; here it is 9×9, as the first.
 """
 
 from typing import Unpack
@@ -17,16 +17,16 @@ from capsbench.reversible import check_strategy
 class SabourCapsNet(CapsuleNetwork):
     """Sabour's capsule network, whose primary capsules are routed to the class capsules directly.
 
-    Arguments as `CapsNet`, and:
+    The arguments are those of `CapsNet`, and:
 
     Args:
-        blocks: 0: there is nothing to stack.
-        convolutions: before the primary capsules, 1 or 2; an image has at least 17 × 17 or 25 × 25 pixels.
-        memory: `stored`: there is no stack to save memory on.
-        options: as `CapsNet`; `capsules`, of hidden layers, has no effect.
+        blocks: 0, since there is nothing to stack.
+        convolutions: convolutions before the primary capsules, 1 or 2; an image needs at least 17 × 17 or 25 × 25 pixels.
+        memory: `stored`, since there is no stack to save memory on.
+        options: arguments of `CapsNet`; `capsules`, of hidden layers, has no effect.
 
     Raises:
-        ConfigurationError: a value that makes no network.
+        ConfigurationError: the values make no network.
     """
 
     def __init__(

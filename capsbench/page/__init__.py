@@ -1,6 +1,6 @@
 """One self-contained page of one report or several: no network, no server, opens from disk.
 
-Python selects and formats here what records and `stats` say; the scripts under `assets` draw it. Names and messages of records
+Python selects and formats data of records and `stats` here; the scripts under `assets` draw it. Names and messages of records
 are untrusted text everywhere.
 """
 

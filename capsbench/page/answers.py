@@ -1,4 +1,4 @@
-"""The answer first: what a block costs each model, in a sentence, and whether the paper says the same."""
+"""The answers that a page begins with: the cost of a block for each model in a sentence, and whether the paper agrees."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from capsbench.words.slopes_in_words import row_ratio, row_shape, row_slope
 from capsbench.words.units import bytes_text, quantity_text
 
 Piece = tuple[bool, str]
-"""Whether it is emphasised, and the text."""
+"""A piece of text, with True if it is emphasised."""
 
 
 @dataclass(frozen=True)
@@ -28,40 +28,40 @@ class Answer:
     """One line of the records in a sentence."""
 
     place: int
-    """In the page's list of lines."""
+    """Index in the page's list of lines."""
     label: str
     colour: int
-    """Of the page's palettes."""
+    """Index in the page's palettes."""
     sentence: list[Piece]
     where: str
-    """What was measured, and on what."""
+    """The conditions of the measurement and its machine."""
 
 
 @dataclass(frozen=True)
 class PaperVerdict:
-    """One of the paper's claims beside one's own figure."""
+    """One of the paper's claims compared with one's own figure."""
 
     claim: str
     paper: str
     here: str
     of: str
-    """Whose figure it is."""
+    """The line that has the figure."""
     verdict: str
-    """`agrees`, `contradicts` or `open`; of an amount `less` or `more` where it does not agree."""
+    """Verdict: `agrees`, `contradicts` or `open`; for an amount that does not agree, `less` or `more`."""
     why: str
 
 
 def answers(
     lines: Lines, told: Sequence[Mapping[str, Any]], frame: pd.DataFrame, sources: Sequence[Source], most: int
 ) -> tuple[list[Answer], int]:
-    """A sentence for each of the first lines, and how many lines there are.
+    """A sentence for each of the first lines, and the number of lines.
 
     Args:
-        lines: of the frame.
-        told: what `lines_data` gave.
+        lines: lines of the frame.
+        told: result of `lines_data`.
         frame: all records.
         sources: the reports.
-        most: how many sentences at most.
+        most: largest number of sentences.
     """
     rows = frame.assign(line=lines.of_record)
     found = []
@@ -86,12 +86,12 @@ def answers(
 def paper_verdicts(
     table: pd.DataFrame, lines: Lines, told: Sequence[Mapping[str, Any]], sources: Sequence[Source]
 ) -> list[PaperVerdict]:
-    """The paper's claims on memory and time per block, each held against one's own figures; the latest report's first.
+    """The paper's claims on memory and time per block, compared with one's own figures; the latest report's first.
 
     Args:
         table: slopes of all lines.
-        lines: of the records.
-        told: what `lines_data` gave.
+        lines: lines of the records.
+        told: result of `lines_data`.
         sources: the reports.
     """
     ratios: list[PaperVerdict] = []
@@ -104,7 +104,7 @@ def paper_verdicts(
         alone = is_predicted(line) and pd.isna(row["ratio_to_rescapsnet"])
         if is_momentum and not alone and row["metric"] in ("retained", "train"):
             ratios.append(_ratio_verdict(row, label))
-        # The driver's word for the process is what nvidia-smi reads.
+        # The driver's figure for the process is the one that nvidia-smi reads.
         if row["metric"] == "process" and told[lines.place_of(line)]["paper"] and not is_predicted(line):
             amounts += _slope_verdict(row, line, label)
     return [*ratios, *amounts]
@@ -116,7 +116,7 @@ def latest_of(sources: Sequence[Source]) -> str:
 
 
 def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Piece]:
-    """What a block costs in memory and in time."""
+    """The cost of a block in memory and in time."""
     if not fits:
         return _one_depth(cells)
     pieces: list[Piece] = []
@@ -129,7 +129,7 @@ def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Pi
 
 
 def _memory(fit: Mapping[str, Any], title: str) -> list[Piece]:
-    """How many bytes more each block takes."""
+    """Bytes that each further block takes."""
     retained = title == METRICS["retained"].title
     if fit["shape"] == "no change measurable":
         return [(False, f"shows in its memory ({title}) {fit['text']} per block")]
@@ -141,7 +141,7 @@ def _memory(fit: Mapping[str, Any], title: str) -> list[Piece]:
 
 
 def _time(fit: Mapping[str, Any]) -> list[Piece]:
-    """How much longer a step takes for each block, or that nobody can say."""
+    """Time that each further block takes, or a note that it cannot be told."""
     text: Piece = (fit["shape"] == "line" and fit["low"] is not None, str(fit["text"]))
     if fit["shape"] == "no change measurable":
         pieces: list[Piece] = [(False, f"shows {fit['text']} per block")]
@@ -168,7 +168,7 @@ def _line_note(fit: Mapping[str, Any]) -> list[Piece]:
 
 
 def _one_depth(cells: pd.DataFrame) -> list[Piece]:
-    """What can be said without a slope; of several replicates, of the first."""
+    """The findings that need no slope; of several replicates, those of the first."""
     good = cells[cells["status"] == "ok"]
     if good.empty:
         return [(False, "has no figures.")]
@@ -189,7 +189,7 @@ def _one_depth(cells: pd.DataFrame) -> list[Piece]:
 
 
 def _ending(cells: pd.DataFrame) -> list[Piece]:
-    """How a line ends, where it does not end well."""
+    """The end of a line that does not end well."""
     pieces: list[Piece] = []
     full = sorted({int(blocks) for blocks in cells[cells["status"] == "oom"]["blocks"]})
     if full:
@@ -204,7 +204,7 @@ def _ending(cells: pd.DataFrame) -> list[Piece]:
 
 
 def _where(line: Line, cells: pd.DataFrame, sources: Sequence[Source]) -> str:
-    """What was measured on what: `Measured at 1 to 8 blocks: MNIST, batch 128, kernel compiled, Intel Xeon, 2 threads.`."""
+    """Conditions and machine: `Measured at 1 to 8 blocks: MNIST, batch 128, kernel compiled, Intel Xeon, 2 threads.`."""
     good = cells[cells["status"] == "ok"]
     depths = sorted({int(blocks) for blocks in (good if len(good) else cells)["blocks"]})
     how = "Predicted" if is_predicted(line) else "Measured" if len(good) else "Tried"
@@ -218,7 +218,7 @@ def _where(line: Line, cells: pd.DataFrame, sources: Sequence[Source]) -> str:
 
 
 def _machine(line: Line, sources: Sequence[Source]) -> str:
-    """The name of the device, as its report's environment says it."""
+    """Name of the device in its report's environment."""
     if is_predicted(line):
         return str(line.get("gpu") or line["device"])
     entry: Mapping[str, Any] = {}
@@ -244,7 +244,7 @@ def _blocks(depths: Sequence[int]) -> str:
 
 
 def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
-    """MoCapsNet's slope over ResCapsNet's: the paper has memory fall and time rise."""
+    """The ratio of MoCapsNet's slope to ResCapsNet's: in the paper memory falls and time rises."""
     memory = row["metric"] == "retained"
     theirs = _printed_ratio("memory" if memory else "train_time")
     claim = "A block costs MoCapsNet less memory than ResCapsNet" if memory else "and more training time"
@@ -260,7 +260,7 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
 
 
 def _why_no_ratio(row: Mapping[Any, Any]) -> str:
-    """Why a slope has no ratio: its own fault, or ResCapsNet's."""
+    """The reason that a slope has no ratio, which lies in it or in ResCapsNet."""
     if row_shape(row) != "line":
         return row_slope(row) if row_shape(row) == "no change measurable" else "it is not a line"
     return "there is no ResCapsNet line beside it whose slope can be distinguished from 0"
@@ -268,7 +268,7 @@ def _why_no_ratio(row: Mapping[Any, Any]) -> str:
 
 @cache
 def _printed_ratio(quantity: str) -> float:
-    """MoCapsNet's slope over ResCapsNet's in the paper, which prints one line for CapsNet and ResCapsNet together."""
+    """The ratio of MoCapsNet's slope to ResCapsNet's in the paper, which prints one line for CapsNet and ResCapsNet together."""
     printed = paper.table("figure4_slopes")
     by_model = printed[printed["quantity"] == quantity].set_index("model")["slope_per_block"]
     return float(by_model["mocapsnet"] / by_model["capsnet"])

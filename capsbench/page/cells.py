@@ -1,4 +1,4 @@
-"""Lines and cells as the page's scripts read them: columns, each text once."""
+"""Lines and cells in the form that the page's scripts read: columns, each text once."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -57,10 +57,10 @@ Key = tuple[object, ...]
 
 
 class Lines:
-    """Every line of the records, and which one each record belongs to.
+    """All lines of the records, and the line of each record.
 
-    A record without figures that was never started has no environment: it belongs to the line of its report that it would have
-    been in. One that has figures is of a machine that nobody knows, and so of a line of its own, as for `slopes`.
+    A record without figures that was never started has no environment: it belongs to the line of its report where it would have
+    been. A record with figures but without environment is of an unknown machine, and so of a line of its own, as for `slopes`.
 
     Args:
         frame: all records.
@@ -81,15 +81,15 @@ class Lines:
         self.lines: list[Line] = [dict(zip(self.names, key, strict=True)) for key in self._places]
 
     def place_of(self, line: Mapping[str, object]) -> int:
-        """Where a line of `slopes` or `lines` is in the list."""
+        """Index of a line of `slopes` or `lines` in the list."""
         return self._places[tuple(plain(line[name]) for name in self.names)]
 
 
 def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """What the page knows of each line: name, options, look, slopes, means over replicates, and how to measure it again.
+    """The page's data of each line: name, options, look, slopes, means over replicates, and the command to measure it again.
 
     Args:
-        lines: of the frame.
+        lines: lines of the frame.
         frame: all records.
         table: their slopes.
         sources: the reports.
@@ -129,7 +129,7 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: 
 
 
 def packed_fits(told: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
-    """The names of what is known of a fit, once, and lines whose fits are values in their order: names would be most of them."""
+    """Names of the fields of a fit, and lines whose fits are bare values in that order, since names would take most room."""
     names = next((list(fit) for line in told for fit in line["fits"].values()), [])
     return names, [
         {**line, "fits": {metric: [fit[name] for name in names] for metric, fit in line["fits"].items()}} for line in told
@@ -137,13 +137,13 @@ def packed_fits(told: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapp
 
 
 def cells_data(lines: Lines, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts") -> dict[str, Any]:
-    """Every record, column by column, but for its raw samples.
+    """All records, column by column, without their raw samples.
 
     Args:
-        lines: of the frame.
+        lines: lines of the frame.
         frame: all records.
-        records: the same.
-        texts: where texts are kept, each once.
+        records: the same records.
+        texts: store of the texts, each once.
     """
     data: dict[str, Any] = {
         "line": lines.of_record,
@@ -168,7 +168,7 @@ def cells_data(lines: Lines, frame: pd.DataFrame, records: Sequence[Record], tex
 
 
 def samples_data(records: Sequence[Record], most: int) -> list[list[list[float]]]:
-    """Raw samples of each record in the order of `SAMPLE_COLUMNS`, at most so many, in seconds; no clock knows more digits."""
+    """Raw samples of each record in the order of `SAMPLE_COLUMNS`, at most `most`, in seconds; clocks know no more digits."""
     return [
         [[float(f"{value:.6g}") for value in getattr(record.time, name)[:most]] for name in SAMPLE_COLUMNS]
         if record.time and most
@@ -178,25 +178,25 @@ def samples_data(records: Sequence[Record], most: int) -> list[list[list[float]]
 
 
 class Texts:
-    """Texts of records, each kept once and known by its number; number 0 is the empty one."""
+    """Texts of records, each kept once under a number; number 0 is the empty text."""
 
     def __init__(self) -> None:
         self._places = {"": 0}
 
     def number(self, text: object) -> int:
-        """Of one text; of what is missing, 0."""
+        """Number of one text; 0 if it is missing."""
         return self._places.setdefault("" if plain(text) is None else str(text), len(self._places))
 
     def numbers(self, texts: Iterable[object]) -> list[int]:
-        """Of several."""
+        """Numbers of several texts."""
         return [self.number(text) for text in texts]
 
     def all(self, longest: int) -> list[str]:
-        """The texts by number, each of at most so many characters."""
+        """The texts by number, each cut to at most `longest` characters."""
         return [cut(text, longest) for text in self._places]
 
     def longer(self, longest: int) -> int:
-        """How many texts have more characters."""
+        """Number of texts with more characters."""
         return sum(len(text) > longest for text in self._places)
 
 
@@ -292,17 +292,17 @@ def _short(value: Any) -> Any:
 
 
 def _command(text: str) -> str:
-    """A command, which is either whole or not there."""
+    """A command, which is either whole or left out."""
     return text if len(text) <= LONGEST_COMMAND else ""
 
 
 def _look(style: LineStyle) -> dict[str, Any]:
-    """A line's look in the charting library's words; its colour by number, for a page has two palettes."""
+    """A line's look in the charting library's words, with its colour by index, as a page has two palettes."""
     dash = style.dash
     name = _NAMED_DASHES[dash] if isinstance(dash, str) else ",".join(f"{length:g}px" for length in chain(dash[1]))
     return {"colour": COLOURS.index(style.colour), "symbol": _SYMBOLS[style.marker], "dash": name, "size": 3 + style.size}
 
 
 def _comparable(line: Line) -> bool:
-    """Whether the paper's readings can stand beside this line."""
+    """Return whether the paper's readings can stand beside this line."""
     return str(line["device"]).startswith("cuda") and line["batch_size"] == paper.BATCH_SIZE

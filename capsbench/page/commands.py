@@ -1,4 +1,4 @@
-"""The exact commands that measure a cell again, and that look inside its step."""
+"""Commands that measure a cell again, and that look inside its step."""
 
 import shlex
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ Line = Mapping[str, object]
 
 
 def line_command(line: Line, plan: Plan | None) -> str:
-    """`capsbench run …` for one line of records; `cell_options` complete it.
+    """The command `capsbench run …` for one line of records, which `cell_options` complete.
 
     Args:
-        line: the line's common values; None where an option does not apply.
-        plan: what was asked for, which says how long each cell was sampled; None where it is not known.
+        line: the line's common values; None if an option does not apply.
+        plan: plan of the sweep, with the time that each cell was sampled; None if it is not known.
     """
     words = ["capsbench", "run", OPTIONS["model"].flag, str(line["model"]), *_words(line)]
-    # Nothing is timed where nothing runs.
+    # A step that does not run has no times.
     if plan is not None and not str(line["device"]).endswith(PREDICTED):
         words += [REPEATED_FLAGS["samples"], str(plan.samples)]
         words += [REPEATED_FLAGS["budget_seconds"], f"{plan.budget_seconds:.15g}"] if plan.budget_seconds else []
@@ -25,14 +25,14 @@ def line_command(line: Line, plan: Plan | None) -> str:
 
 
 def timeline_command(line: Line) -> str:
-    """`capsbench timeline …` for one line of records; a depth completes it, where the model has blocks."""
+    """The command `capsbench timeline …` for one line of records, which a depth completes if the model has blocks."""
     return shlex.join(["capsbench", "timeline", REPEATED_FLAGS["model"], str(line["model"]), *_words(line)])
 
 
 def cell_options(blocks: int, replicate: int) -> str:
-    """Return what makes the command of a line that of a cell: its depth and its replicates.
+    """Options that turn a line's command into that of a cell: its depth, and its replicates.
 
-    A model without blocks is measured once, whatever the depths. A replicate is measured after those before it.
+    A model without blocks has no depth. A replicate is measured after those before it.
     """
     depth = f" {OPTIONS['blocks'].flag} {blocks}" if blocks else ""
     return depth + (f" {REPEATED_FLAGS['replicate']} {replicate + 1}" if replicate else "")

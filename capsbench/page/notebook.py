@@ -1,4 +1,4 @@
-"""Slopes in a notebook: a data frame that shows itself as a table with a small chart in each row."""
+"""Slopes in a notebook: a data frame that is shown as a table with a small chart in each row."""
 
 from collections.abc import Hashable, Iterable, Mapping
 from html import escape
@@ -18,7 +18,7 @@ Key = tuple[str, ...]
 
 
 class SlopesFrame(pd.DataFrame):
-    """What `slopes` gives: a data frame in every way, that a notebook shows with charts."""
+    """The data frame of `slopes`, which a notebook shows with charts."""
 
     _metadata = ["_points", "_keys"]  # noqa: RUF012  pandas' own way to say what slices inherit
 
@@ -27,7 +27,7 @@ class SlopesFrame(pd.DataFrame):
         return SlopesFrame
 
     def _repr_html_(self) -> str | None:
-        """A table with a chart in each row; as pandas shows it where columns are missing."""
+        """A table with a chart in each row; the table of pandas if columns are missing."""
         keys: list[str] | None = getattr(self, "_keys", None)
         if not keys or self.empty or not {*keys, *_NEEDED} <= set(self.columns):
             return super()._repr_html_()  # type: ignore[misc]
@@ -60,10 +60,10 @@ _NEEDED = (
 
 
 def slopes(frame: pd.DataFrame) -> SlopesFrame:
-    """The slope of every line and metric in what `load` gave: see `capsbench.stats.slopes.slopes`.
+    """The slope of every line and metric in a frame from `load` (`capsbench.stats.slopes.slopes`).
 
     Returns:
-        Its data frame, which a notebook shows as a table with a small chart in each row.
+        The data frame, which a notebook shows as a table with a small chart in each row.
     """
     found = SlopesFrame(slopes_of(frame))
     keys = [*line_columns(frame), "metric"]
@@ -73,14 +73,14 @@ def slopes(frame: pd.DataFrame) -> SlopesFrame:
             known = cells[cells[metric.column].notna()]
             pairs = zip(known["blocks"].astype(float), known[metric.column].astype(float), strict=True)
             points[_key(line | {"metric": metric.name}, keys)] = list(pairs)
-    # Not columns: pandas would take them for such, and say so.
+    # As attributes, not columns; pandas would warn otherwise.
     object.__setattr__(found, "_keys", keys)
     object.__setattr__(found, "_points", points)
     return found
 
 
 def _key(row: Mapping[Any, Any] | Mapping[Hashable, Any], names: Iterable[str]) -> Key:
-    """What tells a row from others, however pandas keeps its numbers."""
+    """Values that distinguish a row from others, in any representation of numbers that pandas has."""
     return tuple(
         "" if pd.isna(row[name]) else f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in names
     )
@@ -91,7 +91,7 @@ def _line_of(row: Mapping[Hashable, Any]) -> tuple[float, float] | None:
 
 
 def _heights(row: Mapping[Hashable, Any], points: list[tuple[float, float]]) -> list[float]:
-    """All that a row's chart shows: values, and the ends of its fitted line."""
+    """Values in a row's chart: those of the records, and the ends of the fitted line."""
     line, depths = _line_of(row), [depth for depth, _ in points]
     fitted = [line[0] + line[1] * depth for depth in (min(depths), max(depths))] if line and points else []
     return [*(value for _, value in points), *fitted]

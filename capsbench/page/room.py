@@ -1,4 +1,4 @@
-"""What a page has room for: it is opened by people, and no record may make it too large to be."""
+"""Limits on the size of a page: people open it, and no record may make it too large for that."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ LONGEST_COMMAND = 4000
 
 
 def script_json(data: Any) -> str:
-    """JSON that no text in it can lead out of a script element."""
+    """JSON in which no text can end a script element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -25,7 +25,7 @@ def size_of(text: str) -> int:
 
 
 def cut_list(texts: Iterable[str], most: int, longest: int = LONGEST_TEXT) -> list[str]:
-    """At most so many texts, and how many more there are."""
+    """The first texts, no more than `most`, and the number of further ones."""
     every = list(texts)
     more = [f"and {len(every) - most:,} more"] if len(every) > most else []
     return [*(cut(text, longest) for text in every[:most]), *more]

@@ -1,4 +1,4 @@
-"""The reports themselves: on which machines, how they differ, and what became of each figure from one to the next."""
+"""The reports themselves: their machines, their differences, and the change of each figure from one to the next."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from capsbench.words.labels import cut
 
 _MOST_REPORTS = 40
 _MOST_ROWS = 3000
-"""Of all comparisons together."""
+"""Largest number of rows of all comparisons together."""
 _MOST_REMARKS = 60
 _LONGEST_FINDING = 500
 _MOST_PARTS = 300
@@ -28,7 +28,7 @@ _CHANGES_ALWAYS = {"load_1_min", "megahertz", "notes", "sm_megahertz"}
 
 
 def reports_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Each report: what was asked for, when, on which machines."""
+    """Data of each report: command, time and machines."""
     return [
         {
             "name": source.name,
@@ -43,11 +43,11 @@ def reports_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
 
 
 def environments_data(sources: Sequence[Source]) -> dict[str, Any]:
-    """Every machine part by part, and which parts differ.
+    """Parts of every machine, and which of them differ.
 
     Returns:
-        `keys` of the environments; `rows`: name of the part, its value in each environment, whether they differ; and `more`: how
-        many rows there are besides.
+        `keys` of the environments; `rows`: name of the part, its value in each environment, whether they differ; `more`: number
+        of further rows.
     """
     known: dict[str, Mapping[str, Any]] = {}
     for source in sources:
@@ -67,13 +67,13 @@ def environments_data(sources: Sequence[Source]) -> dict[str, Any]:
                 "differs": steady and len(set(values)) > 1,
             }
         )
-    # What differs comes first where there is no room for all.
+    # Rows that differ come first, as there may not be room for all.
     shown = rows if len(rows) <= _MOST_PARTS else sorted(rows, key=lambda row: not row["differs"])[:_MOST_PARTS]
     return {"keys": list(parts), "rows": shown, "more": len(rows) - len(shown)}
 
 
 def commits_of(source: Source) -> list[str]:
-    """The commits that its records were measured at, or the versions where these are of a release."""
+    """Commits at which its records were measured, or versions if these are of a release."""
     used = {record.environment for record in source.records}
     entries = [entry for key, entry in source.environments.items() if key in used and isinstance(entry, Mapping)]
     found = (entry.get("commit") or entry.get("capsbench") for entry in entries)
@@ -81,7 +81,7 @@ def commits_of(source: Source) -> list[str]:
 
 
 def comparisons_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Every report after the first against it, figure by figure, as `capsbench compare` says it."""
+    """Comparisons of every later report with the first, figure by figure, as in `capsbench compare`."""
     if len(sources) < 2:
         return []
     first, *others = sources[:_MOST_REPORTS]
@@ -91,11 +91,11 @@ def comparisons_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
 
 
 def _comparison(before: Summary, notes: Sequence[str], other: Source, most: int) -> dict[str, Any]:
-    """One report against the first.
+    """The comparison of one report with the first.
 
     Returns:
-        `rows`, at most so many: the texts of a table, then unit, before, after and the interval of the difference as numbers;
-        `more`: how many rows there are besides; `remarks`: what rows do not say.
+        `rows`, at most `most`: the texts of a table, then unit, before, after and the interval of the difference as numbers;
+        `more`: the number of further rows; `remarks`: facts that the rows lack.
     """
     after, others = _summary(other)
     remarks = [*notes, *others]
@@ -120,11 +120,11 @@ def _comparison(before: Summary, notes: Sequence[str], other: Source, most: int)
 
 
 def history_data(sources: Sequence[Source], lines: Lines, table: pd.DataFrame) -> dict[str, Any]:
-    """Slopes from report to report in the order of time, and what the gate says of each against the oldest.
+    """Slopes from report to report in the order of time, with the gate's verdict on each against the oldest.
 
     Returns:
-        `points`: name, commits and time of each report, with its verdict; `series`: of every line that two reports have, the
-        places in the page's list of lines, by report.
+        `points`: name, commits and time of each report, with its verdict; `series`: for every line that two reports have, the
+        indices in the page's list of lines, by report.
     """
     ordered = sorted(sources, key=lambda source: (source.ended(), source.name))[-_MOST_REPORTS:]
     if len(ordered) < 2:
@@ -143,19 +143,19 @@ def history_data(sources: Sequence[Source], lines: Lines, table: pd.DataFrame) -
 
 
 _TOLD_APART = ((), ("device", "threads"), ("device", "threads", "machine"))
-"""By what lines of one report that are one line but for the machine can be told apart, the least first."""
+"""Options that can distinguish lines of one report that otherwise differ in the machine alone, the fewest first."""
 
 
 def _series(
     shown: Sequence[tuple[int, int]], lines: Sequence[Line], environments: Mapping[str, Any]
 ) -> list[list[tuple[int, int]]]:
-    """Lines of several reports, joined where they are one line but for the machine.
+    """Lines of several reports, joined if they differ in the machine alone.
 
-    Where a report has several lines that differ in the machine alone, they are told apart by no more of it than tells them
-    apart; where nothing does, as after a commit amid a report, the first one stands for all.
+    If a report has several lines that differ in the machine alone, they are told apart by as little of it as tells them
+    apart; if nothing does, as after a commit amid a report, the first one stands for all.
 
     Args:
-        shown: the place of a report, and that of a line of it.
+        shown: pairs of the index of a report and that of a line of it.
         lines: all of them.
         environments: entries of environment.json by key.
 
@@ -168,7 +168,7 @@ def _series(
     series = []
     for pairs in found.values():
         ways = [_split(pairs, lines, environments, by) for by in _TOLD_APART]
-        # The first of those that keep most lines.
+        # The first of the splits that keep most lines.
         series += max(ways, key=lambda way: sum(map(len, way)))
     return [sorted(one.items()) for one in series]
 
@@ -176,7 +176,7 @@ def _series(
 def _split(
     pairs: Sequence[tuple[int, int]], lines: Sequence[Line], environments: Mapping[str, Any], by: Sequence[str]
 ) -> list[dict[int, int]]:
-    """Series of a line by report, told apart by parts of the machine; of lines that these leave alike, the first."""
+    """Series of a line by report, told apart by parts of the machine; the first of lines that these leave alike."""
     found: dict[str, dict[int, int]] = {}
     for report, place in pairs:
         line = lines[place]
@@ -185,12 +185,12 @@ def _split(
         known = {**line, "machine": machine}
         places = found.setdefault(repr([known[name] for name in by]), {})
         if report not in places or line.get("source") != lines[places[report]].get("source"):
-            places[report] = place  # of a network whose source was changed amid a report, the later one
+            places[report] = place  # if a network's source was changed amid a report, the later line
     return list(found.values())
 
 
 def _verdict(summaries: Sequence[Summary], place: int, baseline: str) -> dict[str, Any]:
-    """What `capsbench check` says of a report against the oldest, and of what moved since the one before."""
+    """The verdict of `capsbench check` on a report against the oldest, with the changes since the one before."""
     try:
         judgement = judge(summaries[place], summaries[0], summaries[place - 1] if place > 1 else None)
     except ConfigurationError as error:
@@ -211,7 +211,7 @@ def _summary(source: Source) -> tuple[Summary, list[str]]:
 
 
 def _portable(line: Line) -> str:
-    """The same for lines that are one line but for the report and the machine; `cuda:1` is a device of the kind of `cuda:0`."""
+    """A key that is equal for lines that differ in report and machine alone; `cuda:1` is of the same kind as `cuda:0`."""
     device = str(line["device"])
     general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
     own = {"report", "environment", "source", "threads", "device"}
@@ -219,7 +219,7 @@ def _portable(line: Line) -> str:
 
 
 def _flat(entry: Mapping[str, Any], before: str = "") -> dict[str, str]:
-    """Parts of parts by the names that lead to them."""
+    """Nested parts under the names that lead to them."""
     found: dict[str, str] = {}
     for name, value in entry.items():
         path = f"{before} {name}".strip()

@@ -1,4 +1,4 @@
-"""Inside one step: what modules retain, and timelines."""
+"""The inside of one step: bytes that modules retain, and timelines."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -25,17 +25,17 @@ from capsbench.words.modules import ModuleChange, module_changes
 _MOST_MODULES = 20
 _MOST_TIMELINES = 24
 _ROOM = 800_000
-"""Bytes for timelines."""
+"""Bytes of the page that timelines may take."""
 
 Modules = list[list[Any]]
-"""Name, bytes of each, how many; last, without a name, the bytes of all others together and how many they are."""
+"""Rows of name, bytes of each module, and their number; last, without a name, the sums over all others."""
 
 
 def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
-    """What modules retain in each cell; equal lists, as replicates have, are kept once.
+    """Bytes that modules retain in each cell; equal lists, as of replicates, are kept once.
 
     Returns:
-        `lists`, each of `Modules` with numbers of `texts` for names; and `of`, by cell the number of its list, or -1.
+        `lists`, each of `Modules` with numbers of `texts` for names; and `of`, the number of each cell's list, or -1.
     """
     known: dict[tuple[tuple[str, int], ...], int] = {}
     lists: list[Modules] = []
@@ -55,7 +55,7 @@ def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
 
 
 def contents_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
-    """What is alive at the peak of each cell, by category; equal ones are kept once.
+    """Memory alive at the peak of each cell, by category; equal lists are kept once.
 
     Returns:
         `names` of the categories; `lists`: a phase (a number of `texts`), then bytes by category; `of` as in `modules_data`.
@@ -74,10 +74,10 @@ def contents_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
 
 
 def timelines_data(sources: Sequence[Source], loose: Sequence[Inside]) -> tuple[list[dict[str, Any]], int]:
-    """The first timelines, as many as there is room for, and how many there are.
+    """The first timelines, as many as there is room for, and the number of all.
 
-    Each has the cells that it is of: those of the report in whose folder it lies. One that lies in no report is of the only
-    one that there is, and of nobody's where there are several: the same configuration may stand for other code in each.
+    Each belongs to the cells of the report in whose folder it lies. One that lies in no report belongs to the only
+    report, and to none if there are several, since a configuration may stand for other code in each.
 
     Args:
         sources: the reports.

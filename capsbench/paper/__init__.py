@@ -20,19 +20,19 @@ TABLES = (
 """Names of the tables."""
 
 COMPARABLE_METRICS = ("process", "reserved")
-"""The metrics that table 4 can stand beside."""
+"""Metrics with which table 4 can be compared."""
 
 BATCH_SIZE = 128
 """The batch of table 4."""
 
 
 def table(name: str) -> pd.DataFrame:
-    """One of `TABLES`, as printed in the paper."""
+    """The table of this name, as printed in the paper."""
     with (resources.files("capsbench.paper") / f"{name}.csv").open("rb") as file:
         return pd.read_csv(file)
 
 
 def memory() -> pd.DataFrame:
-    """Table 4: `dataset`, `model`, `blocks`, and `bytes`: nvidia-smi, where the numbers come from, prints MiB."""
+    """Table 4: `dataset`, `model`, `blocks`, and `bytes`; the source is nvidia-smi, which prints MiB."""
     read = table("table4_memory_mb")
     return read.assign(bytes=read["memory_mb"] * 2**20)

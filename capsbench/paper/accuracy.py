@@ -1,4 +1,4 @@
-"""The paper's accuracy tables, row by row: what was trained, and what it came to."""
+"""The paper's accuracy tables, row by row: the trained networks and their accuracies."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,10 @@ _FILES = {
     "table5": "table5_cifar10_hyperparameters",
 }
 ACCURACY_TABLES = tuple(_FILES)
-"""Those that training reproduces."""
+"""Names of the tables that training reproduces."""
 
 EPOCHS = {"table1": 30, "table2": 60, "table3": 60, "table5": 100}
-"""The paper trains 30 or 60 epochs, and 100 for table 5; that the longer ones are CIFAR's is this package's reading."""
+"""Numbers of epochs: the paper trains 30 or 60, and 100 for table 5; giving CIFAR the longer ones is this package's reading."""
 
 _ENSEMBLE = "-4ensemble"
 # Xi et al. 2017 have no hidden capsule layers: their networks are Sabour's.
@@ -32,19 +32,19 @@ class PrintedRow:
 
     dataset: str
     model: str
-    """As `capsbench train` takes it."""
+    """Name of the network for `capsbench train`."""
     blocks: int
-    """0 where the network has none."""
+    """Depth; 0 if the network has no blocks."""
     optimizer: str
     routing: str
     learning_rate: float
     capsules: int
     batch_size: int
     networks: int
-    """How many decide together: 1, or an ensemble's."""
+    """Number of networks that decide together: 1, or that of an ensemble."""
     accuracy_percent: float
     std_percent: float | None
-    """None where the paper prints none."""
+    """Standard deviation; None if the paper prints none."""
 
 
 def accuracy_table(name: str) -> list[PrintedRow]:

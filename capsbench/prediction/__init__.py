@@ -1,1 +1,1 @@
-"""The figures of a device that is not here, and what fits it."""
+"""Predictions for a device that is not here: the figures of a step, and the largest network or batch that fits."""

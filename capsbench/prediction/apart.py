@@ -1,6 +1,6 @@
-"""Calls in a process of their own, for whatever runs a network of the user's own without measuring it.
+"""Calls in a process of their own, for any function that runs a user's network without measuring it.
 
-Such a network may print, change torch's defaults, or end its process: none of that is to reach the process that called. A
+Such a network may print, change torch's defaults, or end its process: none of that may reach the calling process. A
 server imports the package once, and each call is a fork of it, which costs milliseconds where a new process costs seconds.
 
     found = call_for(configuration.model, largest_fit, configuration, "depth")
@@ -39,7 +39,7 @@ _LENGTH = struct.Struct("!Q")
 
 
 class _Question(NamedTuple):
-    """A call, and what its process is to have in common with the one that asks."""
+    """A call, and the settings that its process shares with the asking one."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -49,11 +49,11 @@ class _Question(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """How a call ended."""
+    """The outcome of a call."""
 
     kind: Literal["value", "error", "ended"]
     content: Any
-    """What was returned, the package's own error, or words that say how the process ended."""
+    """The returned value, the package's own error, or words on how the process ended."""
 
 
 def call_for(model: str, function: Callable[..., T], *args: Any) -> T:
@@ -61,18 +61,18 @@ def call_for(model: str, function: Callable[..., T], *args: Any) -> T:
 
     Args:
         model: name of the network.
-        function: of a module, under its own name there.
-        args: of the function.
+        function: function of a module, under its own name there.
+        args: its arguments.
 
     Raises:
-        CapsbenchError: as `call`.
+        CapsbenchError: the function raised it, or its process ended without an answer.
     """
     here = model in BUILT_IN or _is_of_this_process(model)
     return function(*args) if here else call(function, *args)
 
 
 def _is_of_this_process(model: str) -> bool:
-    """Whether a network's module was made here and not imported, as in a notebook: no other process could import it."""
+    """Return whether a network's module was made here and not imported, as in a notebook: no other process could import it."""
     module = sys.modules.get(model.partition(":")[0])
     return module is not None and module.__spec__ is None
 
@@ -81,9 +81,9 @@ def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None =
     """Call a function in a fresh process.
 
     Args:
-        function: of a module, under its own name there.
-        args: like everything that comes back, what `pickle` takes.
-        timeout_seconds: how long to wait at most.
+        function: function of a module, under its own name there.
+        args: its arguments, which `pickle` must take, as it must take the result.
+        timeout_seconds: longest time to wait.
 
     Raises:
         CapsbenchError: the function raised it.
@@ -94,18 +94,18 @@ def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None =
     if answer.kind == "error":
         raise answer.content
     if answer.kind == "ended":
-        raise EndedProcessError(f"the process {answer.content}", "a network must leave the process that runs it alone")
+        raise EndedProcessError(f"the process {answer.content}", "a network must not end the process that runs it")
     value: T = answer.content
     return value
 
 
 def close() -> None:
-    """End the server until it is needed again: nothing that is idle lies beside a measurement."""
+    """End the server until it is needed again, so that nothing idle lies beside a measurement."""
     _SERVER.close()
 
 
 class _Server:
-    """The caller's side of the server, which is started by the first question."""
+    """The caller's side of the server, which the first question starts."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -125,12 +125,12 @@ class _Server:
                 return _read(back)
             except (EOFError, BrokenPipeError):
                 return _Answer("ended", self._last_words())
-            except BaseException:  # Ctrl-C too: whatever is under way is not waited for
+            except BaseException:  # Ctrl-C too: a call under way is not waited for
                 self.close()
                 raise
 
     def _last_words(self) -> str:
-        """How the server ended that gave no answer."""
+        """Description of the end of a server that gave no answer."""
         process, printed = self._process, self._printed
         if process is None or printed is None:
             return "could not be started"
@@ -142,7 +142,7 @@ class _Server:
 
     def close(self) -> None:
         process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():  # a fork of the caller has no server
+        if process is None or self._owner != os.getpid():  # a fork of the caller has no server of its own
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -154,18 +154,18 @@ class _Server:
                     pipe.close()
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        """To the server, which is started if there is none, and back."""
+        """The pipe to the server, which is started if there is none, and the pipe back."""
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self.close()
             self._owner = os.getpid()
             self._family, self._printed = secrets.token_hex(8), tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
-            # -P: a folder `capsbench` where the command is typed must not replace the installed one.
+            # -P: a folder `capsbench` in the working directory must not replace the installed package.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "capsbench.prediction.apart"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._printed,
-                # The server asks CUDA nothing. Should a library do so as it is imported, this leaves the forks able to use CUDA.
+                # The server does not use CUDA. If a library does so when imported, this keeps CUDA usable for the forks.
                 env={**os.environ, FAMILY: self._family, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
                 start_new_session=True,  # Ctrl-C reaches the caller alone, which then ends the server
             )
@@ -198,10 +198,10 @@ def _receive(file: IO[bytes]) -> bytes:
 
 
 def _read(file: IO[bytes]) -> _Answer:
-    """The answer that comes next.
+    """The next answer.
 
     Raises:
-        EOFError: there is none.
+        EOFError: there is no further answer.
     """
     answer: _Answer = pickle.loads(_receive(file))  # noqa: S301  (what this package wrote, with the rights of this process)
     return answer
@@ -211,7 +211,7 @@ def _read(file: IO[bytes]) -> _Answer:
 
 
 def _serve() -> None:
-    """Answers questions until nobody can ask any more."""
+    """Answer questions until no caller is left."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     warm = False
@@ -219,7 +219,7 @@ def _serve() -> None:
         while True:
             _send(answers, pickle.dumps(_answered(_receive(sys.stdin.buffer))))
             if not warm:
-                # While nobody waits: the first question is whether there is such a network, the next ones are what it takes.
+                # Warm up while no caller waits: the first question checks that the network exists, the next ones what it needs.
                 _warm_up()
                 warm = True
 
@@ -227,7 +227,7 @@ def _serve() -> None:
 def _warm_up() -> None:
     """Import and cache what every trace needs.
 
-    Forward alone, and on a CPU: after a backward pass no fork of a process can run another, and after a question to CUDA none
+    Run forward alone, on a CPU: after a backward pass no fork of a process can run another, and after a use of CUDA none
     can use CUDA.
     """
     with Follow():
@@ -235,10 +235,10 @@ def _warm_up() -> None:
 
 
 def _answered(question: bytes) -> _Answer:
-    # Files, not pipes, for what comes back: they never fill, and a process that outlives the call holds up nobody.
+    # The answer comes through files, not pipes: they never fill, and a process that outlives the call blocks nothing.
     with tempfile.TemporaryFile() as written, tempfile.TemporaryFile() as printed:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of threads: the libraries' own take care of themselves
+            warnings.simplefilter("ignore")  # on threads: the libraries handle their own
             child = os.fork()
         if child == 0:
             _run(question, written, printed)
@@ -251,14 +251,14 @@ def _answered(question: bytes) -> _Answer:
             return _read(written)
         except EOFError:
             pass
-        except Exception as error:  # of a class that the child alone knows
+        except Exception as error:  # the answer may be of a class that the child alone knows
             return _Answer("ended", f"gave an answer that cannot be read: {_words(error)}")
         printed.seek(0)
         return _Answer("ended", ended_words(os.waitstatus_to_exitcode(status), printed.read()))
 
 
 def _run(question: bytes, written: IO[bytes], printed: IO[bytes]) -> None:
-    """The child: one call, and then no more."""
+    """Run one call in the child, and end."""
     try:
         os.setsid()
         asker = os.dup(0)
@@ -269,7 +269,7 @@ def _run(question: bytes, written: IO[bytes], printed: IO[bytes]) -> None:
         _send(written, _packed(_called(question)))
         sys.stderr.flush()
     finally:
-        # Past the interpreter's own ending, which is the server's.
+        # This skips the interpreter's own ending, which belongs to the server.
         os._exit(0)
 
 
@@ -284,7 +284,7 @@ def _called(question: bytes) -> _Answer:
         return _Answer("value", asked.function(*asked.args))
     except CapsbenchError as error:
         return _Answer("error", error)
-    except BaseException as error:  # whatever a user's network raises
+    except BaseException as error:  # a user's network may raise anything
         traceback.print_exc()
         return _Answer("ended", f"ended with {_words(error)}")
 
@@ -292,7 +292,7 @@ def _called(question: bytes) -> _Answer:
 def _packed(answer: _Answer) -> bytes:
     try:
         return pickle.dumps(answer)
-    except Exception as error:  # of what was returned, which may raise anything
+    except Exception as error:  # the returned value may raise anything
         return pickle.dumps(_Answer("ended", f"gave an answer that cannot be sent: {_words(error)}"))
 
 
@@ -302,9 +302,9 @@ def _words(error: BaseException) -> str:
 
 
 def _end_with_asker(asker: int) -> None:
-    """Ends this process and its group as soon as the one that asked is gone."""
+    """End this process and its group as soon as the asking process is gone."""
     hung_up = select.poll()
-    # For hang-up alone, since reading would take the next question. Linux reports it whatever is asked for, macOS does not.
+    # Wait for hang-up alone, since reading would take the next question. Linux reports it in any case, macOS does not.
     hung_up.register(asker, select.POLLHUP)
     while not hung_up.poll(1000):
         time.sleep(0)
@@ -312,7 +312,7 @@ def _end_with_asker(asker: int) -> None:
 
 
 if __name__ == "__main__":
-    # Under the name that others import: what is pickled is of this module.
+    # Import it under the name that others use, because pickled objects belong to that module.
     from capsbench.prediction.apart import _serve as serve
 
     serve()

@@ -12,44 +12,44 @@ from capsbench.records import Configuration, MemoryFigures
 What = Literal["depth", "batch"]
 
 CHECKED = (8, 16, 24, 32)
-"""Depths at which the growth of bytes is looked at first."""
+"""Depths at which the growth of bytes is examined first."""
 EVEN_FROM = 128
-"""How deep a network is traced at least before its growth is believed to stay what it is: a phase that is not yet the highest
+"""Least depth that is traced before growth is taken to be constant: a phase that is not yet the highest
 shows late."""
 DEEPEST_TRACED = 256
-"""Where tracing ends, as deeper networks take long: what is said of more is extrapolated."""
+"""Depth at which tracing ends, as deeper networks take long; figures of deeper ones are extrapolated."""
 DEEPEST = 100_000
-"""Where a search for depth ends."""
+"""Depth at which a search ends."""
 _EVEN = 1e-3
-"""The share by which growth may differ from one depth to the next and still be called even."""
+"""Share by which growth may differ from one depth to the next and still be called even."""
 _JUMPS = 1.125
-"""What an allocator's jumps may add to its growth."""
+"""Factor that an allocator's jumps may add to its growth."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What fits, and why no more does."""
+    """The largest size that fits, and the reason that no larger one does."""
 
     what: What
     value: int
-    """Blocks, or images; 0 where not even one fits."""
+    """Blocks, or images; 0 if not even one fits."""
     memory_bytes: int | None
-    """What the process takes there: context and reserved memory on a GPU, the highest point of the step on a CPU."""
+    """Bytes that the process takes there: context and reserved memory on a GPU, the highest point of the step on a CPU."""
     bounded: bool
-    """Whether one more would not fit; otherwise the search ended early, and at least so many fit."""
+    """True if one more would not fit; otherwise the search ended early, and at least this many fit."""
     traced: bool
-    """Whether that step was traced; otherwise its bytes follow from how they grow."""
+    """True if that step was traced; otherwise its bytes were extrapolated."""
     reason: str
-    """Why one more does not fit, or why the search ended."""
+    """The reason that one more does not fit, or that the search ended."""
     looked_at: int
-    """The largest that was traced."""
+    """The largest size that was traced."""
 
 
 def largest_fit(configuration: Configuration, what: What) -> Fit:
     """The largest depth or batch of a configuration that fits the device it names.
 
     Raises:
-        ConfigurationError: as `trace_step`.
+        ConfigurationError: the network cannot be made, or followed without values.
     """
     name = "blocks" if what == "depth" else "batch_size"
     known: dict[int, Prediction] = {}
@@ -70,9 +70,9 @@ def largest_fit(configuration: Configuration, what: What) -> Fit:
 
 
 def _neighbours(at: Callable[[int], Prediction], most: int) -> tuple[int, int | None]:
-    """The largest that fits (0 if none does) and the next that was found not to (None where `most` fits).
+    """The largest size that fits (0 if none does) and the next that was found not to (None if `most` fits).
 
-    Beyond a hundred the two may be 1 % apart. Bytes grow nearly evenly, so a line through two known values says where to look.
+    Beyond a hundred the two may be 1 % apart. Bytes grow nearly evenly, so a line through two known values tells where to look.
     """
     if not at(1).fits:
         return 0, 1
@@ -82,7 +82,7 @@ def _neighbours(at: Callable[[int], Prediction], most: int) -> tuple[int, int | 
     while failing - fitting > max(1, fitting // 100):
         guess = _on_line(*last, _taken(below), _taken(above), above.room_bytes)
         if failing <= most:
-            # Off both ends, so that each look takes something away.
+            # Stay off both ends, so that each look narrows the range.
             margin = max(1, (failing - fitting) // 8)
             guess = min(max(guess, fitting + margin), failing - margin)
         else:
@@ -95,29 +95,29 @@ def _neighbours(at: Callable[[int], Prediction], most: int) -> tuple[int, int | 
 
 
 def _on_line(low: int, high: int, below: int, above: int, room: int | None) -> int:
-    """Where a line through two values reaches the room."""
+    """The size at which a line through two values reaches the room."""
     if room is None or above <= below or high == low:
         return 2 * high
     return low + int((high - low) * (room - below) / (above - below))
 
 
 class Growth(NamedTuple):
-    """How a quantity grows with depth, from the deepest network that was traced on."""
+    """The growth of a quantity with depth, beyond the deepest network that was traced."""
 
     nbytes: int
-    """What it is there, and by how much it was seen to leave an even growth."""
+    """Bytes at that depth, and the largest observed deviation from an even growth."""
     per_block: float
-    """The most that a block was seen to add, over many blocks."""
+    """Most bytes that one block was seen to add, over many blocks."""
     even: bool
-    """Whether a block adds the same as before."""
+    """True if a block adds as much as before."""
     rising: bool
-    """Whether a block adds more and more."""
+    """True if each block adds more than the one before."""
 
 
 def _deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) -> Fit:
-    """The deepest network that fits, where the deepest of `CHECKED` does.
+    """The deepest network that fits, if the deepest of `CHECKED` does.
 
-    Networks are traced until one does not fit, and then those between; or until their growth is even, and then the rest is
+    Networks are traced until one does not fit, and then those between; or until growth is even, and then the rest is
     extrapolated from it.
     """
     for blocks in CHECKED:
@@ -127,16 +127,16 @@ def _deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) ->
         growths = _growths(known, fitting)
         extrapolated = _extrapolated(growths, fitting, at(fitting).room_bytes)
         if failing is not None:
-            # Off both ends, so that each look takes something away.
+            # Stay off both ends, so that each look narrows the range.
             margin = (failing - fitting) // 8
             guess = min(max(extrapolated, fitting + 1 + margin), failing - 1 - margin)
         elif fitting >= DEEPEST_TRACED or (fitting >= EVEN_FROM and extrapolated > 2 * fitting and _is_even(growths)):
             return _beyond(at, growths, fitting, extrapolated)
         elif extrapolated > fitting:
-            # An odd number further: what repeats every few blocks is not met at the same place each time.
+            # An odd stride does not meet a pattern of a few blocks at the same point each time.
             guess = min(extrapolated, fitting + (max(CHECKED[-1], fitting // 2) | 1), DEEPEST_TRACED)
         else:
-            # It should not fit; where it does, what was extrapolated is too little, and longer strides find the end sooner.
+            # It should not fit; if it does, the extrapolation was too low, and longer strides find the end sooner.
             guess, stride = min(fitting + stride, DEEPEST_TRACED), 2 * stride
         fitting, failing = (guess, failing) if at(guess).fits else (fitting, guess)
     most = max(growth.per_block for growth in _growths(known, fitting).values())
@@ -145,7 +145,7 @@ def _deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) ->
 
 
 def _beyond(at: Callable[[int], Prediction], growths: Mapping[str, Growth], deepest: int, extrapolated: int) -> Fit:
-    """What is said of depths that are not traced."""
+    """The result for depths that are not traced."""
     taken = _taken(at(deepest))
     if any(growth.rising for growth in growths.values()):
         reason = f"each block adds more than the one before, so that more than {deepest} blocks were not looked at"
@@ -165,29 +165,29 @@ def _beyond(at: Callable[[int], Prediction], growths: Mapping[str, Growth], deep
 
 
 def _extrapolated(growths: Mapping[str, Growth], deepest: int, room: int | None) -> int:
-    """How many blocks fit where everything grows as it was seen to, at most."""
+    """Largest number of blocks that fits if everything grows as it was seen to."""
     if room is None:
         return DEEPEST
-    # The step's highest point may lie in another phase deeper down, whose peak has a line of its own: the first of them to reach
+    # The step's highest point may lie in another phase at greater depth, whose peak has a line of its own. The first to reach
     # the room ends the search.
     reached = (deepest + int((room - one.nbytes) // one.per_block) for one in growths.values() if one.per_block > 0)
     return max(min([*reached, DEEPEST]), deepest)
 
 
 def _is_even(growths: Mapping[str, Growth]) -> bool:
-    """Whether everything grows evenly."""
+    """Return whether everything grows evenly."""
     return all(growth.even for growth in growths.values())
 
 
 def _growths(known: Mapping[int, Prediction], deepest: int) -> dict[str, Growth]:
-    """The growth of all that may fill the device, over the networks traced up to a depth."""
+    """The growth of every quantity that may fill the device, over the networks traced up to a depth."""
     traced = {blocks: known[blocks] for blocks in sorted(known) if CHECKED[0] <= blocks <= deepest}
     peaks = {
         "step": {blocks: one.memory.peak_allocated_bytes for blocks, one in traced.items()},
         "forward": {blocks: one.memory.peak_forward_bytes for blocks, one in traced.items()},
         "backward": {blocks: one.memory.peak_backward_bytes for blocks, one in traced.items()},
     }
-    # However low it still is: what stands at the end of forward, or of backward, becomes the highest point in the end.
+    # However low they still are, the bytes at the end of forward or of backward become the highest point in the end.
     *_, before, last = traced
     standing = max(
         (after - earlier) / (last - before)
@@ -206,9 +206,9 @@ def _growths(known: Mapping[int, Prediction], deepest: int) -> dict[str, Growth]
 
 
 def _reserved(line: Mapping[int, int]) -> Growth:
-    """How what an allocator holds grows with depth.
+    """The growth with depth of an allocator's reserved memory.
 
-    Its segments fill by jumps, so it grows at most as fast as it was seen to between neighbours. A jump says little of growth:
+    Its segments fill by jumps, so it grows at most as fast as it was seen to between neighbours. A jump tells little of growth:
     no more than an eighth is added to the growth over the whole range.
     """
     deepest = max(line)
@@ -219,14 +219,14 @@ def _reserved(line: Mapping[int, int]) -> Growth:
 
 
 def _growth(line: Mapping[int, int]) -> Growth:
-    """How one quantity grows with depth.
+    """The growth of one quantity with depth.
 
     Args:
         line: bytes by depth, ascending.
     """
     deepest, depths = max(line), list(pairwise(line))
     growths = [(line[above] - line[below]) / (above - below) for below, above in depths]
-    # What came long before has ended, and what lies close together was looked at for its own sake.
+    # Early phases have ended by then, and close depths were examined for their own sake.
     recent = [
         (each, above - below)
         for each, (below, above) in zip(growths, depths, strict=True)
@@ -241,7 +241,7 @@ def _growth(line: Mapping[int, int]) -> Growth:
 
 
 def _standing(memory: MemoryFigures) -> tuple[int, int]:
-    """Bytes that are alive at the end of forward, and at the end of backward, but for the batch."""
+    """Bytes alive at the end of forward, and at the end of backward, without the batch."""
     state, optimizer, retained, gradient = (
         getattr(memory, f"{name}_bytes", None) or 0 for name in ("state", "optimizer", "retained", "gradient")
     )

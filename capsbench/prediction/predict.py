@@ -23,15 +23,15 @@ class Prediction(NamedTuple):
 
     memory: MemoryFigures
     fits: bool
-    """Whether the device has room for it."""
+    """True if the device has room for it."""
     reason: str
-    """Why not."""
+    """The reason that it does not fit; empty if it does."""
     room_bytes: int | None
-    """All memory of the device, what its context takes included; None where nothing limits it."""
+    """Total memory of the device, its context included; None if nothing limits it."""
 
 
 def predict_cell(cell: Cell) -> Record:
-    """A record of kind `predicted`; whatever goes wrong is in it. A network of the user's own is traced in a process apart."""
+    """A record of kind `predicted`, which holds any failure. A user's own network is traced in a process apart."""
     try:
         return call_for(cell.configuration.model, predicted_here, cell)
     except CapsbenchError as error:
@@ -39,7 +39,7 @@ def predict_cell(cell: Cell) -> Record:
 
 
 def predicted_here(cell: Cell) -> Record:
-    """What `predict_cell` says, by this process."""
+    """The record of `predict_cell`, made by this process."""
     started, began = datetime.now(UTC), time.monotonic()
     configuration = cell.configuration
     record = Record(kind="predicted", cell=cell, status="error", started_at=started.isoformat(timespec="seconds"))
@@ -64,7 +64,7 @@ def trace_for(configuration: Configuration) -> TracedStep:
     """The step of a configuration for the device that it names.
 
     Raises:
-        ConfigurationError: as `trace_step`.
+        ConfigurationError: the network cannot be made, or followed without values.
     """
     gpu = _gpu(configuration)
     return trace_step(configuration, workspace_bytes=gpu.workspace_bytes if gpu else 0, try_scratch=gpu is None)
@@ -79,7 +79,7 @@ def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction
         reason = "" if fits else f"{peak} bytes at the highest point of the step, and room for {room}"
         return Prediction(_figures(step, step.trace, None, None), fits, reason, room)
     room = configuration.capacity or gpu.memory_bytes
-    # The device's own allocator gives back what is free before it gives up; what it would take with room to spare is said then.
+    # The device's allocator frees its cache before it gives up; the figure is then the one that it would take with room to spare.
     limited, endless = CachingAllocator(room - gpu.context_bytes), CachingAllocator()
     try:
         return Prediction(_figures(step, step.trace.replay(limited), limited.reserved_peak, gpu), True, "", room)
@@ -116,7 +116,7 @@ def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | 
     kinds: tuple[tuple[Certainty, tuple[str, ...]], ...] = (("exact", _EXACT), ("modelled", _MODELLED), ("guessed", _GUESSED))
     certainty = {name: kind for kind, names in kinds for name in names if getattr(figures, name) is not None}
     if step.notes:
-        # Something had to be assumed that decides what the step computes.
+        # An assumption decides what the step computes.
         certainty = dict.fromkeys(certainty, "guessed")
     elif step.unsure:
         certainty |= dict.fromkeys({"retained_bytes", *_MODELLED} & certainty.keys(), "guessed")

@@ -1,4 +1,4 @@
-"""What the functions of a stack are given besides x: any arguments, with the tensors in them taken out and put back."""
+"""The arguments of a stack's functions besides x, with the tensors in them taken out and put back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 class Context:
     """The shape of the arguments: everything but the tensors.
 
-    An autograd function sees those tensors alone that it is given directly, and not those in a list or a dictionary.
+    An autograd function sees only tensors that it is given directly, and not those in a list or a dictionary.
     """
 
     leaves: tuple[Any, ...]
-    """All values, with None where a tensor is."""
+    """All values, with None in place of tensors."""
     indices: tuple[int, ...]
-    """Where the tensors are among the values."""
+    """Indices of the tensors among the values."""
     wanted: tuple[bool, ...]
-    """For each tensor, whether it requires a gradient."""
+    """True for each tensor that requires a gradient."""
     spec: TreeSpec | None
 
 
@@ -43,7 +43,7 @@ class Arguments(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether a function is given x alone."""
+        """Return whether a function is given x alone."""
         return self.context.spec is None
 
     def rebuild(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -61,7 +61,7 @@ class Arguments(NamedTuple):
         return tuple(one for one, wanted in zip(self.tensors, self.context.wanted, strict=True) if wanted)
 
     def replaced(self, others: Sequence[Tensor]) -> Self:
-        """The same arguments, with `others` in place of the tensors that require a gradient."""
+        """The arguments with `others` in place of the tensors that require a gradient."""
         following = iter(others)
         tensors = (next(following) if wanted else one for one, wanted in zip(self.tensors, self.context.wanted, strict=True))
         return self._replace(tensors=tuple(tensors))

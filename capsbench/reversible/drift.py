@@ -1,4 +1,4 @@
-"""How far a float inverse drifts from what was, and what is said of it.
+"""Drift of a float inverse from the original values, its bound, and the warning about it.
 
 One step backwards, with c = (1 − γ)·L for functions of Lipschitz constant L, magnifies the errors of x and v to
 
@@ -19,21 +19,21 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 DRIFT_BOUND = 1e-4
-"""The largest difference of a rebuilt x or v from what it was, over the largest |x|, that is taken without a word."""
+"""Largest difference of a rebuilt x or v from the original, over the largest |x|, that raises no warning."""
 
 LIPSCHITZ = 0.5
-"""Assumed of residual functions. Capsule layers begin far flatter, since squash is quadratic near 0."""
+"""Lipschitz constant that residual functions are assumed to have; capsule layers begin far flatter, as squash does near 0."""
 
 _ROUNDING = 2.0**-24
 
 
 class DriftWarning(UserWarning):
-    """Going backwards did not lead to where the stack came from: the gradients just computed are wrong."""
+    """A warning that going backwards did not lead to the start of the stack, so that the gradients just computed are wrong."""
 
 
 @lru_cache
 def segment_length(gamma: float, lipschitz: float = LIPSCHITZ, bound: float = DRIFT_BOUND) -> int | None:
-    """How many functions a float32 inverse can go back before the drift may pass `bound`; see above.
+    """Number of functions that a float32 inverse can go back before the drift may pass `bound`, by the formula above.
 
     Args:
         gamma: the momentum term, above 0.
@@ -41,7 +41,7 @@ def segment_length(gamma: float, lipschitz: float = LIPSCHITZ, bound: float = DR
         bound: relative to the largest |x|.
 
     Returns:
-        At least 1; None where nothing drifts (γ = 1 never moves v).
+        At least 1; None if nothing drifts (γ = 1 never moves v).
     """
     if gamma == 1:
         return None
@@ -49,7 +49,7 @@ def segment_length(gamma: float, lipschitz: float = LIPSCHITZ, bound: float = DR
 
 
 def drift_bound(functions: int, gamma: float, lipschitz: float = LIPSCHITZ) -> float:
-    """What the drift of a float32 inverse cannot pass on the way back through at least one function, relative to |x|."""
+    """Bound of the drift of a float32 inverse on the way back through at least one function, relative to |x|."""
     return 0.0 if gamma == 1 else next(islice(_drifts(gamma, lipschitz), functions - 1, None))
 
 
@@ -63,31 +63,31 @@ def _drifts(gamma: float, lipschitz: float) -> Iterator[float]:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether there is something to check: a step may be traced on shapes alone."""
+    """Return whether a tensor has values to check; a step may be traced on shapes alone."""
     return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def bound_of(precision: torch.dtype) -> float:
-    """The drift that is accepted of functions computed in a precision: no less than what one rounding of theirs may move."""
+    """Drift that is accepted of functions computed in a precision: at least the effect of one of their roundings."""
     return max(DRIFT_BOUND, torch.finfo(precision).eps)
 
 
 def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int, bound: float = DRIFT_BOUND) -> None:
-    """Warn where the largest difference of rebuilt values passes `bound` times `scale`, the largest |x|.
+    """Warn if the largest difference of rebuilt values passes `bound` times `scale`, the largest |x|.
 
-    Values that were not finite in forward are left to whoever watches the loss: nothing was lost on the way back.
+    Values that were not finite in forward raise no warning: nothing was lost on the way back.
 
     Args:
-        difference: no dimensions.
-        scale: no dimensions.
-        inverse: how the stack was inverted.
-        depth: the function whose input was rebuilt.
+        difference: a tensor without dimensions.
+        scale: a tensor without dimensions.
+        inverse: inverse of the stack.
+        depth: index of the function whose input was rebuilt.
         bound: relative to the largest |x|.
     """
     if not has_values(difference):
         return
     off, size = difference.item(), scale.item()
-    # Written so that NaN is past the bound.
+    # In this form NaN is past the bound.
     if off <= bound * size or not math.isfinite(size):
         return
     relative = off / size if size else float("inf")
@@ -101,16 +101,16 @@ def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int, 
 
 
 def check_replay(function: str, same: bool) -> None:
-    """Warn where a function took another path in backward than in forward.
+    """Warn if a function took another path in backward than in forward.
 
     Args:
-        function: what to call it.
+        function: name of the function.
         same: whether both evaluations recorded the same graph.
     """
     if same:
         return
     warnings.warn(
-        f"{function} of a reversible stack was computed otherwise in backward than in forward: its gradients are wrong\n"
+        f"{function} of a reversible stack was computed differently in backward than in forward: its gradients are wrong\n"
         "it depends on a counter, or on a generator that cannot be replayed: draw from torch, random or numpy, or from a "
         "generator that is an attribute of the module",
         DriftWarning,

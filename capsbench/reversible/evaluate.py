@@ -1,8 +1,8 @@
-"""Evaluating a residual function in forward, and once more in backward together with its vector-Jacobian product.
+"""Evaluation of a residual function in forward, and again in backward together with its vector-Jacobian product.
 
 Any module will do. In forward it is evaluated with gradients enabled, on inputs that are leaves of a graph of its own, and that
-graph is looked at and dropped at once: a function that asks whether gradients are on computes the same in both directions, and a
-tensor that comes from elsewhere, or is kept elsewhere, is an error and not a missing gradient.
+graph is examined and dropped at once. A function that asks whether gradients are on computes the same in both directions, and a
+tensor that comes from elsewhere, or is kept elsewhere, raises an error instead of losing its gradient.
 
 A module that offers `forward_and_vjp` shares work between its value and its gradients:
 
@@ -10,7 +10,7 @@ A module that offers `forward_and_vjp` shares work between its value and its gra
         value has the bits of forward(x); grads are the gradients of (value · grad).sum() for each of the module's parameters,
         None for one that does not require grad or is not used
     forward_keeping(x) -> (value, kept)
-        offered besides: value as above, and tensors that `forward_and_vjp` takes as `kept` to do less
+        optional: value as above, and tensors that `forward_and_vjp` takes as `kept` to do less
 
 Both run without a graph, draw no random numbers and read nothing but x and parameters of the module.
 """
@@ -48,7 +48,7 @@ class KeepsWork(Protocol):
     """A module that offers `forward_keeping`."""
 
     def forward_keeping(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the value and what `forward_and_vjp` takes as `kept`."""
+        """Return the value and the tensors that `forward_and_vjp` takes as `kept`."""
 
 
 class Evaluation(NamedTuple):
@@ -56,13 +56,13 @@ class Evaluation(NamedTuple):
 
     value: Tensor
     extras: tuple[Tensor, ...]
-    """What the function returned besides its value."""
+    """Tensors that the function returned besides its value."""
     kept: tuple[Tensor, ...]
-    """What it offered to keep for backward."""
+    """Tensors that it offered to keep for backward."""
     graph: Graph | None
-    """What was recorded; None of a module that shares work, which records nothing."""
+    """The recorded graph; None for a module that shares work, which records nothing."""
     differentiable: bool
-    """Whether the value has a gradient, be it that of a parameter."""
+    """True if the value has a gradient, even that of a parameter alone."""
 
 
 class Vjp(NamedTuple):
@@ -71,14 +71,14 @@ class Vjp(NamedTuple):
     value: Tensor
     grad_x: Tensor | None
     grads_context: tuple[Tensor | None, ...]
-    """Of each tensor of the context that requires a gradient."""
+    """Gradient of each tensor of the context that requires one."""
     grads: Gradients
     graph: Graph | None
 
 
 @dataclass
 class Caller:
-    """The function of a stack, with what errors call it."""
+    """A function of a stack, with its name in errors."""
 
     function: nn.Module
     index: int
@@ -87,7 +87,7 @@ class Caller:
         return f"function {self.index} ({type(self.function).__name__})"
 
     def in_own_precision(self, x: Tensor) -> Tensor:
-        """The state as the function is given it: narrower where all of its parameters are."""
+        """The state in the precision of the function: narrower if all of its parameters are."""
         own = own_dtype(self.function)
         return x if own is None or own.itemsize >= x.dtype.itemsize else x.to(own)
 
@@ -96,7 +96,7 @@ class Caller:
 
         Args:
             x: the state, at least float32.
-            arguments: everything else that the function is given.
+            arguments: further arguments of the function.
 
         Raises:
             ConfigurationError: the function changed its input, or did not return tensors.
@@ -141,26 +141,26 @@ class Caller:
 
 
 class Layer(NamedTuple):
-    """What backward must know of one function's evaluation, besides saved tensors."""
+    """Facts about one function's evaluation that backward needs besides saved tensors."""
 
     caller: Caller
     gamma: float
     wanted: bool
-    """Whether its x has a gradient."""
+    """True if its x has a gradient."""
     graph: Graph | None
-    """What was recorded in forward; None of a module that shares work."""
+    """The graph recorded in forward; None for a module that shares work."""
     random_state: RandomState | None
-    """Before it, where it drew. A state takes 5 KiB on a CPU."""
+    """Random state before the evaluation; None if it drew nothing. A state takes 5 KiB on a CPU."""
     draws: OtherDraws | None
-    """The state of other generators before it, where it drew from them."""
+    """States of other generators before the evaluation; None if it did not draw from them."""
     buffers: Buffers | None
-    """Before it, where it wrote into them."""
+    """Buffers before the evaluation, if it wrote into them."""
     untouched: Untouched | None
-    """Where it did not."""
+    """Buffers that it left alone."""
     kept: int
-    """How many tensors it keeps."""
+    """Number of tensors that it keeps."""
     extras: int
-    """How many tensors it returned besides its value."""
+    """Number of tensors that it returned besides its value."""
 
 
 def evaluate(
@@ -171,10 +171,10 @@ def evaluate(
     Args:
         caller: the function.
         x: its input, any shape.
-        arguments: everything else that it is given.
+        arguments: its further arguments.
         known: the parameters of the stack, by their `id`.
         wanted: whether x has a gradient.
-        keeping: ask for what the function offers to keep.
+        keeping: ask the function for the tensors that it offers to keep.
 
     Raises:
         ConfigurationError: a tensor with a gradient came from elsewhere, or is kept elsewhere.
@@ -186,7 +186,7 @@ def evaluate(
             value, kept = function.forward_keeping(given)
         else:
             value, kept = caller.function(given), ()
-        # Walking through parameters takes a while, and from the second function on the answer is nearly always known.
+        # Walking through parameters is slow, and from the second function on the answer is nearly always known.
         differentiable = wanted or any(one.requires_grad for one in caller.function.parameters())
         return Evaluation(value, (), kept, None, differentiable)
     found, reference = _looked_at(caller, x, arguments, known, wanted)
@@ -222,16 +222,16 @@ def value_and_vjp(
     kept: tuple[Tensor, ...],
     autocast: Autocast,
 ) -> Vjp:
-    """Evaluate a function again as in forward, inside `apart`, and the gradients of `(f(x) * grad).sum()` and of its extras.
+    """Evaluate a function again as in forward, inside `apart`, with the gradients of `(f(x) * grad).sum()` and of its extras.
 
     Args:
-        layer: the function f, and what its evaluation in forward left.
+        layer: the function f, and the facts about its evaluation in forward.
         x: its input, any shape.
-        arguments: everything else that it is given.
-        grad: the gradient of f(x), the same shape; None where no gradient has arrived yet.
-        grads_extras: the gradients of what f returned besides.
-        kept: what `evaluate` returned.
-        autocast: the state that f was evaluated under.
+        arguments: its further arguments.
+        grad: the gradient of f(x), the same shape; None if no gradient has arrived yet.
+        grads_extras: the gradients of the extras of f.
+        kept: tensors that `evaluate` returned as kept.
+        autocast: state under which f was evaluated.
     """
     caller, function = layer.caller, layer.caller.function
     if grad is not None and layer.graph is None and layer.buffers is None and _shares_work(function):
@@ -239,7 +239,7 @@ def value_and_vjp(
             value, grad_x, grads = function.forward_and_vjp(caller.in_own_precision(x), grad, kept)
         return Vjp(value, None if grad_x is None else grad_x.to(x.dtype), (), _paired(caller, grads), None)
     buffers = layer.buffers or Buffers.capture(function)
-    # The evaluation alone runs as in forward: backward products choose their own precision, as always in torch.
+    # Only the evaluation runs as in forward; backward products choose their own precision, as always in torch.
     with torch.enable_grad(), autocast.restore(), buffers.restore():
         entrance = Entrance(x, layer.wanted, arguments.differentiable())
         entered, *others = entrance.inputs
@@ -260,8 +260,8 @@ def value_and_vjp(
 
 
 def own_dtype(function: nn.Module) -> torch.dtype | None:
-    """The half precision that all floating parameters of a function have; None where they are wider or there are none."""
-    # Walking through all modules takes longer than a small function does; most have a parameter of their own at once.
+    """The half precision of all floating parameters of a function; None if they are wider or there are none."""
+    # Walking through all modules takes longer than a small function; most functions have a parameter of their own.
     own = (one for one in function._parameters.values() if one is not None)
     first = next(own, None)
     first = next(function.parameters(), None) if first is None else first
@@ -282,14 +282,14 @@ def _paired(caller: Caller, grads: Sequence[Tensor | None]) -> Gradients:
 
 
 def _versions(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
-    """The version counters of the tensors that have one; None under a compiler, which cannot read them."""
+    """Version counters of the tensors that have one; None under a compiler, which cannot read them."""
     if torch.compiler.is_compiling():
         return None
     return tuple(one._version for one in tensors if not one.is_inference())
 
 
 def _in_place(function: nn.Module) -> str:
-    """The module of a function that is said to work in place, for an error."""
+    """Name of the module of a function that claims to work in place, for an error."""
     named = (f"{name or 'it'} ({module})" for name, module in function.named_modules() if getattr(module, "inplace", False))
     return next(named, "one of its operators")
 
@@ -315,18 +315,18 @@ def _shares_work(function: nn.Module) -> TypeGuard[SharesWork]:
 
 
 def _keeps_work(function: SharesWork | KeepsWork) -> TypeGuard[KeepsWork]:
-    """Whether a module that shares work offers to keep some."""
+    """Return whether a module that shares work offers to keep some."""
     return _offers(type(function), "forward_keeping")
 
 
 def _stands_for_forward(function: nn.Module, method: str) -> bool:
-    """Whether calling `method` computes what calling the function would: nothing was put over or around `forward`."""
-    # The class is asked, not the object: a compiled module passes on the attributes of the one inside.
+    """Return whether `method` computes the same as a call of the function: nothing was put over or around `forward`."""
+    # The class is checked, not the object, because a compiled module passes on the attributes of the one inside.
     return _offers(type(function), method) and not any(is_altered(module) for module in function.modules())
 
 
 def _offers(kind: type, method: str) -> bool:
-    """Whether a class has the method, no `forward` above it, and the call of all modules."""
+    """Return whether a class has the method, no `forward` above it, and the call of all modules."""
     if kind.__call__ is not nn.Module.__call__:
         return False
     for base in kind.__mro__:
@@ -338,7 +338,7 @@ def _offers(kind: type, method: str) -> bool:
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether a call does more than the module's class says.
+    """Return whether a call does more than the module's class defines.
 
     Hooks, parametrizations, `Module.compile`, another `forward` and tensors with a gradient in place of parameters make it so.
     """
@@ -348,7 +348,7 @@ def is_altered(module: nn.Module) -> bool:
     if any(hooks) or is_parametrized(module) or module._compiled_call_impl is not None:
         return True
     held = vars(module)
-    # A tensor with a gradient that is no parameter was put in a parameter's place, or reaches the module by the side.
+    # A tensor with a gradient that is no parameter has replaced a parameter, or reaches the module by another way.
     if any(isinstance(one, Tensor) and one.requires_grad for one in held.values()):
         return True
     if any(one is not None and not one.is_leaf for one in module._parameters.values()):

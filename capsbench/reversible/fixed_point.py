@@ -2,7 +2,7 @@
 
 A number is an int64 in units of 2⁻⁵⁰, of magnitude below 2¹¹. γ is a ratio n/d of small integers, and a product v·n/d drops
 log2(d/n) bits: `Remainders` keeps them (Maclaurin, Duvenaud and Adams 2015, *Gradient-based Hyperparameter Optimization
-through Reversible Learning*, algorithm 3), which is what information theory asks for: 0.152 bit per product at γ = 0.9.
+through Reversible Learning*, algorithm 3), which is the least that information theory allows: 0.152 bit per product at γ = 0.9.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ from torch import Tensor
 from capsbench.errors import ConfigurationError
 
 FRACTION_BITS = 50
-"""A unit is 2⁻⁵⁰: numbers of float32 from 2⁻²⁷ up have no smaller bit, and are represented exactly."""
+"""Number of bits after the point, in a unit of 2⁻⁵⁰: float32 numbers from 2⁻²⁷ up have no smaller bit, and are exact."""
 
 LIMIT = 2**61
-"""Magnitude in units that x and what is added to v stay below; it leaves their sums room in an int64."""
+"""Bound in units on the magnitudes of x and of the addend of v, which leaves their sums room in an int64."""
 
 MAX_DENOMINATOR = 2**16
-"""Of the ratio n/d, which is at most 2⁻¹⁷/d away from γ, and is γ where that was meant as a short decimal.
+"""Largest d of the ratio n/d, which is at most 2⁻¹⁷/d away from γ, and equals a γ that is a short decimal.
 
-What the store returns moves a product by less than n units, so a larger d would cost the precision that it brings.
+The bits from the store move a product by less than n units, so a larger d would cost the precision that it brings.
 """
 
 _UNITS = 2.0**FRACTION_BITS
@@ -35,7 +35,7 @@ _STORE_LIMIT = 2**63
 
 @lru_cache
 def ratio_of(gamma: float) -> Fraction:
-    """The ratio of small integers nearest to γ; the one that exact arithmetic computes with.
+    """The ratio of small integers nearest to γ, with which exact arithmetic computes.
 
     Raises:
         ConfigurationError: γ is so near to 0 or 1 that the ratio would be another γ.
@@ -50,7 +50,7 @@ def ratio_of(gamma: float) -> Fraction:
 
 
 def to_units(values: Tensor, scale: float = 1.0) -> Tensor:
-    """`values · scale` in units, rounded to the nearest; meaningless where that is not below `LIMIT`."""
+    """Convert `values · scale` to units, rounded to the nearest; the result is meaningless if it is not below `LIMIT`."""
     return (values.to(torch.float64) * (scale * _UNITS)).round_().to(torch.int64)
 
 
@@ -74,23 +74,23 @@ def largest(values: Tensor) -> Tensor:
 
 @dataclass
 class Remainders:
-    """The bits that products with ratios n/d, above 0 and at most 1, dropped: one store per element of what is multiplied.
+    """The bits that products with ratios n/d, above 0 and at most 1, dropped: one store per element of the multiplied tensor.
 
-    The store is an integer below `bound`, which is known without looking: it grows by d/n with each product. Before it
+    The store is an integer below `bound`, which is known without reading it: it grows by d/n with each product. Before it
     could leave an int64, its low 32 bits go to a list of words.
 
     Args:
-        store: int64, the shape of what is multiplied; zeros to begin with.
+        store: int64, the shape of the multiplied tensor; zeros at first.
     """
 
     store: Tensor
     bound: int = 1
     products: int = 0
     words: list[tuple[int, Tensor]] = field(default_factory=list)
-    """Each with the number of products before it was moved out."""
+    """Words, each with the number of products before it was moved out."""
 
     def multiply(self, v: Tensor, ratio: Fraction) -> Tensor:
-        """v·n/d as an int64 of magnitude |v| + n at most; what that drops goes to the store."""
+        """Multiply v by n/d to an int64 of magnitude at most |v| + n; the dropped bits go to the store."""
         n, d = ratio.numerator, ratio.denominator
         if self.bound * d > _STORE_LIMIT:
             self._move_out()
@@ -103,7 +103,7 @@ class Remainders:
         return torch.add(digit, quotient, alpha=n)
 
     def undo(self, v: Tensor, ratio: Fraction) -> Tensor:
-        """What `multiply` was given beside `ratio` when it returned `v`; the last product first."""
+        """The tensor that `multiply` was given with `ratio` when it returned `v`; the last product first."""
         n, d = ratio.numerator, ratio.denominator
         while self.words and self.words[-1][0] == self.products:
             _, word = self.words.pop()
@@ -116,7 +116,7 @@ class Remainders:
         return torch.add(remainder, quotient, alpha=d)
 
     def saved(self) -> tuple[tuple[Tensor, ...], Callable[[Sequence[Tensor]], "Remainders"]]:
-        """All that must be kept, as narrow as it goes, and what makes the remainders of it again."""
+        """All tensors that must be kept, in the narrowest types, and a function that makes the remainders from them."""
         if self.bound > _WORD_OFFSET:
             self._move_out()
         bound, products, marks = self.bound, self.products, [mark for mark, _ in self.words]

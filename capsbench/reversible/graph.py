@@ -1,8 +1,8 @@
-"""The graph that autograd records of one evaluation: which leaves it ends in, and whether anything else holds on to it.
+"""The graph that autograd records of one evaluation: the leaves in which it ends, and any other holder of it.
 
 A reversible stack drops each function's graph and makes it again in backward. That is right only if the graph ends in the
-function's inputs and in parameters of the stack, and if nothing but the function's outputs is taken from it: every other tensor
-would lose its gradient without a word.
+function's inputs and in parameters of the stack, and if only the function's outputs are taken from it: any other tensor
+would lose its gradient silently.
 """
 
 import gc
@@ -24,7 +24,7 @@ class _Token:
 
 
 class _Entry(torch.autograd.Function):
-    """The identity. Its node holds a token; its output shares memory and version counter with its input and is no leaf."""
+    """The identity. The node holds a token; its output shares memory and version counter with its input and is no leaf."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, token: _Token) -> Tensor:
@@ -41,8 +41,8 @@ class Entrance:
 
     Args:
         x: any shape.
-        wanted: whether x has a gradient in plain autograd: a function may ask.
-        others: further inputs, which have one.
+        wanted: whether x has a gradient in plain autograd, which a function may ask.
+        others: further inputs, which have a gradient.
     """
 
     def __init__(self, x: Tensor, wanted: bool, others: Sequence[Tensor]) -> None:
@@ -50,16 +50,16 @@ class Entrance:
         self._token = weakref.ref(token)
         self.leaves = (x.detach().requires_grad_(wanted), *(one.detach().requires_grad_() for one in others))
         self.inputs: tuple[Tensor, ...] = tuple(_Entry.apply(leaf, token) for leaf in self.leaves)
-        """What the function is given instead."""
+        """Inputs that the function gets in place of the leaves."""
 
     def left_behind(self) -> weakref.ref[_Token]:
-        """A reference that is dead once nothing holds a tensor computed from the inputs; drops the entrance's own."""
+        """A reference that dies once nothing holds a tensor computed from the inputs; this drops the entrance's own tensors."""
         self.leaves = self.inputs = ()
         return self._token
 
 
 def is_held(reference: weakref.ref[_Token]) -> bool:
-    """Whether a tensor computed from the inputs is still alive. Reference cycles that are garbage do not count."""
+    """Return whether a tensor computed from the inputs is still alive. Reference cycles that are garbage do not count."""
     if reference() is None:
         return False
     gc.collect()
@@ -68,9 +68,9 @@ def is_held(reference: weakref.ref[_Token]) -> bool:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Evaluate functions apart from what surrounds them: without hooks on saved tensors and without cached parametrizations.
+    """Evaluate functions apart from their surroundings: without hooks on saved tensors and without cached parametrizations.
 
-    Whoever counts or moves what backward needs has no use for a graph that is dropped at once. A parametrized weight is computed
+    Code that counts or moves saved tensors has no use for a graph that is dropped at once. A parametrized weight is computed
     anew, since a cached one has a graph that was made outside, or none at all.
     """
     hooks: Any = torch._C._autograd
@@ -89,7 +89,7 @@ def apart() -> Iterator[None]:
 
 @contextmanager
 def without_hooks(leaves: Iterable[Tensor]) -> Iterator[None]:
-    """Take the hooks off parameters: autograd runs them when it adds the gradients that a stack returns, and once is enough."""
+    """Take the hooks off parameters, since autograd runs them when it adds the gradients that a stack returns."""
     hooks = [one._backward_hooks for one in leaves if one._backward_hooks]
     kept = [dict(one) for one in hooks]
     for one in hooks:
@@ -105,7 +105,7 @@ class Foreign(NamedTuple):
     """A tensor in a graph that is neither an input, nor a known leaf, nor made from these."""
 
     shape: tuple[int, ...] | None
-    """None where only the operator that made it is known."""
+    """Shape of a leaf; None if only the operator that made the tensor is known."""
     operator: str | None
     """The name of that operator's node; None for a leaf."""
 
@@ -117,23 +117,23 @@ class Foreign(NamedTuple):
 
 @dataclass(frozen=True)
 class Graph:
-    """What the graph of one evaluation is made of."""
+    """The parts of the graph of one evaluation."""
 
     leaves: tuple[Tensor, ...]
-    """Known leaves that it ends in, each once, in the order in which they were found."""
+    """Known leaves in which it ends, each once, in the order in which they were found."""
     foreign: Foreign | None
     """The first tensor that came from elsewhere."""
     structure: int
-    """A hash of the names of its nodes: two evaluations that took other paths differ in it."""
+    """A hash of the names of its nodes, in which evaluations that took other paths differ."""
 
     def same_as(self, other: "Graph") -> bool:
-        """Whether both evaluations took the same path and used the same leaves."""
+        """Return whether both evaluations took the same path and used the same leaves."""
         mine, theirs = ({id(leaf) for leaf in one.leaves} for one in (self, other))
         return self.structure == other.structure and mine == theirs
 
 
 def sequence_number() -> int:
-    """A number that is at most that of every node this thread makes from here on, and above those that it made before."""
+    """A number not above that of any node that this thread makes from here on, and above those of earlier nodes."""
     return torch._C._autograd._get_sequence_nr()
 
 
@@ -141,7 +141,7 @@ def walk(outputs: Iterable[Tensor], entrances: Iterable[Tensor], known: dict[int
     """Walk through the graph behind outputs.
 
     Args:
-        outputs: of an evaluation; those without a graph are left out.
+        outputs: outputs of an evaluation; those without a graph are left out.
         entrances: leaves made for the evaluation, which are not reported.
         known: the leaves that may be reached, by their `id`.
         since: `sequence_number()` before the evaluation. Nodes that were made earlier are foreign.

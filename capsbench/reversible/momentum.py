@@ -20,19 +20,19 @@ Gamma = float | Sequence[float]
 
 
 def step(x: Tensor, v: Tensor, value: Tensor, gamma: float | Tensor) -> tuple[Tensor, Tensor]:
-    """One step forward, with `value` = f(x); all of one shape. Returns the next (x, v), in the dtype of `x`."""
+    """Take one step forward with `value` = f(x), all of one shape; return the next (x, v) in the dtype of `x`."""
     v = torch.lerp(value.to(x.dtype), v, gamma.to(x.dtype) if isinstance(gamma, Tensor) else gamma)
     return x + v, v
 
 
 def previous_velocity(v: Tensor, value: Tensor, gamma: float) -> Tensor:
     """The velocity before the step, from the one after it and `value` = f(x) at the x before it."""
-    # f(x) + (v − f(x))/γ: the same, in one walk over memory.
+    # f(x) + (v − f(x))/γ is equal, and takes one walk over memory.
     return torch.lerp(value.to(v.dtype), v, 1 / gamma)
 
 
 def sigmoid(logits: Tensor) -> Tensor:
-    """γ of each block, in at least float32: one and the same under every strategy."""
+    """Values of γ of each block, in at least float32, and equal under every strategy."""
     return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
@@ -42,12 +42,12 @@ def gradient_of_gamma(grad_v: Tensor, v: Tensor, value: Tensor) -> Tensor:
 
 
 def each(gamma: Gamma) -> Sequence[float]:
-    """All that are different from function to function, or the one."""
+    """Every γ that may differ between functions, or the only one."""
     return gamma if isinstance(gamma, Sequence) else (gamma,)
 
 
 def check_gamma(gamma: Gamma, *, invertible: bool) -> None:
-    """Refuses a γ outside [0, 1], and γ = 0 where the rule has to be inverted.
+    """Refuse a γ outside [0, 1], and γ = 0 where the rule has to be inverted.
 
     Raises:
         ConfigurationError: γ is out of range.
@@ -63,7 +63,7 @@ def check_gamma(gamma: Gamma, *, invertible: bool) -> None:
 
 
 def check_learnable(gamma: Gamma) -> None:
-    """Refuses a γ that a sigmoid does not reach.
+    """Refuse a γ that a sigmoid does not reach.
 
     Raises:
         ConfigurationError: γ is 0 or 1.
@@ -76,10 +76,10 @@ def check_learnable(gamma: Gamma) -> None:
 
 
 def spread(gamma: Gamma, count: int, of: str = "function") -> tuple[float, ...]:
-    """One γ for each of `count` functions or blocks.
+    """Expand γ to one value for each of `count` functions or blocks.
 
     Raises:
-        ConfigurationError: there are more or fewer.
+        ConfigurationError: there are more or fewer values.
     """
     if not isinstance(gamma, Sequence):
         return (gamma,) * count

@@ -1,6 +1,6 @@
-"""The pair (x, v) of the momentum rule, and the ways to take it forward and back again.
+"""The pair (x, v) of the momentum rule, and the ways to move it forward and back.
 
-float       rounds in both directions: nothing is kept but the last pair, and it drifts (`drift`)
+float       rounds in both directions: only the last pair is kept, and it drifts (`drift`)
 segmented   float, and keeps the pair every k functions: the drift is that of k functions, and is checked
 exact       fixed point, and keeps the bits that a product with γ drops (`fixed_point`): no drift at any depth
 """
@@ -20,7 +20,7 @@ from capsbench.reversible.fixed_point import LIMIT, Remainders, from_units, larg
 from capsbench.reversible.momentum import Gamma, check_gamma, each, previous_velocity, spread, step
 
 INVERSES = ("auto", "float", "exact", "segmented")
-"""How a reversible stack inverts itself. `auto` is one of the others (`resolve_inverse`)."""
+"""Inverses of a reversible stack. `auto` stands for one of the others (`resolve_inverse`)."""
 
 
 class Pair(Protocol):
@@ -28,26 +28,26 @@ class Pair(Protocol):
 
     @property
     def x(self) -> Tensor:
-        """What the next function is given, or in backward the last one was given."""
+        """Input of the next function or, in backward, of the last one."""
 
     @property
     def v(self) -> Tensor:
         """The velocity, in the dtype of x."""
 
     def advance(self, value: Tensor, gamma: float) -> None:
-        """Past a function, with `value` = f(x) and that function's γ."""
+        """Move past a function, with `value` = f(x) and that function's γ."""
 
     def retreat_x(self) -> None:
-        """Takes x to before the last function: half of the way back, after which that function can be evaluated."""
+        """Move x back before the last function, which is half of the way; then that function can be evaluated."""
 
     def retreat_v(self, value: Tensor, gamma: float) -> None:
-        """Takes v to before the last function, with `value` = f(x) and the γ that it came with: the other half."""
+        """Move v back before the last function, with `value` = f(x) and the function's γ: the other half."""
 
     def saved(self) -> tuple[tuple[Tensor, ...], "Rebuild"]:
-        """All tensors that backward needs, and what makes the pair of them again (as often as it is asked to)."""
+        """All tensors that backward needs, and a function that makes the pair from them, any number of times."""
 
     def finish(self) -> None:
-        """Back at the start, where v was 0: says so if it is not."""
+        """Warn at the start if v, which was 0 there, is not 0."""
 
 
 Rebuild = Callable[[Sequence[Tensor]], Pair]
@@ -64,29 +64,29 @@ class FloatPair:
     x: Tensor
     v: Tensor
     bound: float = field(default=DRIFT_BOUND, kw_only=True)
-    """The drift that is accepted, relative to the largest |x|."""
+    """Accepted drift, relative to the largest |x|."""
     later: Tensor | None = field(default=None, kw_only=True)
-    """On the way back, x after the function that is being undone."""
+    """Value of x after the function that is being undone, on the way back."""
 
     @classmethod
     def start(cls, x: Tensor, bound: float = DRIFT_BOUND) -> Self:
-        """Before the first function."""
+        """The pair before the first function."""
         return cls(x, torch.zeros_like(x), bound=bound)
 
     def advance(self, value: Tensor, gamma: float) -> None:
-        """See `Pair`."""
+        """Implement `Pair.advance`."""
         self.x, self.v = step(self.x, self.v, value, gamma)
 
     def retreat_x(self) -> None:
-        """See `Pair`."""
+        """Implement `Pair.retreat_x`."""
         self.later, self.x = self.x, self.x - self.v
 
     def retreat_v(self, value: Tensor, gamma: float) -> None:
-        """See `Pair`."""
+        """Implement `Pair.retreat_v`."""
         self.v = previous_velocity(self.v, value, gamma)
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
-        """See `Pair`."""
+        """Implement `Pair.saved`."""
         bound = self.bound
 
         def rebuild(tensors: Sequence[Tensor]) -> FloatPair:
@@ -96,18 +96,18 @@ class FloatPair:
         return (self.x, self.v), rebuild
 
     def finish(self) -> None:
-        """See `Pair`."""
+        """Implement `Pair.finish`."""
         self._check(self.v, inverse="float", depth=0)
 
     def _check(self, difference: Tensor, *, inverse: str, depth: int) -> None:
-        # An input of zeros has no size; what rounded was the x that it led to.
+        # An input of zeros has no magnitude; the x that followed from it was rounded.
         sizes = [largest(x) for x in (self.x, self.later) if x is not None]
         check_drift(largest(difference), torch.stack(sizes).amax(), inverse=inverse, depth=depth, bound=self.bound)
 
 
 @dataclass
 class SegmentedPair(FloatPair):
-    """A `FloatPair` that keeps itself before every `length`-th function, and returns to what it kept."""
+    """A `FloatPair` that keeps itself before every `length`-th function, and returns to the kept values."""
 
     length: int
     position: int = 0
@@ -115,18 +115,18 @@ class SegmentedPair(FloatPair):
 
     @classmethod
     def start_segmented(cls, x: Tensor, length: int, bound: float) -> Self:
-        """Before the first function."""
+        """The pair before the first function."""
         return cls(x, torch.zeros_like(x), length, bound=bound)
 
     def advance(self, value: Tensor, gamma: float) -> None:
-        """See `Pair`."""
+        """Implement `Pair.advance`."""
         if self.position % self.length == 0:
             self.kept.append((self.x, self.v))
         super().advance(value, gamma)
         self.position += 1
 
     def retreat_x(self) -> None:
-        """See `Pair`. At a kept pair the function is evaluated at the x that it had."""
+        """Implement `Pair.retreat_x`. At a kept pair the function is evaluated at the x that it had."""
         super().retreat_x()
         self.position -= 1
         if self.position % self.length == 0:
@@ -134,14 +134,14 @@ class SegmentedPair(FloatPair):
             self._check(rebuilt - self.x, inverse="segmented", depth=self.position)
 
     def retreat_v(self, value: Tensor, gamma: float) -> None:
-        """See `Pair`."""
+        """Implement `Pair.retreat_v`."""
         super().retreat_v(value, gamma)
         if self.position % self.length == 0:
             rebuilt, self.v = self.v, self.kept.pop()[1]
             self._check(rebuilt - self.v, inverse="segmented", depth=self.position)
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
-        """See `Pair`. The first v is 0 and not kept."""
+        """Implement `Pair.saved`. The first v is 0 and not kept."""
         length, position, bound = self.length, self.position, self.bound
         (first, _), *rest = self.kept
 
@@ -153,15 +153,15 @@ class SegmentedPair(FloatPair):
         return (self.x, self.v, first, *(tensor for pair in rest for tensor in pair)), rebuild
 
     def finish(self) -> None:
-        """See `Pair`. All has been checked."""
+        """Implement `Pair.finish`, with nothing left to check."""
 
 
 @dataclass
 class FixedPair:
-    """x and v in units of `fixed_point`, with the remainders of all products: backwards bit for bit.
+    """The values x and v in units of `fixed_point`, with the remainders of all products, which go back bit for bit.
 
-    The input is rounded to a unit first, and that is the stack's input. A function is given x rounded to `dtype`, the same
-    in both directions. The largest magnitudes are looked at when the pair is saved, so that a device is asked once.
+    The input is rounded to a unit first, and the result is the stack's input. A function gets x rounded to `dtype`, the same
+    in both directions. The largest magnitudes are checked when the pair is saved, so that the device is read once.
 
     Raises (`saved`):
         OutOfRange: a value left the range, or was not a number.
@@ -175,41 +175,41 @@ class FixedPair:
 
     @classmethod
     def start(cls, x: Tensor) -> Self:
-        """Before the first function."""
+        """The pair before the first function."""
         units = to_units(x)
         zeros = torch.zeros_like(units)
         return cls(units, zeros, Remainders(zeros), x.dtype, [largest_in_units(x)])
 
     @property
     def x(self) -> Tensor:
-        """See `Pair`."""
+        """Implement `Pair.x`."""
         return from_units(self.units_x, self.dtype)
 
     @property
     def v(self) -> Tensor:
-        """See `Pair`."""
+        """Implement `Pair.v`."""
         return from_units(self.units_v, self.dtype)
 
     def advance(self, value: Tensor, gamma: float) -> None:
-        """See `Pair`."""
+        """Implement `Pair.advance`."""
         ratio = ratio_of(gamma)
         share = float(1 - ratio)
         self.units_v = self.remainders.multiply(self.units_v, ratio).add(to_units(value, share))
         self.units_x = self.units_x + self.units_v
-        # While x and what is added to v are below 2⁶¹, v is a difference of two x below 2⁶² and no sum wraps round.
+        # While x and the addend of v are below 2⁶¹, v is a difference of two x below 2⁶² and no sum overflows.
         self.peaks.append(torch.maximum(largest_in_units(value, share), largest(self.units_x)))
 
     def retreat_x(self) -> None:
-        """See `Pair`."""
+        """Implement `Pair.retreat_x`."""
         self.units_x = self.units_x - self.units_v
 
     def retreat_v(self, value: Tensor, gamma: float) -> None:
-        """See `Pair`."""
+        """Implement `Pair.retreat_v`."""
         ratio = ratio_of(gamma)
         self.units_v = self.remainders.undo(self.units_v - to_units(value, float(1 - ratio)), ratio)
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
-        """See `Pair`."""
+        """Implement `Pair.saved`."""
         self._check_range()
         kept, rebuild_remainders = self.remainders.saved()
         dtype = self.dtype
@@ -221,8 +221,8 @@ class FixedPair:
         return (self.units_x, self.units_v, *kept), rebuild
 
     def finish(self) -> None:
-        """See `Pair`."""
-        # Integers come back to the bit, or a function gave another value than in forward.
+        """Implement `Pair.finish`."""
+        # Integers come back bit for bit, unless a function gave another value than in forward.
         check_drift(largest(self.units_v), largest(self.units_x), inverse="exact", depth=0, bound=0)
 
     def _check_range(self) -> None:
@@ -230,7 +230,7 @@ class FixedPair:
             return
         peaks = torch.stack(self.peaks).tolist()
         for place, peak in enumerate(peaks):
-            if not peak < LIMIT:  # NaN neither
+            if not peak < LIMIT:  # this catches NaN too
                 where = f"after function {place - 1}" if place else "in the stack's input"
                 size = "NaN" if math.isnan(peak) else f"{peak / LIMIT:.3g} times too large"
                 raise OutOfRange(
@@ -242,13 +242,13 @@ class FixedPair:
 def start_pair(
     inverse: str, x: Tensor, gammas: Sequence[float], lipschitz: float, precision: torch.dtype = torch.float32
 ) -> tuple[Pair, list[float]]:
-    """The pair (x, 0), and the γ of each function that it computes with: `exact` has ratios.
+    """The pair (x, 0), and the γ of each function that it computes with: `exact` uses ratios.
 
     Args:
-        inverse: one of `INVERSES` but not `auto`.
+        inverse: one of `INVERSES`, except `auto`.
         x: any shape.
-        gammas: of each function.
-        lipschitz: assumed of the functions.
+        gammas: γ of each function.
+        lipschitz: Lipschitz constant that the functions are assumed to have.
         precision: the narrowest type that functions compute in, which decides what counts as drift.
     """
     bound = bound_of(precision)
@@ -261,10 +261,10 @@ def start_pair(
 
 
 def check_inverse(inverse: str, gamma: Gamma, *, learnt: bool = False) -> None:
-    """Refuses an inverse that is not one of `INVERSES`, and a γ that it cannot compute with.
+    """Refuse an inverse that is not one of `INVERSES`, and a γ that it cannot compute with.
 
     Raises:
-        ConfigurationError: it is not, or cannot.
+        ConfigurationError: the inverse is unknown, or cannot compute with γ.
     """
     if inverse not in INVERSES:
         raise ConfigurationError(f"inverse '{inverse}' is not known", f"choose one of {', '.join(INVERSES)}")
@@ -272,7 +272,7 @@ def check_inverse(inverse: str, gamma: Gamma, *, learnt: bool = False) -> None:
         return
     if learnt:
         raise ConfigurationError(
-            "inverse 'exact' cannot be had with a gamma that is learnt: it computes with a ratio of small integers",
+            "inverse 'exact' cannot compute with a gamma that is learnt: it needs a ratio of small integers",
             "choose inverse auto, float or segmented, or fix gamma",
         )
     for one in each(gamma):
@@ -288,18 +288,18 @@ def resolve_inverse(
     dtype: torch.dtype = torch.float32,
     learnt: bool = False,
 ) -> str:
-    """What `auto` is for a stack: `float` while it cannot drift past the bound, else what keeps less, `exact` or `segmented`.
+    """Resolve `auto` for a stack: `float` while it cannot drift past the bound, else the one of the others that keeps less.
 
     Args:
         inverse: one of `INVERSES`; all but `auto` are returned as they are.
-        functions: how many the stack has.
-        gamma: the momentum term, above 0, or that of each function; the smallest decides how far `float` may go.
-        lipschitz: what the functions are assumed to be.
-        dtype: of x. Fixed point has float32's precision, so `auto` is never `exact` for float64.
+        functions: number of functions of the stack.
+        gamma: the momentum term, above 0, or that of each function; the smallest limits the depth of `float`.
+        lipschitz: Lipschitz constant that the functions are assumed to have.
+        dtype: dtype of x. Fixed point has float32's precision, so `auto` is never `exact` for float64.
         learnt: whether γ is a parameter, with which `auto` is never `exact`.
 
     Raises:
-        ConfigurationError: as `check_inverse`, or γ is out of range.
+        ConfigurationError: the inverse is unknown or cannot compute with γ, or γ is out of range.
     """
     check_inverse(inverse, gamma, learnt=learnt)
     if inverse != "auto":
@@ -310,9 +310,9 @@ def resolve_inverse(
 
 
 def retained_bits(inverse: str, functions: int, gamma: Gamma, lipschitz: float = LIPSCHITZ) -> float:
-    """Bits per element that a float32 stack keeps; infinite where the inverse would not hold what it promises.
+    """Bits per element that a float32 stack keeps; infinite if the inverse would not keep its promise.
 
-    Arguments as `resolve_inverse`.
+    The arguments are those of `resolve_inverse`.
     """
     gammas = spread(gamma, functions)
     length = segment_length(min(gammas, default=1), lipschitz)

@@ -1,6 +1,6 @@
-"""Evaluating a function again in backward exactly as it was evaluated in forward.
+"""Repeating in backward the exact evaluation of a function in forward.
 
-Backward runs outside autocast and with another random state; and a module with statistics (BatchNorm) must not count
+Backward runs outside autocast and with another random state, and a module with statistics (BatchNorm) must not count
 the same batch twice. Everything here is kept per call, never on the module.
 """
 
@@ -31,7 +31,7 @@ class Autocast:
         return cls(tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds))
 
     def restore(self) -> AbstractContextManager[object]:
-        """Puts the captured state in force.
+        """Put the captured state in force.
 
         The cache of cast weights stays off: an entry made without a graph (forward) would cut the graph of a
         later use (backward, or the rest of the user's network).
@@ -50,7 +50,7 @@ class Autocast:
 
 @dataclass(frozen=True)
 class Modes:
-    """Which modules of a network were training; `eval()` between forward and backward must not change the replay."""
+    """Training modes of a network's modules; `eval()` between forward and backward must not change the replay."""
 
     states: tuple[tuple[nn.Module, bool], ...]
 
@@ -61,10 +61,10 @@ class Modes:
 
     @contextmanager
     def restore(self) -> Iterator[None]:
-        """Puts the captured modes in force, and back again."""
+        """Put the captured modes in force, and restore the others on leaving."""
         now = [module.training for module, _ in self.states]
         try:
-            # Setting an attribute of a module is slow, and nearly always there is nothing to set.
+            # Setting an attribute of a module is slow, and nearly always needless.
             for module, training in self.states:
                 if module.training is not training:
                     module.training = training
@@ -91,13 +91,13 @@ class RandomState:
         return cls(device, tuple(states))
 
     def restore(self) -> None:
-        """Puts the captured state in force."""
+        """Put the captured state in force."""
         torch.set_rng_state(self.states[0])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(self.states[1], self.device)
 
     def same_as(self, other: "RandomState") -> bool:
-        """Whether nothing was drawn between the two."""
+        """Return whether nothing was drawn between the two."""
         return all(torch.equal(mine, theirs) for mine, theirs in zip(self.states, other.states, strict=True))
 
 
@@ -106,8 +106,8 @@ class OtherDraws:
     """The state of generators that are not torch's own: Python's `random`, numpy's, and those that modules hold.
 
     Args:
-        python: of the module `random`.
-        numpy: of `numpy.random`.
+        python: state of the module `random`.
+        numpy: state of `numpy.random`.
         held: generators found as attributes of modules, each with its state.
     """
 
@@ -130,13 +130,13 @@ class OtherDraws:
             _set_state(generator, state)
 
     def same_as(self, other: "OtherDraws") -> bool:
-        """Whether nothing was drawn between the two."""
+        """Return whether nothing was drawn between the two."""
         states = zip(_comparable(self), _comparable(other), strict=True)
         return len(self.held) == len(other.held) and all(mine == theirs for mine, theirs in states)
 
 
 _GENERATORS = frozenset((torch.Generator, random.Random, np.random.Generator, np.random.RandomState))
-"""By exact type: every attribute of every module is looked at, and asking torch whether it is an instance takes a microsecond."""
+"""Exact types of generators: every attribute of every module is checked, and torch's `isinstance` takes a microsecond."""
 
 
 def _state_of(generator: Any) -> Any:
@@ -162,10 +162,10 @@ def _comparable(draws: OtherDraws) -> list[object]:
 
 @dataclass(frozen=True)
 class Buffers:
-    """A function's buffers as they were before it was evaluated."""
+    """A function's buffers in their state before it was evaluated."""
 
     places: tuple[tuple[nn.Module, str, int], ...]
-    """Module, name of the buffer in it, and which of the copies it is: modules may share one."""
+    """Module, name of the buffer in it, and index of its copy: modules may share one."""
     originals: tuple[Tensor, ...]
     copies: tuple[Tensor, ...]
     versions: tuple[int, ...]
@@ -183,17 +183,17 @@ class Buffers:
         return cls(tuple(places), originals, tuple(b.clone() for b in originals), tuple(b._version for b in originals))
 
     def changed(self) -> bool:
-        """Whether an evaluation wrote into a buffer since, or put another in its place."""
+        """Return whether an evaluation has written into a buffer, or replaced one."""
         return any(
             (now := _buffer(module, name)) is not self.originals[index]
             or now._version != self.versions[index]
-            # What is written through `.data` counts for no version.
+            # Writes through `.data` do not raise the version.
             or (has_values(now) and not torch.equal(now, self.copies[index]))
             for module, name, index in self.places
         )
 
     def untouched(self) -> "Untouched | None":
-        """The buffers by identity alone; None where there are none."""
+        """The buffers by identity alone; None if there are none."""
         return Untouched(self.places, self.originals, self.versions) if self.places else None
 
     def rewind(self) -> None:
@@ -206,7 +206,7 @@ class Buffers:
 
     @contextmanager
     def restore(self) -> Iterator[None]:
-        """Puts the buffers in force as they were; what is written then goes to copies, so nothing is counted twice."""
+        """Put the captured buffers in force; later writes go to copies, so that nothing is counted twice."""
         now = [_buffer(module, name) for module, name, _ in self.places]
         again = [copy.clone() for copy in self.copies]
         try:
@@ -220,7 +220,7 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Untouched:
-    """A function's buffers that its evaluation left alone; arguments as of `Buffers`."""
+    """A function's buffers that its evaluation left alone; the fields are those of `Buffers`."""
 
     places: tuple[tuple[nn.Module, str, int], ...]
     originals: tuple[Tensor, ...]
@@ -231,14 +231,14 @@ class Untouched:
         """Put these buffers in force, if others have taken their place.
 
         Raises:
-            RuntimeError: one was changed in place since.
+            RuntimeError: a buffer was changed in place since.
         """
         now = [_buffer(module, name) for module, name, _ in self.places]
         for _, name, index in self.places:
             if self.originals[index]._version != self.versions[index]:
                 raise RuntimeError(
                     f"the buffer {name} of a residual function was changed in place between forward and backward; "
-                    "the function would be computed otherwise"
+                    "the function would be computed differently"
                 )
         try:
             for module, name, index in self.places:
@@ -250,7 +250,7 @@ class Untouched:
 
 
 class Restored(AbstractContextManager[None]):
-    """Puts buffers and generators of several functions in force as they are now; can be entered again and again.
+    """A context that puts buffers and generators of several functions in force as they are now; it can be entered repeatedly.
 
     Torch's own generators are left out: a checkpoint replays those itself.
     """

@@ -1,4 +1,4 @@
-"""Running a momentum stack forward without a graph, and backwards from its end: algorithms 1 and 2 as one autograd function."""
+"""Running of a momentum stack forward without a graph, and backwards from its end: algorithms 1 and 2 as an autograd function."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -25,12 +25,12 @@ def run_reversible(stack: "MomentumStack", x: Tensor, arguments: Arguments) -> t
     """Pass x through a stack, keeping only what its inverse needs.
 
     Args:
-        stack: with a reversible strategy.
+        stack: stack with a reversible strategy.
         x: any shape, at least float32.
-        arguments: what functions are given besides x.
+        arguments: arguments of the functions besides x.
 
     Returns:
-        The last x, everything that functions returned besides their values, in a row, and how many tensors each returned.
+        The last x, the tensors that functions returned besides their values, in a row, and the number of them for each function.
     """
     parameters = [parameter for parameter in stack.parameters() if parameter.requires_grad]
     counts: list[int] = []
@@ -39,7 +39,7 @@ def run_reversible(stack: "MomentumStack", x: Tensor, arguments: Arguments) -> t
 
 
 class _Advanced(NamedTuple):
-    """What is needed to come back from the end of a stack, beside the pair."""
+    """Data for the way back from the end of a stack, beside the pair."""
 
     layers: list[Layer]
     kept: list[Tensor]
@@ -55,7 +55,7 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, stack: "MomentumStack", context: Context, counts: list[int], x: Tensor, *given: Tensor) -> Any:
         arguments, parameters = Arguments(context, given[: len(context.indices)]), given[len(context.indices) :]
-        # Gradients find their parameter by identity, which hooks on saved tensors do not keep.
+        # Gradients find their parameter by identity, which hooks on saved tensors do not preserve.
         ctx.stack, ctx.context, ctx.parameters = stack, context, parameters
         ctx.autocast, ctx.modes = Autocast.capture(x.device), Modes.capture(stack)
         every = tuple(stack.parameters())
@@ -64,7 +64,7 @@ class _Reversible(torch.autograd.Function):
             output, found, (saved, ctx.rebuild) = _through(stack, x, arguments, parameters, ctx.needs_input_grad[3])
         ctx.layers, ctx.of_pair, ctx.of_kept = found.layers, len(saved), len(found.kept)
         counts.extend(layer.extras for layer in found.layers)
-        # Parameters, frozen ones too, so that torch refuses a backward after they were changed in place.
+        # Parameters are saved, frozen ones too, so that torch refuses a backward after a change in place.
         ctx.save_for_backward(*saved, *found.kept, *arguments.tensors, *every)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(one for one in found.extras if not _can_have_gradient(one)))
@@ -73,7 +73,7 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor | None, *grads_extras: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            # Later it would be too late: gradients without a graph drop out of a larger sum in silence.
+            # Refuse now: gradients without a graph would drop out of a larger sum silently.
             raise RuntimeError(
                 "a reversible MomentumStack cannot be differentiated twice (create_graph=True); use memory='stored' there"
             )
@@ -136,10 +136,10 @@ def _can_have_gradient(tensor: Tensor) -> bool:
 def _through(
     stack: "MomentumStack", x: Tensor, arguments: Arguments, parameters: Sequence[Tensor], wanted: bool
 ) -> tuple[Tensor, _Advanced, tuple[tuple[Tensor, ...], Rebuild]]:
-    """Pass x through a stack, again from the start where it turns out to need another inverse or more states.
+    """Pass x through a stack, and start again if it turns out to need another inverse or more states.
 
     Returns:
-        The last x, what the functions leave for backward, and what the pair leaves for it.
+        The last x, the functions' data for backward, and the pair's tensors for it.
     """
     gammas = stack.gammas()
     inverse = stack.resolved_inverse(x.dtype)
@@ -178,7 +178,7 @@ def _precision(stack: "MomentumStack", x: Tensor) -> torch.dtype:
 def _advance(
     pair: Pair, stack: "MomentumStack", gammas: Iterable[float], arguments: Arguments, known: dict[int, Tensor], wanted: bool
 ) -> _Advanced:
-    """Take the pair through all functions; `wanted` says whether the first x has a gradient."""
+    """Move the pair through all functions; `wanted` is True if the first x has a gradient."""
     found = _Advanced([], [], [])
     keeping = stack.memory == "reversible-kept"
     learnt = stack.gamma_logits is not None and stack.gamma_logits.requires_grad
@@ -206,7 +206,7 @@ def _advance(
 
 
 class _WayBack:
-    """Algorithm 2: the way back through all functions, and the gradients that are found on it."""
+    """Algorithm 2: the way back through all functions, and the gradients found on it."""
 
     def __init__(
         self,
@@ -225,7 +225,7 @@ class _WayBack:
     def retreat(
         self, layers: Sequence[Layer], kept: list[Tensor], grads_extras: list[Tensor | None], grad_x: Tensor | None
     ) -> Tensor | None:
-        """Take the pair back to the start; the gradient of the first x, if there is one. `kept` and `grads_extras` are used up.
+        """Move the pair back to the start; return the gradient of the first x, if any. `kept` and `grads_extras` are used up.
 
         As long as no gradient has arrived, functions are evaluated for their values alone.
         """
@@ -254,7 +254,7 @@ class _WayBack:
     def _undo(
         self, layer: Layer, grad: Tensor | None, grads_extras: Sequence[Tensor | None], kept: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """Evaluate a function again and add its gradients; its value and the gradient of its input."""
+        """Evaluate a function again and add its gradients; return its value and the gradient of its input."""
         with layer.untouched.restore() if layer.untouched is not None else nullcontext():
             found = value_and_vjp(
                 layer, self._pair.x, self._arguments, grad, grads_extras, kept=tuple(kept), autocast=self._autocast
@@ -268,7 +268,7 @@ class _WayBack:
         return found.value, found.grad_x
 
     def gradients(self, segment: int) -> list[Tensor | None]:
-        """The gradients of the context's tensors and of the parameters, None where there is none."""
+        """The gradients of the context's tensors and of the parameters; None for those without."""
         if self._logits is not None:
             self._of_parameters.add([(self._logits, _gradient_of_logits(self._logits, self._of_gammas, segment))])
         following = iter(self._of_context)
@@ -277,7 +277,7 @@ class _WayBack:
 
 
 def _taken(row: list[_T], count: int) -> list[_T]:
-    """The last `count` of a row, which loses them."""
+    """Remove and return the last `count` items of a row."""
     taken = row[len(row) - count :]
     del row[len(row) - count :]
     return taken

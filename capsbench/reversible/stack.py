@@ -1,6 +1,6 @@
 """A momentum stack: residual functions with one velocity through all of them, reversible as a whole.
 
-Knows no capsules: any modules whose output has the shape of their input will do.
+It knows no capsules: any modules fit whose output has the shape of their input.
 """
 
 import math
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class MomentumStack(nn.Module):
-    """Applies `v ← γv + (1−γ)f(x); x ← x + v` for each function in turn, v starting at 0, and returns the last x.
+    """A module that applies `v ← γv + (1−γ)f(x); x ← x + v` for each function in turn, from v = 0, and returns the last x.
 
     Source: Momentum Capsule Networks, algorithm 1 (forward) and 2 (backward); Sander et al. 2021.
 
@@ -35,24 +35,24 @@ class MomentumStack(nn.Module):
         functions: modules with `f(x).shape == x.shape`.
         gamma: the momentum term γ, or one for each block of `segment` functions.
         memory: `reversible` keeps the last (x, v) and rebuilds the others in backward; `reversible-kept` also what functions
-            offer to keep (`evaluate`); `stored`, `checkpoint`, `checkpoint-sqrt` and `offload` run under plain autograd.
-            Without gradients, inside `torch.func` transforms and in `torch.export` all are a plain loop; `eval()` changes
-            nothing of this.
-        inverse: how a reversible stack inverts (`pair`): `float`, which drifts with depth; `segmented`, which keeps (x, v) now
+            offer (`evaluate`); `stored`, `checkpoint`, `checkpoint-sqrt` and `offload` run under plain autograd.
+            Without gradients, inside `torch.func` transforms and in `torch.export` all are a plain loop; `eval()` does not
+            change this.
+        inverse: inverse of a reversible stack (`pair`): `float`, which drifts with depth; `segmented`, which keeps (x, v) now
             and then; `exact`, in fixed point; or `auto`, which is `float` as long as that is safe. A drift past
-            `DRIFT_BOUND` gives a `DriftWarning`: `segmented` compares all that it rebuilds with what it kept, the others the v
-            that they come back to with 0, which sees a large drift alone. Where γ differs, the smallest says how far is safe.
-        segment: how many functions make a block (the last may have fewer): they share a γ; `checkpoint` evaluates a block
+            `DRIFT_BOUND` gives a `DriftWarning`: `segmented` compares rebuilt values with kept ones, the others compare the v
+            at the start with 0, which shows only a large drift. If γ differs, the smallest sets the safe depth.
+        segment: number of functions in a block (the last may have fewer), which share a γ; `checkpoint` evaluates a block
             again together, `checkpoint-sqrt` ⌈√n⌉ blocks.
-        lipschitz: assumed of the functions, where `segmented` and `auto` judge how far a float inverse may go.
-        learn_gamma: makes each block's γ a parameter: the sigmoid of `gamma_logits` `[blocks]`, which starts at `gamma`. A
-            reversible stack finds its gradient on the way back. Not with `exact`, whose γ is a ratio of small integers.
+        lipschitz: constant that the functions are assumed to have, by which `segmented` and `auto` limit a float inverse.
+        learn_gamma: make each block's γ a parameter: the sigmoid of `gamma_logits` `[blocks]`, which starts at `gamma`. A
+            reversible stack finds its gradient on the way back. Not possible with `exact`, whose γ is a ratio of small integers.
 
     Attributes:
-        gamma: as given: where γ is learnt, what it started from. `gammas()` says what it is.
+        gamma: the given values, from which a learnt γ starts. `gammas()` returns the present ones.
 
     Raises:
-        ConfigurationError: γ out of range or 0 with a reversible strategy, not one for each block, or not to be learnt; or an
+        ConfigurationError: γ is out of range, 0 with a reversible strategy, not one for each block, or cannot be learnt; or an
             unknown strategy or inverse.
     """
 
@@ -85,20 +85,20 @@ class MomentumStack(nn.Module):
         self.lipschitz = lipschitz
         of_blocks = self._fixed_gammas()
         self.draws_elsewhere = False
-        """Whether a function was seen to draw from generators other than torch's own, whose states are then kept."""
+        """True once a function was seen to draw from generators other than torch's own, whose states are then kept."""
         self.register_parameter("gamma_logits", _logits(of_blocks) if learn_gamma and of_blocks else None)
 
     def resolved_inverse(self, dtype: torch.dtype = torch.float32) -> str:
-        """What `auto` is here for an x of that dtype; see `resolve_inverse`."""
+        """Resolve `auto` for an x of that dtype (`resolve_inverse`)."""
         return self._resolve(self.gammas(), dtype)
 
     def gammas(self) -> list[float]:
-        """γ of each function as it is now.
+        """Present γ of each function.
 
         Raises:
-            ConfigurationError: a learnt γ is no number any more, or 0 where the rule has to be inverted.
+            ConfigurationError: a learnt γ has become NaN, or 0 although the rule has to be inverted.
         """
-        # A step may be traced on shapes alone.
+        # A step that is traced on shapes alone has no values.
         if self.gamma_logits is None or not has_values(self.gamma_logits):
             return self._of_functions(self._fixed_gammas())
         learnt: list[float] = sigmoid(self.gamma_logits.detach()).tolist()
@@ -106,18 +106,18 @@ class MomentumStack(nn.Module):
         return self._of_functions(learnt)
 
     def extra_repr(self) -> str:
-        """Shown by `print(stack)`."""
+        """Text that `print(stack)` shows."""
         learnt = "" if self.gamma_logits is None else ", learn_gamma=True"
         return f"gamma={self.gamma}, memory={self.memory!r}, inverse={self.inverse!r}{learnt}"
 
     def forward(self, x: Tensor, *context: Any, **named: Any) -> "Tensor | StackOutput":
-        """Return the last x, or a `StackOutput` where a function returns more than its value.
+        """Return the last x, or a `StackOutput` if a function returns more than its value.
 
         Args:
-            x: any shape. x and v stay in float32 or wider; a function whose parameters are all of one half precision is given x
-                in that.
-            context: handed to every function after x, as are the named ones. Gradients of tensors in them are returned; what
-                reaches a function otherwise must not require one.
+            x: any shape. x and v stay in float32 or wider; a function whose parameters are all of one half precision gets x
+                in that precision.
+            context: arguments of every function after x, as the named ones. Gradients of tensors in them are returned; others
+                that reach a function must not require one.
             named: arguments by name.
 
         Returns:
@@ -126,18 +126,18 @@ class MomentumStack(nn.Module):
         Raises:
             ShapeError: a function changed the shape.
             ConfigurationError: a function changed its input in place, or did not return tensors. With a reversible strategy
-                also: x is complex, a parameter has no values yet, or a tensor with a gradient reaches or leaves a function
-                by the side.
+                also if x is complex, a parameter has no values yet, or a tensor with a gradient reaches or leaves a function
+                by another way.
         """
         if not torch.compiler.is_compiling() and x.is_inference():
-            # Tensors of inference mode have no version counter, by which a function that changes its input is noticed.
+            # Tensors of inference mode have no version counter, which shows that a function changes its input.
             with torch.inference_mode(False), torch.no_grad():
                 return self.forward(x.clone(), *context, **named)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if not self.functions:
             return x
         arguments = Arguments.take(context, named)
-        # Transforms of torch.func take neither such a function nor hooks on saved tensors. Exported programs hold operators only.
+        # Transforms of torch.func accept neither such a function nor hooks on saved tensors. Exported programs hold operators.
         plain = torch._C._are_functorch_transforms_active() or is_exporting() or not torch.is_grad_enabled()
         if self.memory not in REVERSIBLE_STRATEGIES or plain:
             memory = self.memory if not plain and self.memory in PLAIN_STRATEGIES else "stored"
@@ -171,32 +171,32 @@ class MomentumStack(nn.Module):
         return resolve_inverse(self.inverse, len(gammas), gammas, lipschitz=self.lipschitz, dtype=dtype, learnt=learnt)
 
     def _fixed_gammas(self) -> tuple[float, ...]:
-        """γ of each block, as given; functions may have come since."""
+        """Values of γ of each block as given; functions may have been added since."""
         return spread(self.gamma, math.ceil(len(self.functions) / self.segment), "block")
 
     def _of_functions(self, of_blocks: Sequence[_T]) -> list[_T]:
-        """What each block has, for each of its functions."""
+        """Expand values of blocks to one for each of their functions."""
         return [one for one in of_blocks for _ in range(self.segment)][: len(self.functions)]
 
 
 class StackOutput(NamedTuple):
-    """What a stack returns whose functions return more than their value."""
+    """The output of a stack whose functions return more than their value."""
 
     x: Tensor
     """The last x."""
     extras: tuple[tuple[Tensor, ...], ...]
-    """What each function returned besides its value."""
+    """Tensors that each function returned besides its value."""
 
 
 def _collected(x: Tensor, extras: Sequence[Tensor], counts: Sequence[int]) -> Tensor | StackOutput:
-    """The output of a stack, from all extras in a row and how many each function returned."""
+    """The output of a stack, from all extras in a row and the number of them for each function."""
     if not extras:
         return x
     following = iter(extras)
     return StackOutput(x, tuple(tuple(islice(following, count)) for count in counts))
 
 
-# The compiler fuses a function differently with and without a graph, and backward would not meet forward's bits again.
+# The compiler fuses a function differently with and without a graph, so that backward would not have forward's bits.
 @_disable_dynamo
 def _run_reversible(stack: MomentumStack, x: Tensor, arguments: Arguments) -> Tensor | StackOutput:
     if x.is_complex():
@@ -211,6 +211,6 @@ def _run_reversible(stack: MomentumStack, x: Tensor, arguments: Arguments) -> Te
 
 
 def _logits(gammas: Sequence[float]) -> nn.Parameter:
-    """What a sigmoid takes to these, rounded once."""
+    """Arguments with which a sigmoid gives these values, rounded once."""
     check_learnable(gammas)
     return nn.Parameter(torch.tensor(gammas, dtype=torch.float64).logit().to(torch.get_default_dtype()))

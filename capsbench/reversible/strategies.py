@@ -1,9 +1,9 @@
-"""What a stack of functions keeps for backward, when plain autograd runs it.
+"""Memory strategies of a stack of functions under plain autograd.
 
-`stored` keeps every activation; `checkpoint` keeps what enters each segment and evaluates the segment again in backward;
-`checkpoint-sqrt` takes segments of ⌈√n⌉ blocks, with which what is kept and what is evaluated again together grow as √n (Chen
-et al. 2016, *Training Deep Nets with Sublinear Memory Cost*); `offload` moves what autograd saves to the host's memory and back,
-but for parameters and buffers, which are alive anyway. On a CPU it has no effect: what it would move is there already.
+`stored` keeps every activation; `checkpoint` keeps the input of each segment and evaluates the segment again in backward;
+`checkpoint-sqrt` takes segments of ⌈√n⌉ blocks, so that the kept and the repeated activations together grow as √n (Chen
+et al. 2016, *Training Deep Nets with Sublinear Memory Cost*); `offload` moves saved tensors to the host's memory and back,
+except parameters and buffers, which are alive anyway. On a CPU it has no effect, since the tensors are there already.
 """
 
 import math
@@ -27,20 +27,20 @@ State = tuple[Tensor, ...]
 Step = Callable[..., State]
 
 PLAIN_STRATEGIES = ("stored", "checkpoint", "checkpoint-sqrt", "offload")
-"""The strategies that need nothing of the functions."""
+"""Strategies that demand nothing of the functions."""
 
 REVERSIBLE_STRATEGIES = ("reversible", "reversible-kept")
-"""Those that need a rule that can be inverted. `reversible-kept` also keeps what spares a function work in backward."""
+"""Strategies that need a rule that can be inverted. `reversible-kept` also keeps what spares a function work in backward."""
 
 STRATEGIES = (*PLAIN_STRATEGIES, *REVERSIBLE_STRATEGIES)
 """All strategies."""
 
 
 def check_strategy(memory: str, allowed: Sequence[str] = STRATEGIES) -> None:
-    """Refuses a memory strategy that is not one of `allowed`.
+    """Refuse a memory strategy that is not one of `allowed`.
 
     Raises:
-        ConfigurationError: it is not.
+        ConfigurationError: the strategy is not allowed.
     """
     if memory not in allowed:
         raise ConfigurationError(f"memory '{memory}' is not offered here", f"choose one of {', '.join(allowed)}")
@@ -49,14 +49,14 @@ def check_strategy(memory: str, allowed: Sequence[str] = STRATEGIES) -> None:
 def run_steps(
     steps: Sequence[Step], state: State, memory: str, *, segment: int = 1, modules: Sequence[nn.Module] | None = None
 ) -> State:
-    """Passes `state` through `steps` under plain autograd.
+    """Pass `state` through `steps` under plain autograd.
 
     Args:
         steps: functions from a state to the next one, of the same shapes.
         state: tensors.
         memory: one of `PLAIN_STRATEGIES`.
-        segment: with `checkpoint`, how many steps are evaluated again together; with `checkpoint-sqrt`, how many make a
-            block, of which ⌈√n⌉ are.
+        segment: with `checkpoint`, number of steps evaluated again together; with `checkpoint-sqrt`, number of steps in a
+            block, of which ⌈√n⌉ are evaluated together.
         modules: the module of each step. A step that is evaluated again leaves its buffers alone, and `offload` leaves its
             parameters and buffers where they are.
     """
@@ -78,7 +78,7 @@ def run_steps(
 
 
 def _refuse_lost_hooks(memory: str, modules: Sequence[nn.Module]) -> None:
-    """Refuse hooks of parameters where torch loses them: before 2.11, of what an autograd function saves under hooks of its own.
+    """Refuse hooks of parameters that torch loses: before 2.11, on what an autograd function saves under hooks of its own.
 
     Raises:
         ConfigurationError: a parameter has hooks, and this is such a release.
@@ -99,15 +99,15 @@ class _Staying(NamedTuple):
 
     tensor: Tensor
     version: int
-    """How often it had been changed in place when it was saved."""
+    """Number of changes in place before it was saved."""
 
 
 class _Offload(torch.autograd.graph.saved_tensors_hooks):
-    """Moves what autograd saves to the host's memory, but for parameters, buffers, views of them, and what is there already.
+    """Hooks that move saved tensors to the host's memory, except parameters, buffers, views of them, and tensors already there.
 
     Args:
-        modules: whose parameters and buffers stay.
-        pin_memory: whether the host's memory is pinned, so that copies need not be waited for.
+        modules: modules whose parameters and buffers stay.
+        pin_memory: whether the host's memory is pinned, so that copies are asynchronous.
     """
 
     def __init__(self, modules: Sequence[nn.Module], *, pin_memory: bool) -> None:
@@ -126,7 +126,7 @@ class _Offload(torch.autograd.graph.saved_tensors_hooks):
             if not isinstance(packed, _Staying):
                 return moving.unpack_hook(packed)
             if packed.tensor._version != packed.version:
-                # Autograd sees this by itself, but not of what hooks have packed.
+                # Autograd sees this by itself, except for tensors that hooks have packed.
                 raise RuntimeError(
                     "a tensor that memory='offload' left where it was has been changed in place between forward and backward"
                 )
@@ -142,7 +142,7 @@ def _storage(tensor: Tensor) -> int:
 
 def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module]) -> State:
     options: dict[str, Any] = {}
-    # The compiler takes no such contexts; a function with buffers is then computed without it.
+    # The compiler accepts no such contexts; a function with buffers is then computed without it.
     if any(True for module in modules for _ in module.buffers()) or not torch.compiler.is_compiling():
         options["context_fn"] = partial(_contexts, modules)
     chain = partial(_chain, steps)
@@ -157,7 +157,7 @@ def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module
 class _Attempt:
     """A function for `checkpoint` to evaluate, whose error in forward is raised by `end`, after the checkpoint.
 
-    In torch 2.9 to 2.11 an error that passes through `checkpoint` leaves its hooks in force for as long as the error is kept:
+    In torch 2.9 to 2.11 an error that passes through `checkpoint` leaves its hooks in force as long as the error is kept:
     other networks' tensors would be saved by them, and backward would compute them by evaluating this function.
     """
 
@@ -167,7 +167,7 @@ class _Attempt:
         self._raised: list[BaseException] = []
 
     def __call__(self, *state: Tensor) -> State:
-        # Later calls evaluate it again, in backward or where the function takes gradients itself: torch stops them by an error.
+        # Later calls evaluate it again, in backward or if the function takes gradients itself; torch stops them by an error.
         first, self._first = self._first, False
         try:
             return self._function(*state)
@@ -178,13 +178,13 @@ class _Attempt:
             return ()
 
     def end(self) -> None:
-        """Raise what forward raised."""
+        """Raise the error that forward raised."""
         if self._raised:
             raise self._raised.pop()
 
 
 def _contexts(modules: Sequence[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What a checkpoint evaluates its function in: in forward, and again in backward."""
+    """The contexts in which a checkpoint evaluates its function: in forward, and again in backward."""
     return nullcontext(), Restored(modules)
 
 

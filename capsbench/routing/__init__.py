@@ -1,6 +1,6 @@
 """The operator: input capsules and weights in, output capsules out. Nothing here knows a network.
 
-Read `reference` first: it is the specification. Each other file is one way to compute the same.
+Read `reference` first, which is the specification. Each other file is another way to compute it.
 """
 
 from capsbench.routing.dispatch import (

@@ -1,4 +1,4 @@
-"""What every kernel's backward has in common."""
+"""The common part of every kernel's backward."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,22 +15,22 @@ _TWICE = "this routing kernel cannot be differentiated twice (create_graph=True)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """No autocast: agreement over many tiny votes would be lost in half precision, also in a backward called under autocast."""
-    # Entering takes as long as a small layer's sums, so it is not done for nothing.
+    """Switch autocast off: agreement over many tiny votes would be lost in half precision, also in a backward under autocast."""
+    # Entering takes as long as a small layer's sums, so it is done only if needed.
     if is_autocasting(device):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
 def is_autocasting(device: torch.device) -> bool:
-    """Whether autocast is on for this kind of device, of which some have none."""
+    """Return whether autocast is on for this kind of device, of which some have none."""
     if torch.compiler.is_compiling():  # the compilers of torch 2.9 to 2.11 stop at the question below
         return device.type != "meta" and torch.is_autocast_enabled(device.type)
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 class _Once(torch.autograd.Function):
-    """Its first arguments, unchanged; what asks for their derivative by any of the arguments gets an error."""
+    """The identity of the first arguments, whose derivative by any of the arguments raises an error."""
 
     @staticmethod
     def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -38,7 +38,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def setup_context(*_: Any) -> None:
-        """Nothing to keep: see `backward`."""
+        """Keep nothing, since `backward` refuses."""
 
     @staticmethod
     def backward(*_: Any) -> None:
@@ -46,10 +46,10 @@ class _Once(torch.autograd.Function):
 
 
 def differentiable_once(backward: Backward) -> Backward:
-    """A backward that refuses `create_graph=True` at once, and second derivatives of `torch.func` where they are taken.
+    """Make a backward refuse `create_graph=True` at once, and second derivatives of `torch.func` where they are taken.
 
-    torch's own decorator refuses later, and only where the incoming gradient has a graph: a gradient penalty would
-    otherwise drop out of a larger loss in silence.
+    torch's own decorator refuses later, and only if the incoming gradient has a graph: a gradient penalty would
+    otherwise drop out of a larger loss silently.
     """
     once = once_differentiable(backward)
 

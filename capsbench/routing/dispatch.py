@@ -1,4 +1,4 @@
-"""`route`: checks what it is given, picks the kernel, keeps routing in at least float32."""
+"""The function `route`: it checks its arguments, picks the kernel, and keeps routing in at least float32."""
 
 import importlib.util
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from capsbench.routing.triton import fused
 from capsbench.routing.triton.fused import FusedPasses
 
 Kept = tuple[Tensor, ...]
-"""What a kernel hands from forward to backward so that it need not repeat its rounds."""
+"""Tensors that a kernel passes from forward to backward so that it need not repeat its rounds."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Kernel:
     """One way to compute an algorithm: (inputs, weight, *extras, iterations) → outputs."""
 
     route: Callable[..., Tensor]
-    """Differentiable."""
+    """A differentiable function."""
     keeping: Callable[..., tuple[Tensor, Kept]] | None = None
-    """The same without a graph, and what spares `and_vjp` the rounds."""
+    """The function without a graph, with the tensors that spare `and_vjp` the rounds."""
     and_vjp: Callable[..., tuple[Tensor, tuple[Tensor, ...]]] | None = None
-    """(…, iterations, grad, kept) → the outputs and the gradients of inputs, weight and extras; without a graph."""
+    """A function (…, iterations, grad, kept) → outputs and gradients of inputs, weight and extras, without a graph."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Algorithm:
     """A routing algorithm."""
 
     extras: tuple[str, ...]
-    """The parameters it has besides the weight."""
+    """Names of its parameters besides the weight."""
     kernels: dict[str, Kernel]
-    """What computes it."""
+    """Kernels that compute it."""
     mixes_batch: bool = False
-    """Whether what is routed depends on what else is in its batch: SDA's temperature is a mean over all of it."""
+    """True if a sample's routing depends on the rest of its batch: SDA's temperature is a mean over all of it."""
 
 
 def _staged(passes: type[Passes], rounds: Rounds) -> Kernel:
@@ -79,7 +79,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         {"reference": Kernel(reference.em), "recompute": Kernel(recompute_em.em), "triton": Kernel(fused.em)},
     ),
 }
-"""Every routing algorithm, and for each the kernels that compute it."""
+"""All routing algorithms, each with the kernels that compute it."""
 
 
 def algorithms() -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def algorithm_of(name: str) -> Algorithm:
     """The algorithm of that name.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no such algorithm.
     """
     if name not in ALGORITHMS:
         raise ConfigurationError(f"routing '{name}' is not known", f"choose one of {', '.join(ALGORITHMS)}")
@@ -108,13 +108,13 @@ def kernels(algorithm: str = "rba") -> tuple[str, ...]:
 
 
 def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | str = "cpu", out_capsules: int = 1) -> str:
-    """The kernel that `kernel` names, with `auto` replaced by the one it stands for on a device.
+    """The kernel that `kernel` names, with `auto` resolved for a device.
 
     Args:
         kernel: a name.
-        algorithm: of routing.
-        device: where it runs.
-        out_capsules: J; `compiled` has a largest one.
+        algorithm: routing algorithm.
+        device: device of the tensors.
+        out_capsules: J, for which `compiled` has a limit.
 
     Raises:
         ConfigurationError: there is no such algorithm or kernel.
@@ -136,7 +136,7 @@ def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | s
 def check_routing(
     algorithm: str, kernel: str, iterations: int, device: torch.device | str = "cpu", out_capsules: int = 1
 ) -> Kernel:
-    """Refuses names and counts that `route` could not serve; the kernel that would.
+    """Refuse names and counts that `route` could not serve; return the kernel that would serve.
 
     Raises:
         ConfigurationError: an unknown algorithm or kernel, or fewer than one iteration.
@@ -158,25 +158,25 @@ def route(
     iterations: int = 3,
     kernel: str = "auto",
 ) -> Tensor:
-    """Routes input capsules to output capsules.
+    """Route input capsules to output capsules.
 
     With `sda` one temperature serves the whole batch, so a sample's outputs depend on the batch it is in; with the
-    others they do not.
+    others it does not.
 
     Args:
         inputs: capsules `[B, I, K]`.
         weight: transformations `[I, K, J, D]`.
-        bias: `[J, D]`, for `sda` (added to the sum) and `em` (added to the votes); 0 where it is left out. `rba` has none.
-        beta_u: `[J]`, for `em` alone: what describing a dimension costs.
-        beta_a: `[J]`, for `em` alone: what an active capsule may cost.
+        bias: `[J, D]`, for `sda` (added to the sum) and `em` (added to the votes); 0 by default. `rba` has none.
+        beta_u: `[J]`, for `em` alone: cost of describing a dimension.
+        beta_a: `[J]`, for `em` alone: cost that an active capsule may have.
         algorithm: `rba`, routing by agreement (Sabour et al. 2017, procedure 1); `sda`, scaled-distance agreement (Peer et
             al. 2018); `sda-published`, with the published code's slip in its temperature; `em`, for vectors (Hinton et al. 2018).
         iterations: rounds of routing.
-        kernel: how it is computed: `reference`, `published`, `recompute`, `compiled` (CPU, with a C compiler), `triton`
+        kernel: way to compute it: `reference`, `published`, `recompute`, `compiled` (CPU, with a C compiler), `triton`
             (CUDA), or `auto`: the fastest that keeps no votes and can run here.
 
     Returns:
-        Output capsules `[B, J, D]`; float32 where the inputs are half precision, and under autocast.
+        Output capsules `[B, J, D]`; float32 if the inputs are half precision, and under autocast.
 
     Raises:
         ShapeError: inputs, weight and the other parameters do not fit together.
@@ -200,7 +200,7 @@ def route_keeping(
     iterations: int = 3,
     kernel: str = "auto",
 ) -> tuple[Tensor, Kept]:
-    """`route` without a graph, and what spares `route_and_vjp` the rounds (nothing, where a kernel keeps nothing)."""
+    """Compute `route` without a graph, and the tensors that spare `route_and_vjp` the rounds (none if a kernel keeps nothing)."""
     found, tensors = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
     tensors = _in_one_dtype(tensors)
     with torch.no_grad(), full_precision(inputs.device):
@@ -222,27 +222,27 @@ def route_and_vjp(
     kernel: str = "auto",
     kept: Kept = (),
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`route` and its vector-Jacobian product from one evaluation, without a graph.
+    """Compute `route` and its vector-Jacobian product by one evaluation, without a graph.
 
     Args:
-        inputs: as for `route`, like all that are not named here.
-        weight: likewise.
-        grad: of the outputs, `[B, J, D]`.
-        bias: likewise.
-        beta_u: likewise.
-        beta_a: likewise.
-        algorithm: likewise.
-        iterations: likewise.
-        kernel: likewise.
-        kept: what `route_keeping` gave for the same inputs.
+        inputs: as in `route`.
+        weight: as in `route`.
+        grad: gradient of the outputs, `[B, J, D]`.
+        bias: as in `route`.
+        beta_u: as in `route`.
+        beta_a: as in `route`.
+        algorithm: as in `route`.
+        iterations: as in `route`.
+        kernel: as in `route`.
+        kept: tensors that `route_keeping` returned for the same inputs.
 
     Returns:
         The outputs, bit for bit those of `route`; and the gradients of `(outputs * grad).sum()` for inputs, weight and
-        the algorithm's other parameters, in the order bias, beta_u, beta_a and in the dtypes of what they belong to.
+        the algorithm's other parameters, in the order bias, beta_u, beta_a and in the dtypes of these parameters.
 
     Raises:
-        ShapeError: as `route`.
-        ConfigurationError: as `route`.
+        ShapeError: as in `route`.
+        ConfigurationError: as in `route`.
     """
     found, given = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
     tensors = _in_one_dtype(given)
@@ -258,7 +258,7 @@ def route_and_vjp(
 
 
 def _plain_vjp(kernel: Kernel, tensors: list[Tensor], iterations: int, grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """By autograd, for a kernel that has no shorter way."""
+    """Compute the product by autograd, for a kernel that has no shorter way."""
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         outputs = kernel.route(*leaves, iterations)
@@ -269,7 +269,7 @@ def _plain_vjp(kernel: Kernel, tensors: list[Tensor], iterations: int, grad: Ten
 def _prepare(
     inputs: Tensor, weight: Tensor, extras: tuple[Tensor | None, ...], algorithm: str, iterations: int, kernel: str
 ) -> tuple[Kernel, list[Tensor]]:
-    """The kernel and its tensors, once all of it is known to fit."""
+    """The kernel and its tensors, after a check that they fit together."""
     _check_shapes(inputs, weight)
     found = check_routing(algorithm, kernel, iterations, inputs.device, weight.shape[2])
     tensors = [inputs, weight, *_extras(weight, extras, algorithm)]
@@ -278,7 +278,7 @@ def _prepare(
 
 
 def _in_one_dtype(tensors: list[Tensor]) -> list[Tensor]:
-    """All in the widest dtype among them, at least float32."""
+    """Tensors in the widest dtype among them, at least float32."""
     if all(tensor.dtype is torch.float32 for tensor in tensors):
         return tensors
     dtype = torch.float32
@@ -288,7 +288,7 @@ def _in_one_dtype(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _extras(weight: Tensor, given: tuple[Tensor | None, ...], algorithm: str) -> list[Tensor]:
-    """The parameters that the algorithm has besides its weight."""
+    """The algorithm's parameters besides its weight."""
     wanted = ALGORITHMS[algorithm].extras
     found = []
     for name, tensor in zip(("bias", "beta_u", "beta_a"), given, strict=True):

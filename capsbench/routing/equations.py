@@ -1,6 +1,6 @@
-"""The pieces of SDA and EM that hold for a whole layer at once, shared by the kernels. Letters as in `reference`.
+"""Parts of SDA and EM that are computed for a whole layer at once, shared by the kernels. Letters as in `reference`.
 
-Each is small against the votes; what is written in terms of votes has one form per kernel.
+Each is small against the votes; computations on votes have one form per kernel.
 """
 
 import math
@@ -14,9 +14,9 @@ SDA_EPSILON = 1e-12
 EM_VARIANCE_FLOOR = 1e-4
 EM_LOG_2PI = math.log(2 * math.pi)
 _SDA_TARGET = 0.9
-"""The coupling that SDA gives to a vote at half the mean distance."""
+"""Coupling that SDA gives to a vote at half the mean distance."""
 _EM_FINAL, _EM_DECAY = 0.01, 0.95
-"""λ of round n is 0.01 · (1 − 0.95ⁿ), the inverse temperature of EM's activations."""
+"""Constants of λ = 0.01 · (1 − 0.95ⁿ) in round n, the inverse temperature of EM's activations."""
 
 
 def sda_limited(u_hat: Tensor, inputs: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def sda_temperature(mean_distance: Tensor, outputs: int, *, published: bool) -> 
 
     Args:
         mean_distance: d_o, over batch, input and output capsules.
-        outputs: J. With one output capsule the coupling is 1 whatever t is, and t is 0.
+        outputs: J. With one output capsule the coupling is 1 for any t, and t is 0.
         published: the published code divides ln(1−0.9) alone by the difference.
     """
     if outputs == 1:
@@ -60,5 +60,5 @@ def em_log_activation(total: Tensor, variance: Tensor, beta_u: Tensor, beta_a: T
 
 
 def em_log_prior(log_active: Tensor, variance: Tensor) -> Tensor:
-    """The log prior ln a_out − Σ_h ½ ln 2πσ²: what a vote at the mean is worth. `[B, J]`, `[B, J, D]` → `[B, J]`."""
+    """The log prior ln a_out − Σ_h ½ ln 2πσ², the value of a vote at the mean. `[B, J]`, `[B, J, D]` → `[B, J]`."""
     return log_active - 0.5 * (EM_LOG_2PI + variance.log()).sum(-1)

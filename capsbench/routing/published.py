@@ -13,7 +13,7 @@ _EPSILON = 1e-8
 
 
 def rba(inputs: Tensor, weight: Tensor, iterations: int) -> Tensor:
-    """Routing by agreement with the published code's memory and rounding. Arguments as `reference.rba`."""
+    """Routing by agreement with the published code's memory and rounding. The arguments are those of `reference.rba`."""
     u_hat = _tiled_votes(inputs, weight)
     fixed = u_hat.detach()
     logits = fixed.new_zeros(*fixed.shape[:3], 1)
@@ -24,7 +24,7 @@ def rba(inputs: Tensor, weight: Tensor, iterations: int) -> Tensor:
 
 
 def sda(inputs: Tensor, weight: Tensor, bias: Tensor, iterations: int, *, published: bool = True) -> Tensor:
-    """Scaled-distance-agreement routing with the published code's memory and rounding. Arguments as `reference.sda`."""
+    """Scaled-distance agreement with the published code's memory and rounding. The arguments are those of `reference.sda`."""
     u_hat = _tiled_votes(inputs, weight)
     norm = torch.linalg.vector_norm(u_hat, dim=-1, keepdim=True)
     most = torch.linalg.vector_norm(inputs, dim=-1)[:, None, :, None]

@@ -1,4 +1,4 @@
-"""Routing in torch that keeps no votes: they are computed again, a tile of input capsules at a time, wherever they are needed.
+"""Routing in torch that keeps no votes: they are computed again, a tile of input capsules at a time, each time they are needed.
 
 Read `rounds` first. Letters and layouts as in `tiles`; `_last` marks `[B, D, J]`.
 """
@@ -14,16 +14,16 @@ from capsbench.routing.tiles import Gradients, Tile, tile_votes, tiles
 
 
 class _Votes(NamedTuple):
-    """Those of one tile. The weighted sum runs over `u_hat · factor`: two small tensors are cheaper than one product."""
+    """Votes of one tile. The weighted sum runs over `u_hat · factor`, since two small tensors are cheaper than one product."""
 
     u_hat: Tensor
-    """`[T, B, D, J]`; not to be written into."""
+    """`[T, B, D, J]`, which must not be written into."""
     factor: Tensor | None
-    """SDA: min(‖û‖, ‖u‖)/‖û‖ `[T, B, J]`."""
+    """`[T, B, J]`, min(‖û‖, ‖u‖)/‖û‖ for SDA."""
 
 
 class TilePasses(SumPasses):
-    """Walks tile by tile; where one tile is all, its votes are computed once for the whole call."""
+    """Passes tile by tile; if there is only one tile, its votes are computed once for the whole call."""
 
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
         self._inputs, self._weight, self._limited = inputs, weight, limited
@@ -55,7 +55,7 @@ class TilePasses(SumPasses):
     def gradients(
         self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Those of inputs and weight."""
+        """The gradients of inputs and weight."""
         gradients = Gradients(self._inputs, self._weight, need_inputs, need_weight)
         (grad_last,) = _last((grad,))
         state = _last(state)
@@ -89,24 +89,24 @@ class TilePasses(SumPasses):
 
 
 def _last(state: State) -> State:
-    """With J last, as the tiles have it."""
+    """The state with J last, as the tiles have it."""
     return tuple(one.mT.contiguous() if one.dim() else one for one in state)
 
 
 def _share(coupling: Tensor, votes: _Votes) -> Tensor:
-    """What each û has in the weighted sum, `[T, B, J]`."""
+    """`[T, B, J]`, the share of each û in the weighted sum."""
     return coupling if votes.factor is None else coupling * votes.factor
 
 
 def _limit(u_hat: Tensor, tile: Tile) -> Tensor:
-    """min(‖û‖, ‖u‖)/‖û‖ `[T, B, J]`, and 1 for the zero vote."""
+    """`[T, B, J]`, min(‖û‖, ‖u‖)/‖û‖, and 1 for the zero vote."""
     norm = (u_hat * u_hat).sum(-2).sqrt_()
-    # 0/0 is the zero vote of a zero capsule; NaN votes stay NaN whatever their factor.
+    # 0/0 is the zero vote of a zero capsule; NaN votes stay NaN with any factor.
     return norm.reciprocal_().mul_(length(tile.capsules, keepdim=True)).nan_to_num_(nan=1.0).clamp_max_(1)
 
 
 def _distances(votes: _Votes, v_last: Tensor) -> Tensor:
-    """‖v − û·factor‖ `[T, B, J]`. Over a dimension that is not the last, vector_norm takes fifty times as long."""
+    """`[T, B, J]`, ‖v − û·factor‖. Over a dimension that is not the last, vector_norm takes fifty times as long."""
     if votes.factor is None:
         difference = v_last - votes.u_hat
     else:
@@ -115,14 +115,14 @@ def _distances(votes: _Votes, v_last: Tensor) -> Tensor:
 
 
 def _write_limited(gradients: Gradients, tile: Tile, votes: _Votes, coupling: Tensor, grad_last: Tensor) -> None:
-    """A shortened vote is e·‖u‖ with e = û/‖û‖: its gradient turns û, and lengthens u.
+    """Write the gradients of a shortened vote e·‖u‖ with e = û/‖û‖, which turn û and lengthen u.
 
     With f = ‖u‖/‖û‖ and g' = c·g: dû = f·(g' − e (e·g')), and d‖u‖ = e·g' summed over J.
     """
     u_hat, factor = votes
     factor = torch.ones_like(coupling) if factor is None else factor
     most = length(tile.capsules, keepdim=True)
-    # e·g' = û·g c f/‖u‖ where the vote is shortened, and nothing where it is not.
+    # e·g' = û·g c f/‖u‖ if the vote is shortened, and 0 if it is not.
     shortened = (factor < 1).to(factor.dtype) / most.clamp_min(torch.finfo(factor.dtype).tiny)
     lengthens = (u_hat * grad_last).sum(-2).mul_(coupling).mul_(factor).mul_(shortened)
     grad_votes = grad_last * (coupling * factor).unsqueeze(-2)

@@ -1,7 +1,7 @@
 """EM routing that keeps no votes. Gradients run through all rounds, so each sum over I has a backward of its own.
 
-A round is two sums over I: of R·a and R·a·V, which give the mean, and of R·a·(V − μ)², which gives the variance. What lies
-between is `[B, J, D]` and left to autograd; each sum keeps only what it was given, and in backward evaluates one tile
+A round is two sums over I: of R·a and R·a·V, which give the mean, and of R·a·(V − μ)², which gives the variance. The part
+between is `[B, J, D]` and left to autograd; each sum keeps only its arguments, and in backward evaluates one tile
 after the other again. Letters and layouts as in `tiles`; `_last` marks `[B, D, J]`.
 """
 
@@ -17,10 +17,10 @@ from capsbench.routing.squash import length, unit
 from capsbench.routing.tiles import Gradients, tile_votes, tiles
 
 Prior = tuple[Tensor, ...]
-"""What the round before says of each output capsule: log prior `[B, J]`, mean and precision `[B, D, J]`; at first empty."""
+"""State of each output capsule after a round: log prior `[B, J]`, mean and precision `[B, D, J]`; empty at first."""
 
 Part = Callable[..., tuple[Tensor, ...]]
-"""One tile's share of a sum: (votes `[T, B, D, J]`, capsules `[T, B, K]`, *shared) → tensors to be summed over tiles."""
+"""A function for one tile's part of a sum: (votes `[T, B, D, J]`, capsules `[T, B, K]`, *shared) → tensors to add over tiles."""
 
 
 def em(inputs: Tensor, weight: Tensor, bias: Tensor, beta_u: Tensor, beta_a: Tensor, iterations: int) -> Tensor:

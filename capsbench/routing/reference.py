@@ -1,4 +1,4 @@
-"""Routing, equation by equation, in plain autograd: the specification that every other kernel is held to.
+"""Routing, equation by equation, in plain autograd: the specification of every other kernel.
 
 Shapes:
     B  batch            I  input capsules     K  input dimension
@@ -16,7 +16,7 @@ from capsbench.routing.squash import length, squash, unit
 
 
 def votes(inputs: Tensor, weight: Tensor) -> Tensor:
-    """û_ij = u_i W_ij: what each input capsule predicts for each output capsule. `[B, I, J, D]`."""
+    """The votes û_ij = u_i W_ij, the prediction of each input capsule for each output capsule. `[B, I, J, D]`."""
     return torch.einsum("bik,ikjd->bijd", inputs, weight)
 
 
@@ -68,7 +68,7 @@ def em(inputs: Tensor, weight: Tensor, bias: Tensor, beta_u: Tensor, beta_a: Ten
         weight: `[I, K, J, D]`.
         bias: `[J, D]`, added to the votes.
         beta_u: `[J]`, the cost of describing one dimension.
-        beta_a: `[J]`, what an active capsule may cost.
+        beta_a: `[J]`, cost that an active capsule may have.
         iterations: rounds.
     """
     u_hat = votes(inputs, weight) + bias

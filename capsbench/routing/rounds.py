@@ -2,7 +2,7 @@
 
 Both let no gradient through their loop, so backward needs the coupling of the last round alone, and that follows from
 something small: for RBA from the summed outputs of the rounds before, since b = û·Σv; for SDA from the outputs of the
-round before and one temperature. This `State` is all that is kept. What walks over the votes is a kernel's `Passes`.
+round before and one temperature. This `State` is all that is kept. A kernel's `Passes` walk over the votes.
 
 Letters as in `reference`.
 """
@@ -19,21 +19,21 @@ from capsbench.routing.equations import sda_temperature
 from capsbench.routing.squash import squash, squash_and_vjp, squash_vjp
 
 State = tuple[Tensor, ...]
-"""What fixes the coupling of a round: RBA Σv `[B, J, D]`; SDA v `[B, J, D]` and t. Empty before the first, which is uniform."""
+"""Tensors that fix the coupling of a round: RBA Σv `[B, J, D]`; SDA v `[B, J, D]` and t. Empty before the first round."""
 
 Couplings = list[Tensor]
-"""Those of the last round, in whatever layout a kernel likes; empty where they are not known."""
+"""Couplings of the last round, in a kernel's own layout; empty if they are not known."""
 
 
 class Passes(ABC):
-    """How one kernel walks over the votes of one call. s is the weighted sum of a round with its bias, `[B, J, D]`."""
+    """A kernel's walks over the votes of one call. s is the weighted sum of a round with its bias, `[B, J, D]`."""
 
     @abstractmethod
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None: ...
 
     @abstractmethod
     def outputs(self, state: State, bias: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """squash(s), and s."""
+        """The outputs squash(s), and s."""
 
     @abstractmethod
     def mean_distance(self, outputs: Tensor) -> Tensor:
@@ -43,16 +43,16 @@ class Passes(ABC):
     def vjp(
         self, state: State, s: Tensor, grad: Tensor, need_inputs: bool, need_weight: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """From the gradient of squash(s), whose coupling is a constant, those of s, inputs and weight."""
+        """The gradients of s, inputs and weight from that of squash(s), whose coupling is a constant."""
 
     @abstractmethod
     def value_and_vjp(
         self, state: State, bias: list[Tensor], grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """squash(s) with the bits of `outputs`, and what `vjp` gives."""
+        """The outputs squash(s) with the bits of `outputs`, and the gradients of `vjp`."""
 
     def state(self, rounds: "Rounds", bias: list[Tensor], iterations: int) -> State:
-        """What the last of so many rounds starts from."""
+        """The state before the last of this many rounds."""
         state: State = ()
         for _ in range(iterations - 1):
             state = rounds.next_state(state, self.outputs(state, bias)[0], self)
@@ -60,34 +60,34 @@ class Passes(ABC):
 
 
 class SumPasses(Passes):
-    """Those of a kernel that sums over votes, and leaves all that follows to torch."""
+    """Passes of a kernel that sums over votes, and leaves everything after the sums to torch."""
 
     @abstractmethod
     def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
-        """Σ_i c_i û_i `[B, J, D]`; adds the couplings to a list that is given."""
+        """The weighted sum Σ_i c_i û_i `[B, J, D]`; the couplings are added to `couplings` if it is given."""
 
     @abstractmethod
     def gradients(
         self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """From the gradient of the weighted sum `[B, J, D]`, whose coupling is a constant, those of inputs and weight."""
+        """The gradients of inputs and weight from that of the weighted sum `[B, J, D]`, whose coupling is a constant."""
 
     def outputs(self, state: State, bias: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """See `Passes`."""
+        """Implement `Passes.outputs`."""
         s = plus(self.weighted_sum(state, None), bias)
         return squash(s), s
 
     def vjp(
         self, state: State, s: Tensor, grad: Tensor, need_inputs: bool, need_weight: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """See `Passes`."""
+        """Implement `Passes.vjp`."""
         grad_s = squash_vjp(s, grad)
         return grad_s, *self.gradients(state, grad_s, [], need_inputs, need_weight)
 
     def value_and_vjp(
         self, state: State, bias: list[Tensor], grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """See `Passes`."""
+        """Implement `Passes.value_and_vjp`."""
         couplings: Couplings = []
         outputs, grad_s = squash_and_vjp(plus(self.weighted_sum(state, couplings), bias), grad)
         return outputs, grad_s, *self.gradients(state, grad_s, couplings, True, True)
@@ -95,12 +95,12 @@ class SumPasses(Passes):
 
 @dataclass(frozen=True)
 class Rounds:
-    """What the outputs of one round say of the next."""
+    """The step from the outputs of one round to the next round."""
 
     limited: bool = False
-    """SDA rather than RBA: votes no longer than their capsule, and agreement by distance."""
+    """True for SDA rather than RBA: votes no longer than their capsule, and agreement by distance."""
     published: bool = False
-    """SDA with the published code's temperature."""
+    """True for SDA with the published code's temperature."""
 
     def next_state(self, state: State, outputs: Tensor, passes: Passes) -> State:
         """The state after a round with these outputs `[B, J, D]`."""
@@ -112,7 +112,7 @@ class Rounds:
 class Staged:
     """One kernel for one algorithm: `route`, and its parts for a reversible stack.
 
-    All take inputs, weight, the bias where the algorithm has one, and the number of iterations.
+    All take inputs, weight, the bias if the algorithm has one, and the number of iterations.
     """
 
     def __init__(self, passes: type[Passes], rounds: Rounds) -> None:
@@ -120,7 +120,7 @@ class Staged:
         self.rounds = rounds
 
     def route(self, inputs: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        """Differentiable; keeps `[B, J, D]` twice, and no votes."""
+        """Compute a differentiable result, keeping `[B, J, D]` twice, and no votes."""
         if not torch.is_grad_enabled():
             return self.keeping(inputs, weight, *rest)[0]
         *bias, iterations = rest
@@ -134,7 +134,7 @@ class Staged:
         return outputs, tuple(state)
 
     def and_vjp(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(…, iterations, grad, kept) → the outputs, bit for bit those of `route`, and gradients of `(outputs * grad).sum()`."""
+        """Take (…, iterations, grad, kept); return the bits of `route`, and the gradients of `(outputs * grad).sum()`."""
         *bias, iterations, grad, kept = rest
         passes = self.passes(inputs, weight)
         state = kept or passes.state(self.rounds, bias, iterations)
@@ -150,7 +150,7 @@ class Staged:
         return *passes.outputs(state, bias), *state
 
     def passes(self, inputs: Tensor, weight: Tensor) -> Passes:
-        """The walks of one call."""
+        """The passes of one call."""
         return self._passes(inputs, weight, limited=self.rounds.limited)
 
 
@@ -184,12 +184,12 @@ class _Routed(torch.autograd.Function):
 
 
 def uniform_sum(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Σ_i û_i / J `[B, J, D]` of votes without a limit: the sum over I is one plain matrix product over I·K."""
+    """The sum Σ_i û_i / J `[B, J, D]` of votes without a limit, which is one plain matrix product over I·K."""
     outputs, dim = weight.shape[2:]
     flat = inputs.flatten(1) @ weight.flatten(2).flatten(0, 1)
     return (flat / outputs).unflatten(1, (outputs, dim))
 
 
 def plus(s: Tensor, bias: list[Tensor]) -> Tensor:
-    """The sum with the bias, where the algorithm has one."""
+    """The sum with the bias, if the algorithm has one."""
     return s + bias[0] if bias else s

@@ -9,29 +9,29 @@ from torch import Tensor
 
 
 def length(capsules: Tensor, *, keepdim: bool = False) -> Tensor:
-    """‖v‖ over the last dimension; its gradient is v/‖v‖, and 0 at the zero vector. `[..., D]` → `[...]`."""
+    """Length ‖v‖ over the last dimension; its gradient is v/‖v‖, and 0 at the zero vector. `[..., D]` → `[...]`."""
     # vector_norm's own backward masks the zero vector; norm(), sqrt(sum of squares) and eps-variants do not.
     return torch.linalg.vector_norm(capsules, dim=-1, keepdim=keepdim)
 
 
 def squash(s: Tensor) -> Tensor:
-    """‖s‖²/(1+‖s‖²) · s/‖s‖ over the last dimension, and 0 at 0 (Sabour et al. 2017, equation 1). `[..., D]` → same.
+    """Squash s to ‖s‖²/(1+‖s‖²) · s/‖s‖ over the last dimension, and 0 at 0 (Sabour et al. 2017, equation 1). `[..., D]` → same.
 
-    Written as s · ‖s‖/(1+‖s‖²), so that nothing is divided by a length.
+    It is computed as s · ‖s‖/(1+‖s‖²), so that nothing is divided by a length.
     """
     norm = length(s, keepdim=True)
     return s * (norm / (1 + norm * norm))
 
 
 def unit(s: Tensor) -> Tensor:
-    """s/‖s‖ over the last dimension, and 0 at 0. `[..., D]` → same."""
+    """Unit vector s/‖s‖ over the last dimension, and 0 at 0. `[..., D]` → same."""
     norm = length(s, keepdim=True)
     nonzero = norm > 0
     return torch.where(nonzero, s / torch.where(nonzero, norm, 1), 0)
 
 
 def squash_and_vjp(s: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """`squash(s)`, bit for bit, and the gradient of `(squash(s) * grad).sum()` for s in closed form. `[..., D]` → two of it.
+    """Compute `squash(s)`, bit for bit, and the gradient of `(squash(s) * grad).sum()` in closed form. `[..., D]` → two of it.
 
     With n = ‖s‖ the gradient is g·n/(1+n²) + s·(s·g)·(1−n²)/(n(1+n²)²), and 0 at 0.
     """
@@ -44,5 +44,5 @@ def squash_and_vjp(s: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def squash_vjp(s: Tensor, grad: Tensor) -> Tensor:
-    """The gradient alone, of `squash_and_vjp`."""
+    """The gradient of `squash_and_vjp` alone."""
     return squash_and_vjp(s, grad)[1]

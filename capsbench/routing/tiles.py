@@ -12,7 +12,7 @@ from torch import Tensor
 
 from capsbench.exporting import is_exporting
 
-# What the votes of one tile may take: a share of a core's cache, or enough work to fill a GPU.
+# Size of the votes of one tile: a share of a core's cache, or enough work to fill a GPU.
 TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 
 
@@ -20,7 +20,7 @@ class Tile(NamedTuple):
     """Some of a layer's input capsules, with their weights."""
 
     span: slice
-    """Which of I."""
+    """Slice of I."""
     capsules: Tensor
     """`[T, B, K]`."""
     rows: Tensor
@@ -28,22 +28,22 @@ class Tile(NamedTuple):
 
 
 def tiles(inputs: Tensor, weight: Tensor) -> Iterator[Tile]:
-    """Cuts inputs `[B, I, K]` and weight `[I, K, J, D]` into tiles whose votes fit a cache; into one in an exported program."""
+    """Cut inputs `[B, I, K]` and weight `[I, K, J, D]` into tiles whose votes fit a cache; only one in an exported program."""
     count, _, outputs, dim = weight.shape
     if is_exporting():
-        # It serves every batch size, so that the number of tiles cannot depend on one.
+        # An exported program serves every batch size, so that the number of tiles cannot depend on it.
         size = max(1, count)
     else:
         votes_of_one = max(1, inputs.shape[0] * outputs * dim * inputs.element_size())
         size = max(1, TILE_BYTES.get(inputs.device.type, TILE_BYTES["cuda"]) // votes_of_one)
     for start in range(0, count, size):
         span = slice(start, start + size)
-        # Made one by one: a tile's rows are a copy, and all of them together would be the weight once more.
+        # Tiles are made one by one, because a tile's rows are a copy, and all of them together would be a copy of the weight.
         yield Tile(span, inputs[:, span].transpose(0, 1), weight[span].mT.flatten(2))
 
 
 def tile_votes(tile: Tile, outputs: int) -> Tensor:
-    """û of one tile, `[T, B, D, J]`, by one batched product."""
+    """Votes û of one tile, `[T, B, D, J]`, by one batched product."""
     return torch.bmm(tile.capsules, tile.rows).unflatten(2, (-1, outputs))
 
 
@@ -55,7 +55,7 @@ class Gradients:
         self.weight = torch.empty_like(weight) if need_weight else None
 
     def write(self, tile: Tile, grad_votes: Tensor) -> None:
-        """From the gradient of one tile's votes, `[T, B, D, J]`."""
+        """Write the part of one tile, from the gradient of its votes `[T, B, D, J]`."""
         flat = grad_votes.flatten(2)
         if self.inputs is not None:
             self.inputs[:, tile.span] = torch.bmm(flat, tile.rows.mT).transpose(0, 1)

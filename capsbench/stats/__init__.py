@@ -1,1 +1,1 @@
-"""Statistics of samples, for whoever measures and whoever reports: numbers in, numbers out."""
+"""Statistics of samples, for measuring and reporting alike: numbers in, numbers out."""

@@ -1,4 +1,4 @@
-"""Intervals of slopes and of their ratios, from the standard errors of every source of noise that is known."""
+"""Intervals of slopes and of their ratios, from the standard errors of every known source of noise."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -18,13 +18,13 @@ class StandardError(NamedTuple):
     """The standard error that one source of noise gives an estimate."""
 
     value: float
-    """In the unit of the estimate."""
+    """Value in the unit of the estimate."""
     degrees: float
     """Degrees of freedom of its Student's t, not always a whole number."""
 
 
 StandardErrors = tuple[StandardError, ...]
-"""Those of independent sources."""
+"""Standard errors of independent sources."""
 
 
 def interval(centre: float, half: float) -> Interval:
@@ -44,7 +44,7 @@ def reach(errors: Iterable[StandardError]) -> float:
 def p_value(estimate: float, errors: Sequence[StandardError]) -> float:
     """The two-sided p-value of an estimate, below 5 % where its interval does not contain 0.
 
-    Figures that do not scatter at all differ as soon as their values do.
+    Figures without scatter differ as soon as their values do.
     """
     half = reach(errors)
     if half <= 1e-12 * abs(estimate):
@@ -64,7 +64,7 @@ def ratio_interval(slope: float, half: float, reference: float, reference_half: 
         reference_half: half the width of its interval.
 
     Returns:
-        Its ends, or None where the divisor's interval contains 0, and the ratio may be anything.
+        The ends of the interval; None where the divisor's interval contains 0, so that the ratio may be anything.
     """
     divisor = (reference - reference_half) * (reference + reference_half)
     if divisor <= 0:

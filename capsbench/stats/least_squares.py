@@ -33,11 +33,11 @@ class SlopeFit:
     slope_error: float | None = None
     """Standard error of the slope; None with fewer than three points."""
     exact: bool = False
-    """Whether every value lies on the line, as far as numbers of this size can say."""
+    """True if every value lies on the line, to the precision of numbers of this size."""
 
 
 def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
-    """Fits `values` = intercept + slope · `blocks` by ordinary least squares.
+    """Fit `values` = intercept + slope · `blocks` by ordinary least squares.
 
     Args:
         blocks: depths; at least two different ones.
@@ -57,7 +57,7 @@ def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
     if np.unique(x).size < 2:
         raise ConfigurationError(f"a slope over {np.unique(x).size} depths", "a line needs two different depths")
     if np.ptp(y) == 0:
-        # Exactly level: there is nothing for r² to explain.
+        # The values are exactly level, and r² has nothing to explain.
         level = float(y[0])
         known = x.size > 2
         intervals: tuple[Interval | None, Interval | None] = ((0.0, 0.0), (level, level)) if known else (None, None)
@@ -81,7 +81,7 @@ def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
 
 
 _WHOLE = 2.0**53
-"""Floating-point numbers hold whole numbers exactly up to here."""
+"""Largest number up to which floating-point numbers hold whole numbers exactly."""
 _ROUNDING = 16 * np.finfo(float).eps
 """Distance from a line, as a share of the largest value, that rounding alone may leave."""
 
@@ -89,7 +89,7 @@ _ROUNDING = 16 * np.finfo(float).eps
 def _line(x: Floats, y: Floats) -> tuple[float, float, bool]:
     """Slope and intercept, and whether every value lies on the line.
 
-    Whole numbers are fitted in rational arithmetic: what rounding would leave of an exact line looks like noise, and has a sign.
+    Whole numbers are fitted in rational arithmetic, because rounding errors of an exact line look like noise, with a sign.
     """
     if all((np.floor(one) == one).all() and np.abs(one).max() <= _WHOLE for one in (x, y)):
         return _whole_line([int(one) for one in x.tolist()], [int(one) for one in y.tolist()])

@@ -1,4 +1,4 @@
-"""Whether what depth costs is a line at all: reserved memory jumps, and a cache that overflows bends a time."""
+"""The test of whether the cost of depth is a line at all: reserved memory jumps, and a cache that overflows bends a time."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ from scipy import stats
 from capsbench.stats.intervals import Floats
 
 LARGEST_DEVIATION = 0.02
-"""Residual over the range of the values, up to which nobody would call it anything but a line."""
+"""Largest residual over the range of the values that is always called a line."""
 
 ROUNDING_BYTES = 512.0
-"""What the caching allocator rounds to: less says nothing of depth."""
+"""Granularity of the caching allocator: smaller differences carry no information on depth."""
 
 BENT_BY_CHANCE = 0.01
 _FEWEST_DEPTHS = 5
@@ -39,12 +39,12 @@ def shape_of(linear: bool, low: float | None, high: float | None) -> Shape:
 
 
 def bytes_are_linear(residuals: Floats, deviation: float) -> bool:
-    """Bytes repeat, so no statistics: whether no residual exceeds 512 bytes, or 2 % of the range."""
+    """Return whether no residual of bytes, which repeat and need no statistics, exceeds 512 bytes or 2 % of the range."""
     return bool(np.abs(residuals).max() <= ROUNDING_BYTES or deviation <= LARGEST_DEVIATION)
 
 
 def times_are_linear(blocks: Floats, values: Floats, deviation: float) -> bool:
-    """Whether chance explains the distance of times from their line (p ≥ 0.01), or none is 2 % of the range.
+    """Return whether chance explains the distance of times from their line (p ≥ 0.01), or none is 2 % of the range.
 
     With replicates the scatter among them is the measure (lack-of-fit test); without, a parabola must not fit better than the
     line (F-test of the quadratic term), for which there must be five depths: fewer always pass.
@@ -63,7 +63,7 @@ def times_are_linear(blocks: Floats, values: Floats, deviation: float) -> bool:
 
 
 def _chance(line: float, better: float, terms: int, spare: int) -> float:
-    """Probability that a model with so many more terms leaves so much smaller a sum of squares where the line is true."""
+    """Probability that a model with this many more terms leaves this much smaller a sum of squares if the line is true."""
     gained = max(line - better, 0.0) / terms
     if gained == 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""The interval of a median, whatever the noise looks like."""
+"""The interval of a median, for noise of any shape."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-"""Of every interval that the program prints."""
+"""Level of every interval that the program prints."""
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
@@ -19,7 +19,7 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
         samples: in any order.
 
     Returns:
-        Its ends, or None with fewer than six: even the range of five contains their median in less than 95 % of cases.
+        The ends; None with fewer than six samples, since even the range of five contains the median in less than 95 % of cases.
     """
     ranks = _ranks(len(samples))
     if ranks is None:
@@ -31,8 +31,8 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
 def median_error(samples: Sequence[float]) -> float:
     """The standard error of a median (Price and Bonett 2001): the width of the sign test's interval over that of a normal one.
 
-    A few odd samples do not move it. Of fewer than six samples the range stands for the interval, at the level that it has; of
-    one it is 0, as nothing is known.
+    A few odd samples do not move it. For fewer than six samples the range stands for the interval, at the level that it has; for
+    one sample it is 0, as nothing is known.
     """
     if len(samples) < 2:
         return 0.0
@@ -43,7 +43,7 @@ def median_error(samples: Sequence[float]) -> float:
 
 @cache
 def _ranks(count: int) -> tuple[int, int] | None:
-    """Indices of the two ends among so many sorted samples: they depend on the number of samples alone."""
+    """Indices of the interval's two ends in the sorted samples, which depend on the number of samples alone."""
     if count == 0:
         return None
     found: Any = stats.quantile_test(np.arange(count), p=0.5)
@@ -53,6 +53,6 @@ def _ranks(count: int) -> tuple[int, int] | None:
 
 @cache
 def _normal_width(count: int, low: int) -> float:
-    """The width, in standard errors, of a normal interval that covers as often as that between two of so many samples."""
+    """The width, in standard errors, of a normal interval with the coverage of that between two of `count` samples."""
     outside = float(stats.binom.cdf(low, count, 0.5))
     return float(-2 * stats.norm.ppf(outside))

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the data frame, and what people call it."""
+    """A column of the data frame, and its names."""
 
     name: str
-    """As the command line spells it."""
+    """Name on the command line."""
     column: str
-    """As `capsbench.load` spells it."""
+    """Name of the column in `capsbench.load`."""
     title: str
-    """As figures spell it."""
+    """Name in figures."""
     is_bytes: bool
-    """Bytes, or seconds."""
+    """True for bytes, False for seconds."""
 
     @property
     def repeats(self) -> bool:
-        """Whether a second run gives the same value, as it does for all bytes but those of a whole process."""
+        """Return whether a second run gives the same value, as for all bytes but those of a whole process."""
         return self.is_bytes and self.name != "process"
 
 
@@ -31,7 +31,7 @@ MEMORY_METRICS = {
         Metric("process", "process_bytes", "process memory", True),
     )
 }
-"""Quantities of memory."""
+"""Memory figures by name."""
 
 TIME_METRICS = {
     metric.name: metric
@@ -44,4 +44,4 @@ TIME_METRICS = {
 """Times of one step."""
 
 METRICS = MEMORY_METRICS | TIME_METRICS
-"""All of them, memory first."""
+"""All metrics, memory first."""

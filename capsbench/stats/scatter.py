@@ -1,9 +1,9 @@
-"""How far a least-squares line may be off: standard errors that hold where noise grows with the value and where cells are alike.
+"""Standard errors of a least-squares line that hold where noise grows with the value and where cells are alike.
 
 Three things make a textbook's standard error too small for measured times. Noise is a share of the time, so it grows along the
 line. Replicates of one depth may share an error, such as the layout of memory, so they are worth less than independent values.
 And all cells of one replicate may share the speed of the machine at that moment. Therefore residuals are taken relative to the
-line, the means of depths are what scatters, and what replicates differ by as a whole is added. What samples scatter by within a
+line, the means of depths give the scatter, and the differences of whole replicates are added. The scatter of samples within a
 process is added too, although the medians show most of it: medians that lie on a line by luck do not prove that noise is absent.
 """
 
@@ -21,13 +21,13 @@ class Points(NamedTuple):
     """Values over depth, and how they were measured."""
 
     blocks: Floats
-    """`[n]`, depths."""
+    """`[n]`, the depths."""
     values: Floats
-    """`[n]`, in any unit."""
+    """`[n]`, the values in any unit."""
     replicates: Floats | None = None
-    """`[n]`, the replicate of each value; None where all are of one."""
+    """`[n]`, the replicate of each value; None if all belong to one."""
     samples: Sequence[Sequence[float] | None] = ()
-    """The samples that each value is the median of; empty where no value has any."""
+    """Samples of which each value is the median; empty if no value has any."""
 
 
 class LineErrors(NamedTuple):
@@ -41,9 +41,9 @@ def line_errors(points: Points, *, relative: bool, exact: bool = False) -> LineE
     """Standard errors of the least-squares line through all values.
 
     Args:
-        points: three values or more, at two depths or more: fewer say nothing of the noise.
-        relative: whether noise is a share of the value, as that of times is; otherwise it is the same everywhere.
-        exact: whether all values lie on the line, but for rounding.
+        points: three values or more, at two depths or more: fewer do not show the noise.
+        relative: whether noise is a share of the value, as it is of times; otherwise it is constant.
+        exact: whether all values lie on the line, apart from rounding.
     """
     scatter = [] if exact else [_residual_errors(points, relative=relative), *_shared_errors(points, relative=relative)]
     sources = [*scatter, *_sample_errors(points)]
@@ -51,11 +51,11 @@ def line_errors(points: Points, *, relative: bool, exact: bool = False) -> LineE
 
 
 ErrorPair = tuple[StandardError, StandardError]
-"""What one source does to slope and intercept."""
+"""The errors of slope and intercept that one source causes."""
 
 
 def _residual_errors(points: Points, *, relative: bool) -> ErrorPair:
-    """What the distances from the line say, of the means of depths where there are three depths."""
+    """Errors from the distances to the line, of the means of depths if there are three depths."""
     blocks, values, roots = points.blocks, points.values, np.ones(points.blocks.size)
     depths, places, counts = np.unique(blocks, return_inverse=True, return_counts=True)
     if 2 < depths.size < blocks.size:
@@ -77,7 +77,7 @@ def _residual_errors(points: Points, *, relative: bool) -> ErrorPair:
 
 
 def _shared_errors(points: Points, *, relative: bool) -> list[ErrorPair]:
-    """What all values of a replicate share: a share of the line, or so much up or down."""
+    """Errors that all values of a replicate share: a share of the line, or a constant shift."""
     if points.replicates is None or (replicates := np.unique(points.replicates)).size < 2:
         return []
     slope, intercept = _contrasts(points.blocks) @ points.values
@@ -90,11 +90,11 @@ def _shared_errors(points: Points, *, relative: bool) -> list[ErrorPair]:
 
 
 def _sample_errors(points: Points) -> list[ErrorPair]:
-    """What the scatter of samples within each process says."""
+    """Errors from the scatter of samples within each process."""
     if not any(points.samples):
         return []
     samples = [one if one else (0.0,) for one in points.samples]
-    # Relative, so that a value that was scaled since keeps its noise.
+    # Relative, so that a value that was scaled later keeps its noise.
     errors = points.values * np.array([median_error(one) / (median(one) or 1.0) for one in samples])
     degrees = np.array([max(len(one) - 1.0, 1.0) for one in samples])
     slope, intercept = (_joined((contrast * errors) ** 2, degrees) for contrast in _contrasts(points.blocks))
@@ -108,13 +108,13 @@ def _joined(squares: Floats, degrees: Floats) -> StandardError:
 
 
 def _contrasts(blocks: Floats) -> Floats:
-    """`[2, n]`: slope and intercept of the least-squares line are these times the values."""
+    """`[2, n]`, the factors that give slope and intercept of the least-squares line from the values."""
     centred = blocks - blocks.mean()
     slope = centred / (centred @ centred)
     return np.stack([slope, 1 / blocks.size - blocks.mean() * slope])
 
 
 def _levels(fitted: Floats, values: Floats) -> Floats:
-    """What noise is a share of: the height of the line, but no less than the least value, which noise may have bent it below."""
+    """Levels that noise is a share of: the height of the line, but at least the lowest value, as noise may have bent the line."""
     least = float(values.min())
     return np.maximum(fitted, least) if least > 0 else np.ones(fitted.size)

@@ -5,10 +5,10 @@ import math
 import pandas as pd
 
 KEY = ("dataset", "model", "networks", "blocks", "optimizer", "routing", "learning_rate", "capsules", "batch_size")
-"""What tells the rows of an accuracy table apart."""
+"""Columns that distinguish the rows of an accuracy table."""
 
 SHORTENED = ("scale", "epochs", "paper_epochs")
-"""How much of the training set was used, and how many epochs of the paper's."""
+"""Columns that tell how much of the training set was used, and how many of the paper's epochs."""
 
 ROW = (*KEY, *SHORTENED, "runs", "accuracy_percent", "std_percent", "paper_percent", "paper_std_percent", "difference", "within")
 """Columns of `beside_paper`."""
@@ -23,8 +23,8 @@ def beside_paper(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `ROW`, all in percent and percentage points, in the order of the input. Standard deviations are those of a sample
-        (n − 1), and NaN for fewer than two runs. `within` says whether the difference is no larger than either standard deviation
-        (so that each mean lies in the other's interval), judged by those that are known; None where neither is, or nothing
+        (n − 1), and NaN for fewer than two runs. `within` is True if the difference is no larger than either standard deviation
+        (so that each mean lies in the other's interval), judged by the known ones; None if neither is known, or nothing
         was trained.
     """
     rows = []

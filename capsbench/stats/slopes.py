@@ -1,7 +1,7 @@
-"""What a block costs: straight lines through memory and time over depth.
+"""The cost of a block: straight lines through memory and time over depth.
 
 Ordinary least squares. Whole numbers at whole depths are fitted in whole numbers, so that exact bytes have exact slopes. The
-intervals of lines are those of `intervals` and `scatter`; whether a line fits at all is for `linearity` to say.
+intervals of lines come from `intervals` and `scatter`; `linearity` decides whether a line fits at all.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,16 +28,16 @@ _OF_CAPSULES = set(NETWORK_OPTIONS) - _OF_A_MODEL
 
 @dataclass(frozen=True)
 class LineFit:
-    """The line through one metric of a line of records, and how far to trust it."""
+    """The line through one metric of a line of records, and its reliability."""
 
     fit: SlopeFit
-    """Its intervals contain the noise within and between processes, and between replicates."""
+    """The fitted line, whose intervals contain the noise within and between processes, and between replicates."""
     linear: bool
-    """Whether a line fits at all."""
+    """True if a line fits at all."""
 
     @property
     def shape(self) -> Shape:
-        """Whether it is a line, and one whose slope can be distinguished from 0."""
+        """Shape of the values: a line whose slope can be distinguished from 0, or not."""
         return shape_of(self.linear, *(self.fit.slope_interval or (None, None)))
 
 
@@ -60,7 +60,7 @@ def by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFra
 
 
 def _places_by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], NDArray[np.intp]]]:
-    """The same with the numbers of the rows."""
+    """Indices of the rows of each line, with the line's common values."""
     keys = line_columns(table)
     numbered = table[keys].assign(_place=np.arange(len(table)))
     for values, places in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
@@ -71,8 +71,8 @@ def fit_line(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
     """The line through one metric of a line of records; None with fewer than two depths.
 
     Args:
-        cells: the line's rows that ended well, as `lines` gives them.
-        metric: what to fit.
+        cells: rows of the line that ended well, from `lines`.
+        metric: metric to fit.
     """
     return _fit(_points(cells, metric), metric)
 
@@ -89,7 +89,7 @@ def _points(cells: pd.DataFrame, metric: Metric) -> Points:
 
 
 def _taken(points: Points, places: NDArray[np.intp]) -> Points:
-    """Some of the values."""
+    """The values at these indices."""
     return Points(
         points.blocks[places],
         points.values[places],
@@ -99,7 +99,7 @@ def _taken(points: Points, places: NDArray[np.intp]) -> Points:
 
 
 def _fit(points: Points, metric: Metric) -> LineFit | None:
-    """`fit_line` of values of which some may be missing."""
+    """The line of `fit_line` for values of which some may be missing."""
     points = _taken(points, np.flatnonzero(~np.isnan(points.values)))
     blocks, values = points.blocks, points.values
     if np.unique(blocks).size < 2:
@@ -117,10 +117,10 @@ def _fit(points: Points, metric: Metric) -> LineFit | None:
 
 
 def slopes(frame: pd.DataFrame) -> pd.DataFrame:
-    """The slope of every line and metric in what `load` gave.
+    """The slope of every line and metric in a frame from `load`.
 
     Args:
-        frame: a row per record.
+        frame: frame with a row per record.
 
     Returns:
         A row per line and metric: the line's columns, then
@@ -129,7 +129,7 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
           `intercept_high`, `r2`, `points`. The interval of a time's slope contains the scatter of samples, of replicates and of
           medians round the line. Bytes repeat: where all lie on the line, its slope is exact, and its interval is that number.
           Intervals are missing with fewer than three points.
-        - `linear`: False where a line does not fit; `shape`: one of `capsbench.stats.linearity.Shape`, which tells apart lines
+        - `linear`: False where a line does not fit; `shape`: one of `capsbench.stats.linearity.Shape`, which distinguishes lines
           whose slope cannot be distinguished from 0; `deviation`: the largest residual over the range of the values.
         - `noise`: what disturbed the times of this line, joined by commas; empty for bytes.
         - `ratio_to_rescapsnet`, `ratio_low`, `ratio_high`: the slope over that of the ResCapsNet with stored activations and
@@ -140,7 +140,7 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
     """
     keys = line_columns(frame)
     rows = []
-    # Columns once, and not a frame for each line and metric: there may be thousands.
+    # Columns are read once, because there may be thousands of lines and metrics.
     good = frame[frame["status"] == "ok"]
     blocks = good["blocks"].to_numpy(dtype=float)
     columns = {metric.name: _points(good, metric) for metric in METRICS.values()}
@@ -182,7 +182,7 @@ def _numbers(found: LineFit, metric: Metric) -> dict[str, object]:
 
 
 def noises(cells: pd.DataFrame) -> list[str]:
-    """Names of what disturbed any of these rows, in the order of first mention."""
+    """Names of the disturbances of any of these rows, in the order of first mention."""
     return _each_once(cells["noise"])
 
 
@@ -206,7 +206,7 @@ def _ratio(rows: Sequence[Mapping[str, Any]], place: int, reference: int | None)
 
 
 def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
-    """By row the place of the one reference line that differs from it in the model alone, and None where there is none."""
+    """Index of the one reference line that differs from each row in the model alone; None where there is none."""
     names = ["metric", *keys]
     rows = table[names].astype(object).where(table[names].notna(), None).to_dict("records")
     compared = {
@@ -227,6 +227,6 @@ def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
 
 
 def _can_divide(row: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
-    """Whether both are lines whose slopes can be distinguished from 0: noise is nothing to divide, or to divide by."""
+    """Return whether both are lines whose slopes can be distinguished from 0, since noise makes no ratio."""
     unknown = not METRICS[row["metric"]].repeats and (pd.isna(row["slope_low"]) or pd.isna(reference["slope_low"]))
     return row["shape"] == reference["shape"] == "line" and reference["slope"] != 0 and not unknown

@@ -1,4 +1,4 @@
-"""What moves on a terminal while something goes on."""
+"""Displays on a terminal that move while work goes on."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -9,11 +9,11 @@ from rich.live import Live
 
 
 class Display(ABC):
-    """Draws itself again and again on a terminal; elsewhere whoever derives from it prints lines.
+    """A display that redraws itself on a terminal; elsewhere its subclasses print lines.
 
     Args:
-        console: where.
-        per_second: how often at the most. Each drawing takes time from what is shown.
+        console: console to draw on.
+        per_second: most drawings per second; each takes time from the work that is shown.
     """
 
     def __init__(self, console: Console, per_second: float) -> None:
@@ -23,16 +23,16 @@ class Display(ABC):
 
     @abstractmethod
     def _render(self) -> RenderableType:
-        """What is on the screen now."""
+        """The present content of the screen."""
 
     def __enter__(self) -> Self:
-        """Starts the display."""
+        """Start the display."""
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=self._per_second, get_renderable=self._render)
             self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
-        """Leaves the last state on the screen."""
+        """Leave the last state on the screen."""
         if self._live is not None:
             self._live.stop()

@@ -17,12 +17,12 @@ _COLUMNS = {
     "process": "process_bytes",
 }
 CPU_PEAK_MARGIN = "measured ones were up to 1 % higher and 5 % lower"
-"""How far predicted peaks were from those that were measured; the tests hold it over networks of many kinds."""
+"""Error of predicted peaks against measured ones, which the tests hold over networks of many kinds."""
 _MARKS = {"exact": "", "modelled": "", "guessed": "≈ "}
 
 
 def predictions_table(records: Sequence[Record]) -> Table:
-    """A row per record; guesses are marked."""
+    """A table with a row per record, in which guesses are marked."""
     shown = {
         head: name
         for head, name in _COLUMNS.items()
@@ -49,7 +49,7 @@ def predictions_table(records: Sequence[Record]) -> Table:
 
 
 def certainty_note(records: Sequence[Record]) -> str:
-    """How sure the figures are, and what is not in them."""
+    """Notes on the certainty of the figures, and on memory that is not in them."""
     lines = [
         "retained bytes are exact and the others modelled, but for what ≈ marks as a guess: process is reserved and CUDA's "
         "context, which depends on the driver"
@@ -77,7 +77,7 @@ def fit_text(
     reason: str,
     looked_at: int,
 ) -> str:
-    """`MoCapsNet: 123 blocks fit …`, `about 1,234 …` where that is extrapolated, `at least 256 …` where it may be more."""
+    """Text `MoCapsNet: 123 blocks fit …`, `about 1,234 …` if extrapolated, `at least 256 …` if more may fit."""
     unit = "blocks" if what == "depth" else f"images at {configuration.blocks} blocks"
     where = configuration.gpu or "this CPU"
     if not value:

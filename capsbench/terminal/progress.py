@@ -1,4 +1,4 @@
-"""A sweep as it goes on: the current cell, elapsed and remaining time, the figures so far."""
+"""Progress of a sweep: the current cell, elapsed and remaining time, the figures so far."""
 
 import time
 from collections.abc import Callable
@@ -19,16 +19,16 @@ _ROWS = 8
 
 
 class Progress(Display):
-    """Shows a sweep: a live display on a terminal, a line per cell elsewhere.
+    """A display of a sweep: live on a terminal, a line per cell elsewhere.
 
     Args:
-        console: where.
-        cells: how many cells are left to measure.
+        console: console to draw on.
+        cells: number of cells left to measure.
         remaining: seconds that the cells not yet done will take.
     """
 
     def __init__(self, console: Console, cells: int, remaining: Callable[[], float]) -> None:
-        # Once a second: a display that draws more often would be in the measurement.
+        # Once a second, because a display that draws more often would disturb the measurement.
         super().__init__(console, per_second=1)
         self._cells = cells
         self._remaining = remaining
@@ -37,11 +37,11 @@ class Progress(Display):
         self._records: list[Record] = []
 
     def started(self, cell: Cell) -> None:
-        """A cell is about to be measured."""
+        """Show a cell that is about to be measured."""
         self._current = printable(cell.label())
 
     def finished(self, record: Record) -> None:
-        """A cell's record is on the disk."""
+        """Show a record that is on the disk."""
         self._records.append(record)
         self._current = ""
         if not self._console.is_terminal:

@@ -21,7 +21,7 @@ Line = dict[str, object]
 
 
 def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -> list[Text]:
-    """Slopes with charts, under the name of each line; nothing is wider than 80 columns but single words of names.
+    """Slopes with charts, under the name of each line; nothing is wider than 80 columns, except single words of names.
 
     Args:
         frame: all records.
@@ -32,7 +32,7 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
     reached = reach((scale, own) for (_, scale), own in values.items())
     groups = list(by_line(table))
     fitted = {_name(line)[:-1] for line, _ in groups}
-    # Lines that ran out of memory before they had a slope are told of after those that have one.
+    # Lines that ran out of memory before they had a slope follow those that have one.
     unfitted = [(line, depth) for name, (line, depth) in full.items() if name not in fitted]
     labels = Labels(line for line, _ in [*groups, *unfitted])
     found = []
@@ -56,12 +56,12 @@ Key = tuple[Name, tuple[str, ...]]
 
 _WIDTH = 80
 _COLUMNS = 66
-"""Without remarks."""
+"""Width in columns without remarks."""
 _INDENT = "    "
 
 
 def _title(label: str, full: int | None) -> list[Text]:
-    """The name of a line, and where it ran out of memory."""
+    """The name of a line, and the depth at which it ran out of memory."""
     told = "" if full is None else f"  out of memory at {full} block{'' if full == 1 else 's'}" if full else "  out of memory"
     *above, last = textwrap.wrap(label, _WIDTH, subsequent_indent=_INDENT, break_long_words=False) or [label]
     fits = len(last) + len(told) <= _WIDTH
@@ -72,10 +72,10 @@ def _title(label: str, full: int | None) -> list[Text]:
 
 
 def _filled(line: str, parts: Iterable[str]) -> list[str]:
-    """A line with its parts after it, those that do not fit beneath it."""
+    """A line of text with its parts after it; those that do not fit go beneath."""
     found = [line]
     for part in filter(str.strip, parts):
-        # What is as wide as its column still stands apart.
+        # A part as wide as its column still has a space around it.
         apart = part if " " in (part[0], found[-1][-1]) else f" {part}"
         if len(found[-1]) + len(apart) <= _WIDTH:
             found[-1] += apart
@@ -101,7 +101,7 @@ def _values(frame: pd.DataFrame) -> dict[Key, list[float]]:
 
 
 def _full(frame: pd.DataFrame) -> dict[Name, tuple[Line, int]]:
-    """A line that ran out of memory, on any machine, and the least depth at which it did."""
+    """Lines that ran out of memory, on any machine, and the least depth at which they did."""
     found: dict[Name, tuple[Line, int]] = {}
     for line, rows in by_line(frame[frame["status"] == "oom"]):
         name, depth = _name(line)[:-1], int(rows["blocks"].min())
@@ -110,7 +110,7 @@ def _full(frame: pd.DataFrame) -> dict[Name, tuple[Line, int]]:
 
 
 def _figures(row: Mapping[Hashable, Any]) -> list[str]:
-    """The columns of a slope: slope, ratio and remarks. That no change is measurable takes the room of the ratio too."""
+    """The columns of a slope: slope, ratio and remarks. A note that no change is measurable takes the room of the ratio too."""
     remarks = f"  {', '.join([*row_remarks(row), *(['noisy'] if row['noise'] else [])])}"
     if row_shape(row) == "no change measurable":
         return [f"{row_slope(row):>40}", remarks]

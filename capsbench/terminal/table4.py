@@ -16,14 +16,14 @@ def table4(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per cell of the paper's table that was measured: the paper's bytes, and each memory by kernel.
 
     Args:
-        frame: what `capsbench.load` gave.
+        frame: frame from `capsbench.load`.
 
     Returns:
         `dataset`, `model`, `blocks`, `paper_bytes`, then `<kernel>_<column>` for every kernel and memory with values;
         means over replicates, in bytes. The paper's is one nvidia-smi reading at batch 128, context and cache included.
     """
     measured = frame[(frame["status"] == "ok") & (frame["kind"] == "measured")]
-    # A CPU's resident set says nothing of a GPU's memory.
+    # A CPU's resident set cannot be compared with a GPU's memory.
     comparable = [metric for metric in MEMORY_METRICS.values() if metric.name != "process" or on_gpu(measured).any()]
     columns = [metric.column for metric in comparable if measured[metric.column].notna().any()]
     printed = paper.memory().rename(columns={"bytes": "paper_bytes"}).drop(columns="memory_mb")
@@ -37,7 +37,7 @@ def table4(frame: pd.DataFrame) -> pd.DataFrame:
 
 def table4_slopes(table: pd.DataFrame) -> Table:
     """The slope of each column of `table4`, MiB per block."""
-    # The peak lies outside the blocks: its slope is that of weights, gradients and optimizer state in every column.
+    # The peak lies outside the blocks, so its slope is that of weights, gradients and optimizer state in every column.
     columns = [name for name in table.columns if name not in _CELL and "peak_allocated" not in name]
     out = Table(title="table 4, MiB per block", title_justify="left", title_style="bold", box=None)
     out.add_column("model", no_wrap=True)

@@ -22,10 +22,10 @@ _HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train
 
 
 def slopes_table(table: pd.DataFrame) -> Table:
-    """What `stats.slopes.slopes` gave, a row per line, a column per metric.
+    """The table of `stats.slopes.slopes`, a row per line, a column per metric.
 
-    Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line; of a slope that cannot be
-    distinguished from 0 the table says how large it may be. `~` marks noisy times.
+    Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line. For a slope that cannot be
+    distinguished from 0 the table gives its bound. `~` marks noisy times.
     """
     shown = [name for name in _SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
@@ -52,7 +52,7 @@ def slopes_table(table: pd.DataFrame) -> Table:
 
 
 def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
-    """Records as a row each: depth, memory, times, or why there are none; `~` marks noisy times."""
+    """Records as a row each: depth, memory, times, or the reason that there are none; `~` marks noisy times."""
     rows = frame if last is None else frame.tail(last)
     keys = line_columns(frame)
     everyone = Names(dict(line) for _, line in frame[keys].drop_duplicates().iterrows())
@@ -81,7 +81,7 @@ def _figure(row: pd.Series, metric: Metric) -> str:
 
 
 def _footnote(table: pd.DataFrame) -> dict[str, Any]:
-    """How rich puts a line beneath a table: what `~` means, and what the noise was."""
+    """Arguments with which rich puts a line beneath a table: the meaning of `~`, and the noise."""
     found = noises(table)
     if not found:
         return {}
@@ -89,9 +89,9 @@ def _footnote(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
-    """One line on why the peak hardly moves with depth, where that is so: it lies outside the blocks.
+    """A line that explains why the peak hardly moves with depth, if it lies outside the blocks.
 
-    That is so where a block adds to the peak what it adds in weights, gradients and optimizer state, and nothing else.
+    It does if a block adds to the peak only what it adds in weights, gradients and optimizer state.
     """
     peaks = table[table["metric"] == "peak"]
     keys = line_columns(frame)

@@ -1,1 +1,1 @@
-"""A step that is followed: what it allocates, and by whom, without computing it."""
+"""Following a step without computing it: the memory that it allocates, and the operators and modules that allocate it."""

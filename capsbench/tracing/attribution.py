@@ -1,7 +1,7 @@
-"""Which module keeps what: the retained bytes of a forward pass by the module that holds them.
+"""Attribution of the bytes that a forward pass retains to the modules that hold them.
 
 A block of memory that forward leaves alive belongs to the module whose backward saved it first; if none did, to the module that
-has it as an attribute, or one of whose autograd functions has; and if nobody is known to hold it, to the module that made it.
+has it as an attribute or holds it in an autograd function; and if no holder is known, to the module that made it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,50 +15,50 @@ from torch import Tensor, nn
 from capsbench.tracing.follow import Follow
 
 _DEEPEST = 6
-"""How far into lists, tuples, dictionaries and closures tensors are looked for."""
+"""Depth to which tensors are searched for in lists, tuples, dictionaries and closures."""
 
 _sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
 
 
 class Origin(NamedTuple):
-    """Where a block of memory was made."""
+    """The origin of a block of memory."""
 
     operator: str
-    """As autograd called it; empty outside operators."""
+    """Name that autograd has for the operator; empty outside operators."""
     module: str
     """The module that was running, or whose backward was; empty for the network itself, and outside modules."""
 
 
 class Spans:
-    """Which modules ran when: numbers of autograd nodes, from the first that was made inside to the first one after."""
+    """Ranges of autograd nodes by module: from the first node that was made inside it to the first one after it."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[int, int, str]] = []
 
     def add(self, first: int, after: int, module: str) -> None:
-        """Notes a call that has ended."""
+        """Record a call that has ended."""
         self._spans.append((first, after, module))
 
     def module_of(self, node: int) -> str:
-        """The innermost module that was running when the autograd node of that number was made; empty if none was."""
+        """The innermost module that was running when the autograd node of that number was made; empty if there was none."""
         around = [(after - first, module) for first, after, module in self._spans if first <= node < after]
-        # Of two that made the same nodes, the inner one ended first.
+        # If two made the same nodes, the inner one ended first.
         return min(around, key=lambda span: span[0])[1] if around else ""
 
 
 class Placed(Protocol):
-    """Whoever is told where execution is."""
+    """An object that is kept informed of the running module."""
 
     place: str
     """A module's name."""
 
 
 class Modules:
-    """A network's modules while they are called.
+    """The modules of a network while they are called.
 
     Args:
-        model: whose modules are meant.
-        told: is told where execution is.
+        model: the network.
+        told: object whose `place` is kept up to date.
     """
 
     def __init__(self, model: nn.Module, told: Placed) -> None:
@@ -68,7 +68,7 @@ class Modules:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Notes which module is running. Hooks would do, but a network with hooks may take another way."""
+        """Follow which module is running. Hooks would do, but a network with hooks may take another way."""
         real, told = nn.Module.__call__, self._told
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -90,7 +90,7 @@ class Modules:
             nn.Module.__call__ = real  # type: ignore[method-assign]
 
     def holding(self, loss: Tensor) -> Iterator[tuple[str, Iterator[Tensor]]]:
-        """After a watched forward pass: tensors that are held beside what autograd saved, and the module that does.
+        """Tensors that are held beside what autograd saved, and the module that holds them, after a watched forward pass.
 
         Args:
             loss: what forward returned.
@@ -102,7 +102,7 @@ class Modules:
         yield from self.attributes()
 
     def attributes(self) -> Iterator[tuple[str, Iterator[Tensor]]]:
-        """Each module and the tensors that it has beside parameters and buffers."""
+        """Each module with its tensors that are neither parameters nor buffers."""
         for name, module in self._model.named_modules():
             own = {key: value for key, value in vars(module).items() if key not in ("_parameters", "_buffers", "_modules")}
             yield name, _tensors(own)
@@ -116,20 +116,20 @@ class Calls(Modules):
         self._follow = follow
 
     def holders(self, loss: Tensor, since: int) -> dict[int, str]:
-        """After a watched forward pass: each block that it left alive, and the module that made it, or is known to hold it.
+        """The blocks that a watched forward pass left alive, each with the module that is known to hold it, or that made it.
 
         Args:
-            loss: what forward returned.
-            since: the number of the event that it began with.
+            loss: value that forward returned.
+            since: number of the event that forward began with.
         """
         follow = self._follow
         made = {block: follow.made_in[block] for block in follow.alive_since(since)}
         return made | {block: name for name, tensors in self.holding(loss) for block in follow.blocks_of(tensors)}
 
     def savers(self, forward: Callable[[], Tensor]) -> dict[int, str]:
-        """The module whose backward saved a block first, by the block's place among those that a forward pass makes.
+        """The module whose backward saved a block first, by the block's index among those that a forward pass makes.
 
-        A pass of its own: what hooks are given may live longer than without them.
+        This takes a pass of its own, because tensors that hooks are given may live longer than without hooks.
         """
         follow = self._follow
         found: dict[int, str] = {}
@@ -178,7 +178,7 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, list | tuple | set):
         return value
     if isinstance(value, nn.Module | type):
-        return ()  # a module is asked itself, under its own name
+        return ()  # a module is asked under its own name
     closure = getattr(value, "__closure__", None)
     if closure:
         return [cell.cell_contents for cell in closure if cell != CellType()]

@@ -1,4 +1,4 @@
-"""The memory that a step makes while it is followed: each block from its first event to its last, and what is said of it."""
+"""The memory that a step makes while it is followed: each block from its first event to its last, and its tags."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -16,22 +16,22 @@ class Blocks:
     """Blocks of memory on a device, in the order of their events.
 
     Args:
-        device: what lies elsewhere is not followed.
+        device: tensors on other devices are not followed.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        """Where tensors say that they are which are on the device."""
+        """Device that tensors on it report."""
         self.alive = 0
-        """Bytes in storages now."""
+        """Bytes that storages hold now."""
         self.made_in: dict[int, str] = {}
-        """Of each block, the place where it was made: whatever `place` was."""
+        """The value of `place` when each block was made."""
         self.made_by: dict[int, tuple[str, int]] = {}
-        """Of each block, the operator that was running, and the number of the autograd node that ran it: see `current_node`."""
+        """The operator that was running when each block was made, and the number of its autograd node (`current_node`)."""
         self.place = ""
-        """Where execution is: a module's name."""
+        """Name of the running module."""
         self.operator = ""
-        """The operator that is running, as autograd called it: not those that it is made of."""
+        """The running operator as autograd called it, not the operators that it is made of."""
         self.block_of_event: list[int] = []
         self.bytes_of_event: list[int] = []
         self._sum = (-1, 0)
@@ -42,17 +42,17 @@ class Blocks:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Names a part of the step."""
+        """Name a part of the step."""
         first = len(self.block_of_event)
         yield
         self._spans[name] = (first, len(self.block_of_event))
 
     def tag(self, category: Category, tensors: Iterable[Tensor]) -> None:
-        """Says what the storages behind tensors hold."""
+        """Record what the storages behind tensors hold."""
         self._tags.setdefault(category, set()).update(self.blocks_of(tensors))
 
     def blocks_of(self, tensors: Iterable[Tensor]) -> list[int]:
-        """The blocks behind tensors; none for what was made outside."""
+        """The blocks behind tensors; none for those that were made outside."""
         keys = [tensor.untyped_storage()._cdata for tensor in tensors]
         return [self._known[key][1] for key in keys if key in self._known]
 
@@ -65,16 +65,16 @@ class Blocks:
         return {block: nbytes for _, block, nbytes in self._known.values() if block >= first}
 
     def events(self) -> int:
-        """How many there were so far; a block's number is that of the event that made it."""
+        """Number of events so far; a block's number is that of the event that made it."""
         return len(self.block_of_event)
 
     def trace(self) -> Trace:
-        """All that was followed."""
+        """The trace of everything that was followed."""
         blocks, nbytes = (np.array(one, dtype=np.int64) for one in (self.block_of_event, self.bytes_of_event))
         return Trace(blocks, nbytes, dict(self._spans), {name: set(found) for name, found in self._tags.items()})
 
     def is_followed(self, tensor: Tensor) -> bool:
-        """Whether the storage behind a tensor was seen being made."""
+        """Return whether the storage behind a tensor was seen being made."""
         return tensor.untyped_storage()._cdata in self._known
 
     def sum_of_gradients(self, tensor: Tensor) -> None:
@@ -111,12 +111,12 @@ class Blocks:
             self.free(*found[1:])
 
     def _is_summed_in_place(self, block: int, nbytes: int) -> bool:
-        """Takes back the sum of two gradients, if one that nobody else has is let go right after it.
+        """Take back the sum of two gradients if one that is held nowhere else is freed right after it.
 
-        Autograd adds in place then; not to tensors without values, which count as a class of their own.
+        Autograd adds in place then, but not to tensors without values, which count as a class of their own.
 
         Args:
-            block: what is let go of.
+            block: the block that is freed.
             nbytes: its size.
         """
         (made, key), self._sum = self._sum, (-1, 0)
@@ -130,13 +130,13 @@ class Blocks:
         return True
 
     def free(self, block: int, nbytes: int) -> None:
-        """Note that a block was let go of."""
+        """Record that a block was freed."""
         self.block_of_event.append(block)
         self.bytes_of_event.append(-nbytes)
         self.alive -= nbytes
 
 
 def current_node() -> int:
-    """The number of the autograd node whose backward is running, as sequence numbers go; -1 if none is."""
+    """The sequence number of the autograd node whose backward is running; -1 if there is none."""
     node = torch._C._current_autograd_node()
     return -1 if node is None else node._sequence_nr()

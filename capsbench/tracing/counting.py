@@ -1,4 +1,4 @@
-"""A CPU allocator of our own round torch's (`native/allocator.cpp`): exact counts, a log, and a capacity in bytes of tensors.
+"""A CPU allocator of our own around torch's (`native/allocator.cpp`): exact counts, a log, and a capacity in bytes of tensors.
 
 Compiled on first use. Once installed it stays for the life of the process.
 """
@@ -15,7 +15,7 @@ from capsbench.tracing.trace import Integers
 
 @cache
 def library() -> Built:
-    """The compiled allocator, or why there is none."""
+    """The compiled allocator, or the reason that there is none."""
     found = built(Path(__file__).parent / "native" / "allocator.cpp", "counting_install")
     if found.library is not None:
         found.library.counting_alive.restype = ctypes.c_int64
@@ -27,13 +27,13 @@ def library() -> Built:
 
 @cache
 def installed() -> ctypes.CDLL | None:
-    """The allocator that tensors on a CPU come from, from now on; None where it cannot be had."""
+    """Install the allocator for all tensors on a CPU and return it; None where it cannot be had."""
     found = library().library
     return found if found is not None and found.counting_install() else None
 
 
 def reason() -> str:
-    """Why it cannot be had."""
+    """The reason that it cannot be had."""
     return library().reason or "another CPU allocator has precedence"
 
 
@@ -43,12 +43,12 @@ def alive() -> int:
 
 
 def limit(capacity: int | None) -> None:
-    """Lets so many bytes of tensors be taken from now on, or any number; beyond them torch raises `OutOfMemoryError`."""
+    """Let this many bytes of tensors be allocated from now on, or any number; beyond them torch raises `OutOfMemoryError`."""
     _allocator().counting_limit(-1 if capacity is None else capacity)
 
 
 class Log:
-    """What is allocated and freed from now on, until it is closed."""
+    """Allocations and frees from now on, until the log is closed."""
 
     def __init__(self) -> None:
         self._allocator = _allocator()
@@ -56,13 +56,13 @@ class Log:
         self._events: Integers | None = None
 
     def __len__(self) -> int:
-        """Events so far."""
+        """Number of events so far."""
         if self._events is not None:
             return len(self._events)
         return int(self._allocator.counting_readers(0)) - self._first
 
     def close(self) -> Integers:
-        """`[N, 2]`: the address of each event, and its bytes: negative where the block was freed."""
+        """`[N, 2]`, the address and the bytes of each event; bytes are negative where the block was freed."""
         if self._events is None:
             events = np.empty((len(self), 2), dtype=np.int64)
             self._allocator.counting_read(self._first, len(events), events.ctypes.data)
@@ -74,5 +74,5 @@ class Log:
 def _allocator() -> ctypes.CDLL:
     found = installed()
     if found is None:
-        raise RuntimeError(f"there is no allocator to count with: {reason()}")
+        raise RuntimeError(f"no allocator can count bytes: {reason()}")
     return found

@@ -1,4 +1,4 @@
-"""A model of PyTorch's CUDA caching allocator: what it would reserve for a trace of allocations, without a device.
+"""A model of PyTorch's CUDA caching allocator: the memory that it would reserve for a trace of allocations, without a device.
 
 The rules are those of `c10/cuda/CUDACachingAllocator.cpp` at its default settings, for one stream. It is held to PyTorch's own
 answers on recorded traces (`tests/golden/allocator_trace_*.npz`), allocated and reserved, at every checkpoint.
@@ -10,9 +10,9 @@ from capsbench.errors import CapsbenchError
 
 MIB = 2**20
 SMALLEST = 512
-"""Every request is rounded up to a multiple of this."""
+"""Multiple of bytes to which every request is rounded up."""
 SMALL = MIB
-"""Up to so many bytes a request is served from the small pool."""
+"""Largest request in bytes that is served from the small pool."""
 _SMALL_SEGMENT, _LARGE_SEGMENT, _LARGE_FROM, _LARGE_STEP = 2 * MIB, 20 * MIB, 10 * MIB, 2 * MIB
 
 
@@ -27,7 +27,7 @@ class Block:
 
     def __init__(self, size: int, address: int, pool: "_Pool") -> None:
         self.size = size
-        """Bytes, as rounded; what a request could not be split off from is in it."""
+        """Bytes as rounded, with any remainder that could not be split off."""
         self.address = address
         self.pool = pool
         self.before: Block | None = None
@@ -50,7 +50,7 @@ class _Pool:
         del self.free[bisect_left(self.free, (block.size, block.address))]
 
     def take(self, nbytes: int) -> Block | None:
-        """The smallest free block of at least `nbytes`, of those the one at the lowest address."""
+        """The smallest free block of at least `nbytes`; among equal ones, the one at the lowest address."""
         place = bisect_left(self.free, (nbytes,))
         return self.free.pop(place)[2] if place < len(self.free) else None
 
@@ -59,7 +59,7 @@ class _Pool:
 
 
 class CachingAllocator:
-    """Hands out blocks of segments as `torch.cuda` does: best fit, split, merged when freed, segments kept.
+    """An allocator that hands out blocks of segments as `torch.cuda` does: best fit, split, merged when freed, segments kept.
 
     Args:
         capacity: bytes that segments may take together; None for no limit.
@@ -68,18 +68,18 @@ class CachingAllocator:
     def __init__(self, capacity: int | None = None) -> None:
         self.capacity = capacity
         self.allocated = 0
-        """Bytes in blocks that are handed out: `torch.cuda.memory_allocated`."""
+        """Bytes in blocks that are handed out, as `torch.cuda.memory_allocated` reports."""
         self.allocated_peak = 0
-        """The most there ever were, or since `reset_peaks`."""
+        """Highest value so far, or since `reset_peaks`."""
         self.reserved = 0
-        """Bytes in segments: `torch.cuda.memory_reserved`."""
+        """Bytes in segments, as `torch.cuda.memory_reserved` reports."""
         self.reserved_peak = 0
-        """The most there ever were, or since `reset_peaks`."""
+        """Highest value so far, or since `reset_peaks`."""
         self._pools = _Pool(small=True), _Pool(small=False)
         self._next_address = 0
 
     def allocate(self, nbytes: int) -> Block | None:
-        """A block for `nbytes`; None for none, which takes none.
+        """Allocate a block of `nbytes`; None for 0 bytes, which take none.
 
         Raises:
             OutOfMemory: there is no room. Segments that were wholly free have been given back by then.
@@ -101,7 +101,7 @@ class CachingAllocator:
         return block
 
     def free(self, block: Block | None) -> None:
-        """Takes a block back, and merges it with free neighbours.
+        """Take a block back, and merge it with free neighbours.
 
         Raises:
             ValueError: it is not handed out.
@@ -123,14 +123,14 @@ class CachingAllocator:
         pool.add(block)
 
     def empty_cache(self) -> None:
-        """Gives back every segment that is wholly free, as `torch.cuda.empty_cache`."""
+        """Give back every segment that is wholly free, as `torch.cuda.empty_cache`."""
         for pool in self._pools:
             kept = [entry for entry in pool.free if entry[2].before is not None or entry[2].after is not None]
             self.reserved -= sum(entry[0] for entry in pool.free) - sum(entry[0] for entry in kept)
             pool.free = kept
 
     def reset_peaks(self) -> None:
-        """Peaks are counted from here."""
+        """Restart the peaks from the present values."""
         self.allocated_peak, self.reserved_peak = self.allocated, self.reserved
 
     def _new_segment(self, size: int, pool: _Pool) -> Block:
@@ -145,7 +145,7 @@ class CachingAllocator:
             if not self._fits(nbytes):
                 raise OutOfMemory(
                     f"{size} bytes do not fit: {self.allocated} of {self.capacity} bytes are allocated, {self.reserved} reserved",
-                    "give the device more memory, or the step less to do",
+                    "give the device more memory, or reduce what the step needs",
                 )
         block = Block(nbytes, self._next_address, pool)
         self._next_address += nbytes
@@ -158,7 +158,7 @@ class CachingAllocator:
 
     @staticmethod
     def _split(block: Block, size: int) -> None:
-        """Leaves `size` bytes of a block in use, and puts the rest behind it into the pool."""
+        """Leave `size` bytes of a block in use, and return the rest behind it to the pool."""
         rest = Block(block.size - size, block.address + size, block.pool)
         rest.before, rest.after = block, block.after
         if block.after is not None:
@@ -168,7 +168,7 @@ class CachingAllocator:
 
 
 def _absorb(block: Block, after: Block) -> None:
-    """Makes one block of two neighbours."""
+    """Merge two neighbours into one block."""
     block.size += after.size
     block.after = after.after
     if after.after is not None:

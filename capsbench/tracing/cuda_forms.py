@@ -1,6 +1,6 @@
-"""What CUDA's own libraries decide when a step runs: the kernel of an attention, and the form of a recurrent layer.
+"""Decisions that CUDA's own libraries take when a step runs: the kernel of an attention, and the form of a recurrent layer.
 
-Which kernel attention takes is asked of the device, and what cuDNN keeps of a recurrent layer of cuDNN. Without either, attention
+The device is asked for its attention kernel, and cuDNN for what it keeps of a recurrent layer. Without either, attention
 takes the kernel that PyTorch prefers for its shapes, and a recurrent layer PyTorch's own form. Neither is certain, and is noted.
 """
 
@@ -25,12 +25,12 @@ _MOST_FLASH, _MULTIPLE_FLASH, _MULTIPLE_MASK = 256, 8, 16
 
 
 class CudaForms:
-    """Functions in the place of those whose form only a CUDA device knows.
+    """Substitutes for the functions whose form only a CUDA device knows.
 
     Args:
         capability: the device's compute capability.
-        unsure: is told what it is not sure of: that decides bytes alone.
-        assumed: is told what it assumed: that decides what the step computes.
+        unsure: receives each assumption that affects bytes alone.
+        assumed: receives each assumption that affects what the step computes.
     """
 
     def __init__(self, capability: Capability, unsure: Callable[[str], None], assumed: Callable[[str], None]) -> None:
@@ -38,7 +38,7 @@ class CudaForms:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Put them in place. A mode would reach functions imported by name too, but networks see that one is in force."""
+        """Put the substitutes in place. A mode would also reach functions imported by name, but networks see a mode."""
         with ExitStack() as entered:
             for owner in (torch.nn.functional, torch._C._nn):
                 entered.enter_context(replaced(owner, "scaled_dot_product_attention", self._attend))
@@ -51,7 +51,7 @@ class CudaForms:
     def _recur(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         self._assumed(RECURRENT.format(layer.__name__))
         with torch.backends.cudnn.flags(enabled=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it looks where tensors lie, which lie nowhere
+            warnings.simplefilter("ignore")  # it checks the addresses of tensors, which have none
             return layer(*args, **kwargs)
 
     def _attend(self, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -72,7 +72,7 @@ class CudaForms:
         enable_gqa: bool = False,
     ) -> Tensor:
         if torch.is_autocast_enabled("cuda"):
-            # Autocast would do it inside the call; what is float64 stays so.
+            # Autocast would do it inside the call; float64 stays float64.
             query, key, value = (self._cast(one) for one in (query, key, value))
             attn_mask = attn_mask if attn_mask is None or not attn_mask.is_floating_point() else self._cast(attn_mask)
         kernel = self._kernel(query, value, attn_mask, enable_gqa)
@@ -131,12 +131,12 @@ def _efficient(
 
 
 def gru_cell(_input_gates: Tensor, _hidden_gates: Tensor, hx: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    """Shapes that torch has none of: of CUDA's fused cell. Its workspace holds five numbers per state."""
+    """Shapes of the outputs of CUDA's fused cell, which torch has no fake form of. Its workspace holds five numbers per state."""
     return torch.empty_like(hx), hx.new_empty((hx.shape[0], hx.shape[1] * 5))
 
 
 def gru_cell_backward(grad: Tensor, workspace: Tensor, has_bias: bool) -> tuple[Tensor | None, ...]:
-    """Shapes of its backward."""
+    """Shapes of the outputs of that cell's backward."""
     gates = (workspace.shape[0], workspace.shape[1] // 5 * 3)
     bias = (lambda: workspace.new_empty(gates[1])) if has_bias else (lambda: None)
     return workspace.new_empty(gates), workspace.new_empty(gates), torch.empty_like(grad), bias(), bias()
@@ -146,14 +146,14 @@ SHAPES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten._thnn_fused_gru_cell: gru_cell,
     torch.ops.aten._thnn_fused_gru_cell_backward: gru_cell_backward,
 }
-"""Of operators of CUDA for which torch knows none."""
+"""Shape functions of CUDA's operators for which torch has none."""
 
 PLAIN_ATTENTION = torch.ops.aten._safe_softmax
-"""An operator of the plain kernel of attention, and of nothing else."""
+"""An operator that the plain kernel of attention alone uses."""
 
 ONLY_DEVICE_KNOWS = {
     getattr(torch.ops.aten, name)
     for name in ("cudnn_batch_norm", "miopen_batch_norm", "_cudnn_ctc_loss", "_cudnn_rnn", "miopen_rnn")
     if hasattr(torch.ops.aten, name)
 }
-"""Operators that return memory of a library's own, as large as it says."""
+"""Operators that return memory of a library, whose size the library alone knows."""

@@ -1,7 +1,7 @@
 """Compiled networks under a trace: they run as the plain PyTorch that they were made from.
 
-A compiler decides anew what backward needs, and hides the operators that it runs from whoever follows them. A trace of a
-compiled network therefore follows its eager form, and says so.
+A compiler decides anew what backward needs, and hides the operators that it runs from anything that follows them. A trace of a
+compiled network therefore follows its eager form, and a note says so.
 """
 
 import sys
@@ -19,17 +19,17 @@ SCRIPTED = "the network is TorchScript, whose operators a GPU may run as one: it
 
 
 def note_scripted(model: nn.Module, kind: str, notes: dict[str, None]) -> None:
-    """Note that TorchScript compiles again where it runs: on a GPU. On a CPU it keeps what a trace of it keeps."""
+    """Note that TorchScript compiles again on a GPU; on a CPU it keeps what its trace keeps."""
     if kind == "cuda" and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         notes[SCRIPTED] = None
 
 
 @contextmanager
 def eagerly(notes: dict[str, None]) -> Iterator[None]:
-    """Run whatever `torch.compile` has made, or makes inside, as plain PyTorch.
+    """Run everything that `torch.compile` has made, or makes inside, as plain PyTorch.
 
     Args:
-        notes: gets `COMPILED` as soon as something compiled is called.
+        notes: receives `COMPILED` as soon as compiled code is called.
     """
     with ExitStack() as entered:
         real, forced = torch.compile, False
@@ -46,7 +46,7 @@ def eagerly(notes: dict[str, None]) -> Iterator[None]:
             force()
             return made
 
-        # The compiler takes a second to import: it is left alone until somebody uses it.
+        # The compiler takes a second to import: leave it alone until it is used.
         if "torch._dynamo.eval_frame" in sys.modules:
             force()
         torch.compile = compiled
@@ -58,7 +58,7 @@ def eagerly(notes: dict[str, None]) -> Iterator[None]:
 
 @contextmanager
 def _noting(notes: dict[str, None]) -> Iterator[None]:
-    """Note every call of a compiled function: it asks its stance what to do."""
+    """Note every call of a compiled function, which asks its stance what to do."""
     from torch._dynamo import eval_frame
 
     real: Callable[[Any], Any] = eval_frame._callback_from_stance

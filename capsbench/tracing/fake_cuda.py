@@ -1,7 +1,7 @@
 """A CUDA device that need not be there, for steps that are followed on tensors without values.
 
-Operators take the forms that they have on CUDA, and autocast its lists for CUDA, because tensors say that they are there. Without
-a driver autograd's engine needs help (`native/no_cuda.cpp`); with one, torch does all of it by itself.
+Operators take the forms that they have on CUDA, and autocast its lists for CUDA, because tensors report to be there. Without
+a driver autograd's engine needs help (`native/no_cuda.cpp`); with one, torch needs none.
 """
 
 import sys
@@ -27,29 +27,29 @@ _COMPILER = "torch._dynamo.trace_rules"
 
 @cache
 def library() -> Built:
-    """The compiled help for a machine without a driver, or why there is none."""
+    """The compiled help for a machine without a driver, or the reason that there is none."""
     return built(Path(__file__).parent / "native" / "no_cuda.cpp", "no_cuda_begin")
 
 
 def available() -> bool:
-    """Whether a step can be followed on CUDA tensors here."""
+    """Return whether a step can be followed on CUDA tensors here."""
     return torch.cuda.is_available() or library().library is not None
 
 
 def reason() -> str:
-    """Why it cannot."""
+    """The reason that it cannot."""
     return library().reason
 
 
 @contextmanager
 def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
-    """Lets torch answer inside as if a CUDA device were there; what is computed there must have no values.
+    """Let torch answer inside as if a CUDA device were there; tensors that are computed there must have no values.
 
     Args:
-        capability: the compute capability of the device; None for that of the one that is here, or of a usual one.
+        capability: the compute capability of the device; None for that of the present device, or of a common one.
 
     Yields:
-        The compute capability that torch says it has.
+        The compute capability that torch reports.
 
     Raises:
         RuntimeError: `available` is false.
@@ -71,7 +71,7 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
         try:
             for name, answer in answers.items():
                 setattr(torch.cuda, name, answer)
-            # Recurrent layers would move their weights together, and ask where they lie.
+            # Recurrent layers would move their weights together, and ask for their addresses.
             with replaced(torch.backends.cudnn, "is_acceptable", lambda _: False), _without_context(helper):
                 yield capability
         finally:
@@ -85,9 +85,9 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
 
 
 def _without_context(helper: Any) -> AbstractContextManager[None]:
-    """Keeps torch from making a tensor with a value on the device, where the helper already says that the device has a context.
+    """Keep torch from making a tensor with a value on the device, where the helper already reports that it has a context.
 
-    Some releases make one with the first tensor that has none, for autograd's engine.
+    Some releases make one with the first tensor without a value, for autograd's engine.
     """
     if helper is None or not hasattr(fake_tensor, "init_gpu_context"):
         return nullcontext()
@@ -95,7 +95,7 @@ def _without_context(helper: Any) -> AbstractContextManager[None]:
 
 
 def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
-    """What functions of `torch.cuda` say of the device. A random state is kept in the host's memory, which is not followed."""
+    """Answers of `torch.cuda`'s functions about the device. A random state stays in the host's memory, which is not followed."""
     state = torch.zeros(16, dtype=torch.uint8)
     properties = SimpleNamespace(
         name="predicted", major=capability[0], minor=capability[1], total_memory=0, multi_processor_count=1, warp_size=32
@@ -126,7 +126,7 @@ def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
 
 
 class _Stream:
-    """The only stream of the device, on which nothing waits."""
+    """The only stream of the device, on which no work waits."""
 
     cuda_stream = 0
 
@@ -138,5 +138,5 @@ _STREAM = _Stream()
 
 
 def _nothing() -> Callable[..., None]:
-    """Make a function that does nothing; a new one each time, since the compiler takes one function of torch for one name."""
+    """Make a function without effect, a new one each time, since the compiler takes one function of torch for one name."""
     return lambda *_, **__: None

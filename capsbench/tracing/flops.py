@@ -1,7 +1,7 @@
 """Floating-point operations of the package's own operators, in the registry of torch's counter.
 
-Votes are what is counted: one product `[B, K] × [K, J·D]` for each input capsule and evaluation, and two more where gradients of
-both are taken. Agreement and weighted sums are element-wise to torch's counter where plain torch computes them, and are here too.
+Votes are counted: one product `[B, K] × [K, J·D]` for each input capsule and evaluation, and two more where gradients of
+both are taken. Agreement and weighted sums are element-wise to torch's counter where plain torch computes them, and here too.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Shape = Sequence[int]
 
 
 def votes_flops(inputs: Shape, weight: Shape) -> int:
-    """Of one evaluation of all votes; inputs `[B, I, K]`, weight `[I, K, J, D]`."""
+    """Operations of one evaluation of all votes; inputs `[B, I, K]`, weight `[I, K, J, D]`."""
     batch = inputs[0]
     count, in_dim, outputs, dim = weight
     return 2 * batch * count * in_dim * outputs * dim
@@ -32,13 +32,13 @@ def _front(images: Shape, weight1: Shape, _bias1: Shape, weight2: Shape, *_: Any
 
 def _front_backward(grad: Shape, images: Shape, weight1: Shape, _bias1: Shape, weight2: Shape, *rest: Any, **_: Any) -> int:
     hidden, needs = _hidden(images, weight1), rest[2]
-    # conv₁ again, and what is asked for of each.
+    # conv₁ again, and the gradients that each convolution is asked for.
     again = 1 + needs[0] + needs[1]
     return again * _conv(images, weight1, hidden) + (any(needs[:3]) + needs[3]) * _conv(hidden, weight2, grad)
 
 
 def _hidden(images: Shape, weight1: Shape) -> Shape:
-    """The shape of what is between the two convolutions."""
+    """The shape of the map between the two convolutions."""
     return [images[0], weight1[0], *(side - kernel + 1 for side, kernel in zip(images[2:], weight1[2:], strict=True))]
 
 
@@ -63,7 +63,7 @@ def _with_gradients(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
 
 
 def _with_both(inputs: Shape, weight: Shape, _state: Any, _t: Any, limited: bool, *_: Any, **__: Any) -> int:
-    # Couplings of the round are used again; SDA needs the votes themselves once more.
+    # Couplings of the round are reused; SDA needs the votes once more.
     return (4 if limited else 3) * votes_flops(inputs, weight)
 
 

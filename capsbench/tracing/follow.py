@@ -1,6 +1,6 @@
-"""Following every tensor of a step that is traced without being computed: what is allocated, and by whom.
+"""Following of every tensor of a step that is traced without being computed: allocations, and the operators that make them.
 
-Tensors are torch's fake ones, which have all but values: autograd, autocast and every kernel's choice of algorithm go on as they
+Tensors are torch's fake ones, which have all but values. Autograd, autocast and the kernels' choices of algorithm work as they
 would on a CPU, and nothing is allocated. Below them a dispatch mode sees each operator, and follows the storages that it makes.
 """
 
@@ -37,12 +37,12 @@ _READS = "the model reads a tensor's value, for which the trace takes 0"
 _OTHER_FORMS = "CUDA tensors cannot be followed here without a C++ compiler: operators have the forms that they have on a CPU"
 _READING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.equal}
 _STATE_SHAPES = {torch.get_rng_state().shape, torch.Size([16])}
-"""Of the states of generators on a CPU and on CUDA."""
+"""Shapes of the states of generators on a CPU and on CUDA."""
 _MATRIX_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 _READING_STRIDES = _MATRIX_PRODUCTS | {
     getattr(torch.ops.aten, name) for name in ("clone", "copy_", "_to_copy", "cat", "stack", "sum", "mean", "fill_", "zero_")
 }
-"""Operators that take tensors as they lie."""
+"""Operators that take tensors in any memory layout."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 _WITH_SCRATCH = {
     torch.ops.aten.convolution,
@@ -50,20 +50,20 @@ _WITH_SCRATCH = {
     torch.ops.aten.mkldnn_rnn_layer,
     torch.ops.aten.mkldnn_rnn_layer_backward,
 }
-"""Operators whose libraries take memory that only the device knows."""
+"""Operators whose libraries take memory that the device alone knows."""
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_, torch.ops.aten._index_put_impl_}
 _SHAPED_BY_VALUES = torch.Tag.dynamic_output_shape
 
 
 class Follow(Blocks):
-    """Follows storages from the operator that makes them to their end. Enter it, and build and run inside.
+    """A mode that follows storages from the operator that makes them to their end. Enter it, and build and run inside.
 
     Args:
-        kind: of the device that the step is for, `cpu` or `cuda`.
-        capability: the compute capability of a CUDA device; None for that of the device here, or of a usual one.
-        workspace_bytes: what the first matrix product takes for its library, once.
+        kind: kind of the device that the step is for, `cpu` or `cuda`.
+        capability: the compute capability of a CUDA device; None for that of the present device, or of a common one.
+        workspace_bytes: bytes that the first matrix product takes for its library, once.
         inside: follow the temporaries of operators that are written in torch, too.
-        try_scratch: run each kind of convolution once, if the step is for a CPU, to see what its library takes beside tensors.
+        try_scratch: run each kind of convolution once, if the step is for a CPU, to see its library's memory beside tensors.
     """
 
     def __init__(
@@ -81,17 +81,17 @@ class Follow(Blocks):
         self.flops = 0
         """Floating-point operations so far."""
         self.needed_flops = 0
-        """What forward needs so far, with the gradients that its operators need in backward."""
+        """Floating-point operations that forward has needed so far, with the gradients that its operators need in backward."""
         self.notes: dict[str, None] = {} if on_device else {_OTHER_FORMS: None}
-        """What had to be assumed, each once."""
+        """Assumptions that were made, each once."""
         self.unsure: dict[str, None] = {}
-        """Operators whose own bytes only the device knows, each once."""
+        """Operators whose own bytes the device alone knows, each once."""
         self.scratch: dict[str, None] = {}
         """Operators that would take scratch memory, each once."""
         self._fake = Shapes(kind)
         self._capability = capability
         self.values = Values()
-        """Those that are known all the same."""
+        """The values that are known all the same."""
         self._operators = Operators(self)
         self._workspace = workspace_bytes
         self._look_inside, self._try_scratch = inside, try_scratch
@@ -101,11 +101,11 @@ class Follow(Blocks):
         self._entered = ExitStack()
 
     def __enter__(self) -> Self:
-        """Tensors made from here on are fake, and followed."""
+        """Make tensors from here on fake, and follow them."""
         with ExitStack() as entered:
             entered.enter_context(pretending(self.kind))
             if self.kind == "cpu":
-                # On a GPU random states stay in the host's memory, which is not what is followed.
+                # On a GPU random states stay in the host's memory, which is not followed.
                 entered.enter_context(random_states(self.follow))
             elif self.device.type == "cuda":
                 capability = entered.enter_context(fake_cuda.fake_cuda(self._capability))
@@ -121,7 +121,7 @@ class Follow(Blocks):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Tensors are real again."""
+        """Make tensors real again."""
         self._entered.__exit__(*error)
 
     def _unsure_of(self, what: str) -> None:
@@ -131,14 +131,14 @@ class Follow(Blocks):
         self.notes[what] = None
 
     def follow_numbers(self, nodes: Iterable[Any], module_of: Callable[[int], str]) -> None:
-        """Follows the numbers that autograd nodes keep as tensors: no operator makes them, but a CPU's allocator does.
+        """Follow the numbers that autograd nodes keep as tensors: no operator makes them, but a CPU's allocator does.
 
         Args:
-            nodes: of a graph.
-            module_of: the module that made the node of a number.
+            nodes: nodes of a graph.
+            module_of: function from a node's number to the module that made it.
         """
         for node in nodes:
-            # Asking others what they keep could set off a checkpoint's evaluation.
+            # Asking other nodes what they keep could start a checkpoint's evaluation.
             number = getattr(node, "_saved_other", None) if node._sequence_nr() in self._numbered else None
             if isinstance(number, Tensor):
                 self.place = module_of(node._sequence_nr())
@@ -148,7 +148,7 @@ class Follow(Blocks):
     def made_fake(self, model: nn.Module) -> nn.Module:
         """Return the same network with new parameters and buffers on the device, as `to` moves them.
 
-        Whether they were made outside or here does not matter: a copy of a tensor without values may not be what it looks like.
+        They may have been made outside or here; a copy of a tensor without values may differ from what it looks like.
         """
         replaced: dict[int, Any] = {}
         pieces: dict[tuple[int, torch.dtype], Tensor] = {}
@@ -163,11 +163,11 @@ class Follow(Blocks):
         return model
 
     def _moved(self, tensor: Tensor, pieces: dict[tuple[int, torch.dtype], Tensor]) -> Any:
-        """A tensor's like on the device; on a CPU, where nothing is moved, those that shared memory share it.
+        """The counterpart of a tensor on the device; on a CPU, where nothing moves, tensors that shared memory still share it.
 
         Args:
             tensor: a parameter or a buffer.
-            pieces: the memory that was made so far, by the storage in the place of which it is.
+            pieces: the memory that was made so far, by the storage that it replaces.
         """
         if self.device.type == "cpu":
             storage = tensor.untyped_storage()
@@ -176,7 +176,7 @@ class Follow(Blocks):
                 pieces[key] = torch.empty(storage.nbytes() // tensor.itemsize, dtype=tensor.dtype)
             moved = pieces[key].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).detach()
         else:
-            # By its sizes: an operator on a tensor that is real would be run for real.
+            # By its sizes, since an operator on a real tensor would be run for real.
             moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=self.device)
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(moved, tensor.requires_grad)
@@ -187,9 +187,9 @@ class Follow(Blocks):
         return moved
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Runs an operator on shapes, and notes what it made."""
+        """Run an operator on shapes, and note what it made."""
         if func.namespace == "prim":
-            return func(*args, **kwargs)  # a question: where is it?
+            return func(*args, **kwargs)  # a query, such as the device of a tensor
         outside, self.operator = self.operator, self.operator or func._schema.name
         try:
             return self._run(func, args, kwargs)
@@ -217,25 +217,25 @@ class Follow(Blocks):
             self.add(self._workspace)
             self._workspace = 0
         if is_composite(func):
-            # Only inside an operator that is written in torch: elsewhere autograd has taken it apart by now.
+            # This happens only inside an operator that is written in torch: elsewhere autograd has taken it apart by now.
             with self._operators:
                 return func.decompose(*args, **kwargs)
         return self._made(func, args, kwargs, given)
 
     def _lifted(self, real: Tensor) -> Tensor:
-        """What `torch.tensor` has made of numbers."""
+        """The tensor that `torch.tensor` has made of numbers."""
         lifted = self._shape_of(real, real.device)
         self.follow(lifted)
         return lifted
 
     def _shape_of(self, real: Tensor, device: torch.device) -> Tensor:
-        """A tensor without values in the place of one whose values are known."""
+        """A tensor without values in place of one whose values are known."""
         shape = torch.ops.aten.empty_strided.default(real.size(), real.stride(), dtype=real.dtype, device=device)
         self.values.give(shape, real)
         return shape
 
     def _without_values(self, one: Any) -> Any:
-        """What stands for a tensor that was made outside; anything else is returned as it is."""
+        """The stand-in for a tensor that was made outside; anything else is returned as it is."""
         if not isinstance(one, Tensor) or isinstance(one, FakeTensor):
             return one
         shape = self._fake.from_tensor(one)
@@ -258,17 +258,17 @@ class Follow(Blocks):
         return _nothing(given[0].dtype) if func.overloadpacket is torch.ops.aten._local_scalar_dense else True
 
     def _made(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
-        """Runs an operator that is made of no others, and follows what it returns."""
+        """Run an operator that is made of no others, and follow what it returns."""
         packet = func.overloadpacket
         before = self.flops
         out = self._inside(func, args, kwargs)
         if out is None:
             out = self._shaped(func, args, kwargs, given)
         if packet in flop_registry:
-            # Whatever was counted inside: not all that is there is in the registry.
+            # Keep what was counted inside, since the registry does not know every operator.
             self.flops = before
             self._count(packet, args, kwargs, given, out)
-        # A storage that was there before is not made here, though nobody has seen it being made.
+        # A storage that existed before is not made here, even if nothing saw it being made.
         outside = {one.untyped_storage()._cdata for one in given if not self.is_followed(one)}
         for one in tree_iter(out):
             if isinstance(one, Tensor) and one.untyped_storage()._cdata not in outside:
@@ -282,7 +282,7 @@ class Follow(Blocks):
         return out
 
     def _shaped(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
-        """What an operator returns, without values, and with those that are known noted."""
+        """The outputs of an operator without values; those that are known are noted."""
         if _SHAPED_BY_VALUES in func.tags:
             real = self.values.computed(func, args, kwargs, given)
             if real is not None:
@@ -294,7 +294,7 @@ class Follow(Blocks):
         return out
 
     def _numbers(self, index: Tensor | None) -> list[Tensor | None]:
-        """The numbers of the elements that a mask chooses, if it is known; any other index as it is."""
+        """Indices of the elements that a mask chooses, if it is known; any other index as it is."""
         known = None if index is None or index.dtype not in (torch.bool, torch.uint8) else self.values.of(index)
         if index is None or known is None:
             return [index]
@@ -303,7 +303,7 @@ class Follow(Blocks):
         return [self._shape_of(one, index.device) for one in numbers]
 
     def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Runs an operator that is written in torch itself as it is written, so that its own temporaries are followed."""
+        """Run an operator that is written in torch by its own code, so that its temporaries are followed."""
         defined = OPDEFS.get(func._schema.name) if self._look_inside else None
         if defined is None:
             return None
@@ -314,7 +314,7 @@ class Follow(Blocks):
         with self._operators:
             try:
                 out = defined._init_fn(*args, **kwargs)
-            except Exception:  # what needs values or a device: its shapes are still known
+            except Exception:  # it needs values or a device; its shapes are still known
                 self.scratch[func._schema.name] = None
                 return None
         made = [one for one in tree_iter(out) if isinstance(one, Tensor)]
@@ -323,7 +323,7 @@ class Follow(Blocks):
         return out
 
     def _replayed(self, recording: "_Recording", out: Any) -> Any:
-        """The same events again, as an operator of the same shapes had them; the first time takes a hundred times as long."""
+        """Repeat the events of an operator of the same shapes, since the first run takes a hundred times as long."""
         made = dict(zip(recording.outputs, (one for one in tree_iter(out) if isinstance(one, Tensor)), strict=True))
         blocks: dict[int, int] = {}
         for block, nbytes in recording.events:
@@ -339,11 +339,11 @@ class Follow(Blocks):
     def _count(self, packet: Any, args: Any, kwargs: Any, given: list[Tensor], out: Any) -> None:
         flops = int(flop_registry[packet](*args, **kwargs, out_val=out))
         self.flops += flops
-        # Backward takes one more product of this size for each operand that has a gradient; a bias is none.
+        # Backward takes one more product of this size for each operand that has a gradient; a bias has no product.
         self.needed_flops += flops * (1 + sum(one.requires_grad for one in given if one.dim() > 1))
 
     def _may_copy(self, func: Any, given: list[Tensor]) -> bool:
-        """Whether a CPU's kernel may copy what it is given, because it does not lie in memory as the kernel wants it."""
+        """Return whether a CPU's kernel may copy its arguments because their memory layout does not suit it."""
         if not self._try_scratch or self.kind != "cpu" or all(one.is_contiguous() for one in given):
             return False
         return not (func.is_view or func.overloadpacket in _READING_STRIDES or _POINT_BY_POINT & set(func.tags))
@@ -351,13 +351,13 @@ class Follow(Blocks):
     def _take_copies(self, func: Any, args: Any, kwargs: Any) -> None:
         try:
             nbytes = scratch_bytes(func, args, kwargs)
-        except Exception:  # random numbers are not what every operator takes
+        except Exception:  # not every operator takes random numbers
             return
         if nbytes:
             self.free(self.add(nbytes), nbytes)
 
     def _take_scratch(self, func: Any, args: Any, kwargs: Any) -> None:
-        """What a library takes on top of inputs and outputs: tried out where this machine is the device, else only named."""
+        """Count the memory that a library takes beside tensors: tried where this machine is the device, else only named."""
         nbytes = scratch_bytes(func, args, kwargs) if self.kind == "cpu" and self._try_scratch else None
         if nbytes is None:
             self.scratch[str(func)] = None
@@ -366,7 +366,7 @@ class Follow(Blocks):
 
 
 def _called_by_engine() -> bool:
-    """Whether autograd's engine runs an operator by itself, not a backward that is written in Python."""
+    """Return whether autograd's engine runs an operator by itself, and not a backward that is written in Python."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
@@ -378,26 +378,26 @@ def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def _is_random_state(tensor: Tensor) -> bool:
-    """Whether a tensor is the state of a generator: it has values, and the program may need them."""
+    """Return whether a tensor is the state of a generator, which has values that the program may need."""
     return not isinstance(tensor, FakeTensor) and tensor.dtype == torch.uint8 and tensor.shape in _STATE_SHAPES
 
 
 @dataclass(frozen=True)
 class _Recording:
-    """What an operator written in torch did, for its next call with the same shapes."""
+    """The effects of an operator written in torch, kept for its next call with the same shapes."""
 
     events: list[tuple[int, int]]
-    """Block and bytes."""
+    """Block and bytes of each event."""
     outputs: list[int]
-    """The blocks behind what it returned."""
+    """The blocks behind the outputs."""
     flops: int
 
 
 def _check_dtypes(packet: Any, given: list[Tensor]) -> None:
-    """Refuse what a device refuses, and shapes alone do not: products of tensors of several types.
+    """Refuse products of tensors of several types, which a device refuses and shapes alone do not.
 
     Raises:
-        RuntimeError: as the device does.
+        RuntimeError: the dtypes differ.
     """
     if packet in _MATRIX_PRODUCTS or packet is torch.ops.aten.convolution:
         dtypes = {one.dtype for one in given}

@@ -1,6 +1,6 @@
-"""Values that are known although a step is followed without any: of small tensors behind which are neither parameters nor inputs.
+"""Values that are known although a step is followed without any, of small tensors that depend on no parameter and no input.
 
-A mask that is made of ones, positions that are counted up, rates in a list: a network may look at them and go another way. They
+A mask that is made of ones, positions that are counted up, rates in a list: a network may read them and branch on them. They
 are computed for real, beside the tensors without values that stand for them.
 """
 
@@ -13,40 +13,40 @@ from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 MOST_ELEMENTS = 2**18
-"""Larger tensors are not computed: that would take the time and the memory that a trace is there to spare."""
+"""Largest number of elements that is computed: more would take the time and memory that a trace is there to save."""
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 _ALIKE = {getattr(torch.ops.aten, name) for name in ("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full")}
 """Operators that look at a tensor's shape alone."""
 _FILLING = {torch.ops.aten.fill_, torch.ops.aten.zero_, torch.ops.aten.copy_}
 _WRITES_STATISTICS = "batch_norm"
-"""Operators of that name write into arguments without saying so in their schema."""
+"""Part of the name of operators that write into arguments although their schema does not say so."""
 
 
 class Values:
-    """What tensors without values would hold."""
+    """The values that tensors without values would hold."""
 
     def __init__(self) -> None:
         self._twins: Any = WeakTensorKeyDictionary()
         self._blank: Any = WeakTensorKeyDictionary()
         """Tensors that hold nothing yet."""
         self._lost: dict[int, Any] = {}
-        """Storages of twins into which something unknown was written; kept, so that no other gets their number."""
+        """Storages of twins into which something unknown was written, kept so that no other storage gets their number."""
 
     def give(self, tensor: Tensor, real: Tensor) -> None:
-        """Notes what a tensor holds, if it is small."""
+        """Record the value of a tensor, if it is small."""
         if real.numel() <= MOST_ELEMENTS:
             self._twins[tensor] = real
 
     def of(self, tensor: Tensor) -> Tensor | None:
-        """What a tensor holds; None where that is not known."""
+        """The value of a tensor; None where it is not known."""
         twin: Tensor | None = self._twins.get(tensor)
         if twin is None or twin.untyped_storage()._cdata in self._lost:
             return None
         return twin
 
     def computed(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
-        """What an operator returns, if all that it is given is known and it draws nothing; None otherwise."""
+        """The outputs of an operator, if all of its arguments are known and it draws no random numbers; None otherwise."""
         alike = func.overloadpacket in _ALIKE
         if _RANDOM in func.tags or not (alike or all(self.of(one) is not None for one in given)):
             return None
@@ -56,11 +56,11 @@ class Values:
         try:
             with _disable_current_modes(), torch.no_grad():
                 return func(*args, **on_host)
-        except Exception:  # what cannot be computed on the host is not known
+        except Exception:  # a value that cannot be computed on the host is unknown
             return None
 
     def follow(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], out: Any) -> None:
-        """Computes what an operator returned without values, and forgets what it overwrote with something unknown."""
+        """Compute what an operator returned without values, and forget what it overwrote with something unknown."""
         made = [one for one in tree_iter(out) if isinstance(one, Tensor)]
         if "empty" in func._schema.name:
             self._blank.update((one, True) for one in made)
@@ -79,7 +79,7 @@ class Values:
                 self._lost[storage._cdata] = storage
 
     def _begin(self, func: Any, given: list[Tensor]) -> None:
-        """Lets a tensor that nobody has written into or looked at be known from here on, if an operator fills it."""
+        """Let a tensor that has not been written or read yet be known from here on, if an operator fills it."""
         blank = [one for one in given if self._blank.pop(one, False)]
         if func.overloadpacket in _FILLING and blank and blank[0] is given[0]:
             with _disable_current_modes():
@@ -92,7 +92,7 @@ class Values:
 
 
 def _blank_like(one: Any) -> Any:
-    """In place of a tensor one of its shape, and the host in place of a device."""
+    """A blank tensor of the same shape in place of a tensor, and the host in place of a device."""
     if isinstance(one, Tensor):
         with _disable_current_modes():
             return torch.empty((), dtype=one.dtype).expand(one.shape)
@@ -100,7 +100,7 @@ def _blank_like(one: Any) -> Any:
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that an operator may have written into."""
+    """Tensors that an operator may have written into."""
     schema = func._schema
     if _WRITES_STATISTICS in schema.name:
         return [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
@@ -112,6 +112,6 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def host_copy(tensor: Tensor) -> Tensor:
-    """A tensor's values in the host's memory, outside all modes."""
+    """A copy of a tensor's values in the host's memory, outside all modes."""
     with _disable_current_modes(), torch.no_grad():
         return tensor.detach().cpu().clone()

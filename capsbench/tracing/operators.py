@@ -1,4 +1,4 @@
-"""The dispatcher of a step that is followed: which operators it is made of, on tensors without values."""
+"""The dispatcher of a step that is followed: it sees the operators that the step is made of, on tensors without values."""
 
 from functools import cache, partial
 from typing import Any, Protocol
@@ -9,14 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Runs(Protocol):
-    """Runs operators for `Operators`."""
+    """An object that runs operators for `Operators`."""
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Runs one, and returns what it returned."""
+        """Run an operator, and return its outputs."""
 
 
 class Operators(TorchDispatchMode):
-    """Hands every operator that autograd calls to somebody who runs it."""
+    """A mode that passes every operator that autograd calls to an object that runs it."""
 
     def __init__(self, runs: Runs) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Operators(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: torch would wrap every operator's handling for a compiler that does not run here, and import it."""
+        """False: torch would wrap every operator's handling for a compiler that does not run here, and import it."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -33,25 +33,25 @@ class Operators(TorchDispatchMode):
 
 @cache
 def is_composite(func: Any) -> bool:
-    """Whether an operator is made of others, and no device has a kernel of its own for it."""
+    """Return whether an operator is made of others, and no device has a kernel of its own for it."""
     has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, func.name())
     return has_kernel("CompositeImplicitAutograd") and not (has_kernel("CPU") or has_kernel("CUDA"))
 
 
 class Shapes(FakeTensorMode):
-    """Tensors without values, which touch no device but one whose driver is there.
+    """Tensors without values, which touch no device unless its driver is there.
 
     Args:
-        kind: of the device that they are for, `cpu` or `cuda`.
+        kind: kind of the device that they are for, `cpu` or `cuda`.
     """
 
     def __init__(self, kind: str) -> None:
-        # Torch asks later too, when the device is said to be there. A CPU's tensors are no reason to ask at all: where a process
+        # Torch asks again later, when the device appears to be there. A CPU's tensors need no answer, and where a process
         # has asked, no fork of it can use CUDA.
         self._without_driver = kind != "cpu" and not torch.cuda.is_available()
         super().__init__(allow_non_fake_inputs=True)
 
     @property
     def avoid_device_init(self) -> bool:
-        """Whether a device must not be touched."""
+        """Return whether the device must not be touched."""
         return self._without_driver

@@ -1,4 +1,4 @@
-"""What operators return on a device, where torch's tensors without values say otherwise: how large it is, and how it lies."""
+"""Outputs that a device makes with another size or memory layout than torch's tensors without values have."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +16,9 @@ _LOSSES = {
     torch.ops.aten.soft_margin_loss,
     torch.ops.aten.binary_cross_entropy,
 }
-"""Operators whose one number lies in memory for all elements, on every device: torch sums in place of them."""
+"""Operators that keep one number in the memory of all elements, on every device; torch sums in place."""
 _SIZED_BY_LIBRARY = {torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only}
-"""Operators of which torch's fake tensors are not as large as what they return on a CPU."""
+"""Operators whose outputs on a CPU differ in size from torch's fake tensors."""
 _GROUP_NORM = torch.ops.aten.native_group_norm
 _NORMALISATIONS = {
     torch.ops.aten.native_layer_norm,
@@ -26,19 +26,19 @@ _NORMALISATIONS = {
     torch.ops.aten._native_batch_norm_legit,
     _GROUP_NORM,
 }
-"""Operators that return a mean and another statistic beside what they normalise."""
+"""Operators that return a mean and another statistic beside the normalised values."""
 _CONTIGUOUS_GRADIENTS = {torch.ops.aten.native_layer_norm_backward, torch.ops.aten.native_group_norm_backward}
 
 
 def output(func: Any, args: Any, kwargs: Any, *, kind: str, unsure: Callable[[str], None]) -> Any:
-    """What an operator returns, without values.
+    """The outputs of an operator, without values.
 
     Args:
         func: an operator.
         args: its arguments.
         kwargs: its keyword arguments.
-        kind: of the device that tensors stand for.
-        unsure: is told which operators' bytes only the device knows.
+        kind: kind of the device that tensors stand for.
+        unsure: receives a note of each operator whose bytes the device alone knows.
     """
     packet = func.overloadpacket
     out = SHAPES.get(packet, func)(*args, **kwargs)
@@ -55,7 +55,7 @@ def output(func: Any, args: Any, kwargs: Any, *, kind: str, unsure: Callable[[st
 
 
 def _as_returned(func: Any, args: Any, kwargs: Any, out: Any, unsure: Callable[[str], None]) -> Any:
-    """Outputs as large as an operator makes them, of which torch's fake tensors do not know how large they are."""
+    """Outputs with the size that the operator gives them, where torch's fake tensors do not know it."""
     real = returned(func, args, kwargs)
     if real is None:
         unsure(f"only a run knows how much {func.overloadpacket} keeps for its library")
@@ -64,7 +64,7 @@ def _as_returned(func: Any, args: Any, kwargs: Any, out: Any, unsure: Callable[[
 
 
 def _wide_statistics(packet: Any, given: list[Tensor], out: Any, kind: str) -> Any:
-    """Statistics of narrow inputs as devices keep them: torch's have them as narrow as the inputs."""
+    """Statistics of narrow inputs as devices keep them; torch's fake ones are as narrow as the inputs."""
     narrow = given[0].dtype in (torch.bfloat16, torch.float16)
     mixed = any(one.dtype == torch.float32 for one in given)
     if not narrow or not (mixed or (kind == "cuda" and packet is not _GROUP_NORM)):
@@ -73,7 +73,7 @@ def _wide_statistics(packet: Any, given: list[Tensor], out: Any, kind: str) -> A
 
 
 def _whole_loss(_packet: Any, given: list[Tensor], out: Tensor, _kind: str) -> Tensor:
-    """One number in the memory of all elements."""
+    """A single number in the memory of all elements."""
     if out.dim() > 0:
         return out
     count = torch.broadcast_shapes(*(one.shape for one in given[:2])).numel()
@@ -81,12 +81,12 @@ def _whole_loss(_packet: Any, given: list[Tensor], out: Tensor, _kind: str) -> T
 
 
 def _in_rows(_packet: Any, _given: list[Tensor], out: Any, _kind: str) -> Any:
-    """Gradients as kernels write them: torch's lie as the gradient that came in."""
+    """Gradients in the layout in which kernels write them; torch's fake ones have that of the incoming gradient."""
     return out if out[0] is None else (out[0].contiguous(), *out[1:])
 
 
 def _laid(made: Layout, device: torch.device) -> Tensor:
-    """A tensor without values that lies in memory as another."""
+    """A tensor without values with the memory layout of another."""
     shape, strides, dtype, nbytes = made
     return torch.empty(nbytes // dtype.itemsize, dtype=dtype, device=device).as_strided(shape, strides)
 

@@ -1,4 +1,4 @@
-"""What a CPU's libraries take and return beside the result: tried out, since nothing says it."""
+"""Memory that a CPU's libraries take and return beside the result, found by trial since nothing documents it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,18 +16,18 @@ Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, int]
 _KNOWN: dict[str, int | None] = {}
 _RETURNED: dict[str, list[Layout] | None] = {}
 _MOST_BYTES = 2 * 2**30
-"""Larger operators are not tried: that would take the memory that a trace is there to spare."""
+"""Largest operator in bytes that is tried: more would take the memory that a trace is there to save."""
 
 
 def scratch_bytes(func: Callable[..., Any], args: Any, kwargs: Any) -> int | None:
-    """The most that one call of an operator held beside its inputs and outputs; None where nothing can count it.
+    """The most memory that one call of an operator held beside inputs and outputs; None where nothing can count it.
 
     The call is made on new tensors of the same shapes and layouts, once for each.
 
     Args:
         func: an operator.
         args: its arguments; tensors may be fake.
-        kwargs: keyword arguments, as args.
+        kwargs: its keyword arguments; tensors may be fake.
     """
     if counting.installed() is None:
         return None
@@ -42,7 +42,7 @@ def _tried(func: Callable[..., Any], args: Any, kwargs: Any) -> int | None:
     if _bytes_of(args) > _MOST_BYTES:
         return None
     real_args, real_kwargs = tree_map(_real, (args, kwargs))
-    func(*real_args, **real_kwargs)  # what a library makes once, and keeps, is no scratch
+    func(*real_args, **real_kwargs)  # a library's lasting buffers are made once, and are no scratch
     log = counting.Log()
     out = func(*real_args, **real_kwargs)
     events = log.close()
@@ -52,14 +52,14 @@ def _tried(func: Callable[..., Any], args: Any, kwargs: Any) -> int | None:
 
 
 def returned(func: Callable[..., Any], args: Any, kwargs: Any) -> list[Layout] | None:
-    """Layouts of the tensors that an operator returns, as it does; None where trying it takes too much.
+    """Layouts of the tensors that an operator returns; None where a trial takes too much.
 
     Args:
         func: an operator on a CPU.
         args: its arguments; tensors may be fake.
-        kwargs: keyword arguments, as args.
+        kwargs: its keyword arguments; tensors may be fake.
     """
-    # What it keeps for backward it returns where gradients are on, though no argument needs one.
+    # It returns what it keeps for backward where gradients are on, even if no argument needs one.
     key = repr((func, tree_map(signature, (args, kwargs)), torch.is_grad_enabled()))
     if key not in _RETURNED:
         _RETURNED[key] = None
@@ -72,12 +72,12 @@ def returned(func: Callable[..., Any], args: Any, kwargs: Any) -> list[Layout] |
 
 
 def layout(tensor: Tensor) -> Layout:
-    """How a tensor lies in memory."""
+    """The memory layout of a tensor."""
     return tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.untyped_storage().nbytes()
 
 
 def signature(one: Any) -> Any:
-    """What an operator's memory depends on: a tensor's shape, strides and dtype; any other argument itself."""
+    """The part of an argument that memory depends on: a tensor's shape, strides and dtype; any other argument itself."""
     return (tuple(one.shape), tuple(one.stride()), one.dtype) if isinstance(one, Tensor) else one
 
 
@@ -90,5 +90,5 @@ def _real(one: Any) -> Any:
         return one
     size = sum((side - 1) * stride for side, stride in zip(one.shape, one.stride(), strict=True)) + 1 if one.numel() else 0
     made = torch.empty(size, dtype=one.dtype)
-    # 0 is a number that every index and every offset may have.
+    # 0 is valid for every index and every offset.
     return (made.normal_() if one.dtype.is_floating_point else made.zero_()).as_strided(one.shape, one.stride())

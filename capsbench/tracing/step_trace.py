@@ -1,14 +1,15 @@
-"""Following a training step without computing it: on shapes alone, and no device."""
+"""Following a training step without computing it, on shapes alone and without a device."""
 
 import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from capsbench.catalog import spec_of
@@ -20,17 +21,18 @@ from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import eagerly, note_scripted
 from capsbench.tracing.follow import Follow
-from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
+from capsbench.tracing.observed_step import StepObserver, run_step
+from capsbench.tracing.storages import optimizer_state, state_of, storage_bytes
 from capsbench.tracing.trace import Trace
 from capsbench.workload import BUILT_IN, Workload, build_model, seed_everything
 
 Build = Callable[[], nn.Module]
 
 MANY_BLOCKS = 64
-"""Deeper networks are not traced beside a measurement: it would take longer than the measurement."""
+"""Largest depth that is traced beside a measurement: a deeper trace would take longer than the measurement."""
 
 _NOTHING_TWICE = {"kernel": "reference", "memory": "stored", "front": "plain", "inverse": None, "optimizer_step": None}
-"""How a capsule network is computed with nothing evaluated again."""
+"""Settings of a capsule network that evaluates nothing twice."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,20 @@ class TracedStep:
     optimizer_bytes: int
     batch_bytes: int
     flops: int
-    """Of forward and backward, as it is computed."""
+    """Floating-point operations of forward and backward as they are computed."""
     retained_by_module: dict[str, int]
     origin: Callable[[int], Origin]
-    """Where a block was made."""
+    """The origin of a block."""
     largest_parameter_bytes: int
     scratch: tuple[str, ...]
     notes: tuple[str, ...]
-    """What had to be assumed that decides what the step computes."""
+    """Assumptions that decide what the step computes."""
     unsure: tuple[str, ...] = ()
-    """What had to be assumed of the bytes that operators keep and take."""
+    """Assumptions about the bytes that operators keep and take."""
 
     @property
     def retained_bytes(self) -> int:
-        """Alive after forward, minus before."""
+        """Bytes alive after forward, minus those before."""
         forward = self.trace.phases()["forward"]
         return forward.end - forward.start
 
@@ -69,14 +71,14 @@ def trace_step(
     inside: bool = True,
     try_scratch: bool = False,
 ) -> TracedStep:
-    """Follows a step of a configuration, after one that makes gradients and the optimizer's state.
+    """Follow a step of a configuration, after a first one that makes gradients and the optimizer's state.
 
     Args:
-        configuration: what to trace; of its device only the kind matters.
-        build: makes the network instead of the configuration's own factory.
-        workspace_bytes: what the first matrix product takes for its library.
-        inside: follow the temporaries of operators that are written in torch, which the peak needs and nothing else.
-        try_scratch: run each kind of convolution once, if the step is for a CPU, to see what its library takes.
+        configuration: the step to trace; only the kind of its device matters.
+        build: replaces the configuration's own factory.
+        workspace_bytes: bytes that the first matrix product takes for its library.
+        inside: follow the temporaries of operators that are written in torch, which the peak alone needs.
+        try_scratch: run each kind of convolution once, if the step is for a CPU, to see the memory that its library takes.
 
     Raises:
         ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
@@ -89,18 +91,18 @@ def trace_step(
             return _traced(follow, _started(follow, configuration, build))
         except CapsbenchError:
             raise
-        except (Exception, SystemExit) as error:  # whatever a model does that shapes alone cannot serve
+        except (Exception, SystemExit) as error:  # a model may do anything that shapes alone cannot serve
             raise untraceable(configuration.model, error) from error
 
 
 def _follow(configuration: Configuration, **options: Any) -> Follow:
-    """What follows a step on the kind of device that a configuration names."""
+    """The follower of a step on the kind of device that a configuration names."""
     capability = gpu_of(configuration.gpu).capability if configuration.gpu else None
     return Follow(configuration.device_kind(), capability=capability, **options)
 
 
 def untraceable(model: str, error: BaseException) -> ConfigurationError:
-    """What to say of a model that needs values."""
+    """The error for a model that needs values."""
     reason = _reason(error)
     if "found two different devices" in reason or "same device" in reason:
         return ConfigurationError(
@@ -118,10 +120,10 @@ def _reason(error: BaseException) -> str:
 
 
 def step_figures(configuration: Configuration, step: TracedStep, *, build: Build | None = None) -> StepFigures:
-    """What a record says of a traced step; its floor takes another, short trace.
+    """The figures of a traced step for its record; its floor takes another, short trace.
 
     Raises:
-        ConfigurationError: as `trace_step`.
+        ConfigurationError: the network cannot be made, or followed without values.
     """
     gradients = step.gradient_bytes or step.largest_parameter_bytes
     return StepFigures(
@@ -142,7 +144,7 @@ def _counted_retained(configuration: Configuration, trace: Trace) -> int:
 
 
 def traced_figures(configuration: Configuration) -> tuple[StepFigures | None, list[str]]:
-    """`step_figures` of a step that was measured, and what to note: a model that cannot be traced can still be measured."""
+    """`step_figures` of a measured step, and notes; a model that cannot be traced can still be measured."""
     if configuration.blocks > MANY_BLOCKS:
         return None, [f"not traced: deeper than {MANY_BLOCKS} blocks"]
     try:
@@ -152,7 +154,7 @@ def traced_figures(configuration: Configuration) -> tuple[StepFigures | None, li
 
 
 def _needed_flops(configuration: Configuration, build: Build | None) -> int:
-    """Of forward, and of the gradients that its operators need in backward, with nothing evaluated twice."""
+    """Operations of forward, and of the gradients that its operators need in backward, with nothing evaluated twice."""
     if configuration.model in BUILT_IN:
         configuration = configuration.model_copy(update=_NOTHING_TWICE)
     with _follow(configuration, inside=False) as follow, eagerly(follow.notes):
@@ -176,7 +178,7 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
 
 
 def _built(model: str, build: Build) -> nn.Module:
-    """The network on shapes; a constructor that needs values is given them, and shapes are all that is kept of it."""
+    """The network on shapes; a constructor that needs values gets them, and only the shapes are kept."""
     try:
         return build()
     except CapsbenchError:
@@ -199,36 +201,18 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
     gc.collect()
     follow.tag("state", state_of(model))
     follow.tag("optimizer", optimizer_state(workload.optimizer))
-    before, calls = follow.flops, Calls(model, follow)
-    started = follow.events()
-    left_over = follow.alive_since(0)
-    kept = {block: name for name, tensors in calls.attributes() for block in follow.blocks_of(tensors)}
+    calls = Calls(model, follow)
+    seen = _Following(follow, calls)
     with calls.watched():
-        with follow.phase("forward"):
-            loss = workload.forward()
-            follow.follow_numbers(nodes_of(loss), calls.spans.module_of)
-        alive, holders, made = follow.alive_since(started), calls.holders(loss, started), follow.made_since(started)
-        # A module that remembers something lets go of what it remembered of the step before.
-        still = follow.alive_since(0)
-        gone = {block: nbytes for block, nbytes in left_over.items() if block not in still}
-        with follow.phase("backward"):
-            workload.backward(loss)
-        flops = follow.flops - before
-        gradients = gradients_of(model)
-        follow.tag("gradient", gradients)
-        of_gradients = storage_bytes(gradients)
-        with follow.phase("optimizer"):
-            del loss, gradients
-            workload.optimize()
-    trace = follow.trace()
+        of_gradients = run_step(workload, seen)
     return TracedStep(
-        trace=trace,
+        trace=follow.trace(),
         state_bytes=storage_bytes(state_of(model)),
         gradient_bytes=of_gradients,
         optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
         batch_bytes=storage_bytes(workload.batch),
-        flops=flops,
-        retained_by_module=_by_module(alive, holders | _saved(calls, workload, made), gone, kept),
+        flops=seen.flops,
+        retained_by_module=_by_module(seen.alive, seen.holders | _saved(calls, workload, seen.made), seen.gone, seen.kept),
         origin=partial(_origin, follow.made_in, follow.made_by, calls.spans),
         largest_parameter_bytes=max(parameter.nbytes for parameter in model.parameters()),
         scratch=tuple(follow.scratch),
@@ -237,13 +221,56 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
     )
 
 
+class _Following(StepObserver):
+    """A trace that is followed phase by phase, and what is alive between forward and backward.
+
+    Args:
+        follow: the trace.
+        calls: the calls of the network's modules.
+    """
+
+    def __init__(self, follow: Follow, calls: Calls) -> None:
+        self._follow, self._calls = follow, calls
+        self._flops_before, self._started = follow.flops, follow.events()
+        self._left_over = follow.alive_since(0)
+        self.kept = {block: name for name, tensors in calls.attributes() for block in follow.blocks_of(tensors)}
+        """The module that had each block from the step before."""
+        self.alive: dict[int, int] = {}
+        """Bytes of the blocks that forward made and left alive."""
+        self.holders: dict[int, str] = {}
+        """The module that holds each of them."""
+        self.made: list[int] = []
+        """The blocks that forward made, in their order."""
+        self.gone: dict[int, int] = {}
+        """Bytes of the blocks that forward let go of: a module that remembers something lets go of that of the step before."""
+        self.flops = 0
+        """Floating-point operations of forward and backward."""
+
+    def phase(self, name: str) -> AbstractContextManager[object]:
+        return self._follow.phase(name)
+
+    def end_forward(self, loss: Tensor) -> None:
+        self._follow.follow_numbers(nodes_of(loss), self._calls.spans.module_of)
+
+    def after_forward(self, loss: Tensor) -> None:
+        follow, started = self._follow, self._started
+        self.alive, self.holders = follow.alive_since(started), self._calls.holders(loss, started)
+        self.made = follow.made_since(started)
+        still = follow.alive_since(0)
+        self.gone = {block: nbytes for block, nbytes in self._left_over.items() if block not in still}
+
+    def after_backward(self, gradients: Iterable[Tensor]) -> None:
+        self.flops = self._follow.flops - self._flops_before
+        self._follow.tag("gradient", gradients)
+
+
 def _origin(made_in: dict[int, str], made_by: dict[int, tuple[str, int]], spans: Spans, block: int) -> Origin:
     operator, node = made_by[block]
     return Origin(operator, made_in[block] or spans.module_of(node))
 
 
 def _saved(calls: Calls, workload: Workload, made: list[int]) -> dict[int, str]:
-    """The module that saved each block first, of those that the traced forward pass made."""
+    """The module that saved each block first, among the blocks that the traced forward pass made."""
     try:
         return {made[place]: name for place, name in calls.savers(workload.forward).items() if place < len(made)}
     except RuntimeError as error:
@@ -253,7 +280,7 @@ def _saved(calls: Calls, workload: Workload, made: list[int]) -> dict[int, str]:
 
 
 def _by_module(alive: dict[int, int], holders: dict[int, str], gone: dict[int, int], kept: dict[int, str]) -> dict[str, int]:
-    """Bytes that forward left alive by who holds them, less those that it let go of by who had them."""
+    """Bytes that forward left alive by holder, less those that it freed by former holder."""
     found: Counter[str] = Counter()
     for block, nbytes in gone.items():
         found[kept.get(block, "")] -= nbytes
@@ -266,6 +293,6 @@ def _batch(configuration: Configuration, device: torch.device) -> Batch:
     spec = spec_of(configuration.dataset)
     count = configuration.batch_size
     size = (count, *spec.shape)
-    # A network's module may change the default dtype; images are what they are.
+    # A network's module may change the default dtype; that of images is fixed.
     images, pixels = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
     return Batch(images, torch.empty(count, dtype=torch.int64, device=device), pixels)

@@ -1,4 +1,4 @@
-"""The memory behind tensors: whose it is, where, and how much."""
+"""The memory behind tensors: address, size and owner."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def addresses(tensors: Iterable[Tensor]) -> list[int]:
-    """Where the storages behind tensors lie."""
+    """Addresses of the storages behind tensors."""
     return [tensor.untyped_storage().data_ptr() for tensor in tensors]
 
 

@@ -1,4 +1,4 @@
-"""What torch does otherwise while a step is followed on tensors without values."""
+"""Parts of torch that behave differently while a step is followed on tensors without values."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Puts another attribute in the place of one, and back again."""
+    """Replace an attribute, and restore it on leaving."""
     own = name in vars(owner)
     real = getattr(owner, name)
     setattr(owner, name, value)
@@ -27,7 +27,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def random_states(follow: Callable[[Tensor], None]) -> Iterator[None]:
-    """Shows the random states that are taken, which are real tensors and made by no operator."""
+    """Show `follow` the random states that are taken, which are real tensors that no operator makes."""
     real = torch.get_rng_state
 
     def followed() -> Tensor:
@@ -41,7 +41,7 @@ def random_states(follow: Callable[[Tensor], None]) -> Iterator[None]:
 
 @contextmanager
 def unseen() -> Iterator[None]:
-    """Hides from networks that tensors have no values: some ask, and take another way where they have none."""
+    """Hide from networks that tensors have no values: some ask, and take another path where they have none."""
     with replaced(torch._subclasses, "FakeTensor", _NoTensor):
         yield
 
@@ -52,7 +52,7 @@ class _NoTensor:
 
 @contextmanager
 def deep_copies() -> Iterator[None]:
-    """Copies tensors by operators, which are followed; torch copies the storages of tensors without values by other means."""
+    """Copy tensors by operators, which are followed; torch copies the storages of tensors without values by other means."""
     with replaced(FakeTensor, "__deepcopy__", _deep_copy):
         yield
 
@@ -71,7 +71,7 @@ def _deep_copy(tensor: Tensor, memo: dict[Any, Any]) -> Any:
         copied = memo[key].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).detach()
     memo[id(tensor)] = copied.requires_grad_(tensor.requires_grad)
     for name, value in vars(tensor).items():
-        if name not in vars(copied):  # that it is a parameter, and what its user has put there
+        if name not in vars(copied):  # the mark of a parameter, and attributes that its user set
             setattr(copied, name, deepcopy(value, memo))
     if tensor.grad is not None:
         copied.grad = deepcopy(tensor.grad, memo)
@@ -80,7 +80,7 @@ def _deep_copy(tensor: Tensor, memo: dict[Any, Any]) -> Any:
 
 @contextmanager
 def initial_values() -> Iterator[None]:
-    """Draws initial weights without looking at them: torch draws some again, which makes no other network."""
+    """Draw initial weights without reading them: torch redraws some, which changes nothing here."""
 
     def drawn(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
         with torch.no_grad():
@@ -92,10 +92,10 @@ def initial_values() -> Iterator[None]:
 
 @contextmanager
 def offloading() -> Iterator[None]:
-    """Puts another in the place of `save_on_cpu`, which would move nothing where CUDA's tensors say that they are on a CPU."""
+    """Replace `save_on_cpu`, which would move nothing where CUDA's tensors report that they are on a CPU."""
 
     class OffDevice(torch.autograd.graph.saved_tensors_hooks):
-        """What is saved leaves the device, and comes back as something new."""
+        """Hooks under which a saved tensor leaves the device, and comes back as a new one."""
 
         def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
             super().__init__(_away, _back)

@@ -1,6 +1,6 @@
-"""Allocations of a step in order, whoever counted them: a CPU's allocator, its profiler, CUDA's history, or no device at all.
+"""Allocations of a step in order, from any source: a CPU's allocator, its profiler, CUDA's history, or no device at all.
 
-Everything that is said of memory over a step follows from one such list: peaks, what is alive at them, the timeline.
+Every figure of a step's memory follows from one such list: peaks, what is alive at them, the timeline.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ Integers = NDArray[np.int64]
 
 Category = Literal["state", "gradient", "optimizer", "batch", "retained", "temporary", "other"]
 CATEGORIES: tuple[Category, ...] = ("state", "gradient", "optimizer", "batch", "retained", "temporary", "other")
-"""What a block of memory is for, in the order in which figures stack them."""
+"""Purposes of a block of memory, in the order in which figures stack them."""
 
 PHASES = ("forward", "backward", "optimizer")
 """Parts of a step, in their order."""
@@ -28,11 +28,11 @@ class Phase:
     """Bytes in one phase of a step."""
 
     start: int
-    """Alive when it began."""
+    """Bytes alive when it began."""
     end: int
-    """Alive when it ended."""
+    """Bytes alive when it ended."""
     peak: int
-    """Alive at most."""
+    """Most bytes alive at one moment."""
 
 
 @dataclass
@@ -42,16 +42,16 @@ class Trace:
     blocks: Integers
     """`[N]`, the block of each event."""
     nbytes: Integers
-    """`[N]`, what each event adds to what is alive: negative where a block is freed."""
+    """`[N]`, the bytes that each event adds to those alive; negative where a block is freed."""
     spans: dict[str, tuple[int, int]]
-    """Of each phase the first event, and the first one after it."""
+    """First event of each phase, and the first one after it."""
     tags: Mapping[str, set[int]] = field(default_factory=dict)
-    """Blocks of which something was said: the category of what they hold, or any other word."""
+    """Blocks by tag: the category of what they hold, or any other word."""
     marks: Sequence[int] = ()
     """Number of events before each mark that was set, in order; none where they are not known."""
 
     def alive(self) -> Integers:
-        """`[N + 1]`: bytes alive before the first event and after each."""
+        """`[N + 1]`, the bytes alive before the first event and after each."""
         return np.concatenate(([0], np.cumsum(self.nbytes, dtype=np.int64)))
 
     def phases(self) -> dict[str, Phase]:
@@ -97,7 +97,7 @@ class Trace:
         return name, tops[name]
 
     def at_peak(self) -> Contents:
-        """What is alive at the highest point of the step."""
+        """The blocks that are alive at the highest point of the step."""
         phase, at = self.peak()
         categories = self.categories()
         sums = dict.fromkeys(CATEGORIES, 0)
@@ -106,7 +106,7 @@ class Trace:
         return Contents(phase=phase, **{f"{name}_bytes": nbytes for name, nbytes in sums.items()})
 
     def stacked(self) -> dict[Category, Integers]:
-        """Bytes alive of each category before the first event and after each, `[N + 1]`: the timeline."""
+        """`[N + 1]` bytes alive of each category before the first event and after each: the timeline."""
         categories = self.categories()
         of_event = np.array([CATEGORIES.index(categories[block]) for block in self.blocks.tolist()], dtype=np.int64)
         return {
@@ -115,7 +115,7 @@ class Trace:
         }
 
     def replay(self, allocator: CachingAllocator) -> "Trace":
-        """Does the same to a caching allocator, whose peaks then are those of the step alone.
+        """Repeat the events on a caching allocator, whose peaks then are those of the step alone.
 
         Returns:
             The same events with the bytes that the allocator handed out for them.
@@ -144,13 +144,13 @@ def trace_of(
     tags: Iterable[tuple[int, str, Iterable[int]]],
     marks: Sequence[int] = (),
 ) -> Trace:
-    """A trace of what an allocator saw: addresses, which are used again, become blocks, which are not.
+    """A trace of an allocator's events: addresses, which are reused, become blocks, which are not.
 
     Args:
         events: address, and bytes: positive where it was handed out, negative where it was freed.
-        spans: as `Trace`.
-        tags: number of events before it was looked at, category or another word, and the addresses that held it then.
-        marks: as `Trace`.
+        spans: first and past-the-end event of each phase.
+        tags: number of events before the tag was set, category or another word, and the tagged addresses.
+        marks: number of events before each mark.
     """
     looked = sorted(tags, key=lambda tag: tag[0], reverse=True)
     tagged: dict[str, set[int]] = {}
@@ -169,7 +169,7 @@ def trace_of(
             blocks.append(index)
             sizes.append(nbytes)
         else:
-            # What was made before counting began is not counted when it goes either.
+            # A block that was made before counting began is not counted when it is freed.
             known = at_address.pop(address, None)
             blocks.append(index if known is None else known)
             sizes.append(0 if known is None else nbytes)

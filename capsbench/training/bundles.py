@@ -1,12 +1,12 @@
-"""Why a stack collapses: what each block's capsules still tell apart, how long they are, and what gradient arrives there.
+"""Reasons for the collapse of a stack: bundles of samples, lengths of capsules, and gradients that arrive at each block.
 
-Samples that a layer cannot tell apart form a bundle, which is conflicting where it holds several labels: all of it is
+Samples that a layer cannot tell apart form a bundle, which is conflicting if it holds several labels: all of it is
 pushed the same way in training. A layer's bundle entropy is that of the labels in a bundle, averaged over bundles by their size
-(Peer, Stabinger and Rodríguez-Sánchez 2021, *Conflicting Bundles*, as the MoCapsNet code computes it): 0 where nothing conflicts,
-that of all labels where the layer gives the same for every sample.
+(Peer, Stabinger and Rodríguez-Sánchez 2021, *Conflicting Bundles*, as the MoCapsNet code computes it): 0 if nothing conflicts,
+that of all labels if the layer's output is the same for every sample.
 
-That code takes components for equal that differ by 1e-8 or less, which is far more than whole capsules have in a new network
-(1e-10). Here samples are equal that differ by at most `RELATIVE` of the larger one.
+That code treats components as equal that differ by 1e-8 or less, which is far more than whole capsules have in a new network
+(1e-10). Here samples are equal if they differ by at most `RELATIVE` of the larger one.
 """
 
 import math
@@ -25,42 +25,42 @@ from capsbench.models.layers import CapsuleLayer
 from capsbench.reversible import MomentumStack
 
 RELATIVE = 1e-5
-"""How far samples that are taken for equal may differ, over the largest magnitude in either: the code's own relative bound."""
+"""Largest difference of samples that count as equal, over the largest magnitude in either: the code's own relative bound."""
 
 
 @dataclass(frozen=True)
 class BlockDiagnostics:
-    """What one block gives for a batch."""
+    """Diagnostics of one block for a batch."""
 
     block: int
-    """From 1; 0 is what enters the first block."""
+    """Number of the block, from 1; 0 stands for the input of the first block."""
     bundles: int
-    """Groups of samples that its capsules do not tell apart, from 1 to the batch's size."""
+    """Number of groups of samples that its capsules do not tell apart, from 1 to the batch's size."""
     bundle_entropy: float
-    """In nats."""
+    """Entropy of the labels within a bundle, in nats."""
     label_entropy: float
-    """Of all labels of the batch: what `bundle_entropy` is at most, where everything has collapsed."""
+    """Entropy of all labels of the batch, which `bundle_entropy` reaches if everything has collapsed."""
     mean_length: float
-    """Of its capsules, over the batch."""
+    """Mean length of its capsules, over the batch."""
     longest: float
-    """Length of the longest one."""
+    """Length of the longest capsule."""
     gradient_norm: float
-    """Of the loss by the block's weights."""
+    """Norm of the gradient of the loss by the block's weights."""
     state_gradient_norm: float
-    """Of the loss by what the block gives."""
+    """Norm of the gradient of the loss by the block's output."""
 
 
 def diagnose(network: nn.Module, images: Tensor, labels: Tensor, loss: Callable[[Any], Tensor]) -> list[BlockDiagnostics]:
-    """Looks into every block of a capsule network, which is left as it was.
+    """Diagnose every block of a capsule network, which is left as it was.
 
     Args:
         network: a capsule network of this package.
         images: `[B, *in_shape]`, on its device.
         labels: `[B]`.
-        loss: of what the network returns, as a scalar.
+        loss: function from the network's output to a scalar.
 
     Returns:
-        What enters the first block (0), and one for each block. Where gradients are not finite, neither are their norms.
+        Diagnostics of the input of the first block (0), and of each block. Norms of gradients that are not finite are not finite.
 
     Raises:
         ConfigurationError: it is another network.
@@ -68,12 +68,12 @@ def diagnose(network: nn.Module, images: Tensor, labels: Tensor, loss: Callable[
     network = checked_network(network)
     blocks = [_entrance(network), *_blocks(network)]
     seen = _Seen()
-    # What a block gives is what the next one, or in the end the class capsules, are given.
+    # The output of a block is the input of the next one, or in the end of the class capsules.
     hooks = [module.register_forward_pre_hook(seen.look) for module in (*(block[0] for block in blocks[1:]), network.classes)]
     training = network.training
     network.eval()
     try:
-        # A reversible stack evaluates its functions on graphs of their own, in which what hooks see has no gradient.
+        # A reversible stack evaluates its functions on graphs of their own, in which tensors that hooks see have no gradient.
         with torch.enable_grad(), _stored(network):
             value = loss(network(images, labels))
         weights = [[one for layer in block for one in layer.parameters() if one.requires_grad] for block in blocks]
@@ -104,15 +104,15 @@ def checked_network(network: nn.Module) -> CapsuleNetwork:
 
 
 def bundle_entropy(samples: Tensor, labels: Tensor, relative: float = RELATIVE) -> tuple[int, float]:
-    """Bundles and their entropy.
+    """Number of bundles and their entropy.
 
     Args:
-        samples: `[B, …]`, what a layer gives for each sample.
+        samples: `[B, …]`, output of a layer for each sample.
         labels: `[B]`, integers.
-        relative: how far equal samples may differ in any component, over the largest magnitude in either.
+        relative: largest difference of equal samples in any component, over the largest magnitude in either.
 
     Returns:
-        How many bundles there are, and the entropy in nats. As in the published code, a sample joins the first bundle whose
+        The number of bundles, and the entropy in nats. As in the published code, a sample joins the first bundle whose
         first sample it equals; a sample with a NaN equals none.
     """
     flat = samples.detach().flatten(1).double()
@@ -132,13 +132,13 @@ def bundle_entropy(samples: Tensor, labels: Tensor, relative: float = RELATIVE) 
 
 
 def entropy(labels: list[int]) -> float:
-    """Of the distribution of labels, in nats."""
+    """Entropy of the distribution of labels, in nats."""
     return max(0.0, -sum(count / len(labels) * math.log(count / len(labels)) for count in Counter(labels).values()))
 
 
 @contextmanager
 def _stored(network: nn.Module) -> Iterator[None]:
-    """Every stack of the network keeps its activations meanwhile."""
+    """Keep the activations of every stack of the network inside."""
     before = [(module, module.memory) for module in network.modules() if isinstance(module, MomentumStack)]
     try:
         for stack, _ in before:
@@ -151,7 +151,7 @@ def _stored(network: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Seen:
-    """What modules were given, in the order of computation."""
+    """Inputs of modules, in the order of computation."""
 
     states: list[Tensor] = field(default_factory=list)
     _from: list[int] = field(default_factory=list)
@@ -175,7 +175,7 @@ def _blocks(network: CapsuleNetwork) -> list[list[nn.Module]]:
 
 
 def _gradient_norms(value: Tensor, groups: Sequence[Sequence[Tensor]]) -> list[float]:
-    """Norm of the gradient of `value` by each group of tensors together; 0 where there is none."""
+    """Norms of the gradient of `value` by each group of tensors together; 0 where there is none."""
     wanted = [one for group in groups for one in group if one.requires_grad]
     found = torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else ()
     # Squares of the first gradients leave float32.
@@ -187,7 +187,7 @@ def _describe(
     block: int, state: Tensor, labels: Tensor, label_entropy: float, gradient_norm: float, state_gradient_norm: float
 ) -> BlockDiagnostics:
     bundles, found = bundle_entropy(state, labels)
-    # In float64: the squares of what has nearly vanished are 0 in float32.
+    # In float64, because squares of tiny values are 0 in float32.
     lengths = state.norm(dim=-1)
     return BlockDiagnostics(
         block=block,

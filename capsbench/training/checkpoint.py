@@ -1,6 +1,6 @@
-"""Checkpoints: a network, its settings, and where its training stood.
+"""Checkpoints: a network, its settings, and the state of its training.
 
-Written beside and renamed, so that the one before survives whatever happens; read with `weights_only=True`, so that a file
+A checkpoint is written beside the last one and renamed, so that one survives. It is read with `weights_only=True`, so that a file
 from a stranger runs no code of theirs.
 """
 
@@ -27,30 +27,30 @@ from capsbench.workload import build_model
 
 FORMAT = "capsbench checkpoint"
 VERSION = 1
-"""Raised whenever an older capsbench could not go on from a new checkpoint."""
+"""Version of the format, raised whenever an older capsbench could not resume from a new checkpoint."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds."""
+    """The content of a checkpoint file."""
 
     settings: TrainingSettings
     weights: dict[str, Tensor]
     """The network's `state_dict`."""
     state: dict[str, Any] = field(default_factory=dict)
-    """Where training stood (`trainer`); empty where the file holds a network alone."""
+    """State of the training (`loop`); empty if the file holds a network alone."""
 
 
 def save_checkpoint(
     path: Path, settings: TrainingSettings, weights: Mapping[str, Tensor], state: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a checkpoint, which is on the disk when this returns.
+    """Write a checkpoint, which is on the disk when this returns.
 
     Args:
-        path: what it replaces stays where it cannot be written.
-        settings: of the run.
+        path: path of the file; an existing file is kept if the new one cannot be written.
+        settings: settings of the run.
         weights: the network's `state_dict`.
-        state: where training stands; tensors, numbers, text, lists and dictionaries of them.
+        state: state of the training: tensors, numbers, text, lists and dictionaries of them.
 
     Raises:
         LostWorkError: it cannot be written.
@@ -65,12 +65,12 @@ def save_checkpoint(
     path = expanded(path)
     try:
         with replacing(path) as file:
-            # torch turns what a file says of a full disk into an error of its own: it writes to memory instead.
+            # torch turns a file's error about a full disk into one of its own, so it writes to memory.
             buffer = io.BytesIO()
             torch.save(content, buffer)
             file.write(buffer.getbuffer())
     except OSError as error:
-        kept = "the one before it is kept" if path.exists() else "there is none before it"
+        kept = "the one before it is kept" if path.exists() else "there is no earlier one"
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise LostWorkError(
             f"checkpoint {path} cannot be written: {error.strerror}; {kept}",
@@ -79,7 +79,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a checkpoint; its tensors lie on the CPU.
+    """Read a checkpoint; its tensors lie on the CPU.
 
     Raises:
         StoreError: there is none, it is damaged, holds something else, or is of a newer version.
@@ -107,10 +107,10 @@ def load_network(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.
 
     Args:
         path: a checkpoint.
-        device: where to.
+        device: device of the network.
 
     Raises:
-        StoreError: as `load_checkpoint`, or its weights are those of another architecture.
+        StoreError: the checkpoint cannot be read, or its weights are those of another architecture.
         ConfigurationError: its model cannot be made here.
     """
     read = load_checkpoint(path)
@@ -118,7 +118,7 @@ def load_network(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.
         network = build_network(read.settings, device)
     except ConfigurationError as error:
         raise ConfigurationError(f"checkpoint {path}: {error.what}", error.hint) from None
-    except Exception as error:  # whatever a user's own model raises
+    except Exception as error:  # a user's own model may raise anything
         name = read.settings.network.model
         raise ConfigurationError(
             f"checkpoint {path}: model '{name}' cannot be made: {_first_line(error)}", "it must be made as it was for training"
@@ -131,8 +131,8 @@ def build_network(settings: TrainingSettings, device: str | None = None) -> nn.M
     """The untrained network of some settings, on the CPU.
 
     Args:
-        settings: what is trained.
-        device: where it is going to run, if not on the settings' own: its routing may need another kernel there.
+        settings: settings of the training.
+        device: device on which it will run, if not the settings' own; its routing may need another kernel there.
 
     Raises:
         ConfigurationError: the settings make no network.
@@ -145,7 +145,7 @@ def build_network(settings: TrainingSettings, device: str | None = None) -> nn.M
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Puts weights into a network.
+    """Put weights into a network.
 
     Raises:
         StoreError: they are those of another architecture; names the first tensor that differs.
@@ -162,16 +162,16 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
 
 
 def check_same(asked: TrainingSettings, found: TrainingSettings, what: str, *, free: frozenset[str] = frozenset()) -> None:
-    """Refuses to go on from a checkpoint of other settings.
+    """Refuse to resume from a checkpoint of other settings.
 
     Args:
-        asked: what the command says.
-        found: what the checkpoint says.
-        what: the checkpoint, for the message.
+        asked: settings that the command asks for.
+        found: settings of the checkpoint.
+        what: name of the checkpoint in the message.
         free: fields that may differ.
 
     Raises:
-        ConfigurationError: a field differs; all that do are named.
+        ConfigurationError: a field differs; the message names all that do.
     """
     differing = {name: values for name, values in differences(asked, found).items() if name not in free}
     if differing:
@@ -182,7 +182,7 @@ def check_same(asked: TrainingSettings, found: TrainingSettings, what: str, *, f
         )
 
 
-_RESTORE = "restore it, or go on from another checkpoint"
+_RESTORE = "restore it, or resume from another checkpoint"
 
 
 def _read(path: Path) -> object:
@@ -191,7 +191,7 @@ def _read(path: Path) -> object:
             if not zipfile.is_zipfile(file):
                 raise StoreError(f"checkpoint {path} is no checkpoint, or was cut off", _RESTORE)
             with zipfile.ZipFile(file) as archive:
-                # torch writes checksums, and does not look at them when it reads.
+                # torch writes checksums, and does not check them when it reads.
                 damaged = archive.testzip()
         if damaged is not None:
             raise StoreError(f"checkpoint {path} is damaged: '{damaged}' in it has another checksum", _RESTORE)
@@ -209,7 +209,7 @@ def _read(path: Path) -> object:
         ) from None
     except StoreError:
         raise
-    except Exception as error:  # zip and torch speak in many exceptions, and advise to read it without care
+    except Exception as error:  # zip and torch have many exceptions, and advise reading without care
         raise StoreError(f"checkpoint {path} is damaged ({type(error).__name__})", _RESTORE) from None
 
 

@@ -1,4 +1,4 @@
-"""How the blocks of a network fare while it is trained: diagnostics.jsonl, a line for each block and epoch."""
+"""Diagnostics of the blocks of a network during training: diagnostics.jsonl, a line for each block and epoch."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -16,22 +16,22 @@ from capsbench.training.result import EpochFigures
 
 DIAGNOSTICS = "diagnostics.jsonl"
 IMAGES = 128
-"""Of the training set, the same each time: as many as there are in a batch of the paper."""
+"""Number of training images, always the same ones, that are diagnosed: as many as a batch of the paper has."""
 
 
 class DiagnosticsLog:
-    """Diagnoses a network before training and after each epoch, on the same images, in full precision.
+    """An observer that diagnoses a network before training and after each epoch, on the same images, in full precision.
 
-    It draws nothing at random and leaves the network as it is: the loss curve is the same with it and without.
+    It draws no random numbers and leaves the network as it is, so that the loss curve is the same with it and without.
 
     Args:
-        folder: of the run.
-        network: what is trained.
-        feed: what it is trained on.
-        reconstruction_weight: of the loss.
-        epochs: that are done, of a run that goes on; lines of later ones are done again, and left out.
-        step: steps that are done of the epoch after them. With none the network is as the last epoch left it, and is looked
-            into again: the run may have ended between the epoch's checkpoint and its lines.
+        folder: folder of the run.
+        network: network that is trained.
+        feed: feed of its training images.
+        reconstruction_weight: factor in the loss.
+        epochs: finished epochs of a resumed run; lines of later epochs will be made again, and are removed.
+        step: finished steps of the epoch after them. With none the network is as the last epoch left it, and is diagnosed
+            again: the run may have ended between the epoch's checkpoint and its lines.
 
     Raises:
         ConfigurationError: the network has no blocks that diagnostics know.
@@ -53,14 +53,14 @@ class DiagnosticsLog:
             self._write(epochs)
 
     def stepped(self, figures: TrainingStep) -> None:
-        """Blocks are looked into once an epoch."""
+        """Do nothing: blocks are diagnosed once an epoch."""
 
     def finished(self, figures: EpochFigures) -> None:
-        """A line for each block."""
+        """Write a line for each block."""
         self._write(figures.epoch)
 
     def told(self, text: str) -> None:
-        """Not a diagnosis."""
+        """Do nothing: a message is no diagnosis."""
 
     def _write(self, epoch: int) -> None:
         images, labels, pixels = self._batch
@@ -70,7 +70,7 @@ class DiagnosticsLog:
 
 
 def read_diagnostics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's diagnostics.jsonl, none where there is no such file; one that was cut off is left out."""
+    """The lines of a run's diagnostics.jsonl, without one that was cut off; none if there is no such file."""
     path = folder / DIAGNOSTICS
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [found for line in lines if (found := parsed(line))]

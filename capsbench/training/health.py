@@ -1,4 +1,4 @@
-"""Where a loss or gradient that is not finite began."""
+"""The origin of a loss or gradient that is not finite."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,14 +10,14 @@ def where_it_began(network: nn.Module, again: Callable[[], None]) -> str:
     """The first layer, in the order of computation, whose output or gradient is not finite, in words.
 
     Args:
-        network: weights and all as they were before the step.
-        again: forward and backward of the step, once more; gradients are left in the parameters.
+        network: network in its state before the step.
+        again: function that repeats forward and backward of the step, and leaves the gradients in the parameters.
     """
     weights = [name for name, parameter in network.named_parameters() if not _finite([parameter])]
     if weights:
         return f"the weights: '{weights[0]}' is not finite"
     found: list[str] = []
-    # What a module is made of is done before the module itself, so that the first one found is the innermost.
+    # The parts of a module finish before the module itself, so that the first one found is the innermost.
     hooks = [
         module.register_forward_hook(_watch(name or type(network).__name__, found)) for name, module in network.named_modules()
     ]
@@ -32,7 +32,7 @@ def where_it_began(network: nn.Module, again: Callable[[], None]) -> str:
     network.zero_grad(set_to_none=True)
     if found:
         return found[0]
-    return f"the gradient of '{gradients[-1]}'" if gradients else "a step that came out finite when it was looked into"
+    return f"the gradient of '{gradients[-1]}'" if gradients else "a step that was finite when it was repeated"
 
 
 def _watch(name: str, found: list[str]) -> Callable[[nn.Module, object, object], None]:

@@ -1,4 +1,4 @@
-"""How a run goes on: metrics.jsonl (a line per step and epoch), metrics.csv (per epoch), TensorBoard where it is installed."""
+"""Logs of a run: metrics.jsonl (a line per step and epoch), metrics.csv (per epoch), TensorBoard if it is installed."""
 
 import csv
 import io
@@ -19,49 +19,49 @@ METRICS, TABLE, TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """One step."""
+    """Figures of one step."""
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     step: int
-    """Of its epoch, from 1."""
+    """Number of the step in its epoch, from 1."""
     steps: int
-    """Of an epoch; not in a line of metrics.jsonl."""
+    """Steps of an epoch; not in a line of metrics.jsonl."""
     images: int
-    """Of this batch, over all processes."""
+    """Images of this batch, over all processes."""
     loss: float
-    """Per image."""
+    """Loss per image."""
     accuracy: float
-    """0 to 1."""
+    """Share of correct answers, 0 to 1."""
     gradient_norm: float
-    """Of all parameters together, before the update."""
+    """Norm of the gradient of all parameters together, before the update."""
     learning_rate: float
-    """Of this step."""
+    """Learning rate of this step."""
     memory_bytes: int
-    """CUDA's allocated bytes at most so far, or this process's resident set; not in a line of metrics.jsonl."""
+    """Most bytes that CUDA has allocated so far, or this process's resident set; not in a line of metrics.jsonl."""
 
 
 class TrainingObserver(Protocol):
-    """Is told how training goes on."""
+    """An object that is informed of the progress of training."""
 
     def stepped(self, figures: TrainingStep) -> None:
-        """A step is done."""
+        """Take note of a finished step."""
 
     def finished(self, figures: EpochFigures) -> None:
-        """An epoch is done, and its checkpoint is on the disk."""
+        """Take note of a finished epoch, whose checkpoint is on the disk."""
 
     def told(self, text: str) -> None:
-        """Something that a person should know."""
+        """Take note of a message for people."""
 
 
 class MetricsLog:
-    """Writes metrics into a run's folder.
+    """An observer that writes metrics into a run's folder.
 
     Args:
-        folder: of the run.
-        epochs: those that are done, of a run that goes on.
-        step: steps that are done of the epoch after them; what was written beyond them is done again, and left out.
-        steps: that an epoch has.
+        folder: folder of the run.
+        epochs: finished epochs of a resumed run.
+        step: finished steps of the epoch after them; later lines will be made again, and are removed.
+        steps: steps of an epoch.
     """
 
     def __init__(self, folder: Path, epochs: Sequence[EpochFigures] = (), step: int = 0, steps: int = 0) -> None:
@@ -78,13 +78,13 @@ class MetricsLog:
             raise
 
     def close(self) -> None:
-        """Ends the files."""
+        """Close the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
 
     def stepped(self, figures: TrainingStep) -> None:
-        """A line for a step."""
+        """Write a line for a step."""
         line = asdict(figures)
         del line["steps"], line["memory_bytes"]
         self._append({"kind": "step", **line})
@@ -92,7 +92,7 @@ class MetricsLog:
         self._draw("step", {"loss": figures.loss, "gradient_norm": figures.gradient_norm}, total)
 
     def finished(self, figures: EpochFigures) -> None:
-        """A line for an epoch, and the table of all again."""
+        """Write a line for an epoch, and the table of all epochs again."""
         self._epochs.append(figures)
         self._append(_epoch_line(figures))
         with keeping_run(self.folder / TABLE):
@@ -101,7 +101,7 @@ class MetricsLog:
         self._draw("epoch", values, figures.epoch)
 
     def told(self, text: str) -> None:
-        """Not a metric."""
+        """Do nothing: a message is no metric."""
 
     def _append(self, line: dict[str, Any]) -> None:
         with keeping_run(self.folder / METRICS):
@@ -109,7 +109,7 @@ class MetricsLog:
             self._file.flush()
 
     def _begin(self, step: int) -> None:
-        """Writes again what is done: a run may have ended between a checkpoint and the line of its epoch."""
+        """Rewrite the finished part: a run may have ended between a checkpoint and the line of its epoch."""
         path = self.folder / METRICS
         steps = [line for line in read_metrics(self.folder) if line["kind"] == "step"]
         with replacing(path) as file:
@@ -143,13 +143,13 @@ def _epoch_line(figures: EpochFigures) -> dict[str, Any]:
 
 
 def encoded(line: dict[str, Any]) -> bytes:
-    """A line of JSON, which has no infinity."""
+    """A line of JSON, without infinities."""
     known = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()}
     return json.dumps(known, allow_nan=False).encode() + b"\n"
 
 
 def parsed(line: bytes) -> dict[str, Any]:
-    """What `encoded` wrote; nothing where it was cut off."""
+    """The line that `encoded` wrote; empty if it was cut off."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -166,7 +166,7 @@ def _table(epochs: Sequence[EpochFigures]) -> str:
 
 
 def _tensorboard(folder: Path, done: int) -> Any:
-    """A writer of a run's curves; TensorBoard forgets the steps beyond those that are done, which come again."""
+    """A writer of a run's curves; TensorBoard forgets the steps beyond `done`, which will come again."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -176,7 +176,7 @@ def _tensorboard(folder: Path, done: int) -> Any:
 
 @contextmanager
 def keeping_run(path: Path) -> Iterator[None]:
-    """Turns a failure to write into an error that says what is kept."""
+    """Turn a failure to write into an error that names what is kept."""
     try:
         yield
     except OSError as error:

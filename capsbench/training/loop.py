@@ -1,4 +1,4 @@
-"""A run between its first step and its test: the loop over epochs, and the checkpoints from which nothing is lost."""
+"""A run between its first step and its test: the loop over epochs, and its checkpoints."""
 
 import math
 import signal
@@ -32,7 +32,7 @@ from capsbench.training.step import StepOutcome, Stepper
 from capsbench.workload import BUILT_IN, seed_everything
 
 CHECKPOINT, BEST, RESULT = "checkpoint.pt", "best.pt", "result.json"
-"""Files of a run's folder: to go on from, the weights that were chosen, and what came of them."""
+"""Files of a run's folder: the checkpoint to resume from, the chosen weights, and the result."""
 
 
 class Feeds(NamedTuple):
@@ -44,7 +44,7 @@ class Feeds(NamedTuple):
 
 
 class Run:
-    """A run between two checkpoints: everything that one holds, as it is now."""
+    """A run between two checkpoints: the present state of everything that a checkpoint holds."""
 
     def __init__(
         self,
@@ -68,11 +68,11 @@ class Run:
         self.epochs: list[EpochFigures] = []
         self.best_epoch = 0
         self.seconds = 0.0
-        # Of the epoch that is under way.
+        # Sums over the present epoch.
         self.step = 0
         self.order_began = self.order.get_state()
         self.loss, self.correct, self.images, self.epoch_seconds = 0.0, 0, 0, 0.0
-        # From here on the processes draw differently, where a network draws at all.
+        # From here on the processes draw different random numbers.
         seed_everything(settings.seed + processes.share.rank)
         if begun is not None:
             self._restore(begun.state)
@@ -91,33 +91,33 @@ class Run:
         if self.new:
             self._save()
         elif self.step == 0 and self.best_epoch == len(self.epochs) > 0:
-            # It may be that the end came between the two files.
+            # The run may have ended between the two files.
             self._save_best()
 
     def diagnose(self) -> None:
-        """Keeps diagnostics from here on."""
+        """Write diagnostics from here on."""
         if self.processes.first:
             weight = self.settings.reconstruction_weight
             self.observers.append(DiagnosticsLog(self.folder, self.network, self.feed, weight, len(self.epochs), self.step))
 
     def close(self) -> None:
-        """Ends the files that are open."""
+        """Close the open files."""
         if self.log is not None:
             self.log.close()
 
     def to_the_end(self, observers: Sequence[TrainingObserver], command: str | None) -> Result:
-        """All epochs that are left, and the test."""
+        """Run all remaining epochs and the test."""
         self.observers += observers
         with self._noting_interrupts():
             while len(self.epochs) < self.settings.epochs:
                 self._epoch()
-                # Pressed while the epoch was judged; its checkpoint is on the disk.
+                # Ctrl-C was pressed during the evaluation; the epoch's checkpoint is on the disk.
                 if self.interrupted.is_set() and not self.processes.several:
                     self._stop(f"after epoch {len(self.epochs)}")
         return self._conclude(command)
 
     def _epoch(self) -> None:
-        """One epoch, or what is left of it."""
+        """Run one epoch, or the rest of it."""
         set_learning_rate(self.stepper.optimizer, self.settings, len(self.epochs))
         self.order_began = self.order.get_state()
         began = time.perf_counter()
@@ -172,7 +172,7 @@ class Run:
             observer.stepped(figures)
 
     def _finish_epoch(self, chosen: StepOutcome | None) -> None:
-        """Keeps what an epoch came to: figures, a checkpoint, and its weights where they are the best."""
+        """Keep the results of an epoch: figures, a checkpoint, and its weights if they are the best."""
         held = len(self.held_out) if self.held_out is not None else 0
         figures = EpochFigures(
             epoch=len(self.epochs) + 1,
@@ -199,14 +199,14 @@ class Run:
             observer.finished(figures)
 
     def _is_best(self, figures: EpochFigures) -> bool:
-        """The first of the best on the held-out images; where none are held out, the last."""
+        """Return whether this is the first of the best epochs on the held-out images or, if none are held out, the last epoch."""
         if figures.validation_accuracy is None:
             return True
         earlier = [one.validation_accuracy for one in self.epochs if one.validation_accuracy is not None]
         return figures.validation_accuracy > max(earlier, default=-1.0)
 
     def _conclude(self, command: str | None) -> Result:
-        """Tests the weights that were chosen, and keeps the result."""
+        """Test the chosen weights, and keep the result."""
         chosen = self.processes.one_after_the_other(lambda: load_checkpoint(self.folder / BEST))
         fill(self.network, chosen.weights, f"checkpoint {self.folder / BEST}")
         tested = self._evaluated(self.test)
@@ -235,10 +235,10 @@ class Run:
             return torch.cuda.max_memory_allocated(self.processes.device)
         return asked(lambda: int(psutil.Process().memory_info().rss)) or 0
 
-    # Nothing is lost
+    # Checkpoints
 
     def _pause(self) -> None:
-        """A checkpoint where it is time for one, or Ctrl-C was pressed; all processes do the same."""
+        """Write a checkpoint if it is time for one, or Ctrl-C was pressed; all processes do the same."""
         wishes = [self.interrupted.is_set(), self._is_time()]
         if self.processes.several:
             wishes = self.processes.sum(torch.tensor(wishes, device=self.processes.device, dtype=torch.int32)).tolist()
@@ -250,7 +250,7 @@ class Run:
 
     def _stop(self, where: str) -> NoReturn:
         raise Interrupted(
-            f"interrupted {where}; {self.folder / CHECKPOINT} holds all of it", "go on with the same command and `resume`"
+            f"interrupted {where}; {self.folder / CHECKPOINT} holds all of it", "run the same command again with `resume`"
         )
 
     def _is_time(self) -> bool:
@@ -264,7 +264,7 @@ class Run:
         self.saved_at = time.monotonic()
 
     def _check_weights(self) -> None:
-        """A checkpoint is to be good: an update may leave what is no number, and the next step alone would see it."""
+        """Refuse to save weights that are not finite, which an update may leave and only the next step would show."""
         broken = next((name for name, one in self.network.named_parameters() if not torch.isfinite(one).all()), None)
         if broken is not None:
             raise TrainingError(
@@ -308,7 +308,7 @@ class Run:
             set_random_state(draws[self.processes.share.rank % len(draws)], self.processes.device)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise StoreError(
-                f"checkpoint {self.folder / CHECKPOINT} cannot be gone on from: {type(error).__name__}: {error}",
+                f"checkpoint {self.folder / CHECKPOINT} cannot be resumed from: {type(error).__name__}: {error}",
                 "restore it, or choose another `out` to begin again",
             ) from None
 
@@ -334,7 +334,7 @@ class Run:
 
 @contextmanager
 def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[None]:
-    """Says in two lines that there is no memory, or what a user's own model raised."""
+    """Report in two lines that memory is short, or what a user's own model raised."""
     network = settings.network
     try:
         with refusing_exit():
@@ -357,7 +357,7 @@ def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[
 
 
 def write(path: Path, text: str) -> None:
-    """Puts a file in place whole.
+    """Replace a file as a whole.
 
     Raises:
         StoreError: it cannot be written.

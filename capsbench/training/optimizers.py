@@ -1,4 +1,4 @@
-"""Adam as the paper has it, and Ranger21 from `pytorch-optimizer`."""
+"""Adam as in the paper, and Ranger21 from `pytorch-optimizer`."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ def make_optimizer(settings: TrainingSettings, parameters: Sequence[nn.Parameter
     """The optimizer of some settings.
 
     Args:
-        settings: which.
-        parameters: what it trains.
+        settings: settings that name the optimizer.
+        parameters: parameters to train.
         steps_per_epoch: batches of an epoch; Ranger21's warm-up and warm-down span all epochs (the published code gave it
             the batch size instead).
 
@@ -30,7 +30,7 @@ def make_optimizer(settings: TrainingSettings, parameters: Sequence[nn.Parameter
 
 
 def check_optimizer(settings: TrainingSettings) -> None:
-    """Refuses an optimizer that is not here.
+    """Refuse an optimizer that is not installed.
 
     Raises:
         ConfigurationError: its package is not installed.
@@ -46,12 +46,12 @@ def check_optimizer(settings: TrainingSettings) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, epoch: int) -> None:
-    """The schedule: learning rate · decay^epoch (paper, section 4), epochs counted from 0. Ranger21 has its own."""
+    """Set the learning rate to its initial value · decay^epoch (paper, section 4), epochs from 0. Ranger21 has its own."""
     if settings.optimizer == "adam":
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * settings.decay**epoch
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """What the last step was taken with."""
+    """The learning rate of the last step."""
     return float(getattr(optimizer, "current_lr", optimizer.param_groups[0]["lr"]))

@@ -15,11 +15,11 @@ from capsbench.errors import ConfigurationError
 
 
 class Processes:
-    """This process among those that train together.
+    """The position of this process among those that train together.
 
     Args:
-        device: of this process.
-        share: its place; alone by default.
+        device: device of this process.
+        share: its share of the work; all by default.
     """
 
     def __init__(self, device: torch.device, share: Share | None = None) -> None:
@@ -28,19 +28,19 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and tells."""
+        """Return whether this is the process that writes and reports."""
         return self.share.rank == 0
 
     @property
     def several(self) -> bool:
-        """Whether there are others."""
+        """Return whether there are others."""
         return self.share.of > 1
 
     def wrap(self, network: nn.Module, *, all_used: bool) -> nn.Module:
-        """The network with its gradients added up over processes: the loss is a sum over the batch, and so are they.
+        """The network with its gradients summed over processes, since the loss is a sum over the batch.
 
         Args:
-            network: on this process's device.
+            network: network on this process's device.
             all_used: whether every parameter takes part in every step.
         """
         if not self.several:
@@ -50,13 +50,13 @@ class Processes:
         return parallel
 
     def sum(self, values: Tensor) -> Tensor:
-        """Added up over processes, in place."""
+        """Sum values over processes, in place."""
         if self.several:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process says, by rank."""
+        """The values of all processes, by rank."""
         if not self.several:
             return [value]
         found: list[Any] = [None] * self.share.of
@@ -64,7 +64,7 @@ class Processes:
         return found
 
     def one_after_the_other(self, do: Callable[[], Any]) -> Any:
-        """The first process goes first, for what it leaves on the disk."""
+        """Let the first process go first, for the files that it leaves on the disk."""
         made = do() if self.first else None
         if self.several:
             dist.barrier()
@@ -72,19 +72,19 @@ class Processes:
 
 
 def is_first() -> bool:
-    """Whether this process is alone, or the first of those that `torchrun` started: the one that tells."""
+    """Return whether this process is alone, or the first that `torchrun` started: the one that reports."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """Joins the other processes where `torchrun` says that there are some.
+    """Join the other processes, if `torchrun` has set that there are some.
 
     Args:
-        device: `cpu` or `cuda:N`; of several processes each takes the GPU of its own number.
+        device: `cpu` or `cuda:N`; each of several processes takes the GPU of its own rank.
 
     Raises:
-        ConfigurationError: something else than `torchrun` set WORLD_SIZE, or there are fewer GPUs than processes.
+        ConfigurationError: WORLD_SIZE was not set by `torchrun`, or there are fewer GPUs than processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -112,7 +112,7 @@ def joined(device: str) -> Iterator[Processes]:
 
 
 def without_exchange(network: nn.Module) -> AbstractContextManager[None]:
-    """Backward in here keeps gradients to this process: they are exchanged with those of the last part of a batch."""
+    """Keep the gradients of backward in this process; they are exchanged with those of the last part of a batch."""
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 

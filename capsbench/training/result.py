@@ -1,4 +1,4 @@
-"""What a training run came to, on disk: a line of metrics.csv per epoch, and result.json."""
+"""The result of a training run on disk: a line of metrics.csv per epoch, and result.json."""
 
 from typing import Any
 
@@ -8,63 +8,63 @@ from capsbench.records import Schema
 from capsbench.training.settings import TrainingSettings
 
 RESULT_VERSION = 1
-"""Raised whenever an older capsbench could not understand a new result."""
+"""Version of the format, raised whenever an older capsbench could not understand a new result."""
 
 
 class EpochFigures(Schema):
     """One pass over the training set. Losses are per image; accuracies go from 0 to 1."""
 
     epoch: int = Field(ge=1)
-    """From 1."""
+    """Number of the epoch, from 1."""
     train_loss: float
     """Mean over the epoch's steps, each before its update."""
     train_accuracy: float
-    """Likewise: of images as they were trained on."""
+    """Mean over the epoch's steps, of images as they were trained on."""
     validation_loss: float | None = None
-    """Of the held-out images, after the epoch; None where none are held out."""
+    """Loss on the held-out images after the epoch; None if none are held out."""
     validation_accuracy: float | None = None
-    """Likewise."""
+    """Accuracy on the held-out images after the epoch; None if none are held out."""
     learning_rate: float
-    """Of the epoch's last step."""
+    """Learning rate of the epoch's last step."""
     seconds: float
-    """Of its training steps, over every process that worked on it."""
+    """Seconds of its training steps, over every process that worked on it."""
     images_per_second: float
-    """Of the training steps."""
+    """Images of the training steps per second."""
     memory_bytes: int
-    """Highest so far: CUDA's allocated bytes, or this process's resident set; 0 where the system does not say."""
+    """Highest value so far of CUDA's allocated bytes, or of this process's resident set; 0 if the system does not report it."""
 
 
 class Result(Schema):
-    """What a run came to."""
+    """The result of a run."""
 
     result_version: int = RESULT_VERSION
-    """Of the capsbench that wrote it."""
+    """Version of the format that the writing capsbench had."""
     settings: TrainingSettings
-    """What was asked."""
+    """The settings of the run."""
     data_source: str
-    """`real`, or `sample`: the packaged images."""
+    """Source of the images: `real`, or `sample` for the packaged ones."""
     train_images: int
-    """That were trained on."""
+    """Number of images that were trained on."""
     validation_images: int
-    """That were held out to choose the best epoch."""
+    """Number of images that were held out to choose the best epoch."""
     test_images: int
-    """Of the test set."""
+    """Number of images of the test set."""
     parameters: int
-    """Trained numbers."""
+    """Number of trained parameters."""
     processes: int
-    """That trained together."""
+    """Number of processes that trained together."""
     best_epoch: int
-    """Whose weights were tested: the best on the held-out images, or the last where none are held out."""
+    """Epoch whose weights were tested: the best on the held-out images, or the last if none are held out."""
     epochs: list[EpochFigures]
-    """All, in order."""
+    """All epochs, in order."""
     test_loss: float
-    """Per image; the test set is read once, at the end."""
+    """Loss per image of the test set, which is read once, at the end."""
     test_accuracy: float
-    """0 to 1."""
+    """Accuracy on the test set, 0 to 1."""
     seconds: float
-    """Of training steps, over all epochs."""
+    """Seconds of training steps, over all epochs."""
     command: str | None = None
-    """What was typed."""
+    """The command that was typed."""
     environment: dict[str, Any]
     """The machine, as in environment.json."""
 

@@ -1,4 +1,4 @@
-"""What decides how a network is trained."""
+"""The settings that decide how a network is trained."""
 
 from typing import Any, Literal
 
@@ -7,55 +7,55 @@ from pydantic import Field
 from capsbench.records import Configuration, Schema
 
 SETTINGS_VERSION = 1
-"""Raised whenever an older capsbench could not understand new settings."""
+"""Version of the format, raised whenever an older capsbench could not understand new settings."""
 
 OPTIMIZERS = ("adam", "ranger21")
 PREPROCESSINGS = ("paper", "published")
 
 
 class TrainingSettings(Schema):
-    """Everything that decides what a training run computes: the same settings give the same loss curve on a CPU."""
+    """Everything that decides what a training run computes: equal settings give the same loss curve on a CPU."""
 
     settings_version: int = SETTINGS_VERSION
-    """Of the capsbench that wrote them."""
+    """Version of the format that the writing capsbench had."""
     network: Configuration
-    """What is trained, on which data set and device; its batch size is that of one step, over all processes."""
+    """The network, data set and device; the batch size is that of one step, over all processes."""
     epochs: int = Field(default=30, ge=1)
     """Passes over the training set (paper: 30 or 60)."""
     optimizer: Literal["adam", "ranger21"] = "adam"
-    """What takes the steps (paper: Adam; table 3 and 5: Ranger21 too)."""
+    """The optimizer (paper: Adam; tables 3 and 5: Ranger21 too)."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Of the first epoch."""
+    """Learning rate of the first epoch."""
     decay: float = Field(default=0.96, gt=0, le=1)
     """Factor on Adam's learning rate after each epoch. Ranger21 has a schedule of its own."""
     reconstruction_weight: float = Field(default=5e-4, ge=0)
     """Factor of the squared error of the reconstruction."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Of weights, data order and crops. The images that are held out do not depend on it."""
+    """Seed of weights, data order and crops. The choice of held-out images does not depend on it."""
     preprocess: Literal["paper", "published"] = "paper"
-    """How images become inputs (`capsbench.data.preprocess`)."""
+    """Way in which images become inputs (`capsbench.data.preprocess`)."""
     validation: float = Field(default=0.1, ge=0)
-    """Held out of the training set to choose the best epoch: a fraction, or from 1 on a number of images; 0: nothing."""
+    """Part of the training set held out to choose the best epoch: a fraction, or from 1 on a number of images; 0 for none."""
     accumulate: int = Field(default=1, ge=1)
-    """Into how many parts a batch is cut, one after the other; gradients are added up."""
+    """Number of parts into which a batch is cut, one after the other; gradients are summed."""
     scale: float = Field(default=1.0, gt=0, le=1)
     """The fraction of the training set that is used."""
     gammas: tuple[float, ...] | None = None
-    """MoCapsNet's momentum term, one for each block; None: the network's own, for all."""
+    """Momentum terms of MoCapsNet, one for each block; None stands for the network's own, for all."""
     learn_gamma: bool = False
-    """Whether the momentum terms are trained."""
+    """True if the momentum terms are trained."""
     convolutions: int | None = None
-    """Convolutions before the capsules, of networks that leave the choice."""
+    """Number of convolutions before the capsules, of networks that leave the choice."""
 
     def options(self) -> dict[str, Any]:
-        """Arguments of the network that are set and no part of its configuration."""
+        """Arguments of the network that are set and not in its configuration."""
         found: dict[str, Any] = {"gamma": self.gammas, "convolutions": self.convolutions}
         found |= {"learn_gamma": True} if self.learn_gamma else {}
         return {name: value for name, value in found.items() if value is not None}
 
 
 def differences(left: TrainingSettings, right: TrainingSettings) -> dict[str, tuple[Any, Any]]:
-    """Fields that differ, as `network.blocks`, with both values."""
+    """Fields that differ, with dotted names such as `network.blocks`, and both values."""
     mine, theirs = _flat(left), _flat(right)
     return {name: (value, theirs[name]) for name, value in mine.items() if value != theirs[name]}
 

@@ -19,31 +19,31 @@ from capsbench.training.settings import TrainingSettings
 from capsbench.workload import BUILT_IN, Output, autocast, loss_of, trainable
 
 DIVERGED = 100.0
-"""A loss of so many times the first one is not coming back."""
+"""Multiple of the first loss from which a run counts as diverged."""
 
 SKIPPED_AT_MOST = 50
-"""Steps that fp16's scaler may skip one after the other while it looks for a scale."""
+"""Largest number of steps in a row that fp16's scaler may skip while it looks for a scale."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a batch came to, over all processes."""
+    """The outcome of a batch, over all processes."""
 
     loss: float
-    """Summed over its images."""
+    """Loss summed over its images."""
     correct: int
-    """Images whose class has the longest capsule."""
+    """Number of images whose class has the longest capsule."""
     gradient_norm: float = math.nan
-    """Of all parameters together."""
+    """Norm of the gradient of all parameters together."""
 
 
 class Stepper:
     """A network with its optimizer, on a device.
 
     Args:
-        network: what is trained.
-        settings: how.
-        processes: who trains it.
+        network: network to train.
+        settings: settings of the training.
+        processes: processes that train it.
         steps_per_epoch: batches of an epoch.
     """
 
@@ -57,23 +57,23 @@ class Stepper:
         # Half precision loses the first gradients unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.configuration.precision == "fp16")
         self.first_loss: float | None = None
-        """Per image, of the first step: what later ones are held against."""
+        """Loss per image of the first step, with which later ones are compared."""
         self._parallel = processes.wrap(self.network, all_used=self.configuration.model in BUILT_IN)
         self._parameters = parameters
         self._takes_labels = takes_labels(network)
         self._loss = CapsuleLoss(reconstruction_weight=settings.reconstruction_weight)
         self.skipped = 0
-        """Steps that fp16's scaler has skipped, one after the other."""
+        """Number of steps in a row that fp16's scaler has skipped."""
 
     def step(self, batch: Batch, images: int) -> StepOutcome:
-        """Forward, backward, optimizer. Nothing is changed where loss or gradient are not finite.
+        """Run forward, backward and optimizer. Nothing is changed if the loss or a gradient is not finite.
 
         Args:
-            batch: this process's part.
-            images: of the whole batch, over all processes.
+            batch: this process's part of the batch.
+            images: number of images of the whole batch, over all processes.
 
         Raises:
-            TrainingError: loss or gradient are not finite, or the loss has left all bounds; says which layer it began in.
+            TrainingError: loss or gradient are not finite, or the loss has diverged; the message names the first layer.
         """
         totals = torch.zeros(2, device=self.processes.device, dtype=torch.float64)
         parts = _parts(batch, self.settings.accumulate)
@@ -90,7 +90,7 @@ class Stepper:
         return StepOutcome(loss, int(correct), norm_value)
 
     def evaluate(self, batches: Iterable[Batch]) -> StepOutcome:
-        """Loss and right answers over all batches, under inference mode."""
+        """Loss and correct answers over all batches, under inference mode."""
         totals = torch.zeros(2, device=self.processes.device, dtype=torch.float64)
         self.network.eval()
         try:
@@ -105,9 +105,9 @@ class Stepper:
         return StepOutcome(loss, int(correct))
 
     def _forward_backward(self, batch: Batch) -> Tensor:
-        """Gradients of a part of a batch; its loss and right answers."""
+        """Compute the gradients of a part of a batch; return its loss and correct answers."""
         if not len(batch.labels):
-            # Processes wait for each other's gradients: one that has no image left takes an empty one that counts nothing.
+            # Processes wait for each other's gradients: one that has no image left takes an empty batch that adds nothing.
             return self._forward_backward_of_nothing(batch)
         out = self._outputs(self._parallel, batch)
         loss = loss_of(out, batch, self.configuration, self._loss)
@@ -127,7 +127,7 @@ class Stepper:
         return output
 
     def _check(self, loss: float, norm: float, images: int, batch: Batch) -> None:
-        """Refuses to go on from what is not finite."""
+        """Refuse to continue from values that are not finite."""
         finite = math.isfinite(loss) and self._is_finite_or_skipped(norm)
         if not finite:
             self.optimizer.zero_grad(set_to_none=True)
@@ -143,12 +143,12 @@ class Stepper:
             )
 
     def _is_finite_or_skipped(self, norm: float) -> bool:
-        """Also true while fp16's scaler looks for a scale at which gradients are finite; it skips such steps itself."""
+        """Return whether the norm is finite, or fp16's scaler skips the step while it looks for a suitable scale."""
         self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
         return self.skipped == 0 or (self.scaler.is_enabled() and self.skipped <= SKIPPED_AT_MOST)
 
     def _forward_backward_alone(self, batch: Batch) -> None:
-        """Once more without the other processes, to be looked into."""
+        """Repeat the pass without the other processes, for examination."""
         if not len(batch.labels):
             return
         loss = loss_of(self._outputs(self.network, batch), batch, self.configuration, self._loss)
@@ -159,7 +159,7 @@ _ADVICE = "try a lower `learning_rate`, or `precision` fp32; the last checkpoint
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:
-    """A batch in parts of much the same size, none empty unless it is."""
+    """A batch in parts of nearly equal size, none empty unless the batch is."""
     if count == 1 or len(batch.labels) == 0:
         return [batch]
     return [Batch(*part) for part in zip(*(tensor.tensor_split(min(count, len(batch.labels))) for tensor in batch), strict=True)]

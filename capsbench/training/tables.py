@@ -1,4 +1,4 @@
-"""The runs that an accuracy table of the paper consists of: what is left of them, one after the other."""
+"""The runs of an accuracy table of the paper: the remaining ones are trained one after the other."""
 
 import contextlib
 import json
@@ -22,10 +22,10 @@ from capsbench.training.settings import TrainingSettings, differences
 from capsbench.training.trainer import MAY_DIFFER, read_result
 
 Configure = Callable[[PrintedRow, int], TrainingSettings]
-"""The settings of a row's network with a seed."""
+"""A function from a row and a seed to the settings of the row's network."""
 
 Train = Callable[[TrainingSettings, Path, bool], Result]
-"""Trains into a folder, or (True) goes on there."""
+"""A function that trains into a folder; the last argument is True to resume there."""
 
 _BATCH = 128
 
@@ -40,7 +40,7 @@ class Member:
     folder: Path
 
     def result(self) -> Result | None:
-        """What it came to, where it is done."""
+        """The member's result; None if it is not done."""
         found = read_result(self.folder)
         return found if found is not None and differences(self.settings, found.settings).keys() <= MAY_DIFFER else None
 
@@ -55,13 +55,13 @@ class Trial:
 
 
 def trials_of(rows: Sequence[PrintedRow], seeds: int, configure: Configure, folder: Path) -> list[Trial]:
-    """All that a table needs, seed by seed, so that a table that is cut off has all of its rows.
+    """All trials of a table, seed by seed, so that a table that is cut off has all of its rows.
 
     Args:
-        rows: of the table.
-        seeds: how many of each; ensembles share no network among each other, and all they can with other rows.
-        configure: settings of a row's network.
-        folder: of the runs.
+        rows: rows of the table.
+        seeds: number of seeds for each row; ensembles share no network with each other, but do with other rows.
+        configure: function that makes the settings of a row's network.
+        folder: folder of the runs.
     """
 
     def member(row: PrintedRow, seed: int) -> Member:
@@ -81,9 +81,9 @@ def networks_of(trials: Sequence[Trial]) -> list[Member]:
 
 
 def run_members(members: Sequence[Member], train: Train) -> Iterator[tuple[Member, Result | TrainingError]]:
-    """Trains what is not yet done, each network in its folder, and goes on where one was cut off.
+    """Train every network that is not done, each in its folder, and resume those that were cut off.
 
-    A run that ends in a `TrainingError` is given back as that, and the others go on.
+    A run that ends in a `TrainingError` yields that error, and the others continue.
     """
     for member in members:
         found = member.result()
@@ -97,7 +97,7 @@ def run_members(members: Sequence[Member], train: Train) -> Iterator[tuple[Membe
 
 
 def accuracy_of(trial: Trial, data_directory: Path | None = None) -> float | None:
-    """The test accuracy of a trial, 0 to 1; None while a network of it is not done. Several networks decide on their device."""
+    """The test accuracy of a trial, 0 to 1; None while a network of it is not done. An ensemble runs on its networks' device."""
     results = [member.result() for member in trial.members]
     if any(one is None for one in results):
         return None
@@ -123,7 +123,7 @@ def line_of(trial: Trial, accuracy: float | None, paper_epochs: int) -> dict[str
 
 
 def _known_together(trial: Trial, losses: list[float], data_directory: Path | None) -> float:
-    """What several networks reach as one, computed once and kept beside their folders; again where one of them is another."""
+    """The accuracy of several networks as one, computed once and kept beside their folders, and again if one of them changes."""
     first = trial.members[0].folder
     path = first.with_name(f"{first.name}-and-{len(trial.members) - 1}-more.json")
     networks = [[member.folder.name, loss] for member, loss in zip(trial.members, losses, strict=True)]
@@ -132,14 +132,14 @@ def _known_together(trial: Trial, losses: list[float], data_directory: Path | No
         if known["networks"] == networks:
             return float(known["test_accuracy"])
     accuracy = _together(trial, data_directory)
-    # It can be computed again: a table that is done is not lost with it.
+    # A failure to write loses nothing, since the value can be computed again.
     with contextlib.suppress(OSError), replacing(path) as file:
         file.write(json.dumps({"networks": networks, "test_accuracy": accuracy}, indent=1).encode() + b"\n")
     return accuracy
 
 
 def _together(trial: Trial, data_directory: Path | None) -> float:
-    """The test set once more, for several networks as one."""
+    """Evaluate the test set once more, with several networks as one."""
     settings = trial.members[0].settings
     device = settings.network.device
     loaded = [load_network(member.folder / BEST, device) for member in trial.members]
@@ -152,7 +152,7 @@ def _together(trial: Trial, data_directory: Path | None) -> float:
 
 
 def _name(settings: TrainingSettings) -> str:
-    """A folder for a run: what tells the networks of one table apart."""
+    """Name of a run's folder, which distinguishes the networks of one table."""
     it = settings.network
     numbers = f"lr{settings.learning_rate:g}-c{it.capsules or 32}-b{it.batch_size}"
     return f"{it.dataset}-{it.model}-{it.blocks}-{settings.optimizer}-{it.routing}-{numbers}-seed{settings.seed}"

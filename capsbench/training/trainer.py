@@ -1,4 +1,4 @@
-"""Training a network to accuracy in a folder: what makes no run is refused, what was cut off goes on."""
+"""Training of a network to accuracy in a folder: settings that make no run are refused, and an interrupted run is resumed."""
 
 import contextlib
 import os
@@ -25,12 +25,12 @@ from capsbench.training.settings import TrainingSettings
 from capsbench.workload import check_batch_size, seed_everything
 
 SETTINGS = "settings.json"
-"""What a run was asked."""
+"""File with the settings of a run."""
 
 CHECKPOINT_MINUTES = 10.0
 
 MAY_DIFFER = frozenset({"network.device", "network.threads", "network.kernel", "network.front"})
-"""What a run may go on with on another machine; on the same one its loss curve stays the same to the last bit."""
+"""Settings with which a run may resume on another machine; on the same one its loss curve is the same to the last bit."""
 
 
 def train(
@@ -45,21 +45,21 @@ def train(
     observers: Sequence[TrainingObserver] = (),
     command: str | None = None,
 ) -> Result:
-    """Trains a network, chooses its best epoch, and reads the test set once.
+    """Train a network, choose its best epoch, and read the test set once.
 
     Under `torchrun` the processes train together: the loss is that of one process with the same batch. Only SDA's temperature,
-    a mean over what is routed together, is that of each part of a batch, there and with `accumulate`.
+    a mean over all samples that are routed together, is that of each part of a batch, here and with `accumulate`.
 
     Args:
-        settings: what decides the loss curve.
-        folder: of the run; holds checkpoints, metrics and the result.
-        data_directory: where real sets lie; by default `data_directory()`.
+        settings: settings that decide the loss curve.
+        folder: folder of the run, which gets checkpoints, metrics and the result.
+        data_directory: folder of the real data sets; by default `data_directory()`.
         download: fetch a set that is not on disk.
-        resume: go on where the folder's last checkpoint stands.
-        checkpoint_minutes: between checkpoints within an epoch; there is one after each epoch anyway.
-        diagnostics: keep what each block tells apart, before training and after each epoch (`training.diagnostics`).
-        observers: are told of steps and epochs.
-        command: what was typed, to be kept with the result.
+        resume: resume from the folder's last checkpoint.
+        checkpoint_minutes: minutes between checkpoints within an epoch; there is one after each epoch in any case.
+        diagnostics: write diagnostics of each block before training and after each epoch (`training.diagnostics`).
+        observers: objects that are informed of steps and epochs.
+        command: command that was typed, to be kept with the result.
 
     Raises:
         ConfigurationError: settings, data or folder make no run; there is nothing to resume.
@@ -68,9 +68,9 @@ def train(
         Interrupted: Ctrl-C, after a checkpoint.
     """
     with _threads(settings.network.threads), joined(settings.network.device) as processes:
-        # From the root of the disk: a module that is trained may change the process's folder.
-        folder = Path(processes.gather(os.fspath(absolute(folder)))[0])  # each may have named one after its own time
-        # What makes no run is said before anything is written.
+        # The path is absolute, because a trained module may change the process's folder.
+        folder = Path(processes.gather(os.fspath(absolute(folder)))[0])  # each may have named a folder after its own time
+        # Settings that make no run are refused before anything is written.
         check_optimizer(settings)
         if resume and not folder.is_dir():
             raise _nothing_to_resume(folder)
@@ -106,7 +106,7 @@ def train(
 
 
 def read_result(folder: Path) -> Result | None:
-    """What a finished run came to; None where there is no result, or one that cannot be read."""
+    """The result of a finished run; None if there is none, or it cannot be read."""
     try:
         return Result.model_validate_json((folder / RESULT).read_bytes())
     except (OSError, ValidationError):
@@ -114,7 +114,7 @@ def read_result(folder: Path) -> Result | None:
 
 
 def read_settings(folder: Path) -> TrainingSettings | None:
-    """What a run was asked; None where that cannot be read."""
+    """The settings of a run; None if they cannot be read."""
     try:
         return TrainingSettings.model_validate_json((folder / SETTINGS).read_bytes())
     except (OSError, ValidationError):
@@ -131,35 +131,33 @@ def _feeds(
 
 
 def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from; None where the run is new.
+    """The checkpoint to resume from; None if the run is new.
 
     Raises:
-        ConfigurationError: the folder's run is another one, is there although nobody wants to resume, or is not.
+        ConfigurationError: the folder's run has other settings, or is there without `resume`, or is missing with it.
     """
     path = folder / CHECKPOINT
     if not resume:
         if path.exists() or (folder / RESULT).exists():
-            raise ConfigurationError(
-                f"`out` {folder} already holds a run", "add `resume` to go on with it, or choose another `out`"
-            )
+            raise ConfigurationError(f"`out` {folder} already holds a run", "add `resume`, or choose another `out`")
         return None
-    # A run may have ended before its first checkpoint, which it makes before its first step.
+    # A run may have ended before its first checkpoint, which precedes its first step.
     begun = load_checkpoint(path) if path.exists() else None
     before = begun.settings if begun is not None else read_settings(folder)
     if before is None:
         raise _nothing_to_resume(folder)
-    # More epochs change nothing about those that are done, but for a schedule that spans all of them.
+    # More epochs do not change the finished ones, unless a schedule spans all of them.
     longer = settings.optimizer == "adam" and settings.epochs >= before.epochs
     check_same(settings, before, f"the run in {folder}", free=MAY_DIFFER | ({"epochs"} if longer else set()))
     return begun
 
 
 def _nothing_to_resume(folder: Path) -> ConfigurationError:
-    return ConfigurationError(f"`resume`: there is nothing to go on with in {folder}", "leave `resume` out to begin")
+    return ConfigurationError(f"`resume`: there is nothing to resume in {folder}", "leave `resume` out to begin")
 
 
 def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, ImageSet | None]:
-    """What is trained on and what is held out.
+    """The images to train on, and those that are held out.
 
     Raises:
         ConfigurationError: too little is left to train on.
@@ -176,7 +174,7 @@ def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, Imag
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """So many threads, as sums depend on their number."""
+    """Set the number of threads, on which sums depend."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

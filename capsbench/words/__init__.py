@@ -1,1 +1,1 @@
-"""Numbers and names as people read them: units, labels, printable text. No files, no colours."""
+"""Numbers and names for people: units, labels, printable text. No files, no colours."""

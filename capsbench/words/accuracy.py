@@ -10,7 +10,7 @@ from capsbench.words.labels import dataset_title, model_title
 
 _HEADS = ("runs", "here", "paper", "difference", "within both", "trained on")
 NUMBERED = ("blocks", "learning_rate", "capsules", "batch_size")
-"""Settings that are told as a number and what it counts."""
+"""Settings that are printed as a number and the noun that it counts."""
 TITLES = {"blocks": "blocks", "optimizer": "optimizer", "routing": "routing", "learning_rate": "rate", "capsules": "capsules"}
 TITLES |= {"batch_size": "batch"}
 
@@ -25,7 +25,7 @@ def accuracy_markdown(rows: pd.DataFrame, title: str) -> str:
 
 
 def accuracy_cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines; what is the same in all rows is left out, but for data set, model and blocks."""
+    """Column heads and rows; columns that are constant are left out, except data set, model and blocks."""
     told = [name for name in KEY if name in TITLES and (name == "blocks" or rows[name].nunique() > 1)]
     heads = ["data set", "model", *(TITLES[name] for name in told), *_HEADS]
     lines = []
@@ -44,7 +44,7 @@ def accuracy_cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def length_text(scale: float, epochs: int, paper_epochs: int) -> str:
-    """`as the paper`, or how much of data and epochs."""
+    """Text `as the paper`, or the shares of data and epochs that were used."""
     if scale == 1 and epochs == paper_epochs:
         return "as the paper"
     data = "all data" if scale == 1 else f"{100 * scale:.3g} % of data"
@@ -52,7 +52,7 @@ def length_text(scale: float, epochs: int, paper_epochs: int) -> str:
 
 
 def system_text(row: dict[Any, Any]) -> str:
-    """Name the network of a row, and how many of it decide together."""
+    """Name of a row's network, and the number of networks that decide together."""
     several = f", {row['networks']} as one" if row["networks"] > 1 else ""
     return model_title(row["model"]) + several
 

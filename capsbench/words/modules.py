@@ -1,4 +1,4 @@
-"""Which modules retain more or less than before, in few words: blocks that changed alike are told once."""
+"""Modules that retain more or less than before, in few words: blocks that changed alike are reported once."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,24 +9,24 @@ Tokens = tuple[str, ...]
 
 @dataclass(frozen=True)
 class ModuleChange:
-    """What one module, or each of several, retains more than before."""
+    """The change in retained bytes of one module, or of each of several."""
 
     name: str
-    """`blocks.*.0` for all blocks, `blocks.1-7.0` for some; empty for what no module keeps."""
+    """Name of the module: `blocks.*.0` for all blocks, `blocks.1-7.0` for some; empty for bytes that no module keeps."""
     nbytes: int
     """Change of each, in bytes."""
     count: int
-    """How many modules."""
+    """Number of modules."""
 
 
 def module_changes(before: Mapping[str, int], after: Mapping[str, int]) -> list[ModuleChange]:
-    """What changed, the largest change first.
+    """The changes, the largest first.
 
     A number in a name becomes `*` where modules that differ in it alone changed alike, and a range where some of them did.
 
     Args:
         before: retained bytes by module.
-        after: the same later, of a network of the same depth.
+        after: retained bytes later, of a network of the same depth.
     """
     names = sorted(before.keys() | after.keys())
     entries = [(tuple(re.split(r"(\d+)", name)), after.get(name, 0) - before.get(name, 0), 1) for name in names]
@@ -37,7 +37,7 @@ def module_changes(before: Mapping[str, int], after: Mapping[str, int]) -> list[
 
 
 def _merged(entries: Iterable[tuple[Tokens, int, int]], place: int) -> list[tuple[Tokens, int, int]]:
-    """Entries whose names differ in the number at one place alone, and whose changes agree, made one."""
+    """Entries merged where their names differ in the number at one index alone and their changes agree."""
     families: dict[Tokens, list[tuple[Tokens, int, int]]] = {}
     for entry in entries:
         tokens = entry[0]
@@ -59,7 +59,7 @@ def _merged(entries: Iterable[tuple[Tokens, int, int]], place: int) -> list[tupl
 
 
 def _ranges(numbers: Iterable[str]) -> str:
-    """`0,2,5-7`."""
+    """Ranges of numbers in short: `0,2,5-7`."""
     runs: list[list[int]] = []
     for number in sorted(map(int, numbers)):
         if runs and number == runs[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""A slope in words, the same wherever it is printed: a number, or that no change is measurable, or that there is no line."""
+"""A slope in words, alike wherever it is printed: a number, no measurable change, or no line."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,24 +15,24 @@ Row = Mapping[Any, Any] | pd.Series
 
 
 def row_shape(row: Row) -> Shape:
-    """What the values behind a slope are."""
+    """Shape of the values behind a slope."""
     return shape_of(bool(row["linear"]), row["slope_low"], row["slope_high"])
 
 
 def within_text(reach: float, *, is_bytes: bool) -> str:
-    """`within ± 76.6 ms`: how large a slope may be that cannot be distinguished from 0."""
+    """Bound on a slope that cannot be distinguished from 0: `within ± 76.6 ms`."""
     return f"within ± {quantity_text(reach, is_bytes=is_bytes)}"
 
 
 def slope_in_words(shape: Shape, slope: float, low: float, high: float, *, is_bytes: bool) -> str:
-    """`8.3 ± 0.4 ms`, or `no change measurable within ± 76.6 ms`: what cannot be distinguished from 0 has no sign.
+    """Text `8.3 ± 0.4 ms`, or `no change measurable within ± 76.6 ms` for a slope that cannot be distinguished from 0.
 
     Args:
-        shape: what the values behind it are.
+        shape: shape of the values behind it.
         slope: per block, bytes or seconds.
         low: one end of its interval; NaN where there is none.
         high: the other end.
-        is_bytes: whether it is bytes.
+        is_bytes: whether its unit is bytes.
     """
     if shape == "no change measurable":
         return f"{shape} {within_text(max(abs(low), abs(high)), is_bytes=is_bytes)}"
@@ -52,7 +52,7 @@ def row_ratio(row: Row) -> str:
 
 
 def row_remarks(row: Row) -> list[str]:
-    """What a reader must know of the slope of a row: `not a line`, or `no interval` where two values alone give none."""
+    """Remarks on the slope of a row: `not a line`, or `no interval` if two values alone give none."""
     found = ["not a line"] if row_shape(row) == "not a line" else []
     unknown = bool(np.isnan(float(row["slope_low"])))
     return [*found, "no interval"] if unknown and not METRICS[row["metric"]].repeats else found

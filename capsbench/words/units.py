@@ -13,17 +13,17 @@ _MOST_DECIMALS = 9
 
 
 def bytes_text(nbytes: float) -> str:
-    """`1.25 MiB`, `512 B`, `0 B`."""
+    """Bytes as text: `1.25 MiB`, `512 B`, `0 B`."""
     return quantity_text(nbytes, is_bytes=True)
 
 
 def seconds_text(seconds: float) -> str:
-    """`1.25 s`, `8.3 ms`, `12 µs`."""
+    """Seconds as text: `1.25 s`, `8.3 ms`, `12 µs`."""
     return quantity_text(seconds, is_bytes=False)
 
 
 def duration_text(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 05 min`, `3 days 4 h`."""
+    """A duration as text: `45 s`, `3 min 20 s`, `2 h 05 min`, `3 days 4 h`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -40,16 +40,16 @@ def quantity_text(value: float, *, is_bytes: bool) -> str:
 
 
 def slope_text(slope: float, low: float, high: float, *, is_bytes: bool) -> str:
-    """A slope per block with half the width of its interval: `8.3 ± 0.4 ms`; exact slopes go without."""
+    """A slope per block with half the width of its interval: `8.3 ± 0.4 ms`; exact slopes have none."""
     reach = (high - low) / 2
-    # What rounding leaves of an exact line is not uncertainty.
+    # Rounding errors of an exact line are not uncertainty.
     if math.isnan(reach) or reach <= 1e-6 * abs(slope) or (is_bytes and reach < 0.5):
         return quantity_text(slope, is_bytes=is_bytes)
     return _in_one_unit(slope, reach, is_bytes=is_bytes)
 
 
 def ratio_text(ratio: float, low: float, high: float) -> str:
-    """A ratio, and its interval on a line of its own: `1.5`, `1.3–1.8`; without one where its ends read as the ratio does."""
+    """A ratio with its interval on a second line: `1.5`, `1.3–1.8`; without one if both ends print as the ratio does."""
     value, *ends = (f"{one + 0.0:.3g}" for one in (ratio, low, high))
     return value if math.isnan(low) or low == high or ends == [value, value] else f"{value}\n{'–'.join(ends)}"
 
@@ -61,7 +61,7 @@ def ratio_in_words(ratio: float, low: float, high: float) -> str:
 
 
 def joined_text(*values: float, decimals: int) -> str:
-    """Values joined by ±, with so many decimals, and more where the last one would otherwise read as 0."""
+    """Values joined by ±, with `decimals` decimals, or more where the last one would otherwise read as 0."""
     last = abs(values[-1])
     if 0 < last < math.inf:
         decimals = min(max(decimals, -math.floor(math.log10(last))), _MOST_DECIMALS)

@@ -259,7 +259,7 @@ def test_nothing_to_learn_without_blocks():
         ({"gamma": (0.9, 0.0, 0.9)}, "gamma 0 cannot be reversible"),
         ({"gamma": (0.9, float("nan"), 0.9)}, "gamma nan is out of range"),
         ({"gamma": (0.9, 1e-6, 0.9), "inverse": "exact"}, "gamma 1e-06 is too near to 0 or 1"),
-        ({"learn_gamma": True, "inverse": "exact"}, "'exact' cannot be had with a gamma that is learnt"),
+        ({"learn_gamma": True, "inverse": "exact"}, "'exact' cannot compute with a gamma that is learnt"),
         ({"learn_gamma": True, "gamma": 1}, "gamma 1 cannot be learnt"),
         ({"learn_gamma": True, "gamma": (0.9, 0.0, 0.9), "memory": "stored"}, "gamma 0.0 cannot be learnt"),
     ],

@@ -173,7 +173,7 @@ def test_a_full_disk_keeps_the_one_before(path, failing, monkeypatch):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(LostWorkError, match=r"there is none before it\n"):
+    with pytest.raises(LostWorkError, match=r"there is no earlier one\n"):
         save_checkpoint(tmp_path / "absent" / "x.pt", TINY, {}, {})
 
 

@@ -420,7 +420,7 @@ def test_settings_of_another_run(tmp_path):
         train(tiny_settings(epochs=1, seed=1, batch_size=32), tmp_path, resume=True)
     with pytest.raises(ConfigurationError, match=r"already holds a run\n.*`resume`"):
         train(tiny_settings(epochs=1), tmp_path)
-    with pytest.raises(ConfigurationError, match=r"nothing to go on with.*\n"):
+    with pytest.raises(ConfigurationError, match=r"nothing to resume in.*\n"):
         train(tiny_settings(epochs=1), tmp_path / "absent", resume=True)
     assert not (tmp_path / "absent").exists()
 
@@ -437,7 +437,7 @@ def test_a_damaged_checkpoint(tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     del content["state"]["optimizer"]
     torch.save(content, checkpoint)
-    with pytest.raises(StoreError, match=r"cannot be gone on from.*optimizer.*\n"):
+    with pytest.raises(StoreError, match=r"cannot be resumed from.*optimizer.*\n"):
         train(tiny_settings(epochs=1), tmp_path, resume=True)
 
 

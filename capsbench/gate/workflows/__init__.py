@@ -10,20 +10,20 @@ from pathlib import Path
 from capsbench.errors import ConfigurationError
 
 GITHUB_PATH = Path(".github/workflows/capsbench.yml")
-"""Where GitHub looks."""
+"""Path at which GitHub looks for a workflow."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,\-]+")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9_./:,+@=<>!~\[\]#&%? -]+")
 
 UNKNOWN = "echo 'say here how pip installs capsbench, such as: pip install git+https://HOST/capsbench.git'; exit 1"
-"""The step of a workflow that does not know where capsbench comes from: no public index has it, so it must not seem to work."""
+"""The step of a workflow whose source of capsbench is unknown: no public index has it, so the step must not seem to work."""
 
 
 def where_from(folder: Path) -> str | None:
-    """What pip can install on another machine to have this capsbench; None where nothing says so.
+    """The requirement with which pip installs this capsbench on another machine; None if nothing tells it.
 
     Args:
-        folder: of the repository that gets the workflow; in capsbench's own, it is the repository itself.
+        folder: folder of the repository that gets the workflow; for capsbench's own, the requirement is the repository itself.
     """
     if _is_capsbench(folder):
         return "."
@@ -52,23 +52,23 @@ def github_workflow(models: str, depth: str, baseline: str, install: str | None 
     """A workflow of GitHub Actions.
 
     Args:
-        models: as `capsbench run --models` takes them.
-        depth: as `capsbench run --depth` takes it.
+        models: models as `capsbench run --models` takes them.
+        depth: depth as `capsbench run --depth` takes it.
         baseline: path of the baseline in the repository.
-        install: what pip installs to have capsbench, as `where_from` gives it; None where that is not known, so that the workflow
-            fails until somebody says it.
+        install: requirement with which pip installs capsbench, from `where_from`; None if it is not known, so that the workflow
+            fails until it is filled in.
 
     Raises:
-        ConfigurationError: one of them is not what the commands in it take.
+        ConfigurationError: a value is not one that the commands in it take.
     """
     return _filled("github.yml", models, depth, baseline, install)
 
 
 def gitlab_pipeline(models: str, depth: str, baseline: str, install: str | None = None) -> str:
-    """The same for GitLab.
+    """A pipeline of GitLab.
 
     Raises:
-        ConfigurationError: as `github_workflow`.
+        ConfigurationError: a value is not one that the commands in it take.
     """
     return _filled("gitlab.yml", models, depth, baseline, install)
 
@@ -77,7 +77,7 @@ def _filled(template: str, models: str, depth: str, baseline: str, install: str 
     from capsbench.sweep.plan import parse_depths
 
     for option, value in (("--models", models), ("--baseline", baseline)):
-        # It ends up in YAML and in a shell.
+        # The value ends up in YAML and in a shell.
         if not _PLAIN.fullmatch(value) or value.startswith("-"):
             raise ConfigurationError(f"{option} '{value}' cannot stand in a workflow", "use letters, digits and _ . / : , -")
     if install is not None and (not _REQUIREMENT.fullmatch(install) or install.startswith("-")):

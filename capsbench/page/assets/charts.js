@@ -1,5 +1,5 @@
-// Charts: the library is unpacked once. All are drawn as soon as the page is there, in one go: whoever takes a picture of the whole page
-// scrolls to none of them, and gets it after that. Later on a chart in sight follows at once, and others when the browser is idle.
+// Charts. The library is unpacked once, and all charts are drawn in one go once the page has loaded, so that a picture of the whole page,
+// taken without scrolling, has them. After a change a chart in sight is drawn at once, and others when the browser is idle.
 
 const CHARTS = new Map();
 const PAPER = { on: false, wide: 690, narrow: 330 };
@@ -28,10 +28,10 @@ const sight = new IntersectionObserver((entries) => {
 const whenIdle = window.requestIdleCallback ? (work) => requestIdleCallback(work, { timeout: 500 }) : (work) => setTimeout(work, 50);
 let waiting = false;
 
-// What is folded away has no size yet.
+// A folded part has no size yet.
 const undrawn = () => [...CHARTS.keys()].find((node) => CHARTS.get(node).stale && node.clientWidth > 0);
 
-// Whether there was one. A chart that cannot be drawn takes nothing from the others.
+// Returns whether there was a chart to draw. One that cannot be drawn does not affect the others.
 function drawNext() {
   const node = undrawn();
   if (!node) return false;
@@ -59,7 +59,7 @@ function drawWhenIdle() {
   });
 }
 
-// Ticks and texts are chosen for a width: after it has changed, and the window has come to rest.
+// Ticks and texts are chosen for a width, and again after the window has changed and come to rest.
 function whenWider(work) {
   let [wide, timer] = [innerWidth, 0];
   return () => {
@@ -71,7 +71,7 @@ function whenWider(work) {
   };
 }
 
-// `build` gives { data, layout, label, empty }: what the library takes, what a screen reader says, or why there is no chart.
+// `build` returns { data, layout, label, empty }: the library's data, the text for a screen reader, or the reason that there is no chart.
 function chart(node, build, clicked) {
   CHARTS.set(node, { build, clicked, stale: true, seen: false });
   sight.observe(node);
@@ -111,7 +111,7 @@ function draw(node) {
   }
   if (node.dataset.drawn === "empty") node.replaceChildren();
   if (node.dataset.drawn === "yes" && known.paper !== PAPER.on) {
-    // The library keeps the size that a chart began with.
+    // The library keeps the size with which a chart began.
     Plotly.purge(node);
     node.dataset.drawn = "empty";
   }
@@ -132,7 +132,7 @@ function drawAll() {
   for (const node of CHARTS.keys()) draw(node);
 }
 
-// A sheet of paper is narrower than a screen, and nothing on it follows.
+// A sheet of paper is narrower than a screen, and nothing on it reacts.
 function sheet(node) {
   return PAPER.on ? { width: widthOf(node), height: node.clientHeight || 380, autosize: false } : {};
 }
@@ -165,7 +165,7 @@ function themed(layout) {
 
 const axisTitle = (text) => ({ text, standoff: 8, font: { size: 12, color: variable("--soft") } });
 
-// Every depth, or every second and so on: as many as stand beside each other.
+// Every depth, every second one and so on: as many as fit beside each other.
 function wholeTicks(depths, node) {
   const range = Math.max(...depths) - Math.min(...depths);
   if (range > 16) return {};
@@ -173,20 +173,20 @@ function wholeTicks(depths, node) {
   return { tickmode: "linear", tick0: 0, dtick: [1, 2, 4].find((step) => (wide * range) / step < widthOf(node) - 100) || 8 };
 }
 
-// What is level looks level.
+// Keeps level lines looking level.
 function levelRange(values, unit) {
   const [low, high] = [Math.min(...values) / unit[0], Math.max(...values) / unit[0]];
   return high - low < 0.05 * high ? { range: [Math.max(0, low - 0.05 * high), high + 0.05 * high] } : {};
 }
 
-// In which unit an axis is: that of its largest value.
+// The unit of an axis: that of its largest value.
 function unitFor(values, isBytes) {
   const largest = Math.max(0, ...values.map(Math.abs));
   const units = isBytes ? UNITS.bytes : UNITS.seconds;
   return units.find((unit) => largest >= unit[0]) || units[units.length - 1];
 }
 
-// A slope in words: a number, how large a change may be that cannot be distinguished from 0, or that there is no line.
+// A slope in words: a number, the bound on a change that cannot be distinguished from 0, or that there is no line.
 const perBlock = (fit) => `${fit.text} per block${fit.remarks && fit.shape === "line" ? ` (${fit.remarks})` : ""}`;
 const slopeText = (fit, before = "") => (fit.shape === "not a line" ? fit.shape : fit.shape === "line" ? before + perBlock(fit) : perBlock(fit));
 
@@ -204,7 +204,7 @@ function hoverText(cell, metrics) {
   return rows.join("<br>");
 }
 
-// The key of a figure: a list, which wraps, prints and is read aloud.
+// The key of a figure: a list, which wraps, prints and can be read aloud.
 function keys(entries) {
   const list = element("ul", { class: "keys" });
   for (const entry of entries) {
@@ -213,7 +213,7 @@ function keys(entries) {
   return list;
 }
 
-// The rest of a long key, made when it is asked for.
+// The rest of a long key, made on demand.
 function moreKeys(places, entry) {
   if (!places.length) return null;
   const rest = element("details", {}, element("summary", {}, `${plural(places.length, "more line")}`));
@@ -241,7 +241,7 @@ function swatch({ colour, symbol, dash, pale }) {
   };
   const opacity = pale ? "0.45" : "1";
   const dashes = !dash ? "" : DASHES[dash] === undefined ? dash.replaceAll("px", "").replaceAll(",", " ") : DASHES[dash];
-  // Styles, as attributes know no variables: a key follows the theme by itself.
+  // Styles, since attributes know no variables: a key follows the theme by itself.
   if (dash) add("line", { x1: 1, x2: 51, y1: 9, y2: 9, style: `stroke: ${colour}`, "stroke-width": 1.8, "stroke-dasharray": dashes, opacity });
   if (symbol) add("path", { d: SHAPES[symbol], transform: "translate(6 0)", style: `stroke: ${colour}; fill: var(--paper)`, "stroke-width": 1.8, opacity });
   return svg;

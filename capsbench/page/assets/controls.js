@@ -1,6 +1,6 @@
-// What is shown: filters for the whole page, and choices for single figures.
+// Controls of what is shown: filters for the whole page, and choices for single figures.
 
-// All that tells lines apart.
+// All options that distinguish lines.
 const FILTERS = DATA.options.filters;
 const ALL = "*";
 const NONE = "";
@@ -23,7 +23,7 @@ function tick(label, value, changed, id) {
   return element("label", { class: "tick" }, box, label);
 }
 
-// What a line does not have says nothing, unless lines of one model differ in having it.
+// An option that a line does not have distinguishes nothing, unless lines of one model differ in having it.
 function differs(name) {
   const [all, models] = [new Set(), new Map()];
   for (const line of LINES) {
@@ -34,7 +34,7 @@ function differs(name) {
   return all.size > 1 || [...models.values()].some((values) => values.size > 1);
 }
 
-// A machine by its processor or GPU, and the key that records carry.
+// A machine, by its processor or GPU and the key in its records.
 function machineTitle(key) {
   const { keys: known, rows } = DATA.environments;
   const place = known.indexOf(key);
@@ -56,7 +56,7 @@ function startFilters() {
     const values = [...new Set(LINES.map((line) => optionOf(line, name)))];
     if (!differs(name)) continue;
     if (name === "report" && LINES.length > MOST_LINES) CHOSEN[name] = DATA.latest;
-    // Lines of two data sets have little to say to each other: the first one that the chosen report has.
+    // Lines of two data sets cannot be compared well, so start with the first one of the chosen report.
     if (name === "dataset") CHOSEN[name] = optionOf(LINES[chosenLines()[0] || 0], name);
     const title = OPTION_TITLES[name] || ((line) => (bytes ? quantity(line[name], true) : optionOf(line, name)));
     const titles = new Map(LINES.map((line) => [optionOf(line, name), optionOf(line, name) === NONE ? none : title(line)]));
@@ -68,14 +68,14 @@ function startFilters() {
   }
 }
 
-// A heading that is jumped to lies beneath what stays at the top.
+// A heading that is jumped to must lie beneath the bar that stays at the top.
 function clearHeadings() {
   const form = byId("filters");
   const sticks = getComputedStyle(form).position === "sticky";
   document.documentElement.style.scrollPaddingTop = `${56 + (sticks ? form.offsetHeight + 8 : 0)}px`;
 }
 
-// The chosen lines, by their places; `whatever` names a filter that does not count.
+// The chosen lines, by their indices; `whatever` names a filter that does not count.
 function chosenLines(whatever) {
   const found = [];
   LINES.forEach((line, place) => {
@@ -84,10 +84,10 @@ function chosenLines(whatever) {
   return found;
 }
 
-// How many quantities a line says something of; that it ran out of memory says as much as all of them.
+// The number of quantities that a line has values for; running out of memory counts as all of them.
 const TOLD_OF = LINES.map((_, place) => DATA.metrics.filter((metric) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null || statusOf(cell) === "oom")).length);
 
-// The lines that a figure has room for. Those that say most come first, so that figures beside each other draw the same where they can.
+// The lines that a figure has room for. Those with most values come first, so that neighbouring figures draw the same ones if they can.
 function drawnLines(metric) {
   const chosen = chosenLines().filter((place) => CELLS_OF[place].some((cell) => figure(cell, metric) !== null || statusOf(cell) === "oom"));
   const drawn = [...chosen].sort((a, b) => TOLD_OF[b] - TOLD_OF[a] || a - b).slice(0, MOST_LINES);
@@ -102,7 +102,7 @@ function metricOptions(test) {
   return DATA.metrics.filter((metric) => !test || test(metric)).map((metric) => [metric.name, metric.title]);
 }
 
-// What lines are called beside each other: without their report and data set where they share both.
+// Names of lines beside each other, without their report and data set if they share both.
 function namesOf(places) {
   const shared = new Set(places.map((place) => JSON.stringify([LINES[place].report, LINES[place].dataset]))).size < 2;
   return new Map(places.map((place) => [place, shared ? LINES[place].short : LINES[place].label]));

@@ -1,9 +1,9 @@
 "use strict";
-// What the page was given, and how it is written. Texts of records are set as text, never as markup.
+// The data of the page, and its formatting. Texts of records are set as text, never as markup.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const LINES = DATA.lines;
-// Fits come without their names, which would be most of a large page.
+// Fits come without the names of their fields, which would be most of a large page.
 for (const line of LINES) {
   for (const [metric, values] of Object.entries(line.fits)) line.fits[metric] = Object.fromEntries(DATA.fit.map((name, place) => [name, values[place]]));
 }
@@ -37,7 +37,7 @@ function quantity(value, isBytes) {
   if (value === null || value === undefined) return "-";
   const units = isBytes ? UNITS.bytes : UNITS.seconds;
   const [size, name, decimals] = units.find((unit) => Math.abs(value) >= unit[0]) || units[units.length - 1];
-  // What is not 0 does not read as 0.
+  // A value that is not 0 must not read as 0.
   const needed = value ? Math.min(9, -Math.floor(Math.log10(Math.abs(value / size)))) : 0;
   return `${(value / size).toFixed(Math.max(decimals, needed))} ${name}`;
 }
@@ -47,7 +47,7 @@ const seconds = (value) => `${Number(value.toPrecision(6))} s`;
 const moment = (text) => text.replace(/^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*$/, "$1 $2");
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
-// A record's figure, as it stands in the record.
+// A figure as it stands in the record.
 function figure(cell, metric) {
   const value = CELLS[metric.column][cell];
   return value === undefined ? null : value;
@@ -84,7 +84,7 @@ const CELLS_OF = LINES.map(() => []);
 for (let cell = 0; cell < COUNT; cell++) CELLS_OF[CELLS.line[cell]].push(cell);
 for (const cells of CELLS_OF) cells.sort((a, b) => CELLS.blocks[a] - CELLS.blocks[b] || CELLS.replicate[a] - CELLS.replicate[b]);
 
-// The charting library reads a little markup in its texts.
+// The charting library interprets some markup in its texts.
 const plotText = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const shortened = (text, length) => (text.length <= length ? text : `${text.slice(0, length - 1)}…`);
 

@@ -33,7 +33,7 @@ function buildFigure4(node) {
   return overDepth(node, metric, drawnLines(metric).drawn, { fits: true, axis: DEPTH.axis, paper: DEPTH.paper });
 }
 
-// One quantity over depth: a point for each record; fitted lines, pale joins where none fits, and points alone where no change is measurable.
+// One quantity over depth: a point for each record, fitted lines, pale joins if none fits, and points alone if no change is measurable.
 function overDepth(node, metric, places, { fits, axis, paper }) {
   const measured = places.flatMap((place) => CELLS_OF[place]).filter((cell) => figure(cell, metric) !== null);
   const pale = paper ? paperLines(metric, places) : [];
@@ -57,9 +57,9 @@ function overDepth(node, metric, places, { fits, axis, paper }) {
     xaxis: { title: axisTitle("blocks"), ...wholeTicks(depths, node) },
     yaxis: { title: axisTitle(`${fits ? `${metric.title}, ` : ""}${unit[1]}${metric.bytes ? "" : " per step"}`), rangemode: axis === "zero" ? "tozero" : "normal" },
   };
-  // Of lines that are out of memory at every depth nobody knows the height: they stand at the top.
+  // The height of lines that are out of memory at every depth is unknown: they stand at the top.
   if (nowhere.length) layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
-  // What is not above 0 has no place on a logarithmic axis.
+  // A value that is not above 0 has no place on a logarithmic axis.
   if (axis === "log" && Math.min(...values) > 0) layout.yaxis.type = "log";
   const ends = metric.bytes ? [] : measured.flatMap((cell) => [CELLS[`${metric.name}_low`][cell], CELLS[`${metric.name}_high`][cell]]).filter((end) => end !== null);
   if (axis === "close") Object.assign(layout.yaxis, levelRange([...values, ...ends], unit));
@@ -97,7 +97,7 @@ function lineTraces(place, metric, unit, fits) {
   return found;
 }
 
-// What a cell said before it failed, which is in no line and no slope.
+// The message of a cell that failed, which is in no line and no slope.
 function failedTrace(cells, metric, unit, colour) {
   return {
     x: cells.map((cell) => CELLS.blocks[cell]), y: cells.map((cell) => figure(cell, metric) / unit[0]), mode: "markers", customdata: cells, opacity: 0.7,
@@ -107,7 +107,7 @@ function failedTrace(cells, metric, unit, colour) {
 
 const fullOf = (place) => CELLS_OF[place].filter((cell) => statusOf(cell) === "oom");
 
-// In words, where a line ends because the device is full.
+// The end of a line because the device is full, in words.
 function endText(place) {
   const full = fullOf(place);
   if (!full.length) return "";
@@ -135,13 +135,13 @@ function bars(cells, metric, unit, colour) {
   return { type: "data", symmetric: false, array: cells.map((cell) => reach(cell, "high")), arrayminus: cells.map((cell) => reach(cell, "low")), color: colour, thickness: 0.8, width: 2 };
 }
 
-// Where a line ends because the device was full.
+// The end of a line because the device was full.
 function endTraces(place, metric, unit, middle, annotations) {
   const full = fullOf(place);
   const measured = CELLS_OF[place].filter((cell) => isGood(cell, metric));
   if (!full.length || !measured.length) return [];
   const colour = colourOf(LINES[place]);
-  // A deeper network may have had room again: the line is left where it first had none.
+  // A deeper network may have had room again; the mark stands where there was first none.
   const last = measured.filter((cell) => CELLS.blocks[cell] <= CELLS.blocks[full[0]]).pop() ?? measured[0];
   const y = figure(last, metric) / unit[0];
   annotations.push({ x: CELLS.blocks[full[0]], y, text: "out of memory", showarrow: false, xanchor: CELLS.blocks[full[0]] < middle ? "left" : "right", yanchor: "bottom", yshift: 5, font: { color: colour, size: 11 }, bgcolor: variable("--paper"), borderpad: 1 });
@@ -151,7 +151,7 @@ function endTraces(place, metric, unit, middle, annotations) {
   ];
 }
 
-// Table 4 of the paper, where it can stand beside what is drawn: on a GPU, at its batch.
+// Table 4 of the paper, if it can stand beside the drawn figures: on a GPU, at its batch.
 function paperLines(metric, places) {
   if (!DATA.paper.metrics.includes(metric.name)) return [];
   const found = [];
@@ -226,7 +226,7 @@ function startFigure3() {
   figure3Notes(drawn);
 }
 
-// The key of what only the small ones draw: lines that do not have the quantity above.
+// The key of lines that only the small charts draw, since they lack the quantity above.
 function figure3Notes(drawn) {
   const metric = METRICS[DEPTH.metric];
   const above = metric ? drawnLines(metric).drawn : [];

@@ -1,4 +1,4 @@
-// Unpacks what Python's zlib has packed (RFC 1950 and 1951), at once: a page that is printed waits for nothing.
+// Unpacks data of Python's zlib (RFC 1950 and 1951) synchronously, since a page that is printed waits for nothing.
 
 const INFLATE = { order: [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15], lengths: [[], []], distances: [[], []] };
 for (let code = 0, base = 3; code < 28; code++) {
@@ -16,7 +16,7 @@ for (let code = 0, base = 1; code < 30; code++) {
   base += 1 << extra;
 }
 
-// By the next 15 bits: symbol × 16 + how many of them it takes.
+// Indexed by the next 15 bits: symbol × 16 + the number of bits that it takes.
 function prefixTable(lengths) {
   const found = new Uint16Array(32768);
   for (let length = 1, code = 0; length < 16; length++, code <<= 1) {

@@ -1,4 +1,4 @@
-// Everything is there: begin.
+// Starts the page, once everything is loaded.
 
 startTheme();
 startFilters();

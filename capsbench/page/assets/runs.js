@@ -70,7 +70,7 @@ function findings(texts) {
   return element("div", {}, list(texts.slice(0, 3)), element("details", {}, element("summary", {}, `${texts.length - 3} more`), list(texts.slice(3))));
 }
 
-// What could not be compared, and what else capsbench remarks.
+// The figures that could not be compared, and further remarks.
 function remarks(texts) {
   if (!texts.length) return null;
   return element("details", {}, element("summary", {}, plural(texts.length, "remark")), element("ul", { class: "findings" }, ...texts.map((text) => element("li", {}, text))));
@@ -94,7 +94,7 @@ function buildHistory() {
   const data = series.map((pairs) => {
     const line = LINES[pairs[pairs.length - 1][1]];
     const own = pairs.map((pair) => LINES[pair[1]].fits[metric.name]);
-    // What cannot be distinguished from 0 stands at 0, with how far it may be from there.
+    // A slope that cannot be distinguished from 0 stands at 0, with its bound.
     const level = (fit) => (fit.shape === "no change measurable" ? 0 : fit.slope);
     const reach = (fit, side) => (fit[side] === null ? 0 : Math.max(...[fit[side], level(fit) ? fit[side] : fit[side === "low" ? "high" : "low"]].map((end) => Math.abs(end - level(fit)))) / unit[0]);
     return {

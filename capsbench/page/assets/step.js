@@ -1,4 +1,4 @@
-// Inside one step: a cell's memory by category and by module, its raw samples, and how to measure it again.
+// The inside of one step: a cell's memory by category and by module, its raw samples, and the command to measure it again.
 
 const STEP = { cell: null, timeline: null };
 
@@ -29,7 +29,7 @@ function selectTimeline(timeline) {
 function selectCell(cell) {
   showStep(cell, timelineOf(cell));
   byId("step").scrollIntoView();
-  // Whoever came by keyboard goes on from here.
+  // A keyboard user continues from here.
   byId("step-name").focus({ preventScroll: true });
 }
 
@@ -39,7 +39,7 @@ function showStep(cell, timeline) {
   forget(body);
   const select = byId("step-timeline");
   if (select) select.value = timeline ? String(DATA.timelines.indexOf(timeline)) : "";
-  // A record's own modules: a timeline was seen by a run of its own.
+  // The modules of the record itself, since a timeline comes from another run.
   const modules = cell === null ? timeline.modules : modulesOf(cell);
   const name = cell === null ? timeline.title : `${lineOf(cell).label}, ${depthText(cell)}`;
   const parts = [element("h3", { id: "step-name", tabindex: "-1" }, name)];
@@ -87,7 +87,7 @@ function buildTimeline(node, timeline) {
   const peak = timeline.peak;
   data.push({ x: [peak.place], y: [peak.total / unit[0]], mode: "markers", hoverinfo: "text", hovertext: [`peak <b>${quantity(peak.allocated, true)}</b><br>${plotText(peak.operator || "")}<br>${plotText(peak.module || "")}`], marker: { symbol: "triangle-down", size: 11, color: variable("--paper"), line: { color: variable("--ink"), width: 1.5 } } });
   const side = peak.place > 0.5 ? "right" : "left";
-  // As many signs as stand between the peak and the farther end.
+  // As many characters as stand between the peak and the farther end.
   const room = Math.floor((Math.max(peak.place, 1 - peak.place) * (widthOf(node) - 80)) / 6.5);
   const words = [`peak ${quantity(peak.allocated, true)}`, peak.operator, peak.module].filter(Boolean).map((word) => plotText(shortened(word, Math.min(40, room))));
   const annotations = [{ x: peak.place, y: peak.total / unit[0], text: words.join("<br>"), align: side, showarrow: false, xanchor: side, yanchor: "bottom", yshift: 10, font: { size: 11 }, bgcolor: variable("--paper") }];
@@ -104,7 +104,7 @@ function buildTimeline(node, timeline) {
   return { data, layout, label: `Memory inside the step: peak ${quantity(peak.allocated, true)} in ${peak.phase}; what is alive there is told below.` };
 }
 
-// A list of amounts as bars, which is a table to whoever cannot see them.
+// A list of amounts as bars, which is a table for a screen reader.
 function barTable(head, rows, colour) {
   const most = Math.max(1, ...rows.map((row) => row[1]));
   const body = element("tbody", {});
@@ -118,7 +118,7 @@ function barTable(head, rows, colour) {
 }
 
 function modulesPart(modules) {
-  // The last one without a name is all others together.
+  // The last entry, without a name, is the sum of all others.
   const rows = modules.map(([name, nbytes, count]) => (name === null ? [`and ${count} more`, nbytes, ""] : [name, nbytes * count, count > 1 ? `${count} × ${quantity(nbytes, true)}` : ""]));
   const total = rows.reduce((sum, row) => sum + row[1], 0);
   return element("div", {}, element("h4", {}, `Retained by module: ${quantity(total, true)}`), rows.length ? barTable(["module", "retained", "each"], rows, "var(--c1)") : element("p", {}, "Nothing is retained."));

@@ -1,10 +1,10 @@
-// Tables that sort, search and turn pages.
+// Tables that can be sorted, searched and paged.
 
 function scrolled(name, node) {
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, node);
 }
 
-// `columns`: label, value (sorts, and is downloaded), text or node (shown), number, name. `detail` opens a row, and `told` of it is found by searching;
+// `columns`: label, value (sorted by, and downloaded), text or node (shown), number, name. `detail` opens a row, and its `told` is searched;
 // `also` is downloaded.
 function makeTable(host, { name, rows, columns, size = 25, search = false, detail = null, told = null, extra = [], file = null, also = [] }) {
   const state = { by: -1, down: false, page: 0, words: "" };
@@ -58,7 +58,7 @@ function makeTable(host, { name, rows, columns, size = 25, search = false, detai
   function turn(by) {
     state.page += by;
     show();
-    // A button that is off has no focus: whoever turns pages by keyboard stays beside it.
+    // A disabled button has no focus, so a keyboard user who turns pages stays beside it.
     if (turns[by < 0 ? 0 : 1].disabled) turns[by < 0 ? 1 : 0].focus();
   }
 
@@ -107,7 +107,7 @@ const HEADS = { retained: "retained", peak: "peak", reserved: "reserved", proces
 function cellColumns() {
   const several = (values) => new Set(values).size > 1;
   const columns = [];
-  // Columns of their own say report and data set.
+  // Separate columns have the report and the data set.
   if (DATA.reports.length > 1) columns.push({ label: "report", column: "report", value: (cell) => lineOf(cell).report, name: true });
   columns.push({ label: "line", column: "line", value: (cell) => lineOf(cell).short, name: true });
   if (several(LINES.map((line) => line.dataset))) columns.push({ label: "data set", column: "dataset", value: (cell) => lineOf(cell).datasetTitle });
@@ -150,12 +150,12 @@ function cellDetailWithStep(cell) {
   return element("div", {}, element("button", { type: "button", onclick: () => selectCell(cell) }, "Look inside its step"), cellDetail(cell));
 }
 
-// Every column that the page has of the chosen cells, named as `capsbench.load` names them.
+// All columns that the page has of the chosen cells, named as in `capsbench.load`.
 function downloadAll() {
   const options = DATA.options.columns;
   const numbers = Object.keys(CELLS).filter((name) => /_(bytes|seconds)$/.test(name));
   const texts = ["status", "message", "noise", "notes", "probe", "data_source", "started"];
-  // How many samples there are beside those that the page has: all are in records.jsonl.
+  // The number of further samples, which are in records.jsonl alone.
   const raw = Object.keys(SAMPLES).flatMap((name) => [`${name === "train" ? "train_step" : name}_samples`, `${name === "train" ? "train_step" : name}_samples_taken`]);
   const rows = [["key", ...options, "blocks", "replicate", ...texts, ...numbers, ...raw, "command"]];
   for (const cell of cellRows()) {

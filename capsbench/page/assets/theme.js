@@ -14,7 +14,7 @@ function startTheme() {
   try {
     chosen = localStorage.getItem("capsbench-theme");
   } catch {
-    // A page from a disk may have no storage.
+    // A page opened from a disk may have no storage.
   }
   setTheme(chosen ? chosen === "dark" : system.matches);
   system.addEventListener("change", (event) => chosen || setTheme(event.matches));
@@ -23,7 +23,7 @@ function startTheme() {
     try {
       localStorage.setItem("capsbench-theme", chosen);
     } catch {
-      // As above.
+      // No storage, as in `stored`.
     }
     setTheme(chosen === "dark");
   });
@@ -41,7 +41,7 @@ function startTheme() {
   });
 }
 
-// Of keys, which follow the theme, and of charts, which are drawn anew.
+// Colours of keys, which follow the theme, and of charts, which are drawn anew.
 const keyColour = (place) => `var(--c${place})`;
 const keyOf = (line, text) => ({ ...line.look, colour: keyColour(line.look.colour), text });
 const colourOf = (line) => DATA.palettes[THEME.dark ? "dark" : "light"][line.look.colour];

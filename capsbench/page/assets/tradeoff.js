@@ -1,4 +1,4 @@
-// Memory against time at one depth: what a practitioner decides from.
+// Memory against time at one depth, as a basis for a choice.
 
 const TRADE = { memory: null, time: null, blocks: null };
 
@@ -35,10 +35,10 @@ function tradeoffChanged(change) {
   tradeoffNotes();
 }
 
-// What decides how much work a step is: only records that agree in it can beat each other.
+// The options that decide how much work a step is: only records that agree in them can beat each other.
 const workOf = (cell) => JSON.stringify([lineOf(cell).dataset, lineOf(cell).batch_size]);
 
-// The records at this depth that have both; those on the front are beaten by nothing that does the same work.
+// The records at this depth that have both figures; no record of the same work beats those on the front.
 function tradePoints() {
   const memory = METRICS[TRADE.memory];
   const time = METRICS[TRADE.time];
@@ -48,7 +48,7 @@ function tradePoints() {
   const best = new Map();
   for (const point of [...points].sort((a, b) => a.time - b.time || a.memory - b.memory)) {
     const last = best.get(workOf(point.cell));
-    // What equals the last one in both is beaten by it in neither.
+    // A record that equals the last one in both is beaten by it in neither.
     if (!last || point.memory < last.memory || (point.memory === last.memory && point.time === last.time)) {
       point.front = true;
       best.set(workOf(point.cell), point);
@@ -85,7 +85,7 @@ function buildTradeoff() {
 function tradeoffNotes() {
   const points = tradePoints();
   const front = new Set(points.filter((point) => point.front).map((point) => CELLS.line[point.cell]));
-  // Those on the front first: what is decided between.
+  // Records on the front come first, since the choice is among them.
   const places = [...new Set(points.map((point) => CELLS.line[point.cell]))].sort((a, b) => front.has(b) - front.has(a) || a - b);
   const names = namesOf(places);
   const entry = (place) => ({ ...keyOf(LINES[place], names.get(place) + (front.has(place) ? " (on the front)" : "")), dash: null });

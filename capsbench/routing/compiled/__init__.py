@@ -17,27 +17,27 @@ from capsbench.routing.rounds import Passes, Rounds, State
 
 _LANES = 8
 _SAMPLES = 4
-"""As in native/votes.c."""
+"""Number of samples that are computed together, as in native/votes.c."""
 _BLOCK = 32
-"""Samples that share one reading of the weights: their sums fit a core's second cache."""
+"""Number of samples that share one reading of the weights: their sums fit a core's second cache."""
 MOST_OUTPUTS = 16_384
-"""A thread's stack holds a few numbers for each output capsule."""
+"""Largest number of output capsules, for each of which a thread's stack holds a few numbers."""
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
 @cache
 def library() -> Built:
-    """The compiled kernels, or why there are none."""
+    """The compiled kernels, or the reason that there are none."""
     return built(Path(__file__).parent / "native" / "votes.c", "rounds_double")
 
 
 def available() -> bool:
-    """Whether there is a compiler, or what it made before."""
+    """Return whether there is a compiler, or its earlier output."""
     return library().library is not None
 
 
 class CompiledPasses(Passes):
-    """Walks sample by sample, or in backward capsule by capsule, each on one thread: results do not depend on their number."""
+    """Passes sample by sample, or in backward capsule by capsule, each on one thread: results do not depend on their number."""
 
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
         if inputs.device.type not in ("cpu", "meta"):
@@ -49,12 +49,12 @@ class CompiledPasses(Passes):
         self._inputs, self._weight, self._limited = inputs.contiguous(), weight.contiguous(), limited
 
     def state(self, rounds: Rounds, bias: list[Tensor], iterations: int) -> State:
-        """What the last of so many rounds starts from; RBA's rounds are one call."""
+        """The state before the last of this many rounds; RBA's rounds are one call."""
         if self._limited or iterations == 1:
             return super().state(rounds, bias, iterations)
         agreed: Tensor = torch.ops.capsbench.votes_rounds(self._inputs, self._weight, iterations - 1)
         outputs = self._weight.shape[2]
-        # A view would keep the padding too.
+        # A view would keep the padding alive too.
         return (agreed.mT if agreed.shape[2] == outputs else agreed[..., :outputs].mT.contiguous(),)
 
     def outputs(self, state: State, bias: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class CompiledPasses(Passes):
     def vjp(
         self, state: State, s: Tensor, grad: Tensor, need_inputs: bool, need_weight: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The gradients of s, inputs and weight; all are made, as one walk makes them."""
+        """The gradients of s, inputs and weight; all are computed, since one pass computes them."""
         grad_s, *found = torch.ops.capsbench.votes_vjp(*self._given(state), s, grad)
         return self._cut(grad_s), *found
 
@@ -90,12 +90,12 @@ class CompiledPasses(Passes):
         )
 
     def _cut(self, sums: Tensor) -> Tensor:
-        """`[B, D, P]` as `[B, J, D]`: a view, for what is used up at once."""
+        """View `[B, D, P]` as `[B, J, D]`, for a result that is used up at once."""
         return sums[..., : self._weight.shape[2]].mT
 
 
 def _padded(outputs: Tensor) -> Tensor:
-    """`[B, J, D]` as `[B, D, P]`, with J padded to P."""
+    """Copy `[B, J, D]` to `[B, D, P]`, with J padded to P."""
     last = outputs.mT
     missing = -last.shape[-1] % _LANES
     return torch.nn.functional.pad(last, (0, missing)) if missing else last.contiguous()
@@ -125,7 +125,7 @@ def _round_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> t
 
 
 def _sums(inputs: Tensor, weight: Tensor, *_: int) -> Tensor:
-    """Room for `[B, D, P]`."""
+    """Memory for `[B, D, P]`."""
     sizes = _sizes(inputs, weight)
     return inputs.new_empty(sizes[0], *sizes[-2:])
 
@@ -165,7 +165,7 @@ def _vjp(
 
 
 def _vjp_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor]:
-    # Not like what is given, whose layout may be any.
+    # The layout is contiguous, whatever that of the arguments.
     return _sums(inputs, weight), inputs.new_empty(inputs.shape), weight.new_empty(weight.shape)
 
 
@@ -188,7 +188,7 @@ def _value_and_vjp(
 
 
 def _value_and_vjp_meta(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # It is there as long as it takes, as a trace of the peak must see; but for what each thread of some machine needs.
+    # The scratch memory lives as long as in a run, for a trace of the peak, without the part that each thread needs.
     meanwhile = _room(inputs, weight, threads=0)
     found = _value_and_vjp_shapes(inputs, weight)
     del meanwhile
@@ -200,14 +200,14 @@ def _value_and_vjp_shapes(inputs: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
 
 
 def _room(inputs: Tensor, weight: Tensor, threads: int) -> Tensor:
-    """Room for all that `round_and_gradients` needs: one allocation, as each takes as long as a small sum."""
+    """Memory for all that `round_and_gradients` needs, in one allocation, as each takes as long as a small sum."""
     batch, count, in_dim, outputs, dim, padded = _sizes(inputs, weight)
     of_threads = threads * (2 * in_dim + 1 + _SAMPLES) * dim * padded
     return inputs.new_empty(of_threads + batch * (dim * padded + count * padded + outputs * dim))
 
 
 def _over_samples(name: str, inputs: Tensor, weight: Tensor, *arguments: Tensor | int | None) -> None:
-    """A pass whose threads share the batch, with the scratch of each."""
+    """Run a pass whose threads share the batch, with scratch memory for each."""
     sizes = _sizes(inputs, weight)
     batch, _, in_dim, _, dim, padded = sizes
     threads = torch.get_num_threads()
@@ -216,12 +216,12 @@ def _over_samples(name: str, inputs: Tensor, weight: Tensor, *arguments: Tensor 
 
 
 def _block(batch: int, threads: int) -> int:
-    """How many samples read the weights together."""
+    """Number of samples that read the weights together."""
     return max(1, min(_BLOCK, -(-batch // threads)))
 
 
 def _sizes(inputs: Tensor, weight: Tensor) -> tuple[int, int, int, int, int, int]:
-    """B, I, K, J, D, P."""
+    """The sizes B, I, K, J, D, P."""
     outputs = weight.shape[2]
     return *inputs.shape, outputs, weight.shape[3], outputs + -outputs % _LANES
 
@@ -231,7 +231,7 @@ def _call(name: str, *arguments: Tensor | int | None) -> None:
     if found.library is None:
         raise ConfigurationError(f"kernel 'compiled' is not available: {found.reason}", "choose recompute, or auto")
     dtype = next(one.dtype for one in arguments if isinstance(one, Tensor))
-    # What is made here is contiguous already; what is given may be anything, and is held until the call returns.
+    # Tensors that are made here are contiguous; arguments may not be, and are held until the call returns.
     held: list[Tensor] = []
     passed: list[int | None] = []
     for one in arguments:

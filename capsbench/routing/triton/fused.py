@@ -1,6 +1,6 @@
-"""Routing on CUDA that keeps no votes: what lies between the sums of `operators`, `[B, J, D]` in plain torch.
+"""Routing on CUDA that keeps no votes: the computations between the sums of `operators`, `[B, J, D]` in plain torch.
 
-Read `rounds` first, and `kernels` for what runs on the device. Nothing waits for the device. Letters as in `reference`;
+Read `rounds` first, and `kernels` for the device's part. Nothing waits for the device. Letters as in `reference`;
 inputs and weight may be of any floating dtype, and all is summed in the widest of them, at least float32.
 
 Importing this needs neither Triton nor a device. Calling it needs both, or `TRITON_INTERPRET=1` in the environment: then Triton's
@@ -27,17 +27,17 @@ from capsbench.routing.triton.operators import (
 
 
 class FusedPasses(SumPasses):
-    """Walks over the votes of a layer in registers; the same call gives the same bits.
+    """Passes over the votes of a layer in registers; the same call gives the same bits.
 
     Raises:
-        ConfigurationError: in every walk, where there is no Triton or the tensors are not on a CUDA device.
+        ConfigurationError: raised by every pass if Triton is missing or the tensors are not on a CUDA device.
     """
 
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
         self._inputs, self._weight, self._limited = inputs, weight, limited
 
     def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
-        """Σ_i c_i û_i `[B, J, D]`; hands out no couplings: to compute them again is cheaper than to read them."""
+        """The weighted sum Σ_i c_i û_i `[B, J, D]`, without couplings: computing them again is cheaper than reading them."""
         return coupled_sum(self._inputs, self._weight, *self._full(state))
 
     def mean_distance(self, outputs: Tensor) -> Tensor:
@@ -47,12 +47,12 @@ class FusedPasses(SumPasses):
     def gradients(
         self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """From the gradient of the weighted sum `[B, J, D]` those of inputs and weight, in their dtypes."""
+        """The gradients of inputs and weight, in their dtypes, from that of the weighted sum `[B, J, D]`."""
         of_inputs, of_weight = coupled_sum_vjp(self._inputs, self._weight, grad, *self._full(state))
         return of_inputs if need_inputs else None, of_weight if need_weight else None
 
     def _full(self, state: State) -> State:
-        """The state, also before the first round: with zeros the coupling is uniform."""
+        """The state, with zeros before the first round, which make the coupling uniform."""
         if state:
             return state
         zeros = _no_outputs(self._inputs, self._weight)
@@ -61,7 +61,7 @@ class FusedPasses(SumPasses):
 
 def em(inputs: Tensor, weight: Tensor, bias: Tensor, beta_u: Tensor, beta_a: Tensor, iterations: int) -> Tensor:
     """EM routing, equal to `reference.em` up to rounding; keeps `[B, J, D]` a few times per round and no votes."""
-    # The bias moves votes and means alike: what is between them does not see it.
+    # The bias moves votes and means alike, and cancels in their differences.
     mean = _no_outputs(inputs, weight)
     precision, log_prior = torch.zeros_like(mean), mean.new_zeros(mean.shape[:2])
     log_active = total = log_prior
@@ -87,7 +87,7 @@ class _EmRound(torch.autograd.Function):
     @differentiable_once
     def backward(ctx: Any, grad_total: Tensor, grad_mean: Tensor, grad_scatter: Tensor) -> tuple[Tensor | None, ...]:
         *state, total, mean = ctx.saved_tensors
-        # Σ R a (û − μ)² is at its least where μ is the mean, so no gradient of it reaches μ.
+        # Σ R a (û − μ)² is least if μ is the mean, so no gradient of it reaches μ.
         given = (*state, mean, grad_total, em_mean(grad_mean, total), grad_scatter)
         # In the first round the state is a constant.
         grad_state = em_state_vjp(*given) if any(ctx.needs_input_grad[2:]) else (None, None, None)
@@ -95,6 +95,6 @@ class _EmRound(torch.autograd.Function):
 
 
 def _no_outputs(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Zeros `[B, J, D]`, in the dtype that all is summed in."""
+    """Zeros `[B, J, D]`, in the dtype of the sums."""
     precise = torch.promote_types(torch.promote_types(inputs.dtype, weight.dtype), torch.float32)
     return inputs.new_zeros((inputs.shape[0], *weight.shape[2:]), dtype=precise)

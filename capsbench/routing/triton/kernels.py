@@ -1,15 +1,15 @@
 """The kernels behind `fused`: votes are cast, coupled and summed in registers, and never written.
 
 Letters as in `reference`, and S for the samples that a program takes at a time. A tile of votes is `[S, J, D]`, J and D padded to
-powers of two; what is padded is 0 and gets no coupling. There are two layouts:
+powers of two; the padding is 0 and gets no coupling. There are two layouts:
 
     over samples   a program takes S samples and walks along a chunk of the input capsules: for sums over I. Each chunk
                    writes its own part, and PyTorch adds the parts.
     over capsules  a program takes one input capsule, keeps its weights in registers and walks along a chunk of the batch:
                    for the gradients of inputs (each written once) and weights (again a part per chunk).
 
-So nothing is added by atomics, and the same call gives the same bits. What is summed is summed in the type of the parts: float32,
-or float64 where that was given. Products are plain multiplications, which no setting turns into TF32.
+So nothing is added by atomics, and the same call gives the same bits. Sums have the type of the parts: float32,
+or float64 if that was given. Products are plain multiplications, which no setting turns into TF32.
 """
 # Parameters are Triton's pointers and scalars, for which Python has no types.
 # ruff: noqa: ANN001, ANN201, N803
@@ -36,7 +36,7 @@ from capsbench.routing.triton.votes import (
     unit,
 )
 
-# One kernel for all sizes of B and I: only what lies in memory side by side needs to be known ahead.
+# One kernel for all sizes of B and I: only the sizes of contiguous dimensions need to be known ahead.
 _kernel = triton.jit(do_not_specialize=["batch", "count", "span"])
 
 
@@ -45,7 +45,7 @@ def coupled_sum(
     inputs, weight, anchor, temperature, parts, batch, count, span,
     K: tl.constexpr, J: tl.constexpr, D: tl.constexpr, S: tl.constexpr, J_PAD: tl.constexpr, D_PAD: tl.constexpr,
 ):  # fmt: skip
-    """Σ_i c_i û_i; given a temperature, with votes limited and coupled by distance (SDA). Over samples. Parts `[., B, J, D]`."""
+    """The sum Σ_i c_i û_i; with a temperature, votes are limited and coupled by distance (SDA). Over samples. `[., B, J, D]`."""
     cell, real, outputs = cells(J, D, J_PAD, D_PAD)
     b = samples(S)
     live = b < batch
@@ -65,7 +65,7 @@ def summed_distance(
     inputs, weight, anchor, parts, batch, count, span,
     K: tl.constexpr, J: tl.constexpr, D: tl.constexpr, S: tl.constexpr, J_PAD: tl.constexpr, D_PAD: tl.constexpr,
 ):  # fmt: skip
-    """Σ_ij ‖v_j − û_ij‖, with votes limited. Over samples. Parts `[., B]`."""
+    """The sum Σ_ij ‖v_j − û_ij‖, with votes limited. Over samples. Parts `[., B]`."""
     cell, real, _ = cells(J, D, J_PAD, D_PAD)
     b = samples(S)
     live = b < batch
@@ -118,7 +118,7 @@ def em_moment(
     inputs, weight, prior, mean, precision, about, total_parts, parts, batch, count, span,
     K: tl.constexpr, J: tl.constexpr, D: tl.constexpr, S: tl.constexpr, J_PAD: tl.constexpr, D_PAD: tl.constexpr,
 ):  # fmt: skip
-    """Σ_i R a `[., B, J]` and Σ_i R a û `[., B, J, D]`; given what they are `about`, Σ_i R a (û − about)² alone. Over samples."""
+    """The sums Σ_i R a `[., B, J]` and Σ_i R a û `[., B, J, D]`; given `about`, Σ_i R a (û − about)² alone. Over samples."""
     precise = parts.dtype.element_ty
     cell, real, outputs = cells(J, D, J_PAD, D_PAD)
     b = samples(S)
@@ -152,7 +152,7 @@ def em_state_vjp(
     zeroth_parts, first_parts, second_parts, batch, count, span,
     K: tl.constexpr, J: tl.constexpr, D: tl.constexpr, S: tl.constexpr, J_PAD: tl.constexpr, D_PAD: tl.constexpr,
 ):  # fmt: skip
-    """Σ_i g `[., B, J]`, Σ_i g (û − μ) and Σ_i g (û − μ)² `[., B, J, D]`, g the gradient of the logits. Over samples."""
+    """The sums Σ_i g `[., B, J]`, Σ_i g (û − μ), Σ_i g (û − μ)² `[., B, J, D]`, g the gradient of the logits. Over samples."""
     precise = first_parts.dtype.element_ty
     cell, real, outputs = cells(J, D, J_PAD, D_PAD)
     b = samples(S)

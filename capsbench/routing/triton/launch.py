@@ -1,4 +1,4 @@
-"""How the kernels of `kernels` are laid over a layer, and started. Letters as there."""
+"""The layout of the kernels of `kernels` over a layer, and their start. Letters as there."""
 
 from types import ModuleType
 from typing import NamedTuple
@@ -12,36 +12,36 @@ from capsbench.errors import ConfigurationError
 
 
 class LaunchPlan(NamedTuple):
-    """How a kernel is laid over a layer."""
+    """The layout of a kernel over a layer."""
 
     programs: int
-    """Along what is not summed."""
+    """Number of programs along dimensions that are not summed."""
     chunks: int
-    """Along what is summed; each writes its own part."""
+    """Number of chunks along dimensions that are summed; each writes its own part."""
     slices: int
-    """Along K, where a program cannot hold all of it."""
+    """Number of slices along K, if a program cannot hold all of it."""
     span: int
-    """Input capsules or samples of a chunk."""
+    """Number of input capsules or samples in a chunk."""
     warps: int
     sizes: dict[str, int]
-    """What the kernel is compiled for."""
+    """Sizes for which the kernel is compiled."""
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """How the kernel is compiled."""
+        """Options of the kernel's compilation."""
         return {"num_warps": self.warps, "maxnreg": _REGISTERS, "enable_fp_fusion": True}
 
 
 _ENOUGH_WARPS = 2048
-"""About as many as a large GPU runs at once. Not asked of the device: where a sum is cut must not depend on it."""
+"""Number of warps that fill a large GPU, fixed because the cuts of a sum must not depend on the device."""
 _REGISTERS = 128
-"""Of a thread: the most that 16 warps can have. Left to itself ptxas spills a few bytes where that lets another warp run."""
+"""Registers of a thread: the most that 16 warps can have. By itself ptxas spills a few bytes if that lets another warp run."""
 _LEAST_SPAN = 4
-"""Shorter chunks would spend more on their parts than on their sums."""
+"""Least span of a chunk: a shorter one would spend more on its part than on its sum."""
 
 
 def over_samples(inputs: Tensor, weight: Tensor, samples: int) -> LaunchPlan:
-    """For sums over I; a program takes at most so many samples at a time."""
+    """Plan for sums over I; a program takes at most `samples` samples at a time."""
     batch, count, _ = inputs.shape
     samples = min(samples, _padded(batch))
     warps, sizes = _tile(weight)
@@ -49,9 +49,9 @@ def over_samples(inputs: Tensor, weight: Tensor, samples: int) -> LaunchPlan:
 
 
 def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> LaunchPlan:
-    """For gradients of inputs and weight; a program holds weights of one input capsule and their gradient.
+    """Plan for gradients of inputs and weight; a program holds weights of one input capsule and their gradient.
 
-    Each of the two may take one part in `share` of a thread's registers: the more else a kernel holds, the smaller.
+    Each of the two may take one part in `share` of a thread's registers: the more a kernel holds besides, the smaller.
     """
     batch, count, dim = inputs.shape
     warps, sizes = _tile(weight)
@@ -61,19 +61,19 @@ def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> LaunchPlan:
 
 
 def launch(name: str, plan: LaunchPlan, inputs: Tensor, *tensors: Tensor | None) -> None:
-    """Starts a kernel of `kernels` and does not wait for it.
+    """Start a kernel of `kernels` without waiting for it.
 
     Args:
-        name: which.
-        plan: how it is laid over the layer.
+        name: name of the kernel.
+        plan: layout over the layer.
         inputs: `[B, I, K]`.
         tensors: the other tensors that it takes, in its order; those that it writes must be contiguous.
 
     Raises:
-        ConfigurationError: there is no Triton, or the tensors are not on a CUDA device.
+        ConfigurationError: Triton is missing, or the tensors are not on a CUDA device.
     """
     if isinstance(inputs, FakeTensor):
-        return  # shapes without values: what it would write into is there
+        return  # on shapes without values there is nothing to write
     kernel = getattr(_kernels(inputs.device), name)
     batch, count, _ = inputs.shape
     laid = [None if tensor is None else tensor.contiguous() for tensor in (inputs, *tensors)]
@@ -83,7 +83,7 @@ def launch(name: str, plan: LaunchPlan, inputs: Tensor, *tensors: Tensor | None)
 
 
 def _tile(weight: Tensor) -> tuple[int, dict[str, int]]:
-    """Warps such that each thread holds four neighbouring numbers of a `[J, D]`, one load; and the sizes."""
+    """Number of warps with which each thread holds four neighbouring numbers of a `[J, D]`, one load; and the sizes."""
     _, in_dim, outputs, dim = weight.shape
     padded = {"J_PAD": _padded(outputs), "D_PAD": _padded(dim)}
     return max(1, min(16, padded["J_PAD"] * padded["D_PAD"] // 128)), {"K": in_dim, "J": outputs, "D": dim} | padded
@@ -123,10 +123,10 @@ def _kernels(device: torch.device) -> ModuleType:
 
 
 def check_interpreter(triton_version: str, numpy_version: str) -> None:
-    """Refuses a Triton whose interpreter takes an array of one number for a number, with a NumPy that does not do so.
+    """Refuse a Triton whose interpreter takes an array of one number for a number, with a NumPy that does not.
 
     Raises:
-        ConfigurationError: they do not work together.
+        ConfigurationError: the two do not work together.
     """
     if _release(triton_version) < (3, 7) and _release(numpy_version) >= (2, 4):
         raise ConfigurationError(

@@ -1,8 +1,8 @@
-"""The sums over the input capsules as operators of PyTorch, in the namespace `capsbench`, computed by `kernels`.
+"""Sums over the input capsules as operators of PyTorch, in the namespace `capsbench`, computed by `kernels`.
 
-Each has its shapes for fake tensors, so `torch.compile` takes it as it is. None has a gradient: gradients are operators of
-their own, and `fused` says which belongs to which (one registered with an operator would not go through `torch.func`).
-Letters as in `reference`. Inputs and weight may be of any floating dtype; the other tensors are of one, in which all is summed.
+Each has its shapes for fake tensors, so `torch.compile` accepts it unchanged. None has a gradient: gradients are operators of
+their own, and `fused` connects them (one registered with an operator would not go through `torch.func`).
+Letters as in `reference`. Inputs and weight may be of any floating dtype; the other tensors have one dtype, that of the sums.
 """
 
 import torch
@@ -14,7 +14,7 @@ from capsbench.routing.triton.launch import launch, over_capsules, over_samples
 
 @torch.library.custom_op("capsbench::coupled_sum", mutates_args=())
 def coupled_sum(inputs: Tensor, weight: Tensor, anchor: Tensor, temperature: Tensor | None = None) -> Tensor:
-    """Σ_i c_i û_i.
+    """The sum Σ_i c_i û_i.
 
     Args:
         inputs: `[B, I, K]`.

@@ -1,5 +1,5 @@
-"""The pieces that the kernels of `kernels` are made of. Letters and layouts as there."""
-# Parameters are Triton's pointers and scalars, for which Python has no types; what compiling decides has an `if` of its own.
+"""Parts of the kernels of `kernels`. Letters and layouts as there."""
+# Parameters are Triton's pointers and scalars, for which Python has no types; branches decided by compiling are an `if` each.
 # ruff: noqa: ANN001, ANN201, N803, SIM108
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disable-error-code="assignment,arg-type"
 
@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def cells(J: tl.constexpr, D: tl.constexpr, J_PAD: tl.constexpr, D_PAD: tl.constexpr):
-    """Where each number of a `[J, D]` lies, which are real, and which J are; `[1, J, D]` twice, `[1, J, 1]`."""
+    """Offsets of the numbers of a `[J, D]`, which of them are real, and which J are; `[1, J, D]` twice, `[1, J, 1]`."""
     j = tl.arange(0, J_PAD)[None, :, None]
     d = tl.arange(0, D_PAD)[None, None, :]
     return j * D + d, (j < J) & (d < D), j < J
@@ -17,13 +17,13 @@ def cells(J: tl.constexpr, D: tl.constexpr, J_PAD: tl.constexpr, D_PAD: tl.const
 
 @triton.jit
 def samples(S: tl.constexpr):
-    """The samples of this program, `[S, 1, 1]`; wide, since what they are multiplied by may pass 2³¹."""
+    """The samples of this program, `[S, 1, 1]`; wide, since their products may pass 2³¹."""
     return tl.program_id(0).to(tl.int64) * S + tl.arange(0, S)[:, None, None]
 
 
 @triton.jit
 def own_k(K: tl.constexpr, SLICE: tl.constexpr):
-    """The k of this program and which of them are real, `[K, 1, 1]` twice; as far as can be, known when compiled."""
+    """The k of this program and which of them are real, `[K, 1, 1]` twice; known when compiled, as far as possible."""
     k = tl.arange(0, SLICE)[:, None, None]
     if SLICE < K:
         k += tl.program_id(2) * SLICE
@@ -32,9 +32,9 @@ def own_k(K: tl.constexpr, SLICE: tl.constexpr):
 
 @triton.jit
 def own_weights(K: tl.constexpr, J: tl.constexpr, D: tl.constexpr, SLICE: tl.constexpr, J_PAD: tl.constexpr, D_PAD: tl.constexpr):
-    """Where the weights of the k of this program lie among those of an input capsule, and which are real. `[K, J · D]` twice.
+    """Offsets of this program's weights among those of an input capsule, and which are real. `[K, J · D]` twice.
 
-    Flat, since Triton spreads what is loaded over threads first along the dimension that is contiguous and then, of dimensions
+    Flat, since Triton spreads loads over threads first along the contiguous dimension and then, of dimensions
     that are equal in this, up to 3.6 along the first. With J and D apart that is K: sums over K cross threads, and registers
     spill.
     """
@@ -47,16 +47,16 @@ def own_weights(K: tl.constexpr, J: tl.constexpr, D: tl.constexpr, SLICE: tl.con
 
 @triton.jit
 def part(parts, size):
-    """Where the part of this program's chunk begins."""
+    """Offset of the part of this program's chunk."""
     return parts + tl.program_id(1).to(tl.int64) * size
 
 
 @triton.jit
 def cast(inputs, weight, b, i, count, cell, live, real, like, K: tl.constexpr, PLANE: tl.constexpr, UNROLL: tl.constexpr = 8):
-    """û of one input capsule for some samples, `[S, J, D]`, and ‖u‖², `[S, 1, 1]`; in the type of `like`, a `[S, J, D]`."""
+    """Votes û of one input capsule for some samples, `[S, J, D]`, and ‖u‖², `[S, 1, 1]`; in the type of `like`, a `[S, J, D]`."""
     votes = tl.zeros_like(like)
     square = tl.zeros((like.shape[0], 1, 1), like.dtype)
-    # Enough loads under way at once, and no more than registers can hold.
+    # Enough loads at once, and no more than registers can hold.
     for k in tl.range(0, K, loop_unroll_factor=UNROLL):
         u = tl.load(inputs + (b * count + i) * K + k, mask=live, other=0).to(like.dtype)
         votes += u * tl.load(weight + (i * K + k) * PLANE + cell, mask=real, other=0).to(like.dtype)
@@ -66,7 +66,7 @@ def cast(inputs, weight, b, i, count, cell, live, real, like, K: tl.constexpr, P
 
 @triton.jit
 def cast_held(u, rows, inputs, weight, b, i, count, cell, real, like, K: tl.constexpr, SLICE: tl.constexpr, PLANE: tl.constexpr):
-    """The same for one sample, from a capsule u and weights that are held already, if they are all there is of K."""
+    """Votes of one sample, from a capsule u and weights that are held already, if they are all of K."""
     if SLICE < K:
         votes, square = cast(inputs, weight, b, i, count, cell, True, real, like, K, PLANE, 4)
     else:
@@ -86,13 +86,13 @@ def coupling(votes, centre, temperature, outputs):
 
 @triton.jit
 def share(off, log_prior, sharpness, outputs):
-    """R of EM, `[S, J, 1]`."""
+    """Coupling R of EM, `[S, J, 1]`."""
     return softmax(log_prior - tl.sum(off * off * sharpness, 2, keep_dims=True), outputs)
 
 
 @triton.jit
 def softmax(logits, outputs):
-    """Over J, `[S, J, 1]`."""
+    """Softmax over J, `[S, J, 1]`."""
     logits = tl.where(outputs, logits, -float("inf"))
     powers = tl.exp(logits - tl.max(logits, 1, keep_dims=True))
     return powers / tl.sum(powers, 1, keep_dims=True)
@@ -100,13 +100,13 @@ def softmax(logits, outputs):
 
 @triton.jit
 def length(votes):
-    """Over D, `[S, J, 1]`."""
+    """Length over D, `[S, J, 1]`."""
     return tl.sqrt(tl.sum(votes * votes, 2, keep_dims=True))
 
 
 @triton.jit
 def unit(capsules, norm):
-    """capsules/norm, and 0 where the norm is."""
+    """Unit vectors capsules/norm, and 0 where the norm is 0."""
     return tl.where(norm > 0, capsules / tl.where(norm > 0, norm, 1), 0)
 
 
@@ -135,7 +135,7 @@ def em_vjp(
 ):  # fmt: skip
     """The gradient of an EM round for logits `[S, J, 1]`; û − μ; its gradients for votes `[S, J, D]` and activation `[S, 1, 1]`.
 
-    `grad_mean` is divided by the total, so that what mass is worth to it is how far the vote lies from `about`, the new mean.
+    `grad_mean` is divided by the total, so that the worth of mass to it is the distance of the vote from `about`, the new mean.
     """
     off, sharpness = votes - tl.load(mean, mask=here_mask, other=0), tl.load(precision, mask=here_mask, other=0)
     given = share(off, tl.load(prior, mask=output_mask, other=0), sharpness, outputs)

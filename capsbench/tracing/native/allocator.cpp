@@ -1,4 +1,4 @@
-// A CPU allocator round the one that torch has: it counts what is alive, writes down what happens, and can be full.
+// A CPU allocator around torch's own: it counts live bytes, logs events, and can be full.
 //
 // Installed once per process and for good: blocks that it has handed out come back to it whenever they do.
 

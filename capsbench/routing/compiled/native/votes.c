@@ -1,4 +1,4 @@
-/* Routing on a CPU without votes in memory: compiled on first use by capsbench.routing.build, called by compiled.py. */
+/* Routing on a CPU without votes in memory: compiled on first use by capsbench.native, called by capsbench.routing.compiled. */
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
