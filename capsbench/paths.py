@@ -126,9 +126,7 @@ def new_folder(wanted: Path) -> Path:
             number += 1
             folder = wanted.with_name(f"{wanted.name}-{number}")
     except OSError as error:
-        raise StoreError(
-            f"{folder} cannot be written: {error.strerror}", "choose a folder with --out that you may write to"
-        ) from None
+        raise StoreError(f"{folder} cannot be written: {error.strerror}", "choose an `out` that you may write to") from None
 
 
 @contextmanager

@@ -93,8 +93,8 @@ class Store:
                 held.enter_context(holding(self.folder / LOCK, self.folder, waiting=waiting))
             except Busy as busy:
                 raise StoreError(
-                    f"--out {self.folder} is in use by another capsbench run: {busy.holder}",
-                    "wait for it, or choose another --out",
+                    f"`out` {self.folder} is in use by another capsbench run: {busy.holder}",
+                    "wait for it, or choose another `out`",
                 ) from None
             except OSError as error:
                 raise _unwritable(self.folder, error) from None
@@ -140,7 +140,7 @@ class Store:
         except OSError as error:
             raise LostWorkError(
                 f"{self.path} cannot be written: {error.strerror}; {_rescue(line)}",
-                "make room and run the same command with --resume: all earlier records are kept",
+                "make room and run the same command with `resume`: all earlier records are kept",
             ) from None
 
     def write_plan(self, plan: Plan) -> None:
@@ -351,11 +351,11 @@ def _refuse_newer(data: Any, place: object) -> None:
 
 
 def _damaged_file(path: Path, reason: str) -> StoreError:
-    return StoreError(f"{path} is damaged: {reason}", "restore it, or start again with another --out")
+    return StoreError(f"{path} is damaged: {reason}", "restore it, or start again with another `out`")
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:
-    hint = "make room" if error.errno == errno.ENOSPC else "choose a folder with --out that you may write to"
+    hint = "make room" if error.errno == errno.ENOSPC else "choose an `out` that you may write to"
     return StoreError(f"{path} cannot be written: {error.strerror}", hint)
 
 

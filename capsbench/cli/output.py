@@ -8,10 +8,9 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from capsbench.cli.command import echo
+from capsbench.cli.command import echo, in_words_of_command
 from capsbench.cli.console import console as console_of
 from capsbench.errors import StoreError
-from capsbench.paths import as_typed
 from capsbench.records import Plan
 from capsbench.stats.slopes import slopes
 from capsbench.store import load, nothing_to_read
@@ -86,4 +85,4 @@ def writing(folder: Path) -> Iterator[None]:
 
 def say(console: Console, text: str) -> None:
     """A line as it is: not wrapped, not coloured, not read as markup, and no sign in it a command to the terminal."""
-    console.print(printable_lines(as_typed(text)), markup=False, highlight=False, soft_wrap=True)
+    console.print(printable_lines(in_words_of_command(text)), markup=False, highlight=False, soft_wrap=True)

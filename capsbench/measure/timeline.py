@@ -79,7 +79,7 @@ def measured_timeline(configuration: Configuration, data_directory: Path | None 
     if trace is None:
         raise ConfigurationError(
             f"the allocator of device '{configuration.device}' keeps no history, from which a timeline is made",
-            "leave PYTORCH_CUDA_ALLOC_CONF to torch's own allocator, or trace the step with --device cuda:predicted",
+            "leave PYTORCH_CUDA_ALLOC_CONF to torch's own allocator, or trace the step with `device` cuda:predicted",
         )
     account = Account(trace, seen[0])
     return Timeline(

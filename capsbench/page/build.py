@@ -13,7 +13,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from capsbench.figures.styles import COLOURS
 from capsbench.frame import SAMPLE_COLUMNS
 from capsbench.page.answers import answers, latest_of, paper_verdicts
-from capsbench.page.cells import Lines, Texts, cells_data, lines_data, metrics_data, packed_fits, paper_data, samples_data
+from capsbench.page.cells import (
+    Lines,
+    Texts,
+    cells_data,
+    lines_data,
+    metrics_data,
+    options_data,
+    packed_fits,
+    paper_data,
+    samples_data,
+)
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.page.runs import comparisons_data, environments_data, history_data, reports_data
 from capsbench.page.source import Inside, Source, frame_of, told_apart
@@ -88,6 +98,7 @@ def page_html(sources: Sequence[Source], loose: Sequence[Inside] = ()) -> str:
     fit, packed = packed_fits(told)
     data: dict[str, Any] = {
         "palettes": {"light": COLOURS, "dark": DARK_COLOURS},
+        "options": options_data(),
         "metrics": metrics_data(frame),
         "fit": fit,
         "lines": packed,

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
+from capsbench.options import NETWORK_OPTIONS, OPTIONS
 from capsbench.stats.intervals import interval, ratio_interval, reach
 from capsbench.stats.least_squares import SlopeFit, fit_slope
 from capsbench.stats.linearity import Shape, bytes_are_linear, shape_of, times_are_linear
@@ -21,8 +22,8 @@ from capsbench.stats.scatter import Points, line_errors
 
 REFERENCE_MODEL = "rescapsnet"
 
-_OF_A_MODEL = {"model", "memory", "inverse", "rule", "gamma", "source"}
-_OF_CAPSULES = {"kernel", "routing", "iterations", "capsules", "front"}
+_OF_A_MODEL = {"model", "source", *(name for name, option in OPTIONS.items() if option.of_model)}
+_OF_CAPSULES = set(NETWORK_OPTIONS) - _OF_A_MODEL
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _check_room(store: Store) -> None:
     if free < ROOM_BYTES:
         raise StoreError(
             f"{store.folder} has {free} bytes left on its disk, too little for a record",
-            "make room and run the same command with --resume: all earlier records are kept",
+            "make room and run the same command with `resume`: all earlier records are kept",
         )
 
 
