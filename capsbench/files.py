@@ -89,7 +89,7 @@ def append_record(path: Path, record: Record) -> None:
     except OSError as error:
         raise LostWorkError(
             f"{path} cannot be written: {error.strerror}; {_rescue(line)}",
-            "make room and run the same command with --resume: all earlier records are kept",
+            "make room and run the same command with `resume`: all earlier records are kept",
         ) from None
 
 
@@ -256,7 +256,7 @@ def _refuse_newer(data: Any, place: object) -> None:
 
 
 def _damaged_file(path: Path, reason: str) -> StoreError:
-    return StoreError(f"{path} is damaged: {reason}", "restore it, or start again with another --out")
+    return StoreError(f"{path} is damaged: {reason}", "restore it, or start again with another `out`")
 
 
 def _first(error: ValidationError) -> str:

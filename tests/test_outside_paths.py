@@ -206,7 +206,7 @@ def test_a_new_folder_is_nobody_else_s(tmp_path):
     assert new_folder(tmp_path / "file").name == "file-2"
     (tmp_path / "dangling").symlink_to("nowhere")
     for parent in ("file", "dangling"):
-        with pytest.raises(StoreError, match=r"cannot be written: .*\nchoose a folder with --out"):
+        with pytest.raises(StoreError, match=r"cannot be written: .*\nchoose an `out`"):
             new_folder(tmp_path / parent / "name")
 
 

@@ -190,7 +190,7 @@ def test_a_full_disk_loses_nothing(store, monkeypatch, tmp_path, written, record
 
     assert raised.value.exit_status == 1
     assert "No space left" in str(raised.value)
-    assert "--resume" in raised.value.hint
+    assert "`resume`" in raised.value.hint
     assert store.path.read_bytes() == before
     (rescued,) = scratch.iterdir()
     assert str(rescued) in str(raised.value)
@@ -220,7 +220,7 @@ def test_a_folder_that_cannot_be_is_said_so(tmp_path):
         with pytest.raises(StoreError, match=r"cannot be written") as raised, Report(folder).lock():
             pytest.fail("a file served as a folder")
         assert str(folder) in raised.value.what
-        assert "--out" in raised.value.hint
+        assert "`out`" in raised.value.hint
 
 
 def test_a_plan_that_finds_no_folder_is_said_so(tmp_path):

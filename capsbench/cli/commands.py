@@ -5,42 +5,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from capsbench.catalog import SPECS
 from capsbench.cli.classify import classify
 from capsbench.cli.command import Group, echo, echo_json
 from capsbench.cli.figure import figure
 from capsbench.cli.gate import check, compare, init_ci
 from capsbench.cli.options import (
     DATA_DIR_OPTION,
-    DEVICE_OR_PREDICTED_OPTION,
     FOLDER,
-    FRONTS,
-    GPU_OPTION,
-    INVERSES,
-    KERNELS,
-    MEMORIES,
-    MODELS,
-    PRECISIONS,
-    ROUTINGS,
-    RULES,
     SWEEP_OPTIONS,
-    THREADS_OPTION,
-    WITHOUT_BLOCKS,
     Names,
-    Parsed,
+    cell_option,
+    cell_options,
     choice,
     machine_of,
-    parse_bytes,
     refuse_for_own,
     refuse_given,
     seconds,
     together,
-    whole,
 )
 from capsbench.cli.report import report, show
 from capsbench.cli.reproduce import reproduce
 from capsbench.cli.train import train
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.options import MODELS, STACKED, SWEPT_OPTIONS
 
 if TYPE_CHECKING:
     from capsbench.figures.panels import Per
@@ -80,30 +67,15 @@ for _command in (compare, check, init_ci, report, show, train, classify, figure,
     cli.add_command(_command)
 
 
-_network_options = together(
-    choice("--dataset", tuple(SPECS), "sample", "Data sets; the packaged sample stands in for one that is not on disk."),
-    choice("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device."),
-    choice("--routing", ROUTINGS, "rba", "Routing algorithms."),
-    click.option("--iterations", type=whole("--iterations", 1), default=3, show_default=True, help="Rounds of routing."),
-    click.option("--capsules", type=whole("--capsules", 1), default=32, show_default=True, help="Capsules per hidden layer."),
-    choice("--front", FRONTS, "auto", "How the two convolutions are computed."),
-    choice("--memory", MEMORIES, None, "Memory strategies; by default each model's own."),
-    choice("--inverse", INVERSES, "auto", "How a reversible stack inverts."),
-    choice("--rule", RULES, "paper", "MoCapsNet's rule."),
-    click.option("--gamma", type=float, default=0.9, show_default=True, help="MoCapsNet's momentum term."),
-    choice("--optimizer-step", ("after", "backward"), "after", "When the optimizer steps: after backward, or inside it."),
-    choice("--precision", PRECISIONS, "fp32", "Autocast to."),
-)
-
 _model_options = together(
-    choice("--models", ("all", *MODELS, *WITHOUT_BLOCKS), "all", "Models, or package.module:name of your own.", open_ended=True),
+    choice("--models", ("all", *MODELS), "all", "Models, or package.module:name of your own.", open_ended=True),
     click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8."),
-    _network_options,
 )
 
 
 @cli.command()
 @_model_options
+@cell_options(*SWEPT_OPTIONS)
 @SWEEP_OPTIONS
 def run(**given: Any) -> int:
     """Measure memory and time over depth, fit the slopes, draw figures 3 and 4.
@@ -127,12 +99,10 @@ def run(**given: Any) -> int:
 
 @cli.command()
 @_model_options
-@click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step.")
-@click.option("--gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
-@click.option(
-    "--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Kind of device to predict for."
-)
-@click.option("--capacity", type=Parsed("size", parse_bytes), help="Memory of the device, such as 24GiB; by default the GPU's.")
+@cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
+@cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
+@cell_option("device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
+@cell_option("capacity", help="Memory of the device, such as 24GiB; by default the GPU's.")
 @click.option(
     "--fit",
     type=click.Choice(["depth", "batch"]),
@@ -176,18 +146,13 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
     "--model",
     "--models",
     "models",
-    type=Names("--model", (*MODELS, *WITHOUT_BLOCKS), open_ended=True),
+    type=Names("--model", tuple(MODELS), open_ended=True),
     default="mocapsnet",
     show_default=True,
     help="The model, or package.module:name of your own.",
 )
 @click.option("--depth", default="1", show_default=True, help="Blocks.")
-@_network_options
-@click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step.")
-@DEVICE_OR_PREDICTED_OPTION
-@GPU_OPTION
-@THREADS_OPTION
-@click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB.")
+@cell_options(*SWEPT_OPTIONS)
 @click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds for the process.")
 @DATA_DIR_OPTION
 @click.option("--out", type=FOLDER, help="Folder to write to; by default reports/timeline- and the time.")
@@ -318,21 +283,6 @@ def sweep_of(given: dict[str, Any]) -> "Sweep":
     from capsbench.sweep.plan import Sweep, parse_depths
 
     refuse_for_own(given["models"])
-    models = tuple(dict.fromkeys(name for asked in given["models"] for name in (MODELS if asked == "all" else (asked,))))
-    return Sweep(
-        models=models,
-        depths=parse_depths(given["depth"]),
-        datasets=given["dataset"],
-        kernels=given["kernel"],
-        routings=given["routing"],
-        iterations=given["iterations"],
-        capsules=given["capsules"],
-        fronts=given["front"],
-        memories=given["memory"] or (),
-        inverses=given["inverse"],
-        rules=given["rule"],
-        gamma=given["gamma"],
-        optimizer_steps=given["optimizer_step"],
-        precisions=given["precision"],
-        **machine_of(given),
-    )
+    models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
+    options = {name: given[name] for name in SWEPT_OPTIONS}
+    return Sweep(tuple(models), parse_depths(given["depth"]), **(options | machine_of(given)))

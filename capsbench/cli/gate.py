@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import STANDARD_OUTPUT, command, echo, echo_json, typed_command
-from capsbench.cli.options import FOLDER, MODELS, Names, Parsed
+from capsbench.cli.options import FOLDER, Names, Parsed
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.options import MODELS
 from capsbench.paths import anchored, as_typed, start
 
 if TYPE_CHECKING:
@@ -192,10 +193,10 @@ def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab:
 
     install = install or where_from(start())
     text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline, install)
-    for model in Names("--models", MODELS, open_ended=True).convert(models, None, None):
+    for model in Names("--models", tuple(MODELS), open_ended=True).convert(models, None, None):
         # One's own need not be installed where the workflow is written.
         if model != "all" and ":" not in model:
-            with naming("--models"):
+            with naming("models"):
                 resolve_model(model)
     if gitlab:
         echo(text, nl=False)

@@ -7,11 +7,10 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from capsbench.cli.command import echo
+from capsbench.cli.command import echo, in_words_of_command
 from capsbench.cli.console import console as console_of
 from capsbench.errors import StoreError
 from capsbench.files import damage_in_words, nothing_to_read
-from capsbench.paths import as_typed
 from capsbench.report import Report, frame_of, reports_below
 from capsbench.terminal.tables import peak_note, slopes_table
 from capsbench.words.printable import printable, printable_lines
@@ -76,4 +75,4 @@ def writing(folder: Path) -> Iterator[None]:
 
 def say(console: Console, text: str) -> None:
     """A line as it is: not wrapped, not coloured, not read as markup, and no sign in it a command to the terminal."""
-    console.print(printable_lines(as_typed(text)), markup=False, highlight=False, soft_wrap=True)
+    console.print(printable_lines(in_words_of_command(text)), markup=False, highlight=False, soft_wrap=True)

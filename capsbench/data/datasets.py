@@ -122,7 +122,7 @@ def load_parts(name: str, directory: Path | None = None, *, download: bool = Fal
     if missing and not download:
         raise ConfigurationError(
             f"dataset '{name}' is not in {root}" + (f": no {', '.join(missing)}" if len(missing) < len(FILES[name]) else ""),
-            f"put {_places(name)} below {root} (--data-dir names another folder), or add --download to fetch them",
+            f"put {_places(name)} below {root} (`data_directory` names another folder), or add `download` to fetch them",
         )
     parts = Parts(*(_checked(ImageSet(spec, *_read_part(name, root, train, download), "real")) for train in (True, False)))
     with _naming_damage(name, root):
@@ -199,7 +199,7 @@ def _read_part(name: str, root: Path, train: bool, download: bool) -> tuple[Tens
             raise _not_fetched(name, root, str(error).splitlines()[0]) from None
         raise ConfigurationError(
             f"dataset '{name}' in {root} is damaged: its files do not have the checksums that torchvision knows",
-            f"remove them and add --download, or put the published {_places(name)} there",
+            f"remove them and add `download`, or put the published {_places(name)} there",
         ) from None
 
 
@@ -241,7 +241,8 @@ def _is_readable(name: str, path: Path) -> bool:
 
 def _forbidden(name: str, path: object) -> ConfigurationError:
     return ConfigurationError(
-        f"dataset '{name}' cannot be read: {path}: permission denied", "make it readable, or name another folder with --data-dir"
+        f"dataset '{name}' cannot be read: {path}: permission denied",
+        "make it readable, or name another folder with `data_directory`",
     )
 
 

@@ -18,11 +18,11 @@ def read_baseline(path: Path) -> Summary:
         StoreError: it is missing, not JSON, of another program, or of a schema that this capsbench does not read.
     """
     path = expanded(path)
-    again = "give a file that 'capsbench check REPORTS --baseline FILE --update' has written"
+    again = "give a file that 'capsbench check' has written with `update`"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        make = f"make one from a good report: capsbench check REPORTS --baseline {path} --update"
+        make = f"make one from a good report: 'capsbench check' with `baseline` {path} and `update`"
         raise StoreError(f"baseline {path} does not exist", make) from None
     except OSError as error:
         raise StoreError(f"baseline {path} cannot be read: {error.strerror}", again) from None
@@ -35,7 +35,7 @@ def read_baseline(path: Path) -> Summary:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise StoreError(
             f"baseline {path} has schema version {version}; this capsbench reads version {SCHEMA_VERSION}",
-            "upgrade capsbench" if newer else "measure again and write it anew with --update",
+            "upgrade capsbench" if newer else "measure again and write it anew with `update`",
         )
     try:
         return Summary.model_validate(data)
@@ -43,7 +43,7 @@ def read_baseline(path: Path) -> Summary:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"])) or "baseline"
         damage = f"baseline {path} is damaged: {place}: {fault['msg']}"
-        raise StoreError(damage, "restore it, or write it anew with --update") from None
+        raise StoreError(damage, "restore it, or write it anew with `update`") from None
 
 
 def write_baseline(summary: Summary, path: Path) -> None:

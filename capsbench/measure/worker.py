@@ -190,7 +190,7 @@ def _check_threads(configuration: Configuration) -> None:
     if asked is not None and found != asked:
         raise ConfigurationError(
             f"model '{configuration.model}' sets torch's threads to {found} while it runs, but its record would report {asked}",
-            f"leave their number to --threads, or give --threads {found}",
+            f"leave their number to `threads`, or give `threads` {found}",
         )
 
 

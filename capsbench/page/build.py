@@ -15,7 +15,17 @@ from capsbench.durable import replacing
 from capsbench.figures.styles import COLOURS
 from capsbench.frame import SAMPLE_COLUMNS, to_frame
 from capsbench.page.answers import answers, latest_of, paper_verdicts
-from capsbench.page.cells import Lines, Texts, cells_data, lines_data, metrics_data, packed_fits, paper_data, samples_data
+from capsbench.page.cells import (
+    Lines,
+    Texts,
+    cells_data,
+    lines_data,
+    metrics_data,
+    options_data,
+    packed_fits,
+    paper_data,
+    samples_data,
+)
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.page.runs import comparisons_data, environments_data, history_data, reports_data
 from capsbench.page.steps import contents_data, modules_data, timelines_data
@@ -91,6 +101,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     fit, packed = packed_fits(told)
     data: dict[str, Any] = {
         "palettes": {"light": COLOURS, "dark": DARK_COLOURS},
+        "options": options_data(),
         "metrics": metrics_data(frame),
         "fit": fit,
         "lines": packed,

@@ -10,6 +10,7 @@ from capsbench import paper
 from capsbench.figures.styles import COLOURS, LineStyle, style_key, styles_of
 from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS, plain
 from capsbench.gate.findings import Labels
+from capsbench.options import OPTIONS, noun_of
 from capsbench.page.commands import cell_options, line_command, timeline_command
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
@@ -28,6 +29,17 @@ VALUES = (
     "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "train_step_seconds", "forward_seconds", "inference_seconds",
 )  # fmt: skip
 """The figures of a cell that the page shows, as columns of `load`."""
+
+_FILTERS_FIRST = (
+    "report", "model", "dataset", "kernel", "memory", "precision", "batch_size", "environment", "device", "gpu", "kind",
+)  # fmt: skip
+"""The filters that come first, in this order."""
+
+_COLUMN_TITLES = {"report": "Report", "environment": "Machine", "kind": "Measured or predicted"}
+"""Titles of what tells lines apart beside their options."""
+
+_LABELLED = {"model", "dataset", "batch_size", "kernel", "memory", "precision", "device"}
+"""Options that the head of a cell's details need not repeat."""
 
 _SYMBOLS = {
     "^": "triangle-up",
@@ -188,6 +200,24 @@ class Texts:
     def longer(self, longest: int) -> int:
         """Number of texts with more characters."""
         return sum(len(text) > longest for text in self._places)
+
+
+def options_data() -> dict[str, Any]:
+    """What the page knows of options: its filters, the options among a cell's details, and columns of its CSV of cells."""
+    return {
+        "filters": [_filter(name) for name in dict.fromkeys((*_FILTERS_FIRST, *LINE_COLUMNS))],
+        "details": [{"name": name, "noun": noun_of(name)} for name in LINE_COLUMNS if name not in _LABELLED],
+        "columns": ["report", *LINE_COLUMNS, "kind", "environment"],
+        "depthFlag": OPTIONS["blocks"].flag,
+    }
+
+
+def _filter(name: str) -> dict[str, Any]:
+    option = OPTIONS.get(name)
+    if option is None:
+        return {"name": name, "title": _COLUMN_TITLES[name], "none": "not known", "bytes": False}
+    none = option.none or ("none" if option.unwritten is None else str(option.unwritten))
+    return {"name": name, "title": option.title, "none": none, "bytes": option.unit == "bytes"}
 
 
 def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:

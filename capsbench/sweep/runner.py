@@ -77,7 +77,7 @@ def _check_room(report: Report) -> None:
     if free < ROOM_BYTES:
         raise StoreError(
             f"{report.folder} has {free} bytes left on its disk, too little for a record",
-            "make room and run the same command with --resume: all earlier records are kept",
+            "make room and run the same command with `resume`: all earlier records are kept",
         )
 
 

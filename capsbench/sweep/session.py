@@ -38,10 +38,10 @@ def resolve_device(name: str) -> str:
     if found:
         index, count = int(found[1] or 0), torch.cuda.device_count()
         if index >= count:
-            raise ConfigurationError(f"--device {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto")
+            raise ConfigurationError(f"`device` {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto")
         return f"cuda:{index}"
     raise ConfigurationError(
-        f"--device '{name}' is not known", f"choose auto, cpu, cuda, cuda:N, {' or '.join(PREDICTED_DEVICES)}"
+        f"`device` '{name}' is not known", f"choose auto, cpu, cuda, cuda:N, {' or '.join(PREDICTED_DEVICES)}"
     )
 
 
@@ -74,7 +74,7 @@ def choose_report(plan: Plan, out: Path | None, *, resume: bool, now: datetime, 
             cells = _renewed(known.cells, plan)
             if wanted <= set(cells) and not {cell.key() for cell in cells} <= report.settled(known.passes):
                 return report
-    raise ConfigurationError("--resume: no unfinished report below reports/ was planned with these options", "name it with --out")
+    raise ConfigurationError("`resume`: no unfinished report below reports/ was planned with these options", "name it with `out`")
 
 
 def nothing_yet(report: Report) -> str:
@@ -119,7 +119,7 @@ def begin(report: Report, plan: Plan, *, resume: bool) -> Plan:
     earlier = report.plan
     if not resume and (earlier is not None or report.path.exists()):
         raise ConfigurationError(
-            f"--out {report.folder} already holds a report", "add --resume to go on with it, or choose another --out"
+            f"`out` {report.folder} already holds a report", "add `resume` to go on with it, or choose another `out`"
         )
     if earlier is not None:
         plan = plan.model_copy(

@@ -21,6 +21,7 @@ from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError
 from capsbench.files import damage_in_words
 from capsbench.measure.environment import default_threads, describe, key_of
+from capsbench.options import STACKED
 from capsbench.paths import absolute
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
@@ -29,7 +30,6 @@ from capsbench.sweep.local import local_launcher
 from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining, run_sweep
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, nothing_yet, resolve_device
-from capsbench.workload import STACKED
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
 """Fields of a plan by the arguments that fill them, where these have another name."""
@@ -125,7 +125,7 @@ def run(
     """
     given = locals()
     names, blocks = _names(models), _depths(depths)
-    sweep = Sweep(models=tuple(names), depths=blocks, repeats=repeats, **_where(device, gpu, threads), **options)
+    sweep = Sweep(names, blocks, repeats=repeats, **_where(device, gpu, threads), **options)
     plan = _plan(
         command=_call(run, names, blocks, given),
         cells=expand(sweep),
@@ -171,7 +171,7 @@ def predict(
     """
     given = locals()
     names, blocks = _names(models), _depths(depths)
-    sweep = Sweep(models=tuple(names), depths=blocks, **_where(f"{device}:predicted", gpu, None), **options)
+    sweep = Sweep(names, blocks, **_where(f"{device}:predicted", gpu, None), **options)
     plan = _plan(command=_call(predict, names, blocks, given), cells=expand(sweep), passes=["memory"], budget_seconds=0)
     if out is None:
         return traced(plan, watcher)

@@ -40,7 +40,7 @@ def check_optimizer(settings: TrainingSettings) -> None:
             import pytorch_optimizer  # noqa: F401
         except ImportError:
             raise ConfigurationError(
-                "--optimizer ranger21 needs the package pytorch-optimizer, which is not installed",
+                "`optimizer` ranger21 needs the package pytorch-optimizer, which is not installed",
                 "install it with: pip install pytorch-optimizer, or install capsbench[train]",
             ) from None
 

@@ -407,7 +407,7 @@ def test_who_holds_a_device_is_named_and_waited_for_no_longer_than_is_allowed(tm
             assert f"pid {holder.pid} on host {socket.gethostname()}" in words
             assert str(tmp_path / "theirs") in words
         assert raised.value.exit_status == 1
-        assert "--resume" in raised.value.hint
+        assert "`resume`" in raised.value.hint
         # A holder that is killed holds nothing.
         holder.kill()
         with alone_on("cpu", told.append, patience=60):
@@ -840,7 +840,7 @@ def test_where_the_driver_does_not_answer_it_is_said_that_others_cannot_be_known
     assert reply.status == ("error" if strict else "ok")
     if strict:
         assert "cannot be known" in reply.message
-        assert "without --strict" in reply.message
+        assert "without `strict`" in reply.message
     assert state.open == 0
 
 
@@ -975,9 +975,7 @@ def test_where_offload_has_no_effect_is_said_once(command, device):
 def test_a_predicted_record_says_where_offload_has_no_effect():
     from capsbench.prediction.predict import predict_cell
 
-    cells = expand(
-        Sweep(models=("rescapsnet",), depths=(1,), device="cpu:predicted", batch_size=2, memories=("stored", "offload"))
-    )
+    cells = expand(Sweep(models=("rescapsnet",), depths=(1,), device="cpu:predicted", batch_size=2, memory=("stored", "offload")))
     stored, offload = (predict_cell(cell) for cell in cells)
     assert stored.notes == []
     assert "no effect on a CPU" in offload.notes[0]
@@ -1007,7 +1005,7 @@ def test_a_prediction_for_cuda_moves_no_weights():
 
     def peak(memory):
         (cell,) = expand(
-            Sweep(models=("rescapsnet",), depths=(2,), device="cuda:predicted", gpu="a100", batch_size=2, memories=(memory,))
+            Sweep(models=("rescapsnet",), depths=(2,), device="cuda:predicted", gpu="a100", batch_size=2, memory=(memory,))
         )
         return predict_cell(cell).memory
 

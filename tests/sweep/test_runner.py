@@ -160,7 +160,7 @@ def test_only_faults_are_on_disk_twice(store):
 def test_without_room_nothing_is_measured(store, monkeypatch):
     launch = Launcher(store)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(StoreError, match=r"1000 bytes left.*\n.*--resume"):
+    with pytest.raises(StoreError, match=r"1000 bytes left.*\n.*`resume`"):
         run_sweep(plan(), store, launch)
     assert launch.launched == []
 
