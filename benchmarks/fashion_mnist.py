@@ -79,7 +79,7 @@ class _Told:
 
 def settings_of(stage: Stage, threads: int) -> TrainingSettings:
     """Settings of the paper, on this CPU."""
-    sweep = Sweep((stage.model,), (BLOCKS,), "cpu", datasets=("fashion-mnist",), batch_size=128, threads=threads)
+    sweep = Sweep((stage.model,), (BLOCKS,), "cpu", dataset=("fashion-mnist",), batch_size=128, threads=threads)
     (cell,) = expand(sweep)
     return TrainingSettings(network=cell.configuration, epochs=stage.epochs, seed=stage.seed, validation=0)
 

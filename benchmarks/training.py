@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--dataset", default="sample")
     given = parser.parse_args()
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    sweep = Sweep((given.model,), (given.depth,), device, datasets=(given.dataset,), batch_size=given.batch_size)
+    sweep = Sweep((given.model,), (given.depth,), device, dataset=(given.dataset,), batch_size=given.batch_size)
     (cell,) = expand(sweep)
     ratios, waits = measure(cell.configuration, given.steps)
     more, waiting = statistics.median(ratios) - 1, statistics.median(waits)

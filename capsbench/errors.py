@@ -1,8 +1,14 @@
 """The errors that a user sees.
 
 The first line says what was wrong and with which value, the second what would be right.
+A name in backticks is that of a field or a parameter (`batch_size`); the command line prints its flag in that place.
 The command line prints exactly these lines and ends with `exit_status`.
 """
+
+import errno
+import re
+from collections.abc import Mapping
+from pathlib import Path
 
 
 class CapsbenchError(Exception):
@@ -16,9 +22,12 @@ class CapsbenchError(Exception):
     exit_status = 2
 
     def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(f"{what}\n{hint}" if hint else what)
+        super().__init__(what, hint)
         self.what = what
         self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what}\n{self.hint}" if self.hint else self.what
 
 
 class ConfigurationError(CapsbenchError, ValueError):
@@ -61,3 +70,14 @@ class Interrupted(CapsbenchError):
     """An interruption by Ctrl-C. Earlier measurements are kept."""
 
     exit_status = 130
+
+
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """Return the error of a file or folder that cannot be written."""
+    hint = "make room" if error.errno == errno.ENOSPC else "choose an `out` that you may write to"
+    return StoreError(f"{path} cannot be written: {error.strerror}", hint)
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Return a text in which the fields that have a flag are named by it."""
+    return re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), text)

@@ -178,7 +178,7 @@ def _device(name: str) -> str:
     device = resolve_device(name)
     if device.endswith(PREDICTED):
         raise ConfigurationError(
-            f"--device {name} computes nothing: it only says what a step would take", "choose auto, cpu or cuda"
+            f"`device` {name} computes nothing: it only says what a step would take", "choose auto, cpu or cuda"
         )
     return device
 

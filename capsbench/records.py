@@ -9,7 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, model_validator
+
+from capsbench.options import PREDICTED as PREDICTED
+from capsbench.options import WRITTEN
+from capsbench.options import Configuration as Configuration
 
 SCHEMA_VERSION = 4
 """Version of the schema, raised whenever an older capsbench could not understand a new record."""
@@ -23,73 +27,13 @@ Pass = Literal["time", "memory"]
 BOTH: tuple[Pass, ...] = ("time", "memory")
 
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "skipped"})
-"""Outcomes that `--resume` does not try again."""
-
-
-PREDICTED = ":predicted"
-"""Suffix of the name of a device that nothing runs on."""
+"""Outcomes that a resumed sweep does not try again."""
 
 
 class Schema(BaseModel):
-    """Base of everything that is written to disk: frozen, without unknown fields, without infinities."""
+    """Base of everything that is written to disk."""
 
-    # Fields may be called "model", a prefix that pydantic otherwise reserves.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class Configuration(Schema):
-    """Everything that decides what a step computes. Options of capsule networks are None for a user's own model."""
-
-    model: str
-    """Name of the network: built-in, an entry point, or `package.module:name`."""
-    blocks: int = Field(ge=0)
-    """Depth in blocks."""
-    dataset: str
-    """Data set that sets the shape of images and the number of classes."""
-    batch_size: int = Field(ge=1)
-    """Images per step."""
-    kernel: str | None = None
-    """Kernel that computes the routing; never `auto`."""
-    routing: str | None = None
-    """Routing algorithm."""
-    iterations: int | None = None
-    """Rounds of routing."""
-    capsules: int | None = None
-    """Capsules per hidden layer."""
-    front: str | None = None
-    """Way to compute the two convolutions; never `auto`. None in records of version 1, whose front was plain."""
-    memory: str | None = None
-    """Memory strategy of the stack."""
-    inverse: str | None = None
-    """Inverse of a reversible stack; never `auto`."""
-    rule: str | None = None
-    """MoCapsNet's rule."""
-    gamma: float | None = None
-    """MoCapsNet's momentum term."""
-    optimizer_step: str | None = None
-    """Time of the optimizer's step: `backward` for each parameter as its gradient arrives; None for after backward."""
-    precision: str = "fp32"
-    """Precision: `fp32`, or autocast to `bf16` or `fp16`."""
-    device: str
-    """Device: `cpu`, `cuda:1`, or `cpu:predicted` and `cuda:predicted` for a step that is traced, not run."""
-    gpu: str | None = None
-    """The GPU that a prediction for CUDA is for; None elsewhere."""
-    threads: int | None = None
-    """Threads of a CPU run; None elsewhere."""
-    capacity: int | None = None
-    """A limit on the memory of the device in bytes, or None."""
-
-    def is_predicted(self) -> bool:
-        """Return whether the step is traced without its device, not run."""
-        return self.device.endswith(PREDICTED)
-
-    def device_kind(self) -> str:
-        """Kind of the device: `cpu` or `cuda`."""
-        return self.device.partition(":")[0]
-
-    def line(self) -> str:
-        """A key that all depths of one line share."""
-        return self.model_copy(update={"blocks": 0}).model_dump_json()
+    model_config = WRITTEN
 
 
 class Cell(Schema):

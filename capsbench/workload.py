@@ -1,11 +1,12 @@
 """One training step and one inference step of one configuration: where models meet measurement."""
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, get_args, get_origin
 
 import numpy as np
 import torch
@@ -20,26 +21,25 @@ from capsbench.foreign import imported, keeping_threads, make_lazy_parameters, t
 from capsbench.models import (
     CapsNet,
     CapsuleLoss,
-    CapsuleNetwork,
     CapsuleOutput,
     MoCapsNet,
     ResCapsNet,
     SabourCapsNet,
     capsnet_2conv,
 )
-from capsbench.records import Configuration
+from capsbench.options import OPTIONS, Configuration
 from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
 
-STACKED: dict[str, type[CapsuleNetwork]] = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}
-"""The models of the paper: what `all` stands for."""
-
-WITHOUT_BLOCKS: dict[str, ModelFactory] = {"capsnet-1conv": SabourCapsNet, "capsnet-2conv": capsnet_2conv}
-"""Baselines of its table 3, which have no depth."""
-
-BUILT_IN: dict[str, ModelFactory] = {**STACKED, **WITHOUT_BLOCKS}
-"""Every capsule network that has a name."""
+BUILT_IN: dict[str, ModelFactory] = {
+    "capsnet": CapsNet,
+    "rescapsnet": ResCapsNet,
+    "mocapsnet": MoCapsNet,
+    "capsnet-1conv": SabourCapsNet,
+    "capsnet-2conv": capsnet_2conv,
+}
+"""Every capsule network that has a name (`capsbench.options.MODELS`)."""
 
 ENTRY_POINTS = "capsbench.models"
 """The group in which other packages register theirs."""
@@ -47,7 +47,7 @@ ENTRY_POINTS = "capsbench.models"
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What autocast casts to."""
 
-OPTIMIZER_STEPS = ("after", "backward")
+OPTIMIZER_STEPS = tuple(OPTIONS["optimizer_step"].choices)
 """When the optimizer steps: after backward, or for each parameter inside it."""
 
 LEARNING_RATE = 1e-3
@@ -74,7 +74,7 @@ def resolve_model(name: str) -> ModelFactory:
         factory = imported(name, name)
     else:
         known = ", ".join([*BUILT_IN, *registered])
-        raise ConfigurationError(f"model '{name}' is not known", f"choose all, {known}, or package.module:name")
+        raise ConfigurationError(f"model '{name}' is not known", f"choose {known}, or package.module:name")
     if not callable(factory):
         raise ConfigurationError(
             f"model '{name}' is {type(factory).__name__}, not callable",
@@ -108,26 +108,43 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     """
     spec = spec_of(configuration.dataset)
     factory = resolve_model(configuration.model)
-    names = ("kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma")
-    options = {name: value for name in names if (value := getattr(configuration, name)) is not None} | more
-    try:
-        made = factory(spec.shape, spec.classes, configuration.blocks, **options)
-    except TypeError as error:
-        unknown = _not_taken(options, error)
-        if unknown is None:
-            raise
+    options = configuration.arguments() | more
+    refused = _not_taken(factory, (spec.shape, spec.classes, configuration.blocks), options)
+    if refused is not None:
         raise ConfigurationError(
-            f"model '{configuration.model}' takes no {unknown}", f"leave {unknown} out, or choose a model that takes it"
-        ) from None
+            f"model '{configuration.model}' takes no {refused}", f"leave {refused} out, or choose a model that takes it"
+        )
+    made = factory(spec.shape, spec.classes, configuration.blocks, **options)
     return as_module(configuration.model, made, spec)
 
 
-def _not_taken(options: Mapping[str, Any], error: TypeError) -> str | None:
-    """The option that a factory refused, if that is what the error says."""
-    if "takes no keyword arguments" in str(error):
-        return next(iter(options), None)
-    says = ("keyword argument '{}'", "passed as keyword arguments: '{}'", "'{}' is an invalid keyword argument")
-    return next((name for name in options if any(words.format(name) in str(error) for words in says)), None)
+def _not_taken(factory: ModelFactory, positional: tuple[object, ...], options: Mapping[str, Any]) -> str | None:
+    """The first option that a factory does not take by name, as far as its signature says."""
+    try:
+        signature = _signature_of(factory)
+        signature.bind_partial(*positional)
+    except (TypeError, ValueError):  # a callable of C, or one that takes none of this: the call itself says what is wrong
+        return None
+    for name, value in options.items():
+        try:
+            signature.bind_partial(*positional, **{name: value})
+        except TypeError:
+            return name
+    return None
+
+
+def _signature_of(factory: ModelFactory) -> inspect.Signature:
+    """The signature of a factory, with the names of its typed keyword arguments (`Unpack`) in their place."""
+    signature = inspect.signature(factory)
+    parameters: list[inspect.Parameter] = []
+    for one in signature.parameters.values():
+        if get_origin(one.annotation) is Unpack:
+            (kind,) = get_args(one.annotation)
+            names = sorted(kind.__required_keys__ | kind.__optional_keys__)
+            parameters += [one.replace(name=name, kind=one.KEYWORD_ONLY) for name in names]
+        else:
+            parameters.append(one)
+    return signature.replace(parameters=parameters)
 
 
 def as_module(name: str, made: object, spec: DatasetSpec) -> nn.Module:
@@ -310,7 +327,7 @@ def check_batch_size(batch_size: int, available: int, dataset: str) -> None:
     """
     if batch_size > available:
         raise ConfigurationError(
-            f"--batch-size {batch_size} is larger than the data: '{dataset}' has {available} images here",
+            f"`batch_size` {batch_size} is larger than the data: '{dataset}' has {available} images here",
             f"choose 1 to {available}, or put a larger set on disk ('capsbench list' says where)",
         )
 

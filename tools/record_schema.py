@@ -19,7 +19,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
-from capsbench import records
+from capsbench import options, records
 from capsbench.training import bundles, log, result, settings
 
 TARGET = Path(__file__).parent.parent / "docs" / "record-schema.md"
@@ -60,8 +60,17 @@ def section(kind: type) -> str:
     lines += ["| field | type | content |", "| --- | --- | --- |"]
     for name, annotation in fields_of(kind).items():
         declared = name_of(annotation)
-        lines.append(f"| `{name}` | {declared} | {said.get(name, '')} |")
+        lines.append(f"| `{name}` | {declared} | {said.get(name, '')}{asked_by(kind, name)} |")
     return "\n".join([*lines, ""])
+
+
+def asked_by(kind: type, name: str) -> str:
+    """How an option of a cell is asked for; nothing of other fields."""
+    if kind is not records.Configuration:
+        return ""
+    option = options.OPTIONS[name]
+    default = "" if option.default is None else f", by default `{option.default}`"
+    return f" Flag `{option.flag}`{default}."
 
 
 def fields_of(kind: type) -> dict[str, object]:

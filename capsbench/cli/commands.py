@@ -5,42 +5,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from capsbench.catalog import SPECS
 from capsbench.cli.classify import classify
 from capsbench.cli.command import Group, echo, echo_json
 from capsbench.cli.figure import figure
 from capsbench.cli.gate import check, compare, init_ci
 from capsbench.cli.options import (
     DATA_DIR_OPTION,
-    DEVICE_OR_PREDICTED_OPTION,
     FOLDER,
-    FRONTS,
-    GPU_OPTION,
-    INVERSES,
-    KERNELS,
-    MEMORIES,
-    MODELS,
-    PRECISIONS,
-    ROUTINGS,
-    RULES,
     SWEEP_OPTIONS,
-    THREADS_OPTION,
-    WITHOUT_BLOCKS,
     Names,
-    Parsed,
+    cell_option,
+    cell_options,
     choice,
     machine_of,
-    parse_bytes,
     refuse_for_own,
     refuse_given,
     seconds,
     together,
-    whole,
 )
 from capsbench.cli.report import report, show
 from capsbench.cli.reproduce import reproduce
 from capsbench.cli.train import train
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.options import MODELS, STACKED, SWEPT_OPTIONS
 
 if TYPE_CHECKING:
     from capsbench.figures.panels import Per
@@ -80,30 +67,15 @@ for _command in (compare, check, init_ci, report, show, train, classify, figure,
     cli.add_command(_command)
 
 
-_network_options = together(
-    choice("--dataset", tuple(SPECS), "sample", "Data sets; the packaged sample stands in for one that is not on disk."),
-    choice("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device."),
-    choice("--routing", ROUTINGS, "rba", "Routing algorithms."),
-    click.option("--iterations", type=whole("--iterations", 1), default=3, show_default=True, help="Rounds of routing."),
-    click.option("--capsules", type=whole("--capsules", 1), default=32, show_default=True, help="Capsules per hidden layer."),
-    choice("--front", FRONTS, "auto", "How the two convolutions are computed."),
-    choice("--memory", MEMORIES, None, "Memory strategies; by default each model's own."),
-    choice("--inverse", INVERSES, "auto", "How a reversible stack inverts."),
-    choice("--rule", RULES, "paper", "MoCapsNet's rule."),
-    click.option("--gamma", type=float, default=0.9, show_default=True, help="MoCapsNet's momentum term."),
-    choice("--optimizer-step", ("after", "backward"), "after", "When the optimizer steps: after backward, or inside it."),
-    choice("--precision", PRECISIONS, "fp32", "Autocast to."),
-)
-
 _model_options = together(
-    choice("--models", ("all", *MODELS, *WITHOUT_BLOCKS), "all", "Models, or package.module:name of your own.", open_ended=True),
+    choice("--models", ("all", *MODELS), "all", "Models, or package.module:name of your own.", open_ended=True),
     click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8."),
-    _network_options,
 )
 
 
 @cli.command()
 @_model_options
+@cell_options(*SWEPT_OPTIONS)
 @SWEEP_OPTIONS
 def run(**given: Any) -> int:
     """Measure memory and time over depth, fit the slopes, draw figures 3 and 4.
@@ -119,20 +91,18 @@ def run(**given: Any) -> int:
       capsbench run --models all --device cuda:predicted --gpu a100
       capsbench run --models all --out reports/mine --resume
     """
-    from capsbench.cli.sweeps import run_cells
+    from capsbench.cli.sweeps import plan_of, sweep
     from capsbench.sweep.plan import expand
 
-    return run_cells(expand(sweep_of(given)), **given)
+    return sweep(plan_of(expand(sweep_of(given)), given), **given)
 
 
 @cli.command()
 @_model_options
-@click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step.")
-@click.option("--gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
-@click.option(
-    "--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Kind of device to predict for."
-)
-@click.option("--capacity", type=Parsed("size", parse_bytes), help="Memory of the device, such as 24GiB; by default the GPU's.")
+@cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
+@cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
+@cell_option("device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
+@cell_option("capacity", help="Memory of the device, such as 24GiB; by default the GPU's.")
 @click.option(
     "--fit",
     type=click.Choice(["depth", "batch"]),
@@ -176,18 +146,13 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
     "--model",
     "--models",
     "models",
-    type=Names("--model", (*MODELS, *WITHOUT_BLOCKS), open_ended=True),
+    type=Names("--model", tuple(MODELS), open_ended=True),
     default="mocapsnet",
     show_default=True,
     help="The model, or package.module:name of your own.",
 )
 @click.option("--depth", default="1", show_default=True, help="Blocks.")
-@_network_options
-@click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step.")
-@DEVICE_OR_PREDICTED_OPTION
-@GPU_OPTION
-@THREADS_OPTION
-@click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB.")
+@cell_options(*SWEPT_OPTIONS)
 @click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds for the process.")
 @DATA_DIR_OPTION
 @click.option("--out", type=FOLDER, help="Folder to write to; by default reports/timeline- and the time.")
@@ -223,32 +188,25 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
       capsbench plot reports/
       capsbench plot reports/mine --metric reserved,process --paper
     """
-    from capsbench.cli.output import draw, load_records, write_index, writing
+    from capsbench.cli.output import warn_of_damages
+    from capsbench.files import nothing_to_read
     from capsbench.paper import COMPARABLE_METRICS
-    from capsbench.store import Store, report_folders
+    from capsbench.report import reports_below
     from capsbench.words.labels import on_gpu
-    from capsbench.writing import write_report
 
     if with_paper and not set(metric or ()) & set(COMPARABLE_METRICS):
         echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)
     comparable = False
     empty: list[StoreError] = []
-    for folder in report_folders(reports):
-        try:
-            frame = load_records(folder)
-        except StoreError as error:
+    for one in reports_below(reports):
+        warn_of_damages([one])
+        if not one.records:
             # The others are drawn nevertheless.
-            empty.append(error)
+            empty.append(nothing_to_read(one.folder))
             continue
-        with writing(folder):
-            asked = metric or with_paper or per != "step"
-            plan = None if asked else Store(folder).read_plan()
-            drawn = (
-                write_report(frame, folder, memory=metric, per=per, with_paper=with_paper) if asked else draw(frame, folder, plan)
-            )
-            for path in [*drawn, write_index(folder)]:
-                echo(path)
-            comparable = comparable or bool(on_gpu(frame).any())
+        for path in one.write(memory=metric, per=per, with_paper=with_paper):
+            echo(path)
+        comparable = comparable or bool(on_gpu(one.frame).any())
     for other in empty[1:]:
         echo(f"error: {other.what}", err=True)
     if empty:
@@ -269,8 +227,10 @@ def slopes(reports: Path, as_json: bool) -> None:
       capsbench slopes reports/mine --json
     """
     from capsbench.cli.output import load_records, print_slopes
+    from capsbench.stats.slopes import slopes as slopes_of
 
-    print_slopes(load_records(reports), as_json=as_json)
+    frame = load_records(reports)
+    print_slopes(frame, slopes_of(frame), as_json=as_json)
 
 
 @cli.command("list")
@@ -323,21 +283,6 @@ def sweep_of(given: dict[str, Any]) -> "Sweep":
     from capsbench.sweep.plan import Sweep, parse_depths
 
     refuse_for_own(given["models"])
-    models = tuple(dict.fromkeys(name for asked in given["models"] for name in (MODELS if asked == "all" else (asked,))))
-    return Sweep(
-        models=models,
-        depths=parse_depths(given["depth"]),
-        datasets=given["dataset"],
-        kernels=given["kernel"],
-        routings=given["routing"],
-        iterations=given["iterations"],
-        capsules=given["capsules"],
-        fronts=given["front"],
-        memories=given["memory"] or (),
-        inverses=given["inverse"],
-        rules=given["rule"],
-        gamma=given["gamma"],
-        optimizer_steps=given["optimizer_step"],
-        precisions=given["precision"],
-        **machine_of(given),
-    )
+    models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
+    options = {name: given[name] for name in SWEPT_OPTIONS}
+    return Sweep(tuple(models), parse_depths(given["depth"]), **(options | machine_of(given)))

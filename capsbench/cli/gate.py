@@ -2,15 +2,15 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from capsbench.cli.command import STANDARD_OUTPUT, command, echo, echo_json
-from capsbench.cli.options import FOLDER, MODELS, Names, Parsed
+from capsbench.cli.command import STANDARD_OUTPUT, command, echo, echo_json, typed_command
+from capsbench.cli.options import FOLDER, Names, Parsed
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.options import MODELS
 from capsbench.paths import anchored, as_typed, start
 
 if TYPE_CHECKING:
@@ -124,10 +124,11 @@ def check(
       capsbench check reports/ --baseline baselines/cpu.json
       capsbench check reports/mine --baseline baselines/cpu.json --last reports/yesterday --junit check.xml --markdown -
     """
-    from capsbench.gate.baseline import read_baseline, summary_of_reports, write_baseline
+    from capsbench.gate.baseline import read_baseline, write_baseline
     from capsbench.gate.check import judge
     from capsbench.gate.comparison import Thresholds
     from capsbench.gate.verdicts import CheckText
+    from capsbench.report import reports_below, summary_of
     from capsbench.words.printable import printable
 
     printed = STANDARD_OUTPUT in markdown
@@ -138,10 +139,10 @@ def check(
             "--update writes a baseline and checks nothing: --last, --junit, --markdown and --json have nothing to say",
             "leave them out, or check first and update then",
         )
-    run, notes = summary_of_reports(reports)
+    run, notes = summary_of(reports_below(reports))
     if update:
         _refuse_faults(run)
-        write_baseline(run.model_copy(update={"command": shlex.join(["capsbench", *sys.argv[1:]])}), baseline)
+        write_baseline(run.model_copy(update={"command": typed_command()}), baseline)
         for note in notes:
             echo(f"warning: {printable(note)}", err=True)
         echo(f"wrote {baseline}: {len(run.lines)} lines, {sum(len(line.cells) for line in run.lines)} cells")
@@ -192,10 +193,10 @@ def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab:
 
     install = install or where_from(start())
     text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline, install)
-    for model in Names("--models", MODELS, open_ended=True).convert(models, None, None):
+    for model in Names("--models", tuple(MODELS), open_ended=True).convert(models, None, None):
         # One's own need not be installed where the workflow is written.
         if model != "all" and ":" not in model:
-            with naming("--models"):
+            with naming("models"):
                 resolve_model(model)
     if gitlab:
         echo(text, nl=False)
@@ -213,10 +214,10 @@ def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab:
 
 def _read(path: Path) -> "Summary":
     """A report or a baseline; what is odd about it is told on standard error."""
-    from capsbench.gate.baseline import read_summary
+    from capsbench.report import summary_in
     from capsbench.words.printable import printable
 
-    summary, notes = read_summary(path)
+    summary, notes = summary_in(path)
     for note in notes:
         echo(f"warning: {printable(note)}", err=True)
     return summary

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from capsbench.errors import ConfigurationError
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, type_of
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -162,18 +163,6 @@ def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
-MODELS = ("capsnet", "rescapsnet", "mocapsnet")
-WITHOUT_BLOCKS = ("capsnet-1conv", "capsnet-2conv")
-KERNELS = ("auto", "reference", "published", "recompute", "compiled", "triton")
-MEMORIES = ("stored", "checkpoint", "checkpoint-sqrt", "offload", "reversible", "reversible-kept")
-ROUTINGS = ("rba", "sda", "sda-published", "em")
-FRONTS = ("auto", "plain", "chunked")
-INVERSES = ("auto", "float", "exact", "segmented")
-RULES = ("paper", "published")
-PRECISIONS = ("fp32", "bf16", "fp16")
-"""Written out, so that --help and completion need not import torch; a test holds them to the package's own."""
-
-
 class _Place(click.Path):
     """A path that need not exist; what is done with it says what is wrong. An empty one is an unset variable, and no place."""
 
@@ -188,24 +177,46 @@ class _Place(click.Path):
 FOLDER = _Place(path_type=Path)
 
 
-def choice(option: str, known: tuple[str, ...], default: str | None, text: str, **more: Any) -> Callable[[Any], Any]:
+def choice(option: str, known: Sequence[str], default: str | None, text: str, **more: Any) -> Callable[[Any], Any]:
     """An option that takes a comma list of names, one of which may be the default."""
     names = Names(option, known, **more)
     return click.option(option, type=names, default=default, show_default=bool(default), help=text)
 
 
+def cell_option(name: str, *, single: bool = False, **changed: Any) -> Callable[[Any], Any]:
+    """An option of a cell, as its row in `capsbench.options` has it.
+
+    Args:
+        name: of its field.
+        single: whether one name can be given, where `run` takes a comma list.
+        changed: whatever else this command's option has: `help`, `type`.
+    """
+    option = OPTIONS[name]
+    asked = {"default": option.default, "show_default": option.default is not None, "help": option.help}
+    return click.option(option.flag, name, **(asked | {"type": _type_of(name, single=single)} | changed))
+
+
+def _type_of(name: str, *, single: bool) -> Any:
+    option, kind = OPTIONS[name], type_of(name)
+    if option.choices:
+        return click.Choice(tuple(option.choices)) if single else Names(option.flag, tuple(option.choices))
+    if option.unit == "bytes":
+        return Parsed("size", parse_bytes)
+    if kind is int:
+        return whole(option.flag, option.least or 0)
+    return kind
+
+
+def cell_options(*names: str, single: bool = False) -> Callable[[Any], Any]:
+    """Several options of a cell, in this order."""
+    return together(*(cell_option(name, single=single) for name in names))
+
+
 # Options of more than one command
 
-DEVICE_OPTION = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
-THREADS_OPTION = click.option(
-    "--threads", type=whole("--threads", 1), help="Threads of a CPU run; by default torch's own number."
-)
+DEVICE_OPTION = cell_option("device", help="auto, cpu, cuda, cuda:N.")
 DATA_DIR_OPTION = click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
 DOWNLOAD_OPTION = click.option("--download", is_flag=True, help="Fetch a data set that is not on disk.")
-DEVICE_OR_PREDICTED_OPTION = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted."
-)
-GPU_OPTION = click.option("--gpu", help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them.")
 CHECKPOINT_OPTION = click.option(
     "--checkpoint-minutes",
     type=seconds("--checkpoint-minutes", "minutes"),
@@ -216,10 +227,6 @@ CHECKPOINT_OPTION = click.option(
 
 
 SWEEP_OPTIONS = together(
-    click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step."),
-    DEVICE_OR_PREDICTED_OPTION,
-    GPU_OPTION,
-    THREADS_OPTION,
     click.option("--repeats", type=whole("--repeats", 1), default=1, show_default=True, help="Replicates of every cell."),
     click.option("--samples", type=whole("--samples", 5), default=5, show_default=True, help="Fewest samples of each time."),
     click.option(
@@ -234,34 +241,36 @@ SWEEP_OPTIONS = together(
         "--wait", type=seconds("--wait"), help="Longest wait for another sweep on the device; by default as long as it takes."
     ),
     click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
-    click.option("--capacity", type=Parsed("size", parse_bytes), help="Limit on the device's memory, such as 24GiB."),
     DATA_DIR_OPTION,
     click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
     click.option("--resume", is_flag=True, help="Go on with a report that was cut off."),
     click.option("--dry-run", is_flag=True, help="Show what would be done, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
 )
-"""What every command that measures takes."""
+"""Options of every command that measures, besides those of a cell."""
+
+MACHINE_OPTIONS = ("batch_size", "device", "gpu", "threads", "capacity")
+"""Options of a cell that say where it is measured, and on how many images."""
 
 
-def machine_of(common: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a sweep that say where and how often."""
+def machine_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a sweep that say where, on how many images and how often."""
     from capsbench.devices import DEFAULT_GPU, gpu_of
     from capsbench.measure.environment import default_threads
     from capsbench.sweep.session import resolve_device
 
-    device = resolve_device(common["device"])
-    if common["gpu"] and device != "cuda:predicted":
+    device = resolve_device(given["device"])
+    if given["gpu"] and device != "cuda:predicted":
         raise ConfigurationError(
-            f"--gpu {common['gpu']} does not go with --device {common['device']}", "add --device cuda:predicted, or leave it out"
+            f"--gpu {given['gpu']} does not go with --device {given['device']}", "add --device cuda:predicted, or leave it out"
         )
     return {
         "device": device,
-        "gpu": gpu_of(common["gpu"] or DEFAULT_GPU).name if device == "cuda:predicted" else None,
-        "threads": common["threads"] or default_threads(),
-        "batch_size": common["batch_size"],
-        "capacity": common["capacity"],
-        "repeats": common["repeats"],
+        "gpu": gpu_of(given["gpu"] or DEFAULT_GPU).name if device == "cuda:predicted" else None,
+        "threads": given["threads"] or default_threads(),
+        "batch_size": given["batch_size"],
+        "capacity": given["capacity"],
+        "repeats": given["repeats"],
     }
 
 
@@ -280,30 +289,27 @@ def refuse_for_own(models: Sequence[str]) -> None:
     Raises:
         ConfigurationError: one was typed.
     """
-    own = next((model for model in models if model not in ("all", *MODELS, *WITHOUT_BLOCKS)), None)
-    if own is None:
-        return
-    from capsbench.sweep.plan import OWN_OPTIONS, no_effect
+    own = next((model for model in models if model not in ("all", *MODELS)), None)
+    typed = next((name for name in NETWORK_OPTIONS if was_typed(name)), None) if own else None
+    if own is not None and typed is not None:
+        from capsbench.sweep.plan import no_effect
 
-    for name in OWN_OPTIONS:
-        if was_typed(name):
-            raise no_effect(f"--{name}", own)
+        raise no_effect(OPTIONS[typed].flag, own)
 
 
 def refuse_given(name: str, other: str, why: str) -> None:
-    """Refuses an option that was typed and says nothing beside another.
+    """Refuses an option that was typed and has no effect beside another.
 
     Args:
         name: of its parameter.
         other: what it stands beside.
-        why: it says nothing.
+        why: it has no effect.
 
     Raises:
         ConfigurationError: it was typed.
     """
     if was_typed(name):
-        option = f"--{name.replace('_', '-')}"
-        raise ConfigurationError(f"{option} says nothing beside {other}: {why}", f"leave {option} out")
+        raise ConfigurationError(f"`{name}` has no effect beside {other}: {why}", f"leave `{name}` out")
 
 
 def require_command(context: click.Context) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from capsbench.catalog import SPECS
 from capsbench.cli.command import Group
 from capsbench.cli.options import (
     CHECKPOINT_OPTION,
@@ -14,13 +13,10 @@ from capsbench.cli.options import (
     DEVICE_OPTION,
     DOWNLOAD_OPTION,
     FOLDER,
-    KERNELS,
-    MODELS,
-    PRECISIONS,
-    ROUTINGS,
+    MACHINE_OPTIONS,
     SWEEP_OPTIONS,
-    THREADS_OPTION,
-    WITHOUT_BLOCKS,
+    cell_option,
+    cell_options,
     choice,
     fraction_option,
     machine_of,
@@ -29,6 +25,7 @@ from capsbench.cli.options import (
     validation_option,
     whole,
 )
+from capsbench.options import MODELS
 
 SWEPT = {
     "figure3": "Memory, training and inference time over depth, on the paper's three data sets.",
@@ -59,25 +56,26 @@ def reproduce(context: click.Context) -> None:
 
 _swept_options = together(
     click.option("--depth", default="1-8", show_default=True, help="Blocks."),
-    choice("--dataset", tuple(SPECS), None, "Data sets; by default those of the figure or table."),
+    cell_option("dataset", default=None, help="Data sets; by default those of the figure or table."),
+    cell_options(*MACHINE_OPTIONS),
     SWEEP_OPTIONS,
 )
 
 _trained_options = together(
-    choice("--dataset", tuple(SPECS), None, "Only these of the table's data sets."),
-    choice("--models", (*MODELS, *WITHOUT_BLOCKS), None, "Only these of its models."),
+    cell_option("dataset", default=None, help="Only these of the table's data sets."),
+    choice("--models", tuple(MODELS), None, "Only these of its models."),
     click.option("--depth", help="Only these of its depths, in blocks."),
     choice("--optimizer", ("adam", "ranger21"), None, "Only these of its optimizers."),
-    choice("--routing", ROUTINGS, None, "Only these of its routing algorithms."),
+    cell_option("routing", default=None, help="Only these of its routing algorithms."),
     click.option("--seeds", type=whole("--seeds", 1), default=3, show_default=True, help="Runs of each row."),
     click.option("--epochs", type=whole("--epochs", 1), help="Passes over the training set; by default the paper's."),
     fraction_option("--scale", "The fraction of epochs and training images that is used; every row says so."),
     validation_option("Held out to choose the best epoch; 0 trains on everything, as the paper did."),
     click.option("--preprocess", type=click.Choice(["paper", "published"]), default="paper", show_default=True),
-    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Autocast to."),
-    click.option("--kernel", type=click.Choice(KERNELS), default="auto", show_default=True, help="How routing is computed."),
+    cell_option("precision", single=True),
+    cell_option("kernel", single=True),
     DEVICE_OPTION,
-    THREADS_OPTION,
+    cell_option("threads"),
     DATA_DIR_OPTION,
     DOWNLOAD_OPTION,
     click.option("--out", type=FOLDER, help="Folder of the table and its runs; by default reports/ and its name."),
@@ -90,13 +88,13 @@ _trained_options = together(
 
 def _swept(what: str) -> Callable[..., int]:
     def command(depth: str, dataset: tuple[str, ...] | None, **common: Any) -> int:
-        from capsbench.cli.sweeps import run_cells
+        from capsbench.cli.sweeps import plan_of, sweep
         from capsbench.sweep.plan import parse_depths
         from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
 
         experiment = EXPERIMENTS[what]
         cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **machine_of(common))
-        return run_cells(cells, experiment=what, passes=experiment.passes, **common)
+        return sweep(plan_of(cells, common, passes=experiment.passes, experiment=what), **common)
 
     return command
 

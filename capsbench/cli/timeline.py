@@ -40,13 +40,7 @@ def the_cell(sweep: Sweep) -> Cell:
     Raises:
         ConfigurationError: as `expand`, or there are several.
     """
-    try:
-        cells = expand(sweep)
-    except ConfigurationError as error:
-        # In this command's own words: it takes one model.
-        raise ConfigurationError(
-            error.what.replace("--models:", "--model:"), error.hint.replace("choose all, ", "choose ")
-        ) from None
+    cells = expand(sweep)
     first, *others = (cell.configuration.model_dump() for cell in cells)
     if others:
         # What one of them does not have at all follows from its model.
@@ -55,7 +49,7 @@ def the_cell(sweep: Sweep) -> Cell:
             for name, value in first.items()
             if any(other[name] != value for other in others) and None not in {value, *(other[name] for other in others)}
         ]
-        told = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer step"])
+        told = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer_step"])
         raise ConfigurationError(
             f"a timeline is of one step, and this asks for {len(cells)}, which differ in {told}",
             "give one value of each; 'capsbench run' takes several",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from capsbench.catalog import SPECS
 from capsbench.cli.aside import printing_aside
 from capsbench.cli.command import command
 from capsbench.cli.options import (
@@ -18,17 +17,9 @@ from capsbench.cli.options import (
     DEVICE_OPTION,
     DOWNLOAD_OPTION,
     FOLDER,
-    FRONTS,
-    INVERSES,
-    KERNELS,
-    MEMORIES,
-    MODELS,
-    PRECISIONS,
-    ROUTINGS,
-    RULES,
-    THREADS_OPTION,
-    WITHOUT_BLOCKS,
     Parsed,
+    cell_option,
+    cell_options,
     fraction_option,
     number,
     refuse_for_own,
@@ -38,6 +29,7 @@ from capsbench.cli.options import (
     whole,
 )
 from capsbench.errors import ConfigurationError, Interrupted
+from capsbench.options import MODELS, NETWORK_OPTIONS, WITHOUT_BLOCKS
 from capsbench.paths import anchored, new_folder, unless_empty
 
 if TYPE_CHECKING:
@@ -66,24 +58,17 @@ _above_0 = "a number above 0"
 _network_options = together(
     click.option(
         "--model",
+        "models",
         default="mocapsnet",
         show_default=True,
-        help=f"{', '.join((*MODELS, *WITHOUT_BLOCKS))}, or package.module:name of your own.",
+        help=f"{', '.join(MODELS)}, or package.module:name of your own.",
     ),
     click.option("--depth", type=whole("--depth", 1), default=1, show_default=True, help="Blocks."),
-    _one_of("--routing", ROUTINGS, "rba", "Routing algorithm."),
-    _one_of("--kernel", KERNELS, "auto", "How routing is computed; auto is the fastest on a device."),
-    click.option("--iterations", type=whole("--iterations", 1), default=3, show_default=True, help="Rounds of routing."),
-    click.option("--capsules", type=whole("--capsules", 1), default=32, show_default=True, help="Capsules per hidden layer."),
-    _one_of("--front", FRONTS, "auto", "How the two convolutions are computed."),
-    _one_of("--memory", MEMORIES, None, "Memory strategy; by default the model's own."),
-    _one_of("--inverse", INVERSES, "auto", "How a reversible stack inverts."),
-    _one_of("--rule", RULES, "paper", "MoCapsNet's rule."),
-    click.option(
-        "--gamma",
+    cell_options(*(name for name in NETWORK_OPTIONS if name != "gamma"), single=True),
+    cell_option(
+        "gamma",
         type=Parsed("numbers", _gammas),
         default="0.9",
-        show_default=True,
         help="MoCapsNet's momentum term, or a comma list with one for each block.",
     ),
     click.option("--learn-gamma", is_flag=True, help="Train the momentum terms too."),
@@ -91,7 +76,7 @@ _network_options = together(
 
 _training_options = together(
     click.option("--epochs", type=whole("--epochs", 1), default=30, show_default=True, help="Passes over the training set."),
-    click.option("--batch-size", type=whole("--batch-size", 1), default=128, show_default=True, help="Images per step."),
+    cell_option("batch_size"),
     click.option(
         "--accumulate",
         type=whole("--accumulate", 1),
@@ -121,14 +106,14 @@ _training_options = together(
         show_default=True,
         help="Factor of the reconstruction's squared error.",
     ),
-    _one_of("--precision", PRECISIONS, "fp32", "Autocast to."),
+    cell_option("precision", single=True),
     click.option(
         "--seed", type=whole("--seed", 0, 2**31 - 1), default=0, show_default=True, help="Of weights, data order and crops."
     ),
 )
 
 _data_options = together(
-    _one_of("--dataset", tuple(SPECS), "sample", "Data set; sample is the part of Fashion-MNIST that ships with capsbench."),
+    cell_option("dataset", single=True, help="Data set; sample is the part of Fashion-MNIST that ships with capsbench."),
     _one_of("--preprocess", ("paper", "published"), "paper", "How images become inputs: as in the paper, or in its code."),
     validation_option("Held out to choose the best epoch: a fraction, or a number of images; 0 trains on everything."),
     fraction_option("--scale", "The fraction of the training set that is used."),
@@ -138,7 +123,7 @@ _data_options = together(
 
 _run_options = together(
     DEVICE_OPTION,
-    THREADS_OPTION,
+    cell_option("threads"),
     click.option("--out", type=FOLDER, help="Folder of the run; by default runs/ and what is trained, and the time."),
     click.option("--resume", is_flag=True, help="Go on with a run that was cut off: the same loss curve as if it had not been."),
     CHECKPOINT_OPTION,
@@ -210,11 +195,11 @@ def _refuse_what_says_nothing(given: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: there is one.
     """
-    model = given["model"]
+    model = given["models"]
     refuse_for_own((model,))
     if model in WITHOUT_BLOCKS:
         refuse_given("depth", f"--model {model}", "it has no blocks")
-    if model in (*MODELS, *WITHOUT_BLOCKS) and model != "mocapsnet":
+    if model in MODELS and model != "mocapsnet":
         for name in ("gamma", "learn_gamma"):
             refuse_given(name, f"--model {model}", "momentum is MoCapsNet's alone")
     if given["optimizer"] == "ranger21":
@@ -260,25 +245,10 @@ def _configuration(given: dict[str, Any], gammas: tuple[float, ...]) -> Any:
     for gamma in gammas:
         if not 0 <= gamma <= 1:
             raise ConfigurationError(f"--gamma {gamma:g} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
-    try:
-        # The smallest one decides how a stack can be inverted.
-        sweep = Sweep(
-            models=(given["model"],), depths=(given["depth"],), device=device, datasets=(given["dataset"],),
-            batch_size=given["batch_size"], kernels=(given["kernel"],), routings=(given["routing"],),
-            iterations=given["iterations"], capsules=given["capsules"], fronts=(given["front"],),
-            memories=(given["memory"],) if given["memory"] else (),
-            inverses=(given["inverse"],), rules=(given["rule"],), gamma=min(gammas), precisions=(given["precision"],),
-            threads=given["threads"] or default_threads(),
-        )  # fmt: skip
-        (cell,) = expand(sweep)
-    except ConfigurationError as error:
-        # In this command's own words: it takes one model.
-        raise ConfigurationError(
-            error.what.replace("--models:", "--model:").replace(
-                "gamma ", "--gamma ", 1 if error.what.startswith("gamma ") else 0
-            ),
-            error.hint.replace("choose all, ", "choose ").replace("--models", "--model"),
-        ) from None
+    options = {name: given[name] for name in (*NETWORK_OPTIONS, "dataset", "batch_size", "precision")}
+    # The smallest one decides how a stack can be inverted.
+    options |= {"gamma": min(gammas), "threads": given["threads"] or default_threads()}
+    (cell,) = expand(Sweep((given["models"],), (given["depth"],), device, **options))
     return cell.configuration
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -122,7 +122,7 @@ def load_parts(name: str, directory: Path | None = None, *, download: bool = Fal
     if missing and not download:
         raise ConfigurationError(
             f"dataset '{name}' is not in {root}" + (f": no {', '.join(missing)}" if len(missing) < len(FILES[name]) else ""),
-            f"put {_places(name)} below {root} (--data-dir names another folder), or add --download to fetch them",
+            f"put {_places(name)} below {root} (`data_directory` names another folder), or add `download` to fetch them",
         )
     parts = Parts(*(_checked(ImageSet(spec, *_read_part(name, root, train, download), "real")) for train in (True, False)))
     with _naming_damage(name, root):
@@ -199,7 +199,7 @@ def _read_part(name: str, root: Path, train: bool, download: bool) -> tuple[Tens
             raise _not_fetched(name, root, str(error).splitlines()[0]) from None
         raise ConfigurationError(
             f"dataset '{name}' in {root} is damaged: its files do not have the checksums that torchvision knows",
-            f"remove them and add --download, or put the published {_places(name)} there",
+            f"remove them and add `download`, or put the published {_places(name)} there",
         ) from None
 
 
@@ -241,7 +241,8 @@ def _is_readable(name: str, path: Path) -> bool:
 
 def _forbidden(name: str, path: object) -> ConfigurationError:
     return ConfigurationError(
-        f"dataset '{name}' cannot be read: {path}: permission denied", "make it readable, or name another folder with --data-dir"
+        f"dataset '{name}' cannot be read: {path}: permission denied",
+        "make it readable, or name another folder with `data_directory`",
     )
 
 
@@ -277,10 +278,10 @@ def _system_fashion_mnist(*, train: bool) -> tuple[Tensor, Tensor] | None:
         return read_idx(images).unsqueeze(1), read_idx(labels).long()
 
 
-def _as_tensors(read: object) -> tuple[Tensor, Tensor]:
+def _as_tensors(read: Any) -> tuple[Tensor, Tensor]:
     """Convert torchvision's images: `[N, H, W]` tensors (MNIST), `[N, H, W, C]` (CIFAR) or `[N, C, H, W]` arrays (SVHN)."""
-    images = torch.as_tensor(getattr(read, "data"))  # noqa: B009 - the readers share no typed base
-    labels = torch.as_tensor(getattr(read, "targets", None) if hasattr(read, "targets") else getattr(read, "labels"))  # noqa: B009
+    images = torch.as_tensor(read.data)
+    labels = torch.as_tensor(read.targets if hasattr(read, "targets") else read.labels)
     if images.dim() == 3:
         images = images.unsqueeze(1)
     elif images.shape[-1] == 3:

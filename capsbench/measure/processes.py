@@ -60,9 +60,9 @@ def refuse_others(found: list[str], unknown: list[str]) -> None:
         CapsbenchError: one of them is not empty.
     """
     if found:
-        raise CapsbenchError(found[0], "end them, choose another device, or measure without --strict")
+        raise CapsbenchError(found[0], "end them, choose another device, or measure without `strict`")
     if unknown:
-        raise CapsbenchError(unknown[0], "measure without --strict")
+        raise CapsbenchError(unknown[0], "measure without `strict`")
 
 
 def largest_resident_set() -> int | None:

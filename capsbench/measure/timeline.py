@@ -79,7 +79,7 @@ def measured_timeline(configuration: Configuration, data_directory: Path | None 
     if trace is None:
         raise ConfigurationError(
             f"the allocator of device '{configuration.device}' keeps no history, from which a timeline is made",
-            "leave PYTORCH_CUDA_ALLOC_CONF to torch's own allocator, or trace the step with --device cuda:predicted",
+            "leave PYTORCH_CUDA_ALLOC_CONF to torch's own allocator, or trace the step with `device` cuda:predicted",
         )
     account = Account(trace, seen[0])
     return Timeline(
@@ -164,7 +164,7 @@ class Witness:
             run_step(workload, _SeenStep(self, saving))
 
     def see_held(self, loss: Tensor) -> None:
-        """Note who holds what forward left alive."""
+        """Note the holders of the memory that forward left alive."""
         self.after_forward = len(self.states)
         self._mark()
         self._see("held", self.held, self._modules.holding(loss))

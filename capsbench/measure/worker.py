@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 
@@ -120,7 +121,7 @@ def run(request: Request) -> Reply:
     try:
         if request.what == "time":
             # Before memory is limited, since not every library can be loaded without any.
-            import capsbench.measure.timing  # noqa: F401
+            import_module("capsbench.measure.timing")
         _prepare(request.configuration)
         device = torch.device(request.configuration.device)
         found = other_processes(device)
@@ -190,7 +191,7 @@ def _check_threads(configuration: Configuration) -> None:
     if asked is not None and found != asked:
         raise ConfigurationError(
             f"model '{configuration.model}' sets torch's threads to {found} while it runs, but its record would report {asked}",
-            f"leave their number to --threads, or give --threads {found}",
+            f"leave their number to `threads`, or give `threads` {found}",
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -10,9 +10,9 @@ from capsbench import paper
 from capsbench.figures.styles import COLOURS, LineStyle, style_key, styles_of
 from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS, plain
 from capsbench.gate.findings import Labels
+from capsbench.options import OPTIONS, noun_of
 from capsbench.page.commands import cell_options, line_command, timeline_command
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
-from capsbench.page.source import Source
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
 from capsbench.stats.metrics import METRICS, TIME_METRICS, Metric
@@ -21,11 +21,25 @@ from capsbench.words.labels import Names, cut, dataset_title, model_title
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
 
+if TYPE_CHECKING:
+    from capsbench.report import Report
+
 VALUES = (
     "state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_forward_bytes", "peak_backward_bytes",
     "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "train_step_seconds", "forward_seconds", "inference_seconds",
 )  # fmt: skip
 """The figures of a cell that the page shows, as columns of `load`."""
+
+_FILTERS_FIRST = (
+    "report", "model", "dataset", "kernel", "memory", "precision", "batch_size", "environment", "device", "gpu", "kind",
+)  # fmt: skip
+"""The filters that come first, in this order."""
+
+_COLUMN_TITLES = {"report": "Report", "environment": "Machine", "kind": "Measured or predicted"}
+"""Titles of what tells lines apart beside their options."""
+
+_LABELLED = {"model", "dataset", "batch_size", "kernel", "memory", "precision", "device"}
+"""Options that the head of a cell's details need not repeat."""
 
 _SYMBOLS = {
     "^": "triangle-up",
@@ -73,21 +87,21 @@ class Lines:
         return self._places[tuple(plain(line[name]) for name in self.names)]
 
 
-def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: Sequence[Source]) -> list[dict[str, Any]]:
+def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, reports: Sequence["Report"]) -> list[dict[str, Any]]:
     """The page's data of each line: name, options, look, slopes, means over replicates, and the command to measure it again.
 
     Args:
         lines: lines of the frame.
         frame: all records.
         table: their slopes.
-        sources: the reports.
+        reports: the reports.
     """
     labels, looks = Labels(lines.lines), styles_of(lines.lines)
     beside: dict[tuple[object, object], list[Line]] = {}
     for line in lines.lines:
         beside.setdefault((line["report"], line["dataset"]), []).append(line)
     names = {key: Names(some) for key, some in beside.items()} if len(beside) > 1 else {}
-    plans = {source.name: source.plan for source in sources}
+    plans = {report.name: report.plan for report in reports}
     fits: list[dict[str, Any]] = [{} for _ in lines.lines]
     for row in table.to_dict("records"):
         fits[lines.place_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
@@ -186,6 +200,24 @@ class Texts:
     def longer(self, longest: int) -> int:
         """Number of texts with more characters."""
         return sum(len(text) > longest for text in self._places)
+
+
+def options_data() -> dict[str, Any]:
+    """What the page knows of options: its filters, the options among a cell's details, and columns of its CSV of cells."""
+    return {
+        "filters": [_filter(name) for name in dict.fromkeys((*_FILTERS_FIRST, *LINE_COLUMNS))],
+        "details": [{"name": name, "noun": noun_of(name)} for name in LINE_COLUMNS if name not in _LABELLED],
+        "columns": ["report", *LINE_COLUMNS, "kind", "environment"],
+        "depthFlag": OPTIONS["blocks"].flag,
+    }
+
+
+def _filter(name: str) -> dict[str, Any]:
+    option = OPTIONS.get(name)
+    if option is None:
+        return {"name": name, "title": _COLUMN_TITLES[name], "none": "not known", "bytes": False}
+    none = option.none or ("none" if option.unwritten is None else str(option.unwritten))
+    return {"name": name, "title": option.title, "none": none, "bytes": option.unit == "bytes"}
 
 
 def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:

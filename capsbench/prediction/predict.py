@@ -91,7 +91,7 @@ def _gpu(configuration: Configuration) -> Gpu | None:
     if configuration.device_kind() == "cpu":
         return None
     if configuration.gpu is None:
-        raise ConfigurationError("a prediction for CUDA needs to know the GPU", "name one with --gpu")
+        raise ConfigurationError("a prediction for CUDA needs to know the GPU", "name one with `gpu`")
     return gpu_of(configuration.gpu)
 
 

@@ -37,8 +37,6 @@ class Kernel:
 class Algorithm:
     """A routing algorithm."""
 
-    title: str
-    """Name for people."""
     extras: tuple[str, ...]
     """Names of its parameters besides the weight."""
     kernels: dict[str, Kernel]
@@ -65,7 +63,6 @@ def _sda(*, slip: bool) -> dict[str, Kernel]:
 
 ALGORITHMS: dict[str, Algorithm] = {
     "rba": Algorithm(
-        "routing by agreement",
         (),
         {
             "reference": Kernel(reference.rba),
@@ -75,12 +72,9 @@ ALGORITHMS: dict[str, Algorithm] = {
             "triton": _staged(FusedPasses, Rounds()),
         },
     ),
-    "sda": Algorithm("scaled-distance agreement", ("bias",), _sda(slip=False), mixes_batch=True),
-    "sda-published": Algorithm(
-        "scaled-distance agreement, temperature as published", ("bias",), _sda(slip=True), mixes_batch=True
-    ),
+    "sda": Algorithm(("bias",), _sda(slip=False), mixes_batch=True),
+    "sda-published": Algorithm(("bias",), _sda(slip=True), mixes_batch=True),
     "em": Algorithm(
-        "expectation maximisation",
         ("bias", "beta_u", "beta_a"),
         {"reference": Kernel(reference.em), "recompute": Kernel(recompute_em.em), "triton": Kernel(fused.em)},
     ),

@@ -1,4 +1,4 @@
-"""The quantities that can be drawn over depth, by the name that `--metric` takes."""
+"""The quantities that can be drawn over depth, by name."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ MEMORY_METRICS = {
         Metric("process", "process_bytes", "process memory", True),
     )
 }
-"""Memory figures by the name that `--metric` takes."""
+"""Memory figures by name."""
 
 TIME_METRICS = {
     metric.name: metric

@@ -78,7 +78,7 @@ def _not_this_source(cell: Cell) -> Record:
         cell=cell,
         status="error",
         message=f"the source of model '{cell.configuration.model}' was changed after this cell was planned - "
-        "measure it with the same command and --resume",
+        "measure it with the same command and `resume`",
     )
 
 
@@ -110,7 +110,7 @@ def alone_on(
         except Busy as busy:
             raise BusyDeviceError(
                 f"{device} is still in use by another capsbench sweep after {patience:g} seconds: {busy.holder}",
-                "wait longer with --wait, or end it; all that was measured is kept: add --resume",
+                "wait longer with `wait`, or end it; all that was measured is kept: add `resume`",
             ) from None
         except OSError as error:
             notify(f"other sweeps on {device} are not kept out: {path} cannot be locked ({error.strerror})")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from capsbench.options import STACKED
 from capsbench.records import BOTH, Cell, Pass
 from capsbench.sweep.plan import Sweep, expand
-from capsbench.workload import STACKED
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,13 @@ def cells_of(
         experiment: one of `EXPERIMENTS`.
         depths: blocks.
         datasets: instead of the experiment's own.
-        machine: further fields of `Sweep`: device, batch_size, threads, capacity, repeats.
+        machine: further arguments of `Sweep`: device, batch_size, threads, capacity, repeats.
 
     Raises:
         ConfigurationError: a value is out of range.
     """
     cells = []
     for kernel, rule, front in (("published", "published", "plain"), ("auto", "paper", "auto")):
-        sweep = Sweep(
-            models=tuple(STACKED),
-            depths=tuple(depths),
-            datasets=datasets or experiment.datasets,
-            kernels=(kernel,),
-            rules=(rule,),
-            fronts=(front,),
-            **machine,
-        )
-        cells += expand(sweep)
+        what: dict[str, Any] = {"dataset": datasets or experiment.datasets, "kernel": kernel, "rule": rule, "front": front}
+        cells += expand(Sweep(tuple(STACKED), depths, **what, **machine))
     return sorted(cells, key=lambda cell: (cell.replicate, cell.configuration.blocks))

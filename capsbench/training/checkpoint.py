@@ -74,7 +74,7 @@ def save_checkpoint(
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise LostWorkError(
             f"checkpoint {path} cannot be written: {error.strerror}; {kept}",
-            f"{'make room' if room else 'check the permissions of its folder'}, then run the same command with --resume",
+            f"{'make room' if room else 'check the permissions of its folder'}, then run the same command with `resume`",
         ) from None
 
 
@@ -178,7 +178,7 @@ def check_same(asked: TrainingSettings, found: TrainingSettings, what: str, *, f
         told = "; ".join(f"{name.removeprefix('network.')} is {there}, not {here}" for name, (here, there) in differing.items())
         raise ConfigurationError(
             f"{what} was trained with other settings: {told}",
-            "give the same options as before, or choose another --out to begin again",
+            "give the same options as before, or choose another `out` to begin again",
         )
 
 

@@ -182,5 +182,5 @@ def keeping_run(path: Path) -> Iterator[None]:
     except OSError as error:
         raise LostWorkError(
             f"{path} cannot be written: {error.strerror}; the last checkpoint is kept",
-            "make room or check permissions, then run the same command with --resume",
+            "make room or check permissions, then run the same command with `resume`",
         ) from None

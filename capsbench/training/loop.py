@@ -148,7 +148,7 @@ class Run:
             )
             raise TrainingError(
                 f"the loss of images that are not trained on is {outcome.loss} {place}",
-                "try a lower --learning-rate in another --out; the last checkpoint is kept",
+                "try a lower `learning_rate` in another `out`; the last checkpoint is kept",
             )
         return outcome
 
@@ -250,7 +250,7 @@ class Run:
 
     def _stop(self, where: str) -> NoReturn:
         raise Interrupted(
-            f"interrupted {where}; {self.folder / CHECKPOINT} holds all of it", "run the same command again with --resume"
+            f"interrupted {where}; {self.folder / CHECKPOINT} holds all of it", "run the same command again with `resume`"
         )
 
     def _is_time(self) -> bool:
@@ -269,7 +269,7 @@ class Run:
         if broken is not None:
             raise TrainingError(
                 f"'{broken}' is not finite after epoch {len(self.epochs)}, step {self.step}",
-                "try a lower --learning-rate in another --out; the last checkpoint is kept, from before",
+                "try a lower `learning_rate` in another `out`; the last checkpoint is kept, from before",
             )
 
     def _save_best(self) -> None:
@@ -309,7 +309,7 @@ class Run:
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise StoreError(
                 f"checkpoint {self.folder / CHECKPOINT} cannot be resumed from: {type(error).__name__}: {error}",
-                "restore it, or choose another --out to begin again",
+                "restore it, or choose another `out` to begin again",
             ) from None
 
     @contextmanager
@@ -334,7 +334,7 @@ class Run:
 
 @contextmanager
 def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[None]:
-    """Report in two lines that memory is short, or what a user's own model raised."""
+    """Report in two lines that memory is short, or the error that a user's own model raised."""
     network = settings.network
     try:
         with refusing_exit():
@@ -345,7 +345,7 @@ def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[
         if is_out_of_memory(error):
             raise TrainingError(
                 f"there is not enough memory on {processes.device} for batches of {network.batch_size} images",
-                "choose a smaller --batch-size, a larger --accumulate (the same loss, but for sda), or another --memory",
+                "choose a smaller `batch_size`, a larger `accumulate` (the same loss, but for sda), or another `memory`",
             ) from None
         if network.model in BUILT_IN:
             raise
@@ -367,5 +367,5 @@ def write(path: Path, text: str) -> None:
             file.write(text.encode())
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be written: {error.strerror}", "make room, or choose an --out that you may write to"
+            f"{path} cannot be written: {error.strerror}", "make room, or choose an `out` that you may write to"
         ) from None

@@ -155,7 +155,7 @@ class Stepper:
         self.scaler.scale(loss).backward()
 
 
-_ADVICE = "try a lower --learning-rate, or --precision fp32; the last checkpoint is kept, from before this step"
+_ADVICE = "try a lower `learning_rate`, or `precision` fp32; the last checkpoint is kept, from before this step"
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:

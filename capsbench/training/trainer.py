@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from capsbench.data.datasets import ImageSet, Parts, load_parts
 from capsbench.data.feed import Feed, split
 from capsbench.errors import ConfigurationError
+from capsbench.locks import alone_in
 from capsbench.paths import absolute
-from capsbench.store import Store
 from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint
 from capsbench.training.log import TrainingObserver
@@ -85,7 +85,7 @@ def train(
             network = build_network(settings, str(processes.device))
         if diagnostics:
             checked_network(network)
-        with Store(folder).locked() if processes.first else contextlib.nullcontext():
+        with alone_in(folder) if processes.first else contextlib.nullcontext():
             begun = _begun(folder, settings, resume=resume)
             if processes.first and read_settings(folder) != settings:
                 write(folder / SETTINGS, settings.model_dump_json(indent=1) + "\n")
@@ -139,7 +139,7 @@ def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpo
     path = folder / CHECKPOINT
     if not resume:
         if path.exists() or (folder / RESULT).exists():
-            raise ConfigurationError(f"--out {folder} already holds a run", "add --resume, or choose another --out")
+            raise ConfigurationError(f"`out` {folder} already holds a run", "add `resume`, or choose another `out`")
         return None
     # A run may have ended before its first checkpoint, which precedes its first step.
     begun = load_checkpoint(path) if path.exists() else None
@@ -153,7 +153,7 @@ def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpo
 
 
 def _nothing_to_resume(folder: Path) -> ConfigurationError:
-    return ConfigurationError(f"--resume: there is nothing to resume in {folder}", "leave --resume out to begin")
+    return ConfigurationError(f"`resume`: there is nothing to resume in {folder}", "leave `resume` out to begin")
 
 
 def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, ImageSet | None]:
@@ -165,7 +165,7 @@ def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, Imag
     train_set, held_out = split(data, settings.validation, settings.scale)
     if held_out is not None and not len(train_set.images):
         raise ConfigurationError(
-            f"--validation {settings.validation:g} holds all {len(held_out.images)} images out",
+            f"`validation` {settings.validation:g} holds all {len(held_out.images)} images out",
             "give a fraction below 1, or a number of images that leaves some to train on",
         )
     check_batch_size(settings.network.batch_size, len(train_set.images), settings.network.dataset)

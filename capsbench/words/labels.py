@@ -6,30 +6,19 @@ import pandas as pd
 
 from capsbench.catalog import SPECS
 from capsbench.frame import plain
+from capsbench.options import MODELS, OPTIONS, noun_of
 from capsbench.words.printable import printable
-
-MODEL_TITLES = {
-    "capsnet": "CapsNet",
-    "rescapsnet": "ResCapsNet",
-    "mocapsnet": "MoCapsNet",
-    "capsnet-1conv": "CapsNet, 1 convolution",
-    "capsnet-2conv": "CapsNet, 2 convolutions",
-}
 
 _NEVER_TOLD = {"model", "dataset", "kind"}
 # Each model has its own strategy and inverse: they tell lines apart only where one model has several.
-_TOLD_WITHIN_A_MODEL = {"memory", "inverse", "rule", "gamma", "source"}
-
-# Where a column's values say too little of what they are the value of.
-_WORDS = {"front": {"plain": "plain front", "chunked": "chunked front"}, "optimizer_step": {"backward": "step in backward"}}
-_WORDS_FOR_NONE = {"source": "source unknown", "front": "plain front", "optimizer_step": "step after backward"}
+_TOLD_WITHIN_A_MODEL = {"source", *(name for name, option in OPTIONS.items() if option.of_model)}
 
 Line = Mapping[str, object]
 
 
 def model_title(name: str) -> str:
     """A model as figures spell it; any other name so that nothing in it is a command."""
-    return MODEL_TITLES.get(name) or printable(name)
+    return MODELS.get(name) or printable(name)
 
 
 def dataset_title(name: str) -> str:
@@ -86,7 +75,7 @@ class Names:
                 continue
             own, everyone = alike.words(column)
             # An option that another model does not have tells nothing apart.
-            elsewhere = len(everyone) > 1 and not _without(column, value) and column not in _TOLD_WITHIN_A_MODEL
+            elsewhere = len(everyone) > 1 and not _without(line, column) and column not in _TOLD_WITHIN_A_MODEL
             if len(own.get(line["model"], ())) > 1 or elsewhere or (column == "batch_size" and len(self._batches) > 1):
                 told.append(_word(column, value))
                 # What is told already needs no second word: the next columns speak of the lines that agree so far.
@@ -111,7 +100,7 @@ class _Alike:
             for line in self._lines:
                 word = _word(column, line[column])
                 own.setdefault(line["model"], set()).add(word)
-                everyone |= set() if _without(column, line[column]) else {word}
+                everyone |= set() if _without(line, column) else {word}
             self._words[column] = own, everyone
         return self._words[column]
 
@@ -124,16 +113,23 @@ class _Alike:
 
 
 def _word(column: str, value: object) -> str:
-    if plain(value) is None:
-        return _WORDS_FOR_NONE.get(column, f"no {column.removesuffix('_size')}")
-    if isinstance(value, str):
-        if column == "source":
-            return f"source {value[:6]}"
-        return _WORDS.get(column, {}).get(value, value)
+    known = plain(value)
+    if column == "source":
+        return "source unknown" if known is None else f"source {str(known)[:6]}"
+    option = OPTIONS.get(column)
+    if known is None and option is not None:
+        known = option.unwritten if option.before is None else option.before
+    noun = noun_of(column)
+    if known is None:
+        return f"no {noun}"
+    if isinstance(known, str):
+        return option.words.get(known, known) if option is not None else known
     # A column that some lines have nothing in is of floats: 2.0 threads are 2.
-    return f"{column.removesuffix('_size')} {plain(value)}"
+    return f"{noun} {known}"
 
 
-def _without(column: str, value: object) -> bool:
-    """Whether a model does not have this option; every model's optimizer steps at some time."""
-    return column != "optimizer_step" and plain(value) is None
+def _without(line: Line, column: str) -> bool:
+    """Whether a line's model does not have this option; one that cells leave out at its default has a value nevertheless."""
+    option = OPTIONS.get(column)
+    left_out = option is not None and option.unwritten is not None and option.networks.have(line["model"])
+    return plain(line[column]) is None and not left_out

@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 
 from capsbench.catalog import SPECS
-from capsbench.cli import options
 from capsbench.cli.training import TrainingProgress, print_result
 from capsbench.models import FRONTS, RULES
+from capsbench.options import MODELS, OPTIONS
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
 from capsbench.training import TrainingSettings, load_checkpoint, load_network
@@ -92,14 +92,15 @@ def uncut(tmp_path_factory):
 
 
 def test_what_is_offered_is_what_there_is():
-    assert set(options.MODELS) <= set(BUILT_IN)
-    assert set(options.ROUTINGS) == set(algorithms())
-    assert set(options.KERNELS) == {"auto", *(name for one in algorithms() for name in kernels(one))}
-    assert options.FRONTS == FRONTS
-    assert set(options.MEMORIES) == set(STRATEGIES)
-    assert options.INVERSES == INVERSES
-    assert options.RULES == RULES
-    assert tuple(PRECISIONS) == options.PRECISIONS
+    choices = {name: tuple(option.choices) for name, option in OPTIONS.items()}
+    assert list(MODELS) == list(BUILT_IN)
+    assert set(choices["routing"]) == set(algorithms())
+    assert set(choices["kernel"]) == {"auto", *(name for one in algorithms() for name in kernels(one))}
+    assert choices["front"] == FRONTS
+    assert set(choices["memory"]) == set(STRATEGIES)
+    assert choices["inverse"] == INVERSES
+    assert choices["rule"] == RULES
+    assert tuple(PRECISIONS) == choices["precision"]
     from capsbench.cli.commands import cli
 
     offered = {one.name: getattr(one.type, "choices", None) for one in cli.commands["train"].params}

@@ -206,7 +206,7 @@ def test_both_parts_of_the_systems_fashion_mnist(tmp_path):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_an_absent_set_says_which_files_go_where(name, tmp_path, no_system_sets):
-    refused(name, tmp_path, str(tmp_path), *(Path(file).name for file in FILES[name]), "--download", "--data-dir")
+    refused(name, tmp_path, str(tmp_path), *(Path(file).name for file in FILES[name]), "`download`", "`data_directory`")
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -231,7 +231,7 @@ def test_a_file_that_was_cut_off_is_told(name, number, kept, tmp_path, any_check
 @pytest.mark.parametrize("name", ["svhn", "cifar10", "cifar100"])
 def test_another_checksum_is_told(name, tmp_path):
     WRITERS[name](tmp_path, *made_up(name))
-    refused(name, tmp_path, "checksum", "--download")
+    refused(name, tmp_path, "checksum", "`download`")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
@@ -277,7 +277,7 @@ def test_a_folder_without_permission(tmp_path, monkeypatch, no_system_sets):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", forbidden)
-    refused("mnist", tmp_path, "permission denied", "--data-dir")
+    refused("mnist", tmp_path, "permission denied", "`data_directory`")
 
 
 def test_the_systems_files_may_be_cut_off(tmp_path, monkeypatch):

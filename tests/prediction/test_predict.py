@@ -99,7 +99,7 @@ def test_offload_keeps_less_on_a_gpu_than_stored():
 def test_a_prediction_needs_the_name_of_a_gpu():
     record = record_of(gpu=None)
     assert record.status == "error"
-    assert "--gpu" in record.message
+    assert "`gpu`" in record.message
 
 
 def test_a_device_that_is_too_small_is_out_of_memory():

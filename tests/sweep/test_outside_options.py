@@ -4,7 +4,8 @@ import pytest
 from torch import nn
 
 from capsbench.errors import ConfigurationError
-from capsbench.sweep.plan import OWN_OPTIONS, Sweep, expand
+from capsbench.options import NETWORK_OPTIONS
+from capsbench.sweep.plan import Sweep, expand
 from capsbench.training import TrainingSettings
 from capsbench.training.checkpoint import build_network
 from capsbench.workload import build_model
@@ -25,28 +26,19 @@ CHANGED = {
     "gamma": 0.5,
 }
 USUAL = {"kernel": "auto", "routing": "rba", "iterations": 3, "capsules": 32, "front": "auto", "inverse": "auto", "rule": "paper"}
-FIELDS = {
-    "kernel": "kernels",
-    "routing": "routings",
-    "front": "fronts",
-    "memory": "memories",
-    "inverse": "inverses",
-    "rule": "rules",
-}
 
 
 def test_all_options_are_here():
-    assert set(CHANGED) == set(OWN_OPTIONS) == set(USUAL) | {"memory", "gamma"}
+    assert set(CHANGED) == set(NETWORK_OPTIONS) == set(USUAL) | {"memory", "gamma"}
 
 
 @pytest.mark.parametrize("option", CHANGED)
 def test_a_sweep_with_a_network_of_ones_own_refuses_the_option(option):
     value = CHANGED[option]
-    field = {FIELDS.get(option, option): (value,) if option in FIELDS else value}
     for models in (("math:sqrt",), ("mocapsnet", "math:sqrt")):
         with pytest.raises(ConfigurationError) as error:
-            expand(Sweep(models=models, depths=(1,), device="cpu", **field))
-        assert f"--{option} {value}" in error.value.what
+            expand(Sweep(models=models, depths=(1,), device="cpu", **{option: value}))
+        assert f"`{option}` {value}" in error.value.what
         assert "'math:sqrt'" in error.value.what
 
 
@@ -61,13 +53,13 @@ def test_every_command_refuses_it_even_at_its_usual_value(command, own_model, tm
 
 
 def test_other_options_of_a_network_of_ones_own_stay(own_model):
-    cells = expand(Sweep(models=("math:sqrt",), depths=(1,), device="cpu", precisions=("bf16",), optimizer_steps=("backward",)))
+    cells = expand(Sweep(models=("math:sqrt",), depths=(1,), device="cpu", precision=("bf16",), optimizer_step=("backward",)))
     assert [cell.configuration.precision for cell in cells] == ["bf16"]
 
 
-@pytest.mark.parametrize(("option", "field"), [("memory", {"memories": ("checkpoint",)}), ("capsules", {"capsules": 16})])
+@pytest.mark.parametrize(("option", "field"), [("memory", {"memory": ("checkpoint",)}), ("capsules", {"capsules": 16})])
 def test_networks_without_blocks_have_no_options_of_blocks(option, field):
-    with pytest.raises(ConfigurationError, match=f"--{option} .* has no effect on capsnet-1conv"):
+    with pytest.raises(ConfigurationError, match=f"`{option}` .* has no effect on capsnet-1conv"):
         expand(Sweep(models=("capsnet-1conv",), depths=(1,), device="cpu", **field))
     assert len(expand(Sweep(models=("capsnet-1conv", "rescapsnet"), depths=(1,), device="cpu", **field))) == 2
 

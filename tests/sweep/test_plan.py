@@ -14,13 +14,13 @@ from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models.front import CHUNKS
 from capsbench.native import Built
 from capsbench.records import Plan
+from capsbench.report import Report
 from capsbench.reversible import resolve_inverse
 from capsbench.routing import algorithms, compiled, kernels, resolve_kernel
-from capsbench.store import Store
 from capsbench.sweep.estimate import step_flops
 from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
-from capsbench.sweep.session import begin, check_data, choose_folder, resolve_device
+from capsbench.sweep.session import begin, check_data, choose_report, resolve_device
 
 
 def sweep(models="rescapsnet", depths=(1, 2), **fields):
@@ -80,7 +80,7 @@ def test_depths(text, depths):
 def test_no_depths(text):
     with pytest.raises(ConfigurationError) as raised:
         parse_depths(text)
-    assert f"--depth '{text}'" in raised.value.what
+    assert f"`depth` '{text}'" in raised.value.what
     assert raised.value.hint
 
 
@@ -119,9 +119,9 @@ def test_cells_go_replicate_by_replicate_and_models_interleave():
 
 
 def test_auto_is_resolved_and_counts_once():
-    kernels = [cell.configuration.kernel for cell in expand(sweep(depths=(1,), kernels=("auto", "recompute", "published")))]
+    kernels = [cell.configuration.kernel for cell in expand(sweep(depths=(1,), kernel=("auto", "recompute", "published")))]
     assert kernels == list(dict.fromkeys([resolve_kernel("auto"), "recompute", "published"]))
-    fronts = [cell.configuration.front for cell in expand(sweep(depths=(1,), fronts=("auto", "chunked", "plain")))]
+    fronts = [cell.configuration.front for cell in expand(sweep(depths=(1,), front=("auto", "chunked", "plain")))]
     assert fronts == ["chunked", "plain"]
 
 
@@ -137,8 +137,8 @@ def inverses(depths, **fields):
 
 @pytest.mark.parametrize(("model", "memories"), [("rescapsnet", ()), ("mocapsnet", ("stored",))])
 def test_an_inverse_with_nothing_to_invert(model, memories):
-    with pytest.raises(ConfigurationError, match=r"--inverse exact.*\n.*reversible"):
-        expand(sweep(model, inverses=("exact",), memories=memories))
+    with pytest.raises(ConfigurationError, match=r"`inverse` exact.*\n.*reversible"):
+        expand(sweep(model, inverse=("exact",), memory=memories))
 
 
 def test_the_inverse_that_auto_stands_for_is_one_for_all_depths():
@@ -147,15 +147,15 @@ def test_the_inverse_that_auto_stands_for_is_one_for_all_depths():
     assert chosen != "float"
     assert inverses((1,)) == {"float"}
     assert inverses((1, deep)) == {chosen}
-    assert inverses((1, deep), memories=("reversible-kept",)) == {chosen}
+    assert inverses((1, deep), memory=("reversible-kept",)) == {chosen}
     # The published rule has stacks of one block each.
-    assert inverses((1, deep), rules=("published",)) == {"float"}
-    assert inverses((1, deep), memories=("stored",)) == {None}
-    assert inverses((1, deep), inverses=("float", "auto", "segmented")) == {"float", "segmented", chosen}
+    assert inverses((1, deep), rule=("published",)) == {"float"}
+    assert inverses((1, deep), memory=("stored",)) == {None}
+    assert inverses((1, deep), inverse=("float", "auto", "segmented")) == {"float", "segmented", chosen}
 
 
 def test_kernels_go_to_the_routings_that_have_them():
-    cells = expand(sweep(depths=(1,), routings=algorithms(), kernels=("published", "recompute")))
+    cells = expand(sweep(depths=(1,), routing=algorithms(), kernel=("published", "recompute")))
     found = [(cell.configuration.routing, cell.configuration.kernel) for cell in cells]
     assert found == [
         (routing, name) for routing in algorithms() for name in ("published", "recompute") if name in kernels(routing)
@@ -165,28 +165,28 @@ def test_kernels_go_to_the_routings_that_have_them():
 
 
 def test_a_kernel_for_a_gpu():
-    (cell,) = expand(Sweep(models=("capsnet",), depths=(1,), device="cuda:0", kernels=("triton",)))
+    (cell,) = expand(Sweep(models=("capsnet",), depths=(1,), device="cuda:0", kernel=("triton",)))
     assert cell.configuration.kernel == "triton"
 
 
 @pytest.mark.parametrize(("kernel", "device"), [("triton", "cpu"), ("compiled", "cuda:0")])
 def test_a_kernel_for_another_device(kernel, device):
-    with pytest.raises(ConfigurationError, match=rf"--kernel {kernel} needs a device of kind .*'{device}'\n.*--kernel auto"):
-        expand(Sweep(models=("capsnet",), depths=(1,), device=device, kernels=(kernel,)))
+    with pytest.raises(ConfigurationError, match=rf"`kernel` {kernel} needs a device of kind .*'{device}'\n.*`kernel` auto"):
+        expand(Sweep(models=("capsnet",), depths=(1,), device=device, kernel=(kernel,)))
 
 
 def test_a_compiled_kernel_without_a_compiler(monkeypatch):
     monkeypatch.setattr(compiled, "library", lambda: Built(None, "there is no C compiler"))
-    with pytest.raises(ConfigurationError, match=r"--kernel compiled .*there is no C compiler\n.*recompute"):
-        expand(sweep(kernels=("compiled",)))
+    with pytest.raises(ConfigurationError, match=r"`kernel` compiled .*there is no C compiler\n.*recompute"):
+        expand(sweep(kernel=("compiled",)))
     (cell,) = expand(sweep(depths=(1,)))
     assert cell.configuration.kernel == "recompute"
 
 
 def test_when_the_optimizer_steps():
-    after, backward = expand(sweep(depths=(1,), optimizer_steps=("after", "backward")))
+    after, backward = expand(sweep(depths=(1,), optimizer_step=("after", "backward")))
     assert (after.configuration.optimizer_step, backward.configuration.optimizer_step) == (None, "backward")
-    own = expand(sweep("math:sqrt", depths=(1,), optimizer_steps=("after", "backward")))
+    own = expand(sweep("math:sqrt", depths=(1,), optimizer_step=("after", "backward")))
     assert [(cell.configuration.optimizer_step, cell.configuration.front) for cell in own] == [(None, None), ("backward", None)]
 
 
@@ -194,11 +194,11 @@ def test_lists_multiply():
     cells = expand(
         sweep(
             "mocapsnet",
-            datasets=("sample", "cifar10"),
-            kernels=("recompute", "published"),
-            memories=("stored", "checkpoint"),
-            rules=("paper", "published"),
-            precisions=("fp32", "bf16"),
+            dataset=("sample", "cifar10"),
+            kernel=("recompute", "published"),
+            memory=("stored", "checkpoint"),
+            rule=("paper", "published"),
+            precision=("fp32", "bf16"),
             repeats=2,
         )
     )
@@ -229,8 +229,8 @@ def test_threads_belong_to_a_cpu():
 
 
 def test_own_models_refuse_the_options_of_capsule_networks():
-    with pytest.raises(ConfigurationError, match=r"--kernel recompute,published has no effect on model 'math:sqrt'"):
-        expand(sweep("math:sqrt", depths=(1,), kernels=("recompute", "published"), memories=("stored", "checkpoint")))
+    with pytest.raises(ConfigurationError, match=r"`kernel` recompute,published has no effect on model 'math:sqrt'"):
+        expand(sweep("math:sqrt", depths=(1,), kernel=("recompute", "published"), memory=("stored", "checkpoint")))
 
 
 def test_each_model_has_its_own_strategy():
@@ -239,13 +239,13 @@ def test_each_model_has_its_own_strategy():
 
 
 def test_reversible_is_left_out_where_others_are_left():
-    cells = expand(sweep("rescapsnet,mocapsnet", depths=(1,), memories=("stored", "reversible")))
+    cells = expand(sweep("rescapsnet,mocapsnet", depths=(1,), memory=("stored", "reversible")))
     found = [(cell.configuration.model, cell.configuration.memory, cell.configuration.inverse) for cell in cells]
     assert found == [("rescapsnet", "stored", None), ("mocapsnet", "stored", None), ("mocapsnet", "reversible", "float")]
 
 
 def test_gamma_0_runs_where_nothing_is_inverted():
-    assert expand(sweep("mocapsnet", depths=(1,), memories=("stored",), gamma=0))[0].configuration.gamma == 0
+    assert expand(sweep("mocapsnet", depths=(1,), memory=("stored",), gamma=0))[0].configuration.gamma == 0
 
 
 @pytest.mark.parametrize(
@@ -257,26 +257,26 @@ def test_gamma_0_runs_where_nothing_is_inverted():
         ({"models": "math:pi"}, "math:pi"),
         ({"models": ":make"}, ":make"),
         ({"models": "math:"}, "math:"),
-        ({"datasets": ("nonsense",)}, "nonsense"),
-        ({"kernels": ("nonsense",)}, "nonsense"),
-        ({"routings": ("nonsense",)}, "nonsense"),
-        ({"memories": ("nonsense",)}, "nonsense"),
-        ({"inverses": ("nonsense",)}, "nonsense"),
-        ({"rules": ("nonsense",)}, "nonsense"),
-        ({"precisions": ("nonsense",)}, "nonsense"),
-        ({"iterations": 0}, "iterations 0"),
+        ({"dataset": ("nonsense",)}, "nonsense"),
+        ({"kernel": ("nonsense",)}, "nonsense"),
+        ({"routing": ("nonsense",)}, "nonsense"),
+        ({"memory": ("nonsense",)}, "nonsense"),
+        ({"inverse": ("nonsense",)}, "nonsense"),
+        ({"rule": ("nonsense",)}, "nonsense"),
+        ({"precision": ("nonsense",)}, "nonsense"),
+        ({"iterations": 0}, "`iterations` 0"),
         ({"gamma": 1.5}, "gamma 1.5"),
         ({"gamma": float("nan")}, "gamma nan"),
         ({"gamma": 0}, "gamma 0"),
-        ({"gamma": 0, "memories": ("stored", "reversible")}, "gamma 0"),
-        ({"gamma": 0, "memories": ("stored", "reversible-kept")}, "gamma 0"),
-        ({"models": "rescapsnet", "memories": ("reversible",)}, "reversible leaves nothing for rescapsnet"),
-        ({"models": "rescapsnet", "rules": ("paper", "published")}, "--rule paper,published says nothing"),
-        ({"models": "capsnet", "gamma": 0.5}, "--gamma 0.5 says nothing"),
-        ({"fronts": ("nonsense",)}, "--front 'nonsense'"),
-        ({"optimizer_steps": ("nonsense",)}, "--optimizer-step 'nonsense'"),
-        ({"optimizer_steps": ("after", "backward"), "precisions": ("fp32", "fp16")}, "--optimizer-step: "),
-        ({"routings": ("rba", "em"), "kernels": ("published",)}, "--kernel published leaves nothing for routing em"),
+        ({"gamma": 0, "memory": ("stored", "reversible")}, "gamma 0"),
+        ({"gamma": 0, "memory": ("stored", "reversible-kept")}, "gamma 0"),
+        ({"models": "rescapsnet", "memory": ("reversible",)}, "reversible leaves nothing for rescapsnet"),
+        ({"models": "rescapsnet", "rule": ("paper", "published")}, "`rule` paper,published has no effect on rescapsnet"),
+        ({"models": "capsnet", "gamma": 0.5}, "`gamma` 0.5 has no effect on capsnet"),
+        ({"front": ("nonsense",)}, "`front` 'nonsense'"),
+        ({"optimizer_step": ("nonsense",)}, "`optimizer_step` 'nonsense'"),
+        ({"optimizer_step": ("after", "backward"), "precision": ("fp32", "fp16")}, "`optimizer_step`: "),
+        ({"routing": ("rba", "em"), "kernel": ("published",)}, "`kernel` published leaves nothing for routing em"),
     ],
     ids=str,
 )
@@ -294,15 +294,15 @@ def test_estimates_know_what_takes_longer():
         return step_flops(cell)
 
     ascending = [
-        {"memories": ("reversible-kept",)},
+        {"memory": ("reversible-kept",)},
         {},
-        {"routings": ("sda",)},
-        {"routings": ("em",)},
-        {"kernels": ("published",)},
+        {"routing": ("sda",)},
+        {"routing": ("em",)},
+        {"kernel": ("published",)},
     ]
     costs = [flops(**fields) for fields in ascending]
     assert costs == sorted(set(costs))
-    assert flops(memories=("checkpoint-sqrt",)) == flops()
+    assert flops(memory=("checkpoint-sqrt",)) == flops()
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_devices(monkeypatch, name, count, expected):
         return
     with pytest.raises(ConfigurationError) as raised:
         resolve_device(name)
-    assert "--device" in raised.value.what
+    assert "`device`" in raised.value.what
     assert name in raised.value.what
     assert "cpu" in raised.value.hint
 
@@ -342,8 +342,8 @@ NOW = datetime(2031, 2, 3, 4, 5, 6)
 
 def test_a_new_report_is_named_for_the_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert choose_folder(plan_of(1), None, resume=False, now=NOW) == Path("reports/2031-02-03-040506")
-    assert choose_folder(plan_of(1), Path("mine"), resume=True, now=NOW) == Path("mine")
+    assert choose_report(plan_of(1), None, resume=False, now=NOW).folder == Path("reports/2031-02-03-040506")
+    assert choose_report(plan_of(1), Path("mine"), resume=True, now=NOW).folder == Path("mine")
 
 
 def test_resume_finds_the_newest_report_with_these_cells(tmp_path, monkeypatch):
@@ -351,39 +351,39 @@ def test_resume_finds_the_newest_report_with_these_cells(tmp_path, monkeypatch):
     for age, (name, plan) in enumerate([("narrow", plan_of(1)), ("other", plan_of(1, 2, batch_size=4)), ("old", plan_of(1, 2))]):
         folder = Path("reports") / name
         folder.mkdir(parents=True)
-        Store(folder).write_plan(plan)
+        Report(folder).write_plan(plan)
         os.utime(folder / "plan.json", (1e9 - age, 1e9 - age))
     # `narrow` is newer, but does not have all cells; `other` has other ones.
-    assert choose_folder(plan_of(1, 2), None, resume=True, now=NOW) == Path("reports/old")
-    assert choose_folder(plan_of(1), None, resume=True, now=NOW) == Path("reports/narrow")
-    with pytest.raises(ConfigurationError, match=r"--resume.*\n.*--out"):
-        choose_folder(plan_of(1, 2, 3), None, resume=True, now=NOW)
+    assert choose_report(plan_of(1, 2), None, resume=True, now=NOW).folder == Path("reports/old")
+    assert choose_report(plan_of(1), None, resume=True, now=NOW).folder == Path("reports/narrow")
+    with pytest.raises(ConfigurationError, match=r"`resume`.*\n.*`out`"):
+        choose_report(plan_of(1, 2, 3), None, resume=True, now=NOW)
 
 
 def test_a_report_is_not_begun_twice(tmp_path):
-    store = Store(tmp_path)
+    store = Report(tmp_path)
     begin(store, plan_of(1), resume=False)
-    with pytest.raises(ConfigurationError, match=r"already holds a report\nadd --resume"):
+    with pytest.raises(ConfigurationError, match=r"already holds a report\nadd `resume`"):
         begin(store, plan_of(1), resume=False)
-    assert store.read_plan() == plan_of(1)
+    assert Report(store.folder).plan == plan_of(1)
 
 
 def test_a_folder_with_records_alone_is_not_overwritten(tmp_path):
     (tmp_path / "records.jsonl").write_text("")
     with pytest.raises(ConfigurationError, match="already holds a report"):
-        begin(Store(tmp_path), plan_of(1), resume=False)
+        begin(Report(tmp_path), plan_of(1), resume=False)
 
 
 def test_resuming_keeps_the_earlier_cells_and_adds_the_new(tmp_path):
-    store = Store(tmp_path)
+    store = Report(tmp_path)
     begin(store, plan_of(1, 2), resume=False)
     plan = begin(store, plan_of(2, 3), resume=True)
     assert [cell.configuration.blocks for cell in plan.cells] == [1, 2, 3]
-    assert store.read_plan() == plan
+    assert Report(store.folder).plan == plan
 
 
 def test_resuming_nothing_begins(tmp_path):
-    assert begin(Store(tmp_path), plan_of(1), resume=True) == plan_of(1)
+    assert begin(Report(tmp_path), plan_of(1), resume=True) == plan_of(1)
 
 
 @pytest.mark.parametrize("batch_size", [1024, 1025])
@@ -392,12 +392,12 @@ def test_a_batch_must_fit_the_data(tmp_path, batch_size):
     if batch_size == 1024:
         assert "1,024" in check_data(cells, tmp_path)[0]
         return
-    with pytest.raises(ConfigurationError, match=r"--batch-size 1025 .* 1024 images"):
+    with pytest.raises(ConfigurationError, match=r"`batch_size` 1025 .* 1024 images"):
         check_data(cells, tmp_path)
 
 
 def test_a_stand_in_is_said_to_be_one(tmp_path):
-    (words,) = check_data(plan_of(1, datasets=("cifar10",)).cells, tmp_path)
+    (words,) = check_data(plan_of(1, dataset=("cifar10",)).cells, tmp_path)
     assert words.startswith("cifar10: not found in")
     assert "stands in" in words
 

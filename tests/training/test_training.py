@@ -404,7 +404,7 @@ def test_an_end_between_the_checkpoint_and_the_best_weights(tmp_path, uncut):
 def test_ctrl_c_keeps_a_checkpoint_of_that_very_step(tmp_path, uncut):
     recorder = Recorder((2, 5), lambda: signal.raise_signal(signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=r"epoch 2 after step 5.*\n.*--resume"):
+    with pytest.raises(Interrupted, match=r"epoch 2 after step 5.*\n.*`resume`"):
         train(tiny_settings(), tmp_path, observers=[recorder])
     assert signal.getsignal(signal.SIGINT) is before
     assert recorder.texts
@@ -418,7 +418,7 @@ def test_settings_of_another_run(tmp_path):
     train(tiny_settings(epochs=1), tmp_path)
     with pytest.raises(ConfigurationError, match=r"seed is 0, not 1; batch_size is 64, not 32\n|batch_size is 64, not 32; seed"):
         train(tiny_settings(epochs=1, seed=1, batch_size=32), tmp_path, resume=True)
-    with pytest.raises(ConfigurationError, match=r"already holds a run\n.*--resume"):
+    with pytest.raises(ConfigurationError, match=r"already holds a run\n.*`resume`"):
         train(tiny_settings(epochs=1), tmp_path)
     with pytest.raises(ConfigurationError, match=r"nothing to resume in.*\n"):
         train(tiny_settings(epochs=1), tmp_path / "absent", resume=True)
@@ -576,7 +576,7 @@ def test_half_of_torchrun_s_environment(given, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_diverges(tmp_path):
-    with pytest.raises(TrainingError, match=r"step \d+: the loss.*\n.*--learning-rate"):
+    with pytest.raises(TrainingError, match=r"step \d+: the loss.*\n.*`learning_rate`"):
         train(tiny_settings(learning_rate=1e6, epochs=20), tmp_path)
 
 
@@ -594,7 +594,7 @@ def test_no_memory(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Stepper, "step", full)
-    with pytest.raises(TrainingError, match=r"not enough memory on cpu for batches of 64 images\n.*--accumulate"):
+    with pytest.raises(TrainingError, match=r"not enough memory on cpu for batches of 64 images\n.*`accumulate`"):
         train(tiny_settings(), tmp_path)
 
 

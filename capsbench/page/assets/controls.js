@@ -1,11 +1,7 @@
 // Controls of what is shown: filters for the whole page, and choices for single figures.
 
 // All options that distinguish lines.
-const FILTERS = {
-  report: "Report", model: "Model", dataset: "Data set", kernel: "Kernel", memory: "Memory strategy", precision: "Precision", batch_size: "Batch size",
-  environment: "Machine", device: "Device", gpu: "GPU predicted for", kind: "Measured or predicted", routing: "Routing", iterations: "Iterations", capsules: "Capsules",
-  front: "Front", inverse: "Inverse", rule: "Rule", gamma: "Gamma", optimizer_step: "Optimizer step", threads: "Threads", capacity: "Capacity",
-};
+const FILTERS = DATA.options.filters;
 const ALL = "*";
 const NONE = "";
 const CHOSEN = {};
@@ -50,23 +46,20 @@ function machineTitle(key) {
 const OPTION_TITLES = {
   dataset: (line) => line.datasetTitle,
   environment: (line) => machineTitle(line.environment),
-  capacity: (line) => quantity(line.capacity, true),
 };
-
-const NONE_TITLES = { optimizer_step: "after backward", environment: "not known", capacity: "no limit" };
 
 function startFilters() {
   const form = byId("filters");
-  for (const name of Object.keys(FILTERS)) CHOSEN[name] = ALL;
+  for (const { name } of FILTERS) CHOSEN[name] = ALL;
   form.addEventListener("submit", (event) => event.preventDefault());
-  for (const [name, label] of Object.entries(FILTERS)) {
+  for (const { name, title: label, none, bytes } of FILTERS) {
     const values = [...new Set(LINES.map((line) => optionOf(line, name)))];
     if (!differs(name)) continue;
     if (name === "report" && LINES.length > MOST_LINES) CHOSEN[name] = DATA.latest;
     // Lines of two data sets cannot be compared well, so start with the first one of the chosen report.
     if (name === "dataset") CHOSEN[name] = optionOf(LINES[chosenLines()[0] || 0], name);
-    const title = OPTION_TITLES[name] || ((line) => optionOf(line, name));
-    const titles = new Map(LINES.map((line) => [optionOf(line, name), optionOf(line, name) === NONE ? NONE_TITLES[name] || "none" : title(line)]));
+    const title = OPTION_TITLES[name] || ((line) => (bytes ? quantity(line[name], true) : optionOf(line, name)));
+    const titles = new Map(LINES.map((line) => [optionOf(line, name), optionOf(line, name) === NONE ? none : title(line)]));
     const options = [[ALL, "all"], ...values.map((value) => [value, titles.get(value)])];
     form.append(field(label, options, CHOSEN[name], (value) => {
       CHOSEN[name] = value;
@@ -86,7 +79,7 @@ function clearHeadings() {
 function chosenLines(whatever) {
   const found = [];
   LINES.forEach((line, place) => {
-    if (Object.keys(FILTERS).every((name) => name === whatever || CHOSEN[name] === ALL || optionOf(line, name) === CHOSEN[name])) found.push(place);
+    if (FILTERS.every(({ name }) => name === whatever || CHOSEN[name] === ALL || optionOf(line, name) === CHOSEN[name])) found.push(place);
   });
   return found;
 }

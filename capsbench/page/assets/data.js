@@ -12,7 +12,6 @@ const COUNT = CELLS.line.length;
 const METRICS = Object.fromEntries(DATA.metrics.map((metric) => [metric.name, metric]));
 const TIMES = ["train", "forward", "inference"];
 const SAMPLES = { train: 0, forward: 1, inference: 2 };
-const MODEL_OPTIONS = ["routing", "iterations", "capsules", "front", "inverse", "rule", "gamma", "optimizer_step", "gpu", "threads", "capacity"];
 
 const textOf = (number) => DATA.texts[number];
 const byId = (id) => document.getElementById(id);
@@ -77,7 +76,7 @@ const blocksText = (count) => (count ? plural(count, "block") : "no blocks");
 const depthText = (cell) => blocksText(CELLS.blocks[cell]) + (CELLS.replicate[cell] ? `, replicate ${CELLS.replicate[cell] + 1}` : "");
 const recordText = (cell) => `record ${CELLS.key[cell]} of ${lineOf(cell).report}`;
 const commandOf = (cell) => lineOf(cell).command && lineOf(cell).command + textOf(CELLS.ending[cell]);
-const timelineCommandOf = (cell) => lineOf(cell).timelineCommand && lineOf(cell).timelineCommand + (CELLS.blocks[cell] ? ` --depth ${CELLS.blocks[cell]}` : "");
+const timelineCommandOf = (cell) => lineOf(cell).timelineCommand && lineOf(cell).timelineCommand + (CELLS.blocks[cell] ? ` ${DATA.options.depthFlag} ${CELLS.blocks[cell]}` : "");
 const takenOf = (cell, name) => CELLS[`${name}_taken`][cell];
 const samplesOf = (cell, name) => (CELLS.samples[cell] || [])[SAMPLES[name]] || [];
 

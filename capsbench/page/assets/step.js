@@ -167,6 +167,6 @@ function cellDetail(cell) {
   }
   for (const [name, number] of [["noise", CELLS.noise[cell]], ["notes", CELLS.notes[cell]], ["counted by", CELLS.probe[cell]], ["data", CELLS.data_source[cell]], ["began", CELLS.started[cell]]]) if (number) facts.push([name, textOf(number)]);
   if (line.environment) facts.push(["machine", line.environment]);
-  facts.push(["options", MODEL_OPTIONS.filter((name) => line[name] !== undefined).map((name) => `${name.replaceAll("_", " ")} ${line[name]}`).join(", ") || "none"]);
+  facts.push(["options", DATA.options.details.filter(({ name }) => line[name] !== undefined).map(({ name, noun }) => `${noun} ${line[name]}`).join(", ") || "none"]);
   return element("div", {}, factList(facts), element("p", { class: "note" }, againText(cell)), command(commandOf(cell)));
 }

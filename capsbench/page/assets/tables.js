@@ -152,7 +152,7 @@ function cellDetailWithStep(cell) {
 
 // All columns that the page has of the chosen cells, named as in `capsbench.load`.
 function downloadAll() {
-  const options = ["report", "model", "dataset", "batch_size", "kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma", "optimizer_step", "precision", "device", "gpu", "threads", "capacity", "kind", "environment"];
+  const options = DATA.options.columns;
   const numbers = Object.keys(CELLS).filter((name) => /_(bytes|seconds)$/.test(name));
   const texts = ["status", "message", "noise", "notes", "probe", "data_source", "started"];
   // The number of further samples, which are in records.jsonl alone.

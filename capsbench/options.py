@@ -1,0 +1,390 @@
+"""The options of a cell: one row each, and whatever else speaks of options is made from these rows.
+
+A row is a field of `Configuration`: its type, its `Option`, and the sentence beneath it. From the rows come the flags of the
+command line and their help, the cells of a sweep and the checks before it, the arguments of a network's constructor, labels, the
+reference of a slope's ratio, the filters, columns and commands of the page, `capsbench list`, and the documentation of records.
+CONTRIBUTING.md adds an option as an example. Nothing here needs torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Any, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from capsbench.catalog import SPECS
+
+# Fields may be called "model", a prefix that pydantic otherwise reserves.
+WRITTEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+"""Configuration of every class that is written to disk: frozen, without unknown fields, without infinities."""
+
+PREDICTED = ":predicted"
+"""Suffix of the name of a device that nothing runs on."""
+
+STACKED = {"capsnet": "CapsNet", "rescapsnet": "ResCapsNet", "mocapsnet": "MoCapsNet"}
+"""The networks of the paper, which `all` stands for, with their titles."""
+
+WITHOUT_BLOCKS = {"capsnet-1conv": "CapsNet, 1 convolution", "capsnet-2conv": "CapsNet, 2 convolutions"}
+"""Baselines of its table 3, which have no depth."""
+
+MODELS = {**STACKED, **WITHOUT_BLOCKS}
+"""Every network that has a name, with its title."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks that have an option."""
+
+    names: frozenset[str] | None
+    """Those of `MODELS` that have it; None where every network has it, also one of the user's own."""
+    why: str = ""
+    """Why no other network has it."""
+
+    def have(self, model: object) -> bool:
+        """Return whether the network of this name has the option."""
+        return self.names is None or model in self.names
+
+
+EVERY_NETWORK = Networks(None)
+CAPSULE_NETWORKS = Networks(frozenset(MODELS), "it is an option of capsbench's own capsule networks")
+NETWORKS_WITH_BLOCKS = Networks(frozenset(STACKED), "there are no blocks")
+MOMENTUM_NETWORKS = Networks(frozenset({"mocapsnet"}), "it is MoCapsNet's alone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of a cell, as it is asked for and as it is shown."""
+
+    flag: str
+    """The flag of the command line."""
+    help: str
+    """Explanation of the flag."""
+    title: str
+    """Title of the page's filter."""
+    noun: str = ""
+    """What stands before a number in a label; by default the field's name in words."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """The values that can be asked for, with an explanation of each; empty where any value of the type may stand."""
+    default: Any = None
+    """What is asked for where nothing is said; None leaves it to the network or the machine."""
+    networks: Networks = EVERY_NETWORK
+    """The networks that have it. Where these are not all, it is an argument of their constructors."""
+    least: int | None = None
+    """The smallest number."""
+    unit: str = ""
+    """`bytes`, where it is an amount of memory."""
+    of_model: bool = False
+    """Whether each network has its own value, by which networks are not distinguished from each other."""
+    unwritten: Any = None
+    """A value that a cell leaves out (None): with the default here, cells from before there was this option keep their keys."""
+    before: Any = None
+    """The value behind None in records that are older than the option, where `unwritten` does not say it."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Words of a label for values that say too little of what they are a value of."""
+    none: str = ""
+    """Words of the page's filter for lines without a value."""
+
+
+class Configuration(BaseModel):
+    """Everything that decides what a step computes. Options of capsule networks are None for a user's own model."""
+
+    model_config = WRITTEN
+
+    model: Annotated[str, Option(flag="--models", title="Model", help="Networks, or package.module:name of your own.")]
+    """Name of the network: built-in, an entry point, or `package.module:name`."""
+
+    blocks: Annotated[int, Option(flag="--depth", title="Blocks", help="Blocks.")] = Field(ge=0)
+    """Depth in blocks."""
+
+    dataset: Annotated[
+        str,
+        Option(
+            flag="--dataset",
+            title="Data set",
+            help="Data sets; the packaged sample stands in for one that is not on disk.",
+            choices={name: spec.title for name, spec in SPECS.items()},
+            default="sample",
+        ),
+    ]
+    """Data set that sets the shape of images and the number of classes."""
+
+    batch_size: Annotated[
+        int, Option(flag="--batch-size", title="Batch size", noun="batch", help="Images per step.", default=128, least=1)
+    ] = Field(ge=1)
+    """Images per step."""
+
+    kernel: Annotated[
+        str | None,
+        Option(
+            flag="--kernel",
+            title="Kernel",
+            help="How routing is computed; auto is the fastest on a device.",
+            choices={
+                "auto": "the fastest on a device",
+                "reference": "the equations in plain autograd; the specification",
+                "published": "the memory pattern of the published code",
+                "recompute": "keeps no votes; any device",
+                "compiled": "keeps no votes, in C; CPU",
+                "triton": "keeps no votes, on the GPU's own memory; CUDA",
+            },
+            default="auto",
+            networks=CAPSULE_NETWORKS,
+        ),
+    ] = None
+    """Kernel that computes the routing; never `auto`."""
+
+    routing: Annotated[
+        str | None,
+        Option(
+            flag="--routing",
+            title="Routing",
+            help="Routing algorithms.",
+            choices={
+                "rba": "routing by agreement",
+                "sda": "scaled-distance agreement",
+                "sda-published": "scaled-distance agreement, temperature as published",
+                "em": "expectation maximisation",
+            },
+            default="rba",
+            networks=CAPSULE_NETWORKS,
+        ),
+    ] = None
+    """Routing algorithm."""
+
+    iterations: Annotated[
+        int | None,
+        Option(
+            flag="--iterations",
+            title="Iterations",
+            help="Rounds of routing.",
+            default=3,
+            least=1,
+            networks=CAPSULE_NETWORKS,
+        ),
+    ] = None
+    """Rounds of routing."""
+
+    capsules: Annotated[
+        int | None,
+        Option(
+            flag="--capsules",
+            title="Capsules",
+            help="Capsules per hidden layer.",
+            default=32,
+            least=1,
+            networks=NETWORKS_WITH_BLOCKS,
+        ),
+    ] = None
+    """Capsules per hidden layer."""
+
+    front: Annotated[
+        str | None,
+        Option(
+            flag="--front",
+            title="Front",
+            help="How the two convolutions are computed.",
+            choices={
+                "auto": "chunked where a batch is large enough for it to cost nothing",
+                "plain": "the two convolutions one after the other",
+                "chunked": "a part of the batch at a time; backward keeps the images alone",
+            },
+            default="auto",
+            networks=CAPSULE_NETWORKS,
+            before="plain",
+            words={"plain": "plain front", "chunked": "chunked front"},
+        ),
+    ] = None
+    """Way to compute the two convolutions; never `auto`. None in records of version 1, whose front was plain."""
+
+    memory: Annotated[
+        str | None,
+        Option(
+            flag="--memory",
+            title="Memory strategy",
+            help="Memory strategies; by default each model's own.",
+            choices={
+                "stored": "every activation is kept",
+                "checkpoint": "what enters a block is kept, the block evaluated again",
+                "checkpoint-sqrt": "the same with √n blocks at a time: the least that checkpoints of n blocks keep",
+                "offload": "what autograd keeps goes to the host's memory; no effect on a CPU",
+                "reversible": "MoCapsNet: only the end of the stack is kept",
+                "reversible-kept": (
+                    "the same, and of each layer the summed outputs that spare its routing in backward (not of em)"
+                ),
+            },
+            networks=NETWORKS_WITH_BLOCKS,
+            of_model=True,
+        ),
+    ] = None
+    """Memory strategy of the stack."""
+
+    inverse: Annotated[
+        str | None,
+        Option(
+            flag="--inverse",
+            title="Inverse",
+            help="How a reversible stack inverts.",
+            choices={
+                "auto": "float where it holds at that depth, else whichever of the others keeps less",
+                "float": "keeps nothing; drifts with depth",
+                "exact": "fixed point; keeps the bits that a product with γ drops, and drifts at no depth",
+                "segmented": "float, and keeps the state every k layers, against which it is checked",
+            },
+            default="auto",
+            networks=MOMENTUM_NETWORKS,
+            of_model=True,
+        ),
+    ] = None
+    """Inverse of a reversible stack; never `auto`."""
+
+    rule: Annotated[
+        str | None,
+        Option(
+            flag="--rule",
+            title="Rule",
+            help="MoCapsNet's rule.",
+            choices={
+                "paper": "one velocity through the whole stack of capsule layers: Algorithm 1",
+                "published": "the velocity begins anew in every block, which keeps its own shortcut: the published code",
+            },
+            default="paper",
+            networks=MOMENTUM_NETWORKS,
+            of_model=True,
+        ),
+    ] = None
+    """MoCapsNet's rule."""
+
+    gamma: Annotated[
+        float | None,
+        Option(
+            flag="--gamma",
+            title="Gamma",
+            help="MoCapsNet's momentum term.",
+            default=0.9,
+            networks=MOMENTUM_NETWORKS,
+            of_model=True,
+        ),
+    ] = None
+    """MoCapsNet's momentum term."""
+
+    optimizer_step: Annotated[
+        str | None,
+        Option(
+            flag="--optimizer-step",
+            title="Optimizer step",
+            help="When the optimizer steps: after backward, or inside it.",
+            choices={
+                "after": "after backward, with all gradients alive",
+                "backward": "for each parameter as its gradient arrives, and lets go of it",
+            },
+            default="after",
+            unwritten="after",
+            words={"after": "step after backward", "backward": "step in backward"},
+            none="after backward",
+        ),
+    ] = None
+    """Time of the optimizer's step: `backward` for each parameter as its gradient arrives; None for after backward."""
+
+    precision: Annotated[
+        str,
+        Option(
+            flag="--precision",
+            title="Precision",
+            help="Autocast to.",
+            choices={"fp32": "no autocast", "bf16": "autocast to bfloat16", "fp16": "autocast to float16, the loss scaled"},
+            default="fp32",
+        ),
+    ] = "fp32"
+    """Precision: `fp32`, or autocast to `bf16` or `fp16`."""
+
+    device: Annotated[
+        str,
+        Option(
+            flag="--device",
+            title="Device",
+            help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted.",
+            default="auto",
+        ),
+    ]
+    """Device: `cpu`, `cuda:1`, or `cpu:predicted` and `cuda:predicted` for a step that is traced, not run."""
+
+    gpu: Annotated[
+        str | None,
+        Option(
+            flag="--gpu",
+            title="GPU predicted for",
+            help="The GPU that cuda:predicted is for (h100); 'capsbench list' has them.",
+        ),
+    ] = None
+    """The GPU that a prediction for CUDA is for; None elsewhere."""
+
+    threads: Annotated[
+        int | None,
+        Option(flag="--threads", title="Threads", help="Threads of a CPU run; by default torch's own number.", least=1),
+    ] = None
+    """Threads of a CPU run; None elsewhere."""
+
+    capacity: Annotated[
+        int | None,
+        Option(
+            flag="--capacity",
+            title="Capacity",
+            help="Limit on the device's memory, such as 24GiB.",
+            unit="bytes",
+            none="no limit",
+        ),
+    ] = None
+    """A limit on the memory of the device in bytes, or None."""
+
+    def is_predicted(self) -> bool:
+        """Return whether the step is traced without its device, not run."""
+        return self.device.endswith(PREDICTED)
+
+    def device_kind(self) -> str:
+        """Kind of the device: `cpu` or `cuda`."""
+        return self.device.partition(":")[0]
+
+    def line(self) -> str:
+        """A key that all depths of one line share."""
+        return self.model_copy(update={"blocks": 0}).model_dump_json()
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the options that a network's constructor is given, by name."""
+        return {name: value for name in NETWORK_OPTIONS if (value := getattr(self, name)) is not None}
+
+
+def _rows() -> dict[str, Option]:
+    """The option in the annotation of each field."""
+    hints = get_type_hints(Configuration, include_extras=True)
+    found = {name: [one for one in get_args(hints[name]) if isinstance(one, Option)] for name in Configuration.model_fields}
+    return {name: option for name, (option,) in found.items()}
+
+
+OPTIONS: Mapping[str, Option] = MappingProxyType(_rows())
+"""Every option by the name of its field, in the order in which records hold them."""
+
+NETWORK_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.networks.names is not None)
+"""Options that only capsbench's own networks have: no other network is given them."""
+
+SWEPT_OPTIONS = tuple(name for name in OPTIONS if name not in ("model", "blocks"))
+"""All options but the two that each sweep names: networks and depths."""
+
+
+REPEATED_FLAGS = MappingProxyType(
+    {"model": "--model", "replicate": "--repeats", "samples": "--samples", "budget_seconds": "--time-budget"}
+)
+"""Flags that, beside those of options, a command needs which measures a cell again; `--model` is that of one network."""
+
+
+def type_of(name: str) -> type:
+    """The type of an option's values: `str`, `int` or `float`."""
+    annotation = Configuration.model_fields[name].annotation
+    kinds = [one for one in (get_args(annotation) or (annotation,)) if isinstance(one, type) and one is not type(None)]
+    return kinds[0]
+
+
+def noun_of(name: str) -> str:
+    """An option in the words of a label: `batch`, `optimizer step`; any other column by its name."""
+    own = OPTIONS[name].noun if name in OPTIONS else ""
+    return own or name.replace("_", " ")
