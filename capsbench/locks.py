@@ -2,7 +2,7 @@
 
 The system's own lock (`flock`) is released when its holder dies, whatever kills it. Some file systems have none; there a lease
 stands in: a file that its holder touches every few seconds, and that another may take after watching it untouched for longer. So
-a holder that died on another host, or under a name that a container no longer has, blocks nobody for longer than that.
+a holder that died on another host, or under a name that a container no longer has, blocks no process for longer than that.
 """
 
 import contextlib

@@ -64,7 +64,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigurationError: the path begins with `~`, and there is no home folder.
     """
-    found = os.path.expanduser(path)  # noqa: PTH111 - Path's own raises for `~name` where nobody has that name
+    found = os.path.expanduser(path)  # noqa: PTH111 - Path's own raises for `~name` if no user has that name
     if found == "~" or found.startswith("~/"):
         raise ConfigurationError(
             f"'{path}' begins with ~, and this user has no home folder", "set HOME, or write the path in full"

@@ -37,7 +37,7 @@ _SETTINGS = re.compile(
 def describe() -> dict[str, Any]:
     """Hardware, driver, versions, commit and clocks of this machine; no name, path or user of it.
 
-    A fact that cannot be had is None, with a note in `notes`.
+    A fact that is not available is None, with a note in `notes`.
     """
     facts = Facts()
     version = facts.ask("capsbench", lambda: metadata.version("capsbench"))

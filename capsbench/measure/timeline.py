@@ -164,7 +164,7 @@ class Witness:
             run_step(workload, _SeenStep(self, saving))
 
     def see_held(self, loss: Tensor) -> None:
-        """Note who holds what forward left alive."""
+        """Note the holders of the memory that forward left alive."""
         self.after_forward = len(self.states)
         self._mark()
         self._see("held", self.held, self._modules.holding(loss))

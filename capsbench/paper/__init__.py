@@ -2,7 +2,7 @@
 
 Source: Gugglberger, Peer, Rodríguez-Sánchez, *Momentum Capsule Networks*, tables 1 to 5 and the slopes printed in figure 4.
 Table 4 is one `nvidia-smi` reading per network: context, cache and fragmentation included; comparable with process memory,
-and with reserved memory but for the context.
+and with reserved memory apart from the context.
 """
 
 from importlib import resources

@@ -203,7 +203,7 @@ def _read(file: IO[bytes]) -> _Answer:
     Raises:
         EOFError: there is no further answer.
     """
-    answer: _Answer = pickle.loads(_receive(file))  # noqa: S301  (what this package wrote, with the rights of this process)
+    answer: _Answer = pickle.loads(_receive(file))  # noqa: S301  (written by this package, with the rights of this process)
     return answer
 
 

@@ -127,11 +127,11 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
 
         - `metric`, `unit` (`bytes` or `seconds`, per block), `slope`, `slope_low`, `slope_high`, `intercept`, `intercept_low`,
           `intercept_high`, `r2`, `points`. The interval of a time's slope contains the scatter of samples, of replicates and of
-          medians round the line. Bytes repeat: where all lie on the line, its slope is exact, and its interval is that number.
+          medians around the line. Bytes repeat: if all lie on the line, its slope is exact, and its interval is that number.
           Intervals are missing with fewer than three points.
         - `linear`: False where a line does not fit; `shape`: one of `capsbench.stats.linearity.Shape`, which distinguishes lines
           whose slope cannot be distinguished from 0; `deviation`: the largest residual over the range of the values.
-        - `noise`: what disturbed the times of this line, joined by commas; empty for bytes.
+        - `noise`: disturbances of the times of this line, joined by commas; empty for bytes.
         - `ratio_to_rescapsnet`, `ratio_low`, `ratio_high`: the slope over that of the ResCapsNet with stored activations and
           otherwise the same options in the same report; missing where there is none, or where one of the two is not a line or
           cannot be distinguished from 0.

@@ -1,6 +1,6 @@
 """A model of PyTorch's CUDA caching allocator: the memory that it would reserve for a trace of allocations, without a device.
 
-The rules are those of `c10/cuda/CUDACachingAllocator.cpp` at its default settings, for one stream. It is held to PyTorch's own
+The rules are those of `c10/cuda/CUDACachingAllocator.cpp` at its default settings, for one stream, checked against PyTorch's own
 answers on recorded traces (`tests/golden/allocator_trace_*.npz`), allocated and reserved, at every checkpoint.
 """
 

@@ -1,4 +1,4 @@
-"""One training step phase by phase, for whoever observes it: a probe, a trace, or a close look."""
+"""One training step phase by phase, under an observer: a probe, a trace, or a close look."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +30,7 @@ class StepObserver:
         """Look at the step between backward and the optimizer's step.
 
         Args:
-            gradients: of the parameters, as far as they are alive.
+            gradients: gradients of the parameters that are alive.
         """
 
 

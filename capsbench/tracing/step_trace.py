@@ -222,7 +222,7 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
 
 
 class _Following(StepObserver):
-    """A trace that is followed phase by phase, and what is alive between forward and backward.
+    """A trace that is followed phase by phase, with the blocks alive between forward and backward.
 
     Args:
         follow: the trace.
@@ -242,7 +242,7 @@ class _Following(StepObserver):
         self.made: list[int] = []
         """The blocks that forward made, in their order."""
         self.gone: dict[int, int] = {}
-        """Bytes of the blocks that forward let go of: a module that remembers something lets go of that of the step before."""
+        """Bytes of the blocks that forward freed: a module that remembers tensors frees those of the step before."""
         self.flops = 0
         """Floating-point operations of forward and backward."""
 

@@ -334,7 +334,7 @@ class Run:
 
 @contextmanager
 def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[None]:
-    """Report in two lines that memory is short, or what a user's own model raised."""
+    """Report in two lines that memory is short, or the error that a user's own model raised."""
     network = settings.network
     try:
         with refusing_exit():
