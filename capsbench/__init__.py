@@ -10,19 +10,23 @@ if TYPE_CHECKING:
     from capsbench.inference import classify
     from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet
     from capsbench.page.notebook import slopes
+    from capsbench.report import Report, load
     from capsbench.stats.least_squares import SlopeFit, fit_slope
-    from capsbench.store import load
+    from capsbench.sweep.verbs import predict, run
 
 _HOME = {
     "CapsNet": "capsbench.models",
     "CapsuleLoss": "capsbench.models",
     "CapsuleOutput": "capsbench.models",
     "MoCapsNet": "capsbench.models",
+    "Report": "capsbench.report",
     "ResCapsNet": "capsbench.models",
     "SlopeFit": "capsbench.stats.least_squares",
     "classify": "capsbench.inference",
     "fit_slope": "capsbench.stats.least_squares",
-    "load": "capsbench.store",
+    "load": "capsbench.report",
+    "predict": "capsbench.sweep.verbs",
+    "run": "capsbench.sweep.verbs",
     "slopes": "capsbench.page.notebook",
 }
 
@@ -31,11 +35,14 @@ __all__ = [
     "CapsuleLoss",
     "CapsuleOutput",
     "MoCapsNet",
+    "Report",
     "ResCapsNet",
     "SlopeFit",
     "classify",
     "fit_slope",
     "load",
+    "predict",
+    "run",
     "slopes",
 ]
 

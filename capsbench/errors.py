@@ -5,8 +5,10 @@ A name in backticks is that of a field or a parameter (`batch_size`); the comman
 The command line prints exactly these lines and ends with `exit_status`.
 """
 
+import errno
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 
 class CapsbenchError(Exception):
@@ -68,6 +70,12 @@ class Interrupted(CapsbenchError):
     """An interruption by Ctrl-C. Earlier measurements are kept."""
 
     exit_status = 130
+
+
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """Return the error of a file or folder that cannot be written."""
+    hint = "make room" if error.errno == errno.ENOSPC else "choose an `out` that you may write to"
+    return StoreError(f"{path} cannot be written: {error.strerror}", hint)
 
 
 def with_flags(text: str, flags: Mapping[str, str]) -> str:

@@ -1,7 +1,6 @@
 """Records as a data frame: the columns of `capsbench.load`, units in their names."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,8 +24,8 @@ _STEP_COLUMNS = ("flops", "floor_flops", "floor_bytes")
 _QUOTIENTS = ("train_step_relative", "flops_per_second", "floor_ratio_bytes", "floor_ratio_time")
 
 
-def to_frame(records: Iterable[tuple[Path, Record]]) -> pd.DataFrame:
-    """A row per record; times are the medians of their samples, in seconds, and memory is in bytes.
+def to_frame(records: Iterable[tuple[str, Record]]) -> pd.DataFrame:
+    """A row per record, with the name of its report; times are medians of their samples in seconds, memory is in bytes.
 
     Beside the fields of records:
 
@@ -48,8 +47,8 @@ def to_frame(records: Iterable[tuple[Path, Record]]) -> pd.DataFrame:
     return frame.astype(whole | dict.fromkeys((*TIME_COLUMNS, *_QUOTIENTS), "float64"))
 
 
-def _row(report: Path, record: Record) -> dict[str, object]:
-    row: dict[str, object] = {"report": report.name, **record.cell.configuration.model_dump()}
+def _row(report: str, record: Record) -> dict[str, object]:
+    row: dict[str, object] = {"report": report, **record.cell.configuration.model_dump()}
     row |= {"replicate": record.cell.replicate, "status": record.status, "kind": record.kind}
     row |= {"message": record.message, "data_source": record.data_source, "environment": record.environment}
     row |= {"source": record.cell.source}

@@ -17,8 +17,11 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, StoreError, unwritable
 from capsbench.paths import absolute
+
+LOCK = ".lock"
+"""The file in a folder by which a process keeps others out of it."""
 
 LEASE_SECONDS = 30.0
 """Age of an untouched lease from which it no longer counts."""
@@ -69,6 +72,34 @@ def holding(
         with contextlib.suppress(OSError):
             description.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def alone_in(folder: Path, notify: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if need be, while the body runs.
+
+    Args:
+        folder: of a report or a run.
+        notify: called with a text where it takes a while to see whether another process that holds the folder still lives.
+
+    Raises:
+        StoreError: another process holds it, or the folder cannot be written.
+    """
+
+    def waiting(holder: str) -> None:
+        notify(f"looking whether another capsbench run still holds {folder}: {holder}")
+
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(holding(folder / LOCK, folder, waiting=waiting))
+        except Busy as busy:
+            raise StoreError(
+                f"`out` {folder} is in use by another capsbench run: {busy.holder}", "wait for it, or choose another `out`"
+            ) from None
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        yield
 
 
 def _acquired(path: Path, patience: float | None, waiting: Callable[[str], None]) -> BaseFileLock:

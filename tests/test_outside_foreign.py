@@ -3,7 +3,6 @@
 import json
 import sys
 import warnings
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,6 +14,7 @@ from capsbench.gate.summary import summarize
 from capsbench.measure import worker
 from capsbench.measure.worker import memory_pass
 from capsbench.records import Cell, Record, StepFigures
+from capsbench.report import Report
 from capsbench.testing import memory_slope
 from capsbench.tracing import step_trace
 from capsbench.tracing.step_trace import trace_step
@@ -329,7 +329,7 @@ def test_no_module_of_it_is_named(contradicting):
     from capsbench.page.steps import modules_data
 
     assert modules_data([contradicting], Texts())["of"] == [-1]
-    (line,) = summarize([(Path("made"), contradicting)], {})[0].lines
+    (line,) = summarize([Report.of([contradicting], "made")])[0].lines
     assert line.cells[0].retained_by_module == {}
 
 
@@ -339,7 +339,7 @@ def test_records_and_baselines_of_earlier_versions_are_looked_through():
     held = {"a": record.memory.retained_bytes}
     agreeing = record.model_copy(update={"step": StepFigures(retained_by_module=held)})
     assert agreeing.believed_step().retained_by_module == held
-    (line,) = summarize([(Path("made"), agreeing)], {})[0].lines
+    (line,) = summarize([Report.of([agreeing], "made")])[0].lines
     assert _by_module(line, line.cells[0]) == held
     stale = line.cells[0].model_copy(update={"retained_by_module": {"a": 7}})
     assert _by_module(line, stale) == {}

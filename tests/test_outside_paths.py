@@ -18,16 +18,14 @@ from capsbench.cli.commands import cli
 from capsbench.data.datasets import data_directory
 from capsbench.data.images import read_images
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.gate.baseline import read_summary
 from capsbench.inference import Classifier
 from capsbench.locks import holding
 from capsbench.measure.worker import Reply
 from capsbench.paths import absolute, as_typed, expanded, new_folder, starting_here, typed
-from capsbench.store import Store
+from capsbench.report import Report, summary_in
 from capsbench.training import load_checkpoint, save_checkpoint
-from capsbench.writing import write_report as draw_report
 from helpers.commands import process_environment
-from helpers.made import make_configuration, make_frame, make_record
+from helpers.made import make_configuration, make_record
 from helpers.seeded import seeded_run, write_report
 
 MOVERS = ("import", "factory", "forward")
@@ -97,10 +95,9 @@ def test_a_home_folder_means_the_same_in_python(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_report(home / "good", seeded_run())
     assert len(package.load("~/good")) == 8
-    assert len(Store(Path("~/good")).read().records) == 8
-    assert len(read_summary(Path("~/good"))[0].lines) == 2
-    frame = make_frame(make_record(blocks=blocks) for blocks in (1, 2))
-    paths = draw_report(frame, Path("~/good"))
+    assert len(Report(Path("~/good")).records) == 8
+    assert len(summary_in("~/good")[0].lines) == 2
+    paths = Report.of(make_record(blocks=blocks) for blocks in (1, 2)).write("~/good")
     assert {path.parent for path in paths} == {home / "good"}
     assert len(pd.read_csv(home / "good" / "slopes.csv")) > 0
     monkeypatch.setenv("CAPSBENCH_DATA", "~/data")
@@ -166,7 +163,7 @@ def test_a_module_that_changes_folder_takes_nothing_with_it(forked, tmp_path, wh
         assert done.status == 0, (typed_, done)
         assert (tmp_path / written).exists(), typed_
         assert str(tmp_path) not in done.stdout + done.stderr  # paths are shown as they were typed
-    assert len(Store(tmp_path / "a").read().records) == (3 if where == "import" else 2)
+    assert len(Report(tmp_path / "a").records) == (3 if where == "import" else 2)
     assert set(names(tmp_path)) <= {"mover.py", "a", "c", "d", "e", "reports", "runs", "__pycache__"}
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from capsbench import load
 from capsbench.errors import LostWorkError, StoreError
+from capsbench.files import ENVIRONMENT, PLAN, RECORDS, report_folders
 from capsbench.records import SCHEMA_VERSION, Plan, Record
-from capsbench.store import ENVIRONMENT, PLAN, RECORDS, Store, report_folders
+from capsbench.report import Report
 from helpers.made import MIB, make_record
 
 RECORD_COUNT = 4
@@ -26,7 +27,7 @@ RECORD_COUNT = 4
 def store(tmp_path):
     folder = tmp_path / "report"
     folder.mkdir()
-    return Store(folder)
+    return Report(folder)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def filled(store):
 
 
 def blocks_of(store):
-    return [record.cell.configuration.blocks for record in store.read().records]
+    return [record.cell.configuration.blocks for record in Report(store.folder).records]
 
 
 def lines_of(store):
@@ -45,26 +46,26 @@ def lines_of(store):
 
 
 def test_what_is_appended_is_read(filled):
-    assert filled.read().records == [make_record(blocks=blocks) for blocks in range(1, RECORD_COUNT + 1)]
-    assert filled.read().damages == []
+    assert Report(filled.folder).records == [make_record(blocks=blocks) for blocks in range(1, RECORD_COUNT + 1)]
+    assert Report(filled.folder).damages == []
 
 
 def test_a_folder_without_records_has_none(store):
-    assert store.read().records == []
-    assert store.finished() == set()
+    assert Report(store.folder).records == []
+    assert Report(store.folder).settled() == set()
 
 
 def test_the_last_record_of_a_cell_wins(filled):
     again = make_record(blocks=2, status="oom")
     filled.append(again)
     assert blocks_of(filled) == [1, 2, 3, 4]
-    assert filled.read().records[1] == again
+    assert Report(filled.folder).records[1] == again
 
 
 def test_finished_are_results_but_not_faults(store):
     for blocks, status in enumerate(["ok", "oom", "skipped", "timeout", "error"], start=1):
         store.append(make_record(blocks=blocks, status=status))
-    assert store.finished() == {make_record(blocks=blocks).cell.key() for blocks in (1, 2, 3)}
+    assert Report(store.folder).settled() == {make_record(blocks=blocks).cell.key() for blocks in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("kept", [1, 40, 0.5, -2], ids=["one byte", "forty bytes", "half", "all but its last brace"])
@@ -73,7 +74,7 @@ def test_a_cut_costs_the_last_line_alone(filled, kept):
     kept = int(kept * len(last)) if isinstance(kept, float) else kept
     filled.path.write_bytes(b"".join(before) + last[:kept])
 
-    contents = filled.read()
+    contents = Report(filled.folder)
     assert [record.cell.configuration.blocks for record in contents.records] == [1, 2, 3]
     assert [damage.line for damage in contents.damages] == [4]
     assert str(filled.path) in str(contents.damages[0])
@@ -82,14 +83,14 @@ def test_a_cut_costs_the_last_line_alone(filled, kept):
     # The record after the damage must not be spoiled by it.
     filled.append(make_record(blocks=4))
     assert blocks_of(filled) == [1, 2, 3, 4]
-    assert [damage.line for damage in filled.read().damages] == [4]
+    assert [damage.line for damage in Report(filled.folder).damages] == [4]
 
 
 def test_a_line_without_its_end_alone_is_no_damage(filled):
     filled.path.write_bytes(filled.path.read_bytes().rstrip(b"\n"))
     filled.append(make_record(blocks=9))
     assert blocks_of(filled) == [1, 2, 3, 4, 9]
-    assert filled.read().damages == []
+    assert Report(filled.folder).damages == []
 
 
 @pytest.mark.parametrize(
@@ -112,20 +113,20 @@ def test_garbage_in_the_middle_costs_that_line_alone(filled, garbage):
     lines[1] = garbage + b"\n"
     filled.path.write_bytes(b"".join(lines))
     assert blocks_of(filled) == [1, 3, 4]
-    assert [damage.line for damage in filled.read().damages] == [2]
+    assert [damage.line for damage in Report(filled.folder).damages] == [2]
 
 
 def test_an_empty_line_is_none(filled):
     filled.path.write_bytes(b"\n".join(lines_of(filled)))
     assert blocks_of(filled) == [1, 2, 3, 4]
-    assert filled.read().damages == []
+    assert Report(filled.folder).damages == []
 
 
 def test_a_record_of_a_newer_schema_is_not_guessed_at(filled):
     newer = json.loads(make_record(blocks=5).model_dump_json()) | {"schema_version": SCHEMA_VERSION + 1, "novelty": 1}
     with filled.path.open("a") as file:
         file.write(json.dumps(newer) + "\n")
-    for read in (filled.read, filled.finished, lambda: load(filled.folder)):
+    for read in (lambda: Report(filled.folder).records, Report(filled.folder).settled, lambda: load(filled.folder)):
         with pytest.raises(
             StoreError, match=rf"{re.escape(str(filled.path))} line 5 .*version {SCHEMA_VERSION + 1}.*\n.*upgrade"
         ):
@@ -135,8 +136,8 @@ def test_a_record_of_a_newer_schema_is_not_guessed_at(filled):
 HOLD = """
 import sys, time
 from pathlib import Path
-from capsbench.store import Store
-with Store(Path(sys.argv[1])).locked():
+from capsbench.report import Report
+with Report(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(600)
 """
@@ -147,19 +148,19 @@ def test_a_lock_keeps_a_second_process_out_until_its_holder_is_gone(store, how):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(store.folder)], stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(StoreError, match=f"{re.escape(str(store.folder))} is in use"), store.locked():
+            with pytest.raises(StoreError, match=f"{re.escape(str(store.folder))} is in use"), store.lock():
                 pytest.fail("two processes hold one lock")
         finally:
             holder.send_signal(how)
             holder.wait()
-    with store.locked():
+    with store.lock():
         pass
 
 
 def test_a_lock_is_free_again_after_an_error(store):
-    with pytest.raises(ZeroDivisionError), store.locked():
+    with pytest.raises(ZeroDivisionError), store.lock():
         1 / 0  # noqa: B018
-    with store.locked():
+    with store.lock():
         pass
 
 
@@ -216,7 +217,7 @@ def test_a_folder_that_cannot_be_is_said_so(tmp_path):
     # A file in its place: the superuser, too, fails at that.
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "report"):
-        with pytest.raises(StoreError, match=r"cannot be written") as raised, Store(folder).locked():
+        with pytest.raises(StoreError, match=r"cannot be written") as raised, Report(folder).lock():
             pytest.fail("a file served as a folder")
         assert str(folder) in raised.value.what
         assert "`out`" in raised.value.hint
@@ -225,20 +226,20 @@ def test_a_folder_that_cannot_be_is_said_so(tmp_path):
 def test_a_plan_that_finds_no_folder_is_said_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"plan.json cannot be written"):
-        Store(tmp_path / "file").write_plan(Plan(command="", cells=[]))
+        Report(tmp_path / "file").write_plan(Plan(command="", cells=[]))
 
 
 def test_records_that_cannot_be_opened_are_said_so(store):
     store.path.mkdir()
     with pytest.raises(StoreError, match=r"records.jsonl cannot be read"):
-        store.read()
+        _ = Report(store.folder).records
 
 
 def test_a_plan_comes_back(store):
-    assert store.read_plan() is None
+    assert Report(store.folder).plan is None
     plan = Plan(command="capsbench run", cells=[make_record("mocapsnet").cell])
     store.write_plan(plan)
-    assert store.read_plan() == plan
+    assert Report(store.folder).plan == plan
     assert [path.name for path in store.folder.iterdir()] == [PLAN]
 
 
@@ -254,7 +255,7 @@ def test_a_plan_comes_back(store):
 def test_a_plan_that_cannot_be_read_is_not_overwritten_in_silence(store, text, message):
     (store.folder / PLAN).write_text(text)
     with pytest.raises(StoreError, match=message) as raised:
-        store.read_plan()
+        _ = Report(store.folder).plan
     assert str(store.folder / PLAN) in raised.value.what
 
 
@@ -268,7 +269,7 @@ def test_a_plan_that_cannot_be_written_leaves_the_old_one(store, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StoreError, match=r"plan.json cannot be written: No space left"):
         store.write_plan(Plan(command="new", cells=[]))
-    assert store.read_plan() == old
+    assert Report(store.folder).plan == old
     assert [path.name for path in store.folder.iterdir()] == [PLAN]
 
 
@@ -276,8 +277,8 @@ def test_machines_are_added_up(store):
     store.add_environment("a", {"cpu": 1})
     store.add_environment("b", {"cpu": 2})
     store.add_environment("a", {"cpu": 3})
-    assert store.read_environments() == {"a": {"cpu": 1}, "b": {"cpu": 2}}
-    assert json.loads((store.folder / ENVIRONMENT).read_text()) == store.read_environments()
+    assert Report(store.folder).environments == {"a": {"cpu": 1}, "b": {"cpu": 2}}
+    assert json.loads((store.folder / ENVIRONMENT).read_text()) == Report(store.folder).environments
 
 
 CONTRACT = [
@@ -360,7 +361,7 @@ def test_figures_that_cannot_be(filled, figures):
     record = json.loads(make_record(blocks=9).model_dump_json())
     record["memory"] |= figures
     filled.path.write_text(json.dumps(record) + "\n")
-    contents = filled.read()
+    contents = Report(filled.folder)
     assert (len(contents.records), len(contents.damages)) == (0, 1)
 
 
@@ -387,7 +388,7 @@ def test_load_reads_every_report_below_a_folder(tmp_path):
     for name in ("b", "a", "deep/er"):
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        Store(folder).append(make_record())
+        Report(folder).append(make_record())
     assert [path.relative_to(tmp_path) for path in report_folders(tmp_path)] == [Path("a"), Path("b"), Path("deep/er")]
     assert sorted(load(tmp_path)["report"]) == ["a", "b", "er"]
 

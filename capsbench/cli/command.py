@@ -2,6 +2,8 @@
 
 import functools
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,11 @@ class Group(click.Group):
     """Commands of one kind."""
 
     command_class = Command
+
+
+def typed_command() -> str:
+    """Return the command that runs, as it would be typed again."""
+    return shlex.join(["capsbench", *sys.argv[1:]])
 
 
 def echo(text: object, *, err: bool = False, nl: bool = True) -> None:

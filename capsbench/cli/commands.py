@@ -91,10 +91,10 @@ def run(**given: Any) -> int:
       capsbench run --models all --device cuda:predicted --gpu a100
       capsbench run --models all --out reports/mine --resume
     """
-    from capsbench.cli.sweeps import run_cells
+    from capsbench.cli.sweeps import plan_of, sweep
     from capsbench.sweep.plan import expand
 
-    return run_cells(expand(sweep_of(given)), **given)
+    return sweep(plan_of(expand(sweep_of(given)), given), **given)
 
 
 @cli.command()
@@ -188,32 +188,25 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
       capsbench plot reports/
       capsbench plot reports/mine --metric reserved,process --paper
     """
-    from capsbench.cli.output import draw, load_records, write_index, writing
+    from capsbench.cli.output import warn_of_damages
+    from capsbench.files import nothing_to_read
     from capsbench.paper import COMPARABLE_METRICS
-    from capsbench.store import Store, report_folders
+    from capsbench.report import reports_below
     from capsbench.words.labels import on_gpu
-    from capsbench.writing import write_report
 
     if with_paper and not set(metric or ()) & set(COMPARABLE_METRICS):
         echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)
     comparable = False
     empty: list[StoreError] = []
-    for folder in report_folders(reports):
-        try:
-            frame = load_records(folder)
-        except StoreError as error:
+    for one in reports_below(reports):
+        warn_of_damages([one])
+        if not one.records:
             # The others are drawn nevertheless.
-            empty.append(error)
+            empty.append(nothing_to_read(one.folder))
             continue
-        with writing(folder):
-            asked = metric or with_paper or per != "step"
-            plan = None if asked else Store(folder).read_plan()
-            drawn = (
-                write_report(frame, folder, memory=metric, per=per, with_paper=with_paper) if asked else draw(frame, folder, plan)
-            )
-            for path in [*drawn, write_index(folder)]:
-                echo(path)
-            comparable = comparable or bool(on_gpu(frame).any())
+        for path in one.write(memory=metric, per=per, with_paper=with_paper):
+            echo(path)
+        comparable = comparable or bool(on_gpu(one.frame).any())
     for other in empty[1:]:
         echo(f"error: {other.what}", err=True)
     if empty:
@@ -234,8 +227,10 @@ def slopes(reports: Path, as_json: bool) -> None:
       capsbench slopes reports/mine --json
     """
     from capsbench.cli.output import load_records, print_slopes
+    from capsbench.stats.slopes import slopes as slopes_of
 
-    print_slopes(load_records(reports), as_json=as_json)
+    frame = load_records(reports)
+    print_slopes(frame, slopes_of(frame), as_json=as_json)
 
 
 @cli.command("list")

@@ -2,13 +2,12 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from capsbench.cli.command import STANDARD_OUTPUT, command, echo, echo_json
+from capsbench.cli.command import STANDARD_OUTPUT, command, echo, echo_json, typed_command
 from capsbench.cli.options import FOLDER, Names, Parsed
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.options import MODELS
@@ -125,10 +124,11 @@ def check(
       capsbench check reports/ --baseline baselines/cpu.json
       capsbench check reports/mine --baseline baselines/cpu.json --last reports/yesterday --junit check.xml --markdown -
     """
-    from capsbench.gate.baseline import read_baseline, summary_of_reports, write_baseline
+    from capsbench.gate.baseline import read_baseline, write_baseline
     from capsbench.gate.check import judge
     from capsbench.gate.comparison import Thresholds
     from capsbench.gate.verdicts import CheckText
+    from capsbench.report import reports_below, summary_of
     from capsbench.words.printable import printable
 
     printed = STANDARD_OUTPUT in markdown
@@ -139,10 +139,10 @@ def check(
             "--update writes a baseline and checks nothing: --last, --junit, --markdown and --json have nothing to say",
             "leave them out, or check first and update then",
         )
-    run, notes = summary_of_reports(reports)
+    run, notes = summary_of(reports_below(reports))
     if update:
         _refuse_faults(run)
-        write_baseline(run.model_copy(update={"command": shlex.join(["capsbench", *sys.argv[1:]])}), baseline)
+        write_baseline(run.model_copy(update={"command": typed_command()}), baseline)
         for note in notes:
             echo(f"warning: {printable(note)}", err=True)
         echo(f"wrote {baseline}: {len(run.lines)} lines, {sum(len(line.cells) for line in run.lines)} cells")
@@ -214,10 +214,10 @@ def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab:
 
 def _read(path: Path) -> "Summary":
     """A report or a baseline; what is odd about it is told on standard error."""
-    from capsbench.gate.baseline import read_summary
+    from capsbench.report import summary_in
     from capsbench.words.printable import printable
 
-    summary, notes = read_summary(path)
+    summary, notes = summary_in(path)
     for note in notes:
         echo(f"warning: {printable(note)}", err=True)
     return summary

@@ -1,7 +1,6 @@
-"""How commands read records and print."""
+"""How commands read reports and print."""
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,28 +10,29 @@ from rich.console import Console
 from capsbench.cli.command import echo, in_words_of_command
 from capsbench.cli.console import console as console_of
 from capsbench.errors import StoreError
-from capsbench.records import Plan
-from capsbench.stats.slopes import slopes
-from capsbench.store import load, nothing_to_read
+from capsbench.files import damage_in_words, nothing_to_read
+from capsbench.report import Report, frame_of, reports_below
 from capsbench.terminal.tables import peak_note, slopes_table
 from capsbench.words.printable import printable, printable_lines
-from capsbench.writing import write_paper_report, write_report
 
 
 def load_records(folder: Path) -> pd.DataFrame:
-    """Records of a folder; damaged lines are told on standard error.
+    """Return the records at or below a folder; damaged lines are reported on standard error.
 
     Raises:
         StoreError: there are none, or they cannot be read.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        frame = load(folder)
-    for warning in caught:
-        warn(str(warning.message))
-    if frame.empty:
+    reports = reports_below(folder)
+    warn_of_damages(reports)
+    if not any(report.records for report in reports):
         raise nothing_to_read(folder)
-    return frame
+    return frame_of(reports)
+
+
+def warn_of_damages(reports: Iterable[Report]) -> None:
+    """Print on standard error which lines of reports are damaged."""
+    for text in damage_in_words(damage for report in reports for damage in report.damages):
+        warn(text)
 
 
 def warn(text: str) -> None:
@@ -40,9 +40,14 @@ def warn(text: str) -> None:
     echo(f"warning: {printable(text)}", err=True)
 
 
-def print_slopes(frame: pd.DataFrame, *, as_json: bool) -> None:
-    """The slopes on standard output, as a table or as JSON."""
-    table = slopes(frame)
+def print_slopes(frame: pd.DataFrame, table: pd.DataFrame, *, as_json: bool) -> None:
+    """Print slopes on standard output, as a table or as JSON.
+
+    Args:
+        frame: the records.
+        table: their slopes.
+        as_json: whether as JSON.
+    """
     if as_json:
         echo(table.to_json(orient="records", indent=1))
         return
@@ -54,21 +59,6 @@ def print_slopes(frame: pd.DataFrame, *, as_json: bool) -> None:
     note = peak_note(table, frame)
     if note:
         say(console, note)
-
-
-def write_index(folder: Path) -> Path:
-    """The page of one report, in its folder."""
-    from capsbench.cli.sources import PAGE, read_sources
-    from capsbench.page import write_page
-
-    return write_page(read_sources([folder], quiet=True)[0], folder / PAGE)
-
-
-def draw(frame: pd.DataFrame, folder: Path, plan: Plan | None) -> list[Path]:
-    """Slopes and figures of a report, as its plan says: figures 3 and 4, or what the paper shows under the plan's name."""
-    if plan is not None and plan.experiment is not None:
-        return write_paper_report(plan.experiment, frame, folder)
-    return write_report(frame, folder)
 
 
 @contextmanager

@@ -1,19 +1,22 @@
 """What `capsbench predict` does once it knows its cells."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from capsbench.cli.command import echo, echo_json
+from capsbench.cli.command import echo, echo_json, typed_command
 from capsbench.cli.console import console
 from capsbench.cli.output import say
-from capsbench.cli.sweeps import run_cells
+from capsbench.cli.sweeps import sweep
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.prediction.apart import call_for
 from capsbench.prediction.fit import What, largest_fit
-from capsbench.prediction.predict import predict_cell
-from capsbench.records import Cell, Configuration, Record
+from capsbench.records import Cell, Configuration, Plan, Record
+from capsbench.report import Report
+from capsbench.sweep.runner import Observer
+from capsbench.sweep.verbs import traced
 from capsbench.terminal.prediction import certainty_note, fit_text, predictions_table
 from capsbench.terminal.progress import Progress
 
@@ -44,8 +47,8 @@ def check_target(device: str, gpu: str | None, *, fit: str | None, kept: bool, r
 
 
 def print_predictions(cells: list[Cell], *, as_json: bool) -> int:
-    """Traces every cell and prints its figures; returns the exit status."""
-    records = _traced(cells)
+    """Trace every cell, print its figures, and return the exit status."""
+    records = traced(_plan(cells), _Screen()).records
     if as_json:
         echo_json([record.model_dump(mode="json", exclude_none=True) for record in records])
     elif any(record.status != "error" for record in records):
@@ -57,10 +60,7 @@ def print_predictions(cells: list[Cell], *, as_json: bool) -> int:
 
 def keep_predictions(cells: list[Cell], out: Path, *, resume: bool, as_json: bool) -> int:
     """Traces every cell into a report, as `run` does with a device that is predicted."""
-    return run_cells(
-        cells, out=out, resume=resume, as_json=as_json, dry_run=False, data_dir=None, samples=5, timeout=1800, time_budget=0,
-        strict=False, only_these=True, passes=("memory",),
-    )  # fmt: skip
+    return sweep(_plan(cells), out=out, resume=resume, as_json=as_json, only_these=True)
 
 
 def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
@@ -87,14 +87,22 @@ def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def _traced(cells: list[Cell]) -> list[Record]:
-    records: list[Record] = []
-    with Progress(console(err=True), len(cells), lambda: 1.5 * (len(cells) - len(records))) as progress:
-        for cell in cells:
-            progress.started(cell)
-            records.append(predict_cell(cell))
-            progress.finished(records[-1])
-    return records
+def _plan(cells: list[Cell]) -> Plan:
+    return Plan(command=typed_command(), cells=cells, passes=["memory"], budget_seconds=0)
+
+
+class _Screen:
+    """Shows predictions to whoever typed the command."""
+
+    def told(self, text: str) -> None:
+        """Print a text that a person should know."""
+        say(console(err=True), text)
+
+    @contextmanager
+    def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
+        """Show how it goes on."""
+        with Progress(console(err=True), len(left), lambda: 1.5 * (len(left) - len(report.records))) as progress:
+            yield (progress,)
 
 
 def _complain(records: Iterable[Record]) -> int:

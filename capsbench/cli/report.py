@@ -25,16 +25,23 @@ def report(reports: tuple[Path, ...], out: Path | None) -> None:
       capsbench report reports/
       capsbench report reports/before reports/after --out comparison.html
     """
-    from capsbench.cli.sources import PAGE, read_sources
+    from capsbench.cli.output import warn
+    from capsbench.files import nothing_to_read
     from capsbench.page import write_page
+    from capsbench.report import PAGE, loose_timelines, reports_below
 
     path = out or _common(reports) / PAGE
     if path.is_dir():
         raise ConfigurationError(f"--out {path} is a folder", f"name a file, such as {path / PAGE}")
-    sources, loose = read_sources(reports)
+    found = reports_below(*reports)
+    loose, damaged = loose_timelines(reports, found)
+    for note in [*(note for one in found for note in one.notes), *damaged]:
+        warn(note)
+    if not any(one.records for one in found):
+        raise nothing_to_read(*reports)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_page(sources, path, loose)
+        write_page(found, path, loose, damaged)
     except OSError as error:
         raise StoreError(f"--out {path} cannot be written: {error.strerror}", "choose a file that you may write to") from None
     echo(path)

@@ -88,13 +88,13 @@ _trained_options = together(
 
 def _swept(what: str) -> Callable[..., int]:
     def command(depth: str, dataset: tuple[str, ...] | None, **common: Any) -> int:
-        from capsbench.cli.sweeps import run_cells
+        from capsbench.cli.sweeps import plan_of, sweep
         from capsbench.sweep.plan import parse_depths
         from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
 
         experiment = EXPERIMENTS[what]
         cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **machine_of(common))
-        return run_cells(cells, experiment=what, passes=experiment.passes, **common)
+        return sweep(plan_of(cells, common, passes=experiment.passes, experiment=what), **common)
 
     return command
 

@@ -49,11 +49,11 @@ def reproduce_table(
     """
     from capsbench.cli.console import console as console_of
     from capsbench.cli.output import say, writing
+    from capsbench.figures.accuracy import write_accuracy
     from capsbench.paper.accuracy import EPOCHS
     from capsbench.terminal.accuracy import accuracy_rich
     from capsbench.training.tables import networks_of, run_members, trials_of
     from capsbench.words.accuracy import NOTE
-    from capsbench.writing import write_accuracy
 
     folder = out or anchored(Path("reports")) / name
     rows = _chosen(name, given)

@@ -2,16 +2,32 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from capsbench.durable import write_csv
+from capsbench.figures.depth import save
 from capsbench.figures.styles import COLOURS, MODEL_STYLES, STYLE
 from capsbench.stats.seeds import KEY
-from capsbench.words.accuracy import NUMBERED, TITLES, length_text, setting_text, system_text
+from capsbench.words.accuracy import NUMBERED, TITLES, accuracy_markdown, length_text, setting_text, system_text
 from capsbench.words.labels import dataset_title, model_title
+
+
+def write_accuracy(rows: pd.DataFrame, folder: Path, name: str, title: str) -> list[Path]:
+    """Write CSV, Markdown and the figure of a table, and return their paths.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    csv, markdown = folder / f"{name}.csv", folder / f"{name}.md"
+    write_csv(rows, csv)
+    markdown.write_text(accuracy_markdown(rows, title), encoding="utf-8")
+    return [csv, markdown, *save(accuracy_figure(rows, title), folder, name)]
 
 
 def accuracy_figure(rows: pd.DataFrame, title: str) -> Figure:

@@ -1,5 +1,6 @@
 """Figures 3 and 4 of *Momentum Capsule Networks*, from one's own records."""
 
+import io
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
@@ -85,16 +86,27 @@ def figure4(
 def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("svg", "png", "pdf")) -> list[Path]:
     """Write a figure in each format; fonts are embedded in the pdf as TrueType, as publishers ask."""
     paths = [folder / f"{name}.{kind}" for kind in kinds]
+    for path, kind in zip(paths, kinds, strict=True):
+        _save(figure, path, kind)
+    return paths
+
+
+def as_svg(figure: Figure) -> bytes:
+    """Return a figure as `save` would write it."""
+    file = io.BytesIO()
+    _save(figure, file, "svg")
+    return file.getvalue()
+
+
+def _save(figure: Figure, file: Path | io.BytesIO, kind: str) -> None:
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         # A name may have signs that no font here has; they are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         # A column of a paper has no room for three panels with long legends, which are drawn all the same.
         warnings.filterwarnings("ignore", message="constrained_layout not applied", category=UserWarning)
-        for path in paths:
-            # No date, so that the same records give the same file.
-            metadata = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}[path.suffix]
-            figure.savefig(path, metadata=metadata, bbox_inches="tight")
-    return paths
+        # No date, so that the same records give the same file.
+        metadata = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}[kind]
+        figure.savefig(file, format=kind, metadata=metadata, bbox_inches="tight")
 
 
 def _grid(

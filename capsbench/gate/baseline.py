@@ -1,46 +1,14 @@
 """Baselines on disk: a summary of a report, small enough to be committed and plain enough to be read in a diff."""
 
-import contextlib
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
+from capsbench.durable import replacing
 from capsbench.errors import StoreError
-from capsbench.gate.summary import PROGRAM, SCHEMA_VERSION, Summary, summarize
+from capsbench.gate.summary import PROGRAM, SCHEMA_VERSION, Summary
 from capsbench.paths import expanded
-from capsbench.store import Store, read_reports
-
-
-def read_summary(path: Path) -> tuple[Summary, list[str]]:
-    """The summary of a report folder, a folder of them, or a baseline file, with notes for the reader.
-
-    Raises:
-        StoreError: there is none, or it cannot be read.
-    """
-    path = expanded(path)
-    return (read_baseline(path), []) if path.is_file() else summary_of_reports(path)
-
-
-def summary_of_reports(root: Path) -> tuple[Summary, list[str]]:
-    """A summary of every report at or below a folder, with notes on damaged lines and on lines measured twice.
-
-    Raises:
-        StoreError: there are no records, or they are of a newer schema.
-    """
-    records, damages = read_reports(root)
-    if not records:
-        reason = f"; {damages[0]}" if damages else ""
-        raise StoreError(f"{root} holds an empty report{reason}", "measure it first, with 'capsbench run'")
-    environments: dict[str, Any] = {}
-    commands = []
-    for folder in dict.fromkeys(folder for folder, _ in records):
-        environments |= Store(folder).read_environments()
-        plan = Store(folder).read_plan()
-        commands += [plan.command] if plan is not None else []
-    summary, notes = summarize(records, environments, commands)
-    return summary, [*map(str, damages), *notes]
 
 
 def read_baseline(path: Path) -> Summary:
@@ -79,18 +47,16 @@ def read_baseline(path: Path) -> Summary:
 
 
 def write_baseline(summary: Summary, path: Path) -> None:
-    """Write a baseline beside its path and rename it, so that a reader never sees half of one.
+    """Write a baseline so that a reader sees the old one or the new one, never half of one.
 
     Raises:
         StoreError: it cannot be written.
     """
     path = expanded(path)
-    beside = path.with_name(f"{path.name}.new")
+    text = json.dumps(summary.as_json(), indent=1, sort_keys=True) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(summary.as_json(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        beside.replace(path)
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise StoreError(f"baseline {path} cannot be written: {error.strerror}", "choose a file that you may write to") from None

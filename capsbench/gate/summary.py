@@ -1,15 +1,17 @@
 """A summary of a report, and the content of a baseline file: the figures of each line and cell by which runs are compared."""
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from capsbench.frame import LINE_COLUMNS
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
+
+if TYPE_CHECKING:
+    from capsbench.report import Report
 
 SCHEMA_VERSION = 1
 """Version of the format, raised whenever an older capsbench could not understand a new baseline."""
@@ -156,42 +158,35 @@ def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in parts.items() if value not in (None, "")}
 
 
-def summarize(
-    records: Iterable[tuple[Path, Record]], environments: Mapping[str, Mapping[str, Any]], measured_by: Iterable[str] = ()
-) -> tuple[Summary, list[str]]:
-    """A summary of records, with notes for the reader.
+def summarize(reports: Sequence["Report"]) -> tuple[Summary, list[str]]:
+    """A summary of reports, with notes for the reader.
 
     If several reports hold one line, the latest counts; an earlier one adds the cells that it alone has only if it shares
     none with a later one. If a network's source was changed, the latest source counts: its cells are never mixed with those
     of another one.
 
     Args:
-        records: records, each with the report that it belongs to.
-        environments: entries of environment.json by key.
-        measured_by: commands that measured them.
+        reports: those with records.
     """
-    by_report: dict[Path, list[Record]] = {}
-    for report, record in records:
-        by_report.setdefault(report, []).append(record)
-    latest_first = sorted(by_report.items(), key=lambda item: (max(it.started_at or "" for it in item[1]), item[0]), reverse=True)
+    latest_first = sorted(reports, key=lambda report: (report.ended, report.place()), reverse=True)
     lines: dict[str, dict[tuple[int, int], Record]] = {}
     passed_over: dict[str, int] = {}
-    for report, found in latest_first:
-        for key, cells in _by_line(found).items():
+    for report in latest_first:
+        for key, cells in _by_line(report.records).items():
             taken = lines.setdefault(key, {})
             if taken.keys() & cells.keys() or (taken and _source(taken.values()) != _source(cells.values())):
                 passed_over[report.name] = passed_over.get(report.name, 0) + 1
             else:
                 taken.update(cells)
-    superseded = _superseded(by_report)
+    environments = {key: entry for report in reports for key, entry in report.environments.items()}
     summary = Summary(
-        measured_by=list(dict.fromkeys(measured_by)),
+        measured_by=list(dict.fromkeys(report.plan.command for report in reports if report.plan is not None)),
         environments={key: machine_parts(environments[key]) for key in sorted(_used(lines) & environments.keys())},
         lines=[_line(lines[key]) for key in sorted(lines)],
     )
     count = ((name, f"{lines} line{'s' if lines > 1 else ''}") for name, lines in passed_over.items())
     notes = [f"{text} of report {name} were measured again by a later report, which counts" for name, text in count]
-    return summary, notes + superseded
+    return summary, notes + _superseded(reports)
 
 
 def _by_line(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Record]]:
@@ -212,12 +207,11 @@ def _source(line: Iterable[Record]) -> str | None:
     return max(reversed(list(line)), key=lambda record: record.started_at or "").cell.source
 
 
-def _superseded(by_report: Mapping[Path, Iterable[Record]]) -> list[str]:
+def _superseded(reports: Iterable["Report"]) -> list[str]:
     """Notes on records that are left out because a network's source was changed amid a report."""
     notes = []
-    for report, records in by_report.items():
-        every = list(records)
-        count = len(every) - sum(len(cells) for cells in _by_line(every).values())
+    for report in reports:
+        count = len(report.records) - sum(len(cells) for cells in _by_line(report.records).values())
         if count:
             notes.append(f"{count} records of report {report.name} are of an earlier source of their network, and left out")
     return notes

@@ -5,6 +5,5 @@ are untrusted text everywhere.
 """
 
 from capsbench.page.build import page_html, write_page
-from capsbench.page.source import Inside, Source
 
-__all__ = ["Inside", "Source", "page_html", "write_page"]
+__all__ = ["page_html", "write_page"]

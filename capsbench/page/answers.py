@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -12,12 +12,14 @@ from capsbench.frame import plain
 from capsbench.gate.summary import mapping
 from capsbench.page.cells import Line, Lines
 from capsbench.page.room import LONGEST_NAME
-from capsbench.page.source import Source
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS
 from capsbench.words.labels import cut, dataset_title, is_predicted, model_title
 from capsbench.words.slopes_in_words import row_ratio, row_shape, row_slope
 from capsbench.words.units import bytes_text, quantity_text
+
+if TYPE_CHECKING:
+    from capsbench.report import Report
 
 Piece = tuple[bool, str]
 """A piece of text, with True if it is emphasised."""
@@ -52,7 +54,7 @@ class PaperVerdict:
 
 
 def answers(
-    lines: Lines, told: Sequence[Mapping[str, Any]], frame: pd.DataFrame, sources: Sequence[Source], most: int
+    lines: Lines, told: Sequence[Mapping[str, Any]], frame: pd.DataFrame, reports: Sequence["Report"], most: int
 ) -> tuple[list[Answer], int]:
     """A sentence for each of the first lines, and the number of lines.
 
@@ -60,12 +62,12 @@ def answers(
         lines: lines of the frame.
         told: result of `lines_data`.
         frame: all records.
-        sources: the reports.
+        reports: the reports.
         most: largest number of sentences.
     """
     rows = frame.assign(line=lines.of_record)
     found = []
-    latest = latest_of(sources)
+    latest = latest_of(reports)
     first = sorted(range(len(told)), key=lambda place: told[place]["report"] != latest)
     for place in first[:most]:
         line = told[place]
@@ -77,14 +79,14 @@ def answers(
                 label=str(line["label"]),
                 colour=int(line["look"]["colour"]),
                 sentence=[*_cost(line["fits"], cells), *_ending(cells)],
-                where=_where(options, cells, sources),
+                where=_where(options, cells, reports),
             )
         )
     return found, len(told)
 
 
 def paper_verdicts(
-    table: pd.DataFrame, lines: Lines, told: Sequence[Mapping[str, Any]], sources: Sequence[Source]
+    table: pd.DataFrame, lines: Lines, told: Sequence[Mapping[str, Any]], reports: Sequence["Report"]
 ) -> list[PaperVerdict]:
     """The paper's claims on memory and time per block, compared with one's own figures; the latest report's first.
 
@@ -92,11 +94,11 @@ def paper_verdicts(
         table: slopes of all lines.
         lines: lines of the records.
         told: result of `lines_data`.
-        sources: the reports.
+        reports: the reports.
     """
     ratios: list[PaperVerdict] = []
     amounts: list[PaperVerdict] = []
-    rows = table.iloc[(table["report"] != latest_of(sources)).argsort(kind="stable")]
+    rows = table.iloc[(table["report"] != latest_of(reports)).argsort(kind="stable")]
     for row in rows.to_dict("records"):
         line = {str(name): plain(row[name]) for name in lines.names}
         label = str(told[lines.place_of(line)]["label"])
@@ -110,9 +112,9 @@ def paper_verdicts(
     return [*ratios, *amounts]
 
 
-def latest_of(sources: Sequence[Source]) -> str:
+def latest_of(reports: Sequence["Report"]) -> str:
     """The name of the report that was measured last."""
-    return max(sources, key=lambda source: source.ended()).name
+    return max(reports, key=lambda report: report.ended).name
 
 
 def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Piece]:
@@ -203,28 +205,28 @@ def _ending(cells: pd.DataFrame) -> list[Piece]:
     return pieces
 
 
-def _where(line: Line, cells: pd.DataFrame, sources: Sequence[Source]) -> str:
+def _where(line: Line, cells: pd.DataFrame, reports: Sequence["Report"]) -> str:
     """Conditions and machine: `Measured at 1 to 8 blocks: MNIST, batch 128, kernel compiled, Intel Xeon, 2 threads.`."""
     good = cells[cells["status"] == "ok"]
     depths = sorted({int(blocks) for blocks in (good if len(good) else cells)["blocks"]})
     how = "Predicted" if is_predicted(line) else "Measured" if len(good) else "Tried"
     parts = [dataset_title(str(line["dataset"])), f"batch {line['batch_size']}"]
     parts += [f"{name} {line[name]}" for name in ("kernel", "memory") if line.get(name) is not None]
-    parts += [str(line["precision"]), _machine(line, sources)]
+    parts += [str(line["precision"]), _machine(line, reports)]
     parts = [cut(part, LONGEST_NAME) for part in parts]
     if (cells["data_source"] == "stand-in").any():
         parts.append("the packaged images stand in for a set that was not on disk")
     return f"{how}{f' at {_blocks(depths)}' if depths != [0] else ''}: {', '.join(part for part in parts if part)}."
 
 
-def _machine(line: Line, sources: Sequence[Source]) -> str:
+def _machine(line: Line, reports: Sequence["Report"]) -> str:
     """Name of the device in its report's environment."""
     if is_predicted(line):
         return str(line.get("gpu") or line["device"])
     entry: Mapping[str, Any] = {}
-    for source in sources:
-        if source.name == line["report"]:
-            found = source.environments.get(str(line.get("environment")))
+    for report in reports:
+        if report.name == line["report"]:
+            found = report.environments.get(str(line.get("environment")))
             entry = mapping(found)
     device = str(line["device"])
     if device.startswith("cuda"):

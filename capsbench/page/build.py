@@ -2,16 +2,18 @@
 
 import base64
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from capsbench.durable import replacing
 from capsbench.figures.styles import COLOURS
-from capsbench.frame import SAMPLE_COLUMNS
+from capsbench.frame import SAMPLE_COLUMNS, to_frame
 from capsbench.page.answers import answers, latest_of, paper_verdicts
 from capsbench.page.cells import (
     Lines,
@@ -26,11 +28,14 @@ from capsbench.page.cells import (
 )
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.page.runs import comparisons_data, environments_data, history_data, reports_data
-from capsbench.page.source import Inside, Source, frame_of, told_apart
 from capsbench.page.steps import contents_data, modules_data, timelines_data
 from capsbench.records import Record
 from capsbench.stats.slopes import slopes
 from capsbench.words.labels import cut
+
+if TYPE_CHECKING:
+    from capsbench.files import SavedTimeline
+    from capsbench.report import Report
 
 SCRIPTS = (
     "data.js",
@@ -63,33 +68,31 @@ _SHARES = (
 """How many raw samples of a time, and characters of a text, are shown: the first pair that there is room for counts."""
 
 
-def write_page(sources: Sequence[Source], path: Path, loose: Sequence[Inside] = ()) -> Path:
-    """Writes the page of these reports beside its place and renames it, so that nobody sees half of one.
+def write_page(reports: Sequence["Report"], path: Path, loose: Sequence["SavedTimeline"] = (), notes: Sequence[str] = ()) -> Path:
+    """Write the page of these reports; whoever reads the file sees the old page or the new one, never half of one.
 
     Args:
-        sources: the reports.
+        reports: the reports.
         path: the page.
         loose: timelines that lie in no report.
+        notes: what else a reader must know.
 
     Raises:
         OSError: it cannot be written.
     """
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        # A name may hold what no encoding has: halves of characters, from a folder or a file of somebody else.
-        beside.write_bytes(page_html(sources, loose).encode("utf-8", "replace"))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    # A name may hold what no encoding has: halves of characters, from a folder or a file of somebody else.
+    content = page_html(reports, loose, notes).encode("utf-8", "replace")
+    with replacing(path) as file:
+        file.write(content)
     return path
 
 
-def page_html(sources: Sequence[Source], loose: Sequence[Inside] = ()) -> str:
+def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = (), notes: Sequence[str] = ()) -> str:
     """The page of these reports; the same records give the same page."""
-    apart = told_apart(sources)
-    records = [record for source in apart for record in source.records]
-    frame = frame_of(apart)
-    table, lines = slopes(frame), Lines(frame)
+    apart = told_apart(reports)
+    records = [record for report in apart for record in report.records]
+    frame, table = _figures(apart)
+    lines = Lines(frame)
     told = lines_data(lines, frame, table, apart)
     sentences, count = answers(lines, told, frame, apart, _ANSWERS)
     timelines, all_timelines = timelines_data(apart, loose)
@@ -117,7 +120,7 @@ def page_html(sources: Sequence[Source], loose: Sequence[Inside] = ()) -> str:
     if len(timelines) < all_timelines:
         limits.append(f"{len(timelines)} of {all_timelines} timelines are on this page: name fewer reports to see the others.")
     return _template().render(
-        title=" and ".join(cut(source.name, LONGEST_NAME) for source in apart) if len(apart) < 4 else f"{len(apart)} reports",
+        title=" and ".join(cut(report.name, LONGEST_NAME) for report in apart) if len(apart) < 4 else f"{len(apart)} reports",
         reports=data["reports"],
         answers=sentences,
         lines=count,
@@ -129,8 +132,30 @@ def page_html(sources: Sequence[Source], loose: Sequence[Inside] = ()) -> str:
         library=_library(),
         data=text,
         limits=limits,
-        notes=cut_list((note for source in apart for note in source.notes), _NOTES, LONGEST_NAME),
+        notes=cut_list([*(note for report in apart for note in report.notes), *notes], _NOTES, LONGEST_NAME),
     )
+
+
+def _figures(reports: Sequence["Report"]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All records, and their slopes."""
+    if len(reports) == 1:
+        return reports[0].frame, reports[0].slopes  # which it knows where they were asked for before
+    frame = to_frame((report.name, record) for report in reports for record in report.records)
+    return frame, slopes(frame)
+
+
+def told_apart(reports: Iterable["Report"]) -> list["Report"]:
+    """Return the same reports under names of their own: `mine`, `mine (2)`."""
+    found: list[Report] = []
+    taken: set[str] = set()
+    for report in reports:
+        name, count = report.name, 1
+        while name in taken:
+            count += 1
+            name = f"{report.name} ({count})"
+        taken.add(name)
+        found.append(report if name == report.name else report.named(name))
+    return found
 
 
 def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: Texts) -> tuple[str, list[str]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -13,7 +13,6 @@ from capsbench.gate.findings import Labels
 from capsbench.options import OPTIONS, noun_of
 from capsbench.page.commands import cell_options, line_command, timeline_command
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
-from capsbench.page.source import Source
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
 from capsbench.stats.metrics import METRICS, TIME_METRICS, Metric
@@ -21,6 +20,9 @@ from capsbench.stats.slopes import REFERENCE_MODEL, line_columns
 from capsbench.words.labels import Names, cut, dataset_title, model_title
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
+
+if TYPE_CHECKING:
+    from capsbench.report import Report
 
 VALUES = (
     "state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_forward_bytes", "peak_backward_bytes",
@@ -85,21 +87,21 @@ class Lines:
         return self._places[tuple(plain(line[name]) for name in self.names)]
 
 
-def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, sources: Sequence[Source]) -> list[dict[str, Any]]:
+def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, reports: Sequence["Report"]) -> list[dict[str, Any]]:
     """The page's data of each line: name, options, look, slopes, means over replicates, and the command to measure it again.
 
     Args:
         lines: lines of the frame.
         frame: all records.
         table: their slopes.
-        sources: the reports.
+        reports: the reports.
     """
     labels, looks = Labels(lines.lines), styles_of(lines.lines)
     beside: dict[tuple[object, object], list[Line]] = {}
     for line in lines.lines:
         beside.setdefault((line["report"], line["dataset"]), []).append(line)
     names = {key: Names(some) for key, some in beside.items()} if len(beside) > 1 else {}
-    plans = {source.name: source.plan for source in sources}
+    plans = {report.name: report.plan for report in reports}
     fits: list[dict[str, Any]] = [{} for _ in lines.lines]
     for row in table.to_dict("records"):
         fits[lines.place_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)

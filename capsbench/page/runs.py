@@ -1,8 +1,7 @@
 """The reports themselves: their machines, their differences, and the change of each figure from one to the next."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,8 +13,10 @@ from capsbench.gate.summary import Summary, machine_parts, mapping, summarize
 from capsbench.gate.verdicts import CheckText, comparison_remarks, comparison_rows
 from capsbench.page.cells import Line, Lines
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut_list
-from capsbench.page.source import Source
 from capsbench.words.labels import cut
+
+if TYPE_CHECKING:
+    from capsbench.report import Report
 
 _MOST_REPORTS = 40
 _MOST_ROWS = 3000
@@ -27,22 +28,22 @@ _LONGEST_PART = 400
 _CHANGES_ALWAYS = {"load_1_min", "megahertz", "notes", "sm_megahertz"}
 
 
-def reports_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
+def reports_data(reports: Sequence["Report"]) -> list[dict[str, Any]]:
     """Data of each report: command, time and machines."""
     return [
         {
-            "name": source.name,
-            "command": cut(source.plan.command, LONGEST_COMMAND) if source.plan else None,
-            "started": source.started(),
-            "commits": commits_of(source),
-            "cells": len(source.records),
-            "environments": sorted({record.environment for record in source.records if record.environment}),
+            "name": report.name,
+            "command": cut(report.plan.command, LONGEST_COMMAND) if report.plan else None,
+            "started": report.started,
+            "commits": commits_of(report),
+            "cells": len(report.records),
+            "environments": sorted({record.environment for record in report.records if record.environment}),
         }
-        for source in sources
+        for report in reports
     ]
 
 
-def environments_data(sources: Sequence[Source]) -> dict[str, Any]:
+def environments_data(reports: Sequence["Report"]) -> dict[str, Any]:
     """Parts of every machine, and which of them differ.
 
     Returns:
@@ -50,8 +51,8 @@ def environments_data(sources: Sequence[Source]) -> dict[str, Any]:
         of further rows.
     """
     known: dict[str, Mapping[str, Any]] = {}
-    for source in sources:
-        for key, entry in source.environments.items():
+    for report in reports:
+        for key, entry in report.environments.items():
             if isinstance(entry, Mapping):
                 known.setdefault(key, entry)
     parts = {key: _flat(entry) for key, entry in known.items()}
@@ -72,25 +73,25 @@ def environments_data(sources: Sequence[Source]) -> dict[str, Any]:
     return {"keys": list(parts), "rows": shown, "more": len(rows) - len(shown)}
 
 
-def commits_of(source: Source) -> list[str]:
+def commits_of(report: "Report") -> list[str]:
     """Commits at which its records were measured, or versions if these are of a release."""
-    used = {record.environment for record in source.records}
-    entries = [entry for key, entry in source.environments.items() if key in used and isinstance(entry, Mapping)]
+    used = {record.environment for record in report.records}
+    entries = [entry for key, entry in report.environments.items() if key in used and isinstance(entry, Mapping)]
     found = (entry.get("commit") or entry.get("capsbench") for entry in entries)
     return list(dict.fromkeys(str(name) for name in found if name))
 
 
-def comparisons_data(sources: Sequence[Source]) -> list[dict[str, Any]]:
+def comparisons_data(reports: Sequence["Report"]) -> list[dict[str, Any]]:
     """Comparisons of every later report with the first, figure by figure, as in `capsbench compare`."""
-    if len(sources) < 2:
+    if len(reports) < 2:
         return []
-    first, *others = sources[:_MOST_REPORTS]
+    first, *others = reports[:_MOST_REPORTS]
     before, notes = _summary(first)
     most = _MOST_ROWS // len(others)
     return [{"before": first.name, "after": other.name} | _comparison(before, notes, other, most) for other in others]
 
 
-def _comparison(before: Summary, notes: Sequence[str], other: Source, most: int) -> dict[str, Any]:
+def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: int) -> dict[str, Any]:
     """The comparison of one report with the first.
 
     Returns:
@@ -119,26 +120,26 @@ def _comparison(before: Summary, notes: Sequence[str], other: Source, most: int)
     return {"rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
 
 
-def history_data(sources: Sequence[Source], lines: Lines, table: pd.DataFrame) -> dict[str, Any]:
+def history_data(reports: Sequence["Report"], lines: Lines, table: pd.DataFrame) -> dict[str, Any]:
     """Slopes from report to report in the order of time, with the gate's verdict on each against the oldest.
 
     Returns:
         `points`: name, commits and time of each report, with its verdict; `series`: for every line that two reports have, the
         indices in the page's list of lines, by report.
     """
-    ordered = sorted(sources, key=lambda source: (source.ended(), source.name))[-_MOST_REPORTS:]
+    ordered = sorted(reports, key=lambda report: (report.ended, report.name))[-_MOST_REPORTS:]
     if len(ordered) < 2:
         return {"points": [], "series": []}
-    summaries = [_summary(source)[0] for source in ordered]
+    summaries = [_summary(report)[0] for report in ordered]
     points: list[dict[str, Any]] = [
-        {"name": source.name, "commits": commits_of(source), "started": source.started()}
+        {"name": report.name, "commits": commits_of(report), "started": report.started}
         | (_verdict(summaries, place, ordered[0].name) if place else {"verdict": "", "findings": [], "remarks": []})
-        for place, source in enumerate(ordered)
+        for place, report in enumerate(ordered)
     ]
-    places = {source.name: place for place, source in enumerate(ordered)}
+    places = {report.name: place for place, report in enumerate(ordered)}
     fitted = sorted({lines.place_of(dict(row)) for _, row in table[lines.names].drop_duplicates().iterrows()})
     shown = [(places[name], place) for place in fitted if (name := str(lines.lines[place]["report"])) in places]
-    known = {key: mapping(entry) for source in ordered for key, entry in source.environments.items()}
+    known = {key: mapping(entry) for report in ordered for key, entry in report.environments.items()}
     return {"points": points, "series": [one for one in _series(shown, lines.lines, known) if len(one) > 1]}
 
 
@@ -206,8 +207,8 @@ def _verdict(summaries: Sequence[Summary], place: int, baseline: str) -> dict[st
     }
 
 
-def _summary(source: Source) -> tuple[Summary, list[str]]:
-    return summarize([(Path(source.name), record) for record in source.records], source.environments)
+def _summary(report: "Report") -> tuple[Summary, list[str]]:
+    return summarize([report])
 
 
 def _portable(line: Line) -> str:

@@ -1,7 +1,7 @@
 """The inside of one step: bytes that modules retain, and timelines."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,10 +17,13 @@ from capsbench.figures.timeline import (
 )
 from capsbench.page.cells import Texts
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
-from capsbench.page.source import Inside, Source
 from capsbench.records import Contents, Record, Timeline
 from capsbench.words.labels import cut
 from capsbench.words.modules import ModuleChange, module_changes
+
+if TYPE_CHECKING:
+    from capsbench.files import SavedTimeline
+    from capsbench.report import Report
 
 _MOST_MODULES = 20
 _MOST_TIMELINES = 24
@@ -73,27 +76,28 @@ def contents_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
     return {"names": [name.removesuffix("_bytes") for name in names], "lists": list(known), "of": of}
 
 
-def timelines_data(sources: Sequence[Source], loose: Sequence[Inside]) -> tuple[list[dict[str, Any]], int]:
+def timelines_data(reports: Sequence["Report"], loose: Sequence["SavedTimeline"]) -> tuple[list[dict[str, Any]], int]:
     """The first timelines, as many as there is room for, and the number of all.
 
     Each belongs to the cells of the report in whose folder it lies. One that lies in no report belongs to the only
     report, and to none if there are several, since a configuration may stand for other code in each.
 
     Args:
-        sources: the reports.
+        reports: the reports.
         loose: timelines that lie in no report.
     """
     cells: dict[tuple[str, str], list[int]] = {}
-    everyone = [(source, record) for source in sources for record in source.records]
-    for place, (source, record) in enumerate(everyone):
-        cells.setdefault((source.name, record.cell.configuration.model_dump_json()), []).append(place)
-    of_no_other = sources[0].name if len(sources) == 1 else None
-    looks = [(source.name, one) for source in sources for one in source.timelines] + [(of_no_other, one) for one in loose]
+    everyone = [(report.name, record) for report in reports for record in report.records]
+    for place, (name, record) in enumerate(everyone):
+        cells.setdefault((name, record.cell.configuration.model_dump_json()), []).append(place)
+    of_no_other = reports[0].name if len(reports) == 1 else None
+    looks: list[tuple[str | None, SavedTimeline]]
+    looks = [(report.name, one) for report in reports for one in report.timelines] + [(of_no_other, one) for one in loose]
     found: list[dict[str, Any]] = []
     room = _ROOM
-    for report, one in looks[:_MOST_TIMELINES]:
-        of = [] if report is None else cells.get((report, one.timeline.configuration.model_dump_json()), [])
-        told = _timeline(one.timeline) | {"report": report, "path": cut(one.path, LONGEST_TEXT), "cells": of}
+    for owner, one in looks[:_MOST_TIMELINES]:
+        of = [] if owner is None else cells.get((owner, one.timeline.configuration.model_dump_json()), [])
+        told = _timeline(one.timeline) | {"report": owner, "path": cut(one.path, LONGEST_TEXT), "cells": of}
         room -= size_of(script_json(told))
         if room < 0:
             break

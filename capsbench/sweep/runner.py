@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from capsbench.errors import StoreError
 from capsbench.records import Cell, Plan, Record
-from capsbench.store import Store
+from capsbench.report import Report
 from capsbench.sweep.local import Launcher
 
 ROOM_BYTES = 2**20
@@ -26,22 +26,21 @@ class Observer(Protocol):
         """A cell's record is on the disk."""
 
 
-def run_sweep(plan: Plan, store: Store, launch: Launcher, observers: Sequence[Observer] = ()) -> None:
-    """Runs what is left of a plan. Records of earlier runs in the store count.
+def run_sweep(plan: Plan, report: Report, launch: Launcher, observers: Sequence[Observer] = ()) -> None:
+    """Run what is left of a plan. Records of earlier runs in the report count.
 
     Args:
         plan: what is asked.
-        store: where records go; locked by the caller.
+        report: where records go; locked by the caller.
         launch: measures a cell.
         observers: are told of each cell.
 
     Raises:
         StoreError: there is no room, or a record could not be written.
     """
-    known = store.read().records
-    full = {_line(record.cell): record.cell.configuration.blocks for record in known if record.status == "oom"}
-    for cell in remaining(plan, store):
-        _check_room(store)
+    full = {_line(record.cell): record.cell.configuration.blocks for record in report.records if record.status == "oom"}
+    for cell in remaining(plan, report):
+        _check_room(report)
         line, blocks = _line(cell), cell.configuration.blocks
         if line in full and blocks > full[line]:
             record = _skipped(cell, full[line])
@@ -52,15 +51,15 @@ def run_sweep(plan: Plan, store: Store, launch: Launcher, observers: Sequence[Ob
             if record.status == "oom":
                 full[line] = blocks
         with _uninterrupted():
-            store.append(record)
+            report.append(record)
         for observer in observers:
             observer.finished(record)
 
 
-def remaining(plan: Plan, store: Store) -> list[Cell]:
-    """The cells of a plan that have no final record."""
-    finished = store.finished(plan.passes)
-    return [cell for cell in plan.cells if cell.key() not in finished]
+def remaining(plan: Plan, report: Report) -> list[Cell]:
+    """Return the cells of a plan that have no final record."""
+    settled = report.settled(plan.passes)
+    return [cell for cell in plan.cells if cell.key() not in settled]
 
 
 def _line(cell: Cell) -> tuple[str, str | None]:
@@ -73,11 +72,11 @@ def _skipped(cell: Cell, full_at: int) -> Record:
     return Record(kind=kind, cell=cell, status="skipped", message=f"out of memory at {full_at} blocks of this line")
 
 
-def _check_room(store: Store) -> None:
-    free = shutil.disk_usage(store.folder).free
+def _check_room(report: Report) -> None:
+    free = shutil.disk_usage(report.folder).free
     if free < ROOM_BYTES:
         raise StoreError(
-            f"{store.folder} has {free} bytes left on its disk, too little for a record",
+            f"{report.folder} has {free} bytes left on its disk, too little for a record",
             "make room and run the same command with `resume`: all earlier records are kept",
         )
 

@@ -1,4 +1,4 @@
-"""Beginning a sweep, or going on with one: which folder, which plan, which data."""
+"""The beginning of a sweep, or of resuming one: which report, which plan, which data."""
 
 import contextlib
 import re
@@ -11,9 +11,10 @@ import torch
 
 from capsbench.data.datasets import data_directory, load_images
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.files import PLAN
 from capsbench.paths import anchored, new_folder
 from capsbench.records import BOTH, Cell, Plan
-from capsbench.store import PLAN, Store
+from capsbench.report import Report
 from capsbench.workload import check_batch_size
 
 REPORTS = Path("reports")
@@ -44,13 +45,13 @@ def resolve_device(name: str) -> str:
     )
 
 
-def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime, make: bool = False) -> Path:
-    """Where a sweep writes: `out`; or the newest unfinished report with these cells, to resume; or a new folder.
+def choose_report(plan: Plan, out: Path | None, *, resume: bool, now: datetime, make: bool = False) -> Report:
+    """Return the report that a sweep writes: `out`; or the newest unfinished one with these cells, to resume; or a new one.
 
     Args:
         plan: what is asked.
         out: the folder that was named, if any.
-        resume: whether a report is gone on with.
+        resume: whether a report is resumed.
         now: names a new folder.
         make: make a new folder at once, so that two sweeps of one second do not choose the same.
 
@@ -58,22 +59,27 @@ def choose_folder(plan: Plan, out: Path | None, *, resume: bool, now: datetime, 
         ConfigurationError: there is nothing to resume.
     """
     if out is not None:
-        return out
+        return Report(out)
     if not resume:
         folder = anchored(REPORTS) / now.strftime("%Y-%m-%d-%H%M%S")
-        return new_folder(folder) if make else folder
+        return Report(new_folder(folder) if make else folder)
     plans = sorted(anchored(REPORTS).glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
     wanted = set(plan.cells)
     for path in plans:
-        store = Store(path.parent)
+        report = Report(path.parent)
         with contextlib.suppress(StoreError):  # a damaged or newer report is not the one
-            known = store.read_plan()
+            known = report.plan
             if known is None or not set(plan.passes) <= set(known.passes):
                 continue
             cells = _renewed(known.cells, plan)
-            if wanted <= set(cells) and not {cell.key() for cell in cells} <= store.finished(known.passes):
-                return path.parent
+            if wanted <= set(cells) and not {cell.key() for cell in cells} <= report.settled(known.passes):
+                return report
     raise ConfigurationError("`resume`: no unfinished report below reports/ was planned with these options", "name it with `out`")
+
+
+def nothing_yet(report: Report) -> str:
+    """Return in words that a report that is to be resumed is not there."""
+    return f"there is nothing to go on with in {report.folder}: this sweep begins there"
 
 
 def _renewed(cells: Iterable[Cell], plan: Plan) -> list[Cell]:
@@ -82,8 +88,8 @@ def _renewed(cells: Iterable[Cell], plan: Plan) -> list[Cell]:
     return [cell.model_copy(update={"source": now.get(cell.configuration.model, cell.source)}) for cell in cells]
 
 
-def changed_sources(store: Store, plan: Plan) -> list[str]:
-    """What is not taken from a report that is resumed, because the source of its network has changed, in words.
+def changed_sources(report: Report, plan: Plan) -> list[str]:
+    """Return in words what is not taken from a report that is resumed, because the source of its network has changed.
 
     Raises:
         StoreError: its records cannot be read.
@@ -91,7 +97,7 @@ def changed_sources(store: Store, plan: Plan) -> list[str]:
     now = {cell.configuration.model: cell.source for cell in plan.cells}
     before = Counter(
         record.cell.configuration.model
-        for record in store.read().records
+        for record in report.records
         if record.cell.source != now.get(record.cell.configuration.model, record.cell.source)
     )
     return [
@@ -101,8 +107,8 @@ def changed_sources(store: Store, plan: Plan) -> list[str]:
     ]
 
 
-def begin(store: Store, plan: Plan, *, resume: bool) -> Plan:
-    """Writes the plan; resuming, the cells of the earlier one come first and what is new is added.
+def begin(report: Report, plan: Plan, *, resume: bool) -> Plan:
+    """Write the plan and return it; where a report is resumed, the cells of its plan come first and what is new is added.
 
     The source of a network is part of its cells: where it has changed, they are measured again. Their earlier records stay in
     the folder, as a line of their own.
@@ -110,10 +116,10 @@ def begin(store: Store, plan: Plan, *, resume: bool) -> Plan:
     Raises:
         ConfigurationError: the folder holds a report and `resume` is not given.
     """
-    earlier = store.read_plan()
-    if not resume and (earlier is not None or store.path.exists()):
+    earlier = report.plan
+    if not resume and (earlier is not None or report.path.exists()):
         raise ConfigurationError(
-            f"`out` {store.folder} already holds a report", "add `resume` to go on with it, or choose another `out`"
+            f"`out` {report.folder} already holds a report", "add `resume` to go on with it, or choose another `out`"
         )
     if earlier is not None:
         plan = plan.model_copy(
@@ -127,7 +133,7 @@ def begin(store: Store, plan: Plan, *, resume: bool) -> Plan:
                 "experiment": plan.experiment or earlier.experiment,
             }
         )
-    store.write_plan(plan)
+    report.write_plan(plan)
     return plan
 
 

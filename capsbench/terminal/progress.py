@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 from rich.console import Console, Group, RenderableType
@@ -58,7 +57,7 @@ class Progress(Display):
         head = Text(f"{self._counter()}  {self._current or 'done'}  ({self._times()})", style="bold")
         if not self._records:
             return head
-        return Group(cells_table(to_frame((Path(), record) for record in self._records), last=_ROWS), head)
+        return Group(cells_table(to_frame(("", record) for record in self._records), last=_ROWS), head)
 
 
 def _one_line(record: Record) -> str:

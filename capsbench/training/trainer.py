@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from capsbench.data.datasets import ImageSet, Parts, load_parts
 from capsbench.data.feed import Feed, split
 from capsbench.errors import ConfigurationError
+from capsbench.locks import alone_in
 from capsbench.paths import absolute
-from capsbench.store import Store
 from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint
 from capsbench.training.log import TrainingObserver
@@ -85,7 +85,7 @@ def train(
             network = build_network(settings, str(processes.device))
         if diagnostics:
             checked_network(network)
-        with Store(folder).locked() if processes.first else contextlib.nullcontext():
+        with alone_in(folder) if processes.first else contextlib.nullcontext():
             begun = _begun(folder, settings, resume=resume)
             if processes.first and read_settings(folder) != settings:
                 write(folder / SETTINGS, settings.model_dump_json(indent=1) + "\n")

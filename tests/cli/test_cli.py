@@ -22,10 +22,10 @@ from capsbench.catalog import SPECS
 from capsbench.cli.commands import cli
 from capsbench.models import FRONTS, RULES
 from capsbench.records import SCHEMA_VERSION, Record
+from capsbench.report import Report
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
 from capsbench.stats.metrics import MEMORY_METRICS
-from capsbench.store import Store
 from capsbench.terminal.progress import _one_line
 from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS
 from helpers.commands import assert_refused, is_gone, process_environment, wait_for
@@ -292,7 +292,7 @@ def report(tmp_path):
     folder.mkdir()
     for blocks in (1, 2, 3):
         for model in RETAINED_PER_BLOCK:
-            Store(folder).append(make_record(model, blocks))
+            Report(folder).append(make_record(model, blocks))
     return folder
 
 
@@ -377,7 +377,7 @@ def test_figures_that_cannot_be_written(command, report):
 
 def test_plot_draws_every_report_and_what_was_asked(command, report):
     (report.parent / "report" / "inner").mkdir()
-    Store(report / "inner").append(make_record(status="oom"))
+    Report(report / "inner").append(make_record(status="oom"))
     result = command("plot", ".", "--metric", "process,peak", "--per", "epoch", "--paper")
     assert result.status == 0
     assert result.stderr == "table 4 is not drawn: it stands beside records of a GPU, and there are none\n"
@@ -434,9 +434,9 @@ def test_a_sweep_leaves_a_report(sweep):
     names = {path.name for path in folder.iterdir()} - {".lock"}
     figures = {f"figure{number}.{kind}" for number in (3, 4) for kind in ("svg", "png", "pdf")}
     assert names == {"plan.json", "environment.json", "records.jsonl", "slopes.csv", "index.html"} | figures
-    records = Store(folder).read().records
-    assert [record.cell for record in records] == Store(folder).read_plan().cells
-    assert {record.environment for record in records} == set(Store(folder).read_environments())
+    records = Report(folder).records
+    assert [record.cell for record in records] == Report(folder).plan.cells
+    assert {record.environment for record in records} == set(Report(folder).environments)
     frame = load(folder)
     assert set(frame["status"]) == {"ok"}
     retained = frame.set_index(["model", "blocks"])["retained_bytes"]

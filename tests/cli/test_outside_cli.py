@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from capsbench.cli.streams import signs_of, steady_streams
-from capsbench.store import Store
+from capsbench.report import Report
 from helpers import TESTS
 from helpers.commands import process_environment
 from helpers.made import make_record
@@ -53,7 +53,7 @@ def test_a_measured_sweep_goes_on_to_its_end_without_a_reader(tmp_path):
     run = "capsbench run --models helpers.tiny:make_plain --depth 1,2 --batch-size 2 --device cpu --time-budget 0.01 --out here"
     done = shell(tmp_path, f"{run} <&- 2>&1 | head -1")
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
-    contents = Store(tmp_path / "here").read()
+    contents = Report(tmp_path / "here")
     assert [record.status for record in contents.records] == ["ok", "ok"]
     assert contents.damages == []
     assert (tmp_path / "here" / "index.html").exists()
@@ -123,7 +123,7 @@ RUN = "run --models helpers.tiny:make_plain --depth 1,2,3 --batch-size 2 --devic
 def test_a_sweep_goes_on_to_its_end(forked, tmp_path, nobody):
     done = forked(tmp_path, RUN.format("cpu:predicted", "here"), **nobody)
     assert done.status == 0, done
-    contents = Store(tmp_path / "here").read()
+    contents = Report(tmp_path / "here")
     assert (len(contents.records), contents.damages) == (3, [])
     assert (tmp_path / "here" / "figure4.svg").exists()
     assert (tmp_path / "here" / "index.html").exists()
@@ -157,7 +157,7 @@ def test_what_failed_has_failed_though_nobody_reads_it(forked, tmp_path, nobody)
 def test_json_that_found_no_room_is_no_success(forked, tmp_path):
     done = forked(tmp_path, f"{RUN.format('cpu:predicted', 'lost')} --json", out="full")
     assert done.status == 1
-    assert len(Store(tmp_path / "lost").read().records) == 3
+    assert len(Report(tmp_path / "lost").records) == 3
     assert done.stderr.splitlines()[-2] == "error: standard output could not be written: No space left on device"
 
 

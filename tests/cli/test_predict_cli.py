@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from capsbench.records import Record
-from capsbench.store import Store, load
+from capsbench.report import Report, load
 from capsbench.sweep import local
 from helpers.commands import Result
 
@@ -189,10 +189,10 @@ def test_a_sweep_for_a_device_that_is_not_here_goes_on(command: Callable[..., Re
     asked = ("run", "--models", own_model(MLP), *OWN, "--device", device, "--out", "there")
     assert command(*asked).status == 0
     assert traced == [1, 2]
-    before = Store(tmp_path / "there").read().records
+    before = Report(tmp_path / "there").records
     assert {record.cell.configuration.device for record in before} == {device}
     assert command(*asked, "--resume").status == 0
     assert traced == [1, 2]
     assert command(*[{"1,2": "1-3"}.get(one, one) for one in asked], "--resume").status == 0
     assert traced == [1, 2, 3]
-    assert len(Store(tmp_path / "there").read().records) == 3
+    assert len(Report(tmp_path / "there").records) == 3

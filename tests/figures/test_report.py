@@ -16,11 +16,11 @@ from capsbench.durable import write_csv
 from capsbench.figures import depth as figures
 from capsbench.figures.depth import PAGE_WIDTH, save
 from capsbench.figures.styles import line_styles
+from capsbench.report import Report
 from capsbench.terminal.table4 import table4, table4_slopes
 from capsbench.terminal.tables import cells_table, peak_note, slopes_table
 from capsbench.words.labels import line_label
 from capsbench.words.units import bytes_text, duration_text, seconds_text, slope_text
-from capsbench.writing import write_report
 from helpers.drawn import figure3, figure4
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_frame, make_record
 
@@ -247,8 +247,9 @@ def test_the_same_records_give_the_same_bytes(sweep_frame, draw, tmp_path):
     assert first[1].startswith(b"\x89PNG")
 
 
-def test_a_report_writes_what_it_says(sweep_frame, tmp_path):
-    paths = write_report(sweep_frame, tmp_path)
+def test_a_report_writes_what_it_says(tmp_path):
+    report = Report.of(make_record(model, blocks) for blocks in range(1, 5) for model in RETAINED_PER_BLOCK)
+    paths = report.draw(tmp_path)
     assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
     assert {path.name for path in paths} == {
         "slopes.csv",
@@ -259,7 +260,7 @@ def test_a_report_writes_what_it_says(sweep_frame, tmp_path):
         "figure4.png",
         "figure4.pdf",
     }
-    assert {path.name for path in write_report(sweep_frame, tmp_path, only=("figure4",))} == {
+    assert {path.name for path in report.draw(tmp_path, only=("figure4",))} == {
         "slopes.csv",
         "figure4.svg",
         "figure4.png",

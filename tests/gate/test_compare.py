@@ -1,7 +1,6 @@
 """Two runs beside each other: what modules changed, whether times differ, which lines are one line, and how it is told."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from capsbench.gate.compare import compare
 from capsbench.gate.comparison import Thresholds
 from capsbench.gate.paces import adjusted, cell_changes, level_change, slope_change
 from capsbench.gate.summary import Summary, machine_parts, summarize
+from capsbench.report import Report
 from capsbench.words.modules import ModuleChange, module_changes
 from helpers.made import MIB
 from helpers.seeded import DEPTHS, ELSEWHERE, MACHINE, in_brief, noisy_run, seeded_record, seeded_run, write_report
@@ -265,16 +265,17 @@ def test_the_latest_report_of_a_line_counts():
     def at(when, records):
         return [it.model_copy(update={"started_at": when}) for it in records]
 
-    late = [(Path("b"), it) for it in at("2026-02", seeded_run(["rescapsnet"]))]
-    early = [(Path("z"), it) for it in at("2026-01", seeded_run(modules={"front.conv1": MIB}))]
-    summary, notes = summarize([*late, *early], {"abcd": MACHINE})
+    late = Report.of(at("2026-02", seeded_run(["rescapsnet"])), "b", environments={"abcd": MACHINE})
+    early = Report.of(at("2026-01", seeded_run(modules={"front.conv1": MIB})), "z", environments={"abcd": MACHINE})
+    summary, notes = summarize([late, early])
     assert notes == ["1 line of report z were measured again by a later report, which counts"]
     compared = compare(in_brief(seeded_run()), summary)
     assert one(compared, "retained", "cell", blocks=4).verdict == "same"
     assert one(compared, "retained", "cell", "mocapsnet", blocks=4).verdict == "worse"
     # Depths that were measured apart are one line.
-    apart = [(Path(str(blocks)), seeded_record("rescapsnet", blocks)) for blocks in DEPTHS]
-    summary, notes = summarize(apart, {"abcd": MACHINE})
+    machines = {"abcd": MACHINE}
+    apart = [Report.of([seeded_record("rescapsnet", blocks)], str(blocks), environments=machines) for blocks in DEPTHS]
+    summary, notes = summarize(apart)
     assert ([cell.blocks for cell in summary.lines[0].cells], notes) == (list(DEPTHS), [])
 
 

@@ -93,4 +93,4 @@ def make_timeline(configuration: Configuration, operator: str = "aten::convoluti
 
 def make_frame(records: Iterable[Record], report: str = "made") -> pd.DataFrame:
     """What `load` would give of these records."""
-    return to_frame((Path(report), record) for record in records)
+    return to_frame((Path(report).name, record) for record in records)

@@ -6,7 +6,7 @@ import numpy as np
 
 from capsbench.gate.summary import CellSummary, LineSummary, Summary, TimeSummary, summarize
 from capsbench.records import Plan, StepFigures
-from capsbench.store import Store
+from capsbench.report import Report
 from helpers.made import MIB, make_configuration, make_record
 
 MACHINE = {
@@ -70,7 +70,7 @@ def seeded_run(models=("rescapsnet", "mocapsnet"), depths=DEPTHS, **seeds):
 
 def write_report(folder: Path, records, machine=MACHINE, key="abcd"):
     """A report on disk."""
-    store = Store(folder)
+    store = Report(folder)
     folder.mkdir(parents=True, exist_ok=True)
     store.add_environment(key, machine)
     store.write_plan(Plan(command="capsbench run --made-up", cells=[record.cell for record in records]))
@@ -112,4 +112,4 @@ def noisy_run(random, lines=3, depths=range(1, 9), slower=(), between=0.05, with
 
 
 def in_brief(records, machine=MACHINE, report="made"):
-    return summarize([(Path(report), record) for record in records], {"abcd": machine})[0]
+    return summarize([Report.of(records, report, environments={"abcd": machine})])[0]

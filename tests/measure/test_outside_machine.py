@@ -21,8 +21,8 @@ from capsbench.data.datasets import data_directory
 from capsbench.measure.environment import describe, key_of
 from capsbench.measure.facts import Facts, asked
 from capsbench.paths import user_cache, user_data
+from capsbench.report import Report
 from capsbench.routing import compiled
-from capsbench.store import Store
 from helpers import TESTS
 from helpers.commands import process_environment
 
@@ -167,10 +167,10 @@ def test_a_sweep_on_a_machine_that_answers_nothing(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (record,) = Store(tmp_path / "mine").read().records
+    (record,) = Report(tmp_path / "mine").records
     assert record.status == "ok"
     assert record.time is not None
-    (environment,) = Store(tmp_path / "mine").read_environments().values()
+    (environment,) = Report(tmp_path / "mine").environments.values()
     assert environment["cpu"]["megahertz"] is None
 
 

@@ -22,7 +22,7 @@ from capsbench.measure.worker import Reply, Request, memory_pass
 from capsbench.prediction import apart
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan
-from capsbench.store import Store
+from capsbench.report import Report
 from capsbench.testing import memory_slope
 from capsbench.tracing.step_trace import trace_step
 from capsbench.training import TrainingSettings
@@ -130,7 +130,7 @@ def test_the_other_cells_of_a_predicted_sweep_are_there(command, own_model, tmp_
         result = command(*asked.split(), "--models", name, "--depth", "1-3", "--out", out)
         assert result.status == 1
         assert "ended with status 0" in result.stderr
-        records = Store(tmp_path / out).read().records
+        records = Report(tmp_path / out).records
         assert [record.status for record in records] == ["ok", "error", "ok"]
     assert command("predict", "--models", name, "--depth", "1-3", "--device", "cpu").status == 1
     fit = command("predict", "--models", name, "--device", "cpu", "--capacity", "1GiB", "--fit", "depth")

@@ -13,21 +13,20 @@ from scipy import stats
 
 from capsbench import paper
 from capsbench.cli.commands import cli, sweep_of
-from capsbench.cli.sources import read_sources
-from capsbench.page import Inside, Source, build, page_html, write_page
-from capsbench.page.build import script_json
+from capsbench.files import ENVIRONMENT, SavedTimeline
+from capsbench.page import build, page_html, write_page
+from capsbench.page.build import script_json, told_apart
 from capsbench.page.commands import cell_options, line_command, timeline_command
-from capsbench.page.source import told_apart
 from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, StepFigures, StepPhase, Timeline
+from capsbench.report import Report, frame_of, loose_timelines, reports_below
 from capsbench.stats.median import median_interval
-from capsbench.store import ENVIRONMENT, Store
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
 
 SMALL = ("run", "--models", "rescapsnet", "--depth", "1,2", "--batch-size", "1", "--capsules", "2", "--kernel", "reference")
 
 
 def source(records, name="mine", **more):
-    return Source(name, list(records), {"abcd": {"commit": "abc1234", "cpu": {"model": "Some CPU"}}}, None, **more)
+    return Report.of(records, name, environments={"abcd": {"commit": "abc1234", "cpu": {"model": "Some CPU"}}}, **more)
 
 
 def data_of(html):
@@ -36,7 +35,7 @@ def data_of(html):
 
 def kept(folder, records, name="mine"):
     """A report on the disk."""
-    store = Store(folder / name)
+    store = Report(folder / name)
     store.folder.mkdir(parents=True)
     for record in records:
         store.append(record)
@@ -88,7 +87,7 @@ def test_figures_of_a_machine_that_nobody_knows_are_a_line_of_their_own():
 @pytest.mark.parametrize("device", ["cpu", "cuda:x", "cuda:7"])
 def test_an_environment_that_somebody_wrote_by_hand(entry, device):
     records = [make_record(blocks=blocks, device=device) for blocks in (1, 2)]
-    odd = [Source(name, records, {"abcd": entry}) for name in ("one", "two")]
+    odd = [Report.of(records, name, environments={"abcd": entry}) for name in ("one", "two")]
     assert "What depth costs" in page_html(odd)
 
 
@@ -128,15 +127,15 @@ def test_a_depth_beyond_all_reason_costs_no_time():
 def history(*reports):
     """Series of one line of reports: each report names threads, environment and that one's processor of each of its lines."""
     sources = [
-        Source(
-            f"report{place}",
+        Report.of(
             [
                 make_record("capsnet", blocks, threads=threads).model_copy(
                     update={"environment": key, "started_at": f"2026-01-0{place + 1}T00:00:00+00:00"}
                 )
                 for threads, key, _ in told for blocks in (1, 2, 3)
             ],
-            {key: {"cpu": {"model": cpu}} for _, key, cpu in told},
+            f"report{place}",
+            environments={key: {"cpu": {"model": cpu}} for _, key, cpu in told},
         )
         for place, told in enumerate(reports)
     ]  # fmt: skip
@@ -351,8 +350,6 @@ def test_a_run_ends_with_its_page(capsbench, tmp_path):
 
 
 def test_frames_of_reports_keep_their_names():
-    from capsbench.page.source import frame_of
-
     sources = told_apart([source([make_record()], "a/b"), source([make_record()], "b")])
     assert frame_of(sources)["report"].tolist() == ["a/b", "b"]
     assert make_frame([make_record()], "a/b")["report"].tolist() == ["b"]
@@ -363,7 +360,7 @@ def test_frames_of_reports_keep_their_names():
 
 def test_a_timeline_is_of_the_report_in_whose_folder_it_lies():
     records = [make_record(blocks=blocks) for blocks in (1, 2)]
-    look = Inside(make_timeline(records[1].cell.configuration), "mine/inside/timeline.json")
+    look = SavedTimeline(make_timeline(records[1].cell.configuration), "mine/inside/timeline.json")
     data = data_of(page_html([source(records, "yours"), source(records, timelines=[look])]))
     assert [(one["report"], one["path"], one["cells"]) for one in data["timelines"]] == [("mine", look.path, [3])]
     # One that lies in no report is of the only one, and of nobody where there are two.
@@ -378,7 +375,9 @@ def test_timelines_are_looked_for_in_each_report(tmp_path):
     for place in places:
         place.mkdir()
         (place / "timeline.json").write_text(make_timeline(configuration).model_dump_json())
-    sources, loose = read_sources([tmp_path])
+    sources = reports_below(tmp_path)
+    loose, damaged = loose_timelines([tmp_path], sources)
+    assert damaged == []
     found = {one.name: [look.path for look in one.timelines] for one in sources}
     assert found == {"outer": [str(places[0] / "timeline.json")], "inner": [str(places[1] / "timeline.json")]}
     assert [look.path for look in loose] == [str(places[2] / "timeline.json")]
@@ -493,7 +492,7 @@ def test_records_that_do_not_say_how_their_convolutions_ran_ran_them_plainly():
 def test_what_compare_and_check_remark_is_on_the_page():
     def report(name, day, records, machine="Some CPU"):
         records = [one.model_copy(update={"started_at": f"2026-01-0{day}T00:00:00+00:00"}) for one in records]
-        return Source(name, records, {"abcd": {"commit": name, "cpu": {"model": machine}}})
+        return Report.of(records, name, environments={"abcd": {"commit": name, "cpu": {"model": machine}}})
 
     first = [make_record(model, blocks) for model in ("rescapsnet", "capsnet") for blocks in (1, 2, 3, 4)]
     second = [make_record("rescapsnet", blocks) for blocks in (1, 2, 3)] + [make_record("rescapsnet", 4, status="error")]
@@ -519,7 +518,7 @@ def test_modules_that_are_not_named_are_in_the_sum():
     retained = {f"name{chr(97 + place)}": place + 1 for place in range(25)}
     record = make_record().model_copy(update={"step": StepFigures(retained_by_module=retained)})
     timeline = make_timeline(record.cell.configuration).model_copy(update={"retained_by_module": retained})
-    data = data_of(page_html([source([record], timelines=[Inside(timeline)])]))
+    data = data_of(page_html([source([record], timelines=[SavedTimeline(timeline)])]))
     for told in (data["modules"]["lists"][0], data["timelines"][0]["modules"]):
         assert len(told) == 21
         assert told[-1] == [None, 1 + 2 + 3 + 4 + 5, 5]
@@ -556,7 +555,7 @@ def test_many_large_timelines_are_shown_as_far_as_there_is_room():
         }
         whole = make_timeline(record.cell.configuration).model_dump()
         notes = ["€" * 10_000] * 100
-        return Inside(Timeline.model_validate(whole | {"bytes_by_category": lists, "phases": phases, "notes": notes}))
+        return SavedTimeline(Timeline.model_validate(whole | {"bytes_by_category": lists, "phases": phases, "notes": notes}))
 
     html = page_html([source(records, timelines=[long(record) for record in records[:60]])])
     shown = len(data_of(html)["timelines"])

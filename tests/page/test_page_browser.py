@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from capsbench.page import Inside, Source, write_page
+from capsbench.files import SavedTimeline
+from capsbench.page import write_page
 from capsbench.page.commands import cell_options, line_command, timeline_command
 from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
+from capsbench.report import Report
 from capsbench.stats.slopes import slopes
 from helpers.browsing import opened, started_browser
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
@@ -33,7 +35,8 @@ def show(browser, tmp_path):
 
 def source(records, name="mine", commit="abc1234", **more):
     environment = {"commit": commit, "cpu": {"model": "Some CPU", "load_1_min": 0.5}, "cuda": {"available": False}}
-    return Source(name, list(records), {"abcd": environment}, Plan(command="capsbench run --out mine", cells=[]), **more)
+    plan = Plan(command="capsbench run --out mine", cells=[])
+    return Report.of(records, name, environments={"abcd": environment}, plan=plan, **more)
 
 
 def models(depths=range(1, 5), **fields):
@@ -196,7 +199,9 @@ def test_a_timeline_of_a_report_is_shown_with_its_peak_and_the_record_s_own_modu
     with show(
         source(
             records,
-            timelines=[Inside(make_timeline(records[3].cell.configuration, "aten::<i>mm</i>"), "mine/inside/timeline.json")],
+            timelines=[
+                SavedTimeline(make_timeline(records[3].cell.configuration, "aten::<i>mm</i>"), "mine/inside/timeline.json")
+            ],
         )
     ) as page:
         page.page.locator("#step").scroll_into_view_if_needed()
@@ -217,7 +222,7 @@ def test_a_timeline_of_a_report_is_shown_with_its_peak_and_the_record_s_own_modu
 def test_a_timeline_of_nobody_is_shown_without_a_record(browser, tmp_path):
     first, second = source(models(), "first"), source(models(), "second")
     path = tmp_path / "index.html"
-    loose = [Inside(make_timeline(models()[3].cell.configuration), "beside/timeline.json")]
+    loose = [SavedTimeline(make_timeline(models()[3].cell.configuration), "beside/timeline.json")]
     with opened(browser, [first, second], path, loose=loose) as page:
         text = page.text("#step-body")
         assert "no record of these reports" in text
@@ -233,11 +238,15 @@ def test_names_and_messages_stay_text(show):
         make_record(HOSTILE, 4, status="error").model_copy(update={"message": HOSTILE, "notes": [HOSTILE]}),
         make_record(HOSTILE, 5, status="oom"),
     ]
-    hostile = Source(
-        HOSTILE, records, {"abcd": {"commit": HOSTILE, "cpu": {"model": HOSTILE}, HOSTILE: HOSTILE}},
-        Plan(command=HOSTILE, cells=[]), [Inside(make_timeline(records[0].cell.configuration, HOSTILE), HOSTILE)], [HOSTILE],
-    )  # fmt: skip
-    other = Source("other", models(), {"abcd": {"commit": HOSTILE}}, None)
+    hostile = Report.of(
+        records,
+        HOSTILE,
+        environments={"abcd": {"commit": HOSTILE, "cpu": {"model": HOSTILE}, HOSTILE: HOSTILE}},
+        plan=Plan(command=HOSTILE, cells=[]),
+        timelines=[SavedTimeline(make_timeline(records[0].cell.configuration, HOSTILE), HOSTILE)],
+        notes=[HOSTILE],
+    )
+    other = Report.of(models(), "other", environments={"abcd": {"commit": HOSTILE}})
     with show(hostile, other) as page:
         page.evaluate("() => drawAll()")
         assert HOSTILE in page.text("#answer")
@@ -298,7 +307,7 @@ def test_two_machines_are_told_apart(show):
     records = models()
     there = [record.model_copy(update={"environment": "ef01"}) for record in models()]
     machines = {"abcd": {"cpu": {"model": "Some CPU", "cores": 2}}, "ef01": {"cpu": {"model": "Another CPU", "cores": 2}}}
-    with show(Source("both", [*records, *there], machines)) as page:
+    with show(Report.of([*records, *there], "both", environments=machines)) as page:
         text = page.text("#machines")
         assert "2 machines, which differ in cpu model" in text
         assert page.evaluate("() => LINES.length") == 6
@@ -491,7 +500,7 @@ def test_five_thousand_records_are_there_at_once(show, tmp_path):
 def test_nothing_serious_for_whoever_cannot_see_or_point(show, width, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
     records = models()
-    second = source(records, "second", timelines=[Inside(make_timeline(records[0].cell.configuration))])
+    second = source(records, "second", timelines=[SavedTimeline(make_timeline(records[0].cell.configuration))])
     with show(source([*records, make_record(blocks=5, status="oom")]), second, width=width, scheme=scheme) as page:
         page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
         page.page.locator("#cells-table .toggle").first.click()
@@ -638,7 +647,7 @@ def test_without_scripts_there_are_sentences_and_no_empty_places(browser, tmp_pa
 
 
 def test_colours_that_say_something_are_on_paper_and_under_colours_of_the_system(show):
-    with show(source(models(), timelines=[Inside(make_timeline(make_configuration("capsnet", 9)))])) as page:
+    with show(source(models(), timelines=[SavedTimeline(make_timeline(make_configuration("capsnet", 9)))])) as page:
         page.page.emulate_media(forced_colors="active", color_scheme="dark")
         for kind in (".block", ".amount"):
             found = "getComputedStyle(document.querySelector(kind))"

@@ -17,7 +17,8 @@ from capsbench.durable import write_csv
 from capsbench.figures.depth import figure4
 from capsbench.gate.compare import compare
 from capsbench.gate.verdicts import comparison_rows
-from capsbench.page import Source, page_html
+from capsbench.page import page_html
+from capsbench.report import Report
 from capsbench.stats.linearity import shape_of
 from capsbench.terminal.show import show_lines
 from capsbench.terminal.tables import slopes_table
@@ -53,7 +54,7 @@ def row(table, metric, model):
 
 
 def source(records):
-    return Source("mine", list(records), {"abcd": {"commit": "abc1234", "cpu": {"model": "Some CPU"}}}, None)
+    return Report.of(records, "mine", environments={"abcd": {"commit": "abc1234", "cpu": {"model": "Some CPU"}}})
 
 
 def data_of(html):

@@ -26,12 +26,12 @@ from capsbench.errors import CapsbenchError, StoreError
 from capsbench.gate.compare import compare
 from capsbench.gate.summary import summarize
 from capsbench.records import Plan
-from capsbench.store import Store
+from capsbench.report import Report
 from capsbench.sweep import local
 from capsbench.sweep.local import alone_on
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.sweep.runner import remaining
-from capsbench.sweep.session import begin, choose_folder
+from capsbench.sweep.session import begin, choose_report
 from capsbench.words.labels import Names
 from helpers.fakes import fake_nvml
 from helpers.made import make_configuration, make_record
@@ -154,7 +154,7 @@ def record_of(cell, kib):
 def edited(tmp_path, network):
     """A report that was begun with one source and gone on with after an edit: 4 KiB per block before it, 2 after it."""
     name, edit = network
-    store = Store(tmp_path / "report")
+    store = Report(tmp_path / "report")
     store.folder.mkdir()
     plan = begin(store, Plan(command="", cells=cells_of(name, 1, 2)), resume=False)
     for cell in plan.cells:
@@ -170,8 +170,8 @@ def edited(tmp_path, network):
 def test_an_edited_network_is_measured_again(edited):
     store, _, left = edited
     assert [cell.configuration.blocks for cell in left] == [1, 2, 3]
-    assert len(store.read().records) == 5, "what was measured before stays"
-    assert [cell.configuration.blocks for cell in store.read_plan().cells] == [1, 2, 3]
+    assert len(Report(store.folder).records) == 5, "what was measured before stays"
+    assert [cell.configuration.blocks for cell in Report(store.folder).plan.cells] == [1, 2, 3]
 
 
 def test_no_line_mixes_two_sources(edited):
@@ -187,13 +187,13 @@ def test_no_line_mixes_two_sources(edited):
 
 def test_a_gate_looks_at_the_latest_source_alone(edited):
     store, _, _ = edited
-    summary, notes = summarize([(store.folder, record) for record in store.read().records], {})
+    summary, notes = summarize([Report(store.folder)])
     (line,) = summary.lines
     assert [cell.bytes["retained"] for cell in line.cells] == [2048, 4096, 6144]
     assert len(notes) == 1
     assert "2 records" in notes[0]
     # And a network that was edited is still held against what it was.
-    before, _ = summarize([(Path("a"), record) for record in store.read().records[:2]], {})
+    before, _ = summarize([Report.of(Report(store.folder).records[:2], "a")])
     compared = compare(before, summary)
     slope = next(it for it in compared.comparisons if it.scope == "slope" and it.quantity == "retained")
     assert (slope.before, slope.after, slope.verdict) == (4096, 2048, "better")
@@ -201,10 +201,10 @@ def test_a_gate_looks_at_the_latest_source_alone(edited):
 
 def test_an_older_report_never_lends_cells_of_another_source(edited, tmp_path):
     store, _, _ = edited
-    old = [record for record in store.read().records[:2] if record.cell.configuration.blocks == 1]
-    new = [record for record in store.read().records[2:] if record.cell.configuration.blocks > 1]
+    old = [record for record in Report(store.folder).records[:2] if record.cell.configuration.blocks == 1]
+    new = [record for record in Report(store.folder).records[2:] if record.cell.configuration.blocks > 1]
     new = [record.model_copy(update={"started_at": "2031-01-01T00:00:00+00:00"}) for record in new]
-    summary, notes = summarize([(Path("old"), record) for record in old] + [(Path("new"), record) for record in new], {})
+    summary, notes = summarize([Report.of(old, "old"), Report.of(new, "new")])
     (line,) = summary.lines
     assert [cell.blocks for cell in line.cells] == [2, 3]
     assert any("report old" in note for note in notes)
@@ -213,24 +213,24 @@ def test_an_older_report_never_lends_cells_of_another_source(edited, tmp_path):
 def test_a_report_is_found_again_after_an_edit(tmp_path, network, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, edit = network
-    store = Store(Path("reports/one"))
+    store = Report(Path("reports/one"))
     store.folder.mkdir(parents=True)
     begin(store, Plan(command="", cells=cells_of(name, 1)), resume=False)
     edit(16)
-    found = choose_folder(Plan(command="", cells=cells_of(name, 1)), None, resume=True, now=None)
-    assert found.resolve() == store.folder.resolve()
+    found = choose_report(Plan(command="", cells=cells_of(name, 1)), None, resume=True, now=None)
+    assert found.folder.resolve() == store.folder.resolve()
 
 
 def test_records_of_a_user_s_network_without_a_source_are_read_and_not_taken(tmp_path, network):
     name, _ = network
-    store = Store(tmp_path / "report")
+    store = Report(tmp_path / "report")
     store.folder.mkdir()
     (cell,) = cells_of(name, 1)
     old = record_of(cell.model_copy(update={"source": None}), 4)
     data = json.loads(old.model_dump_json()) | {"schema_version": 3}
     del data["cell"]["source"]
     store.path.write_text(json.dumps(data) + "\n")
-    assert len(store.read().records) == 1
+    assert len(Report(store.folder).records) == 1
     assert remaining(Plan(command="", cells=[cell]), store) == [cell]
 
 
@@ -294,9 +294,9 @@ NO_LOCKS = sorted({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
 def test_a_folder_is_held_without_the_system_s_locks(tmp_path, without_flock, number):
     without_flock(number)
     refused = pytest.raises(StoreError, match=rf"in use.*pid {os.getpid()} on host")
-    with Store(tmp_path).locked(), refused, Store(tmp_path).locked():
+    with Report(tmp_path).lock(), refused, Report(tmp_path).lock():
         pytest.fail("two hold one folder")
-    with Store(tmp_path).locked():
+    with Report(tmp_path).lock():
         pass
 
 
@@ -313,7 +313,7 @@ def test_a_holder_that_died_on_another_host_blocks_nobody_for_long(tmp_path, wit
     without_flock(number)
     (tmp_path / name).write_text(holder)
     began = time.monotonic()
-    with Store(tmp_path).locked():
+    with Report(tmp_path).lock():
         pass
     assert time.monotonic() - began < 30
 
@@ -360,10 +360,10 @@ def test_a_device_s_lock_that_is_a_folder_is_no_traceback(tmp_path, monkeypatch)
 HOLD = """
 import sys, time
 from pathlib import Path
-from capsbench.store import Store
+from capsbench.report import Report
 from capsbench.sweep.local import alone_on
 folder = Path(sys.argv[1])
-with Store(folder).locked(), alone_on("cpu", print, folder=folder):
+with Report(folder).lock(), alone_on("cpu", print, folder=folder):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -393,7 +393,7 @@ def scratch(tmp_path, monkeypatch):
 
 def test_who_holds_a_folder_is_named(tmp_path, scratch):
     theirs = tmp_path / "theirs"
-    with stranger(theirs, scratch) as holder, pytest.raises(StoreError) as raised, Store(theirs).locked():
+    with stranger(theirs, scratch) as holder, pytest.raises(StoreError) as raised, Report(theirs).lock():
         pytest.fail("two hold one folder")
     assert f"pid {holder.pid} on host {socket.gethostname()}" in raised.value.what
 
@@ -746,7 +746,7 @@ def described(monkeypatch):
 def difference(before, after, **fields):
     """Why the peaks of two runs on these machines cannot be compared; empty where they can."""
     records = [make_record(blocks=blocks, **fields) for blocks in (1, 2, 3)]
-    sides = [summarize([(Path("made"), record) for record in records], {"abcd": machine})[0] for machine in (before, after)]
+    sides = [summarize([Report.of(records, "made", environments={"abcd": machine})])[0] for machine in (before, after)]
     found = [it for it in compare(*sides).comparisons if it.quantity == "peak" and it.verdict == "not comparable"]
     return found[0].why if found else ""
 

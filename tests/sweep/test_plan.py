@@ -14,13 +14,13 @@ from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models.front import CHUNKS
 from capsbench.native import Built
 from capsbench.records import Plan
+from capsbench.report import Report
 from capsbench.reversible import resolve_inverse
 from capsbench.routing import algorithms, compiled, kernels, resolve_kernel
-from capsbench.store import Store
 from capsbench.sweep.estimate import step_flops
 from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
-from capsbench.sweep.session import begin, check_data, choose_folder, resolve_device
+from capsbench.sweep.session import begin, check_data, choose_report, resolve_device
 
 
 def sweep(models="rescapsnet", depths=(1, 2), **fields):
@@ -342,8 +342,8 @@ NOW = datetime(2031, 2, 3, 4, 5, 6)
 
 def test_a_new_report_is_named_for_the_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert choose_folder(plan_of(1), None, resume=False, now=NOW) == Path("reports/2031-02-03-040506")
-    assert choose_folder(plan_of(1), Path("mine"), resume=True, now=NOW) == Path("mine")
+    assert choose_report(plan_of(1), None, resume=False, now=NOW).folder == Path("reports/2031-02-03-040506")
+    assert choose_report(plan_of(1), Path("mine"), resume=True, now=NOW).folder == Path("mine")
 
 
 def test_resume_finds_the_newest_report_with_these_cells(tmp_path, monkeypatch):
@@ -351,39 +351,39 @@ def test_resume_finds_the_newest_report_with_these_cells(tmp_path, monkeypatch):
     for age, (name, plan) in enumerate([("narrow", plan_of(1)), ("other", plan_of(1, 2, batch_size=4)), ("old", plan_of(1, 2))]):
         folder = Path("reports") / name
         folder.mkdir(parents=True)
-        Store(folder).write_plan(plan)
+        Report(folder).write_plan(plan)
         os.utime(folder / "plan.json", (1e9 - age, 1e9 - age))
     # `narrow` is newer, but does not have all cells; `other` has other ones.
-    assert choose_folder(plan_of(1, 2), None, resume=True, now=NOW) == Path("reports/old")
-    assert choose_folder(plan_of(1), None, resume=True, now=NOW) == Path("reports/narrow")
+    assert choose_report(plan_of(1, 2), None, resume=True, now=NOW).folder == Path("reports/old")
+    assert choose_report(plan_of(1), None, resume=True, now=NOW).folder == Path("reports/narrow")
     with pytest.raises(ConfigurationError, match=r"`resume`.*\n.*`out`"):
-        choose_folder(plan_of(1, 2, 3), None, resume=True, now=NOW)
+        choose_report(plan_of(1, 2, 3), None, resume=True, now=NOW)
 
 
 def test_a_report_is_not_begun_twice(tmp_path):
-    store = Store(tmp_path)
+    store = Report(tmp_path)
     begin(store, plan_of(1), resume=False)
     with pytest.raises(ConfigurationError, match=r"already holds a report\nadd `resume`"):
         begin(store, plan_of(1), resume=False)
-    assert store.read_plan() == plan_of(1)
+    assert Report(store.folder).plan == plan_of(1)
 
 
 def test_a_folder_with_records_alone_is_not_overwritten(tmp_path):
     (tmp_path / "records.jsonl").write_text("")
     with pytest.raises(ConfigurationError, match="already holds a report"):
-        begin(Store(tmp_path), plan_of(1), resume=False)
+        begin(Report(tmp_path), plan_of(1), resume=False)
 
 
 def test_resuming_keeps_the_earlier_cells_and_adds_the_new(tmp_path):
-    store = Store(tmp_path)
+    store = Report(tmp_path)
     begin(store, plan_of(1, 2), resume=False)
     plan = begin(store, plan_of(2, 3), resume=True)
     assert [cell.configuration.blocks for cell in plan.cells] == [1, 2, 3]
-    assert store.read_plan() == plan
+    assert Report(store.folder).plan == plan
 
 
 def test_resuming_nothing_begins(tmp_path):
-    assert begin(Store(tmp_path), plan_of(1), resume=True) == plan_of(1)
+    assert begin(Report(tmp_path), plan_of(1), resume=True) == plan_of(1)
 
 
 @pytest.mark.parametrize("batch_size", [1024, 1025])

@@ -13,7 +13,7 @@ import pytest
 
 from capsbench.errors import LostWorkError, StoreError
 from capsbench.records import Cell, Plan
-from capsbench.store import Store
+from capsbench.report import Report
 from capsbench.sweep.runner import remaining, run_sweep
 from helpers.made import make_configuration, make_record
 
@@ -30,7 +30,7 @@ class Launcher:
         it = cell.configuration
         self.launched.append((it.model, it.blocks))
         # Each earlier cell is on the disk before this one starts.
-        assert len(self.store.read().records) >= len(self.launched) - 1
+        assert len(Report(self.store.folder).records) >= len(self.launched) - 1
         outcome = self.outcomes.get((it.model, it.blocks), "ok")
         if isinstance(outcome, BaseException):
             raise outcome
@@ -51,7 +51,7 @@ class Listener:
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path)
+    return Report(tmp_path)
 
 
 def plan(depths=(1, 2, 3), models=("rescapsnet", "mocapsnet"), replicates=1):
@@ -66,7 +66,7 @@ def plan(depths=(1, 2, 3), models=("rescapsnet", "mocapsnet"), replicates=1):
 
 def outcomes(store):
     found = {}
-    for record in store.read().records:
+    for record in Report(store.folder).records:
         found[record.cell.configuration.model, record.cell.configuration.blocks] = record.status
     return found
 
@@ -82,12 +82,16 @@ def test_cells_run_in_the_order_of_the_plan_and_observers_hear_of_each(store):
     wanted = [(cell.configuration.model, cell.configuration.blocks) for cell in plan().cells]
     assert launch.launched == wanted
     assert listener.heard == [(what, *cell) for cell in wanted for what in ("started", "ok")]
-    assert [record.cell for record in store.read().records] == plan().cells
+    assert [record.cell for record in Report(store.folder).records] == plan().cells
 
 
 def test_a_record_is_on_the_disk_when_its_observers_hear_of_it(store):
     seen = []
-    observer = SimpleNamespace(started=lambda cell: None, finished=lambda record: seen.append(record in store.read().records))
+
+    def finished(record):
+        seen.append(record in Report(store.folder).records)
+
+    observer = SimpleNamespace(started=lambda cell: None, finished=finished)
     run_sweep(plan(), store, Launcher(store), (observer,))
     assert seen == [True] * 6
 
@@ -102,7 +106,7 @@ def test_after_out_of_memory_the_deeper_cells_of_that_line_alone_are_skipped(sto
     assert ("rescapsnet", 3) not in launch.launched
     assert ("started", "rescapsnet", 3) not in listener.heard
     assert ("skipped", "rescapsnet", 3) in listener.heard
-    skipped = next(record for record in store.read().records if record.status == "skipped")
+    skipped = next(record for record in Report(store.folder).records if record.status == "skipped")
     assert "2 blocks" in skipped.message
 
 
@@ -141,7 +145,7 @@ def test_resuming_does_what_is_left_and_tries_faults_again(store):
     run_sweep(plan(), store, second)
     assert second.launched == [("mocapsnet", 1), ("rescapsnet", 2), ("mocapsnet", 2), ("rescapsnet", 3), ("mocapsnet", 3)]
     assert set(outcomes(store).values()) == {"ok"}
-    assert len(store.read().records) == 6
+    assert len(Report(store.folder).records) == 6
     assert remaining(plan(), store) == []
 
     run_sweep(plan(), store, Launcher(store, dict.fromkeys(second.launched, AssertionError("measured twice"))))
@@ -196,7 +200,7 @@ def test_an_interrupt_while_a_record_is_written_waits_for_it(store, monkeypatch)
     assert sent
     assert launch.launched == [("rescapsnet", 1)]
     assert outcomes(store) == {("rescapsnet", 1): "ok"}
-    assert store.read().damages == []
+    assert Report(store.folder).damages == []
     # And the signal is let through again afterwards.
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
 
@@ -222,7 +226,7 @@ def test_ctrl_c_while_a_record_is_written_with_other_threads_about(store, monkey
 def test_a_cell_without_a_pass_that_is_asked_for_is_measured_again(store):
     whole = make_record()
     store.append(whole.model_copy(update={"time": None}))
-    assert whole.cell.key() in store.finished(["memory"])
-    assert whole.cell.key() not in store.finished(["time", "memory"])
+    assert whole.cell.key() in Report(store.folder).settled(["memory"])
+    assert whole.cell.key() not in Report(store.folder).settled(["time", "memory"])
     store.append(whole)
-    assert whole.cell.key() in store.finished(["time", "memory"])
+    assert whole.cell.key() in Report(store.folder).settled(["time", "memory"])

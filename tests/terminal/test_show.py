@@ -17,8 +17,8 @@ import capsbench
 from capsbench.errors import ConfigurationError
 from capsbench.figures.depth import COLUMN_WIDTH, figure3, figure4, save
 from capsbench.figures.sparks import BLOCKS, PLAIN, spark, svg
+from capsbench.report import Report
 from capsbench.stats.slopes import slopes as plain_slopes
-from capsbench.store import Store
 from capsbench.terminal.show import show_lines
 from capsbench.words.printable import printable
 from helpers.made import make_frame, make_record
@@ -69,7 +69,7 @@ def test_names_are_names():
 @pytest.mark.parametrize(("encoding", "chart"), [("utf-8", "▁▃▆█"), ("ascii", "_-+#"), ("latin-1", "_")])
 def test_show_by_command(capsbench, tmp_path, encoding, chart, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
-    store = Store(tmp_path / "mine")
+    store = Report(tmp_path / "mine")
     store.folder.mkdir()
     for blocks in range(1, 5):
         store.append(make_record(blocks=blocks))
@@ -95,7 +95,7 @@ def test_a_whole_number_in_a_column_of_floats_is_whole():
 
 
 def test_show_without_a_slope(command, tmp_path):
-    store = Store(tmp_path / "mine")
+    store = Report(tmp_path / "mine")
     store.folder.mkdir()
     store.append(make_record())
     result = command("show", "mine")
@@ -309,7 +309,7 @@ def test_a_printable_text_commands_no_terminal(text):
 )
 def test_names_and_messages_of_records_command_no_terminal(command, tmp_path, arguments):
     def keep(name, records):
-        store = Store(tmp_path / name)
+        store = Report(tmp_path / name)
         store.folder.mkdir()
         for record in records:
             # JSON has no halves of characters.

@@ -1,0 +1,5 @@
+"""`python -m capsbench`."""
+
+from capsbench.cli import main
+
+main()

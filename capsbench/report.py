@@ -1,0 +1,634 @@
+"""A report: a folder of records, and all that can be asked of it.
+
+    report = capsbench.Report("reports/mine")
+    report.frame; report.slopes; report.figure4(); report.write(); report.check("baselines/ci.json").passed
+
+Nothing here needs torch. Pandas, matplotlib and the page are imported by what first needs them.
+"""
+
+import base64
+import copy
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from capsbench.errors import StoreError
+from capsbench.files import (
+    ENVIRONMENT,
+    PLAN,
+    RECORDS,
+    TIMELINE,
+    Damage,
+    SavedTimeline,
+    append_record,
+    damage_in_words,
+    nothing_to_read,
+    read_environments,
+    read_plan,
+    read_records,
+    read_timelines,
+    replace_file,
+    report_folders,
+)
+from capsbench.locks import alone_in
+from capsbench.paths import absolute, as_typed, expanded
+from capsbench.records import BOTH, Pass, Plan, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from capsbench.figures.depth import AxesGrid
+    from capsbench.figures.panels import Per
+    from capsbench.gate.check import Judgement
+    from capsbench.gate.comparison import Compared, Thresholds
+    from capsbench.gate.summary import Summary
+    from capsbench.page.notebook import SlopesFrame
+
+PAGE, SLOPES = "index.html", "slopes.csv"
+"""Files in a report's folder that can be drawn again at any time."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the figures of a report are drawn."""
+
+    figures: tuple[str, ...] = ("figure3", "figure4")
+    memory: tuple[str, ...] | None = None
+    """Memory drawn on a GPU; None: `retained` in figure 3, `retained` and `peak` in figure 4."""
+    memory_on_cpu: tuple[str, ...] | None = None
+    """Memory drawn on a CPU, whose resident set cannot be compared with the paper's values."""
+    with_paper: bool = False
+    """Whether the paper's table 4 is drawn where it is comparable."""
+
+
+USUAL = Drawing()
+
+AS_IN_PAPER = {
+    "figure3": Drawing(("figure3",), ("process",), ("retained",), with_paper=True),
+    "figure4": Drawing(("figure4",), ("retained", "reserved", "process"), ("retained", "peak"), with_paper=True),
+    "table4": Drawing(("figure3",), ("retained", "peak", "reserved", "process"), ("retained", "peak"), with_paper=True),
+}
+"""By the names that `capsbench reproduce` takes."""
+
+
+class Report:
+    """A folder of records, read when something is asked of it, and once.
+
+    What another process appends to the folder meanwhile is seen after `refresh`.
+
+    Args:
+        folder: made when something is written; None for a report that is in memory alone.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
+        self._folder = None if folder is None else expanded(folder)
+        self._name: str | None = None
+        self._held = 0
+        self._forget()
+
+    @classmethod
+    def of(
+        cls,
+        records: Iterable[Record],
+        name: str = "report",
+        *,
+        environments: Mapping[str, Any] | None = None,
+        plan: Plan | None = None,
+        timelines: Sequence[SavedTimeline] = (),
+        notes: Sequence[str] = (),
+    ) -> Self:
+        """Return a report that is in memory alone.
+
+        Args:
+            records: what it holds.
+            name: of the report.
+            environments: the machines, by the key that records carry.
+            plan: what was asked for.
+            timelines: looks inside steps.
+            notes: what a reader must know.
+        """
+        report = cls(None)
+        report._name = name
+        report._keep(records)
+        report._plan, report._has_plan, report._environments = plan, True, dict(environments or {})
+        report._timelines, report._notes = list(timelines), list(notes)
+        return report
+
+    def refresh(self) -> None:
+        """Forget what was read, so that the folder is read again."""
+        if self._folder is not None:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._records: list[Record] | None = None
+        self._places: dict[str, int] = {}
+        self._damages: list[Damage] = []
+        self._plan: Plan | None = None
+        self._has_plan = False
+        self._environments: dict[str, Any] | None = None
+        self._timelines: list[SavedTimeline] | None = None
+        self._notes: list[str] = []
+        self._forget_figures()
+
+    def _forget_figures(self) -> None:
+        self._frame: pd.DataFrame | None = None
+        self._slopes: SlopesFrame | None = None
+        self._summary: tuple[Summary, list[str]] | None = None
+
+    # The folder and what lies in it
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the report.
+
+        Raises:
+            StoreError: the report is in memory alone.
+        """
+        if self._folder is None:
+            raise StoreError(f"report '{self.name}' is in memory alone", "name a folder to write to")
+        return self._folder
+
+    @property
+    def path(self) -> Path:
+        """The file of the records."""
+        return self.folder / RECORDS
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        if self._name is None:
+            self._name = Path(os.path.normpath(absolute(self.folder))).name or "report"
+        return self._name
+
+    def place(self) -> Path:
+        """Return what two reports of one name are ordered by: the folder, or the name of a report in memory."""
+        return self._folder or Path(self.name)
+
+    def named(self, name: str) -> Self:
+        """Return the same report under another name."""
+        found = copy.copy(self)
+        found._name = name
+        found._forget_figures()
+        return found
+
+    @property
+    def records(self) -> list[Record]:
+        """The last record of each cell, in the order of first mention.
+
+        Raises:
+            StoreError: the file cannot be opened, or holds a record of a newer schema.
+        """
+        if self._records is None:
+            records, self._damages = read_records(self.path)
+            self._keep(records)
+        return list(self._records or ())
+
+    @property
+    def damages(self) -> list[Damage]:
+        """The lines of records.jsonl that are no records."""
+        _ = self.records
+        return self._damages
+
+    @property
+    def plan(self) -> Plan | None:
+        """What was asked for; None where plan.json is missing.
+
+        Raises:
+            StoreError: it is damaged or of a newer schema.
+        """
+        if not self._has_plan:
+            self._plan, self._has_plan = read_plan(self.folder / PLAN), True
+        return self._plan
+
+    @property
+    def environments(self) -> dict[str, Any]:
+        """Every machine of the report, by the key that records carry.
+
+        Raises:
+            StoreError: environment.json is damaged.
+        """
+        if self._environments is None:
+            self._environments = read_environments(self.folder / ENVIRONMENT)
+        return self._environments
+
+    @property
+    def timelines(self) -> list[SavedTimeline]:
+        """The looks inside steps at or below the folder, but for those in the folder of a report below it.
+
+        Raises:
+            StoreError: one is of a newer schema.
+        """
+        if self._timelines is None:
+            own = self.folder.resolve()
+            files = (path for path in sorted(self.folder.rglob(TIMELINE)) if _report_of(path) in (own, None))
+            self._timelines, self._notes = _saved(files)
+        return self._timelines
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know: which lines and timelines are damaged."""
+        if not self._in_memory():
+            _ = self.timelines
+        return [*map(as_typed, damage_in_words(self.damages)), *self._notes]
+
+    @property
+    def started(self) -> str:
+        """When the first cell began, ISO 8601; empty where no record says."""
+        return min((record.started_at for record in self.records if record.started_at), default="")
+
+    @property
+    def ended(self) -> str:
+        """When the last cell began, which is what tells the later of two reports."""
+        return max((record.started_at for record in self.records if record.started_at), default="")
+
+    def settled(self, passes: Sequence[Pass] = BOTH) -> set[str]:
+        """Return the keys of the cells that need not be measured again for these passes."""
+        return {record.cell.key() for record in self.records if record.settles(passes)}
+
+    def _keep(self, records: Iterable[Record]) -> None:
+        self._records = list(records)
+        self._places = {record.cell.key(): place for place, record in enumerate(self._records)}
+
+    def _in_memory(self) -> bool:
+        return self._folder is None
+
+    # Writing
+
+    @contextmanager
+    def lock(self, notify: "Callable[[str], None]" = lambda _: None) -> Iterator[None]:
+        """Keep every other process from measuring into the folder; within the body, lock it again at no cost.
+
+        Args:
+            notify: called with a text where it takes a while to see whether another process that holds the folder still lives.
+
+        Raises:
+            StoreError: another process holds it, or the folder cannot be written.
+        """
+        if self._held:
+            yield
+            return
+        with alone_in(self.folder, notify):
+            self._held += 1
+            try:
+                yield
+            finally:
+                self._held -= 1
+
+    def append(self, record: Record) -> None:
+        """Add a record, which is on the disk when this returns.
+
+        Raises:
+            LostWorkError: it could not be written; the record is kept in the file that the message names.
+        """
+        if not self._in_memory():
+            append_record(self.path, record)
+        if self._records is not None:
+            place = self._places.setdefault(record.cell.key(), len(self._records))
+            self._records[place : place + 1] = [record]
+        self._forget_figures()
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep what was asked for.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        replace_file(self.folder / PLAN, plan.model_dump_json(indent=1, exclude_none=True))
+        self._plan, self._has_plan = plan, True
+
+    def add_environment(self, key: str, environment: dict[str, Any]) -> None:
+        """Keep the machine on which records are made; a report resumed elsewhere has several.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        if key not in self.environments:
+            known = {**self.environments, key: environment}
+            replace_file(self.folder / ENVIRONMENT, json.dumps(known, indent=1) + "\n")
+            self._environments = known
+
+    # What follows from the records
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """The records as a data frame, a row per record, as `capsbench.load` gives them.
+
+        Raises:
+            StoreError: the folder holds no record that can be read.
+        """
+        if self._frame is None:
+            if not self._in_memory() and not self.records:
+                raise self._nothing()
+            self._frame = frame_of([self])
+        return self._frame
+
+    @property
+    def slopes(self) -> "SlopesFrame":
+        """The slope of every line, which a notebook shows with a small chart in each row.
+
+        Raises:
+            StoreError: as `frame`.
+        """
+        from capsbench.page.notebook import slopes
+
+        if self._slopes is None:
+            self._slopes = slopes(self.frame)
+        return self._slopes
+
+    @property
+    def summary(self) -> "Summary":
+        """The figures that this report is compared by.
+
+        Raises:
+            StoreError: the folder holds no record that can be read.
+        """
+        if self._summary is None:
+            self._summary = summary_of([self])
+        return self._summary[0]
+
+    def check(
+        self,
+        baseline: "str | os.PathLike[str] | Report",
+        *,
+        last: "str | os.PathLike[str] | Report | None" = None,
+        thresholds: "Thresholds | None" = None,
+    ) -> "Judgement":
+        """Judge this report against a baseline, as `capsbench check` does.
+
+        Args:
+            baseline: a file that `capsbench check --update` has written, or a report.
+            last: an earlier report or baseline; what moved since then is reported, and makes nothing a regression.
+            thresholds: from where on a difference matters.
+
+        Raises:
+            StoreError: one of them cannot be read.
+            ConfigurationError: this report and the baseline have no line in common.
+        """
+        from capsbench.gate.check import judge
+
+        earlier = None if last is None else summary_in(last)[0]
+        return judge(self.summary, summary_in(baseline)[0], earlier, thresholds)
+
+    def compare(self, other: "str | os.PathLike[str] | Report", *, thresholds: "Thresholds | None" = None) -> "Compared":
+        """Compare this report with a later one, figure by figure, as `capsbench compare` does.
+
+        Args:
+            other: the later report, or a baseline file.
+            thresholds: from where on a difference matters.
+
+        Raises:
+            StoreError: one of them cannot be read.
+            ConfigurationError: the two have no line in common.
+        """
+        from capsbench.gate.compare import compare
+
+        return compare(self.summary, summary_in(other)[0], thresholds)
+
+    # What is drawn
+
+    def figure3(
+        self,
+        *,
+        memory: Sequence[str] | None = None,
+        per: "Per" = "step",
+        with_paper: bool = False,
+        ax: "AxesGrid | None" = None,
+        width: float | None = None,
+    ) -> "Figure":
+        """Draw memory, training time and inference time over depth.
+
+        Args:
+            memory: which memory, names of `MEMORY_METRICS`; by default `retained`.
+            per: seconds per `step` or `epoch`.
+            with_paper: whether to draw the paper's table 4 where it is comparable.
+            ax: axes to draw on, `[data sets, columns]`; by default those of a new figure.
+            width: of a new figure, in inches.
+
+        Raises:
+            StoreError: as `frame`.
+        """
+        from capsbench.figures.depth import figure3
+
+        axes = figure3(self.frame, memory=memory or ("retained",), per=per, with_paper=with_paper, ax=ax, width=width)
+        found: Figure = axes[0][0].figure
+        return found
+
+    def figure4(
+        self,
+        *,
+        memory: Sequence[str] | None = None,
+        per: "Per" = "step",
+        with_paper: bool = False,
+        ax: "AxesGrid | None" = None,
+        width: float | None = None,
+    ) -> "Figure":
+        """Draw memory and training time over depth, with fitted lines and their slopes.
+
+        Arguments as `figure3`, but that `memory` is `retained` and `peak` by default.
+        """
+        from capsbench.figures.depth import figure4
+
+        axes = figure4(self.frame, memory=memory or ("retained", "peak"), per=per, with_paper=with_paper, ax=ax, width=width)
+        found: Figure = axes[0][0].figure
+        return found
+
+    def write(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        memory: Sequence[str] | None = None,
+        per: "Per" = "step",
+        with_paper: bool = False,
+    ) -> list[Path]:
+        """Write slopes.csv, the figures (svg and png; pdf at a printed page's width) and the page, and return their paths.
+
+        What `capsbench reproduce` measured is drawn as the paper shows it, unless an argument asks for something else.
+
+        Args:
+            folder: where to write, by default the report's own.
+            memory: which memory the figures draw.
+            per: seconds per `step` or `epoch`.
+            with_paper: whether to draw the paper's table 4 where it is comparable.
+
+        Raises:
+            StoreError: as `frame`, or a file cannot be written.
+        """
+        into = self.folder if folder is None else expanded(folder)
+        try:
+            into.mkdir(parents=True, exist_ok=True)
+            return [*self.draw(into, memory=memory, per=per, with_paper=with_paper), self.page(into / PAGE)]
+        except OSError as error:
+            raise StoreError(
+                f"{error.filename or into} cannot be written: {error.strerror}",
+                "make room or check permissions, then 'capsbench plot' and 'capsbench report'",
+            ) from None
+
+    def draw(
+        self,
+        folder: Path,
+        *,
+        memory: Sequence[str] | None = None,
+        per: "Per" = "step",
+        with_paper: bool = False,
+        only: Sequence[str] | None = None,
+    ) -> list[Path]:
+        """Write slopes.csv and the figures alone, as `write` does.
+
+        Args:
+            folder: where to write.
+            memory: which memory the figures draw.
+            per: seconds per `step` or `epoch`.
+            with_paper: whether to draw the paper's table 4 where it is comparable.
+            only: which figures, `figure3` or `figure4`.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        from capsbench.durable import write_csv
+        from capsbench.figures.depth import PAGE_WIDTH, save
+        from capsbench.terminal.table4 import table4
+        from capsbench.words.labels import on_gpu
+
+        asked = bool(memory or with_paper or per != "step" or only)
+        experiment = None if asked or self.plan is None else self.plan.experiment
+        how = USUAL if experiment is None else AS_IN_PAPER[experiment]
+        shown = memory or (how.memory if on_gpu(self.frame).any() else how.memory_on_cpu)
+        paths = [write_csv(self.slopes, folder / SLOPES)]
+        for name, draw in (("figure3", self.figure3), ("figure4", self.figure4)):
+            if name in (only or how.figures):
+                for kinds, width in ((("svg", "png"), None), (("pdf",), PAGE_WIDTH)):
+                    figure = draw(memory=shown, per=per, with_paper=with_paper or how.with_paper, width=width)
+                    paths += save(figure, folder, name, kinds)
+        return [*paths, write_csv(table4(self.frame), folder / "table4.csv")] if experiment == "table4" else paths
+
+    def page(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write the page of this report, which needs no network and no server, and return its path.
+
+        Args:
+            path: the file, by default index.html in the report's folder.
+
+        Raises:
+            StoreError: the report cannot be read.
+            OSError: the file cannot be written.
+        """
+        from capsbench.page import write_page
+
+        if not self._in_memory() and not self.records:
+            raise self._nothing()
+        return write_page([self], self.folder / PAGE if path is None else expanded(path))
+
+    def __repr__(self) -> str:
+        return f"<Report {self.name!r} in memory>" if self._in_memory() else f"Report({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return the slopes as a table, and figure 4."""
+        from capsbench.figures.depth import as_svg
+
+        picture = base64.b64encode(as_svg(self.figure4())).decode()
+        title = f"<p>{escape(self.name)}: {len(self.records)} records</p>"
+        return (
+            f"{title}{self.slopes._repr_html_()}<img src='data:image/svg+xml;base64,{picture}' alt='memory and time over depth'>"
+        )
+
+    def _nothing(self) -> StoreError:
+        """Return the error of a report without a record."""
+        if not self.path.exists():
+            below = report_folders(self.folder)
+            names = ", ".join(str(one.relative_to(self.folder)) for one in below[:8])
+            return StoreError(f"{self.folder} holds no records of its own", f"name a report below it: {names}")
+        return nothing_to_read(self.folder)
+
+
+def reports_below(*roots: str | os.PathLike[str]) -> list[Report]:
+    """Return every report at or below these folders, each once, in their order and sorted by path.
+
+    Raises:
+        StoreError: there is none below one of them.
+    """
+    folders = {folder.resolve(): folder for root in roots for folder in report_folders(Path(root))}
+    return [Report(folder) for folder in folders.values()]
+
+
+def loose_timelines(roots: Iterable[Path], reports: Iterable[Report]) -> tuple[list[SavedTimeline], list[str]]:
+    """Return the looks inside steps below these folders that lie in none of the reports; and what is damaged, in words.
+
+    Raises:
+        StoreError: one is of a newer schema.
+    """
+    folders = {report.folder.resolve() for report in reports}
+    paths = {path.resolve(): path for root in roots for path in sorted(expanded(root).rglob(TIMELINE))}
+    return _saved(path for place, path in paths.items() if folders.isdisjoint(place.parents))
+
+
+def frame_of(reports: Iterable[Report]) -> "pd.DataFrame":
+    """Return the records of several reports as one data frame."""
+    from capsbench.frame import to_frame
+
+    return to_frame((report.name, record) for report in reports for record in report.records)
+
+
+def load(root: str | os.PathLike[str]) -> "pd.DataFrame":
+    """Return every record at or below a folder as a data frame, a row per record.
+
+    Times are medians of their samples, in seconds; memory is in bytes. Damaged lines are warned of, and left out.
+
+    Args:
+        root: a report, or a folder of reports.
+
+    Raises:
+        StoreError: there are no records, or one is of a newer schema.
+    """
+    reports = reports_below(root)
+    for text in damage_in_words(damage for report in reports for damage in report.damages):
+        warnings.warn(text, stacklevel=2)
+    return frame_of(reports)
+
+
+def summary_of(reports: Sequence[Report]) -> "tuple[Summary, list[str]]":
+    """Return the figures that reports are compared by, and what a reader must know: damaged lines, lines measured twice.
+
+    Raises:
+        StoreError: there are no records, or they are of a newer schema.
+    """
+    from capsbench.gate.summary import summarize
+
+    damages = [damage for report in reports for damage in report.damages]
+    if not any(report.records for report in reports):
+        reason = f"; {damages[0]}" if damages else ""
+        where = os.path.commonpath([report.folder for report in reports]) if reports else "it"
+        raise StoreError(f"{where} holds an empty report{reason}", "measure it first, with 'capsbench run'")
+    summary, notes = summarize([report for report in reports if report.records])
+    return summary, [*map(str, damages), *notes]
+
+
+def summary_in(place: str | os.PathLike[str] | Report) -> "tuple[Summary, list[str]]":
+    """Return the figures of a report, of a folder of reports or of a baseline file, and what a reader must know.
+
+    Raises:
+        StoreError: there are none, or they cannot be read.
+    """
+    from capsbench.gate.baseline import read_baseline
+
+    if isinstance(place, Report):
+        return summary_of([place])
+    path = expanded(place)
+    return (read_baseline(path), []) if path.is_file() else summary_of(reports_below(path))
+
+
+def _report_of(path: Path) -> Path | None:
+    """The nearest folder above a file that holds records."""
+    return next((folder for folder in path.resolve().parents if (folder / RECORDS).exists()), None)
+
+
+def _saved(paths: Iterable[Path]) -> tuple[list[SavedTimeline], list[str]]:
+    timelines, damages = read_timelines(paths)
+    return [SavedTimeline(timeline, as_typed(str(path))) for path, timeline in timelines], list(map(as_typed, damages))

@@ -1,0 +1,301 @@
+"""The verbs `capsbench.run` and `capsbench.predict`: from what is asked to a report.
+
+    report = capsbench.run(["rescapsnet", "mocapsnet"], depths=range(1, 9), out="reports/mine")
+    report = capsbench.predict("mocapsnet", depths=range(1, 9), gpu="h100")
+
+The command line makes a plan of its own from what was typed, and hands it to `measure` as `run` does.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import ValidationError
+
+from capsbench.devices import DEFAULT_GPU, gpu_of
+from capsbench.errors import ConfigurationError
+from capsbench.files import damage_in_words
+from capsbench.measure.environment import default_threads, describe, key_of
+from capsbench.options import STACKED
+from capsbench.paths import absolute
+from capsbench.prediction.predict import predict_cell
+from capsbench.records import BOTH, Cell, Pass, Plan, Record
+from capsbench.report import Report
+from capsbench.sweep.local import local_launcher
+from capsbench.sweep.plan import Sweep, expand, parse_depths
+from capsbench.sweep.runner import Observer, remaining, run_sweep
+from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, nothing_yet, resolve_device
+
+_ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
+"""Fields of a plan by the arguments that fill them, where these have another name."""
+
+_NOT_SAID = {"models", "depths", "watcher", "options", "resume"}
+"""Arguments of a verb that its call in a plan names first, or not at all."""
+
+_LOG = logging.getLogger("capsbench")
+
+Model = str | Callable[..., Any]
+"""A built-in name, an entry point, `package.module:name`, or a function of a module that can be imported."""
+
+
+class Watcher(Protocol):
+    """Is told how a measurement goes on."""
+
+    def told(self, text: str) -> None:
+        """Take a text that a person should know."""
+
+    def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> AbstractContextManager[Sequence[Observer]]:
+        """Return observers of the cells that are about to be measured; they are entered meanwhile."""
+
+
+class Logged:
+    """Writes what it is told to the log `capsbench`, at level INFO."""
+
+    def told(self, text: str) -> None:
+        """Take a text that a person should know."""
+        _LOG.info("%s", text)
+
+    @contextmanager
+    def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
+        """Return this object, which observes the cells that are about to be measured."""
+        _LOG.info("%d of %d cells to measure into %r", len(left), len(plan.cells), report)
+        yield (self,)
+
+    def started(self, cell: Cell) -> None:
+        """Take note that a cell is about to be measured."""
+        _LOG.info("measuring %s", cell.label())
+
+    def finished(self, record: Record) -> None:
+        """Take note of a cell's record, which is on the disk."""
+        _LOG.info("%s: %s", record.cell.label(), record.status)
+
+
+def run(
+    models: Model | Iterable[Model],
+    *,
+    depths: int | str | Iterable[int] = range(1, 9),
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    only: Pass | None = None,
+    device: str = "auto",
+    gpu: str | None = None,
+    threads: int | None = None,
+    repeats: int = 1,
+    samples: int = 5,
+    time_budget: float = 10.0,
+    timeout: float = 1800.0,
+    strict: bool = False,
+    wait: float | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> Report:
+    """Measure memory and time of networks over depth, and return the report.
+
+    Every cell is measured by fresh processes and is on the disk before the next one starts. Ctrl-C keeps what was measured;
+    the same call with `resume=True` does the rest.
+
+    Args:
+        models: networks, by name; `all` stands for those of the paper.
+        depths: blocks: 3, `range(1, 9)` or "1-8".
+        out: folder of the report; by default reports/ and the time.
+        resume: add to the report that is there; without `out`, to the newest unfinished one with these cells.
+        only: measure `memory` or `time` alone.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`; `cpu:predicted` or `cuda:predicted`.
+        gpu: the GPU that `cuda:predicted` is for.
+        threads: threads of a CPU run; by default torch's own number.
+        repeats: replicates of every cell.
+        samples: fewest samples of each time.
+        time_budget: seconds of sampling per cell while its time is not known within 2 %.
+        timeout: seconds per process.
+        strict: measure nothing beside other processes on a CUDA device.
+        wait: longest wait for another sweep on the device, in seconds; None: as long as it takes.
+        data_dir: where real data sets lie; by default $CAPSBENCH_DATA.
+        watcher: is told how it goes on; by default the log `capsbench` is.
+        options: any option of a cell (`batch_size`, `kernel`, `memory` …), a value or a list of values that multiplies the sweep.
+
+    Raises:
+        ConfigurationError: what is asked for makes no sense, or the folder holds a report and is not to be resumed.
+        StoreError: the folder cannot be read or written.
+    """
+    given = locals()
+    names, blocks = _names(models), _depths(depths)
+    sweep = Sweep(names, blocks, repeats=repeats, **_where(device, gpu, threads), **options)
+    plan = _plan(
+        command=_call(run, names, blocks, given),
+        cells=expand(sweep),
+        passes=BOTH if only is None else [only],
+        samples=samples,
+        budget_seconds=time_budget,
+        timeout_seconds=timeout,
+        strict=strict,
+    )
+    folder, data = (None if one is None else absolute(one) for one in (out, data_dir))
+    check_data(plan.cells, data)
+    report = choose_report(plan, folder, resume=resume, now=datetime.now(), make=True)
+    measure(plan, report, resume=resume, data_directory=data, wait=wait, watcher=watcher)
+    return report
+
+
+def predict(
+    models: Model | Iterable[Model],
+    *,
+    depths: int | str | Iterable[int] = range(1, 9),
+    device: Literal["cuda", "cpu"] = "cuda",
+    gpu: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> Report:
+    """Predict the memory figures of networks over depth without their device, and return the report.
+
+    Args:
+        models: networks, by name; `all` stands for those of the paper.
+        depths: blocks: 3, `range(1, 9)` or "1-8".
+        device: the kind of device to predict for.
+        gpu: the GPU to predict for, by default an H100.
+        out: folder of the report; by default it is in memory alone.
+        resume: add to the report that is there.
+        watcher: is told how it goes on; by default the log `capsbench` is.
+        options: any option of a cell (`batch_size`, `capacity`, `memory` …), a value or a list of values.
+
+    Raises:
+        ConfigurationError: what is asked for makes no sense, or the folder holds a report and is not to be resumed.
+        StoreError: the folder cannot be read or written.
+    """
+    given = locals()
+    names, blocks = _names(models), _depths(depths)
+    sweep = Sweep(names, blocks, **_where(f"{device}:predicted", gpu, None), **options)
+    plan = _plan(command=_call(predict, names, blocks, given), cells=expand(sweep), passes=["memory"], budget_seconds=0)
+    if out is None:
+        return traced(plan, watcher)
+    report = Report(absolute(out))
+    measure(plan, report, resume=resume, only_these=True, watcher=watcher)
+    return report
+
+
+def traced(plan: Plan, watcher: Watcher | None = None) -> Report:
+    """Predict every cell of a plan, and return a report that is in memory alone.
+
+    Args:
+        plan: whose cells are of predicted devices.
+        watcher: is told how it goes on.
+    """
+    report = Report.of([], "predicted", plan=plan)
+    with (watcher or Logged()).measuring(plan, report, plan.cells) as observers:
+        for cell in plan.cells:
+            for observer in observers:
+                observer.started(cell)
+            record = predict_cell(cell)
+            report.append(record)
+            for observer in observers:
+                observer.finished(record)
+    return report
+
+
+def measure(
+    plan: Plan,
+    report: Report,
+    *,
+    resume: bool = False,
+    only_these: bool = False,
+    data_directory: Path | None = None,
+    wait: float | None = None,
+    watcher: Watcher | None = None,
+) -> None:
+    """Measure what is left of a plan into a report, which nobody else can write to meanwhile.
+
+    Args:
+        plan: what is asked.
+        report: as `choose_report` gives it.
+        resume: add to a report that is there.
+        only_these: leave alone what else the report's plan has, and is not yet measured.
+        data_directory: where real data sets lie.
+        wait: seconds that a cell waits for other sweeps on its device; None: as long as it takes.
+        watcher: is told how it goes on; by default the log `capsbench` is.
+
+    Raises:
+        ConfigurationError: the report holds records and is not to be resumed.
+        StoreError: it cannot be read or written, or another process measures into it.
+    """
+    watcher = watcher or Logged()
+    cells = plan.cells
+    if resume and not report.folder.exists():
+        watcher.told(nothing_yet(report))
+    with report.lock(watcher.told):
+        for text in changed_sources(report, plan) if resume else ():
+            watcher.told(text)
+        plan = begin(report, plan, resume=resume)
+        if only_these:
+            plan = plan.model_copy(update={"cells": cells})
+        for text in damage_in_words(report.damages):
+            watcher.told(f"warning: {text}; what is lost is measured again")
+        environment = describe()
+        key = key_of(environment)
+        report.add_environment(key, environment)
+        launch = local_launcher(plan, key, data_directory, watcher.told, folder=report.folder, patience=wait)
+        with watcher.measuring(plan, report, remaining(plan, report)) as observers:
+            run_sweep(plan, report, launch, observers)
+
+
+def _names(models: Model | Iterable[Model]) -> list[str]:
+    """The names by which other processes find networks."""
+    several = [models] if isinstance(models, str) or callable(models) else list(models)
+    if not several:
+        raise ConfigurationError("`models` names no network", "give one or several, such as 'mocapsnet'")
+    return list(dict.fromkeys(name for one in several for name in (STACKED if one == "all" else (_name_of(one),))))
+
+
+def _name_of(model: Model) -> str:
+    if isinstance(model, str):
+        return model
+    module, name = getattr(model, "__module__", None), getattr(model, "__qualname__", "")
+    if module in (None, "__main__") or not name.isidentifier():
+        raise ConfigurationError(
+            f"`models` {model!r} cannot be imported by the processes that measure it",
+            "put it at the top level of a module, and give it or its name, package.module:name",
+        )
+    return f"{module}:{name}"
+
+
+def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
+    """Blocks, ascending and each once."""
+    several = [depths] if isinstance(depths, int | str) else list(depths)
+    return parse_depths(",".join(map(str, several)))
+
+
+def _where(device: str, gpu: str | None, threads: int | None) -> dict[str, Any]:
+    """The options of a sweep that say where it runs."""
+    found = resolve_device(device)
+    if gpu and found != "cuda:predicted":
+        raise ConfigurationError(
+            f"`gpu` {gpu} does not go with `device` {device}", "add `device` cuda:predicted, or leave it out"
+        )
+    name = gpu_of(gpu or DEFAULT_GPU).name if found == "cuda:predicted" else None
+    return {"device": found, "gpu": name, "threads": threads or default_threads()}
+
+
+def _plan(**fields: Any) -> Plan:
+    """A plan, whose numbers are those of a verb's arguments."""
+    try:
+        return Plan(**fields)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = str(fault["loc"][0])
+        wrong = f"`{_ARGUMENTS.get(name, name)}` {fault['input']!r}"
+        raise ConfigurationError(f"{wrong} makes no sense: {fault['msg']}", "give another value, or leave it out") from None
+
+
+def _call(verb: Callable[..., Report], names: list[str], depths: tuple[int, ...], given: dict[str, Any]) -> str:
+    """The call of a verb as it would be written again, without arguments that have their defaults."""
+    usual = {name: one.default for name, one in signature(verb).parameters.items()}
+    more = {name: value for name, value in given.items() if name not in usual or value != usual[name]} | given.get("options", {})
+    words = [repr(names if len(names) > 1 else names[0]), f"depths={list(depths)}"]
+    words += [f"{name}={value!r}" for name, value in more.items() if name not in _NOT_SAID]
+    return f"capsbench.{verb.__name__}({', '.join(words)})"
