@@ -19,8 +19,6 @@ from helpers.reading import ROOT, blocks
 
 LOOKED_AT = """
 import json
-from pathlib import Path
-
 from click.testing import CliRunner
 
 from capsbench.cli.commands import cli
@@ -35,7 +33,7 @@ from capsbench.words.labels import Names
 from capsbench.workload import build_model
 
 cells = expand(Sweep(("rescapsnet",), (1,), "cpu", threads=1, class_dim=(8, 16)))
-frame = to_frame((Path("made"), Record(cell=cell, status="ok")) for cell in cells)
+frame = to_frame(("made", Record(cell=cell, status="ok")) for cell in cells)
 known = [line for line, _ in lines(frame)]
 refusals = []
 for models, value in ((("math:sqrt",), 8), (("rescapsnet",), 0)):
