@@ -587,7 +587,7 @@ def test_a_second_ctrl_c_still_says_how_to_go_on(command, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("capsbench.cli.sweeps.run_sweep", stopped)
+    monkeypatch.setattr("capsbench.sweep.verbs.run_sweep", stopped)
     monkeypatch.setattr("capsbench.cli.sweeps._conclude", stopped)
     result = command("run", "--models", "rescapsnet", "--depth", "1", "--out", "report")
     assert result.status == 130
