@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -278,10 +278,10 @@ def _system_fashion_mnist(*, train: bool) -> tuple[Tensor, Tensor] | None:
         return read_idx(images).unsqueeze(1), read_idx(labels).long()
 
 
-def _as_tensors(read: object) -> tuple[Tensor, Tensor]:
+def _as_tensors(read: Any) -> tuple[Tensor, Tensor]:
     """Convert torchvision's images: `[N, H, W]` tensors (MNIST), `[N, H, W, C]` (CIFAR) or `[N, C, H, W]` arrays (SVHN)."""
-    images = torch.as_tensor(getattr(read, "data"))  # noqa: B009 - the readers share no typed base
-    labels = torch.as_tensor(getattr(read, "targets", None) if hasattr(read, "targets") else getattr(read, "labels"))  # noqa: B009
+    images = torch.as_tensor(read.data)
+    labels = torch.as_tensor(read.targets if hasattr(read, "targets") else read.labels)
     if images.dim() == 3:
         images = images.unsqueeze(1)
     elif images.shape[-1] == 3:

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 
@@ -120,7 +121,7 @@ def run(request: Request) -> Reply:
     try:
         if request.what == "time":
             # Before memory is limited, since not every library can be loaded without any.
-            import capsbench.measure.timing  # noqa: F401
+            import_module("capsbench.measure.timing")
         _prepare(request.configuration)
         device = torch.device(request.configuration.device)
         found = other_processes(device)

@@ -111,7 +111,7 @@ class OtherDraws:
         held: generators found as attributes of modules, each with its state.
     """
 
-    python: object
+    python: tuple[Any, ...]
     numpy: dict[str, Any]
     held: tuple[tuple[Any, Any], ...]
 
@@ -124,7 +124,7 @@ class OtherDraws:
 
     def restore(self) -> None:
         """Put the captured states in force."""
-        random.setstate(self.python)  # type: ignore[arg-type]
+        random.setstate(self.python)
         np.random.set_state(self.numpy)
         for generator, state in self.held:
             _set_state(generator, state)

@@ -77,7 +77,7 @@ class _TiledSum(torch.autograd.Function):
         return totals
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.part, *tensors = inputs
         ctx.save_for_backward(*tensors)
 

@@ -5,15 +5,14 @@ both are taken. Agreement and weighted sums are element-wise to torch's counter 
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
-# The operators are registered where they are defined.
-import capsbench.models.front
-import capsbench.routing.compiled
-import capsbench.routing.triton.operators  # noqa: F401
+_DEFINED_IN = ("capsbench.models.front", "capsbench.routing.compiled", "capsbench.routing.triton.operators")
+"""The modules whose import registers the operators with torch."""
 
 Shape = Sequence[int]
 
@@ -67,7 +66,7 @@ def _with_both(inputs: Shape, weight: Shape, _state: Any, _t: Any, limited: bool
     return (4 if limited else 3) * votes_flops(inputs, weight)
 
 
-_FORMULAS = {
+_FORMULAS: dict[str, Any] = {
     "front": _front,
     "front_backward": _front_backward,
     "votes_round": _once,
@@ -83,7 +82,12 @@ _FORMULAS = {
     "em_votes_vjp": _with_gradients,
 }
 
-for _name, _formula in _FORMULAS.items():
-    _packet = getattr(torch.ops.capsbench, _name)
-    if _packet not in flop_registry:
-        register_flop_formula(_packet)(_formula)  # type: ignore[arg-type]
+
+def register_formulas() -> None:
+    """Add the formulas of all operators to torch's registry, where they are not in it."""
+    for module in _DEFINED_IN:
+        import_module(module)
+    for name, formula in _FORMULAS.items():
+        packet = getattr(torch.ops.capsbench, name)
+        if packet not in flop_registry:
+            register_flop_formula(packet)(formula)

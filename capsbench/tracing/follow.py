@@ -19,18 +19,20 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 
-import capsbench.tracing.flops  # noqa: F401  (its formulas are in torch's registry from here on)
 from capsbench.errors import ConfigurationError
 from capsbench.pretend import pretending
 from capsbench.tracing import fake_cuda
 from capsbench.tracing.blocks import Blocks
 from capsbench.tracing.cuda_forms import CudaForms
 from capsbench.tracing.fake_cuda import Capability
+from capsbench.tracing.flops import register_formulas
 from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 from capsbench.tracing.operators import Operators, Shapes, is_composite
 from capsbench.tracing.outputs import output
 from capsbench.tracing.scratch import scratch_bytes, signature
 from capsbench.tracing.surroundings import deep_copies, initial_values, offloading, random_states, unseen
+
+register_formulas()
 
 _MOST_READS = 10_000
 _READS = "the model reads a tensor's value, for which the trace takes 0"

@@ -1,6 +1,7 @@
 """Adam as in the paper, and Ranger21 from `pytorch-optimizer`."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -35,14 +36,11 @@ def check_optimizer(settings: TrainingSettings) -> None:
     Raises:
         ConfigurationError: its package is not installed.
     """
-    if settings.optimizer == "ranger21":
-        try:
-            import pytorch_optimizer  # noqa: F401
-        except ImportError:
-            raise ConfigurationError(
-                "`optimizer` ranger21 needs the package pytorch-optimizer, which is not installed",
-                "install it with: pip install pytorch-optimizer, or install capsbench[train]",
-            ) from None
+    if settings.optimizer == "ranger21" and find_spec("pytorch_optimizer") is None:
+        raise ConfigurationError(
+            "`optimizer` ranger21 needs the package pytorch-optimizer, which is not installed",
+            "install it with: pip install pytorch-optimizer, or install capsbench[train]",
+        )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, epoch: int) -> None:

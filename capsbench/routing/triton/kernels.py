@@ -12,7 +12,6 @@ So nothing is added by atomics, and the same call gives the same bits. Sums have
 or float64 if that was given. Products are plain multiplications, which no setting turns into TF32.
 """
 # Parameters are Triton's pointers and scalars, for which Python has no types.
-# ruff: noqa: ANN001, ANN201, N803
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
 import triton

@@ -1,6 +1,5 @@
 """Parts of the kernels of `kernels`. Letters and layouts as there."""
 # Parameters are Triton's pointers and scalars, for which Python has no types; branches decided by compiling are an `if` each.
-# ruff: noqa: ANN001, ANN201, N803, SIM108
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disable-error-code="assignment,arg-type"
 
 import triton
