@@ -91,10 +91,10 @@ class Configuration(BaseModel):
 
     model_config = WRITTEN
 
-    model: Annotated[str, Option(flag="--models", title="Model", help="Networks, or package.module:name of your own.")]
+    model: Annotated[str, Option(flag="--models", title="Model", help="Models, or package.module:name of your own.")]
     """Name of the network: built-in, an entry point, or `package.module:name`."""
 
-    blocks: Annotated[int, Option(flag="--depth", title="Blocks", help="Blocks.")] = Field(ge=0)
+    blocks: Annotated[int, Option(flag="--depth", title="Blocks", help="Blocks: 3, 1-8, 1,2,4 or 1-4,8.")] = Field(ge=0)
     """Depth in blocks."""
 
     dataset: Annotated[

@@ -13,7 +13,7 @@ from capsbench.cli.options import (
     DATA_DIR_OPTION,
     FOLDER,
     SWEEP_OPTIONS,
-    Names,
+    NameList,
     cell_option,
     cell_options,
     choice,
@@ -68,8 +68,8 @@ for _command in (compare, check, init_ci, report, show, train, classify, figure,
 
 
 _model_options = together(
-    choice("--models", ("all", *MODELS), "all", "Models, or package.module:name of your own.", open_ended=True),
-    click.option("--depth", default="1-8", show_default=True, help="Blocks: 3, 1-8, 1,2,4 or 1-4,8."),
+    cell_option("model", "models", type=NameList("--models", ("all", *MODELS), open_ended=True), default="all"),
+    cell_option("blocks", "depth", type=str, default="1-8"),
 )
 
 
@@ -146,12 +146,12 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
     "--model",
     "--models",
     "models",
-    type=Names("--model", tuple(MODELS), open_ended=True),
+    type=NameList("--model", tuple(MODELS), open_ended=True),
     default="mocapsnet",
     show_default=True,
     help="The model, or package.module:name of your own.",
 )
-@click.option("--depth", default="1", show_default=True, help="Blocks.")
+@cell_option("blocks", "depth", type=str, default="1", help="Blocks.")
 @cell_options(*SWEPT_OPTIONS)
 @click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds for the process.")
 @DATA_DIR_OPTION

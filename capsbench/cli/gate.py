@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import STANDARD_OUTPUT, command, echo, echo_json, typed_command
-from capsbench.cli.options import FOLDER, Names, Parsed
+from capsbench.cli.options import FOLDER, NameList, Parsed
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.options import MODELS
 from capsbench.paths import anchored, as_typed, start
@@ -193,7 +193,7 @@ def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab:
 
     install = install or where_from(start())
     text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline, install)
-    for model in Names("--models", tuple(MODELS), open_ended=True).convert(models, None, None):
+    for model in NameList("--models", tuple(MODELS), open_ended=True).convert(models, None, None):
         # One's own need not be installed where the workflow is written.
         if model != "all" and ":" not in model:
             with naming("models"):

@@ -1,4 +1,4 @@
-"""What can be asked for on this machine: `capsbench list`."""
+"""Names that can be asked for on this machine: `capsbench list`."""
 
 from importlib.metadata import entry_points
 from pathlib import Path

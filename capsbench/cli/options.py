@@ -22,7 +22,7 @@ else:
     ParamType = click.ParamType  # no generic before click 8.4
 
 
-class Names(ParamType):
+class NameList(ParamType):
     """A comma list of names. Where `known` is given every name must be in it.
 
     Args:
@@ -68,7 +68,7 @@ class Parsed(ParamType):
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """What the function gives."""
+        """Return what the function gives."""
         return self._parse(value) if isinstance(value, str) else value
 
 
@@ -147,7 +147,7 @@ def fraction_option(option: str, text: str) -> Callable[[Any], Any]:
 
 
 def validation_option(text: str) -> Callable[[Any], Any]:
-    """How many images are held out of a training set."""
+    """Option of the number of images that are held out of a training set."""
     fits = number("--validation", "a fraction, or a number of images, of 0 or more", lambda value: value >= 0)
     return click.option("--validation", type=fits, default=0.1, show_default=True, help=text)
 
@@ -179,27 +179,28 @@ FOLDER = _Place(path_type=Path)
 
 def choice(option: str, known: Sequence[str], default: str | None, text: str, **more: Any) -> Callable[[Any], Any]:
     """An option that takes a comma list of names, one of which may be the default."""
-    names = Names(option, known, **more)
+    names = NameList(option, known, **more)
     return click.option(option, type=names, default=default, show_default=bool(default), help=text)
 
 
-def cell_option(name: str, *, single: bool = False, **changed: Any) -> Callable[[Any], Any]:
+def cell_option(name: str, parameter: str | None = None, *, single: bool = False, **changed: Any) -> Callable[[Any], Any]:
     """An option of a cell, as its row in `capsbench.options` has it.
 
     Args:
         name: of its field.
+        parameter: name of the command's parameter, where it is another one.
         single: whether one name can be given, where `run` takes a comma list.
         changed: whatever else this command's option has: `help`, `type`.
     """
     option = OPTIONS[name]
     asked = {"default": option.default, "show_default": option.default is not None, "help": option.help}
-    return click.option(option.flag, name, **(asked | {"type": _type_of(name, single=single)} | changed))
+    return click.option(option.flag, parameter or name, **(asked | {"type": _type_of(name, single=single)} | changed))
 
 
 def _type_of(name: str, *, single: bool) -> Any:
     option, kind = OPTIONS[name], type_of(name)
     if option.choices:
-        return click.Choice(tuple(option.choices)) if single else Names(option.flag, tuple(option.choices))
+        return click.Choice(tuple(option.choices)) if single else NameList(option.flag, tuple(option.choices))
     if option.unit == "bytes":
         return Parsed("size", parse_bytes)
     if kind is int:
@@ -255,33 +256,20 @@ MACHINE_OPTIONS = ("batch_size", "device", "gpu", "threads", "capacity")
 
 def machine_of(given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a sweep that say where, on how many images and how often."""
-    from capsbench.devices import DEFAULT_GPU, gpu_of
-    from capsbench.measure.environment import default_threads
-    from capsbench.sweep.session import resolve_device
+    from capsbench.sweep.verbs import where
 
-    device = resolve_device(given["device"])
-    if given["gpu"] and device != "cuda:predicted":
-        raise ConfigurationError(
-            f"--gpu {given['gpu']} does not go with --device {given['device']}", "add --device cuda:predicted, or leave it out"
-        )
-    return {
-        "device": device,
-        "gpu": gpu_of(given["gpu"] or DEFAULT_GPU).name if device == "cuda:predicted" else None,
-        "threads": given["threads"] or default_threads(),
-        "batch_size": given["batch_size"],
-        "capacity": given["capacity"],
-        "repeats": given["repeats"],
-    }
+    more = {name: given[name] for name in ("batch_size", "capacity", "repeats")}
+    return where(given["device"], given["gpu"], given["threads"]) | more
 
 
 def was_typed(name: str) -> bool:
-    """Whether the option of a parameter was typed, its default value or another."""
+    """Return whether the option of a parameter was typed, with its default value or another."""
     source = click.get_current_context().get_parameter_source(name)
     return source not in (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 def refuse_for_own(models: Sequence[str]) -> None:
-    """Refuses options of capsbench's own networks that were typed for another network.
+    """Refuse options of capsbench's own networks that were typed for another network.
 
     Args:
         models: names of networks.
@@ -298,7 +286,7 @@ def refuse_for_own(models: Sequence[str]) -> None:
 
 
 def refuse_given(name: str, other: str, why: str) -> None:
-    """Refuses an option that was typed and has no effect beside another.
+    """Refuse an option that was typed and has no effect beside another.
 
     Args:
         name: of its parameter.
@@ -313,11 +301,11 @@ def refuse_given(name: str, other: str, why: str) -> None:
 
 
 def require_command(context: click.Context) -> None:
-    """Refuses a group of commands without the name of one.
+    """Refuse a group of commands without the name of one.
 
     Raises:
         ConfigurationError: there is none.
     """
     if context.invoked_subcommand is None and isinstance(context.command, click.Group):
         name = context.command.name
-        raise ConfigurationError(f"'{name}' alone says nothing", f"choose one of {', '.join(context.command.commands)}")
+        raise ConfigurationError(f"'{name}' alone has no effect", f"choose one of {', '.join(context.command.commands)}")

@@ -55,7 +55,7 @@ def reproduce(context: click.Context) -> None:
 
 
 _swept_options = together(
-    click.option("--depth", default="1-8", show_default=True, help="Blocks."),
+    cell_option("blocks", "depth", type=str, default="1-8"),
     cell_option("dataset", default=None, help="Data sets; by default those of the figure or table."),
     cell_options(*MACHINE_OPTIONS),
     SWEEP_OPTIONS,
@@ -64,7 +64,7 @@ _swept_options = together(
 _trained_options = together(
     cell_option("dataset", default=None, help="Only these of the table's data sets."),
     choice("--models", tuple(MODELS), None, "Only these of its models."),
-    click.option("--depth", help="Only these of its depths, in blocks."),
+    cell_option("blocks", "depth", type=str, help="Only these of its depths, in blocks."),
     choice("--optimizer", ("adam", "ranger21"), None, "Only these of its optimizers."),
     cell_option("routing", default=None, help="Only these of its routing algorithms."),
     click.option("--seeds", type=whole("--seeds", 1), default=3, show_default=True, help="Runs of each row."),

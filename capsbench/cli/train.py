@@ -63,7 +63,7 @@ _network_options = together(
         show_default=True,
         help=f"{', '.join(MODELS)}, or package.module:name of your own.",
     ),
-    click.option("--depth", type=whole("--depth", 1), default=1, show_default=True, help="Blocks."),
+    cell_option("blocks", "depth", type=whole("--depth", 1), default=1, help="Blocks."),
     cell_options(*(name for name in NETWORK_OPTIONS if name != "gamma"), single=True),
     cell_option(
         "gamma",

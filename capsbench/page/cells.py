@@ -223,7 +223,14 @@ def _filter(name: str) -> dict[str, Any]:
 def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The quantities that any record has."""
     return [
-        {"name": metric.name, "column": metric.column, "title": metric.title, "bytes": metric.is_bytes}
+        {
+            "name": metric.name,
+            "column": metric.column,
+            "title": metric.title,
+            # A table has no room for whole titles.
+            "head": "train step" if metric.name == "train" else metric.name,
+            "bytes": metric.is_bytes,
+        }
         for metric in METRICS.values()
         if frame[metric.column].notna().any()
     ]

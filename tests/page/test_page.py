@@ -507,8 +507,9 @@ def test_what_compare_and_check_remark_is_on_the_page():
     assert any(text.startswith("left out: peak allocated") and "Other CPU, Some CPU before" in text for text in after["remarks"])
     assert "note: not in the baseline: MoCapsNet" in after["remarks"]
     # Numbers beside texts: what is downloaded needs no reading.
-    slope = next(row for row in told["rows"] if row[1] == "retained / block")
-    assert slope[6:9] == ["bytes", 10 * MIB, 10 * MIB]
+    rows = [dict(zip(told["columns"], row, strict=True)) for row in told["rows"]]
+    slope = next(row for row in rows if row["figure"] == "retained / block")
+    assert (slope["unit"], slope["before_value"], slope["after_value"]) == ("bytes", 10 * MIB, 10 * MIB)
 
 
 # How large it may be.
