@@ -125,7 +125,7 @@ def run(
     """
     given = locals()
     names, blocks = _names(models), _depths(depths)
-    sweep = Sweep(names, blocks, repeats=repeats, **_where(device, gpu, threads), **options)
+    sweep = Sweep(names, blocks, repeats=repeats, **where(device, gpu, threads), **options)
     plan = _plan(
         command=_call(run, names, blocks, given),
         cells=expand(sweep),
@@ -171,7 +171,7 @@ def predict(
     """
     given = locals()
     names, blocks = _names(models), _depths(depths)
-    sweep = Sweep(names, blocks, **_where(f"{device}:predicted", gpu, None), **options)
+    sweep = Sweep(names, blocks, **where(f"{device}:predicted", gpu, None), **options)
     plan = _plan(command=_call(predict, names, blocks, given), cells=expand(sweep), passes=["memory"], budget_seconds=0)
     if out is None:
         return traced(plan, watcher)
@@ -270,7 +270,7 @@ def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
     return parse_depths(",".join(map(str, several)))
 
 
-def _where(device: str, gpu: str | None, threads: int | None) -> dict[str, Any]:
+def where(device: str, gpu: str | None, threads: int | None) -> dict[str, Any]:
     """The options of a sweep that say where it runs."""
     found = resolve_device(device)
     if gpu and found != "cuda:predicted":
