@@ -80,7 +80,7 @@ _trained_options = together(
     DOWNLOAD_OPTION,
     click.option("--out", type=FOLDER, help="Folder of the table and its runs; by default reports/ and its name."),
     CHECKPOINT_OPTION,
-    click.option("--resume", is_flag=True, help="Has no effect: finished runs are never trained again."),
+    click.option("--resume", is_flag=True, help="Add to a table that was begun; refused if none was."),
     click.option("--dry-run", is_flag=True, help="Show the networks left to train, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on standard output."),
 )

@@ -31,6 +31,7 @@ def reproduce_table(
     name: str,
     *,
     out: Path | None,
+    resume: bool,
     seeds: int,
     epochs: int | None,
     scale: float,
@@ -44,7 +45,7 @@ def reproduce_table(
     """Train the rest of a table, print it beside the paper's, and return the exit status.
 
     Raises:
-        ConfigurationError: no row is left by the options, or a data set is not there.
+        ConfigurationError: no row is left by the options, a data set is not there, or there is nothing to resume.
         Interrupted: Ctrl-C; the same command resumes.
     """
     from capsbench.cli.console import console as console_of
@@ -56,6 +57,8 @@ def reproduce_table(
     from capsbench.words.accuracy import NOTE
 
     folder = out or anchored(Path("reports")) / name
+    if resume and not (folder / RUNS).is_dir():
+        raise ConfigurationError(f"`resume`: there is nothing to resume in {folder}", "leave `resume` out to begin")
     rows = _chosen(name, given)
     # The scale shortens data and epochs alike.
     long = max(1, round((epochs or EPOCHS[name]) * scale))
