@@ -65,7 +65,7 @@ def section(kind: type) -> str:
 
 
 def asked_by(kind: type, name: str) -> str:
-    """How an option of a cell is asked for; nothing of other fields."""
+    """The flag and the default of an option of a cell; empty for other fields."""
     if kind is not records.Configuration:
         return ""
     option = options.OPTIONS[name]

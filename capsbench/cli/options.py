@@ -22,13 +22,13 @@ else:
     ParamType = click.ParamType  # no generic before click 8.4
 
 
-class Names(ParamType):
-    """A comma list of names. Where `known` is given every name must be in it.
+class NameList(ParamType):
+    """A comma list of names. If `known` is given, every name must be in it.
 
     Args:
-        option: as it is typed, for errors.
-        known: what is offered for completion, and required unless `open`.
-        open_ended: whether other names may stand as well.
+        option: name of the option as it is typed, for errors.
+        known: names that are offered for completion, and required unless `open_ended`.
+        open_ended: allow other names too.
     """
 
     name = "names"
@@ -51,29 +51,29 @@ class Names(ParamType):
         return names
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """Shown in --help."""
+        """Placeholder that --help shows."""
         return "NAMES"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Completes the last name of the list."""
+        """Complete the last name of the list."""
         done, comma, last = incomplete.rpartition(",")
         return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
 
 
 class Parsed(ParamType):
-    """Text that a function of the package understands, or refuses with a `ConfigurationError`."""
+    """Text that a function of the package parses, or refuses with a `ConfigurationError`."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """What the function gives."""
+        """Return what the function gives."""
         return self._parse(value) if isinstance(value, str) else value
 
 
 def parse_bytes(text: str) -> int:
-    """`24GiB`, `8 GB`, `500MiB`, `1048576` → bytes.
+    """Parse an amount of memory: `24GiB`, `8 GB`, `500MiB`, `1048576` → bytes.
 
     Raises:
         ConfigurationError: it is none of these.
@@ -123,9 +123,9 @@ def number(option: str, what: str, fits: Callable[[float], bool]) -> Parsed:
     """A finite number that fits.
 
     Args:
-        option: as it is typed.
-        what: which numbers fit, in words.
-        fits: whether one does.
+        option: name of the option as it is typed.
+        what: the numbers that fit, in words.
+        fits: function that checks a number.
     """
 
     def parse(text: str) -> float:
@@ -147,7 +147,7 @@ def fraction_option(option: str, text: str) -> Callable[[Any], Any]:
 
 
 def validation_option(text: str) -> Callable[[Any], Any]:
-    """How many images are held out of a training set."""
+    """Option of the number of images that are held out of a training set."""
     fits = number("--validation", "a fraction, or a number of images, of 0 or more", lambda value: value >= 0)
     return click.option("--validation", type=fits, default=0.1, show_default=True, help=text)
 
@@ -164,7 +164,7 @@ def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class _Place(click.Path):
-    """A path that need not exist; what is done with it says what is wrong. An empty one is an unset variable, and no place."""
+    """A path that need not exist, since its use reports errors. An empty one is an unset variable, and is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""
@@ -179,27 +179,28 @@ FOLDER = _Place(path_type=Path)
 
 def choice(option: str, known: Sequence[str], default: str | None, text: str, **more: Any) -> Callable[[Any], Any]:
     """An option that takes a comma list of names, one of which may be the default."""
-    names = Names(option, known, **more)
+    names = NameList(option, known, **more)
     return click.option(option, type=names, default=default, show_default=bool(default), help=text)
 
 
-def cell_option(name: str, *, single: bool = False, **changed: Any) -> Callable[[Any], Any]:
+def cell_option(name: str, parameter: str | None = None, *, single: bool = False, **changed: Any) -> Callable[[Any], Any]:
     """An option of a cell, as its row in `capsbench.options` has it.
 
     Args:
-        name: of its field.
-        single: whether one name can be given, where `run` takes a comma list.
-        changed: whatever else this command's option has: `help`, `type`.
+        name: name of its field.
+        parameter: name of the command's parameter, where it is another one.
+        single: take one name, where `run` takes a comma list.
+        changed: further arguments of this command's option: `help`, `type`.
     """
     option = OPTIONS[name]
     asked = {"default": option.default, "show_default": option.default is not None, "help": option.help}
-    return click.option(option.flag, name, **(asked | {"type": _type_of(name, single=single)} | changed))
+    return click.option(option.flag, parameter or name, **(asked | {"type": _type_of(name, single=single)} | changed))
 
 
 def _type_of(name: str, *, single: bool) -> Any:
     option, kind = OPTIONS[name], type_of(name)
     if option.choices:
-        return click.Choice(tuple(option.choices)) if single else Names(option.flag, tuple(option.choices))
+        return click.Choice(tuple(option.choices)) if single else NameList(option.flag, tuple(option.choices))
     if option.unit == "bytes":
         return Parsed("size", parse_bytes)
     if kind is int:
@@ -215,7 +216,7 @@ def cell_options(*names: str, single: bool = False) -> Callable[[Any], Any]:
 # Options of more than one command
 
 DEVICE_OPTION = cell_option("device", help="auto, cpu, cuda, cuda:N.")
-DATA_DIR_OPTION = click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
+DATA_DIR_OPTION = click.option("--data-dir", type=FOLDER, help="Folder of the real data sets; by default $CAPSBENCH_DATA.")
 DOWNLOAD_OPTION = click.option("--download", is_flag=True, help="Fetch a data set that is not on disk.")
 CHECKPOINT_OPTION = click.option(
     "--checkpoint-minutes",
@@ -243,45 +244,32 @@ SWEEP_OPTIONS = together(
     click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
     DATA_DIR_OPTION,
     click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
-    click.option("--resume", is_flag=True, help="Go on with a report that was cut off."),
-    click.option("--dry-run", is_flag=True, help="Show what would be done, and stop."),
+    click.option("--resume", is_flag=True, help="Resume a report that was cut off."),
+    click.option("--dry-run", is_flag=True, help="Show the plan, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
 )
 """Options of every command that measures, besides those of a cell."""
 
 MACHINE_OPTIONS = ("batch_size", "device", "gpu", "threads", "capacity")
-"""Options of a cell that say where it is measured, and on how many images."""
+"""Options of a cell for the machine and the number of images."""
 
 
 def machine_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a sweep that say where, on how many images and how often."""
-    from capsbench.devices import DEFAULT_GPU, gpu_of
-    from capsbench.measure.environment import default_threads
-    from capsbench.sweep.session import resolve_device
+    """Return the arguments of a sweep for machine, number of images and number of repetitions."""
+    from capsbench.sweep.verbs import where
 
-    device = resolve_device(given["device"])
-    if given["gpu"] and device != "cuda:predicted":
-        raise ConfigurationError(
-            f"--gpu {given['gpu']} does not go with --device {given['device']}", "add --device cuda:predicted, or leave it out"
-        )
-    return {
-        "device": device,
-        "gpu": gpu_of(given["gpu"] or DEFAULT_GPU).name if device == "cuda:predicted" else None,
-        "threads": given["threads"] or default_threads(),
-        "batch_size": given["batch_size"],
-        "capacity": given["capacity"],
-        "repeats": given["repeats"],
-    }
+    more = {name: given[name] for name in ("batch_size", "capacity", "repeats")}
+    return where(given["device"], given["gpu"], given["threads"]) | more
 
 
 def was_typed(name: str) -> bool:
-    """Whether the option of a parameter was typed, its default value or another."""
+    """Return whether the option of a parameter was typed, with its default value or another."""
     source = click.get_current_context().get_parameter_source(name)
     return source not in (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 def refuse_for_own(models: Sequence[str]) -> None:
-    """Refuses options of capsbench's own networks that were typed for another network.
+    """Refuse options of capsbench's own networks that were typed for another network.
 
     Args:
         models: names of networks.
@@ -298,12 +286,12 @@ def refuse_for_own(models: Sequence[str]) -> None:
 
 
 def refuse_given(name: str, other: str, why: str) -> None:
-    """Refuses an option that was typed and has no effect beside another.
+    """Refuse an option that was typed and has no effect beside another.
 
     Args:
-        name: of its parameter.
-        other: what it stands beside.
-        why: it has no effect.
+        name: name of its parameter.
+        other: the option beside it.
+        why: reason that it has no effect.
 
     Raises:
         ConfigurationError: it was typed.
@@ -313,11 +301,11 @@ def refuse_given(name: str, other: str, why: str) -> None:
 
 
 def require_command(context: click.Context) -> None:
-    """Refuses a group of commands without the name of one.
+    """Refuse a group of commands without the name of one.
 
     Raises:
         ConfigurationError: there is none.
     """
     if context.invoked_subcommand is None and isinstance(context.command, click.Group):
         name = context.command.name
-        raise ConfigurationError(f"'{name}' alone says nothing", f"choose one of {', '.join(context.command.commands)}")
+        raise ConfigurationError(f"'{name}' alone has no effect", f"choose one of {', '.join(context.command.commands)}")

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from capsbench.figures.styles import STYLE
+from capsbench.options import OPTIONS, noun_of, type_of
 from capsbench.records import Timeline
 from capsbench.words.labels import dataset_title, model_title
 from capsbench.words.modules import ModuleChange, module_changes
@@ -29,6 +30,8 @@ _NARROWEST = 0.11
 _MOST_POINTS = 600
 _MOST_BARS = 12
 _LONGEST_NAME = 34
+_SAID = ("model", "dataset", "precision", "device")
+"""Options that a caption says in words of its own."""
 
 
 def draw_timeline(timeline: Timeline) -> Figure:
@@ -180,8 +183,10 @@ def title_of(timeline: Timeline) -> str:
 def caption_of(timeline: Timeline) -> list[str]:
     """Captions: the configuration that was run, and notes for the reader."""
     it = timeline.configuration
-    names = ("kernel", "routing", "memory", "inverse", "front", "rule", "optimizer_step", "gpu")
-    options = [f"{name.replace('_', ' ')} {value}" for name in names if (value := getattr(it, name)) is not None]
+    # Of numbers, only those that are not as usual.
+    names = [name for name, option in OPTIONS.items() if type_of(name) is str or option.unwritten is not None]
+    known = [(noun_of(name), getattr(it, name)) for name in names if name not in _SAID]
+    options = [f"{noun} {value}" for noun, value in known if value is not None]
     told = [dataset_title(it.dataset), f"batch size {it.batch_size}", *options, it.precision, f"device {it.device}"]
     stand_in = ["the packaged images stand in for a set that was not on disk"] if timeline.data_source == "stand-in" else []
     return [", ".join(told), "; ".join([*stand_in, "1 MiB = 2²⁰ bytes", "* stands for every number", *timeline.notes])]

@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -37,21 +37,32 @@ def labels_of(compared: Compared) -> Labels:
     return Labels([*both, *(line.options() for line in (*compared.only_before, *compared.only_after))])
 
 
-def comparison_rows(compared: Compared, *, cells: bool) -> list[tuple[str, ...]]:
-    """Line, figure, before, after, difference and verdict of every figure.
+class ComparisonRow(NamedTuple):
+    """The texts of one figure in two runs."""
+
+    line: str
+    figure: str
+    before: str
+    after: str
+    difference: str
+    verdict: str
+
+
+def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
+    """The texts of every figure.
 
     Args:
         compared: two runs.
         cells: include each cell, beside slopes and levels.
     """
     labels = labels_of(compared)
-    rows: list[tuple[str, ...]] = []
+    rows: list[ComparisonRow] = []
     for it in compared.comparisons:
         if cells or it.scope != "cell":
             figure = TITLES[it.quantity] if it.verdict == "not comparable" and it.before is None else figure_name(it)
             verdict = ": ".join(filter(None, [it.verdict, it.why]))
             figures = (before_text(it), after_text(it), change_text(it))
-            rows.append((labels.of(it.line), figure, *figures, verdict))
+            rows.append(ComparisonRow(labels.of(it.line), figure, *figures, verdict))
     return rows
 
 

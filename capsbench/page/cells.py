@@ -203,7 +203,7 @@ class Texts:
 
 
 def options_data() -> dict[str, Any]:
-    """What the page knows of options: its filters, the options among a cell's details, and columns of its CSV of cells."""
+    """Options in the page: its filters, the options among a cell's details, and columns of its CSV of cells."""
     return {
         "filters": [_filter(name) for name in dict.fromkeys((*_FILTERS_FIRST, *LINE_COLUMNS))],
         "details": [{"name": name, "noun": noun_of(name)} for name in LINE_COLUMNS if name not in _LABELLED],
@@ -223,7 +223,14 @@ def _filter(name: str) -> dict[str, Any]:
 def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The quantities that any record has."""
     return [
-        {"name": metric.name, "column": metric.column, "title": metric.title, "bytes": metric.is_bytes}
+        {
+            "name": metric.name,
+            "column": metric.column,
+            "title": metric.title,
+            # A table has no room for whole titles.
+            "head": "train step" if metric.name == "train" else metric.name,
+            "bytes": metric.is_bytes,
+        }
         for metric in METRICS.values()
         if frame[metric.column].notna().any()
     ]

@@ -10,7 +10,7 @@ from capsbench.frame import plain
 from capsbench.gate.check import judge
 from capsbench.gate.compare import compare
 from capsbench.gate.summary import Summary, machine_parts, mapping, summarize
-from capsbench.gate.verdicts import CheckText, comparison_remarks, comparison_rows
+from capsbench.gate.verdicts import CheckText, ComparisonRow, comparison_remarks, comparison_rows
 from capsbench.page.cells import Line, Lines
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut_list
 from capsbench.words.labels import cut
@@ -26,6 +26,9 @@ _LONGEST_FINDING = 500
 _MOST_PARTS = 300
 _LONGEST_PART = 400
 _CHANGES_ALWAYS = {"load_1_min", "megahertz", "notes", "sm_megahertz"}
+
+
+_COMPARED_NUMBERS = ("unit", "before_value", "after_value", "difference_low", "difference_high")
 
 
 def reports_data(reports: Sequence["Report"]) -> list[dict[str, Any]]:
@@ -95,15 +98,21 @@ def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: in
     """The comparison of one report with the first.
 
     Returns:
-        `rows`, at most `most`: the texts of a table, then unit, before, after and the interval of the difference as numbers;
-        `more`: the number of further rows; `remarks`: facts that the rows lack.
+        `columns`: names of the texts and numbers of a row; `rows`, at most `most`; `more`: the number of further
+        rows; `remarks`: facts that the rows lack.
     """
     after, others = _summary(other)
     remarks = [*notes, *others]
     try:
         compared = compare(before, after)
     except ConfigurationError as error:
-        return {"rows": [], "more": 0, "remarks": cut_list(remarks, _MOST_REMARKS), "why": cut(error.what, LONGEST_TEXT)}
+        return {
+            "columns": [],
+            "rows": [],
+            "more": 0,
+            "remarks": cut_list(remarks, _MOST_REMARKS),
+            "why": cut(error.what, LONGEST_TEXT),
+        }
     remarks += comparison_remarks(compared, cells=False)
     wide = [it for it in compared.comparisons if it.scope != "cell"]
     rows = [
@@ -117,7 +126,8 @@ def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: in
         ]
         for it, texts in zip(wide[:most], comparison_rows(compared, cells=False)[:most], strict=True)
     ]
-    return {"rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
+    columns = [*ComparisonRow._fields, *_COMPARED_NUMBERS]
+    return {"columns": columns, "rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
 
 
 def history_data(reports: Sequence["Report"], lines: Lines, table: pd.DataFrame) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from capsbench.cli.commands import cli
-from capsbench.cli.options import Names
+from capsbench.cli.options import NameList
 from capsbench.errors import CapsbenchError
 from capsbench.records import Plan, Record, Timeline
 from helpers import ROOT
@@ -446,7 +446,7 @@ def shortened(words: list[str], *, traced: bool) -> list[str]:
     found = list(words)
     for place, word in enumerate(found[:-1]):
         param = known.get(word)
-        if param is not None and isinstance(param.type, Names):
+        if param is not None and isinstance(param.type, NameList):
             first = found[place + 1].split(",")[0]
             found[place + 1] = "mocapsnet" if first == "all" else first
     replaced = dict(SHORTER[name])

@@ -5,7 +5,6 @@ import csv
 import io
 import re
 import zlib
-from dataclasses import replace
 
 import pytest
 
@@ -328,9 +327,8 @@ def test_reports_beside_each_other_with_history_and_verdicts(show):
     # Given out of order: history is in the order of time.
     latest = day(3, 5 * MIB)
     extra = [make_record("mocapsnet", 1, kernel="published").model_copy(update={"started_at": "2026-01-03T00:00:00+00:00"})]
-    latest = replace(
-        latest, records=[*latest.records, *extra], environments={"abcd": {"commit": "commit3", "cpu": {"model": "New"}}}
-    )
+    machine = {"commit": "commit3", "cpu": {"model": "New"}}
+    latest = Report.of([*latest.records, *extra], "day 3", environments={"abcd": machine})
     # The first that is given is what others are compared with.
     with show(day(1, 0), latest, day(2, 0)) as page:
         traces = page.drawn("history-chart")

@@ -121,17 +121,19 @@ function startComparisons() {
     const said = told.remarks.length ? [element("h4", {}, "Remarks of capsbench compare"), element("ul", { class: "findings" }, ...told.remarks.map((text) => element("li", {}, text)))] : [];
     byId("compare-remarks").replaceChildren(...(told.more ? [element("p", { class: "note" }, `${plural(told.more, "more row")}: capsbench compare shows all.`)] : []), ...said);
     if (told.why) return host.replaceChildren(element("p", { class: "empty" }, told.why));
-    const verdict = (row) => row[5].split(":")[0];
+    const rows = told.rows.map((row) => Object.fromEntries(told.columns.map((name, index) => [name, row[index]])));
+    const verdict = (row) => row.verdict.split(":")[0];
+    const difference = (row) => (row.before_value === null || row.after_value === null ? null : row.after_value - row.before_value);
     makeTable(host, {
-      name: `${told.before} and ${told.after}`, rows: told.rows, search: true, file: "comparison.csv",
-      also: [["unit", (row) => row[6]], ["difference_low", (row) => row[9]], ["difference_high", (row) => row[10]]],
+      name: `${told.before} and ${told.after}`, rows, search: true, file: "comparison.csv",
+      also: ["unit", "difference_low", "difference_high"].map((name) => [name, (row) => row[name]]),
       columns: [
-        { label: "line", value: (row) => row[0], name: true },
-        { label: "figure", value: (row) => row[1] },
-        { label: told.before, column: "before", value: (row) => row[7], text: (row) => row[2], number: true },
-        { label: told.after, column: "after", value: (row) => row[8], text: (row) => row[3], number: true },
-        { label: "difference", value: (row) => (row[7] === null || row[8] === null ? null : row[8] - row[7]), text: (row) => row[4], number: true },
-        { label: "verdict", value: (row) => row[5], node: (row) => element("span", {}, badge(verdict(row), { "not comparable": "open" }[verdict(row)] || verdict(row)), element("small", {}, row[5].slice(verdict(row).length).replace(/^:/, ""))) },
+        { label: "line", value: (row) => row.line, name: true },
+        { label: "figure", value: (row) => row.figure },
+        { label: told.before, column: "before", value: (row) => row.before_value, text: (row) => row.before, number: true },
+        { label: told.after, column: "after", value: (row) => row.after_value, text: (row) => row.after, number: true },
+        { label: "difference", value: difference, text: (row) => row.difference, number: true },
+        { label: "verdict", value: (row) => row.verdict, node: (row) => element("span", {}, badge(verdict(row), { "not comparable": "open" }[verdict(row)] || verdict(row)), element("small", {}, row.verdict.slice(verdict(row).length).replace(/^:/, ""))) },
       ],
     });
   };

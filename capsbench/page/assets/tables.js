@@ -101,9 +101,6 @@ function cellRows() {
   return found.sort((a, b) => a - b);
 }
 
-// A table has no room for whole titles.
-const HEADS = { retained: "retained", peak: "peak", reserved: "reserved", process: "process", train: "train step", forward: "forward", inference: "inference" };
-
 function cellColumns() {
   const several = (values) => new Set(values).size > 1;
   const columns = [];
@@ -113,7 +110,7 @@ function cellColumns() {
   if (several(LINES.map((line) => line.dataset))) columns.push({ label: "data set", column: "dataset", value: (cell) => lineOf(cell).datasetTitle });
   columns.push({ label: "blocks", column: "blocks", value: (cell) => CELLS.blocks[cell], number: true });
   if (several(CELLS.replicate)) columns.push({ label: "replicate", column: "replicate", value: (cell) => CELLS.replicate[cell] + 1, number: true });
-  for (const metric of DATA.metrics) columns.push({ label: HEADS[metric.name] || metric.title, column: metric.column, value: (cell) => figure(cell, metric), text: (cell) => quantity(figure(cell, metric), metric.bytes), number: true });
+  for (const metric of DATA.metrics) columns.push({ label: metric.head, column: metric.column, value: (cell) => figure(cell, metric), text: (cell) => quantity(figure(cell, metric), metric.bytes), number: true });
   columns.push(
     { label: "status", column: "status", value: (cell) => statusOf(cell), node: (cell) => badge(statusOf(cell), statusOf(cell) === "ok" ? "ok" : ["oom", "skipped"].includes(statusOf(cell)) ? "oom" : "worse") },
     { label: "noise", column: "noise", value: (cell) => noiseOf(cell) },
