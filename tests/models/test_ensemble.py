@@ -8,9 +8,10 @@ from torch import nn
 
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsNet, CapsuleLoss, Ensemble, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
+from capsbench.options import WITHOUT_BLOCKS
 from capsbench.routing import route
 from capsbench.sweep.plan import Sweep, expand
-from capsbench.workload import BUILT_IN, WITHOUT_BLOCKS, Workload, build_model
+from capsbench.workload import BUILT_IN, Workload, build_model
 from helpers.comparing import assert_alive, assert_all_close, assert_close
 from helpers.made import make_configuration
 from helpers.networks import example, small
