@@ -1,4 +1,4 @@
-"""The options of a cell: one row each, and whatever else speaks of options is made from these rows.
+"""The options of a cell: one row each, from which everything else that has to do with options is made.
 
 A row is a field of `Configuration`: its type, its `Option`, and the sentence beneath it. From the rows come the flags of the
 command line and their help, the cells of a sweep and the checks before it, the arguments of a network's constructor, labels, the
@@ -37,9 +37,9 @@ class Networks:
     """The networks that have an option."""
 
     names: frozenset[str] | None
-    """Those of `MODELS` that have it; None where every network has it, also one of the user's own."""
+    """Names from `MODELS` of networks that have it; None where every network has it, also one of the user's own."""
     why: str = ""
-    """Why no other network has it."""
+    """Reason that no other network has it."""
 
     def have(self, model: object) -> bool:
         """Return whether the network of this name has the option."""
@@ -63,11 +63,11 @@ class Option:
     title: str
     """Title of the page's filter."""
     noun: str = ""
-    """What stands before a number in a label; by default the field's name in words."""
+    """Word before a number in a label; by default the field's name in words."""
     choices: Mapping[str, str] = field(default_factory=dict)
     """The values that can be asked for, with an explanation of each; empty where any value of the type may stand."""
     default: Any = None
-    """What is asked for where nothing is said; None leaves it to the network or the machine."""
+    """Value that is asked for by default; None leaves it to the network or the machine."""
     networks: Networks = EVERY_NETWORK
     """The networks that have it. Where these are not all, it is an argument of their constructors."""
     least: int | None = None
@@ -75,7 +75,7 @@ class Option:
     unit: str = ""
     """`bytes`, where it is an amount of memory."""
     of_model: bool = False
-    """Whether each network has its own value, by which networks are not distinguished from each other."""
+    """Mark of an option of which each network has its own value, by which networks are not distinguished from each other."""
     unwritten: Any = None
     """A value that a cell leaves out (None): with the default here, cells from before there was this option keep their keys."""
     before: Any = None

@@ -45,10 +45,10 @@ ENTRY_POINTS = "capsbench.models"
 """The group in which other packages register theirs."""
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What autocast casts to."""
+"""Types that autocast casts to, by name."""
 
 OPTIMIZER_STEPS = tuple(OPTIONS["optimizer_step"].choices)
-"""When the optimizer steps: after backward, or for each parameter inside it."""
+"""Times of the optimizer's step: after backward, or for each parameter inside it."""
 
 LEARNING_RATE = 1e-3
 SEED = 0
@@ -199,7 +199,7 @@ class Workload:
         with keeping_threads(configuration.model) as notes:
             self.model = (build_model(configuration).to(self.device) if model is None else model).train()
         self.notes = notes
-        """What else a reader of its figures must know."""
+        """Further remarks for a reader of its figures."""
         self._takes_labels = takes_labels(self.model)
         self._capsule_loss = CapsuleLoss()
         self.optimizer = torch.optim.Adam(trainable(self.model, configuration.model), lr=LEARNING_RATE, fused=True)
@@ -255,7 +255,7 @@ class Workload:
 
 
 def without_effect(configuration: Configuration) -> list[str]:
-    """What a configuration asks for that has no effect on its device, in words."""
+    """Requests of a configuration that have no effect on its device, in words."""
     if configuration.memory == "offload" and configuration.device_kind() == "cpu":
         return ["memory 'offload' has no effect on a CPU, which is 'stored' there: what it would move is in that memory already"]
     return []
@@ -298,14 +298,14 @@ def loss_of(out: Output, batch: Batch, configuration: Configuration, capsule_los
 
 
 def seed_everything(seed: int = SEED) -> None:
-    """The same draws in every process: torch's, and those of a user's model that asks Python or numpy."""
+    """Seed torch, Python and numpy, so that every process draws the same numbers."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
 
 
 def check_optimizer_step(step: str, precision: str) -> None:
-    """Refuses an unknown time to step, and one that the precision rules out.
+    """Refuse an unknown time to step, and one that the precision rules out.
 
     Raises:
         ConfigurationError: it is none of `OPTIMIZER_STEPS`, or `backward` at fp16.
@@ -320,7 +320,7 @@ def check_optimizer_step(step: str, precision: str) -> None:
 
 
 def check_batch_size(batch_size: int, available: int, dataset: str) -> None:
-    """Refuses a batch that the data cannot fill.
+    """Refuse a batch that the data cannot fill.
 
     Raises:
         ConfigurationError: it is larger than the data.

@@ -1,4 +1,4 @@
-"""What all commands have in common: paths that stay where they are, and words that anybody can read."""
+"""Common parts of all commands: paths that stay where they are, and words that anybody can read."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ _LIBRARY_NAMES = {"data_directory": "data_dir"}
 """Parameters of the library that a command calls by another name."""
 
 STANDARD_OUTPUT = Path("-")
-"""What stands for standard output where a file is named."""
+"""Name of a file that stands for standard output."""
 
 
 class Command(click.Command):

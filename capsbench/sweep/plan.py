@@ -1,4 +1,4 @@
-"""From what was asked to a list of cells."""
+"""A sweep, and the list of cells that it stands for."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ _SLOWEST = ("dataset", "precision", "optimizer_step", "routing", "kernel", "fron
 
 
 class Sweep:
-    """What was asked for: networks, their depths, and values of options. An option with several values multiplies the sweep.
+    """A request for cells: networks, their depths, and values of options. An option with several values multiplies the sweep.
 
     Args:
         models: built-in names, entry points, or `package.module:name`.
@@ -166,7 +166,7 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
 
 
 def _check(sweep: Sweep) -> dict[str, str | None]:
-    """Refuses what makes no sense; the digest of the source of each model."""
+    """Refuse a request that makes no sense, and return the digest of the source of each model."""
     with naming("models"):
         sources = {model: _source_of(model) for model in sweep.models}
     for name in SWEPT_OPTIONS:
@@ -178,7 +178,7 @@ def _check(sweep: Sweep) -> dict[str, str | None]:
 
 
 def _check_value(name: str, value: Any) -> None:
-    """Refuses a value that an option cannot have, whatever else is asked for."""
+    """Refuse a value that an option cannot have, whatever else is asked for."""
     option = OPTIONS[name]
     if value == option.default:
         return
@@ -207,7 +207,7 @@ def _source_of(name: str) -> str | None:
 
 
 def _check_effect(sweep: Sweep) -> None:
-    """Refuses options that are set and that a network of the user's own, or every network of the sweep, does not have.
+    """Refuse options that are set and that a network of the user's own, or every network of the sweep, does not have.
 
     Raises:
         ConfigurationError: there is one.
@@ -235,7 +235,7 @@ def no_effect(option: str, model: str) -> ConfigurationError:
 
 
 def _check_combinations(sweep: Sweep) -> None:
-    """Refuses values that cannot stand beside each other, or not on this machine.
+    """Refuse values that cannot stand beside each other, or not on this machine.
 
     Raises:
         ConfigurationError: there are some.
@@ -266,7 +266,7 @@ def _check_combinations(sweep: Sweep) -> None:
 
 
 def _check_kernels(sweep: Sweep) -> None:
-    """Refuses kernels that this device or machine cannot run, and those that leave a routing algorithm without any."""
+    """Refuse kernels that this device or machine cannot run, and those that leave a routing algorithm without any."""
     for kernel in sweep.values["kernel"]:
         needed = _DEVICE_OF.get(kernel, sweep.kind)
         if needed != sweep.kind:
@@ -289,7 +289,7 @@ def _check_kernels(sweep: Sweep) -> None:
 
 @contextmanager
 def naming(field: str) -> Iterator[None]:
-    """Puts the name of an option or parameter before what the package says of its value."""
+    """Put the name of an option or parameter before an error about its value."""
     try:
         yield
     except ConfigurationError as error:

@@ -1,4 +1,4 @@
-"""What a line is called: its model, and whatever tells it from the other lines beside it."""
+"""Labels of lines: the model, and whatever distinguishes a line from the others beside it."""
 
 from collections.abc import Iterable, Mapping
 
@@ -38,12 +38,12 @@ def network_title(model: str, blocks: int, dataset: str) -> str:
 
 
 def on_gpu(frame: pd.DataFrame) -> pd.Series:
-    """Which rows were measured on a CUDA device, whose memory is what the paper's readings are of."""
+    """Mask of the rows that were measured on a CUDA device, as the paper's readings of memory were."""
     return frame["device"].str.startswith("cuda")
 
 
 def is_predicted(line: Line) -> bool:
-    """Whether a line's figures come from a trace of the step, not from running it."""
+    """Return whether a line's figures come from a trace of the step, not from running it."""
     return line.get("kind") == "predicted"
 
 
@@ -53,7 +53,7 @@ def line_label(line: Line, others: Iterable[Line]) -> str:
 
 
 class Names:
-    """What lines are called beside each other: many of them are named at once.
+    """Labels of lines beside each other, of which many are needed at once.
 
     Args:
         lines: all of them.
@@ -93,7 +93,7 @@ class _Alike:
         self._parts: dict[tuple[str, str], _Alike] = {}
 
     def words(self, column: str) -> tuple[dict[object, set[str]], set[str]]:
-        """What an option is called: by model, and of all models that have it."""
+        """Words for an option: by model, and of all models that have it."""
         if column not in self._words:
             own: dict[object, set[str]] = {}
             everyone: set[str] = set()
@@ -105,7 +105,7 @@ class _Alike:
         return self._words[column]
 
     def that_agree(self, column: str, word: str) -> "_Alike":
-        """Those whose option is called so."""
+        """Lines whose option has this word."""
         key = column, word
         if key not in self._parts:
             self._parts[key] = _Alike([line for line in self._lines if _word(column, line[column]) == word])
@@ -129,7 +129,7 @@ def _word(column: str, value: object) -> str:
 
 
 def _without(line: Line, column: str) -> bool:
-    """Whether a line's model does not have this option; one that cells leave out at its default has a value nevertheless."""
+    """Return whether a line's model does not have this option. One that cells leave out at its default has a value all the same."""
     option = OPTIONS.get(column)
     left_out = option is not None and option.unwritten is not None and option.networks.have(line["model"])
     return plain(line[column]) is None and not left_out
