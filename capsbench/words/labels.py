@@ -129,7 +129,7 @@ def _word(column: str, value: object) -> str:
 
 
 def _without(line: Line, column: str) -> bool:
-    """Return whether a line's model does not have this option. One that cells leave out at its default has a value all the same."""
+    """Return whether a line's model does not have this option. One that cells leave out has a value all the same."""
     option = OPTIONS.get(column)
     left_out = option is not None and option.unwritten is not None and option.networks.have(line["model"])
     return plain(line[column]) is None and not left_out
