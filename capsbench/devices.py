@@ -61,6 +61,6 @@ def gpu_of(name: str) -> Gpu:
     found = GPUS.get(name.lower())
     if found is None:
         raise ConfigurationError(
-            f"`gpu` '{name}' is not known", f"choose one of {', '.join(GPUS)}, and say its memory with `capacity`"
+            f"`gpu` '{name}' is not known", f"choose one of {', '.join(GPUS)}, and give its memory as `capacity`"
         )
     return found

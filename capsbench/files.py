@@ -1,6 +1,6 @@
 """The files of a report: read, appended and replaced.
 
-A report is a folder: plan.json (what was asked), environment.json (on what), records.jsonl (one record a line). A record is
+A report is a folder: plan.json (the request), environment.json (the machine), records.jsonl (one record a line). A record is
 on the disk before the next cell starts; a damaged line costs that line alone, and is reported with its number.
 """
 
@@ -183,7 +183,7 @@ def _record_of(line: bytes, path: Path, number: int) -> Record | Damage:
         return Damage(path, number, f"not JSON: {error}")
     _refuse_newer(data, f"{path} line {number}")
     try:
-        # A number in quotes is none.
+        # A number in quotes is no number.
         return Record.model_validate(data, strict=True)
     except ValidationError as error:
         return Damage(path, number, _first(error))
@@ -196,7 +196,7 @@ def _append_line(path: Path, line: bytes) -> None:
         if new:
             sync_folder(path.parent)
         size = os.fstat(descriptor).st_size
-        # A line that was cut off has no end of its own: give it one, or it would spoil this line too.
+        # A line that was cut off has no end; without one it would spoil this line too.
         cut_off = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         try:
             _write_all(descriptor, b"\n" + line if cut_off else line)
@@ -214,7 +214,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _rescue(line: bytes) -> str:
-    """Puts a record that found no room in its report into the system's temporary folder."""
+    """Write a record that did not fit into its report to the system's temporary folder."""
     try:
         with tempfile.NamedTemporaryFile("wb", prefix="capsbench-", suffix=".jsonl", delete=False) as file:
             file.write(line)
@@ -231,19 +231,19 @@ def _read_json(path: Path) -> Any:
 
 
 def _parsed(text: str | bytes) -> Any:
-    """JSON.
+    """Parse JSON.
 
     Raises:
-        ValueError: it is none, or none that can be read.
+        ValueError: it is no JSON, or none that can be read.
     """
     try:
         return json.loads(text, parse_int=_whole)
     except RecursionError:
-        raise ValueError("one thing lies in another too many times") from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def _whole(digits: str) -> int:
-    """A whole number of at most 64 bits, which is what tables of numbers hold."""
+    """Parse a whole number of at most 64 bits, as tables of numbers hold."""
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
         raise ValueError(f"a whole number of {len(digits)} digits is too large")
     return int(digits)

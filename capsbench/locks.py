@@ -80,7 +80,7 @@ def alone_in(folder: Path, notify: Callable[[str], None] = lambda _: None) -> It
 
     Args:
         folder: of a report or a run.
-        notify: called with a text where it takes a while to see whether another process that holds the folder still lives.
+        notify: receives a text if it takes a while to see whether another holder of the folder still lives.
 
     Raises:
         StoreError: another process holds it, or the folder cannot be written.

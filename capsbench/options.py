@@ -1,4 +1,4 @@
-"""The options of a cell: one row each, from which everything else that has to do with options is made.
+"""The options of a cell, one row each, from which everything else about options is made.
 
 A row is a field of `Configuration`: its type, its `Option`, and the sentence beneath it. From the rows come the flags of the
 command line and their help, the cells of a sweep and the checks before it, the arguments of a network's constructor, labels, the
@@ -37,7 +37,7 @@ class Networks:
     """The networks that have an option."""
 
     names: frozenset[str] | None
-    """Names from `MODELS` of networks that have it; None where every network has it, also one of the user's own."""
+    """Names in `MODELS` that have it; None if every network has it, even a user's own."""
     why: str = ""
     """Reason that no other network has it."""
 
@@ -54,7 +54,7 @@ MOMENTUM_NETWORKS = Networks(frozenset({"mocapsnet"}), "it is MoCapsNet's alone"
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option of a cell, as it is asked for and as it is shown."""
+    """One option of a cell: its flag, its values and its titles."""
 
     flag: str
     """The flag of the command line."""
@@ -63,25 +63,25 @@ class Option:
     title: str
     """Title of the page's filter."""
     noun: str = ""
-    """Word before a number in a label; by default the field's name in words."""
+    """Noun before a number in a label; by default the field's name in words."""
     choices: Mapping[str, str] = field(default_factory=dict)
-    """The values that can be asked for, with an explanation of each; empty where any value of the type may stand."""
+    """The possible values, each with an explanation; empty if any value of the type is possible."""
     default: Any = None
-    """Value that is asked for by default; None leaves it to the network or the machine."""
+    """Value of the option by default; None leaves it to the network or the machine."""
     networks: Networks = EVERY_NETWORK
-    """The networks that have it. Where these are not all, it is an argument of their constructors."""
+    """The networks that have it. If these are not all, it is an argument of their constructors."""
     least: int | None = None
     """The smallest number."""
     unit: str = ""
-    """`bytes`, where it is an amount of memory."""
+    """Unit `bytes` for an amount of memory; empty otherwise."""
     of_model: bool = False
-    """Mark of an option of which each network has its own value, by which networks are not distinguished from each other."""
+    """True if each network has its own value, which does not distinguish networks from each other."""
     unwritten: Any = None
     """A value that a cell leaves out (None): with the default here, cells from before there was this option keep their keys."""
     before: Any = None
-    """The value behind None in records that are older than the option, where `unwritten` does not say it."""
+    """The value behind None in records that are older than the option, if it is not `unwritten`."""
     words: Mapping[str, str] = field(default_factory=dict)
-    """Words of a label for values that say too little of what they are a value of."""
+    """Words of a label for values that do not name their option."""
     none: str = ""
     """Words of the page's filter for lines without a value."""
 
@@ -119,7 +119,7 @@ class Configuration(BaseModel):
         Option(
             flag="--kernel",
             title="Kernel",
-            help="How routing is computed; auto is the fastest on a device.",
+            help="Kernel that computes routing; auto is the fastest on a device.",
             choices={
                 "auto": "the fastest on a device",
                 "reference": "the equations in plain autograd; the specification",
@@ -183,9 +183,9 @@ class Configuration(BaseModel):
         Option(
             flag="--front",
             title="Front",
-            help="How the two convolutions are computed.",
+            help="Way to compute the two convolutions.",
             choices={
-                "auto": "chunked where a batch is large enough for it to cost nothing",
+                "auto": "chunked if a batch is large enough for it to cost nothing",
                 "plain": "the two convolutions one after the other",
                 "chunked": "a part of the batch at a time; backward keeps the images alone",
             },
@@ -205,12 +205,12 @@ class Configuration(BaseModel):
             help="Memory strategies; by default each model's own.",
             choices={
                 "stored": "every activation is kept",
-                "checkpoint": "what enters a block is kept, the block evaluated again",
-                "checkpoint-sqrt": "the same with √n blocks at a time: the least that checkpoints of n blocks keep",
-                "offload": "what autograd keeps goes to the host's memory; no effect on a CPU",
+                "checkpoint": "the input of each block is kept, and the block evaluated again",
+                "checkpoint-sqrt": "as checkpoint, with √n blocks at a time: the least that checkpoints of n blocks keep",
+                "offload": "saved tensors go to the host's memory; no effect on a CPU",
                 "reversible": "MoCapsNet: only the end of the stack is kept",
                 "reversible-kept": (
-                    "the same, and of each layer the summed outputs that spare its routing in backward (not of em)"
+                    "as reversible, with the summed outputs of each layer that spare its routing in backward (not of em)"
                 ),
             },
             networks=NETWORKS_WITH_BLOCKS,
@@ -224,12 +224,12 @@ class Configuration(BaseModel):
         Option(
             flag="--inverse",
             title="Inverse",
-            help="How a reversible stack inverts.",
+            help="Inverse of a reversible stack.",
             choices={
-                "auto": "float where it holds at that depth, else whichever of the others keeps less",
+                "auto": "float while it is accurate at that depth, else whichever of the others keeps less",
                 "float": "keeps nothing; drifts with depth",
                 "exact": "fixed point; keeps the bits that a product with γ drops, and drifts at no depth",
-                "segmented": "float, and keeps the state every k layers, against which it is checked",
+                "segmented": "float, with the state kept every k layers, against which it is checked",
             },
             default="auto",
             networks=MOMENTUM_NETWORKS,
@@ -273,10 +273,10 @@ class Configuration(BaseModel):
         Option(
             flag="--optimizer-step",
             title="Optimizer step",
-            help="When the optimizer steps: after backward, or inside it.",
+            help="Time of the optimizer's step: after backward, or inside it.",
             choices={
                 "after": "after backward, with all gradients alive",
-                "backward": "for each parameter as its gradient arrives, and lets go of it",
+                "backward": "for each parameter as its gradient arrives, which is then freed",
             },
             default="after",
             unwritten="after",
@@ -291,7 +291,7 @@ class Configuration(BaseModel):
         Option(
             flag="--precision",
             title="Precision",
-            help="Autocast to.",
+            help="Precision that autocast casts to.",
             choices={"fp32": "no autocast", "bf16": "autocast to bfloat16", "fp16": "autocast to float16, the loss scaled"},
             default="fp32",
         ),
@@ -350,7 +350,7 @@ class Configuration(BaseModel):
         return self.model_copy(update={"blocks": 0}).model_dump_json()
 
     def arguments(self) -> dict[str, Any]:
-        """Return the options that a network's constructor is given, by name."""
+        """Return the options for a network's constructor, by name."""
         return {name: value for name in NETWORK_OPTIONS if (value := getattr(self, name)) is not None}
 
 
@@ -365,16 +365,16 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(_rows())
 """Every option by the name of its field, in the order in which records hold them."""
 
 NETWORK_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.networks.names is not None)
-"""Options that only capsbench's own networks have: no other network is given them."""
+"""Options that only capsbench's own networks have, and no other network gets."""
 
 SWEPT_OPTIONS = tuple(name for name in OPTIONS if name not in ("model", "blocks"))
-"""All options but the two that each sweep names: networks and depths."""
+"""All options except the two that each sweep names: networks and depths."""
 
 
 REPEATED_FLAGS = MappingProxyType(
     {"model": "--model", "replicate": "--repeats", "samples": "--samples", "budget_seconds": "--time-budget"}
 )
-"""Flags that, beside those of options, a command needs which measures a cell again; `--model` is that of one network."""
+"""Flags of a command that measures a cell again, besides those of options; `--model` names one network."""
 
 
 def type_of(name: str) -> type:
@@ -385,6 +385,6 @@ def type_of(name: str) -> type:
 
 
 def noun_of(name: str) -> str:
-    """An option in the words of a label: `batch`, `optimizer step`; any other column by its name."""
+    """Noun of an option in a label: `batch`, `optimizer step`; any other column by its name."""
     own = OPTIONS[name].noun if name in OPTIONS else ""
     return own or name.replace("_", " ")

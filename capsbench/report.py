@@ -1,9 +1,9 @@
-"""A report: a folder of records, and all that can be asked of it.
+"""A report: a folder of records, and everything that follows from it.
 
     report = capsbench.Report("reports/mine")
     report.frame; report.slopes; report.figure4(); report.write(); report.check("baselines/ci.json").passed
 
-Nothing here needs torch. Pandas, matplotlib and the page are imported by what first needs them.
+Nothing here needs torch. Pandas, matplotlib and the page are imported on first use.
 """
 
 import base64
@@ -59,7 +59,7 @@ PAGE, SLOPES = "index.html", "slopes.csv"
 
 @dataclass(frozen=True)
 class Drawing:
-    """How the figures of a report are drawn."""
+    """The form in which the figures of a report are drawn."""
 
     figures: tuple[str, ...] = ("figure3", "figure4")
     memory: tuple[str, ...] | None = None
@@ -67,7 +67,7 @@ class Drawing:
     memory_on_cpu: tuple[str, ...] | None = None
     """Memory drawn on a CPU, whose resident set cannot be compared with the paper's values."""
     with_paper: bool = False
-    """Whether the paper's table 4 is drawn where it is comparable."""
+    """True to draw the paper's table 4 if it is comparable."""
 
 
 USUAL = Drawing()
@@ -77,13 +77,13 @@ AS_IN_PAPER = {
     "figure4": Drawing(("figure4",), ("retained", "reserved", "process"), ("retained", "peak"), with_paper=True),
     "table4": Drawing(("figure3",), ("retained", "peak", "reserved", "process"), ("retained", "peak"), with_paper=True),
 }
-"""By the names that `capsbench reproduce` takes."""
+"""Drawings by the names that `capsbench reproduce` takes."""
 
 
 class Report:
-    """A folder of records, read when something is asked of it, and once.
+    """A folder of records, which is read once, on first use.
 
-    What another process appends to the folder meanwhile is seen after `refresh`.
+    Records that another process appends meanwhile are seen after `refresh`.
 
     Args:
         folder: made when something is written; None for a report that is in memory alone.
@@ -109,12 +109,12 @@ class Report:
         """Return a report that is in memory alone.
 
         Args:
-            records: what it holds.
-            name: of the report.
+            records: records of the report.
+            name: name of the report.
             environments: the machines, by the key that records carry.
-            plan: what was asked for.
-            timelines: looks inside steps.
-            notes: what a reader must know.
+            plan: plan of the sweep.
+            timelines: timelines of steps.
+            notes: notes for the reader.
         """
         report = cls(None)
         report._name = name
@@ -124,7 +124,7 @@ class Report:
         return report
 
     def refresh(self) -> None:
-        """Forget what was read, so that the folder is read again."""
+        """Forget the contents, so that the folder is read again."""
         if self._folder is not None:
             self._forget()
 
@@ -144,7 +144,7 @@ class Report:
         self._slopes: SlopesFrame | None = None
         self._summary: tuple[Summary, list[str]] | None = None
 
-    # The folder and what lies in it
+    # The folder and its contents
 
     @property
     def folder(self) -> Path:
@@ -170,11 +170,11 @@ class Report:
         return self._name
 
     def place(self) -> Path:
-        """Return what two reports of one name are ordered by: the folder, or the name of a report in memory."""
+        """Return the key that orders two reports of one name: the folder, or the name of a report in memory."""
         return self._folder or Path(self.name)
 
     def named(self, name: str) -> Self:
-        """Return the same report under another name."""
+        """Return the report under another name."""
         found = copy.copy(self)
         found._name = name
         found._forget_figures()
@@ -200,7 +200,7 @@ class Report:
 
     @property
     def plan(self) -> Plan | None:
-        """What was asked for; None where plan.json is missing.
+        """The plan of the report; None if plan.json is missing.
 
         Raises:
             StoreError: it is damaged or of a newer schema.
@@ -222,7 +222,7 @@ class Report:
 
     @property
     def timelines(self) -> list[SavedTimeline]:
-        """The looks inside steps at or below the folder, but for those in the folder of a report below it.
+        """The timelines at or below the folder, except those in the folder of a report below it.
 
         Raises:
             StoreError: one is of a newer schema.
@@ -235,19 +235,19 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know: which lines and timelines are damaged."""
+        """Notes for the reader, on damaged lines and timelines."""
         if not self._in_memory():
             _ = self.timelines
         return [*map(as_typed, damage_in_words(self.damages)), *self._notes]
 
     @property
     def started(self) -> str:
-        """When the first cell began, ISO 8601; empty where no record says."""
+        """Start of the first cell, ISO 8601; empty if no record has it."""
         return min((record.started_at for record in self.records if record.started_at), default="")
 
     @property
     def ended(self) -> str:
-        """When the last cell began, which is what tells the later of two reports."""
+        """Start of the last cell, which tells the later of two reports."""
         return max((record.started_at for record in self.records if record.started_at), default="")
 
     def settled(self, passes: Sequence[Pass] = BOTH) -> set[str]:
@@ -268,7 +268,7 @@ class Report:
         """Keep every other process from measuring into the folder; within the body, lock it again at no cost.
 
         Args:
-            notify: called with a text where it takes a while to see whether another process that holds the folder still lives.
+            notify: receives a text if it takes a while to see whether another holder of the folder still lives.
 
         Raises:
             StoreError: another process holds it, or the folder cannot be written.
@@ -297,7 +297,7 @@ class Report:
         self._forget_figures()
 
     def write_plan(self, plan: Plan) -> None:
-        """Keep what was asked for.
+        """Write the plan.
 
         Raises:
             StoreError: it cannot be written.
@@ -306,7 +306,7 @@ class Report:
         self._plan, self._has_plan = plan, True
 
     def add_environment(self, key: str, environment: dict[str, Any]) -> None:
-        """Keep the machine on which records are made; a report resumed elsewhere has several.
+        """Write the description of a machine; a report that was resumed elsewhere has several.
 
         Raises:
             StoreError: it cannot be written.
@@ -316,7 +316,7 @@ class Report:
             replace_file(self.folder / ENVIRONMENT, json.dumps(known, indent=1) + "\n")
             self._environments = known
 
-    # What follows from the records
+    # Results of the records
 
     @property
     def frame(self) -> "pd.DataFrame":
@@ -336,7 +336,7 @@ class Report:
         """The slope of every line, which a notebook shows with a small chart in each row.
 
         Raises:
-            StoreError: as `frame`.
+            StoreError: the folder holds no record that can be read.
         """
         from capsbench.page.notebook import slopes
 
@@ -346,7 +346,7 @@ class Report:
 
     @property
     def summary(self) -> "Summary":
-        """The figures that this report is compared by.
+        """The figures by which this report is compared.
 
         Raises:
             StoreError: the folder holds no record that can be read.
@@ -366,8 +366,8 @@ class Report:
 
         Args:
             baseline: a file that `capsbench check --update` has written, or a report.
-            last: an earlier report or baseline; what moved since then is reported, and makes nothing a regression.
-            thresholds: from where on a difference matters.
+            last: an earlier report or baseline; changes since then are reported, and are no regressions.
+            thresholds: differences from which on a change matters.
 
         Raises:
             StoreError: one of them cannot be read.
@@ -383,7 +383,7 @@ class Report:
 
         Args:
             other: the later report, or a baseline file.
-            thresholds: from where on a difference matters.
+            thresholds: differences from which on a change matters.
 
         Raises:
             StoreError: one of them cannot be read.
@@ -393,7 +393,7 @@ class Report:
 
         return compare(self.summary, summary_in(other)[0], thresholds)
 
-    # What is drawn
+    # Drawings
 
     def figure3(
         self,
@@ -407,14 +407,14 @@ class Report:
         """Draw memory, training time and inference time over depth.
 
         Args:
-            memory: which memory, names of `MEMORY_METRICS`; by default `retained`.
+            memory: memory figures, names of `MEMORY_METRICS`; by default `retained`.
             per: seconds per `step` or `epoch`.
-            with_paper: whether to draw the paper's table 4 where it is comparable.
+            with_paper: draw the paper's table 4 if it is comparable.
             ax: axes to draw on, `[data sets, columns]`; by default those of a new figure.
-            width: of a new figure, in inches.
+            width: width of a new figure in inches.
 
         Raises:
-            StoreError: as `frame`.
+            StoreError: the folder holds no record that can be read.
         """
         from capsbench.figures.depth import figure3
 
@@ -433,7 +433,7 @@ class Report:
     ) -> "Figure":
         """Draw memory and training time over depth, with fitted lines and their slopes.
 
-        Arguments as `figure3`, but that `memory` is `retained` and `peak` by default.
+        The arguments are those of `figure3`, but `memory` is `retained` and `peak` by default.
         """
         from capsbench.figures.depth import figure4
 
@@ -451,16 +451,16 @@ class Report:
     ) -> list[Path]:
         """Write slopes.csv, the figures (svg and png; pdf at a printed page's width) and the page, and return their paths.
 
-        What `capsbench reproduce` measured is drawn as the paper shows it, unless an argument asks for something else.
+        A report of `capsbench reproduce` is drawn as in the paper, unless an argument asks for something else.
 
         Args:
-            folder: where to write, by default the report's own.
-            memory: which memory the figures draw.
+            folder: folder to write into, by default the report's own.
+            memory: memory figures to draw.
             per: seconds per `step` or `epoch`.
-            with_paper: whether to draw the paper's table 4 where it is comparable.
+            with_paper: draw the paper's table 4 if it is comparable.
 
         Raises:
-            StoreError: as `frame`, or a file cannot be written.
+            StoreError: the records cannot be read, or a file cannot be written.
         """
         into = self.folder if folder is None else expanded(folder)
         try:
@@ -484,11 +484,11 @@ class Report:
         """Write slopes.csv and the figures alone, as `write` does.
 
         Args:
-            folder: where to write.
-            memory: which memory the figures draw.
+            folder: folder to write into.
+            memory: memory figures to draw.
             per: seconds per `step` or `epoch`.
-            with_paper: whether to draw the paper's table 4 where it is comparable.
-            only: which figures, `figure3` or `figure4`.
+            with_paper: draw the paper's table 4 if it is comparable.
+            only: names of the figures, `figure3` or `figure4`.
 
         Raises:
             OSError: a file cannot be written.
@@ -559,7 +559,7 @@ def reports_below(*roots: str | os.PathLike[str]) -> list[Report]:
 
 
 def loose_timelines(roots: Iterable[Path], reports: Iterable[Report]) -> tuple[list[SavedTimeline], list[str]]:
-    """Return the looks inside steps below these folders that lie in none of the reports; and what is damaged, in words.
+    """Return the timelines below these folders that lie in none of the reports, and notes on damaged ones.
 
     Raises:
         StoreError: one is of a newer schema.
@@ -579,7 +579,7 @@ def frame_of(reports: Iterable[Report]) -> "pd.DataFrame":
 def load(root: str | os.PathLike[str]) -> "pd.DataFrame":
     """Return every record at or below a folder as a data frame, a row per record.
 
-    Times are medians of their samples, in seconds; memory is in bytes. Damaged lines are warned of, and left out.
+    Times are medians of their samples, in seconds; memory is in bytes. Damaged lines raise a warning, and are left out.
 
     Args:
         root: a report, or a folder of reports.
@@ -594,7 +594,7 @@ def load(root: str | os.PathLike[str]) -> "pd.DataFrame":
 
 
 def summary_of(reports: Sequence[Report]) -> "tuple[Summary, list[str]]":
-    """Return the figures that reports are compared by, and what a reader must know: damaged lines, lines measured twice.
+    """Return the figures by which reports are compared, with notes on damaged lines and on lines measured twice.
 
     Raises:
         StoreError: there are no records, or they are of a newer schema.
@@ -611,7 +611,7 @@ def summary_of(reports: Sequence[Report]) -> "tuple[Summary, list[str]]":
 
 
 def summary_in(place: str | os.PathLike[str] | Report) -> "tuple[Summary, list[str]]":
-    """Return the figures of a report, of a folder of reports or of a baseline file, and what a reader must know.
+    """Return the figures of a report, of a folder of reports or of a baseline file, with notes for the reader.
 
     Raises:
         StoreError: there are none, or they cannot be read.

@@ -1,4 +1,4 @@
-"""One training step and one inference step of one configuration: where models meet measurement."""
+"""One training step and one inference step of a configuration, as they are measured."""
 
 import inspect
 import random
@@ -42,10 +42,10 @@ BUILT_IN: dict[str, ModelFactory] = {
 """Every capsule network that has a name (`capsbench.options.MODELS`)."""
 
 ENTRY_POINTS = "capsbench.models"
-"""The group in which other packages register theirs."""
+"""Entry point group in which other packages register their models."""
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Types that autocast casts to, by name."""
+"""Types to which autocast casts."""
 
 OPTIMIZER_STEPS = tuple(OPTIONS["optimizer_step"].choices)
 """Times of the optimizer's step: after backward, or for each parameter inside it."""
@@ -84,10 +84,10 @@ def resolve_model(name: str) -> ModelFactory:
 
 
 def fingerprint_of(name: str) -> Fingerprint | None:
-    """The source behind a model's name; None for this package's own, whose version records name, and where there is none.
+    """The source behind a model's name; None for this package's own, whose version records name, and if there is none.
 
     Raises:
-        ConfigurationError: as `resolve_model`.
+        ConfigurationError: nothing of that name can be imported.
     """
     factory = resolve_model(name)
     if factory is BUILT_IN.get(name):
@@ -100,8 +100,8 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     """The network of a configuration, with the shape and classes of its data set.
 
     Args:
-        configuration: which network.
-        more: arguments of the model that a configuration does not have.
+        configuration: configuration of the network.
+        more: further arguments of the model.
 
     Raises:
         ConfigurationError: the name is unknown, its options do not fit, or it returned no module.
@@ -119,11 +119,11 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
 
 
 def _not_taken(factory: ModelFactory, positional: tuple[object, ...], options: Mapping[str, Any]) -> str | None:
-    """The first option that a factory does not take by name, as far as its signature says."""
+    """The first option that a factory does not take by name, according to its signature."""
     try:
         signature = _signature_of(factory)
         signature.bind_partial(*positional)
-    except (TypeError, ValueError):  # a callable of C, or one that takes none of this: the call itself says what is wrong
+    except (TypeError, ValueError):  # a callable of C, or one without these arguments, whose call reports the error
         return None
     for name, value in options.items():
         try:
@@ -167,10 +167,10 @@ class Workload:
     steps: preparing it is not part of what is measured, and neither memory nor time depend on pixel values.
 
     Args:
-        configuration: what to build.
-        data_directory: where real data sets lie.
-        batch: instead of the data set's first images; it and the model stay where they are.
-        model: instead of the configuration's own.
+        configuration: configuration to build.
+        data_directory: folder of the real data sets.
+        batch: batch in place of the data set's first images; it and the model stay where they are.
+        model: network in place of the configuration's own.
 
     Raises:
         ConfigurationError: the configuration makes no network, or the batch is larger than the data.
@@ -187,7 +187,7 @@ class Workload:
         check_optimizer_step(configuration.optimizer_step or "after", configuration.precision)
         seed_everything()
         self.configuration = configuration
-        # What is traced without its device comes with a batch that says where it is.
+        # A step that is traced without its device comes with a batch that has the device.
         self.device = torch.device(configuration.device) if batch is None else batch.images.device
         self.data_source: str | None = None
         if batch is None:
@@ -199,7 +199,7 @@ class Workload:
         with keeping_threads(configuration.model) as notes:
             self.model = (build_model(configuration).to(self.device) if model is None else model).train()
         self.notes = notes
-        """Further remarks for a reader of its figures."""
+        """Notes for a reader of its figures."""
         self._takes_labels = takes_labels(self.model)
         self._capsule_loss = CapsuleLoss()
         self.optimizer = torch.optim.Adam(trainable(self.model, configuration.model), lr=LEARNING_RATE, fused=True)
@@ -212,16 +212,16 @@ class Workload:
     def forward(self) -> Tensor:
         """The loss of the batch, with its graph."""
         with self._autocast():
-            # By name: a network may take something else second.
+            # By name, since a network's second argument may be another one.
             out = self.model(self.batch.images, **({"labels": self.batch.labels} if self._takes_labels else {}))
         return self._scaler.scale(self._loss(out))
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of all parameters; and the optimizer's step, where it steps inside backward."""
+        """Compute the gradients of all parameters, and take the optimizer's steps if it steps inside backward."""
         loss.backward()
 
     def optimize(self) -> None:
-        """One step of the optimizer, after which the gradients are let go; nothing is left to do where backward did it."""
+        """Take a step of the optimizer and free the gradients, unless backward has done so."""
         if self._steps_in_backward:
             return
         self._scaler.step(self.optimizer)
@@ -229,13 +229,13 @@ class Workload:
         self.optimizer.zero_grad(set_to_none=True)
 
     def train_step(self) -> None:
-        """Forward, backward, optimizer."""
+        """Run forward, backward and optimizer."""
         self.backward(self.forward())
         self.optimize()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The model in evaluation mode; changing modes takes time with depth, which is no part of inference."""
+        """Keep the model in evaluation mode; changing modes takes time with depth, which is no part of inference."""
         self.model.eval()
         try:
             yield
@@ -243,7 +243,7 @@ class Workload:
             self.model.train()
 
     def inference(self) -> None:
-        """A forward pass under inference mode, without labels."""
+        """Run a forward pass under inference mode, without labels."""
         with torch.inference_mode(), self._autocast():
             self.model(self.batch.images)
 
@@ -255,9 +255,9 @@ class Workload:
 
 
 def without_effect(configuration: Configuration) -> list[str]:
-    """Requests of a configuration that have no effect on its device, in words."""
+    """Notes on options of a configuration that have no effect on its device."""
     if configuration.memory == "offload" and configuration.device_kind() == "cpu":
-        return ["memory 'offload' has no effect on a CPU, which is 'stored' there: what it would move is in that memory already"]
+        return ["memory 'offload' has no effect on a CPU, which is 'stored' there: the tensors are in that memory already"]
     return []
 
 
@@ -274,13 +274,13 @@ def trainable(model: nn.Module, name: str) -> list[nn.Parameter]:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Autocast to a precision (`PRECISIONS`); does nothing at fp32."""
+    """Autocast to a precision (`PRECISIONS`), without effect at fp32."""
     dtype = PRECISIONS[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def loss_of(out: Output, batch: Batch, configuration: Configuration, capsule_loss: CapsuleLoss) -> Tensor:
-    """Capsule networks have theirs; class scores of any other model take the cross-entropy, summed over the batch likewise.
+    """The capsule loss of a capsule network, or the cross-entropy of another model's class scores, summed over the batch.
 
     Raises:
         ConfigurationError: the model returned neither.
@@ -305,7 +305,7 @@ def seed_everything(seed: int = SEED) -> None:
 
 
 def check_optimizer_step(step: str, precision: str) -> None:
-    """Refuse an unknown time to step, and one that the precision rules out.
+    """Refuse an unknown time of the optimizer's step, and one that the precision rules out.
 
     Raises:
         ConfigurationError: it is none of `OPTIMIZER_STEPS`, or `backward` at fp16.
@@ -314,7 +314,7 @@ def check_optimizer_step(step: str, precision: str) -> None:
         raise ConfigurationError(f"optimizer step '{step}' is not known", f"choose one of {', '.join(OPTIMIZER_STEPS)}")
     if step == "backward" and precision == "fp16":
         raise ConfigurationError(
-            "optimizer step 'backward' cannot be had with precision 'fp16': its scaler needs all gradients before the step",
+            "optimizer step 'backward' is not possible with precision 'fp16': its scaler needs all gradients before the step",
             "choose precision fp32 or bf16, or let the optimizer step after backward",
         )
 
@@ -335,5 +335,5 @@ def check_batch_size(batch_size: int, available: int, dataset: str) -> None:
 def _first_batch(data: ImageSet, batch_size: int) -> Batch:
     check_batch_size(batch_size, len(data.images), data.spec.name)
     generator = torch.Generator().manual_seed(SEED)
-    # A slice would keep all labels of the set alive.
+    # A copy, since a slice would keep all labels of the set alive.
     return training_batch(data.images[:batch_size], data.labels[:batch_size].clone(), generator)

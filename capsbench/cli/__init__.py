@@ -1,4 +1,4 @@
-"""The command line; thin."""
+"""The command line, which only parses, calls and prints."""
 
 import os
 import sys
@@ -12,11 +12,11 @@ from capsbench.errors import CapsbenchError, Interrupted
 from capsbench.paths import starting_here
 
 _WITH_ANOTHER_PRODUCT = frozenset({"check", "figure", "plot", "report", "reproduce", "run", "timeline", "train"})
-"""Commands whose product is a verdict, or lies on the disk: they have not failed where only their words are lost."""
+"""Commands whose product is a verdict, or lies on the disk, so that losing their printed words is no failure."""
 
 
 def main() -> None:
-    """Entry point: errors become two lines on standard error and an exit status."""
+    """Run the command line; errors become two lines on standard error and an exit status."""
     with steady_streams() as streams, starting_here():
         status = _run()
         status = _report_loss(streams, status)
@@ -33,23 +33,23 @@ def _run() -> int:
         return 0
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "capsbench"
-        # click lists choices on lines of their own.
+        # click prints choices on lines of their own.
         what = " ".join(error.format_message().split())
         return _complain(what, f"'{where} --help' shows what it takes", 2)
     except click.ClickException as error:
         return _complain(error.format_message(), "", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        return _complain("interrupted", "what was measured before is kept; --resume goes on with it", Interrupted.exit_status)
+        return _complain("interrupted", "what was measured before is kept; --resume continues it", Interrupted.exit_status)
     except SystemExit as error:
         if "_CAPSBENCH_COMPLETE" in os.environ:  # click ends the program when it has completed a word
             return error.code if isinstance(error.code, int) else 0
-        # Commands return their status: something else wants to end the program, before its end.
+        # Commands return their status, so something else ends the program early.
         return _complain(f"a module ended the program with sys.exit({error.code!r})", "it must raise an error instead", 1)
     return status if isinstance(status, int) else 0
 
 
 def _report_loss(streams: Streams, status: int) -> int:
-    """The exit status, where standard output may have found no room."""
+    """The exit status, given that standard output may not have been written."""
     lost = streams.lost()
     if lost is None:
         return status

@@ -1,4 +1,4 @@
-"""`python -m capsbench.cli`."""
+"""Entry point of `python -m capsbench.cli`."""
 
 from capsbench.cli import main
 

@@ -1,4 +1,4 @@
-"""Standard output kept for what a command itself prints."""
+"""Standard output that is reserved for the command's own text."""
 
 import os
 import sys
@@ -8,12 +8,12 @@ from contextlib import contextmanager, redirect_stdout
 
 @contextmanager
 def printing_aside() -> Iterator[None]:
-    """Whatever is written to standard output inside, by a network or by what it starts, goes to standard error."""
+    """Send to standard error what a network, or a program that it starts, writes to standard output inside."""
     _flush()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
-        # Python's own stream too: it need not be the process's.
+        # Redirect Python's own stream too, which need not be the process's.
         with redirect_stdout(sys.stderr):
             yield
     finally:

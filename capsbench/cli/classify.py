@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="One more checkpoint of an ensemble, whose mean lengths decide.",
 )
-@click.option("--reconstructions", type=FOLDER, help="Folder for what the decoder makes of each image, as png.")
+@click.option("--reconstructions", type=FOLDER, help="Folder for the decoder's reconstruction of each image, as png.")
 @DEVICE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the lengths of all classes.")
 def classify(
@@ -34,7 +34,7 @@ def classify(
 ) -> None:
     """Classify png or jpg images with a trained network: its class, and the length of that class's capsule (0 to 1).
 
-    CHECKPOINT is a file that 'capsbench train' has written, or the folder of a run, whose best epoch is taken.
+    CHECKPOINT is a file that 'capsbench train' has written, or the folder of a run, whose best epoch is used.
 
     \b
     Examples:
@@ -58,7 +58,7 @@ def classify(
 
 
 def class_text(one: "Classified") -> str:
-    """`9 (Ankle boot), length 0.931`; a class that is called by its number is named once."""
+    """Text such as `9 (Ankle boot), length 0.931`; a class that is called by its number is named once."""
     name = "" if one.name == str(one.label) else f" ({one.name})"
     return f"{one.label}{name}, length {one.length:.3f}"
 
@@ -75,7 +75,7 @@ def _as_json(image: Path, one: "Classified", written: Path | None) -> dict[str, 
 
 
 def _write(folder: Path, images: tuple[Path, ...], found: "list[Classified]") -> list[Path]:
-    """Each reconstruction under its image's name; images of one name are numbered."""
+    """Write each reconstruction under its image's name; images of one name are numbered."""
     from capsbench.cli.output import writing
     from capsbench.data.images import to_picture
     from capsbench.durable import replacing
@@ -86,7 +86,7 @@ def _write(folder: Path, images: tuple[Path, ...], found: "list[Classified]") ->
         for image, one in zip(images, found, strict=True):
             if one.reconstruction is None:
                 raise ConfigurationError(
-                    f"--reconstructions {folder} cannot be had: this network has no decoder", "leave the option out"
+                    f"--reconstructions {folder} is not possible: this network has no decoder", "leave the option out"
                 )
             paths.append(_free(folder, image.stem, paths))
             with replacing(paths[-1]) as file:

@@ -1,4 +1,4 @@
-"""Common parts of all commands: paths that stay where they are, and words that anybody can read."""
+"""The common base of all commands: paths that keep their meaning, and text that any encoding can show."""
 
 import functools
 import json
@@ -18,11 +18,11 @@ _LIBRARY_NAMES = {"data_directory": "data_dir"}
 """Parameters of the library that a command calls by another name."""
 
 STANDARD_OUTPUT = Path("-")
-"""Name of a file that stands for standard output."""
+"""Name of standard output in place of a file."""
 
 
 class Command(click.Command):
-    """A command whose paths mean the same until it ends, wherever the modules that it imports take the process."""
+    """A command whose paths keep their meaning, even if modules that it imports change the working directory."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command on absolute paths."""
@@ -35,7 +35,7 @@ class Command(click.Command):
 
 
 command = functools.partial(click.command, cls=Command)
-"""`click.command`, as every command of the program is made."""
+"""Decorator that makes every command of the program."""
 
 
 class Group(click.Group):

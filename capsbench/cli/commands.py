@@ -1,4 +1,4 @@
-"""The commands: each parses, calls and prints; what they call is in the package, and imported when it is called."""
+"""The commands, each of which parses, calls and prints; the package's modules are imported when they are called."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,14 +111,12 @@ def run(**given: Any) -> int:
     help="The deepest network, or the largest batch, that fits.",
 )
 @click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")
-@click.option(
-    "--resume", is_flag=True, help="Add to a report that is there: predicted lines are drawn dashed beside measured ones."
-)
+@click.option("--resume", is_flag=True, help="Add to an existing report: predicted lines are drawn dashed beside measured ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
 def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
-    """The memory figures of a step without its device: traced on shapes, replayed through a model of CUDA's allocator.
+    """Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's allocator.
 
-    Bytes of tensors are exact; peaks and reserved memory are modelled; what CUDA's context takes is a guess.
+    Bytes of tensors are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess.
 
     \b
     Examples:
@@ -132,7 +130,7 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
 
     target = check_target(device, gpu, fit=fit, kept=out is not None, resume=resume, capacity=given["capacity"])
     if fit is not None:
-        refuse_given("depth" if fit == "depth" else "batch_size", f"--fit {fit}", "it is what is looked for")
+        refuse_given("depth" if fit == "depth" else "batch_size", f"--fit {fit}", "it is what is searched for")
     cells = expand(sweep_of(given | {"device": f"{device}:predicted", "gpu": target, "threads": None, "repeats": 1}))
     if fit is not None:
         return print_fits(cells, fit, as_json=as_json)  # type: ignore[arg-type]
@@ -158,9 +156,9 @@ def predict(gpu: str | None, device: str, fit: str | None, out: Path | None, res
 @click.option("--out", type=FOLDER, help="Folder to write to; by default reports/timeline- and the time.")
 @click.option("--json", "as_json", is_flag=True, help="Print the timeline as JSON on standard output.")
 def timeline(**given: Any) -> int:
-    """Inside one training step of one network: what is alive, what it is for, which operator made the peak, which modules retain.
+    """Look inside one training step of one network: memory alive and its purpose, the peak's operator, modules that retain.
 
-    Writes timeline.json and draws it; on CUDA also snapshot.pickle, for pytorch.org/memory_viz.
+    It writes timeline.json and draws it, and on CUDA also writes snapshot.pickle, for pytorch.org/memory_viz.
 
     \b
     Examples:
@@ -181,7 +179,7 @@ def timeline(**given: Any) -> int:
 def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool) -> None:
     """Draw figures 3 and 4 of every report at or below a folder again from its records, and the report's page.
 
-    What `reproduce` made is drawn as `reproduce` draws it, unless an option asks for something else.
+    A report of `reproduce` is drawn as `reproduce` draws it, unless an option asks for something else.
 
     \b
     Examples:
@@ -201,7 +199,7 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
     for one in reports_below(reports):
         warn_of_damages([one])
         if not one.records:
-            # The others are drawn nevertheless.
+            # The other reports are still drawn.
             empty.append(nothing_to_read(one.folder))
             continue
         for path in one.write(memory=metric, per=per, with_paper=with_paper):
@@ -219,7 +217,7 @@ def plot(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: 
 @click.argument("reports", type=FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: bytes and seconds per block.")
 def slopes(reports: Path, as_json: bool) -> None:
-    """The slope of every line: what a block costs, with 95 % intervals and the ratio to ResCapsNet.
+    """Print the slope of every line: the cost of a block, with its 95 % interval and the ratio to ResCapsNet.
 
     \b
     Examples:
@@ -237,7 +235,7 @@ def slopes(reports: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @DATA_DIR_OPTION
 def list_(as_json: bool, data_dir: Path | None) -> None:
-    """Models, data sets and whether they are on disk, and every name that an option takes."""
+    """List models, data sets (and whether they are on disk), and every name that an option takes."""
     from capsbench.cli.offers import offers
 
     found = offers(data_dir)
@@ -253,7 +251,7 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as in environment.json.")
 def env(as_json: bool) -> None:
-    """This machine as reports will describe it."""
+    """Describe this machine as reports do."""
     from capsbench.measure.environment import describe
 
     found = describe()

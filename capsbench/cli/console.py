@@ -9,7 +9,7 @@ from capsbench.cli.streams import signs_of
 
 
 class _Readable(Console):
-    """A console that lays tables out with the signs that its encoding has; replaced later, they would move its columns."""
+    """A console that lays tables out with the signs of its encoding, since a later replacement would move columns."""
 
     def render_str(self, text: str, **more: Any) -> Text:
         """A text of a cell or a title."""
@@ -20,8 +20,8 @@ def console(*, err: bool = False, width: int | None = None) -> Console:
     """The console of standard output, or of standard error.
 
     Args:
-        err: whether standard error is meant.
-        width: columns; by default the terminal's, or 80 where there is no terminal.
+        err: use standard error.
+        width: columns; by default the terminal's, or 80 if there is no terminal.
     """
     # Names of models hold colons, which would be read as emoji.
     return _Readable(stderr=err, width=width, highlight=False, emoji=False)

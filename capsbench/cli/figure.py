@@ -12,7 +12,7 @@ from capsbench.errors import StoreError
 @click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def figure(context: click.Context) -> None:
-    """Draw what a trained network does.
+    """Draw figures of a trained network.
 
     \b
     Examples:
@@ -26,7 +26,7 @@ def figure(context: click.Context) -> None:
 @click.argument("run", type=FOLDER)
 @click.option("--out", type=FOLDER, help="Folder to draw into; by default the run's own.")
 def diagnostics(run: Path, out: Path | None) -> None:
-    """What each block tells apart over depth: bundle entropy, capsule lengths and gradients, of a run with --diagnostics.
+    """Draw the diagnostics of each block over depth: bundle entropy, capsule lengths and gradients, of a run with --diagnostics.
 
     \b
     Examples:
@@ -67,9 +67,9 @@ def diagnostics(run: Path, out: Path | None) -> None:
 def reconstructions(
     checkpoint: Path, images: tuple[Path, ...], out: Path | None, device: str, data_dir: Path | None, download: bool
 ) -> None:
-    """Inputs beside reconstructions, and the first input's class capsule with each dimension moved from -0.25 to 0.25.
+    """Draw inputs beside reconstructions, and the first input's class capsule with each dimension moved from -0.25 to 0.25.
 
-    CHECKPOINT is a file that 'capsbench train' has written, or the folder of a run, whose best epoch is taken. Without IMAGES
+    CHECKPOINT is a file that 'capsbench train' has written, or the folder of a run, whose best epoch is used. Without IMAGES
     (png or jpg) it draws the first test image of each class, up to 10.
 
     \b

@@ -1,4 +1,4 @@
-"""The commands that hold one run against another: compare, check and init-ci."""
+"""The commands that compare one run with another: compare, check and init-ci."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 
 
 def _bytes_threshold(text: str) -> tuple[float, float]:
-    """`1%,512` → 0.01, 512."""
+    """Parse a threshold of bytes: `1%,512` → 0.01, 512."""
     found = re.fullmatch(f"{_NUMBER}%(?:\\s*,{_NUMBER})?", text)
     if not found:
         raise ConfigurationError(
@@ -31,7 +31,7 @@ def _bytes_threshold(text: str) -> tuple[float, float]:
 
 
 def _time_threshold(text: str) -> float:
-    """`10%` → 0.1."""
+    """Parse a threshold of time: `10%` → 0.1."""
     found = re.fullmatch(rf"{_NUMBER}%\s*", text)
     if not found:
         raise ConfigurationError(f"--time-threshold '{text}' is not a percentage", "write 10% for a tenth of the time before")
@@ -43,7 +43,7 @@ _bytes_option = click.option(
     type=Parsed("share,bytes", _bytes_threshold),
     default="1%,512",
     show_default=True,
-    help="Of bytes, and of bytes per block: the larger of a percentage and a number of bytes.",
+    help="Threshold of bytes, and of bytes per block: the larger of a percentage and a number of bytes.",
 )
 _time_option = click.option(
     "--time-threshold", type=Parsed("share", _time_threshold), default="10%", show_default=True, help="Of times."
@@ -61,10 +61,10 @@ _time_option = click.option(
 def compare(
     a: Path, b: Path, cells: bool, bytes_threshold: tuple[float, float], time_threshold: float, as_json: bool, markdown: bool
 ) -> None:
-    """Two reports (or baselines), slope by slope and cell by cell: difference, interval, verdict.
+    """Compare two reports (or baselines), slope by slope and cell by cell: difference, interval, verdict.
 
-    Worse means statistically different and beyond a threshold. Times are those of the first report's machine: each was
-    measured beside a yardstick, which tells a slower machine from slower code.
+    Worse means significantly different and beyond a threshold. Times are scaled to the first report's machine: each was
+    measured beside a yardstick, which distinguishes a slower machine from slower code.
 
     \b
     Examples:
@@ -94,9 +94,9 @@ def compare(
 
 @command()
 @click.argument("reports", type=FOLDER)
-@click.option("--baseline", type=FOLDER, required=True, help="What the run may not exceed; --update writes it.")
+@click.option("--baseline", type=FOLDER, required=True, help="Baseline that the run may not exceed; --update writes it.")
 @click.option("--update", is_flag=True, help="Make the run the new baseline.")
-@click.option("--last", type=FOLDER, help="An earlier report or baseline: what moved since then is told.")
+@click.option("--last", type=FOLDER, help="An earlier report or baseline; changes since then are reported.")
 @_bytes_option
 @_time_option
 @click.option("--junit", type=FOLDER, help="Write JUnit XML to this file.")
@@ -116,7 +116,7 @@ def check(
     """Fail, with exit status 1, where memory or time grew against a baseline, or a cell is missing or failed.
 
     Retained bytes, weights, gradients, optimizer state and everything predicted are compared on any machine; peaks and times
-    where the machine is the same. What is left out is told.
+    where the machine is the same. Anything left out is reported.
 
     \b
     Examples:
@@ -136,7 +136,7 @@ def check(
         raise ConfigurationError("--json and --markdown - both want standard output", "give one of them")
     if update and (last or junit or markdown or as_json):
         raise ConfigurationError(
-            "--update writes a baseline and checks nothing: --last, --junit, --markdown and --json have nothing to say",
+            "--update writes a baseline and checks nothing: --last, --junit, --markdown and --json have no effect",
             "leave them out, or check first and update then",
         )
     run, notes = summary_of(reports_below(reports))
@@ -165,20 +165,20 @@ def check(
 
 
 @command("init-ci")
-@click.option("--models", default="all", show_default=True, help="What to guard; as 'capsbench run' takes it.")
-@click.option("--depth", default="1-3", show_default=True, help="At which depths; as 'capsbench run' takes it.")
-@click.option("--baseline", default="baselines/ci.json", show_default=True, help="Where the repository keeps its baseline.")
+@click.option("--models", default="all", show_default=True, help="Models to guard, as 'capsbench run' takes them.")
+@click.option("--depth", default="1-3", show_default=True, help="Depths to guard, as 'capsbench run' takes them.")
+@click.option("--baseline", default="baselines/ci.json", show_default=True, help="Path of the baseline in the repository.")
 @click.option(
     "--install",
-    help="What pip installs there to have capsbench: git+https://HOST/PATH.git@v1, a wheel, or . for the repository itself; "
-    "by default what this capsbench was installed from.",
+    help="What pip installs as capsbench there: git+https://HOST/PATH.git@v1, a wheel, or . for the repository itself; "
+    "by default the source that this capsbench was installed from.",
 )
 @click.option("--gitlab", is_flag=True, help="Print a GitLab pipeline on standard output instead.")
-@click.option("--force", is_flag=True, help="Overwrite a workflow that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing workflow.")
 def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab: bool, force: bool) -> None:
     """Write .github/workflows/capsbench.yml: a check of every pull request, on predicted and CPU-exact memory.
 
-    No public index has capsbench: --install says where a build server gets it.
+    No public index has capsbench, so --install names the source for a build server.
 
     \b
     Examples:
@@ -194,7 +194,7 @@ def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab:
     install = install or where_from(start())
     text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline, install)
     for model in NameList("--models", tuple(MODELS), open_ended=True).convert(models, None, None):
-        # One's own need not be installed where the workflow is written.
+        # A user's own model need not be installed where the workflow is written.
         if model != "all" and ":" not in model:
             with naming("models"):
                 resolve_model(model)
@@ -213,7 +213,7 @@ def init_ci(models: str, depth: str, baseline: str, install: str | None, gitlab:
 
 
 def _read(path: Path) -> "Summary":
-    """A report or a baseline; what is odd about it is told on standard error."""
+    """Read a report or a baseline; its oddities are reported on standard error."""
     from capsbench.report import summary_in
     from capsbench.words.printable import printable
 
@@ -224,7 +224,7 @@ def _read(path: Path) -> "Summary":
 
 
 def _refuse_faults(run: "Summary") -> None:
-    """A baseline holds results alone."""
+    """Refuse faults, since a baseline holds results alone."""
     faults = [cell for line in run.lines for cell in line.cells if cell.status in ("error", "timeout")]
     if faults:
         raise ConfigurationError(

@@ -15,7 +15,7 @@ from capsbench.workload import BUILT_IN, ENTRY_POINTS
 
 
 def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
-    """Names and what they stand for, by kind; data sets are looked for on disk."""
+    """Names and their meanings, by kind; data sets are looked up on disk."""
     registered = asked(lambda: {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}) or {}
     return {
         "models": {name: (kind.__doc__ or "").splitlines()[0] for name, kind in BUILT_IN.items()} | registered,

@@ -23,12 +23,12 @@ else:
 
 
 class NameList(ParamType):
-    """A comma list of names. Where `known` is given every name must be in it.
+    """A comma list of names. If `known` is given, every name must be in it.
 
     Args:
-        option: as it is typed, for errors.
-        known: what is offered for completion, and required unless `open`.
-        open_ended: whether other names may stand as well.
+        option: name of the option as it is typed, for errors.
+        known: names that are offered for completion, and required unless `open_ended`.
+        open_ended: allow other names too.
     """
 
     name = "names"
@@ -51,17 +51,17 @@ class NameList(ParamType):
         return names
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """Shown in --help."""
+        """Placeholder that --help shows."""
         return "NAMES"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Completes the last name of the list."""
+        """Complete the last name of the list."""
         done, comma, last = incomplete.rpartition(",")
         return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
 
 
 class Parsed(ParamType):
-    """Text that a function of the package understands, or refuses with a `ConfigurationError`."""
+    """Text that a function of the package parses, or refuses with a `ConfigurationError`."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
@@ -73,7 +73,7 @@ class Parsed(ParamType):
 
 
 def parse_bytes(text: str) -> int:
-    """`24GiB`, `8 GB`, `500MiB`, `1048576` → bytes.
+    """Parse an amount of memory: `24GiB`, `8 GB`, `500MiB`, `1048576` → bytes.
 
     Raises:
         ConfigurationError: it is none of these.
@@ -123,9 +123,9 @@ def number(option: str, what: str, fits: Callable[[float], bool]) -> Parsed:
     """A finite number that fits.
 
     Args:
-        option: as it is typed.
-        what: which numbers fit, in words.
-        fits: whether one does.
+        option: name of the option as it is typed.
+        what: the numbers that fit, in words.
+        fits: function that checks a number.
     """
 
     def parse(text: str) -> float:
@@ -164,7 +164,7 @@ def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class _Place(click.Path):
-    """A path that need not exist; what is done with it says what is wrong. An empty one is an unset variable, and no place."""
+    """A path that need not exist, since its use reports errors. An empty one is an unset variable, and is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""
@@ -187,10 +187,10 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     """An option of a cell, as its row in `capsbench.options` has it.
 
     Args:
-        name: of its field.
+        name: name of its field.
         parameter: name of the command's parameter, where it is another one.
-        single: whether one name can be given, where `run` takes a comma list.
-        changed: whatever else this command's option has: `help`, `type`.
+        single: take one name, where `run` takes a comma list.
+        changed: further arguments of this command's option: `help`, `type`.
     """
     option = OPTIONS[name]
     asked = {"default": option.default, "show_default": option.default is not None, "help": option.help}
@@ -216,7 +216,7 @@ def cell_options(*names: str, single: bool = False) -> Callable[[Any], Any]:
 # Options of more than one command
 
 DEVICE_OPTION = cell_option("device", help="auto, cpu, cuda, cuda:N.")
-DATA_DIR_OPTION = click.option("--data-dir", type=FOLDER, help="Where real data sets lie; by default $CAPSBENCH_DATA.")
+DATA_DIR_OPTION = click.option("--data-dir", type=FOLDER, help="Folder of the real data sets; by default $CAPSBENCH_DATA.")
 DOWNLOAD_OPTION = click.option("--download", is_flag=True, help="Fetch a data set that is not on disk.")
 CHECKPOINT_OPTION = click.option(
     "--checkpoint-minutes",
@@ -244,18 +244,18 @@ SWEEP_OPTIONS = together(
     click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
     DATA_DIR_OPTION,
     click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
-    click.option("--resume", is_flag=True, help="Go on with a report that was cut off."),
-    click.option("--dry-run", is_flag=True, help="Show what would be done, and stop."),
+    click.option("--resume", is_flag=True, help="Resume a report that was cut off."),
+    click.option("--dry-run", is_flag=True, help="Show the plan, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
 )
 """Options of every command that measures, besides those of a cell."""
 
 MACHINE_OPTIONS = ("batch_size", "device", "gpu", "threads", "capacity")
-"""Options of a cell that say where it is measured, and on how many images."""
+"""Options of a cell for the machine and the number of images."""
 
 
 def machine_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a sweep that say where, on how many images and how often."""
+    """Return the arguments of a sweep for machine, number of images and number of repetitions."""
     from capsbench.sweep.verbs import where
 
     more = {name: given[name] for name in ("batch_size", "capacity", "repeats")}
@@ -289,9 +289,9 @@ def refuse_given(name: str, other: str, why: str) -> None:
     """Refuse an option that was typed and has no effect beside another.
 
     Args:
-        name: of its parameter.
-        other: what it stands beside.
-        why: it has no effect.
+        name: name of its parameter.
+        other: the option beside it.
+        why: reason that it has no effect.
 
     Raises:
         ConfigurationError: it was typed.

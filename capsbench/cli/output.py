@@ -1,4 +1,4 @@
-"""How commands read reports and print."""
+"""Reading of reports and printing, for all commands."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def warn_of_damages(reports: Iterable[Report]) -> None:
 
 
 def warn(text: str) -> None:
-    """A line on standard error of what a reader must know."""
+    """Print a warning on standard error."""
     echo(f"warning: {printable(text)}", err=True)
 
 
@@ -63,7 +63,7 @@ def print_slopes(frame: pd.DataFrame, table: pd.DataFrame, *, as_json: bool) -> 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns a failure to write into an error that names the folder."""
+    """Turn a failure to write into an error that names the folder."""
     try:
         yield
     except OSError as error:
@@ -74,5 +74,5 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def say(console: Console, text: str) -> None:
-    """A line as it is: not wrapped, not coloured, not read as markup, and no sign in it a command to the terminal."""
+    """Print a line as it is: not wrapped, not coloured, not read as markup, and without commands to the terminal."""
     console.print(printable_lines(in_words_of_command(text)), markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""From a trained network to the pictures that capsule papers show."""
+"""Pictures of a trained network, as capsule papers show them."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ MOST = 10
 def draw_pictures(
     classifier: Classifier, images: tuple[Path, ...], folder: Path, data_directory: Path | None, *, download: bool
 ) -> list[Path]:
-    """Draws reconstructions and perturbations, and returns the paths.
+    """Draw reconstructions and perturbations, and return the paths.
 
     Args:
-        classifier: of one network that has a decoder.
-        images: to draw, up to `MOST`; where there are none, test images of the network's data set.
+        classifier: classifier of one network that has a decoder.
+        images: images to draw, up to `MOST`; if there are none, test images of the network's data set.
         folder: where to.
-        data_directory: where real data sets lie.
+        data_directory: folder of the real data sets.
         download: whether to fetch one that is not there.
 
     Raises:
@@ -65,6 +65,6 @@ def _caption(one: Classified) -> str:
 
 
 def _pictures(images: Tensor) -> Pictures:
-    """`[N, C, H, W]` → `[N, H, W, C]`, 0 to 1."""
+    """Convert `[N, C, H, W]` to `[N, H, W, C]`, 0 to 1."""
     found: Pictures = images.float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     return found

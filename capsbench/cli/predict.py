@@ -1,4 +1,4 @@
-"""What `capsbench predict` does once it knows its cells."""
+"""The work of `capsbench predict` on its cells."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,22 +59,22 @@ def print_predictions(cells: list[Cell], *, as_json: bool) -> int:
 
 
 def keep_predictions(cells: list[Cell], out: Path, *, resume: bool, as_json: bool) -> int:
-    """Traces every cell into a report, as `run` does with a device that is predicted."""
+    """Trace every cell into a report, as `run` does with a predicted device."""
     return sweep(_plan(cells), out=out, resume=resume, as_json=as_json, only_these=True)
 
 
 def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
-    """The deepest network or the largest batch of each line, and of each depth for a batch; returns the exit status."""
+    """Print the deepest network or the largest batch of each line (a batch for each depth), and return the exit status."""
     found = []
     asked: dict[str, Configuration] = {}
     for cell in cells:
-        # The depths of a line are one question where depth is what is asked for.
+        # If depth is searched for, the depths of a line are one question.
         asked.setdefault(cell.configuration.line() if what == "depth" else cell.key(), cell.configuration)
     failed: dict[str, CapsbenchError] = {}
     for configuration in asked.values():
         try:
             fit = call_for(configuration.model, largest_fit, configuration, what)
-        except CapsbenchError as error:  # one model's fault takes nothing from the others
+        except CapsbenchError as error:  # one model's fault does not affect the others
             failed.setdefault(configuration.model, error)
             continue
         found.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
@@ -106,7 +106,7 @@ class _Screen:
 
 
 def _complain(records: Iterable[Record]) -> int:
-    """Says of each model why it could not be traced, once; the exit status."""
+    """Report once for each model why it could not be traced, and return the exit status."""
     failed = {record.cell.configuration.model: record.message for record in reversed(list(records)) if record.status == "error"}
     for message in failed.values():
         what, _, hint = (message or "").partition(" - ")

@@ -18,7 +18,7 @@ from capsbench.paths import typed
 def report(reports: tuple[Path, ...], out: Path | None) -> None:
     """Write one page of every report at or below the folders: no network, no server, opens from disk.
 
-    With several reports they stand side by side, with their history and the gate's verdicts.
+    Several reports are shown side by side, with their history and the gate's verdicts.
 
     \b
     Examples:
@@ -87,7 +87,7 @@ def _can_say(text: str, encoding: str) -> bool:
 
 
 def _common(roots: Sequence[Path]) -> Path:
-    """The folder that is given, or the nearest that has all of them in it.
+    """The folder that is given, or the nearest common parent of several.
 
     Raises:
         ConfigurationError: only the root of the disk has.
@@ -96,5 +96,5 @@ def _common(roots: Sequence[Path]) -> Path:
         return roots[0]
     common = Path(os.path.commonpath([root.resolve() for root in roots]))
     if common == Path(common.anchor):
-        raise ConfigurationError("the folders share no other than the root of the disk", "name the file to write with --out")
+        raise ConfigurationError("the folders share no parent but the root of the disk", "name the file to write with --out")
     return typed(common)

@@ -43,7 +43,7 @@ TRAINED = {
 @click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def reproduce(context: click.Context) -> None:
-    """The paper's figures and tables again, its values beside one's own.
+    """Reproduce the paper's figures and tables, with its values beside your own.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ _trained_options = together(
     click.option("--seeds", type=whole("--seeds", 1), default=3, show_default=True, help="Runs of each row."),
     click.option("--epochs", type=whole("--epochs", 1), help="Passes over the training set; by default the paper's."),
     fraction_option("--scale", "The fraction of epochs and training images that is used; every row says so."),
-    validation_option("Held out to choose the best epoch; 0 trains on everything, as the paper did."),
+    validation_option("Images held out to choose the best epoch; 0 trains on everything, as the paper did."),
     click.option("--preprocess", type=click.Choice(["paper", "published"]), default="paper", show_default=True),
     cell_option("precision", single=True),
     cell_option("kernel", single=True),
@@ -81,7 +81,7 @@ _trained_options = together(
     click.option("--out", type=FOLDER, help="Folder of the table and its runs; by default reports/ and its name."),
     CHECKPOINT_OPTION,
     click.option("--resume", is_flag=True, help="Add to a table that was begun; refused if none was."),
-    click.option("--dry-run", is_flag=True, help="Show what is left to train, and stop."),
+    click.option("--dry-run", is_flag=True, help="Show the networks left to train, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on standard output."),
 )
 
@@ -111,8 +111,8 @@ def _trained(what: str) -> Callable[..., int]:
 for _what, _says in SWEPT.items():
     _more = f"""{_says}
 
-    Kernel and rule as published at the paper's sizes, and capsbench's own beside them. On a CPU at full size this takes
-    hours; the estimate says how many, and --batch-size, --depth and --dataset shorten it.
+    It measures the published kernel and rule at the paper's sizes, and capsbench's own beside them. On a CPU this takes
+    hours, which it estimates first; --batch-size, --depth and --dataset shorten it.
 
     \b
     Examples:
@@ -124,7 +124,7 @@ for _what, _says in SWEPT.items():
 for _what, _says in TRAINED.items():
     _more = f"""{_says}
 
-    Trains what is not yet done, goes on where it was cut off, and prints mean and standard deviation over seeds beside the
+    It trains or resumes the networks that are not done, and prints mean and standard deviation over seeds beside the
     paper's. This needs a GPU at full length: --scale shortens epochs and data alike.
 
     \b

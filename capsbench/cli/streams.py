@@ -1,6 +1,6 @@
-"""Standard streams that a command can rely on, whoever reads them and in whatever encoding.
+"""Standard streams that a command can rely on, for any reader and in any encoding.
 
-A verdict and a sweep must not depend on their reader: what nobody reads any more is dropped, and the command goes on.
+A verdict and a sweep must not depend on their reader: text without a reader is dropped, and the command continues.
 """
 
 import codecs
@@ -19,25 +19,25 @@ _SIGNS = {
     "µ": "u", "μ": "u", "γ": "gamma", "β": "beta", "λ": "lambda", "σ": "sigma", "Σ": "sum", "û": "u", "√": "sqrt ", "≤": "<=",
     "≥": ">=", "≠": "!=", "‖": "||", "∞": "inf", "“": '"', "”": '"', "‘": "'", "’": "'", "•": "*", "°": " degrees",
 }  # fmt: skip
-"""What stands for a sign where the encoding does not have it."""
+"""Substitutes for signs that an encoding does not have."""
 
 _ERRORS = "capsbench-signs"
 _ASCII = "capsbench-ascii"
 _NARROWEST, _WIDEST = 40, 10_000
-"""Columns. A narrower terminal breaks lines by itself; tables folded to less cannot be read."""
+"""Limits of a table's columns. A narrower terminal breaks lines by itself, and tables folded to less cannot be read."""
 
 
 class Raw(io.FileIO):
     """The bytes of a standard stream. Once they cannot be written any more, they are dropped."""
 
     failure: OSError | None = None
-    """Why they are dropped."""
+    """The error for which they are dropped."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "wb", closefd=False)
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
-        """Write what can be written; wait where whoever shares the descriptor has made it non-blocking."""
+        """Write as much as possible; wait if a process that shares the descriptor has made it non-blocking."""
         while self.failure is None:
             try:
                 written = super().write(data)
@@ -58,7 +58,7 @@ class Streams:
         self._err = err
 
     def lost(self) -> OSError | None:
-        """Why standard output could not be written; None where it was, or where its reader had seen enough."""
+        """The error of writing standard output; None if there was none, or its reader closed it."""
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         failure = self._out.failure if self._out is not None else None
@@ -67,7 +67,7 @@ class Streams:
 
 @contextmanager
 def steady_streams() -> Iterator[Streams]:
-    """Standard streams that never raise, for as long as a command runs."""
+    """Replace the standard streams by ones that never raise, while a command runs."""
     _open_closed_descriptors()
     _register()
     before = sys.stdout, sys.stderr
@@ -94,7 +94,7 @@ def signs_of(text: str, encoding: str) -> str:
 
 
 def _steady(stream: TextIO | None, number: int) -> tuple[TextIO, Raw | None]:
-    """The stream to write to instead of one, and its bytes. What is no standard stream, as in a notebook, stays as it is."""
+    """The substitute of a stream, and its bytes. A stream that is no standard one, as in a notebook, stays as it is."""
     try:
         if stream is not None and stream.fileno() != number:
             return stream, None
@@ -118,7 +118,7 @@ def _steady(stream: TextIO | None, number: int) -> tuple[TextIO, Raw | None]:
 
 
 def _open_closed_descriptors() -> None:
-    """Open what the caller closed: the next file would get its number, and what is printed would land in that file."""
+    """Open descriptors that the caller closed, since the next file would get their number, and printed text with it."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -131,7 +131,7 @@ def _open_closed_descriptors() -> None:
 
 @contextmanager
 def _sensible_size() -> Iterator[None]:
-    """A size that tables can be drawn in, where $COLUMNS and $LINES hold none."""
+    """Set a size in which tables can be drawn, if $COLUMNS and $LINES have none."""
     given = {name: os.environ[name] for name in ("COLUMNS", "LINES") if name in os.environ}
     for name, text in given.items():
         size = int(text) if text.isascii() and text.isdigit() else 0
@@ -151,7 +151,7 @@ def _register() -> None:
 
 
 def _substitute(error: UnicodeError) -> tuple[str | bytes, int]:
-    """An error handler of codecs: a substitute for what cannot be encoded."""
+    """Handle errors of codecs by a substitute for a sign that cannot be encoded."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     sign = error.object[error.start]
@@ -162,7 +162,7 @@ def _substitute(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _ascii_by_another_name(name: str) -> codecs.CodecInfo | None:
-    """ASCII; click takes a stream that calls it by its name for a mistake, and writes UTF-8 into it."""
+    """The codec ASCII under another name, since click mistrusts a stream of that name and writes UTF-8 into it."""
     if name.replace("_", "-") != _ASCII:
         return None
     found = codecs.lookup("ascii")

@@ -30,10 +30,10 @@ def plan_of(cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] 
     """Return what was typed as a plan.
 
     Args:
-        cells: what to measure.
+        cells: cells to measure.
         given: the command's options.
         passes: what to measure of each cell.
-        experiment: the paper's name of what is reproduced, if any.
+        experiment: the paper's name of the figure or table that is reproduced, if any.
     """
     return Plan(
         command=typed_command(),
@@ -62,14 +62,14 @@ def sweep(
     """Measure a plan into a report, draw it, print its slopes, and return the exit status.
 
     Args:
-        plan: what was asked for.
+        plan: plan of the sweep.
         out: report folder, or None for one named after the time.
         resume: add to a report that was cut off.
         as_json: slopes as JSON.
         dry_run: announce and stop.
-        only_these: leave alone what else the report's plan has, and is not yet measured.
-        data_dir: where real data sets lie.
-        wait: seconds that a cell waits for other sweeps on its device; None: as long as it takes.
+        only_these: do not measure other cells of the report's plan.
+        data_dir: folder of the real data sets.
+        wait: seconds that a cell waits for other sweeps on its device; None for no limit.
 
     Raises:
         Interrupted: Ctrl-C, after what was measured has been drawn.
@@ -82,9 +82,9 @@ def sweep(
             screen.told(nothing_yet(report))
         screen.announce(plan, report, remaining(plan, report))
         return 0
-    # The command that was typed, with what it needs to find this report again.
+    # The command that was typed, with the options that find this report again.
     again = [*sys.argv[1:], *([] if out else ["--out", str(report.folder)]), *([] if resume else ["--resume"])]
-    go_on = Interrupted("interrupted; all that was measured is kept", f"go on with: {shlex.join(['capsbench', *again])}")
+    go_on = Interrupted("interrupted; all that was measured is kept", f"resume with: {shlex.join(['capsbench', *again])}")
     interrupted = False
     if resume and not report.folder.exists():
         screen.told(nothing_yet(report))
@@ -111,7 +111,7 @@ class _Screen:
     """Shows a sweep to whoever typed it.
 
     Args:
-        console: where.
+        console: console to draw on.
         data: what stands behind each data set, in words.
     """
 
@@ -152,7 +152,7 @@ def _conclude(console: Console, report: Report, *, as_json: bool) -> int:
         return 0
     warn_of_damages([report])
     try:
-        # First: they are kept, whatever becomes of what is printed.
+        # Draw first, so that figures are kept even if printing fails.
         paths = report.write()
     except StoreError:
         print_slopes(report.frame, report.slopes, as_json=as_json)

@@ -42,11 +42,11 @@ def reproduce_table(
     checkpoint_minutes: float,
     **given: Any,
 ) -> int:
-    """Trains what is left of a table, and prints it beside the paper's; returns the exit status.
+    """Train the rest of a table, print it beside the paper's, and return the exit status.
 
     Raises:
         ConfigurationError: no row is left by the options, a data set is not there, or there is nothing to resume.
-        Interrupted: Ctrl-C; the same command goes on.
+        Interrupted: Ctrl-C; the same command resumes.
     """
     from capsbench.cli.console import console as console_of
     from capsbench.cli.output import say, writing
@@ -60,7 +60,7 @@ def reproduce_table(
     if resume and not (folder / RUNS).is_dir():
         raise ConfigurationError(f"`resume`: there is nothing to resume in {folder}", "leave `resume` out to begin")
     rows = _chosen(name, given)
-    # Data and epochs alike.
+    # The scale shortens data and epochs alike.
     long = max(1, round((epochs or EPOCHS[name]) * scale))
     trials = trials_of(rows, seeds, _configure(given, long, scale), folder / RUNS)
     console = console_of(err=True)
@@ -79,10 +79,10 @@ def reproduce_table(
         for member, found in run_members(members, _trainer(console, data_dir, download, checkpoint_minutes)):
             if isinstance(found, TrainingError):
                 faults += 1
-                # Its hint is in the words of `capsbench train`, whose options a table does not have.
+                # Its hint names options of `capsbench train`, which a table does not have.
                 say(console, f"{member.folder.name}: {found.what}\nit is left out; remove its folder to begin it again")
     except Interrupted as error:
-        raise Interrupted(error.what, f"go on with: {shlex.join(['capsbench', *sys.argv[1:]])}") from None
+        raise Interrupted(error.what, f"resume with: {shlex.join(['capsbench', *sys.argv[1:]])}") from None
     table = _table(trials, EPOCHS[name], data_dir)
     if as_json:
         echo(table.to_json(orient="records", indent=1))
@@ -98,7 +98,7 @@ def reproduce_table(
 
 
 def _chosen(name: str, given: dict[str, Any]) -> "list[PrintedRow]":
-    """The rows that the options leave."""
+    """The rows that the options select."""
     from capsbench.paper.accuracy import accuracy_table
     from capsbench.sweep.plan import parse_depths
 
@@ -123,7 +123,7 @@ def _chosen(name: str, given: dict[str, Any]) -> "list[PrintedRow]":
 
 
 def _configure(given: dict[str, Any], epochs: int, scale: float) -> Any:
-    """What makes a row's settings; all that the table leaves open is as `capsbench train` has it."""
+    """A function that makes a row's settings, with the defaults of `capsbench train` for anything that the table leaves open."""
     from capsbench.cli.train import settings_of, train
 
     usual = train.make_context("train", []).params
@@ -138,7 +138,7 @@ def _configure(given: dict[str, Any], epochs: int, scale: float) -> Any:
 
 
 def _check_data(rows: "Sequence[PrintedRow]", data_dir: Path | None, *, download: bool) -> None:
-    """Before anything is trained: all sets are there."""
+    """Check that all data sets are there before anything is trained."""
     from capsbench.data.datasets import load_parts
 
     for dataset in dict.fromkeys(row.dataset for row in rows):
@@ -151,7 +151,7 @@ def _trainer(console: "Console", data_dir: Path | None, download: bool, checkpoi
     from capsbench.training import train
 
     def run(settings: "TrainingSettings", folder: Path, resume: bool) -> Any:
-        say(console, f"{'going on with' if resume else 'training'} {folder.name}")
+        say(console, f"{'resuming' if resume else 'training'} {folder.name}")
         with TrainingProgress(console, settings) as progress:
             return train(
                 settings, folder, data_directory=data_dir, download=download, resume=resume,

@@ -1,4 +1,4 @@
-"""What `capsbench timeline` does once it knows its cells."""
+"""The work of `capsbench timeline` on its cell."""
 
 import contextlib
 import json
@@ -30,20 +30,20 @@ FILE, SNAPSHOT = "timeline.json", "snapshot.pickle"
 _HINTS = {
     "oom": "choose a smaller --batch-size or --depth, or trace the step with --device cpu:predicted or cuda:predicted",
     "timeout": "give it more seconds with --timeout, or choose a smaller --batch-size or --depth",
-    "error": "the step must run before it can be looked into; 'capsbench run' with the same options ends in the same way",
+    "error": "the step must run before it can be examined; 'capsbench run' with the same options ends in the same way",
 }
 
 
 def the_cell(sweep: Sweep) -> Cell:
-    """The one cell that was asked for.
+    """The one cell that the options ask for.
 
     Raises:
-        ConfigurationError: as `expand`, or there are several.
+        ConfigurationError: the options make no cell, or several.
     """
     cells = expand(sweep)
     first, *others = (cell.configuration.model_dump() for cell in cells)
     if others:
-        # What one of them does not have at all follows from its model.
+        # An option that one of them does not have follows from its model.
         differing = [
             name
             for name, value in first.items()
@@ -51,19 +51,19 @@ def the_cell(sweep: Sweep) -> Cell:
         ]
         told = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer_step"])
         raise ConfigurationError(
-            f"a timeline is of one step, and this asks for {len(cells)}, which differ in {told}",
+            f"a timeline shows one step, but this asks for {len(cells)}, which differ in {told}",
             "give one value of each; 'capsbench run' takes several",
         )
     return cells[0]
 
 
 def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeout: float, as_json: bool, **_: Any) -> int:
-    """Looks into a step, writes and draws what was seen, prints it, and returns the exit status.
+    """Examine a step, write, draw and print its timeline, and return the exit status.
 
     Args:
-        cell: whose step.
+        cell: cell whose step is examined.
         out: folder to write to, or None for one named after the time.
-        data_dir: where real data sets lie.
+        data_dir: folder of the real data sets.
         timeout: seconds for the process that measures.
         as_json: print the timeline as JSON, not in words.
 
@@ -82,7 +82,7 @@ def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeo
         with _writing(folder):
             (beside / FILE).write_text(timeline.model_dump_json() + "\n", encoding="utf-8")
             save(draw_timeline(timeline), beside, "timeline")
-            # The one that says that there is a timeline comes last.
+            # The file that marks the folder as a timeline comes last.
             files = sorted(beside.iterdir(), key=lambda path: path.name == FILE)
             written = [path.replace(folder / path.name) for path in files]
     if as_json:
@@ -118,7 +118,7 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
 
 
 def _complain(configuration: Configuration, reply: Reply) -> int:
-    """Says why there is no timeline; the exit status."""
+    """Report why there is no timeline, and return the exit status."""
     what, _, hint = (reply.message or reply.status).partition(" - ")
     depth = f"{configuration.blocks} {'block' if configuration.blocks == 1 else 'blocks'}"
     echo(f"error: {configuration.model} at {depth}: {what}\n{hint or _HINTS[reply.status]}", err=True)
@@ -127,11 +127,11 @@ def _complain(configuration: Configuration, reply: Reply) -> int:
 
 @contextmanager
 def _beside(folder: Path, *, new: bool) -> Iterator[Path]:
-    """A folder to write into before the files are moved to where they belong, so that nobody sees half of them.
+    """Make a folder to write into before the files are moved to their folder, so that nobody sees half of them.
 
     Args:
-        folder: where they belong.
-        new: whether it is removed again where nothing comes of it.
+        folder: folder of the files.
+        new: whether to remove the folder if nothing is written.
 
     Raises:
         ConfigurationError: the folder holds a timeline.
@@ -147,7 +147,7 @@ def _beside(folder: Path, *, new: bool) -> Iterator[Path]:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         if new:
-            with contextlib.suppress(OSError):  # it stays where something is in it
+            with contextlib.suppress(OSError):  # it stays if there is something in it
                 folder.rmdir()
 
 

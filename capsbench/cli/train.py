@@ -1,4 +1,4 @@
-"""The command that trains: options in, a run's folder out."""
+"""The command that trains a network into a run's folder."""
 
 import shlex
 import sys
@@ -39,7 +39,7 @@ RUNS = Path("runs")
 
 
 def _gammas(text: str) -> tuple[float, ...]:
-    """`0.9` or `0.9,0.8` → momentum terms."""
+    """Parse momentum terms: `0.9` or `0.9,0.8`."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -90,7 +90,7 @@ _training_options = together(
         type=number("--learning-rate", _above_0, lambda value: value > 0),
         default=1e-3,
         show_default=True,
-        help="Of the first epoch.",
+        help="Learning rate of the first epoch.",
     ),
     click.option(
         "--decay",
@@ -108,14 +108,14 @@ _training_options = together(
     ),
     cell_option("precision", single=True),
     click.option(
-        "--seed", type=whole("--seed", 0, 2**31 - 1), default=0, show_default=True, help="Of weights, data order and crops."
+        "--seed", type=whole("--seed", 0, 2**31 - 1), default=0, show_default=True, help="Seed of weights, data order and crops."
     ),
 )
 
 _data_options = together(
     cell_option("dataset", single=True, help="Data set; sample is the part of Fashion-MNIST that ships with capsbench."),
-    _one_of("--preprocess", ("paper", "published"), "paper", "How images become inputs: as in the paper, or in its code."),
-    validation_option("Held out to choose the best epoch: a fraction, or a number of images; 0 trains on everything."),
+    _one_of("--preprocess", ("paper", "published"), "paper", "Preparation of images: as in the paper, or in its code."),
+    validation_option("Images held out to choose the best epoch: a fraction, or a number; 0 trains on everything."),
     fraction_option("--scale", "The fraction of the training set that is used."),
     DATA_DIR_OPTION,
     DOWNLOAD_OPTION,
@@ -124,11 +124,11 @@ _data_options = together(
 _run_options = together(
     DEVICE_OPTION,
     cell_option("threads"),
-    click.option("--out", type=FOLDER, help="Folder of the run; by default runs/ and what is trained, and the time."),
-    click.option("--resume", is_flag=True, help="Go on with a run that was cut off: the same loss curve as if it had not been."),
+    click.option("--out", type=FOLDER, help="Folder of the run; by default runs/, the network and the time."),
+    click.option("--resume", is_flag=True, help="Resume a run that was cut off: the loss curve is as if it had not been."),
     CHECKPOINT_OPTION,
     click.option(
-        "--diagnostics", is_flag=True, help="After each epoch, keep what each block tells apart ('capsbench figure diagnostics')."
+        "--diagnostics", is_flag=True, help="Keep diagnostics of each block after each epoch ('capsbench figure diagnostics')."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."),
 )
@@ -181,16 +181,16 @@ def train(
                 command=shlex.join(["capsbench", *sys.argv[1:]]),
             )  # fmt: skip
     except Interrupted as error:
-        # The command that was typed, with what it needs to find this run again.
+        # The command that was typed, with the options that find this run again.
         again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
-        raise Interrupted(error.what, f"go on with: {shlex.join(['capsbench', *again])}") from None
+        raise Interrupted(error.what, f"resume with: {shlex.join(['capsbench', *again])}") from None
     if is_first():
         print_result(result, folder, as_json=as_json)
     return 0
 
 
 def _refuse_what_says_nothing(given: dict[str, Any]) -> None:
-    """Options that this model or optimizer does not have, and parts that have no image.
+    """Refuse options that this model or optimizer does not have, and parts that have no image.
 
     Raises:
         ConfigurationError: there is one.
@@ -246,14 +246,14 @@ def _configuration(given: dict[str, Any], gammas: tuple[float, ...]) -> Any:
         if not 0 <= gamma <= 1:
             raise ConfigurationError(f"--gamma {gamma:g} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
     options = {name: given[name] for name in (*NETWORK_OPTIONS, "dataset", "batch_size", "precision")}
-    # The smallest one decides how a stack can be inverted.
+    # The smallest one decides the inverse of a stack.
     options |= {"gamma": min(gammas), "threads": given["threads"] or default_threads()}
     (cell,) = expand(Sweep((given["models"],), (given["depth"],), device, **options))
     return cell.configuration
 
 
 def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bool, now: datetime) -> Path:
-    """Where a run writes: `out`; or the newest run of these settings without a result, to resume; or a new folder.
+    """The folder of a run: `out`; or the newest unfinished run of these settings, to resume; or a new folder.
 
     Raises:
         ConfigurationError: there is nothing to resume.
@@ -269,7 +269,7 @@ def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bo
     if not resume:
         model = network.model.replace(":", ".").rpartition(".")[2]
         folder = anchored(RUNS) / f"{model}-{network.blocks}-{network.dataset}-{now.strftime('%Y-%m-%d-%H%M%S')}"
-        # Of several processes the first one's name counts.
+        # If there are several processes, the first one's name counts.
         return new_folder(folder) if is_first() else folder
     for path in sorted(anchored(RUNS).glob(f"*/{SETTINGS}"), key=lambda path: path.stat().st_mtime, reverse=True):
         known = read_settings(path.parent)

@@ -1,4 +1,4 @@
-"""What `capsbench train` shows: a run as it goes on, and what it came to."""
+"""The output of `capsbench train`: the progress of a run, and its result."""
 
 import json
 import time
@@ -17,15 +17,15 @@ from capsbench.words.units import bytes_text, duration_text
 
 _EPOCHS = 8
 _PACE_STEPS = 20
-"""Over how many steps the pace is taken: it is to follow the machine, not to tremble."""
+"""Number of steps over which the pace is averaged, to follow the machine without trembling."""
 
 
 class TrainingProgress(Display):
-    """Shows a run: a live display on a terminal, a line per epoch elsewhere.
+    """A display of a run: live on a terminal, a line per epoch elsewhere.
 
     Args:
-        console: where.
-        settings: of the run.
+        console: console to draw on.
+        settings: settings of the run.
     """
 
     def __init__(self, console: Console, settings: TrainingSettings) -> None:
@@ -36,12 +36,12 @@ class TrainingProgress(Display):
         self._ticks: list[tuple[float, int]] = []
 
     def stepped(self, figures: TrainingStep) -> None:
-        """A step is done."""
+        """Show a finished step."""
         self._now = figures
         self._ticks = [*self._ticks[-_PACE_STEPS:], (time.monotonic(), figures.images)]
 
     def finished(self, figures: EpochFigures) -> None:
-        """An epoch is done."""
+        """Show a finished epoch."""
         line = Text(epoch_line(figures, self._epochs))
         self._lines.append(line)
         if not self._console.is_terminal:
@@ -49,7 +49,7 @@ class TrainingProgress(Display):
             self._console.print(Text(f"{line.plain}; about {duration_text(left)} left"), soft_wrap=True)
 
     def told(self, text: str) -> None:
-        """Something that a person should know."""
+        """Show a message."""
         self._console.print(Text(text), soft_wrap=True)
 
     def _render(self) -> RenderableType:
@@ -87,7 +87,7 @@ def epoch_line(figures: EpochFigures, epochs: int) -> str:
 
 
 def print_result(result: Result, folder: Path, *, as_json: bool) -> None:
-    """The result on standard output, in words or as JSON."""
+    """Print the result on standard output, in words or as JSON."""
     if as_json:
         echo_json(json.loads(result.model_dump_json()))
         return
@@ -100,5 +100,5 @@ def print_result(result: Result, folder: Path, *, as_json: bool) -> None:
     )
     echo(f"with the weights of epoch {result.best_epoch}, {why}, after {duration_text(result.seconds)} of training")
     if result.data_source == "sample":
-        echo("the packaged sample is small: this says that training works, not how well the model does")
+        echo("the packaged sample is small: this shows that training works, not how well the model does")
     echo(f"wrote {folder / RESULT}")

@@ -1,4 +1,4 @@
-"""Puts a page together: data, scripts and styles in one file."""
+"""Assembly of a page: data, scripts and styles in one file."""
 
 import base64
 import zlib
@@ -50,22 +50,22 @@ SCRIPTS = (
     "runs.js",
     "main.js",
 )
-"""In the order in which they are read."""
+"""Scripts in the order in which they run."""
 
 DARK_COLOURS = ("#56A8E8", "#F08A4B", "#2EC4A0", "#E3A3C6", "#F0B840", "#8CCBF5", "#D8DCE2")
-"""`COLOURS` for a dark page: the same hues, lighter."""
+"""Colours for a dark page: the hues of `COLOURS`, lighter."""
 
 _ANSWERS = 12
 _NOTES = 20
 _ROOM = 3_600_000
-"""Bytes for records, so that the page with its charting library stays below 6 MB."""
+"""Bytes that records may take, so that the page with its charting library stays below 6 MB."""
 _LARGEST = 6_000_000
 _SHARES = (
     *((samples, LONGEST_TEXT) for samples in (1000, 100, 30, 10, 5)),
     *((samples, 500) for samples in (5, 1, 0)),
     (0, 120),
 )
-"""How many raw samples of a time, and characters of a text, are shown: the first pair that there is room for counts."""
+"""Numbers of raw samples of a time and of characters of a text; the first pair that there is room for is used."""
 
 
 def write_page(reports: Sequence["Report"], path: Path, loose: Sequence["SavedTimeline"] = (), notes: Sequence[str] = ()) -> Path:
@@ -80,7 +80,7 @@ def write_page(reports: Sequence["Report"], path: Path, loose: Sequence["SavedTi
     Raises:
         OSError: it cannot be written.
     """
-    # A name may hold what no encoding has: halves of characters, from a folder or a file of somebody else.
+    # A name from a folder or file may hold halves of characters, which no encoding has.
     content = page_html(reports, loose, notes).encode("utf-8", "replace")
     with replacing(path) as file:
         file.write(content)
@@ -159,7 +159,7 @@ def told_apart(reports: Iterable["Report"]) -> list["Report"]:
 
 
 def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: Texts) -> tuple[str, list[str]]:
-    """The page's data with as much of raw samples and long texts as there is room for, and what is left out."""
+    """The page's data with as many raw samples and long texts as there is room for, and notes on the rest."""
     samples, longest, text = 0, 0, ""
     for samples, longest in _SHARES:
         cells = data["cells"] | {"samples": samples_data(records, samples)}
@@ -188,7 +188,7 @@ def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: Texts) -
 
 @cache
 def _library() -> str:
-    """plotly.js as its Python package brings it, deflated and in base64: its licence is in its head."""
+    """The library plotly.js from its Python package, deflated and in base64; its licence is in its head."""
     code = (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()
     return base64.b64encode(zlib.compress(code, 9)).decode()
 

@@ -203,7 +203,7 @@ class Texts:
 
 
 def options_data() -> dict[str, Any]:
-    """Options on the page: its filters, those among a cell's details, and columns of its CSV of cells."""
+    """Options in the page: its filters, the options among a cell's details, and columns of its CSV of cells."""
     return {
         "filters": [_filter(name) for name in dict.fromkeys((*_FILTERS_FIRST, *LINE_COLUMNS))],
         "details": [{"name": name, "noun": noun_of(name)} for name in LINE_COLUMNS if name not in _LABELLED],

@@ -1,1 +1,1 @@
-"""Which cells to measure, and where they run."""
+"""The cells of a sweep, and the places where they run."""

@@ -1,4 +1,4 @@
-"""How long a sweep will take: roughly, before it starts, and better with each cell that is done."""
+"""An estimate of a sweep's time: rough before it starts, and better with each finished cell."""
 
 import math
 import time
@@ -12,30 +12,30 @@ from capsbench.records import Cell, Plan, Record
 from capsbench.workload import BUILT_IN
 
 _START_SECONDS = {"cpu": 3.0, "cuda": 8.0}
-"""A process's imports, and a GPU's context."""
+"""Seconds for a process's imports, and for a GPU's context."""
 
 _CHANNELS, _KERNEL = 256, 81
 _FLOPS_PER_COST = {"published": 40.0, "reference": 20.0}
-"""A vote of these kernels takes memory's time, not arithmetic's: about so many times its arithmetic."""
+"""Cost of a vote over its arithmetic for these kernels, which are bound by memory."""
 
 _ROUTING_COST = {"sda": 3.0, "sda-published": 3.0, "em": 12.0}
-"""What the other algorithms do with a vote, over what RBA does with it."""
+"""Cost of a vote with the other algorithms, over that with RBA."""
 
 _EVALUATED_ONCE = (None, "stored", "offload", "reversible-kept")
-"""Memory strategies whose backward does not evaluate all of a block's forward again."""
+"""Memory strategies whose backward does not repeat all of a block's forward."""
 
 _CUDA_FLOPS = 1e13
 
 _TRACE_SECONDS, _TRACE_SECONDS_PER_BLOCK = 1.5, 0.1
-"""Of a step that is traced, not run."""
+"""Seconds of a step that is traced, not run."""
 
 
 class Estimate:
-    """Expected seconds of the cells that are left; learns from those that are done.
+    """Expected seconds of the remaining cells, corrected by those that are done.
 
     Args:
-        plan: what is to be done.
-        left: which of its cells are not done.
+        plan: plan of the sweep.
+        left: its cells that are not done.
     """
 
     def __init__(self, plan: Plan, left: Sequence[Cell]) -> None:
@@ -47,19 +47,19 @@ class Estimate:
         self._taken = 0.0
 
     def cells_left(self) -> int:
-        """How many cells are not done."""
+        """Number of cells that are not done."""
         return len(self._left)
 
     def seconds_left(self) -> float:
-        """What the cells that are not done will take together."""
+        """Seconds that the remaining cells will take together."""
         factor = self._taken / self._guessed if self._guessed else 1.0
         return factor * sum(self._left.values())
 
     def started(self, cell: Cell) -> None:
-        """A cell is about to be measured."""
+        """Note a cell that is about to be measured."""
 
     def finished(self, record: Record) -> None:
-        """A cell is done; how long it took says something of the others."""
+        """Correct the estimate by the time of a finished cell."""
         guess = self._left.pop(record.cell.key(), 0.0)
         if record.duration_seconds is not None:
             self._guessed += guess
@@ -71,14 +71,14 @@ class Estimate:
         kind = cell.configuration.device.partition(":")[0]
         step = step_flops(cell) / self._speed
         sample = 4 / 3 * step  # an inference is a third of a step
-        # Most machines are so noisy that the budget is spent; those that are not will show it with their first cells.
+        # Most machines are so noisy that the budget is spent; others show it with their first cells.
         sampling = max(self._plan.samples * sample, min(self._plan.budget_seconds, MAX_SAMPLES * sample or math.inf))
         seconds = {"time": WARMUP_STEPS * step + sampling, "memory": 2 * step}
         return sum(_START_SECONDS.get(kind, 8.0) + seconds[what] for what in self._plan.passes)
 
 
 def step_flops(cell: Cell) -> float:
-    """About how many floating-point operations a training step has (the two convolutions, and the votes)."""
+    """Estimate the floating-point operations of a training step (the two convolutions, and the votes)."""
     it = cell.configuration
     if it.model not in BUILT_IN:
         return 0.0
@@ -89,7 +89,7 @@ def step_flops(cell: Cell) -> float:
     capsules = it.capsules or 32
     first, block = inner * _CHANNELS // 8 * capsules, 2 * it.blocks * capsules * capsules
     cost = max(_FLOPS_PER_COST.get(it.kernel or "", 1.0), _ROUTING_COST.get(it.routing or "", 1.0))
-    # Backward is two forwards; what is evaluated again is a third more.
+    # Backward costs two forwards; a repeated forward adds a third.
     again = 1.0 if it.memory in _EVALUATED_ONCE else 4 / 3
     votes = (first + again * block) * 2 * 64 * (it.iterations or 3) * cost
     return 3.0 * it.batch_size * (convolutions + votes)

@@ -28,23 +28,23 @@ def local_launcher(
     folder: Path = Path(),
     patience: float | None = None,
 ) -> Launcher:
-    """Measures cells in fresh processes of this machine.
+    """Make a launcher that measures cells in fresh processes of this machine.
 
-    Two sweeps in two folders take turns on a device, measurement by measurement: what runs beside one is in it.
+    Two sweeps in two folders take turns on a device, measurement by measurement, since work beside one disturbs it.
 
     Args:
-        plan: which passes, how many samples, how long at most.
+        plan: passes, number of samples and time limits.
         environment: key of this machine in environment.json.
-        data_directory: where real data sets lie.
-        notify: is told when a cell has to wait for another sweep.
-        folder: the report, which a sweep that waits for this one is told.
-        patience: seconds that a cell waits for other sweeps; None: as long as it takes.
+        data_directory: folder of the real data sets.
+        notify: receives a line when a cell has to wait for another sweep.
+        folder: folder of the report, which is shown to a sweep that waits for this one.
+        patience: seconds that a cell waits for other sweeps; None for no limit.
     """
     sources = _Sources(plan)
 
     def launch(cell: Cell) -> Record:
         if cell.configuration.is_predicted():
-            # Nothing is measured, so that nothing can disturb it.
+            # A prediction measures nothing, so that nothing can disturb it.
             return predict_cell(cell)
         if sources.has_changed(cell):
             return _not_this_source(cell)
@@ -64,11 +64,11 @@ class _Sources:
         for model in dict.fromkeys(cell.configuration.model for cell in plan.cells if cell.source is not None):
             try:
                 self._known[model] = apart.call_for(model, fingerprint_of, model)
-            except CapsbenchError:  # it cannot be imported any more: measuring it will say why
+            except CapsbenchError:  # it cannot be imported any more, and measuring it will report why
                 self._known[model] = None
 
     def has_changed(self, cell: Cell) -> bool:
-        """Whether the source of a cell's network is another one than when the cell was planned."""
+        """Return whether the source of a cell's network has changed since the cell was planned."""
         known = self._known.get(cell.configuration.model)
         return known is not None and (known.digest != cell.source or not known.is_current())
 
@@ -86,15 +86,15 @@ def _not_this_source(cell: Cell) -> Record:
 def alone_on(
     device: str, notify: Callable[[str], None], *, folder: Path = Path(), patience: float | None = None
 ) -> Iterator[None]:
-    """Holds a device against other sweeps while the body runs.
+    """Hold a device against other sweeps while the body runs.
 
-    Where the device's lock cannot be had at all, for want of a temporary folder that can be written to, the body runs without.
+    If the device cannot be locked at all, because no temporary folder can be written to, the body runs without a lock.
 
     Args:
-        device: as configurations name it.
-        notify: is told whom this process waits for, and where other sweeps cannot be kept out.
-        folder: the report, which a sweep that waits for this one is told.
-        patience: seconds to wait; None: as long as it takes.
+        device: name of the device in configurations.
+        notify: receives a line when this process waits, or other sweeps cannot be kept out.
+        folder: folder of the report, which is shown to a sweep that waits for this one.
+        patience: seconds to wait; None for no limit.
 
     Raises:
         BusyDeviceError: another sweep still holds the device.

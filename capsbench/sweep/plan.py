@@ -1,4 +1,4 @@
-"""A sweep, and the list of cells that it stands for."""
+"""Expansion of a sweep's options to a list of cells."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ from capsbench.workload import check_optimizer_step, fingerprint_of
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 DEEPEST = 100_000
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
-"""Kernels that run on one kind of device alone."""
+"""Kernels that run on one kind of device alone, with that kind."""
 
 _SLOWEST = ("dataset", "precision", "optimizer_step", "routing", "kernel", "front", "memory", "rule")
-"""The options that vary slowest in the cells of a sweep, in this order; those that are not here vary faster."""
+"""The options that vary slowest in the cells of a sweep, in this order; all others vary faster."""
 
 
 class Sweep:
-    """A request for cells: networks, their depths, and values of options. An option with several values multiplies the sweep.
+    """Networks, their depths, and values of options. An option with several values multiplies the sweep.
 
     Args:
         models: built-in names, entry points, or `package.module:name`.
@@ -68,14 +68,14 @@ class Sweep:
 
 
 def _several(given: object) -> tuple[Any, ...]:
-    """The values of an option that was given one, or several of them; none where nothing was given."""
+    """The values of an option that was given one or several; none if it was not given."""
     if given is None:
         return ()
     return tuple(given) if isinstance(given, list | tuple | range) else (given,)
 
 
 def parse_depths(text: str) -> tuple[int, ...]:
-    """`3`, `1-8`, `1,2,4`, `1-4,8` → ascending depths, each once.
+    """Parse depths: `3`, `1-8`, `1,2,4`, `1-4,8` → ascending depths, each once.
 
     Raises:
         ConfigurationError: it is none of these, or names a depth below 1.
@@ -101,10 +101,10 @@ def parse_depths(text: str) -> tuple[int, ...]:
 def expand(sweep: Sweep) -> list[Cell]:
     """The cells of a sweep, replicate by replicate and depth by depth, so that models interleave.
 
-    A model that has no blocks is measured once, whatever the depths.
+    A model that has no blocks is measured once for all depths.
 
     Raises:
-        ConfigurationError: a name is unknown, a value out of range, or a combination cannot be.
+        ConfigurationError: a name is unknown, a value out of range, or a combination impossible.
     """
     sources = _check(sweep)
     lines = dict.fromkeys(line for model in sweep.models for line in _lines(sweep, model))
@@ -149,7 +149,7 @@ def _has_kernel(routing: str, kernel: str) -> bool:
 
 
 def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
-    """A combination of options with what `auto` stands for, and without what does not apply beside the others."""
+    """A combination of options with `auto` resolved, and without options that do not apply beside the others."""
     found = dict(asked)
     if sweep.kind != "cpu":
         found["threads"] = None
@@ -157,7 +157,7 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
         found["kernel"] = resolve_kernel(found["kernel"], found["routing"], sweep.kind)
         found["front"] = resolve_front(found["front"], found["batch_size"], sweep.kind)
     if "inverse" in found:
-        # The published rule restarts in every block, so that no stack is longer than one.
+        # The published rule restarts in every block, so that no stack is longer than one block.
         functions = 2 * (1 if found["rule"] == "published" else max(sweep.depths))
         reversible = found["memory"] in REVERSIBLE_STRATEGIES
         with naming("inverse"):
@@ -166,7 +166,7 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
 
 
 def _check(sweep: Sweep) -> dict[str, str | None]:
-    """Refuse a request that makes no sense, and return the digest of the source of each model."""
+    """Refuse options that make no sense, and return the digest of each model's source."""
     with naming("models"):
         sources = {model: _source_of(model) for model in sweep.models}
     for name in SWEPT_OPTIONS:
@@ -178,7 +178,7 @@ def _check(sweep: Sweep) -> dict[str, str | None]:
 
 
 def _check_value(name: str, value: Any) -> None:
-    """Refuse a value that an option cannot have, whatever else is asked for."""
+    """Refuse a value that an option cannot have in any combination."""
     option = OPTIONS[name]
     if value == option.default:
         return
@@ -207,7 +207,7 @@ def _source_of(name: str) -> str | None:
 
 
 def _check_effect(sweep: Sweep) -> None:
-    """Refuse options that are set and that a network of the user's own, or every network of the sweep, does not have.
+    """Refuse options that are set although a user's own network, or every network of the sweep, does not have them.
 
     Raises:
         ConfigurationError: there is one.
@@ -235,7 +235,7 @@ def no_effect(option: str, model: str) -> ConfigurationError:
 
 
 def _check_combinations(sweep: Sweep) -> None:
-    """Refuse values that cannot stand beside each other, or not on this machine.
+    """Refuse values that exclude each other, or that this machine cannot run.
 
     Raises:
         ConfigurationError: there are some.
@@ -266,17 +266,17 @@ def _check_combinations(sweep: Sweep) -> None:
 
 
 def _check_kernels(sweep: Sweep) -> None:
-    """Refuse kernels that this device or machine cannot run, and those that leave a routing algorithm without any."""
+    """Refuse kernels that this device or machine cannot run, and lists that leave a routing algorithm without any."""
     for kernel in sweep.values["kernel"]:
         needed = _DEVICE_OF.get(kernel, sweep.kind)
         if needed != sweep.kind:
             raise ConfigurationError(
                 f"`kernel` {kernel} needs a device of kind {needed}, and `device` is '{sweep.device}'",
-                f"choose `device` {needed} where there is one, or `kernel` auto, which takes what is fastest on a device",
+                f"choose `device` {needed} if there is one, or `kernel` auto, which is the fastest on a device",
             )
         if kernel == "compiled" and not compiled.available():
             raise ConfigurationError(
-                f"`kernel` compiled cannot be had on this machine: {compiled.library().reason}",
+                f"`kernel` compiled is not available on this machine: {compiled.library().reason}",
                 "choose `kernel` recompute or auto",
             )
     for routing in sweep.values["routing"] if sweep.has("routing") else ():
@@ -289,7 +289,7 @@ def _check_kernels(sweep: Sweep) -> None:
 
 @contextmanager
 def naming(field: str) -> Iterator[None]:
-    """Put the name of an option or parameter before an error about its value."""
+    """Put the name of an option or parameter before the package's error on its value."""
     try:
         yield
     except ConfigurationError as error:

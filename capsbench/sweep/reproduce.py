@@ -1,4 +1,4 @@
-"""The paper's memory and time experiments, by the names they have there."""
+"""The paper's memory and time experiments, by their names in the paper."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Experiment:
     datasets: tuple[str, ...]
     """Data sets that it shows."""
     passes: tuple[Pass, ...]
-    """What has to be measured for it."""
+    """Passes that have to be measured for it."""
 
 
 _ALL = ("mnist", "svhn", "cifar10")
@@ -25,18 +25,18 @@ EXPERIMENTS = {
     "figure4": Experiment(("cifar10",), BOTH),
     "table4": Experiment(_ALL, ("memory",)),
 }
-"""Figure 3: memory, training and inference time. Figure 4: slopes. Table 4: memory."""
+"""Experiments by name: figure 3 (memory, training and inference time), figure 4 (slopes), table 4 (memory)."""
 
 
 def cells_of(
     experiment: Experiment, *, depths: Sequence[int], datasets: tuple[str, ...] | None = None, **machine: Any
 ) -> list[Cell]:
-    """The cells of an experiment: as published (kernel, rule and front), and beside them the fast ones with the paper's rule.
+    """The cells of an experiment: as published (kernel, rule and front), and the fast ones with the paper's rule beside them.
 
     Args:
         experiment: one of `EXPERIMENTS`.
-        depths: blocks.
-        datasets: instead of the experiment's own.
+        depths: depths in blocks.
+        datasets: data sets in place of the experiment's own.
         machine: further arguments of `Sweep`: device, batch_size, threads, capacity, repeats.
 
     Raises:

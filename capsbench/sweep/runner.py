@@ -1,4 +1,4 @@
-"""Measures the cells of a plan that are not yet measured, and keeps each before the next one starts."""
+"""Measurement of the remaining cells of a plan, each kept before the next one starts."""
 
 import shutil
 import signal
@@ -13,27 +13,27 @@ from capsbench.report import Report
 from capsbench.sweep.local import Launcher
 
 ROOM_BYTES = 2**20
-"""Free space below which no cell is started: its record might find no room."""
+"""Free bytes below which no cell is started, since its record might not fit."""
 
 
 class Observer(Protocol):
-    """Is told how a sweep goes on."""
+    """An object that is informed of the progress of a sweep."""
 
     def started(self, cell: Cell) -> None:
-        """A cell is about to be measured."""
+        """Note a cell that is about to be measured."""
 
     def finished(self, record: Record) -> None:
-        """A cell's record is on the disk."""
+        """Note a record that is on the disk."""
 
 
 def run_sweep(plan: Plan, report: Report, launch: Launcher, observers: Sequence[Observer] = ()) -> None:
     """Run what is left of a plan. Records of earlier runs in the report count.
 
     Args:
-        plan: what is asked.
+        plan: plan of the sweep.
         report: where records go; locked by the caller.
-        launch: measures a cell.
-        observers: are told of each cell.
+        launch: function that measures a cell.
+        observers: objects that are informed of each cell.
 
     Raises:
         StoreError: there is no room, or a record could not be written.
@@ -63,7 +63,7 @@ def remaining(plan: Plan, report: Report) -> list[Cell]:
 
 
 def _line(cell: Cell) -> tuple[str, str | None]:
-    """What all depths of one line share: its options, and the source of its network."""
+    """Key of all depths of one line: its options, and the source of its network."""
     return cell.configuration.line(), cell.source
 
 
@@ -83,11 +83,11 @@ def _check_room(report: Report) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until what was measured is on the disk."""
+    """Make Ctrl-C wait until the measurement is on the disk."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # A handler, not a signal mask: other threads would take the signal, and Python raise here all the same.
+    # A handler, not a signal mask: other threads would take the signal, and Python would raise here all the same.
     arrived: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
     try:

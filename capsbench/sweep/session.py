@@ -21,11 +21,11 @@ REPORTS = Path("reports")
 
 
 PREDICTED_DEVICES = ("cpu:predicted", "cuda:predicted")
-"""What a step can be traced for without its device."""
+"""Devices for which a step can be traced without them."""
 
 
 def resolve_device(name: str) -> str:
-    """`auto`, `cpu`, `cuda` or `cuda:N` → `cpu` or `cuda:N`, a device that is there, under its one name; or a predicted one.
+    """Resolve `auto`, `cpu`, `cuda` or `cuda:N` to the one name of a present device; a predicted device stays as it is.
 
     Raises:
         ConfigurationError: it is not.
@@ -49,11 +49,11 @@ def choose_report(plan: Plan, out: Path | None, *, resume: bool, now: datetime, 
     """Return the report that a sweep writes: `out`; or the newest unfinished one with these cells, to resume; or a new one.
 
     Args:
-        plan: what is asked.
+        plan: plan of the sweep.
         out: the folder that was named, if any.
         resume: whether a report is resumed.
-        now: names a new folder.
-        make: make a new folder at once, so that two sweeps of one second do not choose the same.
+        now: time for the name of a new folder.
+        make: make a new folder at once, so that two sweeps of one second do not choose the same one.
 
     Raises:
         ConfigurationError: there is nothing to resume.
@@ -79,11 +79,11 @@ def choose_report(plan: Plan, out: Path | None, *, resume: bool, now: datetime, 
 
 def nothing_yet(report: Report) -> str:
     """Return in words that a report that is to be resumed is not there."""
-    return f"there is nothing to go on with in {report.folder}: this sweep begins there"
+    return f"there is nothing to resume in {report.folder}: this sweep begins there"
 
 
 def _renewed(cells: Iterable[Cell], plan: Plan) -> list[Cell]:
-    """Cells of an earlier plan; those of a network that this plan has too are of its source as it is now."""
+    """Cells of an earlier plan, with the present source for networks that this plan has too."""
     now = {cell.configuration.model: cell.source for cell in plan.cells}
     return [cell.model_copy(update={"source": now.get(cell.configuration.model, cell.source)}) for cell in cells]
 
@@ -110,7 +110,7 @@ def changed_sources(report: Report, plan: Plan) -> list[str]:
 def begin(report: Report, plan: Plan, *, resume: bool) -> Plan:
     """Write the plan and return it; where a report is resumed, the cells of its plan come first and what is new is added.
 
-    The source of a network is part of its cells: where it has changed, they are measured again. Their earlier records stay in
+    The source of a network is part of its cells: if it has changed, they are measured again. Their earlier records stay in
     the folder, as a line of their own.
 
     Raises:
@@ -118,9 +118,7 @@ def begin(report: Report, plan: Plan, *, resume: bool) -> Plan:
     """
     earlier = report.plan
     if not resume and (earlier is not None or report.path.exists()):
-        raise ConfigurationError(
-            f"`out` {report.folder} already holds a report", "add `resume` to go on with it, or choose another `out`"
-        )
+        raise ConfigurationError(f"`out` {report.folder} already holds a report", "add `resume`, or choose another `out`")
     if earlier is not None:
         plan = plan.model_copy(
             update={
@@ -138,7 +136,7 @@ def begin(report: Report, plan: Plan, *, resume: bool) -> Plan:
 
 
 def check_data(cells: Iterable[Cell], directory: Path | None) -> list[str]:
-    """What stands behind each data set, in words.
+    """The source of each data set, in words.
 
     Raises:
         ConfigurationError: a batch is larger than the data.

@@ -1,9 +1,9 @@
-"""The verbs `capsbench.run` and `capsbench.predict`: from what is asked to a report.
+"""The verbs `capsbench.run` and `capsbench.predict`, which make a report from their arguments.
 
     report = capsbench.run(["rescapsnet", "mocapsnet"], depths=range(1, 9), out="reports/mine")
     report = capsbench.predict("mocapsnet", depths=range(1, 9), gpu="h100")
 
-The command line makes a plan of its own from what was typed, and hands it to `measure` as `run` does.
+The command line makes a plan of its own from its options, and passes it to `measure` as `run` does.
 """
 
 import logging
@@ -35,7 +35,7 @@ _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "pa
 """Fields of a plan by the arguments that fill them, where these have another name."""
 
 _NOT_SAID = {"models", "depths", "watcher", "options", "resume"}
-"""Arguments of a verb that its call in a plan names first, or not at all."""
+"""Arguments of a verb that its call in a plan names first, or leaves out."""
 
 _LOG = logging.getLogger("capsbench")
 
@@ -44,20 +44,20 @@ Model = str | Callable[..., Any]
 
 
 class Watcher(Protocol):
-    """Is told how a measurement goes on."""
+    """An object that is informed of the progress of a measurement."""
 
     def told(self, text: str) -> None:
-        """Take a text that a person should know."""
+        """Take a message for people."""
 
     def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> AbstractContextManager[Sequence[Observer]]:
-        """Return observers of the cells that are about to be measured; they are entered meanwhile."""
+        """Return observers of the cells that are about to be measured, as a context for that time."""
 
 
 class Logged:
-    """Writes what it is told to the log `capsbench`, at level INFO."""
+    """A watcher that writes its texts to the log `capsbench`, at level INFO."""
 
     def told(self, text: str) -> None:
-        """Take a text that a person should know."""
+        """Take a message for people."""
         _LOG.info("%s", text)
 
     @contextmanager
@@ -98,7 +98,7 @@ def run(
     """Measure memory and time of networks over depth, and return the report.
 
     Every cell is measured by fresh processes and is on the disk before the next one starts. Ctrl-C keeps what was measured;
-    the same call with `resume=True` does the rest.
+    the same call with `resume=True` measures the rest.
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
@@ -110,17 +110,17 @@ def run(
         gpu: the GPU that `cuda:predicted` is for.
         threads: threads of a CPU run; by default torch's own number.
         repeats: replicates of every cell.
-        samples: fewest samples of each time.
+        samples: least number of samples of each time.
         time_budget: seconds of sampling per cell while its time is not known within 2 %.
         timeout: seconds per process.
         strict: measure nothing beside other processes on a CUDA device.
-        wait: longest wait for another sweep on the device, in seconds; None: as long as it takes.
-        data_dir: where real data sets lie; by default $CAPSBENCH_DATA.
-        watcher: is told how it goes on; by default the log `capsbench` is.
+        wait: longest wait for another sweep on the device, in seconds; None for no limit.
+        data_dir: folder of the real data sets; by default $CAPSBENCH_DATA.
+        watcher: object that is informed of the progress; by default the log `capsbench`.
         options: any option of a cell (`batch_size`, `kernel`, `memory` …), a value or a list of values that multiplies the sweep.
 
     Raises:
-        ConfigurationError: what is asked for makes no sense, or the folder holds a report and is not to be resumed.
+        ConfigurationError: the arguments make no sense, or the folder holds a report without `resume`.
         StoreError: the folder cannot be read or written.
     """
     given = locals()
@@ -162,11 +162,11 @@ def predict(
         gpu: the GPU to predict for, by default an H100.
         out: folder of the report; by default it is in memory alone.
         resume: add to the report that is there.
-        watcher: is told how it goes on; by default the log `capsbench` is.
+        watcher: object that is informed of the progress; by default the log `capsbench`.
         options: any option of a cell (`batch_size`, `capacity`, `memory` …), a value or a list of values.
 
     Raises:
-        ConfigurationError: what is asked for makes no sense, or the folder holds a report and is not to be resumed.
+        ConfigurationError: the arguments make no sense, or the folder holds a report without `resume`.
         StoreError: the folder cannot be read or written.
     """
     given = locals()
@@ -184,8 +184,8 @@ def traced(plan: Plan, watcher: Watcher | None = None) -> Report:
     """Predict every cell of a plan, and return a report that is in memory alone.
 
     Args:
-        plan: whose cells are of predicted devices.
-        watcher: is told how it goes on.
+        plan: plan whose cells are of predicted devices.
+        watcher: object that is informed of the progress.
     """
     report = Report.of([], "predicted", plan=plan)
     with (watcher or Logged()).measuring(plan, report, plan.cells) as observers:
@@ -209,19 +209,19 @@ def measure(
     wait: float | None = None,
     watcher: Watcher | None = None,
 ) -> None:
-    """Measure what is left of a plan into a report, which nobody else can write to meanwhile.
+    """Measure the rest of a plan into a report, to which no other process can write meanwhile.
 
     Args:
-        plan: what is asked.
-        report: as `choose_report` gives it.
+        plan: plan of the sweep.
+        report: report from `choose_report`.
         resume: add to a report that is there.
-        only_these: leave alone what else the report's plan has, and is not yet measured.
-        data_directory: where real data sets lie.
-        wait: seconds that a cell waits for other sweeps on its device; None: as long as it takes.
-        watcher: is told how it goes on; by default the log `capsbench` is.
+        only_these: do not measure other cells of the report's plan.
+        data_directory: folder of the real data sets.
+        wait: seconds that a cell waits for other sweeps on its device; None for no limit.
+        watcher: object that is informed of the progress; by default the log `capsbench`.
 
     Raises:
-        ConfigurationError: the report holds records and is not to be resumed.
+        ConfigurationError: the report holds records, without `resume`.
         StoreError: it cannot be read or written, or another process measures into it.
     """
     watcher = watcher or Logged()
@@ -235,7 +235,7 @@ def measure(
         if only_these:
             plan = plan.model_copy(update={"cells": cells})
         for text in damage_in_words(report.damages):
-            watcher.told(f"warning: {text}; what is lost is measured again")
+            watcher.told(f"warning: {text}; lost cells are measured again")
         environment = describe()
         key = key_of(environment)
         report.add_environment(key, environment)
@@ -271,7 +271,7 @@ def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
 
 
 def where(device: str, gpu: str | None, threads: int | None) -> dict[str, Any]:
-    """The options of a sweep that say where it runs."""
+    """The options of a sweep for the machine that it runs on."""
     found = resolve_device(device)
     if gpu and found != "cuda:predicted":
         raise ConfigurationError(

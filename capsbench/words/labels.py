@@ -1,4 +1,4 @@
-"""Labels of lines: the model, and whatever distinguishes a line from the others beside it."""
+"""Names of lines: the model, and the options that distinguish it from the other lines beside it."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,50 +10,50 @@ from capsbench.options import MODELS, OPTIONS, noun_of
 from capsbench.words.printable import printable
 
 _NEVER_TOLD = {"model", "dataset", "kind"}
-# Each model has its own strategy and inverse: they tell lines apart only where one model has several.
+# Each model has its own strategy and inverse, which distinguish lines only if one model has several.
 _TOLD_WITHIN_A_MODEL = {"source", *(name for name, option in OPTIONS.items() if option.of_model)}
 
 Line = Mapping[str, object]
 
 
 def model_title(name: str) -> str:
-    """A model as figures spell it; any other name so that nothing in it is a command."""
+    """Title of a model in figures; any other name is made printable."""
     return MODELS.get(name) or printable(name)
 
 
 def dataset_title(name: str) -> str:
-    """A data set as figures spell it; any other name so that nothing in it is a command."""
+    """Title of a data set in figures; any other name is made printable."""
     return SPECS[name].title if name in SPECS else printable(name)
 
 
 def cut(text: str, most: int) -> str:
-    """A text of at most so many characters; one that is cut ends in an ellipsis."""
+    """A text of at most `most` characters; one that is cut ends in an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def network_title(model: str, blocks: int, dataset: str) -> str:
-    """A network as figures spell it: `MoCapsNet, 2 blocks, MNIST`; one without blocks has none."""
+    """Title of a network in figures: `MoCapsNet, 2 blocks, MNIST`; one without blocks names none."""
     depth = [f"{blocks} block" + ("s" if blocks > 1 else "")] if blocks else []
     return ", ".join([model_title(model), *depth, dataset_title(dataset)])
 
 
 def on_gpu(frame: pd.DataFrame) -> pd.Series:
-    """Mask of the rows that were measured on a CUDA device, as the paper's readings of memory were."""
+    """Mask of the rows that were measured on a CUDA device, whose memory the paper reads."""
     return frame["device"].str.startswith("cuda")
 
 
 def is_predicted(line: Line) -> bool:
-    """Return whether a line's figures come from a trace of the step, not from running it."""
+    """Return whether a line's figures come from a trace of the step, not from a run."""
     return line.get("kind") == "predicted"
 
 
 def line_label(line: Line, others: Iterable[Line]) -> str:
-    """`MoCapsNet`, or `MoCapsNet (batch 32, published)` where other lines differ in just that; and whether it is predicted."""
+    """Label of a line: `MoCapsNet`, or `MoCapsNet (batch 32, published)` if other lines differ in that; predictions say so."""
     return Names(others).of(line)
 
 
 class Names:
-    """Labels of lines beside each other, of which many are needed at once.
+    """Names of lines beside each other, for many lines at once.
 
     Args:
         lines: all of them.
@@ -61,31 +61,31 @@ class Names:
 
     def __init__(self, lines: Iterable[Line]) -> None:
         everyone = list(lines)
-        # A prediction's device and kernel are others by name alone: what tells lines apart is looked for among those of its
-        # kind; but for the batch, which decides what any figure is.
+        # A prediction's device and kernel differ by name alone, so that lines are distinguished among those of their
+        # kind, except by the batch, which changes every figure.
         self._batches = {line.get("batch_size") for line in everyone}
         self._alike = {kind: _Alike([line for line in everyone if is_predicted(line) == kind]) for kind in (False, True)}
 
     def of(self, line: Line) -> str:
-        """The name of one of them, as `line_label` gives it; a terminal may print it."""
+        """The name of one line, as in `line_label`, in printable form."""
         told = ["predicted"] if is_predicted(line) else []
         alike = self._alike[is_predicted(line)]
         for column, value in line.items():
             if column in _NEVER_TOLD:
                 continue
             own, everyone = alike.words(column)
-            # An option that another model does not have tells nothing apart.
+            # An option that another model does not have distinguishes nothing.
             elsewhere = len(everyone) > 1 and not _without(line, column) and column not in _TOLD_WITHIN_A_MODEL
             if len(own.get(line["model"], ())) > 1 or elsewhere or (column == "batch_size" and len(self._batches) > 1):
                 told.append(_word(column, value))
-                # What is told already needs no second word: the next columns speak of the lines that agree so far.
+                # The next columns only have to distinguish the lines that agree so far.
                 alike = alike.that_agree(column, told[-1])
         title = model_title(str(line["model"]))
         return f"{title} ({printable(', '.join(told))})" if told else title
 
 
 class _Alike:
-    """Lines that agree in all that is told so far; each part of them is looked at once, however many lines are named."""
+    """Lines that agree in all words so far; each such group is examined once, for any number of lines."""
 
     def __init__(self, lines: list[Line]) -> None:
         self._lines = lines
@@ -93,7 +93,7 @@ class _Alike:
         self._parts: dict[tuple[str, str], _Alike] = {}
 
     def words(self, column: str) -> tuple[dict[object, set[str]], set[str]]:
-        """Words for an option: by model, and of all models that have it."""
+        """Words of an option: by model, and over all models that have it."""
         if column not in self._words:
             own: dict[object, set[str]] = {}
             everyone: set[str] = set()
@@ -105,7 +105,7 @@ class _Alike:
         return self._words[column]
 
     def that_agree(self, column: str, word: str) -> "_Alike":
-        """Lines whose option has this word."""
+        """The lines whose option has this word."""
         key = column, word
         if key not in self._parts:
             self._parts[key] = _Alike([line for line in self._lines if _word(column, line[column]) == word])
@@ -124,12 +124,12 @@ def _word(column: str, value: object) -> str:
         return f"no {noun}"
     if isinstance(known, str):
         return option.words.get(known, known) if option is not None else known
-    # A column that some lines have nothing in is of floats: 2.0 threads are 2.
+    # A column with missing values is of floats: 2.0 threads are 2.
     return f"{noun} {known}"
 
 
 def _without(line: Line, column: str) -> bool:
-    """Return whether a line's model does not have this option. One that cells leave out has a value all the same."""
+    """Return whether a line's model lacks this option; an option that cells leave out at its default has a value."""
     option = OPTIONS.get(column)
     left_out = option is not None and option.unwritten is not None and option.networks.have(line["model"])
     return plain(line[column]) is None and not left_out

@@ -342,7 +342,7 @@ def test_an_empty_report_among_others_keeps_none_from_being_drawn(command, repor
 def test_a_new_folder_to_resume_is_told(command):
     result = command("run", "--models", "rescapsnet", "--depth", "1", "--out", "nothere", "--resume", "--dry-run")
     assert result.status == 0
-    assert "there is nothing to go on with in nothere: this sweep begins there" in result.stderr
+    assert "there is nothing to resume in nothere: this sweep begins there" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", ["plot report", "slopes report", "run --out report --resume"])
@@ -575,7 +575,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(caught, tmp_path, capsbench, 
     assert len(error_lines(stderr)) <= 2
     assert all(map(is_gone, workers))
     assert measured(tmp_path / "report") == {1: 1}
-    (again,) = re.findall(r"go on with: (.*)$", stderr, re.MULTILINE | re.IGNORECASE)
+    (again,) = re.findall(r"resume with: (.*)$", stderr, re.MULTILINE | re.IGNORECASE)
     (tmp_path / "go").touch()
     typed = shlex.split(again)
     assert typed[0] == "capsbench"
@@ -587,12 +587,12 @@ def test_a_second_ctrl_c_still_says_how_to_go_on(command, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("capsbench.cli.sweeps.run_sweep", stopped)
+    monkeypatch.setattr("capsbench.sweep.verbs.run_sweep", stopped)
     monkeypatch.setattr("capsbench.cli.sweeps._conclude", stopped)
     result = command("run", "--models", "rescapsnet", "--depth", "1", "--out", "report")
     assert result.status == 130
     assert "interrupted; what was measured is drawn" in result.stderr
-    assert "error: interrupted; all that was measured is kept\ngo on with: capsbench run" in result.stderr
+    assert "error: interrupted; all that was measured is kept\nresume with: capsbench run" in result.stderr
 
 
 @pytest.mark.parametrize(

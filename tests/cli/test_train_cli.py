@@ -206,7 +206,7 @@ def test_ctrl_c_says_how_to_go_on(uncut, tmp_path):
     stdout, stderr = process.communicate(timeout=100)
     assert (process.returncode, stdout) == (130, ""), stderr
     assert "Traceback" not in stderr
-    (again,) = re.findall(r"go on with: (.*)$", stderr, re.MULTILINE)
+    (again,) = re.findall(r"resume with: (.*)$", stderr, re.MULTILINE)
     assert shlex.split(again) == ["capsbench", *map(str, [*TINY, "--epochs", 2000, "--out", "run", "--resume"])]
     # In an epoch, or while it was judged.
     (found,) = re.findall(r"interrupted (?:in epoch (\d+) after step (\d+)|after epoch (\d+));", stderr)

@@ -336,7 +336,7 @@ def test_folders_that_share_only_the_disk_ask_for_a_name(command, tmp_path, monk
     monkeypatch.setattr(os.path, "commonpath", lambda paths: "/")
     result = command("report", "mine", "mine/../mine")
     assert result.status == 2
-    assert result.stderr.splitlines()[0].startswith("error: the folders share no other than the root")
+    assert result.stderr.splitlines()[0].startswith("error: the folders share no parent but the root")
 
 
 @pytest.mark.slow
@@ -410,7 +410,7 @@ LISTS = json.loads(spoiled())["bytes_by_category"]
         (spoiled(phases=dict.fromkeys(STEP_PHASES, PHASE)), "phases.backward runs from event 0 to 6"),
         (spoiled(phases={"forward": PHASE, "backward": LATE, "optimizer": LATE | {"last_event": 9}}), "runs"),
         (spoiled(phases={name: PHASE | {"last_event": 0} for name in STEP_PHASES}), "end at event 0 of 7"),
-        ("[" * 100_000, "too many times"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"kind": "measured"', "is damaged"),
         ("[]", "is damaged"),
         ("1" * 5000, "is damaged"),
