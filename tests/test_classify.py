@@ -47,7 +47,7 @@ def runs(tmp_path_factory) -> Runs:
 
 @pytest.fixture
 def pictures(tmp_path) -> list[Path]:
-    """The same images as png files."""
+    """The images as png files."""
     (tmp_path / "images").mkdir()
     paths = [tmp_path / "images" / f"image{place}.png" for place in range(6)]
     for path, image in zip(paths, sample(), strict=True):
@@ -56,7 +56,7 @@ def pictures(tmp_path) -> list[Path]:
 
 
 def two_lines(result) -> list[str]:
-    """What a refused command said: two lines, and nothing on standard output."""
+    """The error of a refused command: two lines, and nothing on standard output."""
     assert result.status == 2, result
     assert result.stdout == ""
     lines = result.stderr.splitlines()
@@ -301,7 +301,7 @@ def test_images_that_are_refused(command, runs, pictures, tmp_path, case):
 
 
 class Malicious:
-    """Runs a command where it is unpickled without care."""
+    """An object that runs a command if it is unpickled without care."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -410,7 +410,7 @@ def test_an_ensemble_has_no_one_capsule(runs):
 
 @pytest.mark.parametrize("own", [True, False])
 def test_reconstructions_are_drawn(command, runs, pictures, tmp_path, own):
-    """Of images of one's own into another folder; or of test images beside the checkpoint."""
+    """Figures of one's own images in another folder, or of test images beside the checkpoint."""
     more = [*pictures[:3], "--out", "drawn"] if own else []
     done = command("figure", "reconstructions", runs.paths[0].parent, *more, "--device", "cpu")
     assert (done.status, done.stderr) == (0, "")

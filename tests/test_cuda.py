@@ -1,4 +1,4 @@
-"""What only a CUDA device can show."""
+"""Tests that need a CUDA device."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What `load` gives: a row per record, old records among them."""
+"""The frame of `load`: a row per record, old records among them."""
 
 import json
 

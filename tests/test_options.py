@@ -84,7 +84,7 @@ def run(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def found(widened):
-    """Whatever of the program speaks of options, in a process that has the copy."""
+    """Everything in the program about options, in a process that has the copy."""
     (widened / "look.py").write_text(LOOKED_AT, encoding="utf-8")
     return json.loads(run(widened, "look.py").splitlines()[-1])
 

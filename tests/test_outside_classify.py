@@ -1,4 +1,4 @@
-"""What a trained network says of an image depends on that image alone."""
+"""A trained network's answer for an image depends on that image alone."""
 
 import json
 

@@ -24,7 +24,7 @@ from helpers.made import make_configuration, make_frame, make_record
 
 BATCH = 8
 PER_BLOCK = BATCH * 32 * 4
-"""What a block below keeps: what ReLU gave, 32 numbers for each image."""
+"""Bytes that a block below keeps: ReLU's output, 32 numbers for each image."""
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
@@ -48,7 +48,7 @@ class Net(nn.Module):
 
 
 class Blocks(nn.Module):
-    """The same in a form that TorchScript takes."""
+    """The network in a form that TorchScript takes."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def test_torchscript_is_exact_on_a_cpu_alone(device, count):
 
 
 class Labelled(nn.Module):
-    """Keeps the labels that it was given."""
+    """A network that keeps its labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Labelled(nn.Module):
 
 
 class Second(Labelled):
-    """Takes something else before the labels."""
+    """A network with another argument before the labels."""
 
     def forward(self, images: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         assert mask is None
@@ -287,7 +287,7 @@ def test_they_are_trained(own_model, tmp_path, monkeypatch, source):
 
 
 class Forgetful(nn.Module):
-    """Takes another path under a trace: it keeps twice as much when it is run."""
+    """A network that takes another path under a trace: it keeps twice as much when it is run."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -136,7 +136,7 @@ def test_what_is_called_like_a_home_folder_and_is_none(tmp_path, monkeypatch):
 
 
 def mover(folder, where):
-    """Writes a network whose module takes the process elsewhere."""
+    """Write a network whose module changes the working directory."""
     moves = {f"{'at' if name == 'import' else 'in'}_{name}": MOVE if name == where else "pass" for name in MOVERS}
     (folder / "mover.py").write_text(MOVER.format(**moves))
 

@@ -1,4 +1,4 @@
-"""What must hold on every release of torch, Triton and Python that the package allows (`tox -e oldest`, `tox -e gpu-like`)."""
+"""Behaviour on every release of torch, Triton and Python that the package allows (`tox -e oldest`, `tox -e gpu-like`)."""
 
 import configparser
 import tomllib
@@ -55,7 +55,7 @@ class Breaks(nn.Module):
 
 
 def gradient(x: Tensor) -> Tensor:
-    """By a graph that saves tensors. Of sin(x)²: sin(2x)."""
+    """Derivative of sin(x)² by a graph that saves tensors: sin(2x)."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(x.sin().square().sum(), x)[0]
 

@@ -545,7 +545,7 @@ def caught(tmp_path):
 
 
 def measured(folder):
-    """How often each depth is on the disk, damaged lines apart."""
+    """Number of records of each depth on the disk, without damaged lines."""
     lines = (folder / "records.jsonl").read_text().splitlines()
     return Counter(Record.model_validate_json(line).cell.configuration.blocks for line in lines)
 

@@ -1,4 +1,4 @@
-"""What a command says and how it ends, whoever reads it, in whatever encoding, on whatever width."""
+"""Output and exit status of commands, for any reader, encoding and width."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from helpers.seeded import seeded_record, seeded_run, write_report
 
 
 def shell(folder, script, **environment):
-    """What a shell makes of a script in which `capsbench` is the command."""
+    """Result of a shell script in which `capsbench` is the command."""
     paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {**process_environment(folder), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
     script = re.sub(r"\bcapsbench ", lambda _: f"{shlex.quote(sys.executable)} -m capsbench.cli ", script)

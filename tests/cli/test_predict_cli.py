@@ -46,7 +46,7 @@ def make(in_shape, num_classes, blocks):
 
 @pytest.fixture
 def own_model(own_model, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """As in `conftest`, for commands in this process."""
+    """The fixture of `conftest`, for commands in this process."""
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     importlib.invalidate_caches()
     return own_model

@@ -75,7 +75,7 @@ def start(folder, *arguments, before=(), **more):
 
 
 def run(folder, *arguments, **more):
-    """The same, to its end: status, stdout, stderr."""
+    """Run the command to its end: status, stdout, stderr."""
     with start(folder, *arguments, **more) as process:
         stdout, stderr = process.communicate(timeout=300)
     return process.returncode, stdout, stderr
@@ -158,7 +158,7 @@ def test_a_fresh_machine_without_network(tmp_path):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress(terminal):
-    """On a terminal the step that is under way too; elsewhere a line per epoch."""
+    """A terminal shows the present step too; elsewhere there is a line per epoch."""
     text = io.StringIO()
     settings = TrainingSettings(network=make_configuration("helpers.tiny:make"), epochs=2)
     epoch = EpochFigures(

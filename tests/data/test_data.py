@@ -36,7 +36,7 @@ COUNT = 10
 
 @pytest.fixture
 def no_system_sets(monkeypatch, tmp_path):
-    """As on a machine without Debian's package."""
+    """Pretend a machine without Debian's package."""
     monkeypatch.setattr(datasets, "SYSTEM_FASHION_MNIST", tmp_path / "nowhere")
 
 

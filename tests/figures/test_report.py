@@ -36,7 +36,7 @@ def texts(ax):
 
 
 def markers(ax):
-    """What is drawn with a marker for each depth, by its legend's words without the slope."""
+    """Lines drawn with a marker for each depth, by their legend's words without the slope."""
     found = {}
     for container in ax.containers:
         line = container.lines[0]

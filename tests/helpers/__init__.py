@@ -1,4 +1,4 @@
-"""What several tests use: a test imports from here and never from another test."""
+"""Helpers of several tests: a test imports from here and never from another test."""
 
 from pathlib import Path
 

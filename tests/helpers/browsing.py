@@ -57,7 +57,7 @@ class Opened:
         self.page.wait_for_timeout(150)
 
     def hover(self, name, cell):
-        """What the browser shows beside the point of a cell."""
+        """Text that the browser shows beside the point of a cell."""
         self.drawn(name)
         self.page.locator(f"#{name}").scroll_into_view_if_needed()
         x, y = self.evaluate(_PLACE, [name, cell])

@@ -11,7 +11,7 @@ import psutil
 
 @dataclass(frozen=True)
 class Result:
-    """What a command ended with."""
+    """The end of a command."""
 
     status: int
     stdout: str
@@ -48,7 +48,7 @@ def assert_refused(result: Result, *named: str, status: int = 2) -> None:
 
 
 def wait_for(what: Callable[[], object], seconds: float = 200.0) -> None:
-    """Returns as soon as `what()` is true."""
+    """Return as soon as `what()` is true."""
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "waited in vain"
@@ -56,5 +56,5 @@ def wait_for(what: Callable[[], object], seconds: float = 200.0) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended; in some containers nobody collects the dead."""
+    """Return whether a process has ended; in some containers nobody collects the dead."""
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

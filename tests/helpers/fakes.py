@@ -6,7 +6,7 @@ import torch
 
 
 class FakeCuda:
-    """Writes down what is asked; counters go up with every question. `history` is what its allocator did, if it keeps any."""
+    """A device that logs the calls and raises its counters with each. `history` has its allocator's events, if it keeps any."""
 
     def __init__(self, monkeypatch, history=None):
         self.asked = []
@@ -59,7 +59,7 @@ class FakeCuda:
 
 
 class NVMLError(Exception):
-    """As pynvml's."""
+    """A stand-in for pynvml's error."""
 
 
 def fake_nvml(processes=(), init_fails=False, asking_fails=False):

@@ -92,5 +92,5 @@ def make_timeline(configuration: Configuration, operator: str = "aten::convoluti
 
 
 def make_frame(records: Iterable[Record], report: str = "made") -> pd.DataFrame:
-    """What `load` would give of these records."""
+    """The frame that `load` would make of these records."""
     return to_frame((Path(report).name, record) for record in records)

@@ -1,4 +1,4 @@
-"""Reads README and docs as somebody does who takes them literally: what is in their code is checked, and run.
+"""A literal reader of README and docs, who checks and runs their code.
 
 **What is run, and how long.** Every document is read from top to bottom in a folder of its own, which holds what a reader has:
 the reports of the repository, and two images. A Python block is executed; one that begins with the name of a file (`# net.py`)
@@ -50,7 +50,7 @@ SHORTER = {
     "timeline": {"--depth": "1", "--batch-size": "4"},
     "train": {"--depth": "1", "--epochs": "1", "--batch-size": "8", "--scale": "0.03"},
 }
-"""By command, the options that replace those of the line."""
+"""Options that replace those of the line, by command."""
 
 NOT_RUN = {
     "--download": "needs the network",
@@ -63,28 +63,28 @@ NOT_RUN = {
     "torchrun": "several processes; test_train_cli.py runs it",
     "benchmarks": "take up to an hour; their options are looked up",
 }
-"""What is checked for existing commands, options and values alone."""
+"""Commands of which only names, options and values are checked, with the reason."""
 
 OPTIONS_OF_OTHERS = {"--nproc-per-node", "--write", "--std", "--benchmark-compare-fail"}
 """Options in running text that are not the command line's."""
 
 SECONDS = 300
-"""For one line: a machine may be busy."""
+"""Time limit of one line, since a machine may be busy."""
 _PRELOADED = ["torch", "pandas", "scipy.stats", "capsbench.cli.sweeps", "capsbench.prediction.predict", "capsbench.workload"]
 
 
 class Wrong(AssertionError):
-    """What a document says and the program does not do."""
+    """A statement of a document that the program does not fulfil."""
 
 
 class Block(NamedTuple):
     """Code in a document."""
 
     language: str
-    """As the fence says; `bash` for indented code."""
+    """Language of the fence; `bash` for indented code."""
     text: str
     line: int
-    """Where it begins, from 1."""
+    """Number of its first line, from 1."""
 
 
 # What is in a document.
@@ -96,7 +96,7 @@ def tokens(text: str) -> list[Token]:
 
 
 def inline(text: str) -> Iterator[Token]:
-    """What stands in running text and in tables."""
+    """Tokens of running text and of tables."""
     for token in tokens(text):
         yield from token.children or ()
 
@@ -112,7 +112,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def shell_lines(block: Block) -> list[str]:
-    """What is typed, line by line; of a console's block what follows a prompt."""
+    """Typed lines; in a console's block those that follow a prompt."""
     lines = block.text.replace("\\\n", " ").splitlines()
     if block.language == "console":
         lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
@@ -138,7 +138,7 @@ def commands(line: str) -> list[list[str]]:
 
 
 def check(words: list[str], *, complete: bool = True) -> None:
-    """Holds a command to what there is.
+    """Check that a command and its options exist.
 
     Args:
         words: as typed.
@@ -353,7 +353,7 @@ class Reader:
         _write_images(folder)
 
     def follow(self, text: str) -> list[str]:
-        """Does all of it, in order; returns what was run, as it was run.
+        """Follow a document in order, and return the commands as they were run.
 
         Raises:
             Wrong: something does not work; it says where.
@@ -407,7 +407,7 @@ class Reader:
         return shlex.join(["capsbench", *shorter])
 
     def _process(self, target: Callable[..., None], what: str | list[str]) -> None:
-        """Runs a target in a process that has torch imported already."""
+        """Run a target in a process that has torch imported already."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
         with tempfile.TemporaryDirectory() as scratch:
@@ -424,7 +424,7 @@ class Reader:
 
 
 def why_not_run(path: list[str], words: list[str], context: click.Context) -> str:
-    """Of `NOT_RUN` what holds for a command of capsbench; empty where it is run."""
+    """The reason in `NOT_RUN` for a command of capsbench; empty if it is run."""
     holding = [name for name in (*words, path[0]) if name in NOT_RUN]
     if path == ["train"] and context.params["dataset"] != "sample":
         holding.append("train --dataset")
@@ -504,7 +504,7 @@ def _write_images(folder: Path) -> None:
 
 
 def _in_folder(target: Callable[..., None], what: str | list[str], folder: Path, told: Path) -> None:
-    """Gives the process a folder, and files instead of a terminal."""
+    """Give the process a folder, and files instead of a terminal."""
     os.chdir(folder)
     # Sweeps of other programs on this machine hold no device from this one.
     os.environ |= {"TMPDIR": str(told.parent), "COLUMNS": "80"}

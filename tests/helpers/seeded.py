@@ -1,4 +1,4 @@
-"""Runs that were never measured: straight lines with whatever a test adds to them, as records, summaries and reports on disk."""
+"""Made-up runs: straight lines with a test's additions, as records, summaries and reports on disk."""
 
 from pathlib import Path
 

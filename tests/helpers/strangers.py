@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Doubled(torch.autograd.Function):
-    """Keeps its input where autograd does not see it."""
+    """A layer that keeps its input hidden from autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Functional(nn.Module):
 
 
 class Remembering(nn.Module):
-    """Keeps what it saw as an attribute, in a dictionary."""
+    """A layer that keeps its input as an attribute, in a dictionary."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ def make(in_shape, num_classes, blocks):
 
 
 def make_explosive(in_shape, num_classes, blocks):
-    """Its weights leave the finite numbers within some steps at any rate that is not tiny."""
+    """A network whose weights leave the finite numbers within some steps at any rate that is not tiny."""
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), Power(), nn.Linear(32, num_classes))
 
 
@@ -20,7 +20,7 @@ class Power(nn.Module):
 
 
 def make_plain(in_shape, num_classes, blocks):
-    """Draws nothing: several processes that train it do what one does."""
+    """A network without random numbers, so that several processes train it as one does."""
     return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(49, 16), nn.ReLU(), nn.Linear(16, num_classes))
 
 

@@ -12,7 +12,7 @@ SIZES = [(2, 6, 3, 4, 5), (1, 7, 5, 3, 2), (3, 1, 4, 5, 3), (5, 11, 1, 1, 7), (2
 
 
 class Example(NamedTuple):
-    """What one call of `route` is made of."""
+    """The arguments of one call of `route`."""
 
     algorithm: str
     inputs: Tensor
@@ -25,7 +25,7 @@ class Example(NamedTuple):
         return [self.inputs, self.weight, *self.extras.values()]
 
     def map(self, change) -> "Example":
-        """With every tensor changed, and a leaf again."""
+        """Return the call with every tensor changed, and a leaf again."""
         extras = {name: leaf(change(tensor)) for name, tensor in self.extras.items()}
         return Example(self.algorithm, leaf(change(self.inputs)), leaf(change(self.weight)), extras, change(self.grad))
 
@@ -61,6 +61,6 @@ def outcome(given: Example, kernel: str, iterations: int = 3) -> list[Tensor]:
 
 
 def not_contiguous(tensor: Tensor) -> Tensor:
-    """The same values with the order of the dimensions in memory reversed."""
+    """Return equal values with the order of the dimensions in memory reversed."""
     dims = tuple(reversed(range(tensor.dim())))
     return tensor.permute(dims).contiguous().permute(dims)

@@ -33,7 +33,7 @@ def limited():
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    """For this process too, which has to know what its workers could have."""
+    """The limit holds for this process too, which has to know what its workers could have."""
     monkeypatch.setenv(native.DISABLED, "1")
     native.built.cache_clear()
     counting.library.cache_clear()

@@ -365,7 +365,7 @@ torch.cuda.device_count = torch._C._cuda_getDeviceCount
 
 @pytest.mark.skipif(not hasattr(torch._C, "_cuda_getDeviceCount"), reason="this torch knows no CUDA")
 def test_a_process_apart_may_use_cuda(tmp_path, monkeypatch):
-    """Where a process has asked CUDA anything, no fork of it can use CUDA any more."""
+    """A process that has used CUDA cannot be forked for another use."""
     (tmp_path / "sitecustomize.py").write_text(WITH_DRIVER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
     apart.close()

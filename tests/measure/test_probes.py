@@ -155,7 +155,7 @@ def test_allocator_and_profiler_agree_to_the_byte(model):
 
 @needs_allocator
 def test_one_after_the_other_they_agree_too_and_so_do_threads():
-    """Not only when both are there: neither is in the other's bytes."""
+    """Neither is in the other's bytes, even if only one is there."""
     before = torch.get_num_threads()
     found = []
     try:

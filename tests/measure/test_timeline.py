@@ -1,4 +1,4 @@
-"""Inside a step: the same bytes as a measurement's, and known answers for who made the peak and who keeps what."""
+"""The inside of a step: bytes equal to a measurement's, and known answers for the origin of the peak and the holders."""
 
 import json
 from itertools import pairwise

@@ -21,7 +21,7 @@ from capsbench.records import TimeFigures
 
 QUIET = [1.0, 1.005, 0.995, 1.002, 0.998, 1.001, 0.999, 1.003, 0.997, 1.0]
 ORDER = np.random.default_rng(0).permutation(40)
-"""Of forty samples, without a trend."""
+"""Forty samples without a trend."""
 
 
 # Names for noise, from samples alone.
@@ -273,7 +273,7 @@ class Sleeper(Stage):
 
 @pytest.fixture
 def busy():
-    """As many processes as cores that do nothing but spin."""
+    """Start as many spinning processes as there are cores."""
     spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(psutil.cpu_count())]
     yield
     for process in spinning:

@@ -232,7 +232,7 @@ def trained(net: nn.Module, batch: int = CHUNKS["cpu"] + 4) -> list[Tensor]:
 
 
 def called(net: nn.Module) -> bool:
-    """Whether a step calls the chunked operator."""
+    """Return whether a step calls the chunked operator."""
     with torch.profiler.profile() as profile:
         trained(net)
     return any(event.name == "capsbench::front" for event in profile.events())

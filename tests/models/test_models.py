@@ -189,7 +189,7 @@ def test_the_first_step_is_alive(make, blocks):
 
 @pytest.mark.parametrize("kernel", ["reference", "recompute"])
 def test_a_stack_that_shrinks_to_nothing_gives_no_nan(kernel):
-    """Where the published baseline ends in NaN."""
+    """The published baseline ends in NaN here."""
     torch.manual_seed(0)
     net = CapsNet(MNIST, 10, 8, kernel=kernel)
     images, labels = example(2, MNIST)
@@ -203,7 +203,7 @@ def test_a_stack_that_shrinks_to_nothing_gives_no_nan(kernel):
 
 @pytest.mark.parametrize(("make", "blocks"), [(CapsNet, 0), (ResCapsNet, 2), (MoCapsNet, 2)])
 def test_it_learns(make, blocks):
-    """From the paper's own initialisation: it takes lengths of 1e-10 off the ground."""
+    """Training from the paper's own initialisation takes lengths of 1e-10 off the ground."""
     sample = load_images("sample")
     batch = training_batch(sample.images[:16], sample.labels[:16], torch.Generator().manual_seed(0))
     net = small(make, blocks, lively=False, in_shape=MNIST, num_classes=10, decoder=False)

@@ -439,7 +439,7 @@ def cell_words(configuration, replicate=0, plan=None):
 
 
 def expanded(words):
-    """What the parser makes of a command line, and the cells that it asks for."""
+    """The parser's result for a command line, and the cells that it asks for."""
     from capsbench.sweep.plan import expand
 
     with click.Context(cli) as context:

@@ -524,7 +524,7 @@ def test_keys_alone_change_a_figure(show):
 
 
 def strokes(pdf):
-    """How many lines and curves are drawn in a PDF."""
+    """Number of lines and curves in a PDF."""
     found = 0
     for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL):
         with contextlib.suppress(zlib.error):

@@ -1,4 +1,4 @@
-"""What fits, held against a search that looks at every depth, on peaks with every kind of kink."""
+"""The largest fit, compared with a search over every depth, on peaks with every kind of kink."""
 
 import math
 from types import SimpleNamespace

@@ -143,7 +143,7 @@ NEEDED = {"sda": ("bias",), "em": ("bias", "beta_u", "beta_a")}
 
 
 def routing_flops(kernel: str, routing: str, kind: str) -> tuple[int, int]:
-    """Of forward alone, and of forward and backward."""
+    """Operations of forward alone, and of forward and backward."""
     with Follow(kind, inside=False) as follow:
         options = {"requires_grad": True, "device": follow.device}
         inputs, weight = torch.empty(BATCH, INPUTS, IN_DIM, **options), torch.empty(INPUTS, IN_DIM, OUTPUTS, DIM, **options)

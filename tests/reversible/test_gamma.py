@@ -22,7 +22,7 @@ LEARNT = [way for way in OTHERS if way != "exact"]
 SMALL = {"channels": 16, "capsules": 6}
 GAMMAS = (0.6, 0.95, 0.8)
 INVERTIBLE = st.floats(0.2, 0.99) | st.just(1.0)
-"""What fixed point can be had with, too."""
+"""Values of γ that fixed point allows too."""
 
 
 def by_hand(layers: list[nn.Module], gammas: list[Tensor]) -> list[Tensor]:

@@ -32,7 +32,7 @@ THREE = ("rba", "sda", "em")
 
 @pytest.fixture(autouse=True)
 def _nan_in_fresh_buffers():
-    """What a kernel forgets to write is seen."""
+    """A value that a kernel forgets to write shows."""
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.empty(1).isnan().all()
@@ -66,7 +66,7 @@ def test_equals_the_reference_after_any_round(algorithm, iterations):
     seed=st.integers(0, 2**16),
 )
 def test_equals_the_reference_however_it_is_cut(sizes, algorithm, least_span, enough_warps, registers, seed):
-    """Into chunks of any length, and K into slices."""
+    """Cut into chunks of any length, and K into slices."""
     given = example(sizes, seed=seed, algorithm=algorithm)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_LEAST_SPAN", least_span)
@@ -86,7 +86,7 @@ def test_the_published_temperature():
 
 
 def test_a_slice_of_k_can_be_a_part(monkeypatch):
-    """Or the test above would not see slices."""
+    """Slices are used, or the test above would not see them."""
     monkeypatch.setattr(launch, "_REGISTERS", 1)
     inputs, weight = torch.zeros(2, 3, 5), torch.zeros(3, 5, 4, 2)
     assert launch.over_capsules(inputs, weight, share=4).slices == 5

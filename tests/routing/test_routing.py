@@ -144,7 +144,7 @@ def test_sda_equals_the_naive_loop(algorithm, sizes, iterations):
 
 
 def test_sda_limits_some_votes_and_not_others():
-    """Or the tests above would not see the limit, or nothing but the limit."""
+    """Some votes are limited and others not, or the tests above would not see both."""
     given = example(SIZES[-1], algorithm="sda")
     votes = torch.einsum("bik,ikjd->bijd", given.inputs, given.weight).norm(dim=-1)
     share = (votes > given.inputs.norm(dim=-1, keepdim=True)).double().mean().item()
@@ -169,7 +169,7 @@ def test_em_equals_the_naive_loop(sizes, iterations):
 
 @pytest.mark.parametrize("algorithm", algorithms())
 def test_iterations_matter(algorithm):
-    """Without this the tests above could not tell one round from four."""
+    """Rounds differ, or the tests above could not tell one round from four."""
     given = example(SIZES[0], algorithm=algorithm)
     for fewer in (1, 2, 3):
         with pytest.raises(AssertionError, match="relative error"):
@@ -211,7 +211,7 @@ def test_kernels_equal_the_reference_at_any_size(sizes, iterations, pair, tile_b
 @pytest.mark.parametrize("algorithm", algorithms())
 @pytest.mark.parametrize("capsules_a_tile", [1, 2, 5, 10, 11, 100])
 def test_tiles_of_any_size_agree(capsules_a_tile, algorithm, monkeypatch):
-    """Also where the last tile is smaller than the others, and where there is only one."""
+    """The last tile may be smaller than the others, or the only one."""
     sizes = batch, _, _, outputs, out_dim = (3, 11, 4, 5, 6)
     given = example(sizes, algorithm=algorithm)
     monkeypatch.setitem(tiles.TILE_BYTES, "cpu", capsules_a_tile * batch * outputs * out_dim * 8)
@@ -423,7 +423,7 @@ def test_a_retained_graph_gives_the_same_gradient_again(algorithm):
 @pytest.mark.parametrize("algorithm", algorithms())
 @pytest.mark.parametrize("kernel", ["recompute", "compiled"])
 def test_a_double_backward_is_refused_at_once(algorithm, kernel):
-    """Where it would be too late later: added to another loss, a gradient without a graph is a constant."""
+    """The error comes early: added to another loss, a gradient without a graph is a constant."""
     if kernel not in kernels(algorithm):
         pytest.skip(f"no {kernel} for {algorithm}")
     given = example(SIZES[0], algorithm=algorithm)
@@ -474,7 +474,7 @@ def test_recompute_notices_a_change_before_backward(algorithm, changed):
 @pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize(("algorithm", "kernel"), PAIRS)
 def test_gradcheck(algorithm, kernel, iterations):
-    """Where the equation lets all gradients through: with one iteration the coupling of RBA and SDA is a constant in truth."""
+    """The equation lets all gradients through here: with one iteration the coupling of RBA and SDA is a true constant."""
     if iterations > 1 and algorithm != "em":
         pytest.skip("no gradient through the loop, by definition")
     given = example((2, 3, 2, 3, 2), algorithm=algorithm)

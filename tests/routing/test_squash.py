@@ -52,7 +52,7 @@ def test_squash_by_hand(norm, expected, flush):
 
 @pytest.mark.parametrize("norm", [0.0, 1e-18, 1e-10, 1e-4, 1.0, 1e4, 1e6])
 def test_gradient_of_squash_has_its_closed_form(norm, flush):
-    """Along s it is 2‖s‖/(1+‖s‖²)², across it ‖s‖/(1+‖s‖²)."""
+    """The derivative is 2‖s‖/(1+‖s‖²)² along s, and ‖s‖/(1+‖s‖²) across."""
     across = torch.tensor([0.8, 0.0, 0.6])
     for direction, slope in ((DIRECTION, 2 * norm / (1 + norm**2) ** 2), (across, norm / (1 + norm**2))):
         s = (DIRECTION * norm).requires_grad_()

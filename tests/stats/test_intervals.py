@@ -76,7 +76,7 @@ def test_samples_of_no_time_at_all_are_no_noise():
 
 
 def test_noise_among_replicates_is_in_the_interval():
-    """Where replicates of a depth differ, and their means lie on a line by luck, the interval of two depths knows it."""
+    """The interval of two depths shows that replicates differ, even if their means lie on a line by luck."""
     blocks = np.repeat([1.0, 4.0], 4)
     medians = 0.1 + SLOPE * blocks + np.tile([0.01, -0.01], 4)
     low, high = slope_interval(blocks, medians)
@@ -243,7 +243,7 @@ def test_the_deviation_is_the_largest_residual_over_the_range():
 
 
 def linear_times(steps):
-    """Whether these times, `[replicates, depths]`, are called a line."""
+    """Return whether these times, `[replicates, depths]`, are called a line."""
     values = np.atleast_2d(steps)
     blocks = np.tile(np.arange(1.0, values.shape[1] + 1), len(values))
     return times_are_linear(blocks, values.ravel(), fit_slope(blocks, values.ravel()).deviation)

@@ -113,7 +113,7 @@ def test_slopes_of_times(size, shared, level):
 @pytest.mark.parametrize("samples", [3, 5, 10, 100])
 @pytest.mark.parametrize("kind", KINDS)
 def test_slopes_of_sampled_times_through_the_table(samples, kind):
-    """As they are printed, from records: processes err by 1 %, steps by 3 %; three depths and eight, one replicate and two."""
+    """Intervals as printed, from records: processes err by 1 %, steps by 3 %; three depths and eight, one replicate and two."""
     random, covered, rounds = np.random.default_rng(SEED), 0, 0
     for size in ((3, 1), (8, 1), (4, 2)):
         records = []
@@ -137,7 +137,7 @@ def test_slopes_of_sampled_times_through_the_table(samples, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(3, 1), (4, 1), (8, 1), (8, 3)])
 def test_slopes_of_bytes_that_scatter(size, kind):
-    """What a system says of a process scatters by as much at each depth."""
+    """A system's figure for a process scatters equally at each depth."""
     random, covered = np.random.default_rng(SEED), 0
     blocks, replicates = depths_of(size)
     for _ in range(ROUNDS):
@@ -150,7 +150,7 @@ def test_slopes_of_bytes_that_scatter(size, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(3, 1), (4, 1), (8, 1), (4, 3), (8, 2)])
 def test_ratios_of_slopes(size, kind):
-    """Of the ratios that are printed: where both slopes can be distinguished from 0."""
+    """Coverage of the printed ratios, whose slopes can both be distinguished from 0."""
     random, covered, told = np.random.default_rng(SEED), 0, 0
     for _ in range(ROUNDS):
         figures = []

@@ -26,7 +26,7 @@ from helpers.made import make_frame, make_record
 
 DEPTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 NOISE = (0.3, -0.9, 0.5, 0.2, -0.4, 0.9, -0.7, -0.1)
-"""Of no slope worth the name."""
+"""Times without a slope worth the name."""
 
 
 def record(model, blocks, *, retained=None, seconds=None, **fields):

@@ -415,7 +415,7 @@ def test_who_holds_a_device_is_named_and_waited_for_no_longer_than_is_allowed(tm
 
 
 class Turns:
-    """Makes turns that are given when `free` is set, and knows when they were asked for."""
+    """A source of turns that are given when `free` is set, with the times at which they were asked for."""
 
     def __init__(self):
         self.free = threading.Event()
@@ -730,7 +730,7 @@ SETTINGS = {
 
 @pytest.fixture
 def described(monkeypatch):
-    """This machine as it is described with these variables set, and none of the others."""
+    """The description of this machine with these variables set, and none of the others."""
     from capsbench.measure.environment import describe
 
     def describe_with(**variables):
@@ -744,7 +744,7 @@ def described(monkeypatch):
 
 
 def difference(before, after, **fields):
-    """Why the peaks of two runs on these machines cannot be compared; empty where they can."""
+    """The reason that peaks of two runs on these machines cannot be compared; empty if they can."""
     records = [make_record(blocks=blocks, **fields) for blocks in (1, 2, 3)]
     sides = [summarize([Report.of(records, "made", environments={"abcd": machine})])[0] for machine in (before, after)]
     found = [it for it in compare(*sides).comparisons if it.quantity == "peak" and it.verdict == "not comparable"]
@@ -1000,7 +1000,7 @@ def test_a_measured_record_says_where_offload_has_no_effect():
 
 
 def test_a_prediction_for_cuda_moves_no_weights():
-    """What a block's weights take would otherwise come back once more in backward."""
+    """The bytes of a block's weights would otherwise come back once more in backward."""
     from capsbench.prediction.predict import predict_cell
 
     def peak(memory):

@@ -1,4 +1,4 @@
-"""From what was typed to a list of cells, and where they go."""
+"""The list of cells of a command, and their folder."""
 
 import os
 from datetime import datetime

@@ -19,7 +19,7 @@ from helpers.made import make_configuration, make_record
 
 
 class Launcher:
-    """Ends each cell as `outcomes` says, by model and blocks; `ok` where it says nothing."""
+    """A launcher that ends each cell with its outcome in `outcomes`, by model and blocks, or else with `ok`."""
 
     def __init__(self, store, outcomes=None):
         self.store = store

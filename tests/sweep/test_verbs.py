@@ -27,7 +27,7 @@ def _hear(event, arguments):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Reads of records.jsonl, and tables of slopes."""
+    """Numbers of reads of records.jsonl, and tables of slopes."""
     from capsbench.stats import slopes
 
     if not _LISTENS:

@@ -143,7 +143,7 @@ def test_slopes_in_a_notebook_are_a_data_frame_that_shows_charts(sweep_frame):
 
 
 def test_charts_of_one_quantity_have_one_scale():
-    """Of one data set and batch: a block of 10 KiB does not look like one of 10 MiB, and other batches do not flatten either."""
+    """Lines of one data set and batch share a scale: a block of 10 KiB does not look like one of 10 MiB."""
 
     def grown(model, per_block, **fields):
         for blocks in (1, 2, 3):

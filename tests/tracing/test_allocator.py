@@ -199,7 +199,7 @@ def test_what_must_hold_on_any_trace(operations, capacity):
 
 
 def seconds_per_operation(count):
-    """Of a trace whose free blocks are many and of all sizes, so that searching them would show."""
+    """Replay a trace with many free blocks of all sizes, so that searching them would show."""
     generator = np.random.default_rng(0)
     sizes = generator.integers(1, 4 * MIB, count).tolist()
     allocator, began = CachingAllocator(), time.perf_counter()

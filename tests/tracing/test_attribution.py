@@ -1,4 +1,4 @@
-"""Who keeps what forward leaves alive: the right module is named, and the modules' bytes add up to all that is retained."""
+"""Holders of the memory that forward leaves alive: the right module is named, and the modules' bytes add up to the total."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def test_what_two_save_belongs_to_the_first():
 
 def test_a_ctx_attribute_belongs_to_the_module_that_called_the_function():
     class Sum(nn.Module):
-        """Makes something for a function to keep."""
+        """A layer that makes a tensor for a function to keep."""
 
         def forward(self, x: Tensor) -> Tensor:
             return Doubled.apply(x + 1)
@@ -58,7 +58,7 @@ def test_a_ctx_attribute_belongs_to_the_module_that_called_the_function():
 
 
 def test_an_attribute_belongs_to_its_module():
-    """Of the step before it lets go at once, so that it adds nothing; the output that `exp` saves stays its own."""
+    """The tensor of the step before is freed at once and adds nothing; the output that `exp` saves stays its own."""
     kept = traced(Net(nn.Sequential(nn.Identity(), Remembering()))).retained_by_module
     assert kept["middle.1"] == ACTIVATION
 
@@ -127,7 +127,7 @@ def test_a_seeded_tensor_is_told_of_its_layer(place, memory):
 
 
 def make_faulty(layer: nn.Module) -> None:
-    """What a careless change does: one more tensor is kept for backward."""
+    """A layer after a careless change: one more tensor is kept for backward."""
     kind = type(layer)
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:

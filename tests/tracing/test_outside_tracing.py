@@ -51,7 +51,7 @@ def assert_exact(step: TracedStep, measured: MemoryFigures) -> None:
 
 
 class Net(nn.Module):
-    """Makes 24 features of each image, does something to them, and scores classes."""
+    """A network that makes 24 features of each image, applies a function to them, and scores classes."""
 
     def __init__(self, middle: nn.Module) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def copied(blocks: int) -> nn.Module:
 
 
 class Plain(nn.Module):
-    """Keeps copies of tensors that are neither parameters nor buffers, two of which share memory."""
+    """A network with copies of tensors that are neither parameters nor buffers, two of which share memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def test_a_transformer(own):
 
 
 class Recurrent(nn.Module):
-    """Reads three values at a time."""
+    """A network that reads three values at a time."""
 
     def __init__(self, layer: nn.RNNBase) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ def test_recurrent_networks(name, own):
 
 
 def test_an_lstm_layer(own):
-    """Of each layer what its library keeps: 417,792 bytes on `[8, 24, 32]` with a recent one."""
+    """The memory that a layer's library keeps counts: 417,792 bytes on `[8, 24, 32]` with a recent one."""
 
     class Rows(nn.Module):
         def __init__(self, blocks: int) -> None:
@@ -218,7 +218,7 @@ def test_an_lstm_layer(own):
 
 
 class Bag(nn.Module):
-    """Looks up bags of rows."""
+    """A network that looks up bags of rows."""
 
     def __init__(self, mode: str, offsets: bool) -> None:
         super().__init__()
@@ -358,7 +358,7 @@ def test_peaks_lie_within_the_stated_margin(name, own):
 
 
 def masked(me: Any, x: Tensor) -> Tensor:
-    """What transformers do: a mask that masks nothing is left out."""
+    """A network that leaves out a mask that masks nothing, as transformers do."""
     mask = torch.ones(len(x), 24, dtype=torch.bool)
     return x.sin() if mask.all() else x.exp().masked_fill(~mask, 0).sin()
 
@@ -433,7 +433,7 @@ def overwritten_in_part(me: Any, x: Tensor) -> Tensor:
 
 
 class Looking(Net):
-    """Looks at the images themselves."""
+    """A network that reads the images themselves."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images if images.sum() > 0 else images.exp())
@@ -470,7 +470,7 @@ def test_values_that_are_not_known_are_not_called_exact(name, own):
 
 
 def test_a_network_cannot_see_that_it_is_traced(own):
-    """As transformers asks."""
+    """A check as in transformers."""
 
     def ask(me: Any, x: Tensor) -> Tensor:
         return x if isinstance(x, torch._subclasses.FakeTensor) else x.exp()
@@ -593,7 +593,7 @@ def test_batch_normalisation_on_cuda_is_not_called_exact(own):
 
 
 def test_cuda_tensors_can_be_followed_wherever_the_counting_allocator_can_be_had():
-    """Or the tests of CUDA's forms would be left out in silence."""
+    """The forms are available, or the tests of CUDA's forms would be left out silently."""
     assert fake_cuda.available() or counting.installed() is None
 
 
@@ -648,7 +648,7 @@ def test_without_a_compiler_nothing_is_exact_for_cuda(own, monkeypatch):
 
 @needs_fake_cuda
 def test_the_compiler_may_be_imported_while_a_device_is_pretended():
-    """What it lists as functions of torch are afterwards the real ones."""
+    """The listed functions of torch are the real ones afterwards."""
     code = (
         "import sys, torch\n"
         "from capsbench.tracing.fake_cuda import fake_cuda\n"

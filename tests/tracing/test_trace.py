@@ -141,7 +141,7 @@ def histories(draw):
 
 
 class Bookkeeper:
-    """Reads a history event by event. A block is the event that made it."""
+    """A naive reader of a history, event by event. A block is the event that made it."""
 
     def __init__(self, events, spans, tags):
         self.alive, self.made = [{}], {}

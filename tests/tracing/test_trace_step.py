@@ -34,7 +34,7 @@ def small(model: str, **fields: Any) -> Configuration:
 
 
 def both(configuration: Configuration, **options: Any) -> tuple[TracedStep, MemoryFigures]:
-    """The same step followed on shapes, and run under a probe."""
+    """One step followed on shapes, and run under a probe."""
     return trace_step(configuration, **options), memory_figures(probed_step(configuration))
 
 
@@ -113,7 +113,7 @@ def test_a_cpu_of_the_name_predicted_is_a_cpu():
 
 @needs_compiled
 def test_the_peak_of_the_default_configuration():
-    """What libraries take as scratch is tried out on this machine."""
+    """The scratch memory of libraries is tried out on this machine."""
     configuration = make_configuration("rescapsnet", 1, batch_size=32, front="chunked", kernel="compiled")
     step, measured = both(configuration, try_scratch=True)
     assert_same_bytes(step, measured)
@@ -139,7 +139,7 @@ class Checkpointed(nn.Module):
 
 
 class OffDevice(nn.Module):
-    """Keeps what its layers save in the host's memory."""
+    """A network that keeps its layers' saved tensors in the host's memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class OffDevice(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Takes features as a sequence."""
+    """A network that takes features as a sequence."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ def test_own_models_with_autocast(name, own):
 
 
 def patched() -> tuple[object, ...]:
-    """Whatever `Follow` puts something else in the place of, and the kind of device that is pretended."""
+    """The objects that `Follow` replaces, and the kind of device that is pretended."""
     return torch.get_rng_state, torch.autograd.graph.save_on_cpu, nn.Module.__call__, kind_of(torch.device("cpu"))
 
 

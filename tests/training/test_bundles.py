@@ -1,4 +1,4 @@
-"""Why a stack collapses: bundles of samples that a block does not tell apart, beside lengths and gradients."""
+"""The collapse of a stack: bundles of samples that a block does not tell apart, beside lengths and gradients."""
 
 import json
 import math
@@ -245,7 +245,7 @@ def test_a_line_for_each_block_and_epoch(small_run, tmp_path):
 
 @pytest.mark.parametrize("lines", [6, 4, 3], ids=["all", "one", "none"])
 def test_a_run_that_goes_on_writes_every_line_once(lines, small_run, tmp_path):
-    """It may have ended between an epoch's checkpoint and any of its lines."""
+    """A run may have ended between an epoch's checkpoint and any of its lines."""
 
     class Cut(Exception):
         pass

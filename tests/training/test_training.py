@@ -551,7 +551,7 @@ def test_the_gradient_norm_of_fp16_is_not_that_of_the_scaled_loss(tmp_path):
 
 
 def test_ctrl_c_while_an_epoch_is_judged_is_heard(tmp_path, monkeypatch):
-    """Also after the last one: whoever asked to stop is not given the test."""
+    """The stop holds after the last step too: the test is not run."""
     real = Stepper.evaluate
 
     def evaluate(self, batches):
