@@ -5,7 +5,7 @@
 
 Networks of 2 blocks, routing by agreement, Adam, the paper's settings, trained on all 60,000 images (nothing is held out, so
 nothing is chosen: the last epoch's weights are tested on the 10,000). Each stage is `capsbench train --validation 0 --epochs N
---resume` in its run's folder: what is done is not done again, and after a cut the same command goes on. Takes about an hour and
+--resume` in its run's folder: finished stages are not repeated, and after a cut the same command resumes. Takes about an hour and
 a half on two cores, best as two processes with a thread each (`--only`); the test set is read once for each number in the table.
 """
 

@@ -17,7 +17,7 @@ REFUSED = re.compile(
     What|Whatever|Whether|How|Where|When|Whenever|While|Who|Whose|Whoever|Whom|Which|Why|That|If|The\ same|
     Of|By|From|For|In|On|At|To|Into|Over|Inside|Outside|Before|After|Since|Until|With|Without|Within|Per|Along|As|Than|Beside|
     It|Its|Is|Are|Was|Were|Does|This|Those|These|They|Them|See|Likewise|Also|Once|So|Not|Only|Because|And|Or|But|
-    Refuses|Returns|Writes|Puts|Runs|Starts|Keeps|Takes|Sets|Holds|Reads|Makes|Looks|Gives|Says|Lets|Ends|Draws|Follows
+    Refuses|Returns|Writes|Puts|Runs|Starts|Keeps|Takes|Sets|Holds|Reads|Makes|Looks|Gives|Says|Lets|Ends|Draws|Follows|Shows
     )\b | \W*$""",
     re.VERBOSE,
 )

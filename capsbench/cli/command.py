@@ -61,7 +61,7 @@ def in_words_of_command(text: str) -> str:
 
 
 def _flags(context: click.Context) -> dict[str, str]:
-    """The flags of a command by the names of what they set; those of other commands where it has none of that name."""
+    """Flags of a command by the names of their parameters; those of other commands for names that it lacks."""
     found = {name: option.flag for name, option in OPTIONS.items()}
     for command in (*_commands(context.find_root().command), context.command):
         found |= {it.name: it.opts[0] for it in command.params if isinstance(it, click.Option) and it.name}

@@ -1,4 +1,4 @@
-"""Names that can be asked for on this machine: `capsbench list`."""
+"""Names that options take on this machine: `capsbench list`."""
 
 from importlib.metadata import entry_points
 from pathlib import Path

@@ -68,7 +68,7 @@ class Parsed(ParamType):
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return what the function gives."""
+        """Return the value of the function."""
         return self._parse(value) if isinstance(value, str) else value
 
 

@@ -92,7 +92,7 @@ def _plan(cells: list[Cell]) -> Plan:
 
 
 class _Screen:
-    """Shows predictions to whoever typed the command."""
+    """A watcher that shows predictions on the terminal."""
 
     def told(self, text: str) -> None:
         """Print a text that a person should know."""
@@ -100,7 +100,7 @@ class _Screen:
 
     @contextmanager
     def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
-        """Show how it goes on."""
+        """Show the progress."""
         with Progress(console(err=True), len(left), lambda: 1.5 * (len(left) - len(report.records))) as progress:
             yield (progress,)
 

@@ -27,12 +27,12 @@ from capsbench.workload import without_effect
 
 
 def plan_of(cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] = BOTH, experiment: str | None = None) -> Plan:
-    """Return what was typed as a plan.
+    """Return a plan of the typed options.
 
     Args:
         cells: cells to measure.
         given: the command's options.
-        passes: what to measure of each cell.
+        passes: measurements of each cell.
         experiment: the paper's name of the figure or table that is reproduced, if any.
     """
     return Plan(
@@ -108,11 +108,11 @@ def sweep(
 
 
 class _Screen:
-    """Shows a sweep to whoever typed it.
+    """A watcher that shows a sweep on the terminal.
 
     Args:
         console: console to draw on.
-        data: what stands behind each data set, in words.
+        data: source of each data set, in words.
     """
 
     def __init__(self, console: Console, data: Sequence[str]) -> None:
@@ -124,7 +124,7 @@ class _Screen:
         say(self._console, text)
 
     def announce(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Estimate:
-        """Print what is about to be done, and return the estimate that was printed."""
+        """Announce the work, and return the estimate that was printed."""
         estimate = Estimate(plan, left)
         asked = [cell.configuration for cell in plan.cells]
         devices = ", ".join(dict.fromkeys(one.device + (f" ({one.gpu})" if one.gpu else "") for one in asked))
@@ -140,7 +140,7 @@ class _Screen:
 
     @contextmanager
     def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
-        """Announce what is left, and show how it goes on."""
+        """Announce the remaining cells, and show the progress."""
         estimate = self.announce(plan, report, left)
         with Progress(self._console, estimate.cells_left(), estimate.seconds_left) as progress:
             yield estimate, progress

@@ -74,7 +74,7 @@ def measure_time(workload: Workload, samples: int, budget_seconds: float) -> Tim
     Args:
         workload: workload to measure.
         samples: least number of samples of each.
-        budget_seconds: time to go on sampling while the 95 % interval of the median training step is not yet within
+        budget_seconds: time to continue sampling while the 95 % interval of the median training step is not yet within
             2 % of it.
     """
     clock = clock_for(workload.device)

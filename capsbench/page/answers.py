@@ -143,7 +143,7 @@ def _memory(fit: Mapping[str, Any], title: str) -> list[Piece]:
 
 
 def _time(fit: Mapping[str, Any]) -> list[Piece]:
-    """Time that each further block takes, or a note that it cannot be told."""
+    """Time that each further block takes, or a note that it is not known."""
     text: Piece = (fit["shape"] == "line" and fit["low"] is not None, str(fit["text"]))
     if fit["shape"] == "no change measurable":
         pieces: list[Piece] = [(False, f"shows {fit['text']} per block")]

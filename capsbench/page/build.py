@@ -69,13 +69,13 @@ _SHARES = (
 
 
 def write_page(reports: Sequence["Report"], path: Path, loose: Sequence["SavedTimeline"] = (), notes: Sequence[str] = ()) -> Path:
-    """Write the page of these reports; whoever reads the file sees the old page or the new one, never half of one.
+    """Write the page of these reports; a reader of the file sees the old page or the new one, never half of one.
 
     Args:
         reports: the reports.
         path: the page.
         loose: timelines that lie in no report.
-        notes: what else a reader must know.
+        notes: further notes for the reader.
 
     Raises:
         OSError: it cannot be written.

@@ -36,7 +36,7 @@ _FILTERS_FIRST = (
 """The filters that come first, in this order."""
 
 _COLUMN_TITLES = {"report": "Report", "environment": "Machine", "kind": "Measured or predicted"}
-"""Titles of what tells lines apart beside their options."""
+"""Titles of columns that distinguish lines beside their options."""
 
 _LABELLED = {"model", "dataset", "batch_size", "kernel", "memory", "precision", "device"}
 """Options that the head of a cell's details need not repeat."""

@@ -43,7 +43,7 @@ def _words(line: Line) -> list[str]:
     for name in SWEPT_OPTIONS:
         option, value = OPTIONS[name], line.get(name)
         if value is None and option.networks.have(line["model"]):
-            # Records that are older than the option do not say what it was.
+            # Records that are older than the option do not have its value.
             value = option.before
         if value is not None:
             words += [option.flag, str(value)]

@@ -27,7 +27,7 @@ class Observer(Protocol):
 
 
 def run_sweep(plan: Plan, report: Report, launch: Launcher, observers: Sequence[Observer] = ()) -> None:
-    """Run what is left of a plan. Records of earlier runs in the report count.
+    """Run the rest of a plan. Records of earlier runs in the report count.
 
     Args:
         plan: plan of the sweep.

@@ -89,7 +89,7 @@ def _renewed(cells: Iterable[Cell], plan: Plan) -> list[Cell]:
 
 
 def changed_sources(report: Report, plan: Plan) -> list[str]:
-    """Return in words what is not taken from a report that is resumed, because the source of its network has changed.
+    """Return notes on records of a resumed report that are not used, because the source of their network has changed.
 
     Raises:
         StoreError: its records cannot be read.
@@ -108,7 +108,7 @@ def changed_sources(report: Report, plan: Plan) -> list[str]:
 
 
 def begin(report: Report, plan: Plan, *, resume: bool) -> Plan:
-    """Write the plan and return it; where a report is resumed, the cells of its plan come first and what is new is added.
+    """Write the plan and return it; if a report is resumed, the cells of its plan come first and new ones are added.
 
     The source of a network is part of its cells: if it has changed, they are measured again. Their earlier records stay in
     the folder, as a line of their own.

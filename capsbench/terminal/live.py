@@ -1,4 +1,4 @@
-"""Displays on a terminal that move while work goes on."""
+"""Displays on a terminal that move during work."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
