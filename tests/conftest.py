@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # They start processes that import torch, or a browser, and take seconds.
-_SLOW_FIXTURES = {"server", "browser"}
+_SLOW_FIXTURES = {"server", "browser", "sweep"}
 
 
 @pytest.hookimpl(tryfirst=True)

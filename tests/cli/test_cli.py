@@ -133,6 +133,7 @@ def test_list_names_everything(command):
         assert re.search(rf"^  {name} ", text, re.MULTILINE), name
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads_is_no_error(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-m", "capsbench.cli", "list"],
@@ -296,6 +297,7 @@ def report(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plot", "slopes"])
 def test_records_cut_in_half_are_read_as_far_as_they_go(command, report, name):
     records = report / "records.jsonl"
@@ -329,6 +331,7 @@ def test_a_records_file_without_a_record_says_so(command, report, name, content)
     assert "holds no record that can be read" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_empty_report_among_others_keeps_none_from_being_drawn(command, report, tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / "all" / name).mkdir(parents=True)
@@ -375,6 +378,7 @@ def test_figures_that_cannot_be_written(command, report):
     assert len(result.stderr.splitlines()) <= 2
 
 
+@pytest.mark.slow
 def test_plot_draws_every_report_and_what_was_asked(command, report):
     (report.parent / "report" / "inner").mkdir()
     Report(report / "inner").append(make_record(status="oom"))
@@ -416,6 +420,7 @@ def sweep(tmp_path_factory):
     return home, arguments, done
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_well_and_says_what_it_did(sweep):
     home, _, done = sweep
     assert done.returncode == 0, done.stderr

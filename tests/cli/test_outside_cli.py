@@ -49,6 +49,7 @@ def test_a_failed_gate_is_red_in_a_shell_though_nobody_reads_it(home, reader):
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
+@pytest.mark.slow
 def test_a_measured_sweep_goes_on_to_its_end_without_a_reader(tmp_path):
     run = "capsbench run --models helpers.tiny:make_plain --depth 1,2 --batch-size 2 --device cpu --time-budget 0.01 --out here"
     done = shell(tmp_path, f"{run} <&- 2>&1 | head -1")

@@ -184,6 +184,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cuda:predicted", "cpu:predicted"])
 def test_a_sweep_for_a_device_that_is_not_here_goes_on(command: Callable[..., Result], own_model, traced, tmp_path, device):
     asked = ("run", "--models", own_model(MLP), *OWN, "--device", device, "--out", "there")

@@ -109,6 +109,7 @@ def test_what_is_offered_is_what_there_is():
     assert tuple(offered["dataset"]) == tuple(SPECS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accuracies", "why"),
     [((0.5, 0.25), "the best of 2 on 7 held-out images (50.00%)"), ((0.0, 0.0), "(0.00%)"), ((None, None), "epoch 2, the last,")],

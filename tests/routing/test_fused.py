@@ -71,6 +71,7 @@ def test_the_table_has_every_kernel_at_every_size_and_no_spills(compiler):
         assert all(found.spills == 0 for found in figures_of(compiler, line)), line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size",
     # The size with most in registers is always compiled.
@@ -89,6 +90,7 @@ def test_every_size_of_the_table_is_compiled(compiler):
     assert {tuple(size) for size in compiler.SIZES} == set(SIZES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_kernels_of_other_dtypes_compile(compiler, dtype):
     for launched in compiler.launches(compiler.Size(5, 3, 7), dtype):
@@ -141,6 +143,7 @@ def test_tensors_on_a_cpu_are_refused(algorithm):
     assert "recompute" in refused.value.hint
 
 
+@pytest.mark.slow
 def test_without_triton_it_is_imported_but_not_run():
     script = """
 import sys

@@ -110,6 +110,7 @@ def test_slopes_of_times(size, shared, level):
     assert (covered >= 0.9 * rounds).all(), covered / rounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [3, 5, 10, 100])
 @pytest.mark.parametrize("kind", KINDS)
 def test_slopes_of_sampled_times_through_the_table(samples, kind):

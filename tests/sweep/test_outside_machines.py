@@ -234,6 +234,7 @@ def test_records_of_a_user_s_network_without_a_source_are_read_and_not_taken(tmp
     assert remaining(Plan(command="", cells=[cell]), store) == [cell]
 
 
+@pytest.mark.slow
 def test_an_edit_during_a_sweep_is_no_record_of_the_first_source(network, monkeypatch):
     name, edit = network
     (cell,) = cells_of(name, 1)
@@ -391,6 +392,7 @@ def scratch(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_who_holds_a_folder_is_named(tmp_path, scratch):
     theirs = tmp_path / "theirs"
     with stranger(theirs, scratch) as holder, pytest.raises(StoreError) as raised, Report(theirs).lock():
@@ -398,6 +400,7 @@ def test_who_holds_a_folder_is_named(tmp_path, scratch):
     assert f"pid {holder.pid} on host {socket.gethostname()}" in raised.value.what
 
 
+@pytest.mark.slow
 def test_who_holds_a_device_is_named_and_waited_for_no_longer_than_is_allowed(tmp_path, scratch):
     with stranger(tmp_path / "theirs", scratch) as holder:
         told = []
@@ -440,6 +443,7 @@ def make(in_shape, num_classes, blocks):
 """
 
 
+@pytest.mark.slow
 def test_a_workload_is_built_before_its_turn_and_waiting_is_no_work(tmp_path, own_model):
     from capsbench.measure.cell import measure_cell
 
@@ -466,6 +470,7 @@ def test_a_workload_is_built_before_its_turn_and_waiting_is_no_work(tmp_path, ow
     assert not turns.held
 
 
+@pytest.mark.slow
 def test_waiting_counts_towards_no_timeout(own_model):
     from capsbench.measure.cell import run_pass
     from capsbench.measure.worker import Request
@@ -485,6 +490,7 @@ def test_waiting_counts_towards_no_timeout(own_model):
     assert found[0].status == "ok"
 
 
+@pytest.mark.slow
 def test_bytes_on_a_cpu_take_no_turn(own_model):
     from capsbench.measure.cell import measure_cell
 
@@ -511,6 +517,7 @@ def test_a_cuda_device_is_held_from_the_beginning(monkeypatch, what):
     assert held == [True]
 
 
+@pytest.mark.slow
 def test_a_workload_that_fails_takes_no_turn(own_model):
     from capsbench.measure.cell import run_pass
     from capsbench.measure.worker import Request
@@ -629,6 +636,7 @@ print(watch.seen().others)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_a_spinning_process_on_one_s_own_core_is_load_whatever_else_is_idle():
     first = min(os.sched_getaffinity(0))
