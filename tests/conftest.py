@@ -58,13 +58,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def forked(server: Server) -> Callable[..., Done]:
-    """Runs a command as a forked process: `forked(folder, "slopes good", out="gone")`."""
+    """Run a command as a forked process: `forked(folder, "slopes good", out="gone")`."""
     return lambda folder, typed, **more: server(folder, *shlex.split(typed), **more)
 
 
 @pytest.fixture
 def capsbench(tmp_path: Path, server: Server) -> Callable[..., Result]:
-    """Runs the command line as a process: `capsbench("run", "--depth", "1")`; with options of `subprocess.run` a fresh one."""
+    """Run the command line as a process: `capsbench("run", "--depth", "1")`; with options of `subprocess.run` a fresh one."""
 
     def call(*arguments: object, cwd: Path = tmp_path, **options: Any) -> Result:
         environment = process_environment(cwd)
@@ -82,7 +82,7 @@ def capsbench(tmp_path: Path, server: Server) -> Callable[..., Result]:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs the command line in this process, a hundred times faster; an error that nobody catches fails the test."""
+    """Run the command line in this process, a hundred times faster; an uncaught error fails the test."""
     from capsbench.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -104,7 +104,7 @@ _OWN_MODELS = itertools.count()
 
 @pytest.fixture
 def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Puts the source of a function `make(in_shape, num_classes, blocks)` where a worker finds it; returns its name."""
+    """Put the source of a function `make(in_shape, num_classes, blocks)` where a worker finds it, and return its name."""
     monkeypatch.chdir(tmp_path)
 
     def write(source: str) -> str:

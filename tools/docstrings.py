@@ -21,7 +21,7 @@ REFUSED = re.compile(
     )\b | \W*$""",
     re.VERBOSE,
 )
-FOLDERS = ("capsbench", "tools", "benchmarks")
+FOLDERS = ("capsbench", "tools", "benchmarks", "tests")
 
 
 def refused(source: str) -> Iterator[tuple[int, str]]:

@@ -27,7 +27,7 @@ _TESTS = os.fspath(Path(__file__).parents[1])
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended, and what reached a reader."""
+    """The end of a command, and the text that reached a reader."""
 
     status: int
     stdout: str

@@ -128,7 +128,7 @@ def test_inputs_of_any_dtype(way, dtype, relative):
 
 @pytest.fixture(scope="module")
 def in_two_processes(tmp_path_factory) -> dict[str, list[float]]:
-    """How far gradients in two processes are from those in one, by case and process."""
+    """Differences of gradients in two processes from those in one, by case and process."""
     found = tmp_path_factory.mktemp("processes") / "found.json"
     script = Path(two_processes.__file__)
     done = subprocess.run([sys.executable, script, found], capture_output=True, text=True, timeout=300, check=False)
@@ -140,7 +140,7 @@ def in_two_processes(tmp_path_factory) -> dict[str, list[float]]:
 @pytest.mark.parametrize("option", two_processes.OPTIONS)
 @pytest.mark.parametrize("way", two_processes.WAYS)
 def test_distributed_data_parallel(way, option, in_two_processes):
-    """With weights shared between layers; unused parameters, a static graph, and gradients that accumulate."""
+    """Networks with weights shared between layers; unused parameters, a static graph, and gradients that accumulate."""
     errors = in_two_processes[f"{way} {option}"]
     assert len(errors) == 2
     assert max(errors) < 1e-5
@@ -191,7 +191,7 @@ def test_compiled_whole_a_reversible_stack_says_that_it_cannot(way):
 @pytest.mark.parametrize("how", ["wrapped", "in place"])
 @pytest.mark.parametrize("way", ["reversible", "exact", "reversible-kept"])
 def test_compiled_functions(way, how):
-    """What a compiled layer offers is not used: its value would not have the bits of the compiled one."""
+    """A compiled layer's offer is not used: its value would not have the bits of the compiled one."""
     expected = gradients(make_stack(capsules(), "stored"), batch())
     layers = capsules()
     if how == "in place":

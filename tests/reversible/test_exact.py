@@ -55,7 +55,7 @@ def example(dtype=torch.float32) -> tuple[Tensor, Tensor]:
 
 
 def gradients(layers: nn.ModuleList, dtype=torch.float32, **options) -> list[Tensor]:
-    """Of the input and all parameters, as float64."""
+    """Gradients of the input and all parameters, as float64."""
     stack = MomentumStack(copy.deepcopy(layers).to(dtype), **options)
     x, grad = example(dtype)
     stack(x).backward(grad)
@@ -243,7 +243,7 @@ def test_segmented_keeps_what_is_said(depth):
 
 
 class Gives(nn.Module):
-    """The same value for any input."""
+    """A function with one value for any input."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ def test_what_leaves_the_range_is_refused(values, start, said):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_edge_of_the_range_comes_back(sign):
-    """As large as x and the values may be, in both signs: sums wrap nowhere."""
+    """Sums do not overflow for the largest x and values, in both signs."""
     layers = [Recorder(Gives(sign * (-1) ** place * 4090.0)) for place in range(40)]
     stack = MomentumStack(layers, 0.5, inverse="exact")
     x = torch.full((1, 1), -2000.0 * sign, requires_grad=True)
@@ -311,7 +311,7 @@ def test_gamma_too_small_for_a_ratio_is_refused_at_once():
 
 
 def test_gamma_near_1_still_learns():
-    """Where the ratio would be 1 and the stack the identity."""
+    """The ratio would be 1 here, and the stack the identity."""
     assert resolve_inverse("auto", 200, 0.999999) != "exact"
     stack = MomentumStack(functions(200), 0.999999).float()
     stack(torch.randn(3, 8)).sum().backward()
@@ -322,7 +322,7 @@ def test_gamma_near_1_still_learns():
 
 
 def warned(layers: nn.ModuleList, **options) -> list[str]:
-    """What a training step says of drift."""
+    """Warnings of a training step about drift."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         gradients(layers, **options)
@@ -386,7 +386,7 @@ def test_drift_of_nothing_is_nothing(inverse):
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(gamma=st.floats(0.2, 0.999), slope=st.floats(-2, 2), seed=st.integers(0, 999))
 def test_a_segment_stays_within_its_bound(gamma, slope, seed):
-    """With a positive slope errors grow as fast as the bound says; x stays near where it was, as it assumes."""
+    """Errors grow as fast as the bound with a positive slope; x stays near its value, as the bound assumes."""
     generator = torch.Generator().manual_seed(seed)
     x, near = torch.randn(2, 64, generator=generator)
 

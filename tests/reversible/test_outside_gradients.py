@@ -254,7 +254,7 @@ def test_features_from_forward_hooks_are_an_error_in_forward(way, of):
 
 
 class Penalised(nn.Module):
-    """Keeps a penalty of its weights, which has nothing to do with its input."""
+    """A layer that keeps a penalty of its weights, which does not depend on its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -413,7 +413,7 @@ def test_eval_with_gradients_keeps_no_more_than_training(way):
 
 
 def replica_of(module: nn.Module) -> nn.Module:
-    """What nn.DataParallel makes of a module on another device: copies in place of parameters."""
+    """The copy that nn.DataParallel makes of a module on another device, with copies in place of parameters."""
     replica = module._replicate_for_data_parallel()
     for name, parameter in module._parameters.items():
         if parameter is None:
@@ -633,7 +633,7 @@ def test_auto_leaves_what_is_not_finite_to_the_gradient_scaler(value):
 
 
 def test_a_stack_that_changes_its_inverse_counts_once():
-    """It is run from the start again: buffers and random numbers must be as if it had been run once."""
+    """The stack runs from the start again: buffers and random numbers must be as if it had run once."""
 
     def run(memory: str) -> list[Tensor | None]:
         torch.manual_seed(0)

@@ -100,7 +100,7 @@ def saved_by(stack: nn.Module) -> int:
 
 
 def saved_bytes(way: str, depth: int) -> int:
-    """The same, of a stack of so many functions."""
+    """The outcome of a stack of `count` functions."""
     return saved_by(make_stack(functions(depth), way))
 
 
@@ -321,7 +321,7 @@ def test_batch_norm_counts_a_batch_once(way):
 
 
 def in_autocast(layers: list[nn.Module], way: str, again: int | None = None) -> list[Tensor | None]:
-    """As `outcome`, in float32 under bfloat16 autocast; `again` uses one function once more, outside the stack."""
+    """Result of `outcome` in float32 under bfloat16 autocast; `again` uses one function once more, outside the stack."""
     stack = make_stack(copy.deepcopy(layers), way)
     x = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -417,7 +417,7 @@ def test_a_second_backward_is_refused(way):
 
 @pytest.mark.parametrize("way", INVERTED)
 def test_a_double_backward_is_refused(way):
-    """At once: a penalty on a gradient that has no graph would drop out of the loss in silence."""
+    """The error comes at once: a penalty on a gradient without a graph would drop out of the loss silently."""
     x, _ = example()
     output = make_stack(functions(2), way)(x)
     with pytest.raises(RuntimeError, match=r"differentiated twice.*memory='stored'"):
@@ -609,7 +609,7 @@ def test_parameters_that_were_replaced_for_the_call_are_noticed(way):
     ("steps", "segment", "kept"), [(9, 1, 3), (16, 1, 4), (10, 1, 3), (18, 2, 3), (17, 2, 3), (1, 2, 1), (3, 1, 2)]
 )
 def test_checkpoint_sqrt_keeps_the_root_of_the_blocks(steps, segment, kept):
-    """What enters each segment is kept: ⌈n / ⌈√n⌉⌉ segments of n blocks."""
+    """The input of each segment is kept: ⌈n / ⌈√n⌉⌉ segments of n blocks."""
     with saved_by_autograd() as entered:
         run_steps([lambda x: (torch.sin(x),)] * steps, (example()[0],), "checkpoint-sqrt", segment=segment)
     # Up to torch 2.11 a checkpoint also saves a tensor of 0 bytes, which makes it part of the graph.
@@ -659,7 +659,7 @@ def offering(depth: int = 3, kind: type[nn.Module] = Offers) -> list[nn.Module]:
 
 
 def offered_calls(layers: list[nn.Module], way: str) -> set[tuple[str, ...]]:
-    """What a training step calls, after its gradients were found right."""
+    """Calls of a training step, after a check of its gradients."""
     expected = outcome(layers, "stored")
     mine = copy.deepcopy(layers)
     stack = make_stack(mine, way)
@@ -697,7 +697,7 @@ def test_offers_of_shared_functions():
 
 
 class Overrides(Offers):
-    """Its `forward` is not the one that the offers stand for."""
+    """A layer whose `forward` is not the one that the offers stand for."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -773,7 +773,7 @@ def test_hooks_of_all_modules_are_heeded():
 
 @pytest.mark.parametrize("late", [True, False])
 def test_a_hook_registered_between_forward_and_backward(late):
-    """What was kept in forward is then not needed."""
+    """The tensors that forward kept are then not needed."""
     layers, seen = offering(), []
     stack = make_stack(layers, "reversible-kept")
     x, grad = example()
@@ -809,7 +809,7 @@ def test_what_functions_keep_is_saved_where_hooks_can_see_it():
 
 
 class Fades(nn.Module):
-    """Puts another tensor in its buffer's place, rather than writing into it."""
+    """A layer that replaces its buffer by another tensor, rather than writing into it."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

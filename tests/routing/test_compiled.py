@@ -27,7 +27,7 @@ PROGRAM = "from capsbench.routing import compiled; assert compiled.available(), 
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads, and puts it back."""
+    """Set the number of threads, and restore it."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -175,7 +175,7 @@ def test_the_first_layer_needs_seven_mebibytes(algorithm, kernel):
 
 
 def forget() -> None:
-    """As a new process would know nothing."""
+    """Forget the library, as in a new process."""
     native.built.cache_clear()
     compiled.library.cache_clear()
 

@@ -56,7 +56,7 @@ def compiler(monkeypatch):
 
 
 def figures_of(compiler, line: str) -> list:
-    """Of each architecture, from a row of the table."""
+    """Numbers of each architecture, from a row of the table."""
     cells = line.strip("| ").split(" | ")[5:]
     assert len(cells) == 3 * len(compiler.ARCHITECTURES)
     return [compiler.Figures(*map(int, cells[at : at + 3])) for at in range(0, len(cells), 3)]
