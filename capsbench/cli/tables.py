@@ -129,8 +129,10 @@ def _configure(given: dict[str, Any], epochs: int, scale: float) -> Any:
     usual = train.make_context("train", []).params
 
     def configure(row: "PrintedRow", seed: int) -> "TrainingSettings":
-        own = {name: getattr(row, name) for name in ("model", "dataset", "routing", "optimizer")}
-        own |= {name: getattr(row, name) for name in ("learning_rate", "capsules", "batch_size")}
+        own = {
+            name: getattr(row, name) for name in ("dataset", "routing", "optimizer", "learning_rate", "capsules", "batch_size")
+        }
+        own["models"] = row.model
         more = {name: given[name] for name in ("preprocess", "validation", "precision", "kernel", "device", "threads")}
         return settings_of({**usual, **more, **own, "depth": row.blocks, "seed": seed, "epochs": epochs, "scale": scale})
 

@@ -242,3 +242,9 @@ def test_what_is_left_can_be_looked_at(command, mnist):
     assert result.status == 0
     assert "16 networks to train" in result.stderr
     assert "mnist-mocapsnet-8-adam-rba" in result.stderr
+
+
+def test_the_networks_of_a_table_are_those_that_are_chosen(command):
+    result = command("reproduce", "table1", "--models", "rescapsnet", "--depth", "2,3", "--dry-run", "--seeds", "1")
+    left = [line.strip().rpartition("/")[2].split("-adam-")[0] for line in result.stderr.splitlines()[1:]]
+    assert sorted(left) == sorted(f"{data}-rescapsnet-{blocks}" for data in ("mnist", "svhn") for blocks in (2, 3)), result

@@ -601,10 +601,10 @@ def test_no_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        ({"validation": 768}, "--validation 768 holds all 768 images out"),
-        ({"validation": 1000}, "--validation 1000 holds all"),
-        ({"batch_size": 700}, "--batch-size 700 is larger than the data: 'sample' has 691"),
-        ({"scale": 0.01}, "--batch-size 64 is larger"),
+        ({"validation": 768}, "`validation` 768 holds all 768 images out"),
+        ({"validation": 1000}, "`validation` 1000 holds all"),
+        ({"batch_size": 700}, "`batch_size` 700 is larger than the data: 'sample' has 691"),
+        ({"scale": 0.01}, "`batch_size` 64 is larger"),
     ],
     ids=str,
 )
