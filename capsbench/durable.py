@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from capsbench.errors import unwritable
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -32,6 +34,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             beside.unlink()
         raise
     sync_folder(path.parent)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of one.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise unwritable(path, error) from None
 
 
 def sync_folder(folder: Path) -> None:

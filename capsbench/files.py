@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from pydantic import ValidationError
 
-from capsbench.durable import replacing, sync_folder
-from capsbench.errors import LostWorkError, StoreError, unwritable
+from capsbench.durable import sync_folder
+from capsbench.errors import LostWorkError, StoreError
 from capsbench.paths import expanded
 from capsbench.records import Plan, Record, Timeline, newer_than_known
 
@@ -136,19 +136,6 @@ def read_timelines(paths: Iterable[Path]) -> tuple[list[tuple[Path, Timeline]], 
         except (OSError, ValueError) as error:
             damages.append(f"{path} is damaged ({error}) and left out")
     return found, damages
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of one.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    try:
-        with replacing(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise unwritable(path, error) from None
 
 
 def report_folders(root: Path) -> list[Path]:

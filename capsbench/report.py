@@ -18,6 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from capsbench.durable import replace_file
 from capsbench.errors import StoreError
 from capsbench.files import (
     ENVIRONMENT,
@@ -33,7 +34,6 @@ from capsbench.files import (
     read_plan,
     read_records,
     read_timelines,
-    replace_file,
     report_folders,
 )
 from capsbench.locks import alone_in

@@ -48,7 +48,7 @@ def check_target(device: str, gpu: str | None, *, fit: str | None, kept: bool, r
 
 def print_predictions(cells: list[Cell], *, as_json: bool) -> int:
     """Trace every cell, print its figures, and return the exit status."""
-    records = traced(_plan(cells), _Screen()).records
+    records = traced(_plan(cells), _PredictionScreen()).records
     if as_json:
         echo_json([record.model_dump(mode="json", exclude_none=True) for record in records])
     elif any(record.status != "error" for record in records):
@@ -91,7 +91,7 @@ def _plan(cells: list[Cell]) -> Plan:
     return Plan(command=typed_command(), cells=cells, passes=["memory"], budget_seconds=0)
 
 
-class _Screen:
+class _PredictionScreen:
     """A watcher that shows predictions on the terminal."""
 
     def told(self, text: str) -> None:

@@ -183,7 +183,7 @@ def title_of(timeline: Timeline) -> str:
 def caption_of(timeline: Timeline) -> list[str]:
     """Captions: the configuration that was run, and notes for the reader."""
     it = timeline.configuration
-    # Of numbers, only those that are not as usual.
+    # A number is named only if it differs from the usual one.
     names = [name for name, option in OPTIONS.items() if type_of(name) is str or option.unwritten is not None]
     known = [(noun_of(name), getattr(it, name)) for name in names if name not in _SAID]
     options = [f"{noun} {value}" for noun, value in known if value is not None]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from capsbench.data.feed import Feed
-from capsbench.durable import replacing
+from capsbench.durable import replace_file
 from capsbench.errors import CapsbenchError, Interrupted, StoreError, TrainingError
 from capsbench.foreign import refusing_exit
 from capsbench.measure.environment import describe
@@ -227,7 +227,7 @@ class Run:
             environment=describe(),
         )
         if self.processes.first:
-            write(self.folder / RESULT, result.model_dump_json(indent=1) + "\n")
+            replace_file(self.folder / RESULT, result.model_dump_json(indent=1) + "\n")
         return result
 
     def _memory(self) -> int:
@@ -354,18 +354,3 @@ def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[
             f"model '{network.model}' failed: {type(error).__name__}: {reason}",
             "it takes images [B, *in_shape] and returns class scores [B, classes] or a CapsuleOutput",
         ) from error
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file as a whole.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    try:
-        with replacing(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written: {error.strerror}", "make room, or choose an `out` that you may write to"
-        ) from None

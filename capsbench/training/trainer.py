@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from capsbench.data.datasets import ImageSet, Parts, load_parts
 from capsbench.data.feed import Feed, split
+from capsbench.durable import replace_file
 from capsbench.errors import ConfigurationError
 from capsbench.locks import alone_in
 from capsbench.paths import absolute
 from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint
 from capsbench.training.log import TrainingObserver
-from capsbench.training.loop import CHECKPOINT, RESULT, Feeds, Run, naming_faults, write
+from capsbench.training.loop import CHECKPOINT, RESULT, Feeds, Run, naming_faults
 from capsbench.training.optimizers import check_optimizer
 from capsbench.training.processes import Processes, joined
 from capsbench.training.result import Result
@@ -88,7 +89,7 @@ def train(
         with alone_in(folder) if processes.first else contextlib.nullcontext():
             begun = _begun(folder, settings, resume=resume)
             if processes.first and read_settings(folder) != settings:
-                write(folder / SETTINGS, settings.model_dump_json(indent=1) + "\n")
+                replace_file(folder / SETTINGS, settings.model_dump_json(indent=1) + "\n")
             finished = read_result(folder) if begun is not None else None
             if finished is not None and finished.settings == settings:
                 return finished
