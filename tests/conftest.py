@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from helpers.commands import Result, briefly, process_environment
-from helpers.forked import Done, Server
+from helpers.forked import Done, Server, shared_server
 from helpers.made import RETAINED_PER_BLOCK, make_frame, make_record
 
 # Whoever runs the tests in the background may have had Ctrl-C ignored, which processes inherit.
@@ -49,11 +49,9 @@ def sweep_frame() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server() -> Server:
     """The process whose forks are commands."""
-    server = Server(tmp_path_factory.mktemp("scratch"))
-    yield server
-    server.close()
+    return shared_server()
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +64,10 @@ def forked(server: Server) -> Callable[..., Done]:
 def capsbench(tmp_path: Path, server: Server) -> Callable[..., Result]:
     """Run the command line as a process: `capsbench("run", "--depth", "1")`; with options of `subprocess.run` a fresh one."""
 
-    def call(*arguments: object, cwd: Path = tmp_path, **options: Any) -> Result:
+    def call(*arguments: object, cwd: Path = tmp_path, drawn: bool = False, **options: Any) -> Result:
         environment = process_environment(cwd)
         if not options:
-            ended = server(cwd, *briefly(arguments), **environment)
+            ended = server(cwd, *briefly(arguments), drawn=drawn, **environment)
             return Result(ended.status, ended.stdout, ended.stderr)
         command = [sys.executable, "-m", "capsbench.cli", *briefly(arguments)]
         done = subprocess.run(

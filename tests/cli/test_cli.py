@@ -28,7 +28,7 @@ from capsbench.routing import algorithms, kernels
 from capsbench.stats.metrics import MEMORY_METRICS
 from capsbench.terminal.progress import _one_line
 from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS
-from helpers.commands import assert_refused, is_gone, process_environment, wait_for
+from helpers.commands import assert_refused, briefly, is_gone, process_environment, wait_for
 from helpers.made import RETAINED_PER_BLOCK, make_record
 
 COMMANDS = sorted(cli.commands)
@@ -404,26 +404,18 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(command, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
+def sweep(tmp_path_factory, server):
     """The smallest sweep that has everything: its folder, and what was printed."""
     home = tmp_path_factory.mktemp("sweep")
     arguments = ["run", "--models", "all", "--depth", "1-2", "--batch-size", "2", "--out", "reports/tiny"]
-    done = subprocess.run(
-        [sys.executable, "-m", "capsbench.cli", *arguments],
-        cwd=home,
-        env=process_environment(home),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = server(home, *briefly(arguments), drawn=True, **process_environment(home))
     return home, arguments, done
 
 
 @pytest.mark.slow
 def test_a_sweep_ends_well_and_says_what_it_did(sweep):
     home, _, done = sweep
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     assert "6 cells" in done.stderr
     assert "6/6" in done.stderr
     for words in ("CapsNet", "ResCapsNet", "MoCapsNet", "retained", "peak", "train", "×"):
@@ -489,7 +481,7 @@ def test_plotting_again_changes_nothing(sweep, capsbench):
     home, _, _ = sweep
     folder = home / "reports" / "tiny"
     before = {path.name: path.read_bytes() for path in folder.glob("figure*")}
-    result = capsbench("plot", "reports", cwd=home)
+    result = capsbench("plot", "reports", cwd=home, drawn=True)
     assert (result.status, result.stderr) == (0, "")
     assert {path.name: path.read_bytes() for path in folder.glob("figure*")} == before
 

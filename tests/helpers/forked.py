@@ -4,18 +4,23 @@ Each child has the standard streams, the variables and the folder that a test gi
 test changes that process first, the processes in which the command measures and predicts are forks as well.
 """
 
+import atexit
+import base64
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 WHERE = ("file", "gone", "full", "closed")
 """A file; a pipe whose reader has gone away; a full disk; a descriptor that the caller closed."""
@@ -51,7 +56,7 @@ class Server:
 
     def __call__(
         self, folder: Path, *arguments: object, out: str = "file", err: str = "file", stdin: str = "file", setup: str = "",
-        **variables: str,
+        drawn: bool = False, **variables: str,
     ) -> Done:  # fmt: skip
         """Run a command to its end.
 
@@ -62,27 +67,64 @@ class Server:
             err: the same for standard error.
             stdin: the same for standard input.
             setup: Python that is run in the process before the command.
+            drawn: True to write what figures look like; else their files are there, and hold a word, which saves seconds.
             variables: of the environment.
         """
+        request = {
+            "folder": str(folder), "arguments": [*map(str, arguments)], "streams": [stdin, out, err], "setup": setup,
+            "drawn": drawn, "variables": {"COLUMNS": "80", **variables},
+        }  # fmt: skip
+        status, raw, errors = self._ask(request)
+        encoding = variables.get("PYTHONIOENCODING", "utf-8")
+        return Done(status, raw.decode(encoding, "replace"), errors.decode(encoding, "replace"), raw)
+
+    def call(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call a function in a process with this one's folder and variables; the processes that it starts are forks.
+
+        Args:
+            function: function of a module of the package.
+            args: its arguments, which `pickle` must take, as it must take the result.
+            options: its arguments by keyword.
+        """
+        request = {
+            "folder": str(Path.cwd()), "streams": ["file"] * 3, "variables": dict(os.environ),
+            "call": base64.b64encode(pickle.dumps((function, args, options))).decode(),
+        }  # fmt: skip
+        status, raw, errors = self._ask(request)
+        assert status == 0, errors.decode(errors="replace")
+        found: T = pickle.loads(raw)
+        return found
+
+    def _ask(self, request: Mapping[str, Any]) -> tuple[int, bytes, bytes]:
+        """Have a request answered by a fork: its status, and what it wrote to both streams."""
         files = [self._scratch / "out", self._scratch / "err"]
         for file in files:
             file.write_bytes(b"")
-        request = {
-            "folder": str(folder), "arguments": [*map(str, arguments)], "streams": [stdin, out, err], "setup": setup,
-            "files": [os.devnull, *map(str, files)], "variables": {"COLUMNS": "80", **variables},
-        }  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.write(json.dumps({**request, "files": [os.devnull, *map(str, files)]}) + "\n")
         self._process.stdin.flush()
         status = int(self._process.stdout.readline())
-        raw, errors = (file.read_bytes() for file in files)
-        encoding = variables.get("PYTHONIOENCODING", "utf-8")
-        return Done(status, raw.decode(encoding, "replace"), errors.decode(encoding, "replace"), raw)
+        return status, files[0].read_bytes(), files[1].read_bytes()
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
+
+
+@cache
+def shared_server() -> Server:
+    """Return the server of this test process, which ends with it."""
+    scratch = tempfile.TemporaryDirectory(prefix="forked-")
+    server = Server(Path(scratch.name))
+    atexit.register(scratch.cleanup)
+    atexit.register(server.close)
+    return server
+
+
+def in_fork(function: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Call a function in a fork of the shared server, as `Server.call` does."""
+    return shared_server().call(function, *args, **options)
 
 
 def _connect(number: int, where: str, file: str) -> None:
@@ -152,7 +194,18 @@ def _become(request: Mapping[str, Any]) -> None:
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
     os.chdir(request["folder"])
     sys.path.insert(0, _TESTS)
+    if "call" in request:
+        _fork_workers()
+        function, args, options = pickle.loads(base64.b64decode(request["call"]))
+        answer = pickle.dumps(function(*args, **options))
+        sys.stdout.buffer.write(answer)
+        sys.stdout.flush()
+        return
     sys.argv = ["capsbench", *request["arguments"]]
+    if not request["drawn"]:
+        from matplotlib.figure import Figure
+
+        Figure.savefig = _save_a_word  # type: ignore[method-assign]
     if request["setup"]:
         exec(request["setup"], {})
     else:
@@ -160,6 +213,14 @@ def _become(request: Mapping[str, Any]) -> None:
     from capsbench.cli import main
 
     main()
+
+
+def _save_a_word(_: Any, file: Any, **__: Any) -> None:
+    """Write a word in place of a figure, or fail as the figure would."""
+    if isinstance(file, Path):
+        file.write_text("a figure", encoding="utf-8")
+    else:
+        file.write(b"a figure")
 
 
 def _fork_workers() -> None:
@@ -188,6 +249,10 @@ def _end_as(function: Callable[[], None]) -> None:
 
 def serve() -> None:
     """Fork for every line of JSON on standard input; answer with the status."""
+    import sympy.printing  # noqa: F401 - torch imports it for the first tensor that is traced
+    import torch._dynamo
+    import torch.fx.experimental.symbolic_shapes  # noqa: F401
+
     import capsbench.cli.predict
     import capsbench.cli.sweeps
     import capsbench.cli.tables
@@ -196,6 +261,7 @@ def serve() -> None:
     import capsbench.inference
     import capsbench.page
     import capsbench.terminal.show
+    import capsbench.tracing.step_trace
     import capsbench.training.trainer  # noqa: F401
 
     _IMPORTED.update(sys.modules)

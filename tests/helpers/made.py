@@ -30,9 +30,9 @@ STATE_PER_BLOCK = 131072 * 4
 
 
 def make_configuration(model: str = "rescapsnet", blocks: int = 1, **fields: Any) -> Configuration:
-    """A configuration as `expand` would make it."""
+    """A configuration as `expand` would make it, on one thread: several would wait actively for the cores of another test."""
     momentum = model == "mocapsnet"
-    usual: dict[str, Any] = {"dataset": "sample", "batch_size": 4, "device": "cpu", "threads": 2}
+    usual: dict[str, Any] = {"dataset": "sample", "batch_size": 4, "device": "cpu", "threads": 1}
     if model in RETAINED_PER_BLOCK:
         usual |= {"kernel": "recompute", "routing": "rba", "iterations": 3, "capsules": 32, "front": "plain"}
         usual |= {"memory": "reversible" if momentum else "stored"}
@@ -42,7 +42,7 @@ def make_configuration(model: str = "rescapsnet", blocks: int = 1, **fields: Any
 
 def make_record(model: str = "rescapsnet", blocks: int = 1, *, replicate: int = 0, status: str = "ok", **fields: Any) -> Record:
     """A record whose figures are straight lines over blocks; only an `ok` one has figures."""
-    cell = Cell(configuration=make_configuration(model, blocks, **fields), replicate=replicate)
+    cell = Cell(configuration=make_configuration(model, blocks, **{"threads": 2, **fields}), replicate=replicate)
     if status != "ok":
         return Record(cell=cell, status=status, message=f"it was {status}", environment=None if status == "skipped" else "abcd")
     state = 40 * MIB + blocks * STATE_PER_BLOCK

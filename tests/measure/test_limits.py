@@ -11,6 +11,7 @@ from capsbench.measure.cell import run_pass
 from capsbench.measure.limits import died_of_limit, is_out_of_memory, limit_cpu
 from capsbench.measure.worker import Request
 from capsbench.tracing import counting
+from helpers.forked import in_fork
 from helpers.made import MIB, make_configuration
 
 PATIENCE = 300.0
@@ -44,7 +45,7 @@ def no_compiler(monkeypatch):
 
 def run(model, what, capacity, **fields):
     configuration = make_configuration(model, batch_size=2, capacity=capacity, **fields)
-    return run_pass(Request(configuration=configuration, what=what, samples=5, budget_seconds=0), PATIENCE)
+    return in_fork(run_pass, Request(configuration=configuration, what=what, samples=5, budget_seconds=0), PATIENCE)
 
 
 @needs_allocator

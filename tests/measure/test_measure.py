@@ -22,6 +22,7 @@ from capsbench.records import Cell, Plan
 from capsbench.workload import build_model
 from helpers.commands import is_gone, wait_for
 from helpers.fakes import FakeCuda
+from helpers.forked import in_fork
 from helpers.made import MIB, make_configuration
 
 PATIENCE = 300.0
@@ -29,7 +30,8 @@ PATIENCE = 300.0
 
 
 def memory_of(model="rescapsnet", blocks=1, **fields):
-    reply = run_pass(Request(configuration=make_configuration(model, blocks, **fields), what="memory", samples=5), PATIENCE)
+    request = Request(configuration=make_configuration(model, blocks, **fields), what="memory", samples=5)
+    reply = in_fork(run_pass, request, PATIENCE)
     assert reply.status == "ok", reply.message
     return reply.memory
 
@@ -50,7 +52,7 @@ def test_the_same_cell_has_the_same_bytes(figures):
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_threads(figures):
-    assert exact(memory_of("mocapsnet", 2, threads=1)) == exact(figures)
+    assert exact(memory_of("mocapsnet", 2, threads=2)) == exact(figures)
 
 
 def test_state_gradients_and_optimizer_are_those_of_the_parameters(figures):
@@ -85,13 +87,18 @@ def test_what_a_block_of_mocapsnet_retains(memory, rule):
 
 @pytest.mark.slow
 def test_a_published_block_retains_what_the_published_code_does():
-    one, two = (memory_of(blocks=blocks, batch_size=128, kernel="published").retained_bytes for blocks in (1, 2))
-    assert (two - one) / MIB == pytest.approx(73.8, rel=0.02)
+    def per_block(batch_size):
+        one, two = (memory_of(blocks=blocks, batch_size=batch_size, kernel="published").retained_bytes for blocks in (1, 2))
+        return two - one
+
+    eight, sixteen = per_block(8), per_block(16)
+    # The figure is that of batch 128, on the line through two smaller ones.
+    assert (eight + (sixteen - eight) * (128 - 8) / 8) / MIB == pytest.approx(73.8, rel=0.02)
 
 
 def test_times_are_raw_samples():
     configuration = make_configuration(batch_size=2)
-    reply = run_pass(Request(configuration=configuration, what="time", samples=6), PATIENCE)
+    reply = in_fork(run_pass, Request(configuration=configuration, what="time", samples=6, budget_seconds=0.01), PATIENCE)
     assert reply.status == "ok", reply.message
     assert reply.memory is None
     assert reply.time.clock == "monotonic"
@@ -165,7 +172,7 @@ def make(in_shape, num_classes, blocks):
 
 def run(name, what="memory", timeout=PATIENCE, **fields):
     configuration = make_configuration(name, batch_size=2, **fields)
-    return run_pass(Request(configuration=configuration, what=what, samples=5), timeout)
+    return in_fork(run_pass, Request(configuration=configuration, what=what, samples=5, budget_seconds=0.01), timeout)
 
 
 def test_an_own_model_is_measured(own_model):
@@ -177,7 +184,8 @@ def test_an_own_model_is_measured(own_model):
 
 def test_a_cell_has_both_passes(own_model, tmp_path):
     cell = Cell(configuration=make_configuration(own_model(FINE), batch_size=2, dataset="mnist"), replicate=1)
-    record = measure_cell(cell, Plan(command="", cells=[cell]), environment="abcd", data_directory=tmp_path)
+    plan = Plan(command="", cells=[cell], budget_seconds=0.01)
+    record = measure_cell(cell, plan, environment="abcd", data_directory=tmp_path)  # in processes that nothing was imported for
     assert (record.cell, record.status, record.message, record.environment) == (cell, "ok", None, "abcd")
     assert record.data_source == "stand-in"
     assert record.memory is not None
@@ -298,9 +306,10 @@ def test_a_worker_does_not_outlive_its_parent(own_model, tmp_path):
 def test_a_long_reply_arrives(own_model):
     """More than a pipe holds: whoever reads only at the end would wait for ever."""
     configuration = make_configuration(own_model(FINE), batch_size=2)
-    reply = run_pass(Request(configuration=configuration, what="time", samples=3000), PATIENCE)
+    reply = in_fork(run_pass, Request(configuration=configuration, what="time", samples=1200), PATIENCE)
     assert reply.status == "ok", reply.message
-    assert len(reply.time.train_step_seconds) == 3000
+    assert len(reply.time.train_step_seconds) == 1200
+    assert len(reply.model_dump_json()) > 2**16
 
 
 @pytest.mark.parametrize("capacity", [None, 2**30])

@@ -29,6 +29,7 @@ from capsbench.training import TrainingSettings
 from capsbench.training.checkpoint import build_network
 from capsbench.workload import resolve_model
 from helpers.commands import assert_refused, is_gone, wait_for
+from helpers.forked import in_fork
 from helpers.made import make_configuration
 
 NOISY = """
@@ -78,7 +79,8 @@ def predicted(name, **fields):
 
 
 def measured(name, what="memory", **fields):
-    return run_pass(Request(configuration=make_configuration(name, 1, **fields), what=what, samples=5), 300)
+    request = Request(configuration=make_configuration(name, 1, **fields), what=what, samples=5, budget_seconds=0.01)
+    return in_fork(run_pass, request, 300)
 
 
 # What a network prints.

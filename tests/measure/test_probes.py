@@ -20,6 +20,7 @@ from capsbench.tracing import counting
 from capsbench.tracing.storages import state_of, storage_bytes
 from capsbench.tracing.trace import Phase
 from capsbench.workload import Workload
+from helpers.forked import in_fork
 from helpers.made import make_configuration
 
 PATIENCE = 300.0
@@ -299,7 +300,7 @@ def make(in_shape, num_classes, blocks):
 def test_without_a_compiler_the_profiler_counts_and_the_record_says_so(own_model, monkeypatch, tmp_path, reason):
     configuration = make_configuration(own_model(MODEL), batch_size=2)
     request = Request(configuration=configuration, what="memory", samples=5)
-    exact = run_pass(request, PATIENCE)
+    exact = in_fork(run_pass, request, PATIENCE)
     assert (exact.memory.probe, exact.notes) == ("allocator", [])
     if reason == "is set":
         monkeypatch.setenv(native.DISABLED, "1")

@@ -19,6 +19,7 @@ from capsbench.records import Timeline
 from capsbench.tracing import counting
 from capsbench.tracing.trace import CATEGORIES
 from helpers.fakes import FakeCuda
+from helpers.forked import in_fork
 from helpers.made import make_configuration
 
 PATIENCE = 300.0
@@ -136,8 +137,8 @@ def assert_adds_up(timeline):
 )
 def test_the_bytes_are_those_of_a_measurement(model, fields):
     asked = configuration(model, **fields)
-    figures = run_pass(Request(configuration=asked, what="memory", samples=5), PATIENCE).memory
-    found = run_pass(Request(configuration=asked, what="memory", samples=5, timeline=True), PATIENCE).timeline
+    figures = in_fork(run_pass, Request(configuration=asked, what="memory", samples=5), PATIENCE).memory
+    found = in_fork(run_pass, Request(configuration=asked, what="memory", samples=5, timeline=True), PATIENCE).timeline
     assert found.probe == figures.probe
     assert found.data_source == "sample"
     assert found.peak.contents == figures.at_peak
