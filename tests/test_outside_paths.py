@@ -186,7 +186,7 @@ def test_sweeps_of_one_second_have_folders_of_their_own(forked, tmp_path):
         "train --model helpers.tiny:make --batch-size 64 --epochs 1 --device cpu",
     ):
         for _ in range(3):
-            done = forked(tmp_path, given, setup=setup)
+            done = forked(tmp_path, given, setup=setup, forks=True)
             assert done.status == 0, (given, done)
     name = "2026-01-02-030405"
     expected = {f"{before}{name}{after}" for before in ("", "timeline-") for after in ("", "-2", "-3")}

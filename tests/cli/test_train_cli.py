@@ -37,17 +37,14 @@ TINY = [
 ]  # fmt: skip
 
 KILLER = """
-# The command line in a process that kills itself when it asks for the so-many-th fsync: on the way to a checkpoint.
-import os, signal, sys
-count, real = [int(sys.argv.pop(1))], os.fsync
-def fsync(descriptor):
+# The command's process kills itself when it asks for the fsync of this number: on the way to a checkpoint.
+import os, signal
+def fsync(descriptor, count=[{}], real=os.fsync):
     count[0] -= 1
     if count[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     real(descriptor)
 os.fsync = fsync
-from capsbench.cli import main
-main()
 """
 
 
@@ -182,18 +179,17 @@ def test_progress(terminal):
 
 
 @pytest.mark.parametrize("at", [4, pytest.param(7, marks=pytest.mark.slow)])
-def test_kill_9_again_and_again(at, uncut, tmp_path):
-    """Each process dies at its so-many-th write; the last one finds everything done."""
-    (tmp_path / "killer.py").write_text(KILLER)
+def test_kill_9_again_and_again(at, uncut, tmp_path, server):
+    """Each process dies at one of its writes; the last one finds everything done."""
     more, deaths = [], 0
     while True:
         arguments = [*TINY, "--out", "run", "--checkpoint-minutes", "1e-9" if at > 5 else "10", *more]
-        status, _, stderr = run(tmp_path, at, *arguments, before=["killer.py"])
-        if status != -signal.SIGKILL:
+        ended = server(tmp_path, *arguments, setup=KILLER.format(at))
+        if ended.status != -signal.SIGKILL:
             break
         assert not (tmp_path / "run" / "result.json").exists()
         deaths, at, more = deaths + 1, at + 12 * deaths, ["--resume"]
-    assert status == 0, stderr
+    assert ended.status == 0, ended.stderr
     assert deaths > 1
     assert curve(tmp_path / "run") == curve(uncut[0])
     assert_all_close(weights(tmp_path / "run"), weights(uncut[0]), relative=0)

@@ -56,7 +56,7 @@ class Server:
 
     def __call__(
         self, folder: Path, *arguments: object, out: str = "file", err: str = "file", stdin: str = "file", setup: str = "",
-        drawn: bool = False, **variables: str,
+        forks: bool = False, drawn: bool = False, **variables: str,
     ) -> Done:  # fmt: skip
         """Run a command to its end.
 
@@ -66,13 +66,14 @@ class Server:
             out: one of `WHERE`, for standard output.
             err: the same for standard error.
             stdin: the same for standard input.
-            setup: Python that is run in the process before the command.
+            setup: Python that is run in the process before the command, whose own processes are fresh ones then.
+            forks: True to have forks as its processes all the same.
             drawn: True to write what figures look like; else their files are there, and hold a word, which saves seconds.
             variables: of the environment.
         """
         request = {
             "folder": str(folder), "arguments": [*map(str, arguments)], "streams": [stdin, out, err], "setup": setup,
-            "drawn": drawn, "variables": {"COLUMNS": "80", **variables},
+            "forks": forks or not setup, "drawn": drawn, "variables": {"COLUMNS": "80", **variables},
         }  # fmt: skip
         status, raw, errors = self._ask(request)
         encoding = variables.get("PYTHONIOENCODING", "utf-8")
@@ -206,9 +207,8 @@ def _become(request: Mapping[str, Any]) -> None:
         from matplotlib.figure import Figure
 
         Figure.savefig = _save_a_word  # type: ignore[method-assign]
-    if request["setup"]:
-        exec(request["setup"], {})
-    else:
+    exec(request["setup"], {})
+    if request["forks"]:
         _fork_workers()
     from capsbench.cli import main
 
