@@ -3,7 +3,6 @@
 A page has its path in the repository, so that one link is right on the site and on a code host.
 """
 
-import ast
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -52,9 +51,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def examples() -> str:
     """The page of examples: each script with its docstring as text."""
-    parts = ["# Examples", "Each of these is a file in `examples/` that takes seconds on a CPU; `--help` lists its options."]
+    parts = ["# Examples", "Each of these scripts is in `examples/`, and takes seconds on a CPU."]
     for path in sorted((ROOT / "examples").glob("*.py")):
-        source = path.read_text(encoding="utf-8")
-        title, _, text = (ast.get_docstring(ast.parse(source)) or "").partition("\n")
-        parts += [f"## {title.rstrip('.')}", text.strip(), f'```python title="examples/{path.name}"\n{source}```']
+        _, docstring, code = path.read_text(encoding="utf-8").split('"""', 2)
+        title, _, text = docstring.partition("\n")
+        parts += [f"## {title.rstrip('.')}", text.strip(), f"```python\n{code.lstrip()}```"]
     return "\n\n".join(parts)
