@@ -213,13 +213,13 @@ def _end_as(function: Callable[[], None]) -> None:
 
 
 _PRELOADED = (
-    "capsbench.cli.predict",
     "capsbench.cli.sweeps",
     "capsbench.cli.tables",
-    "capsbench.cli.timeline",
+    "capsbench.figures.timeline",
     "capsbench.gate.verdicts",
     "capsbench.inference",
     "capsbench.page.notebook",
+    "capsbench.prediction.fit",
     "capsbench.terminal.show",
     "capsbench.training.trainer",
     "matplotlib.figure",
