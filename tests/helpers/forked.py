@@ -10,12 +10,14 @@ import io
 import json
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -55,14 +57,15 @@ class Server:
         )
 
     def __call__(
-        self, folder: Path, *arguments: object, out: str = "file", err: str = "file", stdin: str = "file", setup: str = "",
-        forks: bool = False, drawn: bool = False, **variables: str,
+        self, folder: Path, *arguments: object, program: str = "capsbench", out: str = "file", err: str = "file",
+        stdin: str = "file", setup: str = "", forks: bool = False, drawn: bool = False, **variables: str,
     ) -> Done:  # fmt: skip
         """Run a command to its end.
 
         Args:
             folder: where it is typed.
-            arguments: what is typed after `capsbench`.
+            arguments: what is typed after the program's name.
+            program: `capsbench`, `python` for a script and its arguments, or `pytest`.
             out: one of `WHERE`, for standard output.
             err: the same for standard error.
             stdin: the same for standard input.
@@ -72,8 +75,9 @@ class Server:
             variables: of the environment.
         """
         request = {
-            "folder": str(folder), "arguments": [*map(str, arguments)], "streams": [stdin, out, err], "setup": setup,
-            "forks": forks or not setup, "drawn": drawn, "variables": {"COLUMNS": "80", **variables},
+            "folder": str(folder), "program": program, "arguments": [*map(str, arguments)], "streams": [stdin, out, err],
+            "setup": setup, "forks": forks or not setup or program == "python", "drawn": drawn,
+            "variables": {"COLUMNS": "80", **variables},
         }  # fmt: skip
         status, raw, errors = self._ask(request)
         encoding = variables.get("PYTHONIOENCODING", "utf-8")
@@ -202,7 +206,7 @@ def _become(request: Mapping[str, Any]) -> None:
         sys.stdout.buffer.write(answer)
         sys.stdout.flush()
         return
-    sys.argv = ["capsbench", *request["arguments"]]
+    sys.argv = [request["program"], *request["arguments"]]
     if not request["drawn"]:
         from matplotlib.figure import Figure
 
@@ -210,6 +214,10 @@ def _become(request: Mapping[str, Any]) -> None:
     exec(request["setup"], {})
     if request["forks"]:
         _fork_workers()
+    _PROGRAMS[request["program"]]()
+
+
+def _capsbench() -> None:
     from capsbench.cli import main
 
     main()
@@ -221,6 +229,26 @@ def _save_a_word(_: Any, file: Any, **__: Any) -> None:
         file.write_text("a figure", encoding="utf-8")
     else:
         file.write(b"a figure")
+
+
+def _python() -> None:
+    """Run a script as Python does: modules of its folder can be imported."""
+    del sys.argv[0]
+    sys.path[0] = os.fspath(Path(sys.argv[0]).resolve().parent)
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        sys.stdout.flush()
+
+
+def _pytest() -> None:
+    import pytest
+
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "capsbench.pytest_plugin", *sys.argv[1:]]))
+
+
+_PROGRAMS = {"capsbench": _capsbench, "python": _python, "pytest": _pytest}
 
 
 def _fork_workers() -> None:
@@ -247,23 +275,34 @@ def _end_as(function: Callable[[], None]) -> None:
     os._exit(status)
 
 
+_PRELOADED = (
+    "capsbench.cli.sweeps",
+    "capsbench.cli.tables",
+    "capsbench.figures.timeline",
+    "capsbench.gate.verdicts",
+    "capsbench.inference",
+    "capsbench.page.notebook",
+    "capsbench.prediction.fit",
+    "capsbench.terminal.show",
+    "capsbench.tracing.step_trace",
+    "capsbench.training.trainer",
+    "matplotlib.figure",
+    # A first trace imports these.
+    "sympy.printing",
+    "torch._dynamo",
+    "torch.fx.experimental.symbolic_shapes",
+)
+
+
 def serve() -> None:
     """Fork for every line of JSON on standard input; answer with the status."""
-    import sympy.printing  # noqa: F401 - torch imports it for the first tensor that is traced
-    import torch._dynamo
-    import torch.fx.experimental.symbolic_shapes  # noqa: F401
-
-    import capsbench.cli.predict
-    import capsbench.cli.sweeps
-    import capsbench.cli.tables
-    import capsbench.cli.timeline
-    import capsbench.gate.verdicts
-    import capsbench.inference
-    import capsbench.page
-    import capsbench.terminal.show
-    import capsbench.tracing.step_trace
-    import capsbench.training.trainer  # noqa: F401
-
+    for name in _PRELOADED:
+        import_module(name)
+    # A first figure imports much, and finds the fonts.
+    figure = sys.modules["matplotlib.figure"].Figure()
+    figure.text(0, 0, "text")
+    for written in ("png", "svg", "pdf"):
+        figure.savefig(io.BytesIO(), format=written)
     _IMPORTED.update(sys.modules)
     # Lines, not the buffered file: a child must not find what its parent has read ahead.
     for line in iter(sys.stdin.readline, ""):
