@@ -18,7 +18,7 @@ SAID = {
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_runs(path, tmp_path, server):
     before = {one.name for one in path.parent.iterdir()}
-    done = server(tmp_path, path, tmp_path, program="python")
+    done = server(tmp_path, path, tmp_path, program="python", drawn=True)
     assert done.status == 0, done.stderr
     assert SAID[path.stem] in done.stdout
     assert {one.name for one in path.parent.iterdir()} == before

@@ -1,4 +1,4 @@
-"""The pytest plugin as its users have it: in a session of their own."""
+"""The pytest plugin in sessions of its own: one is a process, as its users have it."""
 
 import re
 
@@ -37,9 +37,10 @@ def session(pytester, monkeypatch):
     # What this session's plugins need of one another is not there in theirs.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
-    def run(test: str):
+    def run(test: str, *, apart: bool = False):
         pytester.makepyfile(NET + test)
-        return pytester.runpytest_subprocess("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider")
+        call = pytester.runpytest_subprocess if apart else pytester.runpytest_inprocess
+        return call("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider")
 
     return run
 
@@ -85,7 +86,8 @@ def test_a_step_that_a_line_would_hide_counts():
 
 
 def test_the_plugin_passes_and_fails(session):
-    result = session("""
+    result = session(
+        """
 @pytest.mark.memory_slope(max_bytes_per_block=1024)
 def test_right(memory_slope):
     assert memory_slope(make, depths=(1, 2)).retained_per_block == 1024
@@ -96,7 +98,9 @@ def test_wrong(memory_slope):
 
 def test_no_limit(memory_slope):
     memory_slope(make, depths=(1, 2))
-""")
+""",
+        apart=True,
+    )
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*a block retains 1024 bytes, and may 1023*", "*3.inner +512 B*"])
 
@@ -200,4 +204,4 @@ def test_the_example_of_the_documents(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for limit, outcome in ((512, {"passed": 1}), (511, {"failed": 1})):
         pytester.makepyfile(example.replace("max_bytes_per_block=512", f"max_bytes_per_block={limit}"))
-        pytester.runpytest_subprocess("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider").assert_outcomes(**outcome)
+        pytester.runpytest_inprocess("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider").assert_outcomes(**outcome)

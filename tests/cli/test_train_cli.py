@@ -79,10 +79,11 @@ def run(folder, *arguments, **more):
 
 
 @pytest.fixture(scope="module")
-def uncut(tmp_path_factory):
+def uncut(tmp_path_factory, server):
     """A run that nothing disturbed, what it printed, and what it says of itself."""
     folder = tmp_path_factory.mktemp("uncut")
-    return folder / "run", run(folder, *TINY, "--out", "run", "--json")
+    ended = server(folder, *TINY, "--out", "run", "--json")
+    return folder / "run", (ended.status, ended.stdout, ended.stderr)
 
 
 # What a run says
@@ -142,11 +143,11 @@ def test_words_are_the_result(command, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_fresh_machine_without_network(tmp_path):
+def test_a_fresh_machine_without_network(tmp_path, server):
     """One epoch of the paper's network on the packaged sample."""
-    status, stdout, stderr = run(tmp_path, "train", "--model", "mocapsnet", "--epochs", 1, "--out", "run")
-    assert status == 0, stderr
-    assert "test accuracy" in stdout
+    ended = server(tmp_path, "train", "--model", "mocapsnet", "--epochs", 1, "--out", "run")
+    assert ended.status == 0, ended.stderr
+    assert "test accuracy" in ended.stdout
     network, settings = load_network(tmp_path / "run" / "best.pt")
     assert settings.network.model == "mocapsnet"
     assert sum(one.numel() for one in network.parameters()) == 9_272_336
