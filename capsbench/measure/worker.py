@@ -18,7 +18,7 @@ from typing import TextIO
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line
 from capsbench.families import FAMILY, end_family
 from capsbench.foreign import keeping_threads
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
@@ -157,10 +157,9 @@ def _who_counted(probe: str) -> list[str]:
 
 def _describe(error: BaseException) -> str:
     """An error on one line, and where it was raised."""
-    reason = (str(error).strip().splitlines() or ["no message"])[0][:LONGEST_MESSAGE]
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {reason}{place}"
+    return f"{error_line(error, LONGEST_MESSAGE)}{place}"
 
 
 def _prepare(configuration: Configuration) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from capsbench.data.feed import Feed
 from capsbench.durable import replace_file
-from capsbench.errors import CapsbenchError, Interrupted, StoreError, TrainingError
+from capsbench.errors import CapsbenchError, Interrupted, StoreError, TrainingError, error_line
 from capsbench.foreign import refusing_exit
 from capsbench.measure.environment import describe
 from capsbench.measure.facts import asked
@@ -349,8 +349,7 @@ def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[
             ) from None
         if network.model in BUILT_IN:
             raise
-        reason = (str(error).splitlines() or ["no message"])[0]
         raise TrainingError(
-            f"model '{network.model}' failed: {type(error).__name__}: {reason}",
+            f"model '{network.model}' failed: {error_line(error)}",
             "it takes images [B, *in_shape] and returns class scores [B, classes] or a CapsuleOutput",
         ) from error
