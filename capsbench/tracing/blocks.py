@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,16 @@ import torch
 from torch import Tensor
 
 from capsbench.tracing.trace import Category, Trace
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Events that can be repeated with other blocks."""
+
+    events: list[tuple[int, int]]
+    """Block and bytes of each event."""
+    kept: list[int]
+    """Blocks behind the tensors that were kept."""
 
 
 class Blocks:
@@ -67,6 +78,23 @@ class Blocks:
     def events(self) -> int:
         """Number of events so far; a block's number is that of the event that made it."""
         return len(self.block_of_event)
+
+    def recording(self, first: int, kept: Iterable[Tensor]) -> Recording:
+        """The events since event number `first`, of which these tensors were kept."""
+        events = zip(self.block_of_event[first:], self.bytes_of_event[first:], strict=True)
+        return Recording(list(events), self.blocks_of(kept))
+
+    def replay(self, recording: Recording, kept: Iterable[Tensor]) -> None:
+        """Repeat events, with other tensors in place of those that were kept."""
+        tensors = dict(zip(recording.kept, kept, strict=True))
+        blocks: dict[int, int] = {}
+        for block, nbytes in recording.events:
+            if block in tensors:
+                self.follow(tensors[block])
+            elif block not in blocks:
+                blocks[block] = self.add(nbytes)
+            else:
+                self.free(blocks[block], -nbytes)
 
     def trace(self) -> Trace:
         """The trace of everything that was followed."""
