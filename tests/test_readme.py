@@ -109,6 +109,7 @@ def test_the_schema_names_every_field_of_an_environment():
         ("python -m pip download tox", "download"),
         ("tox -e unit", "unit"),
         ("pre-commit instal", "instal"),
+        ("npm --prefix javascript run fixx", "fixx"),
         ("python -m benchmarks.limit --write", "benchmarks.limit"),
         ("python -m benchmarks.limits --wriet", "--wriet"),
         ("torchrun --nproc-per-nod 2 -m capsbench.cli train", "nproc-per-nod"),

@@ -144,14 +144,14 @@ def _memory(fit: Mapping[str, Any], title: str) -> list[Piece]:
 
 def _time(fit: Mapping[str, Any]) -> list[Piece]:
     """Time that each further block takes, or a note that it is not known."""
-    text: Piece = (fit["shape"] == "line" and fit["low"] is not None, str(fit["text"]))
+    text: Piece = (fit["shape"] == "line" and fit["slope_low"] is not None, str(fit["text"]))
     if fit["shape"] == "no change measurable":
         pieces: list[Piece] = [(False, f"shows {fit['text']} per block")]
     elif fit["slope"] < 0:
         pieces = [(False, "changes by "), text, (False, " per block")]
     else:
         pieces = [(False, "takes "), text, (False, " longer per block"), *_ratio(fit)]
-    if fit["low"] is None:
+    if fit["slope_low"] is None:
         pieces.append((False, " (by two values alone, which give no interval)"))
     noise: list[Piece] = [(False, f" (noisy: {fit['noise'].replace(',', ', ')})")] if fit["noise"] else []
     return [*pieces, *_line_note(fit), *noise]
@@ -160,7 +160,7 @@ def _time(fit: Mapping[str, Any]) -> list[Piece]:
 def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
     return (
         []
-        if fit["ratio"] is None or fit["isReference"]
+        if fit["ratio_to_rescapsnet"] is None or fit["isReference"]
         else [(False, ", "), (True, f"{fit['ratioText']} ×"), (False, " ResCapsNet’s")]
     )
 

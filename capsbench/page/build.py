@@ -12,19 +12,21 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capsbench.durable import replacing
-from capsbench.figures.styles import COLOURS
+from capsbench.figures.styles import COLOURS, DARK_COLOURS
 from capsbench.frame import SAMPLE_COLUMNS, to_frame
 from capsbench.page.answers import answers, latest_of, paper_verdicts
 from capsbench.page.cells import (
     Lines,
     Texts,
     cells_data,
+    columns_data,
     lines_data,
     metrics_data,
     options_data,
     packed_fits,
     paper_data,
     samples_data,
+    time_samples,
 )
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.page.runs import comparisons_data, environments_data, history_data, reports_data
@@ -32,28 +34,11 @@ from capsbench.page.steps import contents_data, modules_data, timelines_data
 from capsbench.records import Record
 from capsbench.stats.slopes import slopes
 from capsbench.words.labels import cut
+from capsbench.words.units import BYTES, SECONDS
 
 if TYPE_CHECKING:
     from capsbench.files import SavedTimeline
     from capsbench.report import Report
-
-SCRIPTS = (
-    "data.js",
-    "inflate.js",
-    "theme.js",
-    "controls.js",
-    "charts.js",
-    "depth.js",
-    "tradeoff.js",
-    "step.js",
-    "tables.js",
-    "runs.js",
-    "main.js",
-)
-"""Scripts in the order in which they run."""
-
-DARK_COLOURS = ("#56A8E8", "#F08A4B", "#2EC4A0", "#E3A3C6", "#F0B840", "#8CCBF5", "#D8DCE2")
-"""Colours for a dark page: the hues of `COLOURS`, lighter."""
 
 _ANSWERS = 12
 _NOTES = 20
@@ -100,8 +85,10 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     texts = Texts()
     fit, packed = packed_fits(told)
     data: dict[str, Any] = {
-        "palettes": {"light": COLOURS, "dark": DARK_COLOURS},
+        "units": {"bytes": BYTES, "seconds": SECONDS},
         "options": options_data(),
+        "columns": columns_data(),
+        "samples": time_samples(),
         "metrics": metrics_data(frame),
         "fit": fit,
         "lines": packed,
@@ -127,8 +114,10 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         verdicts=verdicts[:_ANSWERS],
         left_out=max(0, len(verdicts) - _ANSWERS),
         cells=len(records),
+        light=COLOURS,
+        dark=DARK_COLOURS,
         style=_asset("style.css"),
-        scripts="\n".join(_asset(name) for name in SCRIPTS),
+        script=_asset("page.js"),
         library=_library(),
         data=text,
         limits=limits,
@@ -160,19 +149,20 @@ def told_apart(reports: Iterable["Report"]) -> list["Report"]:
 
 def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: Texts) -> tuple[str, list[str]]:
     """The page's data with as many raw samples and long texts as there is room for, and notes on the rest."""
-    samples, longest, text = 0, 0, ""
-    for samples, longest in _SHARES:
+
+    def encoded(samples: int, longest: int, **others: Any) -> str:
         cells = data["cells"] | {"samples": samples_data(records, samples)}
-        text = script_json({**data, "cells": cells, "texts": texts.all(longest)})
+        return script_json({**data, **others, "cells": cells, "texts": texts.all(longest)})
+
+    limits = []
+    for samples, longest in _SHARES:
+        text = encoded(samples, longest)
         if size_of(text) <= _ROOM:
             break
-    limits = []
-    if size_of(text) > _ROOM:
+    else:
         nothing = {"lists": [], "of": [-1] * len(records)}
-        without = {name: {**data[name], **nothing} for name in ("modules", "contents")}
-        cells = data["cells"] | {"samples": samples_data(records, samples)}
-        text = script_json({**data, **without, "cells": cells, "texts": texts.all(longest)})
-        limits.append("There is no room for what is inside each step: records.jsonl says it by module and by category.")
+        text = encoded(samples, longest, **{name: {**data[name], **nothing} for name in ("modules", "contents")})
+        limits.append("There is no room for what is inside each step: records.jsonl has it by module and by category.")
     taken = max((len(getattr(one.time, name)) for one in records if one.time for name in SAMPLE_COLUMNS), default=0)
     if taken > samples:
         which = f"at most {samples} raw samples of each time are" if samples else "no raw samples are"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from capsbench import paper
-from capsbench.figures.styles import COLOURS, LineStyle, style_key, styles_of
+from capsbench.figures.styles import COLOURS, MODEL_STYLES, LineStyle, style_key, styles_of
 from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS, plain
 from capsbench.gate.findings import Labels
 from capsbench.options import OPTIONS, noun_of
@@ -29,6 +29,9 @@ VALUES = (
     "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "train_step_seconds", "forward_seconds", "inference_seconds",
 )  # fmt: skip
 """The figures of a cell that the page shows, as columns of `load`."""
+
+_TEXTS = ("status", "message", "noise", "notes", "probe", "data_source")
+_FIT_NUMBERS = ("slope", "slope_low", "slope_high", "intercept", "ratio_to_rescapsnet", "ratio_low", "ratio_high")
 
 _FILTERS_FIRST = (
     "report", "model", "dataset", "kernel", "memory", "precision", "batch_size", "environment", "device", "gpu", "kind",
@@ -152,20 +155,16 @@ def cells_data(lines: Lines, frame: pd.DataFrame, records: Sequence[Record], tex
         "blocks": frame["blocks"].tolist(),
         "replicate": frame["replicate"].tolist(),
         "ending": texts.numbers(map(cell_options, frame["blocks"].tolist(), frame["replicate"].tolist())),
-        "status": texts.numbers(frame["status"]),
         "key": [record.cell.key() for record in records],
-        "message": texts.numbers(frame["message"]),
-        "notes": texts.numbers(frame["notes"]),
-        "noise": texts.numbers(frame["noise"]),
-        "probe": texts.numbers(frame["probe"]),
-        "data_source": texts.numbers(frame["data_source"]),
         "started": texts.numbers(record.started_at for record in records),
     }
+    data |= {name: texts.numbers(frame[name]) for name in _TEXTS}
     data |= {name: [_short(value) for value in frame[name].tolist()] for name in VALUES}
     for metric in TIME_METRICS.values():
         data[f"{metric.name}_taken"] = [len(getattr(record.time, metric.column)) if record.time else 0 for record in records]
-        ends = [_interval(record, metric.column) for record in records]
-        data |= {f"{metric.name}_low": [low for low, _ in ends], f"{metric.name}_high": [high for _, high in ends]}
+        intervals = [record.time and median_interval(getattr(record.time, metric.column)) for record in records]
+        for end, name in enumerate(("low", "high")):
+            data[f"{metric.name}_{name}"] = [interval and _short(interval[end]) for interval in intervals]
     return data
 
 
@@ -212,6 +211,16 @@ def options_data() -> dict[str, Any]:
     }
 
 
+def columns_data() -> dict[str, Sequence[str]]:
+    """Columns of the page's CSV files beside options: texts and figures of cells, and numbers of slopes."""
+    return {"texts": [*_TEXTS, "started"], "numbers": VALUES, "slopes": _FIT_NUMBERS}
+
+
+def time_samples() -> list[dict[str, str]]:
+    """Name of each time and column of its samples, in the order of `samples_data`."""
+    return [{"name": metric.name, "column": SAMPLE_COLUMNS[metric.column]} for metric in TIME_METRICS.values()]
+
+
 def _filter(name: str) -> dict[str, Any]:
     option = OPTIONS.get(name)
     if option is None:
@@ -237,35 +246,23 @@ def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def paper_data(frame: pd.DataFrame) -> dict[str, Any]:
-    """Table 4 of the data sets that were measured: bytes by data set, model and depth."""
+    """Table 4 of the data sets that were measured: a line for each model, by data set."""
     table = paper.memory()
-    table = table[table["dataset"].isin(set(frame["dataset"]))]
-    return {
-        "metrics": list(paper.COMPARABLE_METRICS),
-        "memory": {
-            str(dataset): {
-                str(model): {"title": model_title(str(model)), "blocks": rows["blocks"].tolist(), "bytes": rows["bytes"].tolist()}
-                for model, rows in cells.groupby("model")
-            }
-            for dataset, cells in table.groupby("dataset")
-        },
-    }
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for (dataset, name), rows in table[table["dataset"].isin(set(frame["dataset"]))].groupby(["dataset", "model"]):
+        model = str(name)
+        values = {"title": model_title(model), "blocks": rows["blocks"].tolist(), "bytes": rows["bytes"].tolist()}
+        lines.setdefault(str(dataset), []).append(values | {"look": {"colour": COLOURS.index(MODEL_STYLES[model][0])}})
+    return {"metrics": list(paper.COMPARABLE_METRICS), "memory": lines}
 
 
 def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {
-        "slope": _short(row["slope"]),
-        "low": _short(row["slope_low"]),
-        "high": _short(row["slope_high"]),
-        "intercept": _short(row["intercept"]),
+    return {name: _short(row[name]) for name in _FIT_NUMBERS} | {
         "points": row["points"],
         "shape": row_shape(row),
         "noise": row["noise"],
         "text": row_slope(row),
         "remarks": ", ".join(row_remarks(row)),
-        "ratio": _short(row["ratio_to_rescapsnet"]),
-        "ratioLow": _short(row["ratio_low"]),
-        "ratioHigh": _short(row["ratio_high"]),
         "isReference": row["model"] == REFERENCE_MODEL and row["memory"] == "stored",
         "ratioText": row_ratio(row),
     }
@@ -285,12 +282,6 @@ def _mean(cells: pd.DataFrame, metric: Metric) -> list[list[float]]:
     known = cells[cells[metric.column].notna()]
     means = known[metric.column].astype(float).groupby(known["blocks"]).mean()
     return [[int(str(blocks)), float(mean)] for blocks, mean in means.items()]
-
-
-def _interval(record: Record, column: str) -> tuple[float | None, float | None]:
-    """The interval of the median of one time of a record."""
-    found = median_interval(getattr(record.time, column)) if record.time else None
-    return (None, None) if found is None else (_short(found[0]), _short(found[1]))
 
 
 def _short(value: Any) -> Any:

@@ -50,8 +50,8 @@ def environments_data(reports: Sequence["Report"]) -> dict[str, Any]:
     """Parts of every machine, and which of them differ.
 
     Returns:
-        `keys` of the environments; `rows`: name of the part, its value in each environment, whether they differ; `more`: number
-        of further rows.
+        `keys` of the environments; `titles`: GPU or processor by key; `rows`: name of the part, its value in each environment,
+        whether they differ; `more`: number of further rows.
     """
     known: dict[str, Mapping[str, Any]] = {}
     for report in reports:
@@ -73,7 +73,8 @@ def environments_data(reports: Sequence["Report"]) -> dict[str, Any]:
         )
     # Rows that differ come first, as there may not be room for all.
     shown = rows if len(rows) <= _MOST_PARTS else sorted(rows, key=lambda row: not row["differs"])[:_MOST_PARTS]
-    return {"keys": list(parts), "rows": shown, "more": len(rows) - len(shown)}
+    titles = {key: flat.get("cuda devices 0 name") or flat.get("cpu model") for key, flat in parts.items()}
+    return {"keys": list(parts), "titles": titles, "rows": shown, "more": len(rows) - len(shown)}
 
 
 def commits_of(report: "Report") -> list[str]:

@@ -4,10 +4,9 @@ import math
 
 MIB = 2**20
 
-
-_BYTES = ((2**30, "GiB", 2), (2**20, "MiB", 2), (2**10, "KiB", 2), (1, "B", 0))
-_SECONDS = ((1.0, "s", 2), (1e-3, "ms", 1), (1e-6, "µs", 0))
-"""Size, name and decimals of each unit."""
+BYTES = ((2**30, "GiB", 2), (2**20, "MiB", 2), (2**10, "KiB", 2), (1, "B", 0))
+SECONDS = ((1.0, "s", 2), (1e-3, "ms", 1), (1e-6, "µs", 0))
+"""Size, name and decimals of each unit, the largest first."""
 
 _MOST_DECIMALS = 9
 
@@ -73,7 +72,7 @@ def _in_one_unit(*values: float, is_bytes: bool) -> str:
     """Values joined by ±, in the unit that suits the largest."""
     if any(math.isnan(value) for value in values):
         return "-"
-    units = _BYTES if is_bytes else _SECONDS
+    units = BYTES if is_bytes else SECONDS
     largest = max(map(abs, values))
     size, name, decimals = next((unit for unit in units if largest >= unit[0]), units[-1])
     return f"{joined_text(*(value / size for value in values), decimals=decimals)} {name}"

@@ -40,7 +40,7 @@ class Opened:
         """The traces of a chart, once it is drawn."""
         self.page.locator(f"#{name}").scroll_into_view_if_needed()
         self.page.wait_for_selector(f"#{name}[data-drawn]", state="attached")
-        return self.evaluate("name => byId(name).data || []", name)
+        return self.evaluate("name => document.getElementById(name).data || []", name)
 
     def points(self, name):
         """Cells of a chart's points, and the values drawn, by place in the page's list."""
@@ -72,7 +72,7 @@ class Opened:
 
 # Where on the screen a cell's point is.
 _PLACE = """([name, cell]) => {
-  const node = byId(name);
+  const node = document.getElementById(name);
   const box = node.getBoundingClientRect();
   const { xaxis, yaxis } = node._fullLayout;
   for (const trace of node.data) {

@@ -58,6 +58,7 @@ NOT_RUN = {
     "train --dataset": "needs a data set that is not in the repository",
     "reproduce": "takes hours at the paper's sizes; a dry run expands all of it",
     "pip": "installs; its extras are looked up",
+    "npm": "needs the network; its scripts are looked up",
     "pre-commit": "changes the repository that it is run in",
     "tox": "runs these tests; its environments are looked up",
     "torchrun": "several processes; test_train_cli.py runs it",
@@ -242,6 +243,14 @@ def _check_tox(words: list[str]) -> None:
             raise Wrong(f"tox.ini has no environment '{name}'")
 
 
+def _check_npm(words: list[str]) -> None:
+    folder, action = words[1:2], words[2:]
+    package = ROOT.joinpath(*folder, "package.json")
+    scripts = json.loads(package.read_text(encoding="utf-8"))["scripts"] if words[:1] == ["--prefix"] and package.exists() else {}
+    if not scripts or action not in (["ci"], *(["run", name] for name in scripts)):
+        raise Wrong(f"'npm {' '.join(words)}' is not known here")
+
+
 def _check_pre_commit(words: list[str]) -> None:
     if words != ["install"] or not (ROOT / ".pre-commit-config.yaml").exists():
         raise Wrong(f"'pre-commit {' '.join(words)}' is not known here")
@@ -270,6 +279,7 @@ def _check_pytest(words: list[str]) -> None:
 
 _OTHERS: dict[str, Callable[[list[str]], None]] = {
     "pip": _check_pip,
+    "npm": _check_npm,
     "tox": _check_tox,
     "pre-commit": _check_pre_commit,
     "torchrun": _check_torchrun,

@@ -98,7 +98,7 @@ def test_the_quantity_is_chosen(show):
         assert page.points("figure4") == pytest.approx(medians)
         assert "30.0 ms per block" in page.text("#figure4-caption")
         page.choose("axis", "zero")
-        assert page.evaluate("() => byId('figure4').layout.yaxis.rangemode") == "tozero"
+        assert page.evaluate("() => document.getElementById('figure4').layout.yaxis.rangemode") == "tozero"
 
 
 def test_filters_change_every_figure_and_table(show):
@@ -181,7 +181,7 @@ def test_a_point_that_is_clicked_is_looked_into(show):
         page.hover("figure4", 4)
         page.page.mouse.down()
         page.page.mouse.up()
-        page.page.wait_for_function("() => byId('step-name').textContent.includes('2 blocks')")
+        page.page.wait_for_function("() => document.getElementById('step-name').textContent.includes('2 blocks')")
         text = page.text("#step-body")
     assert f"{records[4].cell.key()} in mine" in text
     assert re.search(r"blocks\.\*\.0\s+6\.00 MiB\s+2 × 3\.00 MiB", text)
@@ -227,8 +227,8 @@ def test_a_timeline_of_nobody_is_shown_without_a_record(browser, tmp_path):
         assert "no record of these reports" in text
         assert "Retained by module: 5.00 MiB" in text
         assert "The record" not in text
-        page.evaluate("() => selectCell(3)")
-        assert page.evaluate("() => STEP.timeline") is None
+        page.evaluate("() => capsbench.selectCell(3)")
+        assert page.evaluate("() => capsbench.state.step.timeline") is None
 
 
 def test_names_and_messages_stay_text(show):
@@ -247,7 +247,7 @@ def test_names_and_messages_stay_text(show):
     )
     other = Report.of(models(), "other", environments={"abcd": {"commit": HOSTILE}})
     with show(hostile, other) as page:
-        page.evaluate("() => drawAll()")
+        page.evaluate("() => capsbench.drawAll()")
         assert HOSTILE in page.text("#answer")
         assert HOSTILE[:30] in page.hover("figure4", 0)
         for button in page.page.locator("#cells-table .toggle").all()[:5]:
@@ -274,7 +274,7 @@ def test_out_of_memory_is_where_the_line_ends(show):
         assert "out of memory" in page.text("#figure4")
         assert "Out of memory from 4 blocks on" in page.text("#answer")
         # The one that was never started has no machine, and is of the same line all the same.
-        assert page.evaluate("() => LINES.length") == 3
+        assert page.evaluate("() => capsbench.LINES.length") == 3
 
 
 def test_lines_that_only_ran_out_of_memory_and_cells_that_failed_have_marks_of_their_own(show):
@@ -309,7 +309,7 @@ def test_two_machines_are_told_apart(show):
     with show(Report.of([*records, *there], "both", environments=machines)) as page:
         text = page.text("#machines")
         assert "2 machines, which differ in cpu model" in text
-        assert page.evaluate("() => LINES.length") == 6
+        assert page.evaluate("() => capsbench.LINES.length") == 6
         assert "ResCapsNet (ef01)" in page.text("#answer")
         assert "Another CPU (ef01)" in page.text("#filter-environment")
         page.choose("filter-environment", "ef01")
@@ -364,7 +364,7 @@ def test_the_front_is_what_nothing_beats_in_both(show):
     records += [changed(make_record("rescapsnet", 2, batch_size=1), peak=MIB // 2, factor=0.1)]
     with show(source(records)) as page:
         page.drawn("tradeoff-chart")
-        found = page.evaluate("() => tradePoints().filter(point => point.front).map(point => point.cell)")
+        found = page.evaluate("() => capsbench.tradePoints().filter(point => point.front).map(point => point.cell)")
         assert "a front of its own" in page.text("#tradeoff-caption")
     assert set(found) == unbeaten(values) | {len(values)}
 
@@ -404,7 +404,8 @@ def test_the_table_sorts_searches_and_is_downloaded(show):
             page.page.locator("#cells-table").get_by_role("button", name="Download CSV").click()
         text = waiting.value.path().read_text(encoding="utf-8")
         fields = page.evaluate(
-            "fields => fields.map(csvField)", ["+1.5", "-3e-7", "-", "+1 MiB", " =x", "@y", "\t=z", "\n-q", 'a"b', -2, None]
+            "fields => fields.map(capsbench.csvField)",
+            ["+1.5", "-3e-7", "-", "+1 MiB", " =x", "@y", "\t=z", "\n-q", 'a"b', -2, None],
         )
     assert fields == ["+1.5", "-3e-7", "'-", "'+1 MiB", "' =x", "'@y", '"\'\t=z"', "' -q", '"a""b"', "-2", ""]
     # One record a line, whatever its message says.
@@ -476,12 +477,12 @@ def test_five_thousand_records_are_there_at_once(show, tmp_path):
                     yield record if batch < 5 else record.model_copy(update={"time": None})
 
     def milliseconds(page):
-        return page.evaluate("() => readyAfter")
+        return page.evaluate("() => capsbench.readyAfter")
 
     with show(source(cells(1))) as page:
         small = milliseconds(page)
     with show(source(cells(313))) as page:
-        assert page.evaluate("() => COUNT") == 5008
+        assert page.evaluate("() => capsbench.COUNT") == 5008
         large = milliseconds(page)
         page.drawn("figure4")
         assert "of 626 lines are drawn" in page.text("#figure4-caption")
@@ -502,7 +503,7 @@ def test_nothing_serious_for_whoever_cannot_see_or_point(show, width, scheme):
     with show(source([*records, make_record(blocks=5, status="oom")]), second, width=width, scheme=scheme) as page:
         page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
         page.page.locator("#cells-table .toggle").first.click()
-        page.evaluate("() => drawAll()")
+        page.evaluate("() => capsbench.drawAll()")
         found = axe.Axe().run(page.page).response["violations"]
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
     serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
@@ -515,9 +516,11 @@ def test_keys_alone_change_a_figure(show):
         page.page.locator("#metric").focus()
         page.page.keyboard.press("ArrowDown")
         page.page.wait_for_timeout(200)
-        assert "peak allocated" in page.evaluate("() => byId('figure4').getAttribute('aria-label')")
-        page.evaluate("() => { DEPTH.metric = 'none'; redraw(byId('figure4')); }")
-        assert page.evaluate("() => ['role', 'aria-label'].map(name => byId('figure4').getAttribute(name))") == [None, None]
+        assert "peak allocated" in page.evaluate("() => document.getElementById('figure4').getAttribute('aria-label')")
+        page.evaluate("() => capsbench.change(capsbench.state.depth, {metric: 'none'})")
+        assert page.evaluate(
+            "() => ['role', 'aria-label'].map(name => document.getElementById('figure4').getAttribute(name))"
+        ) == [None, None]
         page.page.locator("#theme").focus()
         page.page.keyboard.press("Enter")
         assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
@@ -544,12 +547,12 @@ def test_charts_out_of_sight_are_drawn_in_idle_time_and_follow_the_filters(show,
         assert page.page.locator(".chart:not([data-drawn=yes])").count() == 0
         assert page.page.locator(".chart").count() > 4
         assert page.evaluate("() => document.querySelector('.chart').getBoundingClientRect().top > innerHeight + 400")
-        assert len(page.evaluate("() => byId('tradeoff-chart').data")) >= 3
+        assert len(page.evaluate("() => document.getElementById('tradeoff-chart').data")) >= 3
         page.page.select_option("#filter-model", "mocapsnet")
-        page.page.wait_for_function("() => ![...CHARTS.values()].some(chart => chart.stale)")
-        cells = page.evaluate("() => byId('tradeoff-chart').data.flatMap(trace => trace.customdata || [])")
+        page.page.wait_for_function("() => ![...capsbench.CHARTS.values()].some(chart => chart.stale)")
+        cells = page.evaluate("() => document.getElementById('tradeoff-chart').data.flatMap(trace => trace.customdata || [])")
         assert cells
-        assert {page.evaluate("cell => lineOf(cell).model", cell) for cell in cells} == {"mocapsnet"}
+        assert {page.evaluate("cell => capsbench.lineOf(cell).model", cell) for cell in cells} == {"mocapsnet"}
         assert page.evaluate("() => scrollY") == 0
 
 
@@ -585,7 +588,7 @@ def test_what_differs_by_little_does_not_look_far_apart(show):
     with show(source(records)) as page:
         page.drawn("tradeoff-chart")
         for axis in ("xaxis", "yaxis"):
-            low, high = page.evaluate("axis => byId('tradeoff-chart')._fullLayout[axis].range", axis)
+            low, high = page.evaluate("axis => document.getElementById('tradeoff-chart')._fullLayout[axis].range", axis)
             assert high - low > 0.09 * high
 
 
@@ -600,7 +603,7 @@ def test_a_line_that_is_out_of_memory_is_drawn_among_many(show):
 def test_ticks_follow_the_width_of_the_window(show):
     with show(source(models(range(1, 17)))) as page:
         page.drawn("figure4")
-        step = "() => byId('figure4')._fullLayout.xaxis.dtick"
+        step = "() => document.getElementById('figure4')._fullLayout.xaxis.dtick"
         assert page.evaluate(step) == 1
         page.page.set_viewport_size({"width": 360, "height": 800})
         page.page.wait_for_function(f"() => ({step})() > 1")
@@ -658,20 +661,20 @@ def test_it_prints_in_black_on_white_with_every_chart(show):
     with show(source(models()), scheme="dark", script=NEVER_LOADED + NEVER_IDLE) as page:
         page.evaluate("() => addEventListener('beforeprint', () => { window.printed = document.documentElement.dataset.theme; })")
         # Nothing has been scrolled to, and the first time no chart is known that could be drawn.
-        page.evaluate("() => { window.kept = [...CHARTS]; CHARTS.clear(); }")
+        page.evaluate("() => { window.kept = [...capsbench.CHARTS]; capsbench.CHARTS.clear(); }")
         bare = strokes(page.page.pdf())
         assert page.page.locator(".chart:not([data-drawn])").count() > 0
-        page.evaluate("() => { for (const [node, known] of window.kept) CHARTS.set(node, known); }")
+        page.evaluate("() => { for (const [node, known] of window.kept) capsbench.CHARTS.set(node, known); }")
         printed = strokes(page.page.pdf())
         assert page.evaluate("() => window.printed") == "light"
         assert page.page.locator(".chart:not([data-drawn=yes])").count() == 0
-        page.evaluate("() => drawAll()")
+        page.evaluate("() => capsbench.drawAll()")
         again = strokes(page.page.pdf())
         assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
         # On the screen they are as wide as before.
         page.page.wait_for_timeout(300)
         page.drawn("figure4")
-        assert page.evaluate("() => byId('figure4')._fullLayout.width") > 700
+        assert page.evaluate("() => document.getElementById('figure4')._fullLayout.width") > 700
     assert printed == pytest.approx(again, rel=0.02)
     assert bare < 0.8 * printed
 
@@ -698,12 +701,12 @@ def test_what_a_cell_is_measured_with_is_in_its_command(show):
     records = [make_record("mocapsnet", 3), make_record("mocapsnet", 3, replicate=1), make_record("capsnet-1conv", 0, **plain)]
     with show(source(records)) as page:
         for place, record in enumerate(records):
-            told = page.evaluate("cell => [commandOf(cell), timelineCommandOf(cell)]", place)
+            told = page.evaluate("cell => [capsbench.commandOf(cell), capsbench.timelineCommandOf(cell)]", place)
             it = record.cell.configuration
             options = cell_options(it.blocks, record.cell.replicate)
             assert told[0] == line_command(it.model_dump(), Plan(command="", cells=[])) + options
             assert told[1] == timeline_command(it.model_dump()) + cell_options(it.blocks, 0)
-        assert page.evaluate("() => againText(1)") == "To measure it again, after the replicate before it:"
+        assert page.evaluate("() => capsbench.againText(1)") == "To measure it again, after the replicate before it:"
 
 
 def test_whatever_tells_lines_apart_is_a_filter(show):

@@ -202,7 +202,7 @@ def test_a_slope_that_cannot_be_distinguished_from_0_has_no_sign_no_line_and_no_
     data = data_of(html)
     (fit,) = [dict(zip(data["fit"], line["fits"]["train"], strict=True)) for line in data["lines"] if line["model"] == model]
     assert (fit["shape"], fit["text"]) == ("no change measurable", f"no change measurable {words}")
-    assert fit["ratio"] is None
+    assert fit["ratio_to_rescapsnet"] is None
     # In a figure: points alone, of its own colour.
     (ax,) = [panel for panel in figure4(frame)[0] if "training" in panel.get_title(loc="left")]
     texts = [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]

@@ -1,0 +1,64 @@
+// Sizes, axes and colours of charts.
+
+import { variable } from "./dom.js";
+import { state } from "./state.js";
+
+// Widths on paper, which is narrower than a screen.
+const WIDE = 690;
+const NARROW = 330;
+
+export function widthOf(node) {
+  const width = node.closest(".multiples") ? NARROW : WIDE;
+  return state.look.printed ? Math.min(width, node.clientWidth || width) : node.clientWidth || width;
+}
+
+// Nothing on paper reacts.
+export function sheet(node) {
+  return state.look.printed ? { width: widthOf(node), height: node.clientHeight || 380, autosize: false } : {};
+}
+
+// A layout in the colours of the theme.
+export function themed(layout) {
+  const [ink, soft, grid, rule] = ["--ink", "--soft", "--grid", "--rule"].map(variable);
+  const axis = { gridcolor: grid, linecolor: rule, zerolinecolor: rule, tickfont: { color: soft }, automargin: true };
+  const font = { color: ink, size: 12 };
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: "system-ui, sans-serif", ...font },
+    margin: { l: 64, r: 16, t: 14, b: 46 },
+    showlegend: false,
+    hovermode: "closest",
+    hoverlabel: { bgcolor: variable("--paper"), bordercolor: soft, font, align: "left", namelength: 0 },
+    dragmode: false,
+    ...layout,
+    xaxis: { ...axis, ...layout.xaxis },
+    yaxis: { ...axis, ...layout.yaxis },
+  };
+}
+
+// The colour of a line in charts, which are drawn anew when the theme changes, and in keys, which follow it.
+export const colourOf = (line) => variable(`--c${line.look.colour}`);
+export const keyColour = (index) => `var(--c${index})`;
+
+export const axisTitle = (text) => ({ text, standoff: 8, font: { size: 12, color: variable("--soft") } });
+
+// Every depth, every second one and so on: as many as fit beside each other.
+export function wholeTicks(depths, node) {
+  const range = Math.max(...depths) - Math.min(...depths);
+  if (range > 16) return {};
+  const wide = Math.max(32, 12 + 8 * String(Math.max(...depths)).length);
+  const room = widthOf(node) - 100;
+  return { tickmode: "linear", tick0: 0, dtick: [1, 2, 4].find((step) => (wide * range) / step < room) ?? 8 };
+}
+
+// Keeps level lines looking level.
+export function levelRange(values, [size]) {
+  const [low, high] = [Math.min(...values) / size, Math.max(...values) / size];
+  return high - low < 0.05 * high ? { range: [Math.max(0, low - 0.05 * high), high + 0.05 * high] } : {};
+}
+
+// Bars from each value to the ends of its interval.
+export function errorBars(above, below, colour, width) {
+  return { type: "data", symmetric: false, array: above, arrayminus: below, color: colour, thickness: 0.8, width };
+}

@@ -1,0 +1,198 @@
+// One quantity over depth: a point for each record, fitted lines, pale joins if none fits, and points alone if no change is measurable.
+
+import { CELLS, cellsOf, DATA, endsOf, figure, fullOf, hasFailed, hasFigure, isGood, LINES, lineOf, noiseOf } from "./data.js";
+import { shortened, variable } from "./dom.js";
+import { axisTitle, colourOf, errorBars, levelRange, wholeTicks } from "./layout.js";
+import { blocksText, depthText, hoverText, plotText, plural, quantity, recordText, unitFor } from "./words.js";
+
+const PALE = 0.4;
+const CROSS = { symbol: "x-thin", size: 10 };
+const depthOf = (cell) => CELLS.blocks[cell];
+const depthsOf = (cells) => cells.map(depthOf);
+
+// `fits`: draw fitted lines, not joins of means, and name the quantity; `axis`: "close", "zero" or "log"; `paper`: draw the paper's values.
+export function overDepth(node, metric, indices, { fits, axis, paper }) {
+  const measured = indices.flatMap(cellsOf).filter((cell) => hasFigure(cell, metric));
+  if (!measured.length) return { empty: whyEmpty(metric, indices) };
+  const pale = paper ? paperLines(metric, indices) : [];
+  const values = [...measured.map((cell) => figure(cell, metric)), ...pale.flatMap((line) => line.bytes)];
+  const plot = { metric, fits, unit: unitFor(values, metric.bytes) };
+  const nowhere = indices.filter((index) => fullOf(index).length && !cellsOf(index).some((cell) => isGood(cell, metric)));
+  const depths = depthsOf([...measured, ...indices.flatMap(fullOf)]);
+  const data = [
+    ...pale.map((one) => paperTrace(one, plot)),
+    ...indices.flatMap((index) => [...lineTraces(index, plot), ...endTraces(index, plot)]),
+    ...nowhere.map((index, row) => fullTrace(index, row, fits)),
+  ];
+  const middle = (Math.min(...depths) + Math.max(...depths)) / 2;
+  const layout = {
+    annotations: indices.flatMap((index) => endAnnotations(index, plot, middle)),
+    xaxis: { title: axisTitle("blocks"), ...wholeTicks(depths, node) },
+    yaxis: { title: axisTitle(heightTitle(plot)), ...heights(plot, axis, values, measured) },
+  };
+  // The height of lines that are out of memory at every depth is unknown: they stand at the top.
+  if (nowhere.length) layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
+  if (layout.yaxis.type === "log") for (const one of layout.annotations) one.y = Math.log10(one.y);
+  const label = `${metric.title} over depth, ${plural(indices.length, "line")}; the numbers are in a table below.`;
+  return { data, layout, label };
+}
+
+function whyEmpty(metric, indices) {
+  const full = indices.some((index) => fullOf(index).length);
+  return full ? "Every cell that was tried ran out of memory." : `No chosen cell has a value of ${metric.title}.`;
+}
+
+function heightTitle({ metric, unit, fits }) {
+  return `${fits ? `${metric.title}, ` : ""}${unit[1]}${metric.bytes ? "" : " per step"}`;
+}
+
+function heights({ metric, unit }, axis, values, measured) {
+  if (axis === "zero") return { rangemode: "tozero" };
+  // A value that is not above 0 has no place on a logarithmic axis.
+  if (axis === "log") return Math.min(...values) > 0 ? { rangemode: "normal", type: "log" } : { rangemode: "normal" };
+  const ends = metric.bytes ? [] : measured.flatMap((cell) => endsOf(cell, metric)).filter((end) => end !== null);
+  return { rangemode: "normal", ...levelRange([...values, ...ends], unit) };
+}
+
+// A line's own traces: cells that failed, what is drawn through its points, and the points.
+function lineTraces(index, plot) {
+  const line = LINES[index];
+  const cells = cellsOf(index).filter((cell) => isGood(cell, plot.metric));
+  const failed = cellsOf(index).filter((cell) => hasFailed(cell, plot.metric));
+  const found = failed.length ? [failedTrace(failed, plot, colourOf(line))] : [];
+  return cells.length ? [...found, ...throughTraces(line, cells, plot), pointsTrace(line, cells, plot)] : found;
+}
+
+function throughTraces(line, cells, plot) {
+  const fit = line.fits[plot.metric.name];
+  if (plot.fits && fit?.shape === "line") return [fittedTrace(line, fit, cells, plot)];
+  return plot.fits && fit && fit.shape !== "not a line" ? [] : [joinTrace(line, cells, plot)];
+}
+
+const lineStyle = (line, width) => ({ color: colourOf(line), width, dash: line.look.dash });
+
+function fittedTrace(line, fit, cells, { unit }) {
+  const depths = [...new Set(depthsOf(cells))];
+  const heightAt = (depth) => (fit.intercept + fit.slope * depth) / unit[0];
+  return { x: depths, y: depths.map(heightAt), mode: "lines", line: lineStyle(line, 1.6), hoverinfo: "skip" };
+}
+
+// The allocator reserves in steps.
+function joinTrace(line, cells, { metric, unit, fits }) {
+  const means = line.means[metric.name] ?? cells.map((cell) => [depthOf(cell), figure(cell, metric)]);
+  const style = { ...lineStyle(line, 1.4), shape: metric.name === "reserved" ? "hvh" : "linear" };
+  const [x, y] = [means.map((pair) => pair[0]), means.map((pair) => pair[1] / unit[0])];
+  return { x, y, mode: "lines", hoverinfo: "skip", opacity: fits ? PALE : 1, line: style };
+}
+
+// Points that show their record, and open its step when they are clicked.
+function recordPoints(cells, { metric, unit }, marker) {
+  const y = cells.map((cell) => figure(cell, metric) / unit[0]);
+  const hover = { customdata: cells, hovertext: cells.map((cell) => hoverText(cell, [metric])), hoverinfo: "text" };
+  return { x: depthsOf(cells), y, mode: "markers", ...hover, marker };
+}
+
+function pointsTrace(line, cells, plot) {
+  const { metric } = plot;
+  const colour = colourOf(line);
+  const inside = cells.map((cell) => (!metric.bytes && noiseOf(cell) ? colour : variable("--paper")));
+  const marker = { symbol: line.look.symbol, size: line.look.size, color: inside, line: { color: colour, width: 1.6 } };
+  const points = recordPoints(cells, plot, marker);
+  return metric.bytes ? points : { ...points, error_y: medianBars(cells, plot, colour) };
+}
+
+// Cells that failed, which are in no line and no slope.
+function failedTrace(cells, plot, colour) {
+  const marker = { symbol: "circle-x-open", size: 11, color: colour, line: { color: colour, width: 1.4 } };
+  return { ...recordPoints(cells, plot, marker), opacity: 0.7 };
+}
+
+function medianBars(cells, { metric, unit }, colour) {
+  const reach = (end, cell) => (end === null ? 0 : Math.abs(end - figure(cell, metric)) / unit[0]);
+  const reaches = cells.map((cell) => endsOf(cell, metric).map((end) => reach(end, cell)));
+  return errorBars(
+    reaches.map(([, above]) => above),
+    reaches.map(([below]) => below),
+    colour,
+    2,
+  );
+}
+
+function fullHover(cell) {
+  const name = plotText(shortened(lineOf(cell).label, 60));
+  return `<b>${name}</b><br>${plotText(depthText(cell))}: out of memory<br>${plotText(shortened(recordText(cell), 70))}`;
+}
+
+function fullPoint(cell, y, colour) {
+  const hover = { customdata: [cell], hovertext: [fullHover(cell)], hoverinfo: "text" };
+  return { x: [depthOf(cell)], y: [y], mode: "markers", ...hover, marker: { ...CROSS, line: { color: colour, width: 2 } } };
+}
+
+// The mark of a line that is out of memory at every depth.
+function fullTrace(index, row, named) {
+  const colour = colourOf(LINES[index]);
+  const text = [`${plotText(shortened(LINES[index].short, 30))}: out of memory`];
+  const words = { text, textposition: "middle right", textfont: { color: colour, size: 11 }, cliponaxis: false };
+  const point = fullPoint(fullOf(index)[0], 0.97 - 0.05 * row, colour);
+  return { ...point, ...words, yaxis: "y2", mode: named ? "markers+text" : "markers" };
+}
+
+// The last cell before a line runs out of memory, and the first one that did; null if it did not or has no figure.
+function endOf(index, metric) {
+  const [full] = fullOf(index);
+  const measured = cellsOf(index).filter((cell) => isGood(cell, metric));
+  if (full === undefined || !measured.length) return null;
+  // A deeper network may have had room again; the mark stands where there was first none.
+  return { full, last: measured.findLast((cell) => depthOf(cell) <= depthOf(full)) ?? measured[0] };
+}
+
+// The end of a line because the device was full.
+function endTraces(index, { metric, unit }) {
+  const end = endOf(index, metric);
+  if (!end) return [];
+  const y = figure(end.last, metric) / unit[0];
+  const colour = colourOf(LINES[index]);
+  const dotted = { color: colour, width: 1.2, dash: "dot" };
+  const x = depthsOf([end.last, end.full]);
+  return [{ x, y: [y, y], mode: "lines", line: dotted, hoverinfo: "skip" }, fullPoint(end.full, y, colour)];
+}
+
+function endAnnotations(index, { metric, unit }, middle) {
+  const end = endOf(index, metric);
+  if (!end) return [];
+  const x = depthOf(end.full);
+  const place = {
+    x,
+    y: figure(end.last, metric) / unit[0],
+    xanchor: x < middle ? "left" : "right",
+    yanchor: "bottom",
+    yshift: 5,
+  };
+  const font = { color: colourOf(LINES[index]), size: 11 };
+  return [{ ...place, text: "out of memory", showarrow: false, font, bgcolor: variable("--paper"), borderpad: 1 }];
+}
+
+// The end of a line in words.
+export function endText(index) {
+  const [full] = fullOf(index);
+  if (full === undefined) return "";
+  return `out of memory${depthOf(full) ? ` at ${blocksText(depthOf(full))}` : ""}`;
+}
+
+// Table 4 of the paper, if it can stand beside the drawn figures: on a GPU, at its batch.
+export function paperLines(metric, indices) {
+  if (!DATA.paper.metrics.includes(metric.name)) return [];
+  const datasets = new Set(indices.filter((index) => LINES[index].paper).map((index) => LINES[index].dataset));
+  return [...datasets].flatMap((dataset) => (DATA.paper.memory[dataset] ?? []).map((line) => ({ ...line, dataset })));
+}
+
+function paperTrace(one, { unit }) {
+  const colour = colourOf(one);
+  const text = (depth, place) => {
+    const value = quantity(one.bytes[place], true);
+    return `the paper’s ${one.title}<br>${plural(depth, "block")}: <b>${value}</b><br>table 4, nvidia-smi`;
+  };
+  const points = { x: one.blocks, y: one.bytes.map((value) => value / unit[0]), mode: "lines+markers", opacity: PALE };
+  const style = { line: { color: colour, width: 1 }, marker: { size: 4, color: colour } };
+  return { ...points, ...style, hoverinfo: "text", hovertext: one.blocks.map(text) };
+}

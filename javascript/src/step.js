@@ -1,0 +1,117 @@
+// The inside of one step: a cell's memory by category and by module, and its record.
+
+import { forgetCharts } from "./charts.js";
+import { CELLS, COUNT, DATA, lineOf, statusOf, textOf, timelineCommandOf } from "./data.js";
+import { byId, element, field, note, scrolled } from "./dom.js";
+import { chosenCells } from "./filters.js";
+import { keyColour } from "./layout.js";
+import { command, recordDetail } from "./record.js";
+import { change, state } from "./state.js";
+import { timelineParts } from "./timeline.js";
+import { depthText, quantity } from "./words.js";
+
+const [CONTENTS_COLOUR, MODULES_COLOUR] = [0, 1].map(keyColour);
+
+const timelineOf = (cell) => DATA.timelines.find((timeline) => timeline.cells.includes(cell)) ?? null;
+const hasModules = (cell) => DATA.modules.of[cell] >= 0;
+
+export function startStep() {
+  if (DATA.timelines.length) byId("step-controls").append(timelineField());
+  if (DATA.timelines.length) selectTimeline(DATA.timelines[0]);
+  else if (COUNT) change(state.step, { cell: firstCell(), timeline: null });
+}
+
+function timelineField() {
+  const title = ({ report, title, caption }) => `${report === null ? "" : `${report}: `}${title} (${caption[0]})`;
+  const options = [["", "of the chosen cell"], ...DATA.timelines.map((timeline, index) => [String(index), title(timeline)])];
+  const choose = (value) => value !== "" && selectTimeline(DATA.timelines[Number(value)]);
+  return field("Timeline", options, "", choose, "step-timeline");
+}
+
+// The deepest of the chosen cells that ended well, if possible one whose modules are known.
+function firstCell() {
+  const good = chosenCells().filter((cell) => statusOf(cell) === "ok");
+  const better = (a, b) => hasModules(b) - hasModules(a) || CELLS.blocks[b] - CELLS.blocks[a];
+  return good.sort(better)[0] ?? 0;
+}
+
+function selectTimeline(timeline) {
+  change(state.step, { cell: timeline.cells[0] ?? null, timeline });
+}
+
+export function selectCell(cell) {
+  change(state.step, { cell, timeline: timelineOf(cell) });
+  byId("step").scrollIntoView();
+  // A keyboard user continues from here.
+  byId("step-name").focus({ preventScroll: true });
+}
+
+export function drawStep() {
+  const { cell, timeline } = state.step;
+  const body = byId("step-body");
+  forgetCharts(body);
+  const select = byId("step-timeline");
+  if (select) select.value = timeline ? String(DATA.timelines.indexOf(timeline)) : "";
+  const name = cell === null ? timeline.title : `${lineOf(cell).label}, ${depthText(cell)}`;
+  const head = element("h3", { id: "step-name", tabindex: "-1" }, name);
+  const top = timeline ? timelineParts(timeline, cell) : [];
+  const rest = cell === null ? [modulesPart(timeline.modules)] : cellParts(cell, timeline === null);
+  body.replaceChildren(head, ...top, ...rest);
+}
+
+// The contents and modules of the record itself, since a timeline comes from another run.
+function cellParts(cell, hasNoTimeline) {
+  const { modules, contents } = DATA;
+  const parts = contents.of[cell] < 0 ? [] : [contentsPart(contents.lists[contents.of[cell]])];
+  const named = ([name, ...rest]) => [name === null ? null : textOf(name), ...rest];
+  if (hasModules(cell)) parts.push(modulesPart(modules.lists[modules.of[cell]].map(named)));
+  if (hasNoTimeline) {
+    const missing = hasModules(cell) ? "" : "This record does not list what its modules retain. ";
+    parts.push(note(`${missing}To see the step allocation by allocation:`), command(timelineCommandOf(cell)));
+  }
+  return [...parts, element("h3", {}, "The record"), recordDetail(cell)];
+}
+
+// A list of amounts as bars, which is a table for a screen reader.
+function barTable(head, rows, colour) {
+  const most = Math.max(1, ...rows.map((row) => row[1]));
+  const heads = head.map((text, index) => element("th", { scope: "col", class: index === 1 ? "number" : "" }, text));
+  const body = element("tbody", {}, ...rows.map((row) => barRow(row, most, colour)));
+  const table = element("table", { class: "plain" }, element("thead", {}, element("tr", {}, ...heads, element("td", {}))), body);
+  return scrolled(head[0], table);
+}
+
+function barRow([name, nbytes, note], most, colour) {
+  const bar = element("span", { class: "amount", "aria-hidden": "true" });
+  Object.assign(bar.style, { background: colour, width: `${Math.max(0, (100 * nbytes) / most)}%` });
+  const amount = element("td", { class: "number" }, quantity(nbytes, true));
+  return element(
+    "tr",
+    {},
+    element("td", { class: "name" }, name),
+    amount,
+    element("td", {}, note),
+    element("td", { style: "width:40%" }, bar),
+  );
+}
+
+// The last entry, without a name, is the sum of all others.
+function moduleRow([name, nbytes, count]) {
+  if (name === null) return [`and ${count} more`, nbytes, ""];
+  return [name, nbytes * count, count > 1 ? `${count} × ${quantity(nbytes, true)}` : ""];
+}
+
+function modulesPart(modules) {
+  const rows = modules.map(moduleRow);
+  const total = rows.reduce((sum, row) => sum + row[1], 0);
+  const table = rows.length
+    ? barTable(["module", "retained", "each"], rows, MODULES_COLOUR)
+    : element("p", {}, "Nothing is retained.");
+  return element("div", {}, element("h4", {}, `Retained by module: ${quantity(total, true)}`), table);
+}
+
+function contentsPart([phase, ...amounts]) {
+  const rows = DATA.contents.names.map((name, index) => [name, amounts[index], ""]).filter((row) => row[1]);
+  const head = element("h4", {}, `Alive at the peak, in ${textOf(phase)}`);
+  return element("div", {}, head, barTable(["category", "bytes", ""], rows, CONTENTS_COLOUR));
+}

@@ -1,0 +1,77 @@
+// Figures in words. Units come from Python: size, name and number of decimals, the largest first.
+
+import { CELLS, DATA, endsOf, figure, isPredicted, lineOf, noiseOf, statusOf, takenOf, textOf } from "./data.js";
+import { shortened } from "./dom.js";
+
+// The unit that suits a value.
+function unitOf(value, isBytes) {
+  const units = isBytes ? DATA.units.bytes : DATA.units.seconds;
+  return units.find(([size]) => value >= size) ?? units.at(-1);
+}
+
+// The unit of an axis: that of its largest value.
+export const unitFor = (values, isBytes) => unitOf(Math.max(0, ...values.map(Math.abs)), isBytes);
+
+export function quantity(value, isBytes) {
+  if (value === null || value === undefined) return "-";
+  const [size, name, decimals] = unitOf(Math.abs(value), isBytes);
+  // A value that is not 0 must not read as 0.
+  const needed = value ? Math.min(9, -Math.floor(Math.log10(Math.abs(value / size)))) : 0;
+  return `${(value / size).toFixed(Math.max(decimals, needed))} ${name}`;
+}
+
+export const grouped = (number) => number.toLocaleString("en-US");
+export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+export const moment = (text) => text.replace(/^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*$/, "$1 $2");
+export const exactBytes = (nbytes) => `${grouped(nbytes)} bytes`;
+const exactSeconds = (value) => `${Number(value.toPrecision(6))} s`;
+
+// A figure in a unit that suits it, and with all its digits.
+export function exactly(cell, metric) {
+  const value = figure(cell, metric);
+  if (value === null) return "-";
+  return `${quantity(value, metric.bytes)} (${metric.bytes ? exactBytes(value) : exactSeconds(value)})`;
+}
+
+export function interval(cell, metric) {
+  if (metric.bytes) return isPredicted(lineOf(cell)) ? "predicted, not measured" : "one reading";
+  const [low, high] = endsOf(cell, metric);
+  const median = `median of ${plural(takenOf(cell, metric.name), "sample")}`;
+  return low === null ? median : `${median}; 95 % interval ${quantity(low, false)} to ${quantity(high, false)}`;
+}
+
+export const blocksText = (count) => (count ? plural(count, "block") : "no blocks");
+export const recordText = (cell) => `record ${CELLS.key[cell]} of ${lineOf(cell).report}`;
+
+export function depthText(cell) {
+  return blocksText(CELLS.blocks[cell]) + (CELLS.replicate[cell] ? `, replicate ${CELLS.replicate[cell] + 1}` : "");
+}
+
+// A slope in words: a number, the bound on a change that cannot be distinguished from 0, or that there is no line.
+export function slopeText(fit, before = "") {
+  if (fit.shape === "not a line") return fit.shape;
+  const text = `${fit.text} per block`;
+  if (fit.shape !== "line") return text;
+  return before + text + (fit.remarks ? ` (${fit.remarks})` : "");
+}
+
+// The charting library interprets some markup in its texts.
+export const plotText = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+function metricRows(cell, metric) {
+  const rows = [`${metric.title}: <b>${exactly(cell, metric)}</b>`, plotText(interval(cell, metric))];
+  const fit = lineOf(cell).fits[metric.name];
+  return fit ? [...rows, plotText(slopeText(fit, "slope "))] : rows;
+}
+
+// The text beside a point.
+export function hoverText(cell, metrics) {
+  const [label, status, noise] = [shortened(lineOf(cell).label, 60), statusOf(cell), noiseOf(cell)];
+  const rows = [`<b>${plotText(label)}</b>`, plotText(depthText(cell)), ...metrics.flatMap((metric) => metricRows(cell, metric))];
+  if (status !== "ok") {
+    const message = plotText(shortened(textOf(CELLS.message[cell]), 70));
+    rows.push(`<b>${plotText(status)}</b>, and in no slope: ${message}`);
+  }
+  if (noise && metrics.some((metric) => !metric.bytes)) rows.push(`noisy: ${plotText(noise)}`);
+  return [...rows, plotText(shortened(recordText(cell), 70))].join("<br>");
+}
