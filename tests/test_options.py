@@ -21,8 +21,8 @@ LOOKED_AT = """
 import json
 from click.testing import CliRunner
 
-from capsbench.cli.commands import cli
-from capsbench.cli.offers import offers
+from capsbench.cli.group import cli
+from capsbench.cli.list import offers
 from capsbench.frame import to_frame
 from capsbench.page.cells import options_data
 from capsbench.page.commands import line_command, timeline_command

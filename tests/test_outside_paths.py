@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import capsbench as package
 from capsbench.cli import timeline
 from capsbench.cli.command import Command
-from capsbench.cli.commands import cli
+from capsbench.cli.group import cli
 from capsbench.data.datasets import data_directory
 from capsbench.data.images import read_images
 from capsbench.errors import ConfigurationError, StoreError
@@ -24,7 +25,7 @@ from capsbench.measure.worker import Reply
 from capsbench.paths import absolute, as_typed, expanded, new_folder, starting_here, typed
 from capsbench.report import Report, summary_in
 from capsbench.training import load_checkpoint, save_checkpoint
-from helpers.commands import process_environment
+from helpers.commands import process_environment, subcommands
 from helpers.made import make_configuration, make_record
 from helpers.seeded import seeded_run, write_report
 
@@ -240,15 +241,15 @@ def test_paths_are_shown_as_they_were_typed(tmp_path, monkeypatch):
 
 def test_every_command_has_paths_that_stay():
     def leaves(group):
-        for one in group.commands.values():
-            yield from leaves(one) if hasattr(one, "commands") else [one]
+        for one in subcommands(group).values():
+            yield from leaves(one) if isinstance(one, click.Group) else [one]
 
     assert all(isinstance(one, Command) for one in leaves(cli))
 
 
 def test_what_others_are_given_begins_where_the_command_was_typed(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(timeline, "run_pass", lambda request, *_: asked.append(request) or Reply(status="error"))
+    monkeypatch.setattr("capsbench.measure.cell.run_pass", lambda request, *_: asked.append(request) or Reply(status="error"))
     monkeypatch.chdir(tmp_path)
     with starting_here():
         monkeypatch.chdir("/")

@@ -6,7 +6,7 @@ import sys
 import click
 
 from capsbench.cli.command import echo
-from capsbench.cli.commands import cli
+from capsbench.cli.group import cli
 from capsbench.cli.streams import Streams, steady_streams
 from capsbench.errors import CapsbenchError, Interrupted
 from capsbench.paths import starting_here

@@ -1,4 +1,4 @@
-"""The command that classifies images: `capsbench classify`."""
+"""`capsbench classify`: classes of images."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from capsbench.cli.aside import printing_aside
-from capsbench.cli.command import command, echo, echo_json
+from capsbench.cli.command import Command, echo, echo_json
 from capsbench.cli.options import DEVICE_OPTION, FOLDER
+from capsbench.cli.output import writing
+from capsbench.cli.streams import printing_aside
 from capsbench.errors import ConfigurationError
 from capsbench.paths import as_typed
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from capsbench.inference import Classified
 
 
-@command()
+@click.command("classify", cls=Command)
 @click.argument("checkpoint", type=FOLDER)
 @click.argument("images", type=FOLDER, nargs=-1, required=True)
 @click.option(
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--reconstructions", type=FOLDER, help="Folder for the decoder's reconstruction of each image, as png.")
 @DEVICE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the lengths of all classes.")
-def classify(
+def command(
     checkpoint: Path, images: tuple[Path, ...], others: tuple[Path, ...], reconstructions: Path | None, device: str, as_json: bool
 ) -> None:
     """Classify png or jpg images with a trained network: its class, and the length of that class's capsule (0 to 1).
@@ -76,7 +77,6 @@ def _as_json(image: Path, one: "Classified", written: Path | None) -> dict[str, 
 
 def _write(folder: Path, images: tuple[Path, ...], found: "list[Classified]") -> list[Path]:
     """Write each reconstruction under its image's name; images of one name are numbered."""
-    from capsbench.cli.output import writing
     from capsbench.data.images import to_picture
     from capsbench.durable import replacing
 

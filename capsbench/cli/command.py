@@ -1,6 +1,5 @@
 """The common base of all commands: paths that keep their meaning, and text that any encoding can show."""
 
-import functools
 import json
 import shlex
 import sys
@@ -11,11 +10,7 @@ from typing import Any
 import click
 
 from capsbench.errors import CapsbenchError, with_flags
-from capsbench.options import OPTIONS
 from capsbench.paths import as_typed, typed
-
-_LIBRARY_NAMES = {"data_directory": "data_dir"}
-"""Parameters of the library that a command calls by another name."""
 
 STANDARD_OUTPUT = Path("-")
 """Name of standard output in place of a file."""
@@ -30,12 +25,8 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except CapsbenchError as error:
-            error.what, error.hint = (with_flags(text, _flags(ctx)) for text in (error.what, error.hint))
+            error.what, error.hint = (_naming_flags(text, ctx) for text in (error.what, error.hint))
             raise
-
-
-command = functools.partial(click.command, cls=Command)
-"""Decorator that makes every command of the program."""
 
 
 class Group(click.Group):
@@ -44,9 +35,20 @@ class Group(click.Group):
     command_class = Command
 
 
-def typed_command() -> str:
-    """Return the command that runs, as it would be typed again."""
-    return shlex.join(["capsbench", *sys.argv[1:]])
+def typed_command(*more: str) -> str:
+    """Return the command that runs, as it would be typed again, with more words at its end."""
+    return shlex.join(["capsbench", *sys.argv[1:], *more])
+
+
+def command_to_resume(folder: Path, *, named: bool, resumed: bool) -> str:
+    """Return the hint of an interruption: the command that runs, with the options that find its folder again.
+
+    Args:
+        folder: folder of the report or run.
+        named: whether it was named with --out.
+        resumed: whether --resume was given.
+    """
+    return f"resume with: {typed_command(*(() if named else ('--out', str(folder))), *(() if resumed else ('--resume',)))}"
 
 
 def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
@@ -54,30 +56,37 @@ def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
     click.echo(in_words_of_command(str(text)), err=err, nl=nl)
 
 
-def in_words_of_command(text: str) -> str:
-    """Return a text with paths as they were typed, and with the flags of the running command for the names of fields."""
-    context = click.get_current_context(silent=True)
-    return as_typed(with_flags(text, _flags(context)) if context else text)
-
-
-def _flags(context: click.Context) -> dict[str, str]:
-    """Flags of a command by the names of their parameters; those of other commands for names that it lacks."""
-    found = {name: option.flag for name, option in OPTIONS.items()}
-    for command in (*_commands(context.find_root().command), context.command):
-        found |= {it.name: it.opts[0] for it in command.params if isinstance(it, click.Option) and it.name}
-    return found | {name: found[own] for name, own in _LIBRARY_NAMES.items() if own in found}
-
-
-def _commands(command: click.Command) -> Iterator[click.Command]:
-    """A command, and all below it where it is a group."""
-    yield command
-    for one in command.commands.values() if isinstance(command, click.Group) else ():
-        yield from _commands(one)
-
-
 def echo_json(data: object, indent: int | None = 1) -> None:
     """Print JSON, which holds no sign that an encoding might not have."""
     click.echo(json.dumps(data, indent=indent))
+
+
+def in_words_of_command(text: str) -> str:
+    """Return a text with paths as they were typed, and with the flags of the running command for the names of fields."""
+    context = click.get_current_context(silent=True)
+    return as_typed(_naming_flags(text, context) if context else text)
+
+
+def _naming_flags(text: str, context: click.Context) -> str:
+    """A text with flags for fields: those of a command's parameters, and those of other commands for names that it lacks."""
+    if "`" not in text:  # so that the other commands need not be imported
+        return text
+    from capsbench.options import OPTIONS
+
+    found = {name: option.flag for name, option in OPTIONS.items()}
+    for command in (*_commands(context.find_root().command, context), context.command):
+        found |= {it.name: it.opts[0] for it in command.params if isinstance(it, click.Option) and it.name}
+    # A parameter of the library that commands call by another name.
+    return with_flags(text, found | {"data_directory": "--data-dir"})
+
+
+def _commands(command: click.Command, context: click.Context) -> Iterator[click.Command]:
+    """A command, and all below it where it is a group."""
+    yield command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            yield from _commands(below, context) if below else ()
 
 
 def _placed(value: Any) -> Any:

@@ -1,17 +1,28 @@
-"""The figures of one trained network: `capsbench figure`."""
+"""`capsbench figure`: figures of one trained network."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from capsbench.cli.command import Group, echo
 from capsbench.cli.options import DATA_DIR_OPTION, DEVICE_OPTION, DOWNLOAD_OPTION, FOLDER, require_command
-from capsbench.errors import StoreError
+from capsbench.cli.output import writing
+from capsbench.errors import ConfigurationError, StoreError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from capsbench.figures.pictures import Pictures
+    from capsbench.inference import Classifier
+
+MOST = 10
+"""Largest number of images in one figure."""
 
 
-@click.group(cls=Group, invoke_without_command=True)
+@click.group("figure", cls=Group, invoke_without_command=True)
 @click.pass_context
-def figure(context: click.Context) -> None:
+def command(context: click.Context) -> None:
     """Draw figures of a trained network.
 
     \b
@@ -22,7 +33,7 @@ def figure(context: click.Context) -> None:
     require_command(context)
 
 
-@figure.command()
+@command.command()
 @click.argument("run", type=FOLDER)
 @click.option("--out", type=FOLDER, help="Folder to draw into; by default the run's own.")
 def diagnostics(run: Path, out: Path | None) -> None:
@@ -35,7 +46,6 @@ def diagnostics(run: Path, out: Path | None) -> None:
     """
     import pandas as pd
 
-    from capsbench.cli.output import writing
     from capsbench.figures.depth import save
     from capsbench.figures.diagnostics import diagnostics_figure
     from capsbench.training.diagnostics import DIAGNOSTICS, read_diagnostics
@@ -57,7 +67,7 @@ def diagnostics(run: Path, out: Path | None) -> None:
             echo(path)
 
 
-@figure.command()
+@command.command()
 @click.argument("checkpoint", type=FOLDER)
 @click.argument("images", type=FOLDER, nargs=-1)
 @click.option("--out", type=FOLDER, help="Folder to draw into; by default the checkpoint's own.")
@@ -77,12 +87,46 @@ def reconstructions(
       capsbench figure reconstructions runs/mine
       capsbench figure reconstructions runs/mine/best.pt boot.png --out figures/
     """
-    from capsbench.cli.output import writing
-    from capsbench.cli.pictures import draw_pictures
-    from capsbench.inference import Classifier
+    import torch
+
+    from capsbench.figures.depth import save
+    from capsbench.figures.pictures import perturbations_figure, reconstructions_figure
+    from capsbench.inference import STEPS, Classifier, perturb
+    from capsbench.words.labels import network_title
 
     classifier = Classifier(checkpoint, device=device)
+    if len(images) > MOST:
+        raise ConfigurationError(f"{len(images)} images are too many for one figure", f"give up to {MOST}")
+    chosen = classifier.read(images) if images else _one_of_each(classifier, data_dir, download=download)
+    moved = perturb(classifier, chosen[0])
+    found = classifier(chosen)
+    it = classifier.settings.network
+    network = network_title(it.model, it.blocks, it.dataset)
+    captions = [f"{one.name}, {one.length:.2f}" for one in found]
+    seen = torch.stack([one.reconstruction for one in found if one.reconstruction is not None])
+    beside = reconstructions_figure(_pictures(chosen / 255), _pictures(seen), captions, network)
+    steps = _pictures(moved.flatten(0, 1)).reshape(*moved.shape[:2], *moved.shape[3:], -1)
     folder = out or classifier.paths[0].parent
     with writing(folder):
-        for path in draw_pictures(classifier, images, folder, data_dir, download=download):
+        folder.mkdir(parents=True, exist_ok=True)
+        grid = perturbations_figure(steps, STEPS, f"{network}; {captions[0]}")
+        for path in [*save(beside, folder, "reconstructions"), *save(grid, folder, "perturbations")]:
             echo(path)
+
+
+def _one_of_each(classifier: "Classifier", directory: Path | None, *, download: bool) -> "Tensor":
+    """The first test image of each class, as many as there is room for."""
+    from capsbench.data.datasets import load_parts
+
+    try:
+        test = load_parts(classifier.spec.name, directory, download=download).test
+    except ConfigurationError as error:
+        raise ConfigurationError(error.what, f"{error.hint}; or give images of your own") from None
+    labels = test.labels.tolist()
+    return test.images[[labels.index(label) for label in sorted(set(labels))[:MOST]]]
+
+
+def _pictures(images: "Tensor") -> "Pictures":
+    """Convert `[N, C, H, W]` to `[N, H, W, C]`, 0 to 1."""
+    found: Pictures = images.float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return found

@@ -14,6 +14,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, type_of
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 
 
 if TYPE_CHECKING:
@@ -22,32 +23,40 @@ else:
     ParamType = click.ParamType  # no generic before click 8.4
 
 
-class NameList(ParamType):
+class Parsed(ParamType):
+    """Text that a function of flag and text parses, or refuses with a `ConfigurationError` that names the flag."""
+
+    def __init__(self, name: str, parse: Callable[[str, str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value of the function."""
+        return self._parse(param.opts[0] if param else "", value) if isinstance(value, str) else value
+
+
+class NameList(Parsed):
     """A comma list of names. If `known` is given, every name must be in it.
 
     Args:
-        option: name of the option as it is typed, for errors.
         known: names that are offered for completion, and required unless `open_ended`.
         open_ended: allow other names too.
     """
 
-    name = "names"
-
-    def __init__(self, option: str, known: Sequence[str], *, open_ended: bool = False) -> None:
-        self.option = option
+    def __init__(self, known: Sequence[str], *, open_ended: bool = False) -> None:
+        super().__init__("names", self.parse)
         self.known = known
         self.open_ended = open_ended
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """The names, each once."""
-        if not isinstance(value, str):
-            return tuple(value)
-        names = tuple(dict.fromkeys(name for part in value.split(",") if (name := part.strip())))
+    def parse(self, flag: str, text: str) -> tuple[str, ...]:
+        """Return the names in a text, each once."""
+        names = tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
+        hint = f"choose among {', '.join(self.known)}"
         if not names:
-            raise ConfigurationError(f"{self.option} '{value}' names nothing", f"choose among {', '.join(self.known)}")
+            raise ConfigurationError(f"{flag} '{text}' names nothing", hint)
         for name in names:
             if not self.open_ended and name not in self.known:
-                raise ConfigurationError(f"{self.option} '{name}' is not known", f"choose among {', '.join(self.known)}")
+                raise ConfigurationError(f"{flag} '{name}' is not known", hint)
         return names
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -60,19 +69,7 @@ class NameList(ParamType):
         return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
 
 
-class Parsed(ParamType):
-    """Text that a function of the package parses, or refuses with a `ConfigurationError`."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value of the function."""
-        return self._parse(value) if isinstance(value, str) else value
-
-
-def parse_bytes(text: str) -> int:
+def parse_bytes(flag: str, text: str) -> int:
     """Parse an amount of memory: `24GiB`, `8 GB`, `500MiB`, `1048576` → bytes.
 
     Raises:
@@ -80,76 +77,85 @@ def parse_bytes(text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if not found or found[2].lower() not in _UNITS:
-        raise ConfigurationError(f"--capacity '{text}' is not an amount of memory", "write 24GiB, 8GB or a number of bytes")
+        raise ConfigurationError(f"{flag} '{text}' is not an amount of memory", "write 24GiB, 8GB or a number of bytes")
     nbytes = int(float(found[1]) * _UNITS[found[2].lower()])
     if nbytes < 2**20:
-        raise ConfigurationError(f"--capacity '{text}' is {nbytes} bytes", "give at least 1MiB; did you mean GiB?")
+        raise ConfigurationError(f"{flag} '{text}' is {nbytes} bytes", "give at least 1MiB; did you mean GiB?")
     return nbytes
 
 
-def whole(option: str, least: int, most: int | None = None) -> Parsed:
+def _bytes_threshold(flag: str, text: str) -> tuple[float, float]:
+    """Parse a threshold of bytes: `1%,512` → 0.01, 512."""
+    found = re.fullmatch(f"{_NUMBER}%(?:\\s*,{_NUMBER})?", text)
+    if not found:
+        raise ConfigurationError(
+            f"{flag} '{text}' is not a percentage and a number of bytes", "write 1%,512: the larger of the two counts"
+        )
+    return float(found[1]) / 100, float(found[2] or 0)
+
+
+def _time_threshold(flag: str, text: str) -> float:
+    """Parse a threshold of time: `10%` → 0.1."""
+    found = re.fullmatch(rf"{_NUMBER}%\s*", text)
+    if not found:
+        raise ConfigurationError(f"{flag} '{text}' is not a percentage", "write 10% for a tenth of the time before")
+    return float(found[1]) / 100
+
+
+def whole(least: int, most: int | None = None) -> Parsed:
     """A whole number of at least `least`, and at most `most`."""
 
-    def parse(text: str) -> int:
+    def parse(flag: str, text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise ConfigurationError(f"{option} '{text}' is not a whole number", f"give {least} or more") from None
+            raise ConfigurationError(f"{flag} '{text}' is not a whole number", f"give {least} or more") from None
         if value < least:
-            raise ConfigurationError(f"{option} {value} is too small", f"give {least} or more")
+            raise ConfigurationError(f"{flag} {value} is too small", f"give {least} or more")
         if most is not None and value > most:
-            raise ConfigurationError(f"{option} {value} is too large", f"give {least} to {most}")
+            raise ConfigurationError(f"{flag} {value} is too large", f"give {least} to {most}")
         return value
 
     return Parsed("integer", parse)
 
 
-def seconds(option: str, unit: str = "seconds") -> Parsed:
-    """A number of seconds above 0, or of another unit."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value < math.inf:
-            raise ConfigurationError(f"{option} '{text}' is not a number of {unit}", "give a number above 0")
-        return value
-
-    return Parsed(unit, parse)
-
-
-def number(option: str, what: str, fits: Callable[[float], bool]) -> Parsed:
+def number(what: str, fits: Callable[[float], bool], *, unit: str = "number", hint: str | None = None) -> Parsed:
     """A finite number that fits.
 
     Args:
-        option: name of the option as it is typed.
         what: the numbers that fit, in words.
         fits: function that checks a number.
+        unit: placeholder that --help shows.
+        hint: the numbers that would be right, if not `what`.
     """
 
-    def parse(text: str) -> float:
+    def parse(flag: str, text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and fits(value)):
-            raise ConfigurationError(f"{option} '{text}' is not {what}", f"give {what}")
+            raise ConfigurationError(f"{flag} '{text}' is not {what}", f"give {hint or what}")
         return value
 
-    return Parsed("number", parse)
+    return Parsed(unit, parse)
 
 
-def fraction_option(option: str, text: str) -> Callable[[Any], Any]:
-    """An option that takes a fraction above 0, all of it by default."""
-    fits = number(option, "a fraction above 0 and up to 1", lambda value: 0 < value <= 1)
-    return click.option(option, type=fits, default=1.0, show_default=True, help=text)
+def positive(unit: str) -> Parsed:
+    """A number above 0 of a unit of time."""
+    return number(f"a number of {unit}", lambda value: value > 0, unit=unit, hint="a number above 0")
+
+
+def scale_option(text: str) -> Callable[[Any], Any]:
+    """Option of the fraction of a training that is done, all of it by default."""
+    fits = number("a fraction above 0 and up to 1", lambda value: 0 < value <= 1)
+    return click.option("--scale", type=fits, default=1.0, help=text)
 
 
 def validation_option(text: str) -> Callable[[Any], Any]:
     """Option of the number of images that are held out of a training set."""
-    fits = number("--validation", "a fraction, or a number of images, of 0 or more", lambda value: value >= 0)
-    return click.option("--validation", type=fits, default=0.1, show_default=True, help=text)
+    fits = number("a fraction, or a number of images, of 0 or more", lambda value: value >= 0)
+    return click.option("--validation", type=fits, default=0.1, help=text)
 
 
 def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -177,12 +183,6 @@ class _Place(click.Path):
 FOLDER = _Place(path_type=Path)
 
 
-def choice(option: str, known: Sequence[str], default: str | None, text: str, **more: Any) -> Callable[[Any], Any]:
-    """An option that takes a comma list of names, one of which may be the default."""
-    names = NameList(option, known, **more)
-    return click.option(option, type=names, default=default, show_default=bool(default), help=text)
-
-
 def cell_option(name: str, parameter: str | None = None, *, single: bool = False, **changed: Any) -> Callable[[Any], Any]:
     """An option of a cell, as its row in `capsbench.options` has it.
 
@@ -193,19 +193,15 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
         changed: further arguments of this command's option: `help`, `type`.
     """
     option = OPTIONS[name]
-    asked = {"default": option.default, "show_default": option.default is not None, "help": option.help}
-    return click.option(option.flag, parameter or name, **(asked | {"type": _type_of(name, single=single)} | changed))
-
-
-def _type_of(name: str, *, single: bool) -> Any:
-    option, kind = OPTIONS[name], type_of(name)
+    kind: Any = type_of(name)
     if option.choices:
-        return click.Choice(tuple(option.choices)) if single else NameList(option.flag, tuple(option.choices))
-    if option.unit == "bytes":
-        return Parsed("size", parse_bytes)
-    if kind is int:
-        return whole(option.flag, option.least or 0)
-    return kind
+        kind = click.Choice(tuple(option.choices)) if single else NameList(tuple(option.choices))
+    elif option.unit == "bytes":
+        kind = Parsed("size", parse_bytes)
+    elif kind is int:
+        kind = whole(option.least or 0)
+    usual = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
+    return click.option(option.flag, parameter or name, **(usual | changed))
 
 
 def cell_options(*names: str, single: bool = False) -> Callable[[Any], Any]:
@@ -218,30 +214,37 @@ def cell_options(*names: str, single: bool = False) -> Callable[[Any], Any]:
 DEVICE_OPTION = cell_option("device", help="auto, cpu, cuda, cuda:N.")
 DATA_DIR_OPTION = click.option("--data-dir", type=FOLDER, help="Folder of the real data sets; by default $CAPSBENCH_DATA.")
 DOWNLOAD_OPTION = click.option("--download", is_flag=True, help="Fetch a data set that is not on disk.")
+TIMEOUT_OPTION = click.option("--timeout", type=positive("seconds"), default=1800, help="Seconds per process.")
 CHECKPOINT_OPTION = click.option(
-    "--checkpoint-minutes",
-    type=seconds("--checkpoint-minutes", "minutes"),
-    default=10,
-    show_default=True,
-    help="Minutes between checkpoints within an epoch.",
+    "--checkpoint-minutes", type=positive("minutes"), default=10, help="Minutes between checkpoints within an epoch."
 )
-
-
+THRESHOLD_OPTIONS = together(
+    click.option(
+        "--bytes-threshold",
+        type=Parsed("share,bytes", _bytes_threshold),
+        default="1%,512",
+        help="Threshold of bytes, and of bytes per block: the larger of a percentage and a number of bytes.",
+    ),
+    click.option("--time-threshold", type=Parsed("share", _time_threshold), default="10%", help="Of times."),
+)
+MODEL_OPTIONS = together(
+    cell_option("model", "models", type=NameList(("all", *MODELS), open_ended=True), default="all"),
+    cell_option("blocks", "depth", type=str, default="1-8"),
+)
 SWEEP_OPTIONS = together(
-    click.option("--repeats", type=whole("--repeats", 1), default=1, show_default=True, help="Replicates of every cell."),
-    click.option("--samples", type=whole("--samples", 5), default=5, show_default=True, help="Fewest samples of each time."),
+    click.option("--repeats", type=whole(1), default=1, help="Replicates of every cell."),
+    click.option("--samples", type=whole(5), default=5, help="Fewest samples of each time."),
     click.option(
         "--time-budget",
-        type=seconds("--time-budget"),
+        type=positive("seconds"),
         default=10,
-        show_default=True,
         help="Seconds of sampling per cell while its time is not known within 2 %.",
     ),
     click.option("--strict", is_flag=True, help="Measure nothing beside other processes on a CUDA device."),
     click.option(
-        "--wait", type=seconds("--wait"), help="Longest wait for another sweep on the device; by default as long as it takes."
+        "--wait", type=positive("seconds"), help="Longest wait for another sweep on the device; by default as long as it takes."
     ),
-    click.option("--timeout", type=seconds("--timeout"), default=1800, show_default=True, help="Seconds per process."),
+    TIMEOUT_OPTION,
     DATA_DIR_OPTION,
     click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
     click.option("--resume", is_flag=True, help="Resume a report that was cut off."),

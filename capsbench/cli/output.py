@@ -3,20 +3,54 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.console import Console
+from rich.text import Text
 
 from capsbench.cli.command import echo, in_words_of_command
-from capsbench.cli.console import console as console_of
+from capsbench.cli.streams import signs_of
 from capsbench.errors import StoreError
 from capsbench.files import damage_in_words, nothing_to_read
-from capsbench.report import Report, frame_of, reports_below
-from capsbench.terminal.tables import peak_note, slopes_table
+from capsbench.report import Report, frame_of, reports_below, summary_in
 from capsbench.words.printable import printable, printable_lines
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def load_records(folder: Path) -> pd.DataFrame:
+    from capsbench.gate.summary import Summary
+
+
+class _Readable(Console):
+    """A console that lays tables out with the signs of its encoding, since a later replacement would move columns."""
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        """A text of a cell or a title."""
+        return super().render_str(signs_of(text, self.encoding), **more)
+
+
+def console_of(*, err: bool = False, width: int | None = None) -> Console:
+    """The console of standard output, or of standard error.
+
+    Args:
+        err: use standard error.
+        width: columns; by default the terminal's, or 80 if there is no terminal.
+    """
+    # Names of models hold colons, which would be read as emoji.
+    return _Readable(stderr=err, width=width, highlight=False, emoji=False)
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: not wrapped, not coloured, not read as markup, and without commands to the terminal."""
+    console.print(printable_lines(in_words_of_command(text)), markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning on standard error."""
+    echo(f"warning: {printable(text)}", err=True)
+
+
+def load_records(folder: Path) -> "pd.DataFrame":
     """Return the records at or below a folder; damaged lines are reported on standard error.
 
     Raises:
@@ -35,12 +69,15 @@ def warn_of_damages(reports: Iterable[Report]) -> None:
         warn(text)
 
 
-def warn(text: str) -> None:
-    """Print a warning on standard error."""
-    echo(f"warning: {printable(text)}", err=True)
+def load_summary(path: Path) -> "Summary":
+    """Read a report or a baseline; its oddities are reported on standard error."""
+    summary, notes = summary_in(path)
+    for note in notes:
+        warn(note)
+    return summary
 
 
-def print_slopes(frame: pd.DataFrame, table: pd.DataFrame, *, as_json: bool) -> None:
+def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool) -> None:
     """Print slopes on standard output, as a table or as JSON.
 
     Args:
@@ -48,6 +85,8 @@ def print_slopes(frame: pd.DataFrame, table: pd.DataFrame, *, as_json: bool) -> 
         table: their slopes.
         as_json: whether as JSON.
     """
+    from capsbench.terminal.tables import peak_note, slopes_table
+
     if as_json:
         echo(table.to_json(orient="records", indent=1))
         return
@@ -56,8 +95,7 @@ def print_slopes(frame: pd.DataFrame, table: pd.DataFrame, *, as_json: bool) -> 
         say(console, "no slopes: a line needs two measured depths")
         return
     console.print(slopes_table(table))
-    note = peak_note(table, frame)
-    if note:
+    if note := peak_note(table, frame):
         say(console, note)
 
 
@@ -73,6 +111,19 @@ def writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def say(console: Console, text: str) -> None:
-    """Print a line as it is: not wrapped, not coloured, not read as markup, and without commands to the terminal."""
-    console.print(printable_lines(in_words_of_command(text)), markup=False, highlight=False, soft_wrap=True)
+def write_text(path: Path, text: str, what: str) -> None:
+    """Write a text to a file that may be in a new folder.
+
+    Args:
+        path: path of the file.
+        text: its content.
+        what: the file in words, for the error.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{what} {path} cannot be written: {error.strerror}", "choose a file that you may write to") from None

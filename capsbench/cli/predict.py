@@ -1,27 +1,66 @@
-"""The work of `capsbench predict` on its cells."""
+"""`capsbench predict`: the memory of a device that is not here."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from capsbench.cli.command import echo, echo_json, typed_command
-from capsbench.cli.console import console
-from capsbench.cli.output import say
-from capsbench.cli.sweeps import sweep
+import click
+
+from capsbench.cli.command import Command, echo, echo_json, typed_command
+from capsbench.cli.options import FOLDER, MODEL_OPTIONS, cell_option, cell_options, refuse_given
+from capsbench.cli.output import console_of, say
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
-from capsbench.prediction.apart import call_for
-from capsbench.prediction.fit import What, largest_fit
-from capsbench.records import Cell, Configuration, Plan, Record
-from capsbench.report import Report
-from capsbench.sweep.runner import Observer
-from capsbench.sweep.verbs import traced
-from capsbench.terminal.prediction import certainty_note, fit_text, predictions_table
-from capsbench.terminal.progress import Progress
+from capsbench.options import SWEPT_OPTIONS
+from capsbench.records import Cell, Configuration, Plan
+
+if TYPE_CHECKING:
+    from capsbench.prediction.fit import What
 
 
-def check_target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume: bool, capacity: int | None) -> str | None:
+@click.command("predict", cls=Command)
+@MODEL_OPTIONS
+@cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
+@cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
+@cell_option("device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
+@cell_option("capacity", help="Memory of the device, such as 24GiB; by default the GPU's.")
+@click.option(
+    "--fit",
+    type=click.Choice(["depth", "batch"]),
+    is_flag=False,
+    flag_value="depth",
+    help="The deepest network, or the largest batch, that fits.",
+)
+@click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")
+@click.option("--resume", is_flag=True, help="Add to an existing report: predicted lines are drawn dashed beside measured ones.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
+def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
+    """Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's allocator.
+
+    Bytes of tensors are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess.
+
+    \b
+    Examples:
+      capsbench predict --models all --depth 1-8 --gpu h100
+      capsbench predict --models mocapsnet --depth 8 --gpu rtx3090 --fit batch
+      capsbench predict --models rescapsnet,mocapsnet --capacity 24GiB --fit depth
+      capsbench predict --models my_package.models:make_net --depth 1,2,4 --device cpu
+    """
+    from capsbench.cli.sweeps import asked_cells, sweep
+
+    target = _target(device, gpu, fit=fit, kept=out is not None, resume=resume, capacity=given["capacity"])
+    if fit is not None:
+        refuse_given("depth" if fit == "depth" else "batch_size", f"--fit {fit}", "it is what is searched for")
+    cells = asked_cells(given | {"device": f"{device}:predicted", "gpu": target, "threads": None, "repeats": 1})
+    if fit is not None:
+        return _print_fits(cells, fit, as_json=as_json)
+    plan = Plan(command=typed_command(), cells=cells, passes=["memory"], budget_seconds=0)
+    if out is not None:
+        return sweep(plan, out=out, resume=resume, as_json=as_json, only_these=True)
+    return _print_predictions(plan, as_json=as_json)
+
+
+def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume: bool, capacity: int | None) -> str | None:
     """The name of the GPU that a prediction is for; None for a CPU.
 
     Raises:
@@ -46,25 +85,33 @@ def check_target(device: str, gpu: str | None, *, fit: str | None, kept: bool, r
     return found.name
 
 
-def print_predictions(cells: list[Cell], *, as_json: bool) -> int:
+def _print_predictions(plan: Plan, *, as_json: bool) -> int:
     """Trace every cell, print its figures, and return the exit status."""
-    records = traced(_plan(cells), _PredictionScreen()).records
+    from capsbench.cli.sweeps import Screen
+    from capsbench.sweep.verbs import traced
+    from capsbench.terminal.prediction import certainty_note, predictions_table
+
+    records = traced(plan, Screen(console_of(err=True), None)).records
     if as_json:
         echo_json([record.model_dump(mode="json", exclude_none=True) for record in records])
     elif any(record.status != "error" for record in records):
-        out = console()
-        out.print(predictions_table(records))
-        say(out, certainty_note(records))
-    return _complain(records)
+        console = console_of()
+        console.print(predictions_table(records))
+        say(console, certainty_note(records))
+    # One error for each model.
+    failed = {record.cell.configuration.model: record.message for record in reversed(records) if record.status == "error"}
+    for message in failed.values():
+        what, _, hint = (message or "").partition(" - ")
+        echo(f"error: {what}\n{hint}", err=True)
+    return 1 if failed else 0
 
 
-def keep_predictions(cells: list[Cell], out: Path, *, resume: bool, as_json: bool) -> int:
-    """Trace every cell into a report, as `run` does with a predicted device."""
-    return sweep(_plan(cells), out=out, resume=resume, as_json=as_json, only_these=True)
-
-
-def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
+def _print_fits(cells: list[Cell], what: "What", *, as_json: bool) -> int:
     """Print the deepest network or the largest batch of each line (a batch for each depth), and return the exit status."""
+    from capsbench.prediction.apart import call_for
+    from capsbench.prediction.fit import largest_fit
+    from capsbench.terminal.prediction import fit_text
+
     found = []
     asked: dict[str, Configuration] = {}
     for cell in cells:
@@ -79,36 +126,9 @@ def print_fits(cells: list[Cell], what: What, *, as_json: bool) -> int:
             continue
         found.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
         if not as_json:
-            say(console(), fit_text(configuration, **dataclasses.asdict(fit)))
+            say(console_of(), fit_text(configuration, **dataclasses.asdict(fit)))
     if as_json:
         echo_json(found)
     for fault in failed.values():
         echo(f"error: {fault}", err=True)
-    return 1 if failed else 0
-
-
-def _plan(cells: list[Cell]) -> Plan:
-    return Plan(command=typed_command(), cells=cells, passes=["memory"], budget_seconds=0)
-
-
-class _PredictionScreen:
-    """A watcher that shows predictions on the terminal."""
-
-    def told(self, text: str) -> None:
-        """Print a text that a person should know."""
-        say(console(err=True), text)
-
-    @contextmanager
-    def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
-        """Show the progress."""
-        with Progress(console(err=True), len(left), lambda: 1.5 * (len(left) - len(report.records))) as progress:
-            yield (progress,)
-
-
-def _complain(records: Iterable[Record]) -> int:
-    """Report once for each model why it could not be traced, and return the exit status."""
-    failed = {record.cell.configuration.model: record.message for record in reversed(list(records)) if record.status == "error"}
-    for message in failed.values():
-        what, _, hint = (message or "").partition(" - ")
-        echo(f"error: {what}\n{hint}", err=True)
     return 1 if failed else 0

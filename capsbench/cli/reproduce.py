@@ -1,7 +1,6 @@
 """`capsbench reproduce`: the figures and tables of the paper by their names."""
 
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import click
@@ -15,12 +14,12 @@ from capsbench.cli.options import (
     FOLDER,
     MACHINE_OPTIONS,
     SWEEP_OPTIONS,
+    NameList,
     cell_option,
     cell_options,
-    choice,
-    fraction_option,
     machine_of,
     require_command,
+    scale_option,
     together,
     validation_option,
     whole,
@@ -40,9 +39,9 @@ TRAINED = {
 }
 
 
-@click.group(cls=Group, invoke_without_command=True)
+@click.group("reproduce", cls=Group, invoke_without_command=True)
 @click.pass_context
-def reproduce(context: click.Context) -> None:
+def command(context: click.Context) -> None:
     """Reproduce the paper's figures and tables, with its values beside your own.
 
     \b
@@ -63,15 +62,15 @@ _swept_options = together(
 
 _trained_options = together(
     cell_option("dataset", default=None, help="Only these of the table's data sets."),
-    choice("--models", tuple(MODELS), None, "Only these of its models."),
+    click.option("--models", type=NameList(tuple(MODELS)), help="Only these of its models."),
     cell_option("blocks", "depth", type=str, help="Only these of its depths, in blocks."),
-    choice("--optimizer", ("adam", "ranger21"), None, "Only these of its optimizers."),
+    click.option("--optimizer", type=NameList(("adam", "ranger21")), help="Only these of its optimizers."),
     cell_option("routing", default=None, help="Only these of its routing algorithms."),
-    click.option("--seeds", type=whole("--seeds", 1), default=3, show_default=True, help="Runs of each row."),
-    click.option("--epochs", type=whole("--epochs", 1), help="Passes over the training set; by default the paper's."),
-    fraction_option("--scale", "The fraction of epochs and training images that is used; every row says so."),
+    click.option("--seeds", type=whole(1), default=3, help="Runs of each row."),
+    click.option("--epochs", type=whole(1), help="Passes over the training set; by default the paper's."),
+    scale_option("The fraction of epochs and training images that is used; every row says so."),
     validation_option("Images held out to choose the best epoch; 0 trains on everything, as the paper did."),
-    click.option("--preprocess", type=click.Choice(["paper", "published"]), default="paper", show_default=True),
+    click.option("--preprocess", type=click.Choice(["paper", "published"]), default="paper"),
     cell_option("precision", single=True),
     cell_option("kernel", single=True),
     DEVICE_OPTION,
@@ -86,26 +85,20 @@ _trained_options = together(
 )
 
 
-def _swept(what: str) -> Callable[..., int]:
-    def command(depth: str, dataset: tuple[str, ...] | None, **common: Any) -> int:
-        from capsbench.cli.sweeps import plan_of, sweep
-        from capsbench.sweep.plan import parse_depths
-        from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
+def _sweep(what: str, depth: str, dataset: tuple[str, ...] | None, **given: Any) -> int:
+    from capsbench.cli.sweeps import plan_of, sweep
+    from capsbench.sweep.plan import parse_depths
+    from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
 
-        experiment = EXPERIMENTS[what]
-        cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **machine_of(common))
-        return sweep(plan_of(cells, common, passes=experiment.passes, experiment=what), **common)
-
-    return command
+    experiment = EXPERIMENTS[what]
+    cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **machine_of(given))
+    return sweep(plan_of(cells, given, passes=experiment.passes, experiment=what), **given)
 
 
-def _trained(what: str) -> Callable[..., int]:
-    def command(out: Path | None, **given: Any) -> int:
-        from capsbench.cli.tables import reproduce_table
+def _table(what: str, **given: Any) -> int:
+    from capsbench.cli.tables import reproduce_table
 
-        return reproduce_table(what, out=out, **given)
-
-    return command
+    return reproduce_table(what, **given)
 
 
 for _what, _says in SWEPT.items():
@@ -119,7 +112,7 @@ for _what, _says in SWEPT.items():
       capsbench reproduce {_what}
       capsbench reproduce {_what} --dataset cifar10 --depth 1,8 --batch-size 16
     """
-    reproduce.command(_what, help=_more)(_swept_options(_swept(_what)))
+    command.command(_what, help=_more)(_swept_options(partial(_sweep, _what)))
 
 for _what, _says in TRAINED.items():
     _more = f"""{_says}
@@ -132,4 +125,4 @@ for _what, _says in TRAINED.items():
       capsbench reproduce {_what} --download
       capsbench reproduce {_what} --scale 0.05 --seeds 2 --dry-run
     """
-    reproduce.command(_what, help=_more)(_trained_options(_trained(_what)))
+    command.command(_what, help=_more)(_trained_options(partial(_table, _what)))

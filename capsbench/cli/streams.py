@@ -11,7 +11,7 @@ import select
 import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TextIO
 
 _SIGNS = {
@@ -79,6 +79,28 @@ def steady_streams() -> Iterator[Streams]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def printing_aside() -> Iterator[None]:
+    """Send to standard error what a network, or a program that it starts, writes to standard output inside."""
+    _flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        # Redirect Python's own stream too, which need not be the process's.
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None:
+            stream.flush()
 
 
 def signs_of(text: str, encoding: str) -> str:

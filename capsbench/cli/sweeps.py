@@ -1,7 +1,5 @@
 """A sweep on the command line: announced, measured under a progress display, drawn and printed."""
 
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,20 +8,30 @@ from typing import Any
 
 from rich.console import Console
 
-from capsbench.cli.command import typed_command
-from capsbench.cli.console import console as console_of
-from capsbench.cli.output import print_slopes, say, warn_of_damages
+from capsbench.cli.command import command_to_resume, typed_command
+from capsbench.cli.options import machine_of, refuse_for_own
+from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
 from capsbench.errors import Interrupted, StoreError
+from capsbench.options import STACKED, SWEPT_OPTIONS
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
 from capsbench.sweep.estimate import Estimate
+from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining
-from capsbench.sweep.session import check_data, choose_report, nothing_yet
+from capsbench.sweep.session import check_data, choose_report
 from capsbench.sweep.verbs import measure
 from capsbench.terminal.progress import Progress
 from capsbench.terminal.table4 import table4, table4_slopes
 from capsbench.words.units import duration_text
 from capsbench.workload import without_effect
+
+
+def asked_cells(given: dict[str, Any]) -> list[Cell]:
+    """Return the cells that a command's options ask for."""
+    refuse_for_own(given["models"])
+    models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
+    options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given)
+    return expand(Sweep(tuple(models), parse_depths(given["depth"]), **options))
 
 
 def plan_of(cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] = BOTH, experiment: str | None = None) -> Plan:
@@ -75,19 +83,14 @@ def sweep(
         Interrupted: Ctrl-C, after what was measured has been drawn.
     """
     console = console_of(err=True)
-    screen = _Screen(console, check_data(plan.cells, data_dir))
-    report = choose_report(plan, out, resume=resume, now=datetime.now(), make=not dry_run)
+    screen = Screen(console, check_data(plan.cells, data_dir))
+    report = choose_report(plan, out, resume=resume, now=datetime.now(), make=not dry_run, notify=screen.told)
     if dry_run:
-        if resume and not report.folder.exists():
-            screen.told(nothing_yet(report))
         screen.announce(plan, report, remaining(plan, report))
         return 0
-    # The command that was typed, with the options that find this report again.
-    again = [*sys.argv[1:], *([] if out else ["--out", str(report.folder)]), *([] if resume else ["--resume"])]
-    go_on = Interrupted("interrupted; all that was measured is kept", f"resume with: {shlex.join(['capsbench', *again])}")
+    again = command_to_resume(report.folder, named=out is not None, resumed=resume)
+    go_on = Interrupted("interrupted; all that was measured is kept", again)
     interrupted = False
-    if resume and not report.folder.exists():
-        screen.told(nothing_yet(report))
     with report.lock(screen.told):
         try:
             measure(plan, report, resume=resume, only_these=only_these, data_directory=data_dir, wait=wait, watcher=screen)
@@ -107,15 +110,15 @@ def sweep(
     return status
 
 
-class _Screen:
+class Screen:
     """A watcher that shows a sweep on the terminal.
 
     Args:
         console: console to draw on.
-        data: source of each data set, in words.
+        data: source of each data set, in words; None not to announce the sweep.
     """
 
-    def __init__(self, console: Console, data: Sequence[str]) -> None:
+    def __init__(self, console: Console, data: Sequence[str] | None) -> None:
         self._console = console
         self._data = data
 
@@ -131,7 +134,7 @@ class _Screen:
         done = len(plan.cells) - len(left)
         cells = f"{len(left)} cell{'' if len(left) == 1 else 's'} to measure"
         self.told(cells + (f", {done} already measured" if done else "") + f" on {devices}")
-        for text in self._data:
+        for text in self._data or ():
             self.told(f"data {text}")
         for text in dict.fromkeys(text for one in asked for text in without_effect(one)):
             self.told(f"note: {text}")
@@ -141,7 +144,7 @@ class _Screen:
     @contextmanager
     def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Iterator[Sequence[Observer]]:
         """Announce the remaining cells, and show the progress."""
-        estimate = self.announce(plan, report, left)
+        estimate = Estimate(plan, left) if self._data is None else self.announce(plan, report, left)
         with Progress(self._console, estimate.cells_left(), estimate.seconds_left) as progress:
             yield estimate, progress
 

@@ -1,22 +1,28 @@
 """`capsbench reproduce table1 | table2 | table3 | table5`: the paper's accuracy tables, trained again."""
 
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from capsbench.cli.command import echo
+import pandas as pd
+from rich.console import Console
+
+from capsbench.cli.command import echo, typed_command
+from capsbench.cli.output import console_of, say, writing
+from capsbench.cli.train import command as train_command
+from capsbench.cli.train import settings_of
+from capsbench.cli.training import TrainingProgress
+from capsbench.data.datasets import load_parts
 from capsbench.errors import ConfigurationError, Interrupted, TrainingError
+from capsbench.figures.accuracy import write_accuracy
+from capsbench.paper.accuracy import EPOCHS, PrintedRow, accuracy_table
 from capsbench.paths import anchored
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from rich.console import Console
-
-    from capsbench.paper.accuracy import PrintedRow
-    from capsbench.training.settings import TrainingSettings
-    from capsbench.training.tables import Trial
+from capsbench.stats.seeds import beside_paper
+from capsbench.sweep.plan import parse_depths
+from capsbench.terminal.accuracy import accuracy_rich
+from capsbench.training import Result, TrainingSettings, train
+from capsbench.training.tables import Configure, Train, accuracy_of, line_of, networks_of, run_members, trials_of
+from capsbench.words.accuracy import NOTE
 
 TITLES = {
     "table1": "Table 1: accuracy over blocks, MNIST and SVHN",
@@ -48,14 +54,6 @@ def reproduce_table(
         ConfigurationError: no row is left by the options, a data set is not there, or there is nothing to resume.
         Interrupted: Ctrl-C; the same command resumes.
     """
-    from capsbench.cli.console import console as console_of
-    from capsbench.cli.output import say, writing
-    from capsbench.figures.accuracy import write_accuracy
-    from capsbench.paper.accuracy import EPOCHS
-    from capsbench.terminal.accuracy import accuracy_rich
-    from capsbench.training.tables import networks_of, run_members, trials_of
-    from capsbench.words.accuracy import NOTE
-
     folder = out or anchored(Path("reports")) / name
     if resume and not (folder / RUNS).is_dir():
         raise ConfigurationError(f"`resume`: there is nothing to resume in {folder}", "leave `resume` out to begin")
@@ -73,7 +71,9 @@ def reproduce_table(
         for member in left:
             say(console, f"  {member.folder}")
         return 0
-    _check_data(rows, data_dir, download=download)
+    # All data sets must be there before anything is trained.
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        load_parts(dataset, data_dir, download=download)
     faults = 0
     try:
         for member, found in run_members(members, _trainer(console, data_dir, download, checkpoint_minutes)):
@@ -82,14 +82,13 @@ def reproduce_table(
                 # Its hint names options of `capsbench train`, which a table does not have.
                 say(console, f"{member.folder.name}: {found.what}\nit is left out; remove its folder to begin it again")
     except Interrupted as error:
-        raise Interrupted(error.what, f"resume with: {shlex.join(['capsbench', *sys.argv[1:]])}") from None
-    table = _table(trials, EPOCHS[name], data_dir)
+        raise Interrupted(error.what, f"resume with: {typed_command()}") from None
+    table = beside_paper(pd.DataFrame([line_of(trial, accuracy_of(trial, data_dir), EPOCHS[name]) for trial in trials]))
     if as_json:
         echo(table.to_json(orient="records", indent=1))
     else:
-        title = TITLES[name]
         wide = console_of(width=None if sys.stdout.isatty() else 200)
-        wide.print(accuracy_rich(table, title))
+        wide.print(accuracy_rich(table, TITLES[name]))
         say(console, NOTE)
     with writing(folder):
         for path in write_accuracy(table, folder, name, TITLES[name]):
@@ -97,38 +96,27 @@ def reproduce_table(
     return 1 if faults else 0
 
 
-def _chosen(name: str, given: dict[str, Any]) -> "list[PrintedRow]":
+def _chosen(name: str, given: dict[str, Any]) -> list[PrintedRow]:
     """The rows that the options select."""
-    from capsbench.paper.accuracy import accuracy_table
-    from capsbench.sweep.plan import parse_depths
-
     rows = accuracy_table(name)
     depths = parse_depths(given["depth"]) if given["depth"] else None
-    wanted = {
-        "--dataset": ("dataset", given["dataset"]),
-        "--models": ("model", given["models"]),
-        "--depth": ("blocks", depths),
-        "--optimizer": ("optimizer", given["optimizer"]),
-        "--routing": ("routing", given["routing"]),
-    }
-    for option, (field, values) in wanted.items():
+    wanted = {"model": given["models"], "blocks": depths} | {name: given[name] for name in ("dataset", "optimizer", "routing")}
+    for field, values in wanted.items():
         if values is None:
             continue
         known = sorted({getattr(row, field) for row in rows})
         rows = [row for row in rows if getattr(row, field) in values]
         if not rows:
             asked, there = (", ".join(map(str, one)) for one in (values, known))
-            raise ConfigurationError(f"{option} {asked} leaves no row of {name}", f"its rows have {there}")
+            raise ConfigurationError(f"`{field}` {asked} leaves no row of {name}", f"its rows have {there}")
     return rows
 
 
-def _configure(given: dict[str, Any], epochs: int, scale: float) -> Any:
+def _configure(given: dict[str, Any], epochs: int, scale: float) -> Configure:
     """A function that makes a row's settings, with the defaults of `capsbench train` for anything that the table leaves open."""
-    from capsbench.cli.train import settings_of, train
+    usual = train_command.make_context("train", []).params
 
-    usual = train.make_context("train", []).params
-
-    def configure(row: "PrintedRow", seed: int) -> "TrainingSettings":
+    def configure(row: PrintedRow, seed: int) -> TrainingSettings:
         own = {
             name: getattr(row, name) for name in ("dataset", "routing", "optimizer", "learning_rate", "capsules", "batch_size")
         }
@@ -139,34 +127,13 @@ def _configure(given: dict[str, Any], epochs: int, scale: float) -> Any:
     return configure
 
 
-def _check_data(rows: "Sequence[PrintedRow]", data_dir: Path | None, *, download: bool) -> None:
-    """Check that all data sets are there before anything is trained."""
-    from capsbench.data.datasets import load_parts
-
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        load_parts(dataset, data_dir, download=download)
-
-
-def _trainer(console: "Console", data_dir: Path | None, download: bool, checkpoint_minutes: float) -> Any:
-    from capsbench.cli.output import say
-    from capsbench.cli.training import TrainingProgress
-    from capsbench.training import train
-
-    def run(settings: "TrainingSettings", folder: Path, resume: bool) -> Any:
+def _trainer(console: Console, data_dir: Path | None, download: bool, checkpoint_minutes: float) -> Train:
+    def run(settings: TrainingSettings, folder: Path, resume: bool) -> Result:
         say(console, f"{'resuming' if resume else 'training'} {folder.name}")
         with TrainingProgress(console, settings) as progress:
             return train(
                 settings, folder, data_directory=data_dir, download=download, resume=resume,
-                checkpoint_minutes=checkpoint_minutes, observers=[progress], command=shlex.join(["capsbench", *sys.argv[1:]]),
+                checkpoint_minutes=checkpoint_minutes, observers=[progress], command=typed_command(),
             )  # fmt: skip
 
     return run
-
-
-def _table(trials: "Sequence[Trial]", paper_epochs: int, data_dir: Path | None) -> "pd.DataFrame":
-    import pandas as pd
-
-    from capsbench.stats.seeds import beside_paper
-    from capsbench.training.tables import accuracy_of, line_of
-
-    return beside_paper(pd.DataFrame([line_of(trial, accuracy_of(trial, data_dir), paper_epochs) for trial in trials]))

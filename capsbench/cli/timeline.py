@@ -1,31 +1,28 @@
-"""The work of `capsbench timeline` on its cell."""
+"""`capsbench timeline`: one training step, looked into."""
 
 import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from capsbench.cli.command import echo, echo_json
+import click
+
+from capsbench.cli.command import Command, echo, echo_json
+from capsbench.cli.options import DATA_DIR_OPTION, FOLDER, NameList, cell_option, cell_options, positive
 from capsbench.errors import ConfigurationError, StoreError
-from capsbench.figures.depth import save
-from capsbench.figures.timeline import draw_timeline, timeline_text
-from capsbench.measure.cell import run_pass
-from capsbench.measure.timeline import predicted_timeline
-from capsbench.measure.worker import Reply, Request
+from capsbench.files import TIMELINE
+from capsbench.options import MODELS, SWEPT_OPTIONS
 from capsbench.paths import absolute, anchored, new_folder
-from capsbench.prediction import apart
 from capsbench.records import Cell, Configuration
-from capsbench.sweep.local import alone_on
-from capsbench.sweep.plan import Sweep, expand
-from capsbench.sweep.session import REPORTS, check_data
 
-FILE, SNAPSHOT = "timeline.json", "snapshot.pickle"
+if TYPE_CHECKING:
+    from capsbench.measure.worker import Reply
 
 _HINTS = {
     "oom": "choose a smaller --batch-size or --depth, or trace the step with --device cpu:predicted or cuda:predicted",
@@ -34,13 +31,68 @@ _HINTS = {
 }
 
 
-def the_cell(sweep: Sweep) -> Cell:
+@click.command("timeline", cls=Command)
+@click.option(
+    "--model",
+    "--models",
+    "models",
+    type=NameList(tuple(MODELS), open_ended=True),
+    default="mocapsnet",
+    help="The model, or package.module:name of your own.",
+)
+@cell_option("blocks", "depth", type=str, default="1", help="Blocks.")
+@cell_options(*SWEPT_OPTIONS)
+@click.option("--timeout", type=positive("seconds"), default=1800, help="Seconds for the process.")
+@DATA_DIR_OPTION
+@click.option("--out", type=FOLDER, help="Folder to write to; by default reports/timeline- and the time.")
+@click.option("--json", "as_json", is_flag=True, help="Print the timeline as JSON on standard output.")
+def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bool, **given: Any) -> int:
+    """Look inside one training step of one network: memory alive and its purpose, the peak's operator, modules that retain.
+
+    It writes timeline.json and draws it, and on CUDA also writes snapshot.pickle, for pytorch.org/memory_viz.
+
+    \b
+    Examples:
+      capsbench timeline --model mocapsnet --depth 4
+      capsbench timeline --model rescapsnet --depth 8 --kernel published --device cuda:predicted --gpu a100
+      capsbench timeline --model my_package.models:make_net --depth 2 --out reports/inside
+    """
+    from capsbench.cli.sweeps import asked_cells
+    from capsbench.figures.depth import save
+    from capsbench.figures.timeline import draw_timeline, timeline_text
+    from capsbench.sweep.session import REPORTS, check_data
+
+    cell = _only(asked_cells(given | {"repeats": 1}))
+    configuration = cell.configuration
+    for text in check_data([cell], data_dir):
+        echo(f"data {text}", err=True)
+    folder = out or new_folder(anchored(REPORTS) / f"timeline-{datetime.now():%Y-%m-%d-%H%M%S}")
+    with _beside(folder, new=out is None or not folder.exists()) as beside:
+        reply = _look(configuration, data_dir, timeout, beside / "snapshot.pickle", folder)
+        timeline = reply.timeline
+        if timeline is None:
+            return _complain(configuration, reply)
+        with _writing(folder):
+            (beside / TIMELINE).write_text(timeline.model_dump_json() + "\n", encoding="utf-8")
+            save(draw_timeline(timeline), beside, "timeline")
+            # The file that marks the folder as a timeline comes last.
+            files = sorted(beside.iterdir(), key=lambda path: path.name == TIMELINE)
+            written = [path.replace(folder / path.name) for path in files]
+    if as_json:
+        echo_json(json.loads(timeline.model_dump_json()), indent=None)
+    else:
+        echo(timeline_text(timeline))
+    for path in written:
+        echo(f"wrote {path}", err=True)
+    return 0
+
+
+def _only(cells: Sequence[Cell]) -> Cell:
     """The one cell that the options ask for.
 
     Raises:
-        ConfigurationError: the options make no cell, or several.
+        ConfigurationError: there are several.
     """
-    cells = expand(sweep)
     first, *others = (cell.configuration.model_dump() for cell in cells)
     if others:
         # An option that one of them does not have follows from its model.
@@ -57,44 +109,13 @@ def the_cell(sweep: Sweep) -> Cell:
     return cells[0]
 
 
-def write_timeline(cell: Cell, *, out: Path | None, data_dir: Path | None, timeout: float, as_json: bool, **_: Any) -> int:
-    """Examine a step, write, draw and print its timeline, and return the exit status.
+def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path, folder: Path) -> "Reply":
+    from capsbench.measure.cell import run_pass
+    from capsbench.measure.timeline import predicted_timeline
+    from capsbench.measure.worker import Reply, Request
+    from capsbench.prediction import apart
+    from capsbench.sweep.local import alone_on
 
-    Args:
-        cell: cell whose step is examined.
-        out: folder to write to, or None for one named after the time.
-        data_dir: folder of the real data sets.
-        timeout: seconds for the process that measures.
-        as_json: print the timeline as JSON, not in words.
-
-    Raises:
-        ConfigurationError: the batch is larger than the data, the step cannot be traced, or the folder holds a timeline.
-        StoreError: the folder cannot be written to.
-    """
-    for text in check_data([cell], data_dir):
-        echo(f"data {text}", err=True)
-    folder = out or new_folder(anchored(REPORTS) / f"timeline-{datetime.now():%Y-%m-%d-%H%M%S}")
-    with _beside(folder, new=out is None or not folder.exists()) as beside:
-        reply = _look(cell.configuration, data_dir, timeout, beside / SNAPSHOT, folder)
-        timeline = reply.timeline
-        if timeline is None:
-            return _complain(cell.configuration, reply)
-        with _writing(folder):
-            (beside / FILE).write_text(timeline.model_dump_json() + "\n", encoding="utf-8")
-            save(draw_timeline(timeline), beside, "timeline")
-            # The file that marks the folder as a timeline comes last.
-            files = sorted(beside.iterdir(), key=lambda path: path.name == FILE)
-            written = [path.replace(folder / path.name) for path in files]
-    if as_json:
-        echo_json(json.loads(timeline.model_dump_json()), indent=None)
-    else:
-        echo(timeline_text(timeline))
-    for path in written:
-        echo(f"wrote {path}", err=True)
-    return 0
-
-
-def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path, folder: Path) -> Reply:
     if configuration.is_predicted():
         return Reply(status="ok", timeline=apart.call_for(configuration.model, predicted_timeline, configuration))
     request = Request(
@@ -117,7 +138,7 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
     return reply.model_copy(update={"timeline": reply.timeline.model_copy(update={"notes": notes})})
 
 
-def _complain(configuration: Configuration, reply: Reply) -> int:
+def _complain(configuration: Configuration, reply: "Reply") -> int:
     """Report why there is no timeline, and return the exit status."""
     what, _, hint = (reply.message or reply.status).partition(" - ")
     depth = f"{configuration.blocks} {'block' if configuration.blocks == 1 else 'blocks'}"
@@ -137,7 +158,7 @@ def _beside(folder: Path, *, new: bool) -> Iterator[Path]:
         ConfigurationError: the folder holds a timeline.
         StoreError: it cannot be written to.
     """
-    if (folder / FILE).exists():
+    if (folder / TIMELINE).exists():
         raise ConfigurationError(f"--out {folder} already holds a timeline", "choose another --out, or remove it first")
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,5 @@
-"""The command that trains a network into a run's folder."""
+"""`capsbench train`: a network, trained to accuracy."""
 
-import shlex
-import sys
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -9,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from capsbench.cli.aside import printing_aside
-from capsbench.cli.command import command
+from capsbench.cli.command import Command, command_to_resume, typed_command
 from capsbench.cli.options import (
     CHECKPOINT_OPTION,
     DATA_DIR_OPTION,
@@ -20,14 +17,16 @@ from capsbench.cli.options import (
     Parsed,
     cell_option,
     cell_options,
-    fraction_option,
     number,
     refuse_for_own,
     refuse_given,
+    scale_option,
     together,
     validation_option,
     whole,
 )
+from capsbench.cli.output import console_of
+from capsbench.cli.streams import printing_aside
 from capsbench.errors import ConfigurationError, Interrupted
 from capsbench.options import MODELS, NETWORK_OPTIONS, WITHOUT_BLOCKS
 from capsbench.paths import anchored, new_folder, unless_empty
@@ -38,32 +37,28 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 
 
-def _gammas(text: str) -> tuple[float, ...]:
+def _gammas(flag: str, text: str) -> tuple[float, ...]:
     """Parse momentum terms: `0.9` or `0.9,0.8`."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        gammas = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigurationError(
-            f"--gamma '{text}' is no number and no comma list of numbers",
+            f"{flag} '{text}' is no number and no comma list of numbers",
             "give one for all blocks (0.9), or one for each (0.9,0.8)",
         ) from None
+    for gamma in gammas:
+        if not 0 <= gamma <= 1:
+            raise ConfigurationError(f"{flag} {gamma:g} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
+    return gammas
 
 
-def _one_of(option: str, known: tuple[str, ...], default: str | None, text: str) -> Any:
-    return click.option(option, type=click.Choice(known), default=default, show_default=bool(default), help=text)
-
-
-_above_0 = "a number above 0"
+_ABOVE_0 = number("a number above 0", lambda value: value > 0)
+_SHARE = number("a number above 0 and up to 1", lambda value: 0 < value <= 1)
+_NOT_NEGATIVE = number("a number of 0 or more", lambda value: value >= 0)
 
 _network_options = together(
-    click.option(
-        "--model",
-        "models",
-        default="mocapsnet",
-        show_default=True,
-        help=f"{', '.join(MODELS)}, or package.module:name of your own.",
-    ),
-    cell_option("blocks", "depth", type=whole("--depth", 1), default=1, help="Blocks."),
+    click.option("--model", "models", default="mocapsnet", help=f"{', '.join(MODELS)}, or package.module:name of your own."),
+    cell_option("blocks", "depth", type=whole(1), default=1, help="Blocks."),
     cell_options(*(name for name in NETWORK_OPTIONS if name != "gamma"), single=True),
     cell_option(
         "gamma",
@@ -74,51 +69,37 @@ _network_options = together(
     click.option("--learn-gamma", is_flag=True, help="Train the momentum terms too."),
 )
 
-_training_options = together(
-    click.option("--epochs", type=whole("--epochs", 1), default=30, show_default=True, help="Passes over the training set."),
-    cell_option("batch_size"),
-    click.option(
-        "--accumulate",
-        type=whole("--accumulate", 1),
-        default=1,
-        show_default=True,
-        help="Parts of a batch; gradients add up.",
-    ),
-    _one_of("--optimizer", ("adam", "ranger21"), "adam", "Ranger21 has a schedule of its own (pip install pytorch-optimizer)."),
-    click.option(
-        "--learning-rate",
-        type=number("--learning-rate", _above_0, lambda value: value > 0),
-        default=1e-3,
-        show_default=True,
-        help="Learning rate of the first epoch.",
-    ),
-    click.option(
-        "--decay",
-        type=number("--decay", "a number above 0 and up to 1", lambda value: 0 < value <= 1),
-        default=0.96,
-        show_default=True,
-        help="Factor on Adam's learning rate after each epoch.",
-    ),
-    click.option(
-        "--reconstruction-weight",
-        type=number("--reconstruction-weight", "a number of 0 or more", lambda value: value >= 0),
-        default=5e-4,
-        show_default=True,
-        help="Factor of the reconstruction's squared error.",
-    ),
-    cell_option("precision", single=True),
-    click.option(
-        "--seed", type=whole("--seed", 0, 2**31 - 1), default=0, show_default=True, help="Seed of weights, data order and crops."
-    ),
-)
-
 _data_options = together(
     cell_option("dataset", single=True, help="Data set; sample is the part of Fashion-MNIST that ships with capsbench."),
-    _one_of("--preprocess", ("paper", "published"), "paper", "Preparation of images: as in the paper, or in its code."),
+    click.option(
+        "--preprocess",
+        type=click.Choice(("paper", "published")),
+        default="paper",
+        help="Preparation of images: as in the paper, or in its code.",
+    ),
     validation_option("Images held out to choose the best epoch: a fraction, or a number; 0 trains on everything."),
-    fraction_option("--scale", "The fraction of the training set that is used."),
+    scale_option("The fraction of the training set that is used."),
     DATA_DIR_OPTION,
     DOWNLOAD_OPTION,
+)
+
+_training_options = together(
+    click.option("--epochs", type=whole(1), default=30, help="Passes over the training set."),
+    cell_option("batch_size"),
+    click.option("--accumulate", type=whole(1), default=1, help="Parts of a batch; gradients add up."),
+    click.option(
+        "--optimizer",
+        type=click.Choice(("adam", "ranger21")),
+        default="adam",
+        help="Ranger21 has a schedule of its own (pip install pytorch-optimizer).",
+    ),
+    click.option("--learning-rate", type=_ABOVE_0, default=1e-3, help="Learning rate of the first epoch."),
+    click.option("--decay", type=_SHARE, default=0.96, help="Factor on Adam's learning rate after each epoch."),
+    click.option(
+        "--reconstruction-weight", type=_NOT_NEGATIVE, default=5e-4, help="Factor of the reconstruction's squared error."
+    ),
+    cell_option("precision", single=True),
+    click.option("--seed", type=whole(0, 2**31 - 1), default=0, help="Seed of weights, data order and crops."),
 )
 
 _run_options = together(
@@ -134,12 +115,12 @@ _run_options = together(
 )
 
 
-@command()
+@click.command("train", cls=Command)
 @_network_options
 @_data_options
 @_training_options
 @_run_options
-def train(
+def command(
     out: Path | None,
     resume: bool,
     checkpoint_minutes: float,
@@ -160,36 +141,31 @@ def train(
       capsbench train --model mocapsnet --depth 2 --dataset fashion-mnist --out runs/fashion --resume
       capsbench train --model rescapsnet --dataset cifar10 --optimizer ranger21 --learning-rate 0.01 --epochs 100 --validation 0
     """
-    from capsbench.cli.console import console as console_of
     from capsbench.cli.training import TrainingProgress, print_result
-    from capsbench.training import train as train_network
+    from capsbench.training import train
     from capsbench.training.processes import is_first
 
-    _refuse_what_says_nothing(given)
+    _refuse_without_effect(given)
     settings = settings_of(given)
     folder = _choose_folder(settings, out, resume=resume, now=datetime.now())
-    console = console_of(err=True)
     try:
         with (
             printing_aside() if as_json else nullcontext(),
             nullcontext() if out else unless_empty(folder),
-            TrainingProgress(console, settings) as progress,
+            TrainingProgress(console_of(err=True), settings) as progress,
         ):
-            result = train_network(
+            result = train(
                 settings, folder, data_directory=data_dir, download=download, resume=resume,
-                checkpoint_minutes=checkpoint_minutes, diagnostics=diagnostics, observers=[progress],
-                command=shlex.join(["capsbench", *sys.argv[1:]]),
+                checkpoint_minutes=checkpoint_minutes, diagnostics=diagnostics, observers=[progress], command=typed_command(),
             )  # fmt: skip
     except Interrupted as error:
-        # The command that was typed, with the options that find this run again.
-        again = [*sys.argv[1:], *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
-        raise Interrupted(error.what, f"resume with: {shlex.join(['capsbench', *again])}") from None
+        raise Interrupted(error.what, command_to_resume(folder, named=out is not None, resumed=resume)) from None
     if is_first():
         print_result(result, folder, as_json=as_json)
     return 0
 
 
-def _refuse_what_says_nothing(given: dict[str, Any]) -> None:
+def _refuse_without_effect(given: dict[str, Any]) -> None:
     """Refuse options that this model or optimizer does not have, and parts that have no image.
 
     Raises:
@@ -217,6 +193,9 @@ def settings_of(given: dict[str, Any]) -> "TrainingSettings":
     Raises:
         ConfigurationError: they make no network.
     """
+    from capsbench.records import PREDICTED
+    from capsbench.sweep.plan import Sweep, expand
+    from capsbench.sweep.verbs import where
     from capsbench.training import TrainingSettings
 
     gammas: tuple[float, ...] = given["gamma"]
@@ -225,31 +204,18 @@ def settings_of(given: dict[str, Any]) -> "TrainingSettings":
             f"--gamma {','.join(f'{one:g}' for one in gammas)} names {len(gammas)} values for {given['depth']} blocks",
             "give one for all blocks, or one for each",
         )
+    machine = where(given["device"], None, given["threads"])
+    if machine["device"].endswith(PREDICTED):
+        raise ConfigurationError(f"--device {machine['device']} trains nothing", "choose auto, cpu or cuda")
+    options = {name: given[name] for name in (*NETWORK_OPTIONS, "dataset", "batch_size", "precision")}
+    # The smallest momentum term decides the inverse of a stack.
+    (cell,) = expand(Sweep((given["models"],), (given["depth"],), **options | machine | {"gamma": min(gammas)}))
     names = ("epochs", "optimizer", "learning_rate", "decay", "reconstruction_weight", "seed", "preprocess", "validation")
     return TrainingSettings(
-        network=_configuration(given, gammas),
+        network=cell.configuration,
         gammas=gammas if len(gammas) > 1 else None,
         **{name: given[name] for name in (*names, "accumulate", "scale", "learn_gamma")},
     )
-
-
-def _configuration(given: dict[str, Any], gammas: tuple[float, ...]) -> Any:
-    from capsbench.measure.environment import default_threads
-    from capsbench.records import PREDICTED
-    from capsbench.sweep.plan import Sweep, expand
-    from capsbench.sweep.session import resolve_device
-
-    device = resolve_device(given["device"])
-    if device.endswith(PREDICTED):
-        raise ConfigurationError(f"--device {device} trains nothing", "choose auto, cpu or cuda")
-    for gamma in gammas:
-        if not 0 <= gamma <= 1:
-            raise ConfigurationError(f"--gamma {gamma:g} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
-    options = {name: given[name] for name in (*NETWORK_OPTIONS, "dataset", "batch_size", "precision")}
-    # The smallest one decides the inverse of a stack.
-    options |= {"gamma": min(gammas), "threads": given["threads"] or default_threads()}
-    (cell,) = expand(Sweep((given["models"],), (given["depth"],), device, **options))
-    return cell.configuration
 
 
 def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bool, now: datetime) -> Path:

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -45,7 +45,15 @@ def resolve_device(name: str) -> str:
     )
 
 
-def choose_report(plan: Plan, out: Path | None, *, resume: bool, now: datetime, make: bool = False) -> Report:
+def choose_report(
+    plan: Plan,
+    out: Path | None,
+    *,
+    resume: bool,
+    now: datetime,
+    make: bool = False,
+    notify: Callable[[str], None] = lambda _: None,
+) -> Report:
     """Return the report that a sweep writes: `out`; or the newest unfinished one with these cells, to resume; or a new one.
 
     Args:
@@ -54,11 +62,14 @@ def choose_report(plan: Plan, out: Path | None, *, resume: bool, now: datetime, 
         resume: whether a report is resumed.
         now: time for the name of a new folder.
         make: make a new folder at once, so that two sweeps of one second do not choose the same one.
+        notify: receives a text if the report that is to be resumed is not there.
 
     Raises:
         ConfigurationError: there is nothing to resume.
     """
     if out is not None:
+        if resume and not out.exists():
+            notify(f"there is nothing to resume in {out}: this sweep begins there")
         return Report(out)
     if not resume:
         folder = anchored(REPORTS) / now.strftime("%Y-%m-%d-%H%M%S")
@@ -75,11 +86,6 @@ def choose_report(plan: Plan, out: Path | None, *, resume: bool, now: datetime, 
             if wanted <= set(cells) and not {cell.key() for cell in cells} <= report.settled(known.passes):
                 return report
     raise ConfigurationError("`resume`: no unfinished report below reports/ was planned with these options", "name it with `out`")
-
-
-def nothing_yet(report: Report) -> str:
-    """Return in words that a report that is to be resumed is not there."""
-    return f"there is nothing to resume in {report.folder}: this sweep begins there"
 
 
 def _renewed(cells: Iterable[Cell], plan: Plan) -> list[Cell]:

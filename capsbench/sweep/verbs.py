@@ -29,7 +29,7 @@ from capsbench.report import Report
 from capsbench.sweep.local import local_launcher
 from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining, run_sweep
-from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, nothing_yet, resolve_device
+from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
 """Fields of a plan by the arguments that fill them, where these have another name."""
@@ -137,7 +137,8 @@ def run(
     )
     folder, data = (None if one is None else absolute(one) for one in (out, data_dir))
     check_data(plan.cells, data)
-    report = choose_report(plan, folder, resume=resume, now=datetime.now(), make=True)
+    watcher = watcher or Logged()
+    report = choose_report(plan, folder, resume=resume, now=datetime.now(), make=True, notify=watcher.told)
     measure(plan, report, resume=resume, data_directory=data, wait=wait, watcher=watcher)
     return report
 
@@ -175,7 +176,8 @@ def predict(
     plan = _plan(command=_call(predict, names, blocks, given), cells=expand(sweep), passes=["memory"], budget_seconds=0)
     if out is None:
         return traced(plan, watcher)
-    report = Report(absolute(out))
+    watcher = watcher or Logged()
+    report = choose_report(plan, absolute(out), resume=resume, now=datetime.now(), notify=watcher.told)
     measure(plan, report, resume=resume, only_these=True, watcher=watcher)
     return report
 
@@ -226,8 +228,6 @@ def measure(
     """
     watcher = watcher or Logged()
     cells = plan.cells
-    if resume and not report.folder.exists():
-        watcher.told(nothing_yet(report))
     with report.lock(watcher.told):
         for text in changed_sources(report, plan) if resume else ():
             watcher.told(text)

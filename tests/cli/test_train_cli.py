@@ -28,7 +28,7 @@ from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import OPTIMIZERS, PREPROCESSINGS
 from capsbench.workload import BUILT_IN, PRECISIONS
 from helpers import TESTS
-from helpers.commands import assert_refused, process_environment, wait_for
+from helpers.commands import assert_refused, process_environment, subcommands, wait_for
 from helpers.comparing import assert_all_close, assert_close
 from helpers.made import make_configuration
 
@@ -101,9 +101,7 @@ def test_what_is_offered_is_what_there_is():
     assert choices["inverse"] == INVERSES
     assert choices["rule"] == RULES
     assert tuple(PRECISIONS) == choices["precision"]
-    from capsbench.cli.commands import cli
-
-    offered = {one.name: getattr(one.type, "choices", None) for one in cli.commands["train"].params}
+    offered = {one.name: getattr(one.type, "choices", None) for one in subcommands()["train"].params}
     assert tuple(offered["optimizer"]) == OPTIMIZERS
     assert tuple(offered["preprocess"]) == PREPROCESSINGS
     assert tuple(offered["dataset"]) == tuple(SPECS)

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import psutil
+
+from capsbench.cli.group import cli
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,15 @@ class Result:
     status: int
     stdout: str
     stderr: str
+
+
+def subcommands(group: click.Command = cli) -> dict[str, click.Command]:
+    """The commands of a group, by name; none of a command that is no group."""
+    if not isinstance(group, click.Group):
+        return {}
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
 
 
 def process_environment(folder: Path) -> dict[str, str]:

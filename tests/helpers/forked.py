@@ -188,13 +188,13 @@ def _end_as(function: Callable[[], None]) -> None:
 
 def serve() -> None:
     """Fork for every line of JSON on standard input; answer with the status."""
-    import capsbench.cli.predict
     import capsbench.cli.sweeps
     import capsbench.cli.tables
-    import capsbench.cli.timeline
+    import capsbench.figures.timeline
     import capsbench.gate.verdicts
     import capsbench.inference
     import capsbench.page
+    import capsbench.prediction.fit
     import capsbench.terminal.show
     import capsbench.training.trainer  # noqa: F401
 

@@ -36,11 +36,12 @@ import click
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from capsbench.cli.commands import cli
+from capsbench.cli.group import cli
 from capsbench.cli.options import NameList
 from capsbench.errors import CapsbenchError
 from capsbench.records import Plan, Record, Timeline
 from helpers import ROOT
+from helpers.commands import subcommands
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -175,10 +176,10 @@ def parsed(words: list[str], *, complete: bool = True) -> tuple[list[str], click
         name, *asked = asked
         if name.isupper() and not complete:
             return path, command, None
-        if name not in command.commands:
+        if name not in (below := subcommands(command)):
             raise Wrong(f"there is no command 'capsbench {' '.join([*path, name])}'")
         path.append(name)
-        command = command.commands[name]
+        command = below[name]
     if isinstance(command, click.Group):
         if complete and len(path) + len(asked) == len(words):  # it does not ask for help
             raise Wrong(f"'capsbench {' '.join(words)}' names no command")
@@ -202,7 +203,7 @@ def options() -> set[str]:
 
 def _leaves(command: click.Command) -> Iterator[click.Command]:
     if isinstance(command, click.Group):
-        for one in command.commands.values():
+        for one in subcommands(command).values():
             yield from _leaves(one)
     else:
         yield command

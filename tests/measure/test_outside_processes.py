@@ -463,7 +463,7 @@ def test_no_server_is_beside_a_timeline_that_is_measured(own_model, monkeypatch)
         there.append(apart._SERVER._process)
         return Reply(status="error")
 
-    monkeypatch.setattr(timeline, "run_pass", look)
+    monkeypatch.setattr("capsbench.measure.cell.run_pass", look)
     assert apart.call(os.getpid)
     timeline._look(make_configuration(), None, 60, Path("snapshot"), Path("out"))
     assert there == [None]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from capsbench import paper
-from capsbench.cli.commands import cli, sweep_of
+from capsbench.cli.group import cli
+from capsbench.cli.sweeps import asked_cells
 from capsbench.files import ENVIRONMENT, SavedTimeline
 from capsbench.page import build, page_html, write_page
 from capsbench.page.build import script_json, told_apart
@@ -20,6 +21,7 @@ from capsbench.page.commands import cell_options, line_command, timeline_command
 from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, StepFigures, StepPhase, Timeline
 from capsbench.report import Report, frame_of, loose_timelines, reports_below
 from capsbench.stats.median import median_interval
+from helpers.commands import subcommands
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
 
 SMALL = ("run", "--models", "rescapsnet", "--depth", "1,2", "--batch-size", "1", "--capsules", "2", "--kernel", "reference")
@@ -440,11 +442,9 @@ def cell_words(configuration, replicate=0, plan=None):
 
 def expanded(words):
     """The parser's result for a command line, and the cells that it asks for."""
-    from capsbench.sweep.plan import expand
-
     with click.Context(cli) as context:
-        given = cli.commands[words[1]].make_context(words[1], words[2:], parent=context).params
-    return given, expand(sweep_of({"repeats": 1} | given))
+        given = subcommands()[words[1]].make_context(words[1], words[2:], parent=context).params
+    return given, asked_cells({"repeats": 1} | given)
 
 
 COMMANDED = [

@@ -426,12 +426,12 @@ def test_an_experiment_of_the_paper_is_the_published_runs_and_auto_beside_them(n
     ],
 )
 def test_amounts_of_memory(text, nbytes):
-    assert parse_bytes(text) == nbytes
+    assert parse_bytes("--capacity", text) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "3", "3B", "GiB", "-1GiB", "1TiB", "1 2GiB", "1e9", "nan", "inf", "1,5GiB", "0"])
 def test_no_amounts_of_memory(text):
     with pytest.raises(ConfigurationError) as raised:
-        parse_bytes(text)
+        parse_bytes("--capacity", text)
     assert f"--capacity '{text}'" in raised.value.what
     assert raised.value.hint

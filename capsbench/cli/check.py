@@ -1,0 +1,96 @@
+"""`capsbench check`: a report against a baseline."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from capsbench.cli.command import STANDARD_OUTPUT, Command, echo, echo_json, typed_command
+from capsbench.cli.options import FOLDER, THRESHOLD_OPTIONS
+from capsbench.cli.output import load_summary, warn, write_text
+from capsbench.errors import ConfigurationError
+from capsbench.paths import as_typed
+from capsbench.report import reports_below, summary_of
+
+if TYPE_CHECKING:
+    from capsbench.gate.summary import Summary
+
+
+@click.command("check", cls=Command)
+@click.argument("reports", type=FOLDER)
+@click.option("--baseline", type=FOLDER, required=True, help="Baseline that the run may not exceed; --update writes it.")
+@click.option("--update", is_flag=True, help="Make the run the new baseline.")
+@click.option("--last", type=FOLDER, help="An earlier report or baseline; changes since then are reported.")
+@THRESHOLD_OPTIONS
+@click.option("--junit", type=FOLDER, help="Write JUnit XML to this file.")
+@click.option("--markdown", type=FOLDER, multiple=True, help="Write Markdown to this file; - prints it instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    reports: Path,
+    baseline: Path,
+    update: bool,
+    last: Path | None,
+    bytes_threshold: tuple[float, float],
+    time_threshold: float,
+    junit: Path | None,
+    markdown: tuple[Path, ...],
+    as_json: bool,
+) -> int:
+    """Fail, with exit status 1, where memory or time grew against a baseline, or a cell is missing or failed.
+
+    Retained bytes, weights, gradients, optimizer state and everything predicted are compared on any machine; peaks and times
+    where the machine is the same. Anything left out is reported.
+
+    \b
+    Examples:
+      capsbench check reports/ --baseline baselines/cpu.json --update
+      capsbench check reports/ --baseline baselines/cpu.json
+      capsbench check reports/mine --baseline baselines/cpu.json --last reports/yesterday --junit check.xml --markdown -
+    """
+    from capsbench.gate.baseline import read_baseline, write_baseline
+    from capsbench.gate.check import judge
+    from capsbench.gate.comparison import Thresholds
+    from capsbench.gate.verdicts import CheckText
+
+    printed = STANDARD_OUTPUT in markdown
+    if as_json and printed:
+        raise ConfigurationError("--json and --markdown - both want standard output", "give one of them")
+    if update and (last or junit or markdown or as_json):
+        raise ConfigurationError(
+            "--update writes a baseline and checks nothing: --last, --junit, --markdown and --json have no effect",
+            "leave them out, or check first and update then",
+        )
+    run, notes = summary_of(reports_below(reports))
+    if update:
+        _refuse_faults(run)
+        write_baseline(run.model_copy(update={"command": typed_command()}), baseline)
+        for note in notes:
+            warn(note)
+        echo(f"wrote {baseline}: {len(run.lines)} lines, {sum(len(line.cells) for line in run.lines)} cells")
+        return 0
+    earlier = load_summary(last) if last else None
+    judgement = judge(run, read_baseline(baseline), earlier, Thresholds(*bytes_threshold, time_threshold))
+    name = as_typed(str(baseline))
+    again = shlex.join(["capsbench", "check", as_typed(str(reports)), "--baseline", name, "--update"])
+    text = CheckText(judgement, name, again, map(as_typed, notes))
+    for path in markdown:
+        if path != STANDARD_OUTPUT:
+            write_text(path, text.markdown(), "--markdown")
+    if junit:
+        write_text(junit, text.junit(), "--junit")
+    if as_json:
+        echo_json(text.as_json())
+    else:
+        echo(text.markdown() if printed else "\n".join(text.lines()), nl=not printed)
+    return 0 if judgement.passed else 1
+
+
+def _refuse_faults(run: "Summary") -> None:
+    """Refuse faults, since a baseline holds results alone."""
+    faults = [cell for line in run.lines for cell in line.cells if cell.status in ("error", "timeout")]
+    if faults:
+        raise ConfigurationError(
+            f"--update: {len(faults)} cells ended in {' or '.join(sorted({cell.status for cell in faults}))}",
+            "a baseline holds results: mend them, and measure again with 'capsbench run --resume'",
+        )

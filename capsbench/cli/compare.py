@@ -1,0 +1,49 @@
+"""`capsbench compare`: two reports, figure by figure."""
+
+from pathlib import Path
+
+import click
+
+from capsbench.cli.command import Command, echo, echo_json
+from capsbench.cli.options import FOLDER, THRESHOLD_OPTIONS
+from capsbench.cli.output import console_of, load_summary, say
+from capsbench.errors import ConfigurationError
+
+
+@click.command("compare", cls=Command)
+@click.argument("a", type=FOLDER)
+@click.argument("b", type=FOLDER)
+@click.option("--cells", is_flag=True, help="Show every cell, beside slopes and levels.")
+@THRESHOLD_OPTIONS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, every cell in it.")
+@click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
+def command(
+    a: Path, b: Path, cells: bool, bytes_threshold: tuple[float, float], time_threshold: float, as_json: bool, markdown: bool
+) -> None:
+    """Compare two reports (or baselines), slope by slope and cell by cell: difference, interval, verdict.
+
+    Worse means significantly different and beyond a threshold. Times are scaled to the first report's machine: each was
+    measured beside a yardstick, which distinguishes a slower machine from slower code.
+
+    \b
+    Examples:
+      capsbench compare reports/before reports/after
+      capsbench compare baselines/cpu.json reports/mine --cells
+      capsbench compare reports/before reports/after --time-threshold 5% --markdown
+    """
+    from capsbench.gate.compare import compare
+    from capsbench.gate.comparison import Thresholds
+    from capsbench.gate.verdicts import comparison_json, comparison_markdown, comparison_remarks, comparison_table
+
+    if as_json and markdown:
+        raise ConfigurationError("--json and --markdown both want standard output", "give one of them")
+    compared = compare(load_summary(a), load_summary(b), Thresholds(*bytes_threshold, time_threshold))
+    if as_json:
+        echo_json(comparison_json(compared))
+    elif markdown:
+        echo(comparison_markdown(compared, cells=cells), nl=False)
+    else:
+        console = console_of()
+        console.print(comparison_table(compared, cells=cells))
+        for remark in comparison_remarks(compared, cells=cells):
+            say(console, remark)

@@ -1,0 +1,18 @@
+"""`capsbench completion`: completion of commands in a shell."""
+
+import click
+from click.shell_completion import get_completion_class
+
+from capsbench.cli.command import Command, echo
+from capsbench.errors import ConfigurationError
+
+
+@click.command("completion", cls=Command)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def command(context: click.Context, shell: str) -> None:
+    """Print shell completion; for bash: eval "$(capsbench completion bash)"."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise ConfigurationError(f"shell '{shell}' is not known", "choose bash, zsh or fish")
+    echo(kind(context.find_root().command, {}, "capsbench", "_CAPSBENCH_COMPLETE").source())

@@ -1,0 +1,81 @@
+"""The group of all commands. The module of a command is imported when the command is looked up."""
+
+from importlib import import_module
+
+import click
+
+from capsbench.cli.command import Group, echo
+
+SUMMARIES = {
+    "check": "Fail, with exit status 1, where memory or time grew against a baseline, or a cell is missing or failed.",
+    "classify": "Classify png or jpg images with a trained network: its class, and the length of that class's capsule (0 to 1).",
+    "compare": "Compare two reports (or baselines), slope by slope and cell by cell: difference, interval, verdict.",
+    "completion": 'Print shell completion; for bash: eval "$(capsbench completion bash)".',
+    "env": "Describe this machine as reports do.",
+    "figure": "Draw figures of a trained network.",
+    "init-ci": "Write .github/workflows/capsbench.yml: a check of every pull request, on predicted and CPU-exact memory.",
+    "list": "List models, data sets (and whether they are on disk), and every name that an option takes.",
+    "plot": "Draw figures 3 and 4 of every report at or below a folder again from its records, and the report's page.",
+    "predict": "Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's "
+    "allocator.",
+    "report": "Write one page of every report at or below the folders: no network, no server, opens from disk.",
+    "reproduce": "Reproduce the paper's figures and tables, with its values beside your own.",
+    "run": "Measure memory and time over depth, fit the slopes, draw figures 3 and 4.",
+    "show": "Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth.",
+    "slopes": "Print the slope of every line: the cost of a block, with its 95 % interval and the ratio to ResCapsNet.",
+    "timeline": "Look inside one training step of one network: memory alive and its purpose, the peak's operator, modules "
+    "that retain.",
+    "train": "Train a network to accuracy: checkpoints from which nothing is lost, the best epoch chosen on held-out images.",
+}
+"""First sentences of the commands, so that help needs no module of a command. Each is `command` in the module of its name."""
+
+
+class LazyGroup(Group):
+    """A group whose commands are imported when they are looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(SUMMARIES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is none of this name."""
+        if cmd_name not in SUMMARIES:
+            return None
+        found: click.Command = import_module(f"capsbench.cli.{cmd_name.replace('-', '_')}").command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the names and first sentences of the commands."""
+        room = formatter.width - 6 - max(map(len, SUMMARIES))
+        with formatter.section("Commands"):
+            rows = [(name, click.Command(name, help=text).get_short_help_str(room)) for name, text in SUMMARIES.items()]
+            formatter.write_dl(rows)
+
+
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked or context.resilient_parsing:
+        return
+    from importlib import metadata
+
+    try:
+        version = metadata.version("capsbench")
+    except Exception:  # a copy without an installation, or with half of one
+        version = "unknown"
+    echo(f"capsbench, version {version}")
+    context.exit()
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit.")
+def cli() -> None:
+    """Measure what depth costs: memory and time per block of capsule networks.
+
+    \b
+    Examples:
+      capsbench run --models all --depth 1-8
+      capsbench plot reports/
+      capsbench slopes reports/ --json
+      capsbench reproduce figure4 --batch-size 16
+    """

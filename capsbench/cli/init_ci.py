@@ -1,0 +1,60 @@
+"""`capsbench init-ci`: a workflow that checks every pull request."""
+
+import shlex
+
+import click
+
+from capsbench.cli.command import Command, echo
+from capsbench.cli.options import NameList
+from capsbench.cli.output import write_text
+from capsbench.errors import ConfigurationError
+from capsbench.gate.workflows import GITHUB_PATH, github_workflow, gitlab_pipeline, where_from
+from capsbench.options import MODELS
+from capsbench.paths import anchored, start
+
+
+@click.command("init-ci", cls=Command)
+@click.option("--models", default="all", help="Models to guard, as 'capsbench run' takes them.")
+@click.option("--depth", default="1-3", help="Depths to guard, as 'capsbench run' takes them.")
+@click.option("--baseline", default="baselines/ci.json", help="Path of the baseline in the repository.")
+@click.option(
+    "--install",
+    help="What pip installs as capsbench there: git+https://HOST/PATH.git@v1, a wheel, or . for the repository itself; "
+    "by default the source that this capsbench was installed from.",
+)
+@click.option("--gitlab", is_flag=True, help="Print a GitLab pipeline on standard output instead.")
+@click.option("--force", is_flag=True, help="Overwrite an existing workflow.")
+def command(models: str, depth: str, baseline: str, install: str | None, gitlab: bool, force: bool) -> None:
+    """Write .github/workflows/capsbench.yml: a check of every pull request, on predicted and CPU-exact memory.
+
+    No public index has capsbench, so --install names the source for a build server.
+
+    \b
+    Examples:
+      capsbench init-ci
+      capsbench init-ci --models rescapsnet,my_package.models:make_net --depth 1,2,4
+      capsbench init-ci --install git+https://git.example.org/tools/capsbench.git@v1
+      capsbench init-ci --gitlab
+    """
+    from capsbench.sweep.plan import naming
+    from capsbench.workload import resolve_model
+
+    install = install or where_from(start())
+    text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline, install)
+    for model in NameList(tuple(MODELS), open_ended=True).parse("--models", models):
+        # A user's own model need not be installed where the workflow is written.
+        if model != "all" and ":" not in model:
+            with naming("models"):
+                resolve_model(model)
+    if gitlab:
+        echo(text, nl=False)
+        return
+    path = anchored(GITHUB_PATH)
+    if path.exists() and not force:
+        raise ConfigurationError(f"{GITHUB_PATH} is there already", "give --force to overwrite it")
+    write_text(path, text, "the workflow")
+    echo(f"wrote {GITHUB_PATH}; it says at its top how to make {baseline}")
+    if install is None:
+        echo("it fails until its step 'Install' says where pip gets capsbench: give that with --install (and --force)")
+    else:
+        echo(f"a build server installs capsbench with: pip install {shlex.quote(install)}")

@@ -1,0 +1,61 @@
+"""`capsbench list`: every name that an option takes on this machine."""
+
+from pathlib import Path
+
+import click
+
+from capsbench.catalog import SPECS
+from capsbench.cli.command import Command, echo, echo_json
+from capsbench.cli.options import DATA_DIR_OPTION
+from capsbench.devices import GPUS
+from capsbench.options import OPTIONS, noun_of
+from capsbench.stats.metrics import METRICS
+from capsbench.words.units import bytes_text
+
+
+@click.command("list", cls=Command)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DATA_DIR_OPTION
+def command(as_json: bool, data_dir: Path | None) -> None:
+    """List models, data sets (and whether they are on disk), and every name that an option takes."""
+    found = offers(data_dir)
+    if as_json:
+        echo_json(found)
+        return
+    for head, entries in found.items():
+        echo(head)
+        for name, text in entries.items():
+            echo(f"  {name:<16} {text}")
+
+
+def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
+    """Names and their meanings, by kind; data sets are looked up on disk."""
+    from importlib.metadata import entry_points
+
+    from capsbench.data.datasets import data_directory
+    from capsbench.measure.facts import asked
+    from capsbench.routing import algorithms, kernels
+    from capsbench.workload import BUILT_IN, ENTRY_POINTS
+
+    registered = asked(lambda: {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}) or {}
+    options = OPTIONS.values()
+    return {
+        "models": {name: (kind.__doc__ or "").splitlines()[0] for name, kind in BUILT_IN.items()} | registered,
+        f"datasets (looked for in {directory or data_directory()})": {name: _dataset(name, directory) for name in SPECS},
+        "options": {one.flag: one.help + ("" if one.default is None else f" [{one.default}]") for one in options},
+        **{noun_of(name): dict(option.choices) for name, option in OPTIONS.items() if option.choices and name != "dataset"},
+        "routing": {name: f"{OPTIONS['routing'].choices[name]}; kernels {', '.join(kernels(name))}" for name in algorithms()},
+        "gpus to predict for": {
+            name: f"{bytes_text(gpu.memory_bytes)}, compute capability {'.'.join(map(str, gpu.capability))}"
+            for name, gpu in GPUS.items()
+        },
+        "metrics": {name: f"{metric.title} ({metric.column})" for name, metric in METRICS.items()},
+    }
+
+
+def _dataset(name: str, directory: Path | None) -> str:
+    from capsbench.data.datasets import load_images
+
+    spec = SPECS[name]
+    source = {"sample": "ships with capsbench", "real": "on disk", "stand-in": "not on disk: the sample stands in"}
+    return f"{'×'.join(map(str, spec.shape))}, {spec.classes} classes; {source[load_images(name, directory).source]}"

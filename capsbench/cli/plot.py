@@ -1,0 +1,58 @@
+"""`capsbench plot`: the figures of reports, drawn again."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from capsbench.cli.command import Command, echo
+from capsbench.cli.options import FOLDER, NameList
+from capsbench.cli.output import warn_of_damages
+from capsbench.errors import StoreError
+from capsbench.files import nothing_to_read
+from capsbench.report import reports_below
+from capsbench.stats.metrics import MEMORY_METRICS
+
+if TYPE_CHECKING:
+    from capsbench.figures.panels import Per
+
+
+@click.command("plot", cls=Command)
+@click.argument("reports", type=FOLDER)
+@click.option(
+    "--metric", type=NameList(tuple(MEMORY_METRICS)), help="Memory to draw; by default retained, and peak beside it in figure 4."
+)
+@click.option("--per", type=click.Choice(["step", "epoch"]), default="step", help="Seconds per step or epoch.")
+@click.option("--paper", "with_paper", is_flag=True, help="Draw the paper's table 4 where comparable (process, reserved).")
+def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool) -> None:
+    """Draw figures 3 and 4 of every report at or below a folder again from its records, and the report's page.
+
+    A report of `reproduce` is drawn as `reproduce` draws it, unless an option asks for something else.
+
+    \b
+    Examples:
+      capsbench plot reports/
+      capsbench plot reports/mine --metric reserved,process --paper
+    """
+    from capsbench.paper import COMPARABLE_METRICS
+    from capsbench.words.labels import on_gpu
+
+    if with_paper and not set(metric or ()) & set(COMPARABLE_METRICS):
+        echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)
+    comparable = False
+    empty: list[StoreError] = []
+    for one in reports_below(reports):
+        warn_of_damages([one])
+        if not one.records:
+            # The other reports are still drawn.
+            empty.append(nothing_to_read(one.folder))
+            continue
+        for path in one.write(memory=metric, per=per, with_paper=with_paper):
+            echo(path)
+        comparable = comparable or bool(on_gpu(one.frame).any())
+    for other in empty[1:]:
+        echo(f"error: {other.what}", err=True)
+    if empty:
+        raise empty[0]
+    if with_paper and not comparable:
+        echo("table 4 is not drawn: it stands beside records of a GPU, and there are none", err=True)

@@ -1,0 +1,32 @@
+"""`capsbench run`: a sweep, measured."""
+
+from typing import Any
+
+import click
+
+from capsbench.cli.command import Command
+from capsbench.cli.options import MODEL_OPTIONS, SWEEP_OPTIONS, cell_options
+from capsbench.options import SWEPT_OPTIONS
+
+
+@click.command("run", cls=Command)
+@MODEL_OPTIONS
+@cell_options(*SWEPT_OPTIONS)
+@SWEEP_OPTIONS
+def command(**given: Any) -> int:
+    """Measure memory and time over depth, fit the slopes, draw figures 3 and 4.
+
+    Options that name a choice take a comma list, which multiplies the sweep.
+
+    \b
+    Examples:
+      capsbench run --models all --depth 1-8
+      capsbench run --models rescapsnet,mocapsnet --kernel published,auto --batch-size 16
+      capsbench run --models mocapsnet --front plain,chunked --optimizer-step after,backward
+      capsbench run --models my_package.models:make_net --depth 1,2,4
+      capsbench run --models all --device cuda:predicted --gpu a100
+      capsbench run --models all --out reports/mine --resume
+    """
+    from capsbench.cli.sweeps import asked_cells, plan_of, sweep
+
+    return sweep(plan_of(asked_cells(given), given), **given)

@@ -1,0 +1,39 @@
+"""`capsbench show`: slopes and small charts on the terminal."""
+
+from pathlib import Path
+
+import click
+from rich.text import Text
+
+from capsbench.cli.command import Command, echo
+from capsbench.cli.options import FOLDER
+from capsbench.cli.output import console_of, load_records
+from capsbench.cli.streams import signs_of
+from capsbench.figures.sparks import BLOCKS, PLAIN
+
+
+@click.command("show", cls=Command)
+@click.argument("reports", type=FOLDER)
+def command(reports: Path) -> None:
+    """Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth.
+
+    \b
+    Examples:
+      capsbench show reports/
+      capsbench show reports/mine
+    """
+    from capsbench.stats.slopes import slopes
+    from capsbench.terminal.show import show_lines
+
+    frame = load_records(reports)
+    console = console_of()
+    signs = BLOCKS
+    try:
+        BLOCKS.encode(console.encoding)
+    except (UnicodeEncodeError, LookupError):
+        signs = PLAIN
+    table = slopes(frame)
+    for line in show_lines(frame, table, signs):
+        console.print(Text(signs_of(line.plain, "ascii")) if signs == PLAIN else line, soft_wrap=True)
+    if table.empty:
+        echo("no slopes: a line needs two measured depths")
