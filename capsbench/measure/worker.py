@@ -82,17 +82,14 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
         traced, notes = traced_figures(configuration)
     if traced is not None:
         traced = traced.model_copy(update={"agrees": traced.retained_bytes == figures.retained_bytes})
-        notes += _disagreement(traced, figures)
+        if not traced.agrees:
+            counted, of_trace = figures.retained_bytes, traced.retained_bytes
+            notes += [
+                f"{counted} bytes retained were counted, and the trace of the step retains {of_trace}: the count is believed, "
+                "and what the trace says of modules and operations is not used"
+            ]
     notes = [*why, *step.workload.notes, *notes]
     return Reply(status="ok", data_source=step.workload.data_source, memory=figures, step=traced, notes=notes)
-
-
-def _disagreement(traced: StepFigures, figures: MemoryFigures) -> list[str]:
-    """A note on which bytes are believed, if the step that was run and the one that was traced retain different ones."""
-    if traced.agrees:
-        return []
-    believed = f"{figures.retained_bytes} bytes retained were counted, and the trace of the step retains {traced.retained_bytes}"
-    return [f"{believed}: the count is believed, and what the trace says of modules and operations is not used"]
 
 
 def timeline_pass(request: Request) -> Reply:
@@ -110,7 +107,9 @@ def time_pass(request: Request) -> Reply:
 
     workload = Workload(request.configuration, request.data_directory)
     if request.turn is not None:
-        _wait_for_turn(request.turn)
+        with socket.socket(fileno=request.turn) as parent:
+            parent.send(READY)
+            parent.recv(len(READY))
     figures = timing.measure_time(workload, request.samples, request.budget_seconds)
     return Reply(status="ok", data_source=workload.data_source, time=figures, notes=workload.notes)
 
@@ -143,12 +142,6 @@ def run(request: Request) -> Reply:
         full = is_out_of_memory(error, limited=limits_all_memory(request.configuration))
         reply = Reply(status="oom" if full else "error", message=_describe(error))
     return reply.model_copy(update={"notes": [*notes, *reply.notes]})
-
-
-def _wait_for_turn(descriptor: int) -> None:
-    with socket.socket(fileno=descriptor) as parent:
-        parent.send(READY)
-        parent.recv(len(READY))
 
 
 def _who_counted(probe: str) -> list[str]:

@@ -67,14 +67,10 @@ def call_for(model: str, function: Callable[..., T], *args: Any) -> T:
     Raises:
         CapsbenchError: the function raised it, or its process ended without an answer.
     """
-    here = model in BUILT_IN or _is_of_this_process(model)
-    return function(*args) if here else call(function, *args)
-
-
-def _is_of_this_process(model: str) -> bool:
-    """Return whether a network's module was made here and not imported, as in a notebook: no other process could import it."""
     module = sys.modules.get(model.partition(":")[0])
-    return module is not None and module.__spec__ is None
+    # Another process could not import a module that was made here, as in a notebook.
+    here = model in BUILT_IN or (module is not None and module.__spec__ is None)
+    return function(*args) if here else call(function, *args)
 
 
 def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None = None) -> T:

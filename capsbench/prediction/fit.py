@@ -233,8 +233,10 @@ def _growth(line: Mapping[int, int]) -> Growth:
 
 def _standing(memory: MemoryFigures) -> tuple[int, int]:
     """Bytes alive at the end of forward, and at the end of backward, without the batch."""
-    state = memory.state_bytes + memory.optimizer_bytes
-    return state + memory.retained_bytes, state + memory.gradient_bytes
+    state, optimizer, retained, gradient = (
+        getattr(memory, f"{name}_bytes", None) or 0 for name in ("state", "optimizer", "retained", "gradient")
+    )
+    return state + optimizer + retained, state + optimizer + gradient
 
 
 def _taken(found: Prediction) -> int:

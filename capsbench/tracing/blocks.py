@@ -45,8 +45,6 @@ class Blocks:
         """The running operator as autograd called it, not the operators that it is made of."""
         self.block_of_event: list[int] = []
         self.bytes_of_event: list[int] = []
-        self._sum = (-1, 0)
-        """The last block, if it is a sum of gradients, and the key of its storage."""
         self._spans: dict[str, tuple[int, int]] = {}
         self._tags: dict[Category, set[int]] = {}
         self._known: dict[int, tuple[weakref.ref[Any], int, int]] = {}
@@ -105,10 +103,6 @@ class Blocks:
         """Return whether the storage behind a tensor was seen being made."""
         return tensor.untyped_storage()._cdata in self._known
 
-    def sum_of_gradients(self, tensor: Tensor) -> None:
-        """Note that a tensor that was followed just now is the sum of two gradients."""
-        self._sum = self.block_of_event[-1], tensor.untyped_storage()._cdata
-
     def follow(self, tensor: Tensor) -> None:
         """Follow the storage behind a tensor to its end, if it is on the device and not followed yet."""
         if tensor.device.type != self.device.type:
@@ -135,27 +129,8 @@ class Blocks:
 
     def _drop(self, key: int) -> None:
         found = self._known.pop(key, None)
-        if found is not None and not self._is_summed_in_place(*found[1:]):
+        if found is not None:
             self.free(*found[1:])
-
-    def _is_summed_in_place(self, block: int, nbytes: int) -> bool:
-        """Take back the sum of two gradients if one that is held nowhere else is freed right after it.
-
-        Autograd adds in place then, but not to tensors without values, which count as a class of their own.
-
-        Args:
-            block: the block that is freed.
-            nbytes: its size.
-        """
-        (made, key), self._sum = self._sum, (-1, 0)
-        known = self._known.get(key)
-        last = len(self.block_of_event) - 1
-        if known is None or made != last or known[2] != nbytes or self.made_by[block][1] == current_node():
-            return False
-        del self.block_of_event[last], self.bytes_of_event[last], self.made_in[made], self.made_by[made]
-        self.alive -= nbytes
-        self._known[key] = known[0], block, nbytes
-        return True
 
     def free(self, block: int, nbytes: int) -> None:
         """Record that a block was freed."""

@@ -4,10 +4,8 @@ Tensors are torch's fake ones, which have all but values. Autograd, autocast and
 would on a CPU, and nothing is allocated. Below them a dispatch mode sees each operator, and follows the storages that it makes.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import Any
 
 import torch
@@ -214,8 +212,6 @@ class Follow(Operators):
         for one in tensors_in(out):
             if one.untyped_storage()._cdata not in outside:
                 self.blocks.follow(one)
-        if call.packet is torch.ops.aten.add and _called_by_engine():
-            self.blocks.sum_of_gradients(out)
         self._take_scratch(call)
         return out
 
@@ -268,14 +264,6 @@ class Follow(Operators):
                 nbytes = scratch_bytes(call)
         if nbytes:
             self.blocks.free(self.blocks.add(nbytes), nbytes)
-
-
-def _called_by_engine() -> bool:
-    """Return whether autograd's engine runs an operator by itself, and not a backward that is written in Python."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename == __file__:
-        frame = frame.f_back
-    return frame is not None and frame.f_code.co_name == "_engine_run_backward"
 
 
 def _is_random_state(tensor: Tensor) -> bool:

@@ -231,9 +231,8 @@ def pretend_device(
         nbytes = taken(value)
         fits = room is None or nbytes <= room
         phase = (forward or taken)(value)
-        standing = dict.fromkeys(("state_bytes", "optimizer_bytes", "retained_bytes", "gradient_bytes"), 0)
         memory = SimpleNamespace(
-            peak_allocated_bytes=nbytes, process_bytes=None, peak_forward_bytes=phase, peak_backward_bytes=nbytes, **standing
+            peak_allocated_bytes=nbytes, process_bytes=None, peak_forward_bytes=phase, peak_backward_bytes=nbytes
         )
         return SimpleNamespace(memory=memory, fits=fits, reason="" if fits else "it is full", room_bytes=room)
 
