@@ -131,7 +131,8 @@ def heading() -> Iterator[str]:
     yield ""
     yield "*Registers* are counted per thread, *spills* are bytes per thread that did not fit into them, *shared* are bytes per"
     yield "block of threads. All is float32, and holds for every I and every B of at least 4. `coupled_sum` serves RBA without a"
-    yield "temperature, SDA with one; `em_moment` runs twice a round, for the mean without `about`, for the variance without `total_parts`."
+    yield "temperature, SDA with one; `em_moment` runs twice a round, for the mean without `about`, for the variance without"
+    yield "`total_parts`."
     yield ""
     figures = [f"sm_{architecture} {name}" for architecture in ARCHITECTURES for name in Figures._fields]
     names = ["kernel", "K", "J", "D", "threads", *figures]
