@@ -10,11 +10,11 @@ import pandas as pd
 from capsbench import paper
 from capsbench.frame import plain
 from capsbench.gate.summary import mapping
-from capsbench.page.cells import Line, Lines
+from capsbench.page.cells import Lines
 from capsbench.page.room import LONGEST_NAME
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS
-from capsbench.words.labels import cut, dataset_title, is_predicted, model_title
+from capsbench.words.labels import Line, cut, dataset_title, is_predicted, model_title
 from capsbench.words.slopes_in_words import row_ratio, row_shape, row_slope
 from capsbench.words.units import bytes_text, quantity_text
 
@@ -29,8 +29,6 @@ Piece = tuple[bool, str]
 class Answer:
     """One line of the records in a sentence."""
 
-    place: int
-    """Index in the page's list of lines."""
     label: str
     colour: int
     """Index in the page's palettes."""
@@ -54,13 +52,13 @@ class PaperVerdict:
 
 
 def answers(
-    lines: Lines, told: Sequence[Mapping[str, Any]], frame: pd.DataFrame, reports: Sequence["Report"], most: int
+    lines: Lines, page_lines: Sequence[Mapping[str, Any]], frame: pd.DataFrame, reports: Sequence["Report"], most: int
 ) -> list[Answer]:
     """A sentence for each of the first lines.
 
     Args:
         lines: lines of the frame.
-        told: result of `lines_data`.
+        page_lines: result of `lines_data`.
         frame: all records.
         reports: the reports.
         most: largest number of sentences.
@@ -68,31 +66,30 @@ def answers(
     rows = frame.assign(line=lines.of_record)
     found = []
     latest = latest_of(reports)
-    first = sorted(range(len(told)), key=lambda place: told[place]["report"] != latest)
-    for place in first[:most]:
-        line = told[place]
-        cells = rows[rows["line"] == place]
+    first = sorted(range(len(page_lines)), key=lambda index: page_lines[index]["report"] != latest)
+    for index in first[:most]:
+        line = page_lines[index]
+        cells = rows[rows["line"] == index]
         found.append(
             Answer(
-                place=place,
                 label=str(line["label"]),
                 colour=int(line["look"]["colour"]),
                 sentence=[*_cost(line["fits"], cells), *_ending(cells)],
-                where=_where(lines.lines[place], cells, reports),
+                where=_where(lines.lines[index], cells, reports),
             )
         )
     return found
 
 
 def paper_verdicts(
-    table: pd.DataFrame, lines: Lines, told: Sequence[Mapping[str, Any]], reports: Sequence["Report"]
+    table: pd.DataFrame, lines: Lines, page_lines: Sequence[Mapping[str, Any]], reports: Sequence["Report"]
 ) -> list[PaperVerdict]:
     """The paper's claims on memory and time per block, compared with one's own figures; the latest report's first.
 
     Args:
         table: slopes of all lines.
         lines: lines of the records.
-        told: result of `lines_data`.
+        page_lines: result of `lines_data`.
         reports: the reports.
     """
     ratios: list[PaperVerdict] = []
@@ -100,7 +97,7 @@ def paper_verdicts(
     rows = table.iloc[(table["report"] != latest_of(reports)).argsort(kind="stable")]
     for row in rows.to_dict("records"):
         line = {str(name): plain(row[name]) for name in lines.names}
-        own = told[lines.place_of(line)]
+        own = page_lines[lines.index_of(line)]
         label = str(own["label"])
         is_momentum = line["model"] == "mocapsnet" and str(line["memory"]).startswith("reversible")
         alone = is_predicted(line) and pd.isna(row["ratio_to_rescapsnet"])

@@ -78,11 +78,11 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     records = [record for report in apart for record in report.records]
     frame, table = _figures(apart)
     lines = Lines(frame)
-    told = lines_data(lines, frame, table, apart)
+    page_lines = lines_data(lines, frame, table, apart)
     timelines, all_timelines = timelines_data(apart, loose)
-    verdicts = paper_verdicts(table, lines, told, apart)
+    verdicts = paper_verdicts(table, lines, page_lines, apart)
     texts = Texts()
-    fit, packed = packed_fits(told)
+    fit, packed = packed_fits(page_lines)
     data: dict[str, Any] = {
         "units": {"bytes": BYTES, "seconds": SECONDS},
         "options": options_data(),
@@ -108,8 +108,8 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     return _template().render(
         title=" and ".join(cut(report.name, LONGEST_NAME) for report in apart) if len(apart) < 4 else f"{len(apart)} reports",
         reports=data["reports"],
-        answers=answers(lines, told, frame, apart, _ANSWERS),
-        lines=len(told),
+        answers=answers(lines, page_lines, frame, apart, _ANSWERS),
+        lines=len(page_lines),
         verdicts=verdicts[:_ANSWERS],
         left_out=max(0, len(verdicts) - _ANSWERS),
         cells=len(records),

@@ -17,7 +17,7 @@ from capsbench.records import Record
 from capsbench.stats.median import median_interval
 from capsbench.stats.metrics import METRICS, TIME_METRICS
 from capsbench.stats.slopes import REFERENCE_MODEL, line_columns
-from capsbench.words.labels import Names, cut, dataset_title, model_title
+from capsbench.words.labels import Line, Names, cut, dataset_title, model_title
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
 
@@ -50,7 +50,6 @@ _SYMBOLS = {
 _NAMED_DASHES = {"-": "solid", "-.": "dashdot", ":": "dot", "--": "dash"}
 _DIGITS = 9
 
-Line = dict[str, object]
 Key = tuple[object, ...]
 
 
@@ -74,13 +73,13 @@ class Lines:
                 known.setdefault(key[:-1], key)
         never_started = [key[-1] is None and status != "ok" for key, status in zip(keys, frame["status"], strict=True)]
         whole = [known.get(key[:-1], key) if never else key for key, never in zip(keys, never_started, strict=True)]
-        self._places = {key: place for place, key in enumerate(dict.fromkeys(whole))}
-        self.of_record = [self._places[key] for key in whole]
-        self.lines: list[Line] = [dict(zip(self.names, key, strict=True)) for key in self._places]
+        self._indices = {key: index for index, key in enumerate(dict.fromkeys(whole))}
+        self.of_record = [self._indices[key] for key in whole]
+        self.lines: list[Line] = [dict(zip(self.names, key, strict=True)) for key in self._indices]
 
-    def place_of(self, line: Mapping[str, object]) -> int:
+    def index_of(self, line: Line) -> int:
         """Index of a line of `slopes` or `lines` in the list."""
-        return self._places[tuple(plain(line[name]) for name in self.names)]
+        return self._indices[tuple(plain(line[name]) for name in self.names)]
 
 
 def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, reports: Sequence["Report"]) -> list[dict[str, Any]]:
@@ -100,10 +99,10 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, reports: 
     plans = {report.name: report.plan for report in reports}
     fits: list[dict[str, Any]] = [{} for _ in lines.lines]
     for row in table.to_dict("records"):
-        fits[lines.place_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
+        fits[lines.index_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
     means = _means(lines, frame)
     found = []
-    for place, line in enumerate(lines.lines):
+    for index, line in enumerate(lines.lines):
         label = labels.of(line)
         known = {name: _short(line[name]) for name in LINE_COLUMNS if line.get(name) is not None}
         found.append(
@@ -120,18 +119,18 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, reports: 
                 "timelineCommand": _whole(timeline_command(line)),
                 # The paper's readings can stand beside it.
                 "paper": str(line["device"]).startswith("cuda") and line["batch_size"] == paper.BATCH_SIZE,
-                "fits": fits[place],
-                "means": means.get(place, {}),
+                "fits": fits[index],
+                "means": means.get(index, {}),
             }
         )
     return found
 
 
-def packed_fits(told: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
+def packed_fits(page_lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
     """Names of the fields of a fit, and lines whose fits are bare values in that order, since names would take most room."""
-    names = next((list(fit) for line in told for fit in line["fits"].values()), [])
+    names = next((list(fit) for line in page_lines for fit in line["fits"].values()), [])
     return names, [
-        {**line, "fits": {metric: [fit[name] for name in names] for metric, fit in line["fits"].items()}} for line in told
+        {**line, "fits": {metric: [fit[name] for name in names] for metric, fit in line["fits"].items()}} for line in page_lines
     ]
 
 
@@ -176,11 +175,11 @@ class Texts:
     """Texts of records, each kept once under a number; number 0 is the empty text."""
 
     def __init__(self) -> None:
-        self._places = {"": 0}
+        self._numbers = {"": 0}
 
     def number(self, text: object) -> int:
         """Number of one text; 0 if it is missing."""
-        return self._places.setdefault("" if plain(text) is None else str(text), len(self._places))
+        return self._numbers.setdefault("" if plain(text) is None else str(text), len(self._numbers))
 
     def numbers(self, texts: Iterable[object]) -> list[int]:
         """Numbers of several texts."""
@@ -188,11 +187,11 @@ class Texts:
 
     def all(self, longest: int) -> list[str]:
         """The texts by number, each cut to at most `longest` characters."""
-        return [cut(text, longest) for text in self._places]
+        return [cut(text, longest) for text in self._numbers]
 
     def longer(self, longest: int) -> int:
         """Number of texts with more characters."""
-        return sum(len(text) > longest for text in self._places)
+        return sum(len(text) > longest for text in self._numbers)
 
 
 def options_data() -> dict[str, Any]:
@@ -267,8 +266,8 @@ def _means(lines: Lines, frame: pd.DataFrame) -> dict[int, dict[str, list[list[f
     good = frame.assign(line=lines.of_record)[frame["status"] == "ok"]
     several = good.groupby(["line", "blocks"]).size().groupby("line").max()
     found: dict[int, dict[str, list[list[float]]]] = {}
-    for place, cells in good[good["line"].isin(several[several > 1].index)].groupby("line"):
-        own = found[int(str(place))] = {}
+    for index, cells in good[good["line"].isin(several[several > 1].index)].groupby("line"):
+        own = found[int(str(index))] = {}
         for metric in METRICS.values():
             means = cells[metric.column].dropna().astype(float).groupby(cells["blocks"]).mean()
             own[metric.name] = [[int(str(blocks)), float(mean)] for blocks, mean in means.items()]

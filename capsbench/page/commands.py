@@ -1,12 +1,10 @@
 """Commands that measure a cell again, and that look inside its step."""
 
 import shlex
-from collections.abc import Mapping
 
 from capsbench.options import OPTIONS, PREDICTED, REPEATED_FLAGS, SWEPT_OPTIONS
 from capsbench.records import Plan
-
-Line = Mapping[str, object]
+from capsbench.words.labels import Line
 
 
 def line_command(line: Line, plan: Plan | None) -> str:
