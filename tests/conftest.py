@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from helpers.commands import Result, briefly, process_environment
-from helpers.forked import Done, Server, shared_server
+from helpers.forked import Done, Server, save_a_word, shared_server
 from helpers.made import RETAINED_PER_BLOCK, make_frame, make_record
 
 # Whoever runs the tests in the background may have had Ctrl-C ignored, which processes inherit.
@@ -80,16 +80,22 @@ def capsbench(tmp_path: Path, server: Server) -> Callable[..., Result]:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run the command line in this process, a hundred times faster; an uncaught error fails the test."""
+    """Run the command line in this process, a hundred times faster; an uncaught error fails the test.
+
+    Files of figures hold a word, unless the call says `drawn=True`.
+    """
     from capsbench.cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["capsbench", *briefly(arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
+    def call(*arguments: object, drawn: bool = False) -> Result:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", ["capsbench", *briefly(arguments)])
+            if not drawn:
+                patched.setattr("matplotlib.figure.Figure.savefig", save_a_word)
+            with pytest.raises(SystemExit) as ended:
+                main()
         out, err = capfd.readouterr()
         return Result(int(ended.value.code or 0), out, err)
 

@@ -412,7 +412,7 @@ def test_an_ensemble_has_no_one_capsule(runs):
 def test_reconstructions_are_drawn(command, runs, pictures, tmp_path, own):
     """Figures of one's own images in another folder, or of test images beside the checkpoint."""
     more = [*pictures[:3], "--out", "drawn"] if own else []
-    done = command("figure", "reconstructions", runs.paths[0].parent, *more, "--device", "cpu")
+    done = command("figure", "reconstructions", runs.paths[0].parent, *more, "--device", "cpu", drawn=True)
     assert (done.status, done.stderr) == (0, "")
     folder = tmp_path / "drawn" if own else runs.paths[0].parent
     names = [f"{figure}.{kind}" for figure in ("reconstructions", "perturbations") for kind in ("svg", "png", "pdf")]

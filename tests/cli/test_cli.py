@@ -398,7 +398,7 @@ def test_figures_that_cannot_be_written(command, report):
 def test_plot_draws_every_report_and_what_was_asked(command, report):
     (report.parent / "report" / "inner").mkdir()
     Report(report / "inner").append(make_record(status="oom"))
-    result = command("plot", ".", "--metric", "process,peak", "--per", "epoch", "--paper")
+    result = command("plot", ".", "--metric", "process,peak", "--per", "epoch", "--paper", drawn=True)
     assert result.status == 0
     assert result.stderr == "table 4 is not drawn: it stands beside records of a GPU, and there are none\n"
     assert len(result.stdout.splitlines()) == 16
@@ -482,7 +482,7 @@ def test_a_finished_sweep_is_not_measured_again(sweep, capsbench):
     home, arguments, _ = sweep
     records = home / "reports" / "tiny" / "records.jsonl"
     before = records.read_bytes()
-    result = capsbench(*arguments, "--resume", "--json", cwd=home)
+    result = capsbench(*arguments, "--resume", "--json", cwd=home, drawn=True)
     assert result.status == 0
     assert len(json.loads(result.stdout)) > 3
     assert "6 already measured" in result.stderr

@@ -210,7 +210,7 @@ def _become(request: Mapping[str, Any]) -> None:
     if not request["drawn"]:
         from matplotlib.figure import Figure
 
-        Figure.savefig = _save_a_word  # type: ignore[method-assign]
+        Figure.savefig = save_a_word  # type: ignore[method-assign]
     exec(request["setup"], {})
     if request["forks"]:
         _fork_workers()
@@ -223,7 +223,7 @@ def _capsbench() -> None:
     main()
 
 
-def _save_a_word(_: Any, file: Any, **__: Any) -> None:
+def save_a_word(_: Any, file: Any, **__: Any) -> None:
     """Write a word in place of a figure, or fail as the figure would."""
     if isinstance(file, Path):
         file.write_text("a figure", encoding="utf-8")

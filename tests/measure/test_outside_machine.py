@@ -5,9 +5,6 @@ import json
 import os
 import platform
 import pwd
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import platformdirs
@@ -23,8 +20,6 @@ from capsbench.measure.facts import Facts, asked
 from capsbench.paths import user_cache, user_data
 from capsbench.report import Report
 from capsbench.routing import compiled
-from helpers import TESTS
-from helpers.commands import process_environment
 
 SOURCES = [
     (psutil, "cpu_freq"), (psutil, "cpu_count"), (psutil, "virtual_memory"), (os, "getloadavg"), (importlib.metadata, "version"),
@@ -143,7 +138,7 @@ def test_who_takes_the_cores_may_stay_unknown(monkeypatch):
     ],
 )  # fmt: skip
 def test_commands_on_a_machine_that_answers_nothing(forked, tmp_path, typed):
-    done = forked(tmp_path, typed, setup=SILENT)
+    done = forked(tmp_path, typed, setup=SILENT, forks=True)
     assert done.status == 0, done
     assert "Traceback" not in done.stderr
     if typed.startswith("train"):
@@ -152,21 +147,10 @@ def test_commands_on_a_machine_that_answers_nothing(forked, tmp_path, typed):
         assert environment["cpu"]["load_1_min"] is None
 
 
-def test_a_sweep_on_a_machine_that_answers_nothing(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(SILENT)
-    paths = os.pathsep.join([str(tmp_path), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    variables = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CAPSBENCH_NO_COMPILER": "1"}
+def test_a_sweep_on_a_machine_that_answers_nothing(forked, tmp_path):
     typed = "run --models helpers.tiny:make_plain --depth 1 --batch-size 2 --device cpu --time-budget 0.01 --out mine"
-    done = subprocess.run(
-        [sys.executable, "-m", "capsbench.cli", *shlex.split(typed)],
-        cwd=tmp_path,
-        env=process_environment(tmp_path) | variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = forked(tmp_path, typed, setup=SILENT, forks=True, CAPSBENCH_NO_COMPILER="1")
+    assert done.status == 0, done.stderr
     (record,) = Report(tmp_path / "mine").records
     assert record.status == "ok"
     assert record.time is not None

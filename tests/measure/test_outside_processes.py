@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -78,9 +79,9 @@ def predicted(name, **fields):
     return predict_cell(Cell(configuration=make_configuration(name, 1, device="cpu:predicted", **fields)))
 
 
-def measured(name, what="memory", **fields):
+def measured(name, what="memory", run=partial(in_fork, run_pass), **fields):
     request = Request(configuration=make_configuration(name, 1, **fields), what=what, samples=5, budget_seconds=0.01)
-    return in_fork(run_pass, request, 300)
+    return run(request, 300)
 
 
 # What a network prints.
@@ -98,8 +99,8 @@ def measured(name, what="memory", **fields):
         "train --model {} --epochs 1 --scale 0.1 --batch-size 32 --out there",
     ],
 )
-def test_json_alone_is_on_standard_output(command, own_model, asked):
-    result = command(*asked.format(own_model(NOISY)).split(), "--json")
+def test_json_alone_is_on_standard_output(capsbench, own_model, asked):
+    result = capsbench(*asked.format(own_model(NOISY)).split(), "--json")
     assert result.status == 0, result.stderr
     assert json.loads(result.stdout), result.stdout
 
@@ -211,7 +212,7 @@ while not os.path.exists("pid") or not open("pid").read():
 
 
 @pytest.mark.parametrize("left", [LEFT_BEHIND, DAEMON], ids=["session", "daemon"])
-@pytest.mark.parametrize("look", [measured, predicted])
+@pytest.mark.parametrize("look", [partial(measured, run=run_pass), predicted], ids=["measured", "predicted"])
 def test_what_a_network_starts_ends_with_its_cell(own_model, tmp_path, left, look):
     reply = look(own_model(source(top=left)))
     assert reply.status == "ok", reply.message

@@ -337,7 +337,7 @@ def write_lines(folder, **fields):
 )
 def test_diagnostics_are_drawn(command, tmp_path, fields):
     write_lines(tmp_path / "run", **fields)
-    drawn = command("figure", "diagnostics", "run")
+    drawn = command("figure", "diagnostics", "run", drawn=True)
     assert (drawn.status, drawn.stderr) == (0, "")
     assert [line.split("/")[-1] for line in drawn.stdout.splitlines()] == [
         "diagnostics.svg",
