@@ -30,7 +30,7 @@ FEWEST_CELLS = 3
 
 
 class Place(NamedTuple):
-    """Position of a cell in its line."""
+    """Position of a cell in its series."""
 
     blocks: int
     replicate: int = 0
@@ -54,7 +54,7 @@ class Change:
 
 
 def level_change(before: Sequence[float], after: Sequence[float], places: Sequence[Place] | None = None) -> Change | None:
-    """The change of a time over all cells of a line: the trimmed geometric mean of the ratios of matching cells.
+    """The change of a time over all cells of a series: the trimmed geometric mean of the ratios of matching cells.
 
     Args:
         before: seconds of each cell.
@@ -114,7 +114,7 @@ def slope_change(
 
 
 def cell_changes(before: Sequence[float], after: Sequence[float], places: Sequence[Place] | None = None) -> list[Change] | None:
-    """The change of each cell, with the scatter of ratios in its line as noise; None with fewer than three cells.
+    """The change of each cell, with the scatter of ratios in its series as noise; None with fewer than three cells.
 
     A single slow process thus never stands out from noise: replicates or other depths must confirm it.
     """

@@ -16,16 +16,16 @@ from capsbench.figures.styles import COLOURS, DARK_COLOURS
 from capsbench.frame import SAMPLE_COLUMNS, to_frame
 from capsbench.page.answers import answers, latest_of, paper_verdicts
 from capsbench.page.cells import (
-    Lines,
+    SeriesIndex,
     Texts,
     cells_data,
     columns_data,
-    lines_data,
     metrics_data,
     options_data,
     packed_fits,
     paper_data,
     samples_data,
+    series_data,
     time_samples,
 )
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
@@ -77,11 +77,11 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     apart = told_apart(reports)
     records = [record for report in apart for record in report.records]
     frame, table = _figures(apart)
-    lines = Lines(frame)
-    told = lines_data(lines, frame, table, apart)
-    sentences, count = answers(lines, told, frame, apart, _ANSWERS)
+    index = SeriesIndex(frame)
+    told = series_data(index, frame, table, apart)
+    sentences, count = answers(index, told, frame, apart, _ANSWERS)
     timelines, all_timelines = timelines_data(apart, loose)
-    verdicts = paper_verdicts(table, lines, told, apart)
+    verdicts = paper_verdicts(table, index, told, apart)
     texts = Texts()
     fit, packed = packed_fits(told)
     data: dict[str, Any] = {
@@ -100,8 +100,8 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         "reports": reports_data(apart),
         "environments": environments_data(apart),
         "comparisons": comparisons_data(apart),
-        "history": history_data(apart, lines, table),
-        "cells": cells_data(lines, frame, records, texts),
+        "history": history_data(apart, index, table),
+        "cells": cells_data(index, frame, records, texts),
     }
     text, limits = _encoded(data, records, texts)
     if len(timelines) < all_timelines:

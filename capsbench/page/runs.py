@@ -11,7 +11,7 @@ from capsbench.gate.check import judge
 from capsbench.gate.compare import compare
 from capsbench.gate.summary import Summary, machine_parts, mapping, summarize
 from capsbench.gate.verdicts import CheckText, ComparisonRow, comparison_remarks, comparison_rows
-from capsbench.page.cells import Line, Lines
+from capsbench.page.cells import SeriesIndex
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut_list
 from capsbench.words.labels import cut
 
@@ -131,12 +131,12 @@ def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: in
     return {"columns": columns, "rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
 
 
-def history_data(reports: Sequence["Report"], lines: Lines, table: pd.DataFrame) -> dict[str, Any]:
+def history_data(reports: Sequence["Report"], index: SeriesIndex, table: pd.DataFrame) -> dict[str, Any]:
     """Slopes from report to report in the order of time, with the gate's verdict on each against the oldest.
 
     Returns:
-        `points`: name, commits and time of each report, with its verdict; `series`: for every line that two reports have, the
-        indices in the page's list of lines, by report.
+        `points`: name, commits and time of each report, with its verdict; `series`: for every series that two reports have, the
+        indices in the page's list of series, by report.
     """
     ordered = sorted(reports, key=lambda report: (report.ended, report.name))[-_MOST_REPORTS:]
     if len(ordered) < 2:
@@ -148,27 +148,27 @@ def history_data(reports: Sequence["Report"], lines: Lines, table: pd.DataFrame)
         for place, report in enumerate(ordered)
     ]
     places = {report.name: place for place, report in enumerate(ordered)}
-    fitted = sorted({lines.place_of(dict(row)) for _, row in table[lines.names].drop_duplicates().iterrows()})
-    shown = [(places[name], place) for place in fitted if (name := str(lines.lines[place]["report"])) in places]
+    fitted = sorted({index.place_of(dict(row)) for _, row in table[index.names].drop_duplicates().iterrows()})
+    shown = [(places[name], place) for place in fitted if (name := str(index.series[place]["report"])) in places]
     known = {key: mapping(entry) for report in ordered for key, entry in report.environments.items()}
-    return {"points": points, "series": [one for one in _series(shown, lines.lines, known) if len(one) > 1]}
+    return {"points": points, "series": [one for one in _series(shown, index.series, known) if len(one) > 1]}
 
 
 _TOLD_APART = ((), ("device", "threads"), ("device", "threads", "machine"))
-"""Options that can distinguish lines of one report that otherwise differ in the machine alone, the fewest first."""
+"""Options that can distinguish series of one report that otherwise differ in the machine alone, the fewest first."""
 
 
 def _series(
-    shown: Sequence[tuple[int, int]], lines: Sequence[Line], environments: Mapping[str, Any]
+    shown: Sequence[tuple[int, int]], all_series: Sequence[Series], environments: Mapping[str, Any]
 ) -> list[list[tuple[int, int]]]:
-    """Lines of several reports, joined if they differ in the machine alone.
+    """Series of several reports, joined if they differ in the machine alone.
 
-    If a report has several lines that differ in the machine alone, they are told apart by as little of it as tells them
+    If a report has several series that differ in the machine alone, they are told apart by as little of it as tells them
     apart; if nothing does, as after a commit amid a report, the first one stands for all.
 
     Args:
-        shown: pairs of the index of a report and that of a line of it.
-        lines: all of them.
+        shown: pairs of the index of a report and that of a series of it.
+        all_series: all of them.
         environments: entries of environment.json by key.
 
     Returns:
@@ -176,28 +176,28 @@ def _series(
     """
     found: dict[str, list[tuple[int, int]]] = {}
     for pair in shown:
-        found.setdefault(_portable(lines[pair[1]]), []).append(pair)
-    series = []
+        found.setdefault(_portable(all_series[pair[1]]), []).append(pair)
+    joined = []
     for pairs in found.values():
-        ways = [_split(pairs, lines, environments, by) for by in _TOLD_APART]
-        # The first of the splits that keep most lines.
-        series += max(ways, key=lambda way: sum(map(len, way)))
-    return [sorted(one.items()) for one in series]
+        ways = [_split(pairs, all_series, environments, by) for by in _TOLD_APART]
+        # The first of the splits that keep most series.
+        joined += max(ways, key=lambda way: sum(map(len, way)))
+    return [sorted(one.items()) for one in joined]
 
 
 def _split(
-    pairs: Sequence[tuple[int, int]], lines: Sequence[Line], environments: Mapping[str, Any], by: Sequence[str]
+    pairs: Sequence[tuple[int, int]], all_series: Sequence[Series], environments: Mapping[str, Any], by: Sequence[str]
 ) -> list[dict[int, int]]:
-    """Series of a line by report, told apart by parts of the machine; the first of lines that these leave alike."""
+    """Series by report, told apart by parts of the machine; the first of those that these leave alike."""
     found: dict[str, dict[int, int]] = {}
     for report, place in pairs:
-        line = lines[place]
-        parts = machine_parts(environments.get(str(line.get("environment")), {}))
+        series = all_series[place]
+        parts = machine_parts(environments.get(str(series.get("environment")), {}))
         machine = (parts.get("CPU"), parts.get("GPU"))
-        known = {**line, "machine": machine}
+        known = {**series, "machine": machine}
         places = found.setdefault(repr([known[name] for name in by]), {})
-        if report not in places or line.get("source") != lines[places[report]].get("source"):
-            places[report] = place  # if a network's source was changed amid a report, the later line
+        if report not in places or series.get("source") != all_series[places[report]].get("source"):
+            places[report] = place  # if a network's source was changed amid a report, the later series
     return list(found.values())
 
 
@@ -222,12 +222,12 @@ def _summary(report: "Report") -> tuple[Summary, list[str]]:
     return summarize([report])
 
 
-def _portable(line: Line) -> str:
-    """A key that is equal for lines that differ in report and machine alone; `cuda:1` is of the same kind as `cuda:0`."""
-    device = str(line["device"])
+def _portable(series: Series) -> str:
+    """A key that is equal for series that differ in report and machine alone; `cuda:1` is of the same kind as `cuda:0`."""
+    device = str(series["device"])
     general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
     own = {"report", "environment", "source", "threads", "device"}
-    return repr([(name, plain(value)) for name, value in line.items() if name not in own] + [general])
+    return repr([(name, plain(value)) for name, value in series.items() if name not in own] + [general])
 
 
 def _flat(entry: Mapping[str, Any], before: str = "") -> dict[str, str]:

@@ -38,18 +38,18 @@ def run_sweep(plan: Plan, report: Report, launch: Launcher, observers: Sequence[
     Raises:
         StoreError: there is no room, or a record could not be written.
     """
-    full = {_line(record.cell): record.cell.configuration.blocks for record in report.records if record.status == "oom"}
+    full = {_series_of(record.cell): record.cell.configuration.blocks for record in report.records if record.status == "oom"}
     for cell in remaining(plan, report):
         _check_room(report)
-        line, blocks = _line(cell), cell.configuration.blocks
-        if line in full and blocks > full[line]:
-            record = _skipped(cell, full[line])
+        series, blocks = _series_of(cell), cell.configuration.blocks
+        if series in full and blocks > full[series]:
+            record = _skipped(cell, full[series])
         else:
             for observer in observers:
                 observer.started(cell)
             record = launch(cell)
             if record.status == "oom":
-                full[line] = blocks
+                full[series] = blocks
         with _uninterrupted():
             report.append(record)
         for observer in observers:
@@ -62,9 +62,9 @@ def remaining(plan: Plan, report: Report) -> list[Cell]:
     return [cell for cell in plan.cells if cell.key() not in settled]
 
 
-def _line(cell: Cell) -> tuple[str, str | None]:
-    """Key of all depths of one line: its options, and the source of its network."""
-    return cell.configuration.line(), cell.source
+def _series_of(cell: Cell) -> tuple[str, str | None]:
+    """Key of all depths of one series: its options, and the source of its network."""
+    return cell.configuration.series(), cell.source
 
 
 def _skipped(cell: Cell, full_at: int) -> Record:

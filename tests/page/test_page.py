@@ -17,7 +17,7 @@ from capsbench.cli.sweeps import asked_cells
 from capsbench.files import ENVIRONMENT, SavedTimeline
 from capsbench.page import build, page_html, write_page
 from capsbench.page.build import script_json, told_apart
-from capsbench.page.commands import cell_options, line_command, timeline_command
+from capsbench.page.commands import cell_options, series_command, timeline_command
 from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, StepFigures, StepPhase, Timeline
 from capsbench.report import Report, frame_of, loose_timelines, reports_below
 from capsbench.stats.median import median_interval
@@ -437,7 +437,7 @@ def test_a_timeline_that_cannot_be_costs_itself_alone(command, tmp_path, text, w
 
 
 def cell_words(configuration, replicate=0, plan=None):
-    return (line_command(configuration.model_dump(), plan) + cell_options(configuration.blocks, replicate)).split()
+    return (series_command(configuration.model_dump(), plan) + cell_options(configuration.blocks, replicate)).split()
 
 
 def expanded(words):

@@ -10,7 +10,7 @@ import pytest
 
 from capsbench.files import SavedTimeline
 from capsbench.page import write_page
-from capsbench.page.commands import cell_options, line_command, timeline_command
+from capsbench.page.commands import cell_options, series_command, timeline_command
 from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
 from capsbench.report import Report
 from capsbench.stats.slopes import slopes
@@ -704,7 +704,7 @@ def test_what_a_cell_is_measured_with_is_in_its_command(show):
             told = page.evaluate("cell => [capsbench.commandOf(cell), capsbench.timelineCommandOf(cell)]", place)
             it = record.cell.configuration
             options = cell_options(it.blocks, record.cell.replicate)
-            assert told[0] == line_command(it.model_dump(), Plan(command="", cells=[])) + options
+            assert told[0] == series_command(it.model_dump(), Plan(command="", cells=[])) + options
             assert told[1] == timeline_command(it.model_dump()) + cell_options(it.blocks, 0)
         assert page.evaluate("() => capsbench.againText(1)") == "To measure it again, after the replicate before it:"
 
