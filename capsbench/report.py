@@ -365,7 +365,7 @@ class Report:
         """Judge this report against a baseline, as `capsbench check` does.
 
         Args:
-            baseline: a file that `capsbench check --update` has written, or a report.
+            baseline: a baseline file, as 'capsbench check' writes it, or a report.
             last: an earlier report or baseline; changes since then are reported, and are no regressions.
             thresholds: differences from which on a change matters.
 

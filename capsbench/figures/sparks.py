@@ -18,7 +18,9 @@ def scale_of(series: Mapping[Any, Any], metric: str) -> tuple[str, ...]:
     return metric, str(series.get("dataset")), str(series.get("batch_size")), str(series.get("device")).partition(":")[0]
 
 
-def reach(values_by_scale: Iterable[tuple[tuple[str, ...], Iterable[float]]]) -> dict[tuple[str, ...], tuple[float, float]]:
+def value_ranges(
+    values_by_scale: Iterable[tuple[tuple[str, ...], Iterable[float]]],
+) -> dict[tuple[str, ...], tuple[float, float]]:
     """The least and the largest value of each scale that has one."""
     found: dict[tuple[str, ...], tuple[float, float]] = {}
     for scale, values in values_by_scale:

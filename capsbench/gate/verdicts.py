@@ -81,8 +81,14 @@ def comparison_table(compared: Compared, *, cells: bool) -> Table:
     return out
 
 
-def comparison_remarks(compared: Compared, *, cells: bool) -> list[str]:
-    """Remarks that the rows lack: outcomes of cells, series of one run alone, and cells that changed and are not shown."""
+def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> list[str]:
+    """Remarks that the rows lack: outcomes of cells, series of one run alone, and cells that changed and are not shown.
+
+    Args:
+        compared: two runs.
+        cells: whether cells are shown.
+        hint: the way to see them, for the remark on cells that are not shown.
+    """
     labels = labels_of(compared)
     remarks = [printable(f"{it.verdict}: {fault_text(Fault((it,)), labels)}") for it in compared.outcomes]
     for lines, where in ((compared.only_before, "first"), (compared.only_after, "second")):
@@ -90,15 +96,15 @@ def comparison_remarks(compared: Compared, *, cells: bool) -> list[str]:
     judged = [it for it in compared.comparisons if it.scope == "cell"]
     changed = [f"{count} {verdict}" for verdict in ("worse", "better") if (count := sum(it.verdict == verdict for it in judged))]
     if changed and not cells:
-        remarks.append(f"of {len(judged)} figures of single cells {' and '.join(changed)}: --cells shows them")
+        remarks.append(f"of {len(judged)} figures of single cells {' and '.join(changed)}{hint and ': '}{hint}")
     return remarks
 
 
-def comparison_markdown(compared: Compared, *, cells: bool) -> str:
-    """Two runs for a pull request."""
+def comparison_markdown(compared: Compared, *, cells: bool, hint: str = "") -> str:
+    """Two runs for a pull request; the arguments are those of `comparison_remarks`."""
     head = [_markdown_row(_HEADS), "|" + " --- |" * len(_HEADS)]
     rows = [_markdown_row(row) for row in comparison_rows(compared, cells=cells)]
-    return "\n".join([*head, *rows, *_markdown_list("", comparison_remarks(compared, cells=cells))]) + "\n"
+    return "\n".join([*head, *rows, *_markdown_list("", comparison_remarks(compared, cells=cells, hint=hint))]) + "\n"
 
 
 def comparison_json(compared: Compared) -> dict[str, Any]:

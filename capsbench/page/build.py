@@ -32,7 +32,7 @@ from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_jso
 from capsbench.page.runs import comparisons_data, environments_data, history_data, reports_data
 from capsbench.page.steps import contents_data, modules_data, timelines_data
 from capsbench.records import Record
-from capsbench.stats.slopes import slopes
+from capsbench.stats.slopes import fitted_slopes
 from capsbench.words.labels import cut
 from capsbench.words.units import BYTES, SECONDS
 
@@ -130,7 +130,7 @@ def _figures(reports: Sequence["Report"]) -> tuple[pd.DataFrame, pd.DataFrame]:
     if len(reports) == 1:
         return reports[0].frame, reports[0].slopes  # which it knows where they were asked for before
     frame = to_frame((report.name, record) for report in reports for record in report.records)
-    return frame, slopes(frame)
+    return frame, fitted_slopes(frame)
 
 
 def told_apart(reports: Iterable["Report"]) -> list["Report"]:

@@ -11,7 +11,7 @@ from capsbench.figures.styles import COLOURS, MODEL_STYLES, SeriesStyle, style_k
 from capsbench.frame import SAMPLE_COLUMNS, SERIES_COLUMNS, plain
 from capsbench.gate.findings import Labels
 from capsbench.options import OPTIONS, noun_of
-from capsbench.page.commands import cell_options, series_command, timeline_command
+from capsbench.page.commands import cell_arguments, series_command, timeline_command
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
@@ -155,7 +155,7 @@ def cells_data(index: SeriesIndex, frame: pd.DataFrame, records: Sequence[Record
         "line": index.of_record,
         "blocks": frame["blocks"].tolist(),
         "replicate": frame["replicate"].tolist(),
-        "ending": texts.numbers(map(cell_options, frame["blocks"].tolist(), frame["replicate"].tolist())),
+        "ending": texts.numbers(map(cell_arguments, frame["blocks"].tolist(), frame["replicate"].tolist())),
         "key": [record.cell.key() for record in records],
         "started": texts.numbers(record.started_at for record in records),
     }

@@ -8,7 +8,7 @@ from capsbench.words.labels import Series
 
 
 def series_command(series: Series, plan: Plan | None) -> str:
-    """The command `capsbench run …` for one series of records, which `cell_options` complete.
+    """The command `capsbench run …` for one series of records, which `cell_arguments` complete.
 
     Args:
         series: the series' common values; None if an option does not apply.
@@ -27,7 +27,7 @@ def timeline_command(series: Series) -> str:
     return shlex.join(["capsbench", "timeline", REPEATED_FLAGS["model"], str(series["model"]), *_words(series)])
 
 
-def cell_options(blocks: int, replicate: int) -> str:
+def cell_arguments(blocks: int, replicate: int) -> str:
     """Options that turn a series' command into that of a cell: its depth, and its replicates.
 
     A model without blocks has no depth. A replicate is measured after those before it.

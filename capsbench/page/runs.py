@@ -13,7 +13,7 @@ from capsbench.gate.summary import Summary, machine_parts, mapping, summarize
 from capsbench.gate.verdicts import CheckText, ComparisonRow, comparison_remarks, comparison_rows
 from capsbench.page.cells import SeriesIndex
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut_list
-from capsbench.words.labels import cut
+from capsbench.words.labels import Series, cut
 
 if TYPE_CHECKING:
     from capsbench.report import Report

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from capsbench.frame import SAMPLE_COLUMNS, SERIES_COLUMNS
 from capsbench.options import NETWORK_OPTIONS, OPTIONS
-from capsbench.stats.intervals import interval, ratio_interval, reach
+from capsbench.stats.intervals import half_width, interval, ratio_interval
 from capsbench.stats.least_squares import SlopeFit, fit_slope
 from capsbench.stats.linearity import Shape, bytes_are_linear, shape_of, times_are_linear
 from capsbench.stats.metrics import METRICS, Metric
@@ -112,11 +112,11 @@ def _fit(points: Points, metric: Metric) -> LineFit | None:
     if fit.slope_interval is None or (fit.exact and metric.is_bytes):
         return LineFit(fit, linear)
     errors = line_errors(points, relative=not metric.is_bytes, exact=fit.exact)
-    slope, intercept = (interval(fit.slope, reach(errors.slope)), interval(fit.intercept, reach(errors.intercept)))
+    slope, intercept = (interval(fit.slope, half_width(errors.slope)), interval(fit.intercept, half_width(errors.intercept)))
     return LineFit(replace(fit, slope_interval=slope, intercept_interval=intercept), linear)
 
 
-def slopes(frame: pd.DataFrame) -> pd.DataFrame:
+def fitted_slopes(frame: pd.DataFrame) -> pd.DataFrame:
     """The slope of every series and metric in a frame from `load`.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.text import Text
 
-from capsbench.figures.sparks import BLOCKS, reach, scale_of, spark
+from capsbench.figures.sparks import BLOCKS, scale_of, spark, value_ranges
 from capsbench.frame import plain
 from capsbench.gate.findings import Labels
 from capsbench.stats.metrics import METRICS
@@ -28,7 +28,7 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
         blocks: the characters of charts, from low to high.
     """
     values, full = _values(frame), _full(frame)
-    reached = reach((scale, own) for (_, scale), own in values.items())
+    ranges = value_ranges((scale, own) for (_, scale), own in values.items())
     groups = list(by_series(table))
     fitted = {_name(series)[:-1] for series, _ in groups}
     # Series that ran out of memory before they had a slope follow those that have one.
@@ -42,7 +42,7 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
         for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
             scale = scale_of(series, metric.name)
             own = values.get((name, scale), [])
-            chart = spark(own, *reached[scale], blocks) if own else ""
+            chart = spark(own, *ranges[scale], blocks) if own else ""
             found += map(Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", _figures(by_metric[metric.name])))
     head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
     ended = [text for series, depth in unfitted for text in _title(labels.of(series), depth)]

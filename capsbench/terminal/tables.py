@@ -22,7 +22,7 @@ _HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train
 
 
 def slopes_table(table: pd.DataFrame) -> Table:
-    """The table of `stats.slopes.slopes`, a row per series, a column per metric.
+    """The table of `fitted_slopes`, a row per series, a column per metric.
 
     Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line. For a slope that cannot be
     distinguished from 0 the table gives its bound. `~` marks noisy times.

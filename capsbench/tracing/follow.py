@@ -77,7 +77,7 @@ class Follow(Blocks):
         inside: bool = True,
         try_scratch: bool = False,
     ) -> None:
-        on_device = kind == "cpu" or fake_cuda.available()
+        on_device = kind == "cpu" or fake_cuda.can_follow()
         super().__init__(torch.device(kind if on_device else "cpu"))
         self.kind = kind
         self.flops = 0
