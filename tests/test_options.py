@@ -25,7 +25,7 @@ from capsbench.cli.group import cli
 from capsbench.cli.list import offers
 from capsbench.frame import to_frame
 from capsbench.page.cells import options_data
-from capsbench.page.commands import series_command, timeseries_command
+from capsbench.page.commands import series_command, timeline_command
 from capsbench.records import Record
 from capsbench.stats.slopes import lines
 from capsbench.sweep.plan import Sweep, expand
@@ -49,7 +49,7 @@ print(json.dumps({
     "arguments": [build_model(cell.configuration).classes.weight.shape[-1] for cell in cells],
     "labels": [Names(known).of(line) for line in known],
     "filters": options_data(),
-    "commands": [series_command(known[0], None), timeseries_command(known[0])],
+    "commands": [series_command(known[0], None), timeline_command(known[0])],
     "list": offers()["options"],
 }))
 """
