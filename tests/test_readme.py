@@ -29,10 +29,9 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_a_reader_can_do_all_of_it(document, tmp_path):
-    Reader(tmp_path, measures=document.name == "README.md").follow(text_of(document))
+def test_a_reader_can_do_all_of_it(document, tmp_path, server):
+    Reader(tmp_path, server, measures=document.name == "README.md").follow(text_of(document))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -170,14 +169,14 @@ def test_links_are_found():
         ("```python\n# test_it.py\ndef test_it():\n    assert False\n```\n\n```bash\npytest test_it.py\n```", "ended with 1"),
     ],
 )
-def test_a_block_that_does_not_work_is_found(text, named, tmp_path):
+def test_a_block_that_does_not_work_is_found(text, named, tmp_path, server):
     with pytest.raises(Wrong, match=named):
-        Reader(tmp_path).follow(text)
+        Reader(tmp_path, server).follow(text)
 
 
-def test_a_block_has_its_line(tmp_path):
+def test_a_block_has_its_line(tmp_path, server):
     with pytest.raises(Wrong, match="line 3: "):
-        Reader(tmp_path).follow("text\n\n```bash\ncapsbench no\n```\n")
+        Reader(tmp_path, server).follow("text\n\n```bash\ncapsbench no\n```\n")
 
 
 def test_a_line_is_shortened_and_stays_what_it_is():

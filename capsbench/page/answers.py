@@ -55,8 +55,8 @@ class PaperVerdict:
 
 def answers(
     index: SeriesIndex, told: Sequence[Mapping[str, Any]], frame: pd.DataFrame, reports: Sequence["Report"], most: int
-) -> tuple[list[Answer], int]:
-    """A sentence for each of the first series, and the number of series.
+) -> list[Answer]:
+    """A sentence for each of the first series.
 
     Args:
         index: series of the frame.
@@ -72,17 +72,16 @@ def answers(
     for place in first[:most]:
         series = told[place]
         cells = rows[rows["line"] == place]
-        options = index.series[place]
         found.append(
             Answer(
                 place=place,
                 label=str(series["label"]),
                 colour=int(series["look"]["colour"]),
                 sentence=[*_cost(series["fits"], cells), *_ending(cells)],
-                where=_where(options, cells, reports),
+                where=_where(index.series[place], cells, reports),
             )
         )
-    return found, len(told)
+    return found
 
 
 def paper_verdicts(
@@ -101,13 +100,14 @@ def paper_verdicts(
     rows = table.iloc[(table["report"] != latest_of(reports)).argsort(kind="stable")]
     for row in rows.to_dict("records"):
         series = {str(name): plain(row[name]) for name in index.names}
-        label = str(told[index.place_of(series)]["label"])
+        own = told[index.place_of(series)]
+        label = str(own["label"])
         is_momentum = series["model"] == "mocapsnet" and str(series["memory"]).startswith("reversible")
         alone = is_predicted(series) and pd.isna(row["ratio_to_rescapsnet"])
         if is_momentum and not alone and row["metric"] in ("retained", "train"):
             ratios.append(_ratio_verdict(row, label))
         # The driver's figure for the process is the one that nvidia-smi reads.
-        if row["metric"] == "process" and told[index.place_of(series)]["paper"] and not is_predicted(series):
+        if row["metric"] == "process" and own["paper"] and not is_predicted(series):
             amounts += _slope_verdict(row, series, label)
     return [*ratios, *amounts]
 
@@ -124,21 +124,21 @@ def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Pi
     pieces: list[Piece] = []
     memory = next((name for name in ("retained", "peak", "reserved", "process") if name in fits), None)
     if memory is not None:
-        pieces += _memory(fits[memory], METRICS[memory].title)
+        pieces += _memory(fits[memory], memory)
     if "train" in fits:
         pieces += [(False, "; its training step " if pieces else "has a training step that "), *_time(fits["train"])]
     return [*pieces, (False, ".")]
 
 
-def _memory(fit: Mapping[str, Any], title: str) -> list[Piece]:
+def _memory(fit: Mapping[str, Any], metric: str) -> list[Piece]:
     """Bytes that each further block takes."""
-    retained = title == METRICS["retained"].title
+    title = METRICS[metric].title
     if fit["shape"] == "no change measurable":
         return [(False, f"shows in its memory ({title}) {fit['text']} per block")]
     text: Piece = (fit["shape"] == "line", str(fit["text"]))
     if fit["slope"] < 0:
         return [(False, f"changes its memory ({title}) by "), text, (False, " per block"), *_ratio(fit), *_shape_note(fit)]
-    verb = "retains " if retained else f"needs ({title}) "
+    verb = "retains " if metric == "retained" else f"needs ({title}) "
     return [(False, verb), text, (False, " more per block"), *_ratio(fit), *_shape_note(fit)]
 
 
@@ -223,12 +223,8 @@ def _machine(series: Series, reports: Sequence["Report"]) -> str:
     """Name of the device in its report's environment."""
     if is_predicted(series):
         return str(series.get("gpu") or series["device"])
-    entry: Mapping[str, Any] = {}
-    for report in reports:
-        if report.name == series["report"]:
-            found = report.environments.get(str(series.get("environment")))
-            entry = mapping(found)
-    device = str(series["device"])
+    environments = next((report.environments for report in reports if report.name == series["report"]), {})
+    entry, device = mapping(environments.get(str(series.get("environment")))), str(series["device"])
     if device.startswith("cuda"):
         devices, number = mapping(entry.get("cuda")).get("devices") or [], device.partition(":")[2] or "0"
         known = isinstance(devices, list) and number.isdecimal() and int(number) < len(devices)
@@ -256,8 +252,8 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
         ratio = float(row["ratio_to_rescapsnet"])
         low, high = (ratio if pd.isna(row[name]) else float(row[name]) for name in ("ratio_low", "ratio_high"))
         here = f"× {row_ratio(row)}"
-        verdict = _side(low, high, less=memory)
-        why = {"agrees": "", "contradicts": "", "open": "the interval contains 1"}[verdict]
+        verdict = "open" if low <= 1 <= high else "agrees" if (high < 1) == memory else "contradicts"
+        why = "the interval contains 1" if verdict == "open" else ""
     return PaperVerdict(claim, f"× {theirs:.3g}", here, f"{label}, {METRICS[row['metric']].title}", verdict, why)
 
 
@@ -274,12 +270,6 @@ def _printed_ratio(quantity: str) -> float:
     printed = paper.table("figure4_slopes")
     by_model = printed[printed["quantity"] == quantity].set_index("model")["slope_per_block"]
     return float(by_model["mocapsnet"] / by_model["capsnet"])
-
-
-def _side(low: float, high: float, *, less: bool) -> str:
-    if low <= 1 <= high:
-        return "open"
-    return "agrees" if (high < 1) == less else "contradicts"
 
 
 def _slope_verdict(row: Mapping[Any, Any], series: Series, label: str) -> list[PaperVerdict]:

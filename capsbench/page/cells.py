@@ -15,7 +15,7 @@ from capsbench.page.commands import cell_arguments, series_command, timeline_com
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
-from capsbench.stats.metrics import METRICS, TIME_METRICS, Metric
+from capsbench.stats.metrics import METRICS, TIME_METRICS
 from capsbench.stats.slopes import REFERENCE_MODEL, series_columns
 from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
 from capsbench.words.printable import printable
@@ -45,15 +45,8 @@ _LABELLED = {"model", "dataset", "batch_size", "kernel", "memory", "precision", 
 """Options that the head of a cell's details need not repeat."""
 
 _SYMBOLS = {
-    "^": "triangle-up",
-    "s": "square",
-    "o": "circle",
-    "D": "diamond",
-    "v": "triangle-down",
-    "P": "cross",
-    "X": "x",
-    "*": "star",
-}
+    "^": "triangle-up", "s": "square", "o": "circle", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x", "*": "star",
+}  # fmt: skip
 _NAMED_DASHES = {"-": "solid", "-.": "dashdot", ":": "dot", "--": "dash"}
 _DIGITS = 9
 
@@ -124,9 +117,10 @@ def series_data(
                 "kind": series["kind"],
                 "environment": _short(series.get("environment")),
                 "look": _look(looks[style_key(series)]),
-                "command": _command(series_command(series, plans.get(str(series["report"])))),
-                "timelineCommand": _command(timeline_command(series)),
-                "paper": _comparable(series),
+                "command": _whole(series_command(series, plans.get(str(series["report"])))),
+                "timelineCommand": _whole(timeline_command(series)),
+                # The paper's readings can stand beside it.
+                "paper": str(series["device"]).startswith("cuda") and series["batch_size"] == paper.BATCH_SIZE,
                 "fits": fits[place],
                 "means": means.get(place, {}),
             }
@@ -275,14 +269,11 @@ def _means(index: SeriesIndex, frame: pd.DataFrame) -> dict[int, dict[str, list[
     several = good.groupby(["line", "blocks"]).size().groupby("line").max()
     found: dict[int, dict[str, list[list[float]]]] = {}
     for place, cells in good[good["line"].isin(several[several > 1].index)].groupby("line"):
-        found[int(str(place))] = {metric.name: _mean(cells, metric) for metric in METRICS.values()}
+        own = found[int(str(place))] = {}
+        for metric in METRICS.values():
+            means = cells[metric.column].dropna().astype(float).groupby(cells["blocks"]).mean()
+            own[metric.name] = [[int(str(blocks)), float(mean)] for blocks, mean in means.items()]
     return found
-
-
-def _mean(cells: pd.DataFrame, metric: Metric) -> list[list[float]]:
-    known = cells[cells[metric.column].notna()]
-    means = known[metric.column].astype(float).groupby(known["blocks"]).mean()
-    return [[int(str(blocks)), float(mean)] for blocks, mean in means.items()]
 
 
 def _short(value: Any) -> Any:
@@ -292,8 +283,8 @@ def _short(value: Any) -> Any:
     return float(f"{known:.{_DIGITS}g}") if isinstance(known, float) else known
 
 
-def _command(text: str) -> str:
-    """A command, which is either whole or left out."""
+def _whole(text: str) -> str:
+    """A command, which is left out rather than cut."""
     return text if len(text) <= LONGEST_COMMAND else ""
 
 
@@ -302,8 +293,3 @@ def _look(style: SeriesStyle) -> dict[str, Any]:
     dash = style.dash
     name = _NAMED_DASHES[dash] if isinstance(dash, str) else ",".join(f"{length:g}px" for length in chain(dash[1]))
     return {"colour": COLOURS.index(style.colour), "symbol": _SYMBOLS[style.marker], "dash": name, "size": 3 + style.size}
-
-
-def _comparable(series: Series) -> bool:
-    """Return whether the paper's readings can stand beside this series."""
-    return str(series["device"]).startswith("cuda") and series["batch_size"] == paper.BATCH_SIZE

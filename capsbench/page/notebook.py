@@ -45,18 +45,9 @@ class SlopesFrame(pd.DataFrame):
 
 _HEADS = ("line", "quantity", "over depth", "slope per block", "× ResCapsNet", "")
 _NEEDED = (
-    "metric",
-    "unit",
-    "slope",
-    "slope_low",
-    "slope_high",
-    "intercept",
-    "linear",
-    "noise",
-    "ratio_to_rescapsnet",
-    "ratio_low",
+    "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "linear", "noise", "ratio_to_rescapsnet", "ratio_low",
     "ratio_high",
-)
+)  # fmt: skip
 
 
 def slopes(frame: pd.DataFrame) -> SlopesFrame:

@@ -26,8 +26,6 @@ _LONGEST_FINDING = 500
 _MOST_PARTS = 300
 _LONGEST_PART = 400
 _CHANGES_ALWAYS = {"load_1_min", "megahertz", "notes", "sm_megahertz"}
-
-
 _COMPARED_NUMBERS = ("unit", "before_value", "after_value", "difference_low", "difference_high")
 
 
@@ -90,7 +88,7 @@ def comparisons_data(reports: Sequence["Report"]) -> list[dict[str, Any]]:
     if len(reports) < 2:
         return []
     first, *others = reports[:_MOST_REPORTS]
-    before, notes = _summary(first)
+    before, notes = summarize([first])
     most = _MOST_ROWS // len(others)
     return [{"before": first.name, "after": other.name} | _comparison(before, notes, other, most) for other in others]
 
@@ -102,18 +100,13 @@ def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: in
         `columns`: names of the texts and numbers of a row; `rows`, at most `most`; `more`: the number of further
         rows; `remarks`: facts that the rows lack.
     """
-    after, others = _summary(other)
+    after, others = summarize([other])
     remarks = [*notes, *others]
     try:
         compared = compare(before, after)
     except ConfigurationError as error:
-        return {
-            "columns": [],
-            "rows": [],
-            "more": 0,
-            "remarks": cut_list(remarks, _MOST_REMARKS),
-            "why": cut(error.what, LONGEST_TEXT),
-        }
+        nothing: dict[str, Any] = {"columns": [], "rows": [], "more": 0}
+        return nothing | {"remarks": cut_list(remarks, _MOST_REMARKS), "why": cut(error.what, LONGEST_TEXT)}
     remarks += comparison_remarks(compared, cells=False)
     wide = [it for it in compared.comparisons if it.scope != "cell"]
     rows = [
@@ -141,7 +134,7 @@ def history_data(reports: Sequence["Report"], index: SeriesIndex, table: pd.Data
     ordered = sorted(reports, key=lambda report: (report.ended, report.name))[-_MOST_REPORTS:]
     if len(ordered) < 2:
         return {"points": [], "series": []}
-    summaries = [_summary(report)[0] for report in ordered]
+    summaries = [summarize([report])[0] for report in ordered]
     points: list[dict[str, Any]] = [
         {"name": report.name, "commits": commits_of(report), "started": report.started}
         | (_verdict(summaries, place, ordered[0].name) if place else {"verdict": "", "findings": [], "remarks": []})
@@ -193,8 +186,7 @@ def _split(
     for report, place in pairs:
         series = all_series[place]
         parts = machine_parts(environments.get(str(series.get("environment")), {}))
-        machine = (parts.get("CPU"), parts.get("GPU"))
-        known = {**series, "machine": machine}
+        known = {**series, "machine": (parts.get("CPU"), parts.get("GPU"))}
         places = found.setdefault(repr([known[name] for name in by]), {})
         if report not in places or series.get("source") != all_series[places[report]].get("source"):
             places[report] = place  # if a network's source was changed amid a report, the later series
@@ -216,10 +208,6 @@ def _verdict(summaries: Sequence[Summary], place: int, baseline: str) -> dict[st
         "findings": cut_list(told, _MOST_REMARKS, _LONGEST_FINDING),
         "remarks": cut_list(remarks, _MOST_REMARKS, _LONGEST_FINDING),
     }
-
-
-def _summary(report: "Report") -> tuple[Summary, list[str]]:
-    return summarize([report])
 
 
 def _portable(series: Series) -> str:

@@ -1,6 +1,6 @@
 """The inside of one step: bytes that modules retain, and timelines."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,10 +118,10 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
     places, shown = places_of(timeline), shown_events(total)
     shown = np.unique([*shown, timeline.peak.event])
     at_peak = dict(contents_at_peak(timeline))
-    peak = timeline.peak
+    peak, notes = timeline.peak, cut_list(timeline.notes, 8, LONGEST_NAME)
     return {
         "title": cut(title_of(timeline), LONGEST_NAME),
-        "caption": _caption(timeline),
+        "caption": [cut(text, LONGEST_TEXT) for text in caption_of(timeline.model_copy(update={"notes": notes}))],
         "events": shown.tolist(),
         "places": [round(float(place), 5) for place in places[shown]],
         "categories": [
@@ -149,8 +149,3 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
         },
         "modules": _modules(modules_of(timeline), lambda name: cut(name, LONGEST_NAME)),
     }
-
-
-def _caption(timeline: Timeline) -> list[str]:
-    notes: Iterable[str] = cut_list(timeline.notes, 8, LONGEST_NAME)
-    return [cut(text, LONGEST_TEXT) for text in caption_of(timeline.model_copy(update={"notes": list(notes)}))]

@@ -7,12 +7,14 @@ test changes that process first, the processes in which the command measures and
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,14 +52,15 @@ class Server:
         )
 
     def __call__(
-        self, folder: Path, *arguments: object, out: str = "file", err: str = "file", stdin: str = "file", setup: str = "",
-        **variables: str,
+        self, folder: Path, *arguments: object, program: str = "capsbench", out: str = "file", err: str = "file",
+        stdin: str = "file", setup: str = "", **variables: str,
     ) -> Done:  # fmt: skip
         """Run a command to its end.
 
         Args:
             folder: where it is typed.
-            arguments: what is typed after `capsbench`.
+            arguments: what is typed after the program's name.
+            program: `capsbench`, `python` for a script and its arguments, or `pytest`.
             out: one of `WHERE`, for standard output.
             err: the same for standard error.
             stdin: the same for standard input.
@@ -68,8 +71,8 @@ class Server:
         for file in files:
             file.write_bytes(b"")
         request = {
-            "folder": str(folder), "arguments": [*map(str, arguments)], "streams": [stdin, out, err], "setup": setup,
-            "files": [os.devnull, *map(str, files)], "variables": {"COLUMNS": "80", **variables},
+            "folder": str(folder), "program": program, "arguments": [*map(str, arguments)], "streams": [stdin, out, err],
+            "setup": setup, "files": [os.devnull, *map(str, files)], "variables": {"COLUMNS": "80", **variables},
         }  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -152,14 +155,37 @@ def _become(request: Mapping[str, Any]) -> None:
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
     os.chdir(request["folder"])
     sys.path.insert(0, _TESTS)
-    sys.argv = ["capsbench", *request["arguments"]]
-    if request["setup"]:
-        exec(request["setup"], {})
-    else:
+    sys.argv = [request["program"], *request["arguments"]]
+    exec(request["setup"], {})
+    if not request["setup"] or request["program"] == "python":
         _fork_workers()
+    _PROGRAMS[request["program"]]()
+
+
+def _capsbench() -> None:
     from capsbench.cli import main
 
     main()
+
+
+def _python() -> None:
+    """Run a script as Python does: modules of its folder can be imported."""
+    del sys.argv[0]
+    sys.path[0] = os.fspath(Path(sys.argv[0]).resolve().parent)
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        sys.stdout.flush()
+
+
+def _pytest() -> None:
+    import pytest
+
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "capsbench.pytest_plugin", *sys.argv[1:]]))
+
+
+_PROGRAMS = {"capsbench": _capsbench, "python": _python, "pytest": _pytest}
 
 
 def _fork_workers() -> None:
@@ -186,18 +212,30 @@ def _end_as(function: Callable[[], None]) -> None:
     os._exit(status)
 
 
+_PRELOADED = (
+    "capsbench.cli.sweeps",
+    "capsbench.cli.tables",
+    "capsbench.figures.timeline",
+    "capsbench.gate.verdicts",
+    "capsbench.inference",
+    "capsbench.page.notebook",
+    "capsbench.prediction.fit",
+    "capsbench.terminal.show",
+    "capsbench.training.trainer",
+    "matplotlib.figure",
+    "torch._dynamo",  # imported by a first trace
+)
+
+
 def serve() -> None:
     """Fork for every line of JSON on standard input; answer with the status."""
-    import capsbench.cli.sweeps
-    import capsbench.cli.tables
-    import capsbench.figures.timeline
-    import capsbench.gate.verdicts
-    import capsbench.inference
-    import capsbench.page
-    import capsbench.prediction.fit
-    import capsbench.terminal.show
-    import capsbench.training.trainer  # noqa: F401
-
+    for name in _PRELOADED:
+        import_module(name)
+    # A first figure imports much, and finds the fonts.
+    figure = sys.modules["matplotlib.figure"].Figure()
+    figure.text(0, 0, "text")
+    for written in ("png", "svg", "pdf"):
+        figure.savefig(io.BytesIO(), format=written)
     _IMPORTED.update(sys.modules)
     # Lines, not the buffered file: a child must not find what its parent has read ahead.
     for line in iter(sys.stdin.readline, ""):

@@ -1,14 +1,14 @@
 """A literal reader of README and docs, who checks and runs their code.
 
 **What is run, and how long.** Every document is read from top to bottom in a folder of its own, which holds what a reader has:
-the reports of the repository, and two images. A Python block is executed; one that begins with the name of a file (`# net.py`)
-is first saved under it. A line of shell is run as a process, with these substitutions, and the line as it is written must be
-taken by the command line first (by a dry run, where the command has one, so that names and values are checked too):
+the reports of the repository, and two images. A Python block is saved, under its name if it begins with one (`# net.py`), and
+run as a script. A line of shell is run as a process. What is written must make sense as it is written (a command is first taken
+by the command line, or does a dry run, so that names and values are checked too), and is run with these substitutions:
 
-- `SHORTER`: options that make a command short;
+- `SHORTER`: options that make a command short; `shorten_calls` does the same for `capsbench.run` and `predict` in Python;
 - a comma list of names is cut to the first, and `all` to `mocapsnet`;
 - where no device is named, `run` and `timeline` are traced for a CPU: the same command in a fraction of the time. The first `run`
-  of the README, which is the first that anybody types, is measured.
+  of the README, which is the first that anybody types, is measured, and so is what Python measures.
 
 `NOT_RUN` says what is not run at all, and why. Whatever is in none of these rules is an error: a block that nobody checks is
 wrong sooner or later.
@@ -18,15 +18,10 @@ import ast
 import contextlib
 import io
 import json
-import multiprocessing
-import os
 import re
 import shlex
 import shutil
-import sys
-import tempfile
 import tomllib
-import traceback
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from pathlib import Path
@@ -39,9 +34,10 @@ from markdown_it.token import Token
 from capsbench.cli.group import cli
 from capsbench.cli.options import NameList
 from capsbench.errors import CapsbenchError
-from capsbench.records import Plan, Record, Timeline
+from capsbench.records import Cell, Plan, Record, Timeline
 from helpers import ROOT
 from helpers.commands import subcommands
+from helpers.forked import Server
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -69,10 +65,6 @@ NOT_RUN = {
 
 OPTIONS_OF_OTHERS = {"--nproc-per-node", "--write", "--std", "--benchmark-compare-fail"}
 """Options in running text that are not the command line's."""
-
-SECONDS = 300
-"""Time limit of one line, since a machine may be busy."""
-_PRELOADED = ["torch", "pandas", "scipy.stats", "capsbench.cli.sweeps", "capsbench.prediction.predict", "capsbench.workload"]
 
 
 class Wrong(AssertionError):
@@ -353,12 +345,14 @@ class Reader:
     """Somebody who does what a document says, in a folder of their own.
 
     Args:
-        folder: which is filled with what a reader of the repository has.
+        folder: folder that is filled with what a reader of the repository has.
+        server: the process whose forks are the commands.
         measures: whether the first `run` is measured, and not traced.
     """
 
-    def __init__(self, folder: Path, *, measures: bool = False) -> None:
+    def __init__(self, folder: Path, server: Server, *, measures: bool = False) -> None:
         self.folder = folder
+        self._server = server
         self._measures = measures
         shutil.copytree(ROOT / "reports", folder / "reports")
         _write_images(folder)
@@ -393,15 +387,15 @@ class Reader:
 
     def _python(self, source: str) -> None:
         name = re.match(r"# (\w+\.py)\n", source)
-        if name:
-            (self.folder / name[1]).write_text(source, encoding="utf-8")
-        self._process(_execute, source)
+        script = self.folder / (name[1] if name else "example.py")
+        script.write_text(source, encoding="utf-8")
+        self._process("python", [script.name], source, setup="from helpers.reading import shorten_calls; shorten_calls()")
 
     def _command(self, words: list[str]) -> str:
         """Checks a command, and runs it as the rules at the top say; what was run, or nothing."""
         check(words)
         if words[0] == "pytest":
-            self._process(_pytest, words[1:])
+            self._process("pytest", words[1:])
             return shlex.join(words)
         if words[0] != "capsbench":
             return ""  # of NOT_RUN, or `check` would have refused it
@@ -409,29 +403,20 @@ class Reader:
         if context is None:
             return ""  # help
         if "dry_run" in context.params:
-            self._process(_call, [*words[1:], *([] if context.params["dry_run"] else ["--dry-run"])])
+            self._process("capsbench", [*words[1:], *([] if context.params["dry_run"] else ["--dry-run"])])
         if context.params.get("dry_run") or why_not_run(path, words, context):
             return ""
         shorter = shortened(words[1:], traced=path != ["run"] or not self._measures)
         self._measures &= path != ["run"]
-        self._process(_call, shorter)
+        self._process("capsbench", shorter)
         return shlex.join(["capsbench", *shorter])
 
-    def _process(self, target: Callable[..., None], what: str | list[str]) -> None:
-        """Run a target in a process that has torch imported already."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
-        with tempfile.TemporaryDirectory() as scratch:
-            told = Path(scratch) / "told"
-            process = context.Process(target=_in_folder, args=(target, what, self.folder, told))
-            process.start()
-            process.join(SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            if process.exitcode:
-                named = what if isinstance(what, str) else f"'{shlex.join(what)}'"
-                raise Wrong(f"{named} ended with {process.exitcode}:\n{told.read_text(encoding='utf-8', errors='replace')}")
+    def _process(self, program: str, words: list[str], source: str = "", setup: str = "") -> None:
+        """Run a program in the folder, as a fork of the process that has torch imported already."""
+        done = self._server(self.folder, *words, program=program, setup=setup)
+        if done.status:
+            named = source or f"'{shlex.join([program, *words])}'"
+            raise Wrong(f"{named} ended with {done.status}:\n{done.stdout}{done.stderr}")
 
 
 def why_not_run(path: list[str], words: list[str], context: click.Context) -> str:
@@ -473,6 +458,20 @@ def shortened(words: list[str], *, traced: bool) -> list[str]:
     return found
 
 
+def shorten_calls() -> None:
+    """Let `capsbench.run` and `predict` measure the first of their cells alone, with one block and a small batch."""
+    import capsbench
+    from capsbench.sweep import verbs
+
+    def shorter(sweep: verbs.Sweep) -> list[Cell]:
+        first = expand(sweep)[0]
+        return [first.model_copy(update={"configuration": first.configuration.model_copy(update={"blocks": 1, "batch_size": 4})})]
+
+    expand, run = verbs.expand, verbs.run
+    verbs.expand = shorter
+    capsbench.run = lambda *models, **options: run(*models, **{**options, "time_budget": 0.1})
+
+
 def check_json(text: str) -> None:
     """An example of a file: what looks like a record, a plan or a timeline must be one.
 
@@ -509,41 +508,3 @@ def _write_images(folder: Path) -> None:
     images = load_images("sample").images
     for name, image in zip(("boot.png", "bag.png"), images, strict=False):
         to_picture(image / 255).save(folder / name)
-
-
-# In the process.
-
-
-def _in_folder(target: Callable[..., None], what: str | list[str], folder: Path, told: Path) -> None:
-    """Give the process a folder, and files instead of a terminal."""
-    os.chdir(folder)
-    # Sweeps of other programs on this machine hold no device from this one.
-    os.environ |= {"TMPDIR": str(told.parent), "COLUMNS": "80"}
-    tempfile.tempdir = None
-    file = os.open(told, os.O_WRONLY | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    try:
-        target(what)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
-
-
-def _execute(source: str) -> None:
-    sys.path.insert(0, "")
-    exec(compile(source, "example", "exec"), {"__name__": "example"})
-
-
-def _pytest(words: list[str]) -> None:
-    import pytest
-
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "capsbench.pytest_plugin", *words]))
-
-
-def _call(words: list[str]) -> None:
-    from capsbench.cli import main
-
-    sys.argv = ["capsbench", *words]
-    main()

@@ -1,0 +1,13 @@
+from .inference import classify as classify
+from .models import CapsNet as CapsNet
+from .models import CapsuleLoss as CapsuleLoss
+from .models import CapsuleOutput as CapsuleOutput
+from .models import MoCapsNet as MoCapsNet
+from .models import ResCapsNet as ResCapsNet
+from .page.notebook import slopes as slopes
+from .report import Report as Report
+from .report import load as load
+from .stats.least_squares import SlopeFit as SlopeFit
+from .stats.least_squares import fit_slope as fit_slope
+from .sweep.verbs import predict as predict
+from .sweep.verbs import run as run
