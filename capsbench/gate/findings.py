@@ -53,20 +53,12 @@ def figure_name(it: Comparison) -> str:
     return title if it.scope == "level" else f"{title} at {_blocks([it.blocks or 0])}{replicate}"
 
 
-def before_text(it: Comparison) -> str:
-    """The figure of the first run: `8.3 ms`, `within ± 76.6 ms` for a slope that cannot be distinguished from 0."""
-    return _value_text(it, it.before, 0)
-
-
-def after_text(it: Comparison) -> str:
-    """The figure of the second run."""
-    return _value_text(it, it.after, 1)
-
-
-def _value_text(it: Comparison, value: float | None, side: Literal[0, 1]) -> str:
-    shape = it.shapes[side] if it.shapes else "line"
+def value_text(it: Comparison, run: Literal["before", "after"]) -> str:
+    """The figure of a run: `8.3 ms`, `within ± 76.6 ms` for a slope that cannot be distinguished from 0."""
+    value, side = (it.before, 0) if run == "before" else (it.after, 1)
     if value is None:
         return "-"
+    shape = it.shapes[side] if it.shapes else "line"
     if shape == "no change measurable" and it.within:
         return within_text(it.within[side], is_bytes=it.is_bytes)
     text = quantity_text(value, is_bytes=it.is_bytes)
@@ -81,7 +73,7 @@ def change_text(it: Comparison) -> str:
     if it.low is None or it.high is None:
         if not change:
             return "none"
-        share = f" ({_percent(change, it.before)})" if it.before else ""
+        share = f" ({100 * change / abs(it.before):+.1f} %)" if it.before else ""
         return f"{_sign(change)}{quantity_text(change, is_bytes=it.is_bytes)}{share}"
     if it.low <= 0 <= it.high:
         reach = max(-it.low, it.high)
@@ -102,7 +94,7 @@ def _sign(change: float) -> str:
 def finding_text(finding: Finding, labels: Labels) -> str:
     """A finding in text: `ResCapsNet: retained / block 1.00 MiB → 2.00 MiB, +1.00 MiB (+100.0 %); blocks.*.0 +1.00 MiB each`."""
     it = finding.comparison
-    text = f"{labels.of(it.series)}: {figure_name(it)} {before_text(it)} → {after_text(it)}, {change_text(it)}"
+    text = f"{labels.of(it.series)}: {figure_name(it)} {value_text(it, 'before')} → {value_text(it, 'after')}, {change_text(it)}"
     if finding.cells:
         text += f", in {finding.cells} of {finding.of} cells"
     modules = modules_text(it.modules, grown=it.verdict == "worse")
@@ -151,7 +143,3 @@ def _cells(outcomes: Iterable[Outcome]) -> str:
 def _blocks(depths: Iterable[int]) -> str:
     numbers = list(depths)
     return f"{', '.join(map(str, numbers))} block{'' if numbers == [1] else 's'}"
-
-
-def _percent(change: float, of: float) -> str:
-    return f"{100 * change / abs(of):+.1f} %"

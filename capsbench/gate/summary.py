@@ -179,9 +179,10 @@ def summarize(reports: Sequence["Report"]) -> tuple[Summary, list[str]]:
             else:
                 taken.update(cells)
     environments = {key: entry for report in reports for key, entry in report.environments.items()}
+    used = {record.environment for cells in all_series.values() for record in cells.values()} & environments.keys()
     summary = Summary(
         measured_by=list(dict.fromkeys(report.plan.command for report in reports if report.plan is not None)),
-        environments={key: machine_parts(environments[key]) for key in sorted(_used(all_series) & environments.keys())},
+        environments={key: machine_parts(environments[key]) for key in sorted(used)},
         lines=[_series_summary(all_series[key]) for key in sorted(all_series)],
     )
     count = ((name, f"{number} line{'s' if number > 1 else ''}") for name, number in passed_over.items())
@@ -215,10 +216,6 @@ def _superseded(reports: Iterable["Report"]) -> list[str]:
         if count:
             notes.append(f"{count} records of report {report.name} are of an earlier source of their network, and left out")
     return notes
-
-
-def _used(all_series: Mapping[str, Mapping[tuple[int, int], Record]]) -> set[str]:
-    return {record.environment for cells in all_series.values() for record in cells.values() if record.environment is not None}
 
 
 def _series_summary(cells: Mapping[tuple[int, int], Record]) -> SeriesSummary:

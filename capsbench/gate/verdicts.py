@@ -12,8 +12,6 @@ from capsbench.gate.comparison import Compared, Comparison, Outcome
 from capsbench.gate.findings import (
     TITLES,
     Labels,
-    after_text,
-    before_text,
     change_text,
     fault_text,
     figure_name,
@@ -21,13 +19,13 @@ from capsbench.gate.findings import (
     left_out_text,
     missing_text,
     modules_text,
+    value_text,
 )
 from capsbench.gate.summary import SeriesSummary
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
 
 _COLOURS = {"worse": "red", "better": "green", "not comparable": "yellow", "same": "default"}
-_HEADS = ("line", "figure", "before", "after", "difference", "verdict")
 _NUMBERS = ("before", "after", "difference")
 
 
@@ -61,7 +59,7 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
         if cells or it.scope != "cell":
             figure = TITLES[it.quantity] if it.verdict == "not comparable" and it.before is None else figure_name(it)
             verdict = ": ".join(filter(None, [it.verdict, it.why]))
-            figures = (before_text(it), after_text(it), change_text(it))
+            figures = (value_text(it, "before"), value_text(it, "after"), change_text(it))
             rows.append(ComparisonRow(labels.of(it.series), figure, *figures, verdict))
     return rows
 
@@ -69,7 +67,7 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
 def comparison_table(compared: Compared, *, cells: bool) -> Table:
     """Two runs for a terminal."""
     out = Table(box=None, pad_edge=False)
-    for head in _HEADS[1:]:
+    for head in ComparisonRow._fields[1:]:
         out.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=head != "verdict")
     last = ""
     for label, figure, *numbers, verdict in comparison_rows(compared, cells=cells):
@@ -102,7 +100,7 @@ def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> li
 
 def comparison_markdown(compared: Compared, *, cells: bool, hint: str = "") -> str:
     """Two runs for a pull request; the arguments are those of `comparison_remarks`."""
-    head = [_markdown_row(_HEADS), "|" + " --- |" * len(_HEADS)]
+    head = [_markdown_row(ComparisonRow._fields), "|" + " --- |" * len(ComparisonRow._fields)]
     rows = [_markdown_row(row) for row in comparison_rows(compared, cells=cells)]
     return "\n".join([*head, *rows, *_markdown_list("", comparison_remarks(compared, cells=cells, hint=hint))]) + "\n"
 

@@ -640,7 +640,7 @@ def test_tensors_that_stay_in_the_hosts_memory_are_not_the_devices(own):
 
 
 def test_without_a_compiler_nothing_is_exact_for_cuda(own, monkeypatch):
-    monkeypatch.setattr(fake_cuda, "available", lambda: False)
+    monkeypatch.setattr(fake_cuda, "can_follow", lambda: False)
     _, record = per_block(own, lambda blocks: Wide(lambda: nn.Linear(1024, 1024), blocks))
     assert set(record.memory.certainty.values()) <= {"guessed"}
     assert any("CUDA" in note for note in record.step.notes)
