@@ -129,9 +129,10 @@ def heading() -> Iterator[str]:
     """Everything above the rows; the first line names the compiler."""
     yield f"Compiled by Triton {triton.__version__} with `python -m benchmarks.compile_kernels --write`."
     yield ""
-    yield "Registers per thread; spills: bytes per thread that did not fit into them; shared: bytes per block of threads."
-    yield "Float32; good for every I, and every B of at least 4. `coupled_sum` serves RBA without a temperature, SDA with one;"
-    yield "`em_moment` runs twice a round, for the mean without `about`, for the variance without `total_parts`."
+    yield "*Registers* are counted per thread, *spills* are bytes per thread that did not fit into them, *shared* are bytes per"
+    yield "block of threads. All is float32, and holds for every I and every B of at least 4. `coupled_sum` serves RBA without a"
+    yield "temperature, SDA with one; `em_moment` runs twice a round, for the mean without `about`, for the variance without"
+    yield "`total_parts`."
     yield ""
     figures = [f"sm_{architecture} {name}" for architecture in ARCHITECTURES for name in Figures._fields]
     names = ["kernel", "K", "J", "D", "threads", *figures]

@@ -4,8 +4,8 @@
 
 All runs are `capsbench run --models all --depth 1-3 --batch-size 8`, as in the workflow of `capsbench init-ci`. *Slower* runs
 are of a copy of the package whose forward, backward and optimizer each take 30 % longer; *fatter* ones of a copy whose capsule
-layers keep one more tensor. Prints what each check said and ends with 1 where an unchanged run failed, or a changed one passed.
-Two minutes a run on two cores; run nothing beside it, but the gate must bear it where something does.
+layers keep one more tensor. Prints the verdict of each check, and exits with 1 if an unchanged run failed or a changed one
+passed. A run takes two minutes on two cores. Run nothing beside it, although the gate has to bear other load.
 """
 
 import argparse

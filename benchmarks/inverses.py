@@ -110,14 +110,15 @@ def head(std: float) -> str:
     """The text of the table's page."""
     return f"""# Inverses of a reversible stack
 
-Made by `python -m benchmarks.inverses --write --std {std:g}`; its first lines say what is measured. Capsule layers of
+Made by `python -m benchmarks.inverses --write --std {std:g}`; its docstring says what is measured. Capsule layers of
 {SHAPE[1]} capsules of dimension {SHAPE[2]}, RBA, weights N(0, {std:g}²), batch {SHAPE[0]}, float32.
 
-*Drift at most* holds for functions of Lipschitz constant {LIPSCHITZ:g}, relative to the largest |x|
-(`capsbench/reversible/drift.py` derives it); past {DRIFT_BOUND:g} drift is reported as a `DriftWarning`. *stored* is no
-inverse: it is what float32 loses anyway. In brackets, every how many layers `segmented` keeps (x, v). `exact` computes
-with the ratio of small integers nearest to γ; its x and v have units of 2⁻⁵⁰ and magnitudes below 2048. *Bits kept* are per
-element of x: in all, and per layer what is kept besides the last x and v. A product with γ drops log2(1/γ) bits.
+*Drift at most* is a bound for functions of Lipschitz constant {LIPSCHITZ:g}, relative to the largest |x|
+(`capsbench/reversible/drift.py` derives it); a drift past {DRIFT_BOUND:g} gives a `DriftWarning`. *stored* is no
+inverse: its error is the one that float32 has anyway. The number in brackets is that of the layers between two pairs (x, v)
+that `segmented` keeps. `exact` computes with the ratio of small integers nearest to γ; its x and v have units of 2⁻⁵⁰ and
+magnitudes below 2048. *Bits kept* are counted per element of x; *per layer* leaves out the last x and v. A product with γ
+drops log2(1/γ) bits.
 """
 
 

@@ -4,8 +4,8 @@
 
 prints the rows, and with `--write` puts them into `benchmarks/limits.md` and the README. Ratios only, of medians taken in
 turn in one process (A B A B), with a quiet malloc and subnormal numbers flushed, as every timing process of `capsbench
-run`; memory is counted by fresh processes, as there too. Each part has a process of its own: what an earlier one left in
-the heap moved a ratio by more than its limit's margin. Takes about eight minutes on two cores; run nothing beside it.
+run`; memory is counted by fresh processes, as there too. Each part has a process of its own, because the heap that an earlier
+part left moved a ratio by more than its limit's margin. Takes about eight minutes on two cores; run nothing beside it.
 """
 
 import argparse
@@ -259,7 +259,7 @@ def main() -> None:
         "# What the operators reach",
         "",
         f"Made by `python -m benchmarks.limits --write`, {torch.get_num_threads()} CPU threads, torch {torch.__version__};",
-        "its first lines say how. *published* is the memory pattern of the published routing in this package's network",
+        "its docstring describes how. *published* is the memory pattern of the published routing in this package's network",
         "(`kernel='published'`), or the paper's own figure where it is named.",
         "",
         "| what | published | here | asked for |",

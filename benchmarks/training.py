@@ -1,12 +1,12 @@
 """The cost of real data in a training step: `python -m benchmarks.training [--model mocapsnet --depth 2 --batch-size 128]`.
 
-Three loops in one process, a step of each in turn, so that whatever the machine does meanwhile befalls all alike:
+Three loops in one process, a step of each in turn, so that a disturbance of the machine affects all alike:
 
-    benchmark   `Workload.train_step`, what `capsbench run` times: one batch that is there already
-    training    `Stepper.step` on the next batch, with its checks and metrics, what `capsbench train` does
-    waiting     the part of that during which the step had no batch yet
+    benchmark   `Workload.train_step` on one batch that is there already, as `capsbench run` times it
+    training    `Stepper.step` on the next batch, with its checks and metrics, as in `capsbench train`
+    waiting     the part of it before the step had its batch
 
-Exit status 1 where a training step costs more than 5 % above the benchmark's, or waits more than 2 % of its time.
+The exit status is 1 if a training step takes more than 5 % longer than the benchmark's, or waits for more than 2 % of its time.
 """
 
 import argparse

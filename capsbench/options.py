@@ -195,7 +195,7 @@ class Configuration(BaseModel):
             words={"plain": "plain front", "chunked": "chunked front"},
         ),
     ] = None
-    """Way to compute the two convolutions; never `auto`. None in records of version 1, whose front was plain."""
+    """Way to compute the two convolutions; never `auto`. None in version 1: `plain`."""
 
     memory: Annotated[
         str | None,
@@ -284,7 +284,7 @@ class Configuration(BaseModel):
             none="after backward",
         ),
     ] = None
-    """Time of the optimizer's step: `backward` for each parameter as its gradient arrives; None for after backward."""
+    """Time of the optimizer's step: in `backward`, or None for after it."""
 
     precision: Annotated[
         str,
@@ -307,7 +307,7 @@ class Configuration(BaseModel):
             default="auto",
         ),
     ]
-    """Device: `cpu`, `cuda:1`, or `cpu:predicted` and `cuda:predicted` for a step that is traced, not run."""
+    """Device: `cpu`, `cuda:1`; `cpu:predicted` and `cuda:predicted` if the step is traced, not run."""
 
     gpu: Annotated[
         str | None,

@@ -139,7 +139,7 @@ class Timeline(Schema):
     phases: dict[str, StepPhase]
     """Phases by name: `forward`, `backward`, `optimizer`."""
     bytes_by_category: dict[str, list[int]]
-    """Bytes alive before the first event of the step and after each, for each category of `Contents`; they add up to all."""
+    """Bytes alive before the first event and after each, by category of `Contents`; they add up to all."""
     peak: StepPeak
     """The highest point of the step."""
     retained_by_module: dict[str, int]
@@ -211,7 +211,7 @@ class MemoryFigures(Schema):
     process_bytes: NonNegativeInt | None = None
     """Bytes of this process: on CUDA as the driver reports them (NVML), on a CPU the largest resident set."""
     context_bytes: int | None = None
-    """Bytes that the process holds on CUDA beside the caching allocator: the driver's context and libraries' own workspaces."""
+    """Bytes that the process holds on CUDA beside the caching allocator: the driver's context and libraries' workspaces."""
     warm_peak_allocated_bytes: NonNegativeInt | None = None
     """Highest bytes on CUDA over a step after several more, when libraries have settled on their algorithms."""
     at_peak: Contents | None = None
@@ -236,7 +236,7 @@ class TimeFigures(Schema):
     inference_seconds: list[NonNegativeFloat]
     """Seconds of forward under inference mode."""
     yardstick_seconds: list[NonNegativeFloat] = []
-    """Seconds of a product of two matrices, alike on every machine and timed between the samples: the machine's speed then."""
+    """Seconds of a product of two matrices, timed between the samples: the speed of the machine meanwhile."""
     yardstick_flops: int | None = None
     """Floating-point operations of the yardstick."""
     noise: list[str] = []
@@ -247,12 +247,11 @@ class StepFigures(Schema):
     """The figures that a trace of the step gives without running it."""
 
     retained_by_module: dict[str, int]
-    """Retained bytes by the name of the module that keeps them; bytes that no module keeps are under the empty name."""
+    """Retained bytes by the module that keeps them; bytes that no module keeps are under the empty name."""
     retained_bytes: int | None = None
     """Retained bytes of the traced step, as its device's allocator would count them. None in records before version 4."""
     agrees: bool | None = None
-    """True if a measured step retained just these bytes; if False, the counted bytes are believed and the trace is not. None in
-    predictions, where nothing was counted, and in records before version 4."""
+    """True if a measured step retained these bytes; if not, the trace is not believed. None if predicted, or before version 4."""
     flops: int | None = None
     """Floating-point operations of forward and backward, as torch counts them; element-wise work counts nothing."""
     floor_flops: int | None = None
@@ -330,7 +329,7 @@ class Plan(Schema):
     samples: int = Field(default=5, ge=5)
     """Least number of samples of every time."""
     budget_seconds: float = Field(default=10, ge=0)
-    """Time for sampling each cell, beyond the fewest samples, while its time is not yet known within 2 %."""
+    """Seconds for further samples of a cell, as long as its time is not known within 2 %."""
     timeout_seconds: float = Field(default=1800, gt=0)
     """Time limit of each process."""
     strict: bool = False

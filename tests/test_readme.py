@@ -44,6 +44,11 @@ def test_links_lead_somewhere(document):
     check_links(text_of(document), document.parent)
 
 
+@pytest.mark.parametrize("document", [*DOCUMENTS, *sorted((ROOT / "reports").rglob("*.md"))], ids=name_of)
+def test_a_line_of_a_table_fits_a_page(document):
+    assert [line for line in text_of(document).splitlines() if line.startswith("|") and len(line) > 150] == []
+
+
 def test_there_is_something_to_check():
     kinds = [block.language for document in DOCUMENTS for block in blocks(text_of(document))]
     assert kinds.count("python") >= 5

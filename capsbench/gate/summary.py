@@ -179,10 +179,10 @@ def summarize(reports: Sequence["Report"]) -> tuple[Summary, list[str]]:
             else:
                 taken.update(cells)
     environments = {key: entry for report in reports for key, entry in report.environments.items()}
-    used = {record.environment for cells in all_series.values() for record in cells.values()} & environments.keys()
+    used = {record.environment for cells in all_series.values() for record in cells.values()}
     summary = Summary(
         measured_by=list(dict.fromkeys(report.plan.command for report in reports if report.plan is not None)),
-        environments={key: machine_parts(environments[key]) for key in sorted(used)},
+        environments={key: machine_parts(environments[key]) for key in sorted(environments) if key in used},
         lines=[_series_summary(all_series[key]) for key in sorted(all_series)],
     )
     count = ((name, f"{number} line{'s' if number > 1 else ''}") for name, number in passed_over.items())

@@ -10,7 +10,7 @@ import pandas as pd
 from capsbench import paper
 from capsbench.frame import plain
 from capsbench.gate.summary import mapping
-from capsbench.page.cells import SeriesIndex
+from capsbench.page.cells import AllSeries
 from capsbench.page.room import LONGEST_NAME
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS
@@ -29,8 +29,6 @@ Piece = tuple[bool, str]
 class Answer:
     """One series of the records in a sentence."""
 
-    place: int
-    """Index in the page's list of series."""
     label: str
     colour: int
     """Index in the page's palettes."""
@@ -54,53 +52,52 @@ class PaperVerdict:
 
 
 def answers(
-    index: SeriesIndex, told: Sequence[Mapping[str, Any]], frame: pd.DataFrame, reports: Sequence["Report"], most: int
+    all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], frame: pd.DataFrame, reports: Sequence["Report"], most: int
 ) -> list[Answer]:
     """A sentence for each of the first series.
 
     Args:
-        index: series of the frame.
-        told: result of `series_data`.
+        all_series: series of the frame.
+        page_series: result of `series_data`.
         frame: all records.
         reports: the reports.
         most: largest number of sentences.
     """
-    rows = frame.assign(line=index.of_record)
+    rows = frame.assign(line=all_series.of_record)
     found = []
     latest = latest_of(reports)
-    first = sorted(range(len(told)), key=lambda place: told[place]["report"] != latest)
-    for place in first[:most]:
-        series = told[place]
-        cells = rows[rows["line"] == place]
+    first = sorted(range(len(page_series)), key=lambda index: page_series[index]["report"] != latest)
+    for index in first[:most]:
+        series = page_series[index]
+        cells = rows[rows["line"] == index]
         found.append(
             Answer(
-                place=place,
                 label=str(series["label"]),
                 colour=int(series["look"]["colour"]),
                 sentence=[*_cost(series["fits"], cells), *_ending(cells)],
-                where=_where(index.series[place], cells, reports),
+                where=_where(all_series.listed[index], cells, reports),
             )
         )
     return found
 
 
 def paper_verdicts(
-    table: pd.DataFrame, index: SeriesIndex, told: Sequence[Mapping[str, Any]], reports: Sequence["Report"]
+    table: pd.DataFrame, all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], reports: Sequence["Report"]
 ) -> list[PaperVerdict]:
     """The paper's claims on memory and time per block, compared with one's own figures; the latest report's first.
 
     Args:
         table: slopes of all lines.
-        index: series of the records.
-        told: result of `series_data`.
+        all_series: series of the records.
+        page_series: result of `series_data`.
         reports: the reports.
     """
     ratios: list[PaperVerdict] = []
     amounts: list[PaperVerdict] = []
     rows = table.iloc[(table["report"] != latest_of(reports)).argsort(kind="stable")]
     for row in rows.to_dict("records"):
-        series = {str(name): plain(row[name]) for name in index.names}
-        own = told[index.place_of(series)]
+        series = {str(name): plain(row[name]) for name in all_series.names}
+        own = page_series[all_series.index_of(series)]
         label = str(own["label"])
         is_momentum = series["model"] == "mocapsnet" and str(series["memory"]).startswith("reversible")
         alone = is_predicted(series) and pd.isna(row["ratio_to_rescapsnet"])

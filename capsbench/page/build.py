@@ -16,7 +16,7 @@ from capsbench.figures.styles import COLOURS, DARK_COLOURS
 from capsbench.frame import SAMPLE_COLUMNS, to_frame
 from capsbench.page.answers import answers, latest_of, paper_verdicts
 from capsbench.page.cells import (
-    SeriesIndex,
+    AllSeries,
     Texts,
     cells_data,
     columns_data,
@@ -77,12 +77,12 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     apart = told_apart(reports)
     records = [record for report in apart for record in report.records]
     frame, table = _figures(apart)
-    index = SeriesIndex(frame)
-    told = series_data(index, frame, table, apart)
+    all_series = AllSeries(frame)
+    page_series = series_data(all_series, frame, table, apart)
     timelines, all_timelines = timelines_data(apart, loose)
-    verdicts = paper_verdicts(table, index, told, apart)
+    verdicts = paper_verdicts(table, all_series, page_series, apart)
     texts = Texts()
-    fit, packed = packed_fits(told)
+    fit, packed = packed_fits(page_series)
     data: dict[str, Any] = {
         "units": {"bytes": BYTES, "seconds": SECONDS},
         "options": options_data(),
@@ -99,8 +99,8 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         "reports": reports_data(apart),
         "environments": environments_data(apart),
         "comparisons": comparisons_data(apart),
-        "history": history_data(apart, index, table),
-        "cells": cells_data(index, frame, records, texts),
+        "history": history_data(apart, all_series, table),
+        "cells": cells_data(all_series, frame, records, texts),
     }
     text, limits = _encoded(data, records, texts)
     if len(timelines) < all_timelines:
@@ -108,8 +108,8 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     return _template().render(
         title=" and ".join(cut(report.name, LONGEST_NAME) for report in apart) if len(apart) < 4 else f"{len(apart)} reports",
         reports=data["reports"],
-        answers=answers(index, told, frame, apart, _ANSWERS),
-        lines=len(told),
+        answers=answers(all_series, page_series, frame, apart, _ANSWERS),
+        lines=len(page_series),
         verdicts=verdicts[:_ANSWERS],
         left_out=max(0, len(verdicts) - _ANSWERS),
         cells=len(records),

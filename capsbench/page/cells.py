@@ -53,7 +53,7 @@ _DIGITS = 9
 Key = tuple[object, ...]
 
 
-class SeriesIndex:
+class AllSeries:
     """All series of the records, and the series of each record.
 
     A record without figures that was never started has no environment: it belongs to the series of its report where it would have
@@ -73,38 +73,38 @@ class SeriesIndex:
                 known.setdefault(key[:-1], key)
         never_started = [key[-1] is None and status != "ok" for key, status in zip(keys, frame["status"], strict=True)]
         whole = [known.get(key[:-1], key) if never else key for key, never in zip(keys, never_started, strict=True)]
-        self._places = {key: place for place, key in enumerate(dict.fromkeys(whole))}
-        self.of_record = [self._places[key] for key in whole]
-        self.series: list[Series] = [dict(zip(self.names, key, strict=True)) for key in self._places]
+        self._indices = {key: index for index, key in enumerate(dict.fromkeys(whole))}
+        self.of_record = [self._indices[key] for key in whole]
+        self.listed: list[Series] = [dict(zip(self.names, key, strict=True)) for key in self._indices]
 
-    def place_of(self, series: Mapping[str, object]) -> int:
+    def index_of(self, series: Series) -> int:
         """Index of a series of `slopes` or `series_of` in the list."""
-        return self._places[tuple(plain(series[name]) for name in self.names)]
+        return self._indices[tuple(plain(series[name]) for name in self.names)]
 
 
 def series_data(
-    index: SeriesIndex, frame: pd.DataFrame, table: pd.DataFrame, reports: Sequence["Report"]
+    all_series: AllSeries, frame: pd.DataFrame, table: pd.DataFrame, reports: Sequence["Report"]
 ) -> list[dict[str, Any]]:
     """The page's data of each series: name, options, look, slopes, means over replicates, and the command to measure it again.
 
     Args:
-        index: series of the frame.
+        all_series: series of the frame.
         frame: all records.
         table: their slopes.
         reports: the reports.
     """
-    labels, looks = Labels(index.series), styles_of(index.series)
+    labels, looks = Labels(all_series.listed), styles_of(all_series.listed)
     beside: dict[tuple[object, object], list[Series]] = {}
-    for series in index.series:
+    for series in all_series.listed:
         beside.setdefault((series["report"], series["dataset"]), []).append(series)
     names = {key: Names(some) for key, some in beside.items()} if len(beside) > 1 else {}
     plans = {report.name: report.plan for report in reports}
-    fits: list[dict[str, Any]] = [{} for _ in index.series]
+    fits: list[dict[str, Any]] = [{} for _ in all_series.listed]
     for row in table.to_dict("records"):
-        fits[index.place_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
-    means = _means(index, frame)
+        fits[all_series.index_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
+    means = _means(all_series, frame)
     found = []
-    for place, series in enumerate(index.series):
+    for index, series in enumerate(all_series.listed):
         label = labels.of(series)
         known = {name: _short(series[name]) for name in SERIES_COLUMNS if series.get(name) is not None}
         found.append(
@@ -121,32 +121,33 @@ def series_data(
                 "timelineCommand": _whole(timeline_command(series)),
                 # The paper's readings can stand beside it.
                 "paper": str(series["device"]).startswith("cuda") and series["batch_size"] == paper.BATCH_SIZE,
-                "fits": fits[place],
-                "means": means.get(place, {}),
+                "fits": fits[index],
+                "means": means.get(index, {}),
             }
         )
     return found
 
 
-def packed_fits(told: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
+def packed_fits(page_series: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
     """Names of the fields of a fit, and series whose fits are bare values in that order, since names would take most room."""
-    names = next((list(fit) for series in told for fit in series["fits"].values()), [])
+    names = next((list(fit) for series in page_series for fit in series["fits"].values()), [])
     return names, [
-        {**series, "fits": {metric: [fit[name] for name in names] for metric, fit in series["fits"].items()}} for series in told
+        {**series, "fits": {metric: [fit[name] for name in names] for metric, fit in series["fits"].items()}}
+        for series in page_series
     ]
 
 
-def cells_data(index: SeriesIndex, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts") -> dict[str, Any]:
+def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts") -> dict[str, Any]:
     """All records, column by column, without their raw samples.
 
     Args:
-        index: series of the frame.
+        all_series: series of the frame.
         frame: all records.
         records: the same records.
         texts: store of the texts, each once.
     """
     data: dict[str, Any] = {
-        "line": index.of_record,
+        "line": all_series.of_record,
         "blocks": frame["blocks"].tolist(),
         "replicate": frame["replicate"].tolist(),
         "ending": texts.numbers(map(cell_arguments, frame["blocks"].tolist(), frame["replicate"].tolist())),
@@ -177,11 +178,11 @@ class Texts:
     """Texts of records, each kept once under a number; number 0 is the empty text."""
 
     def __init__(self) -> None:
-        self._places = {"": 0}
+        self._numbers = {"": 0}
 
     def number(self, text: object) -> int:
         """Number of one text; 0 if it is missing."""
-        return self._places.setdefault("" if plain(text) is None else str(text), len(self._places))
+        return self._numbers.setdefault("" if plain(text) is None else str(text), len(self._numbers))
 
     def numbers(self, texts: Iterable[object]) -> list[int]:
         """Numbers of several texts."""
@@ -189,11 +190,11 @@ class Texts:
 
     def all(self, longest: int) -> list[str]:
         """The texts by number, each cut to at most `longest` characters."""
-        return [cut(text, longest) for text in self._places]
+        return [cut(text, longest) for text in self._numbers]
 
     def longer(self, longest: int) -> int:
         """Number of texts with more characters."""
-        return sum(len(text) > longest for text in self._places)
+        return sum(len(text) > longest for text in self._numbers)
 
 
 def options_data() -> dict[str, Any]:
@@ -243,12 +244,12 @@ def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def paper_data(frame: pd.DataFrame) -> dict[str, Any]:
     """Table 4 of the data sets that were measured: a series for each model, by data set."""
     table = paper.memory()
-    all_series: dict[str, list[dict[str, Any]]] = {}
+    memory: dict[str, list[dict[str, Any]]] = {}
     for (dataset, name), rows in table[table["dataset"].isin(set(frame["dataset"]))].groupby(["dataset", "model"]):
         model = str(name)
         values = {"title": model_title(model), "blocks": rows["blocks"].tolist(), "bytes": rows["bytes"].tolist()}
-        all_series.setdefault(str(dataset), []).append(values | {"look": {"colour": COLOURS.index(MODEL_STYLES[model][0])}})
-    return {"metrics": list(paper.COMPARABLE_METRICS), "memory": all_series}
+        memory.setdefault(str(dataset), []).append(values | {"look": {"colour": COLOURS.index(MODEL_STYLES[model][0])}})
+    return {"metrics": list(paper.COMPARABLE_METRICS), "memory": memory}
 
 
 def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -263,13 +264,13 @@ def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _means(index: SeriesIndex, frame: pd.DataFrame) -> dict[int, dict[str, list[list[float]]]]:
+def _means(all_series: AllSeries, frame: pd.DataFrame) -> dict[int, dict[str, list[list[float]]]]:
     """Means over replicates by series and metric, of series that have replicates: pairs of depth and mean."""
-    good = frame.assign(line=index.of_record)[frame["status"] == "ok"]
+    good = frame.assign(line=all_series.of_record)[frame["status"] == "ok"]
     several = good.groupby(["line", "blocks"]).size().groupby("line").max()
     found: dict[int, dict[str, list[list[float]]]] = {}
-    for place, cells in good[good["line"].isin(several[several > 1].index)].groupby("line"):
-        own = found[int(str(place))] = {}
+    for index, cells in good[good["line"].isin(several[several > 1].index)].groupby("line"):
+        own = found[int(str(index))] = {}
         for metric in METRICS.values():
             means = cells[metric.column].dropna().astype(float).groupby(cells["blocks"]).mean()
             own[metric.name] = [[int(str(blocks)), float(mean)] for blocks, mean in means.items()]

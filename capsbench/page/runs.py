@@ -11,7 +11,7 @@ from capsbench.gate.check import judge
 from capsbench.gate.compare import compare
 from capsbench.gate.summary import Summary, machine_parts, mapping, summarize
 from capsbench.gate.verdicts import CheckText, ComparisonRow, comparison_remarks, comparison_rows
-from capsbench.page.cells import SeriesIndex
+from capsbench.page.cells import AllSeries
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut_list
 from capsbench.words.labels import Series, cut
 
@@ -124,7 +124,7 @@ def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: in
     return {"columns": columns, "rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
 
 
-def history_data(reports: Sequence["Report"], index: SeriesIndex, table: pd.DataFrame) -> dict[str, Any]:
+def history_data(reports: Sequence["Report"], all_series: AllSeries, table: pd.DataFrame) -> dict[str, Any]:
     """Slopes from report to report in the order of time, with the gate's verdict on each against the oldest.
 
     Returns:
@@ -137,14 +137,14 @@ def history_data(reports: Sequence["Report"], index: SeriesIndex, table: pd.Data
     summaries = [summarize([report])[0] for report in ordered]
     points: list[dict[str, Any]] = [
         {"name": report.name, "commits": commits_of(report), "started": report.started}
-        | (_verdict(summaries, place, ordered[0].name) if place else {"verdict": "", "findings": [], "remarks": []})
-        for place, report in enumerate(ordered)
+        | (_verdict(summaries, index, ordered[0].name) if index else {"verdict": "", "findings": [], "remarks": []})
+        for index, report in enumerate(ordered)
     ]
-    places = {report.name: place for place, report in enumerate(ordered)}
-    fitted = sorted({index.place_of(dict(row)) for _, row in table[index.names].drop_duplicates().iterrows()})
-    shown = [(places[name], place) for place in fitted if (name := str(index.series[place]["report"])) in places]
+    indices = {report.name: index for index, report in enumerate(ordered)}
+    fitted = sorted({all_series.index_of(dict(row)) for _, row in table[all_series.names].drop_duplicates().iterrows()})
+    shown = [(indices[name], index) for index in fitted if (name := str(all_series.listed[index]["report"])) in indices]
     known = {key: mapping(entry) for report in ordered for key, entry in report.environments.items()}
-    return {"points": points, "series": [one for one in _series(shown, index.series, known) if len(one) > 1]}
+    return {"points": points, "series": [one for one in _series(shown, all_series.listed, known) if len(one) > 1]}
 
 
 _TOLD_APART = ((), ("device", "threads"), ("device", "threads", "machine"))
@@ -183,29 +183,29 @@ def _split(
 ) -> list[dict[int, int]]:
     """Series by report, told apart by parts of the machine; the first of those that these leave alike."""
     found: dict[str, dict[int, int]] = {}
-    for report, place in pairs:
-        series = all_series[place]
+    for report, index in pairs:
+        series = all_series[index]
         parts = machine_parts(environments.get(str(series.get("environment")), {}))
         known = {**series, "machine": (parts.get("CPU"), parts.get("GPU"))}
-        places = found.setdefault(repr([known[name] for name in by]), {})
-        if report not in places or series.get("source") != all_series[places[report]].get("source"):
-            places[report] = place  # if a network's source was changed amid a report, the later series
+        indices = found.setdefault(repr([known[name] for name in by]), {})
+        if report not in indices or series.get("source") != all_series[indices[report]].get("source"):
+            indices[report] = index  # if a network's source was changed amid a report, the later series
     return list(found.values())
 
 
-def _verdict(summaries: Sequence[Summary], place: int, baseline: str) -> dict[str, Any]:
+def _verdict(summaries: Sequence[Summary], index: int, baseline: str) -> dict[str, Any]:
     """The verdict of `capsbench check` on a report against the oldest, with the changes since the one before."""
     try:
-        judgement = judge(summaries[place], summaries[0], summaries[place - 1] if place > 1 else None)
+        judgement = judge(summaries[index], summaries[0], summaries[index - 1] if index > 1 else None)
     except ConfigurationError as error:
         return {"verdict": "not comparable", "findings": [cut(error.what, LONGEST_TEXT)], "remarks": []}
     text = CheckText(judgement, baseline, "")
-    told = [f"worse: {it}" for it in text.regressions] + [f"better: {it}" for it in text.improvements]
+    findings = [f"worse: {it}" for it in text.regressions] + [f"better: {it}" for it in text.improvements]
     remarks = [f"left out: {it}" for it in text.left_out] + [f"note: {it}" for it in text.notes]
     return {
         "verdict": text.headline,
         "passed": judgement.passed,
-        "findings": cut_list(told, _MOST_REMARKS, _LONGEST_FINDING),
+        "findings": cut_list(findings, _MOST_REMARKS, _LONGEST_FINDING),
         "remarks": cut_list(remarks, _MOST_REMARKS, _LONGEST_FINDING),
     }
 

@@ -88,8 +88,8 @@ def timelines_data(reports: Sequence["Report"], loose: Sequence["SavedTimeline"]
     """
     cells: dict[tuple[str, str], list[int]] = {}
     everyone = [(report.name, record) for report in reports for record in report.records]
-    for place, (name, record) in enumerate(everyone):
-        cells.setdefault((name, record.cell.configuration.model_dump_json()), []).append(place)
+    for index, (name, record) in enumerate(everyone):
+        cells.setdefault((name, record.cell.configuration.model_dump_json()), []).append(index)
     of_no_other = reports[0].name if len(reports) == 1 else None
     looks: list[tuple[str | None, SavedTimeline]]
     looks = [(report.name, one) for report in reports for one in report.timelines] + [(of_no_other, one) for one in loose]
@@ -97,19 +97,19 @@ def timelines_data(reports: Sequence["Report"], loose: Sequence["SavedTimeline"]
     room = _ROOM
     for owner, one in looks[:_MOST_TIMELINES]:
         of = [] if owner is None else cells.get((owner, one.timeline.configuration.model_dump_json()), [])
-        told = _timeline(one.timeline) | {"report": owner, "path": cut(one.path, LONGEST_TEXT), "cells": of}
-        room -= size_of(script_json(told))
+        entry = _timeline(one.timeline) | {"report": owner, "path": cut(one.path, LONGEST_TEXT), "cells": of}
+        room -= size_of(script_json(entry))
         if room < 0:
             break
-        found.append(told)
+        found.append(entry)
     return found, len(looks)
 
 
 def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any]) -> Modules:
     """The modules that retain most, and all others as one."""
-    told: Modules = [[name(it.name or NOBODY), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
+    rows: Modules = [[name(it.name or NOBODY), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
     rest = changes[_MOST_MODULES:]
-    return [*told, [None, sum(it.nbytes * it.count for it in rest), sum(it.count for it in rest)]] if rest else told
+    return [*rows, [None, sum(it.nbytes * it.count for it in rest), sum(it.count for it in rest)]] if rest else rows
 
 
 def _timeline(timeline: Timeline) -> dict[str, Any]:

@@ -17,9 +17,9 @@ class EpochFigures(Schema):
     epoch: int = Field(ge=1)
     """Number of the epoch, from 1."""
     train_loss: float
-    """Mean over the epoch's steps, each before its update."""
+    """Mean loss of the epoch's steps, each before its update."""
     train_accuracy: float
-    """Mean over the epoch's steps, of images as they were trained on."""
+    """Mean accuracy of the epoch's steps, on images as they were trained on."""
     validation_loss: float | None = None
     """Loss on the held-out images after the epoch; None if none are held out."""
     validation_accuracy: float | None = None

@@ -65,7 +65,7 @@ export function startCells() {
     search: true,
     extra,
     detail: cellDetail,
-    told: (cell) => `${textOf(CELLS.message[cell])} ${textOf(CELLS.notes[cell])}`,
+    searched: (cell) => `${textOf(CELLS.message[cell])} ${textOf(CELLS.notes[cell])}`,
   });
 }
 

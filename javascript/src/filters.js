@@ -10,9 +10,9 @@ const NONE = "";
 
 const optionOf = (line, name) => String(line[name] ?? NONE);
 
-// The chosen lines, by their indices; `whatever` names a filter that does not count.
-export function chosenLines(whatever) {
-  const counting = FILTERS.filter(({ name }) => name !== whatever && state.filters[name] !== ALL);
+// The chosen lines, by their indices; the filter `ignored` does not count.
+export function chosenLines(ignored) {
+  const counting = FILTERS.filter(({ name }) => name !== ignored && state.filters[name] !== ALL);
   const isChosen = (index) => counting.every(({ name }) => optionOf(LINES[index], name) === state.filters[name]);
   return [...LINES.keys()].filter(isChosen);
 }

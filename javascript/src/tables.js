@@ -9,12 +9,12 @@ import { grouped } from "./words.js";
 const TABLES = new Map();
 
 // `columns` have a label, a value (sorted by, and downloaded), and perhaps a text or node that is shown instead, number or name for the
-// style, and the column's name in a file. `detail` is what a row opens, and `told` what is searched beside it; `also` is downloaded only.
+// style, and the column's name in a file. `detail` is what a row opens, and `searched` a text by which it is found too; `also` is downloaded only.
 export function makeTable(host, id, { rows, name, columns, search = false, extra = [], file = null, ...more }) {
   resetTable(id);
   const status = element("span", { role: "status" });
   const turns = [button("Previous", () => turn(id, -1)), button("Next", () => turn(id, 1))];
-  const table = { rows, columns, size: 25, detail: null, told: () => "", also: [], ...more, status, turns };
+  const table = { rows, columns, size: 25, detail: null, searched: () => "", also: [], ...more, status, turns };
   table.body = element("tbody", {});
   table.heads = columns.map((column, index) => headOf(id, column, index));
   TABLES.set(id, table);
@@ -45,8 +45,8 @@ function searchBox(id) {
 }
 
 function sort(id, by) {
-  const sorted = state.tables[id];
-  change(sorted, { down: sorted.by === by && !sorted.down, by, page: 0 });
+  const shown = state.tables[id];
+  change(shown, { down: shown.by === by && !shown.down, by, page: 0 });
 }
 
 function turn(id, step) {
@@ -59,8 +59,8 @@ function turn(id, step) {
 
 const textIn = (column, row) => (column.text ? column.text(row) : column.value(row));
 
-function searched(table, rows, words) {
-  const texts = (row) => [...table.columns.map((column) => textIn(column, row)), table.told(row)].join(" ").toLowerCase();
+function matching(table, rows, words) {
+  const texts = (row) => [...table.columns.map((column) => textIn(column, row)), table.searched(row)].join(" ").toLowerCase();
   const wanted = words.split(/\s+/);
   return rows.filter((row) => {
     const text = texts(row);
@@ -86,7 +86,7 @@ function sorted(rows, { value }, down) {
 
 function found(id) {
   const [table, { by, down, words }] = [TABLES.get(id), state.tables[id]];
-  const rows = words ? searched(table, table.rows, words) : table.rows;
+  const rows = words ? matching(table, table.rows, words) : table.rows;
   return by < 0 ? rows : sorted(rows, table.columns[by], down);
 }
 
