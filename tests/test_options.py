@@ -27,14 +27,14 @@ from capsbench.frame import to_frame
 from capsbench.page.cells import options_data
 from capsbench.page.commands import series_command, timeline_command
 from capsbench.records import Record
-from capsbench.stats.slopes import lines
+from capsbench.stats.slopes import series_of
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.words.labels import Names
 from capsbench.workload import build_model
 
 cells = expand(Sweep(("rescapsnet",), (1,), "cpu", threads=1, class_dim=(8, 16)))
 frame = to_frame(("made", Record(cell=cell, status="ok")) for cell in cells)
-known = [line for line, _ in lines(frame)]
+known = [series for series, _ in series_of(frame)]
 refusals = []
 for models, value in ((("math:sqrt",), 8), (("rescapsnet",), 0)):
     try:
