@@ -78,6 +78,11 @@ def unwritable(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path} cannot be written: {error.strerror}", hint)
 
 
+def error_line(error: BaseException, most: int | None = None) -> str:
+    """Return an error on one line: its type, and the first line of its message, of at most `most` characters."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:most]}"
+
+
 def with_flags(text: str, flags: Mapping[str, str]) -> str:
     """Return a text in which the fields that have a flag are named by it."""
     return re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), text)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from capsbench.catalog import DatasetSpec
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, error_line
 from capsbench.paths import start
 
 
@@ -43,9 +43,8 @@ def imported(name: str, path: str) -> Any:
     except ConfigurationError:
         raise
     except (Exception, SystemExit) as error:  # a user's module may raise anything when it is imported
-        reason = (str(error).splitlines() or ["no message"])[0]
         raise ConfigurationError(
-            f"model '{name}' cannot be imported: {type(error).__name__}: {reason}",
+            f"model '{name}' cannot be imported: {error_line(error)}",
             "name it package.module:name, from where Python can import it",
         ) from None
     return target

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.archives import check_archives
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, error_line
 from capsbench.paths import anchored, expanded, user_data
 
 SAMPLE_FILE = "fashion-mnist.npz"
@@ -213,7 +213,7 @@ def _naming_damage(name: str, root: Path, *, download: bool = False) -> Iterator
     except PermissionError as error:
         raise _forbidden(name, error.filename or root) from None
     except Exception as error:  # a truncated file or a missing network makes readers raise anything
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+        reason = error_line(error)
         if download and isinstance(error, OSError):
             raise _not_fetched(name, root, reason) from None
         raise ConfigurationError(

@@ -42,13 +42,10 @@ def accuracy_figure(rows: pd.DataFrame, title: str) -> Figure:
             part = rows[rows["dataset"] == dataset]
             (_draw_over_blocks if over_blocks else _draw_rows)(ax, part)
             ax.set_title(dataset_title(dataset), loc="left", fontsize=9.5)
-        figure.suptitle(f"{title}{_length_note(rows)}", fontsize=10, x=0.01, ha="left")
+        lengths = sorted({length_text(*found) for found in zip(rows["scale"], rows["epochs"], rows["paper_epochs"], strict=True)})
+        note = "" if lengths == ["as the paper"] else f" ({'; '.join(lengths)})"
+        figure.suptitle(f"{title}{note}", fontsize=10, x=0.01, ha="left")
     return figure
-
-
-def _length_note(rows: pd.DataFrame) -> str:
-    lengths = sorted({length_text(*found) for found in zip(rows["scale"], rows["epochs"], rows["paper_epochs"], strict=True)})
-    return "" if lengths == ["as the paper"] else f" ({'; '.join(lengths)})"
 
 
 def _over_blocks(rows: pd.DataFrame) -> bool:
@@ -56,8 +53,10 @@ def _over_blocks(rows: pd.DataFrame) -> bool:
 
 
 def _draw_over_blocks(ax: Axes, rows: pd.DataFrame) -> None:
-    for offset, (model, line) in zip(_offsets(rows["model"].nunique()), rows.groupby("model", sort=False), strict=True):
-        colour, at = _colour(str(model)), line["blocks"] + offset
+    middle = (rows["model"].nunique() - 1) / 2
+    for index, (model, line) in enumerate(rows.groupby("model", sort=False)):
+        # Error bars of several models stand beside each other.
+        colour, at = _colour(str(model)), line["blocks"] + 0.08 * (index - middle)
         label = model_title(str(model))
         ax.errorbar(
             at, line["paper_percent"], line["paper_std_percent"].fillna(0), color=colour, alpha=0.35, fmt="s--", ms=4, lw=1,
@@ -94,11 +93,6 @@ def _row_labels(rows: pd.DataFrame) -> Iterator[str]:
 
 def _colour(model: str) -> str:
     return MODEL_STYLES[model][0] if model in MODEL_STYLES else COLOURS[3]
-
-
-def _offsets(count: int) -> list[float]:
-    """Offsets that put the error bars of several models beside each other."""
-    return [0.08 * (place - (count - 1) / 2) for place in range(count)]
 
 
 def _error(std: float) -> float | None:

@@ -19,7 +19,7 @@ from capsbench import paper
 from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.figures.panels import Per, draw_panel, draw_paper
-from capsbench.figures.styles import SMALL, STYLE, line_styles
+from capsbench.figures.styles import SMALL, STYLE, LineStyle, line_styles
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.stats.slopes import lines, noises
 from capsbench.words.labels import Line, Names, cut, dataset_title, on_gpu
@@ -119,6 +119,7 @@ def _grid(
     ax: Axes | AxesGrid | None,
     width: float | None,
 ) -> AxesGrid:
+    """Panels over depth: a row for each data set, and a column for each metric that has values."""
     datasets = list(dict.fromkeys(frame["dataset"])) or [""]
     styles = line_styles(frame)
     if width is not None:
@@ -129,36 +130,45 @@ def _grid(
         below = 0
         for row, dataset in zip(axes, datasets, strict=True):
             part = frame[frame["dataset"] == dataset]
-            every = list(lines(part))
-            names = Names(line for line, _ in every)
-            handles_of: list[list[Line2D]] = []
-            left: dict[str, int] = {}
+            handles_of = _draw_row(row, part, shown, styles, per=per, with_fit=with_fit, with_paper=with_paper)
+            rows = [place_legend(panel, handles, may_grow=ax is None) for panel, handles in zip(row, handles_of, strict=False)]
+            below += max(rows, default=0)
             for panel, metric in zip(row, shown, strict=False):
-                drawn, more = _drawn(every, metric, shown)
-                handles = draw_panel(panel, part, drawn, names, metric, styles, per=per, with_fit=with_fit)
-                if with_paper and _comparable(part, metric):
-                    handles += draw_paper(panel, dataset)
-                if more and with_fit:
-                    handles.append(nothing_drawn(f"{more} more lines are not drawn"))
-                left[metric.title] = more
-                panel.set_title(
-                    f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {_title(metric, frame)}",
-                    loc="left",
-                    fontsize=mpl.rcParams["axes.titlesize"],
-                )
-                handles_of.append(handles)
-            if not with_fit:
-                handles_of = [_united(handles_of, left), *([] for _ in handles_of[1:])]
-            below += max(
-                (place_legend(panel, handles, may_grow=ax is None) for panel, handles in zip(row, handles_of, strict=False)),
-                default=0,
-            )
+                title = f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {_title(metric, frame)}"
+                panel.set_title(title, loc="left", fontsize=mpl.rcParams["axes.titlesize"])
         if not shown:
             why = "every cell ran out of memory" if (frame["status"] == "oom").any() else "no cell was measured"
             axes[0][0].text(0.5, 0.5, why, ha="center", transform=axes[0][0].transAxes)
         if ax is None:
             _finish(axes[0][0].figure, _caption(frame, timed=any(not metric.is_bytes for metric in shown)), below, width)
     return axes
+
+
+def _draw_row(
+    row: Sequence[Axes],
+    frame: pd.DataFrame,
+    shown: Sequence[Metric],
+    styles: dict[str, LineStyle],
+    *,
+    per: Per,
+    with_fit: bool,
+    with_paper: bool,
+) -> list[list[Line2D]]:
+    """Draw the panels of one data set, and return the handles of each one's legend; without fits the first has them all."""
+    every = list(lines(frame))
+    names = Names(line for line, _ in every)
+    handles_of: list[list[Line2D]] = []
+    left: dict[str, int] = {}
+    for panel, metric in zip(row, shown, strict=False):
+        drawn, more = _drawn(every, metric, shown)
+        handles = draw_panel(panel, frame, drawn, names, metric, styles, per=per, with_fit=with_fit)
+        if with_paper and _comparable(frame, metric):
+            handles += draw_paper(panel, str(frame["dataset"].iloc[0]))
+        if more and with_fit:
+            handles.append(nothing_drawn(f"{more} more lines are not drawn"))
+        left[metric.title] = more
+        handles_of.append(handles)
+    return handles_of if with_fit else [_united(handles_of, left), *([] for _ in handles_of[1:])]
 
 
 def _drawn(

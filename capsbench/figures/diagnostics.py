@@ -87,7 +87,8 @@ def _draw(ax: Axes, frame: pd.DataFrame, panel: _Panel, epochs: list[int], colou
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("e+00", "")))
         ax.yaxis.set_minor_locator(NullLocator())
         if (shown[panel.column] == 0).any():
-            _mark_zero(ax, floor)
+            ax.axhline(floor, color="#888888", lw=0.9, ls=":")
+            ax.annotate("0", (1.01, floor), xycoords=("axes fraction", "data"), fontsize=8, color="#555555", va="center")
     ax.set_title(panel.title, loc="left", fontsize=9.5)
     ax.set_ylabel(panel.unit)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -97,8 +98,3 @@ def _floor(values: pd.Series) -> float | None:
     """Position of 0 on a logarithmic axis, below all other values; None if all are 0."""
     positive = values[values > 0]
     return float(positive.min()) / 1e3 if len(positive) else None
-
-
-def _mark_zero(ax: Axes, floor: float) -> None:
-    ax.axhline(floor, color="#888888", lw=0.9, ls=":")
-    ax.annotate("0", (1.01, floor), xycoords=("axes fraction", "data"), fontsize=8, color="#555555", va="center")

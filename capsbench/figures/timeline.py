@@ -51,15 +51,14 @@ def timeline_text(timeline: Timeline) -> str:
     peak, forward = timeline.peak, timeline.phases["forward"]
     lines = [
         title_of(timeline),
-        *_aligned("peak", f"{_exact(peak.allocated_bytes)} in {peak.contents.phase}"),
-        *_aligned("operator", peak.operator or "none, or not known"),
-        *_aligned("module", "not known" if peak.module is None else peak.module or NOBODY),
+        _aligned("peak", f"{_exact(peak.allocated_bytes)} in {peak.contents.phase}"),
+        _aligned("operator", peak.operator or "none, or not known"),
+        _aligned("module", "not known" if peak.module is None else peak.module or NOBODY),
         "alive at the peak",
+        *(_aligned(f"  {name}", _exact(nbytes)) for name, nbytes in contents_at_peak(timeline)),
+        _aligned("  left over", _exact(peak.left_over_bytes)),
+        _aligned("retained", f"{_exact(forward.end_bytes - forward.start_bytes)} after forward, mostly in these modules:"),
     ]
-    for name, nbytes in contents_at_peak(timeline):
-        lines += _aligned(f"  {name}", _exact(nbytes))
-    lines += _aligned("  left over", _exact(peak.left_over_bytes))
-    lines += _aligned("retained", f"{_exact(forward.end_bytes - forward.start_bytes)} after forward, mostly in these modules:")
     for module in modules_of(timeline)[:5]:
         each = f" ({module.count} × {bytes_text(module.nbytes)})" if module.count > 1 else ""
         lines.append(f"  {bytes_text(module.nbytes * module.count):>12}  {module.name or NOBODY}{each}")
@@ -200,5 +199,5 @@ def _exact(nbytes: int) -> str:
     return f"{bytes_text(nbytes)} ({nbytes:,} bytes)"
 
 
-def _aligned(name: str, text: str) -> list[str]:
-    return [f"{name:<12} {text}"]
+def _aligned(name: str, text: str) -> str:
+    return f"{name:<12} {text}"

@@ -26,7 +26,7 @@ from capsbench.families import FAMILY, end_family, ended_words, last_line
 from capsbench.measure.limits import died_of_limit
 from capsbench.measure.worker import READY, Reply, Request
 from capsbench.paths import start
-from capsbench.records import Cell, Configuration, Pass, Plan, Record
+from capsbench.records import Cell, Configuration, Plan, Record
 
 QUIET_MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -118,7 +118,7 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
             stdin=request_end,
             stdout=answer,
             stderr=errors,
-            env={**os.environ, **_environment(request.what), FAMILY: family},
+            env={**os.environ, **(QUIET_MALLOC if request.what == "time" else {}), FAMILY: family},
             cwd=start(),  # a user's module is found here, although it may have changed this process's folder
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
             pass_fds=[theirs.fileno()],
@@ -158,10 +158,6 @@ def out_of_memory_kills() -> int:
         return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
     except (OSError, ValueError):
         return 0
-
-
-def _environment(what: Pass) -> dict[str, str]:
-    return QUIET_MALLOC if what == "time" else {}
 
 
 @contextmanager

@@ -79,7 +79,11 @@ def measure_time(workload: Workload, samples: int, budget_seconds: float) -> Tim
     """
     clock = clock_for(workload.device)
     yardstick = Yardstick(workload.device, clock)
-    _warm_up(workload, yardstick)
+    for _ in range(WARMUP_STEPS):
+        workload.train_step()
+    with workload.evaluating():
+        workload.inference()
+    yardstick.warm_up()
     train: list[float] = []
     forward: list[float] = []
     inference: list[float] = []
@@ -113,14 +117,6 @@ def measure_time(workload: Workload, samples: int, budget_seconds: float) -> Tim
         yardstick_flops=yardstick.flops if yardstick.seconds else None,
         noise=noise_of(train, inference, watch.seen()),
     )
-
-
-def _warm_up(workload: Workload, yardstick: Yardstick) -> None:
-    for _ in range(WARMUP_STEPS):
-        workload.train_step()
-    with workload.evaluating():
-        workload.inference()
-    yardstick.warm_up()
 
 
 def _enough(train: Sequence[float], fewest: int, seconds: float, budget_seconds: float) -> bool:

@@ -18,7 +18,7 @@ from typing import TextIO
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line
 from capsbench.families import FAMILY, end_family
 from capsbench.foreign import keeping_threads
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
@@ -82,17 +82,14 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
         traced, notes = traced_figures(configuration)
     if traced is not None:
         traced = traced.model_copy(update={"agrees": traced.retained_bytes == figures.retained_bytes})
-        notes += _disagreement(traced, figures)
+        if not traced.agrees:
+            counted, of_trace = figures.retained_bytes, traced.retained_bytes
+            notes += [
+                f"{counted} bytes retained were counted, and the trace of the step retains {of_trace}: the count is believed, "
+                "and what the trace says of modules and operations is not used"
+            ]
     notes = [*why, *step.workload.notes, *notes]
     return Reply(status="ok", data_source=step.workload.data_source, memory=figures, step=traced, notes=notes)
-
-
-def _disagreement(traced: StepFigures, figures: MemoryFigures) -> list[str]:
-    """A note on which bytes are believed, if the step that was run and the one that was traced retain different ones."""
-    if traced.agrees:
-        return []
-    believed = f"{figures.retained_bytes} bytes retained were counted, and the trace of the step retains {traced.retained_bytes}"
-    return [f"{believed}: the count is believed, and what the trace says of modules and operations is not used"]
 
 
 def timeline_pass(request: Request) -> Reply:
@@ -110,7 +107,9 @@ def time_pass(request: Request) -> Reply:
 
     workload = Workload(request.configuration, request.data_directory)
     if request.turn is not None:
-        _wait_for_turn(request.turn)
+        with socket.socket(fileno=request.turn) as parent:
+            parent.send(READY)
+            parent.recv(len(READY))
     figures = timing.measure_time(workload, request.samples, request.budget_seconds)
     return Reply(status="ok", data_source=workload.data_source, time=figures, notes=workload.notes)
 
@@ -145,22 +144,15 @@ def run(request: Request) -> Reply:
     return reply.model_copy(update={"notes": [*notes, *reply.notes]})
 
 
-def _wait_for_turn(descriptor: int) -> None:
-    with socket.socket(fileno=descriptor) as parent:
-        parent.send(READY)
-        parent.recv(len(READY))
-
-
 def _who_counted(probe: str) -> list[str]:
     return [f"torch's profiler counted bytes: {counting.reason()}"] if probe == "profiler" else []
 
 
 def _describe(error: BaseException) -> str:
     """An error on one line, and where it was raised."""
-    reason = (str(error).strip().splitlines() or ["no message"])[0][:LONGEST_MESSAGE]
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {reason}{place}"
+    return f"{error_line(error, LONGEST_MESSAGE)}{place}"
 
 
 def _prepare(configuration: Configuration) -> None:

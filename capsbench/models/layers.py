@@ -1,11 +1,9 @@
 """The layers of capsule networks."""
 
-from typing import TypedDict
-
 import torch
 from torch import Tensor, nn
 
-from capsbench.routing import algorithm_of, check_routing, route, route_and_vjp, route_keeping, squash
+from capsbench.routing import RouteOptions, algorithm_of, check_routing, route, route_and_vjp, route_keeping, squash
 
 INITIAL_STD = 0.01
 """Standard deviation of a new transformation matrix (Momentum Capsule Networks, section 4)."""
@@ -16,14 +14,6 @@ INITIAL_BIAS = 0.1
 
 INITIAL_BETA_STD = 0.2
 """Standard deviation of new β_u and β_a of EM routing."""
-
-
-class _Options(TypedDict):
-    beta_u: Tensor | None
-    beta_a: Tensor | None
-    algorithm: str
-    iterations: int
-    kernel: str
 
 
 class PrimaryCapsules(nn.Module):
@@ -129,7 +119,7 @@ class CapsuleLayer(nn.Module):
         found = {id(mine): one for mine, one in zip(own, grads, strict=True) if mine.requires_grad}
         return value, grad_x, tuple(found.get(id(mine)) for mine in self.parameters())
 
-    def _options(self) -> _Options:
+    def _options(self) -> RouteOptions:
         return {
             "beta_u": self.beta_u,
             "beta_a": self.beta_a,

@@ -27,10 +27,10 @@ from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 import torch
 from torch import nn
 
-from capsbench.errors import CapsbenchError, EndedProcessError
+from capsbench.errors import CapsbenchError, EndedProcessError, error_line
 from capsbench.families import FAMILY, end_family, ended_words
 from capsbench.paths import start
-from capsbench.tracing.follow import Follow
+from capsbench.tracing.follow import following
 from capsbench.workload import BUILT_IN
 
 T = TypeVar("T")
@@ -67,14 +67,10 @@ def call_for(model: str, function: Callable[..., T], *args: Any) -> T:
     Raises:
         CapsbenchError: the function raised it, or its process ended without an answer.
     """
-    here = model in BUILT_IN or _is_of_this_process(model)
-    return function(*args) if here else call(function, *args)
-
-
-def _is_of_this_process(model: str) -> bool:
-    """Return whether a network's module was made here and not imported, as in a notebook: no other process could import it."""
     module = sys.modules.get(model.partition(":")[0])
-    return module is not None and module.__spec__ is None
+    # Another process could not import a module that was made here, as in a notebook.
+    here = model in BUILT_IN or (module is not None and module.__spec__ is None)
+    return function(*args) if here else call(function, *args)
 
 
 def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None = None) -> T:
@@ -230,7 +226,7 @@ def _warm_up() -> None:
     Run forward alone, on a CPU: after a backward pass no fork of a process can run another, and after a use of CUDA none
     can use CUDA.
     """
-    with Follow():
+    with following():
         nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))(torch.empty(1, 1, 1, 1)).sum()
 
 
@@ -252,7 +248,7 @@ def _answered(question: bytes) -> _Answer:
         except EOFError:
             pass
         except Exception as error:  # the answer may be of a class that the child alone knows
-            return _Answer("ended", f"gave an answer that cannot be read: {_words(error)}")
+            return _Answer("ended", f"gave an answer that cannot be read: {error_line(error)}")
         printed.seek(0)
         return _Answer("ended", ended_words(os.waitstatus_to_exitcode(status), printed.read()))
 
@@ -286,19 +282,14 @@ def _called(question: bytes) -> _Answer:
         return _Answer("error", error)
     except BaseException as error:  # a user's network may raise anything
         traceback.print_exc()
-        return _Answer("ended", f"ended with {_words(error)}")
+        return _Answer("ended", f"ended with {error_line(error)}")
 
 
 def _packed(answer: _Answer) -> bytes:
     try:
         return pickle.dumps(answer)
     except Exception as error:  # the returned value may raise anything
-        return pickle.dumps(_Answer("ended", f"gave an answer that cannot be sent: {_words(error)}"))
-
-
-def _words(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+        return pickle.dumps(_Answer("ended", f"gave an answer that cannot be sent: {error_line(error)}"))
 
 
 def _end_with_asker(asker: int) -> None:

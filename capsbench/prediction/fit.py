@@ -1,6 +1,6 @@
 """The deepest network, or the largest batch, that fits a device: by search over traced steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -72,30 +72,28 @@ def largest_fit(configuration: Configuration, what: What) -> Fit:
 def _neighbours(at: Callable[[int], Prediction], most: int) -> tuple[int, int | None]:
     """The largest size that fits (0 if none does) and the next that was found not to (None if `most` fits).
 
-    Beyond a hundred the two may be 1 % apart. Bytes grow nearly evenly, so a line through two known values tells where to look.
+    Beyond a hundred the two may be 1 % apart. Bytes grow nearly evenly, so a line through two known values gives the next guess.
     """
     if not at(1).fits:
         return 0, 1
     fitting, failing = 1, most + 1
-    below, above = at(1), at(min(32, most))
-    last = (1, min(32, most))
+    low, high = 1, min(32, most)
     while failing - fitting > max(1, fitting // 100):
-        guess = _on_line(*last, _taken(below), _taken(above), above.room_bytes)
+        guess = _on_line(at, low, high)
         if failing <= most:
             # Stay off both ends, so that each look narrows the range.
             margin = max(1, (failing - fitting) // 8)
             guess = min(max(guess, fitting + margin), failing - margin)
         else:
             guess = min(max(guess, fitting + 1), 32 * fitting, most)
-        found = at(guess)
-        fitting, failing = (guess, failing) if found.fits else (fitting, guess)
+        fitting, failing = (guess, failing) if at(guess).fits else (fitting, guess)
         low, high = (fitting, failing) if failing <= most else (1, fitting)
-        last, below, above = (low, high), at(low), at(high)
     return fitting, failing if failing <= most else None
 
 
-def _on_line(low: int, high: int, below: int, above: int, room: int | None) -> int:
+def _on_line(at: Callable[[int], Prediction], low: int, high: int) -> int:
     """The size at which a line through two values reaches the room."""
+    below, above, room = _taken(at(low)), _taken(at(high)), at(high).room_bytes
     if room is None or above <= below or high == low:
         return 2 * high
     return low + int((high - low) * (room - below) / (above - below))
@@ -113,6 +111,10 @@ class Growth(NamedTuple):
     rising: bool
     """True if each block adds more than the one before."""
 
+    def after(self, blocks: int) -> float:
+        """Bytes with this many more blocks."""
+        return self.nbytes + self.per_block * blocks
+
 
 def _deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) -> Fit:
     """The deepest network that fits, if the deepest of `CHECKED` does.
@@ -125,68 +127,54 @@ def _deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) ->
     fitting, failing, stride = CHECKED[-1], None, 1
     while failing is None or failing - fitting > 1:
         growths = _growths(known, fitting)
-        extrapolated = _extrapolated(growths, fitting, at(fitting).room_bytes)
+        reached = _reached(growths, fitting, at(fitting).room_bytes)
         if failing is not None:
             # Stay off both ends, so that each look narrows the range.
             margin = (failing - fitting) // 8
-            guess = min(max(extrapolated, fitting + 1 + margin), failing - 1 - margin)
-        elif fitting >= DEEPEST_TRACED or (fitting >= EVEN_FROM and extrapolated > 2 * fitting and _is_even(growths)):
-            return _beyond(at, growths, fitting, extrapolated)
-        elif extrapolated > fitting:
+            guess = min(max(reached, fitting + 1 + margin), failing - 1 - margin)
+        elif fitting >= DEEPEST_TRACED or (fitting >= EVEN_FROM and reached > 2 * fitting and all(one.even for one in growths)):
+            return _extrapolated(growths, fitting, reached, _taken(at(fitting)))
+        elif reached > fitting:
             # An odd stride does not meet a pattern of a few blocks at the same point each time.
-            guess = min(extrapolated, fitting + (max(CHECKED[-1], fitting // 2) | 1), DEEPEST_TRACED)
+            guess = min(reached, fitting + (max(CHECKED[-1], fitting // 2) | 1), DEEPEST_TRACED)
         else:
             # It should not fit; if it does, the extrapolation was too low, and longer strides find the end sooner.
             guess, stride = min(fitting + stride, DEEPEST_TRACED), 2 * stride
         fitting, failing = (guess, failing) if at(guess).fits else (fitting, guess)
-    most = max(growth.per_block for growth in _growths(known, fitting).values())
+    most = max(growth.per_block for growth in _growths(known, fitting))
     reason = f"{failing:,} do not: {at(failing).reason}; a block adds up to {most:,.0f} bytes"
     return Fit("depth", fitting, _taken(at(fitting)), bounded=True, traced=True, reason=reason, looked_at=max(known))
 
 
-def _beyond(at: Callable[[int], Prediction], growths: Mapping[str, Growth], deepest: int, extrapolated: int) -> Fit:
-    """The result for depths that are not traced."""
-    taken = _taken(at(deepest))
-    if any(growth.rising for growth in growths.values()):
-        reason = f"each block adds more than the one before, so that more than {deepest} blocks were not looked at"
-        return Fit("depth", deepest, taken, bounded=False, traced=True, reason=reason, looked_at=deepest)
-    even = _is_even(growths)
-    most = max(growths.values(), key=lambda growth: growth.nbytes + growth.per_block * (extrapolated - deepest))
-    reason = (
-        f"each block adds up to {most.per_block:,.0f} bytes"
-        if most.per_block
-        else f"more than {extrapolated:,} was not looked at"
-    )
-    if not even:
-        reason += f", and not always the same up to {deepest} blocks"
-    taken = max(taken, int(most.nbytes + most.per_block * (extrapolated - deepest)))
-    bounded = even and extrapolated < DEEPEST
-    return Fit("depth", extrapolated, taken, bounded=bounded, traced=extrapolated == deepest, reason=reason, looked_at=deepest)
-
-
-def _extrapolated(growths: Mapping[str, Growth], deepest: int, room: int | None) -> int:
+def _reached(growths: Sequence[Growth], deepest: int, room: int | None) -> int:
     """Largest number of blocks that fits if everything grows as it was seen to."""
     if room is None:
         return DEEPEST
     # The step's highest point may lie in another phase at greater depth, whose peak has a line of its own. The first to reach
     # the room ends the search.
-    reached = (deepest + int((room - one.nbytes) // one.per_block) for one in growths.values() if one.per_block > 0)
-    return max(min([*reached, DEEPEST]), deepest)
+    ends = [deepest + int((room - one.nbytes) // one.per_block) for one in growths if one.per_block > 0]
+    return max(min([*ends, DEEPEST]), deepest)
 
 
-def _is_even(growths: Mapping[str, Growth]) -> bool:
-    """Return whether everything grows evenly."""
-    return all(growth.even for growth in growths.values())
+def _extrapolated(growths: Sequence[Growth], deepest: int, reached: int, taken: int) -> Fit:
+    """The result for depths that are not traced: `reached` should fit, and the `deepest` that was traced takes `taken` bytes."""
+    if any(growth.rising for growth in growths):
+        reason = f"each block adds more than the one before, so that more than {deepest} blocks were not looked at"
+        return Fit("depth", deepest, taken, bounded=False, traced=True, reason=reason, looked_at=deepest)
+    largest = max(growths, key=lambda growth: growth.after(reached - deepest))
+    reason = f"more than {reached:,} was not looked at"
+    if largest.per_block:
+        reason = f"each block adds up to {largest.per_block:,.0f} bytes"
+    even = all(growth.even for growth in growths)
+    if not even:
+        reason += f", and not always the same up to {deepest} blocks"
+    taken, bounded = max(taken, int(largest.after(reached - deepest))), even and reached < DEEPEST
+    return Fit("depth", reached, taken, bounded=bounded, traced=reached == deepest, reason=reason, looked_at=deepest)
 
 
-def _growths(known: Mapping[int, Prediction], deepest: int) -> dict[str, Growth]:
+def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
     """The growth of every quantity that may fill the device, over the networks traced up to a depth."""
     traced = {blocks: known[blocks] for blocks in sorted(known) if CHECKED[0] <= blocks <= deepest}
-    peaks = {
-        "step": {blocks: one.memory.peak_allocated_bytes for blocks, one in traced.items()},
-        "forward": {blocks: one.memory.peak_forward_bytes for blocks, one in traced.items()},
-        "backward": {blocks: one.memory.peak_backward_bytes for blocks, one in traced.items()},
-    }
     # However low they still are, the bytes at the end of forward or of backward become the highest point in the end.
     *_, before, last = traced
     standing = max(
@@ -194,15 +182,27 @@ def _growths(known: Mapping[int, Prediction], deepest: int) -> dict[str, Growth]
         for earlier, after in zip(_standing(traced[before].memory), _standing(traced[last].memory), strict=True)
     )
     beside = {blocks: _taken(one) - one.memory.peak_allocated_bytes for blocks, one in traced.items()}
-    found = {name: _growth(line) for name, line in peaks.items()}
-    found = {
-        name: one._replace(nbytes=one.nbytes + max(beside.values()), per_block=max(one.per_block, standing))
-        for name, one in found.items()
-    }
+    found = []
+    for peak in ("peak_allocated_bytes", "peak_forward_bytes", "peak_backward_bytes"):
+        one = _growth({blocks: getattr(prediction.memory, peak) for blocks, prediction in traced.items()})
+        found.append(one._replace(nbytes=one.nbytes + max(beside.values()), per_block=max(one.per_block, standing)))
     if len(set(beside.values())) > 1:
         reserved = _reserved({blocks: _taken(one) for blocks, one in traced.items()})
-        found["reserved"] = reserved._replace(nbytes=reserved.nbytes + max(beside.values()) - beside[last])
+        found.append(reserved._replace(nbytes=reserved.nbytes + max(beside.values()) - beside[last]))
     return found
+
+
+class Step(NamedTuple):
+    """The growth from one traced depth to the next."""
+
+    first: int
+    blocks: int
+    per_block: float
+
+
+def _steps(line: Mapping[int, int]) -> list[Step]:
+    """The steps of a line: bytes by depth, ascending."""
+    return [Step(low, high - low, (line[high] - line[low]) / (high - low)) for low, high in pairwise(line)]
 
 
 def _reserved(line: Mapping[int, int]) -> Growth:
@@ -213,30 +213,21 @@ def _reserved(line: Mapping[int, int]) -> Growth:
     """
     deepest = max(line)
     first = min(blocks for blocks in line if 4 * blocks >= deepest)
-    steps = [(line[above] - line[below]) / (above - below) for below, above in pairwise(line) if above - below >= CHECKED[0]]
+    fastest = max(step.per_block for step in _steps(line) if step.blocks >= CHECKED[0])
     over_all = (line[deepest] - line[first]) / (deepest - first)
-    return Growth(line[deepest], min(max(steps), _JUMPS * over_all), even=True, rising=False)
+    return Growth(line[deepest], min(fastest, _JUMPS * over_all), even=True, rising=False)
 
 
 def _growth(line: Mapping[int, int]) -> Growth:
-    """The growth of one quantity with depth.
-
-    Args:
-        line: bytes by depth, ascending.
-    """
-    deepest, depths = max(line), list(pairwise(line))
-    growths = [(line[above] - line[below]) / (above - below) for below, above in depths]
+    """The growth of one quantity with depth."""
+    deepest, steps = max(line), _steps(line)
     # Early phases have ended by then, and close depths were examined for their own sake.
-    recent = [
-        (each, above - below)
-        for each, (below, above) in zip(growths, depths, strict=True)
-        if 4 * below >= deepest and above - below >= CHECKED[0]
-    ] or [(growths[0], depths[0][1] - depths[0][0])]
-    most = max(each for each, _ in recent)
-    uneven = max((most - each) * wide for each, wide in recent)
-    earlier, last = growths[-2:]
+    recent = [step for step in steps if 4 * step.first >= deepest and step.blocks >= CHECKED[0]] or steps[:1]
+    most = max(step.per_block for step in recent)
+    uneven = max((most - step.per_block) * step.blocks for step in recent)
+    earlier, last = steps[-2].per_block, steps[-1].per_block
     close = _EVEN * max(abs(earlier), abs(last))
-    rising = last - close > max((each for each, _ in recent[:-1]), default=last)
+    rising = last - close > max((step.per_block for step in recent[:-1]), default=last)
     return Growth(line[deepest] + int(uneven), most, even=abs(last - earlier) <= close, rising=rising)
 
 

@@ -4,6 +4,7 @@ Read `reference` first, which is the specification. Each other file is another w
 """
 
 from capsbench.routing.dispatch import (
+    RouteOptions,
     algorithm_of,
     algorithms,
     check_routing,
@@ -16,6 +17,7 @@ from capsbench.routing.dispatch import (
 from capsbench.routing.squash import length, squash
 
 __all__ = [
+    "RouteOptions",
     "algorithm_of",
     "algorithms",
     "check_routing",

@@ -1,9 +1,9 @@
 """The function `route`: it checks its arguments, picks the kernel, and keeps routing in at least float32."""
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -12,25 +12,21 @@ from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.routing import compiled, published, recompute_em, reference
 from capsbench.routing.autograd import full_precision
 from capsbench.routing.compiled import CompiledPasses
+from capsbench.routing.kernel import FunctionKernel, Kept, Kernel
 from capsbench.routing.recompute import TilePasses
-from capsbench.routing.rounds import Passes, Rounds, Staged
+from capsbench.routing.rounds import Rounds, Staged
 from capsbench.routing.triton import fused
 from capsbench.routing.triton.fused import FusedPasses
 
-Kept = tuple[Tensor, ...]
-"""Tensors that a kernel passes from forward to backward so that it need not repeat its rounds."""
 
+class RouteOptions(TypedDict, total=False):
+    """The other arguments of `route`, with its defaults."""
 
-@dataclass(frozen=True)
-class Kernel:
-    """One way to compute an algorithm: (inputs, weight, *extras, iterations) → outputs."""
-
-    route: Callable[..., Tensor]
-    """A differentiable function."""
-    keeping: Callable[..., tuple[Tensor, Kept]] | None = None
-    """The function without a graph, with the tensors that spare `and_vjp` the rounds."""
-    and_vjp: Callable[..., tuple[Tensor, tuple[Tensor, ...]]] | None = None
-    """A function (…, iterations, grad, kept) → outputs and gradients of inputs, weight and extras, without a graph."""
+    beta_u: Tensor | None
+    beta_a: Tensor | None
+    algorithm: str
+    iterations: int
+    kernel: str
 
 
 @dataclass(frozen=True)
@@ -45,19 +41,14 @@ class Algorithm:
     """True if a sample's routing depends on the rest of its batch: SDA's temperature is a mean over all of it."""
 
 
-def _staged(passes: type[Passes], rounds: Rounds) -> Kernel:
-    staged = Staged(passes, rounds)
-    return Kernel(staged.route, staged.keeping, staged.and_vjp)
-
-
 def _sda(*, slip: bool) -> dict[str, Kernel]:
     rounds = Rounds(limited=True, published=slip)
     return {
-        "reference": Kernel(partial(reference.sda, published=slip)),
-        "published": Kernel(partial(published.sda, published=slip)),
-        "recompute": _staged(TilePasses, rounds),
-        "compiled": _staged(CompiledPasses, rounds),
-        "triton": _staged(FusedPasses, rounds),
+        "reference": FunctionKernel(partial(reference.sda, published=slip)),
+        "published": FunctionKernel(partial(published.sda, published=slip)),
+        "recompute": Staged(TilePasses, rounds),
+        "compiled": Staged(CompiledPasses, rounds),
+        "triton": Staged(FusedPasses, rounds),
     }
 
 
@@ -65,18 +56,22 @@ ALGORITHMS: dict[str, Algorithm] = {
     "rba": Algorithm(
         (),
         {
-            "reference": Kernel(reference.rba),
-            "published": Kernel(published.rba),
-            "recompute": _staged(TilePasses, Rounds()),
-            "compiled": _staged(CompiledPasses, Rounds()),
-            "triton": _staged(FusedPasses, Rounds()),
+            "reference": FunctionKernel(reference.rba),
+            "published": FunctionKernel(published.rba),
+            "recompute": Staged(TilePasses, Rounds()),
+            "compiled": Staged(CompiledPasses, Rounds()),
+            "triton": Staged(FusedPasses, Rounds()),
         },
     ),
     "sda": Algorithm(("bias",), _sda(slip=False), mixes_batch=True),
     "sda-published": Algorithm(("bias",), _sda(slip=True), mixes_batch=True),
     "em": Algorithm(
         ("bias", "beta_u", "beta_a"),
-        {"reference": Kernel(reference.em), "recompute": Kernel(recompute_em.em), "triton": Kernel(fused.em)},
+        {
+            "reference": FunctionKernel(reference.em),
+            "recompute": FunctionKernel(recompute_em.em),
+            "triton": FunctionKernel(fused.em),
+        },
     ),
 }
 """All routing algorithms, each with the kernels that compute it."""
@@ -183,30 +178,22 @@ def route(
         ConfigurationError: an unknown name, a parameter that the algorithm lacks or does not have, fewer than one iteration,
             several devices, or complex numbers.
     """
-    found, tensors = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
-    tensors = _in_one_dtype(tensors)
+    found, given, _ = _prepare(
+        inputs, weight, bias, beta_u=beta_u, beta_a=beta_a, algorithm=algorithm, iterations=iterations, kernel=kernel
+    )
+    inputs, weight, *extras = _in_one_dtype(given)
     with full_precision(inputs.device):
-        return found.route(*tensors, iterations)
+        return found.route(inputs, weight, extras, iterations)
 
 
 def route_keeping(
-    inputs: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    beta_u: Tensor | None = None,
-    beta_a: Tensor | None = None,
-    algorithm: str = "rba",
-    iterations: int = 3,
-    kernel: str = "auto",
+    inputs: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Unpack[RouteOptions]
 ) -> tuple[Tensor, Kept]:
     """Compute `route` without a graph, and the tensors that spare `route_and_vjp` the rounds (none if a kernel keeps nothing)."""
-    found, tensors = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
-    tensors = _in_one_dtype(tensors)
+    found, given, iterations = _prepare(inputs, weight, bias, **options)
+    inputs, weight, *extras = _in_one_dtype(given)
     with torch.no_grad(), full_precision(inputs.device):
-        if found.keeping is None:
-            return found.route(*tensors, iterations), ()
-        return found.keeping(*tensors, iterations)
+        return found.keeping(inputs, weight, extras, iterations)
 
 
 def route_and_vjp(
@@ -215,12 +202,8 @@ def route_and_vjp(
     grad: Tensor,
     bias: Tensor | None = None,
     *,
-    beta_u: Tensor | None = None,
-    beta_a: Tensor | None = None,
-    algorithm: str = "rba",
-    iterations: int = 3,
-    kernel: str = "auto",
     kept: Kept = (),
+    **options: Unpack[RouteOptions],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Compute `route` and its vector-Jacobian product by one evaluation, without a graph.
 
@@ -229,12 +212,8 @@ def route_and_vjp(
         weight: as in `route`.
         grad: gradient of the outputs, `[B, J, D]`.
         bias: as in `route`.
-        beta_u: as in `route`.
-        beta_a: as in `route`.
-        algorithm: as in `route`.
-        iterations: as in `route`.
-        kernel: as in `route`.
         kept: tensors that `route_keeping` returned for the same inputs.
+        options: the other arguments of `route`.
 
     Returns:
         The outputs, bit for bit those of `route`; and the gradients of `(outputs * grad).sum()` for inputs, weight and
@@ -244,37 +223,32 @@ def route_and_vjp(
         ShapeError: as in `route`.
         ConfigurationError: as in `route`.
     """
-    found, given = _prepare(inputs, weight, (bias, beta_u, beta_a), algorithm, iterations, kernel)
-    tensors = _in_one_dtype(given)
-    with full_precision(inputs.device):
-        if found.and_vjp is None:
-            outputs, gradients = _plain_vjp(found, tensors, iterations, grad)
-        else:
-            with torch.no_grad():
-                outputs, gradients = found.and_vjp(*tensors, iterations, grad.to(tensors[0].dtype), kept)
+    found, given, iterations = _prepare(inputs, weight, bias, **options)
+    inputs, weight, *extras = _in_one_dtype(given)
+    with torch.no_grad(), full_precision(inputs.device):
+        outputs, gradients = found.and_vjp(inputs, weight, extras, iterations, grad=grad.to(inputs.dtype), kept=kept)
     return outputs, tuple(
         one if one.dtype is mine.dtype else one.to(mine.dtype) for one, mine in zip(gradients, given, strict=True)
     )
 
 
-def _plain_vjp(kernel: Kernel, tensors: list[Tensor], iterations: int, grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Compute the product by autograd, for a kernel that has no shorter way."""
-    with torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        outputs = kernel.route(*leaves, iterations)
-    gradients = torch.autograd.grad(outputs, leaves, grad.to(outputs.dtype), materialize_grads=True)
-    return outputs.detach(), gradients
-
-
 def _prepare(
-    inputs: Tensor, weight: Tensor, extras: tuple[Tensor | None, ...], algorithm: str, iterations: int, kernel: str
-) -> tuple[Kernel, list[Tensor]]:
-    """The kernel and its tensors, after a check that they fit together."""
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    beta_u: Tensor | None = None,
+    beta_a: Tensor | None = None,
+    algorithm: str = "rba",
+    iterations: int = 3,
+    kernel: str = "auto",
+) -> tuple[Kernel, list[Tensor], int]:
+    """The kernel, its tensors and the number of iterations, after a check that they fit together."""
     _check_shapes(inputs, weight)
     found = check_routing(algorithm, kernel, iterations, inputs.device, weight.shape[2])
-    tensors = [inputs, weight, *_extras(weight, extras, algorithm)]
+    tensors = [inputs, weight, *_extras(weight, (bias, beta_u, beta_a), algorithm)]
     _check_kinds(tensors)
-    return found, tensors
+    return found, tensors, iterations
 
 
 def _in_one_dtype(tensors: list[Tensor]) -> list[Tensor]:

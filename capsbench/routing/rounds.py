@@ -16,6 +16,7 @@ from torch import Tensor
 
 from capsbench.routing.autograd import differentiable_once, full_precision
 from capsbench.routing.equations import sda_temperature
+from capsbench.routing.kernel import Kernel
 from capsbench.routing.squash import squash, squash_and_vjp, squash_vjp
 
 State = tuple[Tensor, ...]
@@ -109,37 +110,33 @@ class Rounds:
         return outputs, sda_temperature(passes.mean_distance(outputs), outputs.shape[1], published=self.published)
 
 
-class Staged:
-    """One kernel for one algorithm: `route`, and its parts for a reversible stack.
-
-    All take inputs, weight, the bias if the algorithm has one, and the number of iterations.
-    """
+class Staged(Kernel):
+    """One kernel for RBA or SDA; the bias, if the algorithm has one, is its only extra parameter."""
 
     def __init__(self, passes: type[Passes], rounds: Rounds) -> None:
         self._passes = passes
         self.rounds = rounds
 
-    def route(self, inputs: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    def route(self, inputs: Tensor, weight: Tensor, extras: list[Tensor], iterations: int) -> Tensor:
         """Compute a differentiable result, keeping `[B, J, D]` twice, and no votes."""
         if not torch.is_grad_enabled():
-            return self.keeping(inputs, weight, *rest)[0]
-        *bias, iterations = rest
-        output: Tensor = _Routed.apply(self, inputs, weight, bias[0] if bias else None, iterations)[0]
+            return self.keeping(inputs, weight, extras, iterations)[0]
+        output: Tensor = _Routed.apply(self, inputs, weight, extras[0] if extras else None, iterations)[0]
         return output
 
-    def keeping(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, State]:
+    def keeping(self, inputs: Tensor, weight: Tensor, extras: list[Tensor], iterations: int) -> tuple[Tensor, State]:
         """The outputs without a graph, and the state that spares `and_vjp` the rounds."""
-        *bias, iterations = rest
-        outputs, _, *state = self.last_round(inputs, weight, bias, iterations)
+        outputs, _, *state = self.last_round(inputs, weight, extras, iterations)
         return outputs, tuple(state)
 
-    def and_vjp(self, inputs: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Take (…, iterations, grad, kept); return the bits of `route`, and the gradients of `(outputs * grad).sum()`."""
-        *bias, iterations, grad, kept = rest
+    def and_vjp(
+        self, inputs: Tensor, weight: Tensor, extras: list[Tensor], iterations: int, *, grad: Tensor, kept: State
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the bits of `route`, and the gradients of `(outputs * grad).sum()`."""
         passes = self.passes(inputs, weight)
-        state = kept or passes.state(self.rounds, bias, iterations)
-        outputs, grad_s, *found = passes.value_and_vjp(state, bias, grad)
-        if bias:
+        state = kept or passes.state(self.rounds, extras, iterations)
+        outputs, grad_s, *found = passes.value_and_vjp(state, extras, grad)
+        if extras:
             found.append(grad_s.sum(0))
         return outputs, tuple(one for one in found if one is not None)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from capsbench.tracing.follow import Follow
+from capsbench.tracing.blocks import Blocks
 
 _DEEPEST = 6
 """Depth to which tensors are searched for in lists, tuples, dictionaries and closures."""
@@ -111,9 +111,9 @@ class Modules:
 class Calls(Modules):
     """The calls of a network's modules while a step is followed."""
 
-    def __init__(self, model: nn.Module, follow: Follow) -> None:
-        super().__init__(model, follow)
-        self._follow = follow
+    def __init__(self, model: nn.Module, blocks: Blocks) -> None:
+        super().__init__(model, blocks)
+        self._blocks = blocks
 
     def holders(self, loss: Tensor, since: int) -> dict[int, str]:
         """The blocks that a watched forward pass left alive, each with the module that is known to hold it, or that made it.
@@ -122,27 +122,25 @@ class Calls(Modules):
             loss: value that forward returned.
             since: number of the event that forward began with.
         """
-        follow = self._follow
-        made = {block: follow.made_in[block] for block in follow.alive_since(since)}
-        return made | {block: name for name, tensors in self.holding(loss) for block in follow.blocks_of(tensors)}
+        made = {block: self._blocks.made_in[block] for block in self._blocks.alive_since(since)}
+        return made | {block: name for name, tensors in self.holding(loss) for block in self._blocks.blocks_of(tensors)}
 
     def savers(self, forward: Callable[[], Tensor]) -> dict[int, str]:
         """The module whose backward saved a block first, by the block's index among those that a forward pass makes.
 
         This takes a pass of its own, because tensors that hooks are given may live longer than without hooks.
         """
-        follow = self._follow
         found: dict[int, str] = {}
-        started = follow.events()
+        started = self._blocks.events()
 
         def pack(tensor: Tensor) -> Tensor:
-            for block in follow.blocks_of([tensor]):
-                found.setdefault(block, follow.place)
+            for block in self._blocks.blocks_of([tensor]):
+                found.setdefault(block, self._blocks.place)
             return tensor
 
         with self.watched(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             forward()
-        return {place: found[block] for place, block in enumerate(follow.made_since(started)) if block in found}
+        return {place: found[block] for place, block in enumerate(self._blocks.made_since(started)) if block in found}
 
 
 def nodes_of(loss: Tensor) -> Iterable[Any]:

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,16 @@ import torch
 from torch import Tensor
 
 from capsbench.tracing.trace import Category, Trace
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Events that can be repeated with other blocks."""
+
+    events: list[tuple[int, int]]
+    """Block and bytes of each event."""
+    kept: list[int]
+    """Blocks behind the tensors that were kept."""
 
 
 class Blocks:
@@ -34,8 +45,6 @@ class Blocks:
         """The running operator as autograd called it, not the operators that it is made of."""
         self.block_of_event: list[int] = []
         self.bytes_of_event: list[int] = []
-        self._sum = (-1, 0)
-        """The last block, if it is a sum of gradients, and the key of its storage."""
         self._spans: dict[str, tuple[int, int]] = {}
         self._tags: dict[Category, set[int]] = {}
         self._known: dict[int, tuple[weakref.ref[Any], int, int]] = {}
@@ -68,6 +77,23 @@ class Blocks:
         """Number of events so far; a block's number is that of the event that made it."""
         return len(self.block_of_event)
 
+    def recording(self, first: int, kept: Iterable[Tensor]) -> Recording:
+        """The events since event number `first`, of which these tensors were kept."""
+        events = zip(self.block_of_event[first:], self.bytes_of_event[first:], strict=True)
+        return Recording(list(events), self.blocks_of(kept))
+
+    def replay(self, recording: Recording, kept: Iterable[Tensor]) -> None:
+        """Repeat events, with other tensors in place of those that were kept."""
+        tensors = dict(zip(recording.kept, kept, strict=True))
+        blocks: dict[int, int] = {}
+        for block, nbytes in recording.events:
+            if block in tensors:
+                self.follow(tensors[block])
+            elif block not in blocks:
+                blocks[block] = self.add(nbytes)
+            else:
+                self.free(blocks[block], -nbytes)
+
     def trace(self) -> Trace:
         """The trace of everything that was followed."""
         blocks, nbytes = (np.array(one, dtype=np.int64) for one in (self.block_of_event, self.bytes_of_event))
@@ -76,10 +102,6 @@ class Blocks:
     def is_followed(self, tensor: Tensor) -> bool:
         """Return whether the storage behind a tensor was seen being made."""
         return tensor.untyped_storage()._cdata in self._known
-
-    def sum_of_gradients(self, tensor: Tensor) -> None:
-        """Note that a tensor that was followed just now is the sum of two gradients."""
-        self._sum = self.block_of_event[-1], tensor.untyped_storage()._cdata
 
     def follow(self, tensor: Tensor) -> None:
         """Follow the storage behind a tensor to its end, if it is on the device and not followed yet."""
@@ -107,27 +129,8 @@ class Blocks:
 
     def _drop(self, key: int) -> None:
         found = self._known.pop(key, None)
-        if found is not None and not self._is_summed_in_place(*found[1:]):
+        if found is not None:
             self.free(*found[1:])
-
-    def _is_summed_in_place(self, block: int, nbytes: int) -> bool:
-        """Take back the sum of two gradients if one that is held nowhere else is freed right after it.
-
-        Autograd adds in place then, but not to tensors without values, which count as a class of their own.
-
-        Args:
-            block: the block that is freed.
-            nbytes: its size.
-        """
-        (made, key), self._sum = self._sum, (-1, 0)
-        known = self._known.get(key)
-        last = len(self.block_of_event) - 1
-        if known is None or made != last or known[2] != nbytes or self.made_by[block][1] == current_node():
-            return False
-        del self.block_of_event[last], self.bytes_of_event[last], self.made_in[made], self.made_by[made]
-        self.alive -= nbytes
-        self._known[key] = known[0], block, nbytes
-        return True
 
     def free(self, block: int, nbytes: int) -> None:
         """Record that a block was freed."""

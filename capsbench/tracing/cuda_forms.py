@@ -30,11 +30,11 @@ class CudaForms:
     Args:
         capability: the device's compute capability.
         unsure: receives each assumption that affects bytes alone.
-        assumed: receives each assumption that affects what the step computes.
+        notes: receives each assumption that affects what the step computes.
     """
 
-    def __init__(self, capability: Capability, unsure: Callable[[str], None], assumed: Callable[[str], None]) -> None:
-        self._capability, self._unsure, self._assumed = capability, unsure, assumed
+    def __init__(self, capability: Capability, unsure: dict[str, None], notes: dict[str, None]) -> None:
+        self._capability, self._unsure, self._notes = capability, unsure, notes
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -49,7 +49,7 @@ class CudaForms:
             yield
 
     def _recur(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        self._assumed(RECURRENT.format(layer.__name__))
+        self._notes[RECURRENT.format(layer.__name__)] = None
         with torch.backends.cudnn.flags(enabled=False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it checks the addresses of tensors, which have none
             return layer(*args, **kwargs)
@@ -76,7 +76,7 @@ class CudaForms:
             query, key, value = (self._cast(one) for one in (query, key, value))
             attn_mask = attn_mask if attn_mask is None or not attn_mask.is_floating_point() else self._cast(attn_mask)
         kernel = self._kernel(query, value, attn_mask, enable_gqa)
-        self._unsure(ATTENTION.format(kernel))
+        self._unsure[ATTENTION.format(kernel)] = None
         options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
         if kernel == "flash":
             return _flash(query, key, value, **options)

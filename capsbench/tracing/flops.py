@@ -4,7 +4,7 @@ Votes are counted: one product `[B, K] × [K, J·D]` for each input capsule and 
 both are taken. Agreement and weighted sums are element-wise to torch's counter where plain torch computes them, and here too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -45,20 +45,13 @@ def _conv(inputs: Shape, weight: Shape, out: Shape) -> int:
     return conv_flop_count([*inputs], [*weight], [*out])
 
 
-def _once(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return votes_flops(inputs, weight)
+def _evaluations(count: int) -> Callable[..., int]:
+    """The formula of an operator that evaluates all votes, or takes a product of the same size, this often."""
+    return lambda inputs, weight, *_, **__: count * votes_flops(inputs, weight)
 
 
 def _rounds(inputs: Shape, weight: Shape, rounds: int, *_: Any, **__: Any) -> int:
     return rounds * votes_flops(inputs, weight)
-
-
-def _twice(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return 2 * votes_flops(inputs, weight)
-
-
-def _with_gradients(inputs: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return 3 * votes_flops(inputs, weight)
 
 
 def _with_both(inputs: Shape, weight: Shape, _state: Any, _t: Any, limited: bool, *_: Any, **__: Any) -> int:
@@ -69,17 +62,17 @@ def _with_both(inputs: Shape, weight: Shape, _state: Any, _t: Any, limited: bool
 _FORMULAS: dict[str, Any] = {
     "front": _front,
     "front_backward": _front_backward,
-    "votes_round": _once,
+    "votes_round": _evaluations(1),
     "votes_rounds": _rounds,
-    "votes_distance": _once,
-    "votes_vjp": _with_gradients,
+    "votes_distance": _evaluations(1),
+    "votes_vjp": _evaluations(3),
     "votes_value_and_vjp": _with_both,
-    "coupled_sum": _once,
-    "coupled_sum_vjp": _with_gradients,
-    "mean_distance": _once,
-    "em_round": _twice,
-    "em_state_vjp": _once,
-    "em_votes_vjp": _with_gradients,
+    "coupled_sum": _evaluations(1),
+    "coupled_sum_vjp": _evaluations(3),
+    "mean_distance": _evaluations(1),
+    "em_round": _evaluations(2),
+    "em_state_vjp": _evaluations(1),
+    "em_votes_vjp": _evaluations(3),
 }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from capsbench.tracing.operators import Call, tensors_in
 
 MOST_ELEMENTS = 2**18
 """Largest number of elements that is computed: more would take the time and memory that a trace is there to save."""
@@ -45,45 +46,59 @@ class Values:
             return None
         return twin
 
-    def computed(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
+    def stand_in(self, real: Tensor, device: torch.device) -> Tensor:
+        """A tensor without values in place of one whose values are known."""
+        shape = torch.ops.aten.empty_strided.default(real.size(), real.stride(), dtype=real.dtype, device=device)
+        self.give(shape, real)
+        return shape
+
+    def indices(self, index: Tensor | None) -> list[Tensor | None]:
+        """Indices of the elements that a mask chooses, if it is known; any other index as it is."""
+        known = self.of(index) if index is not None and index.dtype in (torch.bool, torch.uint8) else None
+        if index is None or known is None:
+            return [index]
+        with _disable_current_modes():
+            chosen = known.nonzero().unbind(1)
+        return [self.stand_in(one, index.device) for one in chosen]
+
+    def computed(self, call: Call) -> Any:
         """The outputs of an operator, if all of its arguments are known and it draws no random numbers; None otherwise."""
-        alike = func.overloadpacket in _ALIKE
-        if _RANDOM in func.tags or not (alike or all(self.of(one) is not None for one in given)):
+        alike = call.packet in _ALIKE
+        if _RANDOM in call.func.tags or not (alike or all(self.of(one) is not None for one in call.tensors)):
             return None
-        on_host = {name: "cpu" if name == "device" and value is not None else value for name, value in kwargs.items()}
+        on_host = {name: "cpu" if name == "device" and value is not None else value for name, value in call.kwargs.items()}
         on_host.pop("pin_memory", None)
-        args, on_host = tree_map(_blank_like if alike else self._real, (args, on_host))
         try:
             with _disable_current_modes(), torch.no_grad():
-                return func(*args, **on_host)
+                return Call(call.func, call.args, on_host).changed(_blank_like if alike else self._real).run()
         except Exception:  # a value that cannot be computed on the host is unknown
             return None
 
-    def follow(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], out: Any) -> None:
+    def follow(self, call: Call, out: Any) -> None:
         """Compute what an operator returned without values, and forget what it overwrote with something unknown."""
-        made = [one for one in tree_iter(out) if isinstance(one, Tensor)]
-        if "empty" in func._schema.name:
+        made = tensors_in(out)
+        if "empty" in call.func._schema.name:
             self._blank.update((one, True) for one in made)
             return
-        self._begin(func, given)
+        self._begin(call)
         if sum(one.numel() for one in made) <= MOST_ELEMENTS:
-            real = self.computed(func, args, kwargs, given)
+            real = self.computed(call)
             if real is not None:
-                for one, twin in zip(made, (one for one in tree_iter(real) if isinstance(one, Tensor)), strict=False):
+                for one, twin in zip(made, tensors_in(real), strict=False):
                     self.give(one, twin)
                 return
-        for one in _written(func, args, kwargs):
+        for one in _written(call):
             twin = self._twins.get(one)
             if twin is not None:
                 storage = twin.untyped_storage()
                 self._lost[storage._cdata] = storage
 
-    def _begin(self, func: Any, given: list[Tensor]) -> None:
+    def _begin(self, call: Call) -> None:
         """Let a tensor that has not been written or read yet be known from here on, if an operator fills it."""
-        blank = [one for one in given if self._blank.pop(one, False)]
-        if func.overloadpacket in _FILLING and blank and blank[0] is given[0]:
+        blank = [one for one in call.tensors if self._blank.pop(one, False)]
+        if call.packet in _FILLING and blank and blank[0] is call.tensors[0]:
             with _disable_current_modes():
-                self.give(given[0], torch.empty(given[0].shape, dtype=given[0].dtype))
+                self.give(blank[0], torch.empty(blank[0].shape, dtype=blank[0].dtype))
 
     def _real(self, one: Any) -> Any:
         if isinstance(one, Tensor):
@@ -99,16 +114,15 @@ def _blank_like(one: Any) -> Any:
     return torch.device("cpu") if isinstance(one, torch.device) else one
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+def _written(call: Call) -> list[Tensor]:
     """Tensors that an operator may have written into."""
-    schema = func._schema
+    schema = call.func._schema
     if _WRITES_STATISTICS in schema.name:
-        return [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
+        return call.tensors
     if not schema.is_mutable:
         return []
-    named = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
-    written = [named.get(argument.name) for argument in schema.arguments if argument.is_write]
-    return [one for one in tree_iter(written) if isinstance(one, Tensor)]
+    named = dict(zip((argument.name for argument in schema.arguments), call.args, strict=False)) | call.kwargs
+    return tensors_in([named.get(argument.name) for argument in schema.arguments if argument.is_write])
 
 
 def host_copy(tensor: Tensor) -> Tensor:

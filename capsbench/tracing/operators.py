@@ -1,26 +1,90 @@
-"""The dispatcher of a step that is followed: it sees the operators that the step is made of, on tensors without values."""
+"""The operators that a step calls: one call, the traits that a trace takes account of, and the mode that sees every call."""
 
-from functools import cache, partial
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Flag, auto
+from functools import cache, cached_property, partial
+from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
 
 
-class Runs(Protocol):
-    """An object that runs operators for `Operators`."""
+class Trait(Flag):
+    """Traits of an operator, of which most have none."""
 
-    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operator, and return its outputs."""
+    NONE = 0
+    ONE_DTYPE = auto()
+    """A device refuses tensors of several dtypes, which shapes alone do not."""
+    WORKSPACE = auto()
+    """The first of these operators takes a workspace for its library."""
+    SCRATCH = auto()
+    """The library takes memory that the device alone knows."""
+    ANY_LAYOUT = auto()
+    """Tensors may have any memory layout."""
+    INDEXES = auto()
+    """Among the arguments are indices, which may be masks."""
+    READS = auto()
+    """The result depends on values, and is no tensor."""
+
+
+_TRAITS = {
+    Trait.ONE_DTYPE | Trait.WORKSPACE | Trait.ANY_LAYOUT: ("mm", "addmm", "bmm", "baddbmm"),
+    Trait.ONE_DTYPE | Trait.SCRATCH: ("convolution",),
+    Trait.SCRATCH: ("convolution_backward", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward"),
+    Trait.ANY_LAYOUT: ("clone", "copy_", "_to_copy", "cat", "stack", "sum", "mean", "fill_", "zero_"),
+    Trait.INDEXES: ("index", "index_put", "index_put_", "_index_put_impl_"),
+    Trait.READS: ("_local_scalar_dense", "equal"),
+}
+_TRAITS_OF = {getattr(torch.ops.aten, name): traits for traits, names in _TRAITS.items() for name in names}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator; its tensors may have no values."""
+
+    func: Any
+    args: Any
+    kwargs: Any
+
+    @property
+    def packet(self) -> Any:
+        """The operator, whichever overload of it is called."""
+        return self.func.overloadpacket
+
+    @property
+    def traits(self) -> Trait:
+        """Traits of the operator."""
+        return _TRAITS_OF.get(self.packet, Trait.NONE)
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments."""
+        return tensors_in((self.args, self.kwargs))
+
+    def run(self) -> Any:
+        """Run the operator, and return its outputs."""
+        return self.func(*self.args, **self.kwargs)
+
+    def changed(self, change: Callable[[Any], Any]) -> "Call":
+        """The call with a function applied to each argument."""
+        return Call(self.func, *tree_map(change, (self.args, self.kwargs)))
+
+    def signature(self) -> str:
+        """The part of a call that memory depends on: of a tensor its shape, strides and dtype; any other argument itself."""
+        shapes = self.changed(lambda one: (tuple(one.shape), tuple(one.stride()), one.dtype) if isinstance(one, Tensor) else one)
+        return repr(shapes)
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors in lists, tuples and dictionaries."""
+    return [one for one in tree_iter(values) if isinstance(one, Tensor)]
 
 
 class Operators(TorchDispatchMode):
-    """A mode that passes every operator that autograd calls to an object that runs it."""
-
-    def __init__(self, runs: Runs) -> None:
-        super().__init__()
-        self._runs = runs
+    """A mode that sees every operator that autograd calls; subclasses run it."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -28,7 +92,11 @@ class Operators(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._runs.run(func, args, kwargs or {})
+        return self.run(Call(func, args, kwargs or {}))
+
+    def run(self, call: Call) -> Any:
+        """Run an operator, and return its outputs."""
+        raise NotImplementedError
 
 
 @cache
@@ -36,22 +104,3 @@ def is_composite(func: Any) -> bool:
     """Return whether an operator is made of others, and no device has a kernel of its own for it."""
     has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, func.name())
     return has_kernel("CompositeImplicitAutograd") and not (has_kernel("CPU") or has_kernel("CUDA"))
-
-
-class Shapes(FakeTensorMode):
-    """Tensors without values, which touch no device unless its driver is there.
-
-    Args:
-        kind: kind of the device that they are for, `cpu` or `cuda`.
-    """
-
-    def __init__(self, kind: str) -> None:
-        # Torch asks again later, when the device appears to be there. A CPU's tensors need no answer, and where a process
-        # has asked, no fork of it can use CUDA.
-        self._without_driver = kind != "cpu" and not torch.cuda.is_available()
-        super().__init__(allow_non_fake_inputs=True)
-
-    @property
-    def avoid_device_init(self) -> bool:
-        """Return whether the device must not be touched."""
-        return self._without_driver

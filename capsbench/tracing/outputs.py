@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter
 
 from capsbench.tracing.cuda_forms import ATTENTION, ONLY_DEVICE_KNOWS, PLAIN_ATTENTION, SHAPES
+from capsbench.tracing.operators import Call
 from capsbench.tracing.scratch import Layout, layout, returned
 
 _LOSSES = {
@@ -30,35 +30,32 @@ _NORMALISATIONS = {
 _CONTIGUOUS_GRADIENTS = {torch.ops.aten.native_layer_norm_backward, torch.ops.aten.native_group_norm_backward}
 
 
-def output(func: Any, args: Any, kwargs: Any, *, kind: str, unsure: Callable[[str], None]) -> Any:
+def output(call: Call, *, kind: str, unsure: dict[str, None]) -> Any:
     """The outputs of an operator, without values.
 
     Args:
-        func: an operator.
-        args: its arguments.
-        kwargs: its keyword arguments.
+        call: the operator with its arguments.
         kind: kind of the device that tensors stand for.
         unsure: receives a note of each operator whose bytes the device alone knows.
     """
-    packet = func.overloadpacket
-    out = SHAPES.get(packet, func)(*args, **kwargs)
+    packet = call.packet
+    out = SHAPES.get(packet, call.func)(*call.args, **call.kwargs)
     if packet in _CORRECTED:
-        given = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
-        return _CORRECTED[packet](packet, given, out, kind)
+        return _CORRECTED[packet](packet, call.tensors, out, kind)
     if packet in _SIZED_BY_LIBRARY and kind == "cpu":
-        return _as_returned(func, args, kwargs, out, unsure)
+        return _as_returned(call, out, unsure)
     if packet in ONLY_DEVICE_KNOWS:
-        unsure(f"only the device knows what {packet} keeps for its library")
+        unsure[f"only the device knows what {packet} keeps for its library"] = None
     elif packet is PLAIN_ATTENTION and kind == "cuda":
-        unsure(ATTENTION.format("plain"))
+        unsure[ATTENTION.format("plain")] = None
     return out
 
 
-def _as_returned(func: Any, args: Any, kwargs: Any, out: Any, unsure: Callable[[str], None]) -> Any:
+def _as_returned(call: Call, out: Any, unsure: dict[str, None]) -> Any:
     """Outputs with the size that the operator gives them, where torch's fake tensors do not know it."""
-    real = returned(func, args, kwargs)
+    real = returned(call)
     if real is None:
-        unsure(f"only a run knows how much {func.overloadpacket} keeps for its library")
+        unsure[f"only a run knows how much {call.packet} keeps for its library"] = None
         return out
     return tuple(fake if layout(fake) == made else _laid(made, fake.device) for fake, made in zip(out, real, strict=True))
 

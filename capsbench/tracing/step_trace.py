@@ -2,8 +2,8 @@
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,12 +15,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from capsbench.catalog import spec_of
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
-from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line
 from capsbench.records import Configuration, StepFigures
 from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import eagerly, note_scripted
-from capsbench.tracing.follow import Follow
+from capsbench.tracing.fakes import made_fake
+from capsbench.tracing.follow import Follow, following
 from capsbench.tracing.observed_step import StepObserver, run_step
 from capsbench.tracing.storages import optimizer_state, state_of, storage_bytes
 from capsbench.tracing.trace import Trace
@@ -30,6 +31,8 @@ Build = Callable[[], nn.Module]
 
 MANY_BLOCKS = 64
 """Largest depth that is traced beside a measurement: a deeper trace would take longer than the measurement."""
+
+_LONGEST_REASON = 200
 
 _NOTHING_TWICE = {"kernel": "reference", "memory": "stored", "front": "plain", "inverse": None, "optimizer_step": None}
 """Settings of a capsule network that evaluates nothing twice."""
@@ -59,8 +62,7 @@ class TracedStep:
     @property
     def retained_bytes(self) -> int:
         """Bytes alive after forward, minus those before."""
-        forward = self.trace.phases()["forward"]
-        return forward.end - forward.start
+        return _retained(self.trace)
 
 
 def trace_step(
@@ -83,27 +85,26 @@ def trace_step(
     Raises:
         ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
     """
-    with (
-        _follow(configuration, workspace_bytes=workspace_bytes, inside=inside, try_scratch=try_scratch) as follow,
-        eagerly(follow.notes),
-    ):
+    with _following(configuration, workspace_bytes=workspace_bytes, inside=inside, try_scratch=try_scratch) as follow:
+        return _traced(follow, _started(follow, configuration, build))
+
+
+@contextmanager
+def _following(configuration: Configuration, **options: Any) -> Iterator[Follow]:
+    """Follow a step on the kind of device that a configuration names, in plain PyTorch."""
+    capability = gpu_of(configuration.gpu).capability if configuration.gpu else None
+    with following(configuration.device_kind(), capability=capability, **options) as follow, eagerly(follow.notes):
         try:
-            return _traced(follow, _started(follow, configuration, build))
+            yield follow
         except CapsbenchError:
             raise
         except (Exception, SystemExit) as error:  # a model may do anything that shapes alone cannot serve
             raise untraceable(configuration.model, error) from error
 
 
-def _follow(configuration: Configuration, **options: Any) -> Follow:
-    """The follower of a step on the kind of device that a configuration names."""
-    capability = gpu_of(configuration.gpu).capability if configuration.gpu else None
-    return Follow(configuration.device_kind(), capability=capability, **options)
-
-
 def untraceable(model: str, error: BaseException) -> ConfigurationError:
     """The error for a model that needs values."""
-    reason = _reason(error)
+    reason = error_line(error, _LONGEST_REASON)
     if "found two different devices" in reason or "same device" in reason:
         return ConfigurationError(
             f"model '{model}' has tensors on two devices: {reason}",
@@ -115,10 +116,6 @@ def untraceable(model: str, error: BaseException) -> ConfigurationError:
     )
 
 
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"
-
-
 def step_figures(configuration: Configuration, step: TracedStep, *, build: Build | None = None) -> StepFigures:
     """The figures of a traced step for its record; its floor takes another, short trace.
 
@@ -128,7 +125,8 @@ def step_figures(configuration: Configuration, step: TracedStep, *, build: Build
     gradients = step.gradient_bytes or step.largest_parameter_bytes
     return StepFigures(
         retained_by_module=step.retained_by_module,
-        retained_bytes=_counted_retained(configuration, step.trace),
+        # CUDA's allocator rounds each block up.
+        retained_bytes=_retained(step.trace.replay(CachingAllocator()) if configuration.device_kind() == "cuda" else step.trace),
         flops=step.flops,
         floor_flops=_needed_flops(configuration, build),
         floor_bytes=step.state_bytes + gradients + step.optimizer_bytes + step.batch_bytes,
@@ -136,10 +134,9 @@ def step_figures(configuration: Configuration, step: TracedStep, *, build: Build
     )
 
 
-def _counted_retained(configuration: Configuration, trace: Trace) -> int:
-    """Bytes that forward leaves alive, as the allocator of the device counts them: CUDA's rounds each block up."""
-    counted = trace.replay(CachingAllocator()) if configuration.device_kind() == "cuda" else trace
-    forward = counted.phases()["forward"]
+def _retained(trace: Trace) -> int:
+    """Bytes alive after forward, minus those before."""
+    forward = trace.phases()["forward"]
     return forward.end - forward.start
 
 
@@ -157,22 +154,18 @@ def _needed_flops(configuration: Configuration, build: Build | None) -> int:
     """Operations of forward, and of the gradients that its operators need in backward, with nothing evaluated twice."""
     if configuration.model in BUILT_IN:
         configuration = configuration.model_copy(update=_NOTHING_TWICE)
-    with _follow(configuration, inside=False) as follow, eagerly(follow.notes):
-        try:
-            _started(follow, configuration, build).forward()
-        except CapsbenchError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise untraceable(configuration.model, error) from error
+    with _following(configuration, inside=False) as follow:
+        _started(follow, configuration, build).forward()
         return follow.needed_flops
 
 
 def _started(follow: Follow, configuration: Configuration, build: Build | None) -> Workload:
     """The network and its optimizer, on shapes."""
-    batch = _batch(configuration, follow.device)
-    follow.tag("batch", batch)
+    device = follow.blocks.device
+    batch = _batch(configuration, device)
+    follow.blocks.tag("batch", batch)
     seed_everything()
-    model = follow.made_fake(_built(configuration.model, build or (lambda: build_model(configuration))))
+    model = made_fake(_built(configuration.model, build or (lambda: build_model(configuration))), device, follow.values)
     note_scripted(model, follow.kind, follow.notes)
     return Workload(configuration, batch=batch, model=model)
 
@@ -191,29 +184,30 @@ def _built(model: str, build: Build) -> nn.Module:
             raise
         except (Exception, SystemExit) as error:
             raise ConfigurationError(
-                f"model '{model}' cannot be made: {_reason(error)}", "its factory is called with (in_shape, num_classes, blocks)"
+                f"model '{model}' cannot be made: {error_line(error, _LONGEST_REASON)}",
+                "its factory is called with (in_shape, num_classes, blocks)",
             ) from error
 
 
 def _traced(follow: Follow, workload: Workload) -> TracedStep:
-    model = workload.model
+    model, blocks = workload.model, follow.blocks
     workload.train_step()
     gc.collect()
-    follow.tag("state", state_of(model))
-    follow.tag("optimizer", optimizer_state(workload.optimizer))
-    calls = Calls(model, follow)
+    blocks.tag("state", state_of(model))
+    blocks.tag("optimizer", optimizer_state(workload.optimizer))
+    calls = Calls(model, blocks)
     seen = _Following(follow, calls)
     with calls.watched():
         of_gradients = run_step(workload, seen)
     return TracedStep(
-        trace=follow.trace(),
+        trace=blocks.trace(),
         state_bytes=storage_bytes(state_of(model)),
         gradient_bytes=of_gradients,
         optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
         batch_bytes=storage_bytes(workload.batch),
         flops=seen.flops,
-        retained_by_module=_by_module(seen.alive, seen.holders | _saved(calls, workload, seen.made), seen.gone, seen.kept),
-        origin=partial(_origin, follow.made_in, follow.made_by, calls.spans),
+        retained_by_module=seen.retained_by_module(_saved(calls, workload, seen.made)),
+        origin=partial(_origin, blocks.made_in, blocks.made_by, calls.spans),
         largest_parameter_bytes=max(parameter.nbytes for parameter in model.parameters()),
         scratch=tuple(follow.scratch),
         notes=tuple(follow.notes),
@@ -231,37 +225,46 @@ class _Following(StepObserver):
 
     def __init__(self, follow: Follow, calls: Calls) -> None:
         self._follow, self._calls = follow, calls
-        self._flops_before, self._started = follow.flops, follow.events()
-        self._left_over = follow.alive_since(0)
-        self.kept = {block: name for name, tensors in calls.attributes() for block in follow.blocks_of(tensors)}
+        self._flops_before, self._started = follow.flops, follow.blocks.events()
+        self._left_over = follow.blocks.alive_since(0)
+        self._kept = {block: name for name, tensors in calls.attributes() for block in follow.blocks.blocks_of(tensors)}
         """The module that had each block from the step before."""
-        self.alive: dict[int, int] = {}
+        self._alive: dict[int, int] = {}
         """Bytes of the blocks that forward made and left alive."""
-        self.holders: dict[int, str] = {}
+        self._holders: dict[int, str] = {}
         """The module that holds each of them."""
+        self._freed: dict[int, int] = {}
+        """Bytes of the blocks that forward freed: a module that remembers tensors frees those of the step before."""
         self.made: list[int] = []
         """The blocks that forward made, in their order."""
-        self.gone: dict[int, int] = {}
-        """Bytes of the blocks that forward freed: a module that remembers tensors frees those of the step before."""
         self.flops = 0
         """Floating-point operations of forward and backward."""
 
     def phase(self, name: str) -> AbstractContextManager[object]:
-        return self._follow.phase(name)
+        return self._follow.blocks.phase(name)
 
     def end_forward(self, loss: Tensor) -> None:
         self._follow.follow_numbers(nodes_of(loss), self._calls.spans.module_of)
 
     def after_forward(self, loss: Tensor) -> None:
-        follow, started = self._follow, self._started
-        self.alive, self.holders = follow.alive_since(started), self._calls.holders(loss, started)
-        self.made = follow.made_since(started)
-        still = follow.alive_since(0)
-        self.gone = {block: nbytes for block, nbytes in self._left_over.items() if block not in still}
+        blocks, started = self._follow.blocks, self._started
+        self._alive, self._holders = blocks.alive_since(started), self._calls.holders(loss, started)
+        self.made = blocks.made_since(started)
+        still = blocks.alive_since(0)
+        self._freed = {block: nbytes for block, nbytes in self._left_over.items() if block not in still}
 
     def after_backward(self, gradients: Iterable[Tensor]) -> None:
         self.flops = self._follow.flops - self._flops_before
-        self._follow.tag("gradient", gradients)
+        self._follow.blocks.tag("gradient", gradients)
+
+    def retained_by_module(self, saved: dict[int, str]) -> dict[str, int]:
+        """Bytes that forward left alive by the module that saved or holds them, less those that it freed by former holder."""
+        found: Counter[str] = Counter()
+        for block, nbytes in self._freed.items():
+            found[self._kept.get(block, "")] -= nbytes
+        for block, nbytes in self._alive.items():
+            found[saved.get(block, self._holders[block])] += nbytes
+        return {name: nbytes for name, nbytes in found.items() if nbytes}
 
 
 def _origin(made_in: dict[int, str], made_by: dict[int, tuple[str, int]], spans: Spans, block: int) -> Origin:
@@ -277,16 +280,6 @@ def _saved(calls: Calls, workload: Workload, made: list[int]) -> dict[int, str]:
         if "saved tensor hooks" not in str(error):  # transforms of torch.func do not allow them
             raise
         return {}
-
-
-def _by_module(alive: dict[int, int], holders: dict[int, str], gone: dict[int, int], kept: dict[int, str]) -> dict[str, int]:
-    """Bytes that forward left alive by holder, less those that it freed by former holder."""
-    found: Counter[str] = Counter()
-    for block, nbytes in gone.items():
-        found[kept.get(block, "")] -= nbytes
-    for block, nbytes in alive.items():
-        found[holders[block]] += nbytes
-    return {name: nbytes for name, nbytes in found.items() if nbytes}
 
 
 def _batch(configuration: Configuration, device: torch.device) -> Batch:

@@ -66,7 +66,9 @@ def diagnose(network: nn.Module, images: Tensor, labels: Tensor, loss: Callable[
         ConfigurationError: it is another network.
     """
     network = checked_network(network)
-    blocks = [_entrance(network), *_blocks(network)]
+    entrance = network.first if isinstance(network.first, CapsuleLayer) else network.primary
+    layers: list[nn.Module] = [module for module in network.blocks.modules() if isinstance(module, CapsuleLayer)]
+    blocks: list[list[nn.Module]] = [[entrance], *(layers[start : start + 2] for start in range(0, len(layers), 2))]
     seen = _Seen()
     # The output of a block is the input of the next one, or in the end of the class capsules.
     hooks = [module.register_forward_pre_hook(seen.look) for module in (*(block[0] for block in blocks[1:]), network.classes)]
@@ -161,17 +163,6 @@ class _Seen:
         if id(module) not in self._from:
             self._from.append(id(module))
             self.states.append(inputs[0])
-
-
-def _entrance(network: CapsuleNetwork) -> list[nn.Module]:
-    """The layer before the first block."""
-    return [network.first if isinstance(network.first, CapsuleLayer) else network.primary]
-
-
-def _blocks(network: CapsuleNetwork) -> list[list[nn.Module]]:
-    """The two layers of each block."""
-    layers: list[nn.Module] = [module for module in network.blocks.modules() if isinstance(module, CapsuleLayer)]
-    return [layers[start : start + 2] for start in range(0, len(layers), 2)]
 
 
 def _gradient_norms(value: Tensor, groups: Sequence[Sequence[Tensor]]) -> list[float]:

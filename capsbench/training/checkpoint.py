@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from capsbench.durable import replacing
-from capsbench.errors import ConfigurationError, LostWorkError, StoreError
+from capsbench.errors import ConfigurationError, LostWorkError, StoreError, error_line
 from capsbench.foreign import keeping_threads
 from capsbench.paths import expanded
 from capsbench.training.settings import TrainingSettings, differences
@@ -98,7 +98,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if len(tensors) != len(weights) or not isinstance(state, dict):
             raise ValueError("it holds no weights")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StoreError(f"checkpoint {path} is damaged: {_first_line(error)}", _RESTORE) from None
+        raise StoreError(f"checkpoint {path} is damaged: {error_line(error)}", _RESTORE) from None
     return Checkpoint(settings, weights, state)
 
 
@@ -121,7 +121,7 @@ def load_network(path: str | os.PathLike[str], device: str = "cpu") -> tuple[nn.
     except Exception as error:  # a user's own model may raise anything
         name = read.settings.network.model
         raise ConfigurationError(
-            f"checkpoint {path}: model '{name}' cannot be made: {_first_line(error)}", "it must be made as it was for training"
+            f"checkpoint {path}: model '{name}' cannot be made: {error_line(error)}", "it must be made as it was for training"
         ) from None
     fill(network, read.weights, f"checkpoint {path}")
     return network.to(device).eval(), read.settings
@@ -223,7 +223,3 @@ def _read_settings(text: str) -> TrainingSettings:
 
 def _shape(weights: Mapping[str, Tensor], name: str) -> str:
     return str(list(weights[name].shape)) if name in weights else "missing"
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"

@@ -121,8 +121,12 @@ class MetricsLog:
         self._write_table()
 
     def _write_table(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(EpochFigures.model_fields), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(one.model_dump() for one in self._epochs)
         with replacing(self.folder / TABLE) as file:
-            file.write(_table(self._epochs).encode())
+            file.write(text.getvalue().encode())
 
     def _draw(self, group: str, values: dict[str, float], at: int) -> None:
         if self._board is not None:
@@ -155,14 +159,6 @@ def parsed(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) and {"kind", "epoch"} <= found.keys() else {}
-
-
-def _table(epochs: Sequence[EpochFigures]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(EpochFigures.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(one.model_dump() for one in epochs)
-    return text.getvalue()
 
 
 def _tensorboard(folder: Path, done: int) -> Any:

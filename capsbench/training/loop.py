@@ -15,7 +15,7 @@ from torch import nn
 
 from capsbench.data.feed import Feed
 from capsbench.durable import replace_file
-from capsbench.errors import CapsbenchError, Interrupted, StoreError, TrainingError
+from capsbench.errors import CapsbenchError, Interrupted, StoreError, TrainingError, error_line
 from capsbench.foreign import refusing_exit
 from capsbench.measure.environment import describe
 from capsbench.measure.facts import asked
@@ -239,7 +239,8 @@ class Run:
 
     def _pause(self) -> None:
         """Write a checkpoint if it is time for one, or Ctrl-C was pressed; all processes do the same."""
-        wishes = [self.interrupted.is_set(), self._is_time()]
+        is_time = self.processes.first and time.monotonic() - self.saved_at >= self.pace
+        wishes = [self.interrupted.is_set(), is_time]
         if self.processes.several:
             wishes = self.processes.sum(torch.tensor(wishes, device=self.processes.device, dtype=torch.int32)).tolist()
         interrupted, due = wishes
@@ -252,9 +253,6 @@ class Run:
         raise Interrupted(
             f"interrupted {where}; {self.folder / CHECKPOINT} holds all of it", "run the same command again with `resume`"
         )
-
-    def _is_time(self) -> bool:
-        return self.processes.first and time.monotonic() - self.saved_at >= self.pace
 
     def _save(self) -> None:
         self._check_weights()
@@ -349,8 +347,7 @@ def naming_faults(settings: TrainingSettings, processes: Processes) -> Iterator[
             ) from None
         if network.model in BUILT_IN:
             raise
-        reason = (str(error).splitlines() or ["no message"])[0]
         raise TrainingError(
-            f"model '{network.model}' failed: {type(error).__name__}: {reason}",
+            f"model '{network.model}' failed: {error_line(error)}",
             "it takes images [B, *in_shape] and returns class scores [B, classes] or a CapsuleOutput",
         ) from error

@@ -97,8 +97,7 @@ class Stepper:
             with torch.inference_mode():
                 for batch in batches:
                     if len(batch.labels):
-                        out = self._outputs(self.network, batch)
-                        totals += _stacked(loss_of(out, batch, self.configuration, self._loss), out, batch)
+                        totals += _stacked(*self._forward(self.network, batch), batch)
         finally:
             self.network.train()
         loss, correct = self.processes.sum(totals).tolist()
@@ -107,24 +106,20 @@ class Stepper:
     def _forward_backward(self, batch: Batch) -> Tensor:
         """Compute the gradients of a part of a batch; return its loss and correct answers."""
         if not len(batch.labels):
-            # Processes wait for each other's gradients: one that has no image left takes an empty batch that adds nothing.
-            return self._forward_backward_of_nothing(batch)
-        out = self._outputs(self._parallel, batch)
-        loss = loss_of(out, batch, self.configuration, self._loss)
+            # Processes wait for each other's gradients: one that has no image left takes a blank one, whose gradient is 0.
+            shape = (1, *batch.images.shape[1:])
+            blank = Batch(batch.images.new_zeros(shape), batch.labels.new_zeros(1), batch.pixels.new_zeros(shape))
+            self.scaler.scale(0 * self._forward(self._parallel, blank)[0]).backward()
+            return torch.zeros(2, device=self.processes.device, dtype=torch.float64)
+        loss, out = self._forward(self._parallel, batch)
         self.scaler.scale(loss).backward()
         return _stacked(loss, out, batch)
 
-    def _forward_backward_of_nothing(self, batch: Batch) -> Tensor:
-        shape = (1, *batch.images.shape[1:])
-        nothing = Batch(batch.images.new_zeros(shape), batch.labels.new_zeros(1), batch.pixels.new_zeros(shape))
-        loss = loss_of(self._outputs(self._parallel, nothing), nothing, self.configuration, self._loss)
-        self.scaler.scale(0 * loss).backward()
-        return torch.zeros(2, device=self.processes.device, dtype=torch.float64)
-
-    def _outputs(self, network: nn.Module, batch: Batch) -> Output:
+    def _forward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Output]:
+        """Compute the loss of a batch, and the network's outputs."""
         with autocast(self.processes.device, self.configuration.precision):
-            output: Output = network(batch.images, **({"labels": batch.labels} if self._takes_labels else {}))
-        return output
+            out: Output = network(batch.images, **({"labels": batch.labels} if self._takes_labels else {}))
+        return loss_of(out, batch, self.configuration, self._loss), out
 
     def _check(self, loss: float, norm: float, images: int, batch: Batch) -> None:
         """Refuse to continue from values that are not finite."""
@@ -149,10 +144,8 @@ class Stepper:
 
     def _forward_backward_alone(self, batch: Batch) -> None:
         """Repeat the pass without the other processes, for examination."""
-        if not len(batch.labels):
-            return
-        loss = loss_of(self._outputs(self.network, batch), batch, self.configuration, self._loss)
-        self.scaler.scale(loss).backward()
+        if len(batch.labels):
+            self.scaler.scale(self._forward(self.network, batch)[0]).backward()
 
 
 _ADVICE = "try a lower `learning_rate`, or `precision` fp32; the last checkpoint is kept, from before this step"

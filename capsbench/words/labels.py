@@ -70,16 +70,11 @@ class Names:
         """The name of one line, as in `line_label`, in printable form."""
         told = ["predicted"] if is_predicted(line) else []
         alike = self._alike[is_predicted(line)]
-        for column, value in line.items():
-            if column in _NEVER_TOLD:
-                continue
-            own, everyone = alike.words(column)
-            # An option that another model does not have distinguishes nothing.
-            elsewhere = len(everyone) > 1 and not _without(line, column) and column not in _TOLD_WITHIN_A_MODEL
-            if len(own.get(line["model"], ())) > 1 or elsewhere or (column == "batch_size" and len(self._batches) > 1):
-                told.append(_word(column, value))
+        for column in (name for name in line if name not in _NEVER_TOLD):
+            if alike.differ(line, column) or (column == "batch_size" and len(self._batches) > 1):
+                told.append(_word(line, column))
                 # The next columns only have to distinguish the lines that agree so far.
-                alike = alike.that_agree(column, told[-1])
+                alike = alike.with_word(column, told[-1])
         title = model_title(str(line["model"]))
         return f"{title} ({printable(', '.join(told))})" if told else title
 
@@ -89,37 +84,35 @@ class _Alike:
 
     def __init__(self, lines: list[Line]) -> None:
         self._lines = lines
-        self._words: dict[str, tuple[dict[object, set[str]], set[str]]] = {}
+        self._words: dict[str, set[tuple[object, str, bool]]] = {}
+        """Model, word and lack of the option in each line, by option."""
         self._parts: dict[tuple[str, str], _Alike] = {}
 
-    def words(self, column: str) -> tuple[dict[object, set[str]], set[str]]:
-        """Words of an option: by model, and over all models that have it."""
+    def differ(self, line: Line, column: str) -> bool:
+        """Return whether an option distinguishes a line from others of its model, or from all that have the option."""
         if column not in self._words:
-            own: dict[object, set[str]] = {}
-            everyone: set[str] = set()
-            for line in self._lines:
-                word = _word(column, line[column])
-                own.setdefault(line["model"], set()).add(word)
-                everyone |= set() if _without(line, column) else {word}
-            self._words[column] = own, everyone
-        return self._words[column]
+            self._words[column] = {(one["model"], _word(one, column), _lacks(one, column)) for one in self._lines}
+        words = self._words[column]
+        if len({word for model, word, _ in words if model == line["model"]}) > 1:
+            return True
+        if column in _TOLD_WITHIN_A_MODEL or _lacks(line, column):
+            return False
+        return len({word for _, word, lacks in words if not lacks}) > 1
 
-    def that_agree(self, column: str, word: str) -> "_Alike":
+    def with_word(self, column: str, word: str) -> "_Alike":
         """The lines whose option has this word."""
         key = column, word
         if key not in self._parts:
-            self._parts[key] = _Alike([line for line in self._lines if _word(column, line[column]) == word])
+            self._parts[key] = _Alike([line for line in self._lines if _word(line, column) == word])
         return self._parts[key]
 
 
-def _word(column: str, value: object) -> str:
-    known = plain(value)
+def _word(line: Line, column: str) -> str:
+    known, option, noun = plain(line[column]), OPTIONS.get(column), noun_of(column)
     if column == "source":
         return "source unknown" if known is None else f"source {str(known)[:6]}"
-    option = OPTIONS.get(column)
     if known is None and option is not None:
         known = option.unwritten if option.before is None else option.before
-    noun = noun_of(column)
     if known is None:
         return f"no {noun}"
     if isinstance(known, str):
@@ -128,7 +121,7 @@ def _word(column: str, value: object) -> str:
     return f"{noun} {known}"
 
 
-def _without(line: Line, column: str) -> bool:
+def _lacks(line: Line, column: str) -> bool:
     """Return whether a line's model lacks this option; an option that cells leave out at its default has a value."""
     option = OPTIONS.get(column)
     left_out = option is not None and option.unwritten is not None and option.networks.have(line["model"])

@@ -8,7 +8,7 @@ def printable(text: str) -> str:
 
     Unprintable are control characters, marks that change the direction of writing, and halves of characters.
     """
-    return text if text.isprintable() else "".join(sign if sign.isprintable() else _written_out(sign) for sign in text)
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def printable_lines(text: str) -> str:
@@ -19,7 +19,3 @@ def printable_lines(text: str) -> str:
 def cell(text: str) -> str:
     """A text as a cell of a rich table, in which no sign acts as a command or as markup."""
     return escape(printable(text))
-
-
-def _written_out(sign: str) -> str:
-    return ascii(sign)[1:-1]

@@ -18,7 +18,7 @@ from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Configuration, Record
 from capsbench.routing import compiled, route, route_and_vjp
 from capsbench.tracing.flops import votes_flops
-from capsbench.tracing.follow import Follow
+from capsbench.tracing.follow import following
 from capsbench.tracing.step_trace import trace_step
 from helpers.made import MIB, make_configuration
 
@@ -144,8 +144,8 @@ NEEDED = {"sda": ("bias",), "em": ("bias", "beta_u", "beta_a")}
 
 def routing_flops(kernel: str, routing: str, kind: str) -> tuple[int, int]:
     """Operations of forward alone, and of forward and backward."""
-    with Follow(kind, inside=False) as follow:
-        options = {"requires_grad": True, "device": follow.device}
+    with following(kind, inside=False) as follow:
+        options = {"requires_grad": True, "device": follow.blocks.device}
         inputs, weight = torch.empty(BATCH, INPUTS, IN_DIM, **options), torch.empty(INPUTS, IN_DIM, OUTPUTS, DIM, **options)
         shapes = {"bias": (OUTPUTS, DIM), "beta_u": (OUTPUTS,), "beta_a": (OUTPUTS,)}
         more = {name: torch.empty(shapes[name], **options) for name in NEEDED.get(routing, ())}
@@ -180,7 +180,7 @@ def test_opaque_kernels_count_each_evaluation_of_votes(kernel, kind, routing):
 @pytest.mark.parametrize(("routing", "evaluations"), [("rba", 2 + 3), ("sda", 4 + 4)])
 def test_a_value_with_its_gradients_counts_each_evaluation_of_votes(routing, evaluations):
     """Two rounds of `rba` (`sda`: and their distances); then votes and two gradients, for which `sda` needs the votes again."""
-    with Follow("cpu", inside=False) as follow:
+    with following("cpu", inside=False) as follow:
         inputs, weight = torch.empty(BATCH, INPUTS, IN_DIM), torch.empty(INPUTS, IN_DIM, OUTPUTS, DIM)
         route_and_vjp(inputs, weight, torch.empty(BATCH, OUTPUTS, DIM), algorithm=routing, kernel="compiled")
     assert follow.flops == evaluations * VOTES

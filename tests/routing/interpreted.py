@@ -143,7 +143,7 @@ def test_half_inputs_are_summed_in_float32(algorithm, dtype):
     """Given to the kernels as they are; `route` would have cast them."""
     given = example(SIZES[0], torch.float32, algorithm=algorithm)
     given = given._replace(inputs=leaf(given.inputs.to(dtype)), weight=leaf(given.weight.to(dtype)))
-    output = ALGORITHMS[algorithm].kernels["triton"].route(*given.tensors, 3)
+    output = ALGORITHMS[algorithm].kernels["triton"].route(given.inputs, given.weight, [*given.extras.values()], 3)
     gradients = torch.autograd.grad(output, given.tensors, given.grad)
     expected, *wanted = outcome(given.map(Tensor.double), "reference")
     assert output.dtype == torch.float32

@@ -126,7 +126,7 @@ def test_fake_tensors_have_the_shapes_of_real_ones(algorithm):
 def test_fake_tensors_have_the_dtypes_of_real_ones(dtype):
     with FakeTensorMode():
         tensors = real_layer(dtype=dtype, requires_grad=True)
-        output = ALGORITHMS["rba"].kernels["triton"].route(*tensors, 3)
+        output = ALGORITHMS["rba"].kernels["triton"].route(*tensors, [], 3)
         assert output.dtype == torch.promote_types(dtype, torch.float32)
         assert [gradient.dtype for gradient in torch.autograd.grad(output.sum(), tensors)] == [dtype, dtype]
 

@@ -18,7 +18,7 @@ from capsbench.pretend import kind_of, pretending
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.reversible import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES
 from capsbench.routing import compiled
-from capsbench.tracing.follow import Follow
+from capsbench.tracing.follow import following
 from capsbench.tracing.step_trace import TracedStep, trace_step
 from helpers.made import make_configuration
 from helpers.strangers import Doubled, Functional, Net, Remembering
@@ -262,20 +262,20 @@ def test_own_models_with_autocast(name, own):
 
 
 def patched() -> tuple[object, ...]:
-    """The objects that `Follow` replaces, and the kind of device that is pretended."""
+    """The objects that `following` replaces, and the kind of device that is pretended."""
     return torch.get_rng_state, torch.autograd.graph.save_on_cpu, nn.Module.__call__, kind_of(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_following_leaves_torch_as_it_was(kind):
     before = patched()
-    with Follow(kind) as follow:
-        made = torch.ones(10, device=follow.device)
+    with following(kind) as follow:
+        made = torch.ones(10, device=follow.blocks.device)
         assert kind_of(made.device) == kind
         assert patched() != before or kind == "cpu"
-        assert follow.alive == 40
+        assert follow.blocks.alive == 40
         del made
-        assert follow.alive == 0
+        assert follow.blocks.alive == 0
     assert patched() == before
     assert torch.ones(1).item() == 1
 

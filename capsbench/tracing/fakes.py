@@ -1,0 +1,72 @@
+"""Tensors without values, and the networks that are made of them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.parameter import is_lazy
+
+from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
+
+
+class Shapes(FakeTensorMode):
+    """Tensors without values, which touch no device unless its driver is there.
+
+    Args:
+        kind: kind of the device that they are for, `cpu` or `cuda`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        # Torch asks again later, when the device appears to be there. A CPU's tensors need no answer, and where a process
+        # has asked, no fork of it can use CUDA.
+        self._without_driver = kind != "cpu" and not torch.cuda.is_available()
+        super().__init__(allow_non_fake_inputs=True)
+
+    @property
+    def avoid_device_init(self) -> bool:
+        """Return whether the device must not be touched."""
+        return self._without_driver
+
+
+def made_fake(model: nn.Module, device: torch.device, values: Values) -> nn.Module:
+    """Return the same network with new parameters and buffers on the device, as `to` moves them.
+
+    They may have been made outside or here; a copy of a tensor without values may differ from what it looks like.
+
+    Args:
+        model: the network.
+        device: device that is followed.
+        values: receives the values of small buffers.
+    """
+    replaced: dict[int, Any] = {}
+    memory: dict[tuple[int, torch.dtype], Tensor] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is None or is_lazy(tensor):
+                    continue
+                if id(tensor) not in replaced:
+                    if device.type == "cpu":
+                        moved = _on_cpu(tensor, memory)
+                    else:
+                        # By its sizes, since an operator on a real tensor would be run for real.
+                        moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+                    if isinstance(tensor, nn.Parameter):
+                        moved = nn.Parameter(moved, tensor.requires_grad)
+                    elif tensor.numel() <= MOST_ELEMENTS:
+                        known = values.of(tensor) if isinstance(tensor, FakeTensor) else host_copy(tensor)
+                        if known is not None:
+                            values.give(moved, known)
+                    replaced[id(tensor)] = moved
+                held[name] = replaced[id(tensor)]
+    return model
+
+
+def _on_cpu(tensor: Tensor, memory: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
+    """The counterpart of a tensor on a CPU, where nothing moves: tensors that shared memory share it again, in `memory`."""
+    storage = tensor.untyped_storage()
+    key = storage._cdata, tensor.dtype
+    if key not in memory:
+        memory[key] = torch.empty(storage.nbytes() // tensor.itemsize, dtype=tensor.dtype)
+    return memory[key].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).detach()
