@@ -10,8 +10,8 @@ from capsbench.records import Configuration, MemoryFigures, Record, StepFigures,
 
 MEMORY_COLUMNS = tuple(name for name in MemoryFigures.model_fields if name.endswith("_bytes"))
 TIME_COLUMNS = tuple(name for name in TimeFigures.model_fields if name.endswith("_seconds"))
-LINE_COLUMNS = tuple(name for name in Configuration.model_fields if name != "blocks")
-"""Columns that distinguish the lines of a figure."""
+SERIES_COLUMNS = tuple(name for name in Configuration.model_fields if name != "blocks")
+"""Columns that distinguish the series of a figure."""
 
 SAMPLE_COLUMNS = {
     "train_step_seconds": "train_step_samples",

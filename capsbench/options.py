@@ -83,7 +83,7 @@ class Option:
     words: Mapping[str, str] = field(default_factory=dict)
     """Words of a label for values that do not name their option."""
     none: str = ""
-    """Words of the page's filter for lines without a value."""
+    """Words of the page's filter for series without a value."""
 
 
 class Configuration(BaseModel):
@@ -345,8 +345,8 @@ class Configuration(BaseModel):
         """Kind of the device: `cpu` or `cuda`."""
         return self.device.partition(":")[0]
 
-    def line(self) -> str:
-        """A key that all depths of one line share."""
+    def series(self) -> str:
+        """A key that all depths of one series share."""
         return self.model_copy(update={"blocks": 0}).model_dump_json()
 
     def arguments(self) -> dict[str, Any]:

@@ -36,17 +36,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         )
 
 
-@pytest.fixture
-def memory_slope(request: pytest.FixtureRequest) -> "Iterator[Callable[..., MemorySlope]]":
+@pytest.fixture(name="memory_slope")
+def memory_slope_fixture(request: pytest.FixtureRequest) -> "Iterator[Callable[..., MemorySlope]]":
     """Provide `capsbench.testing.memory_slope`, which fails the test if its marker's limit is passed."""
     # Imported on use, so that other tests need not wait for torch.
-    from capsbench.testing import memory_slope as traced
+    from capsbench.testing import memory_slope
 
     limit, asked = _limit(request), list[bool]()
 
     def measure(*args: Any, **kwargs: Any) -> "MemorySlope":
         asked.append(True)
-        found = traced(*args, **kwargs)
+        found = memory_slope(*args, **kwargs)
         if limit is not None and found.notes:
             warnings.warn(f"the bytes that a block may retain are not exact: {'; '.join(found.notes)}", stacklevel=2)
         if limit is not None and found.worst_step() > limit:

@@ -333,7 +333,7 @@ class Report:
 
     @property
     def slopes(self) -> "SlopesFrame":
-        """The slope of every line, which a notebook shows with a small chart in each row.
+        """The slope of every series, which a notebook shows with a small chart in each row.
 
         Raises:
             StoreError: the folder holds no record that can be read.
@@ -365,13 +365,13 @@ class Report:
         """Judge this report against a baseline, as `capsbench check` does.
 
         Args:
-            baseline: a file that `capsbench check --update` has written, or a report.
+            baseline: a baseline file, as 'capsbench check' writes it, or a report.
             last: an earlier report or baseline; changes since then are reported, and are no regressions.
             thresholds: differences from which on a change matters.
 
         Raises:
             StoreError: one of them cannot be read.
-            ConfigurationError: this report and the baseline have no line in common.
+            ConfigurationError: this report and the baseline have no series in common.
         """
         from capsbench.gate.check import judge
 
@@ -387,7 +387,7 @@ class Report:
 
         Raises:
             StoreError: one of them cannot be read.
-            ConfigurationError: the two have no line in common.
+            ConfigurationError: the two have no series in common.
         """
         from capsbench.gate.compare import compare
 
@@ -594,7 +594,7 @@ def load(root: str | os.PathLike[str]) -> "pd.DataFrame":
 
 
 def summary_of(reports: Sequence[Report]) -> "tuple[Summary, list[str]]":
-    """Return the figures by which reports are compared, with notes on damaged lines and on lines measured twice.
+    """Return the figures by which reports are compared, with notes on damaged lines and on series measured twice.
 
     Raises:
         StoreError: there are no records, or they are of a newer schema.

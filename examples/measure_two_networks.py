@@ -17,4 +17,4 @@ report = capsbench.run(["rescapsnet", "mocapsnet"], depths=[1, 2], batch_size=4,
 retained = report.slopes.query("metric == 'retained'")
 for model, nbytes in zip(retained["model"], retained["slope"], strict=True):
     print(f"{model}: a block retains {nbytes / 1024:.0f} KiB for backward")
-print(f"records and figures: {report.write()[0].parent}")
+print(f"the records are in {report.folder}")

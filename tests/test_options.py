@@ -25,16 +25,16 @@ from capsbench.cli.group import cli
 from capsbench.cli.list import offers
 from capsbench.frame import to_frame
 from capsbench.page.cells import options_data
-from capsbench.page.commands import line_command, timeline_command
+from capsbench.page.commands import series_command, timeline_command
 from capsbench.records import Record
-from capsbench.stats.slopes import lines
+from capsbench.stats.slopes import series_of
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.words.labels import Names
 from capsbench.workload import build_model
 
 cells = expand(Sweep(("rescapsnet",), (1,), "cpu", threads=1, class_dim=(8, 16)))
 frame = to_frame(("made", Record(cell=cell, status="ok")) for cell in cells)
-known = [line for line, _ in lines(frame)]
+known = [series for series, _ in series_of(frame)]
 refusals = []
 for models, value in ((("math:sqrt",), 8), (("rescapsnet",), 0)):
     try:
@@ -49,7 +49,7 @@ print(json.dumps({
     "arguments": [build_model(cell.configuration).classes.weight.shape[-1] for cell in cells],
     "labels": [Names(known).of(line) for line in known],
     "filters": options_data(),
-    "commands": [line_command(known[0], None), timeline_command(known[0])],
+    "commands": [series_command(known[0], None), timeline_command(known[0])],
     "list": offers()["options"],
 }))
 """

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from capsbench.gate.paired_line import _by_module
+from capsbench.gate.paired_series import _by_module
 from capsbench.gate.summary import summarize
 from capsbench.measure import worker
 from capsbench.measure.worker import memory_pass

@@ -92,8 +92,8 @@ def test_replicates_have_keys_of_their_own():
 
 
 def test_a_line_is_what_all_depths_share():
-    assert make_configuration(blocks=1).line() == make_configuration(blocks=8).line()
-    assert make_configuration(batch_size=4).line() != make_configuration(batch_size=8).line()
+    assert make_configuration(blocks=1).series() == make_configuration(blocks=8).series()
+    assert make_configuration(batch_size=4).series() != make_configuration(batch_size=8).series()
 
 
 @pytest.mark.parametrize(

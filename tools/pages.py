@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     "*.md",
     "docs/*.md",
+    "docs/*.css",
     "benchmarks/*.md",
     "reports/*/*.md",
     "reports/*/*.png",

@@ -50,29 +50,26 @@ def command(
         found = classifier(classifier.read(images))
     written = [None] * len(found) if reconstructions is None else _write(reconstructions, images, found)
     if as_json:
-        echo_json([_as_json(*one) for one in zip(images, found, written, strict=True)])
+        echo_json(
+            [
+                {
+                    "image": as_typed(str(image)),
+                    "class": one.label,
+                    "name": one.name,
+                    "length": one.length,
+                    "lengths": list(one.lengths),
+                    "reconstruction": None if path is None else as_typed(str(path)),
+                }
+                for image, one, path in zip(images, found, written, strict=True)
+            ]
+        )
         return
     for image, one in zip(images, found, strict=True):
-        echo(f"{image}: {class_text(one)}")
+        # A class that is called by its number is named once.
+        name = "" if one.name == str(one.label) else f" ({one.name})"
+        echo(f"{image}: {one.label}{name}, length {one.length:.3f}")
     if reconstructions is not None:
         echo(f"wrote {len(found)} reconstructions to {reconstructions}", err=True)
-
-
-def class_text(one: "Classified") -> str:
-    """Text such as `9 (Ankle boot), length 0.931`; a class that is called by its number is named once."""
-    name = "" if one.name == str(one.label) else f" ({one.name})"
-    return f"{one.label}{name}, length {one.length:.3f}"
-
-
-def _as_json(image: Path, one: "Classified", written: Path | None) -> dict[str, object]:
-    return {
-        "image": as_typed(str(image)),
-        "class": one.label,
-        "name": one.name,
-        "length": one.length,
-        "lengths": list(one.lengths),
-        "reconstruction": None if written is None else as_typed(str(written)),
-    }
 
 
 def _write(folder: Path, images: tuple[Path, ...], found: "list[Classified]") -> list[Path]:

@@ -38,12 +38,13 @@ def command(
     if as_json and markdown:
         raise ConfigurationError("--json and --markdown both want standard output", "give one of them")
     compared = compare(load_summary(a), load_summary(b), Thresholds(*bytes_threshold, time_threshold))
+    hint = "--cells shows them"
     if as_json:
         echo_json(comparison_json(compared))
     elif markdown:
-        echo(comparison_markdown(compared, cells=cells), nl=False)
+        echo(comparison_markdown(compared, cells=cells, hint=hint), nl=False)
     else:
         console = console_of()
         console.print(comparison_table(compared, cells=cells))
-        for remark in comparison_remarks(compared, cells=cells):
+        for remark in comparison_remarks(compared, cells=cells, hint=hint):
             say(console, remark)

@@ -116,7 +116,7 @@ def _print_fits(cells: list[Cell], what: "What", *, as_json: bool) -> int:
     asked: dict[str, Configuration] = {}
     for cell in cells:
         # If depth is searched for, the depths of a line are one question.
-        asked.setdefault(cell.configuration.line() if what == "depth" else cell.key(), cell.configuration)
+        asked.setdefault(cell.configuration.series() if what == "depth" else cell.key(), cell.configuration)
     failed: dict[str, CapsbenchError] = {}
     for configuration in asked.values():
         try:

@@ -22,7 +22,7 @@ def command(reports: Path) -> None:
       capsbench show reports/
       capsbench show reports/mine
     """
-    from capsbench.stats.slopes import slopes
+    from capsbench.stats.slopes import fitted_slopes
     from capsbench.terminal.show import show_lines
 
     frame = load_records(reports)
@@ -32,7 +32,7 @@ def command(reports: Path) -> None:
         BLOCKS.encode(console.encoding)
     except (UnicodeEncodeError, LookupError):
         signs = PLAIN
-    table = slopes(frame)
+    table = fitted_slopes(frame)
     for line in show_lines(frame, table, signs):
         console.print(Text(signs_of(line.plain, "ascii")) if signs == PLAIN else line, soft_wrap=True)
     if table.empty:

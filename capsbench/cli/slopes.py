@@ -20,7 +20,7 @@ def command(reports: Path, as_json: bool) -> None:
       capsbench slopes reports/
       capsbench slopes reports/mine --json
     """
-    from capsbench.stats.slopes import slopes
+    from capsbench.stats.slopes import fitted_slopes
 
     frame = load_records(reports)
-    print_slopes(frame, slopes(frame), as_json=as_json)
+    print_slopes(frame, fitted_slopes(frame), as_json=as_json)

@@ -71,7 +71,10 @@ def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bo
         reply = _look(configuration, data_dir, timeout, beside / "snapshot.pickle", folder)
         timeline = reply.timeline
         if timeline is None:
-            return _complain(configuration, reply)
+            what, _, hint = (reply.message or reply.status).partition(" - ")
+            depth = f"{configuration.blocks} {'block' if configuration.blocks == 1 else 'blocks'}"
+            echo(f"error: {configuration.model} at {depth}: {what}\n{hint or _HINTS[reply.status]}", err=True)
+            return 1
         with _writing(folder):
             (beside / TIMELINE).write_text(timeline.model_dump_json() + "\n", encoding="utf-8")
             save(draw_timeline(timeline), beside, "timeline")
@@ -136,14 +139,6 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
         return reply
     notes = [*reply.timeline.notes, *reply.notes]
     return reply.model_copy(update={"timeline": reply.timeline.model_copy(update={"notes": notes})})
-
-
-def _complain(configuration: Configuration, reply: "Reply") -> int:
-    """Report why there is no timeline, and return the exit status."""
-    what, _, hint = (reply.message or reply.status).partition(" - ")
-    depth = f"{configuration.blocks} {'block' if configuration.blocks == 1 else 'blocks'}"
-    echo(f"error: {configuration.model} at {depth}: {what}\n{hint or _HINTS[reply.status]}", err=True)
-    return 1
 
 
 @contextmanager

@@ -42,7 +42,11 @@ class TrainingProgress(Display):
 
     def finished(self, figures: EpochFigures) -> None:
         """Show a finished epoch."""
-        line = Text(epoch_line(figures, self._epochs))
+        parts = [f"epoch {figures.epoch}/{self._epochs}: loss {figures.train_loss:.4g}, accuracy {figures.train_accuracy:.2%}"]
+        if figures.validation_accuracy is not None:
+            parts.append(f"held-out {figures.validation_accuracy:.2%}")
+        parts.append(f"{figures.images_per_second:.0f} images/s, {bytes_text(figures.memory_bytes)}")
+        line = Text(", ".join([*parts, duration_text(figures.seconds)]))
         self._lines.append(line)
         if not self._console.is_terminal:
             left = figures.seconds * (self._epochs - figures.epoch)
@@ -53,8 +57,7 @@ class TrainingProgress(Display):
         self._console.print(Text(text), soft_wrap=True)
 
     def _render(self) -> RenderableType:
-        head = Text(self._head(), style="bold")
-        return Group(*self._lines[-_EPOCHS:], head)
+        return Group(*self._lines[-_EPOCHS:], Text(self._head(), style="bold"))
 
     def _head(self) -> str:
         now = self._now
@@ -74,16 +77,6 @@ class TrainingProgress(Display):
             parts.append(bytes_text(now.memory_bytes))
             parts.append(f"about {duration_text(steps * passed / (len(self._ticks) - 1))} left")
         return ", ".join(parts)
-
-
-def epoch_line(figures: EpochFigures, epochs: int) -> str:
-    """An epoch on a line."""
-    parts = [f"epoch {figures.epoch}/{epochs}: loss {figures.train_loss:.4g}, accuracy {figures.train_accuracy:.2%}"]
-    if figures.validation_accuracy is not None:
-        parts.append(f"held-out {figures.validation_accuracy:.2%}")
-    parts.append(f"{figures.images_per_second:.0f} images/s, {bytes_text(figures.memory_bytes)}")
-    parts.append(duration_text(figures.seconds))
-    return ", ".join(parts)
 
 
 def print_result(result: Result, folder: Path, *, as_json: bool) -> None:

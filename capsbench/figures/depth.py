@@ -19,14 +19,14 @@ from capsbench import paper
 from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.figures.panels import Per, draw_panel, draw_paper
-from capsbench.figures.styles import SMALL, STYLE, LineStyle, line_styles
+from capsbench.figures.styles import SMALL, STYLE, SeriesStyle, series_styles
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
-from capsbench.stats.slopes import lines, noises
-from capsbench.words.labels import Line, Names, cut, dataset_title, on_gpu
+from capsbench.stats.slopes import noises, series_of
+from capsbench.words.labels import Names, Series, cut, dataset_title, on_gpu
 
 _LONGEST_TITLE = 36
-_MOST_LINES = 12
-"""Largest number of lines in a panel: more could not be told apart."""
+_MOST_SERIES = 12
+"""Largest number of series in a panel: more could not be told apart."""
 
 _SMALL_MARKER = 0.6
 
@@ -121,7 +121,7 @@ def _grid(
 ) -> AxesGrid:
     """Panels over depth: a row for each data set, and a column for each metric that has values."""
     datasets = list(dict.fromkeys(frame["dataset"])) or [""]
-    styles = line_styles(frame)
+    styles = series_styles(frame)
     if width is not None:
         styles = {key: replace(style, size=_SMALL_MARKER * style.size) for key, style in styles.items()}
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
@@ -148,15 +148,15 @@ def _draw_row(
     row: Sequence[Axes],
     frame: pd.DataFrame,
     shown: Sequence[Metric],
-    styles: dict[str, LineStyle],
+    styles: dict[str, SeriesStyle],
     *,
     per: Per,
     with_fit: bool,
     with_paper: bool,
 ) -> list[list[Line2D]]:
     """Draw the panels of one data set, and return the handles of each one's legend; without fits the first has them all."""
-    every = list(lines(frame))
-    names = Names(line for line, _ in every)
+    every = list(series_of(frame))
+    names = Names(series for series, _ in every)
     handles_of: list[list[Line2D]] = []
     left: dict[str, int] = {}
     for panel, metric in zip(row, shown, strict=False):
@@ -172,19 +172,19 @@ def _draw_row(
 
 
 def _drawn(
-    every: Sequence[tuple[Line, pd.DataFrame]], metric: Metric, beside: Sequence[Metric]
-) -> tuple[list[tuple[Line, pd.DataFrame]], int]:
-    """The lines that a panel has room for, and the number of further ones.
+    every: Sequence[tuple[Series, pd.DataFrame]], metric: Metric, beside: Sequence[Metric]
+) -> tuple[list[tuple[Series, pd.DataFrame]], int]:
+    """The series that a panel has room for, and the number of further ones.
 
-    Lines with values for most of the panels beside it come first, so that panels draw the same lines if they can.
+    Series with values for most of the panels beside it come first, so that panels draw the same series if they can.
     """
     found = [(place, cells) for place, (_, cells) in enumerate(every) if cells[metric.column].notna().any()]
     fullest = sorted(found, key=lambda one: -sum(bool(one[1][other.column].notna().any()) for other in beside))
-    return [every[place] for place in sorted(place for place, _ in fullest[:_MOST_LINES])], max(0, len(found) - _MOST_LINES)
+    return [every[place] for place in sorted(place for place, _ in fullest[:_MOST_SERIES])], max(0, len(found) - _MOST_SERIES)
 
 
 def _united(handles_of: Sequence[Sequence[Line2D]], left: Mapping[str, int]) -> list[Line2D]:
-    """One legend for all panels of a row, whose lines have no slopes, with the number of lines that each panel leaves out."""
+    """One legend for all panels of a row, whose series have no slopes, with the number of series that each panel leaves out."""
     found = {str(handle.get_label()): handle for handles in handles_of for handle in handles}
     alike = len(set(left.values())) == 1
     notes = {f"{more} more lines{'' if alike else f' of {title}'} are not drawn" for title, more in left.items() if more}

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from capsbench.figures.styles import STYLE
 
-_MOST_LINES = 6
+_MOST_SERIES = 6
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def diagnostics_figure(frame: pd.DataFrame, title: str) -> Figure:
 
 def _chosen(epochs: list[int]) -> list[int]:
     """The first, the last, and some between."""
-    places = np.unique(np.linspace(0, len(epochs) - 1, min(len(epochs), _MOST_LINES)).round().astype(int))
+    places = np.unique(np.linspace(0, len(epochs) - 1, min(len(epochs), _MOST_SERIES)).round().astype(int))
     return [epochs[place] for place in places]
 
 

@@ -25,7 +25,7 @@ def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
     Args:
         ax: the panel.
         handles: handles that the legend names.
-        may_grow: whether the figure may become higher. If not, a legend names as many lines as it has room for.
+        may_grow: whether the figure may become higher. If not, a legend names as many series as it has room for.
 
     Returns:
         The number of rows beneath the panel.
@@ -49,7 +49,7 @@ def _rows(handle: Line2D) -> int:
 
 
 def _few(handles: Sequence[Line2D]) -> list[Line2D]:
-    """The handles that a panel has room for, and the number of further ones; notes on lines that are not drawn stay."""
+    """The handles that a panel has room for, and the number of further ones; notes on series that are not drawn stay."""
     if sum(map(_rows, handles)) <= _MOST_INSIDE:
         return list(handles)
     notes = [handle for handle in handles if _is_note(handle)]
@@ -60,7 +60,7 @@ def _few(handles: Sequence[Line2D]) -> list[Line2D]:
 
 
 def _is_note(handle: Line2D) -> bool:
-    """Return whether a legend's entry is a note on lines that are not drawn."""
+    """Return whether a legend's entry is a note on series that are not drawn."""
     return handle.get_linestyle() == "None" and handle.get_marker() == "None"
 
 

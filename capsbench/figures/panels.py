@@ -1,4 +1,4 @@
-"""One metric over depth as one panel of a figure: points, fitted lines, the end of a line, and the paper's own values."""
+"""One metric over depth as one panel of a figure: points, fitted lines, the end of a series, and the paper's own values."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -12,10 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from capsbench import paper
 from capsbench.catalog import SPECS
 from capsbench.figures.legends import legend_text
-from capsbench.figures.styles import MODEL_STYLES, LineStyle, style_key
+from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key
 from capsbench.stats.metrics import Metric
 from capsbench.stats.slopes import LineFit, fit_line
-from capsbench.words.labels import Line, Names, model_title
+from capsbench.words.labels import Names, Series, model_title
 from capsbench.words.slopes_in_words import within_text
 from capsbench.words.units import MIB, slope_text
 
@@ -25,26 +25,26 @@ Per = Literal["step", "epoch"]
 def draw_panel(
     ax: Axes,
     frame: pd.DataFrame,
-    drawn: Sequence[tuple[Line, pd.DataFrame]],
+    drawn: Sequence[tuple[Series, pd.DataFrame]],
     names: Names,
     metric: Metric,
-    styles: dict[str, LineStyle],
+    styles: dict[str, SeriesStyle],
     *,
     per: Per,
     with_fit: bool,
 ) -> list[Line2D]:
-    """Draw one metric over depth for some of the frame's lines, and return the handles for a legend."""
+    """Draw one metric over depth for some of the frame's series, and return the handles for a legend."""
     handles = []
-    for line, cells in drawn:
+    for series, cells in drawn:
         measured = cells[cells[metric.column].notna()]
         if measured.empty:
             continue
-        scale = _scale(metric, line, per)
-        style = styles[style_key(line)]
+        scale = _scale(metric, series, per)
+        style = styles[style_key(series)]
         by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
         mean = by_depth.mean() * scale
         fit = fit_line(measured, metric)
-        label = legend_text(names.of(line), _fit_text(fit, metric, scale) if with_fit and fit else "")
+        label = legend_text(names.of(series), _fit_text(fit, metric, scale) if with_fit and fit else "")
         if with_fit and fit is not None:
             _draw_fit(ax, fit, mean, metric, style, scale)
         ax.errorbar(
@@ -68,7 +68,7 @@ def draw_panel(
         handles.append(
             Line2D([], [], color=style.colour, marker=style.marker, ls=dash, ms=style.size, mfc="white", lw=1, label=label)
         )
-        _mark_end(ax, frame, line, mean, style)
+        _mark_end(ax, frame, series, mean, style)
     ax.set_xlabel("blocks")
     ax.set_ylabel(_unit(metric, per))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -88,7 +88,7 @@ def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
     return f"{slope_text(slope, low, high, is_bytes=metric.is_bytes)}/block{alone}"
 
 
-def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: LineStyle, scale: float) -> None:
+def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: SeriesStyle, scale: float) -> None:
     """Draw the fitted line; if none fits, join the points palely, and if no change is measurable, draw nothing."""
     if fit.shape == "no change measurable":
         return
@@ -104,17 +104,17 @@ def _joined(metric: Metric, fit: LineFit | None) -> Literal["default", "steps-mi
     return "steps-mid" if metric.name == "reserved" and fit is not None and not fit.linear else "default"
 
 
-def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: LineStyle) -> None:
+def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: SeriesStyle) -> None:
     """Draw a cross through the marker of each depth whose times were disturbed."""
     noisy = [] if metric.is_bytes else sorted(set(measured.loc[measured["noise"] != "", "blocks"]))
     if noisy:
         ax.plot(noisy, mean.loc[noisy], "x", color=style.colour, ms=style.size + 3, mew=0.8, zorder=4)
 
 
-def _mark_end(ax: Axes, frame: pd.DataFrame, line: Line, mean: pd.Series, style: LineStyle) -> None:
-    """Mark the end of a line that the device's memory sets."""
+def _mark_end(ax: Axes, frame: pd.DataFrame, series: Series, mean: pd.Series, style: SeriesStyle) -> None:
+    """Mark the end of a series that the device's memory sets."""
     same = frame[frame["status"] == "oom"]
-    for column, value in line.items():
+    for column, value in series.items():
         same = same[same[column].isna() if pd.isna(value) else same[column] == value]  # type: ignore[call-overload]
     if same.empty:
         return
@@ -137,13 +137,13 @@ def draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
     return drawn
 
 
-def _scale(metric: Metric, line: Line, per: Per) -> float:
+def _scale(metric: Metric, series: Series, per: Per) -> float:
     if metric.is_bytes:
         return 1 / MIB
     if per == "step":
         return 1.0
-    spec = SPECS[str(line["dataset"])]
-    return float(ceil(spec.train_size / int(str(line["batch_size"]))))
+    spec = SPECS[str(series["dataset"])]
+    return float(ceil(spec.train_size / int(str(series["batch_size"]))))
 
 
 def _unit(metric: Metric, per: Per) -> str:

@@ -13,12 +13,14 @@ Points = Sequence[tuple[float, float]]
 """Pairs of depth and value."""
 
 
-def scale_of(line: Mapping[Any, Any], metric: str) -> tuple[str, ...]:
-    """A key that is equal for lines whose charts share a scale, so that level lines look level: one kind of device, one load."""
-    return metric, str(line.get("dataset")), str(line.get("batch_size")), str(line.get("device")).partition(":")[0]
+def scale_of(series: Mapping[Any, Any], metric: str) -> tuple[str, ...]:
+    """A key that is equal for series whose charts share a scale, so that level lines look level: one kind of device, one load."""
+    return metric, str(series.get("dataset")), str(series.get("batch_size")), str(series.get("device")).partition(":")[0]
 
 
-def reach(values_by_scale: Iterable[tuple[tuple[str, ...], Iterable[float]]]) -> dict[tuple[str, ...], tuple[float, float]]:
+def value_ranges(
+    values_by_scale: Iterable[tuple[tuple[str, ...], Iterable[float]]],
+) -> dict[tuple[str, ...], tuple[float, float]]:
     """The least and the largest value of each scale that has one."""
     found: dict[tuple[str, ...], tuple[float, float]] = {}
     for scale, values in values_by_scale:

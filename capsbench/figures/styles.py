@@ -1,4 +1,4 @@
-"""Styles of figures and lines, in print and on a page: colour and marker stand for the model, dashes for the rest."""
+"""Styles of figures and series, in print and on a page: colour and marker stand for the model, dashes for the rest."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from capsbench.stats.slopes import lines
-from capsbench.words.labels import Line, is_predicted
+from capsbench.stats.slopes import series_of
+from capsbench.words.labels import Series, is_predicted
 
 # Okabe and Ito's palette suits every kind of colour vision; shapes distinguish the rest, also in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -55,8 +55,8 @@ SMALL: Any = {
 
 
 @dataclass(frozen=True)
-class LineStyle:
-    """Style of a line in matplotlib's terms."""
+class SeriesStyle:
+    """Style of a series in matplotlib's terms."""
 
     colour: str
     marker: str
@@ -64,34 +64,34 @@ class LineStyle:
     size: float
 
 
-def line_styles(frame: pd.DataFrame) -> dict[str, LineStyle]:
+def series_styles(frame: pd.DataFrame) -> dict[str, SeriesStyle]:
     """Styles by `style_key`: colour and marker by model; dashes by other differences, and dashes of their own for predictions.
 
-    If a model has more lines than there are dashes, later ones have other markers, and then other colours. Looks repeat
-    beyond a hundred lines of a model.
+    If a model has more series than there are dashes, later ones have other markers, and then other colours. Looks repeat
+    beyond a hundred series of a model.
     """
-    return styles_of(line for line, _ in lines(frame))
+    return styles_of(series for series, _ in series_of(frame))
 
 
-def styles_of(told: Iterable[Line]) -> dict[str, LineStyle]:
-    """Styles of lines whose common values are known."""
-    found: dict[str, LineStyle] = {}
+def styles_of(told: Iterable[Series]) -> dict[str, SeriesStyle]:
+    """Styles of series whose common values are known."""
+    found: dict[str, SeriesStyle] = {}
     strangers: dict[str, tuple[str, str, float]] = {}
     taken: set[tuple[str, str, Dash]] = set()
-    for line in told:
-        key, model = style_key(line), str(line["model"])
+    for series in told:
+        key, model = style_key(series), str(series["model"])
         if key in found:
             continue
         if model not in MODEL_STYLES and model not in strangers:
             place = len(strangers)
             strangers[model] = (COLOURS[3:][place % 4], _MORE_MARKERS[place % len(_MORE_MARKERS)], _OTHER_SIZE)
         own = MODEL_STYLES.get(model) or strangers[model]
-        dashes = _PREDICTED_DASHES if is_predicted(line) else _DASHES
+        dashes = _PREDICTED_DASHES if is_predicted(series) else _DASHES
         look = next((look for look in _looks(own, dashes) if look[:3] not in taken), (*own[:2], dashes[0], own[2]))
         taken.add(look[:3])
         colour, marker, dash, size = look
         # If a prediction is right, its marker lies on the measured one, inside it.
-        found[key] = LineStyle(colour, marker, dash, 0.6 * size if is_predicted(line) else size)
+        found[key] = SeriesStyle(colour, marker, dash, 0.6 * size if is_predicted(series) else size)
     return found
 
 
@@ -104,6 +104,6 @@ def _looks(own: tuple[str, str, float], dashes: Sequence[Dash]) -> Iterator[tupl
             yield from ((one, shape, dash, its_size) for dash in dashes)
 
 
-def style_key(line: Line) -> str:
-    """A key that is equal for lines that differ in the data set alone."""
-    return repr([(name, str(value)) for name, value in line.items() if name != "dataset"])
+def style_key(series: Series) -> str:
+    """A key that is equal for series that differ in the data set alone."""
+    return repr([(name, str(value)) for name, value in series.items() if name != "dataset"])

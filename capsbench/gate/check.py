@@ -1,19 +1,18 @@
 """The decision whether a run may pass: growth against a pinned baseline, improvements, omissions, changes since the last run."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from capsbench.errors import ConfigurationError
 from capsbench.gate.compare import compare
 from capsbench.gate.comparison import Compared, Comparison, Outcome, Thresholds, Verdict
-from capsbench.gate.summary import LineSummary, Summary
-
-Line = Mapping[str, object]
+from capsbench.gate.summary import SeriesSummary, Summary
+from capsbench.words.labels import Series
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure that changed beyond its threshold: a slope or level, or the cells of a line whose slope has not changed."""
+    """A figure that changed beyond its threshold: a slope or level, or the cells of a series whose slope has not changed."""
 
     comparison: Comparison
     """The comparison; of several cells, that of the deepest."""
@@ -25,7 +24,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Fault:
-    """Depths of one line that ended alike, and not as they should."""
+    """Depths of one series that ended alike, and not as they should."""
 
     outcomes: tuple[Outcome, ...]
 
@@ -41,7 +40,7 @@ class LeftOut:
 
     why: str
     quantities: tuple[str, ...]
-    lines: tuple[Line, ...]
+    series: tuple[Series, ...]
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class Judgement:
     left_out: list[LeftOut]
     fewer: list[Fault]
     """Replicates of the baseline that the run lacks."""
-    missing: list[LineSummary]
-    """Lines of the baseline that the run lacks, which are regressions too."""
+    missing: list[SeriesSummary]
+    """Series of the baseline that the run lacks, which are regressions too."""
     since_last: list[Finding]
     """Growth since the last run that is not beyond the threshold from the baseline."""
     last_differs: str = ""
@@ -80,7 +79,7 @@ def judge(run: Summary, baseline: Summary, last: Summary | None = None, threshol
         thresholds: differences from which on a change matters.
 
     Raises:
-        ConfigurationError: the run and the baseline have no line in common.
+        ConfigurationError: the run and the baseline have no series in common.
     """
     compared = compare(baseline, run, thresholds)
     worse = list(findings(compared, "worse"))
@@ -101,7 +100,7 @@ def findings(compared: Compared, verdict: Verdict) -> Iterator[Finding]:
     """Figures with this verdict, each once: cells are reported if neither slope nor level of their quantity has it."""
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for it in compared.comparisons:
-        groups.setdefault((repr(it.line), it.quantity), []).append(it)
+        groups.setdefault((repr(it.series), it.quantity), []).append(it)
     for group in groups.values():
         wide = [it for it in group if it.scope != "cell" and it.verdict == verdict]
         yield from (Finding(it) for it in wide)
@@ -116,7 +115,7 @@ def _faults(outcomes: Iterable[Outcome], verdict: Verdict) -> list[Fault]:
     alike: dict[tuple[object, ...], list[Outcome]] = {}
     for it in outcomes:
         if it.verdict == verdict:
-            alike.setdefault((repr(it.line), it.before, it.after, it.message), []).append(it)
+            alike.setdefault((repr(it.series), it.before, it.after, it.message), []).append(it)
     return [Fault(tuple(group)) for group in alike.values()]
 
 
@@ -129,7 +128,7 @@ def _left_out(comparisons: Sequence[Comparison]) -> list[LeftOut]:
         LeftOut(
             why,
             tuple(dict.fromkeys(it.quantity for it in group)),
-            tuple({repr(it.line): it.line for it in group}.values()),
+            tuple({repr(it.series): it.series for it in group}.values()),
         )
         for why, group in reasons.items()
     ]
@@ -146,6 +145,6 @@ def _since(run: Summary, last: Summary, thresholds: Thresholds | None, known: Se
 
 
 def _name(finding: Finding) -> tuple[str, str]:
-    """The line and quantity of a finding, on any machine."""
-    line = {name: value for name, value in finding.comparison.line.items() if name not in ("threads", "device")}
-    return repr(line), finding.comparison.quantity
+    """The series and quantity of a finding, on any machine."""
+    series = {name: value for name, value in finding.comparison.series.items() if name not in ("threads", "device")}
+    return repr(series), finding.comparison.quantity

@@ -11,8 +11,8 @@ from dataclasses import replace
 from capsbench.errors import ConfigurationError
 from capsbench.gate.comparison import Compared, Comparison, Outcome, Thresholds
 from capsbench.gate.paces import adjusted
-from capsbench.gate.paired_line import FAULTS, PairedLine
-from capsbench.gate.summary import LineSummary, Summary
+from capsbench.gate.paired_series import FAULTS, PairedSeries
+from capsbench.gate.summary import SeriesSummary, Summary
 from capsbench.stats.median import CONFIDENCE
 
 
@@ -25,7 +25,7 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
         thresholds: differences from which on a change matters.
 
     Raises:
-        ConfigurationError: they have no line in common.
+        ConfigurationError: they have no series in common.
     """
     limits = thresholds or Thresholds()
     pairs, only_before, only_after = _match(before.lines, after.lines)
@@ -36,43 +36,43 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
     comparisons: list[Comparison] = []
     outcomes: list[Outcome] = []
     for old, new in pairs:
-        pair = PairedLine(old, new, before, after, limits)
+        pair = PairedSeries(old, new, before, after, limits)
         comparisons += pair.comparisons()
         outcomes += pair.outcomes()
-    # A new line can fail as well as a known one.
+    # A new series can fail as well as a known one.
     outcomes += [
-        Outcome(line.options(), cell.blocks, cell.replicate, None, cell.status, "worse", cell.message or "")
-        for line in only_after
-        for cell in line.cells
+        Outcome(series.options(), cell.blocks, cell.replicate, None, cell.status, "worse", cell.message or "")
+        for series in only_after
+        for cell in series.cells
         if cell.status in FAULTS
     ]
     return Compared(_judged(comparisons), outcomes, only_before, only_after)
 
 
 def _match(
-    before: Sequence[LineSummary], after: Sequence[LineSummary]
-) -> tuple[list[tuple[LineSummary, LineSummary]], list[LineSummary], list[LineSummary]]:
-    """Pairs of lines of both runs, in the order of the first; then the lines of each run alone.
+    before: Sequence[SeriesSummary], after: Sequence[SeriesSummary]
+) -> tuple[list[tuple[SeriesSummary, SeriesSummary]], list[SeriesSummary], list[SeriesSummary]]:
+    """Pairs of series of both runs, in the order of the first; then the series of each run alone.
 
-    A line is matched on any machine, unless a run has several lines that differ in the machine alone.
+    A series is matched on any machine, unless a run has several series that differ in the machine alone.
     """
-    found: dict[str, tuple[LineSummary, LineSummary]] = {}
-    old, new = {line.key(): line for line in before}, {line.key(): line for line in after}
+    found: dict[str, tuple[SeriesSummary, SeriesSummary]] = {}
+    old, new = {series.key(): series for series in before}, {series.key(): series for series in after}
     for key in old.keys() & new.keys():
         found[key] = old.pop(key), new.pop(key)
-    by_name = [Counter(line.portable_key() for line in lines.values()) for lines in (old, new)]
-    others = {line.portable_key(): key for key, line in new.items()}
-    for key, line in list(old.items()):
-        name = line.portable_key()
+    by_name = [Counter(series.portable_key() for series in all_series.values()) for all_series in (old, new)]
+    others = {series.portable_key(): key for key, series in new.items()}
+    for key, series in list(old.items()):
+        name = series.portable_key()
         if all(count[name] == 1 for count in by_name):
             found[key] = old.pop(key), new.pop(others[name])
-    order = [line.key() for line in before]
+    order = [series.key() for series in before]
     return [found[key] for key in order if key in found], list(old.values()), list(new.values())
 
 
-def _nearest(before: Sequence[LineSummary], after: Sequence[LineSummary]) -> str:
-    """The smallest difference between a line of one run and a line of the other."""
-    nearest: tuple[list[str], LineSummary, LineSummary] | None = None
+def _nearest(before: Sequence[SeriesSummary], after: Sequence[SeriesSummary]) -> str:
+    """The smallest difference between a series of one run and a series of the other."""
+    nearest: tuple[list[str], SeriesSummary, SeriesSummary] | None = None
     for old in before:
         for new in after:
             there = new.options()

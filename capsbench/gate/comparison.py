@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from capsbench.gate.paces import Change
-from capsbench.gate.summary import BYTES, LineSummary
+from capsbench.gate.summary import BYTES, SeriesSummary
 from capsbench.records import Status
 from capsbench.stats.linearity import Shape
 from capsbench.words.modules import ModuleChange
 
 Verdict = Literal["same", "better", "worse", "not comparable"]
 Scope = Literal["slope", "level", "cell"]
-"""The scopes of a figure: change per block; a time over all cells of a line; one cell."""
+"""The scopes of a figure: change per block; a time over all cells of a series; one cell."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Thresholds:
 class Comparison:
     """One figure in two runs."""
 
-    line: Mapping[str, object]
-    """Values that distinguish its line from others."""
+    series: Mapping[str, object]
+    """Values that distinguish its series from others."""
     scope: Scope
     quantity: str
     """A key of `BYTES` or `TIMES`."""
@@ -75,7 +75,7 @@ class Comparison:
 class Outcome:
     """A cell that ended differently from before, or did not end well."""
 
-    line: Mapping[str, object]
+    series: Mapping[str, object]
     blocks: int
     replicate: int
     before: Status | None
@@ -92,5 +92,5 @@ class Compared:
 
     comparisons: list[Comparison]
     outcomes: list[Outcome]
-    only_before: list[LineSummary]
-    only_after: list[LineSummary]
+    only_before: list[SeriesSummary]
+    only_after: list[SeriesSummary]

@@ -1,12 +1,12 @@
 """Findings of a comparison or a check in words: one line each, for a terminal, a pull request and a build server alike."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
 from capsbench.gate.check import Fault, Finding, LeftOut
 from capsbench.gate.comparison import Comparison, Outcome
-from capsbench.gate.summary import LineSummary
-from capsbench.words.labels import Names, dataset_title
+from capsbench.gate.summary import SeriesSummary
+from capsbench.words.labels import Names, Series, dataset_title
 from capsbench.words.modules import ModuleChange
 from capsbench.words.slopes_in_words import within_text
 from capsbench.words.units import bytes_text, joined_text, quantity_text, slope_text
@@ -25,25 +25,23 @@ TITLES = {
 
 _MODULES_TOLD = 4
 
-Line = Mapping[str, object]
-
 
 class Labels:
-    """Labels of lines beside each other, as short as distinguishes them: `MoCapsNet (cpu), CIFAR-10`."""
+    """Labels of series beside each other, as short as distinguishes them: `MoCapsNet (cpu), CIFAR-10`."""
 
-    def __init__(self, lines: Iterable[Line]) -> None:
-        self._lines = list({repr(line): line for line in lines}.values())
-        self._names = Names(self._lines)
-        self._datasets = len({line["dataset"] for line in self._lines}) > 1
+    def __init__(self, all_series: Iterable[Series]) -> None:
+        self._series = list({repr(series): series for series in all_series}.values())
+        self._names = Names(self._series)
+        self._datasets = len({series["dataset"] for series in self._series}) > 1
 
-    def of(self, line: Line) -> str:
-        """The label of one line, in printable form."""
-        return self._names.of(line) + (f", {dataset_title(str(line['dataset']))}" if self._datasets else "")
+    def of(self, series: Series) -> str:
+        """The label of one series, in printable form."""
+        return self._names.of(series) + (f", {dataset_title(str(series['dataset']))}" if self._datasets else "")
 
-    def of_all(self, lines: Iterable[Line]) -> str:
-        """The labels of several lines; `all lines` if they are all."""
-        named = [self.of(line) for line in lines]
-        return "all lines" if 1 < len(named) == len(self._lines) else ", ".join(named)
+    def of_all(self, all_series: Iterable[Series]) -> str:
+        """The labels of several series; `all lines` if they are all."""
+        named = [self.of(series) for series in all_series]
+        return "all lines" if 1 < len(named) == len(self._series) else ", ".join(named)
 
 
 def figure_name(it: Comparison) -> str:
@@ -55,20 +53,12 @@ def figure_name(it: Comparison) -> str:
     return title if it.scope == "level" else f"{title} at {_blocks([it.blocks or 0])}{replicate}"
 
 
-def before_text(it: Comparison) -> str:
-    """The figure of the first run: `8.3 ms`, `within ± 76.6 ms` for a slope that cannot be distinguished from 0."""
-    return _value_text(it, it.before, 0)
-
-
-def after_text(it: Comparison) -> str:
-    """The figure of the second run."""
-    return _value_text(it, it.after, 1)
-
-
-def _value_text(it: Comparison, value: float | None, side: Literal[0, 1]) -> str:
-    shape = it.shapes[side] if it.shapes else "line"
+def value_text(it: Comparison, run: Literal["before", "after"]) -> str:
+    """The figure of a run: `8.3 ms`, `within ± 76.6 ms` for a slope that cannot be distinguished from 0."""
+    value, side = (it.before, 0) if run == "before" else (it.after, 1)
     if value is None:
         return "-"
+    shape = it.shapes[side] if it.shapes else "line"
     if shape == "no change measurable" and it.within:
         return within_text(it.within[side], is_bytes=it.is_bytes)
     text = quantity_text(value, is_bytes=it.is_bytes)
@@ -83,7 +73,7 @@ def change_text(it: Comparison) -> str:
     if it.low is None or it.high is None:
         if not change:
             return "none"
-        share = f" ({_percent(change, it.before)})" if it.before else ""
+        share = f" ({100 * change / abs(it.before):+.1f} %)" if it.before else ""
         return f"{_sign(change)}{quantity_text(change, is_bytes=it.is_bytes)}{share}"
     if it.low <= 0 <= it.high:
         reach = max(-it.low, it.high)
@@ -104,7 +94,7 @@ def _sign(change: float) -> str:
 def finding_text(finding: Finding, labels: Labels) -> str:
     """A finding in text: `ResCapsNet: retained / block 1.00 MiB → 2.00 MiB, +1.00 MiB (+100.0 %); blocks.*.0 +1.00 MiB each`."""
     it = finding.comparison
-    text = f"{labels.of(it.line)}: {figure_name(it)} {before_text(it)} → {after_text(it)}, {change_text(it)}"
+    text = f"{labels.of(it.series)}: {figure_name(it)} {value_text(it, 'before')} → {value_text(it, 'after')}, {change_text(it)}"
     if finding.cells:
         text += f", in {finding.cells} of {finding.of} cells"
     modules = modules_text(it.modules, grown=it.verdict == "worse")
@@ -129,18 +119,18 @@ def fault_text(fault: Fault, labels: Labels) -> str:
     else:
         how = first.after if first.before is None else f"{first.after} where it was {first.before}"
         how += f": {first.message}" if first.message and first.after != "ok" else ""
-    return f"{labels.of(first.line)}: {_cells(fault.outcomes)}: {how}"
+    return f"{labels.of(first.series)}: {_cells(fault.outcomes)}: {how}"
 
 
-def missing_text(line: LineSummary, labels: Labels) -> str:
-    """A note on a line of the baseline that was not measured at all."""
-    depths = _blocks(sorted({cell.blocks for cell in line.cells}))
-    return f"{labels.of(line.options())}: {depths}: not measured"
+def missing_text(series: SeriesSummary, labels: Labels) -> str:
+    """A note on a series of the baseline that was not measured at all."""
+    depths = _blocks(sorted({cell.blocks for cell in series.cells}))
+    return f"{labels.of(series.options())}: {depths}: not measured"
 
 
 def left_out_text(left: LeftOut, labels: Labels) -> str:
     """An omission in text: `peak allocated, train step of all lines: CPU A, B before`."""
-    return f"{', '.join(TITLES[name] for name in left.quantities)} of {labels.of_all(left.lines)}: {left.why}"
+    return f"{', '.join(TITLES[name] for name in left.quantities)} of {labels.of_all(left.series)}: {left.why}"
 
 
 def _cells(outcomes: Iterable[Outcome]) -> str:
@@ -153,7 +143,3 @@ def _cells(outcomes: Iterable[Outcome]) -> str:
 def _blocks(depths: Iterable[int]) -> str:
     numbers = list(depths)
     return f"{', '.join(map(str, numbers))} block{'' if numbers == [1] else 's'}"
-
-
-def _percent(change: float, of: float) -> str:
-    return f"{100 * change / abs(of):+.1f} %"

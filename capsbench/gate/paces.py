@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from capsbench.stats.intervals import Floats, StandardError, p_value, reach
+from capsbench.stats.intervals import Floats, StandardError, half_width, p_value
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.linearity import Shape, shape_of, times_are_linear
 from capsbench.stats.scatter import Points, line_errors
@@ -30,7 +30,7 @@ FEWEST_CELLS = 3
 
 
 class Place(NamedTuple):
-    """Position of a cell in its line."""
+    """Position of a cell in its series."""
 
     blocks: int
     replicate: int = 0
@@ -54,7 +54,7 @@ class Change:
 
 
 def level_change(before: Sequence[float], after: Sequence[float], places: Sequence[Place] | None = None) -> Change | None:
-    """The change of a time over all cells of a line: the trimmed geometric mean of the ratios of matching cells.
+    """The change of a time over all cells of a series: the trimmed geometric mean of the ratios of matching cells.
 
     Args:
         before: seconds of each cell.
@@ -73,7 +73,7 @@ def level_change(before: Sequence[float], after: Sequence[float], places: Sequen
     errors = [own]
     if depths.size > 1:
         errors += _between(logs, places, share=True)
-    level, half = float(np.exp(np.log(before).mean())), reach(errors)
+    level, half = float(np.exp(np.log(before).mean())), half_width(errors)
     low, high = (level * float(np.expm1(middle + sign * half)) for sign in (-1, 1))
     return Change(level, level * float(np.exp(middle)), low, high, p_value(middle, errors))
 
@@ -100,13 +100,13 @@ def slope_change(
     errors = [
         line_errors(Points(depths, side, of), relative=True, exact=fit.exact).slope for fit, side in zip(fits, sides, strict=True)
     ]
-    halves = [reach(one) for one in errors]
+    halves = [half_width(one) for one in errors]
     shapes = [
         shape_of(times_are_linear(depths, side, fit.deviation), fit.slope - half, fit.slope + half)
         for fit, side, half in zip(fits, sides, halves, strict=True)
     ]
     old, new = (fit.slope for fit in fits)
-    half = reach([*errors[0], *errors[1]])
+    half = half_width([*errors[0], *errors[1]])
     return Change(
         old, new, new - old - half, new - old + half, p_value(new - old, [*errors[0], *errors[1]]),
         (shapes[0], shapes[1]), (abs(old) + halves[0], abs(new) + halves[1]),
@@ -114,7 +114,7 @@ def slope_change(
 
 
 def cell_changes(before: Sequence[float], after: Sequence[float], places: Sequence[Place] | None = None) -> list[Change] | None:
-    """The change of each cell, with the scatter of ratios in its line as noise; None with fewer than three cells.
+    """The change of each cell, with the scatter of ratios in its series as noise; None with fewer than three cells.
 
     A single slow process thus never stands out from noise: replicates or other depths must confirm it.
     """
@@ -126,7 +126,7 @@ def cell_changes(before: Sequence[float], after: Sequence[float], places: Sequen
     errors = [StandardError(float(logs.std(ddof=1)), degrees)]
     if depths > 1:
         errors += _between(logs, places, share=False)
-    half = reach(errors)
+    half = half_width(errors)
     return [
         Change(old, new, old * float(np.expm1(ratio - half)), old * float(np.expm1(ratio + half)), p_value(ratio, errors))
         for old, new, ratio in zip(before, after, logs.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""A summary of a report, and the content of a baseline file: the figures of each line and cell by which runs are compared."""
+"""A summary of a report, and the content of a baseline file: the figures of each series and cell by which runs are compared."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from capsbench.frame import LINE_COLUMNS
+from capsbench.frame import SERIES_COLUMNS
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _without_blocks(value: Any) -> Any:
     return {"blocks": 0, **value} if isinstance(value, dict) else value
 
 
-class LineSummary(_Schema):
+class SeriesSummary(_Schema):
     """All cells of one configuration at any depth."""
 
     kind: Literal["measured", "predicted"]
@@ -88,19 +88,19 @@ class LineSummary(_Schema):
     """Cells by depth and replicate."""
 
     def options(self) -> dict[str, object]:
-        """Values that distinguish this line from another, as columns of `load`."""
+        """Values that distinguish this series from another, as columns of `load`."""
         known = self.configuration.model_dump()
-        return {name: known[name] for name in LINE_COLUMNS} | {"kind": self.kind}
+        return {name: known[name] for name in SERIES_COLUMNS} | {"kind": self.kind}
 
     def key(self) -> str:
-        """A key that is equal for lines that are one line on one machine."""
-        return f"{self.kind} {self.configuration.line()}"
+        """A key that is equal for series that are one series on one machine."""
+        return f"{self.kind} {self.configuration.series()}"
 
     def portable_key(self) -> str:
-        """A key that is equal for lines that differ in the machine alone: number of threads, and index of the GPU."""
+        """A key that is equal for series that differ in the machine alone: number of threads, and index of the GPU."""
         device = self.configuration.device
         general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
-        return f"{self.kind} {self.configuration.model_copy(update={'threads': None, 'device': general}).line()}"
+        return f"{self.kind} {self.configuration.model_copy(update={'threads': None, 'device': general}).series()}"
 
 
 class Summary(_Schema):
@@ -114,14 +114,14 @@ class Summary(_Schema):
     """The commands that measured it."""
     environments: dict[str, dict[str, str]] = {}
     """The parts of each machine that peaks and times depend on."""
-    lines: list[LineSummary]
+    lines: list[SeriesSummary]
 
     def as_json(self) -> dict[str, Any]:
         """The summary as JSON data, without unknown or empty parts."""
         data = self.model_dump(mode="json", exclude_none=True)
-        for line in data["lines"]:
-            del line["configuration"]["blocks"]
-            line["cells"] = [{name: value for name, value in cell.items() if value not in ([], {})} for cell in line["cells"]]
+        for series in data["lines"]:
+            del series["configuration"]["blocks"]
+            series["cells"] = [{name: value for name, value in cell.items() if value not in ([], {})} for cell in series["cells"]]
         return data
 
 
@@ -161,7 +161,7 @@ def machine_parts(environment: Mapping[str, Any]) -> dict[str, str]:
 def summarize(reports: Sequence["Report"]) -> tuple[Summary, list[str]]:
     """A summary of reports, with notes for the reader.
 
-    If several reports hold one line, the latest counts; an earlier one adds the cells that it alone has only if it shares
+    If several reports hold one series, the latest counts; an earlier one adds the cells that it alone has only if it shares
     none with a later one. If a network's source was changed, the latest source counts: its cells are never mixed with those
     of another one.
 
@@ -169,61 +169,58 @@ def summarize(reports: Sequence["Report"]) -> tuple[Summary, list[str]]:
         reports: those with records.
     """
     latest_first = sorted(reports, key=lambda report: (report.ended, report.place()), reverse=True)
-    lines: dict[str, dict[tuple[int, int], Record]] = {}
+    all_series: dict[str, dict[tuple[int, int], Record]] = {}
     passed_over: dict[str, int] = {}
     for report in latest_first:
-        for key, cells in _by_line(report.records).items():
-            taken = lines.setdefault(key, {})
+        for key, cells in _by_series(report.records).items():
+            taken = all_series.setdefault(key, {})
             if taken.keys() & cells.keys() or (taken and _source(taken.values()) != _source(cells.values())):
                 passed_over[report.name] = passed_over.get(report.name, 0) + 1
             else:
                 taken.update(cells)
     environments = {key: entry for report in reports for key, entry in report.environments.items()}
+    used = {record.environment for cells in all_series.values() for record in cells.values()}
     summary = Summary(
         measured_by=list(dict.fromkeys(report.plan.command for report in reports if report.plan is not None)),
-        environments={key: machine_parts(environments[key]) for key in sorted(_used(lines) & environments.keys())},
-        lines=[_line(lines[key]) for key in sorted(lines)],
+        environments={key: machine_parts(environments[key]) for key in sorted(environments) if key in used},
+        lines=[_series_summary(all_series[key]) for key in sorted(all_series)],
     )
-    count = ((name, f"{lines} line{'s' if lines > 1 else ''}") for name, lines in passed_over.items())
+    count = ((name, f"{number} line{'s' if number > 1 else ''}") for name, number in passed_over.items())
     notes = [f"{text} of report {name} were measured again by a later report, which counts" for name, text in count]
     return summary, notes + _superseded(reports)
 
 
-def _by_line(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Record]]:
-    """The records of each line by depth and replicate, for the latest source of its network alone."""
-    lines: dict[str, list[Record]] = {}
+def _by_series(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Record]]:
+    """The records of each series by depth and replicate, for the latest source of its network alone."""
+    all_series: dict[str, list[Record]] = {}
     for record in records:
-        lines.setdefault(f"{record.kind} {record.cell.configuration.line()}", []).append(record)
-    latest = {key: _source(found) for key, found in lines.items()}
+        all_series.setdefault(f"{record.kind} {record.cell.configuration.series()}", []).append(record)
+    latest = {key: _source(found) for key, found in all_series.items()}
     return {
         key: {(it.cell.configuration.blocks, it.cell.replicate): it for it in found if it.cell.source == latest[key]}
-        for key, found in lines.items()
+        for key, found in all_series.items()
     }
 
 
-def _source(line: Iterable[Record]) -> str | None:
-    """The latest source of a line's network."""
+def _source(series: Iterable[Record]) -> str | None:
+    """The latest source of a series' network."""
     # If the records have no dates, the last one is the latest.
-    return max(reversed(list(line)), key=lambda record: record.started_at or "").cell.source
+    return max(reversed(list(series)), key=lambda record: record.started_at or "").cell.source
 
 
 def _superseded(reports: Iterable["Report"]) -> list[str]:
     """Notes on records that are left out because a network's source was changed amid a report."""
     notes = []
     for report in reports:
-        count = len(report.records) - sum(len(cells) for cells in _by_line(report.records).values())
+        count = len(report.records) - sum(len(cells) for cells in _by_series(report.records).values())
         if count:
             notes.append(f"{count} records of report {report.name} are of an earlier source of their network, and left out")
     return notes
 
 
-def _used(lines: Mapping[str, Mapping[tuple[int, int], Record]]) -> set[str]:
-    return {record.environment for cells in lines.values() for record in cells.values() if record.environment is not None}
-
-
-def _line(cells: Mapping[tuple[int, int], Record]) -> LineSummary:
+def _series_summary(cells: Mapping[tuple[int, int], Record]) -> SeriesSummary:
     some = next(iter(cells.values()))
-    return LineSummary(
+    return SeriesSummary(
         kind=some.kind,
         configuration=some.cell.configuration.model_copy(update={"blocks": 0}),
         cells=[_cell(cells[key]) for key in sorted(cells)],

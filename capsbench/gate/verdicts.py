@@ -12,8 +12,6 @@ from capsbench.gate.comparison import Compared, Comparison, Outcome
 from capsbench.gate.findings import (
     TITLES,
     Labels,
-    after_text,
-    before_text,
     change_text,
     fault_text,
     figure_name,
@@ -21,20 +19,20 @@ from capsbench.gate.findings import (
     left_out_text,
     missing_text,
     modules_text,
+    value_text,
 )
-from capsbench.gate.summary import LineSummary
+from capsbench.gate.summary import SeriesSummary
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
 
 _COLOURS = {"worse": "red", "better": "green", "not comparable": "yellow", "same": "default"}
-_HEADS = ("line", "figure", "before", "after", "difference", "verdict")
 _NUMBERS = ("before", "after", "difference")
 
 
 def labels_of(compared: Compared) -> Labels:
-    """Labels of every line of either run."""
-    both = [it.line for it in compared.comparisons] + [it.line for it in compared.outcomes]
-    return Labels([*both, *(line.options() for line in (*compared.only_before, *compared.only_after))])
+    """Labels of every series of either run."""
+    both = [it.series for it in compared.comparisons] + [it.series for it in compared.outcomes]
+    return Labels([*both, *(series.options() for series in (*compared.only_before, *compared.only_after))])
 
 
 class ComparisonRow(NamedTuple):
@@ -61,15 +59,15 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
         if cells or it.scope != "cell":
             figure = TITLES[it.quantity] if it.verdict == "not comparable" and it.before is None else figure_name(it)
             verdict = ": ".join(filter(None, [it.verdict, it.why]))
-            figures = (before_text(it), after_text(it), change_text(it))
-            rows.append(ComparisonRow(labels.of(it.line), figure, *figures, verdict))
+            figures = (value_text(it, "before"), value_text(it, "after"), change_text(it))
+            rows.append(ComparisonRow(labels.of(it.series), figure, *figures, verdict))
     return rows
 
 
 def comparison_table(compared: Compared, *, cells: bool) -> Table:
     """Two runs for a terminal."""
     out = Table(box=None, pad_edge=False)
-    for head in _HEADS[1:]:
+    for head in ComparisonRow._fields[1:]:
         out.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=head != "verdict")
     last = ""
     for label, figure, *numbers, verdict in comparison_rows(compared, cells=cells):
@@ -81,24 +79,30 @@ def comparison_table(compared: Compared, *, cells: bool) -> Table:
     return out
 
 
-def comparison_remarks(compared: Compared, *, cells: bool) -> list[str]:
-    """Remarks that the rows lack: outcomes of cells, lines of one run alone, and cells that changed and are not shown."""
+def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> list[str]:
+    """Remarks that the rows lack: outcomes of cells, series of one run alone, and cells that changed and are not shown.
+
+    Args:
+        compared: two runs.
+        cells: whether cells are shown.
+        hint: the way to see them, for the remark on cells that are not shown.
+    """
     labels = labels_of(compared)
     remarks = [printable(f"{it.verdict}: {fault_text(Fault((it,)), labels)}") for it in compared.outcomes]
     for lines, where in ((compared.only_before, "first"), (compared.only_after, "second")):
-        remarks += [f"only in the {where}: {labels.of(line.options())}" for line in lines]
+        remarks += [f"only in the {where}: {labels.of(series.options())}" for series in lines]
     judged = [it for it in compared.comparisons if it.scope == "cell"]
     changed = [f"{count} {verdict}" for verdict in ("worse", "better") if (count := sum(it.verdict == verdict for it in judged))]
     if changed and not cells:
-        remarks.append(f"of {len(judged)} figures of single cells {' and '.join(changed)}: --cells shows them")
+        remarks.append(f"of {len(judged)} figures of single cells {' and '.join(changed)}{hint and ': '}{hint}")
     return remarks
 
 
-def comparison_markdown(compared: Compared, *, cells: bool) -> str:
-    """Two runs for a pull request."""
-    head = [_markdown_row(_HEADS), "|" + " --- |" * len(_HEADS)]
+def comparison_markdown(compared: Compared, *, cells: bool, hint: str = "") -> str:
+    """Two runs for a pull request; the arguments are those of `comparison_remarks`."""
+    head = [_markdown_row(ComparisonRow._fields), "|" + " --- |" * len(ComparisonRow._fields)]
     rows = [_markdown_row(row) for row in comparison_rows(compared, cells=cells)]
-    return "\n".join([*head, *rows, *_markdown_list("", comparison_remarks(compared, cells=cells))]) + "\n"
+    return "\n".join([*head, *rows, *_markdown_list("", comparison_remarks(compared, cells=cells, hint=hint))]) + "\n"
 
 
 def comparison_json(compared: Compared) -> dict[str, Any]:
@@ -107,8 +111,8 @@ def comparison_json(compared: Compared) -> dict[str, Any]:
     return {
         "comparisons": [_json_of(it, labels) for it in compared.comparisons],
         "outcomes": [_json_of(it, labels) for it in compared.outcomes],
-        "only_before": [labels.of(line.options()) for line in compared.only_before],
-        "only_after": [labels.of(line.options()) for line in compared.only_after],
+        "only_before": [labels.of(series.options()) for series in compared.only_before],
+        "only_after": [labels.of(series.options()) for series in compared.only_after],
     }
 
 
@@ -133,12 +137,12 @@ class CheckText:
         self.update = f"to keep what is better: {update}" if told.improvements and update else ""
         self.notes = [printable(note) for note in (*notes, *self._notes(told.compared.only_after, update))]
 
-    def _notes(self, new: Sequence[LineSummary], update: str) -> list[str]:
+    def _notes(self, new: Sequence[SeriesSummary], update: str) -> list[str]:
         told = self._judgement
         notes = [f"since the last run: {finding_text(it, self._labels)}" for it in told.since_last]
         notes += [f"the last run was not compared: {told.last_differs}"] if told.last_differs else []
         notes += [f"fewer replicates than the baseline: {fault_text(it, self._labels)}" for it in told.fewer]
-        names = ", ".join(self._labels.of(line.options()) for line in new)
+        names = ", ".join(self._labels.of(series.options()) for series in new)
         return notes + ([f"not in the baseline: {names}" + (f"; to add: {update}" if update else "")] if names else [])
 
     @property
@@ -182,16 +186,16 @@ class CheckText:
         }
 
     def junit(self) -> str:
-        """The check as JUnit XML: a test case per line and quantity, and one per line for the outcomes of its cells."""
+        """The check as JUnit XML: a test case per series and quantity, and one per series for the outcomes of its cells."""
         told = self._judgement
         failures: dict[tuple[str, str], list[str]] = {}
         for it in told.regressions:
             failures.setdefault(self._case(it), []).append(self._text(it))
-        for line in told.missing:
-            failures.setdefault((self._labels.of(line.options()), "cells"), []).append(missing_text(line, self._labels))
+        for series in told.missing:
+            failures.setdefault((self._labels.of(series.options()), "cells"), []).append(missing_text(series, self._labels))
         cases: dict[tuple[str, str], str] = dict.fromkeys(failures, "")
         for comparison in told.compared.comparisons:
-            case = (self._labels.of(comparison.line), TITLES[comparison.quantity])
+            case = (self._labels.of(comparison.series), TITLES[comparison.quantity])
             cases.setdefault(case, "")
             if comparison.verdict == "not comparable":
                 cases[case] = comparison.why
@@ -200,8 +204,8 @@ class CheckText:
 
     def _case(self, it: Finding | Fault) -> tuple[str, str]:
         if isinstance(it, Fault):
-            return self._labels.of(it.first.line), "cells"
-        return self._labels.of(it.comparison.line), TITLES[it.comparison.quantity]
+            return self._labels.of(it.first.series), "cells"
+        return self._labels.of(it.comparison.series), TITLES[it.comparison.quantity]
 
     def _text(self, it: Finding | Fault) -> str:
         return printable(finding_text(it, self._labels) if isinstance(it, Finding) else fault_text(it, self._labels))
@@ -211,11 +215,11 @@ def _junit(cases: dict[tuple[str, str], str], failures: dict[tuple[str, str], li
     skipped = sum(bool(why) and case not in failures for case, why in cases.items())
     counts = {"tests": str(len(cases)), "failures": str(len(failures)), "errors": "0", "skipped": str(skipped)}
     suite = ET.Element("testsuite", {"name": "capsbench check", **counts})
-    for (line, name), why in cases.items():
-        case = ET.SubElement(suite, "testcase", {"classname": line, "name": name, "time": "0"})
-        for text in failures.get((line, name), []):
+    for (series, name), why in cases.items():
+        case = ET.SubElement(suite, "testcase", {"classname": series, "name": name, "time": "0"})
+        for text in failures.get((series, name), []):
             ET.SubElement(case, "failure", {"message": text}).text = text
-        if why and (line, name) not in failures:
+        if why and (series, name) not in failures:
             ET.SubElement(case, "skipped", {"message": why})
     root = ET.Element("testsuites")
     root.append(suite)
@@ -225,11 +229,12 @@ def _junit(cases: dict[tuple[str, str], str], failures: dict[tuple[str, str], li
 
 def _json_of(it: Comparison | Outcome, labels: Labels) -> dict[str, Any]:
     data = asdict(it)
-    data["line"] = {name: value for name, value in it.line.items() if value is not None}
+    del data["series"]
     if isinstance(it, Comparison):
         data["unit"] = ("bytes" if it.is_bytes else "seconds") + (" per block" if it.scope == "slope" else "")
         data["retained_more_by"] = modules_text(it.modules, grown=True)
-    return {"label": labels.of(it.line), **data}
+    known = {name: value for name, value in it.series.items() if value is not None}
+    return {"label": labels.of(it.series), "line": known, **data}
 
 
 def _markdown_row(texts: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ def _limit_data(capacity: int) -> None:
 
 def limits_all_memory(configuration: Configuration) -> bool:
     """Return whether a process has a limit that includes its libraries' memory; few libraries survive running out of it."""
-    return configuration.capacity is not None and configuration.device == "cpu" and counting.library().library is None
+    return configuration.capacity is not None and configuration.device == "cpu" and counting.allocator_library().library is None
 
 
 def died_of_limit(configuration: Configuration, status: int, last_words: str) -> bool:

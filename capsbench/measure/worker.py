@@ -114,7 +114,7 @@ def time_pass(request: Request) -> Reply:
     return Reply(status="ok", data_source=workload.data_source, time=figures, notes=workload.notes)
 
 
-def run(request: Request) -> Reply:
+def run_request(request: Request) -> Reply:
     """Run one pass; any failure becomes a reply."""
     notes: list[str] = []
     try:
@@ -145,7 +145,7 @@ def run(request: Request) -> Reply:
 
 
 def _who_counted(probe: str) -> list[str]:
-    return [f"torch's profiler counted bytes: {counting.reason()}"] if probe == "profiler" else []
+    return [f"torch's profiler counted bytes: {counting.reason_not_installed()}"] if probe == "profiler" else []
 
 
 def _describe(error: BaseException) -> str:
@@ -205,7 +205,7 @@ def main() -> None:
     os.dup2(2, 1)
     request = Request.model_validate_json(sys.stdin.readline())
     _end_with_parent(sys.stdin)
-    reply = run(request)
+    reply = run_request(request)
     with answer, contextlib.suppress(BrokenPipeError):
         answer.write(reply.model_dump_json())
     sys.stderr.flush()

@@ -10,11 +10,11 @@ import pandas as pd
 from capsbench import paper
 from capsbench.frame import plain
 from capsbench.gate.summary import mapping
-from capsbench.page.cells import Lines
+from capsbench.page.cells import AllSeries
 from capsbench.page.room import LONGEST_NAME
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS
-from capsbench.words.labels import Line, cut, dataset_title, is_predicted, model_title
+from capsbench.words.labels import Series, cut, dataset_title, is_predicted, model_title
 from capsbench.words.slopes_in_words import row_ratio, row_shape, row_slope
 from capsbench.words.units import bytes_text, quantity_text
 
@@ -27,7 +27,7 @@ Piece = tuple[bool, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """One line of the records in a sentence."""
+    """One series of the records in a sentence."""
 
     label: str
     colour: int
@@ -45,67 +45,67 @@ class PaperVerdict:
     paper: str
     here: str
     of: str
-    """The line that has the figure."""
+    """The series that has the figure."""
     verdict: str
     """Verdict: `agrees`, `contradicts` or `open`; for an amount that does not agree, `less` or `more`."""
     why: str
 
 
 def answers(
-    lines: Lines, page_lines: Sequence[Mapping[str, Any]], frame: pd.DataFrame, reports: Sequence["Report"], most: int
+    all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], frame: pd.DataFrame, reports: Sequence["Report"], most: int
 ) -> list[Answer]:
-    """A sentence for each of the first lines.
+    """A sentence for each of the first series.
 
     Args:
-        lines: lines of the frame.
-        page_lines: result of `lines_data`.
+        all_series: series of the frame.
+        page_series: result of `series_data`.
         frame: all records.
         reports: the reports.
         most: largest number of sentences.
     """
-    rows = frame.assign(line=lines.of_record)
+    rows = frame.assign(line=all_series.of_record)
     found = []
     latest = latest_of(reports)
-    first = sorted(range(len(page_lines)), key=lambda index: page_lines[index]["report"] != latest)
+    first = sorted(range(len(page_series)), key=lambda index: page_series[index]["report"] != latest)
     for index in first[:most]:
-        line = page_lines[index]
+        series = page_series[index]
         cells = rows[rows["line"] == index]
         found.append(
             Answer(
-                label=str(line["label"]),
-                colour=int(line["look"]["colour"]),
-                sentence=[*_cost(line["fits"], cells), *_ending(cells)],
-                where=_where(lines.lines[index], cells, reports),
+                label=str(series["label"]),
+                colour=int(series["look"]["colour"]),
+                sentence=[*_cost(series["fits"], cells), *_ending(cells)],
+                where=_where(all_series.listed[index], cells, reports),
             )
         )
     return found
 
 
 def paper_verdicts(
-    table: pd.DataFrame, lines: Lines, page_lines: Sequence[Mapping[str, Any]], reports: Sequence["Report"]
+    table: pd.DataFrame, all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], reports: Sequence["Report"]
 ) -> list[PaperVerdict]:
     """The paper's claims on memory and time per block, compared with one's own figures; the latest report's first.
 
     Args:
         table: slopes of all lines.
-        lines: lines of the records.
-        page_lines: result of `lines_data`.
+        all_series: series of the records.
+        page_series: result of `series_data`.
         reports: the reports.
     """
     ratios: list[PaperVerdict] = []
     amounts: list[PaperVerdict] = []
     rows = table.iloc[(table["report"] != latest_of(reports)).argsort(kind="stable")]
     for row in rows.to_dict("records"):
-        line = {str(name): plain(row[name]) for name in lines.names}
-        own = page_lines[lines.index_of(line)]
+        series = {str(name): plain(row[name]) for name in all_series.names}
+        own = page_series[all_series.index_of(series)]
         label = str(own["label"])
-        is_momentum = line["model"] == "mocapsnet" and str(line["memory"]).startswith("reversible")
-        alone = is_predicted(line) and pd.isna(row["ratio_to_rescapsnet"])
+        is_momentum = series["model"] == "mocapsnet" and str(series["memory"]).startswith("reversible")
+        alone = is_predicted(series) and pd.isna(row["ratio_to_rescapsnet"])
         if is_momentum and not alone and row["metric"] in ("retained", "train"):
             ratios.append(_ratio_verdict(row, label))
         # The driver's figure for the process is the one that nvidia-smi reads.
-        if row["metric"] == "process" and own["paper"] and not is_predicted(line):
-            amounts += _slope_verdict(row, line, label)
+        if row["metric"] == "process" and own["paper"] and not is_predicted(series):
+            amounts += _slope_verdict(row, series, label)
     return [*ratios, *amounts]
 
 
@@ -134,9 +134,9 @@ def _memory(fit: Mapping[str, Any], metric: str) -> list[Piece]:
         return [(False, f"shows in its memory ({title}) {fit['text']} per block")]
     text: Piece = (fit["shape"] == "line", str(fit["text"]))
     if fit["slope"] < 0:
-        return [(False, f"changes its memory ({title}) by "), text, (False, " per block"), *_ratio(fit), *_line_note(fit)]
+        return [(False, f"changes its memory ({title}) by "), text, (False, " per block"), *_ratio(fit), *_shape_note(fit)]
     verb = "retains " if metric == "retained" else f"needs ({title}) "
-    return [(False, verb), text, (False, " more per block"), *_ratio(fit), *_line_note(fit)]
+    return [(False, verb), text, (False, " more per block"), *_ratio(fit), *_shape_note(fit)]
 
 
 def _time(fit: Mapping[str, Any]) -> list[Piece]:
@@ -151,7 +151,7 @@ def _time(fit: Mapping[str, Any]) -> list[Piece]:
     if fit["slope_low"] is None:
         pieces.append((False, " (by two values alone, which give no interval)"))
     noise: list[Piece] = [(False, f" (noisy: {fit['noise'].replace(',', ', ')})")] if fit["noise"] else []
-    return [*pieces, *_line_note(fit), *noise]
+    return [*pieces, *_shape_note(fit), *noise]
 
 
 def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
@@ -162,7 +162,7 @@ def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
     )
 
 
-def _line_note(fit: Mapping[str, Any]) -> list[Piece]:
+def _shape_note(fit: Mapping[str, Any]) -> list[Piece]:
     return [(False, " (though it is not a line)")] if fit["shape"] == "not a line" else []
 
 
@@ -188,7 +188,7 @@ def _one_depth(cells: pd.DataFrame) -> list[Piece]:
 
 
 def _ending(cells: pd.DataFrame) -> list[Piece]:
-    """The end of a line that does not end well."""
+    """The end of a series that does not end well."""
     pieces: list[Piece] = []
     full = sorted({int(blocks) for blocks in cells[cells["status"] == "oom"]["blocks"]})
     if full:
@@ -202,32 +202,32 @@ def _ending(cells: pd.DataFrame) -> list[Piece]:
     return pieces
 
 
-def _where(line: Line, cells: pd.DataFrame, reports: Sequence["Report"]) -> str:
+def _where(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]) -> str:
     """Conditions and machine: `Measured at 1 to 8 blocks: MNIST, batch 128, kernel compiled, Intel Xeon, 2 threads.`."""
     good = cells[cells["status"] == "ok"]
     depths = sorted({int(blocks) for blocks in (good if len(good) else cells)["blocks"]})
-    how = "Predicted" if is_predicted(line) else "Measured" if len(good) else "Tried"
-    parts = [dataset_title(str(line["dataset"])), f"batch {line['batch_size']}"]
-    parts += [f"{name} {line[name]}" for name in ("kernel", "memory") if line.get(name) is not None]
-    parts += [str(line["precision"]), _machine(line, reports)]
+    how = "Predicted" if is_predicted(series) else "Measured" if len(good) else "Tried"
+    parts = [dataset_title(str(series["dataset"])), f"batch {series['batch_size']}"]
+    parts += [f"{name} {series[name]}" for name in ("kernel", "memory") if series.get(name) is not None]
+    parts += [str(series["precision"]), _machine(series, reports)]
     parts = [cut(part, LONGEST_NAME) for part in parts]
     if (cells["data_source"] == "stand-in").any():
         parts.append("the packaged images stand in for a set that was not on disk")
     return f"{how}{f' at {_blocks(depths)}' if depths != [0] else ''}: {', '.join(part for part in parts if part)}."
 
 
-def _machine(line: Line, reports: Sequence["Report"]) -> str:
+def _machine(series: Series, reports: Sequence["Report"]) -> str:
     """Name of the device in its report's environment."""
-    if is_predicted(line):
-        return str(line.get("gpu") or line["device"])
-    environments = next((report.environments for report in reports if report.name == line["report"]), {})
-    entry, device = mapping(environments.get(str(line.get("environment")))), str(line["device"])
+    if is_predicted(series):
+        return str(series.get("gpu") or series["device"])
+    environments = next((report.environments for report in reports if report.name == series["report"]), {})
+    entry, device = mapping(environments.get(str(series.get("environment")))), str(series["device"])
     if device.startswith("cuda"):
         devices, number = mapping(entry.get("cuda")).get("devices") or [], device.partition(":")[2] or "0"
         known = isinstance(devices, list) and number.isdecimal() and int(number) < len(devices)
         return str(mapping(devices[int(number)]).get("name", device)) if known else device
     cpu = mapping(entry.get("cpu")).get("model") or device
-    threads = line.get("threads")
+    threads = series.get("threads")
     return str(cpu) if threads is None else f"{cpu}, {threads} thread{'' if threads == 1 else 's'}"
 
 
@@ -269,16 +269,18 @@ def _printed_ratio(quantity: str) -> float:
     return float(by_model["mocapsnet"] / by_model["capsnet"])
 
 
-def _slope_verdict(row: Mapping[Any, Any], line: Line, label: str) -> list[PaperVerdict]:
+def _slope_verdict(row: Mapping[Any, Any], series: Series, label: str) -> list[PaperVerdict]:
     """Table 4's slope beside one of the same kind of memory, at the same batch, on a GPU."""
     table = paper.memory()
-    theirs = table[(table["dataset"] == line["dataset"]) & (table["model"] == line["model"])]
+    theirs = table[(table["dataset"] == series["dataset"]) & (table["model"] == series["model"])]
     if theirs.empty or pd.isna(row["slope_low"]):
         return []
     fit = fit_slope(theirs["blocks"].tolist(), theirs["bytes"].tolist())
     low, high = fit.slope_interval or (fit.slope, fit.slope)
     overlap = row["slope_low"] <= high and low <= row["slope_high"]
-    name = f"{model_title(str(line['model']))} on {dataset_title(str(line['dataset']))}: memory per block (table 4, nvidia-smi)"
+    name = (
+        f"{model_title(str(series['model']))} on {dataset_title(str(series['dataset']))}: memory per block (table 4, nvidia-smi)"
+    )
     if row_shape(row) != "line":
         # An interval that contains 0 agrees with almost anything.
         verdict, why = "open", str(row_shape(row))

@@ -16,23 +16,23 @@ from capsbench.figures.styles import COLOURS, DARK_COLOURS
 from capsbench.frame import SAMPLE_COLUMNS, to_frame
 from capsbench.page.answers import answers, latest_of, paper_verdicts
 from capsbench.page.cells import (
-    Lines,
+    AllSeries,
     Texts,
     cells_data,
     columns_data,
-    lines_data,
     metrics_data,
     options_data,
     packed_fits,
     paper_data,
     samples_data,
+    series_data,
     time_samples,
 )
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.page.runs import comparisons_data, environments_data, history_data, reports_data
 from capsbench.page.steps import contents_data, modules_data, timelines_data
 from capsbench.records import Record
-from capsbench.stats.slopes import slopes
+from capsbench.stats.slopes import fitted_slopes
 from capsbench.words.labels import cut
 from capsbench.words.units import BYTES, SECONDS
 
@@ -77,12 +77,12 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     apart = told_apart(reports)
     records = [record for report in apart for record in report.records]
     frame, table = _figures(apart)
-    lines = Lines(frame)
-    page_lines = lines_data(lines, frame, table, apart)
+    all_series = AllSeries(frame)
+    page_series = series_data(all_series, frame, table, apart)
     timelines, all_timelines = timelines_data(apart, loose)
-    verdicts = paper_verdicts(table, lines, page_lines, apart)
+    verdicts = paper_verdicts(table, all_series, page_series, apart)
     texts = Texts()
-    fit, packed = packed_fits(page_lines)
+    fit, packed = packed_fits(page_series)
     data: dict[str, Any] = {
         "units": {"bytes": BYTES, "seconds": SECONDS},
         "options": options_data(),
@@ -99,8 +99,8 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         "reports": reports_data(apart),
         "environments": environments_data(apart),
         "comparisons": comparisons_data(apart),
-        "history": history_data(apart, lines, table),
-        "cells": cells_data(lines, frame, records, texts),
+        "history": history_data(apart, all_series, table),
+        "cells": cells_data(all_series, frame, records, texts),
     }
     text, limits = _encoded(data, records, texts)
     if len(timelines) < all_timelines:
@@ -108,8 +108,8 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     return _template().render(
         title=" and ".join(cut(report.name, LONGEST_NAME) for report in apart) if len(apart) < 4 else f"{len(apart)} reports",
         reports=data["reports"],
-        answers=answers(lines, page_lines, frame, apart, _ANSWERS),
-        lines=len(page_lines),
+        answers=answers(all_series, page_series, frame, apart, _ANSWERS),
+        lines=len(page_series),
         verdicts=verdicts[:_ANSWERS],
         left_out=max(0, len(verdicts) - _ANSWERS),
         cells=len(records),
@@ -129,7 +129,7 @@ def _figures(reports: Sequence["Report"]) -> tuple[pd.DataFrame, pd.DataFrame]:
     if len(reports) == 1:
         return reports[0].frame, reports[0].slopes  # which it knows where they were asked for before
     frame = to_frame((report.name, record) for report in reports for record in report.records)
-    return frame, slopes(frame)
+    return frame, fitted_slopes(frame)
 
 
 def told_apart(reports: Iterable["Report"]) -> list["Report"]:

@@ -1,4 +1,4 @@
-"""Lines and cells in the form that the page's scripts read: columns, each text once."""
+"""Series and cells in the form that the page's scripts read: columns, each text once."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from capsbench import paper
-from capsbench.figures.styles import COLOURS, MODEL_STYLES, LineStyle, style_key, styles_of
-from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS, plain
+from capsbench.figures.styles import COLOURS, MODEL_STYLES, SeriesStyle, style_key, styles_of
+from capsbench.frame import SAMPLE_COLUMNS, SERIES_COLUMNS, plain
 from capsbench.gate.findings import Labels
 from capsbench.options import OPTIONS, noun_of
-from capsbench.page.commands import cell_options, line_command, timeline_command
+from capsbench.page.commands import cell_arguments, series_command, timeline_command
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
 from capsbench.stats.metrics import METRICS, TIME_METRICS
-from capsbench.stats.slopes import REFERENCE_MODEL, line_columns
-from capsbench.words.labels import Line, Names, cut, dataset_title, model_title
+from capsbench.stats.slopes import REFERENCE_MODEL, series_columns
+from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
 
@@ -39,7 +39,7 @@ _FILTERS_FIRST = (
 """The filters that come first, in this order."""
 
 _COLUMN_TITLES = {"report": "Report", "environment": "Machine", "kind": "Measured or predicted"}
-"""Titles of columns that distinguish lines beside their options."""
+"""Titles of columns that distinguish series beside their options."""
 
 _LABELLED = {"model", "dataset", "batch_size", "kernel", "memory", "precision", "device"}
 """Options that the head of a cell's details need not repeat."""
@@ -53,18 +53,18 @@ _DIGITS = 9
 Key = tuple[object, ...]
 
 
-class Lines:
-    """All lines of the records, and the line of each record.
+class AllSeries:
+    """All series of the records, and the series of each record.
 
-    A record without figures that was never started has no environment: it belongs to the line of its report where it would have
-    been. A record with figures but without environment is of an unknown machine, and so of a line of its own, as for `slopes`.
+    A record without figures that was never started has no environment: it belongs to the series of its report where it would have
+    been. A record with figures but without environment is of an unknown machine, and so of a series of its own, as for `slopes`.
 
     Args:
         frame: all records.
     """
 
     def __init__(self, frame: pd.DataFrame) -> None:
-        self.names = line_columns(frame)
+        self.names = series_columns(frame)
         columns = [[plain(value) for value in frame[name].tolist()] for name in self.names]
         keys: list[Key] = list(zip(*columns, strict=True))
         known: dict[Key, Key] = {}
@@ -75,50 +75,52 @@ class Lines:
         whole = [known.get(key[:-1], key) if never else key for key, never in zip(keys, never_started, strict=True)]
         self._indices = {key: index for index, key in enumerate(dict.fromkeys(whole))}
         self.of_record = [self._indices[key] for key in whole]
-        self.lines: list[Line] = [dict(zip(self.names, key, strict=True)) for key in self._indices]
+        self.listed: list[Series] = [dict(zip(self.names, key, strict=True)) for key in self._indices]
 
-    def index_of(self, line: Line) -> int:
-        """Index of a line of `slopes` or `lines` in the list."""
-        return self._indices[tuple(plain(line[name]) for name in self.names)]
+    def index_of(self, series: Series) -> int:
+        """Index of a series of `slopes` or `series_of` in the list."""
+        return self._indices[tuple(plain(series[name]) for name in self.names)]
 
 
-def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, reports: Sequence["Report"]) -> list[dict[str, Any]]:
-    """The page's data of each line: name, options, look, slopes, means over replicates, and the command to measure it again.
+def series_data(
+    all_series: AllSeries, frame: pd.DataFrame, table: pd.DataFrame, reports: Sequence["Report"]
+) -> list[dict[str, Any]]:
+    """The page's data of each series: name, options, look, slopes, means over replicates, and the command to measure it again.
 
     Args:
-        lines: lines of the frame.
+        all_series: series of the frame.
         frame: all records.
         table: their slopes.
         reports: the reports.
     """
-    labels, looks = Labels(lines.lines), styles_of(lines.lines)
-    beside: dict[tuple[object, object], list[Line]] = {}
-    for line in lines.lines:
-        beside.setdefault((line["report"], line["dataset"]), []).append(line)
+    labels, looks = Labels(all_series.listed), styles_of(all_series.listed)
+    beside: dict[tuple[object, object], list[Series]] = {}
+    for series in all_series.listed:
+        beside.setdefault((series["report"], series["dataset"]), []).append(series)
     names = {key: Names(some) for key, some in beside.items()} if len(beside) > 1 else {}
     plans = {report.name: report.plan for report in reports}
-    fits: list[dict[str, Any]] = [{} for _ in lines.lines]
+    fits: list[dict[str, Any]] = [{} for _ in all_series.listed]
     for row in table.to_dict("records"):
-        fits[lines.index_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
-    means = _means(lines, frame)
+        fits[all_series.index_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
+    means = _means(all_series, frame)
     found = []
-    for index, line in enumerate(lines.lines):
-        label = labels.of(line)
-        known = {name: _short(line[name]) for name in LINE_COLUMNS if line.get(name) is not None}
+    for index, series in enumerate(all_series.listed):
+        label = labels.of(series)
+        known = {name: _short(series[name]) for name in SERIES_COLUMNS if series.get(name) is not None}
         found.append(
             known
             | {
                 "label": _short(label),
-                "short": _short(names[line["report"], line["dataset"]].of(line) if names else label),
-                "datasetTitle": _short(dataset_title(str(line["dataset"]))),
-                "report": line["report"],
-                "kind": line["kind"],
-                "environment": _short(line.get("environment")),
-                "look": _look(looks[style_key(line)]),
-                "command": _whole(line_command(line, plans.get(str(line["report"])))),
-                "timelineCommand": _whole(timeline_command(line)),
+                "short": _short(names[series["report"], series["dataset"]].of(series) if names else label),
+                "datasetTitle": _short(dataset_title(str(series["dataset"]))),
+                "report": series["report"],
+                "kind": series["kind"],
+                "environment": _short(series.get("environment")),
+                "look": _look(looks[style_key(series)]),
+                "command": _whole(series_command(series, plans.get(str(series["report"])))),
+                "timelineCommand": _whole(timeline_command(series)),
                 # The paper's readings can stand beside it.
-                "paper": str(line["device"]).startswith("cuda") and line["batch_size"] == paper.BATCH_SIZE,
+                "paper": str(series["device"]).startswith("cuda") and series["batch_size"] == paper.BATCH_SIZE,
                 "fits": fits[index],
                 "means": means.get(index, {}),
             }
@@ -126,28 +128,29 @@ def lines_data(lines: Lines, frame: pd.DataFrame, table: pd.DataFrame, reports: 
     return found
 
 
-def packed_fits(page_lines: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
-    """Names of the fields of a fit, and lines whose fits are bare values in that order, since names would take most room."""
-    names = next((list(fit) for line in page_lines for fit in line["fits"].values()), [])
+def packed_fits(page_series: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
+    """Names of the fields of a fit, and series whose fits are bare values in that order, since names would take most room."""
+    names = next((list(fit) for series in page_series for fit in series["fits"].values()), [])
     return names, [
-        {**line, "fits": {metric: [fit[name] for name in names] for metric, fit in line["fits"].items()}} for line in page_lines
+        {**series, "fits": {metric: [fit[name] for name in names] for metric, fit in series["fits"].items()}}
+        for series in page_series
     ]
 
 
-def cells_data(lines: Lines, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts") -> dict[str, Any]:
+def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts") -> dict[str, Any]:
     """All records, column by column, without their raw samples.
 
     Args:
-        lines: lines of the frame.
+        all_series: series of the frame.
         frame: all records.
         records: the same records.
         texts: store of the texts, each once.
     """
     data: dict[str, Any] = {
-        "line": lines.of_record,
+        "line": all_series.of_record,
         "blocks": frame["blocks"].tolist(),
         "replicate": frame["replicate"].tolist(),
-        "ending": texts.numbers(map(cell_options, frame["blocks"].tolist(), frame["replicate"].tolist())),
+        "ending": texts.numbers(map(cell_arguments, frame["blocks"].tolist(), frame["replicate"].tolist())),
         "key": [record.cell.key() for record in records],
         "started": texts.numbers(record.started_at for record in records),
     }
@@ -197,9 +200,9 @@ class Texts:
 def options_data() -> dict[str, Any]:
     """Options in the page: its filters, the options among a cell's details, and columns of its CSV of cells."""
     return {
-        "filters": [_filter(name) for name in dict.fromkeys((*_FILTERS_FIRST, *LINE_COLUMNS))],
-        "details": [{"name": name, "noun": noun_of(name)} for name in LINE_COLUMNS if name not in _LABELLED],
-        "columns": ["report", *LINE_COLUMNS, "kind", "environment"],
+        "filters": [_filter(name) for name in dict.fromkeys((*_FILTERS_FIRST, *SERIES_COLUMNS))],
+        "details": [{"name": name, "noun": noun_of(name)} for name in SERIES_COLUMNS if name not in _LABELLED],
+        "columns": ["report", *SERIES_COLUMNS, "kind", "environment"],
         "depthFlag": OPTIONS["blocks"].flag,
     }
 
@@ -239,14 +242,14 @@ def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def paper_data(frame: pd.DataFrame) -> dict[str, Any]:
-    """Table 4 of the data sets that were measured: a line for each model, by data set."""
+    """Table 4 of the data sets that were measured: a series for each model, by data set."""
     table = paper.memory()
-    lines: dict[str, list[dict[str, Any]]] = {}
+    memory: dict[str, list[dict[str, Any]]] = {}
     for (dataset, name), rows in table[table["dataset"].isin(set(frame["dataset"]))].groupby(["dataset", "model"]):
         model = str(name)
         values = {"title": model_title(model), "blocks": rows["blocks"].tolist(), "bytes": rows["bytes"].tolist()}
-        lines.setdefault(str(dataset), []).append(values | {"look": {"colour": COLOURS.index(MODEL_STYLES[model][0])}})
-    return {"metrics": list(paper.COMPARABLE_METRICS), "memory": lines}
+        memory.setdefault(str(dataset), []).append(values | {"look": {"colour": COLOURS.index(MODEL_STYLES[model][0])}})
+    return {"metrics": list(paper.COMPARABLE_METRICS), "memory": memory}
 
 
 def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -261,9 +264,9 @@ def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _means(lines: Lines, frame: pd.DataFrame) -> dict[int, dict[str, list[list[float]]]]:
-    """Means over replicates by line and metric, of lines that have replicates: pairs of depth and mean."""
-    good = frame.assign(line=lines.of_record)[frame["status"] == "ok"]
+def _means(all_series: AllSeries, frame: pd.DataFrame) -> dict[int, dict[str, list[list[float]]]]:
+    """Means over replicates by series and metric, of series that have replicates: pairs of depth and mean."""
+    good = frame.assign(line=all_series.of_record)[frame["status"] == "ok"]
     several = good.groupby(["line", "blocks"]).size().groupby("line").max()
     found: dict[int, dict[str, list[list[float]]]] = {}
     for index, cells in good[good["line"].isin(several[several > 1].index)].groupby("line"):
@@ -286,8 +289,8 @@ def _whole(text: str) -> str:
     return text if len(text) <= LONGEST_COMMAND else ""
 
 
-def _look(style: LineStyle) -> dict[str, Any]:
-    """A line's look in the charting library's words, with its colour by index, as a page has two palettes."""
+def _look(style: SeriesStyle) -> dict[str, Any]:
+    """A series' look in the charting library's words, with its colour by index, as a page has two palettes."""
     dash = style.dash
     name = _NAMED_DASHES[dash] if isinstance(dash, str) else ",".join(f"{length:g}px" for length in chain(dash[1]))
     return {"colour": COLOURS.index(style.colour), "symbol": _SYMBOLS[style.marker], "dash": name, "size": 3 + style.size}

@@ -4,31 +4,31 @@ import shlex
 
 from capsbench.options import OPTIONS, PREDICTED, REPEATED_FLAGS, SWEPT_OPTIONS
 from capsbench.records import Plan
-from capsbench.words.labels import Line
+from capsbench.words.labels import Series
 
 
-def line_command(line: Line, plan: Plan | None) -> str:
-    """The command `capsbench run …` for one line of records, which `cell_options` complete.
+def series_command(series: Series, plan: Plan | None) -> str:
+    """The command `capsbench run …` for one series of records, which `cell_arguments` complete.
 
     Args:
-        line: the line's common values; None if an option does not apply.
+        series: the series' common values; None if an option does not apply.
         plan: plan of the sweep, with the time that each cell was sampled; None if it is not known.
     """
-    words = ["capsbench", "run", OPTIONS["model"].flag, str(line["model"]), *_words(line)]
+    words = ["capsbench", "run", OPTIONS["model"].flag, str(series["model"]), *_words(series)]
     # A step that does not run has no times.
-    if plan is not None and not str(line["device"]).endswith(PREDICTED):
+    if plan is not None and not str(series["device"]).endswith(PREDICTED):
         words += [REPEATED_FLAGS["samples"], str(plan.samples)]
         words += [REPEATED_FLAGS["budget_seconds"], f"{plan.budget_seconds:.15g}"] if plan.budget_seconds else []
     return shlex.join(words)
 
 
-def timeline_command(line: Line) -> str:
-    """The command `capsbench timeline …` for one line of records, which a depth completes if the model has blocks."""
-    return shlex.join(["capsbench", "timeline", REPEATED_FLAGS["model"], str(line["model"]), *_words(line)])
+def timeline_command(series: Series) -> str:
+    """The command `capsbench timeline …` for one series of records, which a depth completes if the model has blocks."""
+    return shlex.join(["capsbench", "timeline", REPEATED_FLAGS["model"], str(series["model"]), *_words(series)])
 
 
-def cell_options(blocks: int, replicate: int) -> str:
-    """Options that turn a line's command into that of a cell: its depth, and its replicates.
+def cell_arguments(blocks: int, replicate: int) -> str:
+    """Options that turn a series' command into that of a cell: its depth, and its replicates.
 
     A model without blocks has no depth. A replicate is measured after those before it.
     """
@@ -36,11 +36,11 @@ def cell_options(blocks: int, replicate: int) -> str:
     return depth + (f" {REPEATED_FLAGS['replicate']} {replicate + 1}" if replicate else "")
 
 
-def _words(line: Line) -> list[str]:
+def _words(series: Series) -> list[str]:
     words = []
     for name in SWEPT_OPTIONS:
-        option, value = OPTIONS[name], line.get(name)
-        if value is None and option.networks.have(line["model"]):
+        option, value = OPTIONS[name], series.get(name)
+        if value is None and option.networks.have(series["model"]):
             # Records that are older than the option do not have its value.
             value = option.before
         if value is not None:

@@ -6,12 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from capsbench.figures.sparks import reach, scale_of, svg
+from capsbench.figures.sparks import scale_of, svg, value_ranges
 from capsbench.figures.styles import style_key, styles_of
 from capsbench.gate.findings import Labels
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import by_line, line_columns, lines
-from capsbench.stats.slopes import slopes as slopes_of
+from capsbench.stats.slopes import by_series, fitted_slopes, series_columns, series_of
 from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
 
 Key = tuple[str, ...]
@@ -33,11 +32,12 @@ class SlopesFrame(pd.DataFrame):
             return super()._repr_html_()  # type: ignore[misc]
         most = pd.get_option("display.max_rows") or len(self)
         table = pd.DataFrame(self.iloc[:most])
-        groups = list(by_line(table))
-        labels, looks = Labels(line for line, _ in groups), styles_of(line for line, _ in groups)
-        shown = [(line, row, self._points.get(_key(row, keys), [])) for line, cells in groups for row in cells.to_dict("records")]
-        reached = reach((scale_of(row, row["metric"]), _heights(row, points)) for _, row, points in shown)
-        rows = [_row(labels.of(line), row, points, looks[style_key(line)].colour, reached) for line, row, points in shown]
+        groups = list(by_series(table))
+        labels, looks = Labels(series for series, _ in groups), styles_of(series for series, _ in groups)
+        each = [(series, row) for series, rows in groups for row in rows.to_dict("records")]
+        shown = [(series, row, self._points.get(_key(row, keys), [])) for series, row in each]
+        ranges = value_ranges((scale_of(row, row["metric"]), _heights(row, points)) for _, row, points in shown)
+        rows = [_row(labels.of(series), row, points, looks[style_key(series)].colour, ranges) for series, row, points in shown]
         more = f"<p>{len(self) - most} more rows</p>" if len(self) > most else ""
         head = "".join(f"<th style='text-align:left'>{name}</th>" for name in _HEADS)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
@@ -51,19 +51,19 @@ _NEEDED = (
 
 
 def slopes(frame: pd.DataFrame) -> SlopesFrame:
-    """The slope of every line and metric in a frame from `load` (`capsbench.stats.slopes.slopes`).
+    """The slope of every series and metric in a frame from `load` (`capsbench.stats.slopes.fitted_slopes`).
 
     Returns:
         The data frame, which a notebook shows as a table with a small chart in each row.
     """
-    found = SlopesFrame(slopes_of(frame))
-    keys = [*line_columns(frame), "metric"]
+    found = SlopesFrame(fitted_slopes(frame))
+    keys = [*series_columns(frame), "metric"]
     points: dict[Key, list[tuple[float, float]]] = {}
-    for line, cells in lines(frame):
+    for series, cells in series_of(frame):
         for metric in METRICS.values():
             known = cells[cells[metric.column].notna()]
             pairs = zip(known["blocks"].astype(float), known[metric.column].astype(float), strict=True)
-            points[_key(line | {"metric": metric.name}, keys)] = list(pairs)
+            points[_key(series | {"metric": metric.name}, keys)] = list(pairs)
     # As attributes, not columns; pandas would warn otherwise.
     object.__setattr__(found, "_keys", keys)
     object.__setattr__(found, "_points", points)
@@ -93,14 +93,14 @@ def _row(
     row: Mapping[Hashable, Any],
     points: list[tuple[float, float]],
     colour: str,
-    reached: Mapping[tuple[str, ...], tuple[float, float]],
+    ranges: Mapping[tuple[str, ...], tuple[float, float]],
 ) -> str:
     remarks = row_remarks(row)
     remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []
     texts = [
         escape(label),
         METRICS[row["metric"]].title,
-        svg(points, _line_of(row), colour, *reached[scale_of(row, row["metric"])]) if points else "",
+        svg(points, _line_of(row), colour, *ranges[scale_of(row, row["metric"])]) if points else "",
         row_slope(row),
         row_ratio(row),
         escape(", ".join(remarks)),

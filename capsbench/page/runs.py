@@ -11,9 +11,9 @@ from capsbench.gate.check import judge
 from capsbench.gate.compare import compare
 from capsbench.gate.summary import Summary, machine_parts, mapping, summarize
 from capsbench.gate.verdicts import CheckText, ComparisonRow, comparison_remarks, comparison_rows
-from capsbench.page.cells import Lines
+from capsbench.page.cells import AllSeries
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_TEXT, cut_list
-from capsbench.words.labels import Line, cut
+from capsbench.words.labels import Series, cut
 
 if TYPE_CHECKING:
     from capsbench.report import Report
@@ -124,12 +124,12 @@ def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: in
     return {"columns": columns, "rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
 
 
-def history_data(reports: Sequence["Report"], lines: Lines, table: pd.DataFrame) -> dict[str, Any]:
+def history_data(reports: Sequence["Report"], all_series: AllSeries, table: pd.DataFrame) -> dict[str, Any]:
     """Slopes from report to report in the order of time, with the gate's verdict on each against the oldest.
 
     Returns:
-        `points`: name, commits and time of each report, with its verdict; `series`: for every line that two reports have, the
-        indices in the page's list of lines, by report.
+        `points`: name, commits and time of each report, with its verdict; `series`: for every series that two reports have, the
+        indices in the page's list of series, by report.
     """
     ordered = sorted(reports, key=lambda report: (report.ended, report.name))[-_MOST_REPORTS:]
     if len(ordered) < 2:
@@ -141,27 +141,27 @@ def history_data(reports: Sequence["Report"], lines: Lines, table: pd.DataFrame)
         for index, report in enumerate(ordered)
     ]
     indices = {report.name: index for index, report in enumerate(ordered)}
-    fitted = sorted({lines.index_of(dict(row)) for _, row in table[lines.names].drop_duplicates().iterrows()})
-    shown = [(indices[name], index) for index in fitted if (name := str(lines.lines[index]["report"])) in indices]
+    fitted = sorted({all_series.index_of(dict(row)) for _, row in table[all_series.names].drop_duplicates().iterrows()})
+    shown = [(indices[name], index) for index in fitted if (name := str(all_series.listed[index]["report"])) in indices]
     known = {key: mapping(entry) for report in ordered for key, entry in report.environments.items()}
-    return {"points": points, "series": [one for one in _series(shown, lines.lines, known) if len(one) > 1]}
+    return {"points": points, "series": [one for one in _series(shown, all_series.listed, known) if len(one) > 1]}
 
 
 _TOLD_APART = ((), ("device", "threads"), ("device", "threads", "machine"))
-"""Options that can distinguish lines of one report that otherwise differ in the machine alone, the fewest first."""
+"""Options that can distinguish series of one report that otherwise differ in the machine alone, the fewest first."""
 
 
 def _series(
-    shown: Sequence[tuple[int, int]], lines: Sequence[Line], environments: Mapping[str, Any]
+    shown: Sequence[tuple[int, int]], all_series: Sequence[Series], environments: Mapping[str, Any]
 ) -> list[list[tuple[int, int]]]:
-    """Lines of several reports, joined if they differ in the machine alone.
+    """Series of several reports, joined if they differ in the machine alone.
 
-    If a report has several lines that differ in the machine alone, they are told apart by as little of it as tells them
+    If a report has several series that differ in the machine alone, they are told apart by as little of it as tells them
     apart; if nothing does, as after a commit amid a report, the first one stands for all.
 
     Args:
-        shown: pairs of the index of a report and that of a line of it.
-        lines: all of them.
+        shown: pairs of the index of a report and that of a series of it.
+        all_series: all of them.
         environments: entries of environment.json by key.
 
     Returns:
@@ -169,27 +169,27 @@ def _series(
     """
     found: dict[str, list[tuple[int, int]]] = {}
     for pair in shown:
-        found.setdefault(_portable(lines[pair[1]]), []).append(pair)
-    series = []
+        found.setdefault(_portable(all_series[pair[1]]), []).append(pair)
+    joined = []
     for pairs in found.values():
-        ways = [_split(pairs, lines, environments, by) for by in _TOLD_APART]
-        # The first of the splits that keep most lines.
-        series += max(ways, key=lambda way: sum(map(len, way)))
-    return [sorted(one.items()) for one in series]
+        ways = [_split(pairs, all_series, environments, by) for by in _TOLD_APART]
+        # The first of the splits that keep most series.
+        joined += max(ways, key=lambda way: sum(map(len, way)))
+    return [sorted(one.items()) for one in joined]
 
 
 def _split(
-    pairs: Sequence[tuple[int, int]], lines: Sequence[Line], environments: Mapping[str, Any], by: Sequence[str]
+    pairs: Sequence[tuple[int, int]], all_series: Sequence[Series], environments: Mapping[str, Any], by: Sequence[str]
 ) -> list[dict[int, int]]:
-    """Series of a line by report, told apart by parts of the machine; the first of lines that these leave alike."""
+    """Series by report, told apart by parts of the machine; the first of those that these leave alike."""
     found: dict[str, dict[int, int]] = {}
     for report, index in pairs:
-        line = lines[index]
-        parts = machine_parts(environments.get(str(line.get("environment")), {}))
-        known = {**line, "machine": (parts.get("CPU"), parts.get("GPU"))}
+        series = all_series[index]
+        parts = machine_parts(environments.get(str(series.get("environment")), {}))
+        known = {**series, "machine": (parts.get("CPU"), parts.get("GPU"))}
         indices = found.setdefault(repr([known[name] for name in by]), {})
-        if report not in indices or line.get("source") != lines[indices[report]].get("source"):
-            indices[report] = index  # if a network's source was changed amid a report, the later line
+        if report not in indices or series.get("source") != all_series[indices[report]].get("source"):
+            indices[report] = index  # if a network's source was changed amid a report, the later series
     return list(found.values())
 
 
@@ -210,12 +210,12 @@ def _verdict(summaries: Sequence[Summary], index: int, baseline: str) -> dict[st
     }
 
 
-def _portable(line: Line) -> str:
-    """A key that is equal for lines that differ in report and machine alone; `cuda:1` is of the same kind as `cuda:0`."""
-    device = str(line["device"])
+def _portable(series: Series) -> str:
+    """A key that is equal for series that differ in report and machine alone; `cuda:1` is of the same kind as `cuda:0`."""
+    device = str(series["device"])
     general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
     own = {"report", "environment", "source", "threads", "device"}
-    return repr([(name, plain(value)) for name, value in line.items() if name not in own] + [general])
+    return repr([(name, plain(value)) for name, value in series.items() if name not in own] + [general])
 
 
 def _flat(entry: Mapping[str, Any], before: str = "") -> dict[str, str]:

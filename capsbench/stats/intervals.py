@@ -32,7 +32,7 @@ def interval(centre: float, half: float) -> Interval:
     return float(centre - half), float(centre + half)
 
 
-def reach(errors: Iterable[StandardError]) -> float:
+def half_width(errors: Iterable[StandardError]) -> float:
     """Half the width of the 95 % interval: half widths of independent sources add as squares, which errs on the wide side.
 
     Their degrees of freedom are not averaged: an error with one degree of freedom is small by chance now and then, and the
@@ -46,7 +46,7 @@ def p_value(estimate: float, errors: Sequence[StandardError]) -> float:
 
     Figures without scatter differ as soon as their values do.
     """
-    half = reach(errors)
+    half = half_width(errors)
     if half <= 1e-12 * abs(estimate):
         return 0.0 if estimate else 1.0
     degrees = min(one.degrees for one in errors if one.value)

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from capsbench.frame import LINE_COLUMNS, SAMPLE_COLUMNS
+from capsbench.frame import SAMPLE_COLUMNS, SERIES_COLUMNS
 from capsbench.options import NETWORK_OPTIONS, OPTIONS
-from capsbench.stats.intervals import interval, ratio_interval, reach
+from capsbench.stats.intervals import half_width, interval, ratio_interval
 from capsbench.stats.least_squares import SlopeFit, fit_slope
 from capsbench.stats.linearity import Shape, bytes_are_linear, shape_of, times_are_linear
 from capsbench.stats.metrics import METRICS, Metric
@@ -28,7 +28,7 @@ _OF_CAPSULES = set(NETWORK_OPTIONS) - _OF_A_MODEL
 
 @dataclass(frozen=True)
 class LineFit:
-    """The line through one metric of a line of records, and its reliability."""
+    """The line through one metric of a series, and its reliability."""
 
     fit: SlopeFit
     """The fitted line, whose intervals contain the noise within and between processes, and between replicates."""
@@ -41,37 +41,37 @@ class LineFit:
         return shape_of(self.linear, *(self.fit.slope_interval or (None, None)))
 
 
-def line_columns(frame: pd.DataFrame) -> list[str]:
-    """The columns of a frame of records whose values all depths of one line share."""
-    return [name for name in ("report", *LINE_COLUMNS, "kind", "source", "environment") if name in frame.columns]
+def series_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns of a frame of records whose values all depths of one series share."""
+    return [name for name in ("report", *SERIES_COLUMNS, "kind", "source", "environment") if name in frame.columns]
 
 
-def lines(frame: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
-    """Each line's common values, and its rows that ended well, by depth."""
-    for line, rows in by_line(frame[frame["status"] == "ok"]):
-        yield line, rows.sort_values("blocks", kind="stable")
+def series_of(frame: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
+    """Each series' common values, and its rows that ended well, by depth."""
+    for series, rows in by_series(frame[frame["status"] == "ok"]):
+        yield series, rows.sort_values("blocks", kind="stable")
 
 
-def by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
-    """The rows of records, or of slopes, line by line with the line's common values."""
-    keys = line_columns(table)
+def by_series(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
+    """The rows of records, or of slopes, series by series with their common values."""
+    keys = series_columns(table)
     for values, rows in table.groupby(keys, dropna=False, sort=False):
         yield dict(zip(keys, values, strict=True)), rows
 
 
-def _places_by_line(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], NDArray[np.intp]]]:
-    """Indices of the rows of each line, with the line's common values."""
-    keys = line_columns(table)
+def _places_by_series(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], NDArray[np.intp]]]:
+    """Indices of the rows of each series, with the series' common values."""
+    keys = series_columns(table)
     numbered = table[keys].assign(_place=np.arange(len(table)))
     for values, places in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
         yield dict(zip(keys, values, strict=True)), places.to_numpy()
 
 
 def fit_line(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
-    """The line through one metric of a line of records; None with fewer than two depths.
+    """The line through one metric of a series; None with fewer than two depths.
 
     Args:
-        cells: rows of the line that ended well, from `lines`.
+        cells: rows of the series that ended well, from `series_of`.
         metric: metric to fit.
     """
     return _fit(_points(cells, metric), metric)
@@ -112,18 +112,18 @@ def _fit(points: Points, metric: Metric) -> LineFit | None:
     if fit.slope_interval is None or (fit.exact and metric.is_bytes):
         return LineFit(fit, linear)
     errors = line_errors(points, relative=not metric.is_bytes, exact=fit.exact)
-    slope, intercept = (interval(fit.slope, reach(errors.slope)), interval(fit.intercept, reach(errors.intercept)))
+    slope, intercept = (interval(fit.slope, half_width(errors.slope)), interval(fit.intercept, half_width(errors.intercept)))
     return LineFit(replace(fit, slope_interval=slope, intercept_interval=intercept), linear)
 
 
-def slopes(frame: pd.DataFrame) -> pd.DataFrame:
-    """The slope of every line and metric in a frame from `load`.
+def fitted_slopes(frame: pd.DataFrame) -> pd.DataFrame:
+    """The slope of every series and metric in a frame from `load`.
 
     Args:
         frame: frame with a row per record.
 
     Returns:
-        A row per line and metric: the line's columns, then
+        A row per series and metric: the series' columns, then
 
         - `metric`, `unit` (`bytes` or `seconds`, per block), `slope`, `slope_low`, `slope_high`, `intercept`, `intercept_low`,
           `intercept_high`, `r2`, `points`. The interval of a time's slope contains the scatter of samples, of replicates and of
@@ -131,28 +131,28 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
           Intervals are missing with fewer than three points.
         - `linear`: False where a line does not fit; `shape`: one of `capsbench.stats.linearity.Shape`, which distinguishes lines
           whose slope cannot be distinguished from 0; `deviation`: the largest residual over the range of the values.
-        - `noise`: disturbances of the times of this line, joined by commas; empty for bytes.
+        - `noise`: disturbances of the times of this series, joined by commas; empty for bytes.
         - `ratio_to_rescapsnet`, `ratio_low`, `ratio_high`: the slope over that of the ResCapsNet with stored activations and
           otherwise the same options in the same report; missing where there is none, or where one of the two is not a line or
           cannot be distinguished from 0.
 
-        A line with fewer than two depths has no row.
+        A series with fewer than two depths has no row.
     """
-    keys = line_columns(frame)
+    keys = series_columns(frame)
     rows = []
-    # Columns are read once, because there may be thousands of lines and metrics.
+    # Columns are read once, because there may be thousands of series and metrics.
     good = frame[frame["status"] == "ok"]
     blocks = good["blocks"].to_numpy(dtype=float)
     columns = {metric.name: _points(good, metric) for metric in METRICS.values()}
     disturbed = good["noise"].tolist() if "noise" in good.columns else [""] * len(good)
-    for line, places in _places_by_line(good):
+    for series, places in _places_by_series(good):
         order = places[np.argsort(blocks[places], kind="stable")]
         noise = ",".join(_each_once(disturbed[place] for place in order.tolist()))
         for metric in METRICS.values():
             found = _fit(_taken(columns[metric.name], order), metric)
             if found is not None:
                 rows.append(
-                    line | {"metric": metric.name} | _numbers(found, metric) | {"noise": "" if metric.is_bytes else noise}
+                    series | {"metric": metric.name} | _numbers(found, metric) | {"noise": "" if metric.is_bytes else noise}
                 )
     heads = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
     table = pd.DataFrame(rows, columns=[*heads, "r2", "points", "linear", "shape", "deviation", "noise"])
@@ -206,7 +206,7 @@ def _ratio(rows: Sequence[Mapping[str, Any]], place: int, reference: int | None)
 
 
 def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
-    """Index of the one reference line that differs from each row in the model alone; None where there is none."""
+    """Index of the one reference series that differs from each row in the model alone; None where there is none."""
     names = ["metric", *keys]
     rows = table[names].astype(object).where(table[names].notna(), None).to_dict("records")
     compared = {

@@ -107,11 +107,11 @@ def expand(sweep: Sweep) -> list[Cell]:
         ConfigurationError: a name is unknown, a value out of range, or a combination impossible.
     """
     sources = _check(sweep)
-    lines = dict.fromkeys(line for model in sweep.models for line in _lines(sweep, model))
+    all_series = dict.fromkeys(series for model in sweep.models for series in _series_of(sweep, model))
     configurations = dict.fromkeys(
-        line if line.model in WITHOUT_BLOCKS else line.model_copy(update={"blocks": blocks})
+        series if series.model in WITHOUT_BLOCKS else series.model_copy(update={"blocks": blocks})
         for blocks in sweep.depths
-        for line in lines
+        for series in all_series
     )
     return [
         Cell(configuration=configuration, replicate=replicate, source=sources[configuration.model])
@@ -120,7 +120,7 @@ def expand(sweep: Sweep) -> list[Cell]:
     ]
 
 
-def _lines(sweep: Sweep, model: str) -> Iterator[Configuration]:
+def _series_of(sweep: Sweep, model: str) -> Iterator[Configuration]:
     """One configuration for each combination of options that this model has in the sweep."""
     ordered = dict.fromkeys((*_SLOWEST, *SWEPT_OPTIONS))
     names = [name for name in ordered if OPTIONS[name].networks.have(model)]

@@ -38,18 +38,25 @@ def run_sweep(plan: Plan, report: Report, launch: Launcher, observers: Sequence[
     Raises:
         StoreError: there is no room, or a record could not be written.
     """
-    full = {_line(record.cell): record.cell.configuration.blocks for record in report.records if record.status == "oom"}
+    full = {_series_of(record.cell): record.cell.configuration.blocks for record in report.records if record.status == "oom"}
     for cell in remaining(plan, report):
-        _check_room(report)
-        line, blocks = _line(cell), cell.configuration.blocks
-        if line in full and blocks > full[line]:
-            record = _skipped(cell, full[line])
+        free = shutil.disk_usage(report.folder).free
+        if free < ROOM_BYTES:
+            raise StoreError(
+                f"{report.folder} has {free} bytes left on its disk, too little for a record",
+                "make room and run the same command with `resume`: all earlier records are kept",
+            )
+        series, blocks = _series_of(cell), cell.configuration.blocks
+        if series in full and blocks > full[series]:
+            kind: Literal["measured", "predicted"] = "predicted" if cell.configuration.is_predicted() else "measured"
+            why = f"out of memory at {full[series]} blocks of this line"
+            record = Record(kind=kind, cell=cell, status="skipped", message=why)
         else:
             for observer in observers:
                 observer.started(cell)
             record = launch(cell)
             if record.status == "oom":
-                full[line] = blocks
+                full[series] = blocks
         with _uninterrupted():
             report.append(record)
         for observer in observers:
@@ -62,23 +69,9 @@ def remaining(plan: Plan, report: Report) -> list[Cell]:
     return [cell for cell in plan.cells if cell.key() not in settled]
 
 
-def _line(cell: Cell) -> tuple[str, str | None]:
-    """Key of all depths of one line: its options, and the source of its network."""
-    return cell.configuration.line(), cell.source
-
-
-def _skipped(cell: Cell, full_at: int) -> Record:
-    kind: Literal["measured", "predicted"] = "predicted" if cell.configuration.is_predicted() else "measured"
-    return Record(kind=kind, cell=cell, status="skipped", message=f"out of memory at {full_at} blocks of this line")
-
-
-def _check_room(report: Report) -> None:
-    free = shutil.disk_usage(report.folder).free
-    if free < ROOM_BYTES:
-        raise StoreError(
-            f"{report.folder} has {free} bytes left on its disk, too little for a record",
-            "make room and run the same command with `resume`: all earlier records are kept",
-        )
+def _series_of(cell: Cell) -> tuple[str, str | None]:
+    """Key of all depths of one series: its options, and the source of its network."""
+    return cell.configuration.series(), cell.source
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def begin(report: Report, plan: Plan, *, resume: bool) -> Plan:
     """Write the plan and return it; if a report is resumed, the cells of its plan come first and new ones are added.
 
     The source of a network is part of its cells: if it has changed, they are measured again. Their earlier records stay in
-    the folder, as a line of their own.
+    the folder, as a series of their own.
 
     Raises:
         ConfigurationError: the folder holds a report and `resume` is not given.

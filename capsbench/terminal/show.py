@@ -7,21 +7,20 @@ from typing import Any
 import pandas as pd
 from rich.text import Text
 
-from capsbench.figures.sparks import BLOCKS, reach, scale_of, spark
+from capsbench.figures.sparks import BLOCKS, scale_of, spark, value_ranges
 from capsbench.frame import plain
 from capsbench.gate.findings import Labels
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import by_line, lines
+from capsbench.stats.slopes import by_series, series_of
+from capsbench.words.labels import Series
 from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
 
 _SHOWN = ("retained", "peak", "reserved", "train", "inference")
 _HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
 
-Line = dict[str, object]
-
 
 def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -> list[Text]:
-    """Slopes with charts, under the name of each line; nothing is wider than 80 columns, except single words of names.
+    """Slopes with charts, under the name of each series; nothing is wider than 80 columns, except single words of names.
 
     Args:
         frame: all records.
@@ -29,30 +28,30 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
         blocks: the characters of charts, from low to high.
     """
     values, full = _values(frame), _full(frame)
-    reached = reach((scale, own) for (_, scale), own in values.items())
-    groups = list(by_line(table))
-    fitted = {_name(line)[:-1] for line, _ in groups}
-    # Lines that ran out of memory before they had a slope follow those that have one.
-    unfitted = [(line, depth) for name, (line, depth) in full.items() if name not in fitted]
-    labels = Labels(line for line, _ in [*groups, *unfitted])
+    ranges = value_ranges((scale, own) for (_, scale), own in values.items())
+    groups = list(by_series(table))
+    fitted = {_name(series)[:-1] for series, _ in groups}
+    # Series that ran out of memory before they had a slope follow those that have one.
+    unfitted = [(series, depth) for name, (series, depth) in full.items() if name not in fitted]
+    labels = Labels(series for series, _ in [*groups, *unfitted])
     found = []
-    for line, rows in groups:
-        name = _name(line)
-        found += _title(labels.of(line), full[name[:-1]][1] if name[:-1] in full else None)
+    for series, rows in groups:
+        name = _name(series)
+        found += _title(labels.of(series), full[name[:-1]][1] if name[:-1] in full else None)
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
         for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
-            scale = scale_of(line, metric.name)
+            scale = scale_of(series, metric.name)
             own = values.get((name, scale), [])
-            chart = spark(own, *reached[scale], blocks) if own else ""
+            chart = spark(own, *ranges[scale], blocks) if own else ""
             found += map(Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", _figures(by_metric[metric.name])))
     head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
-    ended = [text for line, depth in unfitted for text in _title(labels.of(line), depth)]
+    ended = [text for series, depth in unfitted for text in _title(labels.of(series), depth)]
     return [*([head, *found] if found else []), *ended]
 
 
 Name = tuple[object, ...]
 Key = tuple[Name, tuple[str, ...]]
-"""A line, and the scale of its chart."""
+"""A series, and the scale of its chart."""
 
 _WIDTH = 80
 _COLUMNS = 66
@@ -61,19 +60,19 @@ _INDENT = "    "
 
 
 def _title(label: str, full: int | None) -> list[Text]:
-    """The name of a line, and the depth at which it ran out of memory."""
+    """The name of a series, and the depth at which it ran out of memory."""
     told = "" if full is None else f"  out of memory at {full} block{'' if full == 1 else 's'}" if full else "  out of memory"
     *above, last = textwrap.wrap(label, _WIDTH, subsequent_indent=_INDENT, break_long_words=False) or [label]
     fits = len(last) + len(told) <= _WIDTH
-    found = [Text(line, style="bold") for line in (*above, last)]
+    found = [Text(text, style="bold") for text in (*above, last)]
     if fits:
         found[-1].append(told, style="not bold yellow")
     return found if fits else [*found, Text(f"  {told}", style="yellow")]
 
 
-def _filled(line: str, parts: Iterable[str]) -> list[str]:
+def _filled(start: str, parts: Iterable[str]) -> list[str]:
     """A line of text with its parts after it; those that do not fit go beneath."""
-    found = [line]
+    found = [start]
     for part in filter(str.strip, parts):
         # A part as wide as its column still has a space around it.
         apart = part if " " in (part[0], found[-1][-1]) else f" {part}"
@@ -84,28 +83,28 @@ def _filled(line: str, parts: Iterable[str]) -> list[str]:
     return found
 
 
-def _name(line: Line) -> Name:
-    return tuple(plain(value) for value in line.values())
+def _name(series: Series) -> Name:
+    return tuple(plain(value) for value in series.values())
 
 
 def _values(frame: pd.DataFrame) -> dict[Key, list[float]]:
-    """Means over replicates by line and metric, by depth."""
+    """Means over replicates by series and metric, by depth."""
     found: dict[Key, list[float]] = {}
-    for line, cells in lines(frame):
+    for series, cells in series_of(frame):
         for name in _SHOWN:
             known = cells[cells[METRICS[name].column].notna()]
             means = known[METRICS[name].column].astype(float).groupby(known["blocks"]).mean()
             if len(means):
-                found[_name(line), scale_of(line, name)] = [float(mean) for mean in means]
+                found[_name(series), scale_of(series, name)] = [float(mean) for mean in means]
     return found
 
 
-def _full(frame: pd.DataFrame) -> dict[Name, tuple[Line, int]]:
-    """Lines that ran out of memory, on any machine, and the least depth at which they did."""
-    found: dict[Name, tuple[Line, int]] = {}
-    for line, rows in by_line(frame[frame["status"] == "oom"]):
-        name, depth = _name(line)[:-1], int(rows["blocks"].min())
-        found[name] = line, min(found[name][1] if name in found else depth, depth)
+def _full(frame: pd.DataFrame) -> dict[Name, tuple[Series, int]]:
+    """Series that ran out of memory, on any machine, and the least depth at which they did."""
+    found: dict[Name, tuple[Series, int]] = {}
+    for series, rows in by_series(frame[frame["status"] == "oom"]):
+        name, depth = _name(series)[:-1], int(rows["blocks"].min())
+        found[name] = series, min(found[name][1] if name in found else depth, depth)
     return found
 
 

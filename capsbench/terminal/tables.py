@@ -7,7 +7,7 @@ from rich.table import Table
 
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS, Metric
-from capsbench.stats.slopes import by_line, line_columns, lines, noises
+from capsbench.stats.slopes import by_series, noises, series_columns, series_of
 from capsbench.words.labels import Names, dataset_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
@@ -22,7 +22,7 @@ _HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train
 
 
 def slopes_table(table: pd.DataFrame) -> Table:
-    """The table of `stats.slopes.slopes`, a row per line, a column per metric.
+    """The table of `fitted_slopes`, a row per series, a column per metric.
 
     Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line. For a slope that cannot be
     distinguished from 0 the table gives its bound. `~` marks noisy times.
@@ -41,12 +41,12 @@ def slopes_table(table: pd.DataFrame) -> Table:
         out.add_column("dataset", no_wrap=True)
     for name in shown:
         out.add_column(_HEADS[name], justify="right", overflow="fold")
-    groups = list(by_line(table))
-    everyone = Names(line for line, _ in groups)
-    for line, rows in groups:
+    groups = list(by_series(table))
+    everyone = Names(series for series, _ in groups)
+    for series, rows in groups:
         by_metric = {row["metric"]: row for _, row in rows.iterrows()}
         cells = [_slope_cell(by_metric.get(name)) for name in shown]
-        names = [text_cell(everyone.of(line))] + ([text_cell(dataset_title(str(line["dataset"])))] if datasets else [])
+        names = [text_cell(everyone.of(series))] + ([text_cell(dataset_title(str(series["dataset"])))] if datasets else [])
         out.add_row(*names, *cells)
     return out
 
@@ -54,8 +54,8 @@ def slopes_table(table: pd.DataFrame) -> Table:
 def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     """Records as a row each: depth, memory, times, or the reason that there are none; `~` marks noisy times."""
     rows = frame if last is None else frame.tail(last)
-    keys = line_columns(frame)
-    everyone = Names(dict(line) for _, line in frame[keys].drop_duplicates().iterrows())
+    keys = series_columns(frame)
+    everyone = Names(dict(series) for _, series in frame[keys].drop_duplicates().iterrows())
     datasets = frame["dataset"].nunique() > 1
     out = Table(box=None, pad_edge=False, **_footnote(rows))
     for head in ("model", *(["dataset"] if datasets else []), "blocks"):
@@ -94,12 +94,12 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
     It does if a block adds to the peak only what it adds in weights, gradients and optimizer state.
     """
     peaks = table[table["metric"] == "peak"]
-    keys = line_columns(frame)
+    keys = series_columns(frame)
     owns = []
-    for line, cells in lines(frame):
+    for series, cells in series_of(frame):
         standing = cells[list(_STANDING)].astype("float64").sum(axis=1, min_count=3).dropna()
         blocks = cells.loc[standing.index, "blocks"]
-        same = peaks[(peaks[keys].map(str) == pd.Series({key: str(line[key]) for key in keys})).all(axis=1)]
+        same = peaks[(peaks[keys].map(str) == pd.Series({key: str(series[key]) for key in keys})).all(axis=1)]
         if same.empty or standing.empty:
             continue
         owns.append(fit_slope(blocks.tolist(), standing.tolist()).slope)

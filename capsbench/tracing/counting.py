@@ -14,7 +14,7 @@ from capsbench.tracing.trace import Integers
 
 
 @cache
-def library() -> Built:
+def allocator_library() -> Built:
     """The compiled allocator, or the reason that there is none."""
     found = built(Path(__file__).parent / "native" / "allocator.cpp", "counting_install")
     if found.library is not None:
@@ -28,13 +28,13 @@ def library() -> Built:
 @cache
 def installed() -> ctypes.CDLL | None:
     """Install the allocator for all tensors on a CPU and return it; None where it cannot be had."""
-    found = library().library
+    found = allocator_library().library
     return found if found is not None and found.counting_install() else None
 
 
-def reason() -> str:
+def reason_not_installed() -> str:
     """The reason that it cannot be had."""
-    return library().reason or "another CPU allocator has precedence"
+    return allocator_library().reason or "another CPU allocator has precedence"
 
 
 def alive() -> int:
@@ -74,5 +74,5 @@ class Log:
 def _allocator() -> ctypes.CDLL:
     found = installed()
     if found is None:
-        raise RuntimeError(f"no allocator can count bytes: {reason()}")
+        raise RuntimeError(f"no allocator can count bytes: {reason_not_installed()}")
     return found

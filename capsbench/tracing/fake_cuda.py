@@ -26,19 +26,19 @@ _COMPILER = "torch._dynamo.trace_rules"
 
 
 @cache
-def library() -> Built:
+def driver_stand_in() -> Built:
     """The compiled help for a machine without a driver, or the reason that there is none."""
     return built(Path(__file__).parent / "native" / "no_cuda.cpp", "no_cuda_begin")
 
 
-def available() -> bool:
+def can_follow() -> bool:
     """Return whether a step can be followed on CUDA tensors here."""
-    return torch.cuda.is_available() or library().library is not None
+    return torch.cuda.is_available() or driver_stand_in().library is not None
 
 
-def reason() -> str:
+def reason_not_followed() -> str:
     """The reason that it cannot."""
-    return library().reason
+    return driver_stand_in().reason
 
 
 @contextmanager
@@ -52,15 +52,15 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
         The compute capability that torch reports.
 
     Raises:
-        RuntimeError: `available` is false.
+        RuntimeError: `can_follow` is false.
     """
     helper = None
     if torch.cuda.is_available():
         capability = capability or torch.cuda.get_device_capability()
     else:
-        helper = library().library
+        helper = driver_stand_in().library
         if helper is None:
-            raise RuntimeError(f"CUDA tensors cannot be followed: {reason()}")
+            raise RuntimeError(f"CUDA tensors cannot be followed: {reason_not_followed()}")
     capability = capability or _USUAL
     answers = _answers(capability)
     real = {name: getattr(torch.cuda, name) for name in answers}

@@ -87,7 +87,7 @@ class Follow(Operators):
 
     def __init__(self, kind: str, *, workspace_bytes: int = 0, inside: bool = True, try_scratch: bool = False) -> None:
         super().__init__()
-        on_device = kind == "cpu" or fake_cuda.available()
+        on_device = kind == "cpu" or fake_cuda.can_follow()
         self.kind = kind
         self.blocks = Blocks(torch.device(kind if on_device else "cpu"))
         """The memory that was made."""

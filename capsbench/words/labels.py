@@ -1,4 +1,4 @@
-"""Names of lines: the model, and the options that distinguish it from the other lines beside it."""
+"""Names of series: the model, and the options that distinguish it from the other series beside it."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,10 +10,10 @@ from capsbench.options import MODELS, OPTIONS, noun_of
 from capsbench.words.printable import printable
 
 _NEVER_TOLD = {"model", "dataset", "kind"}
-# Each model has its own strategy and inverse, which distinguish lines only if one model has several.
+# Each model has its own strategy and inverse, which distinguish series only if one model has several.
 _TOLD_WITHIN_A_MODEL = {"source", *(name for name, option in OPTIONS.items() if option.of_model)}
 
-Line = Mapping[str, object]
+Series = Mapping[str, object]
 
 
 def model_title(name: str) -> str:
@@ -42,73 +42,73 @@ def on_gpu(frame: pd.DataFrame) -> pd.Series:
     return frame["device"].str.startswith("cuda")
 
 
-def is_predicted(line: Line) -> bool:
-    """Return whether a line's figures come from a trace of the step, not from a run."""
-    return line.get("kind") == "predicted"
+def is_predicted(series: Series) -> bool:
+    """Return whether a series' figures come from a trace of the step, not from a run."""
+    return series.get("kind") == "predicted"
 
 
-def line_label(line: Line, others: Iterable[Line]) -> str:
-    """Label of a line: `MoCapsNet`, or `MoCapsNet (batch 32, published)` if other lines differ in that; predictions say so."""
-    return Names(others).of(line)
+def series_label(series: Series, others: Iterable[Series]) -> str:
+    """Label of a series: `MoCapsNet`, or `MoCapsNet (batch 32, published)` if other series differ in that; predictions say so."""
+    return Names(others).of(series)
 
 
 class Names:
-    """Names of lines beside each other, for many lines at once.
+    """Names of series beside each other, for many series at once.
 
     Args:
-        lines: all of them.
+        all_series: all of them.
     """
 
-    def __init__(self, lines: Iterable[Line]) -> None:
-        everyone = list(lines)
-        # A prediction's device and kernel differ by name alone, so that lines are distinguished among those of their
+    def __init__(self, all_series: Iterable[Series]) -> None:
+        everyone = list(all_series)
+        # A prediction's device and kernel differ by name alone, so that series are distinguished among those of their
         # kind, except by the batch, which changes every figure.
-        self._batches = {line.get("batch_size") for line in everyone}
-        self._alike = {kind: _Alike([line for line in everyone if is_predicted(line) == kind]) for kind in (False, True)}
+        self._batches = {series.get("batch_size") for series in everyone}
+        self._alike = {kind: _Alike([series for series in everyone if is_predicted(series) == kind]) for kind in (False, True)}
 
-    def of(self, line: Line) -> str:
-        """The name of one line, as in `line_label`, in printable form."""
-        told = ["predicted"] if is_predicted(line) else []
-        alike = self._alike[is_predicted(line)]
-        for column in (name for name in line if name not in _NEVER_TOLD):
-            if alike.differ(line, column) or (column == "batch_size" and len(self._batches) > 1):
-                told.append(_word(line, column))
-                # The next columns only have to distinguish the lines that agree so far.
+    def of(self, series: Series) -> str:
+        """The name of one series, as in `series_label`, in printable form."""
+        told = ["predicted"] if is_predicted(series) else []
+        alike = self._alike[is_predicted(series)]
+        for column in (name for name in series if name not in _NEVER_TOLD):
+            if alike.differ(series, column) or (column == "batch_size" and len(self._batches) > 1):
+                told.append(_word(series, column))
+                # The next columns only have to distinguish the series that agree so far.
                 alike = alike.with_word(column, told[-1])
-        title = model_title(str(line["model"]))
+        title = model_title(str(series["model"]))
         return f"{title} ({printable(', '.join(told))})" if told else title
 
 
 class _Alike:
-    """Lines that agree in all words so far; each such group is examined once, for any number of lines."""
+    """Lines that agree in all words so far; each such group is examined once, for any number of series."""
 
-    def __init__(self, lines: list[Line]) -> None:
-        self._lines = lines
+    def __init__(self, all_series: list[Series]) -> None:
+        self._series = all_series
         self._words: dict[str, set[tuple[object, str, bool]]] = {}
-        """Model, word and lack of the option in each line, by option."""
+        """Model, word and lack of the option in each series, by option."""
         self._parts: dict[tuple[str, str], _Alike] = {}
 
-    def differ(self, line: Line, column: str) -> bool:
-        """Return whether an option distinguishes a line from others of its model, or from all that have the option."""
+    def differ(self, series: Series, column: str) -> bool:
+        """Return whether an option distinguishes a series from others of its model, or from all that have the option."""
         if column not in self._words:
-            self._words[column] = {(one["model"], _word(one, column), _lacks(one, column)) for one in self._lines}
+            self._words[column] = {(one["model"], _word(one, column), _lacks(one, column)) for one in self._series}
         words = self._words[column]
-        if len({word for model, word, _ in words if model == line["model"]}) > 1:
+        if len({word for model, word, _ in words if model == series["model"]}) > 1:
             return True
-        if column in _TOLD_WITHIN_A_MODEL or _lacks(line, column):
+        if column in _TOLD_WITHIN_A_MODEL or _lacks(series, column):
             return False
         return len({word for _, word, lacks in words if not lacks}) > 1
 
     def with_word(self, column: str, word: str) -> "_Alike":
-        """The lines whose option has this word."""
+        """The series whose option has this word."""
         key = column, word
         if key not in self._parts:
-            self._parts[key] = _Alike([line for line in self._lines if _word(line, column) == word])
+            self._parts[key] = _Alike([series for series in self._series if _word(series, column) == word])
         return self._parts[key]
 
 
-def _word(line: Line, column: str) -> str:
-    known, option, noun = plain(line[column]), OPTIONS.get(column), noun_of(column)
+def _word(series: Series, column: str) -> str:
+    known, option, noun = plain(series[column]), OPTIONS.get(column), noun_of(column)
     if column == "source":
         return "source unknown" if known is None else f"source {str(known)[:6]}"
     if known is None and option is not None:
@@ -121,8 +121,8 @@ def _word(line: Line, column: str) -> str:
     return f"{noun} {known}"
 
 
-def _lacks(line: Line, column: str) -> bool:
-    """Return whether a line's model lacks this option; an option that cells leave out at its default has a value."""
+def _lacks(series: Series, column: str) -> bool:
+    """Return whether a series' model lacks this option; an option that cells leave out at its default has a value."""
     option = OPTIONS.get(column)
-    left_out = option is not None and option.unwritten is not None and option.networks.have(line["model"])
-    return plain(line[column]) is None and not left_out
+    left_out = option is not None and option.unwritten is not None and option.networks.have(series["model"])
+    return plain(series[column]) is None and not left_out

@@ -15,11 +15,11 @@ from capsbench import paper, slopes
 from capsbench.durable import write_csv
 from capsbench.figures import depth as figures
 from capsbench.figures.depth import PAGE_WIDTH, save
-from capsbench.figures.styles import line_styles
+from capsbench.figures.styles import series_styles
 from capsbench.report import Report
 from capsbench.terminal.table4 import table4, table4_slopes
 from capsbench.terminal.tables import cells_table, peak_note, slopes_table
-from capsbench.words.labels import line_label
+from capsbench.words.labels import series_label
 from capsbench.words.units import bytes_text, duration_text, seconds_text, slope_text
 from helpers.drawn import figure3, figure4
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_frame, make_record
@@ -397,7 +397,7 @@ def test_a_slope_has_its_uncertainty(slope, low, high, is_bytes, text):
 
 def labels_of(*records):
     everyone = [record.cell.configuration.model_dump() for record in records]
-    return [line_label(line, everyone) for line in everyone]
+    return [series_label(line, everyone) for line in everyone]
 
 
 @pytest.mark.parametrize(
@@ -512,10 +512,12 @@ def test_lines_that_are_drawn_beside_each_other_look_unlike():
         for blocks in (1, 2)
         for kind in ("measured", "predicted")
     ]
-    looks = [(one.colour, one.marker, one.dash) for one in line_styles(make_frame(records)).values()]
+    looks = [(one.colour, one.marker, one.dash) for one in series_styles(make_frame(records)).values()]
     assert len(set(looks)) == len(looks) == 168
     # A model keeps its own marker for as many lines as an ordinary sweep has, such as four memory strategies.
-    few = line_styles(make_frame(make_record("capsnet", blocks, batch_size=batch) for batch in range(1, 5) for blocks in (1, 2)))
+    few = series_styles(
+        make_frame(make_record("capsnet", blocks, batch_size=batch) for batch in range(1, 5) for blocks in (1, 2))
+    )
     assert {one.marker for one in few.values()} == {"^"}
 
 

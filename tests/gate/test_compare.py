@@ -21,7 +21,7 @@ def one(compared, quantity, scope="slope", model="rescapsnet", blocks=None):
     found = [
         it
         for it in compared.comparisons
-        if (it.quantity, it.scope, it.line["model"]) == (quantity, scope, model) and blocks in (None, it.blocks)
+        if (it.quantity, it.scope, it.series["model"]) == (quantity, scope, model) and blocks in (None, it.blocks)
     ]
     assert len(found) == 1, found
     return found[0]

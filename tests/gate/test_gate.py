@@ -130,7 +130,7 @@ def test_a_step_30_percent_slower_is_found():
 def test_in_noise_the_slow_line_is_the_one_that_is_named():
     random = np.random.default_rng(3)
     found = [judge(noisy_run(random, slower=(1.0, 1.3)), noisy_run(random)) for _ in range(40)]
-    named = [it.comparison.line["batch_size"] for one in found for it in one.regressions]
+    named = [it.comparison.series["batch_size"] for one in found for it in one.regressions]
     assert named.count(2) >= 0.9 * len(named)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from capsbench.gate.summary import CellSummary, LineSummary, Summary, TimeSummary, summarize
+from capsbench.gate.summary import CellSummary, SeriesSummary, Summary, TimeSummary, summarize
 from capsbench.records import Plan, StepFigures
 from capsbench.report import Report
 from helpers.made import MIB, make_configuration, make_record
@@ -107,7 +107,7 @@ def noisy_run(random, lines=3, depths=range(1, 9), slower=(), between=0.05, with
                 times[name] = TimeSummary(seconds=middle, samples=5, spread=0.03, relative=middle / yardstick)
             cells.append(CellSummary(blocks=blocks, status="ok", environment="abcd", times=times))
         configuration = make_configuration("rescapsnet", 0, batch_size=line + 1)
-        found.append(LineSummary(kind="measured", configuration=configuration, cells=cells))
+        found.append(SeriesSummary(kind="measured", configuration=configuration, cells=cells))
     return Summary(environments={"abcd": {"CPU": "Some CPU"}}, lines=found)
 
 

@@ -17,7 +17,7 @@ from helpers.made import MIB, make_configuration
 PATIENCE = 300.0
 PASSES = pytest.mark.parametrize("what", ["memory", "time"])
 
-needs_allocator = pytest.mark.skipif(counting.installed() is None, reason=f"no allocator: {counting.library().reason}")
+needs_allocator = pytest.mark.skipif(counting.installed() is None, reason=f"no allocator: {counting.allocator_library().reason}")
 
 
 def tensor(nbytes):
@@ -37,10 +37,10 @@ def no_compiler(monkeypatch):
     """The limit holds for this process too, which has to know what its workers could have."""
     monkeypatch.setenv(native.DISABLED, "1")
     native.built.cache_clear()
-    counting.library.cache_clear()
+    counting.allocator_library.cache_clear()
     yield
     native.built.cache_clear()
-    counting.library.cache_clear()
+    counting.allocator_library.cache_clear()
 
 
 def run(model, what, capacity, **fields):

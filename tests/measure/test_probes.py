@@ -26,7 +26,7 @@ from helpers.made import make_configuration
 PATIENCE = 300.0
 MODELS = ("capsnet", "rescapsnet", "mocapsnet")
 
-needs_allocator = pytest.mark.skipif(counting.installed() is None, reason=f"no allocator: {counting.library().reason}")
+needs_allocator = pytest.mark.skipif(counting.installed() is None, reason=f"no allocator: {counting.allocator_library().reason}")
 CPU_PROBES = [pytest.param(AllocatorProbe, marks=needs_allocator), ProfilerProbe]
 
 

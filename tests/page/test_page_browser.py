@@ -10,10 +10,10 @@ import pytest
 
 from capsbench.files import SavedTimeline
 from capsbench.page import write_page
-from capsbench.page.commands import cell_options, line_command, timeline_command
+from capsbench.page.commands import cell_arguments, series_command, timeline_command
 from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
 from capsbench.report import Report
-from capsbench.stats.slopes import slopes
+from capsbench.stats.slopes import fitted_slopes
 from helpers.browsing import opened, started_browser
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
 
@@ -426,7 +426,7 @@ def test_slopes_are_downloaded_with_their_units_and_intervals(show):
         with page.page.expect_download() as waiting:
             page.page.locator("#slopes-table").get_by_role("button", name="Download CSV").click()
         rows = [*csv.DictReader(io.StringIO(waiting.value.path().read_text(encoding="utf-8")))]
-    table = slopes(make_frame(records))
+    table = fitted_slopes(make_frame(records))
     assert len(rows) == len(table)
     for row, (_, fit) in zip(rows, table.iterrows(), strict=True):
         assert row["unit"] == fit["unit"]
@@ -703,9 +703,9 @@ def test_what_a_cell_is_measured_with_is_in_its_command(show):
         for place, record in enumerate(records):
             told = page.evaluate("cell => [capsbench.commandOf(cell), capsbench.timelineCommandOf(cell)]", place)
             it = record.cell.configuration
-            options = cell_options(it.blocks, record.cell.replicate)
-            assert told[0] == line_command(it.model_dump(), Plan(command="", cells=[])) + options
-            assert told[1] == timeline_command(it.model_dump()) + cell_options(it.blocks, 0)
+            options = cell_arguments(it.blocks, record.cell.replicate)
+            assert told[0] == series_command(it.model_dump(), Plan(command="", cells=[])) + options
+            assert told[1] == timeline_command(it.model_dump()) + cell_arguments(it.blocks, 0)
         assert page.evaluate("() => capsbench.againText(1)") == "To measure it again, after the replicate before it:"
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from capsbench import fit_slope, slopes
-from capsbench.stats.intervals import interval, ratio_interval, reach
+from capsbench.stats.intervals import half_width, interval, ratio_interval
 from capsbench.stats.linearity import times_are_linear
 from capsbench.stats.median import median_error
 from capsbench.stats.scatter import Points, line_errors
@@ -24,7 +24,7 @@ def simulated(random, *, depths, replicates, samples, between, within, slope=SLO
 
 def slope_interval(blocks, medians, samples=(), *, exact=False):
     """The interval of a time's slope."""
-    half = reach(line_errors(Points(blocks, medians, None, samples), relative=True, exact=exact).slope)
+    half = half_width(line_errors(Points(blocks, medians, None, samples), relative=True, exact=exact).slope)
     return interval(fit_slope(blocks, medians).slope, half)
 
 
@@ -88,11 +88,11 @@ def test_where_noise_is_the_same_everywhere_the_interval_is_the_textbook_s():
     blocks = np.arange(1.0, 7)
     values = 5 + 2 * blocks + np.random.default_rng(5).normal(size=6)
     fit, errors = fit_slope(blocks, values), line_errors(Points(blocks, values), relative=False)
-    assert interval(fit.slope, reach(errors.slope)) == pytest.approx(fit.slope_interval)
-    assert interval(fit.intercept, reach(errors.intercept)) == pytest.approx(fit.intercept_interval)
+    assert interval(fit.slope, half_width(errors.slope)) == pytest.approx(fit.slope_interval)
+    assert interval(fit.intercept, half_width(errors.intercept)) == pytest.approx(fit.intercept_interval)
     # And nearly so where a share of the value is the same everywhere.
     errors = line_errors(Points(blocks, values + 1e6), relative=True)
-    assert interval(fit.slope, reach(errors.slope)) == pytest.approx(fit.slope_interval, rel=1e-4)
+    assert interval(fit.slope, half_width(errors.slope)) == pytest.approx(fit.slope_interval, rel=1e-4)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 6, 9, 20, 100])

@@ -11,7 +11,7 @@ from capsbench import fit_slope, slopes
 from capsbench.gate.paces import Place, cell_changes, level_change, slope_change
 from capsbench.measure.noise import median_interval as measured_interval
 from capsbench.page.cells import median_interval as printed_interval
-from capsbench.stats.intervals import interval, ratio_interval, reach
+from capsbench.stats.intervals import half_width, interval, ratio_interval
 from capsbench.stats.scatter import Points, line_errors
 from helpers.made import make_frame, make_record
 
@@ -103,7 +103,8 @@ def test_slopes_of_times(size, shared, level):
             blocks, replicates, times = medians(random, size, kind, shared, truth)
             fit, errors = fit_slope(blocks, times), line_errors(Points(blocks, times, replicates), relative=True)
             covered[place] += [
-                abs(fit.intercept - truth[0]) <= reach(errors.intercept), abs(fit.slope - truth[1]) <= reach(errors.slope)
+                abs(fit.intercept - truth[0]) <= half_width(errors.intercept),
+                abs(fit.slope - truth[1]) <= half_width(errors.slope),
             ]  # fmt: skip
     # Three draws of skewed noise that all cells share say less than they seem to: all kinds together.
     assert (covered.mean(axis=0) >= COVERS * rounds).all(), covered / rounds
@@ -144,7 +145,7 @@ def test_slopes_of_bytes_that_scatter(size, kind):
     for _ in range(ROUNDS):
         values = np.round(9e8 + 4e6 * blocks + 3e6 * noise(kind, random, blocks.size))
         errors = line_errors(Points(blocks, values, replicates.astype(float)), relative=False)
-        covered += abs(fit_slope(blocks, values).slope - 4e6) <= reach(errors.slope)
+        covered += abs(fit_slope(blocks, values).slope - 4e6) <= half_width(errors.slope)
     assert covered >= COVERS * ROUNDS
 
 
@@ -158,7 +159,7 @@ def test_ratios_of_slopes(size, kind):
         for slope in (0.015, 0.01):
             blocks, replicates, times = medians(random, size, kind, "", (0.05, slope))
             errors = line_errors(Points(blocks, times, replicates), relative=True)
-            figures.append((fit_slope(blocks, times).slope, reach(errors.slope)))
+            figures.append((fit_slope(blocks, times).slope, half_width(errors.slope)))
         (own, half), (theirs, their_half) = figures
         if abs(own) > half and abs(theirs) > their_half:
             low, high = ratio_interval(own, half, theirs, their_half)

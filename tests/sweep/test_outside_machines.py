@@ -841,7 +841,7 @@ def test_where_the_driver_does_not_answer_it_is_said_that_others_cannot_be_known
     monkeypatch.setattr(worker, "_prepare", lambda configuration: None)
     monkeypatch.setattr(worker, "memory_pass", lambda *_: Reply(status="ok"))
     request = Request(configuration=make_configuration(device="cuda:0", threads=None), what="memory", samples=5, strict=strict)
-    reply = worker.run(request)
+    reply = worker.run_request(request)
     (note,) = reply.notes
     assert "cannot be known" in note
     assert why in note
@@ -998,7 +998,7 @@ def test_a_measured_record_says_where_offload_has_no_effect():
         patch.setattr(worker, "_prepare", lambda configuration: None)
         patch.setattr(worker, "memory_pass", lambda *_: Reply(status="ok"))
         notes = {
-            memory: worker.run(
+            memory: worker.run_request(
                 Request(configuration=make_configuration(memory=memory, threads=None), what="memory", samples=5)
             ).notes
             for memory in ("stored", "offload")

@@ -18,7 +18,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.figures.depth import COLUMN_WIDTH, figure3, figure4, save
 from capsbench.figures.sparks import BLOCKS, PLAIN, spark, svg
 from capsbench.report import Report
-from capsbench.stats.slopes import slopes as plain_slopes
+from capsbench.stats.slopes import fitted_slopes
 from capsbench.terminal.show import show_lines
 from capsbench.words.printable import printable
 from helpers.made import make_frame, make_record
@@ -27,7 +27,7 @@ from helpers.made import make_frame, make_record
 def printed(frame, **options):
     out = io.StringIO()
     console = Console(width=80, file=out, **options)
-    for line in show_lines(frame, plain_slopes(frame)):
+    for line in show_lines(frame, fitted_slopes(frame)):
         console.print(line, soft_wrap=True)
     return out.getvalue()
 
@@ -128,7 +128,7 @@ def test_a_small_picture_is_one_with_everything_inside(points):
 def test_slopes_in_a_notebook_are_a_data_frame_that_shows_charts(sweep_frame):
     table = capsbench.slopes(sweep_frame)
     assert isinstance(table, pd.DataFrame)
-    pd.testing.assert_frame_equal(pd.DataFrame(table), plain_slopes(sweep_frame))
+    pd.testing.assert_frame_equal(pd.DataFrame(table), fitted_slopes(sweep_frame))
     html = table._repr_html_()
     assert html.count("<svg") == len(table)
     assert html.count("<line") == table["linear"].sum()
@@ -139,7 +139,7 @@ def test_slopes_in_a_notebook_are_a_data_frame_that_shows_charts(sweep_frame):
     assert part._repr_html_().count("<circle") == 4
     assert "<svg" not in table[["model", "slope"]]._repr_html_()
     assert "<svg" not in table.describe()._repr_html_()
-    assert float(table["slope"].max()) == plain_slopes(sweep_frame)["slope"].max()
+    assert float(table["slope"].max()) == fitted_slopes(sweep_frame)["slope"].max()
 
 
 def test_charts_of_one_quantity_have_one_scale():
@@ -266,7 +266,7 @@ def test_no_row_is_wider_than_80_columns(label):
             *(make_record("rescapsnet", blocks, batch_size=8) for blocks in (1, 2)),
         ]
     )
-    table = plain_slopes(frame).assign(
+    table = fitted_slopes(frame).assign(
         linear=False, noise="busy,drift", slope=-1023.99 * 2**30, slope_low=-(2.0**41), slope_high=2.0**41
     )
     table = table.assign(ratio_to_rescapsnet=-1234567.0, ratio_low=-2345678.0, ratio_high=3456789.0)
@@ -278,7 +278,7 @@ def test_no_row_is_wider_than_80_columns(label):
 
 
 def test_nothing_is_wrapped_that_fits(sweep_frame):
-    lines = [line.plain for line in show_lines(sweep_frame, plain_slopes(sweep_frame))]
+    lines = [line.plain for line in show_lines(sweep_frame, fitted_slopes(sweep_frame))]
     assert len(lines) == 1 + 3 * (1 + 4)
     assert {len(line) for line in lines if "MiB" in line} == {66}
 

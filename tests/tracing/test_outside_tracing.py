@@ -520,7 +520,7 @@ def test_gpt2(checkpoints, own):
 
 # CUDA's forms
 
-needs_fake_cuda = pytest.mark.skipif(not fake_cuda.available(), reason=fake_cuda.reason())
+needs_fake_cuda = pytest.mark.skipif(not fake_cuda.can_follow(), reason=fake_cuda.reason_not_followed())
 
 
 class Sequence(Wide):
@@ -594,7 +594,7 @@ def test_batch_normalisation_on_cuda_is_not_called_exact(own):
 
 def test_cuda_tensors_can_be_followed_wherever_the_counting_allocator_can_be_had():
     """The forms are available, or the tests of CUDA's forms would be left out silently."""
-    assert fake_cuda.available() or counting.installed() is None
+    assert fake_cuda.can_follow() or counting.installed() is None
 
 
 @needs_fake_cuda
@@ -640,7 +640,7 @@ def test_tensors_that_stay_in_the_hosts_memory_are_not_the_devices(own):
 
 
 def test_without_a_compiler_nothing_is_exact_for_cuda(own, monkeypatch):
-    monkeypatch.setattr(fake_cuda, "available", lambda: False)
+    monkeypatch.setattr(fake_cuda, "can_follow", lambda: False)
     _, record = per_block(own, lambda blocks: Wide(lambda: nn.Linear(1024, 1024), blocks))
     assert set(record.memory.certainty.values()) <= {"guessed"}
     assert any("CUDA" in note for note in record.step.notes)

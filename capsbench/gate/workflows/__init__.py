@@ -52,8 +52,8 @@ def github_workflow(models: str, depth: str, baseline: str, install: str | None 
     """A workflow of GitHub Actions.
 
     Args:
-        models: models as `capsbench run --models` takes them.
-        depth: depth as `capsbench run --depth` takes it.
+        models: models, as `capsbench run` takes them.
+        depth: depth, as `capsbench run` takes it.
         baseline: path of the baseline in the repository.
         install: requirement with which pip installs capsbench, from `where_from`; None if it is not known, so that the workflow
             fails until it is filled in.
@@ -76,17 +76,17 @@ def gitlab_pipeline(models: str, depth: str, baseline: str, install: str | None 
 def _filled(template: str, models: str, depth: str, baseline: str, install: str | None) -> str:
     from capsbench.sweep.plan import parse_depths
 
-    for option, value in (("--models", models), ("--baseline", baseline)):
+    for field, value in (("models", models), ("baseline", baseline)):
         # The value ends up in YAML and in a shell.
         if not _PLAIN.fullmatch(value) or value.startswith("-"):
-            raise ConfigurationError(f"{option} '{value}' cannot stand in a workflow", "use letters, digits and _ . / : , -")
+            raise ConfigurationError(f"`{field}` '{value}' cannot stand in a workflow", "use letters, digits and _ . / : , -")
     if install is not None and (not _REQUIREMENT.fullmatch(install) or install.startswith("-")):
         raise ConfigurationError(
-            f"--install '{install}' cannot stand in a workflow",
+            f"`install` '{install}' cannot stand in a workflow",
             "give one thing that pip can install, such as git+https://HOST/PATH.git@v1",
         )
     if len(set(parse_depths(depth))) < 2:
-        raise ConfigurationError(f"--depth '{depth}' is one depth", "a slope needs two: 1-3, or 1,4")
+        raise ConfigurationError(f"`depth` '{depth}' is one depth", "a slope needs two: 1-3, or 1,4")
     text = resources.files("capsbench.gate.workflows").joinpath(template).read_text(encoding="utf-8")
     depths = re.sub(r"\s", "", depth)
     step = UNKNOWN if install is None else f"pip install {shlex.quote(install)}"

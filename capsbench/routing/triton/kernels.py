@@ -23,7 +23,6 @@ from capsbench.routing.triton.votes import (
     cells,
     coupling,
     em_vjp,
-    length,
     limited,
     limited_vjp,
     over_outputs,
@@ -32,7 +31,8 @@ from capsbench.routing.triton.votes import (
     part,
     samples,
     share,
-    unit,
+    unit_votes,
+    vote_lengths,
 )
 
 # One kernel for all sizes of B and I: only the sizes of contiguous dimensions need to be known ahead.
@@ -73,7 +73,7 @@ def summed_distance(
     first = tl.program_id(1).to(tl.int64) * span
     for i in range(first, tl.minimum(first + span, count)):
         votes, square = cast(inputs, weight, b, i, count, cell, live, real, centre, K, J * D)
-        total += length(centre - limited(votes, tl.sqrt(square)))
+        total += vote_lengths(centre - limited(votes, tl.sqrt(square)))
     tl.store(part(parts, batch) + b, tl.sum(total, 1, keep_dims=True), mask=live)
 
 
@@ -105,7 +105,7 @@ def coupled_sum_vjp(
             most = tl.sqrt(square)
             c = coupling(limited(votes, most), centre, temperature, outputs)
             grad_votes, grad_most = limited_vjp(votes, most, c * grad_sum)
-            grad_u = over_outputs(rows * grad_votes) + grad_most * unit(u, most)
+            grad_u = over_outputs(rows * grad_votes) + grad_most * unit_votes(u, most)
         grad_rows += u * grad_votes
         tl.store(grad_inputs + row, grad_u, mask=real_k)
     own_part = part(parts, count * (K * J * D)) + i * (K * J * D)
@@ -204,7 +204,7 @@ def em_votes_vjp(
             grad_total + of_output, grad_mean + here, grad_scatter + here, real, outputs, outputs,
         )  # fmt: skip
         grad_rows += u * grad_votes
-        grad_u = over_outputs(rows * grad_votes) + grad_activation * unit(u, activation)
+        grad_u = over_outputs(rows * grad_votes) + grad_activation * unit_votes(u, activation)
         tl.store(grad_inputs + row, grad_u, mask=real_k)
     own_part = part(parts, count * (K * J * D)) + i * (K * J * D)
     tl.store(own_part + own, tl.reshape(grad_rows, (SLICE, J_PAD * D_PAD)), mask=mask)

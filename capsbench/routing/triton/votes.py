@@ -79,7 +79,7 @@ def coupling(votes, centre, temperature, outputs):
     if temperature is None:
         logits = tl.sum(votes * centre, 2, keep_dims=True)
     else:
-        logits = tl.load(temperature) * length(centre - votes)
+        logits = tl.load(temperature) * vote_lengths(centre - votes)
     return softmax(logits, outputs)
 
 
@@ -98,13 +98,13 @@ def softmax(logits, outputs):
 
 
 @triton.jit
-def length(votes):
+def vote_lengths(votes):
     """Length over D, `[S, J, 1]`."""
     return tl.sqrt(tl.sum(votes * votes, 2, keep_dims=True))
 
 
 @triton.jit
-def unit(capsules, norm):
+def unit_votes(capsules, norm):
     """Unit vectors capsules/norm, and 0 where the norm is 0."""
     return tl.where(norm > 0, capsules / tl.where(norm > 0, norm, 1), 0)
 
@@ -112,7 +112,7 @@ def unit(capsules, norm):
 @triton.jit
 def limited(votes, most):
     """Votes no longer than `most` `[S, 1, 1]`."""
-    norm = length(votes)
+    norm = vote_lengths(votes)
     longer = norm > most
     return votes * tl.where(longer, most / tl.where(longer, norm, 1), 1)
 
@@ -120,9 +120,9 @@ def limited(votes, most):
 @triton.jit
 def limited_vjp(votes, most, grad):
     """The gradients of `limited` with respect to votes and `most`."""
-    norm = length(votes)
+    norm = vote_lengths(votes)
     longer = norm > most
-    direction = unit(votes, norm)
+    direction = unit_votes(votes, norm)
     along = tl.sum(grad * direction, 2, keep_dims=True)
     across = (grad - direction * along) * (most / tl.where(longer, norm, 1))
     return tl.where(longer, across, grad), tl.sum(tl.where(longer, along, 0), 1, keep_dims=True)

@@ -1,4 +1,4 @@
-"""One line in two runs: the figures that can be compared, and their differences."""
+"""One series in two runs: the figures that can be compared, and their differences."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 
 from capsbench.gate.comparison import Comparison, Outcome, Scope, Thresholds, Verdict
 from capsbench.gate.paces import FEWEST_CELLS, Change, Place, cell_changes, level_change, slope_change
-from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, LineSummary, Summary
+from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, SeriesSummary, Summary
 from capsbench.records import Status, adds_up
 from capsbench.stats.least_squares import fit_slope
 from capsbench.words.modules import ModuleChange, module_changes
@@ -30,19 +30,19 @@ Cells = Sequence[tuple[CellSummary, CellSummary]]
 """Matching cells before and after."""
 
 
-def _by_module(line: LineSummary, cell: CellSummary) -> dict[str, int]:
+def _by_module(series: SeriesSummary, cell: CellSummary) -> dict[str, int]:
     """Retained bytes by module; empty if they do not add up to the counted bytes, as in some old baselines."""
     found, counted = cell.retained_by_module, cell.bytes.get("retained")
-    trusted = line.kind == "predicted" or counted is None or adds_up(found, counted, line.configuration.device_kind())
+    trusted = series.kind == "predicted" or counted is None or adds_up(found, counted, series.configuration.device_kind())
     return found if trusted else {}
 
 
-class PairedLine:
-    """One line in both runs."""
+class PairedSeries:
+    """One series in both runs."""
 
-    def __init__(self, old: LineSummary, new: LineSummary, before: Summary, after: Summary, limits: Thresholds) -> None:
+    def __init__(self, old: SeriesSummary, new: SeriesSummary, before: Summary, after: Summary, limits: Thresholds) -> None:
         self.old, self.new, self.limits = old, new, limits
-        self.line = old.options()
+        self.series = old.options()
         self._machines = before.environments, after.environments
         theirs = {(cell.blocks, cell.replicate): cell for cell in new.cells}
         self.cells = [(cell, theirs.get((cell.blocks, cell.replicate))) for cell in old.cells]
@@ -76,14 +76,14 @@ class PairedLine:
                 yield self._outcome(None, new.status, new, "worse", new.message or "")
 
     def _outcome(self, before: Status | None, after: Status | None, cell: CellSummary, verdict: Verdict, message: str) -> Outcome:
-        return Outcome(self.line, cell.blocks, cell.replicate, before, after, verdict, message)
+        return Outcome(self.series, cell.blocks, cell.replicate, before, after, verdict, message)
 
     def comparisons(self) -> Iterator[Comparison]:
-        """Comparisons of every figure of the line; `_judged`, which knows the number of times, sets the verdicts of times."""
+        """Comparisons of every figure of the series; `_judged`, which knows the number of times, sets the verdicts of times."""
         both = [(old, new) for old, new in self.cells if new is not None and old.status == new.status == "ok"]
         for name in (*BYTES, *TIMES):
             if any(_has(old, name) and not _has(new, name) for old, new in both):
-                yield Comparison(self.line, "slope", name, "not comparable", why="not measured this time")
+                yield Comparison(self.series, "slope", name, "not comparable", why="not measured this time")
         for name in BYTES:
             yield from self._of(name, [it for it in both if all(name in cell.bytes for cell in it)], self._bytes)
         for name in TIMES:
@@ -97,7 +97,7 @@ class PairedLine:
             told = [(it, self._difference(*it)) for it in cells]
             alike, reasons = [it for it, reason in told if not reason], [reason for _, reason in told if reason]
         if reasons:
-            yield Comparison(self.line, "slope", name, "not comparable", why=reasons[0])
+            yield Comparison(self.series, "slope", name, "not comparable", why=reasons[0])
         yield from figures(name, alike)
 
     def _bytes(self, name: str, cells: Cells) -> Iterator[Comparison]:
@@ -120,7 +120,7 @@ class PairedLine:
             modules = module_changes(*held)
         matters = self.limits.bytes_matter(before, after)
         return Comparison(
-            self.line,
+            self.series,
             scope,
             name,
             _side(before, after) if matters else "same",
@@ -140,7 +140,7 @@ class PairedLine:
             busy = (
                 f"{len(cells) - len(alone)} of {len(cells)} cells shared the cores with other processes: run again without these"
             )
-            yield Comparison(self.line, "level", name, "not comparable", why=busy)
+            yield Comparison(self.series, "level", name, "not comparable", why=busy)
             return
         left_out = [f"{len(cells) - len(alone)} of {len(cells)} cells left out: {LOAD}"] if len(alone) < len(cells) else []
         cells = alone
@@ -151,7 +151,7 @@ class PairedLine:
         level = level_change(before, after, places)
         if level is None:
             few = f"{len(cells)} matching cells; {FEWEST_CELLS} are needed to know the noise between processes"
-            yield Comparison(self.line, "level", name, "not comparable", why=few)
+            yield Comparison(self.series, "level", name, "not comparable", why=few)
             return
         deepest = max(old.blocks for old, _ in cells)
         yield self._time_comparison("level", name, level, why, deepest)
@@ -179,7 +179,7 @@ class PairedLine:
         verdict = _side(change.before, change.after) if self.limits.time_matters(change) else "same"
         figures = (change.before, change.after, change.low, change.high)
         return Comparison(
-            self.line, scope, name, verdict, *figures, why, blocks, replicate,
+            self.series, scope, name, verdict, *figures, why, blocks, replicate,
             p_value=change.p_value, shapes=change.shapes, within=change.within,
         )  # fmt: skip
 
