@@ -18,15 +18,7 @@ from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
 from capsbench.fingerprint import Fingerprint, fingerprint
 from capsbench.foreign import imported, keeping_threads, make_lazy_parameters, takes_labels
-from capsbench.models import (
-    CapsNet,
-    CapsuleLoss,
-    CapsuleOutput,
-    MoCapsNet,
-    ResCapsNet,
-    SabourCapsNet,
-    capsnet_2conv,
-)
+from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import OPTIONS, Configuration
 from capsbench.stepping import step_in_backward
 

@@ -149,13 +149,7 @@ class _PlainNetwork(CapsuleNetwork):
     shortcut: ClassVar[bool]
 
     def __init__(
-        self,
-        in_shape: tuple[int, int, int],
-        num_classes: int,
-        blocks: int,
-        *,
-        memory: str = "stored",
-        **options: Unpack[Options],
+        self, in_shape: tuple[int, int, int], num_classes: int, blocks: int, *, memory: str = "stored", **options: Unpack[Options]
     ) -> None:
         check_strategy(memory, PLAIN_STRATEGIES)
 

@@ -48,15 +48,7 @@ def following(kind: str = "cpu", *, capability: Capability | None = None, **opti
         options: the other arguments of `Follow`.
     """
     follow = Follow(kind, **options)
-    with (
-        pretending(kind),
-        _forms_of_device(follow, capability),
-        unseen(),
-        deep_copies(),
-        initial_values(),
-        follow.shapes,
-        follow,
-    ):
+    with pretending(kind), _forms_of_device(follow, capability), unseen(), deep_copies(), initial_values(), follow.shapes, follow:
         yield follow
 
 
