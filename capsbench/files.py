@@ -218,11 +218,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _parsed(text: str | bytes) -> Any:
-    """Parse JSON.
-
-    Raises:
-        ValueError: it is no JSON, or none that can be read.
-    """
+    """Parse JSON, or raise a `ValueError`."""
     try:
         return json.loads(text, parse_int=_whole)
     except RecursionError:

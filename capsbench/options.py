@@ -370,7 +370,6 @@ NETWORK_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.netwo
 SWEPT_OPTIONS = tuple(name for name in OPTIONS if name not in ("model", "blocks"))
 """All options except the two that each sweep names: networks and depths."""
 
-
 REPEATED_FLAGS = MappingProxyType(
     {"model": "--model", "replicate": "--repeats", "samples": "--samples", "budget_seconds": "--time-budget"}
 )

@@ -419,8 +419,7 @@ class Report:
         from capsbench.figures.depth import figure3
 
         axes = figure3(self.frame, memory=memory or ("retained",), per=per, with_paper=with_paper, ax=ax, width=width)
-        found: Figure = axes[0][0].figure
-        return found
+        return axes[0][0].figure
 
     def figure4(
         self,
@@ -438,8 +437,7 @@ class Report:
         from capsbench.figures.depth import figure4
 
         axes = figure4(self.frame, memory=memory or ("retained", "peak"), per=per, with_paper=with_paper, ax=ax, width=width)
-        found: Figure = axes[0][0].figure
-        return found
+        return axes[0][0].figure
 
     def write(
         self,

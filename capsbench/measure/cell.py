@@ -35,7 +35,6 @@ QUIET_MALLOC = {
 }
 """Settings under which glibc keeps its memory: giving it back in every step is most of the noise of a CPU's time."""
 
-
 Turn = Callable[[], AbstractContextManager[None]]
 """A function that makes a context which waits until this process has a device to itself, and keeps it until it is left."""
 
@@ -172,10 +171,7 @@ def _pipe() -> Iterator[tuple[int, int]]:
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, message: socket.socket | None = None) -> bool:
-    """Wait for a process to end or to send a message, and return whether it did in time.
-
-    The parent sleeps until then, because one that polls disturbs the measurement.
-    """
+    """Sleep until a process ends or sends a message, and return whether it did in time: polling disturbs the measurement."""
     timeout_seconds = max(timeout_seconds, 0)
     sources: list[socket.socket | int] = [] if message is None else [message]
     try:

@@ -8,7 +8,6 @@ from capsbench.routing import RouteOptions, algorithm_of, check_routing, route, 
 INITIAL_STD = 0.01
 """Standard deviation of a new transformation matrix (Momentum Capsule Networks, section 4)."""
 
-
 INITIAL_BIAS = 0.1
 """Value of a new bias, as in the published code's SDA layer."""
 

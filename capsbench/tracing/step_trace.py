@@ -216,12 +216,7 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
 
 
 class _Following(StepObserver):
-    """A trace that is followed phase by phase, with the blocks alive between forward and backward.
-
-    Args:
-        follow: the trace.
-        calls: the calls of the network's modules.
-    """
+    """A trace that is followed phase by phase, with the blocks alive between forward and backward."""
 
     def __init__(self, follow: Follow, calls: Calls) -> None:
         self._follow, self._calls = follow, calls
