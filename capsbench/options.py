@@ -355,7 +355,6 @@ class Configuration(BaseModel):
 
 
 def _rows() -> dict[str, Option]:
-    """The option in the annotation of each field."""
     hints = get_type_hints(Configuration, include_extras=True)
     found = {name: [one for one in get_args(hints[name]) if isinstance(one, Option)] for name in Configuration.model_fields}
     return {name: option for name, (option,) in found.items()}

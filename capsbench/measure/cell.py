@@ -134,7 +134,9 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
                         ours.send(READY)
                 ended = _wait(process, timeout_seconds - (time.monotonic() - began - waited))
         finally:
-            _end(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and any processes that an ended worker left behind
+            process.wait()
             end_family(family)
         if not ended:
             reply = Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
@@ -161,7 +163,6 @@ def out_of_memory_kills() -> int:
 
 @contextmanager
 def _pipe() -> Iterator[tuple[int, int]]:
-    """The reading and the writing end of a pipe."""
     ends = os.pipe()
     try:
         yield ends
@@ -197,13 +198,6 @@ def _has_message(source: socket.socket) -> bool:
         return source.recv(len(READY)) == READY
     except OSError:
         return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a worker and its group of processes, and any processes that an ended worker left behind."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _reply(answer: IO[bytes], status: int, errors: IO[bytes], kills_before: int, configuration: Configuration) -> Reply:

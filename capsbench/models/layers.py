@@ -72,9 +72,7 @@ class CapsuleLayer(nn.Module):
         for name in ("bias", "beta_u", "beta_a"):
             shape = (out_capsules, out_dim) if name == "bias" else (out_capsules,)
             self.register_parameter(name, nn.Parameter(torch.empty(shape)) if name in extras else None)
-        self.routing = routing
-        self.iterations = iterations
-        self.kernel = kernel
+        self.routing, self.iterations, self.kernel = routing, iterations, kernel
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

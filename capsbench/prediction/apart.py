@@ -189,7 +189,6 @@ def _receive(file: IO[bytes]) -> bytes:
 
 
 def _read(file: IO[bytes]) -> _Answer:
-    """The next answer; an `EOFError` if there is none."""
     return pickle.loads(_receive(file))  # noqa: S301  (written by this package, with the rights of this process)
 
 
