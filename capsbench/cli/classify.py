@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", type=FOLDER)
 @click.argument("images", type=FOLDER, nargs=-1, required=True)
 @click.option(
-    "--with",
-    "others",
-    type=FOLDER,
-    multiple=True,
-    help="One more checkpoint of an ensemble, whose mean lengths decide.",
+    "--with", "others", type=FOLDER, multiple=True, help="One more checkpoint of an ensemble, whose mean lengths decide."
 )
 @click.option("--reconstructions", type=FOLDER, help="Folder for the decoder's reconstruction of each image, as png.")
 @DEVICE_OPTION

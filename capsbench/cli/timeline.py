@@ -122,12 +122,7 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
     if configuration.is_predicted():
         return Reply(status="ok", timeline=apart.call_for(configuration.model, predicted_timeline, configuration))
     request = Request(
-        configuration=configuration,
-        what="memory",
-        samples=5,
-        data_directory=data_dir,
-        timeline=True,
-        snapshot=absolute(snapshot),
+        configuration=configuration, what="memory", samples=5, data_directory=data_dir, timeline=True, snapshot=absolute(snapshot)
     )
     apart.close()
     try:

@@ -126,9 +126,7 @@ def _left_out(comparisons: Sequence[Comparison]) -> list[LeftOut]:
             reasons.setdefault(it.why, []).append(it)
     return [
         LeftOut(
-            why,
-            tuple(dict.fromkeys(it.quantity for it in group)),
-            tuple({repr(it.series): it.series for it in group}.values()),
+            why, tuple(dict.fromkeys(it.quantity for it in group)), tuple({repr(it.series): it.series for it in group}.values())
         )
         for why, group in reasons.items()
     ]

@@ -209,12 +209,7 @@ class _WayBack:
     """Algorithm 2: the way back through all functions, and the gradients found on it."""
 
     def __init__(
-        self,
-        pair: Pair,
-        arguments: Arguments,
-        autocast: Autocast,
-        parameters: Sequence[Tensor],
-        logits: Tensor | None,
+        self, pair: Pair, arguments: Arguments, autocast: Autocast, parameters: Sequence[Tensor], logits: Tensor | None
     ) -> None:
         self._pair, self._arguments, self._autocast = pair, arguments, autocast
         self._of_parameters = _Gradients(parameters)
