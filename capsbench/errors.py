@@ -23,8 +23,7 @@ class CapsbenchError(Exception):
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what, hint)
-        self.what = what
-        self.hint = hint
+        self.what, self.hint = what, hint
 
     def __str__(self) -> str:
         return f"{self.what}\n{self.hint}" if self.hint else self.what

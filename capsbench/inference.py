@@ -116,8 +116,7 @@ class Classifier:
     def inputs(self, images: Tensor) -> Tensor:
         """Images `[N, C, H, W]`, 0 to 255, in the form of the network's input, on its device."""
         labels = torch.zeros(len(images), dtype=torch.int64)
-        batch = prepare(images.to(self.device), labels, self.settings.preprocess, self.spec.name)
-        return batch.images
+        return prepare(images.to(self.device), labels, self.settings.preprocess, self.spec.name).images
 
     def _batch(self, images: Tensor) -> list[Classified]:
         with torch.inference_mode():

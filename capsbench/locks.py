@@ -26,9 +26,6 @@ LOCK = ".lock"
 LEASE_SECONDS = 30.0
 """Age of an untouched lease from which it no longer counts."""
 
-_LOOK_AGAIN = 0.25
-"""Seconds between two attempts, since a waiting process runs beside the measuring one."""
-
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 """Errors of a file system that has no locks."""
 
@@ -112,8 +109,7 @@ def _acquired(path: Path, patience: float | None, waiting: Callable[[str], None]
             raise
     lease = SoftFileLease(path.with_name(f"{path.name}.lease"), lease_duration=LEASE_SECONDS)
     # Only watching for this long shows whether the holder still lives.
-    least = 1.5 * LEASE_SECONDS
-    return _waited_for(lease, path, None if patience is None else max(patience, least), waiting)
+    return _waited_for(lease, path, None if patience is None else max(patience, 1.5 * LEASE_SECONDS), waiting)
 
 
 def _waited_for(lock: BaseFileLock, path: Path, patience: float | None, waiting: Callable[[str], None]) -> BaseFileLock:
@@ -125,7 +121,8 @@ def _waited_for(lock: BaseFileLock, path: Path, patience: float | None, waiting:
             raise Busy(_holder(path)) from None
     waiting(_holder(path))
     try:
-        lock.acquire(timeout=-1 if patience is None else patience, poll_interval=_LOOK_AGAIN)
+        # Look seldom, since a waiting process runs beside the measuring one.
+        lock.acquire(timeout=-1 if patience is None else patience, poll_interval=0.25)
     except Timeout:
         raise Busy(_holder(path)) from None
     return lock

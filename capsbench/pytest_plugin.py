@@ -16,8 +16,6 @@ import pytest
 if TYPE_CHECKING:
     from capsbench.testing import MemorySlope
 
-_TAKES = {"max_bytes_per_block"}
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
@@ -71,7 +69,7 @@ def _limit(request: pytest.FixtureRequest) -> float | None:
         return None
     limit = marker.kwargs.get("max_bytes_per_block")
     right = isinstance(limit, int | float) and not isinstance(limit, bool) and limit >= 0
-    if marker.args or set(marker.kwargs) != _TAKES or not right:
+    if marker.args or set(marker.kwargs) != {"max_bytes_per_block"} or not right:
         given = ", ".join([*map(repr, marker.args), *(f"{name}={value!r}" for name, value in marker.kwargs.items())])
         pytest.fail(
             f"memory_slope({given}) does not say how much a block may retain\n"

@@ -119,9 +119,6 @@ class StepPeak(Schema):
 STEP_PHASES = ("forward", "backward", "optimizer")
 """Phases of one training step, in their order."""
 
-_MOST = 2**60
-"""Bound on bytes that no machine exceeds."""
-
 
 class Timeline(Schema):
     """Memory inside one training step, allocation by allocation: timeline.json."""
@@ -164,7 +161,8 @@ def _events(bytes_by_category: dict[str, list[int]]) -> int:
     counts = {len(nbytes) for nbytes in bytes_by_category.values()}
     if len(counts) > 1 or 0 in counts:
         raise ValueError("bytes_by_category has lists of different lengths, or of none")
-    if not all(0 <= one <= _MOST for nbytes in bytes_by_category.values() for one in nbytes):
+    # No machine has 2⁶⁰ bytes.
+    if not all(0 <= one <= 2**60 for nbytes in bytes_by_category.values() for one in nbytes):
         raise ValueError("bytes_by_category has less than no bytes, or more than there can be")
     return counts.pop()
 

@@ -57,8 +57,7 @@ class Feed:
             first: the batch to begin with.
         """
         order = torch.randperm(len(self), generator=generator)
-        offsets = draw_offsets(len(self), generator)
-        return self._batches(order, offsets, first)
+        return self._batches(order, draw_offsets(len(self), generator), first)
 
     def evaluation(self) -> Iterator[Batch]:
         """Batches of every image once, in the set's order, cut out at the centre or, as published, at fixed random offsets."""

@@ -15,8 +15,6 @@ import psutil
 _NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")
 """States of a core in which nothing was done, or whose time is counted twice (guests, in user time)."""
 
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUPS = Path("/proc/self/cgroup")
 _ONLINE = Path("/sys/devices/system/cpu/online")
 
 
@@ -62,7 +60,7 @@ def allowed_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-def quota(groups: Path = _GROUPS, own: Path = _OWN_GROUPS) -> Quota | None:
+def quota(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Quota | None:
     """The tightest quota of this process's control groups, of either version; None where there is none.
 
     Args:

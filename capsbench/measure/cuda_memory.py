@@ -12,8 +12,6 @@ from capsbench.tracing.cuda_allocator import SMALLEST
 from capsbench.tracing.storages import addresses
 from capsbench.tracing.trace import Phase, Trace, trace_of
 
-_STEPS_TO_WARM_UP = 5
-
 
 class CudaProbe:
     """Counters of the CUDA caching allocator: reset peak → synchronise → phase → synchronise → read.
@@ -99,7 +97,7 @@ class CudaProbe:
 
     def warm_peak(self, step: Callable[[], None]) -> int | None:
         """Most bytes in a step after several more, when libraries have settled on their algorithms."""
-        for _ in range(_STEPS_TO_WARM_UP):
+        for _ in range(5):
             step()
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)

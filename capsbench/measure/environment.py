@@ -123,9 +123,7 @@ def _cuda(facts: Facts) -> dict[str, Any]:
 
 
 def _device(facts: Facts, index: int) -> dict[str, Any]:
-    def properties() -> Any:
-        return torch.cuda.get_device_properties(index)
-
+    properties = partial(torch.cuda.get_device_properties, index)
     return {
         **facts.each(
             {

@@ -66,5 +66,4 @@ class CapsuleLoss(nn.Module):
             raise ShapeError(
                 f"images {list(images.shape)} against a reconstruction {list(out.reconstruction.shape)}", "the shapes must agree"
             )
-        error = (out.reconstruction - images).square().sum()
-        return loss + self.reconstruction_weight * error
+        return loss + self.reconstruction_weight * (out.reconstruction - images).square().sum()

@@ -19,10 +19,6 @@ DEEPEST_TRACED = 256
 """Depth at which tracing ends, as deeper networks take long; figures of deeper ones are extrapolated."""
 DEEPEST = 100_000
 """Depth at which a search ends."""
-_EVEN = 1e-3
-"""Share by which growth may differ from one depth to the next and still be called even."""
-_JUMPS = 1.125
-"""Factor that an allocator's jumps may add to its growth."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +203,7 @@ def _reserved(line: Mapping[int, int]) -> Growth:
     first = min(blocks for blocks in line if 4 * blocks >= deepest)
     fastest = max(step.per_block for step in _steps(line) if step.blocks >= CHECKED[0])
     over_all = (line[deepest] - line[first]) / (deepest - first)
-    return Growth(line[deepest], min(fastest, _JUMPS * over_all), even=True, rising=False)
+    return Growth(line[deepest], min(fastest, 1.125 * over_all), even=True, rising=False)
 
 
 def _growth(line: Mapping[int, int]) -> Growth:
@@ -218,7 +214,7 @@ def _growth(line: Mapping[int, int]) -> Growth:
     most = max(step.per_block for step in recent)
     uneven = max((most - step.per_block) * step.blocks for step in recent)
     earlier, last = steps[-2].per_block, steps[-1].per_block
-    close = _EVEN * max(abs(earlier), abs(last))
+    close = 1e-3 * max(abs(earlier), abs(last))  # growth that differs by less is called even
     rising = last - close > max((step.per_block for step in recent[:-1]), default=last)
     return Growth(line[deepest] + int(uneven), most, even=abs(last - earlier) <= close, rising=rising)
 

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses import fake_tensor
 
 from capsbench.native import Built, built
@@ -21,7 +20,6 @@ from capsbench.tracing.surroundings import replaced
 
 Capability = tuple[int, int]
 
-_USUAL: Capability = (9, 0)
 _COMPILER = "torch._dynamo.trace_rules"
 
 
@@ -61,7 +59,7 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
         helper = driver_stand_in().library
         if helper is None:
             raise RuntimeError(f"CUDA tensors cannot be followed: {reason_not_followed()}")
-    capability = capability or _USUAL
+    capability = capability or (9, 0)
     answers = _answers(capability)
     had_compiler = _COMPILER in sys.modules
     try:
@@ -91,9 +89,6 @@ def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
         name="predicted", major=capability[0], minor=capability[1], total_memory=0, multi_processor_count=1, warp_size=32
     )
 
-    def random_state(*_: Any) -> Tensor:
-        return state
-
     return {
         "is_available": lambda: True,
         "device_count": lambda: 1,
@@ -103,7 +98,7 @@ def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
         "get_device_capability": lambda *_: capability,
         "get_device_name": lambda *_: "predicted",
         "get_device_properties": lambda *_: properties,
-        "get_rng_state": random_state,
+        "get_rng_state": lambda *_: state,
         "set_rng_state": _nothing(),
         "current_stream": lambda *_: _STREAM,
         "default_stream": lambda *_: _STREAM,

@@ -16,12 +16,9 @@ from capsbench.tracing.operators import Call, tensors_in
 MOST_ELEMENTS = 2**18
 """Largest number of elements that is computed: more would take the time and memory that a trace is there to save."""
 
-_RANDOM = torch.Tag.nondeterministic_seeded
 _ALIKE = {getattr(torch.ops.aten, name) for name in ("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full")}
 """Operators that look at a tensor's shape alone."""
 _FILLING = {torch.ops.aten.fill_, torch.ops.aten.zero_, torch.ops.aten.copy_}
-_WRITES_STATISTICS = "batch_norm"
-"""Part of the name of operators that write into arguments although their schema does not say so."""
 
 
 class Values:
@@ -64,7 +61,9 @@ class Values:
     def computed(self, call: Call) -> Any:
         """The outputs of an operator, if all of its arguments are known and it draws no random numbers; None otherwise."""
         alike = call.packet in _ALIKE
-        if _RANDOM in call.func.tags or not (alike or all(self.of(one) is not None for one in call.tensors)):
+        if torch.Tag.nondeterministic_seeded in call.func.tags or not (
+            alike or all(self.of(one) is not None for one in call.tensors)
+        ):
             return None
         on_host = {name: "cpu" if name == "device" and value is not None else value for name, value in call.kwargs.items()}
         on_host.pop("pin_memory", None)
@@ -80,7 +79,11 @@ class Values:
         if "empty" in call.func._schema.name:
             self._blank.update((one, True) for one in made)
             return
-        self._begin(call)
+        blank = [one for one in call.tensors if self._blank.pop(one, False)]
+        if call.packet in _FILLING and blank and blank[0] is call.tensors[0]:
+            # A tensor that has not been written or read yet is known from here on.
+            with _disable_current_modes():
+                self.give(blank[0], torch.empty(blank[0].shape, dtype=blank[0].dtype))
         if sum(one.numel() for one in made) <= MOST_ELEMENTS:
             real = self.computed(call)
             if real is not None:
@@ -92,13 +95,6 @@ class Values:
             if twin is not None:
                 storage = twin.untyped_storage()
                 self._lost[storage._cdata] = storage
-
-    def _begin(self, call: Call) -> None:
-        """Let a tensor that has not been written or read yet be known from here on, if an operator fills it."""
-        blank = [one for one in call.tensors if self._blank.pop(one, False)]
-        if call.packet in _FILLING and blank and blank[0] is call.tensors[0]:
-            with _disable_current_modes():
-                self.give(blank[0], torch.empty(blank[0].shape, dtype=blank[0].dtype))
 
     def _real(self, one: Any) -> Any:
         if isinstance(one, Tensor):
@@ -117,7 +113,7 @@ def _blank_like(one: Any) -> Any:
 def _written(call: Call) -> list[Tensor]:
     """Tensors that an operator may have written into."""
     schema = call.func._schema
-    if _WRITES_STATISTICS in schema.name:
+    if "batch_norm" in schema.name:  # it writes into arguments although its schema does not say so
         return call.tensors
     if not schema.is_mutable:
         return []

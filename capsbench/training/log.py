@@ -97,8 +97,7 @@ class MetricsLog:
         self._append(_epoch_line(figures))
         with keeping_run(self.folder / TABLE):
             self._write_table()
-        values = figures.model_dump(exclude={"epoch"}, exclude_none=True)
-        self._draw("epoch", values, figures.epoch)
+        self._draw("epoch", figures.model_dump(exclude={"epoch"}, exclude_none=True), figures.epoch)
 
     def told(self, text: str) -> None:
         """Do nothing: a message is no metric."""

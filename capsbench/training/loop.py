@@ -63,8 +63,7 @@ class Run:
         self.stepper = Stepper(self.network, settings, processes, self.feed.steps())
         self.order = torch.Generator().manual_seed(settings.seed)
         self.epochs: list[EpochFigures] = []
-        self.best_epoch = 0
-        self.seconds = 0.0
+        self.best_epoch, self.seconds = 0, 0.0
         # Sums over the present epoch.
         self.step = 0
         self.order_began = self.order.get_state()

@@ -23,8 +23,7 @@ class Processes:
     """
 
     def __init__(self, device: torch.device, share: Share | None = None) -> None:
-        self.device = device
-        self.share = share or Share()
+        self.device, self.share = device, share or Share()
 
     @property
     def first(self) -> bool:

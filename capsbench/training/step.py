@@ -50,14 +50,13 @@ class Stepper:
     def __init__(self, network: nn.Module, settings: TrainingSettings, processes: Processes, steps_per_epoch: int) -> None:
         self.settings, self.configuration, self.processes = settings, settings.network, processes
         self.network = network.to(processes.device).train()
-        parameters = trainable(network, self.configuration.model)
-        self.optimizer = make_optimizer(settings, parameters, steps_per_epoch)
+        self._parameters = trainable(network, self.configuration.model)
+        self.optimizer = make_optimizer(settings, self._parameters, steps_per_epoch)
         # Half precision loses the first gradients unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.configuration.precision == "fp16")
         self.first_loss: float | None = None
         """Loss per image of the first step, with which later ones are compared."""
         self._parallel = processes.wrap(self.network, all_used=self.configuration.model in BUILT_IN)
-        self._parameters = parameters
         self._takes_labels = takes_labels(network)
         self._loss = CapsuleLoss(reconstruction_weight=settings.reconstruction_weight)
         self.skipped = 0
@@ -120,8 +119,7 @@ class Stepper:
 
     def _check(self, loss: float, norm: float, images: int, batch: Batch) -> None:
         """Refuse to continue from values that are not finite."""
-        finite = math.isfinite(loss) and self._is_finite_or_skipped(norm)
-        if not finite:
+        if not (math.isfinite(loss) and self._is_finite_or_skipped(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             place = where_it_began(self.network, lambda: self._forward_backward_alone(batch))
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss is {loss:.4g}, its gradient {norm}"
