@@ -67,7 +67,8 @@ class _Reversible(torch.autograd.Function):
         # Parameters are saved, frozen ones too, so that torch refuses a backward after a change in place.
         ctx.save_for_backward(*saved, *found.kept, *arguments.tensors, *every)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(one for one in found.extras if not _can_have_gradient(one)))
+        without_gradient = [one for one in found.extras if not (one.is_floating_point() or one.is_complex())]
+        ctx.mark_non_differentiable(*without_gradient)
         return output, *found.extras
 
     @staticmethod
@@ -127,10 +128,6 @@ def _gradient_of_logits(logits: Tensor, of_gammas: Sequence[Tensor], segment: in
     of_functions = torch.stack(list(reversed(of_gammas)))
     of_blocks = torch.stack([part.sum() for part in of_functions.split(segment)])
     return (of_blocks * gammas * (1 - gammas)).to(logits.dtype)
-
-
-def _can_have_gradient(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _through(
