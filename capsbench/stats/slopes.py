@@ -59,14 +59,6 @@ def by_series(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataF
         yield dict(zip(keys, values, strict=True)), rows
 
 
-def _places_by_series(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], NDArray[np.intp]]]:
-    """Indices of the rows of each series, with the series' common values."""
-    keys = series_columns(table)
-    numbered = table[keys].assign(_place=np.arange(len(table)))
-    for values, places in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
-        yield dict(zip(keys, values, strict=True)), places.to_numpy()
-
-
 def fit_line(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
     """The line through one metric of a series; None with fewer than two depths.
 
@@ -145,7 +137,9 @@ def fitted_slopes(frame: pd.DataFrame) -> pd.DataFrame:
     blocks = good["blocks"].to_numpy(dtype=float)
     columns = {metric.name: _points(good, metric) for metric in METRICS.values()}
     disturbed = good[["noise"]] if "noise" in good.columns else None
-    for series, places in _places_by_series(good):
+    numbered = good[keys].assign(_place=np.arange(len(good)))
+    for values, numbers in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
+        series, places = dict(zip(keys, values, strict=True)), numbers.to_numpy()
         order = places[np.argsort(blocks[places], kind="stable")]
         noise = "" if disturbed is None else ",".join(noises(disturbed.iloc[order]))
         for metric in METRICS.values():
