@@ -210,15 +210,9 @@ def _looked_at(caller: Caller, x: Tensor, arguments: Arguments, known: dict[int,
 
 
 def value_and_vjp(
-    layer: Layer,
-    x: Tensor,
-    arguments: Arguments,
-    grad: Tensor | None,
-    grads_extras: Sequence[Tensor | None],
-    *,
-    kept: tuple[Tensor, ...],
-    autocast: Autocast,
-) -> Vjp:
+    layer: Layer, x: Tensor, arguments: Arguments, grad: Tensor | None, grads_extras: Sequence[Tensor | None], *,
+    kept: tuple[Tensor, ...], autocast: Autocast,
+) -> Vjp:  # fmt: skip
     """Evaluate a function again as in forward, inside `apart`, with the gradients of `(f(x) * grad).sum()` and of its extras.
 
     Args:

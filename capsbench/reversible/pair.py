@@ -270,14 +270,9 @@ def check_inverse(inverse: str, gamma: Gamma, *, learnt: bool = False) -> None:
 
 
 def resolve_inverse(
-    inverse: str,
-    functions: int,
-    gamma: Gamma,
-    *,
-    lipschitz: float = LIPSCHITZ,
-    dtype: torch.dtype = torch.float32,
+    inverse: str, functions: int, gamma: Gamma, *, lipschitz: float = LIPSCHITZ, dtype: torch.dtype = torch.float32,
     learnt: bool = False,
-) -> str:
+) -> str:  # fmt: skip
     """Resolve `auto` for a stack: `float` while it cannot drift past the bound, else the one of the others that keeps less.
 
     Args:
