@@ -122,14 +122,6 @@ class _Gradients:
             self.found[index] = grad if known is None else known + grad
 
 
-def _gradient_of_logits(logits: Tensor, of_gammas: Sequence[Tensor], segment: int) -> Tensor:
-    """The gradient of `gamma_logits`, from those of each function's γ, the last function first."""
-    gammas = sigmoid(logits.detach())
-    of_functions = torch.stack(list(reversed(of_gammas)))
-    of_blocks = torch.stack([part.sum() for part in of_functions.split(segment)])
-    return (of_blocks * gammas * (1 - gammas)).to(logits.dtype)
-
-
 def _through(
     stack: "MomentumStack", x: Tensor, arguments: Arguments, parameters: Sequence[Tensor], wanted: bool
 ) -> tuple[Tensor, _Advanced, tuple[tuple[Tensor, ...], Rebuild]]:
@@ -258,7 +250,11 @@ class _WayBack:
     def gradients(self, segment: int) -> list[Tensor | None]:
         """The gradients of the context's tensors and of the parameters; None for those without."""
         if self._logits is not None:
-            self._of_parameters.add([(self._logits, _gradient_of_logits(self._logits, self._of_gammas, segment))])
+            gammas = sigmoid(self._logits.detach())
+            of_functions = torch.stack(list(reversed(self._of_gammas)))
+            of_blocks = torch.stack([part.sum() for part in of_functions.split(segment)])
+            of_logits = (of_blocks * gammas * (1 - gammas)).to(self._logits.dtype)
+            self._of_parameters.add([(self._logits, of_logits)])
         following = iter(self._of_context)
         of_context = [next(following) if wanted else None for wanted in self._arguments.context.wanted]
         return [*of_context, *self._of_parameters.found]
