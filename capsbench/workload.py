@@ -106,8 +106,7 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
         raise ConfigurationError(
             f"model '{configuration.model}' takes no {refused}", f"leave {refused} out, or choose a model that takes it"
         )
-    made = factory(spec.shape, spec.classes, configuration.blocks, **options)
-    return as_module(configuration.model, made, spec)
+    return as_module(configuration.model, factory(spec.shape, spec.classes, configuration.blocks, **options), spec)
 
 
 def _not_taken(factory: ModelFactory, positional: tuple[object, ...], options: Mapping[str, Any]) -> str | None:

@@ -227,8 +227,7 @@ class Run:
 
     def _pause(self) -> None:
         """Write a checkpoint if it is time for one, or Ctrl-C was pressed; all processes do the same."""
-        is_time = self.processes.first and time.monotonic() - self.saved_at >= self.pace
-        wishes = [self.interrupted.is_set(), is_time]
+        wishes = [self.interrupted.is_set(), self.processes.first and time.monotonic() - self.saved_at >= self.pace]
         if self.processes.several:
             wishes = self.processes.sum(torch.tensor(wishes, device=self.processes.device, dtype=torch.int32)).tolist()
         interrupted, due = wishes
