@@ -16,6 +16,7 @@ from capsbench.tracing.operators import Call, tensors_in
 MOST_ELEMENTS = 2**18
 """Largest number of elements that is computed: more would take the time and memory that a trace is there to save."""
 
+_RANDOM = torch.Tag.nondeterministic_seeded
 _ALIKE = {getattr(torch.ops.aten, name) for name in ("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full")}
 """Operators that look at a tensor's shape alone."""
 _FILLING = {torch.ops.aten.fill_, torch.ops.aten.zero_, torch.ops.aten.copy_}
@@ -61,9 +62,7 @@ class Values:
     def computed(self, call: Call) -> Any:
         """The outputs of an operator, if all of its arguments are known and it draws no random numbers; None otherwise."""
         alike = call.packet in _ALIKE
-        if torch.Tag.nondeterministic_seeded in call.func.tags or not (
-            alike or all(self.of(one) is not None for one in call.tensors)
-        ):
+        if _RANDOM in call.func.tags or not (alike or all(self.of(one) is not None for one in call.tensors)):
             return None
         on_host = {name: "cpu" if name == "device" and value is not None else value for name, value in call.kwargs.items()}
         on_host.pop("pin_memory", None)
