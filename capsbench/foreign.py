@@ -106,9 +106,12 @@ def takes_labels(model: nn.Module) -> bool:
     A wrapper that passes on its arguments (`torch.compile`, `DataParallel`, an adapter) takes what its network takes.
     """
     names, hands_on = _parameters_of(model)
-    if "labels" in names:
-        return True
-    inner = _wrapped(model) if hands_on else None
+    if "labels" in names or not hands_on:
+        return "labels" in names
+    # The network inside a wrapper, by the names of PyTorch's own wrappers, or the only child.
+    named = [model._modules.get(name) for name in ("_orig_mod", "module")]
+    children = list(model.children())
+    inner = next((one for one in named if one is not None), children[0] if len(children) == 1 else None)
     return inner is not None and takes_labels(inner)
 
 
@@ -121,13 +124,6 @@ def _parameters_of(model: nn.Module) -> tuple[set[str], bool]:
         return {argument.name for argument in schema.arguments} if schema is not None else set(), False
     variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     return set(parameters), any(one.kind in variadic for one in parameters.values())
-
-
-def _wrapped(model: nn.Module) -> nn.Module | None:
-    """The network inside a wrapper, by the names of PyTorch's own wrappers, or the only child."""
-    named = [model._modules.get(name) for name in ("_orig_mod", "module")]
-    children = list(model.children())
-    return next((one for one in named if one is not None), children[0] if len(children) == 1 else None)
 
 
 def make_lazy_parameters(name: str, model: nn.Module, spec: DatasetSpec) -> None:

@@ -378,8 +378,7 @@ REPEATED_FLAGS = MappingProxyType(
 def type_of(name: str) -> type:
     """The type of an option's values: `str`, `int` or `float`."""
     annotation = Configuration.model_fields[name].annotation
-    kinds = [one for one in (get_args(annotation) or (annotation,)) if isinstance(one, type) and one is not type(None)]
-    return kinds[0]
+    return next(one for one in (get_args(annotation) or (annotation,)) if isinstance(one, type) and one is not type(None))
 
 
 def noun_of(name: str) -> str:

@@ -266,8 +266,7 @@ def _checked(data: ImageSet) -> ImageSet:
 
 
 def _system_fashion_mnist(*, train: bool) -> tuple[Tensor, Tensor] | None:
-    images = SYSTEM_FASHION_MNIST / f"{PARTS[train]}-images-idx3-ubyte.gz"
-    labels = SYSTEM_FASHION_MNIST / f"{PARTS[train]}-labels-idx1-ubyte.gz"
+    images, labels = (SYSTEM_FASHION_MNIST / f"{PARTS[train]}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
     if not (images.is_file() and labels.is_file()):
         return None
     with _naming_damage("fashion-mnist", SYSTEM_FASHION_MNIST):

@@ -139,19 +139,14 @@ def run_request(request: Request) -> Reply:
     except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
         traceback.print_exc()
         full = is_out_of_memory(error, limited=limits_all_memory(request.configuration))
-        reply = Reply(status="oom" if full else "error", message=_describe(error))
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+        reply = Reply(status="oom" if full else "error", message=f"{error_line(error, LONGEST_MESSAGE)}{place}")
     return reply.model_copy(update={"notes": [*notes, *reply.notes]})
 
 
 def _who_counted(probe: str) -> list[str]:
     return [f"torch's profiler counted bytes: {counting.reason_not_installed()}"] if probe == "profiler" else []
-
-
-def _describe(error: BaseException) -> str:
-    """An error on one line, and where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
-    return f"{error_line(error, LONGEST_MESSAGE)}{place}"
 
 
 def _prepare(configuration: Configuration) -> None:

@@ -117,10 +117,6 @@ class CapsuleLayer(nn.Module):
         return value, grad_x, tuple(found.get(id(mine)) for mine in self.parameters())
 
     def _options(self) -> RouteOptions:
-        return {
-            "beta_u": self.beta_u,
-            "beta_a": self.beta_a,
-            "algorithm": self.routing,
-            "iterations": self.iterations,
-            "kernel": self.kernel,
-        }
+        return RouteOptions(
+            beta_u=self.beta_u, beta_a=self.beta_a, algorithm=self.routing, iterations=self.iterations, kernel=self.kernel
+        )

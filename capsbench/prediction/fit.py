@@ -14,8 +14,7 @@ What = Literal["depth", "batch"]
 CHECKED = (8, 16, 24, 32)
 """Depths at which the growth of bytes is examined first."""
 EVEN_FROM = 128
-"""Least depth that is traced before growth is taken to be constant: a phase that is not yet the highest
-shows late."""
+"""Least depth that is traced before growth is taken to be constant: a phase that is not yet the highest shows late."""
 DEEPEST_TRACED = 256
 """Depth at which tracing ends, as deeper networks take long; figures of deeper ones are extrapolated."""
 DEEPEST = 100_000

@@ -10,21 +10,14 @@ from capsbench.tracing.cuda_forms import ATTENTION, ONLY_DEVICE_KNOWS, PLAIN_ATT
 from capsbench.tracing.operators import Call
 from capsbench.tracing.scratch import Layout, layout, returned
 
-_LOSSES = {
-    torch.ops.aten.mse_loss,
-    torch.ops.aten.smooth_l1_loss,
-    torch.ops.aten.soft_margin_loss,
-    torch.ops.aten.binary_cross_entropy,
-}
+_LOSSES = {getattr(torch.ops.aten, name) for name in ("mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy")}
 """Operators that keep one number in the memory of all elements, on every device; torch sums in place."""
 _SIZED_BY_LIBRARY = {torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only}
 """Operators whose outputs on a CPU differ in size from torch's fake tensors."""
 _GROUP_NORM = torch.ops.aten.native_group_norm
 _NORMALISATIONS = {
-    torch.ops.aten.native_layer_norm,
-    torch.ops.aten.native_batch_norm,
-    torch.ops.aten._native_batch_norm_legit,
-    _GROUP_NORM,
+    getattr(torch.ops.aten, name)
+    for name in ("native_layer_norm", "native_batch_norm", "_native_batch_norm_legit", "native_group_norm")
 }
 """Operators that return a mean and another statistic beside the normalised values."""
 _CONTIGUOUS_GRADIENTS = {torch.ops.aten.native_layer_norm_backward, torch.ops.aten.native_group_norm_backward}

@@ -122,13 +122,17 @@ def step_figures(configuration: Configuration, step: TracedStep, *, build: Build
     Raises:
         ConfigurationError: the network cannot be made, or followed without values.
     """
+    # The floor is forward, and the gradients that its operators need in backward, with nothing evaluated twice.
+    once = configuration.model_copy(update=_NOTHING_TWICE) if configuration.model in BUILT_IN else configuration
+    with _following(once, inside=False) as follow:
+        _started(follow, once, build).forward()
     gradients = step.gradient_bytes or step.largest_parameter_bytes
     return StepFigures(
         retained_by_module=step.retained_by_module,
         # CUDA's allocator rounds each block up.
         retained_bytes=_retained(step.trace.replay(CachingAllocator()) if configuration.device_kind() == "cuda" else step.trace),
         flops=step.flops,
-        floor_flops=_needed_flops(configuration, build),
+        floor_flops=follow.needed_flops,
         floor_bytes=step.state_bytes + gradients + step.optimizer_bytes + step.batch_bytes,
         notes=[*step.notes, *step.unsure],
     )
@@ -147,15 +151,6 @@ def traced_figures(configuration: Configuration) -> tuple[StepFigures | None, li
         return step_figures(configuration, trace_step(configuration, inside=False)), []
     except CapsbenchError as error:
         return None, [error.what]
-
-
-def _needed_flops(configuration: Configuration, build: Build | None) -> int:
-    """Operations of forward, and of the gradients that its operators need in backward, with nothing evaluated twice."""
-    if configuration.model in BUILT_IN:
-        configuration = configuration.model_copy(update=_NOTHING_TWICE)
-    with _following(configuration, inside=False) as follow:
-        _started(follow, configuration, build).forward()
-        return follow.needed_flops
 
 
 def _started(follow: Follow, configuration: Configuration, build: Build | None) -> Workload:

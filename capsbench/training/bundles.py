@@ -11,8 +11,8 @@ That code treats components as equal that differ by 1e-8 or less, which is far m
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.models import CapsuleNetwork
 from capsbench.models.layers import CapsuleLayer
 from capsbench.reversible import MomentumStack
+from capsbench.tracing.surroundings import replaced
 
 RELATIVE = 1e-5
 """Largest difference of samples that count as equal, over the largest magnitude in either: the code's own relative bound."""
@@ -79,8 +80,10 @@ def diagnose(network: nn.Module, images: Tensor, labels: Tensor, loss: Callable[
     training = network.training
     network.eval()
     try:
-        # A reversible stack evaluates its functions on graphs of their own, in which tensors that hooks see have no gradient.
-        with torch.enable_grad(), _stored(network):
+        with torch.enable_grad(), ExitStack() as entered:
+            # A reversible stack evaluates its functions on graphs of their own, in which tensors that hooks see have no gradient.
+            for stack in (module for module in network.modules() if isinstance(module, MomentumStack)):
+                entered.enter_context(replaced(stack, "memory", "stored"))
             value = loss(network(images, labels))
         weights = [[one for layer in block for one in layer.parameters() if one.requires_grad] for block in blocks]
         norms = _gradient_norms(value, [*([state] for state in states.values()), *weights])
@@ -145,19 +148,6 @@ def bundle_entropy(samples: Tensor, labels: Tensor, relative: float = RELATIVE) 
 def entropy(labels: list[int]) -> float:
     """Entropy of the distribution of labels, in nats."""
     return max(0.0, -sum(count / len(labels) * math.log(count / len(labels)) for count in Counter(labels).values()))
-
-
-@contextmanager
-def _stored(network: nn.Module) -> Iterator[None]:
-    """Keep the activations of every stack of the network inside."""
-    before = [(module, module.memory) for module in network.modules() if isinstance(module, MomentumStack)]
-    try:
-        for stack, _ in before:
-            stack.memory = "stored"
-        yield
-    finally:
-        for stack, memory in before:
-            stack.memory = memory
 
 
 def _gradient_norms(value: Tensor, groups: Sequence[Sequence[Tensor]]) -> list[float]:

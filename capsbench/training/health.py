@@ -36,21 +36,17 @@ def where_it_began(network: nn.Module, again: Callable[[], None]) -> str:
 
 
 def _watch(name: str, found: list[str]) -> Callable[[nn.Module, object, object], None]:
+    def look_at_gradient(gradient: Tensor) -> None:
+        if not _finite([gradient]):
+            found.append(f"layer '{name}': the gradient of its output is not finite")
+
     def look(_: nn.Module, __: object, output: object) -> None:
         tensors = [one for one in (output if isinstance(output, tuple) else (output,)) if isinstance(one, Tensor)]
         if not _finite(tensors):
             found.append(f"layer '{name}': its output is not finite")
         for one in tensors:
             if one.requires_grad:
-                one.register_hook(_watch_gradient(name, found))
-
-    return look
-
-
-def _watch_gradient(name: str, found: list[str]) -> Callable[[Tensor], None]:
-    def look(gradient: Tensor) -> None:
-        if not _finite([gradient]):
-            found.append(f"layer '{name}': the gradient of its output is not finite")
+                one.register_hook(look_at_gradient)
 
     return look
 

@@ -120,21 +120,18 @@ class Run:
         began = time.perf_counter()
         for batch in self.feed.training(self.order, self.step):
             images = min(self.feed.batch_size, len(self.feed) - self.step * self.feed.batch_size)
-            outcome = self._stepped(batch, images)
+            try:
+                with naming_faults(self.settings, self.processes):
+                    outcome = self.stepper.step(batch, images)
+            except TrainingError as error:
+                place = f"epoch {len(self.epochs) + 1}, step {self.step + 1}"
+                raise TrainingError(f"{place}: {error.what}", error.hint) from None
             now = time.perf_counter()
             self.epoch_seconds, began = self.epoch_seconds + now - began, now
             self._count(outcome, images)
             self._pause()
             began = time.perf_counter()
         self._finish_epoch(None if self.held_out is None else self._evaluated(self.held_out))
-
-    def _stepped(self, batch: Any, images: int) -> StepOutcome:
-        try:
-            with naming_faults(self.settings, self.processes):
-                return self.stepper.step(batch, images)
-        except TrainingError as error:
-            place = f"epoch {len(self.epochs) + 1}, step {self.step + 1}"
-            raise TrainingError(f"{place}: {error.what}", error.hint) from None
 
     def _evaluated(self, feed: Feed) -> StepOutcome:
         with naming_faults(self.settings, self.processes):
@@ -247,20 +244,17 @@ class Run:
         )
 
     def _save(self) -> None:
-        self._check_weights()
-        draws = self.processes.gather(random_state(self.processes.device))
-        if self.processes.first:
-            save_checkpoint(self.folder / CHECKPOINT, self.settings, self.network.state_dict(), self._state(draws))
-        self.saved_at = time.monotonic()
-
-    def _check_weights(self) -> None:
-        """Refuse to save weights that are not finite, which an update may leave and only the next step would show."""
+        # An update may leave weights that are not finite, which only the next step would show.
         broken = next((name for name, one in self.network.named_parameters() if not torch.isfinite(one).all()), None)
         if broken is not None:
             raise TrainingError(
                 f"'{broken}' is not finite after epoch {len(self.epochs)}, step {self.step}",
                 "try a lower `learning_rate` in another `out`; the last checkpoint is kept, from before",
             )
+        draws = self.processes.gather(random_state(self.processes.device))
+        if self.processes.first:
+            save_checkpoint(self.folder / CHECKPOINT, self.settings, self.network.state_dict(), self._state(draws))
+        self.saved_at = time.monotonic()
 
     def _save_best(self) -> None:
         if self.processes.first:
