@@ -186,18 +186,15 @@ def _append_line(path: Path, line: bytes) -> None:
         # A line that was cut off has no end; without one it would spoil this line too.
         cut_off = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         try:
-            _write_all(descriptor, b"\n" + line if cut_off else line)
+            left = b"\n" + line if cut_off else line
+            while left:
+                left = left[os.write(descriptor, left) :]
             os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, size)
             raise
     finally:
         os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _rescue(line: bytes) -> str:
@@ -218,11 +215,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _parsed(text: str | bytes) -> Any:
-    """Parse JSON.
-
-    Raises:
-        ValueError: it is no JSON, or none that can be read.
-    """
+    """Parse JSON, or raise a `ValueError`."""
     try:
         return json.loads(text, parse_int=_whole)
     except RecursionError:

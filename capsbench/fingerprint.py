@@ -6,11 +6,12 @@ names are made when the network is built, and files that are no modules.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -44,7 +45,7 @@ def fingerprint(module: str) -> Fingerprint | None:
     Returns:
         The fingerprint; None if the module has no source, as a built-in one.
     """
-    files, versions = _Imports(module).found()
+    files, versions = _imports(module)
     if not files and not versions:
         return None
     digests = {str(path): _file_digest(path) for path in files.values()}
@@ -69,50 +70,34 @@ def package_digest() -> str:
     return digest.hexdigest()[:_DIGITS]
 
 
-class _Imports:
-    """Imports of a module, direct or not.
-
-    Args:
-        module: dotted name.
-    """
-
-    def __init__(self, module: str) -> None:
-        self._first = module
-        self._files: dict[str, Path] = {}
-        self._versions: dict[str, str] = {}
-        self._seen: set[str] = set()
-
-    def found(self) -> tuple[Mapping[str, Path], Mapping[str, str]]:
-        """Files of the user's modules, and versions of the installed packages that these import, by name."""
-        left = [self._first]
-        while left:
-            left += self._visited(left.pop())
-        return self._files, self._versions
-
-    def _visited(self, name: str) -> list[str]:
-        """Read one module, and return the names that it imports."""
-        parent = name.rpartition(".")[0]
-        if name in self._seen or name.partition(".")[0] in sys.stdlib_module_names:
-            return []
-        self._seen.add(name)
+def _imports(module: str) -> tuple[dict[str, Path], dict[str, str]]:
+    """Files of the user's modules that a module imports, directly or not, and versions of the installed packages, by name."""
+    files: dict[str, Path] = {}
+    versions: dict[str, str] = {}
+    seen: set[str] = set()
+    left = [module]
+    while left:
+        name = left.pop()
+        top, parent = name.partition(".")[0], name.rpartition(".")[0]
+        if name in seen or top in sys.stdlib_module_names:
+            continue
+        seen.add(name)
         more = [parent] if parent else []
         spec = _spec_of(name)
-        if spec is None or spec.origin is None or spec.origin in ("built-in", "frozen", "namespace"):
-            return more
-        path = Path(spec.origin).resolve()
-        if path.is_relative_to(_PACKAGE):
-            return []
-        if _is_installed(path):
-            top = name.partition(".")[0]
-            self._versions[top] = str(getattr(sys.modules.get(top), "__version__", ""))
-            return []
-        try:
-            source = path.read_bytes()
-        except OSError:
-            return more
-        self._files[name] = path
-        package = name if spec.submodule_search_locations is not None else parent
-        return [*more, *_imported(source, package), *_named(sys.modules.get(name))]
+        if spec is not None and spec.origin is not None and spec.origin not in ("built-in", "frozen", "namespace"):
+            path = Path(spec.origin).resolve()
+            if path.is_relative_to(_PACKAGE):
+                continue
+            if not _INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(place) for place in _installed_places()):
+                versions[top] = str(getattr(sys.modules.get(top), "__version__", ""))
+                continue
+            with contextlib.suppress(OSError):
+                source = path.read_bytes()
+                files[name] = path
+                package = name if spec.submodule_search_locations is not None else parent
+                more += [*_imported(source, package), *_named(sys.modules.get(name))]
+        left += more
+    return files, versions
 
 
 def _spec_of(name: str) -> ModuleSpec | None:
@@ -165,12 +150,7 @@ def _named(module: ModuleType | None) -> Iterator[str]:
 
 def _namespace(module: object) -> dict[str, object]:
     """A module's namespace as it is, without loading a lazy module."""
-    found: dict[str, object] = object.__getattribute__(module, "__dict__")
-    return found
-
-
-def _is_installed(path: Path) -> bool:
-    return not _INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(place) for place in _installed_places())
+    return object.__getattribute__(module, "__dict__")
 
 
 @cache

@@ -51,11 +51,7 @@ def imported(name: str, path: str) -> Any:
 
 
 def _refuse_hidden(name: str, package: ModuleType) -> None:
-    """Refuse a module that hides one in the working directory, because either may be meant.
-
-    Raises:
-        ConfigurationError: there are two modules.
-    """
+    """Refuse a module that hides one in the working directory, because either may be meant."""
     here = PathFinder.find_spec(package.__name__, [str(start())])
     if here is None or here.origin is None:
         return

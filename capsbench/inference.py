@@ -79,10 +79,16 @@ class Classifier:
 
     def __init__(self, checkpoints: PathLike | Iterable[PathLike], *, device: str = "cpu") -> None:
         several = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
-        paths = [_file_of(expanded(path)) for path in several]
+        found = [expanded(path) for path in several]
+        paths = [path / BEST if path.is_dir() else path for path in found]
         if not paths:
             raise ConfigurationError("there is no checkpoint", "give at least one")
-        self.device = torch.device(_device(device))
+        name = resolve_device(device)
+        if name.endswith(PREDICTED):
+            raise ConfigurationError(
+                f"`device` {name} computes nothing: it only says what a step would take", "choose auto, cpu or cuda"
+            )
+        self.device = torch.device(name)
         loaded = [load_network(path, str(self.device)) for path in paths]
         self.settings = loaded[0][1]
         for path, (_, settings) in zip(paths, loaded, strict=True):
@@ -91,7 +97,8 @@ class Classifier:
         self.network: nn.Module = networks[0] if len(networks) == 1 else Ensemble(networks).eval()
         self.paths = tuple(paths)
         own = all(settings.network.model in BUILT_IN for _, settings in loaded)
-        self._batch_size = BATCH_SIZE if own and not any(map(_mixes_batch, self.network.modules())) else 1
+        layers = (module for module in self.network.modules() if isinstance(module, CapsuleLayer))
+        self._batch_size = BATCH_SIZE if own and not any(algorithm_of(layer.routing).mixes_batch for layer in layers) else 1
 
     @property
     def spec(self) -> DatasetSpec:
@@ -163,24 +170,6 @@ def perturb(classifier: Classifier, image: Tensor, steps: Iterable[float] = STEP
         shown[:, label[0]] = flat
         pictures: Tensor = network.decoder(shown, label.expand(len(flat)))
     return pictures.unflatten(0, moved.shape[:2]).clone().cpu()
-
-
-def _mixes_batch(module: nn.Module) -> bool:
-    return isinstance(module, CapsuleLayer) and algorithm_of(module.routing).mixes_batch
-
-
-def _file_of(path: Path) -> Path:
-    """A checkpoint file; for a run's folder that of its best epoch."""
-    return path / BEST if path.is_dir() else path
-
-
-def _device(name: str) -> str:
-    device = resolve_device(name)
-    if device.endswith(PREDICTED):
-        raise ConfigurationError(
-            f"`device` {name} computes nothing: it only says what a step would take", "choose auto, cpu or cuda"
-        )
-    return device
 
 
 def _check_alike(first: Path, mine: TrainingSettings, path: Path, theirs: TrainingSettings) -> None:

@@ -66,7 +66,9 @@ def holding(
     try:
         # Failing to describe the holder is no error: the lock itself keeps others out.
         with contextlib.suppress(OSError, ConfigurationError):
-            description.write_text(json.dumps(_myself(folder)), encoding="utf-8")
+            since = datetime.now().astimezone().isoformat(timespec="seconds")
+            myself = {"pid": os.getpid(), "host": socket.gethostname(), "folder": str(absolute(folder)), "since": since}
+            description.write_text(json.dumps(myself), encoding="utf-8")
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -131,11 +133,6 @@ def _waited_for(lock: BaseFileLock, path: Path, patience: float | None, waiting:
 
 def _description(path: Path) -> Path:
     return path.with_name(f"{path.name}.holder")
-
-
-def _myself(folder: Path) -> dict[str, object]:
-    since = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "folder": str(absolute(folder)), "since": since}
 
 
 def _holder(path: Path) -> str:

@@ -57,7 +57,10 @@ def built(source: Path, symbol: str) -> Built:
     if compiler is None:
         return Built(None, f"there is no {language.name} compiler ({', '.join(language.compilers)} or ${language.variable})")
     sources = b"".join(path.read_bytes() for path in sorted(source.parent.glob("*.*")))
-    decisive = [_identity(compiler), _processor(), *language.flags, *language.libraries]
+    program = Path(compiler).resolve()
+    # Another version of a compiler has another path or time of writing.
+    identity = f"{program} {program.stat().st_size} {program.stat().st_mtime_ns}"
+    decisive = [identity, _processor(), *language.flags, *language.libraries]
     key = hashlib.sha256(sources + "\n".join(decisive).encode()).hexdigest()[:16]
     cache, name = user_cache(), f"{source.stem}-{key}.so"
     folder = None if cache is None else cache / "native"
@@ -133,12 +136,6 @@ def _run(command: list[str], optional: tuple[str, ...]) -> None:
         if done.returncode == 0:
             return
     subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, check=True)
-
-
-def _identity(compiler: str) -> str:
-    """Identity of a compiler: another version has another path or time of writing."""
-    path = Path(compiler).resolve()
-    return f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}"
 
 
 def _processor() -> str:

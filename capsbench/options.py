@@ -355,7 +355,6 @@ class Configuration(BaseModel):
 
 
 def _rows() -> dict[str, Option]:
-    """The option in the annotation of each field."""
     hints = get_type_hints(Configuration, include_extras=True)
     found = {name: [one for one in get_args(hints[name]) if isinstance(one, Option)] for name in Configuration.model_fields}
     return {name: option for name, (option,) in found.items()}
@@ -369,7 +368,6 @@ NETWORK_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.netwo
 
 SWEPT_OPTIONS = tuple(name for name in OPTIONS if name not in ("model", "blocks"))
 """All options except the two that each sweep names: networks and depths."""
-
 
 REPEATED_FLAGS = MappingProxyType(
     {"model": "--model", "replicate": "--repeats", "samples": "--samples", "budget_seconds": "--time-budget"}

@@ -158,7 +158,6 @@ class Timeline(Schema):
 
 
 def _events(bytes_by_category: dict[str, list[int]]) -> int:
-    """Number of events of a timeline."""
     categories = {name.removesuffix("_bytes") for name, field in Contents.model_fields.items() if field.annotation is int}
     if bytes_by_category.keys() != categories:
         raise ValueError(f"bytes_by_category does not have just {', '.join(sorted(categories))}")

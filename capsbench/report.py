@@ -18,24 +18,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from capsbench import files
 from capsbench.durable import replace_file
 from capsbench.errors import StoreError
-from capsbench.files import (
-    ENVIRONMENT,
-    PLAN,
-    RECORDS,
-    TIMELINE,
-    Damage,
-    SavedTimeline,
-    append_record,
-    damage_in_words,
-    nothing_to_read,
-    read_environments,
-    read_plan,
-    read_records,
-    read_timelines,
-    report_folders,
-)
 from capsbench.locks import alone_in
 from capsbench.paths import absolute, as_typed, expanded
 from capsbench.records import BOTH, Pass, Plan, Record
@@ -103,7 +88,7 @@ class Report:
         *,
         environments: Mapping[str, Any] | None = None,
         plan: Plan | None = None,
-        timelines: Sequence[SavedTimeline] = (),
+        timelines: Sequence[files.SavedTimeline] = (),
         notes: Sequence[str] = (),
     ) -> Self:
         """Return a report that is in memory alone.
@@ -131,11 +116,11 @@ class Report:
     def _forget(self) -> None:
         self._records: list[Record] | None = None
         self._places: dict[str, int] = {}
-        self._damages: list[Damage] = []
+        self._damages: list[files.Damage] = []
         self._plan: Plan | None = None
         self._has_plan = False
         self._environments: dict[str, Any] | None = None
-        self._timelines: list[SavedTimeline] | None = None
+        self._timelines: list[files.SavedTimeline] | None = None
         self._notes: list[str] = []
         self._forget_figures()
 
@@ -160,7 +145,7 @@ class Report:
     @property
     def path(self) -> Path:
         """The file of the records."""
-        return self.folder / RECORDS
+        return self.folder / files.RECORDS
 
     @property
     def name(self) -> str:
@@ -188,12 +173,12 @@ class Report:
             StoreError: the file cannot be opened, or holds a record of a newer schema.
         """
         if self._records is None:
-            records, self._damages = read_records(self.path)
+            records, self._damages = files.read_records(self.path)
             self._keep(records)
         return list(self._records or ())
 
     @property
-    def damages(self) -> list[Damage]:
+    def damages(self) -> list[files.Damage]:
         """The lines of records.jsonl that are no records."""
         _ = self.records
         return self._damages
@@ -206,7 +191,7 @@ class Report:
             StoreError: it is damaged or of a newer schema.
         """
         if not self._has_plan:
-            self._plan, self._has_plan = read_plan(self.folder / PLAN), True
+            self._plan, self._has_plan = files.read_plan(self.folder / files.PLAN), True
         return self._plan
 
     @property
@@ -217,11 +202,11 @@ class Report:
             StoreError: environment.json is damaged.
         """
         if self._environments is None:
-            self._environments = read_environments(self.folder / ENVIRONMENT)
+            self._environments = files.read_environments(self.folder / files.ENVIRONMENT)
         return self._environments
 
     @property
-    def timelines(self) -> list[SavedTimeline]:
+    def timelines(self) -> list[files.SavedTimeline]:
         """The timelines at or below the folder, except those in the folder of a report below it.
 
         Raises:
@@ -229,16 +214,16 @@ class Report:
         """
         if self._timelines is None:
             own = self.folder.resolve()
-            files = (path for path in sorted(self.folder.rglob(TIMELINE)) if _report_of(path) in (own, None))
-            self._timelines, self._notes = _saved(files)
+            paths = (path for path in sorted(self.folder.rglob(files.TIMELINE)) if _report_of(path) in (own, None))
+            self._timelines, self._notes = _saved(paths)
         return self._timelines
 
     @property
     def notes(self) -> list[str]:
         """Notes for the reader, on damaged lines and timelines."""
-        if not self._in_memory():
+        if self._folder is not None:
             _ = self.timelines
-        return [*map(as_typed, damage_in_words(self.damages)), *self._notes]
+        return [*map(as_typed, files.damage_in_words(self.damages)), *self._notes]
 
     @property
     def started(self) -> str:
@@ -257,9 +242,6 @@ class Report:
     def _keep(self, records: Iterable[Record]) -> None:
         self._records = list(records)
         self._places = {record.cell.key(): place for place, record in enumerate(self._records)}
-
-    def _in_memory(self) -> bool:
-        return self._folder is None
 
     # Writing
 
@@ -289,8 +271,8 @@ class Report:
         Raises:
             LostWorkError: it could not be written; the record is kept in the file that the message names.
         """
-        if not self._in_memory():
-            append_record(self.path, record)
+        if self._folder is not None:
+            files.append_record(self.path, record)
         if self._records is not None:
             place = self._places.setdefault(record.cell.key(), len(self._records))
             self._records[place : place + 1] = [record]
@@ -302,7 +284,7 @@ class Report:
         Raises:
             StoreError: it cannot be written.
         """
-        replace_file(self.folder / PLAN, plan.model_dump_json(indent=1, exclude_none=True))
+        replace_file(self.folder / files.PLAN, plan.model_dump_json(indent=1, exclude_none=True))
         self._plan, self._has_plan = plan, True
 
     def add_environment(self, key: str, environment: dict[str, Any]) -> None:
@@ -313,7 +295,7 @@ class Report:
         """
         if key not in self.environments:
             known = {**self.environments, key: environment}
-            replace_file(self.folder / ENVIRONMENT, json.dumps(known, indent=1) + "\n")
+            replace_file(self.folder / files.ENVIRONMENT, json.dumps(known, indent=1) + "\n")
             self._environments = known
 
     # Results of the records
@@ -326,7 +308,7 @@ class Report:
             StoreError: the folder holds no record that can be read.
         """
         if self._frame is None:
-            if not self._in_memory() and not self.records:
+            if self._folder is not None and not self.records:
                 raise self._nothing()
             self._frame = frame_of([self])
         return self._frame
@@ -419,8 +401,7 @@ class Report:
         from capsbench.figures.depth import figure3
 
         axes = figure3(self.frame, memory=memory or ("retained",), per=per, with_paper=with_paper, ax=ax, width=width)
-        found: Figure = axes[0][0].figure
-        return found
+        return axes[0][0].figure
 
     def figure4(
         self,
@@ -438,8 +419,7 @@ class Report:
         from capsbench.figures.depth import figure4
 
         axes = figure4(self.frame, memory=memory or ("retained", "peak"), per=per, with_paper=with_paper, ax=ax, width=width)
-        found: Figure = axes[0][0].figure
-        return found
+        return axes[0][0].figure
 
     def write(
         self,
@@ -522,12 +502,12 @@ class Report:
         """
         from capsbench.page import write_page
 
-        if not self._in_memory() and not self.records:
+        if self._folder is not None and not self.records:
             raise self._nothing()
         return write_page([self], self.folder / PAGE if path is None else expanded(path))
 
     def __repr__(self) -> str:
-        return f"<Report {self.name!r} in memory>" if self._in_memory() else f"Report({str(self.folder)!r})"
+        return f"<Report {self.name!r} in memory>" if self._folder is None else f"Report({str(self.folder)!r})"
 
     def _repr_html_(self) -> str:
         """Return the slopes as a table, and figure 4."""
@@ -542,10 +522,10 @@ class Report:
     def _nothing(self) -> StoreError:
         """Return the error of a report without a record."""
         if not self.path.exists():
-            below = report_folders(self.folder)
+            below = files.report_folders(self.folder)
             names = ", ".join(str(one.relative_to(self.folder)) for one in below[:8])
             return StoreError(f"{self.folder} holds no records of its own", f"name a report below it: {names}")
-        return nothing_to_read(self.folder)
+        return files.nothing_to_read(self.folder)
 
 
 def reports_below(*roots: str | os.PathLike[str]) -> list[Report]:
@@ -554,18 +534,18 @@ def reports_below(*roots: str | os.PathLike[str]) -> list[Report]:
     Raises:
         StoreError: there is none below one of them.
     """
-    folders = {folder.resolve(): folder for root in roots for folder in report_folders(Path(root))}
+    folders = {folder.resolve(): folder for root in roots for folder in files.report_folders(Path(root))}
     return [Report(folder) for folder in folders.values()]
 
 
-def loose_timelines(roots: Iterable[Path], reports: Iterable[Report]) -> tuple[list[SavedTimeline], list[str]]:
+def loose_timelines(roots: Iterable[Path], reports: Iterable[Report]) -> tuple[list[files.SavedTimeline], list[str]]:
     """Return the timelines below these folders that lie in none of the reports, and notes on damaged ones.
 
     Raises:
         StoreError: one is of a newer schema.
     """
     folders = {report.folder.resolve() for report in reports}
-    paths = {path.resolve(): path for root in roots for path in sorted(expanded(root).rglob(TIMELINE))}
+    paths = {path.resolve(): path for root in roots for path in sorted(expanded(root).rglob(files.TIMELINE))}
     return _saved(path for place, path in paths.items() if folders.isdisjoint(place.parents))
 
 
@@ -588,7 +568,7 @@ def load(root: str | os.PathLike[str]) -> "pd.DataFrame":
         StoreError: there are no records, or one is of a newer schema.
     """
     reports = reports_below(root)
-    for text in damage_in_words(damage for report in reports for damage in report.damages):
+    for text in files.damage_in_words(damage for report in reports for damage in report.damages):
         warnings.warn(text, stacklevel=2)
     return frame_of(reports)
 
@@ -626,9 +606,9 @@ def summary_in(place: str | os.PathLike[str] | Report) -> "tuple[Summary, list[s
 
 def _report_of(path: Path) -> Path | None:
     """The nearest folder above a file that holds records."""
-    return next((folder for folder in path.resolve().parents if (folder / RECORDS).exists()), None)
+    return next((folder for folder in path.resolve().parents if (folder / files.RECORDS).exists()), None)
 
 
-def _saved(paths: Iterable[Path]) -> tuple[list[SavedTimeline], list[str]]:
-    timelines, damages = read_timelines(paths)
-    return [SavedTimeline(timeline, as_typed(str(path))) for path, timeline in timelines], list(map(as_typed, damages))
+def _saved(paths: Iterable[Path]) -> tuple[list[files.SavedTimeline], list[str]]:
+    timelines, damages = files.read_timelines(paths)
+    return [files.SavedTimeline(timeline, as_typed(str(path))) for path, timeline in timelines], list(map(as_typed, damages))

@@ -18,15 +18,7 @@ from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
 from capsbench.fingerprint import Fingerprint, fingerprint
 from capsbench.foreign import imported, keeping_threads, make_lazy_parameters, takes_labels
-from capsbench.models import (
-    CapsNet,
-    CapsuleLoss,
-    CapsuleOutput,
-    MoCapsNet,
-    ResCapsNet,
-    SabourCapsNet,
-    capsnet_2conv,
-)
+from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import OPTIONS, Configuration
 from capsbench.stepping import step_in_backward
 
@@ -211,10 +203,10 @@ class Workload:
 
     def forward(self) -> Tensor:
         """The loss of the batch, with its graph."""
-        with self._autocast():
+        with autocast(self.device, self.configuration.precision):
             # By name, since a network's second argument may be another one.
             out = self.model(self.batch.images, **({"labels": self.batch.labels} if self._takes_labels else {}))
-        return self._scaler.scale(self._loss(out))
+        return self._scaler.scale(loss_of(out, self.batch, self.configuration, self._capsule_loss))
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of all parameters, and take the optimizer's steps if it steps inside backward."""
@@ -244,14 +236,8 @@ class Workload:
 
     def inference(self) -> None:
         """Run a forward pass under inference mode, without labels."""
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.device, self.configuration.precision):
             self.model(self.batch.images)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        return autocast(self.device, self.configuration.precision)
-
-    def _loss(self, out: Output) -> Tensor:
-        return loss_of(out, self.batch, self.configuration, self._capsule_loss)
 
 
 def without_effect(configuration: Configuration) -> list[str]:

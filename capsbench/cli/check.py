@@ -2,7 +2,6 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +11,6 @@ from capsbench.cli.output import load_summary, warn, write_text
 from capsbench.errors import ConfigurationError
 from capsbench.paths import as_typed
 from capsbench.report import reports_below, summary_of
-
-if TYPE_CHECKING:
-    from capsbench.gate.summary import Summary
 
 
 @click.command("check", cls=Command)
@@ -63,7 +59,12 @@ def command(
         )
     run, notes = summary_of(reports_below(reports))
     if update:
-        _refuse_faults(run)
+        faults = [cell.status for line in run.lines for cell in line.cells if cell.status in ("error", "timeout")]
+        if faults:
+            raise ConfigurationError(
+                f"--update: {len(faults)} cells ended in {' or '.join(sorted(set(faults)))}",
+                "a baseline holds results: mend them, and measure again with 'capsbench run --resume'",
+            )
         write_baseline(run.model_copy(update={"command": typed_command()}), baseline)
         for note in notes:
             warn(note)
@@ -84,13 +85,3 @@ def command(
     else:
         echo(text.markdown() if printed else "\n".join(text.lines()), nl=not printed)
     return 0 if judgement.passed else 1
-
-
-def _refuse_faults(run: "Summary") -> None:
-    """Refuse faults, since a baseline holds results alone."""
-    faults = [cell for line in run.lines for cell in line.cells if cell.status in ("error", "timeout")]
-    if faults:
-        raise ConfigurationError(
-            f"--update: {len(faults)} cells ended in {' or '.join(sorted({cell.status for cell in faults}))}",
-            "a baseline holds results: mend them, and measure again with 'capsbench run --resume'",
-        )

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", type=FOLDER)
 @click.argument("images", type=FOLDER, nargs=-1, required=True)
 @click.option(
-    "--with",
-    "others",
-    type=FOLDER,
-    multiple=True,
-    help="One more checkpoint of an ensemble, whose mean lengths decide.",
+    "--with", "others", type=FOLDER, multiple=True, help="One more checkpoint of an ensemble, whose mean lengths decide."
 )
 @click.option("--reconstructions", type=FOLDER, help="Folder for the decoder's reconstruction of each image, as png.")
 @DEVICE_OPTION
@@ -50,19 +46,12 @@ def command(
         found = classifier(classifier.read(images))
     written = [None] * len(found) if reconstructions is None else _write(reconstructions, images, found)
     if as_json:
-        echo_json(
-            [
-                {
-                    "image": as_typed(str(image)),
-                    "class": one.label,
-                    "name": one.name,
-                    "length": one.length,
-                    "lengths": list(one.lengths),
-                    "reconstruction": None if path is None else as_typed(str(path)),
-                }
-                for image, one, path in zip(images, found, written, strict=True)
-            ]
-        )
+        data = []
+        for image, one, path in zip(images, found, written, strict=True):
+            classes = {"class": one.label, "name": one.name, "length": one.length, "lengths": list(one.lengths)}
+            picture = None if path is None else as_typed(str(path))
+            data.append({"image": as_typed(str(image)), **classes, "reconstruction": picture})
+        echo_json(data)
         return
     for image, one in zip(images, found, strict=True):
         # A class that is called by its number is named once.
@@ -85,15 +74,11 @@ def _write(folder: Path, images: tuple[Path, ...], found: "list[Classified]") ->
                 raise ConfigurationError(
                     f"--reconstructions {folder} is not possible: this network has no decoder", "leave the option out"
                 )
-            paths.append(_free(folder, image.stem, paths))
-            with replacing(paths[-1]) as file:
+            path, number = folder / f"{image.stem}-reconstruction.png", 1
+            while path in paths:
+                number += 1
+                path = folder / f"{image.stem}-reconstruction-{number}.png"
+            paths.append(path)
+            with replacing(path) as file:
                 to_picture(one.reconstruction).save(file, "PNG")
     return paths
-
-
-def _free(folder: Path, stem: str, taken: list[Path]) -> Path:
-    path, number = folder / f"{stem}-reconstruction.png", 1
-    while path in taken:
-        number += 1
-        path = folder / f"{stem}-reconstruction-{number}.png"
-    return path

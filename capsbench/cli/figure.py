@@ -54,9 +54,8 @@ def diagnostics(run: Path, out: Path | None) -> None:
 
     lines = read_diagnostics(run)
     if not lines:
-        raise StoreError(
-            f"{run / DIAGNOSTICS} is not there, or holds nothing", "give the folder of a run that was trained with --diagnostics"
-        )
+        hint = "give the folder of a run that was trained with --diagnostics"
+        raise StoreError(f"{run / DIAGNOSTICS} is not there, or holds nothing", hint)
     settings = read_settings(run)
     it = settings.network if settings else None
     title = network_title(it.model, it.blocks, it.dataset) if it else run.name

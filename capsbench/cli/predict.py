@@ -25,12 +25,9 @@ if TYPE_CHECKING:
 @cell_option("device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
 @cell_option("capacity", help="Memory of the device, such as 24GiB; by default the GPU's.")
 @click.option(
-    "--fit",
-    type=click.Choice(["depth", "batch"]),
-    is_flag=False,
-    flag_value="depth",
+    "--fit", type=click.Choice(["depth", "batch"]), is_flag=False, flag_value="depth",
     help="The deepest network, or the largest batch, that fits.",
-)
+)  # fmt: skip
 @click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")
 @click.option("--resume", is_flag=True, help="Add to an existing report: predicted lines are drawn dashed beside measured ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
@@ -61,11 +58,7 @@ def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, 
 
 
 def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume: bool, capacity: int | None) -> str | None:
-    """The name of the GPU that a prediction is for; None for a CPU.
-
-    Raises:
-        ConfigurationError: options that do not go together, or an unknown GPU.
-    """
+    """The name of the GPU that a prediction is for; None for a CPU."""
     if resume and not kept:
         raise ConfigurationError("--resume needs a report to add to", "name it with --out")
     if fit is not None and kept:

@@ -48,11 +48,7 @@ def command(reports: tuple[Path, ...], out: Path | None) -> None:
 
 
 def _common(roots: Sequence[Path]) -> Path:
-    """The folder that is given, or the nearest common parent of several.
-
-    Raises:
-        ConfigurationError: only the root of the disk has.
-    """
+    """The folder that is given, or the nearest common parent of several."""
     if len(roots) == 1:
         return roots[0]
     common = Path(os.path.commonpath([root.resolve() for root in roots]))

@@ -127,16 +127,12 @@ def _steady(stream: TextIO | None, number: int) -> tuple[TextIO, Raw | None]:
             stream.flush()
     raw = Raw(number)
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    return (
-        io.TextIOWrapper(
-            io.BufferedWriter(raw),  # type: ignore[type-var]
-            encoding=_ASCII if codecs.lookup(encoding).name == "ascii" else encoding,
-            errors=_ERRORS,
-            line_buffering=number == 2 or getattr(stream, "line_buffering", False),
-            write_through=getattr(stream, "write_through", False),
-        ),
-        raw,
-    )
+    if codecs.lookup(encoding).name == "ascii":
+        encoding = _ASCII
+    by_line = number == 2 or getattr(stream, "line_buffering", False)
+    through = getattr(stream, "write_through", False)
+    buffer = io.BufferedWriter(raw)  # type: ignore[type-var]
+    return io.TextIOWrapper(buffer, encoding, _ERRORS, line_buffering=by_line, write_through=through), raw
 
 
 def _open_closed_descriptors() -> None:
@@ -189,9 +185,6 @@ def _ascii_by_another_name(name: str) -> codecs.CodecInfo | None:
         return None
     found = codecs.lookup("ascii")
     return codecs.CodecInfo(
-        found.encode,
-        found.decode,
-        incrementalencoder=found.incrementalencoder,
-        incrementaldecoder=found.incrementaldecoder,
-        name=_ASCII,
-    )
+        found.encode, found.decode, incrementalencoder=found.incrementalencoder,
+        incrementaldecoder=found.incrementaldecoder, name=_ASCII,
+    )  # fmt: skip

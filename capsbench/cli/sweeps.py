@@ -44,15 +44,9 @@ def plan_of(cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] 
         experiment: the paper's name of the figure or table that is reproduced, if any.
     """
     return Plan(
-        command=typed_command(),
-        cells=cells,
-        passes=list(passes),
-        samples=given["samples"],
-        budget_seconds=given["time_budget"],
-        timeout_seconds=given["timeout"],
-        strict=given["strict"],
-        experiment=experiment,
-    )
+        command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
+        budget_seconds=given["time_budget"], timeout_seconds=given["timeout"], experiment=experiment,
+    )  # fmt: skip
 
 
 def sweep(
@@ -102,9 +96,8 @@ def sweep(
         except KeyboardInterrupt:
             if interrupted:
                 raise go_on from None
-            raise Interrupted(
-                "interrupted while drawing; all cells are kept", f"draw with: capsbench plot {report.folder}"
-            ) from None
+            hint = f"draw with: capsbench plot {report.folder}"
+            raise Interrupted("interrupted while drawing; all cells are kept", hint) from None
     if interrupted:
         raise go_on
     return status

@@ -117,12 +117,10 @@ def _configure(given: dict[str, Any], epochs: int, scale: float) -> Configure:
     usual = train_command.make_context("train", []).params
 
     def configure(row: PrintedRow, seed: int) -> TrainingSettings:
-        own = {
-            name: getattr(row, name) for name in ("dataset", "routing", "optimizer", "learning_rate", "capsules", "batch_size")
-        }
-        own["models"] = row.model
+        names = ("dataset", "routing", "optimizer", "learning_rate", "capsules", "batch_size")
+        own = {name: getattr(row, name) for name in names} | {"models": row.model, "depth": row.blocks}
         more = {name: given[name] for name in ("preprocess", "validation", "precision", "kernel", "device", "threads")}
-        return settings_of({**usual, **more, **own, "depth": row.blocks, "seed": seed, "epochs": epochs, "scale": scale})
+        return settings_of({**usual, **more, **own, "seed": seed, "epochs": epochs, "scale": scale})
 
     return configure
 

@@ -33,13 +33,9 @@ _HINTS = {
 
 @click.command("timeline", cls=Command)
 @click.option(
-    "--model",
-    "--models",
-    "models",
-    type=NameList(tuple(MODELS), open_ended=True),
-    default="mocapsnet",
+    "--model", "--models", "models", type=NameList(tuple(MODELS), open_ended=True), default="mocapsnet",
     help="The model, or package.module:name of your own.",
-)
+)  # fmt: skip
 @cell_option("blocks", "depth", type=str, default="1", help="Blocks.")
 @cell_options(*SWEPT_OPTIONS)
 @click.option("--timeout", type=positive("seconds"), default=1800, help="Seconds for the process.")
@@ -91,19 +87,12 @@ def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bo
 
 
 def _only(cells: Sequence[Cell]) -> Cell:
-    """The one cell that the options ask for.
-
-    Raises:
-        ConfigurationError: there are several.
-    """
+    """The one cell that the options ask for."""
     first, *others = (cell.configuration.model_dump() for cell in cells)
     if others:
         # An option that one of them does not have follows from its model.
-        differing = [
-            name
-            for name, value in first.items()
-            if any(other[name] != value for other in others) and None not in {value, *(other[name] for other in others)}
-        ]
+        values = {name: {value, *(other[name] for other in others)} for name, value in first.items()}
+        differing = [name for name, known in values.items() if len(known) > 1 and None not in known]
         told = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer_step"])
         raise ConfigurationError(
             f"a timeline shows one step, but this asks for {len(cells)}, which differ in {told}",
@@ -122,12 +111,7 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
     if configuration.is_predicted():
         return Reply(status="ok", timeline=apart.call_for(configuration.model, predicted_timeline, configuration))
     request = Request(
-        configuration=configuration,
-        what="memory",
-        samples=5,
-        data_directory=data_dir,
-        timeline=True,
-        snapshot=absolute(snapshot),
+        configuration=configuration, what="memory", samples=5, data_directory=data_dir, timeline=True, snapshot=absolute(snapshot)
     )
     apart.close()
     try:
@@ -143,16 +127,7 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
 
 @contextmanager
 def _beside(folder: Path, *, new: bool) -> Iterator[Path]:
-    """Make a folder to write into before the files are moved to their folder, so that nobody sees half of them.
-
-    Args:
-        folder: folder of the files.
-        new: whether to remove the folder if nothing is written.
-
-    Raises:
-        ConfigurationError: the folder holds a timeline.
-        StoreError: it cannot be written to.
-    """
+    """Make a folder to write into before the files are moved to their folder, so that nobody sees half of them."""
     if (folder / TIMELINE).exists():
         raise ConfigurationError(f"--out {folder} already holds a timeline", "choose another --out, or remove it first")
     with _writing(folder):

@@ -42,10 +42,8 @@ def _gammas(flag: str, text: str) -> tuple[float, ...]:
     try:
         gammas = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ConfigurationError(
-            f"{flag} '{text}' is no number and no comma list of numbers",
-            "give one for all blocks (0.9), or one for each (0.9,0.8)",
-        ) from None
+        hint = "give one for all blocks (0.9), or one for each (0.9,0.8)"
+        raise ConfigurationError(f"{flag} '{text}' is no number and no comma list of numbers", hint) from None
     for gamma in gammas:
         if not 0 <= gamma <= 1:
             raise ConfigurationError(f"{flag} {gamma:g} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
@@ -166,11 +164,7 @@ def command(
 
 
 def _refuse_without_effect(given: dict[str, Any]) -> None:
-    """Refuse options that this model or optimizer does not have, and parts that have no image.
-
-    Raises:
-        ConfigurationError: there is one.
-    """
+    """Refuse options that this model or optimizer does not have, and parts that have no image."""
     model = given["models"]
     refuse_for_own((model,))
     if model in WITHOUT_BLOCKS:
@@ -219,11 +213,7 @@ def settings_of(given: dict[str, Any]) -> "TrainingSettings":
 
 
 def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bool, now: datetime) -> Path:
-    """The folder of a run: `out`; or the newest unfinished run of these settings, to resume; or a new folder.
-
-    Raises:
-        ConfigurationError: there is nothing to resume.
-    """
+    """The folder of a run: `out`; or the newest unfinished run of these settings, to resume; or a new folder."""
     from capsbench.training.loop import RESULT
     from capsbench.training.processes import is_first
     from capsbench.training.settings import differences

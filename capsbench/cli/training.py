@@ -63,12 +63,8 @@ class TrainingProgress(Display):
         now = self._now
         if now is None:
             return f"epoch 1/{self._epochs}"
-        parts = [
-            f"epoch {now.epoch}/{self._epochs}",
-            f"step {now.step}/{now.steps}",
-            f"loss {now.loss:.4g}",
-            f"accuracy {now.accuracy:.1%}",
-        ]
+        parts = [f"epoch {now.epoch}/{self._epochs}", f"step {now.step}/{now.steps}"]
+        parts += [f"loss {now.loss:.4g}", f"accuracy {now.accuracy:.1%}"]
         if len(self._ticks) > 1:
             passed = self._ticks[-1][0] - self._ticks[0][0]
             images = sum(count for _, count in self._ticks[1:])
@@ -86,11 +82,9 @@ def print_result(result: Result, folder: Path, *, as_json: bool) -> None:
         return
     chosen = result.best().validation_accuracy
     echo(f"test accuracy {result.test_accuracy:.2%} of {result.test_images:,} images, loss {result.test_loss:.4g}")
-    why = (
-        f"the best of {len(result.epochs)} on {result.validation_images:,} held-out images ({chosen:.2%})"
-        if chosen is not None
-        else "the last"
-    )
+    why = "the last"
+    if chosen is not None:
+        why = f"the best of {len(result.epochs)} on {result.validation_images:,} held-out images ({chosen:.2%})"
     echo(f"with the weights of epoch {result.best_epoch}, {why}, after {duration_text(result.seconds)} of training")
     if result.data_source == "sample":
         echo("the packaged sample is small: this shows that training works, not how well the model does")

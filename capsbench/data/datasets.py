@@ -165,11 +165,7 @@ class _Absent(Exception):
 
 
 def _read_torchvision(name: str, root: Path, *, train: bool, download: bool = False) -> object:
-    """Read a part of a set by torchvision's own reader, which knows folders and checksums.
-
-    Raises:
-        _Absent: torchvision reports "not found or corrupted".
-    """
+    """Read a part of a set by torchvision's own reader, which knows folders and checksums."""
     from torchvision import datasets
 
     part = "train" if train else "test"

@@ -37,12 +37,9 @@ class Feed:
     """
 
     def __init__(self, data: ImageSet, device: torch.device, batch_size: int, style: str, share: Share | None = None) -> None:
-        self.spec = data.spec
-        self.source = data.source
-        self.images = data.images.to(device)
-        self.labels = data.labels.to(device)
-        self.batch_size = batch_size
-        self.style = style
+        self.spec, self.source = data.spec, data.source
+        self.images, self.labels = data.images.to(device), data.labels.to(device)
+        self.batch_size, self.style = batch_size, style
         self.share = share or Share()
 
     def __len__(self) -> int:
@@ -69,19 +66,16 @@ class Feed:
         return self._batches(torch.arange(len(self)), offsets, 0)
 
     def _batches(self, order: Tensor, offsets: Tensor | None, first: int) -> Iterator[Batch]:
-        device = self.images.device
+        device, rank, of = self.images.device, self.share.rank, self.share.of
         order = order.to(device)
         offsets = None if offsets is None else offsets.to(device)
         for start in range(first * self.batch_size, len(self), self.batch_size):
-            mine = self._mine(start, min(start + self.batch_size, len(self)))
+            # Parts differ by one image at most, and may be empty.
+            count = min(self.batch_size, len(self) - start)
+            mine = slice(start + count * rank // of, start + count * (rank + 1) // of)
             chosen = order[mine]
             where = None if offsets is None else offsets[:, mine]
             yield prepare(self.images[chosen], self.labels[chosen], self.style, self.spec.name, where)
-
-    def _mine(self, start: int, stop: int) -> slice:
-        """The slice of a batch for this process; parts differ by one image at most, and may be empty."""
-        count, rank, of = stop - start, self.share.rank, self.share.of
-        return slice(start + count * rank // of, start + count * (rank + 1) // of)
 
 
 def split(data: ImageSet, validation: float, scale: float) -> tuple[ImageSet, ImageSet | None]:

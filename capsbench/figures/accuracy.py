@@ -1,7 +1,6 @@
 """Accuracies beside the paper's, as a figure."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib as mpl
@@ -33,23 +32,19 @@ def write_accuracy(rows: pd.DataFrame, folder: Path, name: str, title: str) -> l
 def accuracy_figure(rows: pd.DataFrame, title: str) -> Figure:
     """Accuracy of every row, the paper's pale beside one's own: over blocks if these vary, else row by row."""
     datasets = list(dict.fromkeys(rows["dataset"]))
-    over_blocks = all(_over_blocks(rows[rows["dataset"] == dataset]) for dataset in datasets)
+    parts = [rows[rows["dataset"] == dataset] for dataset in datasets]
+    over_blocks = all(it["blocks"].nunique() > 1 and not it.duplicated(["model", "blocks"]).any() for it in parts)
     with mpl.rc_context(STYLE):
         height = 3.2 if over_blocks else 0.9 + 0.27 * len(rows)
         figure = Figure(figsize=(4.6 * len(datasets), height), layout="constrained")
         axes = figure.subplots(1, len(datasets), squeeze=False)[0]
-        for ax, dataset in zip(axes, datasets, strict=True):
-            part = rows[rows["dataset"] == dataset]
+        for ax, dataset, part in zip(axes, datasets, parts, strict=True):
             (_draw_over_blocks if over_blocks else _draw_rows)(ax, part)
             ax.set_title(dataset_title(dataset), loc="left", fontsize=9.5)
         lengths = sorted({length_text(*found) for found in zip(rows["scale"], rows["epochs"], rows["paper_epochs"], strict=True)})
         note = "" if lengths == ["as the paper"] else f" ({'; '.join(lengths)})"
         figure.suptitle(f"{title}{note}", fontsize=10, x=0.01, ha="left")
     return figure
-
-
-def _over_blocks(rows: pd.DataFrame) -> bool:
-    return rows["blocks"].nunique() > 1 and not rows.duplicated(["model", "blocks"]).any()
 
 
 def _draw_over_blocks(ax: Axes, rows: pd.DataFrame) -> None:
@@ -73,22 +68,17 @@ def _draw_over_blocks(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_rows(ax: Axes, rows: pd.DataFrame) -> None:
-    labels = list(_row_labels(rows))
-    places = range(len(rows))
-    for place, (_, row) in zip(places, rows.iterrows(), strict=True):
+    told = [name for name in KEY if name in TITLES and rows[name].nunique() > 1]
+    labels = []
+    for place, row in enumerate(rows.to_dict("records")):
+        settings = [f"{setting_text(row, name)} {TITLES[name]}" if name in NUMBERED else setting_text(row, name) for name in told]
+        labels.append(", ".join([system_text(row), *(one for one in settings if not one.startswith("-"))]))
         colour = _colour(str(row["model"]))
         ax.errorbar(row["paper_percent"], place, xerr=_error(row["paper_std_percent"]), color=colour, alpha=0.4, fmt="s", ms=5)
         ax.errorbar(row["accuracy_percent"], place, xerr=_error(row["std_percent"]), color=colour, fmt="o", ms=5, capsize=2)
-    ax.set_yticks(list(places), labels, fontsize=7.5)
+    ax.set_yticks(range(len(rows)), labels, fontsize=7.5)
     ax.invert_yaxis()
     ax.set_xlabel("test accuracy, %: round here, square and pale in the paper")
-
-
-def _row_labels(rows: pd.DataFrame) -> Iterator[str]:
-    told = [name for name in KEY if name in TITLES and rows[name].nunique() > 1]
-    for row in rows.to_dict("records"):
-        settings = [f"{setting_text(row, name)} {TITLES[name]}" if name in NUMBERED else setting_text(row, name) for name in told]
-        yield ", ".join([system_text(row), *(one for one in settings if not one.startswith("-"))])
 
 
 def _colour(model: str) -> str:

@@ -134,7 +134,8 @@ def _grid(
             rows = [place_legend(panel, handles, may_grow=ax is None) for panel, handles in zip(row, handles_of, strict=False)]
             below += max(rows, default=0)
             for panel, metric in zip(row, shown, strict=False):
-                title = f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {_title(metric, frame)}"
+                of_a_cpu = metric.name == "process" and not on_gpu(frame).any()
+                title = f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {'largest resident set' if of_a_cpu else metric.title}"
                 panel.set_title(title, loc="left", fontsize=mpl.rcParams["axes.titlesize"])
         if not shown:
             why = "every cell ran out of memory" if (frame["status"] == "oom").any() else "no cell was measured"
@@ -156,13 +157,15 @@ def _draw_row(
 ) -> list[list[Line2D]]:
     """Draw the panels of one data set, and return the handles of each one's legend; without fits the first has them all."""
     every = list(series_of(frame))
+    # The paper's nvidia-smi readings can stand beside memory of a device at the paper's batch alone.
+    beside_paper = with_paper and bool((on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE)).any())
     names = Names(series for series, _ in every)
     handles_of: list[list[Line2D]] = []
     left: dict[str, int] = {}
     for panel, metric in zip(row, shown, strict=False):
         drawn, more = _drawn(every, metric, shown)
         handles = draw_panel(panel, frame, drawn, names, metric, styles, per=per, with_fit=with_fit)
-        if with_paper and _comparable(frame, metric):
+        if beside_paper and metric.name in paper.COMPARABLE_METRICS:
             handles += draw_paper(panel, str(frame["dataset"].iloc[0]))
         if more and with_fit:
             handles.append(nothing_drawn(f"{more} more lines are not drawn"))
@@ -174,10 +177,7 @@ def _draw_row(
 def _drawn(
     every: Sequence[tuple[Series, pd.DataFrame]], metric: Metric, beside: Sequence[Metric]
 ) -> tuple[list[tuple[Series, pd.DataFrame]], int]:
-    """The series that a panel has room for, and the number of further ones.
-
-    Series with values for most of the panels beside it come first, so that panels draw the same series if they can.
-    """
+    """The series that a panel has room for, those with values for most of the panels first, and the number of further ones."""
     found = [(place, cells) for place, (_, cells) in enumerate(every) if cells[metric.column].notna().any()]
     fullest = sorted(found, key=lambda one: -sum(bool(one[1][other.column].notna().any()) for other in beside))
     return [every[place] for place in sorted(place for place, _ in fullest[:_MOST_SERIES])], max(0, len(found) - _MOST_SERIES)
@@ -213,17 +213,6 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
             f"give plt.subplots({rows}, {columns})[1], or no ax",
         )
     return given.reshape(rows, columns)
-
-
-def _comparable(frame: pd.DataFrame, metric: Metric) -> bool:
-    """Return whether the paper's nvidia-smi readings can stand beside this: device memory, at the paper's batch."""
-    same = on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE)
-    return metric.name in paper.COMPARABLE_METRICS and bool(same.any())
-
-
-def _title(metric: Metric, frame: pd.DataFrame) -> str:
-    on_cpu = metric.name == "process" and not on_gpu(frame).any()
-    return "largest resident set" if on_cpu else metric.title
 
 
 def _caption(frame: pd.DataFrame, *, timed: bool) -> str:

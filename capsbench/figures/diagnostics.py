@@ -38,7 +38,10 @@ def diagnostics_figure(frame: pd.DataFrame, title: str) -> Figure:
             `mean_length` and `gradient_norm`; a norm that was not finite is missing.
         title: title of the run.
     """
-    epochs = _chosen(sorted(frame["epoch"].unique()))
+    every = sorted(frame["epoch"].unique())
+    # The first, the last, and some between.
+    places = np.unique(np.linspace(0, len(every) - 1, min(len(every), _MOST_SERIES)).round().astype(int))
+    epochs = [every[place] for place in places]
     colours = mpl.colormaps["viridis_r"](np.linspace(0.15, 1, len(epochs)))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.1 * len(_PANELS), 3.2), layout="constrained")
@@ -48,14 +51,9 @@ def diagnostics_figure(frame: pd.DataFrame, title: str) -> Figure:
         first = figure.axes[0]
         first.axhline(most, color="#888888", lw=0.9, ls=":")
         first.annotate(
-            "nothing is told apart",
-            (0.02, most),
-            (0, 4),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            fontsize=7.5,
-            color="#555555",
-        )
+            "nothing is told apart", (0.02, most), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+            fontsize=7.5, color="#555555",
+        )  # fmt: skip
         first.set_ylim(-0.04 * most, 1.18 * most)
         figure.axes[1].set_ylim(bottom=0)
         figure.legend(*first.get_legend_handles_labels(), loc="outside right center", title="epoch", title_fontsize=8)
@@ -64,15 +62,11 @@ def diagnostics_figure(frame: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _chosen(epochs: list[int]) -> list[int]:
-    """The first, the last, and some between."""
-    places = np.unique(np.linspace(0, len(epochs) - 1, min(len(epochs), _MOST_SERIES)).round().astype(int))
-    return [epochs[place] for place in places]
-
-
 def _draw(ax: Axes, frame: pd.DataFrame, panel: _Panel, epochs: list[int], colours: np.ndarray) -> None:
     shown = frame[frame["epoch"].isin(epochs)]
-    floor = _floor(shown[panel.column]) if panel.logarithmic else None
+    positive = shown.loc[shown[panel.column] > 0, panel.column]
+    # The position of 0 on a logarithmic axis lies below all other values; if all are 0, the axis is linear.
+    floor = float(positive.min()) / 1e3 if panel.logarithmic and len(positive) else None
     # If nothing changes, the epochs lie on each other; later ones are smaller, so that all are seen.
     for size, epoch, colour in zip(np.linspace(6.5, 3, len(epochs)), epochs, colours, strict=True):
         rows = shown[shown["epoch"] == epoch].sort_values("block")
@@ -92,9 +86,3 @@ def _draw(ax: Axes, frame: pd.DataFrame, panel: _Panel, epochs: list[int], colou
     ax.set_title(panel.title, loc="left", fontsize=9.5)
     ax.set_ylabel(panel.unit)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _floor(values: pd.Series) -> float | None:
-    """Position of 0 on a logarithmic axis, below all other values; None if all are 0."""
-    positive = values[values > 0]
-    return float(positive.min()) / 1e3 if len(positive) else None

@@ -39,7 +39,7 @@ def draw_panel(
         measured = cells[cells[metric.column].notna()]
         if measured.empty:
             continue
-        scale = _scale(metric, series, per)
+        scale = 1 / MIB if metric.is_bytes else 1.0 if per == "step" else _steps_per_epoch(series)
         style = styles[style_key(series)]
         by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
         mean = by_depth.mean() * scale
@@ -47,21 +47,11 @@ def draw_panel(
         label = legend_text(names.of(series), _fit_text(fit, metric, scale) if with_fit and fit else "")
         if with_fit and fit is not None:
             _draw_fit(ax, fit, mean, metric, style, scale)
+        deviations = by_depth.std().fillna(0) * scale if (by_depth.size() > 1).any() else None
         ax.errorbar(
-            mean.index,
-            mean,
-            yerr=by_depth.std().fillna(0) * scale if (by_depth.size() > 1).any() else None,
-            marker=style.marker,
-            linestyle="none" if with_fit else style.dash,
-            color=style.colour,
-            markerfacecolor="white",
-            markeredgewidth=1.2,
-            markersize=style.size,
-            linewidth=1.2,
-            drawstyle=_joined(metric, fit),
-            capsize=2,
-            label=label,
-        )
+            mean.index, mean, deviations, marker=style.marker, ls="none" if with_fit else style.dash, color=style.colour,
+            mfc="white", mew=1.2, ms=style.size, lw=1.2, drawstyle=_joined(metric, fit), capsize=2, label=label,
+        )  # fmt: skip
         _mark_noise(ax, measured, mean, metric, style)
         points_alone = with_fit and fit is not None and fit.shape == "no change measurable"
         dash = "none" if points_alone else style.dash
@@ -70,7 +60,8 @@ def draw_panel(
         )
         _mark_end(ax, frame, series, mean, style)
     ax.set_xlabel("blocks")
-    ax.set_ylabel(_unit(metric, per))
+    times = "seconds per step" if per == "step" else "seconds per epoch of the paper's set"
+    ax.set_ylabel("MiB" if metric.is_bytes else times)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return handles
 
@@ -137,16 +128,5 @@ def draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
     return drawn
 
 
-def _scale(metric: Metric, series: Series, per: Per) -> float:
-    if metric.is_bytes:
-        return 1 / MIB
-    if per == "step":
-        return 1.0
-    spec = SPECS[str(series["dataset"])]
-    return float(ceil(spec.train_size / int(str(series["batch_size"]))))
-
-
-def _unit(metric: Metric, per: Per) -> str:
-    if metric.is_bytes:
-        return "MiB"
-    return "seconds per step" if per == "step" else "seconds per epoch of the paper's set"
+def _steps_per_epoch(series: Series) -> float:
+    return float(ceil(SPECS[str(series["dataset"])].train_size / int(str(series["batch_size"]))))

@@ -1,7 +1,6 @@
 """One training step, as a figure and in words."""
 
 import textwrap
-from collections.abc import Iterator
 
 import matplotlib as mpl
 import numpy as np
@@ -55,7 +54,7 @@ def timeline_text(timeline: Timeline) -> str:
         _aligned("operator", peak.operator or "none, or not known"),
         _aligned("module", "not known" if peak.module is None else peak.module or NOBODY),
         "alive at the peak",
-        *(_aligned(f"  {name}", _exact(nbytes)) for name, nbytes in contents_at_peak(timeline)),
+        *(_aligned(f"  {name}", _exact(nbytes)) for name, nbytes in contents_at_peak(timeline).items()),
         _aligned("  left over", _exact(peak.left_over_bytes)),
         _aligned("retained", f"{_exact(forward.end_bytes - forward.start_bytes)} after forward, mostly in these modules:"),
     ]
@@ -69,7 +68,7 @@ def _draw_step(ax: Axes, timeline: Timeline) -> None:
     stacks = {name: np.array(nbytes) for name, nbytes in timeline.bytes_by_category.items()}
     total = np.sum([*stacks.values()], axis=0)
     places, shown = places_of(timeline), shown_events(total)
-    at_peak, floor = dict(contents_at_peak(timeline)), np.zeros(len(shown))
+    at_peak, floor = contents_at_peak(timeline), np.zeros(len(shown))
     for name, nbytes in stacks.items():
         if not nbytes.any():
             continue
@@ -108,16 +107,9 @@ def _mark_peak(ax: Axes, timeline: Timeline, x: float, y: float) -> None:
     peak = timeline.peak
     words = [f"peak {bytes_text(peak.allocated_bytes)}", peak.operator, _short(peak.module) if peak.module else None]
     side = "right" if x > 0.5 else "left"
-    ax.annotate(
-        "\n".join(word for word in words if word),
-        (x, y),
-        (x + (-0.03 if side == "right" else 0.03), 1.27 * y),
-        ha=side,
-        va="top",
-        fontsize=8,
-        arrowprops={"arrowstyle": "-", "lw": 0.7},
-        bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.8},
-    )
+    text, at = "\n".join(word for word in words if word), (x + (-0.03 if side == "right" else 0.03), 1.27 * y)
+    box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.8}
+    ax.annotate(text, (x, y), at, ha=side, va="top", fontsize=8, arrowprops={"arrowstyle": "-", "lw": 0.7}, bbox=box)
     ax.plot([x], [y], "v", color="black", ms=6, mfc="white", zorder=4)
 
 
@@ -132,9 +124,8 @@ def _draw_modules(ax: Axes, timeline: Timeline) -> None:
     ax.barh(range(len(bars)), sizes, color=LOOKS["retained"][0], height=0.65)
     for row, (_, nbytes, module) in enumerate(bars):
         each = f" = {module.count} × {bytes_text(module.nbytes)}" if module.count > 1 else ""
-        ax.annotate(
-            f"{bytes_text(nbytes)}{each}", (nbytes / MIB, row), (3, 0), textcoords="offset points", va="center", fontsize=7.5
-        )
+        text = f"{bytes_text(nbytes)}{each}"
+        ax.annotate(text, (nbytes / MIB, row), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
     ax.set_yticks(range(len(bars)), [_short(name) for name, *_ in bars], fontsize=7.5)
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
@@ -167,10 +158,9 @@ def modules_of(timeline: Timeline) -> list[ModuleChange]:
     return module_changes({}, timeline.retained_by_module)
 
 
-def contents_at_peak(timeline: Timeline) -> Iterator[tuple[str, int]]:
+def contents_at_peak(timeline: Timeline) -> dict[str, int]:
     """Bytes at the peak by category."""
-    for name in timeline.bytes_by_category:
-        yield name, getattr(timeline.peak.contents, f"{name}_bytes")
+    return {name: getattr(timeline.peak.contents, f"{name}_bytes") for name in timeline.bytes_by_category}
 
 
 def title_of(timeline: Timeline) -> str:

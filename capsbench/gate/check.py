@@ -124,14 +124,11 @@ def _left_out(comparisons: Sequence[Comparison]) -> list[LeftOut]:
     for it in comparisons:
         if it.verdict == "not comparable":
             reasons.setdefault(it.why, []).append(it)
-    return [
-        LeftOut(
-            why,
-            tuple(dict.fromkeys(it.quantity for it in group)),
-            tuple({repr(it.series): it.series for it in group}.values()),
-        )
-        for why, group in reasons.items()
-    ]
+    found = []
+    for why, group in reasons.items():
+        all_series = {repr(it.series): it.series for it in group}
+        found.append(LeftOut(why, tuple(dict.fromkeys(it.quantity for it in group)), tuple(all_series.values())))
+    return found
 
 
 def _since(run: Summary, last: Summary, thresholds: Thresholds | None, known: Sequence[Finding]) -> tuple[list[Finding], str]:

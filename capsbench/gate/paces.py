@@ -67,7 +67,7 @@ def level_change(before: Sequence[float], after: Sequence[float], places: Sequen
     """
     if len(before) < FEWEST_CELLS:
         return None
-    logs, places = _log_ratios(before, after), places or _apart(len(before))
+    logs, places = _log_ratios(before, after), places or [Place(number) for number in range(len(before))]
     depths = _means(logs, [place.blocks for place in places])
     middle, own = _trimmed(depths if depths.size >= FEWEST_CELLS else logs)
     errors = [own]
@@ -120,7 +120,7 @@ def cell_changes(before: Sequence[float], after: Sequence[float], places: Sequen
     """
     if len(before) < FEWEST_CELLS:
         return None
-    logs, places = _log_ratios(before, after), places or _apart(len(before))
+    logs, places = _log_ratios(before, after), places or [Place(number) for number in range(len(before))]
     depths = len({place.blocks for place in places})
     degrees = float(depths if depths >= FEWEST_CELLS else logs.size) - 1
     errors = [StandardError(float(logs.std(ddof=1)), degrees)]
@@ -131,11 +131,6 @@ def cell_changes(before: Sequence[float], after: Sequence[float], places: Sequen
         Change(old, new, old * float(np.expm1(ratio - half)), old * float(np.expm1(ratio + half)), p_value(ratio, errors))
         for old, new, ratio in zip(before, after, logs.tolist(), strict=True)
     ]
-
-
-def _apart(count: int) -> list[Place]:
-    """Places of this many cells, each with a depth of its own."""
-    return [Place(number) for number in range(count)]
 
 
 def _trimmed(values: Floats) -> tuple[float, StandardError]:

@@ -10,7 +10,7 @@ from capsbench.gate.paces import FEWEST_CELLS, Change, Place, cell_changes, leve
 from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, SeriesSummary, Summary
 from capsbench.records import Status, adds_up
 from capsbench.stats.least_squares import fit_slope
-from capsbench.words.modules import ModuleChange, module_changes
+from capsbench.words.modules import module_changes
 
 PORTABLE = frozenset({"retained", "state", "gradient", "optimizer"})
 """Bytes that are equal on every machine."""
@@ -58,13 +58,8 @@ class PairedSeries:
                 # A missing pass leaves nothing to compare.
                 lost = sorted(old.bytes.keys() & PORTABLE - new.bytes.keys())
                 if verdict == "same" and new.status == "ok" and lost:
-                    yield self._outcome(
-                        old.status,
-                        None,
-                        old,
-                        "worse",
-                        "its memory was not measured" if not new.bytes else f"not measured: {', '.join(lost)}",
-                    )
+                    why = f"not measured: {', '.join(lost)}" if new.bytes else "its memory was not measured"
+                    yield self._outcome(old.status, None, old, "worse", why)
                 elif verdict != "same":
                     yield self._outcome(old.status, new.status, new, verdict, new.message or "")
             elif old.status != "skipped":
@@ -87,18 +82,17 @@ class PairedSeries:
         for name in BYTES:
             yield from self._of(name, [it for it in both if all(name in cell.bytes for cell in it)], self._bytes)
         for name in TIMES:
-            yield from self._of(name, [it for it in both if all(_timed(cell, name) for cell in it)], self._times)
+            timed = [it for it in both if all(name in cell.times and cell.times[name].seconds > 0 for cell in it)]
+            yield from self._of(name, timed, self._times)
 
     def _of(self, name: str, cells: Cells, figures: Callable[[str, Cells], Iterator[Comparison]]) -> Iterator[Comparison]:
         """Comparisons of one quantity, for the cells whose machines allow it."""
-        if name in PORTABLE or self.old.kind == "predicted":
-            alike, reasons = cells, []
-        else:
-            told = [(it, self._difference(*it)) for it in cells]
-            alike, reasons = [it for it, reason in told if not reason], [reason for _, reason in told if reason]
-        if reasons:
-            yield Comparison(self.series, "slope", name, "not comparable", why=reasons[0])
-        yield from figures(name, alike)
+        on_any_machine = name in PORTABLE or self.old.kind == "predicted"
+        told = [(it, "" if on_any_machine else self._difference(*it)) for it in cells]
+        reason = next((reason for _, reason in told if reason), "")
+        if reason:
+            yield Comparison(self.series, "slope", name, "not comparable", why=reason)
+        yield from figures(name, [it for it, reason in told if not reason])
 
     def _bytes(self, name: str, cells: Cells) -> Iterator[Comparison]:
         values = [(old.bytes[name], new.bytes[name]) for old, new in cells]
@@ -114,32 +108,24 @@ class PairedSeries:
         self, scope: Scope, name: str, before: float, after: float, cells: tuple[CellSummary, CellSummary]
     ) -> Comparison:
         old, new = cells
-        modules: list[ModuleChange] = []
         held = _by_module(self.old, old), _by_module(self.new, new)
-        if name in HELD_BY_MODULES and before != after and all(held):
-            modules = module_changes(*held)
+        compared = name in HELD_BY_MODULES and before != after and all(held)
+        modules = tuple(module_changes(*held)) if compared else ()
         matters = self.limits.bytes_matter(before, after)
+        verdict = _side(before, after) if matters else "same"
+        why = "" if matters or before == after else "within the threshold"
         return Comparison(
-            self.series,
-            scope,
-            name,
-            _side(before, after) if matters else "same",
-            before,
-            after,
-            why="" if matters or before == after else "within the threshold",
-            blocks=old.blocks,
-            replicate=old.replicate,
-            modules=tuple(modules),
-        )
+            self.series, scope, name, verdict, before, after,
+            why=why, blocks=old.blocks, replicate=old.replicate, modules=modules,
+        )  # fmt: skip
 
     def _times(self, name: str, cells: Cells) -> Iterator[Comparison]:
         if not cells:
             return
         alone = [pair for pair in cells if not any(LOAD in cell.noise for cell in pair)]
         if len(alone) < min(FEWEST_CELLS, len(cells)):
-            busy = (
-                f"{len(cells) - len(alone)} of {len(cells)} cells shared the cores with other processes: run again without these"
-            )
+            shared = f"{len(cells) - len(alone)} of {len(cells)} cells shared the cores with other processes"
+            busy = f"{shared}: run again without these"
             yield Comparison(self.series, "level", name, "not comparable", why=busy)
             return
         left_out = [f"{len(cells) - len(alone)} of {len(cells)} cells left out: {LOAD}"] if len(alone) < len(cells) else []
@@ -190,8 +176,7 @@ class PairedSeries:
             return f"{here.threads} threads, {there.threads} before"
         if old.probe and new.probe and old.probe != new.probe:
             return f"memory counted by {new.probe}, by {old.probe} before"
-        parts = [known.get(cell.environment or "") for known, cell in zip(self._machines, (old, new), strict=True)]
-        before, after = parts
+        before, after = (known.get(cell.environment or "") for known, cell in zip(self._machines, (old, new), strict=True))
         if not before or not after:
             return "not known on which machine it was measured"
         ignored = {"GPU", "driver"} if here.device_kind() == "cpu" else set()
@@ -214,10 +199,6 @@ def _paces(cells: Cells, name: str) -> tuple[list[float], list[float], bool]:
 
 def _has(cell: CellSummary, name: str) -> bool:
     return name in cell.bytes or name in cell.times
-
-
-def _timed(cell: CellSummary, name: str) -> bool:
-    return name in cell.times and cell.times[name].seconds > 0
 
 
 def _side(before: float, after: float) -> Verdict:

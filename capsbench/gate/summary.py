@@ -187,7 +187,11 @@ def summarize(reports: Sequence["Report"]) -> tuple[Summary, list[str]]:
     )
     count = ((name, f"{number} line{'s' if number > 1 else ''}") for name, number in passed_over.items())
     notes = [f"{text} of report {name} were measured again by a later report, which counts" for name, text in count]
-    return summary, notes + _superseded(reports)
+    for report in reports:
+        earlier = len(report.records) - sum(len(cells) for cells in _by_series(report.records).values())
+        if earlier:
+            notes.append(f"{earlier} records of report {report.name} are of an earlier source of their network, and left out")
+    return summary, notes
 
 
 def _by_series(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Record]]:
@@ -208,16 +212,6 @@ def _source(series: Iterable[Record]) -> str | None:
     return max(reversed(list(series)), key=lambda record: record.started_at or "").cell.source
 
 
-def _superseded(reports: Iterable["Report"]) -> list[str]:
-    """Notes on records that are left out because a network's source was changed amid a report."""
-    notes = []
-    for report in reports:
-        count = len(report.records) - sum(len(cells) for cells in _by_series(report.records).values())
-        if count:
-            notes.append(f"{count} records of report {report.name} are of an earlier source of their network, and left out")
-    return notes
-
-
 def _series_summary(cells: Mapping[tuple[int, int], Record]) -> SeriesSummary:
     some = next(iter(cells.values()))
     return SeriesSummary(
@@ -228,19 +222,14 @@ def _series_summary(cells: Mapping[tuple[int, int], Record]) -> SeriesSummary:
 
 
 def _cell(record: Record) -> CellSummary:
-    step = record.believed_step()
+    step, memory, time = record.believed_step(), record.memory, record.time
     return CellSummary(
-        blocks=record.cell.configuration.blocks,
-        replicate=record.cell.replicate,
-        status=record.status,
-        message=record.message,
-        environment=record.environment,
-        probe=record.memory.probe if record.memory else None,
-        bytes=_bytes(record, record.memory) if record.memory else {},
-        times=_times(record.time) if record.time else {},
-        noise=record.time.noise if record.time else [],
+        blocks=record.cell.configuration.blocks, replicate=record.cell.replicate,
+        status=record.status, message=record.message, environment=record.environment,
+        probe=memory.probe if memory else None, bytes=_bytes(record, memory) if memory else {},
+        times=_times(time) if time else {}, noise=time.noise if time else [],
         retained_by_module=step.retained_by_module if step else {},
-    )
+    )  # fmt: skip
 
 
 def _bytes(record: Record, memory: MemoryFigures) -> dict[str, int]:

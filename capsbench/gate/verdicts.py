@@ -190,7 +190,8 @@ class CheckText:
         told = self._judgement
         failures: dict[tuple[str, str], list[str]] = {}
         for it in told.regressions:
-            failures.setdefault(self._case(it), []).append(self._text(it))
+            series_of, name = (it.first, "cells") if isinstance(it, Fault) else (it.comparison, TITLES[it.comparison.quantity])
+            failures.setdefault((self._labels.of(series_of.series), name), []).append(self._text(it))
         for series in told.missing:
             failures.setdefault((self._labels.of(series.options()), "cells"), []).append(missing_text(series, self._labels))
         cases: dict[tuple[str, str], str] = dict.fromkeys(failures, "")
@@ -201,11 +202,6 @@ class CheckText:
                 cases[case] = comparison.why
             cases.setdefault((case[0], "cells"), "")
         return _junit(cases, failures)
-
-    def _case(self, it: Finding | Fault) -> tuple[str, str]:
-        if isinstance(it, Fault):
-            return self._labels.of(it.first.series), "cells"
-        return self._labels.of(it.comparison.series), TITLES[it.comparison.quantity]
 
     def _text(self, it: Finding | Fault) -> str:
         return printable(finding_text(it, self._labels) if isinstance(it, Finding) else fault_text(it, self._labels))

@@ -35,7 +35,6 @@ QUIET_MALLOC = {
 }
 """Settings under which glibc keeps its memory: giving it back in every step is most of the noise of a CPU's time."""
 
-
 Turn = Callable[[], AbstractContextManager[None]]
 """A function that makes a context which waits until this process has a device to itself, and keeps it until it is left."""
 
@@ -135,7 +134,9 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
                         ours.send(READY)
                 ended = _wait(process, timeout_seconds - (time.monotonic() - began - waited))
         finally:
-            _end(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and any processes that an ended worker left behind
+            process.wait()
             end_family(family)
         if not ended:
             reply = Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
@@ -162,7 +163,6 @@ def out_of_memory_kills() -> int:
 
 @contextmanager
 def _pipe() -> Iterator[tuple[int, int]]:
-    """The reading and the writing end of a pipe."""
     ends = os.pipe()
     try:
         yield ends
@@ -172,10 +172,7 @@ def _pipe() -> Iterator[tuple[int, int]]:
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, message: socket.socket | None = None) -> bool:
-    """Wait for a process to end or to send a message, and return whether it did in time.
-
-    The parent sleeps until then, because one that polls disturbs the measurement.
-    """
+    """Sleep until a process ends or sends a message, and return whether it did in time: polling disturbs the measurement."""
     timeout_seconds = max(timeout_seconds, 0)
     sources: list[socket.socket | int] = [] if message is None else [message]
     try:
@@ -201,13 +198,6 @@ def _has_message(source: socket.socket) -> bool:
         return source.recv(len(READY)) == READY
     except OSError:
         return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a worker and its group of processes, and any processes that an ended worker left behind."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _reply(answer: IO[bytes], status: int, errors: IO[bytes], kills_before: int, configuration: Configuration) -> Reply:

@@ -15,12 +15,8 @@ def limit_cpu(capacity: int) -> None:
     """Let this process have this many more bytes in tensors; without a compiler, this many bytes of any kind."""
     if counting.installed() is not None:
         counting.limit(capacity)
-    else:
-        _limit_data(capacity)
-
-
-def _limit_data(capacity: int) -> None:
-    """Limit the process's data; memory of libraries and threads is not counted, as on a GPU, where the context is extra."""
+        return
+    # Limit the process's data; memory of libraries and threads is not counted, as on a GPU, where the context is extra.
     import resource
 
     # Lazy starts must be over by now: threads, and the profiler's own imports.

@@ -5,7 +5,7 @@ every run and for every number of threads, kernels' scratch included. `CudaProbe
 """
 
 import bisect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
@@ -51,45 +51,41 @@ class MemoryProbe(Protocol):
 
     def peak_reserved(self) -> int | None:
         """Most bytes held by a caching allocator during the phases; None where there is none."""
+        return None
 
     def process_bytes(self) -> int | None:
         """Memory of this process as the system reports it: device memory (CUDA), largest resident set (CPU); None if unknown."""
 
     def context_bytes(self) -> int | None:
         """The device memory of the process that the caching allocator does not hold; None if there is none, or unknown."""
+        return None
 
     def warm_peak(self, step: Callable[[], None]) -> int | None:
         """Most bytes in a further step after several more, once the probe has been left; None where steps do not change."""
+        return None
 
 
-class _CpuProbe(ABC):
-    """The common part of both probes on a CPU."""
+class _CpuProbe(MemoryProbe):
+    """The common part of both probes on a CPU, which has no caching allocator, and where all steps are alike."""
 
     _process_bytes: int | None = None
+    _trace: Trace | None = None
 
     @abstractmethod
-    def trace(self) -> Trace:
+    def _made(self) -> Trace:
         """Every allocation."""
 
     def phases(self) -> dict[str, Phase]:
-        """Bytes of each phase."""
         return self.trace().phases()
 
-    def peak_reserved(self) -> int | None:
-        """None: a CPU has no caching allocator."""
-        return None
+    def trace(self) -> Trace:
+        if self._trace is None:
+            self._trace = self._made()
+        return self._trace
 
     def process_bytes(self) -> int | None:
         """The largest resident set, the probe's own log included."""
         return self._process_bytes
-
-    def context_bytes(self) -> int | None:
-        """None: memory outside tensors is not told apart."""
-        return None
-
-    def warm_peak(self, step: Callable[[], None]) -> int | None:
-        """None: all steps are alike."""
-        return None
 
 
 class AllocatorProbe(_CpuProbe):
@@ -101,7 +97,6 @@ class AllocatorProbe(_CpuProbe):
         self._spans: dict[str, tuple[int, int]] = {}
         self._tags: list[tuple[int, str, list[int]]] = []
         self._marks: list[int] = []
-        self._trace: Trace | None = None
 
     def __enter__(self) -> "AllocatorProbe":
         """Start counting."""
@@ -128,11 +123,8 @@ class AllocatorProbe(_CpuProbe):
         """Set a mark."""
         self._marks.append(len(self._log))
 
-    def trace(self) -> Trace:
-        """Every allocation."""
-        if self._trace is None:
-            self._trace = trace_of(self._log.close().tolist(), self._spans, self._tags, self._marks)
-        return self._trace
+    def _made(self) -> Trace:
+        return trace_of(self._log.close().tolist(), self._spans, self._tags, self._marks)
 
 
 class ProfilerProbe(_CpuProbe):
@@ -146,7 +138,6 @@ class ProfilerProbe(_CpuProbe):
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, record_shapes=False
         )
         self._tags: list[tuple[str, list[int]]] = []
-        self._trace: Trace | None = None
 
     def __enter__(self) -> "ProfilerProbe":
         """Start counting."""
@@ -175,12 +166,9 @@ class ProfilerProbe(_CpuProbe):
         with torch.profiler.record_function(_MARK):
             pass
 
-    def trace(self) -> Trace:
-        """Every allocation."""
-        if self._trace is None:
-            profiler: Any = self._profile.profiler
-            self._trace = trace_of_profile(profiler.kineto_results.experimental_event_tree(), self._tags)
-        return self._trace
+    def _made(self) -> Trace:
+        profiler: Any = self._profile.profiler
+        return trace_of_profile(profiler.kineto_results.experimental_event_tree(), self._tags)
 
 
 def trace_of_profile(tree: Iterable[Any], tags: list[tuple[str, list[int]]]) -> Trace:

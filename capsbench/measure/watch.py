@@ -95,7 +95,6 @@ def _clocks(indexes: Sequence[int]) -> list[float]:
 
 
 def _gpu(device: torch.device) -> Any:
-    """NVML's handle of a device."""
     import pynvml
 
     pynvml.nvmlInit()  # for as long as this process lives: starting it at every look would disturb the measurement

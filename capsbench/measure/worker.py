@@ -174,11 +174,7 @@ def _prepare(configuration: Configuration) -> None:
 
 
 def _check_threads(configuration: Configuration) -> None:
-    """Refuse a step that ran with another number of threads than its record reports.
-
-    Raises:
-        ConfigurationError: the network sets torch's number of threads.
-    """
+    """Refuse a step that ran with another number of threads than its record reports."""
     asked, found = configuration.threads, torch.get_num_threads()
     if asked is not None and found != asked:
         raise ConfigurationError(

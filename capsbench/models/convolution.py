@@ -38,7 +38,8 @@ class LibraryGradients:
     def __init__(self, weight: Tensor, stride: int, *, need_inputs: bool, need_weight: bool) -> None:
         self._weight, self._stride, self._mask = weight, stride, [need_inputs, need_weight, False]
         # Half precision would lose what later chunks add.
-        self._total = torch.zeros_like(weight, dtype=_at_least_float32(weight)) if need_weight else None
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        self._total = torch.zeros_like(weight, dtype=wide) if need_weight else None
 
     def add(self, inputs: Tensor, grad: Tensor) -> Tensor | None:
         """Add a chunk (`ConvolutionGradients.add`)."""
@@ -96,7 +97,3 @@ class OffsetGradients:
         """Slices of the inputs `[N, H, W, C]` that place (r, s) of the kernel meets, one for each output position."""
         height, width = (side * self._stride for side in shape[1:3])
         return slice(None), slice(r, r + height, self._stride), slice(s, s + width, self._stride)
-
-
-def _at_least_float32(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)

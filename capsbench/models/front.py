@@ -75,8 +75,7 @@ def chunked_front(images: Tensor, first: nn.Conv2d, second: nn.Conv2d, *, chunk:
         dtype = torch.get_autocast_dtype(images.device.type)
         # Autocast leaves float64 as it is, and so does this.
         tensors = [it if it.dtype == torch.float64 else it.to(dtype) for it in tensors]
-    maps: Tensor = _Front.apply(*tensors, second.stride[0], chunk or CHUNKS.get(kind, CHUNKS["cuda"]))
-    return maps
+    return _Front.apply(*tensors, second.stride[0], chunk or CHUNKS.get(kind, CHUNKS["cuda"]))
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -96,8 +95,7 @@ class _Front(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        maps: Tensor = torch.ops.capsbench.front(*inputs)
-        return maps
+        return torch.ops.capsbench.front(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:

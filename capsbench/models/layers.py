@@ -8,7 +8,6 @@ from capsbench.routing import RouteOptions, algorithm_of, check_routing, route, 
 INITIAL_STD = 0.01
 """Standard deviation of a new transformation matrix (Momentum Capsule Networks, section 4)."""
 
-
 INITIAL_BIAS = 0.1
 """Value of a new bias, as in the published code's SDA layer."""
 
@@ -73,9 +72,7 @@ class CapsuleLayer(nn.Module):
         for name in ("bias", "beta_u", "beta_a"):
             shape = (out_capsules, out_dim) if name == "bias" else (out_capsules,)
             self.register_parameter(name, nn.Parameter(torch.empty(shape)) if name in extras else None)
-        self.routing = routing
-        self.iterations = iterations
-        self.kernel = kernel
+        self.routing, self.iterations, self.kernel = routing, iterations, kernel
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

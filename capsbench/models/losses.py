@@ -41,9 +41,7 @@ class CapsuleLoss(nn.Module):
         self, present: float = 0.9, absent: float = 0.1, down_weight: float = 0.5, reconstruction_weight: float = 5e-4
     ) -> None:
         super().__init__()
-        self.present = present
-        self.absent = absent
-        self.down_weight = down_weight
+        self.present, self.absent, self.down_weight = present, absent, down_weight
         self.reconstruction_weight = reconstruction_weight
 
     def forward(self, out: CapsuleOutput, labels: Tensor, images: Tensor | None = None) -> Tensor:

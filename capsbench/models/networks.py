@@ -88,9 +88,7 @@ class CapsuleNetwork(nn.Module):
         _check_positive(num_classes=num_classes, capsules=capsules, class_dim=class_dim)
         if blocks < 0:
             raise ConfigurationError(f"blocks {blocks} is out of range", "give 0 blocks or more")
-        self.in_shape = tuple(in_shape)
-        self.num_classes = num_classes
-        self.front = front
+        self.in_shape, self.num_classes, self.front = tuple(in_shape), num_classes, front
 
         def layer(count: int, out_count: int, out_dim: int) -> CapsuleLayer:
             return CapsuleLayer(count, capsule_dim, out_count, out_dim, routing=routing, iterations=iterations, kernel=kernel)
@@ -149,13 +147,7 @@ class _PlainNetwork(CapsuleNetwork):
     shortcut: ClassVar[bool]
 
     def __init__(
-        self,
-        in_shape: tuple[int, int, int],
-        num_classes: int,
-        blocks: int,
-        *,
-        memory: str = "stored",
-        **options: Unpack[Options],
+        self, in_shape: tuple[int, int, int], num_classes: int, blocks: int, *, memory: str = "stored", **options: Unpack[Options]
     ) -> None:
         check_strategy(memory, PLAIN_STRATEGIES)
 
@@ -248,8 +240,7 @@ class BlockStack(nn.Module):
     def __init__(self, layers: list[nn.Module], *, shortcut: bool, memory: str) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(nn.ModuleList(pair) for pair in _pairs(layers))
-        self.shortcut = shortcut
-        self.memory = memory
+        self.shortcut, self.memory = shortcut, memory
 
     def forward(self, x: Tensor) -> Tensor:
         """The last block's output."""

@@ -70,14 +70,8 @@ def answers(
     for index in first[:most]:
         series = page_series[index]
         cells = rows[rows["line"] == index]
-        found.append(
-            Answer(
-                label=str(series["label"]),
-                colour=int(series["look"]["colour"]),
-                sentence=[*_cost(series["fits"], cells), *_ending(cells)],
-                where=_where(all_series.listed[index], cells, reports),
-            )
-        )
+        sentence, where = [*_cost(series["fits"], cells), *_ending(cells)], _where(all_series.listed[index], cells, reports)
+        found.append(Answer(str(series["label"]), int(series["look"]["colour"]), sentence, where))
     return found
 
 
@@ -155,11 +149,9 @@ def _time(fit: Mapping[str, Any]) -> list[Piece]:
 
 
 def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
-    return (
-        []
-        if fit["ratio_to_rescapsnet"] is None or fit["isReference"]
-        else [(False, ", "), (True, f"{fit['ratioText']} ×"), (False, " ResCapsNet’s")]
-    )
+    if fit["ratio_to_rescapsnet"] is None or fit["isReference"]:
+        return []
+    return [(False, ", "), (True, f"{fit['ratioText']} ×"), (False, " ResCapsNet’s")]
 
 
 def _shape_note(fit: Mapping[str, Any]) -> list[Piece]:
@@ -172,11 +164,8 @@ def _one_depth(cells: pd.DataFrame) -> list[Piece]:
     if good.empty:
         return [(False, "has no figures.")]
     row = good.iloc[0]
-    parts = [
-        f"{METRICS[name].title} {quantity_text(float(row[METRICS[name].column]), is_bytes=METRICS[name].is_bytes)}"
-        for name in ("retained", "peak", "train")
-        if not pd.isna(row[METRICS[name].column])
-    ]
+    known = [METRICS[name] for name in ("retained", "peak", "train") if not pd.isna(row[METRICS[name].column])]
+    parts = [f"{it.title} {quantity_text(float(row[it.column]), is_bytes=it.is_bytes)}" for it in known]
     verb = "was predicted" if row["kind"] == "predicted" else "was measured"
     figures = f": {', '.join(parts)}" if parts else ""
     if row["blocks"] == 0:
@@ -244,7 +233,11 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
     theirs = _printed_ratio("memory" if memory else "train_time")
     claim = "A block costs MoCapsNet less memory than ResCapsNet" if memory else "and more training time"
     if pd.isna(row["ratio_to_rescapsnet"]):
-        here, verdict, why = "-", "open", _why_no_ratio(row)
+        # The reason lies in this slope or in ResCapsNet's.
+        why = row_slope(row) if row_shape(row) == "no change measurable" else "it is not a line"
+        if row_shape(row) == "line":
+            why = "there is no ResCapsNet line beside it whose slope can be distinguished from 0"
+        here, verdict = "-", "open"
     else:
         ratio = float(row["ratio_to_rescapsnet"])
         low, high = (ratio if pd.isna(row[name]) else float(row[name]) for name in ("ratio_low", "ratio_high"))
@@ -252,13 +245,6 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
         verdict = "open" if low <= 1 <= high else "agrees" if (high < 1) == memory else "contradicts"
         why = "the interval contains 1" if verdict == "open" else ""
     return PaperVerdict(claim, f"× {theirs:.3g}", here, f"{label}, {METRICS[row['metric']].title}", verdict, why)
-
-
-def _why_no_ratio(row: Mapping[Any, Any]) -> str:
-    """The reason that a slope has no ratio, which lies in it or in ResCapsNet."""
-    if row_shape(row) != "line":
-        return row_slope(row) if row_shape(row) == "no change measurable" else "it is not a line"
-    return "there is no ResCapsNet line beside it whose slope can be distinguished from 0"
 
 
 @cache
@@ -278,9 +264,8 @@ def _slope_verdict(row: Mapping[Any, Any], series: Series, label: str) -> list[P
     fit = fit_slope(theirs["blocks"].tolist(), theirs["bytes"].tolist())
     low, high = fit.slope_interval or (fit.slope, fit.slope)
     overlap = row["slope_low"] <= high and low <= row["slope_high"]
-    name = (
-        f"{model_title(str(series['model']))} on {dataset_title(str(series['dataset']))}: memory per block (table 4, nvidia-smi)"
-    )
+    of = f"{model_title(str(series['model']))} on {dataset_title(str(series['dataset']))}"
+    name = f"{of}: memory per block (table 4, nvidia-smi)"
     if row_shape(row) != "line":
         # An interval that contains 0 agrees with almost anything.
         verdict, why = "open", str(row_shape(row))

@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capsbench.durable import replacing
@@ -76,7 +75,9 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     """The page of these reports; the same records give the same page."""
     apart = told_apart(reports)
     records = [record for report in apart for record in report.records]
-    frame, table = _figures(apart)
+    alone = apart[0] if len(apart) == 1 else None  # it knows its frame and slopes where they were asked for before
+    frame = alone.frame if alone else to_frame((report.name, record) for report in apart for record in report.records)
+    table = alone.slopes if alone else fitted_slopes(frame)
     all_series = AllSeries(frame)
     page_series = series_data(all_series, frame, table, apart)
     timelines, all_timelines = timelines_data(apart, loose)
@@ -105,31 +106,15 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     text, limits = _encoded(data, records, texts)
     if len(timelines) < all_timelines:
         limits.append(f"{len(timelines)} of {all_timelines} timelines are on this page: name fewer reports to see the others.")
+    title = " and ".join(cut(report.name, LONGEST_NAME) for report in apart) if len(apart) < 4 else f"{len(apart)} reports"
+    notes = cut_list([*(note for report in apart for note in report.notes), *notes], _NOTES, LONGEST_NAME)
     return _template().render(
-        title=" and ".join(cut(report.name, LONGEST_NAME) for report in apart) if len(apart) < 4 else f"{len(apart)} reports",
-        reports=data["reports"],
+        title=title, reports=data["reports"], lines=len(page_series), cells=len(records),
         answers=answers(all_series, page_series, frame, apart, _ANSWERS),
-        lines=len(page_series),
-        verdicts=verdicts[:_ANSWERS],
-        left_out=max(0, len(verdicts) - _ANSWERS),
-        cells=len(records),
-        light=COLOURS,
-        dark=DARK_COLOURS,
-        style=_asset("style.css"),
-        script=_asset("page.js"),
-        library=_library(),
-        data=text,
-        limits=limits,
-        notes=cut_list([*(note for report in apart for note in report.notes), *notes], _NOTES, LONGEST_NAME),
-    )
-
-
-def _figures(reports: Sequence["Report"]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All records, and their slopes."""
-    if len(reports) == 1:
-        return reports[0].frame, reports[0].slopes  # which it knows where they were asked for before
-    frame = to_frame((report.name, record) for report in reports for record in report.records)
-    return frame, fitted_slopes(frame)
+        verdicts=verdicts[:_ANSWERS], left_out=max(0, len(verdicts) - _ANSWERS),
+        light=COLOURS, dark=DARK_COLOURS, style=_asset("style.css"), script=_asset("page.js"), library=_library(),
+        data=text, limits=limits, notes=notes,
+    )  # fmt: skip
 
 
 def told_apart(reports: Iterable["Report"]) -> list["Report"]:

@@ -131,10 +131,8 @@ def series_data(
 def packed_fits(page_series: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
     """Names of the fields of a fit, and series whose fits are bare values in that order, since names would take most room."""
     names = next((list(fit) for series in page_series for fit in series["fits"].values()), [])
-    return names, [
-        {**series, "fits": {metric: [fit[name] for name in names] for metric, fit in series["fits"].items()}}
-        for series in page_series
-    ]
+    bare = [{metric: [fit[name] for name in names] for metric, fit in series["fits"].items()} for series in page_series]
+    return names, [{**series, "fits": fits} for series, fits in zip(page_series, bare, strict=True)]
 
 
 def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Record], texts: "Texts") -> dict[str, Any]:
@@ -167,10 +165,8 @@ def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Rec
 def samples_data(records: Sequence[Record], most: int) -> list[list[list[float]]]:
     """Raw samples of each record in the order of `SAMPLE_COLUMNS`, at most `most`, in seconds; clocks know no more digits."""
     return [
-        [[float(f"{value:.6g}") for value in getattr(record.time, name)[:most]] for name in SAMPLE_COLUMNS]
-        if record.time and most
-        else []
-        for record in records
+        [[float(f"{value:.6g}") for value in getattr(time, name)[:most]] for name in SAMPLE_COLUMNS] if time and most else []
+        for time in (record.time for record in records)
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from capsbench.figures.sparks import scale_of, svg, value_ranges
+from capsbench.figures.sparks import Points, scale_of, svg, value_ranges
 from capsbench.figures.styles import style_key, styles_of
 from capsbench.gate.findings import Labels
 from capsbench.stats.metrics import METRICS
@@ -81,7 +81,7 @@ def _line_of(row: Mapping[Hashable, Any]) -> tuple[float, float] | None:
     return (row["intercept"], row["slope"]) if row_shape(row) == "line" else None
 
 
-def _heights(row: Mapping[Hashable, Any], points: list[tuple[float, float]]) -> list[float]:
+def _heights(row: Mapping[Hashable, Any], points: Points) -> list[float]:
     """Values in a row's chart: those of the records, and the ends of the fitted line."""
     line, depths = _line_of(row), [depth for depth, _ in points]
     fitted = [line[0] + line[1] * depth for depth in (min(depths), max(depths))] if line and points else []
@@ -89,11 +89,7 @@ def _heights(row: Mapping[Hashable, Any], points: list[tuple[float, float]]) -> 
 
 
 def _row(
-    label: str,
-    row: Mapping[Hashable, Any],
-    points: list[tuple[float, float]],
-    colour: str,
-    ranges: Mapping[tuple[str, ...], tuple[float, float]],
+    label: str, row: Mapping[Hashable, Any], points: Points, colour: str, ranges: Mapping[tuple[str, ...], tuple[float, float]]
 ) -> str:
     remarks = row_remarks(row)
     remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []

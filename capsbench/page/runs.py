@@ -57,22 +57,16 @@ def environments_data(reports: Sequence["Report"]) -> dict[str, Any]:
             if isinstance(entry, Mapping):
                 known.setdefault(key, entry)
     parts = {key: _flat(entry) for key, entry in known.items()}
-    names = list(dict.fromkeys(name for flat in parts.values() for name in flat))
     rows: list[dict[str, Any]] = []
-    for name in names:
+    for name in dict.fromkeys(name for flat in parts.values() for name in flat):
         values = [flat.get(name, "") for flat in parts.values()]
-        steady = name.rpartition(" ")[2] not in _CHANGES_ALWAYS
-        rows.append(
-            {
-                "name": cut(name.replace("_", " "), _LONGEST_PART),
-                "values": [cut(value, _LONGEST_PART) for value in values],
-                "differs": steady and len(set(values)) > 1,
-            }
-        )
+        differs = name.rpartition(" ")[2] not in _CHANGES_ALWAYS and len(set(values)) > 1
+        shown, texts = cut(name.replace("_", " "), _LONGEST_PART), [cut(value, _LONGEST_PART) for value in values]
+        rows.append({"name": shown, "values": texts, "differs": differs})
     # Rows that differ come first, as there may not be room for all.
-    shown = rows if len(rows) <= _MOST_PARTS else sorted(rows, key=lambda row: not row["differs"])[:_MOST_PARTS]
+    first = rows if len(rows) <= _MOST_PARTS else sorted(rows, key=lambda row: not row["differs"])[:_MOST_PARTS]
     titles = {key: flat.get("cuda devices 0 name") or flat.get("cpu model") for key, flat in parts.items()}
-    return {"keys": list(parts), "titles": titles, "rows": shown, "more": len(rows) - len(shown)}
+    return {"keys": list(parts), "titles": titles, "rows": first, "more": len(rows) - len(first)}
 
 
 def commits_of(report: "Report") -> list[str]:
@@ -94,12 +88,7 @@ def comparisons_data(reports: Sequence["Report"]) -> list[dict[str, Any]]:
 
 
 def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: int) -> dict[str, Any]:
-    """The comparison of one report with the first.
-
-    Returns:
-        `columns`: names of the texts and numbers of a row; `rows`, at most `most`; `more`: the number of further
-        rows; `remarks`: facts that the rows lack.
-    """
+    """The comparison of one report with the first: its `rows`, at most `most`, and `remarks` with facts that these lack."""
     after, others = summarize([other])
     remarks = [*notes, *others]
     try:
@@ -109,17 +98,10 @@ def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: in
         return nothing | {"remarks": cut_list(remarks, _MOST_REMARKS), "why": cut(error.what, LONGEST_TEXT)}
     remarks += comparison_remarks(compared, cells=False)
     wide = [it for it in compared.comparisons if it.scope != "cell"]
-    rows = [
-        [
-            *(cut(text, LONGEST_TEXT) for text in texts),
-            "bytes" if it.is_bytes else "seconds",
-            it.before,
-            it.after,
-            it.low,
-            it.high,
-        ]
-        for it, texts in zip(wide[:most], comparison_rows(compared, cells=False)[:most], strict=True)
-    ]
+    rows: list[list[object]] = []
+    for it, texts in zip(wide[:most], comparison_rows(compared, cells=False)[:most], strict=True):
+        numbers = ["bytes" if it.is_bytes else "seconds", it.before, it.after, it.low, it.high]
+        rows.append([*(cut(text, LONGEST_TEXT) for text in texts), *numbers])
     columns = [*ComparisonRow._fields, *_COMPARED_NUMBERS]
     return {"columns": columns, "rows": rows, "more": len(wide) - len(rows), "remarks": cut_list(remarks, _MOST_REMARKS)}
 
@@ -154,18 +136,10 @@ _TOLD_APART = ((), ("device", "threads"), ("device", "threads", "machine"))
 def _series(
     shown: Sequence[tuple[int, int]], all_series: Sequence[Series], environments: Mapping[str, Any]
 ) -> list[list[tuple[int, int]]]:
-    """Series of several reports, joined if they differ in the machine alone.
+    """Pairs of a report and a series of it, by index, joined if the series differ in the machine alone; each report once.
 
     If a report has several series that differ in the machine alone, they are told apart by as little of it as tells them
     apart; if nothing does, as after a commit amid a report, the first one stands for all.
-
-    Args:
-        shown: pairs of the index of a report and that of a series of it.
-        all_series: all of them.
-        environments: entries of environment.json by key.
-
-    Returns:
-        Such pairs by series, each report once, in the order of reports.
     """
     found: dict[str, list[tuple[int, int]]] = {}
     for pair in shown:

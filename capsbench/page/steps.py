@@ -5,16 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capsbench.figures.timeline import (
-    LOOKS,
-    NOBODY,
-    caption_of,
-    contents_at_peak,
-    modules_of,
-    places_of,
-    shown_events,
-    title_of,
-)
+from capsbench.figures.timeline import LOOKS, NOBODY, caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
 from capsbench.page.cells import Texts
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.records import Contents, Record, Timeline
@@ -115,30 +106,25 @@ def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any]) -> Mod
 def _timeline(timeline: Timeline) -> dict[str, Any]:
     stacks = {name: np.array(nbytes) for name, nbytes in timeline.bytes_by_category.items() if any(nbytes)}
     total = np.sum([np.array(nbytes) for nbytes in timeline.bytes_by_category.values()], axis=0)
-    places, shown = places_of(timeline), shown_events(total)
-    shown = np.unique([*shown, timeline.peak.event])
-    at_peak = dict(contents_at_peak(timeline))
+    at = [round(place, 5) for place in places_of(timeline).tolist()]
+    shown = np.unique([*shown_events(total), timeline.peak.event])
+    at_peak = contents_at_peak(timeline)
     peak, notes = timeline.peak, cut_list(timeline.notes, 8, LONGEST_NAME)
     return {
         "title": cut(title_of(timeline), LONGEST_NAME),
         "caption": [cut(text, LONGEST_TEXT) for text in caption_of(timeline.model_copy(update={"notes": notes}))],
         "events": shown.tolist(),
-        "places": [round(float(place), 5) for place in places[shown]],
+        "places": [at[event] for event in shown.tolist()],
         "categories": [
             {"name": name, "colour": LOOKS[name][0], "bytes": nbytes[shown].tolist(), "atPeak": at_peak[name]}
             for name, nbytes in stacks.items()
         ],
         "phases": [
-            {
-                "name": name,
-                "first": round(float(places[phase.first_event]), 5),
-                "last": round(float(places[phase.last_event]), 5),
-                "event": phase.last_event,
-            }
+            {"name": name, "first": at[phase.first_event], "last": at[phase.last_event], "event": phase.last_event}
             for name, phase in timeline.phases.items()
         ],
         "peak": {
-            "place": round(float(places[peak.event]), 5),
+            "place": at[peak.event],
             "event": peak.event,
             "total": int(total[peak.event]),
             "allocated": peak.allocated_bytes,

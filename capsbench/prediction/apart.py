@@ -91,8 +91,7 @@ def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None =
         raise answer.content
     if answer.kind == "ended":
         raise EndedProcessError(f"the process {answer.content}", "a network must not end the process that runs it")
-    value: T = answer.content
-    return value
+    return answer.content
 
 
 def close() -> None:
@@ -178,11 +177,7 @@ def _send(file: IO[bytes], content: bytes) -> None:
 
 
 def _receive(file: IO[bytes]) -> bytes:
-    """The next message.
-
-    Raises:
-        EOFError: the other side is gone.
-    """
+    """The next message; an `EOFError` if the other side is gone."""
     head = file.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise EOFError
@@ -194,13 +189,7 @@ def _receive(file: IO[bytes]) -> bytes:
 
 
 def _read(file: IO[bytes]) -> _Answer:
-    """The next answer.
-
-    Raises:
-        EOFError: there is no further answer.
-    """
-    answer: _Answer = pickle.loads(_receive(file))  # noqa: S301  (written by this package, with the rights of this process)
-    return answer
+    return pickle.loads(_receive(file))  # noqa: S301  (written by this package, with the rights of this process)
 
 
 # The server's side
@@ -221,11 +210,9 @@ def _serve() -> None:
 
 
 def _warm_up() -> None:
-    """Import and cache what every trace needs.
-
-    Run forward alone, on a CPU: after a backward pass no fork of a process can run another, and after a use of CUDA none
-    can use CUDA.
-    """
+    """Import and cache what every trace needs."""
+    # Forward alone, on a CPU: after a backward pass no fork of a process can run another, and after a use of CUDA none
+    # can use CUDA.
     with following():
         nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))(torch.empty(1, 1, 1, 1)).sum()
 

@@ -70,12 +70,10 @@ def largest_fit(configuration: Configuration, what: What) -> Fit:
 
 
 def _neighbours(at: Callable[[int], Prediction], most: int) -> tuple[int, int | None]:
-    """The largest size that fits (0 if none does) and the next that was found not to (None if `most` fits).
-
-    Beyond a hundred the two may be 1 % apart. Bytes grow nearly evenly, so a line through two known values gives the next guess.
-    """
+    """The largest size that fits (0 if none does) and the next that was found not to (None if `most` fits)."""
     if not at(1).fits:
         return 0, 1
+    # Bytes grow nearly evenly, so a line through two known values gives the next guess.
     fitting, failing = 1, most + 1
     low, high = 1, min(32, most)
     while failing - fitting > max(1, fitting // 100):
@@ -117,11 +115,8 @@ class Growth(NamedTuple):
 
 
 def _deeper(at: Callable[[int], Prediction], known: Mapping[int, Prediction]) -> Fit:
-    """The deepest network that fits, if the deepest of `CHECKED` does.
-
-    Networks are traced until one does not fit, and then those between; or until growth is even, and then the rest is
-    extrapolated from it.
-    """
+    """The deepest network that fits, if the deepest of `CHECKED` does."""
+    # Trace until one does not fit, and then those between; or until growth is even, and extrapolate the rest from it.
     for blocks in CHECKED:
         at(blocks)
     fitting, failing, stride = CHECKED[-1], None, 1
@@ -206,11 +201,9 @@ def _steps(line: Mapping[int, int]) -> list[Step]:
 
 
 def _reserved(line: Mapping[int, int]) -> Growth:
-    """The growth with depth of an allocator's reserved memory.
-
-    Its segments fill by jumps, so it grows at most as fast as it was seen to between neighbours. A jump tells little of growth:
-    no more than an eighth is added to the growth over the whole range.
-    """
+    """The growth with depth of an allocator's reserved memory."""
+    # Its segments fill by jumps, so it grows at most as fast as it was seen to between neighbours. A jump tells little of
+    # growth: no more than an eighth is added to the growth over the whole range.
     deepest = max(line)
     first = min(blocks for blocks in line if 4 * blocks >= deepest)
     fastest = max(step.per_block for step in _steps(line) if step.blocks >= CHECKED[0])

@@ -136,11 +136,7 @@ def _can_have_gradient(tensor: Tensor) -> bool:
 def _through(
     stack: "MomentumStack", x: Tensor, arguments: Arguments, parameters: Sequence[Tensor], wanted: bool
 ) -> tuple[Tensor, _Advanced, tuple[tuple[Tensor, ...], Rebuild]]:
-    """Pass x through a stack, and start again if it turns out to need another inverse or more states.
-
-    Returns:
-        The last x, the functions' data for backward, and the pair's tensors for it.
-    """
+    """Pass x through a stack, and start again if it turns out to need another inverse or more states."""
     gammas = stack.gammas()
     inverse = stack.resolved_inverse(x.dtype)
     known = {id(parameter): parameter for parameter in parameters}
@@ -209,12 +205,7 @@ class _WayBack:
     """Algorithm 2: the way back through all functions, and the gradients found on it."""
 
     def __init__(
-        self,
-        pair: Pair,
-        arguments: Arguments,
-        autocast: Autocast,
-        parameters: Sequence[Tensor],
-        logits: Tensor | None,
+        self, pair: Pair, arguments: Arguments, autocast: Autocast, parameters: Sequence[Tensor], logits: Tensor | None
     ) -> None:
         self._pair, self._arguments, self._autocast = pair, arguments, autocast
         self._of_parameters = _Gradients(parameters)

@@ -78,11 +78,7 @@ def run_steps(
 
 
 def _refuse_lost_hooks(memory: str, modules: Sequence[nn.Module]) -> None:
-    """Refuse hooks of parameters that torch loses: before 2.11, on what an autograd function saves under hooks of its own.
-
-    Raises:
-        ConfigurationError: a parameter has hooks, and this is such a release.
-    """
+    """Refuse hooks of parameters that torch loses: before 2.11, on what an autograd function saves under hooks of its own."""
     if _KEEPS_HOOKS or torch.compiler.is_compiling():
         return
     for module in modules:
@@ -103,12 +99,7 @@ class _Staying(NamedTuple):
 
 
 class _Offload(torch.autograd.graph.saved_tensors_hooks):
-    """Hooks that move saved tensors to the host's memory, except parameters, buffers, views of them, and tensors already there.
-
-    Args:
-        modules: modules whose parameters and buffers stay.
-        pin_memory: whether the host's memory is pinned, so that copies are asynchronous.
-    """
+    """Hooks that move saved tensors to the host's memory, except those there already, parameters, buffers, and views of these."""
 
     def __init__(self, modules: Sequence[nn.Module], *, pin_memory: bool) -> None:
         moving = torch.autograd.graph.save_on_cpu(pin_memory=pin_memory)

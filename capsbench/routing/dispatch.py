@@ -197,13 +197,7 @@ def route_keeping(
 
 
 def route_and_vjp(
-    inputs: Tensor,
-    weight: Tensor,
-    grad: Tensor,
-    bias: Tensor | None = None,
-    *,
-    kept: Kept = (),
-    **options: Unpack[RouteOptions],
+    inputs: Tensor, weight: Tensor, grad: Tensor, bias: Tensor | None = None, *, kept: Kept = (), **options: Unpack[RouteOptions]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Compute `route` and its vector-Jacobian product by one evaluation, without a graph.
 

@@ -103,7 +103,6 @@ def _line(x: Floats, y: Floats) -> tuple[float, float, bool]:
 
 
 def _whole_line(x: list[int], y: list[int]) -> tuple[float, float, bool]:
-    """`_line` of whole numbers."""
     count, of_x, of_y = len(x), sum(x), sum(y)
     rise = count * sum(map(int.__mul__, x, y)) - of_x * of_y
     run = count * sum(one * one for one in x) - of_x * of_x

@@ -34,12 +34,8 @@ def beside_paper(runs: pd.DataFrame) -> pd.DataFrame:
         std = float(known.std(ddof=1)) if len(known) > 1 else math.nan
         paper, paper_std = float(group["paper_percent"].iloc[0]), float(group["paper_std_percent"].iloc[0])
         difference = mean - paper
-        rows.append((*key, len(known), mean, std, paper, paper_std, difference, _within(difference, std, paper_std)))
+        deviations = [one for one in (std, paper_std) if not math.isnan(one)]
+        judged = deviations and not math.isnan(difference)
+        within = all(abs(difference) <= one for one in deviations) if judged else None
+        rows.append((*key, len(known), mean, std, paper, paper_std, difference, within))
     return pd.DataFrame(rows, columns=list(ROW))
-
-
-def _within(difference: float, *deviations: float) -> bool | None:
-    known = [one for one in deviations if not math.isnan(one)]
-    if math.isnan(difference) or not known:
-        return None
-    return all(abs(difference) <= one for one in known)

@@ -144,16 +144,15 @@ def fitted_slopes(frame: pd.DataFrame) -> pd.DataFrame:
     good = frame[frame["status"] == "ok"]
     blocks = good["blocks"].to_numpy(dtype=float)
     columns = {metric.name: _points(good, metric) for metric in METRICS.values()}
-    disturbed = good["noise"].tolist() if "noise" in good.columns else [""] * len(good)
+    disturbed = good[["noise"]] if "noise" in good.columns else None
     for series, places in _places_by_series(good):
         order = places[np.argsort(blocks[places], kind="stable")]
-        noise = ",".join(_each_once(disturbed[place] for place in order.tolist()))
+        noise = "" if disturbed is None else ",".join(noises(disturbed.iloc[order]))
         for metric in METRICS.values():
             found = _fit(_taken(columns[metric.name], order), metric)
             if found is not None:
-                rows.append(
-                    series | {"metric": metric.name} | _numbers(found, metric) | {"noise": "" if metric.is_bytes else noise}
-                )
+                more = _numbers(found, metric) | {"noise": "" if metric.is_bytes else noise}
+                rows.append(series | {"metric": metric.name} | more)
     heads = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
     table = pd.DataFrame(rows, columns=[*heads, "r2", "points", "linear", "shape", "deviation", "noise"])
     references = _references(table, keys)
@@ -183,11 +182,7 @@ def _numbers(found: LineFit, metric: Metric) -> dict[str, object]:
 
 def noises(cells: pd.DataFrame) -> list[str]:
     """Names of the disturbances of any of these rows, in the order of first mention."""
-    return _each_once(cells["noise"])
-
-
-def _each_once(noises: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(name for names in noises for name in names.split(",") if name))
+    return list(dict.fromkeys(name for names in cells["noise"] for name in names.split(",") if name))
 
 
 def _ratio(rows: Sequence[Mapping[str, Any]], place: int, reference: int | None) -> tuple[float, float, float]:
@@ -209,10 +204,8 @@ def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
     """Index of the one reference series that differs from each row in the model alone; None where there is none."""
     names = ["metric", *keys]
     rows = table[names].astype(object).where(table[names].notna(), None).to_dict("records")
-    compared = {
-        without: [name for name in names if name not in _OF_A_MODEL | (_OF_CAPSULES if without else set())]
-        for without in (False, True)
-    }
+    shared = [name for name in names if name not in _OF_A_MODEL]
+    compared = {False: shared, True: [name for name in shared if name not in _OF_CAPSULES]}
     known: dict[tuple[object, ...], list[int]] = {}
     for place, row in enumerate(rows):
         if row["model"] == REFERENCE_MODEL and row["memory"] == "stored":

@@ -47,10 +47,12 @@ class Sweep:
         unknown = next((name for name in options if name not in SWEPT_OPTIONS), None)
         if unknown is not None:
             raise ConfigurationError(f"a sweep takes no {unknown}", f"choose among {', '.join(SWEPT_OPTIONS)}")
-        given = {name: _several(options.get(name)) for name in SWEPT_OPTIONS} | {"device": (device,)}
-        self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-            {name: values or (OPTIONS[name].default,) for name, values in given.items()}
-        )
+        values: dict[str, tuple[Any, ...]] = {}
+        for name in SWEPT_OPTIONS:
+            given = options.get(name)
+            several = tuple(given) if isinstance(given, list | tuple | range) else () if given is None else (given,)
+            values[name] = several or (OPTIONS[name].default,)
+        self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(values | {"device": (device,)})
         """The values of every option."""
 
     @property
@@ -65,13 +67,6 @@ class Sweep:
     def shown(self, name: str) -> str:
         """Return the values of an option as they would be typed."""
         return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in self.values[name])
-
-
-def _several(given: object) -> tuple[Any, ...]:
-    """The values of an option that was given one or several; none if it was not given."""
-    if given is None:
-        return ()
-    return tuple(given) if isinstance(given, list | tuple | range) else (given,)
 
 
 def parse_depths(text: str) -> tuple[int, ...]:
@@ -192,11 +187,7 @@ def _check_value(name: str, value: Any) -> None:
 
 
 def _source_of(name: str) -> str | None:
-    """The digest of a model's source, as in `Cell`; a module of the user's own is imported in a process apart.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
+    """The digest of a model's source, as in `Cell`; a module of the user's own is imported in a process apart."""
     try:
         found = call_for(name, fingerprint_of, name)
     except ConfigurationError:
@@ -207,11 +198,7 @@ def _source_of(name: str) -> str | None:
 
 
 def _check_effect(sweep: Sweep) -> None:
-    """Refuse options that are set although a user's own network, or every network of the sweep, does not have them.
-
-    Raises:
-        ConfigurationError: there is one.
-    """
+    """Refuse options that are set although a user's own network, or every network of the sweep, does not have them."""
     own = next((model for model in sweep.models if model not in MODELS), None)
     for name in NETWORK_OPTIONS:
         if sweep.values[name] == (OPTIONS[name].default,):
@@ -235,11 +222,7 @@ def no_effect(option: str, model: str) -> ConfigurationError:
 
 
 def _check_combinations(sweep: Sweep) -> None:
-    """Refuse values that exclude each other, or that this machine cannot run.
-
-    Raises:
-        ConfigurationError: there are some.
-    """
+    """Refuse values that exclude each other, or that this machine cannot run."""
     _check_kernels(sweep)
     with naming("iterations"):
         for routing, iterations in product(sweep.values["routing"], sweep.values["iterations"]):

@@ -127,14 +127,9 @@ def run(
     names, blocks = _names(models), _depths(depths)
     sweep = Sweep(names, blocks, repeats=repeats, **where(device, gpu, threads), **options)
     plan = _plan(
-        command=_call(run, names, blocks, given),
-        cells=expand(sweep),
-        passes=BOTH if only is None else [only],
-        samples=samples,
-        budget_seconds=time_budget,
-        timeout_seconds=timeout,
-        strict=strict,
-    )
+        command=_call(run, names, blocks, given), cells=expand(sweep), passes=BOTH if only is None else [only],
+        samples=samples, budget_seconds=time_budget, timeout_seconds=timeout, strict=strict,
+    )  # fmt: skip
     folder, data = (None if one is None else absolute(one) for one in (out, data_dir))
     check_data(plan.cells, data)
     watcher = watcher or Logged()
@@ -265,7 +260,6 @@ def _name_of(model: Model) -> str:
 
 
 def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
-    """Blocks, ascending and each once."""
     several = [depths] if isinstance(depths, int | str) else list(depths)
     return parse_depths(",".join(map(str, several)))
 

@@ -23,11 +23,8 @@ _MARKS = {"exact": "", "modelled": "", "guessed": "≈ "}
 
 def predictions_table(records: Sequence[Record]) -> Table:
     """A table with a row per record, in which guesses are marked."""
-    shown = {
-        head: name
-        for head, name in _COLUMNS.items()
-        if any(one.memory and getattr(one.memory, name) is not None for one in records)
-    }
+    known = [record.memory for record in records if record.memory]
+    shown = {head: name for head, name in _COLUMNS.items() if any(getattr(one, name) is not None for one in known)}
     lines = [record.cell.configuration.model_dump(exclude={"blocks"}) for record in records]
     names = Labels(lines)
     out = Table(box=None, pad_edge=False)

@@ -29,13 +29,8 @@ def slopes_table(table: pd.DataFrame) -> Table:
     """
     shown = [name for name in _SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
-    out = Table(
-        title="slope per block, and its ratio to ResCapsNet",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        **_footnote(table),
-    )
+    title = "slope per block, and its ratio to ResCapsNet"
+    out = Table(title=title, title_justify="left", title_style="bold", box=None, **_footnote(table))
     out.add_column("model", overflow="fold")
     if datasets:
         out.add_column("dataset", no_wrap=True)
@@ -65,12 +60,10 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     for _, row in rows.iterrows():
         dataset = [dataset_title(row["dataset"])] if datasets else []
         names = [everyone.of(dict(row[keys])), *dataset, str(row["blocks"])]
-        out.add_row(*map(text_cell, names), *([f"[yellow]{row['status']}[/]"] if row["status"] != "ok" else _figures(row)))
+        ended = f"[yellow]{row['status']}[/]"
+        figures = [ended] if row["status"] != "ok" else [_figure(row, METRICS[name]) for name in _OF_A_CELL]
+        out.add_row(*map(text_cell, names), *figures)
     return out
-
-
-def _figures(row: pd.Series) -> list[str]:
-    return [_figure(row, METRICS[name]) for name in _OF_A_CELL]
 
 
 def _figure(row: pd.Series, metric: Metric) -> str:
@@ -110,9 +103,7 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
     own = max(owns)
     good = frame[(frame["status"] == "ok") & frame["peak_allocated_bytes"].notna()]
     deepest = good[good["blocks"] == good["blocks"].max()]
-    low, high = (
-        bytes_text(float(value)) for value in (deepest["peak_allocated_bytes"].min(), deepest["peak_allocated_bytes"].max())
-    )
+    low, high = (bytes_text(float(value)) for value in deepest["peak_allocated_bytes"].agg(["min", "max"]))
     in_backward = (deepest["peak_backward_bytes"] >= deepest["peak_forward_bytes"]).all()
     return (
         f"The peak ({low if low == high else f'{low} to {high}'} at {deepest['blocks'].iloc[0]} blocks) is reached "

@@ -168,7 +168,6 @@ class CachingAllocator:
 
 
 def _absorb(block: Block, after: Block) -> None:
-    """Merge two neighbours into one block."""
     block.size += after.size
     block.after = after.after
     if after.after is not None:

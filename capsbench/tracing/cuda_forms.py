@@ -57,8 +57,7 @@ class CudaForms:
     def _attend(self, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if query.is_cuda:
             return self._attention(query, *args, **kwargs)
-        found: Tensor = scaled_dot_product_attention(query, *args, **kwargs)
-        return found
+        return scaled_dot_product_attention(query, *args, **kwargs)
 
     def _attention(
         self,
@@ -82,8 +81,7 @@ class CudaForms:
             return _flash(query, key, value, **options)
         if kernel == "memory-efficient":
             return _efficient(query, key, value, attn_mask, **options)
-        found: Tensor = scaled_dot_product_attention(query, key, value, attn_mask, enable_gqa=enable_gqa, **options)
-        return found
+        return scaled_dot_product_attention(query, key, value, attn_mask, enable_gqa=enable_gqa, **options)
 
     @staticmethod
     def _cast(tensor: Tensor) -> Tensor:
@@ -124,10 +122,9 @@ def _efficient(
         padded = pad(attn_mask, (0, -size % _MULTIPLE_MASK)) if size % _MULTIPLE_MASK else attn_mask
         attn_mask = padded[..., :size].expand(*query.shape[:2], query.shape[2], key.shape[2])
     needed = torch.is_grad_enabled() and any(one.requires_grad for one in (query, key, value))
-    found: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, attn_mask, needed, dropout_p, is_causal, scale=scale
     )[0]
-    return found
 
 
 def gru_cell(_input_gates: Tensor, _hidden_gates: Tensor, hx: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

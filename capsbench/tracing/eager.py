@@ -13,8 +13,6 @@ import torch
 from torch import nn
 
 COMPILED = "the network uses torch.compile, and its eager form is traced: compiled code may keep less, or more"
-
-
 SCRIPTED = "the network is TorchScript, whose operators a GPU may run as one: it may keep less, or more"
 
 

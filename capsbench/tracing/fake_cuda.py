@@ -85,10 +85,8 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
 
 
 def _without_context(helper: Any) -> AbstractContextManager[None]:
-    """Keep torch from making a tensor with a value on the device, where the helper already reports that it has a context.
-
-    Some releases make one with the first tensor without a value, for autograd's engine.
-    """
+    """Keep torch from making a tensor with a value on the device, where the helper already reports that it has a context."""
+    # Some releases make one with the first tensor without a value, for autograd's engine.
     if helper is None or not hasattr(fake_tensor, "init_gpu_context"):
         return nullcontext()
     return replaced(fake_tensor, "init_gpu_context", _nothing())

@@ -48,15 +48,7 @@ def following(kind: str = "cpu", *, capability: Capability | None = None, **opti
         options: the other arguments of `Follow`.
     """
     follow = Follow(kind, **options)
-    with (
-        pretending(kind),
-        _forms_of_device(follow, capability),
-        unseen(),
-        deep_copies(),
-        initial_values(),
-        follow.shapes,
-        follow,
-    ):
+    with pretending(kind), _forms_of_device(follow, capability), unseen(), deep_copies(), initial_values(), follow.shapes, follow:
         yield follow
 
 
@@ -272,11 +264,7 @@ def _is_random_state(tensor: Tensor) -> bool:
 
 
 def _check_dtypes(call: Call) -> None:
-    """Refuse tensors of several dtypes, as a device does and shapes alone do not.
-
-    Raises:
-        RuntimeError: the dtypes differ.
-    """
+    """Refuse tensors of several dtypes, as a device does and shapes alone do not."""
     dtypes = {one.dtype for one in call.tensors}
     if len(dtypes) > 1:
         raise RuntimeError(f"{call.packet} takes tensors of one dtype, and got {', '.join(sorted(map(str, dtypes)))}")

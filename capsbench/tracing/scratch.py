@@ -16,8 +16,6 @@ _KNOWN: dict[tuple[str, int, bool], int | None] = {}
 _RETURNED: dict[tuple[str, bool], list[Layout] | None] = {}
 _MOST_BYTES = 2 * 2**30
 """Largest operator in bytes that is tried: more would take the memory that a trace is there to save."""
-
-
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 
 

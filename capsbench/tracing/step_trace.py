@@ -135,7 +135,6 @@ def step_figures(configuration: Configuration, step: TracedStep, *, build: Build
 
 
 def _retained(trace: Trace) -> int:
-    """Bytes alive after forward, minus those before."""
     forward = trace.phases()["forward"]
     return forward.end - forward.start
 
@@ -161,8 +160,11 @@ def _needed_flops(configuration: Configuration, build: Build | None) -> int:
 
 def _started(follow: Follow, configuration: Configuration, build: Build | None) -> Workload:
     """The network and its optimizer, on shapes."""
-    device = follow.blocks.device
-    batch = _batch(configuration, device)
+    device, count = follow.blocks.device, configuration.batch_size
+    size = (count, *spec_of(configuration.dataset).shape)
+    # A network's module may change the default dtype; that of images is fixed.
+    images, pixels = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
+    batch = Batch(images, torch.empty(count, dtype=torch.int64, device=device), pixels)
     follow.blocks.tag("batch", batch)
     seed_everything()
     model = made_fake(_built(configuration.model, build or (lambda: build_model(configuration))), device, follow.values)
@@ -216,12 +218,7 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
 
 
 class _Following(StepObserver):
-    """A trace that is followed phase by phase, with the blocks alive between forward and backward.
-
-    Args:
-        follow: the trace.
-        calls: the calls of the network's modules.
-    """
+    """A trace that is followed phase by phase, with the blocks alive between forward and backward."""
 
     def __init__(self, follow: Follow, calls: Calls) -> None:
         self._follow, self._calls = follow, calls
@@ -280,12 +277,3 @@ def _saved(calls: Calls, workload: Workload, made: list[int]) -> dict[int, str]:
         if "saved tensor hooks" not in str(error):  # transforms of torch.func do not allow them
             raise
         return {}
-
-
-def _batch(configuration: Configuration, device: torch.device) -> Batch:
-    spec = spec_of(configuration.dataset)
-    count = configuration.batch_size
-    size = (count, *spec.shape)
-    # A network's module may change the default dtype; that of images is fixed.
-    images, pixels = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
-    return Batch(images, torch.empty(count, dtype=torch.int64, device=device), pixels)

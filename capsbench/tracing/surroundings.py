@@ -98,16 +98,10 @@ def offloading() -> Iterator[None]:
         """Hooks under which a saved tensor leaves the device, and comes back as a new one."""
 
         def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
-            super().__init__(_away, _back)
+            super().__init__(
+                lambda tensor: (tensor.size(), tensor.stride(), tensor.dtype),
+                lambda saved: torch.empty_strided(saved[0], saved[1], dtype=saved[2]),
+            )
 
     with replaced(torch.autograd.graph, "save_on_cpu", OffDevice):
         yield
-
-
-def _away(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.size(), tensor.stride(), tensor.dtype
-
-
-def _back(saved: tuple[Any, ...]) -> Tensor:
-    size, stride, dtype = saved
-    return torch.empty_strided(size, stride, dtype=dtype)

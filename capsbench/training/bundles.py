@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,9 +69,13 @@ def diagnose(network: nn.Module, images: Tensor, labels: Tensor, loss: Callable[
     entrance = network.first if isinstance(network.first, CapsuleLayer) else network.primary
     layers: list[nn.Module] = [module for module in network.blocks.modules() if isinstance(module, CapsuleLayer)]
     blocks: list[list[nn.Module]] = [[entrance], *(layers[start : start + 2] for start in range(0, len(layers), 2))]
-    seen = _Seen()
+    states: dict[nn.Module, Tensor] = {}
+
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        states.setdefault(module, inputs[0])  # a checkpoint evaluates modules again in backward
+
     # The output of a block is the input of the next one, or in the end of the class capsules.
-    hooks = [module.register_forward_pre_hook(seen.look) for module in (*(block[0] for block in blocks[1:]), network.classes)]
+    hooks = [module.register_forward_pre_hook(look) for module in (*(block[0] for block in blocks[1:]), network.classes)]
     training = network.training
     network.eval()
     try:
@@ -79,17 +83,22 @@ def diagnose(network: nn.Module, images: Tensor, labels: Tensor, loss: Callable[
         with torch.enable_grad(), _stored(network):
             value = loss(network(images, labels))
         weights = [[one for layer in block for one in layer.parameters() if one.requires_grad] for block in blocks]
-        norms = _gradient_norms(value, [*([state] for state in seen.states), *weights])
+        norms = _gradient_norms(value, [*([state] for state in states.values()), *weights])
     finally:
         network.train(training)
         for hook in hooks:
             hook.remove()
     label_entropy = entropy(labels.tolist())
     of_states, of_weights = norms[: len(blocks)], norms[len(blocks) :]
-    return [
-        _describe(block, state.detach().double(), labels, label_entropy, of_weights[block], of_states[block])
-        for block, state in enumerate(seen.states)
-    ]
+    found = []
+    for block, state in enumerate(states.values()):
+        # In float64, because squares of tiny values are 0 in float32.
+        capsules = state.detach().double()
+        bundles, within = bundle_entropy(capsules, labels)
+        lengths = capsules.norm(dim=-1)
+        mean, longest = float(lengths.mean()), float(lengths.max())
+        found.append(BlockDiagnostics(block, bundles, within, label_entropy, mean, longest, of_weights[block], of_states[block]))
+    return found
 
 
 def checked_network(network: nn.Module) -> CapsuleNetwork:
@@ -151,20 +160,6 @@ def _stored(network: nn.Module) -> Iterator[None]:
             stack.memory = memory
 
 
-@dataclass
-class _Seen:
-    """Inputs of modules, in the order of computation."""
-
-    states: list[Tensor] = field(default_factory=list)
-    _from: list[int] = field(default_factory=list)
-
-    def look(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # A checkpoint evaluates modules again in backward.
-        if id(module) not in self._from:
-            self._from.append(id(module))
-            self.states.append(inputs[0])
-
-
 def _gradient_norms(value: Tensor, groups: Sequence[Sequence[Tensor]]) -> list[float]:
     """Norms of the gradient of `value` by each group of tensors together; 0 where there is none."""
     wanted = [one for group in groups for one in group if one.requires_grad]
@@ -172,21 +167,3 @@ def _gradient_norms(value: Tensor, groups: Sequence[Sequence[Tensor]]) -> list[f
     # Squares of the first gradients leave float32.
     norms = {id(one): float(grad.double().norm()) for one, grad in zip(wanted, found, strict=False) if grad is not None}
     return [math.hypot(*(norms.get(id(one), 0.0) for one in group)) for group in groups]
-
-
-def _describe(
-    block: int, state: Tensor, labels: Tensor, label_entropy: float, gradient_norm: float, state_gradient_norm: float
-) -> BlockDiagnostics:
-    bundles, found = bundle_entropy(state, labels)
-    # In float64, because squares of tiny values are 0 in float32.
-    lengths = state.norm(dim=-1)
-    return BlockDiagnostics(
-        block=block,
-        bundles=bundles,
-        bundle_entropy=found,
-        label_entropy=label_entropy,
-        mean_length=float(lengths.mean()),
-        longest=float(lengths.max()),
-        gradient_norm=gradient_norm,
-        state_gradient_norm=state_gradient_norm,
-    )

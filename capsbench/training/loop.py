@@ -56,10 +56,7 @@ class Run:
         begun: Checkpoint | None,
         checkpoint_minutes: float,
     ) -> None:
-        self.settings = settings
-        self.folder = folder
-        self.processes = processes
-        self.network = network
+        self.settings, self.folder, self.processes, self.network = settings, folder, processes, network
         self.feed, self.held_out, self.test = feeds
         if begun is not None:
             fill(self.network, begun.weights, f"checkpoint {folder / CHECKPOINT}")
@@ -185,7 +182,9 @@ class Run:
             images_per_second=self.images / self.epoch_seconds,
             memory_bytes=self._memory(),
         )
-        if self._is_best(figures):
+        # The first of the best epochs on the held-out images or, if none are held out, the last epoch.
+        earlier = [one.validation_accuracy for one in self.epochs if one.validation_accuracy is not None]
+        if figures.validation_accuracy is None or figures.validation_accuracy > max(earlier, default=-1.0):
             self.best_epoch = figures.epoch
         self.epochs.append(figures)
         self.seconds += self.epoch_seconds
@@ -197,13 +196,6 @@ class Run:
             self._save_best()
         for observer in self.observers:
             observer.finished(figures)
-
-    def _is_best(self, figures: EpochFigures) -> bool:
-        """Return whether this is the first of the best epochs on the held-out images or, if none are held out, the last epoch."""
-        if figures.validation_accuracy is None:
-            return True
-        earlier = [one.validation_accuracy for one in self.epochs if one.validation_accuracy is not None]
-        return figures.validation_accuracy > max(earlier, default=-1.0)
 
     def _conclude(self, command: str | None) -> Result:
         """Test the chosen weights, and keep the result."""

@@ -48,9 +48,7 @@ class Stepper:
     """
 
     def __init__(self, network: nn.Module, settings: TrainingSettings, processes: Processes, steps_per_epoch: int) -> None:
-        self.settings = settings
-        self.configuration = settings.network
-        self.processes = processes
+        self.settings, self.configuration, self.processes = settings, settings.network, processes
         self.network = network.to(processes.device).train()
         parameters = trainable(network, self.configuration.model)
         self.optimizer = make_optimizer(settings, parameters, steps_per_epoch)
@@ -116,7 +114,6 @@ class Stepper:
         return _stacked(loss, out, batch)
 
     def _forward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Output]:
-        """Compute the loss of a batch, and the network's outputs."""
         with autocast(self.processes.device, self.configuration.precision):
             out: Output = network(batch.images, **({"labels": batch.labels} if self._takes_labels else {}))
         return loss_of(out, batch, self.configuration, self._loss), out

@@ -132,11 +132,7 @@ def _feeds(
 
 
 def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpoint | None:
-    """The checkpoint to resume from; None if the run is new.
-
-    Raises:
-        ConfigurationError: the folder's run has other settings, or is there without `resume`, or is missing with it.
-    """
+    """The checkpoint to resume from; None if the run is new."""
     path = folder / CHECKPOINT
     if not resume:
         if path.exists() or (folder / RESULT).exists():
@@ -158,11 +154,7 @@ def _nothing_to_resume(folder: Path) -> ConfigurationError:
 
 
 def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, ImageSet | None]:
-    """The images to train on, and those that are held out.
-
-    Raises:
-        ConfigurationError: too little is left to train on.
-    """
+    """The images to train on, and those that are held out."""
     train_set, held_out = split(data, settings.validation, settings.scale)
     if held_out is not None and not len(train_set.images):
         raise ConfigurationError(

@@ -31,15 +31,11 @@ def accuracy_cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in rows.to_dict("records"):
         line = [dataset_title(row["dataset"]), system_text(row), *(setting_text(row, name) for name in told)]
-        within = {True: "yes", False: "no"}.get(row["within"], "-")
         line += [str(row["runs"]), _spread(row["accuracy_percent"], row["std_percent"])]
-        line += [
-            _spread(row["paper_percent"], row["paper_std_percent"]),
-            _signed(row["difference"]),
-            within,
-            length_text(row["scale"], row["epochs"], row["paper_epochs"]),
-        ]
-        lines.append(line)
+        line += [_spread(row["paper_percent"], row["paper_std_percent"])]
+        line += ["-" if math.isnan(row["difference"]) else f"{row['difference']:+.2f}"]
+        line += [{True: "yes", False: "no"}.get(row["within"], "-")]
+        lines.append([*line, length_text(row["scale"], row["epochs"], row["paper_epochs"])])
     return heads, lines
 
 
@@ -69,7 +65,3 @@ def _spread(mean: float, std: float) -> str:
     if math.isnan(mean):
         return "-"
     return f"{mean:.2f}" if math.isnan(std) else f"{mean:.2f} ± {std:.2f}"
-
-
-def _signed(difference: float) -> str:
-    return "-" if math.isnan(difference) else f"{difference:+.2f}"

@@ -49,11 +49,8 @@ def _merged(entries: Iterable[tuple[Tokens, int, int]], place: int) -> list[tupl
             alike = [member for member in members if member[1] == nbytes]
             name = alike[0][0]
             if len(alike) > 1:
-                name = (
-                    family
-                    if len(changes) == 1
-                    else (*family[:place], _ranges(t[place] for t, _, _ in alike), *family[place + 1 :])
-                )
+                some = (*family[:place], _ranges(tokens[place] for tokens, _, _ in alike), *family[place + 1 :])
+                name = family if len(changes) == 1 else some
             merged.append((name, nbytes, sum(count for _, _, count in alike)))
     return merged
 

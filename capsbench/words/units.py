@@ -33,9 +33,14 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 86400:,} days {whole % 86400 // 3600} h"
 
 
-def quantity_text(value: float, *, is_bytes: bool) -> str:
-    """A value with its unit; `-` where there is none."""
-    return _in_one_unit(value, is_bytes=is_bytes)
+def quantity_text(*values: float, is_bytes: bool) -> str:
+    """A value with its unit, or several joined by ±, in the unit that suits the largest; `-` where there is none."""
+    if any(math.isnan(value) for value in values):
+        return "-"
+    units = BYTES if is_bytes else SECONDS
+    largest = max(map(abs, values))
+    size, name, decimals = next((unit for unit in units if largest >= unit[0]), units[-1])
+    return f"{joined_text(*(value / size for value in values), decimals=decimals)} {name}"
 
 
 def slope_text(slope: float, low: float, high: float, *, is_bytes: bool) -> str:
@@ -44,7 +49,7 @@ def slope_text(slope: float, low: float, high: float, *, is_bytes: bool) -> str:
     # Rounding errors of an exact line are not uncertainty.
     if math.isnan(reach) or reach <= 1e-6 * abs(slope) or (is_bytes and reach < 0.5):
         return quantity_text(slope, is_bytes=is_bytes)
-    return _in_one_unit(slope, reach, is_bytes=is_bytes)
+    return quantity_text(slope, reach, is_bytes=is_bytes)
 
 
 def ratio_text(ratio: float, low: float, high: float) -> str:
@@ -66,13 +71,3 @@ def joined_text(*values: float, decimals: int) -> str:
         decimals = min(max(decimals, -math.floor(math.log10(last))), _MOST_DECIMALS)
     # Adding 0 makes -0 a 0.
     return " ± ".join(f"{round(value, decimals) + 0.0:.{decimals}f}" for value in values)
-
-
-def _in_one_unit(*values: float, is_bytes: bool) -> str:
-    """Values joined by ±, in the unit that suits the largest."""
-    if any(math.isnan(value) for value in values):
-        return "-"
-    units = BYTES if is_bytes else SECONDS
-    largest = max(map(abs, values))
-    size, name, decimals = next((unit for unit in units if largest >= unit[0]), units[-1])
-    return f"{joined_text(*(value / size for value in values), decimals=decimals)} {name}"

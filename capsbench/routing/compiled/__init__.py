@@ -81,13 +81,7 @@ class CompiledPasses(Passes):
 
     def _given(self, state: State) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]:
         outputs, *t = state or (None,)
-        return (
-            self._inputs,
-            self._weight,
-            None if outputs is None else _padded(outputs),
-            t[0] if t else None,
-            self._limited,
-        )
+        return self._inputs, self._weight, None if outputs is None else _padded(outputs), t[0] if t else None, self._limited
 
     def _cut(self, sums: Tensor) -> Tensor:
         """View `[B, D, P]` as `[B, J, D]`, for a result that is used up at once."""
@@ -106,12 +100,7 @@ def _padded_bias(bias: list[Tensor]) -> Tensor | None:
 
 
 def _round(
-    inputs: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    t: Tensor | None,
-    limited: bool,
-    bias: Tensor | None,
+    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     outputs, s = _round_shapes(inputs, weight)
     total = _sums(inputs, weight)
@@ -147,13 +136,7 @@ def _distance_shape(inputs: Tensor, *_: Tensor) -> Tensor:
 
 
 def _vjp(
-    inputs: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    t: Tensor | None,
-    limited: bool,
-    s: Tensor,
-    grad: Tensor,
+    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, s: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     found = _vjp_shapes(inputs, weight)
     sizes = _sizes(inputs, weight)
@@ -170,13 +153,7 @@ def _vjp_shapes(inputs: Tensor, weight: Tensor, *_: Tensor | bool | None) -> tup
 
 
 def _value_and_vjp(
-    inputs: Tensor,
-    weight: Tensor,
-    state: Tensor | None,
-    t: Tensor | None,
-    limited: bool,
-    bias: Tensor | None,
-    grad: Tensor,
+    inputs: Tensor, weight: Tensor, state: Tensor | None, t: Tensor | None, limited: bool, bias: Tensor | None, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     found = _value_and_vjp_shapes(inputs, weight)
     sizes = _sizes(inputs, weight)

@@ -16,14 +16,7 @@ from capsbench.routing.autograd import differentiable_once
 from capsbench.routing.equations import em_log_activation, em_log_prior, em_mean, em_variance
 from capsbench.routing.rounds import Couplings, State, SumPasses
 from capsbench.routing.squash import unit
-from capsbench.routing.triton.operators import (
-    coupled_sum,
-    coupled_sum_vjp,
-    em_round,
-    em_state_vjp,
-    em_votes_vjp,
-    mean_distance,
-)
+from capsbench.routing.triton.operators import coupled_sum, coupled_sum_vjp, em_round, em_state_vjp, em_votes_vjp, mean_distance
 
 
 class FusedPasses(SumPasses):
