@@ -71,15 +71,9 @@ def built(source: Path, symbol: str) -> Built:
         return Built(None, f"{Path(compiler).name} failed: {(said.strip().splitlines() or [''])[0][:200]}")
 
 
-_C = _Language(
-    "C",
-    "CC",
-    ("cc", "gcc", "clang"),
-    ("-std=c99", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"),
-    ("-lm",),
-    # A compiler without OpenMP still makes the kernels, for one thread.
-    ("-fopenmp",),
-)
+_C_FLAGS = ("-std=c99", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+# A compiler without OpenMP still makes the kernels, for one thread.
+_C = _Language("C", "CC", ("cc", "gcc", "clang"), _C_FLAGS, ("-lm",), ("-fopenmp",))
 
 
 def _c_plus_plus() -> _Language:

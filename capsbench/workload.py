@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capsbench.catalog import DatasetSpec, spec_of
-from capsbench.data.datasets import ImageSet, load_images
+from capsbench.data.datasets import load_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
 from capsbench.fingerprint import Fingerprint, fingerprint
@@ -185,8 +185,13 @@ class Workload:
         if batch is None:
             data = load_images(configuration.dataset, data_directory)
             self.data_source = data.source
-            batch = Batch(*(part.to(self.device) for part in _first_batch(data, configuration.batch_size)))
-            del data
+            size = configuration.batch_size
+            check_batch_size(size, len(data.images), data.spec.name)
+            # A copy of the labels, since a slice would keep all labels of the set alive.
+            first = data.images[:size], data.labels[:size].clone()
+            generator = torch.Generator().manual_seed(SEED)
+            batch = Batch(*(part.to(self.device) for part in training_batch(*first, generator)))
+            del data, first
         self.batch = batch
         with keeping_threads(configuration.model) as notes:
             self.model = (build_model(configuration).to(self.device) if model is None else model).train()
@@ -316,10 +321,3 @@ def check_batch_size(batch_size: int, available: int, dataset: str) -> None:
             f"`batch_size` {batch_size} is larger than the data: '{dataset}' has {available} images here",
             f"choose 1 to {available}, or put a larger set on disk ('capsbench list' says where)",
         )
-
-
-def _first_batch(data: ImageSet, batch_size: int) -> Batch:
-    check_batch_size(batch_size, len(data.images), data.spec.name)
-    generator = torch.Generator().manual_seed(SEED)
-    # A copy, since a slice would keep all labels of the set alive.
-    return training_batch(data.images[:batch_size], data.labels[:batch_size].clone(), generator)

@@ -23,16 +23,9 @@ from capsbench.report import reports_below, summary_of
 @click.option("--markdown", type=FOLDER, multiple=True, help="Write Markdown to this file; - prints it instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    reports: Path,
-    baseline: Path,
-    update: bool,
-    last: Path | None,
-    bytes_threshold: tuple[float, float],
-    time_threshold: float,
-    junit: Path | None,
-    markdown: tuple[Path, ...],
-    as_json: bool,
-) -> int:
+    reports: Path, baseline: Path, update: bool, last: Path | None, bytes_threshold: tuple[float, float],
+    time_threshold: float, junit: Path | None, markdown: tuple[Path, ...], as_json: bool,
+) -> int:  # fmt: skip
     """Fail, with exit status 1, where memory or time grew against a baseline, or a cell is missing or failed.
 
     Retained bytes, weights, gradients, optimizer state and everything predicted are compared on any machine; peaks and times

@@ -32,16 +32,20 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
     """Names and their meanings, by kind; data sets are looked up on disk."""
     from importlib.metadata import entry_points
 
-    from capsbench.data.datasets import data_directory
+    from capsbench.data.datasets import data_directory, load_images
     from capsbench.measure.facts import asked
     from capsbench.routing import algorithms, kernels
     from capsbench.workload import BUILT_IN, ENTRY_POINTS
 
     registered = asked(lambda: {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}) or {}
     options = OPTIONS.values()
+    sources = {"sample": "ships with capsbench", "real": "on disk", "stand-in": "not on disk: the sample stands in"}
     return {
         "models": {name: (kind.__doc__ or "").splitlines()[0] for name, kind in BUILT_IN.items()} | registered,
-        f"datasets (looked for in {directory or data_directory()})": {name: _dataset(name, directory) for name in SPECS},
+        f"datasets (looked for in {directory or data_directory()})": {
+            name: f"{'×'.join(map(str, spec.shape))}, {spec.classes} classes; {sources[load_images(name, directory).source]}"
+            for name, spec in SPECS.items()
+        },
         "options": {one.flag: one.help + ("" if one.default is None else f" [{one.default}]") for one in options},
         **{noun_of(name): dict(option.choices) for name, option in OPTIONS.items() if option.choices and name != "dataset"},
         "routing": {name: f"{OPTIONS['routing'].choices[name]}; kernels {', '.join(kernels(name))}" for name in algorithms()},
@@ -51,11 +55,3 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
         },
         "metrics": {name: f"{metric.title} ({metric.column})" for name, metric in METRICS.items()},
     }
-
-
-def _dataset(name: str, directory: Path | None) -> str:
-    from capsbench.data.datasets import load_images
-
-    spec = SPECS[name]
-    source = {"sample": "ships with capsbench", "real": "on disk", "stand-in": "not on disk: the sample stands in"}
-    return f"{'×'.join(map(str, spec.shape))}, {spec.classes} classes; {source[load_images(name, directory).source]}"

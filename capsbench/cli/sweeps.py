@@ -50,17 +50,9 @@ def plan_of(cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] 
 
 
 def sweep(
-    plan: Plan,
-    *,
-    out: Path | None,
-    resume: bool,
-    as_json: bool,
-    dry_run: bool = False,
-    only_these: bool = False,
-    data_dir: Path | None = None,
-    wait: float | None = None,
-    **_: Any,
-) -> int:
+    plan: Plan, *, out: Path | None, resume: bool, as_json: bool, dry_run: bool = False, only_these: bool = False,
+    data_dir: Path | None = None, wait: float | None = None, **_: Any,
+) -> int:  # fmt: skip
     """Measure a plan into a report, draw it, print its slopes, and return the exit status.
 
     Args:

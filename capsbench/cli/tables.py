@@ -34,20 +34,9 @@ RUNS = "runs"
 
 
 def reproduce_table(
-    name: str,
-    *,
-    out: Path | None,
-    resume: bool,
-    seeds: int,
-    epochs: int | None,
-    scale: float,
-    dry_run: bool,
-    as_json: bool,
-    data_dir: Path | None,
-    download: bool,
-    checkpoint_minutes: float,
-    **given: Any,
-) -> int:
+    name: str, *, out: Path | None, resume: bool, seeds: int, epochs: int | None, scale: float, dry_run: bool, as_json: bool,
+    data_dir: Path | None, download: bool, checkpoint_minutes: float, **given: Any,
+) -> int:  # fmt: skip
     """Train the rest of a table, print it beside the paper's, and return the exit status.
 
     Raises:

@@ -119,15 +119,9 @@ _run_options = together(
 @_training_options
 @_run_options
 def command(
-    out: Path | None,
-    resume: bool,
-    checkpoint_minutes: float,
-    diagnostics: bool,
-    as_json: bool,
-    data_dir: Path | None,
-    download: bool,
-    **given: Any,
-) -> int:
+    out: Path | None, resume: bool, checkpoint_minutes: float, diagnostics: bool, as_json: bool,
+    data_dir: Path | None, download: bool, **given: Any,
+) -> int:  # fmt: skip
     """Train a network to accuracy: checkpoints from which nothing is lost, the best epoch chosen on held-out images.
 
     The test set is read once, at the end. Under torchrun several processes train one network on batches cut between them.

@@ -110,15 +110,9 @@ def _save(figure: Figure, file: Path | io.BytesIO, kind: str) -> None:
 
 
 def _grid(
-    frame: pd.DataFrame,
-    columns: Sequence[Metric],
-    *,
-    per: Per,
-    with_paper: bool,
-    with_fit: bool,
-    ax: Axes | AxesGrid | None,
-    width: float | None,
-) -> AxesGrid:
+    frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_paper: bool, with_fit: bool,
+    ax: Axes | AxesGrid | None, width: float | None,
+) -> AxesGrid:  # fmt: skip
     """Panels over depth: a row for each data set, and a column for each metric that has values."""
     datasets = list(dict.fromkeys(frame["dataset"])) or [""]
     styles = series_styles(frame)
@@ -146,15 +140,9 @@ def _grid(
 
 
 def _draw_row(
-    row: Sequence[Axes],
-    frame: pd.DataFrame,
-    shown: Sequence[Metric],
-    styles: dict[str, SeriesStyle],
-    *,
-    per: Per,
-    with_fit: bool,
-    with_paper: bool,
-) -> list[list[Line2D]]:
+    row: Sequence[Axes], frame: pd.DataFrame, shown: Sequence[Metric], styles: dict[str, SeriesStyle], *,
+    per: Per, with_fit: bool, with_paper: bool,
+) -> list[list[Line2D]]:  # fmt: skip
     """Draw the panels of one data set, and return the handles of each one's legend; without fits the first has them all."""
     every = list(series_of(frame))
     # The paper's nvidia-smi readings can stand beside memory of a device at the paper's batch alone.

@@ -23,16 +23,9 @@ Per = Literal["step", "epoch"]
 
 
 def draw_panel(
-    ax: Axes,
-    frame: pd.DataFrame,
-    drawn: Sequence[tuple[Series, pd.DataFrame]],
-    names: Names,
-    metric: Metric,
-    styles: dict[str, SeriesStyle],
-    *,
-    per: Per,
-    with_fit: bool,
-) -> list[Line2D]:
+    ax: Axes, frame: pd.DataFrame, drawn: Sequence[tuple[Series, pd.DataFrame]], names: Names, metric: Metric,
+    styles: dict[str, SeriesStyle], *, per: Per, with_fit: bool,
+) -> list[Line2D]:  # fmt: skip
     """Draw one metric over depth for some of the frame's series, and return the handles for a legend."""
     handles = []
     for series, cells in drawn:

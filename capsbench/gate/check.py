@@ -84,16 +84,10 @@ def judge(run: Summary, baseline: Summary, last: Summary | None = None, threshol
     compared = compare(baseline, run, thresholds)
     worse = list(findings(compared, "worse"))
     since_last, last_differs = _since(run, last, thresholds, worse) if last is not None else ([], "")
-    return Judgement(
-        compared=compared,
-        regressions=[*_faults(compared.outcomes, "worse"), *worse],
-        improvements=[*_faults(compared.outcomes, "better"), *findings(compared, "better")],
-        left_out=_left_out(compared.comparisons),
-        fewer=_faults(compared.outcomes, "not comparable"),
-        missing=compared.only_before,
-        since_last=since_last,
-        last_differs=last_differs,
-    )
+    regressions: list[Finding | Fault] = [*_faults(compared.outcomes, "worse"), *worse]
+    improvements: list[Finding | Fault] = [*_faults(compared.outcomes, "better"), *findings(compared, "better")]
+    left_out, fewer = _left_out(compared.comparisons), _faults(compared.outcomes, "not comparable")
+    return Judgement(compared, regressions, improvements, left_out, fewer, compared.only_before, since_last, last_differs)
 
 
 def findings(compared: Compared, verdict: Verdict) -> Iterator[Finding]:

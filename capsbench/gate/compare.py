@@ -56,10 +56,8 @@ def _match(
 
     A series is matched on any machine, unless a run has several series that differ in the machine alone.
     """
-    found: dict[str, tuple[SeriesSummary, SeriesSummary]] = {}
     old, new = {series.key(): series for series in before}, {series.key(): series for series in after}
-    for key in old.keys() & new.keys():
-        found[key] = old.pop(key), new.pop(key)
+    found = {key: (old.pop(key), new.pop(key)) for key in old.keys() & new.keys()}
     by_name = [Counter(series.portable_key() for series in all_series.values()) for all_series in (old, new)]
     others = {series.portable_key(): key for key, series in new.items()}
     for key, series in list(old.items()):

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -103,10 +103,12 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
         ExitStack() as held,
         tempfile.TemporaryFile() as errors,
         tempfile.TemporaryFile() as answer,
-        _pipe() as (request_end, request_source),
         ours,
         theirs,
     ):
+        request_end, request_source = os.pipe()
+        for end in (request_end, request_source):
+            held.callback(os.close, end)
         waited = 0.0 if on_cpu else _enter(turn, held)
         if on_cpu and request.what == "time":
             request = request.model_copy(update={"turn": theirs.fileno()})
@@ -159,16 +161,6 @@ def out_of_memory_kills() -> int:
         return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
     except (OSError, ValueError):
         return 0
-
-
-@contextmanager
-def _pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    try:
-        yield ends
-    finally:
-        for end in ends:
-            os.close(end)
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, message: socket.socket | None = None) -> bool:

@@ -42,6 +42,7 @@ def describe() -> dict[str, Any]:
     facts = Facts()
     version = facts.ask("capsbench", lambda: metadata.version("capsbench"))
     commit = re.search(r"\+g([0-9a-f]+)", version or "")
+    settings = sorted(name for name, value in os.environ.items() if value and _SETTINGS.fullmatch(name))
     found = {
         "capsbench": version,
         "commit": commit[1] if commit else None,
@@ -63,7 +64,8 @@ def describe() -> dict[str, Any]:
             }
         ),
         "cuda": _cuda(facts),
-        "settings": _settings(),
+        # A path is reduced to its last part.
+        "settings": {name: re.sub(r"[^\s:;,=]*/", "", os.environ[name]) for name in settings},
     }
     return found | ({"notes": facts.notes} if facts.notes else {})
 
@@ -81,12 +83,6 @@ def key_of(environment: dict[str, Any]) -> str:
 def default_threads() -> int:
     """Number of threads of a CPU run that torch would use."""
     return torch.get_num_threads()
-
-
-def _settings() -> dict[str, str]:
-    """The environment's variables that bytes or times depend on; a path is reduced to its last part."""
-    names = sorted(name for name, value in os.environ.items() if value and _SETTINGS.fullmatch(name))
-    return {name: re.sub(r"[^\s:;,=]*/", "", os.environ[name]) for name in names}
 
 
 def _version(package: str) -> str | None:

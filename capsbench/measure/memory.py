@@ -150,11 +150,9 @@ class ProfilerProbe(_CpuProbe):
         self._process_bytes = largest_resident_set()
         self._profile.stop()
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """Name a part of the step."""
-        with torch.profiler.record_function(_PHASE + name):
-            yield
+        return torch.profiler.record_function(_PHASE + name)
 
     def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
         """Record the purpose of these tensors' memory."""

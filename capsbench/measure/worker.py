@@ -13,7 +13,6 @@ import threading
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -183,16 +182,13 @@ def _check_threads(configuration: Configuration) -> None:
         )
 
 
-def _end_with_parent(source: TextIO) -> None:
-    def wait() -> None:
-        source.read()
-        # Processes that a network started end too, in whatever session they are.
-        end_family(os.environ.get(FAMILY, ""))
-        if os.getsid(0) == os.getpid():
-            os.killpg(0, signal.SIGKILL)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    # Processes that a network started end too, in whatever session they are.
+    end_family(os.environ.get(FAMILY, ""))
+    if os.getsid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def main() -> None:
@@ -200,7 +196,7 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = Request.model_validate_json(sys.stdin.readline())
-    _end_with_parent(sys.stdin)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     reply = run_request(request)
     with answer, contextlib.suppress(BrokenPipeError):
         answer.write(reply.model_dump_json())

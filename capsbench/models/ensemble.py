@@ -24,15 +24,20 @@ class Ensemble(nn.Module):
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         super().__init__()
-        members = [_capsule_network(place, network) for place, network in enumerate(networks, 1)]
+        members: list[CapsuleNetwork] = []
+        for place, network in enumerate(networks, 1):
+            if not isinstance(network, CapsuleNetwork):
+                what = f"network {place} of the ensemble is {type(network).__name__}, whose scores are no lengths"
+                raise ConfigurationError(what, "give capsule networks")
+            members.append(network)
         if not members:
             raise ConfigurationError("an ensemble of no networks", "give at least one")
         self.networks = nn.ModuleList(members)
         self.in_shape, self.num_classes = members[0].in_shape, members[0].num_classes
-        for place, network in enumerate(members, 1):
-            if (network.in_shape, network.num_classes) != (self.in_shape, self.num_classes):
+        for place, member in enumerate(members, 1):
+            if (member.in_shape, member.num_classes) != (self.in_shape, self.num_classes):
                 raise ConfigurationError(
-                    f"network {place} of the ensemble takes {list(network.in_shape)} to {network.num_classes} classes",
+                    f"network {place} of the ensemble takes {list(member.in_shape)} to {member.num_classes} classes",
                     f"all must be alike: the first takes {list(self.in_shape)} to {self.num_classes}",
                 )
 
@@ -55,11 +60,3 @@ class Ensemble(nn.Module):
         pictures = [decode(out.capsules, shown) for decode, out in decoders]
         reconstruction = torch.stack(pictures).mean(dim=0) if pictures else None
         return CapsuleOutput(lengths, torch.cat([out.capsules for out in every], dim=-1), reconstruction)
-
-
-def _capsule_network(place: int, network: nn.Module) -> CapsuleNetwork:
-    if not isinstance(network, CapsuleNetwork):
-        raise ConfigurationError(
-            f"network {place} of the ensemble is {type(network).__name__}, whose scores are no lengths", "give capsule networks"
-        )
-    return network

@@ -13,20 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from capsbench.durable import replacing
 from capsbench.figures.styles import COLOURS, DARK_COLOURS
 from capsbench.frame import SAMPLE_COLUMNS, to_frame
+from capsbench.page import cells
 from capsbench.page.answers import answers, latest_of, paper_verdicts
-from capsbench.page.cells import (
-    AllSeries,
-    Texts,
-    cells_data,
-    columns_data,
-    metrics_data,
-    options_data,
-    packed_fits,
-    paper_data,
-    samples_data,
-    series_data,
-    time_samples,
-)
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.page.runs import comparisons_data, environments_data, history_data, reports_data
 from capsbench.page.steps import contents_data, modules_data, timelines_data
@@ -78,30 +66,30 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     alone = apart[0] if len(apart) == 1 else None  # it knows its frame and slopes where they were asked for before
     frame = alone.frame if alone else to_frame((report.name, record) for report in apart for record in report.records)
     table = alone.slopes if alone else fitted_slopes(frame)
-    all_series = AllSeries(frame)
-    page_series = series_data(all_series, frame, table, apart)
+    all_series = cells.AllSeries(frame)
+    page_series = cells.series_data(all_series, frame, table, apart)
     timelines, all_timelines = timelines_data(apart, loose)
     verdicts = paper_verdicts(table, all_series, page_series, apart)
-    texts = Texts()
-    fit, packed = packed_fits(page_series)
+    texts = cells.Texts()
+    fit, packed = cells.packed_fits(page_series)
     data: dict[str, Any] = {
         "units": {"bytes": BYTES, "seconds": SECONDS},
-        "options": options_data(),
-        "columns": columns_data(),
-        "samples": time_samples(),
-        "metrics": metrics_data(frame),
+        "options": cells.options_data(),
+        "columns": cells.columns_data(),
+        "samples": cells.time_samples(),
+        "metrics": cells.metrics_data(frame),
         "fit": fit,
         "lines": packed,
         "modules": modules_data(records, texts),
         "contents": contents_data(records, texts),
         "timelines": timelines,
-        "paper": paper_data(frame),
+        "paper": cells.paper_data(frame),
         "latest": latest_of(apart),
         "reports": reports_data(apart),
         "environments": environments_data(apart),
         "comparisons": comparisons_data(apart),
         "history": history_data(apart, all_series, table),
-        "cells": cells_data(all_series, frame, records, texts),
+        "cells": cells.cells_data(all_series, frame, records, texts),
     }
     text, limits = _encoded(data, records, texts)
     if len(timelines) < all_timelines:
@@ -131,12 +119,12 @@ def told_apart(reports: Iterable["Report"]) -> list["Report"]:
     return found
 
 
-def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: Texts) -> tuple[str, list[str]]:
+def _encoded(data: Mapping[str, Any], records: Sequence[Record], texts: cells.Texts) -> tuple[str, list[str]]:
     """The page's data with as many raw samples and long texts as there is room for, and notes on the rest."""
 
     def encoded(samples: int, longest: int, **others: Any) -> str:
-        cells = data["cells"] | {"samples": samples_data(records, samples)}
-        return script_json({**data, **others, "cells": cells, "texts": texts.all(longest)})
+        own = data["cells"] | {"samples": cells.samples_data(records, samples)}
+        return script_json({**data, **others, "cells": own, "texts": texts.all(longest)})
 
     limits = []
     for samples, longest in _SHARES:

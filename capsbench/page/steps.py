@@ -36,15 +36,11 @@ def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
     of = []
     for record in records:
         step = record.believed_step()
-        retained = step.retained_by_module if step else {}
-        if not retained:
-            of.append(-1)
-            continue
-        key = tuple(retained.items())
-        if key not in known:
+        key = tuple(step.retained_by_module.items()) if step else ()
+        if key and key not in known:
             known[key] = len(lists)
-            lists.append(_modules(module_changes({}, retained), texts.number))
-        of.append(known[key])
+            lists.append(_modules(module_changes({}, dict(key)), texts.number))
+        of.append(known.get(key, -1))
     return {"lists": lists, "of": of}
 
 
@@ -59,11 +55,8 @@ def contents_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
     of = []
     for record in records:
         held = record.memory.at_peak if record.memory else None
-        if held is None:
-            of.append(-1)
-            continue
-        key = (texts.number(held.phase), *(getattr(held, name) for name in names))
-        of.append(known.setdefault(key, len(known)))
+        key = (texts.number(held.phase), *(getattr(held, name) for name in names)) if held else None
+        of.append(known.setdefault(key, len(known)) if key else -1)
     return {"names": [name.removesuffix("_bytes") for name in names], "lists": list(known), "of": of}
 
 

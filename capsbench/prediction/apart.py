@@ -204,17 +204,12 @@ def _serve() -> None:
         while True:
             _send(answers, pickle.dumps(_answered(_receive(sys.stdin.buffer))))
             if not warm:
-                # Warm up while no caller waits: the first question checks that the network exists, the next ones what it needs.
-                _warm_up()
+                # Import and cache what every trace needs while no caller waits: the first question checks that the network
+                # exists. Run forward alone, on a CPU: after a backward pass no fork of a process can run another, and after
+                # a use of CUDA none can use CUDA.
+                with following():
+                    nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))(torch.empty(1, 1, 1, 1)).sum()
                 warm = True
-
-
-def _warm_up() -> None:
-    """Import and cache what every trace needs."""
-    # Forward alone, on a CPU: after a backward pass no fork of a process can run another, and after a use of CUDA none
-    # can use CUDA.
-    with following():
-        nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1))(torch.empty(1, 1, 1, 1)).sum()
 
 
 def _answered(question: bytes) -> _Answer:
@@ -249,7 +244,12 @@ def _run(question: bytes, written: IO[bytes], printed: IO[bytes]) -> None:
         for stream in (1, 2):
             os.dup2(printed.fileno(), stream)
         threading.Thread(target=_end_with_asker, args=(asker,), daemon=True).start()
-        _send(written, _packed(_called(question)))
+        answer = _called(question)
+        try:
+            content = pickle.dumps(answer)
+        except Exception as error:  # the returned value may raise anything
+            content = pickle.dumps(_Answer("ended", f"gave an answer that cannot be sent: {error_line(error)}"))
+        _send(written, content)
         sys.stderr.flush()
     finally:
         # This skips the interpreter's own ending, which belongs to the server.
@@ -270,13 +270,6 @@ def _called(question: bytes) -> _Answer:
     except BaseException as error:  # a user's network may raise anything
         traceback.print_exc()
         return _Answer("ended", f"ended with {error_line(error)}")
-
-
-def _packed(answer: _Answer) -> bytes:
-    try:
-        return pickle.dumps(answer)
-    except Exception as error:  # the returned value may raise anything
-        return pickle.dumps(_Answer("ended", f"gave an answer that cannot be sent: {error_line(error)}"))
 
 
 def _end_with_asker(asker: int) -> None:

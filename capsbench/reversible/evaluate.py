@@ -182,10 +182,7 @@ def evaluate(
     function = caller.function
     if arguments.empty and _shares_work(function):
         given = caller.in_own_precision(x)
-        if keeping and _keeps_work(function):
-            value, kept = function.forward_keeping(given)
-        else:
-            value, kept = caller.function(given), ()
+        value, kept = function.forward_keeping(given) if keeping and _keeps_work(function) else (caller.function(given), ())
         # Walking through parameters is slow, and from the second function on the answer is nearly always known.
         differentiable = wanted or any(one.requires_grad for one in caller.function.parameters())
         return Evaluation(value, (), kept, None, differentiable)
@@ -213,15 +210,9 @@ def _looked_at(caller: Caller, x: Tensor, arguments: Arguments, known: dict[int,
 
 
 def value_and_vjp(
-    layer: Layer,
-    x: Tensor,
-    arguments: Arguments,
-    grad: Tensor | None,
-    grads_extras: Sequence[Tensor | None],
-    *,
-    kept: tuple[Tensor, ...],
-    autocast: Autocast,
-) -> Vjp:
+    layer: Layer, x: Tensor, arguments: Arguments, grad: Tensor | None, grads_extras: Sequence[Tensor | None], *,
+    kept: tuple[Tensor, ...], autocast: Autocast,
+) -> Vjp:  # fmt: skip
     """Evaluate a function again as in forward, inside `apart`, with the gradients of `(f(x) * grad).sum()` and of its extras.
 
     Args:
@@ -299,30 +290,23 @@ def _foreign_error(caller: Caller, foreign: Foreign, known: Iterable[Tensor]) ->
         f"{caller} of a reversible stack computes with {foreign}, which is neither its input nor a parameter of the stack:"
         " its gradient would be lost"
     )
+    hint = "hand it in, as stack(x, context), register it as a parameter, or detach it; memory='stored' takes it as it is"
     if getattr(caller.function, "_is_replica", False):
-        return ConfigurationError(what, "nn.DataParallel replaces parameters by copies: use DistributedDataParallel")
-    if any(hasattr(one, "device_mesh") for one in known):
-        return ConfigurationError(
-            what, "fully_shard of a function replaces its parameters: shard the network as a whole, or use memory='stored'"
-        )
-    return ConfigurationError(
-        what, "hand it in, as stack(x, context), register it as a parameter, or detach it; memory='stored' takes it as it is"
-    )
+        hint = "nn.DataParallel replaces parameters by copies: use DistributedDataParallel"
+    elif any(hasattr(one, "device_mesh") for one in known):
+        hint = "fully_shard of a function replaces its parameters: shard the network as a whole, or use memory='stored'"
+    return ConfigurationError(what, hint)
 
 
 def _shares_work(function: nn.Module) -> TypeGuard[SharesWork]:
-    return _stands_for_forward(function, "forward_and_vjp")
+    """Return whether `forward_and_vjp` computes what a call of the function does: nothing was put over or around `forward`."""
+    # The class is checked, not the object, because a compiled module passes on the attributes of the one inside.
+    return _offers(type(function), "forward_and_vjp") and not any(is_altered(module) for module in function.modules())
 
 
 def _keeps_work(function: SharesWork | KeepsWork) -> TypeGuard[KeepsWork]:
     """Return whether a module that shares work offers to keep some."""
     return _offers(type(function), "forward_keeping")
-
-
-def _stands_for_forward(function: nn.Module, method: str) -> bool:
-    """Return whether `method` computes the same as a call of the function: nothing was put over or around `forward`."""
-    # The class is checked, not the object, because a compiled module passes on the attributes of the one inside.
-    return _offers(type(function), method) and not any(is_altered(module) for module in function.modules())
 
 
 def _offers(kind: type, method: str) -> bool:

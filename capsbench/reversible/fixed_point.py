@@ -125,7 +125,9 @@ class Remainders:
             store, *words = tensors
             return Remainders(store.to(torch.int64), bound, products, list(zip(marks, words, strict=True)))
 
-        return (self.store.to(_narrowest(bound)), *(word for _, word in self.words)), rebuild
+        types = (torch.uint8, torch.int16, torch.int32)
+        narrowest = next((dtype for dtype in types if bound - 1 <= torch.iinfo(dtype).max), torch.int64)
+        return (self.store.to(narrowest), *(word for _, word in self.words)), rebuild
 
     def _move_out(self) -> None:
         low = self.store & (2**_WORD_BITS - 1)
@@ -140,9 +142,3 @@ def _divide(values: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
         return values, torch.zeros_like(values)
     quotient = torch.div(values, divisor, rounding_mode="floor")
     return quotient, torch.sub(values, quotient, alpha=divisor)
-
-
-def _narrowest(bound: int) -> torch.dtype:
-    """The narrowest integer type of all numbers from 0 to `bound` - 1."""
-    types = (torch.uint8, torch.int16, torch.int32)
-    return next((dtype for dtype in types if bound - 1 <= torch.iinfo(dtype).max), torch.int64)

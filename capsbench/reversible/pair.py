@@ -68,11 +68,6 @@ class FloatPair:
     later: Tensor | None = field(default=None, kw_only=True)
     """Value of x after the function that is being undone, on the way back."""
 
-    @classmethod
-    def start(cls, x: Tensor, bound: float = DRIFT_BOUND) -> Self:
-        """The pair before the first function."""
-        return cls(x, torch.zeros_like(x), bound=bound)
-
     def advance(self, value: Tensor, gamma: float) -> None:
         """Implement `Pair.advance`."""
         self.x, self.v = step(self.x, self.v, value, gamma)
@@ -112,11 +107,6 @@ class SegmentedPair(FloatPair):
     length: int
     position: int = 0
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    @classmethod
-    def start_segmented(cls, x: Tensor, length: int, bound: float) -> Self:
-        """The pair before the first function."""
-        return cls(x, torch.zeros_like(x), length, bound=bound)
 
     def advance(self, value: Tensor, gamma: float) -> None:
         """Implement `Pair.advance`."""
@@ -256,8 +246,8 @@ def start_pair(
         return FixedPair.start(x), [float(ratio_of(gamma)) for gamma in gammas]
     length = segment_length(min(gammas), lipschitz)
     if inverse == "segmented" and length is not None:
-        return SegmentedPair.start_segmented(x, length, bound), list(gammas)
-    return FloatPair.start(x, bound), list(gammas)
+        return SegmentedPair(x, torch.zeros_like(x), length, bound=bound), list(gammas)
+    return FloatPair(x, torch.zeros_like(x), bound=bound), list(gammas)
 
 
 def check_inverse(inverse: str, gamma: Gamma, *, learnt: bool = False) -> None:
@@ -280,14 +270,9 @@ def check_inverse(inverse: str, gamma: Gamma, *, learnt: bool = False) -> None:
 
 
 def resolve_inverse(
-    inverse: str,
-    functions: int,
-    gamma: Gamma,
-    *,
-    lipschitz: float = LIPSCHITZ,
-    dtype: torch.dtype = torch.float32,
+    inverse: str, functions: int, gamma: Gamma, *, lipschitz: float = LIPSCHITZ, dtype: torch.dtype = torch.float32,
     learnt: bool = False,
-) -> str:
+) -> str:  # fmt: skip
     """Resolve `auto` for a stack: `float` while it cannot drift past the bound, else the one of the others that keeps less.
 
     Args:

@@ -6,7 +6,7 @@ the same batch twice. Everything here is kept per call, never on the module.
 
 import pickle
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -204,18 +204,9 @@ class Buffers:
         for module, name, index in self.places:
             module._buffers[name] = self.originals[index]
 
-    @contextmanager
-    def restore(self) -> Iterator[None]:
+    def restore(self) -> AbstractContextManager[None]:
         """Put the captured buffers in force; later writes go to copies, so that nothing is counted twice."""
-        now = [_buffer(module, name) for module, name, _ in self.places]
-        again = [copy.clone() for copy in self.copies]
-        try:
-            for module, name, index in self.places:
-                module._buffers[name] = again[index]
-            yield
-        finally:
-            for (module, name, _), buffer in zip(self.places, now, strict=True):
-                module._buffers[name] = buffer
+        return _in_force(self.places, [copy.clone() for copy in self.copies])
 
 
 @dataclass(frozen=True)
@@ -226,27 +217,19 @@ class Untouched:
     originals: tuple[Tensor, ...]
     versions: tuple[int, ...]
 
-    @contextmanager
-    def restore(self) -> Iterator[None]:
+    def restore(self) -> AbstractContextManager[None]:
         """Put these buffers in force, if others have taken their place.
 
         Raises:
             RuntimeError: a buffer was changed in place since.
         """
-        now = [_buffer(module, name) for module, name, _ in self.places]
         for _, name, index in self.places:
             if self.originals[index]._version != self.versions[index]:
                 raise RuntimeError(
                     f"the buffer {name} of a residual function was changed in place between forward and backward; "
                     "the function would be computed differently"
                 )
-        try:
-            for module, name, index in self.places:
-                module._buffers[name] = self.originals[index]
-            yield
-        finally:
-            for (module, name, _), buffer in zip(self.places, now, strict=True):
-                module._buffers[name] = buffer
+        return _in_force(self.places, self.originals)
 
 
 class Restored(AbstractContextManager[None]):
@@ -272,6 +255,19 @@ class Restored(AbstractContextManager[None]):
 
     def _draws_now(self) -> OtherDraws:
         return OtherDraws.capture(nn.ModuleList(self._functions))
+
+
+@contextmanager
+def _in_force(places: Iterable[tuple[nn.Module, str, int]], buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Put buffers in their places by index, and the present ones back at the end."""
+    now = [(module, name, _buffer(module, name)) for module, name, _ in places]
+    try:
+        for module, name, index in places:
+            module._buffers[name] = buffers[index]
+        yield
+    finally:
+        for module, name, buffer in now:
+            module._buffers[name] = buffer
 
 
 def _buffer(module: nn.Module, name: str) -> Tensor:

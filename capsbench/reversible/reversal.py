@@ -67,7 +67,8 @@ class _Reversible(torch.autograd.Function):
         # Parameters are saved, frozen ones too, so that torch refuses a backward after a change in place.
         ctx.save_for_backward(*saved, *found.kept, *arguments.tensors, *every)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(one for one in found.extras if not _can_have_gradient(one)))
+        without_gradient = [one for one in found.extras if not (one.is_floating_point() or one.is_complex())]
+        ctx.mark_non_differentiable(*without_gradient)
         return output, *found.extras
 
     @staticmethod
@@ -119,18 +120,6 @@ class _Gradients:
                 )
             known = self.found[index]
             self.found[index] = grad if known is None else known + grad
-
-
-def _gradient_of_logits(logits: Tensor, of_gammas: Sequence[Tensor], segment: int) -> Tensor:
-    """The gradient of `gamma_logits`, from those of each function's γ, the last function first."""
-    gammas = sigmoid(logits.detach())
-    of_functions = torch.stack(list(reversed(of_gammas)))
-    of_blocks = torch.stack([part.sum() for part in of_functions.split(segment)])
-    return (of_blocks * gammas * (1 - gammas)).to(logits.dtype)
-
-
-def _can_have_gradient(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _through(
@@ -261,7 +250,11 @@ class _WayBack:
     def gradients(self, segment: int) -> list[Tensor | None]:
         """The gradients of the context's tensors and of the parameters; None for those without."""
         if self._logits is not None:
-            self._of_parameters.add([(self._logits, _gradient_of_logits(self._logits, self._of_gammas, segment))])
+            gammas = sigmoid(self._logits.detach())
+            of_functions = torch.stack(list(reversed(self._of_gammas)))
+            of_blocks = torch.stack([part.sum() for part in of_functions.split(segment)])
+            of_logits = (of_blocks * gammas * (1 - gammas)).to(self._logits.dtype)
+            self._of_parameters.add([(self._logits, of_logits)])
         following = iter(self._of_context)
         of_context = [next(following) if wanted else None for wanted in self._arguments.context.wanted]
         return [*of_context, *self._of_parameters.found]

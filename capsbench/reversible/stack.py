@@ -90,7 +90,8 @@ class MomentumStack(nn.Module):
 
     def resolved_inverse(self, dtype: torch.dtype = torch.float32) -> str:
         """Resolve `auto` for an x of that dtype (`resolve_inverse`)."""
-        return self._resolve(self.gammas(), dtype)
+        gammas, learnt = self.gammas(), self.gamma_logits is not None
+        return resolve_inverse(self.inverse, len(gammas), gammas, lipschitz=self.lipschitz, dtype=dtype, learnt=learnt)
 
     def gammas(self) -> list[float]:
         """Present γ of each function.
@@ -165,10 +166,6 @@ class MomentumStack(nn.Module):
     def callers(self) -> list[Caller]:
         """The functions, each with its index."""
         return [Caller(function, index) for index, function in enumerate(self.functions)]
-
-    def _resolve(self, gammas: Sequence[float], dtype: torch.dtype) -> str:
-        learnt = self.gamma_logits is not None
-        return resolve_inverse(self.inverse, len(gammas), gammas, lipschitz=self.lipschitz, dtype=dtype, learnt=learnt)
 
     def _fixed_gammas(self) -> tuple[float, ...]:
         """Values of γ of each block as given; functions may have been added since."""

@@ -8,7 +8,7 @@ except parameters and buffers, which are alive anyway. On a CPU it has no effect
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -135,7 +135,8 @@ def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module
     options: dict[str, Any] = {}
     # The compiler accepts no such contexts; a function with buffers is then computed without it.
     if any(True for module in modules for _ in module.buffers()) or not torch.compiler.is_compiling():
-        options["context_fn"] = partial(_contexts, modules)
+        # In forward, and again in backward.
+        options["context_fn"] = lambda: (nullcontext(), Restored(modules))
     chain = partial(_chain, steps)
     if torch.compiler.is_compiling():
         return checkpoint(chain, *state, use_reentrant=False, **options)
@@ -172,11 +173,6 @@ class _Attempt:
         """Raise the error that forward raised."""
         if self._raised:
             raise self._raised.pop()
-
-
-def _contexts(modules: Sequence[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts in which a checkpoint evaluates its function: in forward, and again in backward."""
-    return nullcontext(), Restored(modules)
 
 
 def _chain(steps: Sequence[Step], *state: Tensor) -> State:

@@ -227,21 +227,21 @@ def route_and_vjp(
 
 
 def _prepare(
-    inputs: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    beta_u: Tensor | None = None,
-    beta_a: Tensor | None = None,
-    algorithm: str = "rba",
-    iterations: int = 3,
-    kernel: str = "auto",
-) -> tuple[Kernel, list[Tensor], int]:
+    inputs: Tensor, weight: Tensor, bias: Tensor | None = None, *, beta_u: Tensor | None = None, beta_a: Tensor | None = None,
+    algorithm: str = "rba", iterations: int = 3, kernel: str = "auto",
+) -> tuple[Kernel, list[Tensor], int]:  # fmt: skip
     """The kernel, its tensors and the number of iterations, after a check that they fit together."""
     _check_shapes(inputs, weight)
     found = check_routing(algorithm, kernel, iterations, inputs.device, weight.shape[2])
     tensors = [inputs, weight, *_extras(weight, (bias, beta_u, beta_a), algorithm)]
-    _check_kinds(tensors)
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        raise ConfigurationError(
+            f"tensors on {' and '.join(sorted(map(str, devices)))} cannot be routed together", "move all to one device"
+        )
+    for tensor in tensors:
+        if tensor.is_complex():
+            raise ConfigurationError(f"{tensor.dtype} cannot be routed", "give real numbers")
     return found, tensors, iterations
 
 
@@ -275,17 +275,6 @@ def _extras(weight: Tensor, given: tuple[Tensor | None, ...], algorithm: str) ->
         else:
             found.append(tensor)
     return found
-
-
-def _check_kinds(tensors: list[Tensor]) -> None:
-    devices = {tensor.device for tensor in tensors}
-    if len(devices) > 1:
-        raise ConfigurationError(
-            f"tensors on {' and '.join(sorted(map(str, devices)))} cannot be routed together", "move all to one device"
-        )
-    for tensor in tensors:
-        if tensor.is_complex():
-            raise ConfigurationError(f"{tensor.dtype} cannot be routed", "give real numbers")
 
 
 def _check_shapes(inputs: Tensor, weight: Tensor) -> None:

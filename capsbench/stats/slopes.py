@@ -59,14 +59,6 @@ def by_series(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataF
         yield dict(zip(keys, values, strict=True)), rows
 
 
-def _places_by_series(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], NDArray[np.intp]]]:
-    """Indices of the rows of each series, with the series' common values."""
-    keys = series_columns(table)
-    numbered = table[keys].assign(_place=np.arange(len(table)))
-    for values, places in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
-        yield dict(zip(keys, values, strict=True)), places.to_numpy()
-
-
 def fit_line(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
     """The line through one metric of a series; None with fewer than two depths.
 
@@ -145,7 +137,9 @@ def fitted_slopes(frame: pd.DataFrame) -> pd.DataFrame:
     blocks = good["blocks"].to_numpy(dtype=float)
     columns = {metric.name: _points(good, metric) for metric in METRICS.values()}
     disturbed = good[["noise"]] if "noise" in good.columns else None
-    for series, places in _places_by_series(good):
+    numbered = good[keys].assign(_place=np.arange(len(good)))
+    for values, numbers in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
+        series, places = dict(zip(keys, values, strict=True)), numbers.to_numpy()
         order = places[np.argsort(blocks[places], kind="stable")]
         noise = "" if disturbed is None else ",".join(noises(disturbed.iloc[order]))
         for metric in METRICS.values():
@@ -188,9 +182,14 @@ def noises(cells: pd.DataFrame) -> list[str]:
 def _ratio(rows: Sequence[Mapping[str, Any]], place: int, reference: int | None) -> tuple[float, float, float]:
     """Slope of a row over that of its reference, with its interval; NaN where there is none."""
     unknown = float("nan")
-    if reference is None or not _can_divide(rows[place], rows[reference]):
+    if reference is None:
         return unknown, unknown, unknown
-    own, theirs = ((rows[one]["slope"], (rows[one]["slope_high"] - rows[one]["slope_low"]) / 2) for one in (place, reference))
+    row, base = rows[place], rows[reference]
+    # Noise makes no ratio: both must be lines whose slopes can be distinguished from 0.
+    no_interval = not METRICS[row["metric"]].repeats and (pd.isna(row["slope_low"]) or pd.isna(base["slope_low"]))
+    if no_interval or not row["shape"] == base["shape"] == "line" or base["slope"] == 0:
+        return unknown, unknown, unknown
+    own, theirs = ((one["slope"], (one["slope_high"] - one["slope_low"]) / 2) for one in (row, base))
     if place == reference:
         own, theirs = (1.0, 0 * own[1]), (1.0, 0 * own[1])
     # Adding 0 makes -0 a 0.
@@ -217,9 +216,3 @@ def _references(table: pd.DataFrame, keys: list[str]) -> list[int | None]:
         alike = known.get((without, *(row[name] for name in compared[without])), [])
         found.append(alike[0] if len(alike) == 1 else None)
     return found
-
-
-def _can_divide(row: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
-    """Return whether both are lines whose slopes can be distinguished from 0, since noise makes no ratio."""
-    unknown = not METRICS[row["metric"]].repeats and (pd.isna(row["slope_low"]) or pd.isna(reference["slope_low"]))
-    return row["shape"] == reference["shape"] == "line" and reference["slope"] != 0 and not unknown

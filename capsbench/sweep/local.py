@@ -20,14 +20,9 @@ Launcher = Callable[[Cell], Record]
 
 
 def local_launcher(
-    plan: Plan,
-    environment: str,
-    data_directory: Path | None = None,
-    notify: Callable[[str], None] = lambda _: None,
-    *,
-    folder: Path = Path(),
-    patience: float | None = None,
-) -> Launcher:
+    plan: Plan, environment: str, data_directory: Path | None = None, notify: Callable[[str], None] = lambda _: None, *,
+    folder: Path = Path(), patience: float | None = None,
+) -> Launcher:  # fmt: skip
     """Make a launcher that measures cells in fresh processes of this machine.
 
     Two sweeps in two folders take turns on a device, measurement by measurement, since work beside one disturbs it.

@@ -46,14 +46,9 @@ def resolve_device(name: str) -> str:
 
 
 def choose_report(
-    plan: Plan,
-    out: Path | None,
-    *,
-    resume: bool,
-    now: datetime,
-    make: bool = False,
+    plan: Plan, out: Path | None, *, resume: bool, now: datetime, make: bool = False,
     notify: Callable[[str], None] = lambda _: None,
-) -> Report:
+) -> Report:  # fmt: skip
     """Return the report that a sweep writes: `out`; or the newest unfinished one with these cells, to resume; or a new one.
 
     Args:

@@ -197,15 +197,9 @@ def traced(plan: Plan, watcher: Watcher | None = None) -> Report:
 
 
 def measure(
-    plan: Plan,
-    report: Report,
-    *,
-    resume: bool = False,
-    only_these: bool = False,
-    data_directory: Path | None = None,
-    wait: float | None = None,
-    watcher: Watcher | None = None,
-) -> None:
+    plan: Plan, report: Report, *, resume: bool = False, only_these: bool = False, data_directory: Path | None = None,
+    wait: float | None = None, watcher: Watcher | None = None,
+) -> None:  # fmt: skip
     """Measure the rest of a plan into a report, to which no other process can write meanwhile.
 
     Args:

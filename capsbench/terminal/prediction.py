@@ -64,16 +64,9 @@ def certainty_note(records: Sequence[Record]) -> str:
 
 
 def fit_text(
-    configuration: Configuration,
-    what: str,
-    value: int,
-    memory_bytes: int | None,
-    *,
-    bounded: bool,
-    traced: bool,
-    reason: str,
+    configuration: Configuration, what: str, value: int, memory_bytes: int | None, *, bounded: bool, traced: bool, reason: str,
     looked_at: int,
-) -> str:
+) -> str:  # fmt: skip
     """Text `MoCapsNet: 123 blocks fit …`, `about 1,234 …` if extrapolated, `at least 256 …` if more may fit."""
     unit = "blocks" if what == "depth" else f"images at {configuration.blocks} blocks"
     where = configuration.gpu or "this CPU"

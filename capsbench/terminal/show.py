@@ -12,11 +12,9 @@ from capsbench.frame import plain
 from capsbench.gate.findings import Labels
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series, series_of
+from capsbench.terminal.tables import HEADS, SHOWN
 from capsbench.words.labels import Series
 from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
-
-_SHOWN = ("retained", "peak", "reserved", "train", "inference")
-_HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
 
 
 def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -> list[Text]:
@@ -39,11 +37,11 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
         name = _name(series)
         found += _title(labels.of(series), full[name[:-1]][1] if name[:-1] in full else None)
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
-        for metric in (METRICS[name] for name in _SHOWN if name in by_metric):
+        for metric in (METRICS[name] for name in SHOWN if name in by_metric):
             scale = scale_of(series, metric.name)
             own = values.get((name, scale), [])
             chart = spark(own, *ranges[scale], blocks) if own else ""
-            found += map(Text, _filled(f"  {_HEADS[metric.name]:<11}{chart:<13}", _figures(by_metric[metric.name])))
+            found += map(Text, _filled(f"  {HEADS[metric.name]:<11}{chart:<13}", _figures(by_metric[metric.name])))
     head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
     ended = [text for series, depth in unfitted for text in _title(labels.of(series), depth)]
     return [*([head, *found] if found else []), *ended]
@@ -91,7 +89,7 @@ def _values(frame: pd.DataFrame) -> dict[Key, list[float]]:
     """Means over replicates by series and metric, by depth."""
     found: dict[Key, list[float]] = {}
     for series, cells in series_of(frame):
-        for name in _SHOWN:
+        for name in SHOWN:
             known = cells[cells[METRICS[name].column].notna()]
             means = known[METRICS[name].column].astype(float).groupby(known["blocks"]).mean()
             if len(means):

@@ -15,10 +15,10 @@ from capsbench.words.slopes_in_words import row_remarks, row_shape, row_slope, w
 from capsbench.words.units import bytes_text, quantity_text, ratio_text
 
 _NOISY = "~"
-_SHOWN = ("retained", "peak", "reserved", "train", "inference")
+SHOWN = ("retained", "peak", "reserved", "train", "inference")
 _OF_A_CELL = ("retained", "peak", "train", "inference")
 _STANDING = ("state_bytes", "gradient_bytes", "optimizer_bytes")
-_HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
+HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
 
 
 def slopes_table(table: pd.DataFrame) -> Table:
@@ -27,7 +27,7 @@ def slopes_table(table: pd.DataFrame) -> Table:
     Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line. For a slope that cannot be
     distinguished from 0 the table gives its bound. `~` marks noisy times.
     """
-    shown = [name for name in _SHOWN if (table["metric"] == name).any()]
+    shown = [name for name in SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
     title = "slope per block, and its ratio to ResCapsNet"
     out = Table(title=title, title_justify="left", title_style="bold", box=None, **_footnote(table))
@@ -35,7 +35,7 @@ def slopes_table(table: pd.DataFrame) -> Table:
     if datasets:
         out.add_column("dataset", no_wrap=True)
     for name in shown:
-        out.add_column(_HEADS[name], justify="right", overflow="fold")
+        out.add_column(HEADS[name], justify="right", overflow="fold")
     groups = list(by_series(table))
     everyone = Names(series for series, _ in groups)
     for series, rows in groups:
@@ -56,7 +56,7 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     for head in ("model", *(["dataset"] if datasets else []), "blocks"):
         out.add_column(head)
     for name in _OF_A_CELL:
-        out.add_column(_HEADS[name], justify="right")
+        out.add_column(HEADS[name], justify="right")
     for _, row in rows.iterrows():
         dataset = [dataset_title(row["dataset"])] if datasets else []
         names = [everyone.of(dict(row[keys])), *dataset, str(row["blocks"])]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capsbench.tracing.blocks import Blocks
+from capsbench.tracing.surroundings import replaced
 
 _DEEPEST = 6
 """Depth to which tensors are searched for in lists, tuples, dictionaries and closures."""
@@ -83,11 +84,8 @@ class Modules:
                 self.spans.add(first, _sequence_number(), name)
                 told.place = outside
 
-        nn.Module.__call__ = call  # type: ignore[method-assign]
-        try:
+        with replaced(nn.Module, "__call__", call):
             yield
-        finally:
-            nn.Module.__call__ = real  # type: ignore[method-assign]
 
     def holding(self, loss: Tensor) -> Iterator[tuple[str, Iterator[Tensor]]]:
         """Tensors that are held beside what autograd saved, and the module that holds them, after a watched forward pass.

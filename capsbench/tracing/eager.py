@@ -6,11 +6,13 @@ compiled network therefore follows its eager form, and a note says so.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from capsbench.tracing.surroundings import replaced
 
 COMPILED = "the network uses torch.compile, and its eager form is traced: compiled code may keep less, or more"
 SCRIPTED = "the network is TorchScript, whose operators a GPU may run as one: it may keep less, or more"
@@ -47,15 +49,11 @@ def eagerly(notes: dict[str, None]) -> Iterator[None]:
         # The compiler takes a second to import: leave it alone until it is used.
         if "torch._dynamo.eval_frame" in sys.modules:
             force()
-        torch.compile = compiled
-        try:
+        with replaced(torch, "compile", compiled):
             yield
-        finally:
-            torch.compile = real
 
 
-@contextmanager
-def _noting(notes: dict[str, None]) -> Iterator[None]:
+def _noting(notes: dict[str, None]) -> AbstractContextManager[None]:
     """Note every call of a compiled function, which asks its stance what to do."""
     from torch._dynamo import eval_frame
 
@@ -66,8 +64,4 @@ def _noting(notes: dict[str, None]) -> Iterator[None]:
             notes[COMPILED] = None
         return real(callback)
 
-    eval_frame._callback_from_stance = ask
-    try:
-        yield
-    finally:
-        eval_frame._callback_from_stance = real  # type: ignore[assignment]
+    return replaced(eval_frame, "_callback_from_stance", ask)

@@ -6,7 +6,7 @@ a driver autograd's engine needs help (`native/no_cuda.cpp`); with one, torch ne
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,33 +63,25 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
             raise RuntimeError(f"CUDA tensors cannot be followed: {reason_not_followed()}")
     capability = capability or _USUAL
     answers = _answers(capability)
-    real = {name: getattr(torch.cuda, name) for name in answers}
     had_compiler = _COMPILER in sys.modules
-    with torch.autograd.set_multithreading_enabled(False):
-        if helper is not None:
-            helper.no_cuda_begin()
-        try:
-            for name, answer in answers.items():
-                setattr(torch.cuda, name, answer)
-            # Recurrent layers would move their weights together, and ask for their addresses.
-            with replaced(torch.backends.cudnn, "is_acceptable", lambda _: False), _without_context(helper):
-                yield capability
-        finally:
-            for name, answer in real.items():
-                setattr(torch.cuda, name, answer)
+    try:
+        with torch.autograd.set_multithreading_enabled(False), ExitStack() as entered:
             if helper is not None:
-                helper.no_cuda_end()
-            # The compiler lists torch's functions when it is first imported; it has to find the real ones.
-            if not had_compiler and _COMPILER in sys.modules:
-                sys.modules[_COMPILER].get_torch_obj_rule_map.cache_clear()
-
-
-def _without_context(helper: Any) -> AbstractContextManager[None]:
-    """Keep torch from making a tensor with a value on the device, where the helper already reports that it has a context."""
-    # Some releases make one with the first tensor without a value, for autograd's engine.
-    if helper is None or not hasattr(fake_tensor, "init_gpu_context"):
-        return nullcontext()
-    return replaced(fake_tensor, "init_gpu_context", _nothing())
+                helper.no_cuda_begin()
+                entered.callback(helper.no_cuda_end)
+            for name, answer in answers.items():
+                entered.enter_context(replaced(torch.cuda, name, answer))
+            # Recurrent layers would move their weights together, and ask for their addresses.
+            entered.enter_context(replaced(torch.backends.cudnn, "is_acceptable", lambda _: False))
+            if helper is not None and hasattr(fake_tensor, "init_gpu_context"):
+                # Some releases make a tensor with a value on the device with the first one without, for autograd's engine.
+                # The helper already reports that the device has a context.
+                entered.enter_context(replaced(fake_tensor, "init_gpu_context", _nothing()))
+            yield capability
+    finally:
+        # The compiler lists torch's functions when it is first imported; it has to find the real ones.
+        if not had_compiler and _COMPILER in sys.modules:
+            sys.modules[_COMPILER].get_torch_obj_rule_map.cache_clear()
 
 
 def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:

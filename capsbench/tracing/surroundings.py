@@ -1,7 +1,7 @@
 """Parts of torch that behave differently while a step is followed on tensors without values."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -25,8 +25,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
 
 
-@contextmanager
-def random_states(follow: Callable[[Tensor], None]) -> Iterator[None]:
+def random_states(follow: Callable[[Tensor], None]) -> AbstractContextManager[None]:
     """Show `follow` the random states that are taken, which are real tensors that no operator makes."""
     real = torch.get_rng_state
 
@@ -35,26 +34,21 @@ def random_states(follow: Callable[[Tensor], None]) -> Iterator[None]:
         follow(state)
         return state
 
-    with replaced(torch, "get_rng_state", followed):
-        yield
+    return replaced(torch, "get_rng_state", followed)
 
 
-@contextmanager
-def unseen() -> Iterator[None]:
+def unseen() -> AbstractContextManager[None]:
     """Hide from networks that tensors have no values: some ask, and take another path where they have none."""
-    with replaced(torch._subclasses, "FakeTensor", _NoTensor):
-        yield
+    return replaced(torch._subclasses, "FakeTensor", _NoTensor)
 
 
 class _NoTensor:
     """The class of no tensor."""
 
 
-@contextmanager
-def deep_copies() -> Iterator[None]:
+def deep_copies() -> AbstractContextManager[None]:
     """Copy tensors by operators, which are followed; torch copies the storages of tensors without values by other means."""
-    with replaced(FakeTensor, "__deepcopy__", _deep_copy):
-        yield
+    return replaced(FakeTensor, "__deepcopy__", _deep_copy)
 
 
 def _deep_copy(tensor: Tensor, memo: dict[Any, Any]) -> Any:
@@ -78,20 +72,17 @@ def _deep_copy(tensor: Tensor, memo: dict[Any, Any]) -> Any:
     return copied
 
 
-@contextmanager
-def initial_values() -> Iterator[None]:
+def initial_values() -> AbstractContextManager[None]:
     """Draw initial weights without reading them: torch redraws some, which changes nothing here."""
 
     def drawn(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
         with torch.no_grad():
             return tensor.normal_()
 
-    with replaced(torch.nn.init, "_no_grad_trunc_normal_", drawn):
-        yield
+    return replaced(torch.nn.init, "_no_grad_trunc_normal_", drawn)
 
 
-@contextmanager
-def offloading() -> Iterator[None]:
+def offloading() -> AbstractContextManager[None]:
     """Replace `save_on_cpu`, which would move nothing where CUDA's tensors report that they are on a CPU."""
 
     class OffDevice(torch.autograd.graph.saved_tensors_hooks):
@@ -103,5 +94,4 @@ def offloading() -> Iterator[None]:
                 lambda saved: torch.empty_strided(saved[0], saved[1], dtype=saved[2]),
             )
 
-    with replaced(torch.autograd.graph, "save_on_cpu", OffDevice):
-        yield
+    return replaced(torch.autograd.graph, "save_on_cpu", OffDevice)

@@ -47,11 +47,6 @@ def is_predicted(series: Series) -> bool:
     return series.get("kind") == "predicted"
 
 
-def series_label(series: Series, others: Iterable[Series]) -> str:
-    """Label of a series: `MoCapsNet`, or `MoCapsNet (batch 32, published)` if other series differ in that; predictions say so."""
-    return Names(others).of(series)
-
-
 class Names:
     """Names of series beside each other, for many series at once.
 
@@ -67,7 +62,7 @@ class Names:
         self._alike = {kind: _Alike([series for series in everyone if is_predicted(series) == kind]) for kind in (False, True)}
 
     def of(self, series: Series) -> str:
-        """The name of one series, as in `series_label`, in printable form."""
+        """The name: `MoCapsNet`, or `MoCapsNet (batch 32, published)` if other series differ in that; predictions say so."""
         told = ["predicted"] if is_predicted(series) else []
         alike = self._alike[is_predicted(series)]
         for column in (name for name in series if name not in _NEVER_TOLD):

@@ -19,7 +19,7 @@ from capsbench.figures.styles import series_styles
 from capsbench.report import Report
 from capsbench.terminal.table4 import table4, table4_slopes
 from capsbench.terminal.tables import cells_table, peak_note, slopes_table
-from capsbench.words.labels import series_label
+from capsbench.words.labels import Names
 from capsbench.words.units import bytes_text, duration_text, seconds_text, slope_text
 from helpers.drawn import figure3, figure4
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_frame, make_record
@@ -401,7 +401,7 @@ def test_a_slope_has_its_uncertainty(slope, low, high, is_bytes, text):
 
 def labels_of(*records):
     everyone = [record.cell.configuration.model_dump() for record in records]
-    return [series_label(line, everyone) for line in everyone]
+    return [*map(Names(everyone).of, everyone)]
 
 
 @pytest.mark.parametrize(

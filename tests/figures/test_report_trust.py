@@ -10,7 +10,7 @@ from rich.console import Console
 from capsbench import slopes
 from capsbench.terminal.table4 import table4
 from capsbench.terminal.tables import cells_table, slopes_table
-from capsbench.words.labels import series_label
+from capsbench.words.labels import Names
 from capsbench.words.units import ratio_text, slope_text
 from helpers.drawn import figure3, figure4
 from helpers.made import MIB, make_frame, make_record
@@ -192,7 +192,7 @@ def test_predicted_cells_are_named_in_tables():
 
 
 def labels_of(*lines):
-    return [series_label(line, lines) for line in lines]
+    return [*map(Names(lines).of, lines)]
 
 
 def test_options_are_told_among_lines_of_one_kind():

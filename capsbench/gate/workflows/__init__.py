@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import tomllib
+from contextlib import suppress
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def where_from(folder: Path) -> str | None:
     Args:
         folder: folder of the repository that gets the workflow; for capsbench's own, the requirement is the repository itself.
     """
-    if _is_capsbench(folder):
-        return "."
+    with suppress(OSError, ValueError):
+        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+        if isinstance(project, dict) and project.get("name") == "capsbench":
+            return "."
     try:
         found = metadata.distribution("capsbench")
         origin = json.loads(found.read_text("direct_url.json") or "{}")
@@ -38,14 +41,6 @@ def where_from(folder: Path) -> str | None:
     if vcs:
         return f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
     return url if url.startswith("https://") else None
-
-
-def _is_capsbench(folder: Path) -> bool:
-    try:
-        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
-    except (OSError, ValueError):
-        return False
-    return isinstance(project, dict) and project.get("name") == "capsbench"
 
 
 def github_workflow(models: str, depth: str, baseline: str, install: str | None = None) -> str:
