@@ -7,7 +7,10 @@ from .models import ResCapsNet as ResCapsNet
 from .page.notebook import slopes as slopes
 from .report import Report as Report
 from .report import load as load
+from .reversible import MomentumStack as MomentumStack
+from .routing import route as route
 from .stats.least_squares import SlopeFit as SlopeFit
 from .stats.least_squares import fit_slope as fit_slope
 from .sweep.verbs import predict as predict
 from .sweep.verbs import run as run
+from .testing import memory_slope as memory_slope

@@ -89,12 +89,14 @@ def found(widened):
     return json.loads(run(widened, "look.py").splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_a_flag_of_every_command_that_takes_networks(found):
     for text in found["help"].values():
         assert "--class-dim INTEGER" in text
         assert "Dimension of the class capsules." in text
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_swept_and_refused_where_it_has_no_effect(found):
     assert found["values"] == [8, None]
     own, small = found["refusals"]
@@ -102,19 +104,23 @@ def test_a_row_alone_is_swept_and_refused_where_it_has_no_effect(found):
     assert small == "`class_dim` 0 is too small\ngive 1 or more"
 
 
+@pytest.mark.slow
 def test_a_row_alone_leaves_the_keys_of_earlier_cells(found):
     (cell,) = expand(Sweep(("rescapsnet",), (1,), "cpu", threads=1))
     assert found["keys"][1] == cell.key() != found["keys"][0]
 
 
+@pytest.mark.slow
 def test_a_row_alone_reaches_the_constructor(found):
     assert found["arguments"] == [8, 16]
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_told_in_labels(found):
     assert found["labels"] == ["ResCapsNet (class dim 8)", "ResCapsNet (class dim 16)"]
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_on_the_page(found):
     assert {"name": "class_dim", "title": "Class dimension", "none": "16", "bytes": False} in found["filters"]["filters"]
     assert {"name": "class_dim", "noun": "class dim"} in found["filters"]["details"]
@@ -122,10 +128,12 @@ def test_a_row_alone_is_on_the_page(found):
     assert all("--class-dim 8" in command for command in found["commands"])
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_listed(found):
     assert found["list"]["--class-dim"] == "Dimension of the class capsules. [16]"
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_documented(widened):
     run(widened, "tools/record_schema.py")
     written = (widened / "docs" / "record-schema.md").read_text(encoding="utf-8")

@@ -37,6 +37,7 @@ def of_routing(path, routing, seed=0):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["sda", "sda-published", "rba", "em"])
 def test_an_image_is_classified_alike_in_any_company(tmp_path, routing):
     path = of_routing(tmp_path / "net.pt", routing)
@@ -50,6 +51,7 @@ def test_an_image_is_classified_alike_in_any_company(tmp_path, routing):
         assert torch.allclose(alone.reconstruction, together[place].reconstruction, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_in_an_ensemble_too(tmp_path):
     paths = [of_routing(tmp_path / "rba.pt", "rba"), of_routing(tmp_path / "sda.pt", "sda", 1)]
     together = classify(paths, sample(3))

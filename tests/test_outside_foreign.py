@@ -91,6 +91,7 @@ def compiled_and_wrapped(_in_shape, _classes, blocks):
 COMPILED = [compiled, compiled_in_place, compiled_blocks, compiled_function, compiled_in_forward, compiled_and_wrapped]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", COMPILED)
 def test_a_compiled_network_is_traced_as_its_eager_form_and_is_not_exact(make):
     found = memory_slope(make, depths=(1, 2, 3), batch_size=BATCH)
@@ -99,6 +100,7 @@ def test_a_compiled_network_is_traced_as_its_eager_form_and_is_not_exact(make):
     assert "torch.compile" in note
 
 
+@pytest.mark.slow
 def test_what_nobody_compiled_is_exact_and_the_compiler_is_left_as_it_was():
     real = torch.compile
     found = memory_slope(lambda _s, _c, blocks: Net(blocks), depths=(1, 2), batch_size=BATCH)
@@ -108,6 +110,7 @@ def test_what_nobody_compiled_is_exact_and_the_compiler_is_left_as_it_was():
     assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
 
 
+@pytest.mark.slow
 def test_a_predicted_compiled_network_has_no_exact_figure(command, own_model):
     name = own_model(
         "import torch\nfrom torch import nn\n"
@@ -122,6 +125,7 @@ def test_a_predicted_compiled_network_has_no_exact_figure(command, own_model):
     assert "exact" not in one["certainty"].values()
 
 
+@pytest.mark.slow
 def test_a_guard_of_a_compiled_network_fails_where_it_grows_and_warns(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile("""
@@ -248,6 +252,7 @@ def eager_twin(blocks):
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(32, 10))
 
 
+@pytest.mark.slow
 def test_a_lazy_network_is_predicted_and_measured_like_the_same_with_its_sizes(monkeypatch):
     lazy = memory_slope(lambda _s, _c, blocks: Lazy(blocks), depths=(1, 2), batch_size=BATCH)
     sized = memory_slope(lambda _s, _c, blocks: eager_twin(blocks), depths=(1, 2), batch_size=BATCH)
@@ -354,6 +359,7 @@ def test_the_packages_own_networks_agree(model):
     assert reply.notes == []
 
 
+@pytest.mark.slow
 def test_on_cuda_both_are_rounded_by_the_same_allocator(monkeypatch):
     """Bytes as asked for are fewer than the allocator hands out: compared with each other, no trace would be believed."""
     configuration = make_configuration("rescapsnet", 1, device="cuda:0", kernel="recompute")

@@ -51,6 +51,7 @@ def residual(in_shape, num_classes, blocks):
     return namespace["make"](in_shape, num_classes, blocks)
 
 
+@pytest.mark.slow
 def test_known_bytes_per_block():
     """A block keeps what its linear layer was given and what the sigmoid gave: 8 images × 16 values × 4 bytes, twice."""
     found = memory_slope(residual, (1, 2, 4), batch_size=8)
@@ -62,6 +63,7 @@ def test_known_bytes_per_block():
     )
 
 
+@pytest.mark.slow
 def test_a_reversible_network_costs_nothing():
     def make(in_shape, num_classes, blocks):
         return MoCapsNet(in_shape, num_classes, blocks, capsules=4, inverse="float", kernel="recompute")
@@ -69,6 +71,7 @@ def test_a_reversible_network_costs_nothing():
     assert memory_slope(make, (1, 2, 3), batch_size=2).retained_per_block == 0
 
 
+@pytest.mark.slow
 def test_a_step_that_a_line_would_hide_counts():
     """64 blocks cost nothing but for one of them."""
 
@@ -85,6 +88,7 @@ def test_a_step_that_a_line_would_hide_counts():
     assert found.worst_step() > 20 * found.retained_per_block
 
 
+@pytest.mark.slow
 def test_the_plugin_passes_and_fails(session):
     result = session(
         """
@@ -160,6 +164,7 @@ def another_each_time(in_shape, num_classes, blocks):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.Sigmoid(), nn.Linear(width, num_classes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factory", "depths", "said"),
     [
@@ -180,6 +185,7 @@ def test_what_cannot_be_guarded_is_two_lines(factory, depths, said):
     assert len(str(caught.value).splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_constructor_that_needs_values_is_traced_all_the_same():
     torch.manual_seed(0)
 
@@ -191,6 +197,7 @@ def test_a_constructor_that_needs_values_is_traced_all_the_same():
     assert memory_slope(make, (1, 2), batch_size=4).retained_per_block == 4 * 12 * 4
 
 
+@pytest.mark.slow
 def test_big_networks_take_no_memory():
     def make(in_shape, num_classes, blocks):
         return nn.Sequential(nn.Flatten(), nn.Linear(784, 400_000), *[nn.Sigmoid()] * blocks, nn.Linear(400_000, num_classes))
@@ -198,6 +205,7 @@ def test_big_networks_take_no_memory():
     assert memory_slope(make, (1, 2), batch_size=1000).retained_bytes[0] > 1000 * MIB
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documents(pytester, monkeypatch):
     text = (ROOT / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
     (example,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "mark.memory_slope" in block]

@@ -63,8 +63,11 @@ def test_records_do_not_change():
 @pytest.mark.parametrize(
     ("cell", "key"),
     [
-        (Cell(configuration=make_configuration("mocapsnet", 4, front=None)), "9782bfb4dbf98327"),  # version 1 had no front
-        (Cell(configuration=make_configuration("module:name", 1), replicate=1), "fe54b803011abbea"),
+        (
+            Cell(configuration=make_configuration("mocapsnet", 4, front=None, threads=2)),
+            "9782bfb4dbf98327",
+        ),  # version 1 had no front
+        (Cell(configuration=make_configuration("module:name", 1, threads=2), replicate=1), "fe54b803011abbea"),
     ],
 )
 def test_keys_stay_what_they_were(cell, key):

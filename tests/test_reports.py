@@ -100,6 +100,7 @@ def test_a_report_keeps_others_out_and_not_itself(report):
         pass
 
 
+@pytest.mark.slow
 def test_a_report_writes_its_slopes_figures_and_page(report, tmp_path):
     paths = report.write()
     assert {path.name for path in paths} == {"slopes.csv", "index.html"} | DRAWN
@@ -112,6 +113,7 @@ def test_a_report_writes_its_slopes_figures_and_page(report, tmp_path):
         report.write()
 
 
+@pytest.mark.slow
 def test_what_reproduce_measured_is_drawn_as_the_paper_shows_it(report):
     report.write_plan(report.plan.model_copy(update={"experiment": "table4"}))
     names = {path.name for path in report.write()}
@@ -164,6 +166,7 @@ def test_a_folder_of_reports_says_which_there_are(report):
     assert [one.name for one in reports_below(report.folder.parent)] == ["mine"]
 
 
+@pytest.mark.slow
 def test_a_report_in_memory(tmp_path):
     records = [make_record(model, blocks) for blocks in (1, 2, 3) for model in RETAINED_PER_BLOCK]
     report = Report.of(records, "made", plan=Plan(command="", cells=[]))

@@ -101,6 +101,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [(), *LEAVES], ids=" ".join)
 def test_help_needs_no_heavy_package(path):
     subprocess.run([sys.executable, "-c", HELP, "-", *path], check=True, capture_output=True)
@@ -193,6 +194,7 @@ def test_names_written_out_are_the_package_s_own(command_name, option, known):
 # Bad input.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value", "also"),
     [
@@ -386,6 +388,7 @@ def test_a_report_is_not_overwritten(command, report):
     assert (report / "records.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_figures_that_cannot_be_written(command, report):
     (report / "figure3.svg").mkdir()
     result = command("plot", "report")

@@ -145,6 +145,7 @@ def test_a_device_that_is_full_is_a_result(command, own_model):
     assert "out of memory" in result.stdout
 
 
+@pytest.mark.slow
 def test_what_fits(command, own_model):
     small = ("--device", "cpu", "--capacity", "8MiB")
     result = command("predict", "--models", own_model(MLP), "--depth", "1,2", *small, "--fit", "batch", "--json")

@@ -239,6 +239,7 @@ def test_a_run_without_a_name_is_found_again(command, tmp_path):
     assert (folder / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder(tmp_path, command):
     process = start(tmp_path, *TINY, "--epochs", 2000, "--out", "run")
     try:
@@ -258,6 +259,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "more"),
     [

@@ -200,6 +200,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("records", ODD.values(), ids=ODD)
 @BOTH
 def test_odd_reports_are_drawn(draw, records, tmp_path):
@@ -209,6 +210,7 @@ def test_odd_reports_are_drawn(draw, records, tmp_path):
             assert path.stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["pkg:a_$net", r"pkg:$\bad{$", "pkg:<b>&amp;", "_private:_make", "package_" * 10 + ":network", "päckchen:netz"]
 )
@@ -237,6 +239,7 @@ def test_lines_that_differ_look_different():
     assert len(looks) == len(set(texts(ax))) == 9
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_same_records_give_the_same_bytes(sweep_frame, draw, tmp_path):
     first = [path.read_bytes() for path in save(draw(sweep_frame), tmp_path, "figure")]
@@ -247,6 +250,7 @@ def test_the_same_records_give_the_same_bytes(sweep_frame, draw, tmp_path):
     assert first[1].startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_report_writes_what_it_says(tmp_path):
     report = Report.of(make_record(model, blocks) for blocks in range(1, 5) for model in RETAINED_PER_BLOCK)
     paths = report.draw(tmp_path)

@@ -111,6 +111,7 @@ def test_a_slower_step_turns_it_red(gate):
 # Noise.
 
 
+@pytest.mark.slow
 def test_twenty_unchanged_runs_raise_at_most_one_alarm():
     random = np.random.default_rng(1)
     for _ in range(5):
@@ -118,6 +119,7 @@ def test_twenty_unchanged_runs_raise_at_most_one_alarm():
         assert sum(not judge(noisy_run(random), baseline).passed for _ in range(20)) <= 1
 
 
+@pytest.mark.slow
 def test_a_step_30_percent_slower_is_found():
     random = np.random.default_rng(2)
     pairs = [(noisy_run(random, 3), noisy_run(random, 3, slower=(1.3, 1.3, 1.3))) for _ in range(60)]

@@ -26,6 +26,7 @@ def judged(command, folder):
     return command("check", folder, "--baseline", BASELINE, "--json")
 
 
+@pytest.mark.slow
 def test_nothing_grew(command, tmp_path):
     result = judged(command, tmp_path / "own")
     assert result.status == 0, result.stdout + result.stderr

@@ -116,6 +116,7 @@ def make(in_shape, num_classes, blocks):
 """
 
 
+@pytest.mark.slow
 @PASSES
 def test_a_model_that_finds_no_room_is_out_of_memory(own_model, what):
     reply = run(own_model(GREEDY), what, None)

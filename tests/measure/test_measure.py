@@ -47,10 +47,12 @@ def figures():
     return memory_of("mocapsnet", 2)
 
 
+@pytest.mark.slow
 def test_the_same_cell_has_the_same_bytes(figures):
     assert exact(memory_of("mocapsnet", 2)) == exact(figures)
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_number_of_threads(figures):
     assert exact(memory_of("mocapsnet", 2, threads=2)) == exact(figures)
 
@@ -74,6 +76,7 @@ def test_the_figures_of_a_step_fit_together(figures):
     assert figures.process_bytes > figures.peak_allocated_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory", "rule"), [("reversible", "paper"), ("stored", "paper"), ("reversible", "published")])
 def test_what_a_block_of_mocapsnet_retains(memory, rule):
     one, two = (memory_of("mocapsnet", blocks, memory=memory, rule=rule, batch_size=2).retained_bytes for blocks in (1, 2))
@@ -182,6 +185,7 @@ def test_an_own_model_is_measured(own_model):
     assert reply.memory.state_bytes == 4 * 7850
 
 
+@pytest.mark.slow
 def test_a_cell_has_both_passes(own_model, tmp_path):
     cell = Cell(configuration=make_configuration(own_model(FINE), batch_size=2, dataset="mnist"), replicate=1)
     plan = Plan(command="", cells=[cell], budget_seconds=0.01)
@@ -193,6 +197,7 @@ def test_a_cell_has_both_passes(own_model, tmp_path):
     assert record.duration_seconds > sum(record.time.train_step_seconds)
 
 
+@pytest.mark.slow
 def test_a_cell_whose_first_pass_fails_is_not_measured_further(own_model, tmp_path):
     cell = Cell(
         configuration=make_configuration(own_model("def make(*_):\n    open('log', 'a').write('x')\n    raise OSError(7)"))
@@ -247,6 +252,7 @@ def make(in_shape, num_classes, blocks):
 """
 
 
+@pytest.mark.slow
 def test_a_model_that_never_ends_is_ended_with_all_it_started(own_model, tmp_path):
     # Long enough for the worker to get there, on any machine.
     reply = run(own_model(SLEEP), timeout=12)
@@ -288,6 +294,7 @@ run_pass(Request(configuration=configuration, what="memory", samples=5), 600)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_does_not_outlive_its_parent(own_model, tmp_path):
     configuration = make_configuration(own_model(SLEEP), batch_size=2).model_dump_json()
     with subprocess.Popen([sys.executable, "-c", PARENT, configuration], cwd=tmp_path) as parent:

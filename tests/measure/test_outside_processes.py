@@ -133,6 +133,7 @@ def test_a_prediction_ends_with_an_error_record(own_model, place, ending, words)
     assert words in record.message
 
 
+@pytest.mark.slow
 def test_the_other_cells_of_a_predicted_sweep_are_there(command, own_model, tmp_path):
     name = own_model(source(make="blocks in (2, 32) and os._exit(0)"))
     for asked in ("run --device cpu:predicted", "predict --device cpu"):
@@ -174,6 +175,7 @@ def test_training_does_not_end_well_because_a_network_ends_the_process(command, 
         assert "failed: SystemExit: " in result.stderr
 
 
+@pytest.mark.slow
 def test_calls_apart_give_values_errors_and_time(own_model):
     assert apart.call(os.path.join, "a", "b") == "a/b"
     assert apart.call(os.getpid) != os.getpid()
@@ -187,6 +189,7 @@ def test_calls_apart_give_values_errors_and_time(own_model):
         apart.call(os._exit, 0)
 
 
+@pytest.mark.slow
 def test_the_server_ends_with_the_one_that_asks(tmp_path):
     script = "import os, sys, time\nfrom capsbench.prediction import apart\napart.call(os.getpid)\n"
     script += "print(apart._SERVER._process.pid, flush=True)\napart.call(time.sleep, 600)\n"
@@ -218,6 +221,7 @@ while not os.path.exists("pid") or not open("pid").read():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [LEFT_BEHIND, DAEMON], ids=["session", "daemon"])
 @pytest.mark.parametrize("look", [measured_afresh, predicted])
 def test_what_a_network_starts_ends_with_its_cell(own_model, tmp_path, left, look):
@@ -226,6 +230,7 @@ def test_what_a_network_starts_ends_with_its_cell(own_model, tmp_path, left, loo
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["os._exit(0)", "import time; time.sleep(600)"], ids=["ended", "timeout"])
 def test_also_where_the_cell_ends_badly(own_model, tmp_path, ending):
     name = own_model(source(top=LEFT_BEHIND, make=ending))
@@ -305,6 +310,7 @@ def test_a_default_dtype_is_predicted_as_it_is_measured(own_model, cast, status)
         assert "dtype" in found.message or "type" in found.message
 
 
+@pytest.mark.slow
 def test_what_one_network_sets_does_not_reach_the_next(command, own_model):
     name = own_model(source(top="torch.set_default_dtype(torch.float64)", forward="x = x.double()"))
     asked = ("--depth", "1", "--batch-size", "4", "--device", "cpu", "--json")
@@ -373,6 +379,7 @@ torch.cuda.device_count = torch._C._cuda_getDeviceCount
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch._C, "_cuda_getDeviceCount"), reason="this torch knows no CUDA")
 def test_a_process_apart_may_use_cuda(tmp_path, monkeypatch):
     """A process that has used CUDA cannot be forked for another use."""
@@ -394,6 +401,7 @@ def without_pidfd(_):
     raise PermissionError(1, "Operation not permitted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["time", "memory"])
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_pass_that_fails_ends_at_once_where_the_system_shows_no_end_of_processes(own_model, monkeypatch, what, missing):
@@ -412,6 +420,7 @@ def test_a_pass_is_timed_where_the_system_shows_no_end_of_processes(own_model, m
     assert measured(own_model(source()), "time").time is not None
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_while_its_turn_is_waited_for_is_an_error_with_its_message(own_model):
     end = "def end():\n    sys.stderr.write('too late')\n    sys.stderr.flush()\n    os._exit(3)\n"
     name = own_model(source(top=end, make="import threading; threading.Timer(1, end).start()"))
@@ -440,6 +449,7 @@ def test_a_system_that_lists_no_processes_ends_no_cell(own_model, monkeypatch, e
 # What a call apart is given and gives back.
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_pickled_is_an_error_that_says_so():
     with pytest.raises(CapsbenchError, match="answer that cannot be sent: TypeError"):
         apart.call(threading.Lock)
@@ -453,6 +463,7 @@ def test_an_answer_of_a_class_that_one_process_alone_knows_is_an_error_that_says
     assert apart.call(os.path.join, "a", "b") == "a/b"
 
 
+@pytest.mark.slow
 def test_a_call_has_the_variables_of_the_one_that_asks(monkeypatch):
     monkeypatch.setenv("OF_THE_ASKER", "1")
     assert apart.call(os.getenv, "OF_THE_ASKER") == "1"

@@ -296,6 +296,7 @@ def make(in_shape, num_classes, blocks):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["is set", "no such header", "failed"])
 def test_without_a_compiler_the_profiler_counts_and_the_record_says_so(own_model, monkeypatch, tmp_path, reason):
     configuration = make_configuration(own_model(MODEL), batch_size=2)

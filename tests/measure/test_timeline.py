@@ -133,6 +133,7 @@ def assert_adds_up(timeline):
     assert sum(timeline.retained_by_module.values()) == retained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "fields"), [("mocapsnet", {"blocks": 1}), ("rescapsnet", {"kernel": "published", "blocks": 1})]
 )
@@ -150,6 +151,7 @@ def test_the_bytes_are_those_of_a_measurement(model, fields):
     assert_adds_up(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "fields"),
     [
@@ -309,6 +311,7 @@ def words(ax):
     return " ".join(text.get_text() for text in ax.texts)
 
 
+@pytest.mark.slow
 def test_the_figure_shows_phases_the_peak_and_modules():
     found = made(kernel="published")
     figure = draw_timeline(found)
@@ -331,6 +334,7 @@ def test_the_figure_shows_phases_the_peak_and_modules():
     assert "4 × " in words(modules)
 
 
+@pytest.mark.slow
 def test_of_many_events_the_highest_is_drawn():
     found = made()
     events = 5000
@@ -345,11 +349,13 @@ def test_of_many_events_the_highest_is_drawn():
     assert max(outline.get_ydata()) > 2**33 / MIB
 
 
+@pytest.mark.slow
 def test_a_network_that_retains_nothing_is_drawn():
     figure = draw_timeline(made().model_copy(update={"retained_by_module": {}}))
     assert "nothing is retained" in words(figure.axes[1])
 
 
+@pytest.mark.slow
 def test_the_words_add_up():
     found = made()
     text = timeline_text(found)
@@ -397,6 +403,7 @@ def test_json_is_all_that_is_printed(command, tmp_path):
     assert json.loads(result.stdout) == json.loads((folder / "timeline.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_measured_step_by_command(command, own, tmp_path):
     result = command("timeline", "--model", own("wide"), "--device", "cpu", "--batch-size", 2, "--out", "deep/out")
     assert result.status == 0, result.stderr
@@ -405,6 +412,7 @@ def test_a_measured_step_by_command(command, own, tmp_path):
     assert_adds_up(Timeline.model_validate_json((tmp_path / "deep" / "out" / "timeline.json").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -432,6 +440,7 @@ def test_what_makes_no_sense_is_refused(command, tmp_path, arguments, told):
     assert not [*tmp_path.glob("reports/*")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "status"), [("cpu", 1), ("cpu:predicted", 2)])
 def test_a_network_that_raises_is_told_in_two_lines(command, own, tmp_path, device, status):
     result = command("timeline", "--model", own("broken"), "--device", device, "--batch-size", 2, "--out", "out")

@@ -281,6 +281,7 @@ def busy():
         process.wait()
 
 
+@pytest.mark.slow
 def test_other_processes_are_load(busy):
     assert "load" in measure_time(Sleeper(cycle(1.0)), 5, 0).noise
 

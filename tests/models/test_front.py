@@ -397,6 +397,7 @@ def test_functional_gradients():
     assert_all_close(list(mine.values()), list(theirs.values()), relative=1e-12)
 
 
+@pytest.mark.slow
 def test_compiled():
     images, net = pictures(), Front(chunked_front)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")

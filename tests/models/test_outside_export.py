@@ -22,6 +22,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [*(("mocapsnet", one) for one in OPTIONS), *((one, {}) for one in BUILT_IN if one != "mocapsnet")],

@@ -396,6 +396,7 @@ PEAK = json.loads(spoiled())["peak"]
 LISTS = json.loads(spoiled())["bytes_by_category"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -55,6 +55,7 @@ def on_gpu() -> Record:
     return record_of()
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_prediction_fit_together(on_gpu):
     memory = on_gpu.memory
     assert (on_gpu.status, on_gpu.kind, memory.probe) == ("ok", "predicted", "trace")
@@ -77,6 +78,7 @@ def test_every_figure_says_how_sure_it_is(on_gpu):
     assert memory.certainty["context_bytes"] == memory.certainty["process_bytes"] == "guessed"
 
 
+@pytest.mark.slow
 def test_a_cpu_has_no_reserved_memory_and_no_context():
     record = predict_cell(Cell(configuration=make_configuration(capsules=4, batch_size=2, device="cpu:predicted")))
     memory = record.memory
@@ -84,6 +86,7 @@ def test_a_cpu_has_no_reserved_memory_and_no_context():
     assert not {"peak_reserved_bytes", "context_bytes", "process_bytes"} & set(memory.certainty)
 
 
+@pytest.mark.slow
 def test_the_library_of_matrix_products_takes_its_workspace_once():
     free, taking = (trace_step(predicted(), workspace_bytes=nbytes) for nbytes in (0, 7 * MIB))
     peaks = [max(phase.peak for phase in step.trace.phases().values()) for step in (free, taking)]
@@ -91,6 +94,7 @@ def test_the_library_of_matrix_products_takes_its_workspace_once():
     assert free.retained_bytes == taking.retained_bytes
 
 
+@pytest.mark.slow
 def test_offload_keeps_less_on_a_gpu_than_stored():
     stored, offloaded = (record_of(memory=memory, blocks=3).memory for memory in ("stored", "offload"))
     assert offloaded.retained_bytes < stored.retained_bytes
@@ -102,6 +106,7 @@ def test_a_prediction_needs_the_name_of_a_gpu():
     assert "`gpu`" in record.message
 
 
+@pytest.mark.slow
 def test_a_device_that_is_too_small_is_out_of_memory():
     context = gpu_of("h100").context_bytes
     record = record_of(capacity=context + 40 * MIB)
@@ -113,6 +118,7 @@ def test_a_device_that_is_too_small_is_out_of_memory():
     assert record_of(capacity=enough // 2).status == "oom"
 
 
+@pytest.mark.slow
 def test_a_cpu_is_full_beyond_its_peak():
     def on_cpu(capacity: int | None) -> Record:
         return predict_cell(
@@ -202,6 +208,7 @@ def test_a_plain_step_counts_what_torchs_own_counter_does():
     assert step.flops == counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_chunked_front_evaluates_its_first_convolution_again(inside):
     batch = CHUNKS["cpu"] + 2
@@ -340,6 +347,7 @@ def test_a_batch_ends_with_the_training_set(monkeypatch):
     assert "60,000" in found.reason
 
 
+@pytest.mark.slow
 def test_a_batch_in_earnest():
     configuration = predicted(capacity=gpu_of("h100").context_bytes + 200 * MIB, front="chunked")
     found = largest_fit(configuration, "batch")

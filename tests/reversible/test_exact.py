@@ -162,6 +162,7 @@ class Recorder(nn.Module):
         return self.function(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gamma", "depth", "dtype"),
     [

@@ -239,6 +239,7 @@ def test_the_extras_alone_have_gradients(way):
     assert_all_close(run(way), run("stored"), relative=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["function", "part of a function"])
 @pytest.mark.parametrize("way", REVERSIBLE)
 def test_features_from_forward_hooks_are_an_error_in_forward(way, of):

@@ -148,6 +148,7 @@ def test_shapes_without_data(algorithm):
         assert route(torch.empty(5, 6, 4), torch.empty(6, 4, 3, 2), **options).shape == (5, 3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_under_torch_compile(algorithm):
     given = example((4, 6, 3, 4, 5), torch.float32, algorithm=algorithm)
@@ -161,6 +162,7 @@ def test_under_torch_compile(algorithm):
     assert_all_close(found, expected, relative=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["compiled", "recompute"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_first_layer_needs_seven_mebibytes(algorithm, kernel):
@@ -221,6 +223,7 @@ def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):
     assert not list(fresh.rglob("*.so"))
 
 
+@pytest.mark.slow
 def test_built_once(fresh):
     assert compiled.available()
     (made,) = (fresh / "cache").rglob("*.so")

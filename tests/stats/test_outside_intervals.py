@@ -92,6 +92,7 @@ def clustered(sizes):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("size", "shared"), clustered(SIZES))
 def test_slopes_of_times(size, shared, level):
@@ -149,6 +150,7 @@ def test_slopes_of_bytes_that_scatter(size, kind):
     assert covered >= COVERS * ROUNDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(3, 1), (4, 1), (8, 1), (4, 3), (8, 2)])
 def test_ratios_of_slopes(size, kind):
@@ -172,6 +174,7 @@ def test_ratios_of_slopes(size, kind):
 # Two runs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("size", "shared"), clustered([(2, 2), (3, 1), (3, 2), (5, 1), (8, 1), (8, 2), (8, 3)]))
 def test_differences_of_two_runs(size, shared, kind):

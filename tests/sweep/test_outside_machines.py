@@ -69,6 +69,7 @@ def keys(cells):
     return [cell.key() for cell in cells]
 
 
+@pytest.mark.slow
 def test_a_key_knows_the_modules_that_a_network_imports(network):
     name, edit = network
     before = keys(cells_of(name, 1, 2))
@@ -291,6 +292,7 @@ def without_flock(monkeypatch):
 NO_LOCKS = sorted({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NO_LOCKS, ids=errno.errorcode.get)
 def test_a_folder_is_held_without_the_system_s_locks(tmp_path, without_flock, number):
     without_flock(number)
@@ -319,6 +321,7 @@ def test_a_holder_that_died_on_another_host_blocks_nobody_for_long(tmp_path, wit
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NO_LOCKS, ids=errno.errorcode.get)
 def test_a_device_is_held_without_the_system_s_locks(tmp_path, monkeypatch, without_flock, number):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -1007,6 +1010,7 @@ def test_a_measured_record_says_where_offload_has_no_effect():
     assert len(notes["offload"]) == 1
 
 
+@pytest.mark.slow
 def test_a_prediction_for_cuda_moves_no_weights():
     """The bytes of a block's weights would otherwise come back once more in backward."""
     from capsbench.prediction.predict import predict_cell

@@ -56,7 +56,7 @@ def store(tmp_path):
 
 def plan(depths=(1, 2, 3), models=("rescapsnet", "mocapsnet"), replicates=1):
     cells = [
-        Cell(configuration=make_configuration(model, blocks), replicate=replicate)
+        Cell(configuration=make_configuration(model, blocks, threads=2), replicate=replicate)
         for replicate in range(replicates)
         for blocks in depths
         for model in models

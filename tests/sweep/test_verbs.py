@@ -40,6 +40,7 @@ def counted(monkeypatch):
     return _READ, tables
 
 
+@pytest.mark.slow
 def test_a_run_reads_its_records_once_at_most_and_fits_its_slopes_once(command, counted):
     read, tables = counted
     asked = ["run", "--models", "rescapsnet,mocapsnet", "--out", "mine", *TYPED]
@@ -51,6 +52,7 @@ def test_a_run_reads_its_records_once_at_most_and_fits_its_slopes_once(command, 
     assert len(read) == 2, "reads are counted"
 
 
+@pytest.mark.slow
 def test_a_run_from_python(tmp_path, monkeypatch, counted):
     read, tables = counted
     monkeypatch.chdir(tmp_path)
@@ -81,6 +83,7 @@ def test_a_run_tells_its_watcher_and_the_log(tmp_path, monkeypatch, caplog):
     assert "rescapsnet 1, sample, recompute: ok" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_measures(tmp_path):
     report = capsbench.run("rescapsnet", depths=1, out=tmp_path / "mine", device="cpu", only="memory", **SMALL)
     (record,) = report.records
@@ -89,6 +92,7 @@ def test_a_run_measures(tmp_path):
     assert set(report.environments) == {record.environment}
 
 
+@pytest.mark.slow
 def test_a_prediction_from_python(tmp_path):
     report = capsbench.predict("mocapsnet", depths=[2, 1], gpu="a100", **SMALL)
     assert "in memory" in repr(report)

@@ -104,6 +104,7 @@ class Keeps(torch.autograd.Function):
         return grad, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["stored", "offload"])
 @pytest.mark.parametrize("place", [1, 2])
 def test_a_seeded_tensor_is_told_of_its_layer(place, memory):
@@ -142,6 +143,7 @@ def capsule_layers(net: nn.Module) -> list[str]:
     return [name for name, module in net.named_modules() if type(module).__name__ == "CapsuleLayer"]
 
 
+@pytest.mark.slow
 def test_the_same_network_twice_says_the_same():
     configuration = make_configuration("mocapsnet", 2, batch_size=2, capsules=4)
     assert trace_step(configuration).retained_by_module == trace_step(configuration).retained_by_module

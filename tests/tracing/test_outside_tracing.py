@@ -138,6 +138,7 @@ def test_copies(name, own):
     assert_exact(*both(own(COPIES[name])))
 
 
+@pytest.mark.slow
 def test_a_copied_layer_costs_what_a_layer_does():
     def make(in_shape: tuple[int, int, int], num_classes: int, blocks: int) -> nn.Module:
         one = nn.Linear(16, 16)
@@ -460,6 +461,7 @@ UNKNOWN: dict[str, Build] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_values_that_are_not_known_are_not_called_exact(name, own):
     configuration = own(UNKNOWN[name], device="cpu:predicted")
@@ -494,6 +496,7 @@ class Words(nn.Module):
 SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [False, True])
 def test_llama(mask, own):
     transformers = pytest.importorskip("transformers")
@@ -505,6 +508,7 @@ def test_llama(mask, own):
     assert_exact(*both(own(build)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoints", [False, True])
 def test_gpt2(checkpoints, own):
     transformers = pytest.importorskip("transformers")
@@ -552,6 +556,7 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], str, float]] = {
 }
 
 
+@pytest.mark.slow
 @needs_fake_cuda
 @pytest.mark.parametrize("name", FORMS)
 def test_forms_of_cuda(name, own):
@@ -561,6 +566,7 @@ def test_forms_of_cuda(name, own):
     assert record.memory.certainty["retained_bytes"] == "exact"
 
 
+@pytest.mark.slow
 @needs_fake_cuda
 def test_attention_on_cuda_is_not_called_exact(own):
     def block() -> nn.Module:
@@ -573,6 +579,7 @@ def test_attention_on_cuda_is_not_called_exact(own):
     assert any("attention" in note for note in record.step.notes)
 
 
+@pytest.mark.slow
 @needs_fake_cuda
 @pytest.mark.parametrize("name", ["two layers", "projected", "dropout", "GRU", "RNN"])
 def test_recurrent_networks_on_cuda_are_not_called_exact(name, own):
@@ -585,6 +592,7 @@ def convolutional(_: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
 
 
+@pytest.mark.slow
 @needs_fake_cuda
 def test_batch_normalisation_on_cuda_is_not_called_exact(own):
     _, record = per_block(own, convolutional)
@@ -597,6 +605,7 @@ def test_cuda_tensors_can_be_followed_wherever_the_counting_allocator_can_be_had
     assert fake_cuda.can_follow() or counting.installed() is None
 
 
+@pytest.mark.slow
 @needs_fake_cuda
 def test_a_network_sees_the_device_that_it_is_predicted_for(own):
     def ask(me: Any, x: Tensor) -> Tensor:
@@ -612,6 +621,7 @@ def test_a_network_sees_the_device_that_it_is_predicted_for(own):
     assert (before, torch.cuda.is_available.__module__) == (before, "torch.cuda")
 
 
+@pytest.mark.slow
 @needs_fake_cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_steps_of_every_precision_on_cuda(precision, own):
@@ -639,6 +649,7 @@ def test_tensors_that_stay_in_the_hosts_memory_are_not_the_devices(own):
     assert "buffers" in record.message
 
 
+@pytest.mark.slow
 def test_without_a_compiler_nothing_is_exact_for_cuda(own, monkeypatch):
     monkeypatch.setattr(fake_cuda, "can_follow", lambda: False)
     _, record = per_block(own, lambda blocks: Wide(lambda: nn.Linear(1024, 1024), blocks))
@@ -646,6 +657,7 @@ def test_without_a_compiler_nothing_is_exact_for_cuda(own, monkeypatch):
     assert any("CUDA" in note for note in record.step.notes)
 
 
+@pytest.mark.slow
 @needs_fake_cuda
 def test_the_compiler_may_be_imported_while_a_device_is_pretended():
     """The listed functions of torch are the real ones afterwards."""

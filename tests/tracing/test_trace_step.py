@@ -54,6 +54,7 @@ def test_the_comparison_itself_notices_a_byte(own):
 # The networks of the package
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", PLAIN_STRATEGIES)
 @pytest.mark.parametrize(
     ("model", "kernel"),
@@ -68,6 +69,7 @@ def test_memory_strategies(model, memory, kernel):
     assert_same_bytes(*both(small(model, memory=memory, kernel=kernel, **({"inverse": None} if model == "mocapsnet" else {}))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inverse", ["float", "exact", "segmented"])
 @pytest.mark.parametrize("memory", REVERSIBLE_STRATEGIES)
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -75,6 +77,7 @@ def test_reversible_stacks(kernel, memory, inverse):
     assert_same_bytes(*both(small("mocapsnet", memory=memory, inverse=inverse, kernel=kernel)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -93,10 +96,12 @@ def test_everything_else_that_changes_a_step(fields):
     assert_same_bytes(*both(small("rescapsnet", **fields)))
 
 
+@pytest.mark.slow
 def test_the_published_rule():
     assert_same_bytes(*both(small("mocapsnet", rule="published")))
 
 
+@pytest.mark.slow
 def test_numbers_of_a_graph_that_nobody_needs_are_not_found():
     """EM's last round ends in weights that nothing reads, which `save_on_cpu` keeps in a cycle that the loss does not lead to.
 
@@ -106,11 +111,13 @@ def test_numbers_of_a_graph_that_nobody_needs_are_not_found():
     assert measured.retained_bytes - step.retained_bytes == 4 * 2 * 8
 
 
+@pytest.mark.slow
 def test_a_cpu_of_the_name_predicted_is_a_cpu():
     step = trace_step(small("mocapsnet", device="cpu:predicted"))
     assert_same_bytes(step, memory_figures(probed_step(small("mocapsnet"))))
 
 
+@pytest.mark.slow
 @needs_compiled
 def test_the_peak_of_the_default_configuration():
     """The scratch memory of libraries is tried out on this machine."""
@@ -248,11 +255,13 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Configuration]:
     return use
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_own_models(name, own):
     assert_same_bytes(*both(own(OWN[name])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "batch normalisation", "transformer", "ctx attribute"])
 def test_own_models_with_autocast(name, own):
     assert_same_bytes(*both(own(OWN[name], precision="bf16")))

@@ -167,6 +167,7 @@ def test_another_network_is_refused():
 # A stack without shortcuts
 
 
+@pytest.mark.slow
 def test_a_stack_without_shortcuts_stays_at_chance_without_nan():
     """CapsNet at 8 blocks: its capsules vanish, so that nothing is told apart and no gradient comes through."""
     data = load_images("sample")
@@ -230,6 +231,7 @@ def small_run(own_model, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_line_for_each_block_and_epoch(small_run, tmp_path):
     small_run("seen", diagnostics=True)
     lines = read_diagnostics(tmp_path / "seen")
@@ -243,6 +245,7 @@ def test_a_line_for_each_block_and_epoch(small_run, tmp_path):
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [6, 4, 3], ids=["all", "one", "none"])
 def test_a_run_that_goes_on_writes_every_line_once(lines, small_run, tmp_path):
     """A run may have ended between an epoch's checkpoint and any of its lines."""
@@ -273,6 +276,7 @@ def test_a_run_that_goes_on_writes_every_line_once(lines, small_run, tmp_path):
     assert (tmp_path / "cut" / DIAGNOSTICS).read_bytes() == (tmp_path / "whole" / DIAGNOSTICS).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_in_an_epoch_keeps_the_lines_of_the_last(small_run, tmp_path):
     class Cut(Exception):
         pass
@@ -308,6 +312,7 @@ def test_a_full_disk(small_run, tmp_path, monkeypatch):
     assert len(str(lost.value).splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_refused_before_anything_is_written(command, own_model, tmp_path):
     name = own_model("from torch import nn\ndef make(*_):\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n")
     refused = command("train", "--model", name, "--diagnostics", "--out", "run", "--epochs", "1", "--device", "cpu")
@@ -330,6 +335,7 @@ def write_lines(folder, **fields):
     (folder / DIAGNOSTICS).write_bytes(b"".join(encoded(line) for line in lines))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [{}, {"mean_length": 0.0, "gradient_norm": 0.0, "bundle_entropy": 2.3, "bundles": 1}, {"gradient_norm": math.nan}],

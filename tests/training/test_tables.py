@@ -145,6 +145,7 @@ def test_a_run_that_diverges_leaves_the_others(tmp_path):
     assert isinstance(found[1], TrainingError)
 
 
+@pytest.mark.slow
 def test_several_networks_decide_together_and_once(tmp_path, monkeypatch):
     row = next(row for row in accuracy_table("table3") if row.networks > 1)
     asked = [TrainingSettings(network=make_configuration("mocapsnet", 1, capsules=4), seed=seed) for seed in range(3)]

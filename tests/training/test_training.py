@@ -102,6 +102,7 @@ def cut():
 # The loop
 
 
+@pytest.mark.slow
 def test_the_loop_is_the_papers(tmp_path, few_tests):
     """Against Adam, the decay and the summed loss written out."""
     settings = capsule_settings(epochs=2, seed=3, decay=0.5)
@@ -190,6 +191,7 @@ def test_the_seed_decides(tmp_path):
     assert curve(tmp_path / "a") != curve(tmp_path / "c")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [3, 20])
 def test_parts_of_a_batch_give_the_same_curve(accumulate, tmp_path, few_tests):
     train(capsule_settings(), tmp_path / "whole")
@@ -200,6 +202,7 @@ def test_parts_of_a_batch_give_the_same_curve(accumulate, tmp_path, few_tests):
     assert_close(*norms, relative=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("left", "right", "tolerance"),
     [({"kernel": "recompute"}, {"kernel": "reference"}, 1e-4), ({"memory": "reversible"}, {"memory": "stored"}, 1e-4)],
@@ -226,6 +229,7 @@ def test_mixed_precision_learns(precision, tmp_path):
     assert curve(tmp_path / "full") != curve(tmp_path / "mixed")
 
 
+@pytest.mark.slow
 def test_published_preprocessing_trains(tmp_path, few_tests):
     result = train(capsule_settings(preprocess="published"), tmp_path)
     assert math.isfinite(result.test_loss)
@@ -381,6 +385,7 @@ def test_so_do_other_optimizers_and_precisions(options, tmp_path):
     assert_resumes_alike(settings, tmp_path, (2, 5))
 
 
+@pytest.mark.slow
 def test_so_does_a_capsule_network(tmp_path, few_tests):
     settings = capsule_settings(network={"kernel": "recompute"}, epochs=2)
     assert_resumes_alike(settings, tmp_path, (2, 2))
