@@ -24,7 +24,7 @@ RECORDS, PLAN, ENVIRONMENT, TIMELINE = "records.jsonl", "plan.json", "environmen
 
 @dataclass(frozen=True)
 class Damage:
-    """A line that is no record."""
+    """A line that is not a record."""
 
     path: Path
     line: int
@@ -53,7 +53,7 @@ class SavedTimeline(NamedTuple):
 
 
 def read_records(path: Path) -> tuple[list[Record], list[Damage]]:
-    """Return the last record of each cell, in the order of first mention, and the lines that are no records.
+    """Return the last record of each cell, in the order of first mention, and the lines that are not records.
 
     Raises:
         StoreError: the file cannot be opened, or holds a record of a newer schema.
@@ -146,7 +146,7 @@ def report_folders(root: Path) -> list[Path]:
     """
     root = expanded(root)
     if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
+        what = "is not a folder" if root.exists() else "does not exist"
         raise StoreError(f"{root} {what}", "give a folder that 'capsbench run' has written")
     found = sorted(Path(folder) for folder, _, names in os.walk(root, onerror=_unreadable) if RECORDS in names)
     if not found:
@@ -170,7 +170,7 @@ def _record_of(line: bytes, path: Path, number: int) -> Record | Damage:
         return Damage(path, number, f"not JSON: {error}")
     _refuse_newer(data, f"{path} line {number}")
     try:
-        # A number in quotes is no number.
+        # A number in quotes is not a number.
         return Record.model_validate(data, strict=True)
     except ValidationError as error:
         return Damage(path, number, _first(error))

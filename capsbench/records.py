@@ -163,7 +163,7 @@ def _events(bytes_by_category: dict[str, list[int]]) -> int:
         raise ValueError("bytes_by_category has lists of different lengths, or of none")
     # No machine has 2⁶⁰ bytes.
     if not all(0 <= one <= 2**60 for nbytes in bytes_by_category.values() for one in nbytes):
-        raise ValueError("bytes_by_category has less than no bytes, or more than there can be")
+        raise ValueError("bytes_by_category has a negative number of bytes, or an impossibly large one")
     return counts.pop()
 
 

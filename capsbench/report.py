@@ -179,7 +179,7 @@ class Report:
 
     @property
     def damages(self) -> list[files.Damage]:
-        """The lines of records.jsonl that are no records."""
+        """The lines of records.jsonl that are not records."""
         _ = self.records
         return self._damages
 

@@ -270,9 +270,9 @@ def damaged(folder: Path) -> dict[str, tuple[Path, str]]:
     (folder / "folder.png").mkdir()
     return {
         "missing": (folder / "missing.png", "does not exist"),
-        "text": (folder / "text.png", "is no png or jpg"),
-        "empty": (folder / "empty.png", "is no png or jpg"),
-        "bitmap": (saved("image.bmp", grey), "is no png or jpg"),
+        "text": (folder / "text.png", "is not a png or jpg"),
+        "empty": (folder / "empty.png", "is not a png or jpg"),
+        "bitmap": (saved("image.bmp", grey), "is not a png or jpg"),
         "cut off": (folder / "cut.png", "cannot be read"),
         "a folder": (folder / "folder.png", "cannot be read"),
         "large": (saved("large.png", Image.new("L", (32, 28))), "has 32 × 28 pixels"),
@@ -321,10 +321,10 @@ def bad_checkpoints(folder: Path, whole: bytes) -> dict[str, tuple[Path, str]]:
     return {
         "missing": (folder / "missing.pt", "does not exist"),
         "malicious": (folder / "malicious.pt", "may be code"),
-        "pickle": (folder / "pickle.pt", "no checkpoint"),
+        "pickle": (folder / "pickle.pt", "not a checkpoint"),
         "cut off": (folder / "cut.pt", "checkpoint"),
         "foreign": (folder / "foreign.pt", "was not written by capsbench"),
-        "an image": (folder / "image.png", "no checkpoint"),
+        "an image": (folder / "image.png", "not a checkpoint"),
         "no run": (folder / "empty", "does not exist"),
     }
 

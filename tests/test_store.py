@@ -366,7 +366,7 @@ def test_figures_that_cannot_be(filled, figures):
 
 
 def test_a_file_is_no_folder_of_reports(filled):
-    with pytest.raises(StoreError, match=r"records.jsonl is no folder"):
+    with pytest.raises(StoreError, match=r"records.jsonl is not a folder"):
         load(filled.path)
 
 

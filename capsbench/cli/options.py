@@ -109,7 +109,9 @@ def whole(least: int, most: int | None = None) -> Parsed:
         try:
             value = int(text)
         except ValueError:
-            raise ConfigurationError(f"{flag} '{text}' is not a whole number", f"give {least} or more") from None
+            raise ConfigurationError(
+                f"{flag} '{text}' is not a whole number", f"give one whole number, {least} or larger"
+            ) from None
         if value < least:
             raise ConfigurationError(f"{flag} {value} is too small", f"give {least} or more")
         if most is not None and value > most:
@@ -225,7 +227,9 @@ THRESHOLD_OPTIONS = together(
         default="1%,512",
         help="Threshold of bytes, and of bytes per block: the larger of a percentage and a number of bytes.",
     ),
-    click.option("--time-threshold", type=Parsed("share", _time_threshold), default="10%", help="Of times."),
+    click.option(
+        "--time-threshold", type=Parsed("share", _time_threshold), default="10%", help="Threshold of times, in percent."
+    ),
 )
 MODEL_OPTIONS = together(
     cell_option("model", "models", type=NameList(("all", *MODELS), open_ended=True), default="all"),
@@ -233,14 +237,14 @@ MODEL_OPTIONS = together(
 )
 SWEEP_OPTIONS = together(
     click.option("--repeats", type=whole(1), default=1, help="Replicates of every cell."),
-    click.option("--samples", type=whole(5), default=5, help="Fewest samples of each time."),
+    click.option("--samples", type=whole(5), default=5, help="Smallest number of samples of each time."),
     click.option(
         "--time-budget",
         type=positive("seconds"),
         default=10,
         help="Seconds of sampling per cell while its time is not known within 2 %.",
     ),
-    click.option("--strict", is_flag=True, help="Measure nothing beside other processes on a CUDA device."),
+    click.option("--strict", is_flag=True, help="Refuse to measure while other processes use the CUDA device."),
     click.option(
         "--wait", type=positive("seconds"), help="Longest wait for another sweep on the device; by default as long as it takes."
     ),
@@ -248,7 +252,7 @@ SWEEP_OPTIONS = together(
     DATA_DIR_OPTION,
     click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
     click.option("--resume", is_flag=True, help="Resume a report that was cut off."),
-    click.option("--dry-run", is_flag=True, help="Show the plan, and stop."),
+    click.option("--dry-run", is_flag=True, help="Show how many cells there are and how long they take, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
 )
 """Options of every command that measures, besides those of a cell."""

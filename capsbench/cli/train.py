@@ -43,7 +43,7 @@ def _gammas(flag: str, text: str) -> tuple[float, ...]:
         gammas = tuple(float(part) for part in text.split(","))
     except ValueError:
         hint = "give one for all blocks (0.9), or one for each (0.9,0.8)"
-        raise ConfigurationError(f"{flag} '{text}' is no number and no comma list of numbers", hint) from None
+        raise ConfigurationError(f"{flag} '{text}' is neither a number nor a comma list of numbers", hint) from None
     for gamma in gammas:
         if not 0 <= gamma <= 1:
             raise ConfigurationError(f"{flag} {gamma:g} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")

@@ -62,7 +62,7 @@ def _from_file(path: Path, spec: DatasetSpec) -> Tensor:
     except FileNotFoundError:
         raise ConfigurationError(f"image {path} does not exist", "give paths of png or jpg files") from None
     except UnidentifiedImageError:
-        raise ConfigurationError(f"image {path} is no png or jpg", "give paths of png or jpg files") from None
+        raise ConfigurationError(f"image {path} is not a png or jpg", "give paths of png or jpg files") from None
     except Exception as error:  # a damaged file may make the decoders raise anything
         what = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigurationError(

@@ -13,7 +13,7 @@ from capsbench.records import Configuration, MemoryFigures, Record, Status, Time
 if TYPE_CHECKING:
     from capsbench.report import Report
 
-SCHEMA_VERSION = 1
+BASELINE_VERSION = 1
 """Version of the format, raised whenever an older capsbench could not understand a new baseline."""
 
 PROGRAM: Literal["capsbench baseline"] = "capsbench baseline"
@@ -107,7 +107,7 @@ class Summary(_Schema):
     """A report, or a baseline."""
 
     program: Literal["capsbench baseline"] = PROGRAM
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = BASELINE_VERSION
     command: str | None = None
     """The command that wrote this baseline."""
     measured_by: list[str] = []

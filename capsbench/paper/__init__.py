@@ -9,16 +9,6 @@ from importlib import resources
 
 import pandas as pd
 
-TABLES = (
-    "figure4_slopes",
-    "table1_accuracy",
-    "table2_accuracy",
-    "table3_cifar10_accuracy",
-    "table4_memory_mb",
-    "table5_cifar10_hyperparameters",
-)
-"""Names of the tables."""
-
 COMPARABLE_METRICS = ("process", "reserved")
 """Metrics with which table 4 can be compared."""
 

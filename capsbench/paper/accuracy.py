@@ -54,7 +54,7 @@ def accuracy_table(name: str) -> list[PrintedRow]:
         ConfigurationError: there is no such table.
     """
     if name not in _FILES:
-        raise ConfigurationError(f"'{name}' is no accuracy table", f"choose one of {', '.join(ACCURACY_TABLES)}")
+        raise ConfigurationError(f"'{name}' is not an accuracy table", f"choose one of {', '.join(ACCURACY_TABLES)}")
     usual = {"dataset": "cifar10", "optimizer": "adam", "routing": "rba"} | (_TABLE5 if name == "table5" else {})
     return [_row({**usual, **row}) for row in paper.table(_FILES[name]).to_dict("records")]
 

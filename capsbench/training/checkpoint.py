@@ -189,7 +189,7 @@ def _read(path: Path) -> object:
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise StoreError(f"checkpoint {path} is no checkpoint, or was cut off", _RESTORE)
+                raise StoreError(f"{path} is not a checkpoint, or was cut off", _RESTORE)
             with zipfile.ZipFile(file) as archive:
                 # torch writes checksums, and does not check them when it reads.
                 damaged = archive.testzip()

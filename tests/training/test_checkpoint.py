@@ -103,7 +103,7 @@ def test_bytes_that_were_overwritten(path):
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n" * 100])
 def test_a_file_of_another_kind(path, content):
     path.write_bytes(content)
-    refused(path, "no checkpoint")
+    refused(path, "not a checkpoint")
 
 
 def test_what_is_no_file(tmp_path):
