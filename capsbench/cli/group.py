@@ -33,10 +33,6 @@ SUMMARIES = {
 class LazyGroup(Group):
     """A group whose commands are imported when they are looked up."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the commands."""
-        return list(SUMMARIES)
-
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command; None if there is none of this name."""
         if cmd_name not in SUMMARIES:
@@ -48,8 +44,7 @@ class LazyGroup(Group):
         """Write the names and first sentences of the commands."""
         room = formatter.width - 6 - max(map(len, SUMMARIES))
         with formatter.section("Commands"):
-            rows = [(name, click.Command(name, help=text).get_short_help_str(room)) for name, text in SUMMARIES.items()]
-            formatter.write_dl(rows)
+            formatter.write_dl([(name, one.get_short_help_str(room)) for name, one in self.commands.items()])
 
 
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -66,7 +61,10 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
 
 
 @click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+    cls=LazyGroup,
+    # Their names and summaries alone, for help and for suggestions where a name is misspelt.
+    commands=[click.Command(name, help=text) for name, text in SUMMARIES.items()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit.")
 def cli() -> None:

@@ -45,12 +45,9 @@ class Processes:
         if not self.several:
             return network
 
-        def added_up(_: None, bucket: Any) -> torch.futures.Future[Tensor]:
-            future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-            return future.then(lambda done: done.value()[0])
-
         parallel = DistributedDataParallel(network, find_unused_parameters=not all_used)
-        parallel.register_comm_hook(None, added_up)
+        # A lambda has no annotations, of which torch would refuse any but its own class, which type checkers do not know.
+        parallel.register_comm_hook(None, lambda _, bucket: _added_up(bucket))
         return parallel
 
     def sum(self, values: Tensor) -> Tensor:
@@ -118,3 +115,8 @@ def joined(device: str) -> Iterator[Processes]:
 def without_exchange(network: nn.Module) -> AbstractContextManager[None]:
     """Keep the gradients of backward in this process; they are exchanged with those of the last part of a batch."""
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+def _added_up(bucket: Any) -> torch.futures.Future[Tensor]:
+    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return future.then(lambda done: done.value()[0])

@@ -382,6 +382,10 @@ def test_a_report_cannot_be_a_file(command, tmp_path, below):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_misspelt_command_has_a_suggestion(command):
+    assert_refused(command("slope", "reports"), "No such command 'slope'", "'slopes'")
+
+
 def test_a_report_is_not_overwritten(command, report):
     before = (report / "records.jsonl").read_bytes()
     assert_refused(command("run", "--depth", "1", "--out", "report"), "--out", "report", "--resume")
