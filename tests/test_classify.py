@@ -408,6 +408,7 @@ def test_an_ensemble_has_no_one_capsule(runs):
         perturb(Classifier(runs.paths), torch.zeros(1, 28, 28))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [True, False])
 def test_reconstructions_are_drawn(command, runs, pictures, tmp_path, own):
     """Figures of one's own images in another folder, or of test images beside the checkpoint."""

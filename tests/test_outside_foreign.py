@@ -352,6 +352,7 @@ def test_records_and_baselines_of_earlier_versions_are_looked_through():
     assert read.believed_step().agrees is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["rescapsnet", "mocapsnet"])
 def test_the_packages_own_networks_agree(model):
     reply = memory_pass(make_configuration(model, 1))

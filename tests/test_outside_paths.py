@@ -92,6 +92,7 @@ def test_a_home_folder_means_the_same_in_every_option(forked, tmp_path, home):
     assert {"plan.json", "records.jsonl", "slopes.csv", "figure3.svg", "index.html"} <= set(names(home / "x"))
 
 
+@pytest.mark.slow
 def test_a_home_folder_means_the_same_in_python(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_report(home / "good", seeded_run())

@@ -77,6 +77,7 @@ def test_the_figures_are_those_of_the_benchmark():
     assert "\n".join(table) in text_of(ROOT / "README.md")
 
 
+@pytest.mark.slow
 def test_the_schema_s_tables_are_made():
     command = [sys.executable, "tools/record_schema.py", "--check"]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0

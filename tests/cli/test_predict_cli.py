@@ -67,6 +67,7 @@ def assert_refused(result: Result, *words: str) -> None:
         assert word in result.stderr
 
 
+@pytest.mark.slow
 def test_a_table_and_how_sure_it_is(command, own_model):
     result = command("predict", "--models", own_model(MLP), *OWN)
     assert result.status == 0
@@ -159,6 +160,7 @@ def test_what_fits(command, own_model):
     assert "blocks fit this CPU" in told.stdout
 
 
+@pytest.mark.slow
 def test_kept_predictions_are_records_like_others(command, own_model, tmp_path):
     model = own_model(MLP)
     result = command("predict", "--models", model, *OWN, "--out", "kept")

@@ -124,6 +124,7 @@ def test_a_model_that_finds_no_room_is_out_of_memory(own_model, what):
     assert reply.message
 
 
+@pytest.mark.slow
 @PASSES
 def test_a_capacity_that_does_not_suffice_is_out_of_memory(what):
     # Weights, gradients and Adam's state alone are more; libraries and threads are not counted, and need not fit.

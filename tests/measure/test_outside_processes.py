@@ -320,6 +320,7 @@ def test_what_one_network_sets_does_not_reach_the_next(command, own_model):
     assert torch.get_default_dtype() == torch.float32
 
 
+@pytest.mark.slow
 def test_a_guard_takes_images_as_they_are():
     try:
         found = memory_slope(_float64, depths=(1, 2))

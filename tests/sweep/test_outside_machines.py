@@ -81,6 +81,7 @@ def test_a_key_knows_the_modules_that_a_network_imports(network):
     assert keys(cells_of(name, 1, 2)) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first_lines",
     [
@@ -303,6 +304,7 @@ def test_a_folder_is_held_without_the_system_s_locks(tmp_path, without_flock, nu
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NO_LOCKS, ids=errno.errorcode.get)
 @pytest.mark.parametrize(
     ("name", "holder"),
@@ -983,6 +985,7 @@ def test_where_offload_has_no_effect_is_said_once(command, device):
     assert found.stderr.count("'offload' has no effect on a CPU") == (device != "cuda:predicted")
 
 
+@pytest.mark.slow
 def test_a_predicted_record_says_where_offload_has_no_effect():
     from capsbench.prediction.predict import predict_cell
 

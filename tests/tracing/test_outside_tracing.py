@@ -162,6 +162,7 @@ class Encoded(nn.Module):
         return self.last(self.core(rows[:, :14], rows[:, 14:])[:, -1])
 
 
+@pytest.mark.slow
 def test_a_transformer(own):
     assert_exact(*both(own(Encoded)))
 
@@ -193,6 +194,7 @@ RECURRENT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECURRENT)
 def test_recurrent_networks(name, own):
     assert_exact(*both(own(lambda _: Net(Recurrent(RECURRENT[name]())))))
@@ -339,6 +341,7 @@ PEAKS: dict[str, Build] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(counting.installed() is None, reason="there is nothing that counts what libraries take")
 @pytest.mark.parametrize("name", PEAKS)
 def test_peaks_lie_within_the_stated_margin(name, own):
