@@ -31,6 +31,9 @@ WITHOUT_BLOCKS = {"capsnet-1conv": "CapsNet, 1 convolution", "capsnet-2conv": "C
 MODELS = {**STACKED, **WITHOUT_BLOCKS}
 """Every network that has a name, with its title."""
 
+DEEPEST = 100_000
+"""Largest number of blocks that can be asked for, and at which a search for the deepest network ends."""
+
 
 @dataclass(frozen=True)
 class Networks:

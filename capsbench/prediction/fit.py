@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from capsbench.catalog import spec_of
+from capsbench.options import DEEPEST
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
 from capsbench.records import Configuration, MemoryFigures
 
@@ -17,8 +18,6 @@ EVEN_FROM = 128
 """Least depth that is traced before growth is taken to be constant: a phase that is not yet the highest shows late."""
 DEEPEST_TRACED = 256
 """Depth at which tracing ends, as deeper networks take long; figures of deeper ones are extrapolated."""
-DEEPEST = 100_000
-"""Depth at which a search ends."""
 
 
 @dataclass(frozen=True)

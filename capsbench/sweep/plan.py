@@ -8,7 +8,7 @@ from typing import Any
 
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models import resolve_front
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, STACKED, SWEPT_OPTIONS, WITHOUT_BLOCKS, type_of
+from capsbench.options import DEEPEST, MODELS, NETWORK_OPTIONS, OPTIONS, STACKED, SWEPT_OPTIONS, WITHOUT_BLOCKS, type_of
 from capsbench.prediction.apart import call_for
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
@@ -16,7 +16,6 @@ from capsbench.routing import check_routing, compiled, kernels, resolve_kernel
 from capsbench.workload import check_optimizer_step, fingerprint_of
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
-DEEPEST = 100_000
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone, with that kind."""
 

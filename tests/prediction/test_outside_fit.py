@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from capsbench.options import DEEPEST
 from capsbench.prediction import fit
-from capsbench.prediction.fit import DEEPEST, DEEPEST_TRACED, largest_fit
+from capsbench.prediction.fit import DEEPEST_TRACED, largest_fit
 from helpers.made import make_configuration
 
 MIB = 2**20

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from capsbench.devices import GPUS, gpu_of
 from capsbench.errors import ConfigurationError
 from capsbench.models.front import CHUNKS
+from capsbench.options import DEEPEST
 from capsbench.prediction import fit, predict
-from capsbench.prediction.fit import CHECKED, DEEPEST, DEEPEST_TRACED, largest_fit
+from capsbench.prediction.fit import CHECKED, DEEPEST_TRACED, largest_fit
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Configuration, Record
 from capsbench.routing import compiled, route, route_and_vjp
