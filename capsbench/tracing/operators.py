@@ -1,5 +1,6 @@
 """The operators that a step calls: one call, the traits that a trace takes account of, and the mode that sees every call."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Flag, auto
@@ -83,7 +84,7 @@ def tensors_in(values: Any) -> list[Tensor]:
     return [one for one in tree_iter(values) if isinstance(one, Tensor)]
 
 
-class Operators(TorchDispatchMode):
+class Operators(TorchDispatchMode, ABC):
     """A mode that sees every operator that autograd calls; subclasses run it."""
 
     @classmethod
@@ -94,9 +95,9 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(Call(func, args, kwargs or {}))
 
+    @abstractmethod
     def run(self, call: Call) -> Any:
         """Run an operator, and return its outputs."""
-        raise NotImplementedError
 
 
 @cache
