@@ -168,7 +168,7 @@ class Origins:
         module keeps, and those of unknown owner.
         """
         look, trace = self._look, self._trace
-        # Of several modules, the first that saved a tensor has it, and the last that holds it.
+        # A tensor belongs to the first module that saved it, or else to the last one that holds it.
         holders = self._modules_of(look.held.items()) | self._modules_of(reversed(look.saved.items()))
         found: Counter[str] = Counter()
         for block, nbytes in trace.retained_blocks().items():

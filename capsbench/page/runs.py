@@ -138,8 +138,8 @@ def _series(
 ) -> list[list[tuple[int, int]]]:
     """Pairs of a report and a series of it, by index, joined if the series differ in the machine alone; each report once.
 
-    If a report has several series that differ in the machine alone, they are told apart by as little of it as tells them
-    apart; if nothing does, as after a commit amid a report, the first one stands for all.
+    If a report has several series that differ in the machine alone, the fewest parts of the machine that distinguish
+    them become part of their key. If none does, as after a commit amid a report, the first series stands for all.
     """
     found: dict[str, list[tuple[int, int]]] = {}
     for pair in shown:
@@ -155,7 +155,7 @@ def _series(
 def _split(
     pairs: Sequence[tuple[int, int]], all_series: Sequence[Series], environments: Mapping[str, Any], by: Sequence[str]
 ) -> list[dict[int, int]]:
-    """Series by report, told apart by parts of the machine; the first of those that these leave alike."""
+    """Series by report, distinguished by parts of the machine; of series that these leave alike, the first."""
     found: dict[str, dict[int, int]] = {}
     for report, index in pairs:
         series = all_series[index]

@@ -194,7 +194,7 @@ class Follow(Operators):
         if out is None:
             out = self._shaped(call)
         if call.packet in flop_registry:
-            # What was counted inside is kept for the operators alone that the registry does not know.
+            # The registry knows this operator, so its own count replaces the one made inside.
             flops = int(flop_registry[call.packet](*call.args, **call.kwargs, out_val=out))
             self.flops = before + flops
             # Backward takes one more product of this size for each operand that has a gradient; a bias has no product.
