@@ -1,9 +1,23 @@
 """Rounds of cells that took turns, as the times of one cell."""
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
-from capsbench.records import GrowingFigures, Record, Round, TimeFigures, Turn
+from capsbench.records import Cell, GrowingFigures, Record, Round, TimeFigures, Turn
+
+
+@dataclass(frozen=True)
+class TurnsTaken:
+    """The state of cells that take turns, after a round."""
+
+    cells: Sequence[Cell]
+    rounds: int
+    """Rounds that the cells have taken, those of an earlier process included."""
+    seconds_left: float
+    """Seconds of the time budget that are left."""
+    slopes_share: float | None
+    """Width of the widest interval of a slope of training time, as a share of the slope; None if it is not known yet."""
 
 
 def times_of(rounds: Sequence[Round], cell: str, noise: Collection[str] = ()) -> TimeFigures | None:

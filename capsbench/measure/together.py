@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from capsbench.families import FAMILY, end_family, ended_words, last_line
 from capsbench.measure.cell import QUIET_MALLOC, out_of_memory_kills
@@ -79,7 +79,7 @@ class Together:
     def _start(self) -> None:
         family = secrets.token_hex(8)
         self._kills_before = out_of_memory_kills()
-        self._errors = self._held.enter_context(tempfile.TemporaryFile())
+        self._errors: IO[bytes] = self._held.enter_context(contextlib.closing(tempfile.TemporaryFile()))
         self._ours, theirs = socket.socketpair()
         self._held.callback(self._ours.close)
         request_end, request_source = os.pipe()

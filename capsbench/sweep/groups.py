@@ -56,7 +56,9 @@ def halves(cells: list[Cell]) -> list[list[Cell]]:
         depths = sorted({cell.configuration.blocks for cell in inner})
         low = set(depths[: (len(depths) + 1) // 2]) if len(depths) > 1 else set()
         parts = [[cell for cell in inner if (cell.configuration.blocks in low) == first] for first in (True, False)]
-        return [[cell for cell in cells if cell in ends or cell in part] for part in parts if part] if all(parts) else [ends, inner]
+        return (
+            [[cell for cell in cells if cell in ends or cell in part] for part in parts if part] if all(parts) else [ends, inner]
+        )
     series = list(dict.fromkeys(cell.configuration.series() for cell in cells))
     if len(series) > 1:
         low_half = set(series[: len(series) // 2])

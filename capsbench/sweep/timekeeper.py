@@ -2,13 +2,10 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from time import monotonic
 
-from capsbench.errors import CapsbenchError
 from capsbench.measure.noise import Machine, is_settled, noise_of
 from capsbench.measure.processes import available_bytes
 from capsbench.measure.timing import MAX_SAMPLES, SECONDS_WORTH_SAMPLING
@@ -17,23 +14,11 @@ from capsbench.measure.turns import Failed, TurnsRequest
 from capsbench.prediction import apart
 from capsbench.records import Cell, Plan, Record, Round, Status, Turn
 from capsbench.report import Report
-from capsbench.rounds import times_of
+from capsbench.rounds import TurnsTaken, times_of
 from capsbench.stats.paired import PairedSlope, paired_slope
 from capsbench.sweep.groups import ends_of, groups_of, halves, that_fit
 from capsbench.sweep.local import Sources, alone_on, not_this_source
-
-
-@dataclass(frozen=True)
-class TurnsTaken:
-    """The state of cells that take turns, after a round."""
-
-    cells: Sequence[Cell]
-    rounds: int
-    """Rounds that the cells have taken, those of an earlier process included."""
-    seconds_left: float
-    """Seconds of the time budget that are left."""
-    slopes_share: float | None
-    """Width of the widest interval of a slope of training time, as a share of the slope; None if it is not known yet."""
+from capsbench.sweep.runner import Observer, uninterrupted
 
 
 class Timekeeper:
@@ -46,17 +31,16 @@ class Timekeeper:
         data_directory: folder of the real data sets.
         notify: receives texts that a person should know.
         patience: seconds that cells wait for other sweeps; None for no limit.
-        watched: receives the state after every round.
-        finished: receives each cell's record, which is on the disk.
+        observers: objects that are informed of each round, and of each cell's record.
     """
 
     def __init__(
         self, plan: Plan, report: Report, environment: str, data_directory: Path | None = None,
         notify: Callable[[str], None] = lambda _: None, *, patience: float | None = None,
-        watched: Callable[[TurnsTaken], None] = lambda _: None, finished: Callable[[Record], None] = lambda _: None,
+        observers: Sequence[Observer] = (),
     ) -> None:  # fmt: skip
         self._plan, self._report, self._environment, self._data_directory = plan, report, environment, data_directory
-        self._notify, self._patience, self._watched, self._finished = notify, patience, watched, finished
+        self._notify, self._patience, self._observers = notify, patience, observers
         self._sources = Sources(plan)
         self._groups = groups_of(plan)
         self.cells = frozenset(cell.key() for group in self._groups for cell in group)
@@ -84,7 +68,7 @@ class Timekeeper:
             return True
         return record is not None and record.status == "ok" and record.memory is not None
 
-    def _remaining(self) -> set[str]:
+    def _remaining(self) -> frozenset[str]:
         return self.cells - self._report.settled(self._plan.passes)
 
     def _time(self, cells: list[Cell]) -> None:
@@ -122,7 +106,6 @@ class Timekeeper:
 
     def _take_rounds(self, cells: list[Cell]) -> tuple[Mapping[str, Failed], Together]:
         """Take rounds until the slopes are known or the time budget is spent."""
-        first, *_ = cells
         earlier = self._report.rounds
         numbers = [number for record in self._report.records if record.time for number in record.time.rounds]
         number = max([*numbers, *(one.number for one in earlier)], default=-1) + 1
@@ -148,10 +131,12 @@ class Timekeeper:
                 taken = process.round(number, order)
                 number += 1
                 if taken is not None:
-                    self._report.append_round(taken)
+                    with uninterrupted():
+                        self._report.append_round(taken)
                 share = slopes_share(alive, self._rounds_of(alive))
-                self._watched(TurnsTaken(alive, len(rounds) + 1, max(0.0, budget - spent), share))
-        del first
+                state = TurnsTaken(alive, len(rounds) + 1, max(0.0, budget - spent), share)
+                for observer in self._observers:
+                    observer.took_turns(state)
         return process.failed, process
 
     def _rounds_of(self, cells: Sequence[Cell]) -> list[Round]:
@@ -184,7 +169,8 @@ class Timekeeper:
         rounds = self._rounds_of(group)
         known = is_known(group, rounds, self._plan.slope_share)
         times = times_of(rounds, cell.key())
-        assert times is not None, "a cell without a fault has had its turns"
+        if times is None:
+            return self._record(cell, "error", "it had no turn", started, seconds)
         # What drifts, drifts for all cells of a round, and their differences remain.
         seen = noise_of(times.train_step_seconds, times.inference_seconds, Machine())
         noise = [name for name in seen if name == "spread"] + times.noise + ([] if known else ["unsettled"])
@@ -211,21 +197,28 @@ class Timekeeper:
         return before.model_copy(update={**found, "time": None})
 
     def _keep(self, record: Record) -> None:
-        self._report.append(record)
-        self._finished(record)
+        with uninterrupted():
+            self._report.append(record)
+        for observer in self._observers:
+            observer.finished(record)
 
 
 def slopes_share(cells: Sequence[Cell], rounds: Sequence[Round]) -> float | None:
     """The width of the widest interval of a slope of training time, as a share of the slope; None if one is not known."""
-    slopes = list(_slopes(cells, rounds))
-    if not slopes or any(one is None or one.slope == 0 for one in slopes):
+    shares = [_share(one) for one in _slopes(cells, rounds)]
+    known = [one for one in shares if one is not None]
+    return max(known) if known and len(known) == len(shares) else None
+
+
+def _share(slope: PairedSlope | None) -> float | None:
+    if slope is None or slope.low is None or slope.high is None or not slope.slope:
         return None
-    return max((one.high - one.low) / abs(one.slope) for one in slopes if one is not None)
+    return (slope.high - slope.low) / abs(slope.slope)
 
 
 def is_known(cells: Sequence[Cell], rounds: Sequence[Round], share: float) -> bool:
     """Return whether all slopes of training time are known within this share; without a slope, all medians within 2 %."""
-    if any(True for _ in _slopes(cells, rounds)):
+    if _slopes(cells, rounds):
         found = slopes_share(cells, rounds)
         return found is not None and found <= share
     by_cell: dict[str, list[float]] = {cell.key(): [] for cell in cells}
@@ -236,7 +229,7 @@ def is_known(cells: Sequence[Cell], rounds: Sequence[Round], share: float) -> bo
     return all(is_settled(samples) for samples in by_cell.values())
 
 
-def _slopes(cells: Sequence[Cell], rounds: Sequence[Round]) -> "list[PairedSlope | None]":
+def _slopes(cells: Sequence[Cell], rounds: Sequence[Round]) -> list[PairedSlope | None]:
     """The slope of each series that has two depths or more; None for one that is not known yet."""
     of_series: dict[str, dict[str, int]] = {}
     for cell in cells:
