@@ -6,7 +6,7 @@ grow, forward and backward, it is not. Which modules these are follows from the 
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
@@ -81,23 +81,37 @@ def recorded(model: nn.Module) -> Iterator[list[Structure]]:
     found.append(Structure(children, recorder.operators, tuple(recorder.called)))
 
 
-def growing_modules(structures: Sequence[Structure]) -> list[str]:
-    """Names of the smallest modules that hold all that differs between networks; none if only the whole network does.
+def growing_modules(structures: Sequence[Structure]) -> list[list[str]]:
+    """Names of modules that hold what differs between networks: choices, of which the first that has all its edges is taken.
+
+    The first choice are modules that are called as a whole, so that nothing inside them meets a hook; the second the smallest
+    modules or containers. Operators of a module between the calls of its children, such as the sums of a residual network, go
+    with the children. There is no choice if only the whole network differs.
 
     Args:
         structures: the networks of one series, at different depths.
     """
-    found = _growing("", structures)
-    return [] if "" in found else found
+    smallest = _growing("", structures)
+    if not smallest or "" in smallest:
+        return []
+    called = set(structures[0].called)
+    whole = list(dict.fromkeys(_called_around(name, called) or name for name in smallest))
+    return [whole] if whole == smallest else [whole, smallest]
+
+
+def _called_around(name: str, called: Set[str]) -> str:
+    """The innermost module around another one, or that one itself, that is called; empty if only the network is."""
+    while name and name not in called:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _growing(name: str, structures: Sequence[Structure]) -> list[str]:
     if _equal(one.all_operators(name) for one in structures):
         return []
-    here_alone = _equal(one.children[name] for one in structures) and _equal(one.operators.get(name) for one in structures)
-    if not here_alone:
+    if not _equal(one.children[name] for one in structures):
         return [name]
-    return [found for child in structures[0].children[name] for found in _growing(child, structures)]
+    return [found for child in structures[0].children[name] for found in _growing(child, structures)] or [name]
 
 
 def _equal(values: Iterator[Any]) -> bool:
@@ -119,18 +133,24 @@ class Edges:
     """
 
     def __init__(self, model: nn.Module, modules: Sequence[str], structure: Structure, clock: Clock) -> None:
-        self._parts = []
+        self.were_met = False
+        """True if the last step met all edges."""
+        self._parts: list[_Part] = []
         for name in modules:
             inside = [one for one in structure.called if one == name or one.startswith(f"{name}.")]
             outermost = [one for one in inside if not any(one.startswith(f"{other}.") for other in inside)]
             if outermost:
-                self._parts.append(_Part(clock, model.get_submodule(outermost[0]), model.get_submodule(outermost[-1])))
+                self._parts.append(_Part(clock, [model.get_submodule(one) for one in outermost]))
 
     @contextmanager
-    def forward(self) -> Iterator[None]:
-        """Read the clock at the edges of what is called inside."""
+    def forward(self, *, training: bool) -> Iterator[None]:
+        """Read the clock at the edges of what is called inside.
+
+        Args:
+            training: whether a backward pass follows.
+        """
         for part in self._parts:
-            part.begin()
+            part.begin(training=training)
         try:
             yield
         finally:
@@ -144,7 +164,8 @@ class Edges:
             None if an edge was not met, as where backward runs without the tensors that were seen.
         """
         spans = [part.seconds() for part in self._parts]
-        if not spans or any(one is None for one in spans):
+        self.were_met = bool(spans) and all(one is not None for one in spans)
+        if not self.were_met:
             return None
         forward, backward = zip(*(one for one in spans if one is not None), strict=True)
         return sum(forward), sum(backward)
@@ -156,24 +177,23 @@ class Edges:
 
 
 class _Part:
-    """The stretch of a step from the call of one module to the return of another, and its way back."""
+    """The stretch of a step from the call of the first of some modules to the return of the last, and its way back."""
 
-    def __init__(self, clock: Clock, first: nn.Module, last: nn.Module) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, modules: Sequence[nn.Module]) -> None:
+        self._clock, self._modules = clock, modules
         self._hooks = [
-            first.register_forward_pre_hook(self._entered, with_kwargs=True),
-            last.register_forward_hook(self._left),
+            modules[0].register_forward_pre_hook(self._entered, with_kwargs=True),
+            modules[-1].register_forward_hook(self._left),
         ]
         self.is_open = False
-        self.begin()
-        self.is_open = False
 
-    def begin(self) -> None:
+    def begin(self, *, training: bool) -> None:
         """Forget the step before; calls are edges until `is_open` is False, since a checkpoint calls modules in backward too."""
         self.is_open = True
         self._forward: list[Any] = []
         self._backward: list[Any] = []
-        self._expects_backward = False
+        trained = any(one.requires_grad for module in self._modules for one in module.parameters())
+        self._training, self._expects_backward = training, training and trained
 
     def seconds(self) -> tuple[float, float] | None:
         """Seconds of forward and backward; None if an edge was not met."""
@@ -195,16 +215,14 @@ class _Part:
     def _left(self, _: nn.Module, args: Any, out: Any) -> None:
         if self.is_open:
             self._forward.append(self._clock.stamp())
-            self._expects_backward = self._watch(out) or self._expects_backward
+            self._watch(out)
 
-    def _watch(self, values: Any) -> bool:
+    def _watch(self, values: Any) -> None:
         """Read the clock when backward reaches any of these tensors: outputs before the part, inputs after it."""
-        if not torch.is_grad_enabled():
-            return False
-        tensors = [one for one in tree_leaves(values) if isinstance(one, Tensor) and one.requires_grad]
-        for one in tensors:
-            one.register_hook(self._passed)
-        return bool(tensors)
+        for one in tree_leaves(values) if self._training else ():
+            if isinstance(one, Tensor) and one.requires_grad:
+                self._expects_backward = True
+                one.register_hook(self._passed)
 
     def _passed(self, _: Tensor) -> None:
         self._backward.append(self._clock.stamp())
@@ -222,6 +240,6 @@ def edges_cost(clock: Clock, device: torch.device, parts: int) -> float:
         (out * 1).backward()
         return time.perf_counter() - began
 
-    with_edges = median(step(edges.forward()) for _ in range(_COSTED_STEPS))
+    with_edges = median(step(edges.forward(training=True)) for _ in range(_COSTED_STEPS))
     edges.remove()
     return max(0.0, with_edges - median(step(nullcontext()) for _ in range(_COSTED_STEPS)))

@@ -148,10 +148,18 @@ class Turns:
         for key in structures:
             of_series.setdefault(self._request.cells[key].series(), []).append(key)
         for keys in of_series.values():
-            modules = growing_modules([structures[key] for key in keys])
-            for key in keys if modules else ():
-                self._modules[key] = modules
-                self._edges[key] = Edges(self._workloads[key].model, modules, structures[key], self._clock)
+            for modules in growing_modules([structures[key] for key in keys]):
+                edges = {key: Edges(self._workloads[key].model, modules, structures[key], self._clock) for key in keys}
+                self._edges |= edges
+                for key in keys:
+                    with self._attempted(key):
+                        self._turn(key)
+                if all(one.were_met for one in edges.values()):
+                    self._modules |= dict.fromkeys(keys, modules)
+                    break
+                for key in keys:
+                    edges[key].remove()
+                    self._edges.pop(key, None)
         if self._modules:
             self._edges_seconds = edges_cost(self._clock, self._device, max(map(len, self._modules.values())))
 
@@ -189,7 +197,7 @@ class Turns:
         """Take one training step and one inference of a cell."""
         workload, clock, edges = self._workloads[key], self._clock, self._edges.get(key)
         clock.mark()
-        with edges.forward() if edges else nullcontext():
+        with edges.forward(training=True) if edges else nullcontext():
             loss = workload.forward()
         clock.mark()
         workload.backward(loss)
@@ -200,7 +208,7 @@ class Turns:
         forward, backward, optimizer = clock.laps()
         in_training = edges.seconds() if edges else None
         with workload.evaluating():
-            with edges.forward() if edges else nullcontext():
+            with edges.forward(training=False) if edges else nullcontext():
                 clock.mark()
                 workload.inference()
                 clock.mark()
