@@ -52,6 +52,12 @@ class Passes(ABC):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The outputs squash(s) with the bits of `outputs`, and the gradients of `vjp`."""
 
+    def rounds_and_vjp(
+        self, rounds: "Rounds", bias: list[Tensor], grad: Tensor, iterations: int
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The results of `value_and_vjp` for the last of this many rounds."""
+        return self.value_and_vjp(self.state(rounds, bias, iterations), bias, grad)
+
     def state(self, rounds: "Rounds", bias: list[Tensor], iterations: int) -> State:
         """The state before the last of this many rounds."""
         state: State = ()
@@ -134,8 +140,10 @@ class Staged(Kernel):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the bits of `route`, and the gradients of `(outputs * grad).sum()`."""
         passes = self.passes(inputs, weight)
-        state = kept or passes.state(self.rounds, extras, iterations)
-        outputs, grad_s, *found = passes.value_and_vjp(state, extras, grad)
+        if kept:
+            outputs, grad_s, *found = passes.value_and_vjp(kept, extras, grad)
+        else:
+            outputs, grad_s, *found = passes.rounds_and_vjp(self.rounds, extras, grad, iterations)
         if extras:
             found.append(grad_s.sum(0))
         return outputs, tuple(one for one in found if one is not None)
