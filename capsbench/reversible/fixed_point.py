@@ -27,7 +27,9 @@ MAX_DENOMINATOR = 2**16
 The bits from the store move a product by less than n units, so a larger d would cost the precision that it brings.
 """
 
-_UNITS = 2.0**FRACTION_BITS
+UNITS = 2.0**FRACTION_BITS
+"""Number of units in 1."""
+
 _WORD_BITS = 32
 _WORD_OFFSET = 2 ** (_WORD_BITS - 1)
 _STORE_LIMIT = 2**63
@@ -51,17 +53,17 @@ def ratio_of(gamma: float) -> Fraction:
 
 def to_units(values: Tensor, scale: float = 1.0) -> Tensor:
     """Convert `values · scale` to units, rounded to the nearest; the result is meaningless if it is not below `LIMIT`."""
-    return (values.to(torch.float64) * (scale * _UNITS)).round_().to(torch.int64)
+    return (values.to(torch.float64) * (scale * UNITS)).round_().to(torch.int64)
 
 
 def largest_in_units(values: Tensor, scale: float = 1.0) -> Tensor:
     """The largest magnitude of `values · scale` in units, to compare with `LIMIT`; NaN if there is one."""
-    return largest(values) * (scale * _UNITS)
+    return largest(values) * (scale * UNITS)
 
 
 def from_units(units: Tensor, dtype: torch.dtype) -> Tensor:
     """The number as a float, rounded to `dtype`."""
-    return (units.to(torch.float64) / _UNITS).to(dtype)
+    return (units.to(torch.float64) / UNITS).to(dtype)
 
 
 def largest(values: Tensor) -> Tensor:
@@ -92,28 +94,37 @@ class Remainders:
     def multiply(self, v: Tensor, ratio: Fraction) -> Tensor:
         """Multiply v by n/d to an int64 of magnitude at most |v| + n; the dropped bits go to the store."""
         n, d = ratio.numerator, ratio.denominator
-        if self.bound * d > _STORE_LIMIT:
-            self._move_out()
-        self.products += 1
+        self.make_room(ratio)
         if n == d:
             return v
         quotient, remainder = _divide(v, d)
         self.store, digit = _divide(self.store.mul(d).add_(remainder), n)
-        self.bound = -(-self.bound * d // n)
         return torch.add(digit, quotient, alpha=n)
+
+    def make_room(self, ratio: Fraction) -> None:
+        """Count a product with `ratio`, after which the store is below `bound`; move out what would not fit."""
+        n, d = ratio.numerator, ratio.denominator
+        if self.bound * d > _STORE_LIMIT:
+            self._move_out()
+        self.products += 1
+        self.bound = -(-self.bound * d // n)
 
     def undo(self, v: Tensor, ratio: Fraction) -> Tensor:
         """The tensor that `multiply` was given with `ratio` when it returned `v`; the last product first."""
         n, d = ratio.numerator, ratio.denominator
-        while self.words and self.words[-1][0] == self.products:
-            _, word = self.words.pop()
-            self.store = (self.store << _WORD_BITS) + (word.to(torch.int64) + _WORD_OFFSET)
-        self.products -= 1
+        self.take_back()
         if n == d:
             return v
         quotient, digit = _divide(v, n)
         self.store, remainder = _divide(self.store.mul(n).add_(digit), d)
         return torch.add(remainder, quotient, alpha=d)
+
+    def take_back(self) -> None:
+        """Uncount the last product; put back what was moved out after it."""
+        while self.words and self.words[-1][0] == self.products:
+            _, word = self.words.pop()
+            self.store = (self.store << _WORD_BITS) + (word.to(torch.int64) + _WORD_OFFSET)
+        self.products -= 1
 
     def saved(self) -> tuple[tuple[Tensor, ...], Callable[[Sequence[Tensor]], "Remainders"]]:
         """All tensors that must be kept, in the narrowest types, and a function that makes the remainders from them."""

@@ -9,14 +9,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
+from capsbench.reversible import passes
 from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, bound_of, check_drift, has_values, segment_length
-from capsbench.reversible.fixed_point import LIMIT, Remainders, from_units, largest, largest_in_units, ratio_of, to_units
+from capsbench.reversible.fixed_point import LIMIT, UNITS, Remainders, from_units, largest, largest_in_units, ratio_of, to_units
 from capsbench.reversible.momentum import Gamma, check_gamma, each, previous_velocity, spread, step
 
 INVERSES = ("auto", "float", "exact", "segmented")
@@ -162,6 +164,8 @@ class FixedPair:
     remainders: Remainders
     dtype: torch.dtype
     peaks: list[Tensor] = field(default_factory=list)
+    rounded: Tensor | None = None
+    """x as a float, if it is known."""
 
     @classmethod
     def start(cls, x: Tensor) -> Self:
@@ -173,7 +177,9 @@ class FixedPair:
     @property
     def x(self) -> Tensor:
         """Implement `Pair.x`."""
-        return from_units(self.units_x, self.dtype)
+        if self.rounded is None:
+            self.rounded = from_units(self.units_x, self.dtype)
+        return self.rounded
 
     @property
     def v(self) -> Tensor:
@@ -184,19 +190,40 @@ class FixedPair:
         """Implement `Pair.advance`."""
         ratio = ratio_of(gamma)
         share = float(1 - ratio)
-        self.units_v = self.remainders.multiply(self.units_v, ratio).add(to_units(value, share))
-        self.units_x = self.units_x + self.units_v
+        self.rounded = None
+        if self._passes(value, ratio):
+            self.remainders.make_room(ratio)
+            given = (self.units_x, self.units_v, self.remainders.store, value, ratio, share * UNITS, self.dtype)
+            self.units_x, self.units_v, self.remainders.store, self.rounded, peak = passes.advance(*given)
+        else:
+            self.units_v = self.remainders.multiply(self.units_v, ratio).add(to_units(value, share))
+            self.units_x = self.units_x + self.units_v
+            peak = torch.maximum(largest_in_units(value, share), largest(self.units_x))
         # While x and the addend of v are below 2⁶¹, v is a difference of two x below 2⁶² and no sum overflows.
-        self.peaks.append(torch.maximum(largest_in_units(value, share), largest(self.units_x)))
+        self.peaks.append(peak)
 
     def retreat_x(self) -> None:
         """Implement `Pair.retreat_x`."""
-        self.units_x = self.units_x - self.units_v
+        self.rounded = None
+        if passes.has_passes(self.units_x, self.dtype):
+            self.units_x, self.rounded = passes.retreat_x(self.units_x, self.units_v, self.dtype)
+        else:
+            self.units_x = self.units_x - self.units_v
 
     def retreat_v(self, value: Tensor, gamma: float) -> None:
         """Implement `Pair.retreat_v`."""
         ratio = ratio_of(gamma)
-        self.units_v = self.remainders.undo(self.units_v - to_units(value, float(1 - ratio)), ratio)
+        share = float(1 - ratio)
+        if self._passes(value, ratio):
+            self.remainders.take_back()
+            given = (self.units_v, self.remainders.store, value, ratio, share * UNITS, self.dtype)
+            self.units_v, self.remainders.store = passes.retreat_v(*given)
+        else:
+            self.units_v = self.remainders.undo(self.units_v - to_units(value, share), ratio)
+
+    def _passes(self, value: Tensor, ratio: Fraction) -> bool:
+        """Return whether passes of their own, in place of operators of torch, move past a function with this value."""
+        return ratio < 1 and passes.has_passes(self.units_x, self.dtype) and passes.takes(value, self.dtype)
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         """Implement `Pair.saved`."""

@@ -1,0 +1,171 @@
+"""The exact inverse's passes over memory: one forward and one back, in place of some twenty operators of torch each.
+
+`fixed_point` has the same steps as operators of torch, which are the specification and serve wherever these passes do not. On a
+CPU they are C (`native/`), compiled on first use, and operators of torch, so that fake tensors see their shapes.
+"""
+
+import ctypes
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from capsbench.errors import ConfigurationError
+from capsbench.native import Built, built
+
+_NAMES = {torch.float32: "float", torch.float64: "double"}
+_GRAIN = 4096
+"""Least number of elements for each thread."""
+
+
+@cache
+def library() -> Built:
+    """The compiled passes, or the reason that there are none."""
+    return built(Path(__file__).parent / "native" / "fixed_point.c", "retreat_x_double")
+
+
+def has_passes(units: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether numbers on this device, whose float form has that dtype, have passes of their own."""
+    return units.device.type == "cpu" and dtype in _NAMES and library().library is not None
+
+
+def takes(value: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a function's value becomes `dtype` without a rounding."""
+    return value.dtype.is_floating_point and torch.promote_types(value.dtype, dtype) is dtype
+
+
+def advance(
+    x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Move past a function: v·n/d + value, then x + v.
+
+    Args:
+        x: in units, int64, any shape.
+        v: in units, as x.
+        store: the remainders' store, as x, with room for a product with the ratio.
+        value: the function's value.
+        ratio: n/d, below 1.
+        scale: factor of `value` that gives units.
+        dtype: dtype of the rounded x.
+
+    Returns:
+        The next x, v and store; x rounded to `dtype`; and the largest magnitude of an addend of v or of the next x, in units.
+    """
+    n, d = ratio.numerator, ratio.denominator
+    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.capsbench.exact_advance(
+        x, v, store, _laid_out(value, x, dtype), n, d, scale
+    )
+    return found
+
+
+def retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The difference x - v, and the same rounded to `dtype`."""
+    found: tuple[Tensor, Tensor] = torch.ops.capsbench.exact_retreat_x(x, v, dtype)
+    return found
+
+
+def retreat_v(
+    v: Tensor, store: Tensor, value: Tensor, ratio: Fraction, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The v and store that `advance` was given, from those that it returned and its other arguments."""
+    n, d = ratio.numerator, ratio.denominator
+    found: tuple[Tensor, Tensor] = torch.ops.capsbench.exact_retreat_v(v, store, _laid_out(value, v, dtype), n, d, scale)
+    return found
+
+
+def _laid_out(value: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:
+    """A value in `dtype`, with the strides of `units`: passes walk over memory as it lies."""
+    if value.dtype is dtype and value.stride() == units.stride():
+        return value
+    return torch.empty_like(units, dtype=dtype).copy_(value)
+
+
+def _advance(
+    x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    found = _advance_shapes(x, v, store, value)
+    _function("advance", value.dtype)(*_pointers(x, v, store, value, *found), x.numel(), n, d, scale, _threads(x))
+    return found
+
+
+def _advance_shapes(
+    x: Tensor, v: Tensor, store: Tensor, value: Tensor, *_: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    next_x, next_v, next_store, rounded = (torch.empty_like(one) for one in (x, v, store, value))
+    return next_x, next_v, next_store, rounded, x.new_empty((), dtype=torch.float64)
+
+
+def _retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    found = _retreat_x_shapes(x, v, dtype)
+    _function("retreat_x", dtype)(*_pointers(x, v, *found), x.numel(), _threads(x))
+    return found
+
+
+def _retreat_x_shapes(x: Tensor, _: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+
+
+def _retreat_v(v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float) -> tuple[Tensor, Tensor]:
+    found = _retreat_v_shapes(v, store)
+    _function("retreat_v", value.dtype)(*_pointers(v, store, value, *found), v.numel(), n, d, scale, _threads(v))
+    return found
+
+
+def _retreat_v_shapes(v: Tensor, store: Tensor, *_: Tensor | float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(v), torch.empty_like(store)
+
+
+def _pointers(*tensors: Tensor) -> list[int]:
+    """Addresses of tensors that all lie in memory alike, without gaps."""
+    if any(one.stride() != tensors[0].stride() for one in tensors if one.dim()):
+        raise ValueError("the tensors of a pass must have the same strides")
+    return [one.data_ptr() for one in tensors]
+
+
+def _threads(units: Tensor) -> int:
+    return max(1, min(torch.get_num_threads(), units.numel() // _GRAIN))
+
+
+@cache
+def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    found = library()
+    if found.library is None:
+        raise ConfigurationError(f"the exact inverse has no compiled passes: {found.reason}", "use its operators of torch")
+    function = getattr(found.library, f"{name}_{_NAMES[dtype]}")
+    # ctypes.c_long would cut numbers in two where a long has 32 bits.
+    pointers, numbers = _SIGNATURES[name]
+    function.argtypes = [*[ctypes.c_void_p] * pointers, *numbers]
+    function.restype = None
+    called: Callable[..., None] = function
+    return called
+
+
+_RATIO = (ctypes.c_int64, ctypes.c_int64, ctypes.c_double)
+_SIGNATURES = {
+    "advance": (9, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
+    "retreat_x": (4, (ctypes.c_int64, ctypes.c_int64)),
+    "retreat_v": (5, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
+}
+"""Number of pointers of each pass, and its numbers after them."""
+
+_OPERATORS = torch.library.Library("capsbench", "FRAGMENT")
+for _schema, _cpu, _meta in (
+    (
+        "exact_advance(Tensor x, Tensor v, Tensor store, Tensor value, int n, int d, float scale)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _advance,
+        _advance_shapes,
+    ),
+    ("exact_retreat_x(Tensor x, Tensor v, ScalarType dtype) -> (Tensor, Tensor)", _retreat_x, _retreat_x_shapes),
+    (
+        "exact_retreat_v(Tensor v, Tensor store, Tensor value, int n, int d, float scale) -> (Tensor, Tensor)",
+        _retreat_v,
+        _retreat_v_shapes,
+    ),
+):
+    _name = _OPERATORS.define(_schema)
+    _OPERATORS.impl(_name, _cpu, "CPU")
+    _OPERATORS.impl(_name, _meta, "Meta")

@@ -1,0 +1,191 @@
+"""The exact inverse's passes in C: bit for bit what the operators of torch give, at the edges of 64-bit numbers too."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from capsbench.errors import ConfigurationError
+from capsbench.reversible import MomentumStack, passes
+from capsbench.reversible.fixed_point import LIMIT, UNITS, Remainders, largest, to_units
+from capsbench.reversible.pair import FixedPair
+from helpers.comparing import assert_all_close
+
+pytestmark = pytest.mark.skipif(passes.library().library is None, reason=f"no passes: {passes.library().reason}")
+
+RATIOS = [
+    Fraction(*pair) for pair in ((9, 10), (1, 2), (1, 3), (99, 100), (1, 2**16), (2**16 - 1, 2**16), (65519, 65521), (2, 3))
+]
+
+
+def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
+    """Assert the same bits, dtypes and strides."""
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert (mine.dtype, mine.stride()) == (theirs.dtype, theirs.stride())
+        assert torch.equal(mine, theirs)
+
+
+def by_torch(x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction) -> list[Tensor]:
+    """The results of `advance`, from operators of torch."""
+    remainders = Remainders(store)
+    share = float(1 - ratio)
+    next_v = remainders.multiply(v, ratio).add(to_units(value, share))
+    next_x = x + next_v
+    peak = torch.maximum(largest(value) * (share * UNITS), largest(next_x))
+    return [next_x, next_v, remainders.store, (next_x.to(torch.float64) / UNITS).to(value.dtype), peak]
+
+
+def assert_both_agree(x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction) -> None:
+    """Assert that the passes give torch's bits forward, and the start again on the way back."""
+    scale = float(1 - ratio) * UNITS
+    moved = passes.advance(x, v, store, value, ratio, scale, value.dtype)
+    assert_same(list(moved), by_torch(x, v, store, value, ratio))
+    next_x, next_v, next_store, *_ = moved
+    earlier, rounded = passes.retreat_x(next_x, next_v, value.dtype)
+    assert_same([earlier, rounded], [x, (x.to(torch.float64) / UNITS).to(value.dtype)])
+    assert_same(list(passes.retreat_v(next_v, next_store, value, ratio, scale, value.dtype)), [v, store])
+
+
+def edges(ratio: Fraction) -> Tensor:
+    """Multiples of both numbers of a ratio and of powers of two, their neighbours, and the ends of the range, in both signs."""
+    n, d = ratio.numerator, ratio.denominator
+    whole = {k * 2**bits for bits in range(62) for k in (1, n, d, n * d, d // 2) if k * 2**bits < 2**62}
+    whole |= {k * factor for k in (1, 2, 3) for factor in (n, d)} | {2**62 - 1, 2**62 - d, LIMIT - 1}
+    near = {sign * (one + by) for one in whole for by in (-1, 0, 1) for sign in (1, -1) if one + by < 2**62}
+    return torch.tensor(sorted({0, *near}))
+
+
+@pytest.mark.parametrize("ratio", RATIOS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_edges_have_torchs_bits(ratio, dtype):
+    v = edges(ratio)
+    store = (v.abs() % (2**63 // ratio.denominator)).flip(0)
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(v.shape, generator=generator, dtype=dtype) * 10.0 ** torch.randint(-15, 3, v.shape, generator=generator)
+    assert_both_agree(torch.zeros_like(v), v, store, value.to(dtype), ratio)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_halves_of_a_unit_round_as_torch_rounds_them(dtype):
+    """Up to 2⁵¹ units a float64 has halves, up to 2⁵⁰ quarters."""
+    halves = [sign * (2**bits + k / 4) for bits in range(54) for k in range(-7, 8) for sign in (1, -1)]
+    value = (torch.tensor(halves, dtype=torch.float64) / (0.5 * UNITS)).to(dtype)
+    zeros = torch.zeros(value.shape, dtype=torch.int64)
+    assert_both_agree(zeros, zeros, zeros, value, Fraction(1, 2))
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(d=st.integers(2, 2**16), n=st.integers(1, 2**16), count=st.integers(0, 40), seed=st.integers(0, 999))
+def test_any_ratio_has_torchs_bits(d, n, count, seed):
+    ratio = Fraction(n % d or 1, d)
+    generator = torch.Generator().manual_seed(seed)
+    x, v = (torch.randint(-LIMIT, LIMIT, (count,), generator=generator) for _ in range(2))
+    store = torch.randint(0, 2**63 // ratio.denominator, (count,), generator=generator)
+    assert_both_agree(x, v, store, torch.randn(count, generator=generator), ratio)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_share_the_elements(threads):
+    before = torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    x, v, store = (torch.randint(0, LIMIT // 10, (3 * 4096 + 5,), generator=generator) for _ in range(3))
+    value = torch.randn(x.shape, generator=generator)
+    value[-1] = 2000.0
+    try:
+        torch.set_num_threads(threads)
+        assert_both_agree(x, v, store, value, Fraction(9, 10))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_peaks_show_what_is_no_number(wrong):
+    zeros = torch.zeros(20, dtype=torch.int64)
+    value = torch.zeros(20)
+    value[7] = wrong
+    peak = passes.advance(zeros, zeros, zeros, value, Fraction(9, 10), 0.1 * UNITS, torch.float32)[-1]
+    assert not peak.item() < LIMIT
+
+
+class Plain(nn.Module):
+    """A function with a value of any dtype and layout."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((8,), 0.7, dtype=torch.float64))
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x * self.weight.to(x.dtype)).to(self.dtype).transpose(0, 1).contiguous().transpose(0, 1)
+
+
+@pytest.mark.parametrize("x", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gamma", [0.5, 0.9, 1])
+def test_a_stack_has_the_same_bits_without_passes(monkeypatch, x, value, gamma):
+    """All dtypes of values, and a layout that is not that of x; 250 products move words out of the store."""
+    stack = MomentumStack([Plain(value)] * 250, gamma, inverse="exact")
+    given = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1)).to(x)
+
+    def run() -> list[Tensor]:
+        stack.zero_grad()
+        mine = given.clone().transpose(0, 2).requires_grad_()
+        output = stack(mine.transpose(0, 2))
+        output.square().sum().backward()
+        return [output.detach(), mine.grad, *(one.grad for one in stack.parameters())]
+
+    fused = run()
+    monkeypatch.setattr(passes, "has_passes", lambda *_: False)
+    assert_all_close(fused, run(), relative=0)
+
+
+def moved_there_and_back(value: Tensor) -> list[Tensor]:
+    """Tensors of a pair that has moved past a function and back."""
+    pair = FixedPair.start(value)
+    pair.advance(value, 0.9)
+    pair.retreat_x()
+    pair.retreat_v(value, 0.9)
+    return [pair.x, pair.units_x, pair.units_v, pair.remainders.store, *pair.peaks]
+
+
+def test_fakes_have_the_shapes_of_values():
+    value = torch.randn(3, 8)
+    with FakeTensorMode() as mode:
+        fakes = moved_there_and_back(mode.from_tensor(value))
+    for fake, real in zip(fakes, moved_there_and_back(value), strict=True):
+        assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+
+
+def test_operators_hold_torchs_checks():
+    x = torch.arange(12).reshape(3, 4)
+    for operator, arguments in (
+        (torch.ops.capsbench.exact_advance, (x, x, x, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
+        (torch.ops.capsbench.exact_retreat_x, (x, x, torch.float32)),
+        (torch.ops.capsbench.exact_retreat_v, (x, x, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
+    ):
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_a_wrong_layout_is_refused():
+    x = torch.zeros(3, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="strides"):
+        torch.ops.capsbench.exact_retreat_v(x, x, torch.zeros(4, 3).T, 9, 10, 0.1 * UNITS)
+
+
+def test_the_helper_sees_other_bits():
+    x = torch.arange(3)
+    with pytest.raises(AssertionError):
+        assert_same([x], [x + torch.tensor([0, 0, 1])])
+    with pytest.raises(AssertionError):
+        assert_same([x], [x.float()])
+
+
+def test_without_a_compiler_the_reason_is_given(monkeypatch):
+    monkeypatch.setattr(passes, "library", lambda: passes.Built(None, "none here"))
+    assert not passes.has_passes(torch.zeros(1, dtype=torch.int64), torch.float32)
+    with pytest.raises(ConfigurationError, match="none here"):
+        passes._function.__wrapped__("advance", torch.float32)
