@@ -15,7 +15,7 @@ from capsbench.options import PREDICTED as PREDICTED
 from capsbench.options import WRITTEN
 from capsbench.options import Configuration as Configuration
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the schema, raised whenever an older capsbench could not understand a new record."""
 
 Status = Literal["ok", "oom", "timeout", "error", "skipped"]
@@ -219,6 +219,25 @@ class MemoryFigures(Schema):
     """Operators whose scratch memory is not in predicted figures."""
 
 
+class GrowingFigures(Schema):
+    """Seconds of the parts of a step that grow with depth, in the order of the samples.
+
+    A block may be half a percent of a step, and is lost in the noise of the rest; so the clock is read where these parts begin
+    and end, too.
+    """
+
+    modules: list[str]
+    """The modules at whose edges the clock was read."""
+    train_step_seconds: list[NonNegativeFloat]
+    """Seconds inside these modules in forward and backward, and of the optimizer."""
+    forward_seconds: list[NonNegativeFloat]
+    """Seconds inside these modules in the forward pass of a training step."""
+    inference_seconds: list[NonNegativeFloat]
+    """Seconds inside these modules under inference mode."""
+    edges_seconds: NonNegativeFloat
+    """Seconds that reading the clock at the edges adds to a training step, measured by itself."""
+
+
 class TimeFigures(Schema):
     """Raw samples in seconds, in the order in which they were taken."""
 
@@ -238,6 +257,66 @@ class TimeFigures(Schema):
     """Floating-point operations of the yardstick."""
     noise: list[str] = []
     """Reasons not to trust these samples, if any: names of `NOISES` in `measure.noise`."""
+    rounds: list[NonNegativeInt] = []
+    """Number of the round of each sample. Cells of a report with samples of one round took turns in it, in one process. Empty if
+    the cell was timed in a process of its own."""
+    processes: list[NonNegativeInt] = []
+    """Number of the process of each sample; a sweep that was resumed has several. Empty where `rounds` is."""
+    growing: GrowingFigures | None = None
+    """Times of the parts that grow with depth; None if they could not be told apart, or the cell was timed alone."""
+
+    @model_validator(mode="after")
+    def _has_a_round_for_each_sample(self) -> "TimeFigures":
+        """Refuse lists of different lengths, whose samples could not be paired."""
+        counts = {len(self.train_step_seconds), len(self.forward_seconds), len(self.inference_seconds)}
+        counts |= {len(self.rounds), len(self.processes)} if self.rounds or self.processes else set()
+        if self.growing is not None:
+            parts = self.growing
+            counts |= {len(parts.train_step_seconds), len(parts.forward_seconds), len(parts.inference_seconds)}
+        if (self.rounds or self.growing) and len(counts) > 1:
+            raise ValueError("samples, rounds and processes have lists of different lengths")
+        return self
+
+
+class Turn(Schema):
+    """A cell's turn in a round: one training step and one inference. Seconds are those of the fields of `TimeFigures`."""
+
+    cell: str
+    """Key of the cell."""
+    train_step_seconds: NonNegativeFloat
+    forward_seconds: NonNegativeFloat
+    inference_seconds: NonNegativeFloat
+    growing_train_step_seconds: NonNegativeFloat | None = None
+    """The part that grows, as in `GrowingFigures`; None where it is not known."""
+    growing_forward_seconds: NonNegativeFloat | None = None
+    growing_inference_seconds: NonNegativeFloat | None = None
+
+
+class Round(Schema):
+    """One round of cells that take turns: a line of rounds.jsonl, which holds them until the cells have records."""
+
+    schema_version: int = SCHEMA_VERSION
+    """Version of the schema that the writing capsbench had."""
+    number: NonNegativeInt
+    """Number of the round, which no other round of the report has."""
+    process: NonNegativeInt
+    """Number of the process that took it."""
+    clock: str
+    """Name of the clock, as in `TimeFigures`."""
+    warmup_steps: int
+    """Steps of each cell before its first turn."""
+    turns: list[Turn]
+    """Turns in the order in which they were taken."""
+    yardstick_seconds: list[NonNegativeFloat] = []
+    """Seconds of the yardstick before the round."""
+    yardstick_flops: int | None = None
+    """Floating-point operations of the yardstick."""
+    noise: list[str] = []
+    """Reasons not to trust the round, seen on the machine: names of `NOISES` in `measure.noise`."""
+    modules: dict[str, list[str]] = {}
+    """The modules at whose edges the clock was read, by the key of the cell."""
+    edges_seconds: NonNegativeFloat = 0.0
+    """Seconds that reading the clock at the edges adds to a training step."""
 
 
 class StepFigures(Schema):
@@ -326,7 +405,11 @@ class Plan(Schema):
     samples: int = Field(default=5, ge=5)
     """Least number of samples of every time."""
     budget_seconds: float = Field(default=10, ge=0)
-    """Seconds for further samples of a cell, as long as its time is not known within 2 %."""
+    """Seconds for further samples of a cell, as long as its time is not known within 2 %. Cells that take turns have the sum of
+    theirs, as long as a slope is not known within `slope_share`."""
+    slope_share: float = Field(default=0.2, gt=0)
+    """Width of the 95 % intervals of the slopes of training time, as a share of the slope, at which cells that take turns are
+    timed no longer."""
     timeout_seconds: float = Field(default=1800, gt=0)
     """Time limit of each process."""
     strict: bool = False

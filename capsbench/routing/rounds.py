@@ -52,18 +52,23 @@ class Passes(ABC):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The outputs squash(s) with the bits of `outputs`, and the gradients of `vjp`."""
 
-    def rounds_and_vjp(
-        self, rounds: "Rounds", bias: list[Tensor], grad: Tensor, iterations: int
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The results of `value_and_vjp` for the last of this many rounds."""
-        return self.value_and_vjp(self.state(rounds, bias, iterations), bias, grad)
-
     def state(self, rounds: "Rounds", bias: list[Tensor], iterations: int) -> State:
         """The state before the last of this many rounds."""
         state: State = ()
         for _ in range(iterations - 1):
             state = rounds.next_state(state, self.outputs(state, bias)[0], self)
         return state
+
+    def last_round(self, rounds: "Rounds", bias: list[Tensor], iterations: int) -> tuple[Tensor, ...]:
+        """The outputs, s, and the state that the last of this many rounds started from; all but a temperature `[B, J, D]`."""
+        state = self.state(rounds, bias, iterations)
+        return *self.outputs(state, bias), *state
+
+    def rounds_and_vjp(
+        self, rounds: "Rounds", bias: list[Tensor], iterations: int, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The outputs of `last_round`, bit for bit, and the gradients of `vjp`."""
+        return self.value_and_vjp(self.state(rounds, bias, iterations), bias, grad)
 
 
 class SumPasses(Passes):
@@ -132,7 +137,7 @@ class Staged(Kernel):
 
     def keeping(self, inputs: Tensor, weight: Tensor, extras: list[Tensor], iterations: int) -> tuple[Tensor, State]:
         """The outputs without a graph, and the state that spares `and_vjp` the rounds."""
-        outputs, _, *state = self.last_round(inputs, weight, extras, iterations)
+        outputs, _, *state = self.passes(inputs, weight).last_round(self.rounds, extras, iterations)
         return outputs, tuple(state)
 
     def and_vjp(
@@ -143,16 +148,10 @@ class Staged(Kernel):
         if kept:
             outputs, grad_s, *found = passes.value_and_vjp(kept, extras, grad)
         else:
-            outputs, grad_s, *found = passes.rounds_and_vjp(self.rounds, extras, grad, iterations)
+            outputs, grad_s, *found = passes.rounds_and_vjp(self.rounds, extras, iterations, grad)
         if extras:
             found.append(grad_s.sum(0))
         return outputs, tuple(one for one in found if one is not None)
-
-    def last_round(self, inputs: Tensor, weight: Tensor, bias: list[Tensor], iterations: int) -> tuple[Tensor, ...]:
-        """The outputs, s, and the state that the last round started from; all but a temperature `[B, J, D]`."""
-        passes = self.passes(inputs, weight)
-        state = passes.state(self.rounds, bias, iterations)
-        return *passes.outputs(state, bias), *state
 
     def passes(self, inputs: Tensor, weight: Tensor) -> Passes:
         """The passes of one call."""
@@ -162,7 +161,7 @@ class Staged(Kernel):
 class _Routed(torch.autograd.Function):
     @staticmethod
     def forward(staged: Staged, inputs: Tensor, weight: Tensor, bias: Tensor | None, iterations: int) -> tuple[Tensor, ...]:
-        return staged.last_round(inputs, weight, [] if bias is None else [bias], iterations)
+        return staged.passes(inputs, weight).last_round(staged.rounds, [] if bias is None else [bias], iterations)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

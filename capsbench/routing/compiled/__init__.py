@@ -82,11 +82,11 @@ class CompiledPasses(Passes):
         return outputs, self._cut(grad_s), *found
 
     def rounds_and_vjp(
-        self, rounds: Rounds, bias: list[Tensor], grad: Tensor, iterations: int
+        self, rounds: Rounds, bias: list[Tensor], iterations: int, grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """`value_and_vjp` after all rounds; RBA's are one call, which computes the votes once if they fit a cache."""
         if self._limited or iterations == 1:
-            return super().rounds_and_vjp(rounds, bias, grad, iterations)
+            return super().rounds_and_vjp(rounds, bias, iterations, grad)
         found = torch.ops.capsbench.votes_rounds_and_vjp(self._inputs, self._weight, iterations, grad)
         outputs, grad_s, grad_inputs, grad_weight = found
         return outputs, self._cut(grad_s), grad_inputs, grad_weight

@@ -1,0 +1,78 @@
+"""Launches and waits on CUDA, counted without a device, and the committed table of them."""
+
+import pytest
+import torch
+
+from capsbench.tracing import fake_cuda
+from helpers import ROOT
+
+pytestmark = pytest.mark.skipif(not fake_cuda.can_follow(), reason=fake_cuda.reason_not_followed())
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """benchmarks/launches.py."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import launches
+
+    return launches
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (lambda x: x + 1, 1),
+        (lambda x: x.add_(1), 1),
+        (lambda x: x.zero_(), 1),
+        (lambda x: torch.zeros_like(x), 1),
+        (lambda x: (x * 2).sum(0).clone(), 3),
+        (lambda x: torch.nn.functional.linear(x, x), 1),
+        (lambda x: x.to(torch.float64), 1),
+        (lambda x: x.to("cpu"), 1),
+        (lambda x: x.view(12), 0),
+        (lambda x: x.mT.flatten(0).detach()[:0], 1),
+        (lambda x: x.reshape(12).unflatten(0, (4, 3)), 0),
+        (lambda x: x.contiguous().to(x.device), 0),
+        (lambda x: torch.empty_like(x), 0),
+        (lambda x: torch.ones(3), 0),
+    ],
+)
+def test_a_launch_is_an_operator_that_computes_on_the_device(launches, run, expected):
+    with launches.counting() as counts:
+        x = torch.empty(3, 4, device="cuda")
+        run(x)
+    assert counts.launches.total() == expected, counts.launches
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (lambda x: x.sum().item(), 1),
+        (lambda x: x.tolist(), 1),
+        (lambda x: x.to("cpu"), 1),
+        (lambda x: x.to("cpu", non_blocking=True), 0),
+        (lambda x: x.to("cpu").sum().item(), 1),
+        (lambda x: bool(x.isnan().any()), 1),
+        (lambda x: x + 1, 0),
+        (lambda x: torch.ones(3).sum().item(), 0),
+    ],
+)
+def test_a_wait_is_a_read_from_the_device(launches, run, expected):
+    with launches.counting() as counts:
+        x = torch.empty(4, device="cuda")
+        run(x)
+    assert counts.waits == expected
+
+
+@pytest.mark.parametrize(("layer", "forward", "backward"), [("block", 1, [2, 3, 3]), ("first", 6, [2, 8, 4])])
+def test_launches_of_a_layer(launches, layer, forward, backward):
+    """Three rounds of RBA."""
+    found = [launches.of_layer(layer, "rba", way) for way in ("stored", "reversible", "kept")]
+    assert [way.forward for way in found] == [forward] * 3
+    assert [way.backward for way in found] == backward
+    assert not any(way.forward_waits or way.backward_waits for way in found)
+
+
+@pytest.mark.slow
+def test_the_table_is_counted_anew(launches):
+    assert launches.TABLE.read_text(encoding="utf-8") == "\n".join(launches.tables()) + "\n", "write the table anew"

@@ -1,0 +1,117 @@
+"""The slope of cells that took turns: right, narrow, and not moved by what disturbs whole rounds or a few samples."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from capsbench.stats.paired import centre, paired_slope, round_slopes
+
+DEPTHS = tuple(range(1, 9))
+
+
+def simulated(random: np.random.Generator, slope: float = 0.005, full: int = 7, ends: int = 20) -> list[dict[float, float]]:
+    """Rounds of a machine that drifts by 10 %, where one sample in twenty takes half as long again."""
+    rounds = []
+    for number in range(full + ends):
+        depths = DEPTHS if number < full else (DEPTHS[0], DEPTHS[-1])
+        drift = 1 + 0.1 * np.sin(number / 5) + 0.03 * random.standard_normal()
+        noise = 1 + 0.01 * random.standard_normal(len(depths)) + 0.5 * (random.random(len(depths)) < 0.05)
+        rounds.append({depth: (0.8 + slope * depth) * drift * one for depth, one in zip(depths, noise, strict=True)})
+    return rounds
+
+
+def covered(count: int, slope: float, simulated_slope: float | None = None, **kinds: int) -> tuple[float, float]:
+    """Share of simulated intervals that hold the slope, and their median width."""
+    random = np.random.default_rng(7)
+    found = [paired_slope(DEPTHS, simulated(random, simulated_slope or slope, **kinds)) for _ in range(count)]
+    ends = [(one.low, one.high) for one in found if one is not None and one.low is not None and one.high is not None]
+    assert len(ends) == count
+    return sum(low <= slope <= high for low, high in ends) / count, float(np.median([high - low for low, high in ends]))
+
+
+@pytest.mark.parametrize("kinds", [{"full": 7, "ends": 0}, {"full": 7, "ends": 20}, {"full": 30, "ends": 40}], ids=str)
+def test_the_interval_holds_the_slope_in_95_of_100_simulations(kinds: dict[str, int]) -> None:
+    share, _ = covered(600, 0.005, **kinds)
+    assert share >= 0.93
+
+
+def test_the_share_of_intervals_falls_where_the_slope_is_another() -> None:
+    assert covered(100, 0.005, simulated_slope=0.01)[0] < 0.5
+
+
+def test_the_interval_is_far_narrower_than_that_of_medians_of_each_cell() -> None:
+    random = np.random.default_rng(3)
+    apart = []
+    for _ in range(200):
+        # Each cell has its own stretch of time, as if it were timed alone.
+        lines = {depth: [one[depth] for one in simulated(random, full=9, ends=0)] for depth in DEPTHS}
+        medians = [np.median(np.roll(lines[depth], depth)) * (1 + 0.05 * random.standard_normal()) for depth in DEPTHS]
+        apart.append(np.polyfit(DEPTHS, medians, 1)[0])
+    _, width = covered(100, 0.005)
+    assert width < 0.5 * 3.92 * float(np.std(apart))
+
+
+def test_the_slope_of_a_round_is_least_squares_over_the_depths_that_took_part() -> None:
+    random = np.random.default_rng(1)
+    rounds = [{depth: random.random() for depth in DEPTHS if random.random() < 0.6} for _ in range(50)]
+    known = [np.polyfit(list(one), list(one.values()), 1)[0] for one in rounds if len(one) > 1]
+    assert round_slopes(DEPTHS, rounds) == pytest.approx(known)
+
+
+def test_rounds_of_fewer_than_two_depths_are_left_out() -> None:
+    assert paired_slope(DEPTHS, [{1: 0.5}, {}, {20: 1.0, 30: 2.0}]) is None
+    assert paired_slope(DEPTHS, []) is None
+    found = paired_slope(DEPTHS, [{1: 0.5}, {1: 1.0, 3: 2.0}])
+    assert found is not None
+    assert (found.slope, found.low, found.high, found.rounds) == (pytest.approx(0.5), None, None, 1)
+
+
+def test_a_common_state_of_the_machine_drops_out() -> None:
+    rounds = [{depth: 100.0 * number + 0.25 * depth for depth in DEPTHS} for number in range(8)]
+    found = paired_slope(DEPTHS, rounds)
+    assert found is not None
+    assert found.slope == pytest.approx(0.25, rel=1e-12)
+    assert (found.low, found.high) == (pytest.approx(0.25, rel=1e-12),) * 2
+
+
+@pytest.mark.parametrize("count", [6, 7, 12, 30, 50])
+def test_the_ends_are_those_that_the_signed_rank_test_just_does_not_reject(count: int) -> None:
+    values = np.random.default_rng(count).standard_normal(count)
+    interval = centre(values).interval
+    assert interval is not None
+    for end, inward in zip(interval, (1, -1), strict=True):
+        for shift, rejected in ((1e-9, False), (-1e-9, True)):
+            p_value = stats.wilcoxon(values - end - inward * shift, method="exact").pvalue
+            assert (p_value <= 0.05) == rejected
+
+
+def test_the_normal_approximation_takes_over_smoothly() -> None:
+    values = np.random.default_rng(0).standard_normal(52)
+    exact = [centre(values[:count]) for count in (49, 50)]
+    normal = [centre(values[:count]) for count in (51, 52)]
+    widths = [one.interval[1] - one.interval[0] for one in (*exact, *normal) if one.interval]
+    assert len(widths) == 4
+    assert max(widths) < 1.1 * min(widths)
+
+
+def test_five_rounds_have_no_interval() -> None:
+    assert centre([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, None)
+    assert centre([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == (3.5, (1.0, 6.0))
+
+
+def test_the_centre_is_the_median_of_averages_of_pairs() -> None:
+    values = np.random.default_rng(5).exponential(size=9)
+    averages = [(one + other) / 2 for one, other in itertools.combinations_with_replacement(values, 2)]
+    assert centre(values).value == pytest.approx(np.median(averages))
+
+
+def test_an_interval_is_known_within_a_share_of_its_slope() -> None:
+    found = paired_slope((1, 2), [{1: 0.0, 2: one} for one in (0.95, 1.0, 1.0, 1.0, 1.0, 1.05)])
+    assert found is not None
+    assert found.known_within(0.11)
+    assert not found.known_within(0.09)
+    few = paired_slope((1, 2), [{1: 0.0, 2: 1.0}])
+    assert few is not None
+    assert not few.known_within(100)
