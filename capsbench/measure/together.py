@@ -79,7 +79,8 @@ class Together:
     def _start(self) -> None:
         family = secrets.token_hex(8)
         self._kills_before = out_of_memory_kills()
-        self._errors: IO[bytes] = self._held.enter_context(contextlib.closing(tempfile.TemporaryFile()))
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._held.callback(self._errors.close)
         self._ours, theirs = socket.socketpair()
         self._held.callback(self._ours.close)
         request_end, request_source = os.pipe()

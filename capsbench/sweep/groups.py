@@ -33,7 +33,7 @@ def that_fit(cells: list[Cell], memory: Mapping[str, MemoryFigures], available: 
         memory: figures of the cells by key, as far as they were counted.
         available: free bytes; None if it is not known.
     """
-    if available is None or needed_bytes(cells, memory) <= _SHARE * available:
+    if len(cells) == 1 or available is None or needed_bytes(cells, memory) <= _SHARE * available:
         return [cells]
     return [fitting for fewer in halves(cells) for fitting in that_fit(fewer, memory, available)]
 
