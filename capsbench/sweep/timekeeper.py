@@ -81,14 +81,14 @@ class Timekeeper:
             return
         apart.close()
         device = cells[0].configuration.device
-        began, started = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-        with alone_on(device, self._notify, folder=self._report.folder, patience=self._patience):
-            began = monotonic()
-            try:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        try:
+            with alone_on(device, self._notify, folder=self._report.folder, patience=self._patience):
+                began = monotonic()
                 failed, process = self._take_rounds(cells)
-            except ProcessEnded as ended:
-                self._retry(cells, ended)
-                return
+        except ProcessEnded as ended:
+            self._retry(cells, ended)
+            return
         too_many = [cell for cell in cells if cell.key() in failed and failed[cell.key()].status == "oom" and len(cells) > 1]
         for cell in cells:
             if cell in too_many:
