@@ -57,7 +57,7 @@ def started(dtype: torch.dtype) -> list[tuple]:
 
 
 def rounds_every_product(ptx: str) -> bool:
-    """Without `rn` the assembler may make one instruction, with one rounding, of a product and a sum."""
+    """True if the assembler cannot make one instruction, with one rounding, of a product and a sum."""
     found = set(re.findall(r"\b(?:fma|mul|add|sub)\.\S*f64", ptx))
     assert found, "no arithmetic in float64"
     return found <= {"mul.rn.f64", "add.rn.f64", "sub.rn.f64"}
