@@ -72,13 +72,19 @@ def exact_retreat_x(x, v, earlier_x, rounded, count, SIZE: tl.constexpr):
 
 
 @_kernel
-def exact_retreat_v(v, store, value, earlier_v, earlier_store, count, n, d, scale_bits, SIZE: tl.constexpr):
-    """The v and the store that `exact_advance` was given."""
+def exact_retreat(
+    x, v, store, value, earlier_x, earlier_v, earlier_store, rounded, count, n, d, scale_bits, SIZE: tl.constexpr
+):  # fmt: skip
+    """The v and the store that `exact_advance` was given; x − v with that v, and the same rounded."""
     here = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     real = here < count
     n, d, scale = n.to(tl.int64), d.to(tl.int64), scale_bits.to(tl.float64, bitcast=True)
     added = whole(tl.load(value + here, mask=real, other=0).to(tl.float64) * scale)
     quotient, digit = divided(tl.load(v + here, mask=real, other=0) - added, n)
     left, rest = divided(tl.load(store + here, mask=real, other=0) * n + digit, d)
-    tl.store(earlier_v + here, quotient * d + rest, mask=real)
+    before = quotient * d + rest
+    earlier = tl.load(x + here, mask=real, other=0) - before
+    tl.store(earlier_x + here, earlier, mask=real)
+    tl.store(earlier_v + here, before, mask=real)
     tl.store(earlier_store + here, left, mask=real)
+    tl.store(rounded + here, as_float(earlier, rounded), mask=real)

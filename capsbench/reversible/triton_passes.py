@@ -34,8 +34,7 @@ def advance_shapes(
     x: Tensor, v: Tensor, store: Tensor, value: Tensor, *_: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """New tensors for the results of `advance`."""
-    next_x, next_v, next_store, rounded = (torch.empty_like(one) for one in (x, v, store, value))
-    return next_x, next_v, next_store, rounded, x.new_empty(_programs(x), dtype=torch.float64)
+    return *_moved(x, v, store, value), x.new_empty(_programs(x), dtype=torch.float64)
 
 
 def retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -45,11 +44,17 @@ def retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return earlier, rounded
 
 
-def retreat_v(v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Implement `passes.retreat_v`."""
-    earlier, earlier_store = torch.empty_like(v), torch.empty_like(store)
-    _launch("exact_retreat_v", v, store, value, earlier, earlier_store, v.numel(), n, d, _bits(scale))
-    return earlier, earlier_store
+def retreat(
+    x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Implement `passes.retreat`."""
+    found = _moved(x, v, store, value)
+    _launch("exact_retreat", x, v, store, value, *found, x.numel(), n, d, _bits(scale))
+    return found
+
+
+def _moved(x: Tensor, v: Tensor, store: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(v), torch.empty_like(store), torch.empty_like(value)
 
 
 def _bits(number: float) -> int:

@@ -54,6 +54,11 @@ def _rounds(inputs: Shape, weight: Shape, rounds: int, *_: Any, **__: Any) -> in
     return rounds * votes_flops(inputs, weight)
 
 
+def _rounds_with_both(inputs: Shape, weight: Shape, rounds: int, *_: Any, **__: Any) -> int:
+    # As if no round knew the votes of the one before, which is so where they do not fit a cache.
+    return (rounds + 2) * votes_flops(inputs, weight)
+
+
 def _with_both(inputs: Shape, weight: Shape, _state: Any, _t: Any, limited: bool, *_: Any, **__: Any) -> int:
     # Couplings of the round are reused; SDA needs the votes once more.
     return (4 if limited else 3) * votes_flops(inputs, weight)
@@ -67,6 +72,7 @@ _FORMULAS: dict[str, Any] = {
     "votes_distance": _evaluations(1),
     "votes_vjp": _evaluations(3),
     "votes_value_and_vjp": _with_both,
+    "votes_rounds_and_vjp": _rounds_with_both,
     "rba_round": _evaluations(1),
     "rba_rounds": _rounds,
     "sda_round": _evaluations(1),

@@ -52,7 +52,7 @@ def started(dtype: torch.dtype) -> list[tuple]:
     with mock.patch.object(triton_passes, "_launch") as launch:
         triton_passes.advance(units, units, units, value, 9, 10, 0.1 * UNITS)
         triton_passes.retreat_x(units, units, dtype)
-        triton_passes.retreat_v(units, units, value, 9, 10, 0.1 * UNITS)
+        triton_passes.retreat(units, units, units, value, 9, 10, 0.1 * UNITS)
     return [call.args for call in launch.call_args_list]
 
 
