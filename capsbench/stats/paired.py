@@ -79,17 +79,29 @@ def paired_slope(blocks: Sequence[float], rounds: Sequence[Mapping[float, float]
 def round_slopes(blocks: Sequence[float], rounds: Sequence[Mapping[float, float]]) -> Floats:
     """The least-squares slope of each round with at least two depths."""
     depths = sorted(set(blocks))
-    values = np.array([[one.get(depth, np.nan) for depth in depths] for one in rounds]).reshape(len(rounds), len(depths))
+    values = np.array([[one.get(depth, np.nan) for depth in depths] for one in rounds], dtype=float)
+    slopes = row_slopes(np.array(depths, dtype=float), values.reshape(len(rounds), len(depths)))
+    return slopes[~np.isnan(slopes)]
+
+
+def row_slopes(depths: Floats, values: Floats) -> Floats:
+    """The least-squares slope of each row.
+
+    Args:
+        depths: `[depths]`, all different.
+        values: `[rounds, depths]`, NaN where a depth did not take part.
+
+    Returns:
+        `[rounds]`, NaN for rounds with fewer than two depths.
+    """
     there = ~np.isnan(values)
-    there &= there.sum(axis=1, keepdims=True) > 1
-    kept = there.any(axis=1)
-    there, values = there[kept], np.where(there, values, 0.0)[kept]
-    x = np.where(there, np.array(depths), 0.0)
     count = there.sum(axis=1, keepdims=True)
-    centred = np.where(there, x - x.sum(axis=1, keepdims=True) / count, 0.0)
-    # The sum of `centred` is 0 but for rounding, which a common offset would magnify.
-    values = np.where(there, values - values.sum(axis=1, keepdims=True) / count, 0.0)
-    return np.asarray((centred * values).sum(axis=1) / (centred**2).sum(axis=1))
+    few = np.maximum(count, 1)
+    centred = np.where(there, depths - np.where(there, depths, 0.0).sum(axis=1, keepdims=True) / few, 0.0)
+    # `centred` adds up to 0 but for rounding, which a common offset would magnify.
+    above = np.where(there, values - np.where(there, values, 0.0).sum(axis=1, keepdims=True) / few, 0.0)
+    squares = np.where(count[:, 0] > 1, (centred**2).sum(axis=1), np.nan)
+    return np.asarray((centred * above).sum(axis=1) / squares)
 
 
 def centre(values: Sequence[float] | Floats, confidence: float = CONFIDENCE) -> Centre:
@@ -112,7 +124,7 @@ def centre(values: Sequence[float] | Floats, confidence: float = CONFIDENCE) -> 
 
 
 def pooled_centre(values: Floats, processes: Sequence[int]) -> Centre:
-    """The centre of values from several processes; where these disagree, the interval contains their scatter.
+    """The centre of values from several processes; where these disagree, the 95 % interval contains their scatter.
 
     Args:
         values: as for `centre`.
