@@ -3,7 +3,8 @@
     python -m benchmarks.compile_kernels            prints the table
     python -m benchmarks.compile_kernels --write    keeps it as benchmarks/triton.md
 
-A row is a kernel as `capsbench.routing.triton.operators` launches it. Nothing in it depends on I, or on B of at least 4.
+A row is a kernel as `capsbench.routing.triton.operators` launches it. Nothing in it depends on B of at least 8, or, but for
+`rounds_at_once`, on I.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -37,10 +38,18 @@ class Size(NamedTuple):
     out_dim: int
 
 
-SIZES = (*itertools.starmap(Size, itertools.product((8,), (10, 32, 100), (8, 16))), Size(16, 32, 16), Size(16, 100, 16))
+SIZES = (
+    *itertools.starmap(Size, itertools.product((8,), (10, 32, 100), (8, 16))),
+    Size(8, 64, 16),
+    Size(16, 32, 16),
+    Size(16, 100, 16),
+)
+
+COUNTS = (1152, 32)
+"""Input capsules of the layers: one too large for a kernel of all rounds, and one that is not."""
 
 
-_POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+_POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
 
 
 class Launch(NamedTuple):
@@ -48,13 +57,13 @@ class Launch(NamedTuple):
 
     kernel: str
     plan: LaunchPlan
-    tensors: tuple[Tensor | None, ...]
+    arguments: tuple[Tensor | int | None, ...]
 
     @property
     def title(self) -> str:
         """The kernel, and which of its optional tensors it got."""
         names = getattr(kernels, self.kernel).arg_names
-        left_out = [name for name, tensor in zip(names, self.tensors, strict=False) if tensor is None]
+        left_out = [name for name, given in zip(names, self.arguments, strict=False) if given is None]
         return f"{self.kernel} without {', '.join(left_out)}" if left_out else self.kernel
 
 
@@ -69,36 +78,71 @@ class Figures(NamedTuple):
 
 
 def launches(size: Size, dtype: torch.dtype = torch.float32) -> list[Launch]:
-    """All kernels as they are launched for a layer of this size, the first of a network for 28×28 pixels at batch 128."""
-    batch, count, precise = 128, 1152, torch.promote_types(dtype, torch.float32)
+    """All kernels as they are launched for the first layer of a network for 28×28 pixels and for one of a block, at batch 128."""
+    found: list[Launch] = []
+    with mock.patch.object(operators, "launch", lambda kernel, plan, *arguments: found.append(Launch(kernel, plan, arguments))):
+        for count in COUNTS:
+            _launch(count, size, dtype)
+    # The rounds of a layer are the same kernels.
+    return list({(launch.title, str(launch.plan.sizes)): launch for launch in found}.values())
+
+
+def _launch(count: int, size: Size, dtype: torch.dtype) -> None:
+    batch, precise = 128, torch.promote_types(dtype, torch.float32)
     inputs, weight = torch.empty(batch, count, size.in_dim, dtype=dtype), torch.empty(count, *size, dtype=dtype)
     outputs, of_output = (torch.empty(batch, *shape, dtype=precise) for shape in (size[1:], size[1:2]))
-    temperature = torch.empty((), dtype=precise)
-    found: list[Launch] = []
-    with mock.patch.object(operators, "launch", lambda kernel, plan, *tensors: found.append(Launch(kernel, plan, tensors))):
-        for state in ((outputs,), (outputs, temperature)):
-            operators.coupled_sum(inputs, weight, *state)
-            operators.coupled_sum_vjp(inputs, weight, outputs, *state)
+    temperature, bias = (torch.empty(shape, dtype=precise) for shape in ((), size[1:]))
+    operators.rba_rounds(inputs, weight, 2)
+    for state, limited in (((None, None), False), ((outputs, None), False), ((outputs, temperature), True)):
+        operators.round_vjp(inputs, weight, outputs, outputs, *state, limited)
+    if count == COUNTS[0]:
+        operators.sda_round(inputs, weight, bias, outputs, temperature)
         operators.mean_distance(inputs, weight, outputs)
         given = (inputs, weight, of_output, outputs, outputs)
         operators.em_round(*given)
         for operator in (operators.em_state_vjp, operators.em_votes_vjp):
             operator(*given, outputs, of_output, outputs, outputs)
-    return found
+
+
+class Compiled(NamedTuple):
+    """A kernel for one architecture."""
+
+    figures: Figures
+    ptx: str
 
 
 def compile_for(launch: Launch, architecture: int) -> Figures:
-    """Compile as Triton would at the first call on such a device, and read the report of ptxas."""
-    function = getattr(kernels, launch.kernel)
-    signature, constants, aligned = {}, dict(launch.plan.sizes), {}
+    """Resources of a launched kernel on an architecture."""
+    return compiled(
+        getattr(kernels, launch.kernel), launch.arguments, launch.plan.sizes, launch.plan.options, architecture
+    ).figures
+
+
+def compiled(
+    function: Any,
+    arguments: Sequence[Tensor | int | None],
+    sizes: dict[str, int],
+    options: dict[str, int | bool],
+    architecture: int,
+) -> Compiled:
+    """Compile as Triton would at the first call on such a device, and read the report of ptxas.
+
+    Args:
+        function: the kernel.
+        arguments: its arguments in order, up to the constants; None for a tensor that is left out.
+        sizes: constants by name.
+        options: options of the compilation.
+        architecture: compute capability, 80 for 8.0.
+    """
+    signature, constants, aligned = {}, dict(sizes), {}
     for index, name in enumerate(function.arg_names):
-        tensor = launch.tensors[index] if index < len(launch.tensors) else None
-        if tensor is not None:
-            signature[name] = _POINTERS[tensor.dtype]
+        given = arguments[index] if index < len(arguments) else None
+        if isinstance(given, Tensor):
+            signature[name] = _POINTERS[given.dtype]
             # PyTorch's allocators align to more; without this hint another kernel is compiled.
             aligned[(index,)] = [["tt.divisibility", 16]]
-        elif name in ("batch", "count", "span"):
-            signature[name] = "i32"
+        elif given is not None:
+            signature[name] = "i32" if given < 2**31 else "i64"
         else:
             signature[name] = "constexpr"
             constants.setdefault(name, None)
@@ -107,8 +151,9 @@ def compile_for(launch: Launch, architecture: int) -> Figures:
         triton.knobs.nvidia.dump_ptxas_log = True
         # A kernel found in the cache comes without the report of ptxas.
         triton.knobs.compilation.always_compile = True
-        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.plan.options)
-    return Figures(_number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log), compiled.metadata.shared)
+        found = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    figures = Figures(_number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log), found.metadata.shared)
+    return Compiled(figures, found.asm["ptx"])
 
 
 def _number(pattern: str, log: io.StringIO) -> int:
@@ -130,9 +175,10 @@ def heading() -> Iterator[str]:
     yield f"Compiled by Triton {triton.__version__} with `python -m benchmarks.compile_kernels --write`."
     yield ""
     yield "*Registers* are counted per thread, *spills* are bytes per thread that did not fit into them, *shared* are bytes per"
-    yield "block of threads. All is float32, and holds for every I and every B of at least 4. `coupled_sum` serves RBA without a"
-    yield "temperature, SDA with one; `em_moment` runs twice a round, for the mean without `about`, for the variance without"
-    yield "`total_parts`."
+    yield "block of threads. All is float32, and holds for every I (`rounds_at_once` for 17 to 32) and every B of at least 8."
+    yield "`coupled_sum` serves RBA without a temperature and SDA with one, and the first round without an `anchor`;"
+    yield "`coupled_sum_vjp` computes the gradient of squash itself where it is given `sums`; `em_moment` runs twice a round, for"
+    yield "the mean without `about`, for the variance without `total_parts`."
     yield ""
     figures = [f"sm_{architecture} {name}" for architecture in ARCHITECTURES for name in Figures._fields]
     names = ["kernel", "K", "J", "D", "threads", *figures]

@@ -58,10 +58,14 @@ class Arguments(NamedTuple):
 
     def differentiable(self) -> tuple[Tensor, ...]:
         """The tensors that require a gradient."""
+        if not self.tensors:
+            return ()
         return tuple(one for one, wanted in zip(self.tensors, self.context.wanted, strict=True) if wanted)
 
     def replaced(self, others: Sequence[Tensor]) -> Self:
         """The arguments with `others` in place of the tensors that require a gradient."""
+        if not others:
+            return self
         following = iter(others)
         tensors = (next(following) if wanted else one for one, wanted in zip(self.tensors, self.context.wanted, strict=True))
         return self._replace(tensors=tuple(tensors))

@@ -100,11 +100,11 @@ def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int, 
     )
 
 
-def check_replay(function: str, same: bool) -> None:
+def check_replay(function: object, same: bool) -> None:
     """Warn if a function took another path in backward than in forward.
 
     Args:
-        function: name of the function.
+        function: the function, whose text names it.
         same: whether both evaluations recorded the same graph.
     """
     if same:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -130,6 +131,8 @@ class Caller:
         )
 
     def _split(self, output: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if isinstance(output, Tensor):
+            return output, ()
         value, *extras = output if isinstance(output, tuple | list) and output else (output,)
         for one in (value, *extras):
             if not isinstance(one, Tensor):
@@ -235,19 +238,31 @@ def value_and_vjp(
         entrance = Entrance(x, layer.wanted, arguments.differentiable())
         entered, *others = entrance.inputs
         value, extras = caller(entered, arguments.replaced(others))
-    again = walk((value, *extras), entrance.leaves, {})
-    every = zip((value, *extras), (grad, *grads_extras), strict=True)
+    again = walk((value, *extras), entrance.leaves)
+    every = ((value, grad), *zip(extras, grads_extras, strict=True))
     pairs = [(one, of_one.to(one.dtype)) for one, of_one in every if of_one is not None and one.requires_grad]
-    leaves = [one for one in (*entrance.leaves, *again.leaves) if one.requires_grad]
-    found: dict[int, Tensor | None] = {}
-    if pairs:
-        outputs, of_outputs = zip(*pairs, strict=True)
-        with without_hooks(again.leaves):
-            of_leaves = torch.autograd.grad(outputs, leaves, of_outputs, allow_unused=True)
-        found = {id(leaf): of_leaf for leaf, of_leaf in zip(leaves, of_leaves, strict=True)}
-    grad_x, *grads_context = (found.get(id(leaf)) for leaf in entrance.leaves)
-    of_parameters = [(leaf, of_leaf) for leaf in again.leaves if (of_leaf := found.get(id(leaf))) is not None]
+    if not pairs:
+        return Vjp(value.detach(), None, (None,) * len(others), [], again)
+    entrances = [one for one in entrance.leaves if one.requires_grad]
+    with without_hooks(again.leaves):
+        found = _gradients(pairs, (*entrances, *again.leaves))
+    of_entrances = dict(zip(map(id, entrances), found, strict=False))
+    grad_x, *grads_context = [of_entrances.get(id(leaf)) for leaf in entrance.leaves]
+    own = zip(again.leaves, found[len(entrances) :], strict=True)
+    of_parameters = [(leaf, of_leaf) for leaf, of_leaf in own if of_leaf is not None]
     return Vjp(value.detach(), grad_x, tuple(grads_context), of_parameters, again)
+
+
+def _gradients(pairs: Sequence[tuple[Tensor, Tensor]], leaves: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients of leaves that require one, from outputs and their gradients; None for a leaf that no output depends on.
+
+    Torch's `autograd.grad` takes as long again for checks of its arguments as the backward pass of a small function.
+    """
+    outputs, of_outputs = zip(*pairs, strict=True)
+    found: tuple[Tensor | None, ...] = _engine_run_backward(
+        outputs, of_outputs, False, False, leaves, allow_unreachable=True, accumulate_grad=False
+    )
+    return found
 
 
 def own_dtype(function: nn.Module) -> torch.dtype | None:
@@ -276,7 +291,7 @@ def _versions(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
     """Version counters of the tensors that have one; None under a compiler, which cannot read them."""
     if torch.compiler.is_compiling():
         return None
-    return tuple(one._version for one in tensors if not one.is_inference())
+    return tuple([one._version for one in tensors if not one.is_inference()])
 
 
 def _in_place(function: nn.Module) -> str:
@@ -301,7 +316,12 @@ def _foreign_error(caller: Caller, foreign: Foreign, known: Iterable[Tensor]) ->
 def _shares_work(function: nn.Module) -> TypeGuard[SharesWork]:
     """Return whether `forward_and_vjp` computes what a call of the function does: nothing was put over or around `forward`."""
     # The class is checked, not the object, because a compiled module passes on the attributes of the one inside.
-    return _offers(type(function), "forward_and_vjp") and not any(is_altered(module) for module in function.modules())
+    return _offers(type(function), "forward_and_vjp") and not _is_altered_inside(function)
+
+
+def _is_altered_inside(function: nn.Module) -> bool:
+    """Return whether a function or a module in it is altered; walking through modules is slow, and most have no children."""
+    return any(is_altered(module) for module in function.modules()) if function._modules else is_altered(function)
 
 
 def _keeps_work(function: SharesWork | KeepsWork) -> TypeGuard[KeepsWork]:

@@ -51,6 +51,12 @@ def ratio_of(gamma: float) -> Fraction:
     return ratio
 
 
+@lru_cache
+def share_of(gamma: float) -> float:
+    """The share 1 - n/d of a function's value in the velocity."""
+    return float(1 - ratio_of(gamma))
+
+
 def to_units(values: Tensor, scale: float = 1.0) -> Tensor:
     """Convert `values · scale` to units, rounded to the nearest; the result is meaningless if it is not below `LIMIT`."""
     return (values.to(torch.float64) * (scale * UNITS)).round_().to(torch.int64)

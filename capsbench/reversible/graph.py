@@ -128,8 +128,10 @@ class Graph:
 
     def same_as(self, other: "Graph") -> bool:
         """Return whether both evaluations took the same path and used the same leaves."""
-        mine, theirs = ({id(leaf) for leaf in one.leaves} for one in (self, other))
-        return self.structure == other.structure and mine == theirs
+        if self.structure != other.structure:
+            return False
+        mine, theirs = ([id(leaf) for leaf in one.leaves] for one in (self, other))
+        return mine == theirs or set(mine) == set(theirs)
 
 
 def sequence_number() -> int:
@@ -137,13 +139,13 @@ def sequence_number() -> int:
     return torch._C._autograd._get_sequence_nr()
 
 
-def walk(outputs: Iterable[Tensor], entrances: Iterable[Tensor], known: dict[int, Tensor], since: int = 0) -> Graph:
+def walk(outputs: Iterable[Tensor], entrances: Iterable[Tensor], known: dict[int, Tensor] | None = None, since: int = 0) -> Graph:
     """Walk through the graph behind outputs.
 
     Args:
         outputs: outputs of an evaluation; those without a graph are left out.
         entrances: leaves made for the evaluation, which are not reported.
-        known: the leaves that may be reached, by their `id`.
+        known: the leaves that may be reached, by their `id`; None if it does not matter.
         since: `sequence_number()` before the evaluation. Nodes that were made earlier are foreign.
     """
     own = {id(one) for one in entrances}
@@ -151,18 +153,23 @@ def walk(outputs: Iterable[Tensor], entrances: Iterable[Tensor], known: dict[int
     leaves = {id(output): output for output in outputs if output.requires_grad and output.grad_fn is None}
     seen: set[Any] = set(waiting)
     names: list[str] = []
+    # Small functions spend much of their time here: each attribute of a node is a call into torch.
     while waiting:
         node = waiting.pop()
         name = node.name()
         names.append(name)
         if name == _LEAF:
-            leaves[id(node.variable)] = node.variable
-        elif node._sequence_nr() < since:
+            leaf = node.variable
+            leaves[id(leaf)] = leaf
+            continue
+        if since and node._sequence_nr() < since:
             return Graph((), Foreign(None, name), 0)
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
     found = [leaf for key, leaf in leaves.items() if key not in own]
-    foreign = next((Foreign(tuple(leaf.shape), None) for leaf in found if id(leaf) not in known), None)
+    foreign = None
+    if known is not None:
+        foreign = next((Foreign(tuple(leaf.shape), None) for leaf in found if id(leaf) not in known), None)
     return Graph(tuple(found), foreign, hash(tuple(names)))

@@ -18,7 +18,17 @@ from torch import Tensor
 from capsbench.errors import ConfigurationError
 from capsbench.reversible import passes
 from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, bound_of, check_drift, has_values, segment_length
-from capsbench.reversible.fixed_point import LIMIT, UNITS, Remainders, from_units, largest, largest_in_units, ratio_of, to_units
+from capsbench.reversible.fixed_point import (
+    LIMIT,
+    UNITS,
+    Remainders,
+    from_units,
+    largest,
+    largest_in_units,
+    ratio_of,
+    share_of,
+    to_units,
+)
 from capsbench.reversible.momentum import Gamma, check_gamma, each, previous_velocity, spread, step
 
 INVERSES = ("auto", "float", "exact", "segmented")
@@ -166,6 +176,8 @@ class FixedPair:
     peaks: list[Tensor] = field(default_factory=list)
     rounded: Tensor | None = None
     """x as a float, if it is known."""
+    earlier: tuple[Tensor, Tensor] | None = None
+    """x before the function that is undone next, in units and as a float, if it is known."""
 
     @classmethod
     def start(cls, x: Tensor) -> Self:
@@ -188,8 +200,7 @@ class FixedPair:
 
     def advance(self, value: Tensor, gamma: float) -> None:
         """Implement `Pair.advance`."""
-        ratio = ratio_of(gamma)
-        share = float(1 - ratio)
+        ratio, share = ratio_of(gamma), share_of(gamma)
         self.rounded = None
         if self._passes(value, ratio):
             self.remainders.make_room(ratio)
@@ -204,20 +215,21 @@ class FixedPair:
 
     def retreat_x(self) -> None:
         """Implement `Pair.retreat_x`."""
-        self.rounded = None
-        if passes.has_passes(self.units_x, self.dtype):
+        if self.earlier is not None:
+            (self.units_x, self.rounded), self.earlier = self.earlier, None
+        elif passes.has_passes(self.units_x, self.dtype):
             self.units_x, self.rounded = passes.retreat_x(self.units_x, self.units_v, self.dtype)
         else:
-            self.units_x = self.units_x - self.units_v
+            self.units_x, self.rounded = self.units_x - self.units_v, None
 
     def retreat_v(self, value: Tensor, gamma: float) -> None:
         """Implement `Pair.retreat_v`."""
-        ratio = ratio_of(gamma)
-        share = float(1 - ratio)
+        ratio, share = ratio_of(gamma), share_of(gamma)
         if self._passes(value, ratio):
             self.remainders.take_back()
-            given = (self.units_v, self.remainders.store, value, ratio, share * UNITS, self.dtype)
-            self.units_v, self.remainders.store = passes.retreat_v(*given)
+            given = (self.units_x, self.units_v, self.remainders.store, value, ratio, share * UNITS, self.dtype)
+            units_x, self.units_v, self.remainders.store, rounded = passes.retreat(*given)
+            self.earlier = (units_x, rounded)
         else:
             self.units_v = self.remainders.undo(self.units_v - to_units(value, share), ratio)
 
@@ -245,8 +257,7 @@ class FixedPair:
     def _check_range(self) -> None:
         if not has_values(self.units_x):
             return
-        peaks = torch.stack(self.peaks).tolist()
-        for place, peak in enumerate(peaks):
+        for place, peak in enumerate(self._largest()):
             if not peak < LIMIT:  # this catches NaN too
                 where = f"after function {place - 1}" if place else "in the stack's input"
                 size = "NaN" if math.isnan(peak) else f"{peak / LIMIT:.3g} times too large"
@@ -254,6 +265,15 @@ class FixedPair:
                     f"a value {where} is {size} for the exact inverse, which holds magnitudes below 2048",
                     "choose inverse float or segmented, or keep the activations smaller",
                 )
+
+    def _largest(self) -> list[float]:
+        """The largest magnitude of each function, of which a device gives parts, by one read of the device."""
+        parts = [peak.reshape(-1) for peak in self.peaks]
+        together = torch.cat(parts).cpu()
+        if len(together) == len(parts):
+            peaks: list[float] = together.tolist()
+            return peaks
+        return [part.amax().item() for part in together.split([len(part) for part in parts])]
 
 
 def start_pair(

@@ -1,7 +1,8 @@
 """The exact inverse's passes over memory: one forward and one back, in place of some twenty operators of torch each.
 
 `fixed_point` has the same steps as operators of torch, which are the specification and serve wherever these passes do not. On a
-CPU they are C (`native/`), compiled on first use, and operators of torch, so that fake tensors see their shapes.
+CPU they are C (`native/`), compiled on first use, on CUDA Triton kernels (`triton_passes`); both are operators of torch, so that
+fake tensors see their shapes.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from capsbench.errors import ConfigurationError
 from capsbench.native import Built, built
+from capsbench.reversible import triton_passes
 
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 _GRAIN = 4096
@@ -29,7 +31,11 @@ def library() -> Built:
 
 def has_passes(units: Tensor, dtype: torch.dtype) -> bool:
     """Return whether numbers on this device, whose float form has that dtype, have passes of their own."""
-    return units.device.type == "cpu" and dtype in _NAMES and library().library is not None
+    if dtype not in _NAMES:
+        return False
+    if units.is_cuda:
+        return units.numel() > 0 and triton_passes.is_installed()
+    return units.device.type == "cpu" and library().library is not None
 
 
 def takes(value: Tensor, dtype: torch.dtype) -> bool:
@@ -52,12 +58,12 @@ def advance(
         dtype: dtype of the rounded x.
 
     Returns:
-        The next x, v and store; x rounded to `dtype`; and the largest magnitude of an addend of v or of the next x, in units.
+        The next x, v and store; x rounded to `dtype`; and the largest magnitude of an addend of v or of the next x, in units,
+        which on CUDA is one number for each part.
     """
     n, d = ratio.numerator, ratio.denominator
-    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.capsbench.exact_advance(
-        x, v, store, _laid_out(value, x, dtype), n, d, scale
-    )
+    operator = torch.ops.capsbench.exact_advance_cuda if x.is_cuda else torch.ops.capsbench.exact_advance
+    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = operator(x, v, store, _laid_out(value, x, dtype), n, d, scale)
     return found
 
 
@@ -67,12 +73,27 @@ def retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return found
 
 
-def retreat_v(
-    v: Tensor, store: Tensor, value: Tensor, ratio: Fraction, scale: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The v and store that `advance` was given, from those that it returned and its other arguments."""
+def retreat(
+    x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Move v back before a function and, in the same walk over memory, x back before the function before.
+
+    Args:
+        x: x before the function, whose value is given.
+        v: v after it; the other arguments are those of `advance`.
+        store: the store after it.
+        value: the function's value.
+        ratio: n/d, below 1.
+        scale: factor of `value` that gives units.
+        dtype: dtype of the rounded x.
+
+    Returns:
+        x - v with the earlier v; v and store as `advance` was given them; and x - v rounded to `dtype`.
+    """
     n, d = ratio.numerator, ratio.denominator
-    found: tuple[Tensor, Tensor] = torch.ops.capsbench.exact_retreat_v(v, store, _laid_out(value, v, dtype), n, d, scale)
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.capsbench.exact_retreat(
+        x, v, store, _laid_out(value, v, dtype), n, d, scale
+    )
     return found
 
 
@@ -86,16 +107,20 @@ def _laid_out(value: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:
 def _advance(
     x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    found = _advance_shapes(x, v, store, value)
-    _function("advance", value.dtype)(*_pointers(x, v, store, value, *found), x.numel(), n, d, scale, _threads(x))
-    return found
+    moved, peak = _moved_shapes(x, v, store, value), x.new_empty((), dtype=torch.float64)
+    pointers = _pointers(x, v, store, value, *moved)
+    _function("advance", value.dtype)(*pointers, peak.data_ptr(), x.numel(), n, d, scale, _threads(x))
+    return *moved, peak
 
 
 def _advance_shapes(
     x: Tensor, v: Tensor, store: Tensor, value: Tensor, *_: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    next_x, next_v, next_store, rounded = (torch.empty_like(one) for one in (x, v, store, value))
-    return next_x, next_v, next_store, rounded, x.new_empty((), dtype=torch.float64)
+    return *_moved_shapes(x, v, store, value), x.new_empty((), dtype=torch.float64)
+
+
+def _moved_shapes(x: Tensor, v: Tensor, store: Tensor, value: Tensor, *_: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(v), torch.empty_like(store), torch.empty_like(value)
 
 
 def _retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -108,20 +133,20 @@ def _retreat_x_shapes(x: Tensor, _: Tensor, dtype: torch.dtype) -> tuple[Tensor,
     return torch.empty_like(x), torch.empty_like(x, dtype=dtype)
 
 
-def _retreat_v(v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float) -> tuple[Tensor, Tensor]:
-    found = _retreat_v_shapes(v, store)
-    _function("retreat_v", value.dtype)(*_pointers(v, store, value, *found), v.numel(), n, d, scale, _threads(v))
+def _retreat(
+    x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    found = _moved_shapes(x, v, store, value)
+    _function("retreat", value.dtype)(*_pointers(x, v, store, value, *found), x.numel(), n, d, scale, _threads(x))
     return found
-
-
-def _retreat_v_shapes(v: Tensor, store: Tensor, *_: Tensor | float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(v), torch.empty_like(store)
 
 
 def _pointers(*tensors: Tensor) -> list[int]:
     """Addresses of tensors that all lie in memory alike, without gaps."""
-    if any(one.stride() != tensors[0].stride() for one in tensors if one.dim()):
-        raise ValueError("the tensors of a pass must have the same strides")
+    strides = tensors[0].stride()
+    for one in tensors:
+        if one.stride() != strides:
+            raise ValueError("the tensors of a pass must have the same strides")
     return [one.data_ptr() for one in tensors]
 
 
@@ -147,25 +172,30 @@ _RATIO = (ctypes.c_int64, ctypes.c_int64, ctypes.c_double)
 _SIGNATURES = {
     "advance": (9, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
     "retreat_x": (4, (ctypes.c_int64, ctypes.c_int64)),
-    "retreat_v": (5, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
+    "retreat": (8, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
 }
 """Number of pointers of each pass, and its numbers after them."""
 
 _OPERATORS = torch.library.Library("capsbench", "FRAGMENT")
-for _schema, _cpu, _meta in (
+_ADVANCE = (
+    "(Tensor x, Tensor v, Tensor store, Tensor value, int n, int d, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+for _schema, _meta, _implementations in (
+    (f"exact_advance{_ADVANCE}", _advance_shapes, {"CPU": _advance}),
+    (f"exact_advance_cuda{_ADVANCE}", triton_passes.advance_shapes, {"CUDA": triton_passes.advance}),
     (
-        "exact_advance(Tensor x, Tensor v, Tensor store, Tensor value, int n, int d, float scale)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-        _advance,
-        _advance_shapes,
+        "exact_retreat_x(Tensor x, Tensor v, ScalarType dtype) -> (Tensor, Tensor)",
+        _retreat_x_shapes,
+        {"CPU": _retreat_x, "CUDA": triton_passes.retreat_x},
     ),
-    ("exact_retreat_x(Tensor x, Tensor v, ScalarType dtype) -> (Tensor, Tensor)", _retreat_x, _retreat_x_shapes),
     (
-        "exact_retreat_v(Tensor v, Tensor store, Tensor value, int n, int d, float scale) -> (Tensor, Tensor)",
-        _retreat_v,
-        _retreat_v_shapes,
+        "exact_retreat(Tensor x, Tensor v, Tensor store, Tensor value, int n, int d, float scale)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        _moved_shapes,
+        {"CPU": _retreat, "CUDA": triton_passes.retreat},
     ),
 ):
     _name = _OPERATORS.define(_schema)
-    _OPERATORS.impl(_name, _cpu, "CPU")
     _OPERATORS.impl(_name, _meta, "Meta")
+    for _key, _implementation in _implementations.items():
+        _OPERATORS.impl(_name, _implementation, _key)

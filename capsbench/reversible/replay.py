@@ -174,11 +174,14 @@ class Buffers:
     def capture(cls, function: nn.Module) -> "Buffers":
         """Copies of the buffers, which are few and small."""
         places, found = [], dict[int, Tensor]()
-        for module in function.modules():
+        # Walking through modules takes as long as a small function, and most have no children.
+        for module in function.modules() if function._modules else (function,):
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     found[id(buffer)] = buffer
                     places.append((module, name, list(found).index(id(buffer))))
+        if not places:
+            return _NO_BUFFERS
         originals = tuple(found.values())
         return cls(tuple(places), originals, tuple(b.clone() for b in originals), tuple(b._version for b in originals))
 
@@ -206,7 +209,12 @@ class Buffers:
 
     def restore(self) -> AbstractContextManager[None]:
         """Put the captured buffers in force; later writes go to copies, so that nothing is counted twice."""
+        if not self.places:
+            return nullcontext()
         return _in_force(self.places, [copy.clone() for copy in self.copies])
+
+
+_NO_BUFFERS = Buffers((), (), (), ())
 
 
 @dataclass(frozen=True)

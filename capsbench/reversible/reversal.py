@@ -21,20 +21,23 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def run_reversible(stack: "MomentumStack", x: Tensor, arguments: Arguments) -> tuple[Tensor, Sequence[Tensor], Sequence[int]]:
+def run_reversible(
+    stack: "MomentumStack", x: Tensor, arguments: Arguments, every: tuple[Tensor, ...]
+) -> tuple[Tensor, Sequence[Tensor], Sequence[int]]:
     """Pass x through a stack, keeping only what its inverse needs.
 
     Args:
         stack: stack with a reversible strategy.
         x: any shape, at least float32.
         arguments: arguments of the functions besides x.
+        every: all parameters of the stack.
 
     Returns:
         The last x, the tensors that functions returned besides their values, in a row, and the number of them for each function.
     """
-    parameters = [parameter for parameter in stack.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in every if parameter.requires_grad]
     counts: list[int] = []
-    output, *extras = _Reversible.apply(stack, arguments.context, counts, x, *arguments.tensors, *parameters)
+    output, *extras = _Reversible.apply(stack, arguments.context, every, counts, x, *arguments.tensors, *parameters)
     return output, extras, counts
 
 
@@ -53,15 +56,22 @@ class _Reversible(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, stack: "MomentumStack", context: Context, counts: list[int], x: Tensor, *given: Tensor) -> Any:
+    def forward(
+        ctx: Any,
+        stack: "MomentumStack",
+        context: Context,
+        every: tuple[Tensor, ...],
+        counts: list[int],
+        x: Tensor,
+        *given: Tensor,
+    ) -> Any:
         arguments, parameters = Arguments(context, given[: len(context.indices)]), given[len(context.indices) :]
         # Gradients find their parameter by identity, which hooks on saved tensors do not preserve.
         ctx.stack, ctx.context, ctx.parameters = stack, context, parameters
         ctx.autocast, ctx.modes = Autocast.capture(x.device), Modes.capture(stack)
-        every = tuple(stack.parameters())
         ctx.owned = {id(parameter) for parameter in every}
         with ctx.autocast.restore(), apart():
-            output, found, (saved, ctx.rebuild) = _through(stack, x, arguments, parameters, ctx.needs_input_grad[3])
+            output, found, (saved, ctx.rebuild) = _through(stack, x, arguments, parameters, ctx.needs_input_grad[4])
         ctx.layers, ctx.of_pair, ctx.of_kept = found.layers, len(saved), len(found.kept)
         counts.extend(layer.extras for layer in found.layers)
         # Parameters are saved, frozen ones too, so that torch refuses a backward after a change in place.
@@ -99,7 +109,7 @@ class _Reversible(torch.autograd.Function):
             outside.restore()
             others.restore()
         pair.finish()
-        return None, None, None, grad_x if ctx.needs_input_grad[3] else None, *way.gradients(stack.segment)
+        return None, None, None, None, grad_x if ctx.needs_input_grad[4] else None, *way.gradients(stack.segment)
 
 
 class _Gradients:
@@ -222,7 +232,7 @@ class _WayBack:
                 grad_v = torch.add(grad_x, grad_v, alpha=later_gamma)
             later_gamma = gamma
             of_extras, of_kept = _taken(grads_extras, layer.extras), _taken(kept, layer.kept)
-            value, grad_input = self._undo(layer, None if grad_v is None else (1 - gamma) * grad_v, of_extras, of_kept)
+            value, grad_input = self._undo(layer, None if grad_v is None else grad_v * (1 - gamma), of_extras, of_kept)
             pair.retreat_v(value, gamma)
             if self._logits is not None:
                 of_gamma = pair.v.new_zeros(()) if grad_v is None else gradient_of_gamma(grad_v, pair.v, value)
@@ -240,7 +250,7 @@ class _WayBack:
                 layer, self._pair.x, self._arguments, grad, grads_extras, kept=tuple(kept), autocast=self._autocast
             )
         if layer.graph is not None and found.graph is not None:
-            check_replay(str(layer.caller), layer.graph.same_as(found.graph))
+            check_replay(layer.caller, layer.graph.same_as(found.graph))
         self._of_parameters.add(found.grads)
         for index, one in enumerate(found.grads_context):
             known = self._of_context[index]
@@ -262,6 +272,8 @@ class _WayBack:
 
 def _taken(row: list[_T], count: int) -> list[_T]:
     """Remove and return the last `count` items of a row."""
+    if not count:
+        return []
     taken = row[len(row) - count :]
     del row[len(row) - count :]
     return taken

@@ -198,13 +198,14 @@ def _collected(x: Tensor, extras: Sequence[Tensor], counts: Sequence[int]) -> Te
 def _run_reversible(stack: MomentumStack, x: Tensor, arguments: Arguments) -> Tensor | StackOutput:
     if x.is_complex():
         raise ConfigurationError(f"x is {x.dtype}, which a reversible stack cannot invert", "use memory='stored' there")
-    empty = next((name for name, one in stack.named_parameters() if is_lazy(one)), None)
+    every = dict(stack.named_parameters())
+    empty = next((name for name, one in every.items() if is_lazy(one)), None)
     if empty is not None:
         raise ConfigurationError(
             f"the parameter {empty} of a reversible stack has no values yet: its module is lazy",
             "call the stack once under torch.no_grad() first",
         )
-    return _collected(*run_reversible(stack, x, arguments))
+    return _collected(*run_reversible(stack, x, arguments, tuple(every.values())))
 
 
 def _logits(gammas: Sequence[float]) -> nn.Parameter:

@@ -59,6 +59,17 @@ class Passes(ABC):
             state = rounds.next_state(state, self.outputs(state, bias)[0], self)
         return state
 
+    def last_round(self, rounds: "Rounds", bias: list[Tensor], iterations: int) -> tuple[Tensor, ...]:
+        """The outputs, s, and the state that the last of this many rounds started from; all but a temperature `[B, J, D]`."""
+        state = self.state(rounds, bias, iterations)
+        return *self.outputs(state, bias), *state
+
+    def rounds_and_vjp(
+        self, rounds: "Rounds", bias: list[Tensor], iterations: int, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The outputs of `last_round`, bit for bit, and the gradients of `vjp`."""
+        return self.value_and_vjp(self.state(rounds, bias, iterations), bias, grad)
+
 
 class SumPasses(Passes):
     """Passes of a kernel that sums over votes, and leaves everything after the sums to torch."""
@@ -126,7 +137,7 @@ class Staged(Kernel):
 
     def keeping(self, inputs: Tensor, weight: Tensor, extras: list[Tensor], iterations: int) -> tuple[Tensor, State]:
         """The outputs without a graph, and the state that spares `and_vjp` the rounds."""
-        outputs, _, *state = self.last_round(inputs, weight, extras, iterations)
+        outputs, _, *state = self.passes(inputs, weight).last_round(self.rounds, extras, iterations)
         return outputs, tuple(state)
 
     def and_vjp(
@@ -134,17 +145,13 @@ class Staged(Kernel):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the bits of `route`, and the gradients of `(outputs * grad).sum()`."""
         passes = self.passes(inputs, weight)
-        state = kept or passes.state(self.rounds, extras, iterations)
-        outputs, grad_s, *found = passes.value_and_vjp(state, extras, grad)
+        if kept:
+            outputs, grad_s, *found = passes.value_and_vjp(kept, extras, grad)
+        else:
+            outputs, grad_s, *found = passes.rounds_and_vjp(self.rounds, extras, iterations, grad)
         if extras:
             found.append(grad_s.sum(0))
         return outputs, tuple(one for one in found if one is not None)
-
-    def last_round(self, inputs: Tensor, weight: Tensor, bias: list[Tensor], iterations: int) -> tuple[Tensor, ...]:
-        """The outputs, s, and the state that the last round started from; all but a temperature `[B, J, D]`."""
-        passes = self.passes(inputs, weight)
-        state = passes.state(self.rounds, bias, iterations)
-        return *passes.outputs(state, bias), *state
 
     def passes(self, inputs: Tensor, weight: Tensor) -> Passes:
         """The passes of one call."""
@@ -154,7 +161,7 @@ class Staged(Kernel):
 class _Routed(torch.autograd.Function):
     @staticmethod
     def forward(staged: Staged, inputs: Tensor, weight: Tensor, bias: Tensor | None, iterations: int) -> tuple[Tensor, ...]:
-        return staged.last_round(inputs, weight, [] if bias is None else [bias], iterations)
+        return staged.passes(inputs, weight).last_round(staged.rounds, [] if bias is None else [bias], iterations)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -54,6 +54,11 @@ def _rounds(inputs: Shape, weight: Shape, rounds: int, *_: Any, **__: Any) -> in
     return rounds * votes_flops(inputs, weight)
 
 
+def _rounds_with_both(inputs: Shape, weight: Shape, rounds: int, *_: Any, **__: Any) -> int:
+    # As if no round knew the votes of the one before, which is so where they do not fit a cache.
+    return (rounds + 2) * votes_flops(inputs, weight)
+
+
 def _with_both(inputs: Shape, weight: Shape, _state: Any, _t: Any, limited: bool, *_: Any, **__: Any) -> int:
     # Couplings of the round are reused; SDA needs the votes once more.
     return (4 if limited else 3) * votes_flops(inputs, weight)
@@ -67,8 +72,11 @@ _FORMULAS: dict[str, Any] = {
     "votes_distance": _evaluations(1),
     "votes_vjp": _evaluations(3),
     "votes_value_and_vjp": _with_both,
-    "coupled_sum": _evaluations(1),
-    "coupled_sum_vjp": _evaluations(3),
+    "votes_rounds_and_vjp": _rounds_with_both,
+    "rba_round": _evaluations(1),
+    "rba_rounds": _rounds,
+    "sda_round": _evaluations(1),
+    "round_vjp": _evaluations(3),
     "mean_distance": _evaluations(1),
     "em_round": _evaluations(2),
     "em_state_vjp": _evaluations(1),

@@ -40,6 +40,13 @@ def _nan_in_fresh_buffers():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(params=["small", "large"])
+def rba_of_any_size(request, monkeypatch):
+    """All rounds of RBA in one kernel, and a kernel for each."""
+    if request.param == "large":
+        monkeypatch.setattr(launch, "_SMALL", 0)
+
+
 @pytest.mark.parametrize(("sizes", "dtype"), [(SIZES[0], torch.float32), *((sizes, torch.float64) for sizes in SIZES)], ids=str)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_equals_the_reference(algorithm, sizes, dtype):
@@ -62,19 +69,38 @@ def test_equals_the_reference_after_any_round(algorithm, iterations):
     algorithm=st.sampled_from(THREE),
     least_span=st.integers(1, 3),
     enough_warps=st.sampled_from([1, 4, 2048]),
+    small=st.sampled_from([0, 64]),
+    most_votes=st.sampled_from([64, 128, 2**13]),
+    row_tile=st.sampled_from([4, 128]),
     registers=st.sampled_from([1, 128]),
     seed=st.integers(0, 2**16),
 )
-def test_equals_the_reference_however_it_is_cut(sizes, algorithm, least_span, enough_warps, registers, seed):
-    """Cut into chunks of any length, and K into slices."""
+def test_equals_the_reference_however_it_is_cut(sizes, algorithm, seed, **constants):
+    """Cut into chunks of any length, K into slices, and the votes of a sample into tiles."""
     given = example(sizes, seed=seed, algorithm=algorithm)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "_LEAST_SPAN", least_span)
-        patch.setattr(launch, "_ENOUGH_WARPS", enough_warps)
-        patch.setattr(launch, "_REGISTERS", registers)
+        for name, value in constants.items():
+            patch.setattr(launch, f"_{name.upper()}", value)
         actual = outcome(given, "triton", 2)
     # Few votes can nearly cancel, which magnifies rounding.
     assert_all_close(actual, outcome(given, "reference", 2), relative=1e-7)
+
+
+def test_a_small_layer_may_take_tiles(monkeypatch):
+    """Tiles and the other way are used, or the test above would not see them."""
+    inputs, weight = torch.zeros(2, 3, 5), torch.zeros(3, 5, 4, 2)
+    assert launch.at_once(inputs, weight).sizes["TILE"] == 4
+    monkeypatch.setattr(launch, "_MOST_VOTES", 8)
+    assert launch.at_once(inputs, weight).sizes["TILE"] == 1
+    monkeypatch.setattr(launch, "_SMALL", 0)
+    assert launch.at_once(inputs, weight) is None
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_a_large_layer_equals_the_reference(sizes, monkeypatch):
+    monkeypatch.setattr(launch, "_SMALL", 0)
+    given = example(sizes)
+    assert_all_close(outcome(given, "triton"), outcome(given, "reference"), relative=1e-9)
 
 
 def test_the_published_temperature():
@@ -92,6 +118,7 @@ def test_a_slice_of_k_can_be_a_part(monkeypatch):
     assert launch.over_capsules(inputs, weight, share=4).slices == 5
 
 
+@pytest.mark.usefixtures("rba_of_any_size")
 @pytest.mark.parametrize("algorithm", THREE)
 def test_the_same_call_has_the_same_bits(algorithm, monkeypatch):
     monkeypatch.setattr(launch, "_LEAST_SPAN", 1)
@@ -100,6 +127,7 @@ def test_the_same_call_has_the_same_bits(algorithm, monkeypatch):
         assert torch.equal(one, two)
 
 
+@pytest.mark.usefixtures("rba_of_any_size")
 @pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize("algorithm", ["rba", "sda"])
 def test_value_and_gradients_from_one_evaluation(algorithm, iterations):
@@ -116,15 +144,23 @@ def test_value_and_gradients_from_one_evaluation(algorithm, iterations):
         assert_all_close(together, gradients, relative=1e-6)
 
 
-@pytest.mark.parametrize("algorithm", ["rba", "sda"])
-def test_kept_spares_the_rounds(algorithm, monkeypatch):
+@pytest.mark.parametrize(
+    ("algorithm", "small", "kernels"),
+    [
+        ("rba", 64, ["rounds_at_once", "coupled_sum_vjp"]),
+        ("rba", 0, ["coupled_sum", "finish", "squash_vjp", "coupled_sum_vjp"]),
+        ("sda", 0, ["coupled_sum", "finish", "squash_vjp", "coupled_sum_vjp"]),
+    ],
+)
+def test_kept_spares_the_rounds(algorithm, small, kernels, monkeypatch):
+    monkeypatch.setattr(launch, "_SMALL", small)
     given = example((1, 2, 2, 2, 2), algorithm=algorithm)
     options = {**given.extras, "algorithm": algorithm, "iterations": 5, "kernel": "triton"}
     _, found = route_keeping(given.inputs, given.weight, **options)
     started = []
     monkeypatch.setattr(operators, "launch", lambda name, *rest: started.append(name) or launch.launch(name, *rest))
     route_and_vjp(given.inputs, given.weight, given.grad, **options, kept=found)
-    assert started == ["coupled_sum", "coupled_sum_vjp"]
+    assert started == kernels
 
 
 @pytest.mark.parametrize("algorithm", THREE)
@@ -137,6 +173,7 @@ def test_no_votes_are_kept(algorithm):
     assert not votes_like
 
 
+@pytest.mark.usefixtures("rba_of_any_size")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("algorithm", THREE)
 def test_half_inputs_are_summed_in_float32(algorithm, dtype):
@@ -154,6 +191,7 @@ def test_half_inputs_are_summed_in_float32(algorithm, dtype):
     assert_all_close([gradient.double() for gradient in gradients], wanted, relative=rounding)
 
 
+@pytest.mark.usefixtures("rba_of_any_size")
 @pytest.mark.parametrize("algorithm", THREE)
 def test_tiny_votes_keep_their_gradient(algorithm):
     """The paper's initialisation: weights of 0.01 and inputs far below 1, in float32, against the same in float64."""
@@ -165,6 +203,7 @@ def test_tiny_votes_keep_their_gradient(algorithm):
     assert_alive(actual[2])
 
 
+@pytest.mark.usefixtures("rba_of_any_size")
 @pytest.mark.parametrize("algorithm", THREE)
 def test_zero_inputs_have_what_the_reference_has(algorithm):
     given = example(SMALL, algorithm=algorithm)
@@ -172,6 +211,7 @@ def test_zero_inputs_have_what_the_reference_has(algorithm):
     assert_all_close(outcome(zero, "triton"), outcome(zero, "reference"), relative=1e-9)
 
 
+@pytest.mark.usefixtures("rba_of_any_size")
 @pytest.mark.parametrize("algorithm", ["rba", "em"])
 def test_inputs_need_not_be_contiguous(algorithm):
     given = example(SMALL, algorithm=algorithm)
@@ -192,6 +232,7 @@ def test_only_one_needs_a_gradient(algorithm, needed):
     assert all(tensor.grad is None for index, tensor in enumerate(given.tensors) if index != needed)
 
 
+@pytest.mark.usefixtures("rba_of_any_size")
 def test_an_empty_batch():
     given = example(SMALL)
     empty = given._replace(inputs=leaf(given.inputs[:0]), grad=given.grad[:0])
@@ -243,11 +284,16 @@ def arguments(operator: str, dtype=torch.float32):
     inputs, weight = normal(batch, count, dim), normal(count, dim, outputs, out_dim)
     vectors = [normal(batch, outputs, out_dim) for _ in range(4)]
     scalars = [normal(batch, outputs) for _ in range(2)]
-    precision = vectors[1].square()
+    precision, bias = vectors[1].square(), normal(outputs, out_dim)
     state = (inputs, weight, scalars[0], vectors[0], precision)
     calls = {
-        "coupled_sum": [(inputs, weight, vectors[0]), (inputs, weight, vectors[0], torch.tensor(-2.0))],
-        "coupled_sum_vjp": [(inputs, weight, *vectors[:2]), (inputs, weight, *vectors[:2], torch.tensor(-2.0))],
+        "rba_round": [(inputs, weight, None), (inputs, weight, vectors[0])],
+        "rba_rounds": [(inputs, weight, 3)],
+        "sda_round": [(inputs, weight, bias), (inputs, weight, bias, vectors[0], torch.tensor(-2.0))],
+        "round_vjp": [
+            (inputs, weight, *vectors[:2], None, None, False),
+            (inputs, weight, *vectors[:2], vectors[2], torch.tensor(-2.0), True),
+        ],
         "mean_distance": [(inputs, weight, vectors[0])],
         "em_round": [state],
         "em_state_vjp": [(*state, vectors[2], scalars[1], vectors[3], vectors[0])],
@@ -256,8 +302,10 @@ def arguments(operator: str, dtype=torch.float32):
     return calls[operator]
 
 
+@pytest.mark.usefixtures("rba_of_any_size")
 @pytest.mark.parametrize(
-    "operator", ["coupled_sum", "coupled_sum_vjp", "mean_distance", "em_round", "em_state_vjp", "em_votes_vjp"]
+    "operator",
+    ["rba_round", "rba_rounds", "sda_round", "round_vjp", "mean_distance", "em_round", "em_state_vjp", "em_votes_vjp"],
 )
 def test_operators_are_what_pytorch_expects(operator):
     for call in arguments(operator):

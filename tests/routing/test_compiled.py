@@ -106,9 +106,25 @@ def test_operators_are_what_torch_expects(dtype, limited):
         ("votes_distance", (inputs, weight, given["state"])),
         ("votes_vjp", (*layer, grad.flip(0), grad)),
         ("votes_value_and_vjp", (*layer, bias, grad)),
+        ("votes_rounds_and_vjp", (inputs, weight, 3, grad)),
     ):
         found = getattr(OPERATORS, operator).default
         torch.library.opcheck(found, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 100])
+@pytest.mark.parametrize("rounds", [2, 4])
+@pytest.mark.parametrize(("shape", "dtype"), [((7, 5, 3, 11, 2), torch.float32), ((7, 6, 8, 32, 8), torch.float64)])
+def test_votes_kept_between_rounds_change_no_bit(monkeypatch, kept, rounds, shape, dtype):
+    """Blocks of as many samples as fit, and of none."""
+    given = example(shape, dtype)
+    inputs, weight = (one.detach() for one in (given.inputs, given.weight))
+    of_sample = inputs.element_size() * shape[1] * shape[4] * (shape[3] + -shape[3] % 8)
+    monkeypatch.setattr(compiled, "_KEPT_BYTES", kept * of_sample)
+    state = OPERATORS.votes_rounds(inputs, weight, rounds - 1)
+    expected = OPERATORS.votes_value_and_vjp(inputs, weight, state, None, False, None, given.grad)
+    for mine, theirs in zip(OPERATORS.votes_rounds_and_vjp(inputs, weight, rounds, given.grad), expected, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_operators_take_any_layout_and_refuse_other_kinds():

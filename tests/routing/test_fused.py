@@ -21,7 +21,7 @@ from capsbench.routing.triton.launch import LaunchPlan, over_capsules, over_samp
 from helpers import ROOT
 
 # K, J, D of the layers in benchmarks/triton.md; the module that makes it needs Triton to be imported.
-SIZES = (*((8, outputs, out_dim) for outputs in (10, 32, 100) for out_dim in (8, 16)), (16, 32, 16), (16, 100, 16))
+SIZES = (*((8, outputs, out_dim) for outputs in (10, 32, 100) for out_dim in (8, 16)), (8, 64, 16), (16, 32, 16), (16, 100, 16))
 LARGEST = max(SIZES, key=math.prod)
 
 

@@ -64,11 +64,12 @@ def test_a_wait_is_a_read_from_the_device(launches, run, expected):
     assert counts.waits == expected
 
 
-def test_launches_of_a_layer_of_a_block(launches):
+@pytest.mark.parametrize(("layer", "forward", "backward"), [("block", 1, [2, 3, 3]), ("first", 6, [2, 8, 4])])
+def test_launches_of_a_layer(launches, layer, forward, backward):
     """Three rounds of RBA."""
-    found = [launches.of_layer("block", "rba", way) for way in ("stored", "reversible", "kept")]
-    assert [way.forward for way in found] == [23, 23, 23]
-    assert [way.backward for way in found] == [17, 35, 19]
+    found = [launches.of_layer(layer, "rba", way) for way in ("stored", "reversible", "kept")]
+    assert [way.forward for way in found] == [forward] * 3
+    assert [way.backward for way in found] == backward
     assert not any(way.forward_waits or way.backward_waits for way in found)
 
 

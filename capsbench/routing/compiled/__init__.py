@@ -22,6 +22,8 @@ _BLOCK = 32
 """Number of samples that share one reading of the weights: their sums fit a core's second cache."""
 MOST_OUTPUTS = 16_384
 """Largest number of output capsules, for each of which a thread's stack holds a few numbers."""
+_KEPT_BYTES = 2**19
+"""Bytes of votes that a thread keeps between rounds, in a core's second cache."""
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -78,6 +80,16 @@ class CompiledPasses(Passes):
         """The outputs, and the gradients of s, inputs and weight, in one call."""
         outputs, grad_s, *found = torch.ops.capsbench.votes_value_and_vjp(*self._given(state), _padded_bias(bias), grad)
         return outputs, self._cut(grad_s), *found
+
+    def rounds_and_vjp(
+        self, rounds: Rounds, bias: list[Tensor], iterations: int, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """`value_and_vjp` after all rounds; RBA's are one call, which computes the votes once if they fit a cache."""
+        if self._limited or iterations == 1:
+            return super().rounds_and_vjp(rounds, bias, iterations, grad)
+        found = torch.ops.capsbench.votes_rounds_and_vjp(self._inputs, self._weight, iterations, grad)
+        outputs, grad_s, grad_inputs, grad_weight = found
+        return outputs, self._cut(grad_s), grad_inputs, grad_weight
 
     def _given(self, state: State) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]:
         outputs, *t = state or (None,)
@@ -176,6 +188,36 @@ def _value_and_vjp_shapes(inputs: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
     return inputs.new_empty(inputs.shape[0], *weight.shape[2:]), *_vjp_shapes(inputs, weight)
 
 
+def _rounds_and_vjp(inputs: Tensor, weight: Tensor, rounds: int, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    found = _value_and_vjp_shapes(inputs, weight)
+    sizes = _sizes(inputs, weight)
+    threads = torch.get_num_threads()
+    kept = _kept_samples(inputs, weight, threads)
+    room = _room_of_rounds(inputs, weight, threads, kept)
+    _call("rounds_and_gradients", inputs, weight, rounds, grad, *found, room, *sizes, _block(sizes[0], threads), kept, threads)
+    return found
+
+
+def _rounds_and_vjp_meta(inputs: Tensor, weight: Tensor, *_: Tensor | int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # As in _value_and_vjp_meta.
+    meanwhile = _room_of_rounds(inputs, weight, threads=0, kept=0)
+    found = _value_and_vjp_shapes(inputs, weight)
+    del meanwhile
+    return found
+
+
+def _kept_samples(inputs: Tensor, weight: Tensor, threads: int) -> int:
+    """Number of samples whose votes a thread keeps together; 0 if those of one sample are too many."""
+    batch, count, _, _, dim, padded = _sizes(inputs, weight)
+    return min(_KEPT_BYTES // (inputs.element_size() * count * dim * padded), _block(batch, threads))
+
+
+def _room_of_rounds(inputs: Tensor, weight: Tensor, threads: int, kept: int) -> Tensor:
+    """Memory for all that `rounds_and_gradients` needs."""
+    batch, count, _, _, dim, padded = _sizes(inputs, weight)
+    return inputs.new_empty(_room(inputs, weight, threads).numel() + (threads * kept * count + batch) * dim * padded)
+
+
 def _room(inputs: Tensor, weight: Tensor, threads: int) -> Tensor:
     """Memory for all that `round_and_gradients` needs, in one allocation, as each takes as long as a small sum."""
     batch, count, in_dim, outputs, dim, padded = _sizes(inputs, weight)
@@ -245,6 +287,11 @@ for _schema, _cpu, _meta in (
         " -> (Tensor, Tensor, Tensor, Tensor)",
         _value_and_vjp,
         _value_and_vjp_meta,
+    ),
+    (
+        "votes_rounds_and_vjp(Tensor inputs, Tensor weight, int rounds, Tensor grad) -> (Tensor, Tensor, Tensor, Tensor)",
+        _rounds_and_vjp,
+        _rounds_and_vjp_meta,
     ),
 ):
     _name = _OPERATORS.define(_schema)

@@ -1,4 +1,4 @@
-"""Routing on CUDA that keeps no votes: the computations between the sums of `operators`, `[B, J, D]` in plain torch.
+"""Routing on CUDA that keeps no votes: the passes of RBA and SDA, and EM's rounds, as operators of `operators`.
 
 Read `rounds` first, and `kernels` for the device's part. Nothing waits for the device. Letters as in `reference`;
 inputs and weight may be of any floating dtype, and all is summed in the widest of them, at least float32.
@@ -14,12 +14,21 @@ from torch import Tensor
 
 from capsbench.routing.autograd import differentiable_once
 from capsbench.routing.equations import em_log_activation, em_log_prior, em_mean, em_variance
-from capsbench.routing.rounds import Couplings, State, SumPasses
+from capsbench.routing.rounds import Passes, Rounds, State
 from capsbench.routing.squash import unit
-from capsbench.routing.triton.operators import coupled_sum, coupled_sum_vjp, em_round, em_state_vjp, em_votes_vjp, mean_distance
+from capsbench.routing.triton.operators import (
+    em_round,
+    em_state_vjp,
+    em_votes_vjp,
+    mean_distance,
+    rba_round,
+    rba_rounds,
+    round_vjp,
+    sda_round,
+)
 
 
-class FusedPasses(SumPasses):
+class FusedPasses(Passes):
     """Passes over the votes of a layer in registers; the same call gives the same bits.
 
     Raises:
@@ -29,27 +38,42 @@ class FusedPasses(SumPasses):
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
         self._inputs, self._weight, self._limited = inputs, weight, limited
 
-    def weighted_sum(self, state: State, couplings: Couplings | None) -> Tensor:
-        """The weighted sum Σ_i c_i û_i `[B, J, D]`, without couplings: computing them again is cheaper than reading them."""
-        return coupled_sum(self._inputs, self._weight, *self._full(state))
+    def outputs(self, state: State, bias: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The outputs squash(s), and s."""
+        if self._limited:
+            return sda_round(self._inputs, self._weight, *bias, *state)
+        return rba_round(self._inputs, self._weight, state[0] if state else None)
+
+    def last_round(self, rounds: Rounds, bias: list[Tensor], iterations: int) -> tuple[Tensor, ...]:
+        """The outputs, s, and the state that the last round started from; RBA's rounds are one call."""
+        if self._limited or iterations == 1:
+            return super().last_round(rounds, bias, iterations)
+        return rba_rounds(self._inputs, self._weight, iterations)
 
     def mean_distance(self, outputs: Tensor) -> Tensor:
         """The mean of ‖v − û‖, a scalar."""
         return mean_distance(self._inputs, self._weight, outputs)
 
-    def gradients(
-        self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of inputs and weight, in their dtypes, from that of the weighted sum `[B, J, D]`."""
-        of_inputs, of_weight = coupled_sum_vjp(self._inputs, self._weight, grad, *self._full(state))
-        return of_inputs if need_inputs else None, of_weight if need_weight else None
+    def vjp(
+        self, state: State, s: Tensor, grad: Tensor, need_inputs: bool, need_weight: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The gradients of s, inputs and weight; all are computed, since one pass computes them."""
+        anchor, *temperature = state or (None,)
+        return round_vjp(self._inputs, self._weight, s, grad, anchor, temperature[0] if temperature else None, self._limited)
 
-    def _full(self, state: State) -> State:
-        """The state, with zeros before the first round, which make the coupling uniform."""
-        if state:
-            return state
-        zeros = _no_outputs(self._inputs, self._weight)
-        return (zeros, zeros.new_zeros(())) if self._limited else (zeros,)
+    def value_and_vjp(
+        self, state: State, bias: list[Tensor], grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The outputs, and the gradients of s, inputs and weight."""
+        outputs, s = self.outputs(state, bias)
+        return outputs, *self.vjp(state, s, grad, True, True)
+
+    def rounds_and_vjp(
+        self, rounds: Rounds, bias: list[Tensor], iterations: int, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The outputs after all rounds, and the gradients of s, inputs and weight."""
+        outputs, s, *state = self.last_round(rounds, bias, iterations)
+        return outputs, *self.vjp(tuple(state), s, grad, True, True)
 
 
 def em(inputs: Tensor, weight: Tensor, bias: Tensor, beta_u: Tensor, beta_a: Tensor, iterations: int) -> Tensor:

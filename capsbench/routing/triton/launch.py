@@ -26,6 +26,10 @@ class LaunchPlan(NamedTuple):
     sizes: dict[str, int]
     """Sizes for which the kernel is compiled."""
 
+    def limiting(self, limited: bool) -> "LaunchPlan":
+        """The plan for a kernel that is compiled for votes with or without a limit."""
+        return self._replace(sizes=self.sizes | {"LIMITED": limited})
+
     @property
     def options(self) -> dict[str, int | bool]:
         """Options of the kernel's compilation."""
@@ -38,13 +42,21 @@ _REGISTERS = 128
 """Registers of a thread: the most that 16 warps can have. By itself ptxas spills a few bytes if that lets another warp run."""
 _LEAST_SPAN = 4
 """Least span of a chunk: a shorter one would spend more on its part than on its sum."""
+_ROW_TILE = 128
+"""Number of values that a program of a kernel over rows takes: one load of each thread of a warp."""
+_SMALL = 64
+"""Most input and output capsules of a layer whose rounds are one kernel."""
+_MOST_VOTES = 2**13
+"""Number of votes that a program holds: 32 for each thread of 8 warps."""
 
 
 def over_samples(inputs: Tensor, weight: Tensor, samples: int) -> LaunchPlan:
     """Plan for sums over I; a program takes at most `samples` samples at a time."""
     batch, count, _ = inputs.shape
-    samples = min(samples, _padded(batch))
     warps, sizes = _tile(weight)
+    samples = min(samples, _padded(batch))
+    if warps == 16 or (sizes["J_PAD"], sizes["D_PAD"]) != (sizes["J"], sizes["D"]):
+        samples = min(samples, 4)  # with more, a few bytes of a thread would not fit into its registers
     return _plan(_divided(batch, samples), count, 1, warps, sizes | {"S": samples})
 
 
@@ -60,26 +72,54 @@ def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> LaunchPlan:
     return _plan(count, batch, _divided(dim, of_k), warps, sizes | {"SLICE": of_k})
 
 
-def launch(name: str, plan: LaunchPlan, inputs: Tensor, *tensors: Tensor | None) -> None:
+def over_rows(sums: Tensor) -> tuple[LaunchPlan, int]:
+    """Plan for the rows of sums `[..., B, J, D]`, one for each output capsule of each sample, and their number."""
+    outputs, dim = sums.shape[-2:]
+    rows, padded = sums.shape[-3] * outputs, _padded(dim)
+    at_a_time = max(1, _ROW_TILE // padded)
+    sizes = {"D": dim, "ROWS": at_a_time, "D_PAD": padded}
+    return LaunchPlan(_divided(rows, at_a_time), 1, 1, rows, 1, sizes), rows
+
+
+def at_once(inputs: Tensor, weight: Tensor) -> LaunchPlan | None:
+    """Plan for all rounds of RBA in one kernel, a program for each sample; None if the layer is too large.
+
+    A thread holds up to 32 votes. Where those of all input capsules are more, half as many are computed again in every round.
+    """
+    batch, count, _ = inputs.shape
+    in_dim, outputs, dim = weight.shape[1:]
+    plane = _padded(outputs) * _padded(dim)
+    if max(count, outputs) > _SMALL or plane > _MOST_VOTES:
+        return None
+    tile = _padded(count)
+    if tile * plane > _MOST_VOTES:
+        tile = max(1, _MOST_VOTES // (2 * plane))
+    warps = max(1, min(8, tile * plane // (32 * 16)))
+    sizes = {"COUNT": count, "K": in_dim, "J": outputs, "D": dim, "TILE": tile, "J_PAD": _padded(outputs), "D_PAD": _padded(dim)}
+    return LaunchPlan(batch, 1, 1, count, warps, sizes)
+
+
+def launch(name: str, plan: LaunchPlan, inputs: Tensor, *arguments: Tensor | int | None) -> None:
     """Start a kernel of `kernels` without waiting for it.
 
     Args:
         name: name of the kernel.
         plan: layout over the layer.
-        inputs: `[B, I, K]`.
-        tensors: the other tensors that it takes, in its order; those that it writes must be contiguous.
+        inputs: the first tensor that it takes.
+        arguments: its other tensors and numbers, in its order; tensors that it writes must be contiguous.
 
     Raises:
         ConfigurationError: Triton is missing, or the tensors are not on a CUDA device.
     """
     if isinstance(inputs, FakeTensor):
         return  # on shapes without values there is nothing to write
+    if plan.programs == 0:
+        return  # no samples
     kernel = getattr(_kernels(inputs.device), name)
-    batch, count, _ = inputs.shape
-    laid = [None if tensor is None else tensor.contiguous() for tensor in (inputs, *tensors)]
+    laid = [one.contiguous() if isinstance(one, Tensor) else one for one in (inputs, *arguments)]
     with torch.cuda.device_of(inputs):
         grid = (plan.programs, plan.chunks, plan.slices)
-        kernel[grid](*laid, batch, count, plan.span, **plan.sizes, **plan.options)
+        kernel[grid](*laid, **plan.sizes, **plan.options)
 
 
 def _tile(weight: Tensor) -> tuple[int, dict[str, int]]:

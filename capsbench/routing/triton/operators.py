@@ -9,38 +9,135 @@ import torch
 from torch import Tensor
 
 from capsbench.routing.equations import em_mean
-from capsbench.routing.triton.launch import launch, over_capsules, over_samples
+from capsbench.routing.triton.launch import LaunchPlan, at_once, launch, over_capsules, over_rows, over_samples
 
 
-@torch.library.custom_op("capsbench::coupled_sum", mutates_args=())
-def coupled_sum(inputs: Tensor, weight: Tensor, anchor: Tensor, temperature: Tensor | None = None) -> Tensor:
-    """The sum Σ_i c_i û_i.
+@torch.library.custom_op("capsbench::rba_round", mutates_args=())
+def rba_round(inputs: Tensor, weight: Tensor, agreed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One round of RBA.
 
     Args:
         inputs: `[B, I, K]`.
         weight: `[I, K, J, D]`.
-        anchor: `[B, J, D]`; c = softmax_J(û·anchor).
-        temperature: a scalar: c = softmax_J(temperature · ‖anchor − û‖) instead, with votes no longer than their capsule.
+        agreed: Σv of the rounds before, `[B, J, D]`: c = softmax_J(û·Σv). None before the first round.
 
     Returns:
-        `[B, J, D]`.
+        The outputs squash(s), and s = Σ_i c_i û_i; `[B, J, D]` each.
     """
-    plan = over_samples(inputs, weight, 4)
-    parts = anchor.new_empty((plan.chunks, *anchor.shape))
-    launch("coupled_sum", plan, inputs, weight, anchor, temperature, parts)
-    return _added(parts)
+    outputs, sums, unused = (_sums(inputs, weight) for _ in range(3))
+    plan = at_once(inputs, weight)
+    if plan is not None:
+        _at_once(plan, inputs, weight, agreed, (outputs, sums, unused), 1)
+    else:
+        _rba(inputs, weight, agreed, outputs, sums, None)
+    return outputs, sums
 
 
-@torch.library.custom_op("capsbench::coupled_sum_vjp", mutates_args=())
-def coupled_sum_vjp(
-    inputs: Tensor, weight: Tensor, grad: Tensor, anchor: Tensor, temperature: Tensor | None = None
+@torch.library.custom_op("capsbench::rba_rounds", mutates_args=())
+def rba_rounds(inputs: Tensor, weight: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All rounds of RBA, of which the last has the bits of `rba_round`.
+
+    Args:
+        inputs: `[B, I, K]`.
+        weight: `[I, K, J, D]`.
+        rounds: number of rounds, at least 2.
+
+    Returns:
+        The outputs and s of the last round, as `rba_round` has them, and the Σv that it started from.
+    """
+    outputs, sums, agreed = (_sums(inputs, weight) for _ in range(3))
+    plan = at_once(inputs, weight)
+    if plan is not None:
+        _at_once(plan, inputs, weight, None, (outputs, sums, agreed), rounds)
+        return outputs, sums, agreed
+    _rba(inputs, weight, None, outputs, sums, agreed)
+    for index in range(1, rounds):
+        # Each row is read before it is written, by the same program.
+        _rba(inputs, weight, agreed, outputs, sums, agreed if index < rounds - 1 else None)
+    return outputs, sums, agreed
+
+
+def _at_once(
+    plan: LaunchPlan, inputs: Tensor, weight: Tensor, agreed: Tensor | None, found: tuple[Tensor, Tensor, Tensor], rounds: int
+) -> None:
+    known = agreed is not None
+    launch("rounds_at_once", plan, inputs, weight, found[0] if agreed is None else agreed, *found, rounds, int(known))
+
+
+def _rba(inputs: Tensor, weight: Tensor, agreed: Tensor | None, outputs: Tensor, sums: Tensor, total: Tensor | None) -> None:
+    """Start a round from `agreed`, which is None for 0, and write what is not None."""
+    parts = _parts(inputs, weight, agreed, None, limited=False)
+    # Without a Σv anything may stand in its place, since it is not read, or not written.
+    given = (None, sums if agreed is None else agreed, outputs, sums, sums if total is None else total)
+    _finish(parts, given, uniform=agreed is None, known=agreed is not None, wanted=total is not None)
+
+
+@torch.library.custom_op("capsbench::sda_round", mutates_args=())
+def sda_round(
+    inputs: Tensor, weight: Tensor, bias: Tensor, outputs: Tensor | None = None, temperature: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `(coupled_sum(…) * grad).sum()` with respect to inputs and weight, c being a constant."""
-    plan = over_capsules(inputs, weight, share=4)
-    grad_inputs = _fresh(inputs)
-    parts = anchor.new_empty((plan.chunks, *weight.shape))
-    launch("coupled_sum_vjp", plan, inputs, weight, anchor, temperature, grad, grad_inputs, parts)
-    return grad_inputs, _added(parts).to(weight.dtype)
+    """One round of SDA.
+
+    Args:
+        inputs: `[B, I, K]`.
+        weight: `[I, K, J, D]`; no vote is longer than its input capsule.
+        bias: `[J, D]`.
+        outputs: v of the round before, `[B, J, D]`; None before the first round.
+        temperature: its t, a scalar: c = softmax_J(t · ‖v − û‖).
+
+    Returns:
+        The outputs squash(s), and s = Σ_i c_i û_i + bias; `[B, J, D]` each.
+    """
+    new_outputs, sums = (_sums(inputs, weight) for _ in range(2))
+    parts = _parts(inputs, weight, outputs, temperature, limited=True)
+    _finish(parts, (bias, None, new_outputs, sums, None), uniform=outputs is None)
+    return new_outputs, sums
+
+
+def _parts(inputs: Tensor, weight: Tensor, anchor: Tensor | None, temperature: Tensor | None, *, limited: bool) -> Tensor:
+    """The sum Σ_i c_i û_i, or without `anchor` Σ_i û_i, in parts `[., B, J, D]`."""
+    # More samples read the weights less often; a limit takes registers.
+    plan = over_samples(inputs, weight, 4 if limited else 8).limiting(limited)
+    parts = _sums(inputs, weight, plan.chunks)
+    launch("coupled_sum", plan, inputs, weight, anchor, temperature, parts, *inputs.shape[:2], plan.span)
+    return parts
+
+
+def _finish(parts: Tensor, given: tuple[Tensor | None, ...], *, uniform: bool, known: bool = False, wanted: bool = False) -> None:
+    """Add the parts of a sum, of which uniform coupling takes the mean over J, and squash it."""
+    plan, rows = over_rows(parts)
+    chunks, _, outputs, _ = parts.shape
+    launch("finish", plan, parts, *given, rows, chunks, outputs, outputs if uniform else 1, int(known), int(wanted))
+
+
+@torch.library.custom_op("capsbench::round_vjp", mutates_args=())
+def round_vjp(
+    inputs: Tensor, weight: Tensor, sums: Tensor, grad: Tensor,
+    anchor: Tensor | None, temperature: Tensor | None, limited: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of `(squash(s) * grad).sum()` with respect to s, inputs and weight, c being a constant.
+
+    Args:
+        inputs: as in `rba_round`.
+        weight: as in `rba_round`.
+        sums: s, `[B, J, D]`.
+        grad: `[B, J, D]`.
+        anchor: Σv of RBA or v of SDA, from which the round started; None for uniform coupling.
+        temperature: t of SDA, where there is an anchor.
+        limited: whether the round is one of SDA.
+    """
+    plan = over_capsules(inputs, weight, share=4).limiting(limited)
+    grad_inputs, grad_sums = _fresh(inputs), _fresh(sums)
+    parts = sums.new_empty((plan.chunks, *weight.shape))
+    if at_once(inputs, weight) is None:
+        rows_plan, rows = over_rows(sums)
+        launch("squash_vjp", rows_plan, sums, grad, grad_sums, rows)
+        given: tuple[Tensor | None, ...] = (None, grad_sums, None)
+    else:
+        given = (sums, grad, grad_sums)
+    numbers = (*inputs.shape[:2], plan.span)
+    launch("coupled_sum_vjp", plan, inputs, weight, anchor, temperature, *given, grad_inputs, parts, *numbers)
+    return grad_sums, grad_inputs, _added(parts).to(weight.dtype)
 
 
 @torch.library.custom_op("capsbench::mean_distance", mutates_args=())
@@ -48,7 +145,7 @@ def mean_distance(inputs: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
     """The mean of ‖v_j − û_ij‖ over batch, I and J, votes being no longer than their capsule; a scalar."""
     plan = over_samples(inputs, weight, 4)
     parts = outputs.new_empty((plan.chunks, inputs.shape[0]))
-    launch("summed_distance", plan, inputs, weight, outputs, parts)
+    launch("summed_distance", plan, inputs, weight, outputs, parts, *inputs.shape[:2], plan.span)
     return parts.sum() / (inputs.shape[0] * inputs.shape[1] * weight.shape[2])
 
 
@@ -69,10 +166,10 @@ def em_round(inputs: Tensor, weight: Tensor, log_prior: Tensor, mean: Tensor, pr
     state = (inputs, weight, log_prior, mean, precision)
     plan = over_samples(inputs, weight, 2)
     totals, parts = (tensor.new_empty((plan.chunks, *tensor.shape)) for tensor in (log_prior, mean))
-    launch("em_moment", plan, *state, None, totals, parts)
+    launch("em_moment", plan, *state, None, totals, parts, *inputs.shape[:2], plan.span)
     total = _added(totals)
     new_mean = em_mean(_added(parts), total)
-    launch("em_moment", plan, *state, new_mean, None, parts)
+    launch("em_moment", plan, *state, new_mean, None, parts, *inputs.shape[:2], plan.span)
     return total, new_mean, _added(parts)
 
 
@@ -85,7 +182,7 @@ def em_state_vjp(
     plan = over_samples(inputs, weight, 2)
     zeroth, first, second = (tensor.new_empty((plan.chunks, *tensor.shape)) for tensor in (log_prior, mean, mean))
     given = (inputs, weight, log_prior, mean, precision, new_mean, grad_total, grad_mean, grad_scatter)
-    launch("em_state_vjp", plan, *given, zeroth, first, second)
+    launch("em_state_vjp", plan, *given, zeroth, first, second, *inputs.shape[:2], plan.span)
     return _added(zeroth), 2 * precision * _added(first), -_added(second)
 
 
@@ -99,18 +196,28 @@ def em_votes_vjp(
     grad_inputs = _fresh(inputs)
     parts = mean.new_empty((plan.chunks, *weight.shape))
     given = (inputs, weight, log_prior, mean, precision, new_mean, grad_total, grad_mean, grad_scatter)
-    launch("em_votes_vjp", plan, *given, grad_inputs, parts)
+    launch("em_votes_vjp", plan, *given, grad_inputs, parts, *inputs.shape[:2], plan.span)
     return grad_inputs, _added(parts).to(weight.dtype)
 
 
-@coupled_sum.register_fake
-def _(inputs: Tensor, weight: Tensor, anchor: Tensor, temperature: Tensor | None = None) -> Tensor:
-    return _fresh(anchor)
+@rba_round.register_fake
+def _(inputs: Tensor, weight: Tensor, agreed: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _sums(inputs, weight), _sums(inputs, weight)
 
 
-@coupled_sum_vjp.register_fake
-def _(inputs: Tensor, weight: Tensor, grad: Tensor, anchor: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return _fresh(inputs), _fresh(weight)
+@rba_rounds.register_fake
+def _(inputs: Tensor, weight: Tensor, rounds: int) -> tuple[Tensor, ...]:
+    return _sums(inputs, weight), _sums(inputs, weight), _sums(inputs, weight)
+
+
+@sda_round.register_fake
+def _(inputs: Tensor, weight: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _sums(inputs, weight), _sums(inputs, weight)
+
+
+@round_vjp.register_fake
+def _(inputs: Tensor, weight: Tensor, sums: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor]:
+    return _fresh(sums), _fresh(inputs), _fresh(weight)
 
 
 @mean_distance.register_fake
@@ -135,6 +242,12 @@ def _(inputs: Tensor, weight: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fresh(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _sums(inputs: Tensor, weight: Tensor, *more: int) -> Tensor:
+    """Memory for `[..., B, J, D]`, in the dtype of sums: the widest of both, at least float32."""
+    precise = torch.promote_types(torch.promote_types(inputs.dtype, weight.dtype), torch.float32)
+    return inputs.new_empty((*more, inputs.shape[0], *weight.shape[2:]), dtype=precise)
 
 
 def _added(parts: Tensor) -> Tensor:

@@ -74,6 +74,37 @@ def cast_held(u, rows, inputs, weight, b, i, count, cell, real, like, K: tl.cons
 
 
 @triton.jit
+def tile_votes(
+    inputs, weight, b, i, cell, real, precise: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr, PLANE: tl.constexpr,
+    TILE: tl.constexpr, J_PAD: tl.constexpr, D_PAD: tl.constexpr,
+):  # fmt: skip
+    """Votes of some input capsules of one sample, `[TILE, J, D]`; 0 where there is no such capsule."""
+    votes = tl.zeros((TILE, J_PAD, D_PAD), precise)
+    here = i < COUNT
+    for k in tl.range(0, K, loop_unroll_factor=2):
+        u = tl.load(inputs + (b * COUNT + i) * K + k, mask=here, other=0).to(precise)
+        votes += u * tl.load(weight + (i * K + k) * PLANE + cell, mask=here & real, other=0).to(precise)
+    return votes
+
+
+@triton.jit
+def squashed(s, AXIS: tl.constexpr):
+    """The squash of s along D, which is this axis, as `squash.squash` computes it."""
+    norm = tl.sqrt(tl.sum(s * s, AXIS, keep_dims=True))
+    return s * (norm / (1 + norm * norm))
+
+
+@triton.jit
+def squashed_vjp(s, grad, AXIS: tl.constexpr):
+    """The gradient of `squashed`, as `squash.squash_and_vjp` has it."""
+    square = tl.sum(s * s, AXIS, keep_dims=True)
+    norm = tl.sqrt(square)
+    above = 1 + square
+    along = tl.where(norm > 0, tl.sum(s * grad, AXIS, keep_dims=True) / tl.where(norm > 0, norm, 1), 0)
+    return grad * (norm / above) + s * (along * ((1 - square) / (above * above)))
+
+
+@triton.jit
 def coupling(votes, centre, temperature, outputs):
     """Softmax over J of the agreement û·centre or, given a temperature, of temperature · ‖centre − û‖. `[S, J, 1]`."""
     if temperature is None:
