@@ -9,7 +9,7 @@ a read of a value, for which the host waits until the device has finished everyt
 """
 
 import argparse
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -80,7 +80,8 @@ class Launches(Operators):
         out = call.run()
         made = tensors_in(out)
         if on_device and any(not one.is_cuda for one in made):
-            self.waits += not call.kwargs.get("non_blocking", False)
+            names = [argument.name for argument in call.func._schema.arguments]
+            self.waits += not (dict(zip(names, call.args, strict=False)) | call.kwargs).get("non_blocking", False)
         if (on_device or any(one.is_cuda for one in made)) and self._starts(call, made):
             self.launches[name] += 1
         return out
@@ -116,6 +117,8 @@ def counting() -> Iterator[Launches]:
         for module in (drift, pair):
             entered.enter_context(mock.patch.object(module, "has_values", return_value=True))
         entered.enter_context(mock.patch.object(FakeTensor, "tolist", zeros))
+        entered.enter_context(mock.patch.object(torch.cuda, "Event"))
+        entered.enter_context(mock.patch.object(drift, "_UNSETTLED", deque()))
         entered.enter_context(Shapes("cuda"))
         entered.enter_context(counts)
         yield counts

@@ -257,8 +257,7 @@ class FixedPair:
     def _check_range(self) -> None:
         if not has_values(self.units_x):
             return
-        peaks = torch.stack(self.peaks).tolist()
-        for place, peak in enumerate(peaks):
+        for place, peak in enumerate(self._largest()):
             if not peak < LIMIT:  # this catches NaN too
                 where = f"after function {place - 1}" if place else "in the stack's input"
                 size = "NaN" if math.isnan(peak) else f"{peak / LIMIT:.3g} times too large"
@@ -266,6 +265,15 @@ class FixedPair:
                     f"a value {where} is {size} for the exact inverse, which holds magnitudes below 2048",
                     "choose inverse float or segmented, or keep the activations smaller",
                 )
+
+    def _largest(self) -> list[float]:
+        """The largest magnitude of each function, of which a device gives parts, by one read of the device."""
+        parts = [peak.reshape(-1) for peak in self.peaks]
+        together = torch.cat(parts).cpu()
+        if len(together) == len(parts):
+            peaks: list[float] = together.tolist()
+            return peaks
+        return [part.amax().item() for part in together.split([len(part) for part in parts])]
 
 
 def start_pair(
