@@ -118,7 +118,9 @@ class Screen:
         devices = ", ".join(dict.fromkeys(one.device + (f" ({one.gpu})" if one.gpu else "") for one in asked))
         done = len(plan.cells) - len(left)
         cells = f"{len(left)} cell{'' if len(left) == 1 else 's'} to measure"
-        self.told(cells + (f", {done} already measured" if done else "") + f" on {devices}")
+        memory = len(report.settled(["memory"]) & {cell.key() for cell in left}) if "time" in plan.passes else 0
+        known = [f"{done} already measured"] * (done > 0) + [f"memory of {memory} already measured"] * (memory > 0)
+        self.told(", ".join([cells, *known]) + f" on {devices}")
         for text in self._data or ():
             self.told(f"data {text}")
         for text in dict.fromkeys(text for one in asked for text in without_effect(one)):

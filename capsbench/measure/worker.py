@@ -120,7 +120,7 @@ def run_request(request: Request) -> Reply:
         if request.what == "time":
             # Before memory is limited, since not every library can be loaded without any.
             import_module("capsbench.measure.timing")
-        _prepare(request.configuration)
+        prepare(request.configuration)
         device = torch.device(request.configuration.device)
         found = other_processes(device)
         unknown = [] if found else unknown_others(device)
@@ -149,7 +149,7 @@ def _who_counted(probe: str) -> list[str]:
     return [f"torch's profiler counted bytes: {counting.reason_not_installed()}"] if probe == "profiler" else []
 
 
-def _prepare(configuration: Configuration) -> None:
+def prepare(configuration: Configuration) -> None:
     """Prepare the whole process: threads, subnormal numbers, a limit on memory."""
     torch.set_flush_denormal(True)
     # Precision fp32 means fp32: convolutions would otherwise use TF32 on a GPU that has it.
@@ -177,7 +177,8 @@ def _check_threads(configuration: Configuration) -> None:
         )
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process, and all that it started, once standard input is closed."""
     sys.stdin.read()
     # Processes that a network started end too, in whatever session they are.
     end_family(os.environ.get(FAMILY, ""))
@@ -191,7 +192,7 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = Request.model_validate_json(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     reply = run_request(request)
     with answer, contextlib.suppress(BrokenPipeError):
         answer.write(reply.model_dump_json())
