@@ -19,7 +19,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.layers import LAYERS
@@ -30,7 +29,7 @@ from capsbench.routing.triton import operators
 from capsbench.tracing.fake_cuda import fake_cuda
 from capsbench.tracing.fakes import Shapes, made_fake
 from capsbench.tracing.known import Values
-from capsbench.tracing.operators import Call, Operators, Trait, is_composite, tensors_in
+from capsbench.tracing.operators import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 
 TABLE = Path(__file__).with_suffix(".md")
 DEVICE = torch.device("cuda")
@@ -67,9 +66,10 @@ class Launches(Operators):
         name = call.func._schema.name
         if call.func.namespace == "prim":
             return call.run()  # a query, such as the device of a tensor
-        if name in OPDEFS:
+        inside = written_in_torch(name)
+        if inside is not None:
             with self:
-                return OPDEFS[name]._init_fn(*call.args, **call.kwargs)
+                return inside(*call.args, **call.kwargs)
         if is_composite(call.func):
             with self:
                 return call.func.decompose(*call.args, **call.kwargs)
