@@ -96,12 +96,12 @@ def takes_gradients(*tensors: Tensor) -> bool:
     first = tensors[0]
     if first.numel() < _GRAIN or first.device.type != "cpu" or first.dtype not in _NAMES:
         return False
-    alike = all([one.dtype is first.dtype and one.device == first.device and one.is_contiguous() for one in tensors])
+    alike = all(one.dtype is first.dtype and one.device == first.device and one.is_contiguous() for one in tensors)
     return alike and library().library is not None
 
 
 def gradients_before(of_x: Tensor, of_v: Tensor, of_input: Tensor, gamma: float, earlier: float) -> tuple[Tensor, Tensor, Tensor]:
-    """As `momentum.gradients_before`, for tensors that `takes_gradients` takes."""
+    """Compute `momentum.gradients_before` for tensors that `takes_gradients` takes."""
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.capsbench.momentum_gradients(of_x, of_v, of_input, gamma, 1 - earlier)
     return found
 

@@ -1,5 +1,6 @@
 """Running of a momentum stack forward without a graph, and backwards from its end: algorithms 1 and 2 as an autograd function."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -39,6 +40,16 @@ def run_reversible(
     counts: list[int] = []
     output, *extras = _Reversible.apply(stack, arguments.context, every, counts, x, *arguments.tensors, *parameters)
     return output, extras, counts
+
+
+class RangeWarning(UserWarning):
+    """A warning that a stack with `inverse='auto'` keeps more from now on, since values left the range of the exact inverse."""
+
+
+_SEGMENTED_FROM_HERE = (
+    "inverse 'auto' was 'exact' until now; this stack computes this step again, and all later ones, with 'segmented', "
+    "which keeps more memory"
+)
 
 
 class _Advanced(NamedTuple):
@@ -146,10 +157,14 @@ def _through(
         found = _advance(pair, stack, used, arguments, known, wanted)
         try:
             saved = pair.saved()
-        except OutOfRange:
+        except OutOfRange as error:
             if stack.inverse != "auto":
                 raise
             inverse = "segmented"
+            if error.finite:
+                # Activations that grow with training would leave the range again in the next step.
+                stack.left_range = True
+                warnings.warn(f"{error.what}\n{_SEGMENTED_FROM_HERE}", RangeWarning, stacklevel=2)
         else:
             if stack.draws_elsewhere or others.same_as(OtherDraws.capture(stack)):
                 return pair.x, found, saved

@@ -1,4 +1,4 @@
-"""Passes of a reversible stack in C: the exact inverse's give the bits of torch's operators, at the edges of 64-bit numbers too."""
+"""Passes of a reversible stack in C: the exact inverse's give the bits of torch's operators, at the edges of int64 too."""
 
 from fractions import Fraction
 
