@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -49,7 +49,7 @@ COUNTS = (1152, 32)
 """Input capsules of the layers: one too large for a kernel of all rounds, and one that is not."""
 
 
-_POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+_POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
 
 
 class Launch(NamedTuple):
@@ -104,18 +104,45 @@ def _launch(count: int, size: Size, dtype: torch.dtype) -> None:
             operator(*given, outputs, of_output, outputs, outputs)
 
 
+class Compiled(NamedTuple):
+    """A kernel for one architecture."""
+
+    figures: Figures
+    ptx: str
+
+
 def compile_for(launch: Launch, architecture: int) -> Figures:
-    """Compile as Triton would at the first call on such a device, and read the report of ptxas."""
-    function = getattr(kernels, launch.kernel)
-    signature, constants, aligned = {}, dict(launch.plan.sizes), {}
+    """Resources of a launched kernel on an architecture."""
+    return compiled(
+        getattr(kernels, launch.kernel), launch.arguments, launch.plan.sizes, launch.plan.options, architecture
+    ).figures
+
+
+def compiled(
+    function: Any,
+    arguments: Sequence[Tensor | int | None],
+    sizes: dict[str, int],
+    options: dict[str, int | bool],
+    architecture: int,
+) -> Compiled:
+    """Compile as Triton would at the first call on such a device, and read the report of ptxas.
+
+    Args:
+        function: the kernel.
+        arguments: its arguments in order, up to the constants; None for a tensor that is left out.
+        sizes: constants by name.
+        options: options of the compilation.
+        architecture: compute capability, 80 for 8.0.
+    """
+    signature, constants, aligned = {}, dict(sizes), {}
     for index, name in enumerate(function.arg_names):
-        given = launch.arguments[index] if index < len(launch.arguments) else None
+        given = arguments[index] if index < len(arguments) else None
         if isinstance(given, Tensor):
             signature[name] = _POINTERS[given.dtype]
             # PyTorch's allocators align to more; without this hint another kernel is compiled.
             aligned[(index,)] = [["tt.divisibility", 16]]
         elif given is not None:
-            signature[name] = "i32"
+            signature[name] = "i32" if given < 2**31 else "i64"
         else:
             signature[name] = "constexpr"
             constants.setdefault(name, None)
@@ -124,8 +151,9 @@ def compile_for(launch: Launch, architecture: int) -> Figures:
         triton.knobs.nvidia.dump_ptxas_log = True
         # A kernel found in the cache comes without the report of ptxas.
         triton.knobs.compilation.always_compile = True
-        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.plan.options)
-    return Figures(_number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log), compiled.metadata.shared)
+        found = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    figures = Figures(_number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log), found.metadata.shared)
+    return Compiled(figures, found.asm["ptx"])
 
 
 def _number(pattern: str, log: io.StringIO) -> int:

@@ -9,7 +9,7 @@ a read of a value, for which the host waits until the device has finished everyt
 """
 
 import argparse
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,7 +19,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.layers import LAYERS
@@ -30,7 +29,7 @@ from capsbench.routing.triton import operators
 from capsbench.tracing.fake_cuda import fake_cuda
 from capsbench.tracing.fakes import Shapes, made_fake
 from capsbench.tracing.known import Values
-from capsbench.tracing.operators import Call, Operators, Trait, is_composite, tensors_in
+from capsbench.tracing.operators import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 
 TABLE = Path(__file__).with_suffix(".md")
 DEVICE = torch.device("cuda")
@@ -67,9 +66,10 @@ class Launches(Operators):
         name = call.func._schema.name
         if call.func.namespace == "prim":
             return call.run()  # a query, such as the device of a tensor
-        if name in OPDEFS:
+        inside = written_in_torch(name)
+        if inside is not None:
             with self:
-                return OPDEFS[name]._init_fn(*call.args, **call.kwargs)
+                return inside(*call.args, **call.kwargs)
         if is_composite(call.func):
             with self:
                 return call.func.decompose(*call.args, **call.kwargs)
@@ -80,7 +80,8 @@ class Launches(Operators):
         out = call.run()
         made = tensors_in(out)
         if on_device and any(not one.is_cuda for one in made):
-            self.waits += not call.kwargs.get("non_blocking", False)
+            names = [argument.name for argument in call.func._schema.arguments]
+            self.waits += not (dict(zip(names, call.args, strict=False)) | call.kwargs).get("non_blocking", False)
         if (on_device or any(one.is_cuda for one in made)) and self._starts(call, made):
             self.launches[name] += 1
         return out
@@ -116,6 +117,8 @@ def counting() -> Iterator[Launches]:
         for module in (drift, pair):
             entered.enter_context(mock.patch.object(module, "has_values", return_value=True))
         entered.enter_context(mock.patch.object(FakeTensor, "tolist", zeros))
+        entered.enter_context(mock.patch.object(torch.cuda, "Event"))
+        entered.enter_context(mock.patch.object(drift, "_UNSETTLED", deque()))
         entered.enter_context(Shapes("cuda"))
         entered.enter_context(counts)
         yield counts

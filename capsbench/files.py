@@ -10,16 +10,21 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
 from capsbench.durable import sync_folder
 from capsbench.errors import LostWorkError, StoreError
 from capsbench.paths import expanded
-from capsbench.records import Plan, Record, Timeline, newer_than_known
+from capsbench.records import Plan, Record, Round, Timeline, newer_than_known
 
 RECORDS, PLAN, ENVIRONMENT, TIMELINE = "records.jsonl", "plan.json", "environment.json", "timeline.json"
+ROUNDS = "rounds.jsonl"
+"""Rounds of cells that take turns, until these have records."""
+
+Line = TypeVar("Line", Record, Round)
+"""A line of a file that is appended to."""
 
 
 @dataclass(frozen=True)
@@ -58,30 +63,35 @@ def read_records(path: Path) -> tuple[list[Record], list[Damage]]:
     Raises:
         StoreError: the file cannot be opened, or holds a record of a newer schema.
     """
+    records, damages = _read_lines(path, Record)
+    return list({record.cell.key(): record for record in records}.values()), damages
+
+
+def read_rounds(path: Path) -> tuple[list[Round], list[Damage]]:
+    """Return the rounds of cells that took turns, and the lines that are not rounds.
+
+    Raises:
+        StoreError: the file cannot be opened, or holds a round of a newer schema.
+    """
+    return _read_lines(path, Round)
+
+
+def _read_lines(path: Path, kind: type[Line]) -> tuple[list[Line], list[Damage]]:
     if not path.exists():
         return [], []
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}", "check its permissions") from None
-    found: dict[str, Record] = {}
-    damages = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        record = _record_of(line, path, number)
-        if isinstance(record, Damage):
-            damages.append(record)
-        else:
-            found[record.cell.key()] = record
-    return list(found.values()), damages
+    read = [_line_of(line, kind, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    return [one for one in read if not isinstance(one, Damage)], [one for one in read if isinstance(one, Damage)]
 
 
-def append_record(path: Path, record: Record) -> None:
-    """Write a record so that it is on the disk when this returns.
+def append(path: Path, record: Record | Round) -> None:
+    """Write a line so that it is on the disk when this returns.
 
     Raises:
-        LostWorkError: it could not be written; the record is kept in the file that the message names.
+        LostWorkError: it could not be written; it is kept in the file that the message names.
     """
     line = record.model_dump_json().encode() + b"\n"
     try:
@@ -163,7 +173,7 @@ def _unreadable(error: OSError) -> NoReturn:
     raise StoreError(f"{error.filename} cannot be read: {error.strerror}", "check its permissions, or name folders beside it")
 
 
-def _record_of(line: bytes, path: Path, number: int) -> Record | Damage:
+def _line_of(line: bytes, kind: type[Line], path: Path, number: int) -> Line | Damage:
     try:
         data = _parsed(line)
     except ValueError as error:
@@ -171,7 +181,7 @@ def _record_of(line: bytes, path: Path, number: int) -> Record | Damage:
     _refuse_newer(data, f"{path} line {number}")
     try:
         # A number in quotes is not a number.
-        return Record.model_validate(data, strict=True)
+        return kind.model_validate(data, strict=True)
     except ValidationError as error:
         return Damage(path, number, _first(error))
 

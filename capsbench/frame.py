@@ -20,6 +20,12 @@ SAMPLE_COLUMNS = {
 }
 """Column of raw samples of each time's column."""
 
+ROUNDS_COLUMN, PROCESSES_COLUMN = "sample_rounds", "sample_processes"
+"""Columns of the round and the process of each sample."""
+
+GROWING_COLUMNS = {column: f"growing_{samples}" for column, samples in SAMPLE_COLUMNS.items()}
+"""Column of the part that grows with depth in each raw sample of a time's column."""
+
 _STEP_COLUMNS = ("flops", "floor_flops", "floor_bytes")
 _QUOTIENTS = ("train_step_relative", "flops_per_second", "floor_ratio_bytes", "floor_ratio_time")
 
@@ -36,11 +42,15 @@ def to_frame(records: Iterable[tuple[str, Record]]) -> pd.DataFrame:
     - `floor_ratio_bytes`: peak allocated over the memory that any computation of the step needs.
     - `floor_ratio_time`: the training step over the least time that it needs, at the speed of the yardstick.
     - `train_step_samples`, `forward_samples`, `inference_samples`: tuples of seconds in the order in which they were taken.
+    - `sample_rounds`, `sample_processes`: round and process of each sample; cells with samples of one round took turns. Empty for
+      cells that were timed alone.
+    - `growing_train_step_samples`, `growing_forward_samples`, `growing_inference_samples`: seconds of the parts that grow with
+      depth in each sample; missing where they are not known.
     - `notes`: further remarks, joined by semicolons; empty if there are none.
     """
     columns = ["report", *Configuration.model_fields, "replicate", "status", "kind", "message", "data_source"]
     columns += ["environment", "source", "probe", *MEMORY_COLUMNS, *TIME_COLUMNS, "noise", *_STEP_COLUMNS, *_QUOTIENTS]
-    columns += [*SAMPLE_COLUMNS.values(), "notes"]
+    columns += [*SAMPLE_COLUMNS.values(), ROUNDS_COLUMN, PROCESSES_COLUMN, *GROWING_COLUMNS.values(), "notes"]
     frame = pd.DataFrame([_row(report, record) for report, record in records], columns=columns)
     # Whole numbers stay whole even if some cells have none.
     whole = dict.fromkeys((*MEMORY_COLUMNS, *_STEP_COLUMNS), "Int64")
@@ -48,7 +58,7 @@ def to_frame(records: Iterable[tuple[str, Record]]) -> pd.DataFrame:
 
 
 def _row(report: str, record: Record) -> dict[str, object]:
-    row: dict[str, object] = {"report": report, **record.cell.configuration.model_dump()}
+    row: dict[str, object] = {"report": report, **record.cell.configuration.model_dump(), ROUNDS_COLUMN: (), PROCESSES_COLUMN: ()}
     row |= {"replicate": record.cell.replicate, "status": record.status, "kind": record.kind}
     row |= {"message": record.message, "data_source": record.data_source, "environment": record.environment}
     row |= {"source": record.cell.source}
@@ -57,6 +67,9 @@ def _row(report: str, record: Record) -> dict[str, object]:
     if record.time is not None:
         row |= {name: median(samples) for name in TIME_COLUMNS if (samples := getattr(record.time, name))}
         row |= {column: tuple(getattr(record.time, name)) for name, column in SAMPLE_COLUMNS.items()}
+        row |= {ROUNDS_COLUMN: tuple(record.time.rounds), PROCESSES_COLUMN: tuple(record.time.processes)}
+        if record.time.growing is not None:
+            row |= {column: tuple(getattr(record.time.growing, name)) for name, column in GROWING_COLUMNS.items()}
     step = record.believed_step()
     if step is not None:
         row |= {name: getattr(step, name) for name in _STEP_COLUMNS}

@@ -23,7 +23,8 @@ from capsbench.durable import replace_file
 from capsbench.errors import StoreError
 from capsbench.locks import alone_in
 from capsbench.paths import absolute, as_typed, expanded
-from capsbench.records import BOTH, Pass, Plan, Record
+from capsbench.records import BOTH, Pass, Plan, Record, Round
+from capsbench.rounds import with_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +116,7 @@ class Report:
 
     def _forget(self) -> None:
         self._records: list[Record] | None = None
+        self._rounds: list[Round] = []
         self._places: dict[str, int] = {}
         self._damages: list[files.Damage] = []
         self._plan: Plan | None = None
@@ -175,7 +177,17 @@ class Report:
         if self._records is None:
             records, self._damages = files.read_records(self.path)
             self._keep(records)
-        return list(self._records or ())
+            self._rounds, damages = files.read_rounds(self._rounds_path)
+            self._damages += damages
+        if not self._rounds:
+            return list(self._records or ())
+        return with_rounds(self._records or (), self._rounds)
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The rounds of cells that took turns in a sweep that has not ended, as far as these have no records with times."""
+        _ = self.records
+        return list(self._rounds)
 
     @property
     def damages(self) -> list[files.Damage]:
@@ -237,7 +249,8 @@ class Report:
 
     def settled(self, passes: Sequence[Pass] = BOTH) -> set[str]:
         """Return the keys of the cells that need not be measured again for these passes."""
-        return {record.cell.key() for record in self.records if record.settles(passes)}
+        _ = self.records
+        return {record.cell.key() for record in self._records or () if record.settles(passes)}
 
     def _keep(self, records: Iterable[Record]) -> None:
         self._records = list(records)
@@ -272,11 +285,40 @@ class Report:
             LostWorkError: it could not be written; the record is kept in the file that the message names.
         """
         if self._folder is not None:
-            files.append_record(self.path, record)
+            files.append(self.path, record)
         if self._records is not None:
             place = self._places.setdefault(record.cell.key(), len(self._records))
             self._records[place : place + 1] = [record]
         self._forget_figures()
+
+    def append_round(self, taken: Round) -> None:
+        """Add a round of cells that take turns, which is on the disk when this returns.
+
+        Raises:
+            LostWorkError: it could not be written; it is kept in the file that the message names.
+        """
+        _ = self.records
+        if self._folder is not None:
+            files.append(self._rounds_path, taken)
+        self._rounds.append(taken)
+        self._forget_figures()
+
+    def forget_rounds(self) -> None:
+        """Remove the rounds, whose cells have records by now.
+
+        Raises:
+            StoreError: their file cannot be removed.
+        """
+        if self._folder is not None:
+            try:
+                self._rounds_path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StoreError(f"{self._rounds_path} cannot be removed: {error.strerror}", "remove it by hand") from None
+        self._rounds = []
+
+    @property
+    def _rounds_path(self) -> Path:
+        return self.folder / files.ROUNDS
 
     def write_plan(self, plan: Plan) -> None:
         """Write the plan.

@@ -242,7 +242,7 @@ SWEEP_OPTIONS = together(
         "--time-budget",
         type=positive("seconds"),
         default=10,
-        help="Seconds of sampling per cell while its time is not known within 2 %.",
+        help="Seconds of sampling per cell while a slope is not known within 20 %, or a cell's time within 2 %.",
     ),
     click.option("--strict", is_flag=True, help="Refuse to measure while other processes use the CUDA device."),
     click.option(

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from capsbench import paper
 from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
-from capsbench.figures.panels import Per, draw_panel, draw_paper
+from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn
 from capsbench.figures.styles import SMALL, STYLE, SeriesStyle, series_styles
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
-from capsbench.stats.slopes import noises, series_of
+from capsbench.stats.slopes import fit_line, noises, series_of
 from capsbench.words.labels import Names, Series, cut, dataset_title, on_gpu
 
 _LONGEST_TITLE = 36
@@ -183,7 +183,7 @@ def _finish(figure: Figure, caption: str, below: int, width: float | None) -> No
     """Add the caption of a new figure, and room for this many rows of legends below its panels."""
     across, height = figure.get_size_inches()
     figure.set_size_inches(across, height + below * LEGEND_ROW * mpl.rcParams["legend.fontsize"] / 72)
-    text = "\n".join(textwrap.wrap(caption, int(22 * (width or 99))))
+    text = "\n".join(textwrap.wrap(caption, int(22 * width if width is not None else 17 * across)))
     figure.supxlabel(text, fontsize=7.5 if width is None else 6, color="#555555")
 
 
@@ -214,6 +214,22 @@ def _caption(frame: pd.DataFrame, *, timed: bool) -> str:
         shared.append("the packaged images stand in for a set that was not on disk")
     if "replicate" in frame and frame["replicate"].nunique() > 1:
         shared.append("bars: standard deviation over replicates")
+    if in_turn(frame).any():
+        shared += _turns_caption(frame) if timed else []
+        shared.append("markers that would lie on each other stand side by side")
     if timed and (disturbed := noises(frame)):
         shared.append(f"crossed markers are noisy: {', '.join(disturbed)}")
     return "; ".join([*shared, "axes need not start at 0"])
+
+
+def _turns_caption(frame: pd.DataFrame) -> list[str]:
+    """The meaning of times of cells that took turns."""
+    lines = [line for _, cells in series_of(frame) if in_turn(cells).any() and (line := fit_line(cells, TIME_METRICS["train"]))]
+    bases = {line.basis for line in lines} - {"cells"}
+    told = (
+        ["times: depths took turns, bars are 95 % intervals beside the first and last depth of the same rounds"] if bases else []
+    )
+    if "edges" in bases:
+        told.append("blocks and optimizer are timed by themselves, and the rest of a step is drawn equal at all depths")
+    grows = any(line.turns.rest_grows for line in lines if line.turns is not None)
+    return [*told, "where the rest grows too, whole steps are drawn"] if grows else told

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from capsbench import paper
 from capsbench.catalog import SPECS
 from capsbench.figures.legends import legend_text
 from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key
+from capsbench.frame import ROUNDS_COLUMN
 from capsbench.stats.metrics import Metric
-from capsbench.stats.slopes import LineFit, fit_line
+from capsbench.stats.slopes import LineFit, fit_line, values_by_depth
 from capsbench.words.labels import Names, Series, model_title
 from capsbench.words.slopes_in_words import within_text
 from capsbench.words.units import MIB, slope_text
@@ -22,30 +25,88 @@ from capsbench.words.units import MIB, slope_text
 Per = Literal["step", "epoch"]
 
 
+_ASIDE = 0.16
+"""Distance in blocks between markers that would lie on each other."""
+_ALIKE = 0.03
+"""Largest difference of values that lie on each other, as a share of the range of all values of a panel."""
+
+
+class DrawnPoints(NamedTuple):
+    """The points of one series in a panel."""
+
+    series: Series
+    cells: pd.DataFrame
+    """Rows that have a value."""
+    fit: LineFit | None
+    values: pd.Series
+    """Values by depth, in the panel's unit."""
+    bars: pd.Series | NDArray[np.float64] | None
+    """Lengths of error bars: as many as values, or `[2, values]` downwards and upwards."""
+    scale: float
+    """The panel's unit per byte or second."""
+
+
+def _points(series: Series, cells: pd.DataFrame, metric: Metric, per: Per) -> DrawnPoints | None:
+    """The points of a series; None if it has no values."""
+    measured = cells[cells[metric.column].notna()]
+    if measured.empty:
+        return None
+    scale = 1 / MIB if metric.is_bytes else 1.0 if per == "step" else _steps_per_epoch(series)
+    fit = fit_line(measured, metric)
+    by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
+    if fit is not None and fit.turns is not None:
+        values = pd.Series(values_by_depth(measured, metric, fit)).sort_index()
+        at = fit.turns.at
+        ends = [
+            (one.seconds - one.low, one.high - one.seconds) if (one := at.get(depth)) else (0.0, 0.0) for depth in values.index
+        ]
+        return DrawnPoints(series, measured, fit, values * scale, np.nan_to_num(np.array(ends).T) * scale, scale)
+    deviations = by_depth.std().fillna(0) * scale if (by_depth.size() > 1).any() else None
+    return DrawnPoints(series, measured, fit, by_depth.mean() * scale, deviations, scale)
+
+
+def _shifts(drawn: Sequence[pd.Series]) -> list[float]:
+    """Distances in blocks by which markers are moved aside, so that those of series with equal values stand side by side."""
+    span = max(one.max() for one in drawn) - min(one.min() for one in drawn) if drawn else 0.0
+    groups: list[list[int]] = []
+    for number, values in enumerate(drawn):
+        alike = (group for group in groups if bool(((drawn[group[0]] - values).abs().dropna() <= _ALIKE * span).all()))
+        group = next(alike, None)
+        if group is None:
+            groups.append([number])
+        else:
+            group.append(number)
+    shifts = [0.0] * len(drawn)
+    for group in groups:
+        for place, number in enumerate(group):
+            shifts[number] = _ASIDE * (place - (len(group) - 1) / 2)
+    return shifts
+
+
+def in_turn(frame: pd.DataFrame) -> pd.Series:
+    """The rows of cells that took turns, as a mask."""
+    return frame[ROUNDS_COLUMN].map(bool) if ROUNDS_COLUMN in frame.columns else pd.Series(False, index=frame.index)
+
+
 def draw_panel(
     ax: Axes, frame: pd.DataFrame, drawn: Sequence[tuple[Series, pd.DataFrame]], names: Names, metric: Metric,
     styles: dict[str, SeriesStyle], *, per: Per, with_fit: bool,
 ) -> list[Line2D]:  # fmt: skip
     """Draw one metric over depth for some of the frame's series, and return the handles for a legend."""
+    found = [one for series, cells in drawn if (one := _points(series, cells, metric, per)) is not None]
+    shifts = _shifts([one.values for one in found]) if in_turn(frame).any() else [0.0] * len(found)
     handles = []
-    for series, cells in drawn:
-        measured = cells[cells[metric.column].notna()]
-        if measured.empty:
-            continue
-        scale = 1 / MIB if metric.is_bytes else 1.0 if per == "step" else _steps_per_epoch(series)
+    for (series, measured, fit, mean, bars, scale), shift in zip(found, shifts, strict=True):
         style = styles[style_key(series)]
-        by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
-        mean = by_depth.mean() * scale
-        fit = fit_line(measured, metric)
         label = legend_text(names.of(series), _fit_text(fit, metric, scale) if with_fit and fit else "")
         if with_fit and fit is not None:
             _draw_fit(ax, fit, mean, metric, style, scale)
-        deviations = by_depth.std().fillna(0) * scale if (by_depth.size() > 1).any() else None
+        at = mean.index + shift if shift else mean.index
         ax.errorbar(
-            mean.index, mean, deviations, marker=style.marker, ls="none" if with_fit else style.dash, color=style.colour,
-            mfc="white", mew=1.2, ms=style.size, lw=1.2, drawstyle=_joined(metric, fit), capsize=2, label=label,
+            at, mean, bars, marker=style.marker, color=style.colour, mfc="white", mew=1.2,
+            ms=style.size, lw=1.2, ls="none" if with_fit else style.dash, drawstyle=_joined(metric, fit), capsize=2, label=label,
         )  # fmt: skip
-        _mark_noise(ax, measured, mean, metric, style)
+        _mark_noise(ax, measured, mean, metric, style, shift)
         points_alone = with_fit and fit is not None and fit.shape == "no change measurable"
         dash = "none" if points_alone else style.dash
         handles.append(
@@ -88,11 +149,19 @@ def _joined(metric: Metric, fit: LineFit | None) -> Literal["default", "steps-mi
     return "steps-mid" if metric.name == "reserved" and fit is not None and not fit.linear else "default"
 
 
-def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: SeriesStyle) -> None:
+def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: SeriesStyle, shift: float) -> None:
     """Draw a cross through the marker of each depth whose times were disturbed."""
     noisy = [] if metric.is_bytes else sorted(set(measured.loc[measured["noise"] != "", "blocks"]))
     if noisy:
-        ax.plot(noisy, mean.loc[noisy], "x", color=style.colour, ms=style.size + 3, mew=0.8, zorder=4)
+        ax.plot(
+            [depth + shift for depth in noisy] if shift else noisy,
+            mean.loc[noisy],
+            "x",
+            color=style.colour,
+            ms=style.size + 3,
+            mew=0.8,
+            zorder=4,
+        )
 
 
 def _mark_end(ax: Axes, frame: pd.DataFrame, series: Series, mean: pd.Series, style: SeriesStyle) -> None:

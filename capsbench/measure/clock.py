@@ -2,7 +2,7 @@
 
 import time
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -17,6 +17,12 @@ class Clock(Protocol):
 
     def laps(self) -> list[float]:
         """Seconds between each mark and the next, for all marks since the last call; waits for the device."""
+
+    def stamp(self) -> Any:
+        """Return this moment of the device's work, beside the marks."""
+
+    def between(self, first: Any, last: Any) -> float:
+        """Seconds between two stamps that `laps` has waited for since."""
 
 
 class CpuClock:
@@ -36,6 +42,14 @@ class CpuClock:
         marks, self._marks = self._marks, []
         return [after - before for before, after in pairwise(marks)]
 
+    def stamp(self) -> float:
+        """Return this moment."""
+        return time.perf_counter()
+
+    def between(self, first: float, last: float) -> float:
+        """Seconds between two stamps."""
+        return last - first
+
 
 class CudaClock:
     """Events on the current stream, read after the device has caught up."""
@@ -50,15 +64,23 @@ class CudaClock:
         """Set a mark in the stream; the first one follows a synchronisation, so that no earlier work is counted."""
         if not self._marks:
             torch.cuda.synchronize(self._device)
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._marks.append(event)
+        self._marks.append(self.stamp())
 
     def laps(self) -> list[float]:
         """Seconds between marks."""
         torch.cuda.synchronize(self._device)
         marks, self._marks = self._marks, []
-        return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
+        return [self.between(before, after) for before, after in pairwise(marks)]
+
+    def stamp(self) -> torch.cuda.Event:
+        """Return an event in the stream, which waits for nothing."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, first: torch.cuda.Event, last: torch.cuda.Event) -> float:
+        """Seconds between two events that the device has passed."""
+        return first.elapsed_time(last) / 1e3
 
 
 def clock_for(device: torch.device) -> Clock:

@@ -45,15 +45,24 @@ def noise_of(train: Sequence[float], inference: Sequence[float], machine: Machin
         inference: seconds of inference steps, likewise in order.
         machine: observations made meanwhile.
     """
-    series = (train, inference)
+    series, seen = (train, inference), machine_noise(machine)
     held = {
         "spread": any(_spread(samples) > _SPREAD for samples in series),
         "drift": any(_drifts(samples) for samples in series),
-        "throttled": machine.gpu_throttled or _fell(machine.clocks),
-        "load": machine.others is not None and machine.others > _LOAD,
+        "throttled": "throttled" in seen,
+        "load": "load" in seen,
         "unsettled": not is_settled(train),
     }
     return [name for name in NOISES if held[name]]
+
+
+def machine_noise(machine: Machine) -> list[str]:
+    """Names of `NOISES` that were seen on the machine, whatever was timed."""
+    held = {
+        "throttled": machine.gpu_throttled or _fell(machine.clocks),
+        "load": machine.others is not None and machine.others > _LOAD,
+    }
+    return [name for name in held if held[name]]
 
 
 def is_settled(samples: Sequence[float]) -> bool:

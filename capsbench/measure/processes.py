@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from capsbench.errors import CapsbenchError
 
 MIB = 2**20
+
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def nvml_process_bytes(device: torch.device) -> int | None:
@@ -77,6 +80,19 @@ def largest_resident_set() -> int | None:
 
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, which has no /proc
     return found
+
+
+def available_bytes(device: str) -> int | None:
+    """Free bytes of a device, or of this machine or container for a CPU; None where they are not reported."""
+    if device != "cpu":
+        with contextlib.suppress(Exception):  # no driver, no device: what measures there will say so
+            return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        return None
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        limit, used = (int((_CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
 
 
 def data_bytes() -> int:

@@ -120,7 +120,7 @@ def run_request(request: Request) -> Reply:
         if request.what == "time":
             # Before memory is limited, since not every library can be loaded without any.
             import_module("capsbench.measure.timing")
-        _prepare(request.configuration)
+        prepare(request.configuration)
         device = torch.device(request.configuration.device)
         found = other_processes(device)
         unknown = [] if found else unknown_others(device)
@@ -133,7 +133,7 @@ def run_request(request: Request) -> Reply:
             reply = memory_pass(request.configuration, request.data_directory)
         else:
             reply = time_pass(request)
-        _check_threads(request.configuration)
+        check_threads(request.configuration)
     except CapsbenchError as error:
         reply = Reply(status="error", message=" - ".join(str(error).splitlines()))
     except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
@@ -149,7 +149,7 @@ def _who_counted(probe: str) -> list[str]:
     return [f"torch's profiler counted bytes: {counting.reason_not_installed()}"] if probe == "profiler" else []
 
 
-def _prepare(configuration: Configuration) -> None:
+def prepare(configuration: Configuration) -> None:
     """Prepare the whole process: threads, subnormal numbers, a limit on memory."""
     torch.set_flush_denormal(True)
     # Precision fp32 means fp32: convolutions would otherwise use TF32 on a GPU that has it.
@@ -167,7 +167,7 @@ def _prepare(configuration: Configuration) -> None:
         limit_cpu(configuration.capacity)
 
 
-def _check_threads(configuration: Configuration) -> None:
+def check_threads(configuration: Configuration) -> None:
     """Refuse a step that ran with another number of threads than its record reports."""
     asked, found = configuration.threads, torch.get_num_threads()
     if asked is not None and found != asked:
@@ -177,7 +177,8 @@ def _check_threads(configuration: Configuration) -> None:
         )
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process, and all that it started, once standard input is closed."""
     sys.stdin.read()
     # Processes that a network started end too, in whatever session they are.
     end_family(os.environ.get(FAMILY, ""))
@@ -191,7 +192,7 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = Request.model_validate_json(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     reply = run_request(request)
     with answer, contextlib.suppress(BrokenPipeError):
         answer.write(reply.model_dump_json())

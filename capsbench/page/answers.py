@@ -145,7 +145,8 @@ def _time(fit: Mapping[str, Any]) -> list[Piece]:
     if fit["slope_low"] is None:
         pieces.append((False, " (by two values alone, which give no interval)"))
     noise: list[Piece] = [(False, f" (noisy: {fit['noise'].replace(',', ', ')})")] if fit["noise"] else []
-    return [*pieces, *_shape_note(fit), *noise]
+    basis: list[Piece] = [(False, f" ({fit['basis']})")] if fit["basis"] else []
+    return [*pieces, *basis, *_shape_note(fit), *noise]
 
 
 def _ratio(fit: Mapping[str, Any]) -> list[Piece]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from capsbench import paper
 from capsbench.figures.styles import COLOURS, MODEL_STYLES, SeriesStyle, style_key, styles_of
-from capsbench.frame import SAMPLE_COLUMNS, SERIES_COLUMNS, plain
+from capsbench.frame import ROUNDS_COLUMN, SAMPLE_COLUMNS, SERIES_COLUMNS, plain
 from capsbench.gate.findings import Labels
 from capsbench.options import OPTIONS, noun_of
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
@@ -16,10 +16,10 @@ from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
 from capsbench.stats.metrics import METRICS, TIME_METRICS
-from capsbench.stats.slopes import REFERENCE_MODEL, series_columns
+from capsbench.stats.slopes import REFERENCE_MODEL, series_columns, values_by_depth
 from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
 from capsbench.words.printable import printable
-from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
+from capsbench.words.slopes_in_words import row_basis, row_ratio, row_remarks, row_shape, row_slope
 
 if TYPE_CHECKING:
     from capsbench.report import Report
@@ -254,22 +254,24 @@ def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
         "shape": row_shape(row),
         "noise": row["noise"],
         "text": row_slope(row),
-        "remarks": ", ".join(row_remarks(row)),
+        "remarks": ", ".join(filter(None, [*row_remarks(row), row_basis(row)])),
+        "basis": row_basis(row),
         "isReference": row["model"] == REFERENCE_MODEL and row["memory"] == "stored",
         "ratioText": row_ratio(row),
     }
 
 
 def _means(all_series: AllSeries, frame: pd.DataFrame) -> dict[int, dict[str, list[list[float]]]]:
-    """Means over replicates by series and metric, of series that have replicates: pairs of depth and mean."""
+    """Values at each depth by series and metric, of series that have replicates or took turns: pairs of depth and value."""
     good = frame.assign(line=all_series.of_record)[frame["status"] == "ok"]
     several = good.groupby(["line", "blocks"]).size().groupby("line").max()
+    in_turn = set(good.loc[good[ROUNDS_COLUMN].map(bool), "line"])
     found: dict[int, dict[str, list[list[float]]]] = {}
-    for index, cells in good[good["line"].isin(several[several > 1].index)].groupby("line"):
+    for index, cells in good[good["line"].isin({*several[several > 1].index, *in_turn})].groupby("line"):
         own = found[int(str(index))] = {}
         for metric in METRICS.values():
-            means = cells[metric.column].dropna().astype(float).groupby(cells["blocks"]).mean()
-            own[metric.name] = [[int(str(blocks)), float(mean)] for blocks, mean in means.items()]
+            values = values_by_depth(cells[cells[metric.column].notna()], metric)
+            own[metric.name] = [[int(blocks), value] for blocks, value in values.items()]
     return found
 
 

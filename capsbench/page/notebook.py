@@ -8,10 +8,11 @@ import pandas as pd
 
 from capsbench.figures.sparks import Points, scale_of, svg, value_ranges
 from capsbench.figures.styles import style_key, styles_of
+from capsbench.frame import ROUNDS_COLUMN
 from capsbench.gate.findings import Labels
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import by_series, fitted_slopes, series_columns, series_of
-from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
+from capsbench.stats.slopes import by_series, fitted_slopes, series_columns, series_of, values_by_depth
+from capsbench.words.slopes_in_words import row_basis, row_ratio, row_remarks, row_shape, row_slope
 
 Key = tuple[str, ...]
 
@@ -46,7 +47,7 @@ class SlopesFrame(pd.DataFrame):
 _HEADS = ("line", "quantity", "over depth", "slope per block", "× ResCapsNet", "")
 _NEEDED = (
     "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "linear", "noise", "ratio_to_rescapsnet", "ratio_low",
-    "ratio_high",
+    "ratio_high", "basis", "rest_low",
 )  # fmt: skip
 
 
@@ -62,8 +63,11 @@ def slopes(frame: pd.DataFrame) -> SlopesFrame:
     for series, cells in series_of(frame):
         for metric in METRICS.values():
             known = cells[cells[metric.column].notna()]
+            in_turn = not metric.is_bytes and known[ROUNDS_COLUMN].map(bool).any()
             pairs = zip(known["blocks"].astype(float), known[metric.column].astype(float), strict=True)
-            points[_key(series | {"metric": metric.name}, keys)] = list(pairs)
+            points[_key(series | {"metric": metric.name}, keys)] = list(
+                values_by_depth(known, metric).items() if in_turn else pairs
+            )
     # As attributes, not columns; pandas would warn otherwise.
     object.__setattr__(found, "_keys", keys)
     object.__setattr__(found, "_points", points)
@@ -91,7 +95,7 @@ def _heights(row: Mapping[Hashable, Any], points: Points) -> list[float]:
 def _row(
     label: str, row: Mapping[Hashable, Any], points: Points, colour: str, ranges: Mapping[tuple[str, ...], tuple[float, float]]
 ) -> str:
-    remarks = row_remarks(row)
+    remarks = [*row_remarks(row), *filter(None, [row_basis(row)])]
     remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []
     texts = [
         escape(label),

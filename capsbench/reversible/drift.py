@@ -8,9 +8,12 @@ at most, relative to |x|: u = 2⁻²⁴ is float32's rounding, 2 roundings of x 
 its inverse. So errors grow by the larger root of ρ² − (1 + (1 + c)/γ)·ρ + 1/γ = 0 per function, which is 1/γ where L = 0.
 """
 
+import atexit
 import math
 import warnings
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, takewhile
 
@@ -75,7 +78,8 @@ def bound_of(precision: torch.dtype) -> float:
 def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int, bound: float = DRIFT_BOUND) -> None:
     """Warn if the largest difference of rebuilt values passes `bound` times `scale`, the largest |x|.
 
-    Values that were not finite in forward raise no warning: nothing was lost on the way back.
+    Values that were not finite in forward raise no warning: nothing was lost on the way back. On CUDA the host does not wait for
+    the values: the warning comes with a later check, once the device is through, or at the end of the program (`settle`).
 
     Args:
         difference: a tensor without dimensions.
@@ -86,18 +90,76 @@ def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int, 
     """
     if not has_values(difference):
         return
-    off, size = difference.item(), scale.item()
-    # In this form NaN is past the bound.
-    if off <= bound * size or not math.isfinite(size):
+    check = _Check(inverse, depth, bound)
+    if not _is_awaited(difference):
+        check(difference.item(), scale.item())
         return
-    relative = off / size if size else float("inf")
-    better = "'exact' has no drift" if inverse != "exact" else "a function did not give the same bits twice"
-    warnings.warn(
-        f"a reversible stack drifted by {relative:.2g} (bound {bound:g}) on its way back to function {depth}: "
-        f"its gradients are wrong\ninverse was '{inverse}'; {better}",
-        DriftWarning,
-        stacklevel=3,
-    )
+    settle(wait=False)
+    _UNSETTLED.append(_Unsettled.start(check, torch.stack([one.to(torch.float64) for one in (difference, scale)])))
+
+
+def settle(*, wait: bool = True) -> None:
+    """Give the warnings of all checks whose values have arrived from a device.
+
+    Args:
+        wait: whether to wait for values that have not arrived.
+    """
+    while _UNSETTLED and (wait or _UNSETTLED[0].event.query() or len(_UNSETTLED) > _MOST_UNSETTLED):
+        unsettled = _UNSETTLED.popleft()
+        unsettled.event.synchronize()
+        unsettled.check(*unsettled.values.tolist())
+
+
+@dataclass(frozen=True)
+class _Check:
+    inverse: str
+    depth: int
+    bound: float
+
+    def __call__(self, off: float, size: float) -> None:
+        """Warn if `off` is too large against `size`."""
+        # In this form NaN is past the bound.
+        if off <= self.bound * size or not math.isfinite(size):
+            return
+        relative = off / size if size else float("inf")
+        better = "'exact' has no drift" if self.inverse != "exact" else "a function did not give the same bits twice"
+        warnings.warn(
+            f"a reversible stack drifted by {relative:.2g} (bound {self.bound:g}) on its way back to function {self.depth}: "
+            f"its gradients are wrong\ninverse was '{self.inverse}'; {better}",
+            DriftWarning,
+            stacklevel=4,
+        )
+
+
+@dataclass(frozen=True)
+class _Unsettled:
+    """A check whose values are on their way from a device."""
+
+    check: _Check
+    values: Tensor
+    """Difference and scale, in the host's memory once `event` has happened."""
+    event: torch.cuda.Event
+
+    @classmethod
+    def start(cls, check: _Check, values: Tensor) -> "_Unsettled":
+        """Start to copy values from a device, without waiting."""
+        arriving = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        event = torch.cuda.Event()
+        with torch.cuda.device_of(values):
+            arriving.copy_(values, non_blocking=True)
+            event.record()
+        return cls(check, arriving, event)
+
+
+_UNSETTLED: deque[_Unsettled] = deque()
+_MOST_UNSETTLED = 1000
+"""Number of checks from which on the oldest is waited for."""
+atexit.register(settle)
+
+
+def _is_awaited(tensor: Tensor) -> bool:
+    """Return whether a read of the tensor waits for a device."""
+    return tensor.is_cuda
 
 
 def check_replay(function: object, same: bool) -> None:

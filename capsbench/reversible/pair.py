@@ -267,10 +267,18 @@ class FixedPair:
     def _check_range(self) -> None:
         if not has_values(self.units_x):
             return
-        peaks = torch.stack(self.peaks).tolist()
-        for place, peak in enumerate(peaks):
+        for place, peak in enumerate(self._largest()):
             if not peak < LIMIT:  # this catches NaN too
                 raise OutOfRange(f"after function {place - 1}" if place else "in the stack's input", peak)
+
+    def _largest(self) -> list[float]:
+        """The largest magnitude of each function, of which a device gives parts, by one read of the device."""
+        parts = [peak.reshape(-1) for peak in self.peaks]
+        together = torch.cat(parts).cpu()
+        if len(together) == len(parts):
+            peaks: list[float] = together.tolist()
+            return peaks
+        return [part.amax().item() for part in together.split([len(part) for part in parts])]
 
 
 def start_pair(

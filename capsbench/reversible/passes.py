@@ -1,7 +1,8 @@
 """Passes over memory of a reversible stack: one each way of the exact inverse, in place of some twenty operators of torch.
 
 `fixed_point` has the same steps as operators of torch, which are the specification and serve wherever these passes do not. On a
-CPU they are C (`native/`), compiled on first use, and operators of torch, so that fake tensors see their shapes.
+CPU they are C (`native/`), compiled on first use, on CUDA Triton kernels (`triton_passes`); both are operators of torch, so that
+fake tensors see their shapes.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from capsbench.errors import ConfigurationError
 from capsbench.native import Built, built
+from capsbench.reversible import triton_passes
 
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 _GRAIN = 4096
@@ -29,7 +31,11 @@ def library() -> Built:
 
 def has_passes(units: Tensor, dtype: torch.dtype) -> bool:
     """Return whether numbers on this device, whose float form has that dtype, have passes of their own."""
-    return units.device.type == "cpu" and dtype in _NAMES and library().library is not None
+    if dtype not in _NAMES:
+        return False
+    if units.is_cuda:
+        return units.numel() > 0 and triton_passes.is_installed()
+    return units.device.type == "cpu" and library().library is not None
 
 
 def takes(value: Tensor, dtype: torch.dtype) -> bool:
@@ -52,12 +58,12 @@ def advance(
         dtype: dtype of the rounded x.
 
     Returns:
-        The next x, v and store; x rounded to `dtype`; and the largest magnitude of an addend of v or of the next x, in units.
+        The next x, v and store; x rounded to `dtype`; and the largest magnitude of an addend of v or of the next x, in units,
+        which on CUDA is one number for each part.
     """
     n, d = ratio.numerator, ratio.denominator
-    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.capsbench.exact_advance(
-        x, v, store, _laid_out(value, x, dtype), n, d, scale
-    )
+    operator = torch.ops.capsbench.exact_advance_cuda if x.is_cuda else torch.ops.capsbench.exact_advance
+    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = operator(x, v, store, _laid_out(value, x, dtype), n, d, scale)
     return found
 
 
@@ -198,26 +204,30 @@ _SIGNATURES = {
 """Number of pointers of each pass, and its numbers after them."""
 
 _OPERATORS = torch.library.Library("capsbench", "FRAGMENT")
-for _schema, _cpu, _meta in (
+_ADVANCE = (
+    "(Tensor x, Tensor v, Tensor store, Tensor value, int n, int d, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+for _schema, _meta, _implementations in (
+    (f"exact_advance{_ADVANCE}", _advance_shapes, {"CPU": _advance}),
+    (f"exact_advance_cuda{_ADVANCE}", triton_passes.advance_shapes, {"CUDA": triton_passes.advance}),
     (
-        "exact_advance(Tensor x, Tensor v, Tensor store, Tensor value, int n, int d, float scale)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-        _advance,
-        _advance_shapes,
+        "exact_retreat_x(Tensor x, Tensor v, ScalarType dtype) -> (Tensor, Tensor)",
+        _retreat_x_shapes,
+        {"CPU": _retreat_x, "CUDA": triton_passes.retreat_x},
     ),
-    ("exact_retreat_x(Tensor x, Tensor v, ScalarType dtype) -> (Tensor, Tensor)", _retreat_x, _retreat_x_shapes),
     (
         "exact_retreat(Tensor x, Tensor v, Tensor store, Tensor value, int n, int d, float scale)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
-        _retreat,
         _moved_shapes,
+        {"CPU": _retreat, "CUDA": triton_passes.retreat},
     ),
     (
         "momentum_gradients(Tensor of_x, Tensor of_v, Tensor of_input, float gamma, float share) -> (Tensor, Tensor, Tensor)",
-        _gradients,
         _gradients_shapes,
+        {"CPU": _gradients},
     ),
 ):
     _name = _OPERATORS.define(_schema)
-    _OPERATORS.impl(_name, _cpu, "CPU")
     _OPERATORS.impl(_name, _meta, "Meta")
+    for _key, _implementation in _implementations.items():
+        _OPERATORS.impl(_name, _implementation, _key)

@@ -2,9 +2,12 @@
 
 What the machine did in a round, it did to all of the round's cells, so that it drops out of the slope over the depths of one
 round. Over rounds, the centre is the Hodges–Lehmann estimator with the exact interval of Wilcoxon's signed-rank test. This asks
-of the rounds' slopes that they are independent and scatter symmetrically about the true one, whatever the width of each: rounds of
-all depths and rounds of the first and last alone may be mixed, and a few disturbed rounds hardly move it. Samples of times have a
-long tail to the right, but it hits deep and shallow cells alike, so that it makes differences wider, and not skewed.
+of the rounds' slopes that they are independent and scatter symmetrically about the true one, whatever the width of each:
+rounds of all depths and rounds of the first and last alone may be mixed, and a few disturbed rounds hardly move it. Samples of
+times have a long tail to the right, but it hits deep and shallow cells alike, and so makes differences wider, but not skewed.
+
+Several processes agree if a chi-square test of their centres finds no difference (Cochran 1954), and then their rounds are
+pooled. If they do not, their scatter is a further source of error.
 
 Theil and Sen's estimator pairs every two values, hence most often two of different rounds, between which the machine drifts; a
 bootstrap has too narrow an interval for as few rounds as there are.
@@ -16,9 +19,9 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
-from capsbench.stats.intervals import Floats, Interval
+from capsbench.stats.intervals import Floats, Interval, StandardError, half_width
 from capsbench.stats.median import CONFIDENCE
 
 FEWEST_ROUNDS = 6
@@ -34,7 +37,7 @@ class Centre(NamedTuple):
     value: float
     """Median of the values' Walsh averages."""
     interval: Interval | None
-    """Ends of the 95 % interval; None for fewer than six values."""
+    """Interval of the centre; None for too few values (fewer than six, at 95 %)."""
 
 
 @dataclass(frozen=True)
@@ -76,41 +79,115 @@ def paired_slope(blocks: Sequence[float], rounds: Sequence[Mapping[float, float]
 def round_slopes(blocks: Sequence[float], rounds: Sequence[Mapping[float, float]]) -> Floats:
     """The least-squares slope of each round with at least two depths."""
     depths = sorted(set(blocks))
-    values = np.array([[one.get(depth, np.nan) for depth in depths] for one in rounds]).reshape(len(rounds), len(depths))
+    values = np.array([[one.get(depth, np.nan) for depth in depths] for one in rounds], dtype=float)
+    slopes = row_slopes(np.array(depths, dtype=float), values.reshape(len(rounds), len(depths)))
+    return slopes[~np.isnan(slopes)]
+
+
+def row_slopes(depths: Floats, values: Floats) -> Floats:
+    """The least-squares slope of each row.
+
+    Args:
+        depths: `[depths]`, all different.
+        values: `[rounds, depths]`, NaN where a depth did not take part.
+
+    Returns:
+        `[rounds]`, NaN for rounds with fewer than two depths.
+    """
     there = ~np.isnan(values)
-    there &= there.sum(axis=1, keepdims=True) > 1
-    kept = there.any(axis=1)
-    there, values = there[kept], np.where(there, values, 0.0)[kept]
-    x = np.where(there, np.array(depths), 0.0)
     count = there.sum(axis=1, keepdims=True)
-    centred = np.where(there, x - x.sum(axis=1, keepdims=True) / count, 0.0)
-    # The sum of `centred` is 0 but for rounding, which a common offset would magnify.
-    values = np.where(there, values - values.sum(axis=1, keepdims=True) / count, 0.0)
-    return np.asarray((centred * values).sum(axis=1) / (centred**2).sum(axis=1))
+    few = np.maximum(count, 1)
+    centred = np.where(there, depths - np.where(there, depths, 0.0).sum(axis=1, keepdims=True) / few, 0.0)
+    # `centred` adds up to 0 but for rounding, which a common offset would magnify.
+    above = np.where(there, values - np.where(there, values, 0.0).sum(axis=1, keepdims=True) / few, 0.0)
+    squares = np.where(count[:, 0] > 1, (centred**2).sum(axis=1), np.nan)
+    return np.asarray((centred * above).sum(axis=1) / squares)
 
 
-def centre(values: Sequence[float] | Floats) -> Centre:
+def centre(values: Sequence[float] | Floats, confidence: float = CONFIDENCE) -> Centre:
     """The Hodges–Lehmann estimate of a centre of symmetry, and its interval (Hodges and Lehmann 1963).
 
     Args:
         values: at least one, independent, in any order.
+        confidence: level of the interval.
 
     Returns:
-        The median of the averages of all pairs (each value with itself included), and those two of the averages at which Wilcoxon's
-        signed-rank test would no longer reject.
+        The median of the averages of all pairs (each value with itself included), and those two of the averages at which
+        Wilcoxon's signed-rank test would no longer reject.
     """
     given = np.asarray(values, dtype=float)
     places = np.triu_indices(given.size)
     averages = np.sort((given[places[0]] + given[places[1]]) / 2)
-    beyond = _averages_beyond(given.size)
+    beyond = _averages_beyond(given.size, confidence)
     ends = None if beyond is None else (float(averages[beyond]), float(averages[-1 - beyond]))
     return Centre(float(np.median(averages)), ends)
 
 
+def pooled_centre(values: Floats, processes: Sequence[int]) -> Centre:
+    """The centre of values from several processes; where these disagree, the 95 % interval contains their scatter.
+
+    Args:
+        values: as for `centre`.
+        processes: the process of each value. Only those with six values or more show how much processes differ.
+    """
+    value, interval = centre(values)
+    if interval is None or not (half := _between_processes(values, processes)):
+        return Centre(value, interval)
+    low, high = interval
+    return Centre(value, (value - float(np.hypot(value - low, half)), value + float(np.hypot(high - value, half))))
+
+
+def _between_processes(values: Floats, processes: Sequence[int]) -> float:
+    """Half the width of the interval that the scatter of processes gives the mean of their centres; 0 where they agree."""
+    of = np.asarray(processes)
+    found = [centre(values[of == one]) for one in sorted(set(processes)) if (of == one).sum() >= FEWEST_ROUNDS]
+    if len(found) < 2:
+        return 0.0
+    centres = np.array([one.value for one in found])
+    widths = np.array([one.interval[1] - one.interval[0] for one in found if one.interval])
+    variances = (widths / (2 * float(special.ndtri((1 + CONFIDENCE) / 2)))) ** 2
+    if not variances.all():
+        return 0.0
+    weights = 1 / variances
+    spread = float((weights * (centres - np.average(centres, weights=weights)) ** 2).sum())
+    if stats.chi2.sf(spread, len(found) - 1) >= 1 - CONFIDENCE:
+        return 0.0
+    return half_width([StandardError(float(centres.std(ddof=1)) / len(found) ** 0.5, len(found) - 1.0)])
+
+
+def paired_ratio_interval(values: Floats, reference: Floats) -> Interval | None:
+    """The 95 % interval of the ratio of two centres, from values that were taken in pairs.
+
+    Args:
+        values: those of the dividend.
+        reference: those of the divisor in the same rounds.
+
+    Returns:
+        The ends of the range of all r at which the centre of values − r · reference may be 0 (Fieller's argument, with
+        Wilcoxon's test in place of Student's); None for fewer than six pairs, or if the divisor's centre may be 0.
+    """
+    beyond = _averages_beyond(len(values), CONFIDENCE)
+    divisor = centre(reference).interval
+    if beyond is None or divisor is None or divisor[0] <= 0 <= divisor[1]:
+        return None
+    places = np.triu_indices(len(values))
+    own, theirs = ((one[places[0]] + one[places[1]]) / 2 for one in (values, reference))
+    own, theirs = own[theirs != 0], theirs[theirs != 0]
+    # A pair's average of the difference changes its sign at this ratio, downwards where the reference is positive.
+    order = np.argsort(own / theirs)
+    ratios, down = (own / theirs)[order], (theirs > 0)[order]
+    # Numbers of positive averages between each two neighbouring ratios, from left to right, and outside all.
+    positive = np.concatenate([[down.sum()], down.sum() + np.cumsum(np.where(down, -1, 1))])
+    accepted = np.flatnonzero((positive > beyond) & (positive < ratios.size - beyond))
+    if not accepted.size or accepted[0] == 0 or accepted[-1] == ratios.size:
+        return None
+    return float(ratios[accepted[0] - 1]), float(ratios[accepted[-1]])
+
+
 @cache
-def _averages_beyond(count: int) -> int | None:
-    """Number of Walsh averages on each side of the 95 % interval; None if so few values have no interval."""
-    tail = (1 - CONFIDENCE) / 2
+def _averages_beyond(count: int, confidence: float) -> int | None:
+    """Number of Walsh averages on each side of an interval; None if so few values have no interval."""
+    tail = (1 - confidence) / 2
     if count > _EXACT_ROUNDS:
         pairs = count * (count + 1) / 2
         deviation = np.sqrt(pairs * (2 * count + 1) / 12)

@@ -1,7 +1,8 @@
 """The cost of a block: straight lines through memory and time over depth.
 
-Ordinary least squares. Whole numbers at whole depths are fitted in whole numbers, so that exact bytes have exact slopes. The
-intervals of lines come from `intervals` and `scatter`; `linearity` decides whether a line fits at all.
+Ordinary least squares, for times of cells that took turns round by round (`turns`, `paired`). Whole numbers at whole depths are
+fitted in whole numbers, so that exact bytes have exact slopes. The intervals of lines come from `intervals` and `scatter`;
+`linearity` decides whether a line fits at all.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +13,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from capsbench.frame import SAMPLE_COLUMNS, SERIES_COLUMNS
+from capsbench.frame import ROUNDS_COLUMN, SAMPLE_COLUMNS, SERIES_COLUMNS
 from capsbench.options import NETWORK_OPTIONS, OPTIONS
 from capsbench.stats.intervals import half_width, interval, ratio_interval
 from capsbench.stats.least_squares import SlopeFit, fit_slope
 from capsbench.stats.linearity import Shape, bytes_are_linear, shape_of, times_are_linear
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.scatter import Points, line_errors
+from capsbench.stats.turns import Basis, TurnFit, fit_turns, turn_times, turns_ratio_interval
 
 REFERENCE_MODEL = "rescapsnet"
 
@@ -34,6 +36,13 @@ class LineFit:
     """The fitted line, whose intervals contain the noise within and between processes, and between replicates."""
     linear: bool
     """True if a line fits at all."""
+    turns: TurnFit | None = None
+    """The slopes of all rounds, if it is a time of cells that took turns."""
+
+    @property
+    def basis(self) -> Basis:
+        """Origin of the slope."""
+        return self.turns.basis if self.turns else "cells"
 
     @property
     def shape(self) -> Shape:
@@ -66,7 +75,39 @@ def fit_line(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
         cells: rows of the series that ended well, from `series_of`.
         metric: metric to fit.
     """
-    return _fit(_points(cells, metric), metric)
+    return _fit_in_turn(cells, metric) or _fit(_points(cells, metric), metric)
+
+
+def values_by_depth(cells: pd.DataFrame, metric: Metric, line: LineFit | None = None) -> dict[float, float]:
+    """The value at each depth: the mean over replicates, or that from rounds in which the cells took turns.
+
+    Args:
+        cells: rows of a series with values.
+        metric: metric of the values.
+        line: their line from `fit_line`, if it is known already.
+    """
+    means = cells[metric.column].astype(float).groupby(cells["blocks"]).mean()
+    found = {float(blocks): float(mean) for blocks, mean in zip(means.index, means, strict=True)}
+    line = line or _fit_in_turn(cells, metric)
+    return found | {depth: one.seconds for depth, one in (line.turns.at if line and line.turns else {}).items()}
+
+
+def _fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
+    """The line through a time of cells that took turns; None if these, or enough of them, did not."""
+    times = None if metric.is_bytes else turn_times(cells[cells[metric.column].notna()], metric.column)
+    turns = fit_turns(times) if times is not None else None
+    if turns is None or len(turns.at) < 2:
+        return None
+    blocks, values = list(turns.at), [one.seconds for one in turns.at.values()]
+    fit = fit_slope(blocks, values)
+    slope, ends = turns.slope
+    intercept = fit.intercept + (fit.slope - slope) * float(np.mean(blocks))
+    linear = times_are_linear(np.array(blocks), np.array(values), fit.deviation)
+    taken = replace(
+        fit, slope=slope, slope_interval=ends, intercept=intercept, intercept_interval=None, slope_error=None, exact=False,
+        points=int(cells[metric.column].notna().sum()),
+    )  # fmt: skip
+    return LineFit(taken, linear, turns)
 
 
 def _points(cells: pd.DataFrame, metric: Metric) -> Points:
@@ -120,7 +161,10 @@ def fitted_slopes(frame: pd.DataFrame) -> pd.DataFrame:
         - `metric`, `unit` (`bytes` or `seconds`, per block), `slope`, `slope_low`, `slope_high`, `intercept`, `intercept_low`,
           `intercept_high`, `r2`, `points`. The interval of a time's slope contains the scatter of samples, of replicates and of
           medians around the line. Bytes repeat: if all lie on the line, its slope is exact, and its interval is that number.
-          Intervals are missing with fewer than three points.
+          Intervals are missing with fewer than three points, unless cells took turns, whose intercepts have none.
+        - `basis`: `edges` if the slope is that of the parts that grow with depth, `turns` if it is that of whole steps (both of
+          cells that took turns), `cells` if each cell was measured alone; `rest_low`, `rest_high`: 99 % interval of the slope of
+          the rest of the step, which contains 0 where the basis is `edges`; missing where the parts that grow are not known.
         - `linear`: False where a line does not fit; `shape`: one of `capsbench.stats.linearity.Shape`, which distinguishes lines
           whose slope cannot be distinguished from 0; `deviation`: the largest residual over the range of the values.
         - `noise`: disturbances of the times of this series, joined by commas; empty for bytes.
@@ -137,20 +181,26 @@ def fitted_slopes(frame: pd.DataFrame) -> pd.DataFrame:
     blocks = good["blocks"].to_numpy(dtype=float)
     columns = {metric.name: _points(good, metric) for metric in METRICS.values()}
     disturbed = good[["noise"]] if "noise" in good.columns else None
+    in_turn = good[ROUNDS_COLUMN].map(bool).to_numpy() if ROUNDS_COLUMN in good.columns else np.zeros(len(good), dtype=bool)
+    turned: list[TurnFit | None] = []
     numbered = good[keys].assign(_place=np.arange(len(good)))
     for values, numbers in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
         series, places = dict(zip(keys, values, strict=True)), numbers.to_numpy()
         order = places[np.argsort(blocks[places], kind="stable")]
         noise = "" if disturbed is None else ",".join(noises(disturbed.iloc[order]))
         for metric in METRICS.values():
-            found = _fit(_taken(columns[metric.name], order), metric)
+            found = _fit_in_turn(good.iloc[order], metric) if in_turn[places].any() else None
+            found = found or _fit(_taken(columns[metric.name], order), metric)
             if found is not None:
+                turned.append(found.turns)
                 more = _numbers(found, metric) | {"noise": "" if metric.is_bytes else noise}
                 rows.append(series | {"metric": metric.name} | more)
     heads = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
-    table = pd.DataFrame(rows, columns=[*heads, "r2", "points", "linear", "shape", "deviation", "noise"])
+    table = pd.DataFrame(
+        rows, columns=[*heads, "r2", "points", "linear", "shape", "deviation", "noise", "basis", "rest_low", "rest_high"]
+    )
     references = _references(table, keys)
-    ratios = [_ratio(rows, place, references[place]) for place in range(len(rows))]
+    ratios = [_ratio(rows, turned, place, references[place]) for place in range(len(rows))]
     return table.join(pd.DataFrame(ratios, columns=["ratio_to_rescapsnet", "ratio_low", "ratio_high"], dtype="float64"))
 
 
@@ -158,6 +208,7 @@ def _numbers(found: LineFit, metric: Metric) -> dict[str, object]:
     fit = found.fit
     low, high = fit.slope_interval or (np.nan, np.nan)
     intercept_low, intercept_high = fit.intercept_interval or (np.nan, np.nan)
+    rest_low, rest_high = (found.turns and found.turns.rest) or (np.nan, np.nan)
     return {
         "unit": "bytes" if metric.is_bytes else "seconds",
         "slope": fit.slope,
@@ -171,6 +222,9 @@ def _numbers(found: LineFit, metric: Metric) -> dict[str, object]:
         "linear": found.linear,
         "shape": found.shape,
         "deviation": fit.deviation,
+        "basis": found.basis,
+        "rest_low": rest_low,
+        "rest_high": rest_high,
     }
 
 
@@ -179,7 +233,9 @@ def noises(cells: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(name for names in cells["noise"] for name in names.split(",") if name))
 
 
-def _ratio(rows: Sequence[Mapping[str, Any]], place: int, reference: int | None) -> tuple[float, float, float]:
+def _ratio(
+    rows: Sequence[Mapping[str, Any]], turned: Sequence[TurnFit | None], place: int, reference: int | None
+) -> tuple[float, float, float]:
     """Slope of a row over that of its reference, with its interval; NaN where there is none."""
     unknown = float("nan")
     if reference is None:
@@ -196,6 +252,9 @@ def _ratio(rows: Sequence[Mapping[str, Any]], place: int, reference: int | None)
     ratio = own[0] / theirs[0] + 0.0
     if np.isnan(own[1]) or np.isnan(theirs[1]):
         return ratio, unknown, unknown
+    turns, base_turns = turned[place], turned[reference]
+    if place != reference and turns is not None and base_turns is not None:
+        return ratio, *(turns_ratio_interval(turns, base_turns) or (unknown, unknown))
     return ratio, *(ratio_interval(*own, *theirs) or (unknown, unknown))
 
 

@@ -8,11 +8,16 @@ import torch
 
 from capsbench.catalog import spec_of
 from capsbench.measure.timing import MAX_SAMPLES, WARMUP_STEPS
-from capsbench.records import Cell, Plan, Record
+from capsbench.records import Cell, Pass, Plan, Record
+from capsbench.rounds import TurnsTaken
+from capsbench.sweep.groups import groups_of
 from capsbench.workload import BUILT_IN
 
 _START_SECONDS = {"cpu": 3.0, "cuda": 8.0}
 """Seconds for a process's imports, and for a GPU's context."""
+
+_BUILD_SECONDS = 0.5
+"""Seconds to build a cell in a process that has everything imported."""
 
 _CHANNELS, _KERNEL = 256, 81
 _FLOPS_PER_COST = {"published": 40.0, "reference": 20.0}
@@ -42,7 +47,9 @@ class Estimate:
         self._plan = plan
         on_cpu = any(cell.configuration.device == "cpu" for cell in left)
         self._speed = _convolution_flops_per_second() if on_cpu else _CUDA_FLOPS
-        self._left = {cell.key(): self._guess(cell) for cell in left}
+        in_turn = {cell.key() for group in groups_of(plan) for cell in group}
+        self._left = {cell.key(): self._guess(cell, in_turn=cell.key() in in_turn) for cell in left}
+        self._of_turns: dict[str, float] = {}
         self._guessed = 0.0
         self._taken = 0.0
 
@@ -53,19 +60,35 @@ class Estimate:
     def seconds_left(self) -> float:
         """Seconds that the remaining cells will take together."""
         factor = self._taken / self._guessed if self._guessed else 1.0
-        return factor * sum(self._left.values())
+        return factor * sum(guess for key, guess in self._left.items() if key not in self._of_turns) + self._turns_left()
 
     def started(self, cell: Cell) -> None:
         """Note a cell that is about to be measured."""
 
+    def took_turns(self, state: TurnsTaken) -> None:
+        """Correct the estimate of cells that take turns, whose time budget is one."""
+        share = state.seconds_left / len(state.cells)
+        self._of_turns = {cell.key(): share for cell in state.cells}
+
     def finished(self, record: Record) -> None:
-        """Correct the estimate by the time of a finished cell."""
-        guess = self._left.pop(record.cell.key(), 0.0)
+        """Correct the estimate by the time of a finished cell, or of its memory pass."""
+        key = record.cell.key()
+        if record.status == "ok" and record.time is None and "time" in self._plan.passes:
+            self._left[key] = self._guess(record.cell, in_turn=True, passes=("time",))
+            return
+        guess = self._left.pop(key, 0.0)
+        if key in self._of_turns:
+            # With the first of their records the turns of all are over, whatever was left of the budget.
+            self._of_turns = dict.fromkeys(self._of_turns, 0.0)
+            return
         if record.duration_seconds is not None:
             self._guessed += guess
             self._taken += record.duration_seconds
 
-    def _guess(self, cell: Cell) -> float:
+    def _turns_left(self) -> float:
+        return sum(share for key, share in self._of_turns.items() if key in self._left)
+
+    def _guess(self, cell: Cell, *, in_turn: bool, passes: Sequence[Pass] = ()) -> float:
         if cell.configuration.is_predicted():
             return _TRACE_SECONDS + _TRACE_SECONDS_PER_BLOCK * cell.configuration.blocks
         kind = cell.configuration.device.partition(":")[0]
@@ -73,8 +96,10 @@ class Estimate:
         sample = 4 / 3 * step  # an inference is a third of a step
         # Most machines are so noisy that the budget is spent; others show it with their first cells.
         sampling = max(self._plan.samples * sample, min(self._plan.budget_seconds, MAX_SAMPLES * sample or math.inf))
-        seconds = {"time": WARMUP_STEPS * step + sampling, "memory": 2 * step}
-        return sum(_START_SECONDS.get(kind, 8.0) + seconds[what] for what in self._plan.passes)
+        start = _START_SECONDS.get(kind, 8.0)
+        # Cells that take turns have one process together.
+        seconds = {"time": (_BUILD_SECONDS if in_turn else start) + WARMUP_STEPS * step + sampling, "memory": start + 2 * step}
+        return sum(seconds[what] for what in passes or self._plan.passes)
 
 
 def step_flops(cell: Cell) -> float:

@@ -35,23 +35,23 @@ def local_launcher(
         folder: folder of the report, which is shown to a sweep that waits for this one.
         patience: seconds that a cell waits for other sweeps; None for no limit.
     """
-    sources = _Sources(plan)
+    sources = Sources(plan)
 
     def launch(cell: Cell) -> Record:
         if cell.configuration.is_predicted():
             # A prediction measures nothing, so that nothing can disturb it.
             return predict_cell(cell)
         if sources.has_changed(cell):
-            return _not_this_source(cell)
+            return not_this_source(cell)
         apart.close()
         turn = partial(alone_on, cell.configuration.device, notify, folder=folder, patience=patience)
         record = measure_cell(cell, plan, environment=environment, data_directory=data_directory, turn=turn)
-        return _not_this_source(cell) if sources.has_changed(cell) else record
+        return not_this_source(cell) if sources.has_changed(cell) else record
 
     return launch
 
 
-class _Sources:
+class Sources:
     """The sources of the users' own networks when a sweep began."""
 
     def __init__(self, plan: Plan) -> None:
@@ -68,7 +68,8 @@ class _Sources:
         return known is not None and (known.digest != cell.source or not known.is_current())
 
 
-def _not_this_source(cell: Cell) -> Record:
+def not_this_source(cell: Cell) -> Record:
+    """The record of a cell whose network was changed after the cell was planned."""
     return Record(
         cell=cell,
         status="error",

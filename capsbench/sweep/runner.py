@@ -3,13 +3,14 @@
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
 from capsbench.errors import StoreError
 from capsbench.records import Cell, Plan, Record
 from capsbench.report import Report
+from capsbench.rounds import TurnsTaken
 from capsbench.sweep.local import Launcher
 
 ROOM_BYTES = 2**20
@@ -25,8 +26,13 @@ class Observer(Protocol):
     def finished(self, record: Record) -> None:
         """Note a record that is on the disk."""
 
+    def took_turns(self, state: TurnsTaken) -> None:
+        """Note a round of cells that take turns, which is on the disk."""
 
-def run_sweep(plan: Plan, report: Report, launch: Launcher, observers: Sequence[Observer] = ()) -> None:
+
+def run_sweep(
+    plan: Plan, report: Report, launch: Launcher, observers: Sequence[Observer] = (), timed_later: Container[str] = ()
+) -> None:
     """Run the rest of a plan. Records of earlier runs in the report count.
 
     Args:
@@ -34,12 +40,16 @@ def run_sweep(plan: Plan, report: Report, launch: Launcher, observers: Sequence[
         report: where records go; locked by the caller.
         launch: function that measures a cell.
         observers: objects that are informed of each cell.
+        timed_later: keys of cells of which the launcher measures memory alone, because they take turns afterwards.
 
     Raises:
         StoreError: there is no room, or a record could not be written.
     """
     full = {_series_of(record.cell): record.cell.configuration.blocks for record in report.records if record.status == "oom"}
+    has_memory = report.settled(["memory"])
     for cell in remaining(plan, report):
+        if cell.key() in timed_later and ("memory" not in plan.passes or cell.key() in has_memory):
+            continue
         free = shutil.disk_usage(report.folder).free
         if free < ROOM_BYTES:
             raise StoreError(
@@ -57,7 +67,7 @@ def run_sweep(plan: Plan, report: Report, launch: Launcher, observers: Sequence[
             record = launch(cell)
             if record.status == "oom":
                 full[series] = blocks
-        with _uninterrupted():
+        with uninterrupted():
             report.append(record)
         for observer in observers:
             observer.finished(record)
@@ -75,7 +85,7 @@ def _series_of(cell: Cell) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Make Ctrl-C wait until the measurement is on the disk."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -26,10 +26,12 @@ from capsbench.paths import absolute
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
+from capsbench.rounds import TurnsTaken
 from capsbench.sweep.local import local_launcher
 from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining, run_sweep
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
+from capsbench.sweep.timekeeper import Timekeeper
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
 """Fields of a plan by the arguments that fill them, where these have another name."""
@@ -73,6 +75,10 @@ class Logged:
     def finished(self, record: Record) -> None:
         """Take note of a cell's record, which is on the disk."""
         _LOG.info("%s: %s", record.cell.label(), record.status)
+
+    def took_turns(self, state: TurnsTaken) -> None:
+        """Take note of a round of cells that take turns."""
+        _LOG.info("round %d of %d cells", state.rounds, len(state.cells))
 
 
 def run(
@@ -228,9 +234,21 @@ def measure(
         environment = describe()
         key = key_of(environment)
         report.add_environment(key, environment)
-        launch = local_launcher(plan, key, data_directory, watcher.told, folder=report.folder, patience=wait)
         with watcher.measuring(plan, report, remaining(plan, report)) as observers:
-            run_sweep(plan, report, launch, observers)
+            keeper = Timekeeper(plan, report, key, data_directory, watcher.told, patience=wait, observers=observers)
+            launchers = {
+                turns: local_launcher(
+                    plan.model_copy(update={"passes": ["memory"]}) if turns else plan,
+                    key, data_directory, watcher.told, folder=report.folder, patience=wait,
+                )
+                for turns in (False, True)
+            }  # fmt: skip
+
+            def launch(cell: Cell) -> Record:
+                return launchers[cell.key() in keeper.cells](cell)
+
+            run_sweep(plan, report, launch, observers, keeper.cells)
+            keeper.run()
 
 
 def _names(models: Model | Iterable[Model]) -> list[str]:

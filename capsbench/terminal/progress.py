@@ -9,6 +9,7 @@ from rich.text import Text
 
 from capsbench.frame import to_frame
 from capsbench.records import Cell, Record
+from capsbench.rounds import TurnsTaken
 from capsbench.terminal.live import Display
 from capsbench.terminal.tables import cells_table
 from capsbench.words.printable import printable
@@ -33,7 +34,8 @@ class Progress(Display):
         self._remaining = remaining
         self._began = time.monotonic()
         self._current = ""
-        self._records: list[Record] = []
+        self._records: dict[str, Record] = {}
+        self._round = 0
 
     def started(self, cell: Cell) -> None:
         """Show a cell that is about to be measured."""
@@ -41,10 +43,23 @@ class Progress(Display):
 
     def finished(self, record: Record) -> None:
         """Show a record that is on the disk."""
-        self._records.append(record)
+        self._records[record.cell.key()] = record
         self._current = ""
+        self._say(f"{self._counter()}  {printable(_one_line(record))}; {self._times()}")
+
+    def took_turns(self, state: TurnsTaken) -> None:
+        """Show a round of cells that take turns."""
+        known = "" if state.slopes_share is None else f", slopes known within {state.slopes_share:.0%}"
+        rounds = state.rounds
+        self._current = f"{len(state.cells)} cells in turn: round {rounds}{known}"
+        # A line for every round would be hundreds.
+        if rounds >= 2 * self._round:
+            self._round = rounds
+            self._say(f"{self._current}; {self._times()}")
+
+    def _say(self, text: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(Text(f"{self._counter()}  {printable(_one_line(record))}; {self._times()}"), soft_wrap=True)
+            self._console.print(Text(text), soft_wrap=True)
 
     def _counter(self) -> str:
         return f"{len(self._records)}/{self._cells}"
@@ -57,14 +72,14 @@ class Progress(Display):
         head = Text(f"{self._counter()}  {self._current or 'done'}  ({self._times()})", style="bold")
         if not self._records:
             return head
-        return Group(cells_table(to_frame(("", record) for record in self._records), last=_ROWS), head)
+        return Group(cells_table(to_frame(("", record) for record in self._records.values()), last=_ROWS), head)
 
 
 def _one_line(record: Record) -> str:
     parts = [f"{record.cell.label()}: {record.status}"]
     if record.message:
         parts.append(record.message)
-    if record.memory:
+    if record.memory and not (record.time and record.time.rounds):
         parts.append(f"retained {bytes_text(record.memory.retained_bytes)}")
         parts.append(f"peak {bytes_text(record.memory.peak_allocated_bytes)}")
     if record.time:

@@ -11,10 +11,10 @@ from capsbench.figures.sparks import BLOCKS, scale_of, spark, value_ranges
 from capsbench.frame import plain
 from capsbench.gate.findings import Labels
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import by_series, series_of
+from capsbench.stats.slopes import by_series, series_of, values_by_depth
 from capsbench.terminal.tables import HEADS, SHOWN
 from capsbench.words.labels import Series
-from capsbench.words.slopes_in_words import row_ratio, row_remarks, row_shape, row_slope
+from capsbench.words.slopes_in_words import basis_note, row_ratio, row_remarks, row_shape, row_slope
 
 
 def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -> list[Text]:
@@ -44,7 +44,9 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
             found += map(Text, _filled(f"  {HEADS[metric.name]:<11}{chart:<13}", _figures(by_metric[metric.name])))
     head = Text(f"  {'per block':<11}{'over depth':<13}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
     ended = [text for series, depth in unfitted for text in _title(labels.of(series), depth)]
-    return [*([head, *found] if found else []), *ended]
+    note = basis_note(table[table["metric"].isin(SHOWN)])
+    beneath = [Text(line, style="dim") for line in textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent=_INDENT)]
+    return [*([head, *found, *beneath] if found else []), *ended]
 
 
 Name = tuple[object, ...]
@@ -86,14 +88,14 @@ def _name(series: Series) -> Name:
 
 
 def _values(frame: pd.DataFrame) -> dict[Key, list[float]]:
-    """Means over replicates by series and metric, by depth."""
+    """Values by series and metric, in the order of depth."""
     found: dict[Key, list[float]] = {}
     for series, cells in series_of(frame):
         for name in SHOWN:
             known = cells[cells[METRICS[name].column].notna()]
-            means = known[METRICS[name].column].astype(float).groupby(known["blocks"]).mean()
-            if len(means):
-                found[_name(series), scale_of(series, name)] = [float(mean) for mean in means]
+            means = values_by_depth(known, METRICS[name])
+            if means:
+                found[_name(series), scale_of(series, name)] = list(means.values())
     return found
 
 

@@ -11,7 +11,7 @@ from capsbench.stats.slopes import by_series, noises, series_columns, series_of
 from capsbench.words.labels import Names, dataset_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
-from capsbench.words.slopes_in_words import row_remarks, row_shape, row_slope, within_text
+from capsbench.words.slopes_in_words import basis_note, row_remarks, row_shape, row_slope, within_text
 from capsbench.words.units import bytes_text, quantity_text, ratio_text
 
 _NOISY = "~"
@@ -25,12 +25,14 @@ def slopes_table(table: pd.DataFrame) -> Table:
     """The table of `fitted_slopes`, a row per series, a column per metric.
 
     Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line. For a slope that cannot be
-    distinguished from 0 the table gives its bound. `~` marks noisy times.
+    distinguished from 0 the table gives its bound. `~` marks noisy times. A line beneath the table names the part of a step that
+    slopes of times are of, where cells took turns.
     """
     shown = [name for name in SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
     title = "slope per block, and its ratio to ResCapsNet"
-    out = Table(title=title, title_justify="left", title_style="bold", box=None, **_footnote(table))
+    footnote = _footnote(table, basis_note(table[table["metric"].isin(shown)]))
+    out = Table(title=title, title_justify="left", title_style="bold", box=None, **footnote)
     out.add_column("model", overflow="fold")
     if datasets:
         out.add_column("dataset", no_wrap=True)
@@ -73,12 +75,11 @@ def _figure(row: pd.Series, metric: Metric) -> str:
     return text + _NOISY if row["noise"] and not metric.is_bytes else text
 
 
-def _footnote(table: pd.DataFrame) -> dict[str, Any]:
-    """Arguments with which rich puts a line beneath a table: the meaning of `~`, and the noise."""
+def _footnote(table: pd.DataFrame, note: str = "") -> dict[str, Any]:
+    """Arguments with which rich puts lines beneath a table: a note, and the meaning of `~` with the noise."""
     found = noises(table)
-    if not found:
-        return {}
-    return {"caption": f"{_NOISY} noisy: {printable(', '.join(found))}", "caption_justify": "left"}
+    lines = [note] * bool(note) + [f"{_NOISY} noisy: {printable(', '.join(found))}"] * bool(found)
+    return {"caption": "\n".join(lines), "caption_justify": "left"} if lines else {}
 
 
 def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:

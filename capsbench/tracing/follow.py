@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
@@ -24,7 +23,7 @@ from capsbench.tracing.fake_cuda import Capability
 from capsbench.tracing.fakes import Shapes
 from capsbench.tracing.flops import register_formulas
 from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
-from capsbench.tracing.operators import Call, Operators, Trait, is_composite, tensors_in
+from capsbench.tracing.operators import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 from capsbench.tracing.outputs import output
 from capsbench.tracing.scratch import may_copy, scratch_bytes
 from capsbench.tracing.surroundings import deep_copies, initial_values, offloading, random_states, unseen
@@ -210,7 +209,8 @@ class Follow(Operators):
     def _inside(self, call: Call) -> Any:
         """Run an operator that is written in torch by its own code, so that its temporaries are followed; None for any other."""
         name = call.func._schema.name
-        if not self._look_inside or name not in OPDEFS:
+        function = written_in_torch(name) if self._look_inside else None
+        if function is None:
             return None
         key = call.signature()
         if key in self._recordings:
@@ -223,7 +223,7 @@ class Follow(Operators):
         first, before = self.blocks.events(), self.flops
         with self:
             try:
-                out = OPDEFS[name]._init_fn(*call.args, **call.kwargs)
+                out = function(*call.args, **call.kwargs)
             except Exception:  # it needs values or a device; its shapes are still known
                 self.scratch[name] = None
                 return None

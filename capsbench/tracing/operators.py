@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
+
+from capsbench.routing.triton.operators import IMPLEMENTATIONS
 
 
 class Trait(Flag):
@@ -105,3 +108,10 @@ def is_composite(func: Any) -> bool:
     """Return whether an operator is made of others, and no device has a kernel of its own for it."""
     has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, func.name())
     return has_kernel("CompositeImplicitAutograd") and not (has_kernel("CPU") or has_kernel("CUDA"))
+
+
+def written_in_torch(name: str) -> Callable[..., Any] | None:
+    """The function behind an operator that is made of others at each call; None if there is no such function."""
+    if name in OPDEFS:
+        return OPDEFS[name]._init_fn
+    return IMPLEMENTATIONS.get(name)

@@ -52,7 +52,26 @@ def row_ratio(row: Row) -> str:
 
 
 def row_remarks(row: Row) -> list[str]:
-    """Remarks on the slope of a row: `not a line`, or `no interval` if two values alone give none."""
+    """Remarks on the slope of a row: `not a line`, `no interval` if two values alone give none, that the rest grows too."""
     found = ["not a line"] if row_shape(row) == "not a line" else []
     unknown = bool(np.isnan(float(row["slope_low"])))
-    return [*found, "no interval"] if unknown and not METRICS[row["metric"]].repeats else found
+    found += ["no interval"] if unknown and not METRICS[row["metric"]].repeats else []
+    return [*found, "whole step: its rest grows too"] if row["basis"] == "turns" and not np.isnan(row["rest_low"]) else found
+
+
+def row_basis(row: Row) -> str:
+    """The part of a step that the slope of a row is of, if cells took turns: `blocks and optimizer, in turn`; empty otherwise."""
+    if row["basis"] == "cells":
+        return ""
+    step = "step" if row["metric"] == "train" else "pass"
+    part = f"whole {step}" if row["basis"] == "turns" else "blocks and optimizer" if row["metric"] == "train" else "blocks"
+    return f"{part}, in turn"
+
+
+def basis_note(table: pd.DataFrame) -> str:
+    """The parts of a step that slopes of times are of, for all rows: `train: blocks and optimizer, in turn`; empty for none."""
+    found: dict[str, list[str]] = {}
+    for row in table[table["basis"] != "cells"].to_dict("records"):
+        found.setdefault(row["metric"], []).append(row_basis(row))
+    parts = (f"{METRICS[name].title}: {' or '.join(dict.fromkeys(words))}" for name, words in found.items())
+    return "; ".join(parts)

@@ -564,10 +564,10 @@ def caught(tmp_path):
         process.communicate()
 
 
-def measured(folder):
-    """Number of records of each depth on the disk, without damaged lines."""
-    lines = (folder / "records.jsonl").read_text().splitlines()
-    return Counter(Record.model_validate_json(line).cell.configuration.blocks for line in lines)
+def measured(folder, *, in_turn=False):
+    """Number of records of each depth on the disk, of its memory or of its times in turn, without damaged lines."""
+    records = map(Record.model_validate_json, (folder / "records.jsonl").read_text().splitlines())
+    return Counter(one.cell.configuration.blocks for one in records if bool(one.time and one.time.rounds) == in_turn)
 
 
 def test_kill_9_costs_the_cell_in_flight_alone(caught, tmp_path, capsbench):
@@ -579,8 +579,9 @@ def test_kill_9_costs_the_cell_in_flight_alone(caught, tmp_path, capsbench):
     (tmp_path / "go").touch()
     result = capsbench(*arguments, "--resume")
     assert result.status == 0, result.stderr
-    assert "1 already measured" in result.stderr
+    assert "memory of 1 already measured" in result.stderr
     assert measured(tmp_path / "report") == {1: 1, 2: 1, 3: 1}
+    assert measured(tmp_path / "report", in_turn=True) == {1: 1, 2: 1, 3: 1}
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(caught, tmp_path, capsbench, command):
@@ -601,6 +602,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(caught, tmp_path, capsbench, 
     assert typed[0] == "capsbench"
     assert capsbench(*typed[1:]).status == 0
     assert measured(tmp_path / "report") == {1: 1, 2: 1, 3: 1}
+    assert measured(tmp_path / "report", in_turn=True) == {1: 1, 2: 1, 3: 1}
 
 
 def test_a_second_ctrl_c_still_says_how_to_go_on(command, monkeypatch):
@@ -661,6 +663,8 @@ def test_a_full_disk_costs_nothing_that_was_measured(tmp_path, capsbench):
 
     assert capsbench(*arguments, "--depth", "1-3", "--resume").status == 0
     assert measured(tmp_path / "report") == {1: 1, 2: 1, 3: 1}
+    # The first depth has been timed alone, before there were others.
+    assert measured(tmp_path / "report", in_turn=True) == {2: 1, 3: 1}
 
 
 def test_faults_are_told_and_make_the_status_1(tmp_path, capsbench):

@@ -253,11 +253,11 @@ _PROGRAMS = {"capsbench": _capsbench, "python": _python, "pytest": _pytest}
 
 def _fork_workers() -> None:
     """Let commands fork the processes in which they measure and predict."""
-    from capsbench.measure import cell
+    from capsbench.measure import cell, together
     from capsbench.prediction import apart
 
     forking = SimpleNamespace(**{name: getattr(subprocess, name) for name in subprocess.__all__} | {"Popen": _Fork})
-    cell.subprocess = apart.subprocess = forking  # type: ignore[attr-defined]
+    cell.subprocess = together.subprocess = apart.subprocess = forking  # type: ignore[attr-defined]
 
 
 def _end_as(function: Callable[[], None]) -> None:
@@ -281,6 +281,7 @@ _PRELOADED = (
     "capsbench.figures.timeline",
     "capsbench.gate.verdicts",
     "capsbench.inference",
+    "capsbench.measure.turns",
     "capsbench.page.notebook",
     "capsbench.prediction.fit",
     "capsbench.terminal.show",

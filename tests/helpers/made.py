@@ -1,9 +1,11 @@
 """Records that nobody measured: straight lines over blocks."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from capsbench.frame import to_frame
@@ -11,6 +13,7 @@ from capsbench.records import (
     Cell,
     Configuration,
     Contents,
+    GrowingFigures,
     MemoryFigures,
     Record,
     StepPeak,
@@ -68,6 +71,52 @@ def make_record(model: str = "rescapsnet", blocks: int = 1, *, replicate: int = 
         inference_seconds=[step / 4] * 9,
     )
     return Record(cell=cell, status="ok", data_source="sample", environment="abcd", memory=memory, time=time)
+
+
+def make_turns(
+    models: Sequence[str] = ("rescapsnet", "mocapsnet"), depths: Sequence[int] = (1, 2, 3, 4), *, full: int = 8, ends: int = 16,
+    noise: float = 0.02, rest_per_block: float = 0.0, growing: bool = True, slower: float = 1.0, seed: int = 0,
+    first_round: int = 0, process: int = 0, **fields: Any,
+) -> list[Record]:  # fmt: skip
+    """Records of cells that took turns on a machine that drifts, in rounds of all depths and then of the first and last alone.
+
+    Args:
+        models: models of the series.
+        depths: depths of each.
+        full: number of rounds of all depths.
+        ends: number of rounds of the first and last depth.
+        noise: standard deviation of the rest of a step, as a share; that of the parts that grow is a tenth of it.
+        rest_per_block: seconds that each block adds to the rest.
+        growing: whether the parts that grow are known.
+        slower: factor of the seconds of a block.
+        seed: seed of the noise.
+        first_round: number of the first round.
+        process: number of the process that took them.
+        fields: further fields of all configurations.
+    """
+    random = np.random.default_rng(seed)
+    numbers = np.arange(full + ends)
+    drift = 1 + 0.1 * np.sin(numbers / 4) + 0.02 * random.standard_normal(full + ends)
+    found = []
+    for model, blocks in itertools.product(models, depths):
+        taken = numbers if blocks in (depths[0], depths[-1]) else numbers[:full]
+        noisy = [1 + share * noise * random.standard_normal(taken.size) for share in (1.0, 0.1)]
+        rest = drift[taken] * (0.8 + rest_per_block * blocks) * noisy[0]
+        part = drift[taken] * slower * SECONDS_PER_BLOCK[model] * blocks * noisy[1]
+        times = {name: (part / share).tolist() for name, share in (("train", 1), ("forward", 3), ("inference", 4))}
+        whole = {name: ((rest + part) / share).tolist() for name, share in (("train", 1), ("forward", 3), ("inference", 4))}
+        record = make_record(model, blocks, **fields)
+        parts = GrowingFigures(
+            modules=["blocks"], train_step_seconds=times["train"], forward_seconds=times["forward"],
+            inference_seconds=times["inference"], edges_seconds=1e-5,
+        )  # fmt: skip
+        time = TimeFigures(
+            clock="monotonic", warmup_steps=2, train_step_seconds=whole["train"], forward_seconds=whole["forward"],
+            inference_seconds=whole["inference"], yardstick_seconds=(0.01 * drift[taken]).tolist(), yardstick_flops=10**9,
+            rounds=(first_round + taken).tolist(), processes=[process] * taken.size, growing=parts if growing else None,
+        )  # fmt: skip
+        found.append(record.model_copy(update={"time": time}))
+    return found
 
 
 def make_timeline(configuration: Configuration, operator: str = "aten::convolution_backward") -> Timeline:

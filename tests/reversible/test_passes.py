@@ -11,55 +11,26 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from capsbench.errors import ConfigurationError
 from capsbench.reversible import MomentumStack, passes
-from capsbench.reversible.fixed_point import LIMIT, UNITS, Remainders, largest, to_units
+from capsbench.reversible.fixed_point import LIMIT, UNITS
 from capsbench.reversible.momentum import gradients_before
 from capsbench.reversible.pair import FixedPair
 from helpers.comparing import assert_all_close
+from helpers.exact import RATIOS, advanced_by_torch, assert_same, edges, rounded_by_torch
 
 pytestmark = pytest.mark.skipif(passes.library().library is None, reason=f"no passes: {passes.library().reason}")
-
-RATIOS = [
-    Fraction(*pair) for pair in ((9, 10), (1, 2), (1, 3), (99, 100), (1, 2**16), (2**16 - 1, 2**16), (65519, 65521), (2, 3))
-]
-
-
-def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
-    """Assert the same bits, dtypes and strides."""
-    for mine, theirs in zip(actual, expected, strict=True):
-        assert (mine.dtype, mine.stride()) == (theirs.dtype, theirs.stride())
-        assert torch.equal(mine, theirs)
-
-
-def by_torch(x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction) -> list[Tensor]:
-    """The results of `advance`, from operators of torch."""
-    remainders = Remainders(store)
-    share = float(1 - ratio)
-    next_v = remainders.multiply(v, ratio).add(to_units(value, share))
-    next_x = x + next_v
-    peak = torch.maximum(largest(value) * (share * UNITS), largest(next_x))
-    return [next_x, next_v, remainders.store, (next_x.to(torch.float64) / UNITS).to(value.dtype), peak]
 
 
 def assert_both_agree(x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction) -> None:
     """Assert that the passes give torch's bits forward, and the start again on the way back."""
     scale = float(1 - ratio) * UNITS
     moved = passes.advance(x, v, store, value, ratio, scale, value.dtype)
-    assert_same(list(moved), by_torch(x, v, store, value, ratio))
+    assert_same(list(moved), advanced_by_torch(x, v, store, value, ratio))
     next_x, next_v, next_store, *_ = moved
     earlier, rounded = passes.retreat_x(next_x, next_v, value.dtype)
-    assert_same([earlier, rounded], [x, (x.to(torch.float64) / UNITS).to(value.dtype)])
+    assert_same([earlier, rounded], [x, rounded_by_torch(x, value.dtype)])
     before = x - v
     found = passes.retreat(x, next_v, next_store, value, ratio, scale, value.dtype)
-    assert_same(list(found), [before, v, store, (before.to(torch.float64) / UNITS).to(value.dtype)])
-
-
-def edges(ratio: Fraction) -> Tensor:
-    """Multiples of both numbers of a ratio and of powers of two, their neighbours, and the ends of the range, in both signs."""
-    n, d = ratio.numerator, ratio.denominator
-    whole = {k * 2**bits for bits in range(62) for k in (1, n, d, n * d, d // 2) if k * 2**bits < 2**62}
-    whole |= {k * factor for k in (1, 2, 3) for factor in (n, d)} | {2**62 - 1, 2**62 - d, LIMIT - 1}
-    near = {sign * (one + by) for one in whole for by in (-1, 0, 1) for sign in (1, -1) if one + by < 2**62}
-    return torch.tensor(sorted({0, *near}))
+    assert_same(list(found), [before, v, store, rounded_by_torch(before, value.dtype)])
 
 
 @pytest.mark.parametrize("ratio", RATIOS, ids=str)

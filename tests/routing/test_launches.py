@@ -51,6 +51,8 @@ def test_a_launch_is_an_operator_that_computes_on_the_device(launches, run, expe
         (lambda x: x.tolist(), 1),
         (lambda x: x.to("cpu"), 1),
         (lambda x: x.to("cpu", non_blocking=True), 0),
+        (lambda x: torch.empty(4).copy_(x), 1),
+        (lambda x: torch.empty(4).copy_(x, True), 0),
         (lambda x: x.to("cpu").sum().item(), 1),
         (lambda x: bool(x.isnan().any()), 1),
         (lambda x: x + 1, 0),
@@ -71,6 +73,12 @@ def test_launches_of_a_layer(launches, layer, forward, backward):
     assert [way.forward for way in found] == [forward] * 3
     assert [way.backward for way in found] == backward
     assert not any(way.forward_waits or way.backward_waits for way in found)
+
+
+@pytest.mark.parametrize("inverse", ["float", "segmented"])
+def test_no_check_of_the_drift_waits(launches, inverse):
+    found = launches.of_stack(f"MoCapsNet, {inverse}", 2)
+    assert (found.forward_waits, found.backward_waits) == (0, 0)
 
 
 @pytest.mark.slow

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from capsbench.stats.paired import centre, paired_slope, round_slopes
+from capsbench.stats.paired import PairedSlope, centre, paired_ratio_interval, paired_slope, pooled_centre, round_slopes
 
-DEPTHS = tuple(range(1, 9))
+DEPTHS = tuple(map(float, range(1, 9)))
 
 
 def simulated(random: np.random.Generator, slope: float = 0.005, full: int = 7, ends: int = 20) -> list[dict[float, float]]:
@@ -47,7 +47,7 @@ def test_the_interval_is_far_narrower_than_that_of_medians_of_each_cell() -> Non
     for _ in range(200):
         # Each cell has its own stretch of time, as if it were timed alone.
         lines = {depth: [one[depth] for one in simulated(random, full=9, ends=0)] for depth in DEPTHS}
-        medians = [np.median(np.roll(lines[depth], depth)) * (1 + 0.05 * random.standard_normal()) for depth in DEPTHS]
+        medians = [np.median(np.roll(lines[depth], int(depth))) * (1 + 0.05 * random.standard_normal()) for depth in DEPTHS]
         apart.append(np.polyfit(DEPTHS, medians, 1)[0])
     _, width = covered(100, 0.005)
     assert width < 0.5 * 3.92 * float(np.std(apart))
@@ -65,7 +65,7 @@ def test_rounds_of_fewer_than_two_depths_are_left_out() -> None:
     assert paired_slope(DEPTHS, []) is None
     found = paired_slope(DEPTHS, [{1: 0.5}, {1: 1.0, 3: 2.0}])
     assert found is not None
-    assert (found.slope, found.low, found.high, found.rounds) == (pytest.approx(0.5), None, None, 1)
+    assert found == PairedSlope(0.5, None, None, 1)
 
 
 def test_a_common_state_of_the_machine_drops_out() -> None:
@@ -73,7 +73,7 @@ def test_a_common_state_of_the_machine_drops_out() -> None:
     found = paired_slope(DEPTHS, rounds)
     assert found is not None
     assert found.slope == pytest.approx(0.25, rel=1e-12)
-    assert (found.low, found.high) == (pytest.approx(0.25, rel=1e-12),) * 2
+    assert [found.low, found.high] == pytest.approx([0.25, 0.25], rel=1e-12)
 
 
 @pytest.mark.parametrize("count", [6, 7, 12, 30, 50])
@@ -115,3 +115,47 @@ def test_an_interval_is_known_within_a_share_of_its_slope() -> None:
     few = paired_slope((1, 2), [{1: 0.0, 2: 1.0}])
     assert few is not None
     assert not few.known_within(100)
+
+
+def test_the_ratio_of_pairs_holds_the_true_ratio_in_95_of_100_simulations() -> None:
+    random = np.random.default_rng(11)
+    held = 0
+    for _ in range(500):
+        common = 1 + 0.1 * random.standard_normal(20)
+        interval = paired_ratio_interval(
+            1.5 * common + 0.1 * random.standard_normal(20), common + 0.1 * random.standard_normal(20)
+        )
+        assert interval is not None
+        held += interval[0] <= 1.5 <= interval[1]
+    assert 0.93 <= held / 500 < 0.99
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_ratio_s_ends_are_where_the_centre_of_the_difference_may_just_be_0(sign: int) -> None:
+    random = np.random.default_rng(4)
+    own, reference = 3 + random.standard_normal(12), sign * (2 + 0.8 * random.standard_normal(12))
+    interval = paired_ratio_interval(own, reference)
+    assert interval is not None
+    for end, inward in zip(interval, (1, -1), strict=True):
+        for shift, contained in ((1e-6, True), (-1e-6, False)):
+            ends = centre(own - (end + inward * shift) * reference).interval
+            assert ends is not None
+            assert (ends[0] <= 0 <= ends[1]) == contained
+
+
+def test_there_is_no_ratio_to_what_may_be_0() -> None:
+    random = np.random.default_rng(4)
+    assert paired_ratio_interval(1 + random.random(12), random.random(12) - 0.5) is None
+    assert paired_ratio_interval(np.ones(5), np.ones(5)) is None
+
+
+def test_processes_that_agree_are_pooled_and_others_widen_the_interval() -> None:
+    random = np.random.default_rng(6)
+    values, processes = random.standard_normal(24), [0] * 12 + [1] * 12
+    assert pooled_centre(values, processes) == centre(values)
+    apart = pooled_centre(values + 20 * np.array(processes), processes)
+    assert apart.interval is not None
+    assert apart.interval[0] < 0
+    assert apart.interval[1] > 20
+    few = [0] * 19 + [1] * 5
+    assert pooled_centre(values + 20 * np.array(few), few) == centre(values + 20 * np.array(few))

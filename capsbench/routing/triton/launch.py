@@ -25,6 +25,8 @@ class LaunchPlan(NamedTuple):
     warps: int
     sizes: dict[str, int]
     """Sizes for which the kernel is compiled."""
+    registers: int | None = None
+    """Registers of a thread; None for `_REGISTERS`."""
 
     def limiting(self, limited: bool) -> "LaunchPlan":
         """The plan for a kernel that is compiled for votes with or without a limit."""
@@ -33,13 +35,19 @@ class LaunchPlan(NamedTuple):
     @property
     def options(self) -> dict[str, int | bool]:
         """Options of the kernel's compilation."""
-        return {"num_warps": self.warps, "maxnreg": _REGISTERS, "enable_fp_fusion": True}
+        return {"num_warps": self.warps, "maxnreg": self.registers or _REGISTERS, "enable_fp_fusion": True}
 
 
 _ENOUGH_WARPS = 2048
 """Number of warps that fill a large GPU, fixed because the cuts of a sum must not depend on the device."""
 _REGISTERS = 128
 """Registers of a thread: the most that 16 warps can have. By itself ptxas spills a few bytes if that lets another warp run."""
+FEWER_REGISTERS = 112
+"""Registers of a thread of few warps in RBA's gradient, with which the paper's first layer runs at once on an H100.
+
+Its 1,152 programs have two warps. With 128 registers an SM has room for ⌊65,536 / (64·128)⌋ = 8 of them, and 132 SMs for 1,056:
+two waves, the second with 96 programs: 55 % of the device. With 112 it has room for 9, and 132 SMs for 1,188: one wave, 97 %.
+"""
 _LEAST_SPAN = 4
 """Least span of a chunk: a shorter one would spend more on its part than on its sum."""
 _ROW_TILE = 128

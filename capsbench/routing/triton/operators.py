@@ -5,14 +5,37 @@ their own, and `fused` connects them (one registered with an operator would not 
 Letters as in `reference`. Inputs and weight may be of any floating dtype; the other tensors have one dtype, that of the sums.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor
 
 from capsbench.routing.equations import em_mean
-from capsbench.routing.triton.launch import LaunchPlan, at_once, launch, over_capsules, over_rows, over_samples
+from capsbench.routing.triton.launch import FEWER_REGISTERS, LaunchPlan, at_once, launch, over_capsules, over_rows, over_samples
+
+_LIBRARY = torch.library.Library("capsbench", "FRAGMENT")
+
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+"""Functions behind the operators, by full name, for a trace of what an operator allocates and starts."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-@torch.library.custom_op("capsbench::rba_round", mutates_args=())
+def _operator(function: _Function) -> _Function:
+    """Register a function of tensors as an operator of PyTorch; return the operator.
+
+    `torch.library.custom_op` would also wrap it for autograd, which takes longer than the rest of a call and has no use here.
+    """
+    name = function.__name__
+    _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
+    for device in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, function, device)
+    IMPLEMENTATIONS[f"capsbench::{name}"] = function
+    return cast("_Function", getattr(torch.ops.capsbench, name).default)
+
+
+@_operator
 def rba_round(inputs: Tensor, weight: Tensor, agreed: Tensor | None) -> tuple[Tensor, Tensor]:
     """One round of RBA.
 
@@ -33,7 +56,7 @@ def rba_round(inputs: Tensor, weight: Tensor, agreed: Tensor | None) -> tuple[Te
     return outputs, sums
 
 
-@torch.library.custom_op("capsbench::rba_rounds", mutates_args=())
+@_operator
 def rba_rounds(inputs: Tensor, weight: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
     """All rounds of RBA, of which the last has the bits of `rba_round`.
 
@@ -72,7 +95,7 @@ def _rba(inputs: Tensor, weight: Tensor, agreed: Tensor | None, outputs: Tensor,
     _finish(parts, given, uniform=agreed is None, known=agreed is not None, wanted=total is not None)
 
 
-@torch.library.custom_op("capsbench::sda_round", mutates_args=())
+@_operator
 def sda_round(
     inputs: Tensor, weight: Tensor, bias: Tensor, outputs: Tensor | None = None, temperature: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -96,7 +119,8 @@ def sda_round(
 
 def _parts(inputs: Tensor, weight: Tensor, anchor: Tensor | None, temperature: Tensor | None, *, limited: bool) -> Tensor:
     """The sum Σ_i c_i û_i, or without `anchor` Σ_i û_i, in parts `[., B, J, D]`."""
-    # More samples read the weights less often; a limit takes registers.
+    # More samples read the weights less often. The first layer at batch 128 has 9.4 MB of them: with 8 samples a program all
+    # programs read 16 · 9.4 = 151 MB a round from the second cache, with 4 twice as much. A limit takes too many registers.
     plan = over_samples(inputs, weight, 4 if limited else 8).limiting(limited)
     parts = _sums(inputs, weight, plan.chunks)
     launch("coupled_sum", plan, inputs, weight, anchor, temperature, parts, *inputs.shape[:2], plan.span)
@@ -110,7 +134,7 @@ def _finish(parts: Tensor, given: tuple[Tensor | None, ...], *, uniform: bool, k
     launch("finish", plan, parts, *given, rows, chunks, outputs, outputs if uniform else 1, int(known), int(wanted))
 
 
-@torch.library.custom_op("capsbench::round_vjp", mutates_args=())
+@_operator
 def round_vjp(
     inputs: Tensor, weight: Tensor, sums: Tensor, grad: Tensor,
     anchor: Tensor | None, temperature: Tensor | None, limited: bool,
@@ -127,6 +151,8 @@ def round_vjp(
         limited: whether the round is one of SDA.
     """
     plan = over_capsules(inputs, weight, share=4).limiting(limited)
+    if not limited and plan.warps <= 2:
+        plan = plan._replace(registers=FEWER_REGISTERS)
     grad_inputs, grad_sums = _fresh(inputs), _fresh(sums)
     parts = sums.new_empty((plan.chunks, *weight.shape))
     if at_once(inputs, weight) is None:
@@ -140,7 +166,7 @@ def round_vjp(
     return grad_sums, grad_inputs, _added(parts).to(weight.dtype)
 
 
-@torch.library.custom_op("capsbench::mean_distance", mutates_args=())
+@_operator
 def mean_distance(inputs: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
     """The mean of ‖v_j − û_ij‖ over batch, I and J, votes being no longer than their capsule; a scalar."""
     plan = over_samples(inputs, weight, 4)
@@ -149,7 +175,7 @@ def mean_distance(inputs: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
     return parts.sum() / (inputs.shape[0] * inputs.shape[1] * weight.shape[2])
 
 
-@torch.library.custom_op("capsbench::em_round", mutates_args=())
+@_operator
 def em_round(inputs: Tensor, weight: Tensor, log_prior: Tensor, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One round of EM: R = softmax_J(log_prior − Σ_h (û − mean)² precision), and with it the moments of the votes.
 
@@ -173,7 +199,7 @@ def em_round(inputs: Tensor, weight: Tensor, log_prior: Tensor, mean: Tensor, pr
     return total, new_mean, _added(parts)
 
 
-@torch.library.custom_op("capsbench::em_state_vjp", mutates_args=())
+@_operator
 def em_state_vjp(
     inputs: Tensor, weight: Tensor, log_prior: Tensor, mean: Tensor, precision: Tensor,
     new_mean: Tensor, grad_total: Tensor, grad_mean: Tensor, grad_scatter: Tensor,
@@ -186,7 +212,7 @@ def em_state_vjp(
     return _added(zeroth), 2 * precision * _added(first), -_added(second)
 
 
-@torch.library.custom_op("capsbench::em_votes_vjp", mutates_args=())
+@_operator
 def em_votes_vjp(
     inputs: Tensor, weight: Tensor, log_prior: Tensor, mean: Tensor, precision: Tensor,
     new_mean: Tensor, grad_total: Tensor, grad_mean: Tensor, grad_scatter: Tensor,
@@ -200,42 +226,42 @@ def em_votes_vjp(
     return grad_inputs, _added(parts).to(weight.dtype)
 
 
-@rba_round.register_fake
+@torch.library.register_fake("capsbench::rba_round", lib=_LIBRARY)
 def _(inputs: Tensor, weight: Tensor, agreed: Tensor | None) -> tuple[Tensor, Tensor]:
     return _sums(inputs, weight), _sums(inputs, weight)
 
 
-@rba_rounds.register_fake
+@torch.library.register_fake("capsbench::rba_rounds", lib=_LIBRARY)
 def _(inputs: Tensor, weight: Tensor, rounds: int) -> tuple[Tensor, ...]:
     return _sums(inputs, weight), _sums(inputs, weight), _sums(inputs, weight)
 
 
-@sda_round.register_fake
+@torch.library.register_fake("capsbench::sda_round", lib=_LIBRARY)
 def _(inputs: Tensor, weight: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
     return _sums(inputs, weight), _sums(inputs, weight)
 
 
-@round_vjp.register_fake
+@torch.library.register_fake("capsbench::round_vjp", lib=_LIBRARY)
 def _(inputs: Tensor, weight: Tensor, sums: Tensor, *_: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor]:
     return _fresh(sums), _fresh(inputs), _fresh(weight)
 
 
-@mean_distance.register_fake
+@torch.library.register_fake("capsbench::mean_distance", lib=_LIBRARY)
 def _(inputs: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
     return outputs.new_empty(())
 
 
-@em_round.register_fake
+@torch.library.register_fake("capsbench::em_round", lib=_LIBRARY)
 def _(inputs: Tensor, weight: Tensor, log_prior: Tensor, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _fresh(log_prior), _fresh(mean), _fresh(mean)
 
 
-@em_state_vjp.register_fake
+@torch.library.register_fake("capsbench::em_state_vjp", lib=_LIBRARY)
 def _(inputs: Tensor, weight: Tensor, log_prior: Tensor, mean: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
     return _fresh(log_prior), _fresh(mean), _fresh(mean)
 
 
-@em_votes_vjp.register_fake
+@torch.library.register_fake("capsbench::em_votes_vjp", lib=_LIBRARY)
 def _(inputs: Tensor, weight: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
     return _fresh(inputs), _fresh(weight)
 

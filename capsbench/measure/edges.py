@@ -1,0 +1,245 @@
+"""The edges of the parts of a network that grow with depth, at which the clock is read.
+
+A block may be half a percent of a step, so that its time is lost in the noise of the rest. Between the edges of the modules that
+grow, forward and backward, it is not. Which modules these are follows from the operators that each module runs at each depth.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from capsbench.measure.clock import Clock
+from capsbench.tracing.attribution import Modules
+
+_COSTED_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The modules of a network, and the operators that each ran in one forward pass."""
+
+    children: Mapping[str, tuple[str, ...]]
+    """Names of the direct children of each module, by its name; the network's own name is empty."""
+    operators: Mapping[str, Counter[str]]
+    """Operators with the shapes of their inputs, by the innermost module that ran them."""
+    called: tuple[str, ...]
+    """Names of the modules that were called, in the order of their first calls."""
+
+    def all_operators(self, name: str) -> Counter[str]:
+        """Return the operators of a module and of everything in it."""
+        found = Counter(self.operators.get(name, ()))
+        for child in self.children[name]:
+            found += self.all_operators(child)
+        return found
+
+
+class _Recorder(TorchDispatchMode):
+    """The operators of a forward pass, by the module that is running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: dict[str, Counter[str]] = {}
+        self.called: dict[str, None] = {}
+        self._place = ""
+
+    @property
+    def place(self) -> str:
+        """Name of the running module, which `Modules` keeps up to date."""
+        return self._place
+
+    @place.setter
+    def place(self, name: str) -> None:
+        self._place = name
+        self.called.setdefault(name)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        shapes = [tuple(one.shape) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        self.operators.setdefault(self._place, Counter())[f"{func} {shapes}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[list[Structure]]:
+    """Record the structure of a network whose forward pass runs inside; the list holds it afterwards."""
+    found: list[Structure] = []
+    recorder = _Recorder()
+    with Modules(model, recorder).watched(), recorder:
+        yield found
+    children = {
+        name: tuple(f"{name}.{child}" if name else child for child, _ in module.named_children())
+        for name, module in model.named_modules(remove_duplicate=False)
+    }
+    found.append(Structure(children, recorder.operators, tuple(recorder.called)))
+
+
+def growing_modules(structures: Sequence[Structure]) -> list[list[str]]:
+    """Names of modules that hold what differs between networks: choices, of which the first that has all its edges is taken.
+
+    The first choice are modules that are called as a whole, so that nothing inside them meets a hook; the second the smallest
+    modules or containers. Operators of a module between the calls of its children, such as the sums of a residual network, go
+    with the children. There is no choice if only the whole network differs.
+
+    Args:
+        structures: the networks of one series, at different depths.
+    """
+    smallest = _growing("", structures)
+    if not smallest or "" in smallest:
+        return []
+    called = set(structures[0].called)
+    whole = list(dict.fromkeys(_called_around(name, called) or name for name in smallest))
+    return [whole] if whole == smallest else [whole, smallest]
+
+
+def _called_around(name: str, called: Set[str]) -> str:
+    """The innermost module around another one, or that one itself, that is called; empty if only the network is."""
+    while name and name not in called:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _growing(name: str, structures: Sequence[Structure]) -> list[str]:
+    if _equal(one.all_operators(name) for one in structures):
+        return []
+    if not _equal(one.children[name] for one in structures):
+        return [name]
+    return [found for child in structures[0].children[name] for found in _growing(child, structures)] or [name]
+
+
+def _equal(values: Iterator[Any]) -> bool:
+    first = next(values)
+    return all(one == first for one in values)
+
+
+class Edges:
+    """Hooks at the edges of modules, that read the clock there while a step runs.
+
+    A module that is called is one part; of a container that is not, such as a `ModuleList`, the part reaches from its first
+    called child to its last. The number of readings is therefore the same at every depth.
+
+    Args:
+        model: the network.
+        modules: names from `growing_modules`.
+        structure: the network's structure, which says what is called.
+        clock: clock of the network's device.
+    """
+
+    def __init__(self, model: nn.Module, modules: Sequence[str], structure: Structure, clock: Clock) -> None:
+        self.were_met = False
+        """True if the last step met all edges."""
+        self._parts: list[_Part] = []
+        for name in modules:
+            inside = [one for one in structure.called if one == name or one.startswith(f"{name}.")]
+            outermost = [one for one in inside if not any(one.startswith(f"{other}.") for other in inside)]
+            if outermost:
+                self._parts.append(_Part(clock, [model.get_submodule(one) for one in outermost]))
+
+    @contextmanager
+    def forward(self, *, training: bool) -> Iterator[None]:
+        """Read the clock at the edges of what is called inside.
+
+        Args:
+            training: whether a backward pass follows.
+        """
+        for part in self._parts:
+            part.begin(training=training)
+        try:
+            yield
+        finally:
+            for part in self._parts:
+                part.is_open = False
+
+    def seconds(self) -> tuple[float, float] | None:
+        """Seconds of the parts in the last forward pass, and in the backward pass that followed, if there was one.
+
+        Returns:
+            None if an edge was not met, as where backward runs without the tensors that were seen.
+        """
+        spans = [part.seconds() for part in self._parts]
+        self.were_met = bool(spans) and all(one is not None for one in spans)
+        if not self.were_met:
+            return None
+        forward, backward = zip(*(one for one in spans if one is not None), strict=True)
+        return sum(forward), sum(backward)
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for part in self._parts:
+            part.remove()
+
+
+class _Part:
+    """The stretch of a step from the call of the first of some modules to the return of the last, and its way back."""
+
+    def __init__(self, clock: Clock, modules: Sequence[nn.Module]) -> None:
+        self._clock, self._modules = clock, modules
+        self._hooks = [
+            modules[0].register_forward_pre_hook(self._entered, with_kwargs=True),
+            modules[-1].register_forward_hook(self._left),
+        ]
+        self.is_open = False
+
+    def begin(self, *, training: bool) -> None:
+        """Forget the step before; calls are edges until `is_open` is False, since a checkpoint calls modules in backward too."""
+        self.is_open = True
+        self._forward: list[Any] = []
+        self._backward: list[Any] = []
+        trained = any(one.requires_grad for module in self._modules for one in module.parameters())
+        self._training, self._expects_backward = training, training and trained
+
+    def seconds(self) -> tuple[float, float] | None:
+        """Seconds of forward and backward; None if an edge was not met."""
+        if len(self._forward) < 2 or (self._expects_backward and len(self._backward) < 2):
+            return None
+        forward = self._clock.between(self._forward[0], self._forward[-1])
+        return forward, self._clock.between(self._backward[0], self._backward[-1]) if self._expects_backward else 0.0
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _entered(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.is_open and not self._forward:
+            self._watch((args, kwargs))
+            self._forward.append(self._clock.stamp())
+
+    def _left(self, _: nn.Module, args: Any, out: Any) -> None:
+        if self.is_open:
+            self._forward.append(self._clock.stamp())
+            self._watch(out)
+
+    def _watch(self, values: Any) -> None:
+        """Read the clock when backward reaches any of these tensors: outputs before the part, inputs after it."""
+        for one in tree_leaves(values) if self._training else ():
+            if isinstance(one, Tensor) and one.requires_grad:
+                self._expects_backward = True
+                one.register_hook(self._passed)
+
+    def _passed(self, _: Tensor) -> None:
+        self._backward.append(self._clock.stamp())
+
+
+def edges_cost(clock: Clock, device: torch.device, parts: int) -> float:
+    """Seconds that edges add to a training step: a step of a network that does next to nothing, with edges and without."""
+    model, values = nn.Sequential(nn.Identity()), torch.ones(1, device=device, requires_grad=True)
+    edges = Edges(model, ["0"] * parts, Structure({"": ("0",), "0": ()}, {}, ("", "0")), clock)
+
+    def step(around: AbstractContextManager[None]) -> float:
+        began = time.perf_counter()
+        with around:
+            out = model(values * 1)
+        (out * 1).backward()
+        return time.perf_counter() - began
+
+    with_edges = median(step(edges.forward(training=True)) for _ in range(_COSTED_STEPS))
+    edges.remove()
+    return max(0.0, with_edges - median(step(nullcontext()) for _ in range(_COSTED_STEPS)))

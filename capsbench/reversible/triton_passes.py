@@ -1,0 +1,78 @@
+"""The exact inverse's passes on CUDA, one launch each (`triton_kernels`), as implementations of the operators of `passes`."""
+
+import importlib.util
+import struct
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+_SIZE = 1024
+"""Number of elements of a program."""
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+"""Options of the kernels' compilation. Fused, a product and a sum would be rounded once, and give other bits."""
+
+
+@cache
+def is_installed() -> bool:
+    """Return whether there is a Triton to compile the kernels."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def advance(
+    x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Implement `passes.advance`; the largest magnitudes are those of each program, `[programs]`."""
+    found = advance_shapes(x, v, store, value)
+    _launch("exact_advance", x, v, store, value, *found, x.numel(), n, d, _bits(scale))
+    return found
+
+
+def advance_shapes(
+    x: Tensor, v: Tensor, store: Tensor, value: Tensor, *_: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """New tensors for the results of `advance`."""
+    return *_moved(x, v, store, value), x.new_empty(_programs(x), dtype=torch.float64)
+
+
+def retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Implement `passes.retreat_x`."""
+    earlier, rounded = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+    _launch("exact_retreat_x", x, v, earlier, rounded, x.numel())
+    return earlier, rounded
+
+
+def retreat(
+    x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Implement `passes.retreat`."""
+    found = _moved(x, v, store, value)
+    _launch("exact_retreat", x, v, store, value, *found, x.numel(), n, d, _bits(scale))
+    return found
+
+
+def _moved(x: Tensor, v: Tensor, store: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(v), torch.empty_like(store), torch.empty_like(value)
+
+
+def _bits(number: float) -> int:
+    """The bits of a float64 as an integer."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", number))
+    return int(bits)
+
+
+def _programs(x: Tensor) -> int:
+    return -(-x.numel() // _SIZE)
+
+
+def _launch(name: str, x: Tensor, *arguments: Tensor | int) -> None:
+    """Start a kernel; its tensors all lie in memory as `x` does, but for the peaks."""
+    if isinstance(x, FakeTensor) or x.numel() == 0:
+        return
+    from capsbench.reversible import triton_kernels
+
+    kernel: Any = getattr(triton_kernels, name)
+    with torch.cuda.device_of(x):
+        kernel[(_programs(x),)](x, *arguments, SIZE=_SIZE, **OPTIONS)

@@ -1,0 +1,80 @@
+"""Checks of the drift whose values are still on their way from a device, with events that a test lets happen."""
+
+import warnings
+from collections import deque
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from capsbench.reversible import DriftWarning, drift
+from capsbench.reversible.drift import check_drift, settle
+
+
+class Device:
+    """A device that is through with as many copies as the test says."""
+
+    def __init__(self) -> None:
+        self.started, self.done, self.waited = 0, 0, 0
+
+    def start(self, check, values):
+        self.started += 1
+        number = self.started
+        event = SimpleNamespace(query=lambda: number <= self.done, synchronize=lambda: self.wait(number))
+        return drift._Unsettled(check, values, event)
+
+    def wait(self, number: int) -> None:
+        self.waited += number > self.done
+        self.done = max(self.done, number)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    device = Device()
+    monkeypatch.setattr(drift, "_is_awaited", lambda _: True)
+    monkeypatch.setattr(drift, "_UNSETTLED", deque())
+    monkeypatch.setattr(drift._Unsettled, "start", device.start)
+    return device
+
+
+def check(off: float, depth: int = 0) -> list[str]:
+    """Warnings that a check gives at once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_drift(torch.tensor(off), torch.tensor(1.0, dtype=torch.float64), inverse="float", depth=depth)
+    return [str(one.message) for one in caught if one.category is DriftWarning]
+
+
+def test_a_warning_comes_with_the_first_check_after_its_values(device):
+    assert check(0.5, depth=1) == []
+    assert check(0.0, depth=2) == []
+    assert device.waited == 0
+    device.done = 1
+    (text,) = check(0.0, depth=3)
+    assert "drifted by 0.5 (bound 0.0001) on its way back to function 1" in text
+    assert device.waited == 0
+    device.done = 3
+    assert check(0.0) == []
+
+
+def test_at_the_end_nothing_is_left_out(device):
+    for depth in range(3):
+        assert check(0.1, depth) == []
+    with pytest.warns(DriftWarning) as found:
+        settle()
+    assert [str(one.message).split(":")[0][-10:] for one in found] == ["function 0", "function 1", "function 2"]
+    assert not drift._UNSETTLED
+    settle()
+
+
+def test_the_number_of_checks_that_wait_has_a_bound(device, monkeypatch):
+    monkeypatch.setattr(drift, "_MOST_UNSETTLED", 2)
+    assert [bool(check(0.1)) for _ in range(5)] == [False, False, False, True, True]
+    assert len(drift._UNSETTLED) == 3
+
+
+def test_on_a_cpu_a_warning_comes_at_once():
+    (text,) = check(float("nan"))
+    assert "drifted by nan" in text
+    assert check(1e-5) == []
+    assert not drift._UNSETTLED

@@ -1,0 +1,137 @@
+"""Slopes of cells that took turns: from the parts that grow, from whole steps, or from cells apart, and their ratios."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from capsbench.stats.metrics import METRICS
+from capsbench.stats.slopes import fit_line, fitted_slopes, series_of
+from capsbench.stats.turns import fit_turns, turn_times
+from helpers.made import SECONDS_PER_BLOCK, make_frame, make_record, make_turns
+
+
+def slopes(**kinds: Any) -> pd.DataFrame:
+    """The table of slopes of made-up turns, by model and metric."""
+    return fitted_slopes(make_frame(make_turns(**kinds))).set_index(["model", "metric"])
+
+
+@pytest.mark.parametrize(("growing", "basis"), [(True, "edges"), (False, "turns")])
+def test_the_basis_is_the_edges_where_they_are_known(growing: bool, basis: str) -> None:
+    table = slopes(growing=growing, seed=3)
+    for model in ("rescapsnet", "mocapsnet"):
+        row = table.loc[model, "train"]
+        assert row["basis"] == basis
+        assert row["slope_low"] <= SECONDS_PER_BLOCK[model] <= row["slope_high"]
+        assert (row["points"], row["linear"], row["shape"]) == (4, True, "line")
+        assert np.isnan(row["rest_low"]) != growing
+    assert set(table.xs("retained", level="metric")["basis"]) == {"cells"}
+
+
+def test_the_parts_that_grow_give_a_far_narrower_interval() -> None:
+    part, whole = (slopes(growing=growing).loc["rescapsnet", "train"] for growing in (True, False))
+    assert part["slope_high"] - part["slope_low"] < 0.3 * (whole["slope_high"] - whole["slope_low"])
+
+
+def test_a_rest_that_grows_makes_it_the_slope_of_the_whole_step() -> None:
+    row = slopes(rest_per_block=0.05).loc["rescapsnet", "train"]
+    assert row["basis"] == "turns"
+    assert 0 < row["rest_low"] < 0.05 < row["rest_high"]
+    assert row["slope_low"] < SECONDS_PER_BLOCK["rescapsnet"] + 0.05 < row["slope_high"]
+    same = slopes(rest_per_block=0.05, growing=False).loc["rescapsnet", "train"]
+    assert (row["slope"], row["slope_low"], row["slope_high"]) == (same["slope"], same["slope_low"], same["slope_high"])
+
+
+def test_fewer_than_six_rounds_are_fitted_as_cells_apart() -> None:
+    few = slopes(full=5, ends=0)
+    assert set(few["basis"]) == {"cells"}
+    assert few["rest_low"].isna().all()
+    assert set(slopes(full=6, ends=0).xs("train", level="metric")["basis"]) == {"edges"}
+
+
+def test_records_without_rounds_have_the_slopes_that_they_had() -> None:
+    table = fitted_slopes(make_frame([make_record("rescapsnet", blocks) for blocks in (1, 2, 4)]))
+    assert set(table["basis"]) == {"cells"}
+    assert table[["rest_low", "rest_high"]].isna().all(axis=None)
+
+
+def test_two_depths_in_turn_have_an_interval() -> None:
+    row = slopes(depths=(1, 8)).loc["mocapsnet", "train"]
+    assert row["slope_low"] < row["slope"] < row["slope_high"]
+    assert row["ratio_low"] < 1.5 < row["ratio_high"]
+
+
+@pytest.mark.parametrize("growing", [True, False])
+def test_the_ratio_is_taken_round_by_round(growing: bool) -> None:
+    row = slopes(growing=growing, ends=40).loc["mocapsnet", "train"]
+    assert row["ratio_low"] <= 1.5 <= row["ratio_high"]
+    assert row["ratio_low"] < row["ratio_to_rescapsnet"] < row["ratio_high"]
+    own = slopes(growing=growing, ends=40).loc["rescapsnet", "train"]
+    assert tuple(own[["ratio_to_rescapsnet", "ratio_low", "ratio_high"]]) == (1, 1, 1)
+
+
+def test_series_that_had_no_rounds_together_are_compared_by_their_intervals() -> None:
+    records = make_turns(["rescapsnet"]) + make_turns(["mocapsnet"], first_round=100, process=1, seed=1)
+    row = fitted_slopes(make_frame(records)).set_index(["model", "metric"]).loc["mocapsnet", "train"]
+    together = slopes().loc["mocapsnet", "train"]
+    assert row["ratio_low"] < 1.5 < row["ratio_high"]
+    assert row["ratio_high"] - row["ratio_low"] > together["ratio_high"] - together["ratio_low"]
+
+
+def test_the_time_at_each_depth_has_no_drift() -> None:
+    frame = make_frame(make_turns(["rescapsnet"], depths=(1, 2, 3, 8), noise=0.001))
+    ((_, cells),) = series_of(frame)
+    line = fit_line(cells, METRICS["train"])
+    assert line is not None
+    assert line.turns is not None
+    assert list(line.turns.at) == [1, 2, 3, 8]
+    rises = [one.seconds - line.turns.at[1].seconds for one in line.turns.at.values()]
+    assert rises == pytest.approx([0.02 * (blocks - 1) for blocks in line.turns.at], rel=0.1)
+    for one in line.turns.at.values():
+        assert one.low <= one.seconds <= one.high
+        assert one.high - one.low < 0.03
+    assert line.fit.intercept == pytest.approx(0.8, rel=0.1)
+
+
+def test_a_bent_time_is_not_a_line() -> None:
+    records = make_turns(["rescapsnet"], depths=range(1, 9), noise=0.001)
+    bent = []
+    for record in records:
+        blocks, time = record.cell.configuration.blocks, record.time
+        assert time is not None
+        more = {"train_step_seconds": [one + 0.01 * blocks**2 for one in time.train_step_seconds], "growing": None}
+        bent.append(record.model_copy(update={"time": time.model_copy(update=more)}))
+    table = fitted_slopes(make_frame(bent)).set_index("metric")
+    assert table.loc["train", "shape"] == "not a line"
+
+
+def test_cells_of_groups_that_share_their_ends_are_one_series() -> None:
+    records = make_turns(["rescapsnet"], depths=(1, 2, 8)) + make_turns(["rescapsnet"], (1, 5, 8), first_round=50, process=1)
+    merged: dict[int, Any] = {}
+    for record in records:
+        blocks, time = record.cell.configuration.blocks, record.time
+        assert time is not None
+        if blocks in merged:
+            earlier, parts, more = merged[blocks].time, merged[blocks].time.growing, time.growing
+            assert more is not None
+            names = ("train_step_seconds", "forward_seconds", "inference_seconds")
+            both = parts.model_copy(update={name: getattr(parts, name) + getattr(more, name) for name in names})
+            update = {name: getattr(earlier, name) + getattr(time, name) for name in (*names, "rounds", "processes")}
+            record = record.model_copy(update={"time": earlier.model_copy(update=update | {"growing": both})})
+        merged[blocks] = record
+    ((_, cells),) = series_of(make_frame(merged.values()))
+    times = turn_times(cells, "train_step_seconds")
+    assert times is not None
+    assert times.depths.tolist() == [1, 2, 5, 8]
+    assert len(times.turns) == 48
+    fit = fit_turns(times)
+    assert fit is not None
+    assert fit.slope.value == pytest.approx(0.02, rel=0.1)
+    assert set(fit.processes.values()) == {0, 1}
+
+
+def test_a_cell_that_was_timed_alone_does_not_hide_the_others_turns() -> None:
+    records = [*make_turns(["rescapsnet"]), make_record("rescapsnet", 9)]
+    row = fitted_slopes(make_frame(records)).set_index("metric").loc["train"]
+    assert (row["basis"], row["points"]) == ("edges", 5)
