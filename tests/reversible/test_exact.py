@@ -278,6 +278,42 @@ def test_what_leaves_the_range_is_refused(values, start, said):
     assert "inverse" in refused.value.hint
 
 
+def test_auto_goes_on_where_exact_cannot(caplog):
+    """The first step past the range is computed again with `segmented`, and all later ones at once; it is logged once."""
+    stack = MomentumStack(functions(20).float())
+    segmented = copy.deepcopy(stack)
+    segmented.inverse = "segmented"
+    assert stack.resolved_inverse() == "exact"
+
+    def gradients_of(one: MomentumStack, scale: float) -> list[Tensor]:
+        one.zero_grad()
+        x, grad = example()
+        one(x * scale).backward(grad)
+        return [x.grad, *(parameter.grad.clone() for parameter in one.parameters())]
+
+    gradients_of(stack, 10)
+    assert not stack.left_range
+    found = [gradients_of(stack, 3000) for _ in range(2)]
+    assert stack.resolved_inverse() == "segmented"
+    (said,) = caplog.messages
+    assert "in the stack's input" in said
+    assert "segmented" in said
+    expected = gradients_of(segmented, 3000)
+    for one in found:
+        assert_all_close(one, expected, relative=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_auto_hands_on_what_is_no_number(value, caplog):
+    """Infinities and NaN come out as from stored activations; the next step may be sound."""
+    stack = MomentumStack([*functions(20).float(), Gives(value)])
+    x, _ = example()
+    output = stack(x)
+    output.sum().backward()
+    assert not output.isfinite().any()
+    assert (stack.left_range, stack.resolved_inverse(), caplog.messages) == (False, "exact", [])
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_edge_of_the_range_comes_back(sign):
     """Sums do not overflow for the largest x and values, in both signs."""
