@@ -11,7 +11,7 @@ from rich.console import Console
 from capsbench.cli.command import command_to_resume, typed_command
 from capsbench.cli.options import machine_of, refuse_for_own
 from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
-from capsbench.errors import Interrupted, StoreError
+from capsbench.errors import Interrupted, StoreError, with_flags
 from capsbench.options import STACKED, SWEPT_OPTIONS
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
@@ -109,7 +109,7 @@ class Screen:
 
     def told(self, text: str) -> None:
         """Print a text that a person should know."""
-        say(self._console, text)
+        say(self._console, with_flags(text, {"time_budget": "--time-budget"}))
 
     def announce(self, plan: Plan, report: Report, left: Sequence[Cell]) -> Estimate:
         """Announce the work, and return the estimate that was printed."""

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from capsbench.durable import replacing
 from capsbench.errors import StoreError
-from capsbench.gate.summary import BASELINE_VERSION, PROGRAM, Summary
+from capsbench.gate.summary import BASELINE_VERSION, PROGRAM, READABLE_VERSIONS, Summary
 from capsbench.paths import expanded
 
 
@@ -31,10 +31,10 @@ def read_baseline(path: Path) -> Summary:
     if not isinstance(data, dict) or data.get("program") != PROGRAM:
         raise StoreError(f"{path} is not a baseline of capsbench", again)
     version = data.get("schema_version")
-    if version != BASELINE_VERSION:
+    if version not in READABLE_VERSIONS:
         newer = isinstance(version, int) and version > BASELINE_VERSION
         raise StoreError(
-            f"baseline {path} has schema version {version}; this capsbench reads version {BASELINE_VERSION}",
+            f"baseline {path} has schema version {version}; this capsbench reads versions up to {BASELINE_VERSION}",
             "upgrade capsbench" if newer else "measure again and write it anew with `update`",
         )
     try:

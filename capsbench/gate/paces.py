@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
-from capsbench.stats.intervals import Floats, StandardError, half_width, p_value
+from capsbench.stats.intervals import Floats, StandardError, StandardErrors, half_width, p_value
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.linearity import Shape, shape_of, times_are_linear
+from capsbench.stats.median import CONFIDENCE
 from capsbench.stats.scatter import Points, line_errors
 
 TRIMMED = 0.2
@@ -110,6 +111,55 @@ def slope_change(
     return Change(
         old, new, new - old - half, new - old + half, p_value(new - old, [*errors[0], *errors[1]]),
         (shapes[0], shapes[1]), (abs(old) + halves[0], abs(new) + halves[1]),
+    )  # fmt: skip
+
+
+BETWEEN_PROCESSES = 0.02
+"""Standard deviation of a slope among processes of one program, as a share of the slope, beyond what its rounds show: the layout
+of memory, for one, is that of the process."""
+
+
+class PairedPace(NamedTuple):
+    """The slope of one run, of cells that took turns."""
+
+    slope: float
+    """Slope in any unit that is common to both runs."""
+    low: float
+    """Lower end of its 95 % interval."""
+    high: float
+    """Upper end."""
+    rounds: int
+    """Number of its rounds."""
+
+    def scaled(self, factor: float) -> "PairedPace":
+        """The slope in another unit."""
+        return PairedPace(factor * self.slope, factor * self.low, factor * self.high, self.rounds)
+
+    @property
+    def errors(self) -> StandardErrors:
+        """Standard errors of the slope, from the scatter of its rounds and of processes."""
+        degrees = self.rounds - 1.0
+        own = (self.high - self.low) / 2 / float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
+        return StandardError(own, degrees), StandardError(BETWEEN_PROCESSES * abs(self.slope), _MANY)
+
+
+_MANY = 1e6
+"""Degrees of freedom of an error that is known."""
+
+
+def paired_slope_change(before: PairedPace, after: PairedPace) -> Change:
+    """The change of the slope of cells that took turns in either run.
+
+    Args:
+        before: slope of the first run, in seconds per block.
+        after: slope of the second, scaled to the speed of the first.
+    """
+    errors = [*before.errors, *after.errors]
+    change, half = after.slope - before.slope, half_width(errors)
+    shapes = shape_of(True, before.low, before.high), shape_of(True, after.low, after.high)
+    return Change(
+        before.slope, after.slope, change - half, change + half, p_value(change, errors), shapes,
+        (max(abs(before.low), abs(before.high)), max(abs(after.low), abs(after.high))),
     )  # fmt: skip
 
 

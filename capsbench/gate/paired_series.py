@@ -6,8 +6,17 @@ from dataclasses import replace
 import numpy as np
 
 from capsbench.gate.comparison import Comparison, Outcome, Scope, Thresholds, Verdict
-from capsbench.gate.paces import FEWEST_CELLS, Change, Place, cell_changes, level_change, slope_change
-from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, SeriesSummary, Summary
+from capsbench.gate.paces import (
+    FEWEST_CELLS,
+    Change,
+    PairedPace,
+    Place,
+    cell_changes,
+    level_change,
+    paired_slope_change,
+    slope_change,
+)
+from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, SeriesSummary, SlopeSummary, Summary
 from capsbench.records import Status, adds_up
 from capsbench.stats.least_squares import fit_slope
 from capsbench.words.modules import module_changes
@@ -20,6 +29,9 @@ HELD_BY_MODULES = frozenset({"retained", "peak", "reserved"})
 
 FAULTS = frozenset({"error", "timeout"})
 """Outcomes that are no result."""
+
+SHARE_IN_TURN = 0.5
+"""Threshold of slopes of cells that took turns, over that of other times."""
 
 NO_YARDSTICK = "no yardstick"
 
@@ -122,6 +134,27 @@ class PairedSeries:
     def _times(self, name: str, cells: Cells) -> Iterator[Comparison]:
         if not cells:
             return
+        in_turn = self.old.slopes.get(name), self.new.slopes.get(name)
+        if in_turn[0] is not None and in_turn[1] is not None:
+            yield self._slope_in_turn(name, in_turn[0], in_turn[1], cells)
+        yield from self._times_of_cells(name, cells, slopes=not all(in_turn))
+
+    def _slope_in_turn(self, name: str, old: SlopeSummary, new: SlopeSummary, cells: Cells) -> Comparison:
+        """The comparison of slopes of cells that took turns, which are known well enough for a threshold of their own."""
+        change, remark, agree = _change_in_turn(old, new, self.limits.time_share)
+        half, threshold = (change.high - change.low) / 2, self.limits.time_share * SHARE_IN_TURN
+        beyond = abs(change.after - change.before) > threshold * abs(change.before)
+        matters = beyond and agree
+        noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
+        remarks = [remark if beyond or agree else "", f"noisy: {', '.join(noises)}" if noises else ""]
+        if not matters and half > threshold * abs(change.before) > 0:
+            remarks.append(f"known within {100 * half / abs(change.before):.0f} % only")
+        deepest = max(cell.blocks for cell, _ in cells)
+        found = self._time_comparison("slope", name, change, "; ".join(filter(None, remarks)), deepest)
+        return replace(found, verdict=_side(change.before, change.after) if matters else "same")
+
+    def _times_of_cells(self, name: str, cells: Cells, *, slopes: bool) -> Iterator[Comparison]:
+        """Comparisons of a time from the values of cells: level, slope if it is wanted, and each cell."""
         alone = [pair for pair in cells if not any(LOAD in cell.noise for cell in pair)]
         if len(alone) < min(FEWEST_CELLS, len(cells)):
             shared = f"{len(cells) - len(alone)} of {len(cells)} cells shared the cores with other processes"
@@ -142,7 +175,7 @@ class PairedSeries:
         deepest = max(old.blocks for old, _ in cells)
         yield self._time_comparison("level", name, level, why, deepest)
         blocks, replicates = (list(one) for one in zip(*places, strict=True))
-        slope = slope_change(blocks, before, after, replicates)
+        slope = slope_change(blocks, before, after, replicates) if slopes else None
         if slope is not None:
             verdict = _side(slope.before, slope.after) if self._slope_matters(slope, blocks, before) else "same"
             yield replace(self._time_comparison("slope", name, slope, why, deepest), verdict=verdict)
@@ -185,6 +218,25 @@ class PairedSeries:
                 missing = "unknown" if name in HARDWARE else "not set"
                 return f"{name} {after.get(name, missing)}, {before.get(name, missing)} before"
         return ""
+
+
+def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float) -> tuple[Change, str, bool]:
+    """The change of a slope, scaled to the machine of the first run, a remark, and whether the yardstick does not contradict it.
+
+    The rest of the step is the best measure of a machine's speed, as it was timed in the same rounds, unless it has changed
+    itself: by more than `share` in units of the yardstick.
+    """
+    speed = old.yardstick / new.yardstick if old.yardstick and new.yardstick else None
+    paces = [PairedPace(one.seconds, one.low, one.high, one.rounds) for one in (old, new)]
+    by_yardstick = paired_slope_change(paces[0], paces[1].scaled(speed or 1.0))
+    if not old.rest or not new.rest:
+        return by_yardstick, "" if speed else NO_YARDSTICK, True
+    if speed and abs(new.rest * speed - old.rest) > share * old.rest:
+        return by_yardstick, "the rest of the step has changed too", True
+    shares = [PairedPace(one.of_rest or 0.0, one.of_rest_low or 0.0, one.of_rest_high or 0.0, one.rounds) for one in (old, new)]
+    by_rest = paired_slope_change(*(one.scaled(old.rest) for one in shares))
+    agree = not speed or (by_rest.after > by_rest.before) == (by_yardstick.after > by_yardstick.before)
+    return by_rest, "" if agree else "the yardstick contradicts it", agree
 
 
 def _paces(cells: Cells, name: str) -> tuple[list[float], list[float], bool]:

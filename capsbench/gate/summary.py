@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from capsbench.frame import SERIES_COLUMNS
+from capsbench.frame import SERIES_COLUMNS, to_frame
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
+from capsbench.stats.turns import fit_turns, turn_times
 
 if TYPE_CHECKING:
     from capsbench.report import Report
 
-BASELINE_VERSION = 1
+BASELINE_VERSION = 2
 """Version of the format, raised whenever an older capsbench could not understand a new baseline."""
+
+READABLE_VERSIONS = (1, 2)
+"""Versions of the format that can be read; series of version 1 have no slopes."""
 
 PROGRAM: Literal["capsbench baseline"] = "capsbench baseline"
 
@@ -52,6 +56,31 @@ class TimeSummary(_Schema):
     """The median over that of the yardstick, which was timed between the samples; None if none was timed."""
 
 
+class SlopeSummary(_Schema):
+    """The slope of a time over depth, of cells that took turns."""
+
+    seconds: float
+    """Seconds per block."""
+    low: float
+    """Lower end of its 95 % interval."""
+    high: float
+    """Upper end."""
+    basis: Literal["edges", "turns"]
+    """The part of the step that it is the slope of: that which grows with depth, or all."""
+    rounds: int
+    """Number of rounds."""
+    rest: float | None = None
+    """Seconds of the rest of the step, which does not grow with depth; None if it is not known."""
+    of_rest: float | None = None
+    """The slope as a share of the rest, round by round, so that the speed of the machine drops out."""
+    of_rest_low: float | None = None
+    """Lower end of its 95 % interval."""
+    of_rest_high: float | None = None
+    """Upper end."""
+    yardstick: float | None = None
+    """Seconds of the yardstick in these rounds; None if none was timed."""
+
+
 class CellSummary(_Schema):
     """One cell."""
 
@@ -86,6 +115,8 @@ class SeriesSummary(_Schema):
     """The configuration at 0 blocks, which its cells share."""
     cells: list[CellSummary]
     """Cells by depth and replicate."""
+    slopes: dict[str, SlopeSummary] = {}
+    """Slopes by the names of `TIMES`, if its cells took turns."""
 
     def options(self) -> dict[str, object]:
         """Values that distinguish this series from another, as columns of `load`."""
@@ -121,6 +152,8 @@ class Summary(_Schema):
         data = self.model_dump(mode="json", exclude_none=True)
         for series in data["lines"]:
             del series["configuration"]["blocks"]
+            if not series["slopes"]:
+                del series["slopes"]
             series["cells"] = [{name: value for name, value in cell.items() if value not in ([], {})} for cell in series["cells"]]
         return data
 
@@ -218,7 +251,29 @@ def _series_summary(cells: Mapping[tuple[int, int], Record]) -> SeriesSummary:
         kind=some.kind,
         configuration=some.cell.configuration.model_copy(update={"blocks": 0}),
         cells=[_cell(cells[key]) for key in sorted(cells)],
+        slopes=_slopes(cells.values()),
     )
+
+
+def _slopes(records: Iterable[Record]) -> dict[str, SlopeSummary]:
+    """Slopes of times of cells that took turns."""
+    good = [record for record in records if record.status == "ok" and record.time is not None and record.time.rounds]
+    frame = to_frame(("", record) for record in good)
+    yardsticks = [one for record in good if record.time for one in record.time.yardstick_seconds]
+    found = {}
+    for name, column in TIMES.items():
+        times = turn_times(frame, column) if good else None
+        fit = fit_turns(times) if times is not None else None
+        if fit is not None and fit.slope.interval is not None:
+            numbers = dict(zip(("seconds", "low", "high"), (fit.slope.value, *fit.slope.interval), strict=True))
+            if fit.of_rest is not None and fit.of_rest.interval is not None:
+                shares = (fit.rest_seconds, fit.of_rest.value, *fit.of_rest.interval)
+                numbers |= dict(zip(("rest", "of_rest", "of_rest_low", "of_rest_high"), shares, strict=True))
+            if yardsticks:
+                numbers["yardstick"] = median(yardsticks)
+            rounded = {name: _rounded(value) for name, value in numbers.items()}
+            found[name] = SlopeSummary(basis=fit.basis, rounds=len(fit.slopes), **rounded)
+    return found
 
 
 def _cell(record: Record) -> CellSummary:

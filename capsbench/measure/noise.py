@@ -16,7 +16,7 @@ NOISES: dict[str, str] = {
     "drift": "the samples rise or fall by more than 5 % from first to last",
     "throttled": "the processor's clock fell by more than 10 %, or the GPU slowed itself down",
     "load": "other processes, or other machines on the same host, took more than 5 % of the cores that this process may use",
-    "unsettled": "the time budget was spent before the 95 % interval of the median lay within 2 % of it",
+    "unsettled": "the time budget was spent before the median was known within 2 % or, of cells in turn, a slope within 20 %",
 }
 """Name and meaning of each sign of noise, in the order in which they are reported."""
 

@@ -26,7 +26,7 @@ from capsbench.measure.noise import machine_noise
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.timing import WARMUP_STEPS, Yardstick
 from capsbench.measure.watch import Watch
-from capsbench.measure.worker import end_with_parent, prepare
+from capsbench.measure.worker import check_threads, end_with_parent, prepare
 from capsbench.records import Configuration, Round, Status, Turn
 from capsbench.workload import Workload, without_effect
 
@@ -206,6 +206,7 @@ class Turns:
         clock.mark()
         del loss
         forward, backward, optimizer = clock.laps()
+        check_threads(workload.configuration)
         in_training = edges.seconds() if edges else None
         with workload.evaluating():
             with edges.forward(training=False) if edges else nullcontext():
@@ -241,6 +242,10 @@ class Turns:
             failed = Failed(cell=key, status=status, message=error_line(error, LONGEST_MESSAGE))
         self._workloads.pop(key, None)
         self._edges.pop(key, None)
+        with contextlib.suppress(RuntimeError):  # marks of an unfinished turn are not the next one's
+            self._clock.laps()
+        if (threads := self._request.cells[key].threads) is not None:
+            torch.set_num_threads(threads)  # the others', which it may have changed
         self._send(Message(failed=failed))
 
     def _send(self, message: Message) -> None:

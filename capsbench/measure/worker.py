@@ -133,7 +133,7 @@ def run_request(request: Request) -> Reply:
             reply = memory_pass(request.configuration, request.data_directory)
         else:
             reply = time_pass(request)
-        _check_threads(request.configuration)
+        check_threads(request.configuration)
     except CapsbenchError as error:
         reply = Reply(status="error", message=" - ".join(str(error).splitlines()))
     except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
@@ -167,7 +167,7 @@ def prepare(configuration: Configuration) -> None:
         limit_cpu(configuration.capacity)
 
 
-def _check_threads(configuration: Configuration) -> None:
+def check_threads(configuration: Configuration) -> None:
     """Refuse a step that ran with another number of threads than its record reports."""
     asked, found = configuration.threads, torch.get_num_threads()
     if asked is not None and found != asked:

@@ -112,9 +112,9 @@ class CapsuleLayer(nn.Module):
             `self.parameters()` in order, None for a parameter that is frozen or that a subclass has added.
         """
         value, (grad_x, *grads) = route_and_vjp(x, self.weight, grad, self.bias, **self._options(), kept=kept)
-        own = (mine for mine in (self.weight, self.bias, self.beta_u, self.beta_a) if mine is not None)
+        own = [mine for mine in (self.weight, self.bias, self.beta_u, self.beta_a) if mine is not None]
         found = {id(mine): one for mine, one in zip(own, grads, strict=True) if mine.requires_grad}
-        return value, grad_x, tuple(found.get(id(mine)) for mine in self.parameters())
+        return value, grad_x, tuple([found.get(id(mine)) for mine in self.parameters()])
 
     def _options(self) -> RouteOptions:
         return RouteOptions(

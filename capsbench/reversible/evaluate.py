@@ -277,8 +277,15 @@ def own_dtype(function: nn.Module) -> torch.dtype | None:
     return first.dtype if len(floating) == 1 else None
 
 
+def parameters_of(function: nn.Module) -> list[Tensor]:
+    """A function's `parameters()`; walking through modules is slow, and most have no children."""
+    if function._modules:
+        return list(function.parameters())
+    return list(dict.fromkeys(one for one in function._parameters.values() if one is not None))
+
+
 def _paired(caller: Caller, grads: Sequence[Tensor | None]) -> Gradients:
-    parameters = list(caller.function.parameters())
+    parameters = parameters_of(caller.function)
     if len(grads) != len(parameters):
         raise ConfigurationError(
             f"forward_and_vjp of {caller} returned {len(grads)} gradients for {len(parameters)} parameters",
@@ -346,15 +353,19 @@ def is_altered(module: nn.Module) -> bool:
 
     Hooks, parametrizations, `Module.compile`, another `forward` and tensors with a gradient in place of parameters make it so.
     """
-    if _has_any_global_hook():
+    if _has_any_global_hook() or module._compiled_call_impl is not None:
         return True
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks) or is_parametrized(module) or module._compiled_call_impl is not None:
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    # A parametrized module holds its parametrizations as a child.
+    if module._modules and is_parametrized(module):
         return True
     held = vars(module)
     # A tensor with a gradient that is no parameter has replaced a parameter, or reaches the module by another way.
-    if any(isinstance(one, Tensor) and one.requires_grad for one in held.values()):
-        return True
-    if any(one is not None and not one.is_leaf for one in module._parameters.values()):
-        return True
+    for one in held.values():
+        if isinstance(one, Tensor) and one.requires_grad:
+            return True
+    for parameter in module._parameters.values():
+        if parameter is not None and not parameter.is_leaf:
+            return True
     return "forward" in held or "_is_replica" in held

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
+from capsbench.reversible import passes
 
 Gamma = float | Sequence[float]
 """One momentum term for all functions, or one for each."""
@@ -34,6 +35,29 @@ def previous_velocity(v: Tensor, value: Tensor, gamma: float) -> Tensor:
 def sigmoid(logits: Tensor) -> Tensor:
     """Values of γ of each block, in at least float32, and equal under every strategy."""
     return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+
+def gradients_before(
+    of_x: Tensor, of_v: Tensor, of_input: Tensor | None, gamma: float, earlier: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients on the way back past a function, and that of the value of the function before it.
+
+    Args:
+        of_x: gradient of the x that left the function.
+        of_v: gradient of the v that left it, with the part that reached v by way of x.
+        of_input: gradient of its input, through its value alone; None if it has none.
+        gamma: γ of the function.
+        earlier: γ of the function before it.
+
+    Returns:
+        The gradients of the x and of the v that entered the function, as `of_x` and `of_v`, and (1 − `earlier`) times the latter.
+    """
+    if of_input is not None:
+        if passes.takes_gradients(of_x, of_v, of_input):
+            return passes.gradients_before(of_x, of_v, of_input, gamma, earlier)
+        of_x = of_x + of_input
+    of_v = torch.add(of_x, of_v, alpha=gamma)
+    return of_x, of_v, of_v * (1 - earlier)
 
 
 def gradient_of_gamma(grad_v: Tensor, v: Tensor, value: Tensor) -> Tensor:

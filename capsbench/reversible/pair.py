@@ -68,6 +68,16 @@ Rebuild = Callable[[Sequence[Tensor]], Pair]
 class OutOfRange(ConfigurationError):
     """A value that the exact inverse cannot hold."""
 
+    def __init__(self, where: str, peak: float) -> None:
+        """The place of a value, and its magnitude in units."""
+        self.finite = math.isfinite(peak)
+        """False for a value that no inverse could undo."""
+        size = "NaN" if math.isnan(peak) else f"{peak / LIMIT:.3g} times too large"
+        super().__init__(
+            f"a value {where} is {size} for the exact inverse, which holds magnitudes below 2048",
+            "choose inverse float or segmented, or keep the activations smaller",
+        )
+
 
 @dataclass
 class FloatPair:
@@ -259,12 +269,7 @@ class FixedPair:
             return
         for place, peak in enumerate(self._largest()):
             if not peak < LIMIT:  # this catches NaN too
-                where = f"after function {place - 1}" if place else "in the stack's input"
-                size = "NaN" if math.isnan(peak) else f"{peak / LIMIT:.3g} times too large"
-                raise OutOfRange(
-                    f"a value {where} is {size} for the exact inverse, which holds magnitudes below 2048",
-                    "choose inverse float or segmented, or keep the activations smaller",
-                )
+                raise OutOfRange(f"after function {place - 1}" if place else "in the stack's input", peak)
 
     def _largest(self) -> list[float]:
         """The largest magnitude of each function, of which a device gives parts, by one read of the device."""

@@ -1,4 +1,4 @@
-"""The exact inverse's passes over memory: one forward and one back, in place of some twenty operators of torch each.
+"""Passes over memory of a reversible stack: one each way of the exact inverse, in place of some twenty operators of torch.
 
 `fixed_point` has the same steps as operators of torch, which are the specification and serve wherever these passes do not. On a
 CPU they are C (`native/`), compiled on first use, on CUDA Triton kernels (`triton_passes`); both are operators of torch, so that
@@ -26,7 +26,7 @@ _GRAIN = 4096
 @cache
 def library() -> Built:
     """The compiled passes, or the reason that there are none."""
-    return built(Path(__file__).parent / "native" / "fixed_point.c", "retreat_x_double")
+    return built(Path(__file__).parent / "native" / "passes.c", "retreat_x_double")
 
 
 def has_passes(units: Tensor, dtype: torch.dtype) -> bool:
@@ -97,6 +97,21 @@ def retreat(
     return found
 
 
+def takes_gradients(*tensors: Tensor) -> bool:
+    """Return whether `gradients_before` takes these: tensors of one kind, of a size that is worth a call."""
+    first = tensors[0]
+    if first.numel() < _GRAIN or first.device.type != "cpu" or first.dtype not in _NAMES:
+        return False
+    alike = all(one.dtype is first.dtype and one.device == first.device and one.is_contiguous() for one in tensors)
+    return alike and library().library is not None
+
+
+def gradients_before(of_x: Tensor, of_v: Tensor, of_input: Tensor, gamma: float, earlier: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `momentum.gradients_before` for tensors that `takes_gradients` takes."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.capsbench.momentum_gradients(of_x, of_v, of_input, gamma, 1 - earlier)
+    return found
+
+
 def _laid_out(value: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:
     """A value in `dtype`, with the strides of `units`: passes walk over memory as it lies."""
     if value.dtype is dtype and value.stride() == units.stride():
@@ -141,6 +156,17 @@ def _retreat(
     return found
 
 
+def _gradients(of_x: Tensor, of_v: Tensor, of_input: Tensor, gamma: float, share: float) -> tuple[Tensor, Tensor, Tensor]:
+    found = _gradients_shapes(of_x)
+    pointers = _pointers(of_x, of_v, of_input, *found)
+    _function("gradients_before", of_x.dtype)(*pointers, of_x.numel(), gamma, share, _threads(of_x))
+    return found
+
+
+def _gradients_shapes(of_x: Tensor, *_: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(of_x), torch.empty_like(of_x), torch.empty_like(of_x)
+
+
 def _pointers(*tensors: Tensor) -> list[int]:
     """Addresses of tensors that all lie in memory alike, without gaps."""
     strides = tensors[0].stride()
@@ -173,6 +199,7 @@ _SIGNATURES = {
     "advance": (9, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
     "retreat_x": (4, (ctypes.c_int64, ctypes.c_int64)),
     "retreat": (8, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
+    "gradients_before": (6, (ctypes.c_int64, ctypes.c_double, ctypes.c_double, ctypes.c_int64)),
 }
 """Number of pointers of each pass, and its numbers after them."""
 
@@ -193,6 +220,11 @@ for _schema, _meta, _implementations in (
         " -> (Tensor, Tensor, Tensor, Tensor)",
         _moved_shapes,
         {"CPU": _retreat, "CUDA": triton_passes.retreat},
+    ),
+    (
+        "momentum_gradients(Tensor of_x, Tensor of_v, Tensor of_input, float gamma, float share) -> (Tensor, Tensor, Tensor)",
+        _gradients_shapes,
+        {"CPU": _gradients},
     ),
 ):
     _name = _OPERATORS.define(_schema)

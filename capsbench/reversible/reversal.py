@@ -1,5 +1,6 @@
 """Running of a momentum stack forward without a graph, and backwards from its end: algorithms 1 and 2 as an autograd function."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -11,7 +12,7 @@ from capsbench.reversible.context import Arguments, Context
 from capsbench.reversible.drift import check_replay
 from capsbench.reversible.evaluate import Layer, evaluate, own_dtype, value_and_vjp
 from capsbench.reversible.graph import apart
-from capsbench.reversible.momentum import gradient_of_gamma, sigmoid
+from capsbench.reversible.momentum import gradient_of_gamma, gradients_before, sigmoid
 from capsbench.reversible.pair import OutOfRange, Pair, Rebuild, start_pair
 from capsbench.reversible.replay import Autocast, Buffers, Modes, OtherDraws, RandomState
 
@@ -39,6 +40,16 @@ def run_reversible(
     counts: list[int] = []
     output, *extras = _Reversible.apply(stack, arguments.context, every, counts, x, *arguments.tensors, *parameters)
     return output, extras, counts
+
+
+class RangeWarning(UserWarning):
+    """A warning that a stack with `inverse='auto'` keeps more from now on, since values left the range of the exact inverse."""
+
+
+_SEGMENTED_FROM_HERE = (
+    "inverse 'auto' was 'exact' until now; this stack computes this step again, and all later ones, with 'segmented', "
+    "which keeps more memory"
+)
 
 
 class _Advanced(NamedTuple):
@@ -146,10 +157,14 @@ def _through(
         found = _advance(pair, stack, used, arguments, known, wanted)
         try:
             saved = pair.saved()
-        except OutOfRange:
+        except OutOfRange as error:
             if stack.inverse != "auto":
                 raise
             inverse = "segmented"
+            if error.finite:
+                # Activations that grow with training would leave the range again in the next step.
+                stack.left_range = True
+                warnings.warn(f"{error.what}\n{_SEGMENTED_FROM_HERE}", RangeWarning, stacklevel=2)
         else:
             if stack.draws_elsewhere or others.same_as(OtherDraws.capture(stack)):
                 return pair.x, found, saved
@@ -186,8 +201,9 @@ def _advance(
         value, extras, kept, graph, differentiable = evaluate(caller, x, arguments, known, wanted=wanted, keeping=keeping)
         pair.advance(value, gamma)
         x = pair.x
-        after = RandomState.capture(x.device)
-        state = None if after.same_as(before) else before
+        # A module that shares work, which leaves no graph, promises to draw nothing.
+        after = before if graph is None else RandomState.capture(x.device)
+        state = None if after is before or after.same_as(before) else before
         draws = None if others is None or others.same_as(OtherDraws.capture(function)) else others
         wrote = buffers if buffers.changed() else None
         untouched = buffers.untouched() if wrote is None else None
@@ -220,25 +236,29 @@ class _WayBack:
         As long as no gradient has arrived, functions are evaluated for their values alone.
         """
         pair = self._pair
-        grad_v, later_gamma = None if grad_x is None else torch.zeros_like(grad_x), 0.0
-        for layer in reversed(layers):
+        gammas = [layer.gamma for layer in layers]
+        grad_v = grad_x
+        grad_value = None if grad_x is None else grad_x * (1 - gammas[-1])
+        for place in reversed(range(len(layers))):
+            layer, gamma = layers[place], gammas[place]
             pair.retreat_x()
             if layer.random_state is not None:
                 layer.random_state.restore()
             if layer.draws is not None:
                 layer.draws.restore()
-            gamma = layer.gamma
-            if grad_x is not None and grad_v is not None:
-                grad_v = torch.add(grad_x, grad_v, alpha=later_gamma)
-            later_gamma = gamma
             of_extras, of_kept = _taken(grads_extras, layer.extras), _taken(kept, layer.kept)
-            value, grad_input = self._undo(layer, None if grad_v is None else grad_v * (1 - gamma), of_extras, of_kept)
+            value, grad_input = self._undo(layer, grad_value, of_extras, of_kept)
             pair.retreat_v(value, gamma)
             if self._logits is not None:
                 of_gamma = pair.v.new_zeros(()) if grad_v is None else gradient_of_gamma(grad_v, pair.v, value)
                 self._of_gammas.append(of_gamma)
-            if grad_input is not None:
-                grad_x, grad_v = (grad_input, torch.zeros_like(grad_input)) if grad_x is None else (grad_x + grad_input, grad_v)
+            if place == 0:
+                return grad_input if grad_x is None else grad_x if grad_input is None else grad_x + grad_input
+            if grad_x is not None and grad_v is not None:
+                grad_x, grad_v, grad_value = gradients_before(grad_x, grad_v, grad_input, gamma, gammas[place - 1])
+            elif grad_input is not None:
+                grad_x = grad_v = grad_input
+                grad_value = grad_input * (1 - gammas[place - 1])
         return grad_x
 
     def _undo(

@@ -39,7 +39,8 @@ class MomentumStack(nn.Module):
             Without gradients, inside `torch.func` transforms and in `torch.export` all are a plain loop; `eval()` does not
             change this.
         inverse: inverse of a reversible stack (`pair`): `float`, which drifts with depth; `segmented`, which keeps (x, v) now
-            and then; `exact`, in fixed point; or `auto`, which is `float` as long as that is safe. A drift past
+            and then; `exact`, in fixed point; or `auto`, which is `float` as long as that is safe, then `exact`, and `segmented`
+            from the first step in which a value leaves the range of `exact` (a `RangeWarning` says so). A drift past
             `DRIFT_BOUND` gives a `DriftWarning`: `segmented` compares rebuilt values with kept ones, the others compare the v
             at the start with 0, which shows only a large drift. If γ differs, the smallest sets the safe depth.
         segment: number of functions in a block (the last may have fewer), which share a γ; `checkpoint` evaluates a block
@@ -86,12 +87,15 @@ class MomentumStack(nn.Module):
         of_blocks = self._fixed_gammas()
         self.draws_elsewhere = False
         """True once a function was seen to draw from generators other than torch's own, whose states are then kept."""
+        self.left_range = False
+        """True once a value was too large for the exact inverse, which `auto` then stands for no longer."""
         self.register_parameter("gamma_logits", _logits(of_blocks) if learn_gamma and of_blocks else None)
 
     def resolved_inverse(self, dtype: torch.dtype = torch.float32) -> str:
         """Resolve `auto` for an x of that dtype (`resolve_inverse`)."""
         gammas, learnt = self.gammas(), self.gamma_logits is not None
-        return resolve_inverse(self.inverse, len(gammas), gammas, lipschitz=self.lipschitz, dtype=dtype, learnt=learnt)
+        found = resolve_inverse(self.inverse, len(gammas), gammas, lipschitz=self.lipschitz, dtype=dtype, learnt=learnt)
+        return "segmented" if found == "exact" and self.inverse == "auto" and self.left_range else found
 
     def gammas(self) -> list[float]:
         """Present γ of each function.

@@ -55,8 +55,8 @@ class DepthTime(NamedTuple):
 class TurnFit:
     """The slope of a series whose cells took turns, and what it rests on."""
 
-    basis: Basis
-    """Origin of the slope: `edges` or `turns`."""
+    basis: Literal["edges", "turns"]
+    """Origin of the slope."""
     slope: Centre
     """Seconds per block."""
     rest: Interval | None
@@ -67,6 +67,10 @@ class TurnFit:
     """The slope within each round."""
     processes: dict[Turn, int]
     """The process of each round."""
+    rest_seconds: float = float("nan")
+    """Median seconds of the rest of the step; NaN if the parts that grow are not known."""
+    of_rest: Centre | None = None
+    """The slope as a share of the rest in the same round, without the speed of the machine; None if the rest is not known."""
 
     @property
     def rest_grows(self) -> bool:
@@ -116,15 +120,16 @@ def fit_turns(times: TurnTimes) -> TurnFit | None:
     used = ~np.isnan(whole)
     if used.sum() < FEWEST_ROUNDS:
         return None
-    rest, part, slopes = None, times.whole, whole
+    rest, part, slopes, levels = None, times.whole, whole, None
     if times.growing is not None:
         remaining = times.whole - times.growing
         of_rest = row_slopes(times.depths, remaining)[used]
+        levels = np.nanmedian(remaining[used], axis=1)
         # So few rounds have no interval at this level, and their range stands for it.
         rest = centre(of_rest, REST_CONFIDENCE).interval or (float(of_rest.min()), float(of_rest.max()))
         if rest[0] <= 0 <= rest[1]:
             part, slopes = times.growing, row_slopes(times.depths, times.growing)
-    basis: Basis = "turns" if part is times.whole else "edges"
+    basis: Literal["edges", "turns"] = "turns" if part is times.whole else "edges"
     turns = [turn for turn, there in zip(times.turns, used.tolist(), strict=True) if there]
     processes = [process for process, there in zip(times.processes, used.tolist(), strict=True) if there]
     level = 0.0 if basis == "turns" else float(np.nanmedian(times.whole - part))
@@ -138,6 +143,7 @@ def fit_turns(times: TurnTimes) -> TurnFit | None:
         },
         dict(zip(turns, slopes[used].tolist(), strict=True)),
         dict(zip(turns, processes, strict=True)),
+        *(() if levels is None else (float(np.median(levels)), pooled_centre(slopes[used] / levels, processes))),
     )
 
 

@@ -77,7 +77,9 @@ class Estimate:
             self._left[key] = self._guess(record.cell, in_turn=True, passes=("time",))
             return
         guess = self._left.pop(key, 0.0)
-        if self._of_turns.pop(key, None) is not None:
+        if key in self._of_turns:
+            # With the first of their records the turns of all are over, whatever was left of the budget.
+            self._of_turns = dict.fromkeys(self._of_turns, 0.0)
             return
         if record.duration_seconds is not None:
             self._guessed += guess

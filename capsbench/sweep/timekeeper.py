@@ -20,6 +20,9 @@ from capsbench.sweep.groups import ends_of, groups_of, halves, that_fit
 from capsbench.sweep.local import Sources, alone_on, not_this_source
 from capsbench.sweep.runner import Observer, uninterrupted
 
+FEWEST_ROUNDS = 12
+"""Least number of rounds before slopes count as known: an interval of few rounds, looked at after each, may be narrow by luck."""
+
 
 class Timekeeper:
     """A keeper of the times of all cells of a plan that take turns.
@@ -137,7 +140,25 @@ class Timekeeper:
                 state = TurnsTaken(alive, len(rounds) + 1, max(0.0, budget - spent), share)
                 for observer in self._observers:
                     observer.took_turns(state)
+        self._say_what_more_would_buy(alive)
         return process.failed, process
+
+    def _say_what_more_would_buy(self, cells: Sequence[Cell]) -> None:
+        """Report how well slopes are known, and what a longer run would give: intervals shrink as the root of the rounds."""
+        rounds = self._rounds_of(cells)
+        if not _slopes(cells, rounds):
+            return
+        share, asked, count = slopes_share(cells, rounds), self._plan.slope_share, len(rounds)
+        longer = f"{4 * self._plan.budget_seconds:g} seconds of `time_budget`"
+        if share is None:
+            text = f"a slope of training time cannot be told from 0 after {count} rounds; {longer} would halve its interval"
+        elif share > asked:
+            known = f"slopes of training time are known within ± {share / 2:.0%} after {count} rounds, not ± {asked / 2:.0%}"
+            text = f"{known}; {longer} would halve their intervals"
+        else:
+            known = f"slopes of training time are known within ± {share / 2:.0%} after {count} rounds"
+            text = f"{known}; four times as many would halve that"
+        self._notify(text)
 
     def _rounds_of(self, cells: Sequence[Cell]) -> list[Round]:
         keys = {cell.key() for cell in cells}
@@ -218,9 +239,11 @@ def _share(slope: PairedSlope | None) -> float | None:
 
 def is_known(cells: Sequence[Cell], rounds: Sequence[Round], share: float) -> bool:
     """Return whether all slopes of training time are known within this share; without a slope, all medians within 2 %."""
-    if _slopes(cells, rounds):
+    slopes = _slopes(cells, rounds)
+    if slopes:
         found = slopes_share(cells, rounds)
-        return found is not None and found <= share
+        enough = all(one is not None and one.rounds >= FEWEST_ROUNDS for one in slopes)
+        return enough and found is not None and found <= share
     by_cell: dict[str, list[float]] = {cell.key(): [] for cell in cells}
     for one in rounds:
         for turn in one.turns:

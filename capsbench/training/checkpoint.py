@@ -22,6 +22,8 @@ from capsbench.durable import replacing
 from capsbench.errors import ConfigurationError, LostWorkError, StoreError, error_line
 from capsbench.foreign import keeping_threads
 from capsbench.paths import expanded
+from capsbench.records import Configuration
+from capsbench.reversible import resolve_inverse
 from capsbench.training.settings import TrainingSettings, differences
 from capsbench.workload import build_model
 
@@ -141,7 +143,15 @@ def build_network(settings: TrainingSettings, device: str | None = None) -> nn.M
     if device is not None and asked.kernel is not None and torch.device(device).type != asked.device_kind():
         asked = asked.model_copy(update={"kernel": "auto", "front": "auto"})
     with keeping_threads(asked.model):
-        return build_model(asked, **settings.options())
+        return build_model(asked, **_lasting_inverse(asked), **settings.options())
+
+
+def _lasting_inverse(network: Configuration) -> dict[str, str]:
+    """The inverse `auto` in place of `exact`, if it stands for that: a training must not end when activations leave its range."""
+    if network.inverse != "exact" or network.gamma is None:
+        return {}
+    functions = 2 * (1 if network.rule == "published" else network.blocks)
+    return {"inverse": "auto"} if resolve_inverse("auto", functions, network.gamma) == "exact" else {}
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:

@@ -21,7 +21,7 @@ from capsbench import load
 from capsbench.catalog import SPECS
 from capsbench.cli.group import SUMMARIES, cli
 from capsbench.models import FRONTS, RULES
-from capsbench.records import SCHEMA_VERSION, Record
+from capsbench.records import SCHEMA_VERSION, Record, Round
 from capsbench.report import Report
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
@@ -633,6 +633,75 @@ def test_a_figure_per_pair_of_samples_is_their_median(command, report):
     record = json.loads((report / "records.jsonl").read_text().splitlines()[0])
     record["time"]["train_step_seconds"] = [0.1, 0.3]
     assert "step 200.0 ms" in _one_line(Record.model_validate(record))
+
+
+# In the eighth training step of a process the network waits for a file, and so do all cells that take turns with it.
+TURNING = """
+import pathlib, time
+import torch
+class Net(torch.nn.Sequential):
+    steps = 0
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps > 7 and not pathlib.Path("go").exists():
+            pathlib.Path("turning").touch()
+            while not pathlib.Path("go").exists():
+                time.sleep(0.05)
+        return super().forward(x)
+def make(in_shape, num_classes, blocks):
+    pixels = in_shape[0] * in_shape[1] * in_shape[2]
+    blocks = torch.nn.Sequential(*[torch.nn.Linear(8, 8) for _ in range(blocks)])
+    return Net(torch.nn.Flatten(), torch.nn.Linear(pixels, 8), blocks, torch.nn.Linear(8, num_classes))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_is_cut_off_while_cells_take_turns_keeps_its_rounds(tmp_path, capsbench, how):
+    (tmp_path / "turning_net.py").write_text(TURNING)
+    arguments = [
+        "run",
+        "--models",
+        "turning_net:make",
+        "--depth",
+        "1,2",
+        "--batch-size",
+        "2",
+        "--out",
+        "report",
+        "--time-budget",
+        "1",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "capsbench.cli", *arguments], cwd=tmp_path, env=process_environment(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: (tmp_path / "turning").exists() or process.poll() is not None)
+        workers = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=200)
+    finally:
+        process.kill()
+        process.communicate()
+    assert "Traceback" not in errors
+    wait_for(lambda: all(map(is_gone, workers)))
+    kept = [Round.model_validate_json(line) for line in (tmp_path / "report" / "rounds.jsonl").read_text().splitlines()]
+    assert kept
+    assert measured(tmp_path / "report") == {1: 1, 2: 1}
+    # What is there can be drawn.
+    shown = capsbench("show", "report")
+    assert shown.status == 0, shown.stderr
+    assert {len(times) for times in load(tmp_path / "report")["train_step_samples"]} == {len(kept)}
+
+    (tmp_path / "go").touch()
+    result = capsbench(*arguments, "--resume")
+    assert result.status == 0, result.stderr
+    assert "memory of 2 already measured" in result.stderr
+    for record in Report(tmp_path / "report").records:
+        assert record.time.rounds[: len(kept)] == [one.number for one in kept]
+        assert set(record.time.processes) == {0, 1}
+    assert not (tmp_path / "report" / "rounds.jsonl").exists()
 
 
 def test_a_full_disk_costs_nothing_that_was_measured(tmp_path, capsbench):

@@ -75,8 +75,8 @@ def make_record(model: str = "rescapsnet", blocks: int = 1, *, replicate: int = 
 
 def make_turns(
     models: Sequence[str] = ("rescapsnet", "mocapsnet"), depths: Sequence[int] = (1, 2, 3, 4), *, full: int = 8, ends: int = 16,
-    noise: float = 0.02, rest_per_block: float = 0.0, growing: bool = True, slower: float = 1.0, seed: int = 0,
-    first_round: int = 0, process: int = 0, **fields: Any,
+    noise: float = 0.02, rest: float = 0.8, rest_per_block: float = 0.0, growing: bool = True, slower: float = 1.0,
+    pace: float = 1.0, seed: int = 0, first_round: int = 0, process: int = 0, **fields: Any,
 ) -> list[Record]:  # fmt: skip
     """Records of cells that took turns on a machine that drifts, in rounds of all depths and then of the first and last alone.
 
@@ -89,6 +89,8 @@ def make_turns(
         rest_per_block: seconds that each block adds to the rest.
         growing: whether the parts that grow are known.
         slower: factor of the seconds of a block.
+        pace: factor of all seconds, those of the yardstick included.
+        rest: seconds of the rest of a step.
         seed: seed of the noise.
         first_round: number of the first round.
         process: number of the process that took them.
@@ -96,15 +98,15 @@ def make_turns(
     """
     random = np.random.default_rng(seed)
     numbers = np.arange(full + ends)
-    drift = 1 + 0.1 * np.sin(numbers / 4) + 0.02 * random.standard_normal(full + ends)
+    drift = pace * (1 + 0.1 * np.sin(numbers / 4) + 0.02 * random.standard_normal(full + ends))
     found = []
     for model, blocks in itertools.product(models, depths):
         taken = numbers if blocks in (depths[0], depths[-1]) else numbers[:full]
-        noisy = [1 + share * noise * random.standard_normal(taken.size) for share in (1.0, 0.1)]
-        rest = drift[taken] * (0.8 + rest_per_block * blocks) * noisy[0]
+        noisy = [np.exp(share * noise * random.standard_normal(taken.size)) for share in (1.0, 0.1)]
+        remaining = drift[taken] * (rest + rest_per_block * blocks) * noisy[0]
         part = drift[taken] * slower * SECONDS_PER_BLOCK[model] * blocks * noisy[1]
         times = {name: (part / share).tolist() for name, share in (("train", 1), ("forward", 3), ("inference", 4))}
-        whole = {name: ((rest + part) / share).tolist() for name, share in (("train", 1), ("forward", 3), ("inference", 4))}
+        whole = {name: ((remaining + part) / share).tolist() for name, share in (("train", 1), ("forward", 3), ("inference", 4))}
         record = make_record(model, blocks, **fields)
         parts = GrowingFigures(
             modules=["blocks"], train_step_seconds=times["train"], forward_seconds=times["forward"],

@@ -17,6 +17,7 @@ from capsbench.reversible import (
     INVERSES,
     DriftWarning,
     MomentumStack,
+    RangeWarning,
     drift_bound,
     resolve_inverse,
     retained_bits,
@@ -276,6 +277,47 @@ def test_what_leaves_the_range_is_refused(values, start, said):
         stack(x)
     assert said in refused.value.what
     assert "inverse" in refused.value.hint
+
+
+def test_auto_goes_on_where_exact_cannot():
+    """The first step past the range is computed again with `segmented`, and all later ones at once; one warning says so."""
+    stack = MomentumStack(functions(20).float())
+    segmented = copy.deepcopy(stack)
+    segmented.inverse = "segmented"
+    assert stack.resolved_inverse() == "exact"
+
+    def gradients_of(one: MomentumStack, scale: float) -> list[Tensor]:
+        one.zero_grad()
+        x, grad = example()
+        one(x * scale).backward(grad)
+        return [x.grad, *(parameter.grad.clone() for parameter in one.parameters())]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradients_of(stack, 10)
+    assert not stack.left_range
+    with pytest.warns(RangeWarning, match=r"in the stack's input is .*\n.*segmented"):
+        first = gradients_of(stack, 3000)
+    assert stack.resolved_inverse() == "segmented"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = gradients_of(stack, 3000)
+    expected = gradients_of(segmented, 3000)
+    assert_all_close(first, expected, relative=0)
+    assert_all_close(again, expected, relative=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_auto_hands_on_what_is_no_number(value):
+    """Infinities and NaN come out as from stored activations; the next step may be sound."""
+    stack = MomentumStack([*functions(20).float(), Gives(value)])
+    x, _ = example()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output = stack(x)
+        output.sum().backward()
+    assert not output.isfinite().any()
+    assert (stack.left_range, stack.resolved_inverse()) == (False, "exact")
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -1,4 +1,4 @@
-"""The exact inverse's passes in C: bit for bit what the operators of torch give, at the edges of 64-bit numbers too."""
+"""Passes of a reversible stack in C: the exact inverse's give the bits of torch's operators, at the edges of int64 too."""
 
 from fractions import Fraction
 
@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from capsbench.errors import ConfigurationError
 from capsbench.reversible import MomentumStack, passes
 from capsbench.reversible.fixed_point import LIMIT, UNITS
+from capsbench.reversible.momentum import gradients_before
 from capsbench.reversible.pair import FixedPair
 from helpers.comparing import assert_all_close
 from helpers.exact import RATIOS, advanced_by_torch, assert_same, edges, rounded_by_torch
@@ -138,9 +139,28 @@ def test_operators_hold_torchs_checks():
     for operator, arguments in (
         (torch.ops.capsbench.exact_advance, (x, x, x, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
         (torch.ops.capsbench.exact_retreat_x, (x, x, torch.float32)),
+        (torch.ops.capsbench.momentum_gradients, (*torch.randn(3, 5, 6), 0.9, 0.1)),
         (torch.ops.capsbench.exact_retreat, (x, x, x, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
     ):
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [4095, 4096, 12_345])
+def test_gradients_are_those_of_torch(monkeypatch, dtype, count):
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(count, generator=generator, dtype=dtype) for _ in range(3)]
+    assert passes.takes_gradients(*given) == (count >= 4096)
+    fused = gradients_before(*given, 0.9, 0.7)
+    monkeypatch.setattr(passes, "takes_gradients", lambda *_: False)
+    assert_all_close(fused, gradients_before(*given, 0.9, 0.7), relative=4 * torch.finfo(dtype).eps)
+
+
+def test_gradients_of_other_layouts_and_kinds_are_left_to_torch():
+    good = torch.randn(128, 64)
+    assert passes.takes_gradients(good, good)
+    for other in (good.double(), torch.randn(64, 128).T, torch.zeros(()).expand(128, 64), good.to("meta"), good.half()):
+        assert not passes.takes_gradients(good, other)
 
 
 def test_a_wrong_layout_is_refused():

@@ -104,7 +104,7 @@ def keep(tmp_path, plan, observer=None, *, memory=True):
 
 
 def plan_of(several=None, **fields):
-    return Plan(command="", cells=several or cells(), **({"samples": 5, "budget_seconds": 10} | fields))
+    return Plan(command="", cells=several or cells(), **({"samples": 5, "budget_seconds": 20} | fields))
 
 
 def by_cell(report):
@@ -116,19 +116,19 @@ def test_all_cells_take_turns_until_the_slopes_are_known(tmp_path, process):
     report = keep(tmp_path, plan_of(), observer)
     (one,) = process.started
     # Whole rounds until each cell has its samples, and then the ends, until there is an interval.
-    assert [len(order) for order in one.orders] == [8] * 5 + [4]
+    assert [len(order) for order in one.orders] == [8] * 5 + [4] * 7
     assert len({tuple(order) for order in one.orders}) > 3, "the order is drawn anew"
     found = by_cell(report)
     assert len(found) == 8
     assert {record.status for record in found.values()} == {"ok"}
-    assert found["mocapsnet", 1].time.rounds == [0, 1, 2, 3, 4, 5]
+    assert found["mocapsnet", 1].time.rounds == [*range(12)]
     assert found["mocapsnet", 2].time.rounds == [0, 1, 2, 3, 4]
     assert found["mocapsnet", 2].time.growing.train_step_seconds == pytest.approx([0.012] * 5)
     assert found["mocapsnet", 2].time.noise == []
     assert found["mocapsnet", 2].memory is not None
     assert found["mocapsnet", 2].notes == ["a note"]
     assert observer.finished_cells == report.records
-    assert [state.rounds for state in observer.states] == [1, 2, 3, 4, 5, 6]
+    assert [state.rounds for state in observer.states] == [*range(1, 13)]
     assert observer.states[-1].slopes_share == pytest.approx(0, abs=1e-6)
     assert not (tmp_path / "rounds.jsonl").exists()
 
@@ -222,8 +222,8 @@ def test_a_sweep_that_was_cut_off_goes_on_with_its_rounds(tmp_path, process, mon
 
     calls += [0]
     found = by_cell(keep(tmp_path, plan_of()))
-    assert found["mocapsnet", 1].time.rounds == [0, 1, 2, 3, 4, 5]
-    assert found["mocapsnet", 1].time.processes == [0, 0, 0, 1, 1, 1]
+    assert found["mocapsnet", 1].time.rounds == [*range(12)]
+    assert found["mocapsnet", 1].time.processes == [0] * 3 + [1] * 9
     assert len(process.started) == 2
     # All is done: nothing starts again.
     keep(tmp_path, plan_of())
@@ -263,8 +263,9 @@ def rounds_of(slopes, several):
 
 def test_slopes_are_known_within_a_share_of_themselves():
     several = cells(models=("mocapsnet",))
-    steady, noisy = rounds_of([0.01] * 8, several), rounds_of([0.01, 0.02, 0.03] * 4, several)
+    steady, noisy = rounds_of([0.01] * 12, several), rounds_of([0.01, 0.02, 0.03] * 4, several)
     assert is_known(several, steady, 0.2)
+    assert not is_known(several, steady[:-1], 0.2), "few rounds may agree by luck"
     assert not is_known(several, noisy, 0.2)
     assert slopes_share(several, noisy) == pytest.approx(1, rel=0.5)
     assert slopes_share(several, rounds_of([0.01] * 5, several)) is None
@@ -276,3 +277,21 @@ def test_the_state_is_what_observers_hear(tmp_path, process):
     observer = SimpleNamespace(started=None, finished=lambda _: None, took_turns=heard.append)
     keep(tmp_path, plan_of(), observer)
     assert heard[0].seconds_left > heard[-1].seconds_left > 0
+
+
+@pytest.mark.parametrize(
+    ("noise", "budget", "said"),
+    [
+        (0.0, 20, ["known within ± 0%", "four times as many would halve that"]),
+        (0.5, 10, ["not ± 10%", "40 seconds of `time_budget` would halve"]),
+        (0.0, 0, ["cannot be told from 0 after 5 rounds"]),
+    ],
+)
+def test_what_a_longer_run_would_buy_is_said_at_the_end(tmp_path, process, noise, budget, said):
+    process.noise = noise
+    heard = []
+    report = Report(tmp_path)
+    plan = plan_of(budget_seconds=budget, passes=["time"])
+    Timekeeper(plan, report, "abcd", notify=heard.append).run()
+    (text,) = heard
+    assert all(words in text for words in said), text

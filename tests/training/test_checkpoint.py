@@ -180,3 +180,23 @@ def test_a_folder_that_is_not_there(tmp_path):
 def test_an_argument_that_the_model_does_not_take():
     with pytest.raises(ConfigurationError, match=r"'mocapsnet' takes no convolutions\n"):
         build_network(CAPSULES.model_copy(update={"convolutions": 2}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"blocks": 9, "inverse": "exact"}, "auto"),
+        ({"blocks": 9, "inverse": "segmented"}, "segmented"),
+        ({"blocks": 2, "inverse": "exact"}, "exact"),
+    ],
+)
+def test_a_training_goes_on_where_the_exact_inverse_cannot(fields, expected):
+    """`exact` where `auto` stands for it is built as `auto`, which takes another one when activations leave its range."""
+    network = make_configuration("mocapsnet", capsules=4, **fields)
+    assert build_network(CAPSULES.model_copy(update={"network": network})).blocks.inverse == expected
+
+
+def test_gamma_is_learnt_at_any_depth():
+    network = make_configuration("mocapsnet", 9, capsules=4, inverse="exact")
+    built = build_network(CAPSULES.model_copy(update={"network": network, "learn_gamma": True}))
+    assert built.blocks.resolved_inverse() == "segmented"

@@ -1,7 +1,7 @@
-/* The exact inverse's passes over memory, one each way: compiled on first use by capsbench.native, called by
- * capsbench.reversible.passes. fixed_point.py and pair.py have the same steps as operators of torch, which are the
- * specification: both give the same bits.
+/* Passes over memory of a reversible stack: compiled on first use by capsbench.native, called by capsbench.reversible.passes.
  *
+ * The exact inverse has one each way. fixed_point.py and pair.py have the same steps as operators of torch, which are the
+ * specification: both give the same bits.
  * x, v and the store are int64 [count], x and v in units of 2^-50. A product with n/d keeps what it drops in the store. */
 #include <math.h>
 #include <stdint.h>
@@ -53,7 +53,7 @@ INLINE int64_t times(int64_t a, int64_t b) { return (int64_t)((uint64_t)a * (uin
 #define REAL float
 #define ABS fabsf
 #define NAME(x) x##_float
-#include "fixed_point.inc"
+#include "passes.inc"
 #undef REAL
 #undef ABS
 #undef NAME
@@ -61,4 +61,4 @@ INLINE int64_t times(int64_t a, int64_t b) { return (int64_t)((uint64_t)a * (uin
 #define REAL double
 #define ABS fabs
 #define NAME(x) x##_double
-#include "fixed_point.inc"
+#include "passes.inc"

@@ -1,0 +1,103 @@
+"""Slopes of cells that took turns in two runs: a slower block is found, another machine or too few rounds are no alarm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from capsbench.gate.baseline import read_baseline, write_baseline
+from capsbench.gate.check import Judgement, judge
+from capsbench.gate.comparison import Comparison
+from capsbench.gate.summary import BASELINE_VERSION, Summary
+from helpers.made import make_turns
+from helpers.seeded import in_brief, seeded_run
+
+MODELS = ("capsnet", "rescapsnet", "mocapsnet")
+
+
+def run(seed: int, **kinds: Any) -> Summary:
+    """A run of three series on a machine whose processes differ by 1 %, at a speed of its own."""
+    random = np.random.default_rng(1000 + seed)
+    kinds = {"pace": float(np.exp(random.normal(0, 0.1))), "noise": 0.06, "full": 40, "ends": 0, "depths": (1, 2, 8)} | kinds
+    kinds["slower"] = kinds.get("slower", 1.0) * float(np.exp(random.normal(0, 0.01)))
+    return in_brief(make_turns(MODELS, seed=seed, **kinds))
+
+
+def slope(judgement: Judgement, model: str = "rescapsnet", quantity: str = "train") -> Comparison:
+    """The comparison of one slope."""
+    (found,) = [
+        it for it in judgement.compared.comparisons if (it.series["model"], it.quantity, it.scope) == (model, quantity, "slope")
+    ]
+    return found
+
+
+def test_unchanged_pairs_pass_and_slower_blocks_do_not() -> None:
+    assert sum(not judge(run(2 * pair), run(2 * pair + 1)).passed for pair in range(20)) == 0
+    assert sum(not judge(run(2 * pair, slower=1.1), run(2 * pair + 1)).passed for pair in range(20)) >= 18
+
+
+def test_the_change_is_that_of_the_block() -> None:
+    found = slope(judge(run(0, slower=1.2, noise=0.01, pace=1.0), run(1, noise=0.01, pace=2.0)))
+    assert found.before is not None
+    assert found.after is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert found.after / found.before == pytest.approx(1.2, rel=0.06)
+    assert found.low < found.after - found.before < found.high
+    assert found.verdict == "worse"
+    assert found.shapes == ("line", "line")
+
+
+def test_what_is_not_known_well_enough_is_no_alarm_and_says_so() -> None:
+    kinds: dict[str, Any] = {"noise": 0.5, "full": 6, "ends": 0}
+    judgement = judge(run(0, slower=1.1, **kinds), run(1, **kinds))
+    assert judgement.passed
+    assert any("known within" in it.why for it in judgement.compared.comparisons if it.scope == "slope")
+
+
+def test_a_rest_that_is_faster_makes_no_block_slower() -> None:
+    judgement = judge(run(0, pace=1.0, noise=0.01, rest=0.5), run(1, pace=1.0, noise=0.01))
+    found = slope(judgement)
+    assert found.verdict == "same"
+    assert "the rest of the step has changed too" in found.why
+
+
+def test_the_yardstick_may_contradict_the_rest() -> None:
+    found = slope(judge(run(2, pace=1.0, noise=0.01, rest=0.74, slower=0.96), run(3, pace=1.0, noise=0.01)))
+    assert found.verdict == "same"
+
+
+def test_a_baseline_keeps_the_slopes(tmp_path: Path) -> None:
+    summary = run(0)
+    write_baseline(summary, tmp_path / "base.json")
+    again = read_baseline(tmp_path / "base.json")
+    assert again == summary
+    assert again.schema_version == BASELINE_VERSION == 2
+    first = next(line for line in again.lines if line.configuration.model == "rescapsnet").slopes["train"]
+    assert (first.basis, first.rounds) == ("edges", 40)
+    assert first.low < first.seconds < first.high
+    assert first.of_rest is not None
+    assert first.rest is not None
+    assert first.of_rest * first.rest == pytest.approx(first.seconds, rel=0.05)
+
+
+def test_a_baseline_without_slopes_is_compared_by_its_cells(tmp_path: Path) -> None:
+    old = in_brief(seeded_run())
+    write_baseline(old, tmp_path / "base.json")
+    data = json.loads((tmp_path / "base.json").read_text())
+    (tmp_path / "base.json").write_text(json.dumps(data | {"schema_version": 1}))
+    known = read_baseline(tmp_path / "base.json")
+    assert known.schema_version == 1
+    assert all(not line.slopes for line in known.lines)
+    judgement = judge(in_brief(make_turns(depths=range(1, 5), threads=2)), known)
+    assert slope(judgement).why.startswith(("", "within"))
+    assert slope(judgement).p_value is not None
+
+
+def test_series_of_whole_steps_are_compared_by_the_yardstick() -> None:
+    kinds: dict[str, Any] = {"growing": False, "noise": 0.002}
+    worse = judge(run(0, slower=1.2, **kinds), run(1, **kinds))
+    assert slope(worse).verdict == "worse"
+    assert slope(judge(run(0, **kinds), run(1, **kinds))).verdict == "same"

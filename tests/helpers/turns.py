@@ -1,0 +1,28 @@
+"""Rounds of cells that take turns in a real process."""
+
+import random
+from collections.abc import Mapping
+
+from capsbench.measure.together import ProcessEnded, Together
+from capsbench.measure.turns import Failed, TurnsRequest
+from capsbench.records import Configuration, Round
+
+PATIENCE = 120.0
+
+Taken = tuple[list[tuple[list[str], Round | None]], dict[str, Failed], tuple[str, str, str | None] | None]
+
+
+def take_rounds(cells: Mapping[str, Configuration], count: int = 3, timeout: float = PATIENCE) -> Taken:
+    """Rounds of some cells with the order that was asked for, the cells that failed, and how the process ended."""
+    request = TurnsRequest(cells=dict(cells), channel=0, process=4)
+    found: list[tuple[list[str], Round | None]] = []
+    drawn = random.Random(0)
+    process = Together(request, timeout)
+    try:
+        with process:
+            for number in range(count):
+                order = drawn.sample(list(cells), len(cells))
+                found.append((order, process.round(number, order)))
+            return found, process.failed, None
+    except ProcessEnded as ended:
+        return found, process.failed, (ended.status, ended.message, ended.cell)

@@ -1,0 +1,132 @@
+"""Real processes of cells that take turns, and the ways in which they end."""
+
+import os
+
+import pytest
+
+from capsbench.measure.together import Together
+from capsbench.measure.turns import TurnsRequest
+from helpers.forked import in_fork
+from helpers.made import make_configuration
+from helpers.turns import PATIENCE, take_rounds
+
+# A network of linear layers that does as its depth says in its third step.
+FAULTY = """
+import os, signal, time, torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, pixels, classes, blocks):
+        super().__init__()
+        self.stem, self.head = nn.Linear(pixels, 8), nn.Linear(8, classes)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(blocks))
+        self.blocks, self.steps = blocks, 0
+
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps > 6:
+            {fault}
+        x = self.stem(x.flatten(1))
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x)
+
+def make(in_shape, num_classes, blocks):
+    return Net(in_shape[0] * in_shape[1] * in_shape[2], num_classes, blocks)
+"""
+
+
+def faulty(own_model, fault, depths=(1, 2, 3)):
+    name = own_model(FAULTY.format(fault=fault))
+    return {f"cell {blocks}": make_configuration(name, blocks) for blocks in depths}
+
+
+@pytest.mark.slow
+def test_networks_of_the_package_take_turns():
+    cells = {
+        f"{model} {blocks}": make_configuration(model, blocks, batch_size=2)
+        for model in ("rescapsnet", "mocapsnet")
+        for blocks in (1, 2)
+    }
+    rounds, failed, ended = in_fork(take_rounds, cells)
+    assert (failed, ended) == ({}, None)
+    for number, (order, one) in enumerate(rounds):
+        assert (one.number, one.process, one.clock) == (number, 4, "monotonic")
+        assert [turn.cell for turn in one.turns] == order
+        assert one.modules == {cell: ["blocks"] for cell in cells}
+        assert 0 <= one.edges_seconds < 0.01
+        for turn in one.turns:
+            assert 0 < turn.growing_forward_seconds < turn.growing_train_step_seconds < turn.train_step_seconds
+            assert 0 < turn.growing_inference_seconds < turn.inference_seconds < turn.train_step_seconds
+            assert turn.growing_forward_seconds < turn.forward_seconds < turn.train_step_seconds
+
+
+def test_networks_of_a_user_take_turns(own_model):
+    rounds, failed, ended = in_fork(take_rounds, faulty(own_model, "pass"))
+    assert (failed, ended) == ({}, None)
+    assert rounds[0][1].modules == {f"cell {blocks}": ["layers"] for blocks in (1, 2, 3)}
+    assert all(turn.growing_train_step_seconds for _, one in rounds for turn in one.turns)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ("if self.blocks == 2: raise ValueError('no more')", "error", "ValueError: no more"),
+        ("if self.blocks == 2: raise MemoryError('full')", "oom", "MemoryError: full"),
+        ("if self.blocks == 2: torch.set_num_threads(2)", "error", "sets torch's threads to 2"),
+    ],
+)
+def test_a_cell_that_fails_in_its_turn_leaves_the_others(own_model, fault, status, said):
+    rounds, failed, ended = in_fork(take_rounds, faulty(own_model, fault), 6)
+    assert ended is None
+    assert failed.keys() == {"cell 2"}
+    assert failed["cell 2"].status == status
+    assert said in failed["cell 2"].message
+    assert {turn.cell for turn in rounds[-1][1].turns} == {"cell 1", "cell 3"}
+
+
+def test_a_round_in_which_nothing_is_left_is_none(own_model):
+    rounds, failed, ended = in_fork(take_rounds, faulty(own_model, "raise ValueError('all')", (1,)), 6)
+    assert ended is None
+    assert failed.keys() == {"cell 1"}
+    assert rounds[-1][1] is None
+
+
+def test_a_cell_that_cannot_be_built_is_told_of(own_model):
+    cells = {"good": make_configuration(own_model(FAULTY.format(fault="pass")), 1)}
+    cells["bad"] = make_configuration(own_model("def make(in_shape, num_classes, blocks): raise KeyError('never')"), 1)
+    rounds, failed, _ = in_fork(take_rounds, cells)
+    assert "never" in failed["bad"].message
+    assert [turn.cell for turn in rounds[0][1].turns] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ("if self.blocks == 2: os.kill(os.getpid(), signal.SIGSEGV)", "error", "SIGSEGV"),
+        ("if self.blocks == 2: os._exit(3)", "error", "status 3"),
+    ],
+)
+def test_the_end_of_the_process_is_laid_at_the_cell_that_had_its_turn(own_model, fault, status, said):
+    _, _, ended = in_fork(take_rounds, faulty(own_model, fault), 6)
+    assert ended[0] == status
+    assert said in ended[1]
+    assert ended[2] == "cell 2"
+
+
+@pytest.mark.slow
+def test_a_turn_that_takes_too_long_ends_the_process(own_model):
+    _, _, ended = in_fork(take_rounds, faulty(own_model, "if self.blocks == 2: time.sleep(600)"), 6, 10)
+    assert (ended[0], ended[2]) == ("timeout", "cell 2")
+    assert "10 s" in ended[1]
+
+
+def test_the_process_is_gone_afterwards(own_model):
+    def started():
+        request = TurnsRequest(cells=faulty(own_model, "pass", (1,)), channel=0, process=0)
+        with Together(request, PATIENCE) as process:
+            return process._process.pid
+
+    pid = started()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
