@@ -234,7 +234,7 @@ def tables() -> Iterator[str]:
     yield ""
     yield "Made by `python -m benchmarks.launches --write`; its docstring says what is counted. Kernel `triton`, batch 128, the"
     yield "layers of the paper's network for 28×28 pixels, three rounds of routing. In brackets stands the count from before"
-    yield "kernels summed the chunks of a round and squashed, took all rounds of a small layer at once, and moved the exact inverse."
+    yield "kernels summed chunks and squashed, took all rounds of a small layer at once, and moved the exact inverse."
     yield ""
     yield "## One layer"
     yield ""
