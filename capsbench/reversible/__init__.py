@@ -4,7 +4,6 @@ from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, DriftWarning, dri
 from capsbench.reversible.evaluate import is_altered
 from capsbench.reversible.momentum import Gamma, check_gamma, spread
 from capsbench.reversible.pair import INVERSES, resolve_inverse, retained_bits
-from capsbench.reversible.reversal import RangeWarning
 from capsbench.reversible.stack import MomentumStack
 from capsbench.reversible.strategies import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_strategy, run_steps
 
@@ -18,7 +17,6 @@ __all__ = [
     "DriftWarning",
     "Gamma",
     "MomentumStack",
-    "RangeWarning",
     "check_gamma",
     "check_strategy",
     "drift_bound",

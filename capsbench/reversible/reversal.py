@@ -1,6 +1,6 @@
 """Running of a momentum stack forward without a graph, and backwards from its end: algorithms 1 and 2 as an autograd function."""
 
-import warnings
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -42,10 +42,7 @@ def run_reversible(
     return output, extras, counts
 
 
-class RangeWarning(UserWarning):
-    """A warning that a stack with `inverse='auto'` keeps more from now on, since values left the range of the exact inverse."""
-
-
+_LOG = logging.getLogger(__name__)
 _SEGMENTED_FROM_HERE = (
     "inverse 'auto' was 'exact' until now; this stack computes this step again, and all later ones, with 'segmented', "
     "which keeps more memory"
@@ -164,7 +161,8 @@ def _through(
             if error.finite:
                 # Activations that grow with training would leave the range again in the next step.
                 stack.left_range = True
-                warnings.warn(f"{error.what}\n{_SEGMENTED_FROM_HERE}", RangeWarning, stacklevel=2)
+                # Nothing is wrong with the result, so this is no warning that could end a training where warnings are errors.
+                _LOG.warning("%s\n%s", error.what, _SEGMENTED_FROM_HERE)
         else:
             if stack.draws_elsewhere or others.same_as(OtherDraws.capture(stack)):
                 return pair.x, found, saved

@@ -40,7 +40,7 @@ class MomentumStack(nn.Module):
             change this.
         inverse: inverse of a reversible stack (`pair`): `float`, which drifts with depth; `segmented`, which keeps (x, v) now
             and then; `exact`, in fixed point; or `auto`, which is `float` as long as that is safe, then `exact`, and `segmented`
-            from the first step in which a value leaves the range of `exact` (a `RangeWarning` says so). A drift past
+            from the first step in which a value leaves the range of `exact` (which is logged once). A drift past
             `DRIFT_BOUND` gives a `DriftWarning`: `segmented` compares rebuilt values with kept ones, the others compare the v
             at the start with 0, which shows only a large drift. If γ differs, the smallest sets the safe depth.
         segment: number of functions in a block (the last may have fewer), which share a γ; `checkpoint` evaluates a block
