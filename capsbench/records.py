@@ -258,8 +258,7 @@ class TimeFigures(Schema):
     noise: list[str] = []
     """Reasons not to trust these samples, if any: names of `NOISES` in `measure.noise`."""
     rounds: list[NonNegativeInt] = []
-    """Number of the round of each sample. Cells of a report with samples of one round took turns in it, in one process. Empty if
-    the cell was timed in a process of its own."""
+    """Number of the round of each sample, in which the cells of a report that have it took turns; empty if timed alone."""
     processes: list[NonNegativeInt] = []
     """Number of the process of each sample; a sweep that was resumed has several. Empty where `rounds` is."""
     growing: GrowingFigures | None = None
@@ -405,11 +404,9 @@ class Plan(Schema):
     samples: int = Field(default=5, ge=5)
     """Least number of samples of every time."""
     budget_seconds: float = Field(default=10, ge=0)
-    """Seconds for further samples of a cell, as long as its time is not known within 2 %. Cells that take turns have the sum of
-    theirs, as long as a slope is not known within `slope_share`."""
+    """Seconds of sampling a cell while its time is not known within 2 %; of cells in turn, together, while a slope is not."""
     slope_share: float = Field(default=0.2, gt=0)
-    """Width of the 95 % intervals of the slopes of training time, as a share of the slope, at which cells that take turns are
-    timed no longer."""
+    """Width of the slopes' 95 % intervals, as a share of the slope, at which cells in turn are timed no longer."""
     timeout_seconds: float = Field(default=1800, gt=0)
     """Time limit of each process."""
     strict: bool = False

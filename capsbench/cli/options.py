@@ -251,7 +251,7 @@ SWEEP_OPTIONS = together(
     click.option(
         "--time-budget",
         type=positive("seconds"),
-        default=10,
+        default=20,
         help="Seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %.",
     ),
     click.option(

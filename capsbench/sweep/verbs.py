@@ -93,7 +93,7 @@ def run(
     threads: int | None = None,
     repeats: int = 1,
     samples: int = 5,
-    time_budget: float = 10.0,
+    time_budget: float = 20.0,
     slope_share: float = 0.2,
     timeout: float = 1800.0,
     strict: bool = False,
