@@ -15,7 +15,7 @@ from capsbench.paths import anchored, start
 
 @click.command("init-ci", cls=Command)
 @click.option("--models", default="all", help="Models to guard, as 'capsbench run' takes them.")
-@click.option("--depth", default="1-3", help="Depths to guard, as 'capsbench run' takes them.")
+@click.option("--depth", default="1,2,8", help="Depths to guard, as 'capsbench run' takes them.")
 @click.option("--baseline", default="baselines/ci.json", help="Path of the baseline in the repository.")
 @click.option(
     "--install",

@@ -147,7 +147,7 @@ class PairedSeries:
         matters = beyond and agree
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
         remarks = [remark if beyond or agree else "", f"noisy: {', '.join(noises)}" if noises else ""]
-        if not matters and half > threshold * abs(change.before) > 0:
+        if not matters and half > self.limits.time_share * abs(change.before) > 0:
             remarks.append(f"known within {100 * half / abs(change.before):.0f} % only")
         deepest = max(cell.blocks for cell, _ in cells)
         found = self._time_comparison("slope", name, change, "; ".join(filter(None, remarks)), deepest)

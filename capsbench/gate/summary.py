@@ -264,15 +264,17 @@ def _slopes(records: Iterable[Record]) -> dict[str, SlopeSummary]:
     for name, column in TIMES.items():
         times = turn_times(frame, column) if good else None
         fit = fit_turns(times) if times is not None else None
-        if fit is not None and fit.slope.interval is not None:
-            numbers = dict(zip(("seconds", "low", "high"), (fit.slope.value, *fit.slope.interval), strict=True))
+        # The rest of the step may grow by chance; a check compares the parts that are known to.
+        slope = (fit.growing or fit.slope) if fit is not None else None
+        if fit is not None and slope is not None and slope.interval is not None:
+            numbers = dict(zip(("seconds", "low", "high"), (slope.value, *slope.interval), strict=True))
             if fit.of_rest is not None and fit.of_rest.interval is not None:
                 shares = (fit.rest_seconds, fit.of_rest.value, *fit.of_rest.interval)
                 numbers |= dict(zip(("rest", "of_rest", "of_rest_low", "of_rest_high"), shares, strict=True))
             if yardsticks:
                 numbers["yardstick"] = median(yardsticks)
             rounded = {name: _rounded(value) for name, value in numbers.items()}
-            found[name] = SlopeSummary(basis=fit.basis, rounds=len(fit.slopes), **rounded)
+            found[name] = SlopeSummary(basis="edges" if fit.growing else "turns", rounds=len(fit.slopes), **rounded)
     return found
 
 

@@ -50,6 +50,10 @@ class DepthTime(NamedTuple):
     """One end of its 95 % interval beside the first and last depth of the same rounds; NaN where there is none."""
     high: float
 
+    def above(self, level: float) -> "DepthTime":
+        """The time with this many seconds more."""
+        return DepthTime(self.seconds + level, self.low + level, self.high + level)
+
 
 @dataclass(frozen=True)
 class TurnFit:
@@ -69,8 +73,10 @@ class TurnFit:
     """The process of each round."""
     rest_seconds: float = float("nan")
     """Median seconds of the rest of the step; NaN if the parts that grow are not known."""
+    growing: Centre | None = None
+    """Seconds per block of the parts that grow, whatever the rest does; None if they are not known."""
     of_rest: Centre | None = None
-    """The slope as a share of the rest in the same round, without the speed of the machine; None if the rest is not known."""
+    """The slope of these parts as a share of the rest in the same round, without the speed of the machine."""
 
     @property
     def rest_grows(self) -> bool:
@@ -120,30 +126,31 @@ def fit_turns(times: TurnTimes) -> TurnFit | None:
     used = ~np.isnan(whole)
     if used.sum() < FEWEST_ROUNDS:
         return None
-    rest, part, slopes, levels = None, times.whole, whole, None
-    if times.growing is not None:
-        remaining = times.whole - times.growing
-        of_rest = row_slopes(times.depths, remaining)[used]
-        levels = np.nanmedian(remaining[used], axis=1)
-        # So few rounds have no interval at this level, and their range stands for it.
-        rest = centre(of_rest, REST_CONFIDENCE).interval or (float(of_rest.min()), float(of_rest.max()))
-        if rest[0] <= 0 <= rest[1]:
-            part, slopes = times.growing, row_slopes(times.depths, times.growing)
-    basis: Literal["edges", "turns"] = "turns" if part is times.whole else "edges"
     turns = [turn for turn, there in zip(times.turns, used.tolist(), strict=True) if there]
     processes = [process for process, there in zip(times.processes, used.tolist(), strict=True) if there]
-    level = 0.0 if basis == "turns" else float(np.nanmedian(times.whole - part))
+    if times.growing is None:
+        return TurnFit(
+            "turns", pooled_centre(whole[used], processes), None, dict(_effects(times, times.whole)),
+            dict(zip(turns, whole[used].tolist(), strict=True)), dict(zip(turns, processes, strict=True)),
+        )  # fmt: skip
+    remaining, growing = times.whole - times.growing, row_slopes(times.depths, times.growing)[used]
+    of_rest = row_slopes(times.depths, remaining)[used]
+    # So few rounds may have no interval at this level, and their range stands for it.
+    rest = centre(of_rest, REST_CONFIDENCE).interval or (float(of_rest.min()), float(of_rest.max()))
+    by_edges = rest[0] <= 0 <= rest[1]
+    level = float(np.nanmedian(remaining)) if by_edges else 0.0
+    slopes = growing if by_edges else whole[used]
+    speeds = np.nanmedian(remaining[used], axis=1)
     return TurnFit(
-        basis,
-        pooled_centre(slopes[used], processes),
+        "edges" if by_edges else "turns",
+        pooled_centre(slopes, processes),
         rest,
-        {
-            depth: one._replace(**{name: getattr(one, name) + level for name in one._fields})
-            for depth, one in _effects(times, part)
-        },
-        dict(zip(turns, slopes[used].tolist(), strict=True)),
+        {depth: one.above(level) for depth, one in _effects(times, times.growing if by_edges else times.whole)},
+        dict(zip(turns, slopes.tolist(), strict=True)),
         dict(zip(turns, processes, strict=True)),
-        *(() if levels is None else (float(np.median(levels)), pooled_centre(slopes[used] / levels, processes))),
+        float(np.median(speeds)),
+        pooled_centre(growing, processes),
+        pooled_centre(growing / speeds, processes),
     )
 
 
