@@ -1,5 +1,7 @@
 """Tests that need a CUDA device."""
 
+from statistics import median
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from capsbench.records import Cell, Plan
 from capsbench.routing import algorithms, kernels, resolve_kernel, route_and_vjp, route_keeping
 from helpers.comparing import assert_all_close, assert_close, relative_error
 from helpers.made import MIB, make_configuration
+from helpers.turns import take_rounds
 from helpers.votes import example, outcome
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -202,3 +205,24 @@ def test_a_capacity_that_does_not_suffice_is_out_of_memory():
     record = measure("rescapsnet", 1, batch_size=128, kernel="published", capacity=1024 * MIB)
     assert record.status == "oom", record.message
     assert record.memory is None
+
+
+def test_cells_take_turns_and_their_edges_are_events():
+    cells = {
+        f"{model} {blocks}": make_configuration(model, blocks, device="cuda:0", threads=None, batch_size=16)
+        for model in ("rescapsnet", "mocapsnet")
+        for blocks in (1, 8)
+    }
+    rounds, failed, ended = take_rounds(cells, 8)
+    assert (failed, ended) == ({}, None)
+    for _, one in rounds:
+        assert one.clock == "cuda events"
+        for turn in one.turns:
+            assert 0 < turn.growing_forward_seconds < turn.growing_train_step_seconds < turn.train_step_seconds
+            assert 0 < turn.growing_inference_seconds < turn.inference_seconds
+    for model in ("rescapsnet", "mocapsnet"):
+        few, many = (
+            median(turn.growing_train_step_seconds for _, one in rounds for turn in one.turns if turn.cell == f"{model} {blocks}")
+            for blocks in (1, 8)
+        )
+        assert few < many

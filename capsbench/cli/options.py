@@ -102,6 +102,16 @@ def _time_threshold(flag: str, text: str) -> float:
     return float(found[1]) / 100
 
 
+def _slope_share(flag: str, text: str) -> float:
+    """Parse the width of an interval as a share of its slope: `20%` → 0.2."""
+    found = re.fullmatch(rf"{_NUMBER}%\s*", text)
+    if not found or not float(found[1]):
+        raise ConfigurationError(
+            f"{flag} '{text}' is not a percentage above 0", "write 20% for intervals of a fifth of their slope"
+        )
+    return float(found[1]) / 100
+
+
 def whole(least: int, most: int | None = None) -> Parsed:
     """A whole number of at least `least`, and at most `most`."""
 
@@ -242,7 +252,13 @@ SWEEP_OPTIONS = together(
         "--time-budget",
         type=positive("seconds"),
         default=10,
-        help="Seconds of sampling per cell while a slope is not known within 20 %, or a cell's time within 2 %.",
+        help="Seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %.",
+    ),
+    click.option(
+        "--slope-share",
+        type=Parsed("share", _slope_share),
+        default="20%",
+        help="Width of the slopes' 95 % intervals, in percent of the slope, at which timing ends.",
     ),
     click.option("--strict", is_flag=True, help="Refuse to measure while other processes use the CUDA device."),
     click.option(

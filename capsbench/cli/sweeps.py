@@ -45,7 +45,8 @@ def plan_of(cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] 
     """
     return Plan(
         command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
-        budget_seconds=given["time_budget"], timeout_seconds=given["timeout"], experiment=experiment,
+        budget_seconds=given["time_budget"], slope_share=given["slope_share"], timeout_seconds=given["timeout"],
+        experiment=experiment,
     )  # fmt: skip
 
 

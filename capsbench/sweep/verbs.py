@@ -94,6 +94,7 @@ def run(
     repeats: int = 1,
     samples: int = 5,
     time_budget: float = 10.0,
+    slope_share: float = 0.2,
     timeout: float = 1800.0,
     strict: bool = False,
     wait: float | None = None,
@@ -117,7 +118,8 @@ def run(
         threads: threads of a CPU run; by default torch's own number.
         repeats: replicates of every cell.
         samples: least number of samples of each time.
-        time_budget: seconds of sampling per cell while its time is not known within 2 %.
+        time_budget: seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %.
+        slope_share: width of the slopes' 95 % intervals, as a share of the slope, at which timing ends.
         timeout: seconds per process.
         strict: measure nothing beside other processes on a CUDA device.
         wait: longest wait for another sweep on the device, in seconds; None for no limit.
@@ -134,7 +136,7 @@ def run(
     sweep = Sweep(names, blocks, repeats=repeats, **where(device, gpu, threads), **options)
     plan = _plan(
         command=_call(run, names, blocks, given), cells=expand(sweep), passes=BOTH if only is None else [only],
-        samples=samples, budget_seconds=time_budget, timeout_seconds=timeout, strict=strict,
+        samples=samples, budget_seconds=time_budget, slope_share=slope_share, timeout_seconds=timeout, strict=strict,
     )  # fmt: skip
     folder, data = (None if one is None else absolute(one) for one in (out, data_dir))
     check_data(plan.cells, data)

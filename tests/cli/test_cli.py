@@ -231,6 +231,8 @@ def test_names_written_out_are_the_package_s_own(command_name, option, known):
         ("--capacity", "3", "MiB"),
         ("--capacity", "lots", "24GiB"),
         ("--samples", "1", "5"),
+        ("--slope-share", "0%", "20%"),
+        ("--slope-share", "0.2", "20%"),
         ("--repeats", "0", "1"),
         ("--threads", "0", "1"),
         ("--timeout", "0", ""),

@@ -117,6 +117,7 @@ def test_a_prediction_from_python(tmp_path):
         ({"kernels": "auto"}, "takes no kernels"),
         ({"samples": 2}, r"`samples` 2 makes no sense"),
         ({"time_budget": -1}, r"`time_budget` -1 makes no sense"),
+        ({"slope_share": 0}, r"`slope_share` 0 makes no sense"),
         ({"only": "space"}, "`only` 'space' makes no sense"),
         ({"device": "tpu"}, "`device` 'tpu' is not known"),
         ({"gpu": "h100"}, "`gpu` h100 does not go with `device` auto"),
