@@ -6,7 +6,7 @@ grow, forward and backward, it is not. Which modules these are follows from the 
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
@@ -133,6 +133,7 @@ class Edges:
     """
 
     def __init__(self, model: nn.Module, modules: Sequence[str], structure: Structure, clock: Clock) -> None:
+        self._clock = clock
         self.were_met = False
         """True if the last step met all edges."""
         self._parts: list[_Part] = []
@@ -149,6 +150,7 @@ class Edges:
         Args:
             training: whether a backward pass follows.
         """
+        self._origin = self._clock.stamp()
         for part in self._parts:
             part.begin(training=training)
         try:
@@ -163,12 +165,20 @@ class Edges:
         Returns:
             None if an edge was not met, as where backward runs without the tensors that were seen.
         """
-        spans = [part.seconds() for part in self._parts]
-        self.were_met = bool(spans) and all(one is not None for one in spans)
+        self.were_met = bool(self._parts) and all(part.was_met() for part in self._parts)
         if not self.were_met:
             return None
-        forward, backward = zip(*(one for one in spans if one is not None), strict=True)
-        return sum(forward), sum(backward)
+        forward, backward = zip(*(part.spans() for part in self._parts), strict=True)
+        return self._covered(forward), self._covered(one for one in backward if one is not None)
+
+    def _covered(self, spans: Iterable[tuple[Any, Any]]) -> float:
+        """Seconds that spans cover together: parts whose modules are called by turns overlap."""
+        offsets = sorted(tuple(self._clock.between(self._origin, one) for one in span) for span in spans)
+        total, reached = 0.0, 0.0
+        for first, last in offsets:
+            total += max(0.0, last - max(first, reached))
+            reached = max(reached, last)
+        return total
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -191,16 +201,19 @@ class _Part:
         """Forget the step before; calls are edges until `is_open` is False, since a checkpoint calls modules in backward too."""
         self.is_open = True
         self._forward: list[Any] = []
-        self._backward: list[Any] = []
+        self._outputs: list[Any] = []
+        self._inputs: list[Any] = []
         trained = any(one.requires_grad for module in self._modules for one in module.parameters())
         self._training, self._expects_backward = training, training and trained
 
-    def seconds(self) -> tuple[float, float] | None:
-        """Seconds of forward and backward; None if an edge was not met."""
-        if len(self._forward) < 2 or (self._expects_backward and len(self._backward) < 2):
-            return None
-        forward = self._clock.between(self._forward[0], self._forward[-1])
-        return forward, self._clock.between(self._backward[0], self._backward[-1]) if self._expects_backward else 0.0
+    def was_met(self) -> bool:
+        """Return whether every edge was met: backward enters by an output, and leaves by an input."""
+        return len(self._forward) > 1 and (not self._expects_backward or bool(self._outputs and self._inputs))
+
+    def spans(self) -> tuple[tuple[Any, Any], tuple[Any, Any] | None]:
+        """Stamps at the two ends of forward and of backward; None where there is no backward."""
+        backward = (self._outputs[0], self._inputs[-1]) if self._expects_backward else None
+        return (self._forward[0], self._forward[-1]), backward
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -209,23 +222,20 @@ class _Part:
 
     def _entered(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         if self.is_open and not self._forward:
-            self._watch((args, kwargs))
+            self._watch((args, kwargs), self._inputs)
             self._forward.append(self._clock.stamp())
 
     def _left(self, _: nn.Module, args: Any, out: Any) -> None:
         if self.is_open:
             self._forward.append(self._clock.stamp())
-            self._watch(out)
+            self._watch(out, self._outputs)
 
-    def _watch(self, values: Any) -> None:
+    def _watch(self, values: Any, stamps: list[Any]) -> None:
         """Read the clock when backward reaches any of these tensors: outputs before the part, inputs after it."""
         for one in tree_leaves(values) if self._training else ():
             if isinstance(one, Tensor) and one.requires_grad:
                 self._expects_backward = True
-                one.register_hook(self._passed)
-
-    def _passed(self, _: Tensor) -> None:
-        self._backward.append(self._clock.stamp())
+                one.register_hook(lambda _: stamps.append(self._clock.stamp()))
 
 
 def edges_cost(clock: Clock, device: torch.device, parts: int) -> float:

@@ -166,8 +166,9 @@ class Turns:
     def _take(self, asked: RoundRequest) -> None:
         """Take a round and report it."""
         self._yardstick.seconds.clear()
-        self._yardstick.measure()
-        self._watch.look()
+        if self._yardstick.is_due():
+            self._yardstick.measure()
+            self._watch.look()
         turns: list[Turn] = []
         for key in asked.cells:
             if key in self._workloads:

@@ -121,13 +121,19 @@ class Timekeeper:
             process=max([*processes, *(one.process for one in earlier)], default=-1) + 1,
         )
         budget = self._plan.budget_seconds * len(cells)
+        looked, share, known = 0, None, False
         with Together(request, self._plan.timeout_seconds) as process:
             while True:
                 alive = [cell for cell in cells if cell.key() not in process.failed]
                 rounds = self._rounds_of(alive)
                 spent = sum(turn.train_step_seconds + turn.inference_seconds for one in rounds for turn in one.turns)
                 few = self._too_few(alive, rounds)
-                if not alive or (not few and self._is_enough(alive, rounds, spent, budget)):
+                # Looking takes as long as a quick step once there are many rounds; each further look has a tenth more of them.
+                if len(rounds) >= looked:
+                    looked = len(rounds) + 1 + len(rounds) // 10
+                    share, known = slopes_share(alive, rounds), is_known(alive, rounds, self._plan.slope_share)
+                ended = spent >= budget or len(rounds) >= MAX_SAMPLES or (known and spent >= SECONDS_WORTH_SAMPLING)
+                if not alive or (ended and not few):
                     break
                 order = [cell.key() for cell in (alive if few else ends_of(alive))]
                 random.shuffle(order)
@@ -136,7 +142,6 @@ class Timekeeper:
                 if taken is not None:
                     with uninterrupted():
                         self._report.append_round(taken)
-                share = slopes_share(alive, self._rounds_of(alive))
                 state = TurnsTaken(alive, len(rounds) + 1, max(0.0, budget - spent), share)
                 for observer in self._observers:
                     observer.took_turns(state)
@@ -168,12 +173,6 @@ class Timekeeper:
         """Return whether a cell has had fewer turns than the plan's least number of samples."""
         had = [turn.cell for one in rounds for turn in one.turns]
         return any(had.count(cell.key()) < self._plan.samples for cell in cells)
-
-    def _is_enough(self, cells: Sequence[Cell], rounds: Sequence[Round], spent: float, budget: float) -> bool:
-        """Return whether timing can end."""
-        if spent >= budget or len(rounds) >= MAX_SAMPLES:
-            return True
-        return spent >= SECONDS_WORTH_SAMPLING and is_known(cells, rounds, self._plan.slope_share)
 
     def _retry(self, cells: list[Cell], ended: ProcessEnded) -> None:
         """Go on after the process has ended: without the cell that it was about, or, out of memory, with fewer at a time."""

@@ -216,6 +216,50 @@ def test_a_first_part_whose_input_needs_no_gradient_is_not_known():
     assert seconds_of(network, ["0"], clock) is None
 
 
+class Zipped(nn.Module):
+    """A network whose blocks are spread over two lists."""
+
+    def __init__(self, blocks, clock):
+        super().__init__()
+        self.stem, self.head = Tick(clock, 100), Tick(clock, 1000)
+        self.ones = nn.ModuleList(Tick(clock, 1) for _ in range(blocks))
+        self.twos = nn.ModuleList(Tick(clock, 2) for _ in range(blocks))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for one, two in zip(self.ones, self.twos, strict=True):
+            x = two(one(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_parts_that_are_called_by_turns_are_counted_once(blocks):
+    clock = Counting()
+    assert growing_modules(structures(lambda depth: Zipped(depth, Counting()))) == [["ones", "twos"]]
+    assert seconds_of(Zipped(blocks, clock), ["ones", "twos"], clock) == (3 * blocks, 30 * blocks)
+
+
+class TwoOutputs(Tick):
+    def forward(self, x):
+        out = super().forward(x)
+        return out, out * 2
+
+
+def test_two_outputs_are_no_way_out_of_backward():
+    clock = Counting()
+    first, last = TwoOutputs(clock, 1), Tick(clock, 5)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = first, last
+
+        def forward(self, x):
+            return self.last(sum(self.first(x)))
+
+    assert seconds_of(Net(), ["first"], clock) is None
+
+
 def test_several_parts_add_up():
     clock = Counting()
     network = nn.Sequential(Tick(clock, 1), Tick(clock, 100), Tick(clock, 2), Tick(clock, 300))
