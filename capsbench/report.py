@@ -304,11 +304,15 @@ class Report:
         self._forget_figures()
 
     def forget_rounds(self) -> None:
-        """Remove the rounds, whose cells have records by now.
+        """Remove the rounds if every cell in them has a record with its times; otherwise they stay.
 
         Raises:
             StoreError: their file cannot be removed.
         """
+        _ = self.records
+        timed = {record.cell.key() for record in self._records or () if record.time is not None}
+        if not {turn.cell for one in self._rounds for turn in one.turns} <= timed:
+            return
         if self._folder is not None:
             try:
                 self._rounds_path.unlink(missing_ok=True)

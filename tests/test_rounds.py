@@ -69,6 +69,10 @@ def test_rounds_of_a_sweep_that_was_cut_off_are_drawn_and_do_not_settle_a_cell(t
         assert one.frame["train_step_seconds"].tolist() == [11, 11]
     report.append(make_record(blocks=1))
     assert Report(tmp_path).settled() == {keys[0]}
+    # Rounds stay as long as one of their cells has no other record of its times.
+    report.forget_rounds()
+    assert len(Report(tmp_path).rounds) == 3
+    report.append(make_record(blocks=2))
     report.forget_rounds()
     assert not (tmp_path / "rounds.jsonl").exists()
     assert Report(tmp_path).rounds == report.rounds == []

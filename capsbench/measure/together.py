@@ -46,6 +46,7 @@ class Together:
         self._request, self._timeout = request, timeout_seconds
         self._active: str | None = None
         self._unread = b""
+        self._end_of_process: list[int] = []
         self.built: dict[str, Built] = {}
         """The cells that could be built, by key."""
         self.failed: dict[str, Failed] = {}
@@ -98,6 +99,10 @@ class Together:
                 pass_fds=[theirs.fileno()],
             )
             self._held.callback(self._end, family)
+            with contextlib.suppress(AttributeError, OSError):  # not Linux
+                descriptor = os.pidfd_open(self._process.pid)
+                self._held.callback(os.close, descriptor)
+                self._end_of_process = [descriptor]
             os.close(request_end)
             request = self._request.model_copy(update={"channel": theirs.fileno()})
             with contextlib.suppress(BrokenPipeError):  # it has ended already, which the wait for its first message reports
@@ -113,7 +118,12 @@ class Together:
         """Wait for the next message."""
         until = time.monotonic() + self._timeout
         while b"\n" not in self._unread:
-            if not select.select([self._ours], [], [], max(0.0, until - time.monotonic()))[0]:
+            # What the process started may hold its end of the socket after it has ended.
+            sources: list[socket.socket | int] = [self._ours, *self._end_of_process]
+            readable, _, _ = select.select(sources, [], [], max(0.0, until - time.monotonic()))
+            if readable and self._ours not in readable:
+                raise self._ended()
+            if not readable:
                 raise ProcessEnded("timeout", f"no answer in {self._timeout:g} s while cells took turns", self._active)
             with contextlib.suppress(ConnectionError):
                 if received := self._ours.recv(2**16):

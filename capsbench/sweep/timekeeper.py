@@ -62,17 +62,13 @@ class Timekeeper:
             memory = {key: record.memory for key, record in known.items() if record.memory is not None}
             for cells in that_fit(left, memory, available_bytes(group[0].configuration.device)) if left else ():
                 self._time(cells)
-        if not self._remaining():
-            self._report.forget_rounds()
+        self._report.forget_rounds()
 
     def _may_be_timed(self, record: Record | None) -> bool:
         """Return whether the memory pass ended well, or was not asked for."""
         if "memory" not in self._plan.passes:
             return True
         return record is not None and record.status == "ok" and record.memory is not None
-
-    def _remaining(self) -> frozenset[str]:
-        return self.cells - self._report.settled(self._plan.passes)
 
     def _time(self, cells: list[Cell]) -> None:
         """Time cells in one process, or, where that cannot be, fewer at a time."""
@@ -99,7 +95,7 @@ class Timekeeper:
             seconds = (monotonic() - began) / len(cells)
             fault = failed.get(cell.key())
             if fault is not None:
-                self._keep(self._record(cell, fault.status, fault.message, started, seconds))
+                self._fail(cell, fault.status, fault.message, started, seconds)
             elif self._sources.has_changed(cell):
                 self._keep(not_this_source(cell))
             else:
@@ -156,6 +152,8 @@ class Timekeeper:
         share, asked, count = slopes_share(cells, rounds), self._plan.slope_share, len(rounds)
         longer = f"{4 * self._plan.budget_seconds:g} seconds of `time_budget`"
         if share is None:
+            text = f"{count} rounds are too few to know a slope of training time"
+        elif share > 2:
             text = f"a slope of training time cannot be told from 0 after {count} rounds; {longer} would halve its interval"
         elif share > asked:
             known = f"slopes of training time are known within ± {share / 2:.0%} after {count} rounds, not ± {asked / 2:.0%}"
@@ -176,13 +174,15 @@ class Timekeeper:
 
     def _retry(self, cells: list[Cell], ended: ProcessEnded) -> None:
         """Go on after the process has ended: without the cell that it was about, or, out of memory, with fewer at a time."""
-        if len(cells) == 1 or (ended.status != "oom" and ended.cell is not None):
-            culprit = next((cell for cell in cells if cell.key() == ended.cell), cells[0])
-            self._keep(self._record(culprit, ended.status, ended.message))
-            self._time([cell for cell in cells if cell != culprit])
+        if ended.status == "oom" and len(cells) > 1:
+            for fewer in halves(cells):
+                self._time(fewer)
             return
-        for fewer in halves(cells):
-            self._time(fewer)
+        # A process that ended before any cell was begun would end so for each of them.
+        culprits = [cell for cell in cells if cell.key() == ended.cell] or cells
+        for culprit in culprits:
+            self._fail(culprit, ended.status, ended.message)
+        self._time([cell for cell in cells if cell not in culprits])
 
     def _timed(self, cell: Cell, group: Sequence[Cell], process: Together, started: str, seconds: float) -> Record:
         """The record of a cell that has had its turns."""
@@ -215,6 +215,11 @@ class Timekeeper:
         taken = round((before.duration_seconds or 0.0) + seconds, 3)
         found = {"status": status, "message": message, "environment": self._environment, "duration_seconds": taken}
         return before.model_copy(update={**found, "time": None})
+
+    def _fail(self, cell: Cell, status: Status, message: str, started: str | None = None, seconds: float = 0.0) -> None:
+        """Keep the failure of a cell, unless it has its times already: an end of a series may be in several groups."""
+        if cell.key() not in self._report.settled(self._plan.passes):
+            self._keep(self._record(cell, status, message, started, seconds))
 
     def _keep(self, record: Record) -> None:
         with uninterrupted():

@@ -49,7 +49,7 @@ class Progress(Display):
 
     def took_turns(self, state: TurnsTaken) -> None:
         """Show a round of cells that take turns."""
-        known = "" if state.slopes_share is None else f", slopes known within {state.slopes_share:.0%}"
+        known = "" if state.slopes_share is None else f", slopes known within ± {state.slopes_share / 2:.0%}"
         rounds = state.rounds
         self._current = f"{len(state.cells)} cells in turn: round {rounds}{known}"
         # A line for every round would be hundreds.

@@ -105,6 +105,8 @@ def test_a_cell_that_cannot_be_built_is_told_of(own_model):
     [
         ("if self.blocks == 2: os.kill(os.getpid(), signal.SIGSEGV)", "error", "SIGSEGV"),
         ("if self.blocks == 2: os._exit(3)", "error", "status 3"),
+        # A process that it has started holds the socket, and lives on for a while.
+        ("if self.blocks == 2: os.fork() or time.sleep(20); os._exit(4)", "error", "status 4"),
     ],
 )
 def test_the_end_of_the_process_is_laid_at_the_cell_that_had_its_turn(own_model, fault, status, said):

@@ -184,6 +184,37 @@ def test_a_process_that_dies_of_a_cell_is_started_again_without_it(tmp_path, pro
     assert all(record.status == "ok" and record.time for name, record in found.items() if name != ("rescapsnet", 3))
 
 
+def test_a_process_that_cannot_begin_is_started_once(tmp_path, process, monkeypatch):
+    def broken(self):
+        self.started.append(self)
+        raise ProcessEnded("error", "no module named torch", None)
+
+    monkeypatch.setattr(process, "__enter__", broken)
+    report = keep(tmp_path, plan_of())
+    assert len(process.started) == 1
+    assert {(record.status, record.message) for record in report.records} == {("error", "no module named torch")}
+
+
+def test_a_later_failure_costs_no_times(tmp_path, process, monkeypatch):
+    """Halves share the ends of a series: one of them fails in the second half, after its turns in the first."""
+    process.fits = 3
+    enter = Process.__enter__
+
+    def broken_later(self):
+        depths = {it.blocks: key for key, it in self.request.cells.items()}
+        if set(depths) == {1, 3, 4}:
+            self.started.append(self)
+            raise ProcessEnded("error", "it broke late", depths[1])
+        return enter(self)
+
+    monkeypatch.setattr(process, "__enter__", broken_later)
+    found = by_cell(keep(tmp_path, plan_of(cells(models=("mocapsnet",)))))
+    assert [sorted(it.blocks for it in one.request.cells.values()) for one in process.started] == [
+        [1, 2, 3, 4], [1, 2, 4], [1, 3, 4], [3, 4],
+    ]  # fmt: skip
+    assert all(record.status == "ok" and record.time is not None for record in found.values())
+
+
 @pytest.mark.parametrize("fits", [7, 5, 3, 1])
 def test_out_of_memory_means_fewer_at_a_time(tmp_path, process, fits):
     process.fits = fits
@@ -284,7 +315,7 @@ def test_the_state_is_what_observers_hear(tmp_path, process):
     [
         (0.0, 20, ["known within ± 0%", "four times as many would halve that"]),
         (0.5, 10, ["not ± 10%", "40 seconds of `time_budget` would halve"]),
-        (0.0, 0, ["cannot be told from 0 after 5 rounds"]),
+        (0.0, 0, ["5 rounds are too few"]),
     ],
 )
 def test_what_a_longer_run_would_buy_is_said_at_the_end(tmp_path, process, noise, budget, said):
@@ -295,3 +326,12 @@ def test_what_a_longer_run_would_buy_is_said_at_the_end(tmp_path, process, noise
     Timekeeper(plan, report, "abcd", notify=heard.append).run()
     (text,) = heard
     assert all(words in text for words in said), text
+
+
+def test_a_slope_within_its_noise_is_said_to_be_so(tmp_path, process, monkeypatch):
+    monkeypatch.setattr(timekeeper, "slopes_share", lambda *_: 30.0)
+    heard = []
+    Timekeeper(plan_of(budget_seconds=10, passes=["time"]), Report(tmp_path), "abcd", notify=heard.append).run()
+    (text,) = heard
+    assert "cannot be told from 0" in text
+    assert "40 seconds of `time_budget` would halve its interval" in text
