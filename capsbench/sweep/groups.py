@@ -21,7 +21,8 @@ def groups_of(plan: Plan) -> list[list[Cell]]:
         for cell in plan.cells:
             it = cell.configuration
             if it.capacity is None and not it.is_predicted():
-                found.setdefault((cell.replicate, *(getattr(it, name) for name in _COMPARED)), []).append(cell)
+                # A user's module may set what holds for a whole process, such as flags of torch.
+                found.setdefault((cell.replicate, cell.source, *(getattr(it, name) for name in _COMPARED)), []).append(cell)
     return [group for group in found.values() if len(group) > 1]
 
 

@@ -100,8 +100,8 @@ class Timekeeper:
                 self._keep(not_this_source(cell))
             else:
                 self._keep(self._timed(cell, cells, process, started, seconds))
-        for cell in too_many:
-            self._time([cell])
+        for fewer in [too_many] if len(too_many) < len(cells) else halves(cells):
+            self._time(fewer)
 
     def _take_rounds(self, cells: list[Cell]) -> tuple[Mapping[str, Failed], Together]:
         """Take rounds until the slopes are known or the time budget is spent."""
