@@ -134,10 +134,12 @@ class PairedSeries:
     def _times(self, name: str, cells: Cells) -> Iterator[Comparison]:
         if not cells:
             return
-        in_turn = self.old.slopes.get(name), self.new.slopes.get(name)
-        if in_turn[0] is not None and in_turn[1] is not None:
-            yield self._slope_in_turn(name, in_turn[0], in_turn[1], cells)
-        yield from self._times_of_cells(name, cells, slopes=not all(in_turn))
+        old, new = self.old.slopes.get(name), self.new.slopes.get(name)
+        # Whole steps and the parts that grow have slopes of their own, which differ in one and the same run.
+        in_turn = old is not None and new is not None and old.basis == new.basis
+        if in_turn and old is not None and new is not None:
+            yield self._slope_in_turn(name, old, new, cells)
+        yield from self._times_of_cells(name, cells, slopes=not in_turn)
 
     def _slope_in_turn(self, name: str, old: SlopeSummary, new: SlopeSummary, cells: Cells) -> Comparison:
         """The comparison of slopes of cells that took turns, which are known well enough for a threshold of their own."""
