@@ -40,7 +40,8 @@ def times_of(rounds: Sequence[Round], cell: str, noise: Collection[str] = ()) ->
         forward_seconds=[turn.forward_seconds for turn in turns],
         inference_seconds=[turn.inference_seconds for turn in turns],
         yardstick_seconds=list(chain.from_iterable(one.yardstick_seconds for one, _ in taken)),
-        yardstick_flops=last.yardstick_flops,
+        # Not every round has time for the yardstick.
+        yardstick_flops=next((one.yardstick_flops for one, _ in taken if one.yardstick_flops is not None), None),
         noise=list(dict.fromkeys([*noise, *found])),
         rounds=[one.number for one, _ in taken],
         processes=[one.process for one, _ in taken],

@@ -34,6 +34,13 @@ def test_a_cell_s_times_are_those_of_its_rounds():
     assert times_of([make_round(0, "b")], "a") is None
 
 
+def test_a_round_without_the_yardstick_does_not_hide_it():
+    without = make_round(1, "a", yardstick_seconds=[], yardstick_flops=None)
+    found = times_of([make_round(0, "a"), without], "a")
+    assert (found.yardstick_seconds, found.yardstick_flops) == ([0.5], 8)
+    assert times_of([without], "a").yardstick_flops is None
+
+
 def test_growing_parts_are_left_out_where_one_is_unknown():
     rounds = [make_round(0, "a"), make_round(1, "a")]
     (turn,) = rounds[1].turns

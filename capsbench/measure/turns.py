@@ -149,15 +149,17 @@ class Turns:
             of_series.setdefault(self._request.cells[key].series(), []).append(key)
         for keys in of_series.values():
             for modules in growing_modules([structures[key] for key in keys]):
-                edges = {key: Edges(self._workloads[key].model, modules, structures[key], self._clock) for key in keys}
+                # A cell that fails here is dropped, and says nothing of the others' edges.
+                alive = [key for key in keys if key in self._workloads]
+                edges = {key: Edges(self._workloads[key].model, modules, structures[key], self._clock) for key in alive}
                 self._edges |= edges
-                for key in keys:
+                for key in alive:
                     with self._attempted(key):
                         self._turn(key)
-                if all(one.were_met for one in edges.values()):
-                    self._modules |= dict.fromkeys(keys, modules)
+                if all(one.were_met for key, one in edges.items() if key in self._workloads):
+                    self._modules |= dict.fromkeys(alive, modules)
                     break
-                for key in keys:
+                for key in alive:
                     edges[key].remove()
                     self._edges.pop(key, None)
         if self._modules:

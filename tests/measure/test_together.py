@@ -85,6 +85,17 @@ def test_a_cell_that_fails_in_its_turn_leaves_the_others(own_model, fault, statu
     assert {turn.cell for turn in rounds[-1][1].turns} == {"cell 1", "cell 3"}
 
 
+def test_a_cell_that_fails_while_edges_are_tried_leaves_the_others(own_model):
+    # The first step builds, the second is recorded; the third is the first with edges.
+    source = FAULTY.replace("self.steps > 6", "self.steps > 2")
+    name = own_model(source.format(fault="if self.blocks == 2: raise ValueError('early')"))
+    rounds, failed, ended = in_fork(take_rounds, {f"cell {blocks}": make_configuration(name, blocks) for blocks in (1, 2, 3)})
+    assert ended is None
+    assert failed.keys() == {"cell 2"}
+    assert {turn.cell for turn in rounds[-1][1].turns} == {"cell 1", "cell 3"}
+    assert all(turn.growing_train_step_seconds for turn in rounds[-1][1].turns)
+
+
 def test_a_round_in_which_nothing_is_left_is_none(own_model):
     rounds, failed, ended = in_fork(take_rounds, faulty(own_model, "raise ValueError('all')", (1,)), 6)
     assert ended is None
