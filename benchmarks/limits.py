@@ -155,7 +155,7 @@ def blocks() -> Iterator[Row]:
         "stored": {"model": "rescapsnet", "memory": "stored"},
         "reversible": {"model": "mocapsnet", "memory": "reversible", "inverse": "float"},
         "reversible-kept": {"model": "mocapsnet", "memory": "reversible-kept", "inverse": "float"},
-        # As `auto` goes back past 8 blocks.
+        # Past 8 blocks `auto` is `exact`.
         "exact": {"model": "mocapsnet", "memory": "reversible", "inverse": "exact"},
         "exact-kept": {"model": "mocapsnet", "memory": "reversible-kept", "inverse": "exact"},
     }

@@ -174,11 +174,7 @@ class Report:
         Raises:
             StoreError: the file cannot be opened, or holds a record of a newer schema.
         """
-        if self._records is None:
-            records, self._damages = files.read_records(self.path)
-            self._keep(records)
-            self._rounds, damages = files.read_rounds(self._rounds_path)
-            self._damages += damages
+        self._read()
         if not self._rounds:
             return list(self._records or ())
         return with_rounds(self._records or (), self._rounds)
@@ -186,13 +182,13 @@ class Report:
     @property
     def rounds(self) -> list[Round]:
         """The rounds of cells that took turns in a sweep that has not ended, as far as these have no records with times."""
-        _ = self.records
+        self._read()
         return list(self._rounds)
 
     @property
     def damages(self) -> list[files.Damage]:
         """The lines of records.jsonl that are not records."""
-        _ = self.records
+        self._read()
         return self._damages
 
     @property
@@ -249,8 +245,16 @@ class Report:
 
     def settled(self, passes: Sequence[Pass] = BOTH) -> set[str]:
         """Return the keys of the cells that need not be measured again for these passes."""
-        _ = self.records
+        self._read()
         return {record.cell.key() for record in self._records or () if record.settles(passes)}
+
+    def _read(self) -> None:
+        """Read records and rounds, unless that has been done."""
+        if self._records is None:
+            records, self._damages = files.read_records(self.path)
+            self._keep(records)
+            self._rounds, damages = files.read_rounds(self._rounds_path)
+            self._damages += damages
 
     def _keep(self, records: Iterable[Record]) -> None:
         self._records = list(records)
@@ -297,7 +301,7 @@ class Report:
         Raises:
             LostWorkError: it could not be written; it is kept in the file that the message names.
         """
-        _ = self.records
+        self._read()
         if self._folder is not None:
             files.append(self._rounds_path, taken)
         self._rounds.append(taken)
@@ -309,7 +313,7 @@ class Report:
         Raises:
             StoreError: their file cannot be removed.
         """
-        _ = self.records
+        self._read()
         timed = {record.cell.key() for record in self._records or () if record.time is not None}
         if not {turn.cell for one in self._rounds for turn in one.turns} <= timed:
             return

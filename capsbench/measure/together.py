@@ -118,7 +118,7 @@ class Together:
         """Wait for the next message."""
         until = time.monotonic() + self._timeout
         while b"\n" not in self._unread:
-            # What the process started may hold its end of the socket after it has ended.
+            # Processes that it has started may keep its end of the socket open after it has ended.
             sources: list[socket.socket | int] = [self._ours, *self._end_of_process]
             readable, _, _ = select.select(sources, [], [], max(0.0, until - time.monotonic()))
             if readable and self._ours not in readable:

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ Launcher = Callable[[Cell], Record]
 
 def local_launcher(
     plan: Plan, environment: str, data_directory: Path | None = None, notify: Callable[[str], None] = lambda _: None, *,
-    folder: Path = Path(), patience: float | None = None,
+    folder: Path = Path(), patience: float | None = None, sources: "Sources | None" = None, timed_later: Container[str] = (),
 ) -> Launcher:  # fmt: skip
     """Make a launcher that measures cells in fresh processes of this machine.
 
@@ -34,19 +34,22 @@ def local_launcher(
         notify: receives a line when a cell has to wait for another sweep.
         folder: folder of the report, which is shown to a sweep that waits for this one.
         patience: seconds that a cell waits for other sweeps; None for no limit.
+        sources: sources of the users' own networks; None to read them.
+        timed_later: keys of cells of which memory alone is measured, because they take turns afterwards.
     """
-    sources = Sources(plan)
+    known, without_time = sources or Sources(plan), plan.model_copy(update={"passes": ["memory"]})
 
     def launch(cell: Cell) -> Record:
         if cell.configuration.is_predicted():
             # A prediction measures nothing, so that nothing can disturb it.
             return predict_cell(cell)
-        if sources.has_changed(cell):
+        if known.has_changed(cell):
             return not_this_source(cell)
         apart.close()
         turn = partial(alone_on, cell.configuration.device, notify, folder=folder, patience=patience)
-        record = measure_cell(cell, plan, environment=environment, data_directory=data_directory, turn=turn)
-        return not_this_source(cell) if sources.has_changed(cell) else record
+        passes = without_time if cell.key() in timed_later else plan
+        record = measure_cell(cell, passes, environment=environment, data_directory=data_directory, turn=turn)
+        return not_this_source(cell) if known.has_changed(cell) else record
 
     return launch
 

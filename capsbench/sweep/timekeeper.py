@@ -10,7 +10,7 @@ from capsbench.measure.noise import Machine, is_settled, noise_of
 from capsbench.measure.processes import available_bytes
 from capsbench.measure.timing import MAX_SAMPLES, SECONDS_WORTH_SAMPLING
 from capsbench.measure.together import ProcessEnded, Together
-from capsbench.measure.turns import Failed, TurnsRequest
+from capsbench.measure.turns import Built, Failed, TurnsRequest
 from capsbench.prediction import apart
 from capsbench.records import Cell, Plan, Record, Round, Status, Turn
 from capsbench.report import Report
@@ -34,17 +34,18 @@ class Timekeeper:
         data_directory: folder of the real data sets.
         notify: receives texts that a person should know.
         patience: seconds that cells wait for other sweeps; None for no limit.
+        sources: sources of the users' own networks; None to read them.
         observers: objects that are informed of each round, and of each cell's record.
     """
 
     def __init__(
         self, plan: Plan, report: Report, environment: str, data_directory: Path | None = None,
         notify: Callable[[str], None] = lambda _: None, *, patience: float | None = None,
-        observers: Sequence[Observer] = (),
+        sources: Sources | None = None, observers: Sequence[Observer] = (),
     ) -> None:  # fmt: skip
         self._plan, self._report, self._environment, self._data_directory = plan, report, environment, data_directory
         self._notify, self._patience, self._observers = notify, patience, observers
-        self._sources = Sources(plan)
+        self._sources = sources or Sources(plan)
         self._groups = groups_of(plan)
         self.cells = frozenset(cell.key() for group in self._groups for cell in group)
         """Keys of the cells that take turns."""
@@ -88,6 +89,8 @@ class Timekeeper:
         except ProcessEnded as ended:
             self._retry(cells, ended)
             return
+        rounds = self._rounds_of(cells)
+        known = is_known(cells, rounds, self._plan.slope_share)
         too_many = [cell for cell in cells if cell.key() in failed and failed[cell.key()].status == "oom" and len(cells) > 1]
         for cell in cells:
             if cell in too_many:
@@ -99,7 +102,8 @@ class Timekeeper:
             elif self._sources.has_changed(cell):
                 self._keep(not_this_source(cell))
             else:
-                self._keep(self._timed(cell, cells, process, started, seconds))
+                built = process.built.get(cell.key())
+                self._keep(self._timed(cell, rounds, built, known=known, started=started, seconds=seconds))
         for fewer in [too_many] if len(too_many) < len(cells) else halves(cells):
             self._time(fewer)
 
@@ -154,7 +158,9 @@ class Timekeeper:
         if share is None:
             text = f"{count} rounds are too few to know a slope of training time"
         elif share > 2:
-            text = f"a slope of training time cannot be told from 0 after {count} rounds; {longer} would halve its interval"
+            text = (
+                f"a slope of training time cannot be distinguished from 0 after {count} rounds; {longer} would halve its interval"
+            )
         elif share > asked:
             known = f"slopes of training time are known within ± {share / 2:.0%} after {count} rounds, not ± {asked / 2:.0%}"
             text = f"{known}; {longer} would halve their intervals"
@@ -184,18 +190,17 @@ class Timekeeper:
             self._fail(culprit, ended.status, ended.message)
         self._time([cell for cell in cells if cell not in culprits])
 
-    def _timed(self, cell: Cell, group: Sequence[Cell], process: Together, started: str, seconds: float) -> Record:
+    def _timed(
+        self, cell: Cell, rounds: Sequence[Round], built: Built | None, *, known: bool, started: str, seconds: float
+    ) -> Record:
         """The record of a cell that has had its turns."""
-        rounds = self._rounds_of(group)
-        known = is_known(group, rounds, self._plan.slope_share)
         times = times_of(rounds, cell.key())
         if times is None:
             return self._record(cell, "error", "it had no turn", started, seconds)
-        # What drifts, drifts for all cells of a round, and their differences remain.
+        # A drift moves all cells of a round alike, so that it does not touch their differences.
         seen = noise_of(times.train_step_seconds, times.inference_seconds, Machine())
         noise = [name for name in seen if name == "spread"] + times.noise + ([] if known else ["unsettled"])
         record = self._record(cell, "ok", None, started, seconds)
-        built = process.built.get(cell.key())
         notes = [] if built is None else built.notes
         return record.model_copy(
             update={
@@ -245,9 +250,7 @@ def is_known(cells: Sequence[Cell], rounds: Sequence[Round], share: float) -> bo
     """Return whether all slopes of training time are known within this share; without a slope, all medians within 2 %."""
     slopes = _slopes(cells, rounds)
     if slopes:
-        found = slopes_share(cells, rounds)
-        enough = all(one is not None and one.rounds >= FEWEST_ROUNDS for one in slopes)
-        return enough and found is not None and found <= share
+        return all(one is not None and one.rounds >= FEWEST_ROUNDS and one.known_within(share) for one in slopes)
     by_cell: dict[str, list[float]] = {cell.key(): [] for cell in cells}
     for one in rounds:
         for turn in one.turns:

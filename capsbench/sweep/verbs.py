@@ -27,7 +27,7 @@ from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
 from capsbench.rounds import TurnsTaken
-from capsbench.sweep.local import local_launcher
+from capsbench.sweep.local import Sources, local_launcher
 from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining, run_sweep
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
@@ -237,18 +237,14 @@ def measure(
         key = key_of(environment)
         report.add_environment(key, environment)
         with watcher.measuring(plan, report, remaining(plan, report)) as observers:
-            keeper = Timekeeper(plan, report, key, data_directory, watcher.told, patience=wait, observers=observers)
-            launchers = {
-                turns: local_launcher(
-                    plan.model_copy(update={"passes": ["memory"]}) if turns else plan,
-                    key, data_directory, watcher.told, folder=report.folder, patience=wait,
-                )
-                for turns in (False, True)
-            }  # fmt: skip
-
-            def launch(cell: Cell) -> Record:
-                return launchers[cell.key() in keeper.cells](cell)
-
+            sources = Sources(plan)
+            keeper = Timekeeper(
+                plan, report, key, data_directory, watcher.told, patience=wait, sources=sources, observers=observers
+            )
+            launch = local_launcher(
+                plan, key, data_directory, watcher.told,
+                folder=report.folder, patience=wait, sources=sources, timed_later=keeper.cells,
+            )  # fmt: skip
             run_sweep(plan, report, launch, observers, keeper.cells)
             keeper.run()
 

@@ -333,5 +333,5 @@ def test_a_slope_within_its_noise_is_said_to_be_so(tmp_path, process, monkeypatc
     heard = []
     Timekeeper(plan_of(budget_seconds=10, passes=["time"]), Report(tmp_path), "abcd", notify=heard.append).run()
     (text,) = heard
-    assert "cannot be told from 0" in text
+    assert "cannot be distinguished from 0" in text
     assert "40 seconds of `time_budget` would halve its interval" in text
