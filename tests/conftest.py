@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
+from helpers import ROOT
 from helpers.commands import Result, briefly, process_environment
 from helpers.forked import Done, Server, save_a_word, shared_server
 from helpers.made import RETAINED_PER_BLOCK, make_frame, make_record
@@ -117,3 +119,13 @@ def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         return f"{name}:make"
 
     return write
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/compile_kernels.py."""
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import compile_kernels
+
+    return compile_kernels

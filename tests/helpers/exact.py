@@ -41,3 +41,20 @@ def edges(ratio: Fraction) -> Tensor:
     whole |= {k * factor for k in (1, 2, 3) for factor in (n, d)} | {2**62 - 1, 2**62 - d, LIMIT - 1}
     near = {sign * (one + by) for one in whole for by in (-1, 0, 1) for sign in (1, -1) if one + by < 2**62}
     return torch.tensor(sorted({0, *near}))
+
+
+def at_edges(ratio: Fraction, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The values x, v, store and f(x) of a step, with every v at an edge of its product with this ratio."""
+    v = edges(ratio)
+    store = (v.abs() % (2**63 // ratio.denominator)).flip(0)
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(v.shape, generator=generator, dtype=dtype) * 10.0 ** torch.randint(-15, 3, v.shape, generator=generator)
+    return torch.zeros_like(v), v, store, value.to(dtype)
+
+
+def halves_of_a_unit(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The values x, v, store and f(x) of a step at ratio 1/2: up to 2⁵¹ units a float64 has halves, up to 2⁵⁰ quarters."""
+    halves = [sign * (2**bits + k / 4) for bits in range(54) for k in range(-7, 8) for sign in (1, -1)]
+    value = (torch.tensor(halves, dtype=torch.float64) / (0.5 * UNITS)).to(dtype)
+    zeros = torch.zeros(value.shape, dtype=torch.int64)
+    return zeros, zeros, zeros, value

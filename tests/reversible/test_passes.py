@@ -15,7 +15,7 @@ from capsbench.reversible.fixed_point import LIMIT, UNITS
 from capsbench.reversible.momentum import gradients_before
 from capsbench.reversible.pair import FixedPair
 from helpers.comparing import assert_all_close
-from helpers.exact import RATIOS, advanced_by_torch, assert_same, edges, rounded_by_torch
+from helpers.exact import RATIOS, advanced_by_torch, assert_same, at_edges, halves_of_a_unit, rounded_by_torch
 
 pytestmark = pytest.mark.skipif(passes.library().library is None, reason=f"no passes: {passes.library().reason}")
 
@@ -36,20 +36,12 @@ def assert_both_agree(x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio:
 @pytest.mark.parametrize("ratio", RATIOS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_edges_have_torchs_bits(ratio, dtype):
-    v = edges(ratio)
-    store = (v.abs() % (2**63 // ratio.denominator)).flip(0)
-    generator = torch.Generator().manual_seed(0)
-    value = torch.randn(v.shape, generator=generator, dtype=dtype) * 10.0 ** torch.randint(-15, 3, v.shape, generator=generator)
-    assert_both_agree(torch.zeros_like(v), v, store, value.to(dtype), ratio)
+    assert_both_agree(*at_edges(ratio, dtype), ratio)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_halves_of_a_unit_round_as_torch_rounds_them(dtype):
-    """Up to 2⁵¹ units a float64 has halves, up to 2⁵⁰ quarters."""
-    halves = [sign * (2**bits + k / 4) for bits in range(54) for k in range(-7, 8) for sign in (1, -1)]
-    value = (torch.tensor(halves, dtype=torch.float64) / (0.5 * UNITS)).to(dtype)
-    zeros = torch.zeros(value.shape, dtype=torch.int64)
-    assert_both_agree(zeros, zeros, zeros, value, Fraction(1, 2))
+    assert_both_agree(*halves_of_a_unit(dtype), Fraction(1, 2))
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)

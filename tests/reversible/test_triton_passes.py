@@ -36,16 +36,6 @@ def test_everything_in_the_interpreter():
     assert "skipped" not in done.stdout
 
 
-@pytest.fixture
-def compiler(monkeypatch):
-    """benchmarks/compile_kernels.py."""
-    pytest.importorskip("triton")
-    monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import compile_kernels
-
-    return compile_kernels
-
-
 def started(dtype: torch.dtype) -> list[tuple]:
     """Name and arguments of the launches of one function, forward and back."""
     units, value = torch.zeros(3, 7, dtype=torch.int64), torch.zeros(3, 7, dtype=dtype)

@@ -45,16 +45,6 @@ def test_everything_in_the_interpreter():
     assert "skipped" not in done.stdout
 
 
-@pytest.fixture
-def compiler(monkeypatch):
-    """benchmarks/compile_kernels.py."""
-    pytest.importorskip("triton")
-    monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import compile_kernels
-
-    return compile_kernels
-
-
 def figures_of(compiler, line: str) -> list:
     """Numbers of each architecture, from a row of the table."""
     cells = line.strip("| ").split(" | ")[5:]
