@@ -246,10 +246,10 @@ class Workload:
         self.notes = notes
         """Notes for a reader of its figures."""
         self.model = case.module.train()
-        self.batch = case.tensors()
+        self.given = case.tensors()
         """The tensors that the network and the loss are given."""
         # A step that is traced without its device comes with a case that has the device.
-        self.device = next((tensor.device for tensor in [*self.batch, *self.model.parameters()]), torch.device("cpu"))
+        self.device = next((tensor.device for tensor in [*self.given, *self.model.parameters()]), torch.device("cpu"))
         parameters = trainable(self.model, configuration.model)
         self.optimizer = None if case.optimizer is None else made_optimizer(case.optimizer, parameters, configuration.model)
         self._steps_in_backward = configuration.optimizer_step == "backward"

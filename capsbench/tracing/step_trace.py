@@ -223,7 +223,7 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
         state_bytes=storage_bytes(state_of(model)),
         gradient_bytes=of_gradients,
         optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
-        batch_bytes=storage_bytes(workload.batch),
+        batch_bytes=storage_bytes(workload.given),
         flops=seen.flops,
         retained_by_module=seen.retained_by_module(_saved(calls, workload, seen.made)),
         origin=partial(_origin, blocks.made_in, blocks.made_by, calls.spans),
