@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from capsbench.cli.command import command_to_resume, typed_command
-from capsbench.cli.options import machine_of, refuse_for_own
+from capsbench.cli.flags import machine_of, refuse_for_own
 from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
 from capsbench.errors import Interrupted, StoreError, with_flags
 from capsbench.options import STACKED, SWEPT_OPTIONS

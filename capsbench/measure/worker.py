@@ -93,7 +93,7 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
 
 def timeline_pass(request: Request) -> Reply:
     """The timeline of one step, allocation by allocation."""
-    from capsbench.measure.timeline import measured_timeline
+    from capsbench.measure.step_timeline import measured_timeline
 
     timeline = measured_timeline(request.configuration, request.data_directory, request.snapshot)
     return Reply(status="ok", timeline=timeline, notes=_who_counted(timeline.probe))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capsbench.figures.timeline import LOOKS, NOBODY, caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
+from capsbench.figures.one_step import LOOKS, NOBODY, caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
 from capsbench.page.cells import Texts
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.records import Contents, Record, Timeline

@@ -14,11 +14,11 @@ from capsbench.measure.turns import Built, Failed, TurnsRequest
 from capsbench.prediction import apart
 from capsbench.records import Cell, Plan, Record, Round, Status, Turn
 from capsbench.report import Report
-from capsbench.rounds import TurnsTaken, times_of
 from capsbench.stats.paired import PairedSlope, paired_slope
 from capsbench.sweep.groups import ends_of, groups_of, halves, that_fit
 from capsbench.sweep.local import Sources, alone_on, not_this_source
 from capsbench.sweep.runner import Observer, uninterrupted
+from capsbench.timed_rounds import TurnsTaken, times_of
 
 FEWEST_ROUNDS = 12
 """Least number of rounds before slopes count as known: an interval of few rounds, looked at after each, may be narrow by luck."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from capsbench.tracing import counting
-from capsbench.tracing.operators import Call, Trait, tensors_in
+from capsbench.tracing.operator_calls import Call, Trait, tensors_in
 
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, int]
 """A tensor's shape, strides and dtype, and the bytes behind it, which may be more."""

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capsbench.cli.options import parse_bytes
+from capsbench.cli.flags import parse_bytes
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models.front import CHUNKS
 from capsbench.native import Built
@@ -19,8 +19,8 @@ from capsbench.report import Report
 from capsbench.reversible import resolve_inverse
 from capsbench.routing import algorithms, compiled, kernels, resolve_kernel
 from capsbench.sweep.estimate import step_flops
+from capsbench.sweep.experiments import EXPERIMENTS, cells_of
 from capsbench.sweep.plan import Sweep, expand, parse_depths
-from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
 from capsbench.sweep.session import begin, check_data, choose_report, resolve_device
 
 

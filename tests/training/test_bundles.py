@@ -15,7 +15,7 @@ from capsbench.data.datasets import Parts, load_images
 from capsbench.data.feed import Feed
 from capsbench.data.preprocess import training_batch
 from capsbench.errors import ConfigurationError
-from capsbench.figures.diagnostics import diagnostics_figure
+from capsbench.figures.by_block import diagnostics_figure
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet
 from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES
 from capsbench.training import TrainingSettings, train
