@@ -73,7 +73,7 @@ class _Told:
             f"  epoch {figures.epoch}: accuracy {figures.train_accuracy:.4f} while training, {figures.seconds:.0f} s", flush=True
         )
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         print(f"  {text}")
 
 

@@ -120,7 +120,7 @@ def run_request(request: Request) -> Reply:
         if request.what == "time":
             # Before memory is limited, since not every library can be loaded without any.
             import_module("capsbench.measure.timing")
-        prepare(request.configuration)
+        prepare_process(request.configuration)
         device = torch.device(request.configuration.device)
         found = other_processes(device)
         unknown = [] if found else unknown_others(device)
@@ -149,7 +149,7 @@ def _who_counted(probe: str) -> list[str]:
     return [f"torch's profiler counted bytes: {counting.reason_not_installed()}"] if probe == "profiler" else []
 
 
-def prepare(configuration: Configuration) -> None:
+def prepare_process(configuration: Configuration) -> None:
     """Prepare the whole process: threads, subnormal numbers, a limit on memory."""
     torch.set_flush_denormal(True)
     # Precision fp32 means fp32: convolutions would otherwise use TF32 on a GPU that has it.

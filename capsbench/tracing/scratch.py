@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from capsbench.devices import GIB
 from capsbench.tracing import counting
 from capsbench.tracing.operator_calls import Call, Trait, tensors_in
 
@@ -14,7 +15,7 @@ Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, int]
 
 _KNOWN: dict[tuple[str, int, bool], int | None] = {}
 _RETURNED: dict[tuple[str, bool], list[Layout] | None] = {}
-_MOST_BYTES = 2 * 2**30
+_MOST_BYTES = 2 * GIB
 """Largest operator in bytes that is tried: more would take the memory that a trace is there to save."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 

@@ -305,7 +305,7 @@ class Run:
             self.interrupted.set()
             signal.signal(signal.SIGINT, before)
             for observer in self.observers:
-                observer.told("interrupted: keeping a checkpoint after this step")
+                observer.notify("interrupted: keeping a checkpoint after this step")
 
         before = signal.signal(signal.SIGINT, note)
         try:

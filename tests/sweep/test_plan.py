@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from capsbench.cli.flags import parse_bytes
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models.front import CHUNKS
-from capsbench.native import Built
+from capsbench.native import NativeLibrary
 from capsbench.options import OPTIONS
 from capsbench.records import Plan
 from capsbench.report import Report
@@ -177,7 +177,7 @@ def test_a_kernel_for_another_device(kernel, device):
 
 
 def test_a_compiled_kernel_without_a_compiler(monkeypatch):
-    monkeypatch.setattr(compiled, "library", lambda: Built(None, "there is no C compiler"))
+    monkeypatch.setattr(compiled, "library", lambda: NativeLibrary(None, "there is no C compiler"))
     with pytest.raises(ConfigurationError, match=r"`kernel` compiled .*there is no C compiler\n.*recompute"):
         expand(sweep(kernel=("compiled",)))
     (cell,) = expand(sweep(depths=(1,)))

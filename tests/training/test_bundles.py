@@ -260,7 +260,7 @@ def test_a_run_that_goes_on_writes_every_line_once(lines, small_run, tmp_path):
         def finished(self, figures):
             raise Cut
 
-        def told(self, text):
+        def notify(self, text):
             pass
 
     with pytest.raises(Cut):
@@ -289,7 +289,7 @@ def test_a_run_that_goes_on_in_an_epoch_keeps_the_lines_of_the_last(small_run, t
         def finished(self, figures):
             pass
 
-        def told(self, text):
+        def notify(self, text):
             pass
 
     with pytest.raises(Cut):

@@ -87,7 +87,7 @@ class Recorder:
         if self._stop_at == figures.epoch:
             self._do()
 
-    def told(self, text):
+    def notify(self, text):
         self.texts.append(text)
 
 
