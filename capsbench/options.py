@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from capsbench.catalog import OWN_INPUTS as OWN_INPUTS
 from capsbench.catalog import SPECS
 from capsbench.errors import ConfigurationError
 
@@ -375,6 +376,12 @@ class Configuration(BaseModel):
         if self.batch_size is None:
             raise ConfigurationError(f"model '{self.model}' needs a number of images", "give `batch_size`, 1 or more")
         return self.batch_size
+
+    def options(self) -> dict[str, Any]:
+        """Return all values by name, the settings of a case as one text, `length 128, width 64`; None without any."""
+        known = self.model_dump()
+        known["settings"] = ", ".join(f"{noun_of(name)} {value}" for name, value in self.settings or ()) or None
+        return known
 
     def arguments(self) -> dict[str, Any]:
         """Return the options for a network's constructor, by name."""

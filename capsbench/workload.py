@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Unpack, get_args, get_origin
+from typing import Any, NamedTuple, Unpack, get_args, get_origin
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from capsbench.foreign import (
     takes_labels,
 )
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
-from capsbench.options import OPTIONS, Configuration
+from capsbench.options import OPTIONS, Configuration, Setting
 from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
@@ -95,6 +95,28 @@ def fingerprint_of(name: str) -> Fingerprint | None:
         return None
     registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
     return fingerprint(module_of(registered.get(name, name)))
+
+
+class Facts(NamedTuple):
+    """Facts about a network that a sweep needs before it makes one."""
+
+    fingerprint: Fingerprint | None
+    """Its source, as in `fingerprint_of`."""
+    settings: dict[str, Setting] | None
+    """The settings of a function that makes cases, by name with their defaults; None for one that makes classifiers."""
+
+
+def facts_of(name: str) -> Facts:
+    """The facts about the network of this name.
+
+    Raises:
+        ConfigurationError: nothing of that name can be imported.
+    """
+    settings = None if name in BUILT_IN else settings_of(resolve_model(name))
+    simple = (
+        None if settings is None else {key: one for key, one in settings.items() if isinstance(one, bool | int | float | str)}
+    )
+    return Facts(fingerprint_of(name), simple)
 
 
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:

@@ -1,5 +1,6 @@
 """Option types of the command line: text in, values or a two-line error out."""
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from capsbench.devices import GIB, KIB, MIB
 from capsbench.errors import ConfigurationError
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, type_of
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, Setting, type_of
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
@@ -111,6 +112,33 @@ def _slope_share(flag: str, text: str) -> float:
             f"{flag} '{text}' is not a percentage above 0", "write 20% for intervals of a fifth of their slope"
         )
     return float(found[1]) / 100
+
+
+def parse_setting(flag: str, text: str) -> tuple[str, tuple[Setting, ...]]:
+    """Parse a name and its values: `length=128`, `length=128,256`, `blocks=1-8`, `tied=true`.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    name, equals, values = (part.strip() for part in text.partition("="))
+    parts = [part.strip() for part in values.split(",")]
+    if not equals or not name.replace("-", "_").isidentifier() or not all(parts):
+        raise ConfigurationError(f"{flag} '{text}' is not a name with values", "write NAME=VALUE: length=128,256 or blocks=1-8")
+    return name.replace("-", "_"), tuple(dict.fromkeys(value for part in parts for value in _setting_values(part)))
+
+
+def _setting_values(text: str) -> Sequence[Setting]:
+    """The values of one part of a list: a whole number, a range of them, a number, true or false, or else the text."""
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    if found:
+        return range(int(found[1]), int(found[2]) + 1) if int(found[1]) <= int(found[2]) else (text,)
+    if text in ("true", "false"):
+        return (text == "true",)
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            if math.isfinite(value := kind(text)):
+                return (value,)
+    return (text,)
 
 
 def whole(least: int, most: int | None = None) -> Parsed:
@@ -245,7 +273,14 @@ THRESHOLD_OPTIONS = together(
 MODEL_OPTIONS = together(
     cell_option("model", "models", type=NameList(("all", *MODELS), open_ended=True), default="all"),
     cell_option("blocks", "depth", type=str, default="1-8"),
-)
+    click.option(
+        "--vary", type=Parsed("name=values", parse_setting), multiple=True,
+        help="Values of any number that a case takes, or of an option: length=128,256. Repeat it for a grid.",
+    ),
+    click.option(
+        "--set", "fixed", type=Parsed("name=value", parse_setting), multiple=True, help="A value of what a case takes: width=256."
+    ),
+)  # fmt: skip
 SWEEP_OPTIONS = together(
     click.option("--repeats", type=whole(1), default=1, help="Replicates of every cell."),
     click.option("--samples", type=whole(5), default=5, help="Smallest number of samples of each time."),

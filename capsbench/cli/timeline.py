@@ -88,7 +88,7 @@ def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bo
 
 def _only(cells: Sequence[Cell]) -> Cell:
     """The one cell that the options ask for."""
-    first, *others = (cell.configuration.model_dump() for cell in cells)
+    first, *others = (cell.configuration.options() for cell in cells)
     if others:
         # An option that one of them does not have follows from its model.
         values = {name: {value, *(other[name] for other in others)} for name, value in first.items()}

@@ -8,7 +8,7 @@ The command line makes a plan of its own from its options, and passes it to `mea
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from inspect import signature
@@ -84,7 +84,9 @@ class Logged:
 def run(
     models: Model | Iterable[Model],
     *,
-    depths: int | str | Iterable[int] = range(1, 9),
+    depths: int | str | Iterable[int] | None = None,
+    vary: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     only: Pass | None = None,
@@ -109,7 +111,9 @@ def run(
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
-        depths: blocks: 3, `range(1, 9)` or "1-8".
+        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or a case's own if something else is varied.
+        vary: values of the axes by name: `blocks`, an option that is a number, or what a case takes.
+        settings: values of what cases take, by name.
         out: folder of the report; by default reports/ and the time.
         resume: add to the report that is there; without `out`, to the newest unfinished one with these cells.
         only: measure `memory` or `time` alone.
@@ -132,8 +136,8 @@ def run(
         StoreError: the folder cannot be read or written.
     """
     given = locals()
-    names, blocks = _names(models), _depths(depths)
-    sweep = Sweep(names, blocks, repeats=repeats, **where(device, gpu, threads), **options)
+    names, blocks = _names(models), None if depths is None else _depths(depths)
+    sweep = Sweep(names, blocks, repeats=repeats, vary=vary, settings=settings, **where(device, gpu, threads), **options)
     plan = _plan(
         command=_call(run, names, blocks, given), cells=expand(sweep), passes=BOTH if only is None else [only],
         samples=samples, budget_seconds=time_budget, slope_share=slope_share, timeout_seconds=timeout, strict=strict,
@@ -149,7 +153,9 @@ def run(
 def predict(
     models: Model | Iterable[Model],
     *,
-    depths: int | str | Iterable[int] = range(1, 9),
+    depths: int | str | Iterable[int] | None = None,
+    vary: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     device: Literal["cuda", "cpu"] = "cuda",
     gpu: str | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -161,7 +167,9 @@ def predict(
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
-        depths: blocks: 3, `range(1, 9)` or "1-8".
+        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or a case's own if something else is varied.
+        vary: values of the axes by name: `blocks`, an option that is a number, or what a case takes.
+        settings: values of what cases take, by name.
         device: the kind of device to predict for.
         gpu: the GPU to predict for, by default an H100.
         out: folder of the report; by default it is in memory alone.
@@ -174,8 +182,8 @@ def predict(
         StoreError: the folder cannot be read or written.
     """
     given = locals()
-    names, blocks = _names(models), _depths(depths)
-    sweep = Sweep(names, blocks, **where(f"{device}:predicted", gpu, None), **options)
+    names, blocks = _names(models), None if depths is None else _depths(depths)
+    sweep = Sweep(names, blocks, vary=vary, settings=settings, **where(f"{device}:predicted", gpu, None), **options)
     plan = _plan(command=_call(predict, names, blocks, given), cells=expand(sweep), passes=["memory"], budget_seconds=0)
     if out is None:
         return traced(plan, watcher)
@@ -296,10 +304,10 @@ def _plan(**fields: Any) -> Plan:
         raise ConfigurationError(f"{wrong} makes no sense: {fault['msg']}", "give another value, or leave it out") from None
 
 
-def _call(verb: Callable[..., Report], names: list[str], depths: tuple[int, ...], given: dict[str, Any]) -> str:
+def _call(verb: Callable[..., Report], names: list[str], depths: tuple[int, ...] | None, given: dict[str, Any]) -> str:
     """The call of a verb as it would be written again, without arguments that have their defaults."""
     usual = {name: one.default for name, one in signature(verb).parameters.items()}
     more = {name: value for name, value in given.items() if name not in usual or value != usual[name]} | given.get("options", {})
-    words = [repr(names if len(names) > 1 else names[0]), f"depths={list(depths)}"]
+    words = [repr(names if len(names) > 1 else names[0])] + ([] if depths is None else [f"depths={list(depths)}"])
     words += [f"{name}={value!r}" for name, value in more.items() if name not in _NOT_SAID]
     return f"capsbench.{verb.__name__}({', '.join(words)})"
