@@ -162,10 +162,10 @@ class Report:
 
     def named(self, name: str) -> Self:
         """Return the report under another name."""
-        found = copy.copy(self)
-        found._name = name
-        found._forget_figures()
-        return found
+        renamed = copy.copy(self)
+        renamed._name = name
+        renamed._forget_figures()
+        return renamed
 
     @property
     def records(self) -> list[Record]:
@@ -295,7 +295,7 @@ class Report:
             self._records[place : place + 1] = [record]
         self._forget_figures()
 
-    def append_round(self, taken: Round) -> None:
+    def append_round(self, timed: Round) -> None:
         """Add a round of cells that take turns, which is on the disk when this returns.
 
         Raises:
@@ -303,8 +303,8 @@ class Report:
         """
         self._read()
         if self._folder is not None:
-            files.append(self._rounds_path, taken)
-        self._rounds.append(taken)
+            files.append(self._rounds_path, timed)
+        self._rounds.append(timed)
         self._forget_figures()
 
     def forget_rounds(self) -> None:
