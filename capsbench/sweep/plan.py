@@ -215,19 +215,19 @@ def _has_kernel(routing: str, kernel: str) -> bool:
 
 def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
     """A combination of options with `auto` resolved, and without options that do not apply beside the others."""
-    found = dict(asked)
+    resolved = dict(asked)
     if sweep.kind != "cpu":
-        found["threads"] = None
-    if "routing" in found:
-        found["kernel"] = resolve_kernel(found["kernel"], found["routing"], sweep.kind)
-        found["front"] = resolve_front(found["front"], found["batch_size"], sweep.kind)
-    if "inverse" in found:
+        resolved["threads"] = None
+    if "routing" in resolved:
+        resolved["kernel"] = resolve_kernel(resolved["kernel"], resolved["routing"], sweep.kind)
+        resolved["front"] = resolve_front(resolved["front"], resolved["batch_size"], sweep.kind)
+    if "inverse" in resolved:
         # The published rule restarts in every block, so that no stack is longer than one block.
         functions = 2 * (1 if found["rule"] == "published" else max(sweep.depths or USUAL_DEPTHS))
         reversible = found["memory"] in REVERSIBLE_STRATEGIES
         with naming("inverse"):
-            found["inverse"] = resolve_inverse(found["inverse"], functions, found["gamma"]) if reversible else None
-    return {name: None if value == OPTIONS[name].unwritten else value for name, value in found.items()}
+            resolved["inverse"] = resolve_inverse(resolved["inverse"], functions, resolved["gamma"]) if reversible else None
+    return {name: None if value == OPTIONS[name].unwritten else value for name, value in resolved.items()}
 
 
 def _check(sweep: Sweep) -> dict[str, Facts]:
