@@ -223,8 +223,8 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
         resolved["front"] = resolve_front(resolved["front"], resolved["batch_size"], sweep.kind)
     if "inverse" in resolved:
         # The published rule restarts in every block, so that no stack is longer than one block.
-        functions = 2 * (1 if found["rule"] == "published" else max(sweep.depths or USUAL_DEPTHS))
-        reversible = found["memory"] in REVERSIBLE_STRATEGIES
+        functions = 2 * (1 if resolved["rule"] == "published" else max(sweep.depths or USUAL_DEPTHS))
+        reversible = resolved["memory"] in REVERSIBLE_STRATEGIES
         with naming("inverse"):
             resolved["inverse"] = resolve_inverse(resolved["inverse"], functions, resolved["gamma"]) if reversible else None
     return {name: None if value == OPTIONS[name].unwritten else value for name, value in resolved.items()}
