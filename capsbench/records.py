@@ -233,7 +233,7 @@ class GrowingFigures(Schema):
     forward_seconds: list[NonNegativeFloat]
     """Seconds inside these modules in the forward pass of a training step."""
     inference_seconds: list[NonNegativeFloat]
-    """Seconds inside these modules under inference mode."""
+    """Seconds inside these modules under inference mode; empty if reading the clock at their edges would change what is run."""
     edges_seconds: NonNegativeFloat
     """Seconds that reading the clock at the edges adds to a training step, measured by itself."""
 
@@ -271,7 +271,8 @@ class TimeFigures(Schema):
         counts |= {len(self.rounds), len(self.processes)} if self.rounds or self.processes else set()
         if self.growing is not None:
             parts = self.growing
-            counts |= {len(parts.train_step_seconds), len(parts.forward_seconds), len(parts.inference_seconds)}
+            counts |= {len(parts.train_step_seconds), len(parts.forward_seconds)}
+            counts |= {len(parts.inference_seconds)} if parts.inference_seconds else set()
         if (self.rounds or self.growing) and len(counts) > 1:
             raise ValueError("samples, rounds and processes have lists of different lengths")
         return self
@@ -292,7 +293,7 @@ class Turn(Schema):
 
 
 class Round(Schema):
-    """One round of cells that take turns: a line of rounds.jsonl, which holds them until the cells have records."""
+    """One round of cells that take turns: a line of rounds.jsonl, which holds them until all their turns are in records."""
 
     schema_version: int = SCHEMA_VERSION
     """Version of the schema that the writing capsbench had."""
