@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from capsbench.frame import to_frame
 from capsbench.measure.noise import is_settled
 from capsbench.records import Cell, Record
-from capsbench.stats.turns import TurnFit, fit_turns, turn_times
+from capsbench.stats.turn_times import TurnFit, fit_turns, turn_times
 
-FEWEST_ROUNDS = 12
+ROUNDS_BEFORE_KNOWN = 12
 """Least number of rounds before slopes count as known: an interval of few rounds, looked at after each, may be narrow by luck."""
 
 
@@ -48,7 +48,7 @@ class SlopesSoFar:
         """Return whether no interval of a slope is wider than this share of it; without a slope, whether medians are known."""
         if not self.fits:
             return self.medians_are_known
-        return self.share is not None and self.share <= share and self.fewest_rounds >= FEWEST_ROUNDS
+        return self.share is not None and self.share <= share and self.fewest_rounds >= ROUNDS_BEFORE_KNOWN
 
 
 def slopes_so_far(cells: Sequence[Cell], records: Iterable[Record], rounds: Collection[int]) -> SlopesSoFar:

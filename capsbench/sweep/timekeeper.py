@@ -20,11 +20,11 @@ from capsbench.measure.turns import Built, TurnsRequest
 from capsbench.prediction import apart
 from capsbench.records import Cell, Plan, Record, Round, Status
 from capsbench.report import Report
-from capsbench.rounds import TurnsTaken, with_rounds
 from capsbench.sweep.groups import ends_of, groups_of, halves, that_fit
 from capsbench.sweep.local import Sources, alone_on, not_this_source
 from capsbench.sweep.runner import Observer, uninterrupted
 from capsbench.sweep.slopes_so_far import SlopesSoFar, slopes_so_far
+from capsbench.timed_rounds import TurnsTaken, with_rounds
 
 
 class Timekeeper:

@@ -9,7 +9,7 @@ from capsbench.measure.together import ProcessEnded
 from capsbench.measure.turns import Built, Failed
 from capsbench.records import Cell, Plan, Round, Turn
 from capsbench.report import Report
-from capsbench.stats.turns import fit_turns
+from capsbench.stats.turn_times import fit_turns
 from capsbench.sweep import slopes_so_far, timekeeper
 from capsbench.sweep.timekeeper import Timekeeper
 from helpers.made import make_configuration, make_record

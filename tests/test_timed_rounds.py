@@ -6,7 +6,7 @@ import pytest
 
 from capsbench.records import Round, TimeFigures, Turn
 from capsbench.report import Report
-from capsbench.rounds import joined, times_of, without_record
+from capsbench.timed_rounds import joined, times_of, without_record
 from helpers.made import make_record
 
 
