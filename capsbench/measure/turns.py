@@ -22,11 +22,11 @@ from capsbench.errors import CapsbenchError, error_line
 from capsbench.foreign import keeping_threads
 from capsbench.measure.clock import clock_for
 from capsbench.measure.edges import Edges, Structure, edges_cost, growing_modules, hooks_change, recorded
-from capsbench.measure.flags import Flags, read_flags, set_flags
 from capsbench.measure.limits import is_out_of_memory
 from capsbench.measure.noise import machine_noise
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.timing import WARMUP_STEPS, Yardstick
+from capsbench.measure.torch_flags import Flags, read_flags, set_flags
 from capsbench.measure.watch import Watch
 from capsbench.measure.worker import LONGEST_MESSAGE, check_threads, end_with_parent, prepare_process
 from capsbench.records import Configuration, Round, Status, Turn

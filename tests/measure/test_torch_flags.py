@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from capsbench.measure.flags import read_flags, set_flags
+from capsbench.measure.torch_flags import read_flags, set_flags
 
 
 @pytest.fixture(autouse=True)
