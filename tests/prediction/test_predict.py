@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import capsbench
 from capsbench.devices import GPUS, gpu_of
 from capsbench.errors import ConfigurationError
-from capsbench.models.front import CHUNKS
+from capsbench.models.front import CHUNKS, FORWARD
 from capsbench.options import DEEPEST
 from capsbench.prediction import fit, predict
 from capsbench.prediction.fit import CHECKED, DEEPEST_TRACED, largest_fit
@@ -218,6 +219,23 @@ def test_the_chunked_front_evaluates_its_first_convolution_again(inside):
         for front in ("plain", "chunked")
     )
     assert chunked - plain == 2 * batch * 256 * 20 * 20 * 9 * 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_larger_chunks_in_forward_take_no_more_of_a_gpu(dataset, monkeypatch):
+    """The peak is in backward, whose chunks are as they were."""
+    peaks = []
+    for chunks in (1, 2):
+        monkeypatch.setitem(FORWARD, "cuda", chunks)
+        report = capsbench.predict(
+            ["rescapsnet"], depths=[1], gpu="h100", batch_size=128, dataset=dataset, kernel="triton", front="chunked"
+        )
+        peaks.append(report.frame.iloc[0][["peak_forward_bytes", "peak_backward_bytes", "peak_allocated_bytes"]])
+    before, after = peaks
+    assert after["peak_forward_bytes"] > before["peak_forward_bytes"], "forward takes as much at a time as before"
+    assert after["peak_backward_bytes"] <= before["peak_backward_bytes"]
+    assert after["peak_allocated_bytes"] <= before["peak_allocated_bytes"]
 
 
 # What fits
