@@ -42,6 +42,9 @@ def times_of(rounds: Sequence[Round], cell: str, noise: Collection[str] = ()) ->
         yardstick_seconds=list(chain.from_iterable(one.yardstick_seconds for one, _ in taken)),
         # Not every round has time for the yardstick.
         yardstick_flops=next((one.yardstick_flops for one, _ in taken if one.yardstick_flops is not None), None),
+        launch_yardstick_seconds=list(chain.from_iterable(one.launch_yardstick_seconds for one, _ in taken)),
+        device_train_step_seconds=last.device_train_step_seconds.get(cell, []),
+        device_inference_seconds=last.device_inference_seconds.get(cell, []),
         noise=list(dict.fromkeys([*noise, *found])),
         rounds=[one.number for one, _ in taken],
         processes=[one.process for one, _ in taken],

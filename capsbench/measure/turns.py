@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -21,16 +21,20 @@ from pydantic import BaseModel, ConfigDict
 from capsbench.errors import CapsbenchError, error_line
 from capsbench.foreign import keeping_threads
 from capsbench.measure.clock import clock_for
+from capsbench.measure.device_time import device_seconds
 from capsbench.measure.edges import Edges, Structure, edges_cost, growing_modules, hooks_change, recorded
 from capsbench.measure.limits import is_out_of_memory
 from capsbench.measure.noise import machine_noise
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
-from capsbench.measure.timing import WARMUP_STEPS, Yardstick
+from capsbench.measure.timing import WARMUP_STEPS, Yardstick, warm_up
 from capsbench.measure.torch_flags import Flags, read_flags, set_flags
 from capsbench.measure.watch import Watch
 from capsbench.measure.worker import LONGEST_MESSAGE, check_threads, end_with_parent, prepare_process
 from capsbench.records import Configuration, Round, Status, Turn
+from capsbench.tf32 import allows_tf32
 from capsbench.workload import Workload, resolve_model, without_effect
+
+T = TypeVar("T")
 
 
 class TurnsRequest(BaseModel):
@@ -63,6 +67,8 @@ class Built(BaseModel):
     cell: str
     data_source: str | None
     notes: list[str]
+    tf32: bool | None = None
+    """True if the step was allowed to use TF32; None on a CPU."""
 
 
 class Failed(BaseModel):
@@ -106,6 +112,10 @@ class Turns:
         self._edges_in_inference: dict[str, Edges] = {}
         self._modules: dict[str, list[str]] = {}
         self._edges_seconds = 0.0
+        self._warmup_steps = 1
+        """Steps of each cell before its first turn that counts; building takes the first one."""
+        self._device_train: dict[str, list[float]] = {}
+        self._device_inference: dict[str, list[float]] = {}
         self._flags: Flags = {}
         self._flags_of: dict[str, Flags] = {}
         self._notes_of_import: dict[str, list[str]] = {}
@@ -122,15 +132,30 @@ class Turns:
             with self._attempted(key):
                 structures |= self._build(key, notes)
         self._place_edges(structures)
+        self._warmup_steps += warm_up(self._turn_each, self._device, fewest=WARMUP_STEPS - 1)
         for key in list(self._workloads):
             with self._attempted(key):
-                for _ in range(WARMUP_STEPS - 1):
-                    self._turn(key)
+                self._time_device(key)
         self._yardstick.warm_up()
         self._watch = Watch(self._device)
         self._send(Message(ready=True))
         for line in self._channel:
             self._take(RoundRequest.model_validate_json(line))
+
+    def _turn_each(self) -> None:
+        """Let each cell take a turn."""
+        for key in list(self._workloads):
+            with self._attempted(key):
+                self._turn(key)
+
+    def _time_device(self, key: str) -> None:
+        """Time the device alone, which needs no rounds: nothing disturbs it but its own clock."""
+        workload = self._workloads[key]
+        if found := device_seconds(workload.train_step, self._device):
+            self._device_train[key] = found
+        with workload.evaluating():
+            if found := device_seconds(workload.inference, self._device):
+                self._device_inference[key] = found
 
     def _import_networks(self) -> None:
         """Import the networks' modules: flags that a module sets when it is imported hold for all of its networks."""
@@ -149,7 +174,8 @@ class Turns:
         workload.train_step()
         self._workloads[key] = workload
         notes = [*notes, *without_effect(configuration), *self._notes_of_import[configuration.model], *workload.notes]
-        self._send(Message(built=Built(cell=key, data_source=workload.data_source, notes=notes)))
+        tf32 = allows_tf32() if self._device.type == "cuda" else None
+        self._send(Message(built=Built(cell=key, data_source=workload.data_source, tf32=tf32, notes=notes)))
         try:
             with recorded(workload.model) as found:
                 workload.forward()
@@ -206,6 +232,7 @@ class Turns:
     def _take(self, asked: RoundRequest) -> None:
         """Take a round and report it."""
         self._yardstick.seconds.clear()
+        self._yardstick.launch_seconds.clear()
         if self._yardstick.is_due():
             self._yardstick.measure()
             self._watch.look()
@@ -223,12 +250,15 @@ class Turns:
                     number=asked.number,
                     process=self._request.process,
                     clock=self._clock.name,
-                    warmup_steps=WARMUP_STEPS,
+                    warmup_steps=self._warmup_steps,
                     turns=turns,
                     yardstick_seconds=list(self._yardstick.seconds),
                     yardstick_flops=self._yardstick.flops if self._yardstick.seconds else None,
+                    launch_yardstick_seconds=list(self._yardstick.launch_seconds),
+                    device_train_step_seconds=_of_cells(self._device_train, turns),
+                    device_inference_seconds=_of_cells(self._device_inference, turns),
                     noise=machine_noise(self._watch.seen()),
-                    modules={turn.cell: self._modules[turn.cell] for turn in turns if turn.cell in self._modules},
+                    modules=_of_cells(self._modules, turns),
                     edges_seconds=self._edges_seconds,
                 )
             )
@@ -296,6 +326,11 @@ class Turns:
     def _send(self, message: Message) -> None:
         self._channel.write(message.model_dump_json(exclude_defaults=True) + "\n")
         self._channel.flush()
+
+
+def _of_cells(known: Mapping[str, T], turns: Sequence[Turn]) -> dict[str, T]:
+    """The values of the cells that had these turns, as far as there are any."""
+    return {turn.cell: known[turn.cell] for turn in turns if turn.cell in known}
 
 
 def main() -> None:

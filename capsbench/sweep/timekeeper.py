@@ -254,15 +254,18 @@ class Timekeeper:
         if record.time is None:
             return self._ended(record, "error", "it had no turn", started, seconds)
         # A drift moves all cells of a round alike, so that it does not touch their differences.
-        seen = noise_of(record.time.train_step_seconds, record.time.inference_seconds, Machine())
+        times = record.time
+        of_device = times.device_train_step_seconds, times.device_inference_seconds
+        seen = noise_of(times.train_step_seconds, times.inference_seconds, Machine(), of_device=of_device)
         noise = [name for name in seen if name == "spread"]
-        noise += [name for name in record.time.noise if name not in ("spread", "unsettled")]
-        noise += [] if known else ["unsettled"]
+        noise += [name for name in times.noise if name not in ("spread", "host-bound", "unsettled")]
+        noise += [name for name in seen if name == "host-bound"] + ([] if known else ["unsettled"])
         notes = [] if built is None else built.notes
         return self._ended(record, "ok", None, started, seconds).model_copy(
             update={
                 "time": record.time.model_copy(update={"noise": noise}),
                 "data_source": record.data_source or (built.data_source if built else None),
+                "tf32": built.tf32 if built else record.tf32,
                 "notes": list(dict.fromkeys([*record.notes, *notes])),
             }
         )
