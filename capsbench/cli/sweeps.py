@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from capsbench.cli.command import command_to_resume, typed_command
-from capsbench.cli.flags import machine_of, refuse_for_own, was_typed
+from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
 from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
-from capsbench.options import STACKED, SWEPT_OPTIONS, Setting
+from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, Setting
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
 from capsbench.sweep.estimate import Estimate
@@ -32,11 +32,10 @@ def asked_cells(given: dict[str, Any]) -> list[Cell]:
     refuse_for_own(given["models"])
     models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
     # What was not typed is left to the sweep, since a case has defaults of its own.
-    left = {name: None for name in ("dataset", "batch_size") if not was_typed(name)}
+    left = {name: None for name in ("dataset", "batch_size") if was_left_out(name)}
     options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given) | left
-    depths = parse_depths(given["depth"]) if was_typed("depth") else None
-    vary, settings = _once(given["vary"], "--vary"), _once(given["fixed"], "--set")
-    return expand(Sweep(tuple(models), depths, vary=vary, settings=settings, **options))
+    depths, settings = parse_depths(given["depth"]), _once(given["settings"], SETTINGS_FLAG)
+    return expand(Sweep(tuple(models), depths, depths_chosen=not was_left_out("depth"), settings=settings, **options))
 
 
 def _once(pairs: Sequence[tuple[str, tuple[Setting, ...]]], flag: str) -> dict[str, tuple[Setting, ...]]:
