@@ -186,15 +186,15 @@ class FixedPair:
     peaks: list[Tensor] = field(default_factory=list)
     rounded: Tensor | None = None
     """x as a float, if it is known."""
-    earlier: tuple[Tensor, Tensor] | None = None
-    """x before the function that is undone next, in units and as a float, if it is known."""
+    ahead: bool = False
+    """True if x is already before the function that is undone next."""
 
     @classmethod
     def start(cls, x: Tensor) -> Self:
         """The pair before the first function."""
         units = to_units(x)
-        zeros = torch.zeros_like(units)
-        return cls(units, zeros, Remainders(zeros), x.dtype, [largest_in_units(x)])
+        # Passes change each of the three in place.
+        return cls(units, torch.zeros_like(units), Remainders(torch.zeros_like(units)), x.dtype, [largest_in_units(x)])
 
     @property
     def x(self) -> Tensor:
@@ -215,7 +215,7 @@ class FixedPair:
         if self._passes(value, ratio):
             self.remainders.make_room(ratio)
             given = (self.units_x, self.units_v, self.remainders.store, value, ratio, share * UNITS, self.dtype)
-            self.units_x, self.units_v, self.remainders.store, self.rounded, peak = passes.advance(*given)
+            self.rounded, peak = passes.advance(*given)
         else:
             self.units_v = self.remainders.multiply(self.units_v, ratio).add(to_units(value, share))
             self.units_x = self.units_x + self.units_v
@@ -225,10 +225,10 @@ class FixedPair:
 
     def retreat_x(self) -> None:
         """Implement `Pair.retreat_x`."""
-        if self.earlier is not None:
-            (self.units_x, self.rounded), self.earlier = self.earlier, None
+        if self.ahead:
+            self.ahead = False
         elif passes.has_passes(self.units_x, self.dtype):
-            self.units_x, self.rounded = passes.retreat_x(self.units_x, self.units_v, self.dtype)
+            self.rounded = passes.retreat_x(self.units_x, self.units_v, self.dtype)
         else:
             self.units_x, self.rounded = self.units_x - self.units_v, None
 
@@ -238,8 +238,8 @@ class FixedPair:
         if self._passes(value, ratio):
             self.remainders.take_back()
             given = (self.units_x, self.units_v, self.remainders.store, value, ratio, share * UNITS, self.dtype)
-            units_x, self.units_v, self.remainders.store, rounded = passes.retreat(*given)
-            self.earlier = (units_x, rounded)
+            self.rounded = passes.retreat(*given)
+            self.ahead = True
         else:
             self.units_v = self.remainders.undo(self.units_v - to_units(value, share), ratio)
 
@@ -255,7 +255,8 @@ class FixedPair:
 
         def rebuild(tensors: Sequence[Tensor]) -> FixedPair:
             x, v, *remainders = tensors
-            return FixedPair(x, v, rebuild_remainders(remainders), dtype)
+            # Passes change them in place, and the saved ones may be needed again.
+            return FixedPair(x.clone(), v.clone(), rebuild_remainders(remainders), dtype)
 
         return (self.units_x, self.units_v, *kept), rebuild
 

@@ -23,14 +23,15 @@ pytestmark = pytest.mark.skipif(passes.library().library is None, reason=f"no pa
 def assert_both_agree(x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction) -> None:
     """Assert that the passes give torch's bits forward, and the start again on the way back."""
     scale = float(1 - ratio) * UNITS
-    moved = passes.advance(x, v, store, value, ratio, scale, value.dtype)
-    assert_same(list(moved), advanced_by_torch(x, v, store, value, ratio))
-    next_x, next_v, next_store, *_ = moved
-    earlier, rounded = passes.retreat_x(next_x, next_v, value.dtype)
-    assert_same([earlier, rounded], [x, rounded_by_torch(x, value.dtype)])
-    before = x - v
-    found = passes.retreat(x, next_v, next_store, value, ratio, scale, value.dtype)
-    assert_same(list(found), [before, v, store, rounded_by_torch(before, value.dtype)])
+    expected = advanced_by_torch(x, v, store, value, ratio)
+    moved = [x.clone(), v.clone(), store.clone()]
+    assert_same([*moved, *passes.advance(*moved, value, ratio, scale, value.dtype)], expected)
+    next_x, next_v, _ = (one.clone() for one in moved)
+    rounded = passes.retreat_x(next_x, next_v, value.dtype)
+    assert_same([next_x, rounded], [x, rounded_by_torch(x, value.dtype)])
+    before, moved[0] = x - v, next_x
+    rounded = passes.retreat(*moved, value, ratio, scale, value.dtype)
+    assert_same([*moved, rounded], [before, v, store, rounded_by_torch(before, value.dtype)])
 
 
 @pytest.mark.parametrize("ratio", RATIOS, ids=str)
@@ -70,10 +71,10 @@ def test_threads_share_the_elements(threads):
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 def test_peaks_show_what_is_no_number(wrong):
-    zeros = torch.zeros(20, dtype=torch.int64)
+    zeros = torch.zeros(3, 20, dtype=torch.int64)
     value = torch.zeros(20)
     value[7] = wrong
-    peak = passes.advance(zeros, zeros, zeros, value, Fraction(9, 10), 0.1 * UNITS, torch.float32)[-1]
+    peak = passes.advance(*zeros, value, Fraction(9, 10), 0.1 * UNITS, torch.float32)[-1]
     assert not peak.item() < LIMIT
 
 
@@ -127,12 +128,12 @@ def test_fakes_have_the_shapes_of_values():
 
 
 def test_operators_hold_torchs_checks():
-    x = torch.arange(12).reshape(3, 4)
+    x, v, store = torch.arange(36).reshape(3, 3, 4).unbind()
     for operator, arguments in (
-        (torch.ops.capsbench.exact_advance, (x, x, x, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
-        (torch.ops.capsbench.exact_retreat_x, (x, x, torch.float32)),
+        (torch.ops.capsbench.exact_advance, (x, v, store, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
+        (torch.ops.capsbench.exact_retreat_x, (x, v, torch.float32)),
         (torch.ops.capsbench.momentum_gradients, (*torch.randn(3, 5, 6), 0.9, 0.1)),
-        (torch.ops.capsbench.exact_retreat, (x, x, x, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
+        (torch.ops.capsbench.exact_retreat, (x, v, store, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
     ):
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
