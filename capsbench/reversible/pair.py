@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Protocol, Self
 
 import torch
@@ -344,6 +345,12 @@ def resolve_inverse(
         return inverse
     check_gamma(gamma, invertible=True)
     offered = ("float", "segmented") if learnt or dtype == torch.float64 else ("float", "exact", "segmented")
+    return _least_kept(offered, functions, tuple(gamma) if isinstance(gamma, Sequence) else gamma, lipschitz)
+
+
+@lru_cache
+def _least_kept(offered: tuple[str, ...], functions: int, gamma: float | tuple[float, ...], lipschitz: float) -> str:
+    """The inverse that keeps the least of those offered."""
     return min(offered, key=lambda name: retained_bits(name, functions, gamma, lipschitz))
 
 
