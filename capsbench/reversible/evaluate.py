@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
+from torch.autograd import Variable
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -264,10 +264,11 @@ def value_and_vjp(
 def _gradients(pairs: Sequence[tuple[Tensor, Tensor]], leaves: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """The gradients of leaves that require one, from outputs and their gradients; None for a leaf that no output depends on.
 
-    Torch's `autograd.grad` takes as long again for checks of its arguments as the backward pass of a small function.
+    Torch's `autograd.grad` takes as long again for checks of its arguments as the backward pass of a small function. This is
+    the call that it makes after them.
     """
     outputs, of_outputs = zip(*pairs, strict=True)
-    found: tuple[Tensor | None, ...] = _engine_run_backward(
+    found: tuple[Tensor | None, ...] = Variable._execution_engine.run_backward(
         outputs, of_outputs, False, False, leaves, allow_unreachable=True, accumulate_grad=False
     )
     return found

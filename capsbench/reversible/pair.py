@@ -119,8 +119,8 @@ class FloatPair:
 
     def _check(self, difference: Tensor, *, inverse: str, depth: int) -> None:
         # An input of zeros has no magnitude; the x that followed from it was rounded.
-        sizes = [largest(x) for x in (self.x, self.later) if x is not None]
-        check_drift(largest(difference), torch.stack(sizes).amax(), inverse=inverse, depth=depth, bound=self.bound)
+        states = [x for x in (self.x, self.later) if x is not None]
+        check_drift(difference, states, inverse=inverse, depth=depth, bound=self.bound)
 
 
 @dataclass
@@ -189,6 +189,11 @@ class FixedPair:
     """x as a float, if it is known."""
     ahead: bool = False
     """True if x is already before the function that is undone next."""
+    has_passes: bool = field(init=False)
+    """True if passes of their own move these numbers."""
+
+    def __post_init__(self) -> None:
+        self.has_passes = passes.has_passes(self.units_x, self.dtype)
 
     @classmethod
     def start(cls, x: Tensor) -> Self:
@@ -228,7 +233,7 @@ class FixedPair:
         """Implement `Pair.retreat_x`."""
         if self.ahead:
             self.ahead = False
-        elif passes.has_passes(self.units_x, self.dtype):
+        elif self.has_passes:
             self.rounded = passes.retreat_x(self.units_x, self.units_v, self.dtype)
         else:
             self.units_x, self.rounded = self.units_x - self.units_v, None
@@ -246,7 +251,8 @@ class FixedPair:
 
     def _passes(self, value: Tensor, ratio: Fraction) -> bool:
         """Return whether passes of their own, in place of operators of torch, move past a function with this value."""
-        return ratio < 1 and passes.has_passes(self.units_x, self.dtype) and passes.takes(value, self.dtype)
+        # Comparing fractions takes a microsecond.
+        return ratio.numerator < ratio.denominator and self.has_passes and passes.takes(value, self.dtype)
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         """Implement `Pair.saved`."""
@@ -264,7 +270,7 @@ class FixedPair:
     def finish(self) -> None:
         """Implement `Pair.finish`."""
         # Integers come back bit for bit, unless a function gave another value than in forward.
-        check_drift(largest(self.units_v), largest(self.units_x), inverse="exact", depth=0, bound=0)
+        check_drift(self.units_v, [self.units_x], inverse="exact", depth=0, bound=0)
 
     def _check_range(self) -> None:
         if not has_values(self.units_x):

@@ -40,7 +40,7 @@ def has_passes(units: Tensor, dtype: torch.dtype) -> bool:
 
 def takes(value: Tensor, dtype: torch.dtype) -> bool:
     """Return whether a function's value becomes `dtype` without a rounding."""
-    return value.dtype.is_floating_point and torch.promote_types(value.dtype, dtype) is dtype
+    return value.dtype is dtype or (value.dtype.is_floating_point and torch.promote_types(value.dtype, dtype) is dtype)
 
 
 def advance(
@@ -61,9 +61,11 @@ def advance(
         The next x rounded to `dtype`; and the largest magnitude of an addend of v or of the next x, in units, which on CUDA is
         one number for each part.
     """
-    n, d = ratio.numerator, ratio.denominator
+    given = (x, v, store, _laid_out(value, x, dtype), ratio.numerator, ratio.denominator, scale)
+    if _is_plain(x, value):
+        return _advance(*given)
     operator = torch.ops.capsbench.exact_advance_cuda if x.is_cuda else torch.ops.capsbench.exact_advance
-    found: tuple[Tensor, Tensor] = operator(x, v, store, _laid_out(value, x, dtype), n, d, scale)
+    found: tuple[Tensor, Tensor] = operator(*given)
     return found
 
 
@@ -88,8 +90,8 @@ def retreat(x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction,
     Returns:
         x, which has become x - v with the earlier v, rounded to `dtype`.
     """
-    n, d = ratio.numerator, ratio.denominator
-    found: Tensor = torch.ops.capsbench.exact_retreat(x, v, store, _laid_out(value, v, dtype), n, d, scale)
+    given = (x, v, store, _laid_out(value, v, dtype), ratio.numerator, ratio.denominator, scale)
+    found: Tensor = (_retreat if _is_plain(x, value) else torch.ops.capsbench.exact_retreat)(*given)
     return found
 
 
@@ -104,8 +106,19 @@ def takes_gradients(*tensors: Tensor) -> bool:
 
 def gradients_before(of_x: Tensor, of_v: Tensor, of_input: Tensor, gamma: float, earlier: float) -> tuple[Tensor, Tensor, Tensor]:
     """Compute `momentum.gradients_before` for tensors that `takes_gradients` takes."""
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.capsbench.momentum_gradients(of_x, of_v, of_input, gamma, 1 - earlier)
+    run = _gradients if _is_plain(of_x, of_v, of_input) else torch.ops.capsbench.momentum_gradients
+    found: tuple[Tensor, Tensor, Tensor] = run(of_x, of_v, of_input, gamma, 1 - earlier)
     return found
+
+
+def _is_plain(*tensors: Tensor) -> bool:
+    """Return whether tensors lie on a CPU and nobody watches operators, whose functions can then be called directly.
+
+    A call by way of torch takes as long again as a pass over a thousand elements.
+    """
+    if torch._C._len_torch_dispatch_stack() or torch._C._autograd._profiler_enabled():
+        return False
+    return all(type(one) is Tensor and one.is_cpu for one in tensors)
 
 
 def _laid_out(value: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:

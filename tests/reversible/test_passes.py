@@ -1,5 +1,6 @@
 """Passes of a reversible stack in C: the exact inverse's give the bits of torch's operators, at the edges of int64 too."""
 
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsbench.errors import ConfigurationError
 from capsbench.reversible import MomentumStack, passes
@@ -154,6 +156,52 @@ def test_gradients_of_other_layouts_and_kinds_are_left_to_torch():
     assert passes.takes_gradients(good, good)
     for other in (good.double(), torch.randn(64, 128).T, torch.zeros(()).expand(128, 64), good.to("meta"), good.half()):
         assert not passes.takes_gradients(good, other)
+
+
+class Watching(TorchDispatchMode):
+    """Counts the package's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "capsbench":
+            self.seen[func.name()] += 1
+        return func(*args, **kwargs or {})
+
+
+def profiled() -> Counter[str]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step_of_64()
+    return Counter(event.name for event in profile.events() if event.name.startswith("capsbench::"))
+
+
+def dispatched() -> Counter[str]:
+    with Watching() as mode:
+        step_of_64()
+    return mode.seen
+
+
+def step_of_64() -> None:
+    stack = MomentumStack([nn.Linear(64, 64) for _ in range(3)], inverse="exact")
+    stack(torch.randn(64, 64, requires_grad=True)).backward(torch.randn(64, 64))
+
+
+@pytest.mark.parametrize("watch", [profiled, dispatched])
+def test_who_watches_operators_sees_the_passes(watch):
+    names = {"exact_advance": 3, "exact_retreat_x": 1, "exact_retreat": 3, "momentum_gradients": 2}
+    assert watch() == {f"capsbench::{name}": count for name, count in names.items()}
+
+
+def test_a_subclass_of_tensors_sees_the_passes():
+    class Own(Tensor):
+        pass
+
+    plain = torch.zeros(3)
+    assert passes._is_plain(plain, plain)
+    assert not passes._is_plain(plain, plain.as_subclass(Own))
+    assert not passes._is_plain(plain.to("meta"))
 
 
 def test_a_wrong_layout_is_refused():
