@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from capsbench.cli.command import command_to_resume, typed_command
-from capsbench.cli.options import machine_of, refuse_for_own
+from capsbench.cli.flags import machine_of, refuse_for_own
 from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
 from capsbench.errors import Interrupted, StoreError, with_flags
 from capsbench.options import STACKED, SWEPT_OPTIONS
@@ -34,25 +34,28 @@ def asked_cells(given: dict[str, Any]) -> list[Cell]:
     return expand(Sweep(tuple(models), parse_depths(given["depth"]), **options))
 
 
-def plan_of(cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] = BOTH, experiment: str | None = None) -> Plan:
-    """Return a plan of the typed options.
+def sweep_as_typed(
+    cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] = BOTH, experiment: str | None = None
+) -> int:
+    """Sweep over cells by a command's options, and return the exit status.
 
     Args:
         cells: cells to measure.
-        given: the command's options.
+        given: the command's options, those of `SWEEP_OPTIONS` among them.
         passes: measurements of each cell.
         experiment: the paper's name of the figure or table that is reproduced, if any.
     """
-    return Plan(
+    plan = Plan(
         command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
         budget_seconds=given["time_budget"], slope_share=given["slope_share"], timeout_seconds=given["timeout"],
         experiment=experiment,
     )  # fmt: skip
+    return sweep(plan, **{name: given[name] for name in ("out", "resume", "as_json", "dry_run", "data_dir", "wait")})
 
 
 def sweep(
     plan: Plan, *, out: Path | None, resume: bool, as_json: bool, dry_run: bool = False, only_these: bool = False,
-    data_dir: Path | None = None, wait: float | None = None, **_: Any,
+    data_dir: Path | None = None, wait: float | None = None,
 ) -> int:  # fmt: skip
     """Measure a plan into a report, draw it, print its slopes, and return the exit status.
 
@@ -71,18 +74,18 @@ def sweep(
     """
     console = console_of(err=True)
     screen = Screen(console, check_data(plan.cells, data_dir))
-    report = choose_report(plan, out, resume=resume, now=datetime.now(), make=not dry_run, notify=screen.told)
+    report = choose_report(plan, out, resume=resume, now=datetime.now(), make=not dry_run, notify=screen.notify)
     if dry_run:
         screen.announce(plan, report, remaining(plan, report))
         return 0
     again = command_to_resume(report.folder, named=out is not None, resumed=resume)
     go_on = Interrupted("interrupted; all that was measured is kept", again)
     interrupted = False
-    with report.lock(screen.told):
+    with report.lock(screen.notify):
         try:
             measure(plan, report, resume=resume, only_these=only_these, data_directory=data_dir, wait=wait, watcher=screen)
         except KeyboardInterrupt:
-            screen.told("interrupted; what was measured is drawn, which a second Ctrl-C leaves out")
+            screen.notify("interrupted; what was measured is drawn, which a second Ctrl-C leaves out")
             interrupted = True
         try:
             status = _conclude(console, report, as_json=as_json)
@@ -108,7 +111,7 @@ class Screen:
         self._console = console
         self._data = data
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Print a text that a person should know."""
         say(self._console, with_flags(text, {"time_budget": "--time-budget"}))
 
@@ -121,12 +124,12 @@ class Screen:
         cells = f"{len(left)} cell{'' if len(left) == 1 else 's'} to measure"
         memory = len(report.settled(["memory"]) & {cell.key() for cell in left}) if "time" in plan.passes else 0
         known = [f"{done} already measured"] * (done > 0) + [f"memory of {memory} already measured"] * (memory > 0)
-        self.told(", ".join([cells, *known]) + f" on {devices}")
+        self.notify(", ".join([cells, *known]) + f" on {devices}")
         for text in self._data or ():
-            self.told(f"data {text}")
+            self.notify(f"data {text}")
         for text in dict.fromkeys(text for one in asked for text in without_effect(one)):
-            self.told(f"note: {text}")
-        self.told(f"about {duration_text(estimate.seconds_left())}; records go to {report.path}")
+            self.notify(f"note: {text}")
+        self.notify(f"about {duration_text(estimate.seconds_left())}; records go to {report.path}")
         return estimate
 
     @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.options import DATA_DIR_OPTION, FOLDER, NameList, cell_option, cell_options, positive
+from capsbench.cli.flags import DATA_DIR_OPTION, FOLDER, NameList, cell_option, cell_options, positive
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.files import TIMELINE
 from capsbench.options import MODELS, SWEPT_OPTIONS
@@ -55,7 +55,7 @@ def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bo
     """
     from capsbench.cli.sweeps import asked_cells
     from capsbench.figures.depth import save
-    from capsbench.figures.timeline import draw_timeline, timeline_text
+    from capsbench.figures.one_step import draw_timeline, timeline_text
     from capsbench.sweep.session import REPORTS, check_data
 
     cell = _only(asked_cells(given | {"repeats": 1}))
@@ -93,9 +93,9 @@ def _only(cells: Sequence[Cell]) -> Cell:
         # An option that one of them does not have follows from its model.
         values = {name: {value, *(other[name] for other in others)} for name, value in first.items()}
         differing = [name for name, known in values.items() if len(known) > 1 and None not in known]
-        told = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer_step"])
+        named = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer_step"])
         raise ConfigurationError(
-            f"a timeline shows one step, but this asks for {len(cells)}, which differ in {told}",
+            f"a timeline shows one step, but this asks for {len(cells)}, which differ in {named}",
             "give one value of each; 'capsbench run' takes several",
         )
     return cells[0]
@@ -103,7 +103,7 @@ def _only(cells: Sequence[Cell]) -> Cell:
 
 def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path, folder: Path) -> "Reply":
     from capsbench.measure.cell import run_pass
-    from capsbench.measure.timeline import predicted_timeline
+    from capsbench.measure.step_timeline import predicted_timeline
     from capsbench.measure.worker import Reply, Request
     from capsbench.prediction import apart
     from capsbench.sweep.local import alone_on

@@ -11,7 +11,7 @@ from capsbench.words.modules import ModuleChange
 from capsbench.words.slopes_in_words import within_text
 from capsbench.words.units import bytes_text, joined_text, quantity_text, slope_text
 
-TITLES = {
+QUANTITY_TITLES = {
     "retained": "retained",
     "peak": "peak allocated",
     "reserved": "peak reserved",
@@ -46,7 +46,7 @@ class Labels:
 
 def figure_name(it: Comparison) -> str:
     """Name of a figure: `retained / block`, `train step`, `retained at 8 blocks`."""
-    title = TITLES[it.quantity]
+    title = QUANTITY_TITLES[it.quantity]
     if it.scope == "slope":
         return f"{title} / block"
     replicate = f" #{it.replicate + 1}" if it.replicate else ""
@@ -103,12 +103,12 @@ def finding_text(finding: Finding, labels: Labels) -> str:
 
 def modules_text(modules: Iterable[ModuleChange], *, grown: bool) -> str:
     """The largest changes of modules that retain more, or less: `blocks.*.0 +1.00 MiB each, decoder +512 B`."""
-    told = [it for it in modules if (it.nbytes > 0) == grown]
+    changed = [it for it in modules if (it.nbytes > 0) == grown]
     parts = [
         f"{it.name or 'outside any module'} {'+' if grown else ''}{bytes_text(it.nbytes)}{' each' if it.count > 1 else ''}"
-        for it in told[:_MODULES_TOLD]
+        for it in changed[:_MODULES_TOLD]
     ]
-    return ", ".join([*parts, f"{len(told) - _MODULES_TOLD} more"] if len(told) > _MODULES_TOLD else parts)
+    return ", ".join([*parts, f"{len(changed) - _MODULES_TOLD} more"] if len(changed) > _MODULES_TOLD else parts)
 
 
 def fault_text(fault: Fault, labels: Labels) -> str:
@@ -130,7 +130,7 @@ def missing_text(series: SeriesSummary, labels: Labels) -> str:
 
 def left_out_text(left: LeftOut, labels: Labels) -> str:
     """An omission in text: `peak allocated, train step of all lines: CPU A, B before`."""
-    return f"{', '.join(TITLES[name] for name in left.quantities)} of {labels.of_all(left.series)}: {left.why}"
+    return f"{', '.join(QUANTITY_TITLES[name] for name in left.quantities)} of {labels.of_all(left.series)}: {left.why}"
 
 
 def _cells(outcomes: Iterable[Outcome]) -> str:

@@ -9,8 +9,8 @@ import torch
 from capsbench.catalog import spec_of
 from capsbench.measure.timing import MAX_SAMPLES, WARMUP_STEPS
 from capsbench.records import Cell, Pass, Plan, Record
-from capsbench.rounds import TurnsTaken
 from capsbench.sweep.groups import groups_of
+from capsbench.timed_rounds import TurnsTaken
 from capsbench.workload import BUILT_IN
 
 _START_SECONDS = {"cpu": 3.0, "cuda": 8.0}
@@ -67,8 +67,9 @@ class Estimate:
 
     def took_turns(self, state: TurnsTaken) -> None:
         """Correct the estimate of cells that take turns, whose time budget is one."""
-        share = state.seconds_left / len(state.cells)
-        self._of_turns = {cell.key(): share for cell in state.cells}
+        # Ends of a series that have their times already take part, and are no cells that are left.
+        taking = [cell.key() for cell in state.cells if cell.key() in self._left]
+        self._of_turns = {key: state.seconds_left / len(taking) for key in taking}
 
     def finished(self, record: Record) -> None:
         """Correct the estimate by the time of a finished cell, or of its memory pass."""

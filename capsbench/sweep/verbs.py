@@ -26,12 +26,12 @@ from capsbench.paths import absolute
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
-from capsbench.rounds import TurnsTaken
 from capsbench.sweep.local import Sources, local_launcher
 from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining, run_sweep
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
 from capsbench.sweep.timekeeper import Timekeeper
+from capsbench.timed_rounds import TurnsTaken
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
 """Fields of a plan by the arguments that fill them, where these have another name."""
@@ -48,7 +48,7 @@ Model = str | Callable[..., Any]
 class Watcher(Protocol):
     """An object that is informed of the progress of a measurement."""
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Take a message for people."""
 
     def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> AbstractContextManager[Sequence[Observer]]:
@@ -58,7 +58,7 @@ class Watcher(Protocol):
 class Logged:
     """A watcher that writes its texts to the log `capsbench`, at level INFO."""
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Take a message for people."""
         _LOG.info("%s", text)
 
@@ -141,7 +141,7 @@ def run(
     folder, data = (None if one is None else absolute(one) for one in (out, data_dir))
     check_data(plan.cells, data)
     watcher = watcher or Logged()
-    report = choose_report(plan, folder, resume=resume, now=datetime.now(), make=True, notify=watcher.told)
+    report = choose_report(plan, folder, resume=resume, now=datetime.now(), make=True, notify=watcher.notify)
     measure(plan, report, resume=resume, data_directory=data, wait=wait, watcher=watcher)
     return report
 
@@ -180,7 +180,7 @@ def predict(
     if out is None:
         return traced(plan, watcher)
     watcher = watcher or Logged()
-    report = choose_report(plan, absolute(out), resume=resume, now=datetime.now(), notify=watcher.told)
+    report = choose_report(plan, absolute(out), resume=resume, now=datetime.now(), notify=watcher.notify)
     measure(plan, report, resume=resume, only_these=True, watcher=watcher)
     return report
 
@@ -225,24 +225,24 @@ def measure(
     """
     watcher = watcher or Logged()
     cells = plan.cells
-    with report.lock(watcher.told):
+    with report.lock(watcher.notify):
         for text in changed_sources(report, plan) if resume else ():
-            watcher.told(text)
+            watcher.notify(text)
         plan = begin(report, plan, resume=resume)
         if only_these:
             plan = plan.model_copy(update={"cells": cells})
         for text in damage_in_words(report.damages):
-            watcher.told(f"warning: {text}; lost cells are measured again")
+            watcher.notify(f"warning: {text}; lost cells are measured again")
         environment = describe()
         key = key_of(environment)
         report.add_environment(key, environment)
         with watcher.measuring(plan, report, remaining(plan, report)) as observers:
             sources = Sources(plan)
             keeper = Timekeeper(
-                plan, report, key, data_directory, watcher.told, patience=wait, sources=sources, observers=observers
+                plan, report, key, data_directory, watcher.notify, patience=wait, sources=sources, observers=observers
             )
             launch = local_launcher(
-                plan, key, data_directory, watcher.told,
+                plan, key, data_directory, watcher.notify,
                 folder=report.folder, patience=wait, sources=sources, timed_later=keeper.cells,
             )  # fmt: skip
             run_sweep(plan, report, launch, observers, keeper.cells)
@@ -251,10 +251,10 @@ def measure(
 
 def _names(models: Model | Iterable[Model]) -> list[str]:
     """The names by which other processes find networks."""
-    several = [models] if isinstance(models, str) or callable(models) else list(models)
-    if not several:
+    listed = [models] if isinstance(models, str) or callable(models) else list(models)
+    if not listed:
         raise ConfigurationError("`models` names no network", "give one or several, such as 'mocapsnet'")
-    return list(dict.fromkeys(name for one in several for name in (STACKED if one == "all" else (_name_of(one),))))
+    return list(dict.fromkeys(name for one in listed for name in (STACKED if one == "all" else (_name_of(one),))))
 
 
 def _name_of(model: Model) -> str:
@@ -270,19 +270,19 @@ def _name_of(model: Model) -> str:
 
 
 def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
-    several = [depths] if isinstance(depths, int | str) else list(depths)
-    return parse_depths(",".join(map(str, several)))
+    listed = [depths] if isinstance(depths, int | str) else list(depths)
+    return parse_depths(",".join(map(str, listed)))
 
 
 def where(device: str, gpu: str | None, threads: int | None) -> dict[str, Any]:
     """The options of a sweep for the machine that it runs on."""
-    found = resolve_device(device)
-    if gpu and found != "cuda:predicted":
+    resolved = resolve_device(device)
+    if gpu and resolved != "cuda:predicted":
         raise ConfigurationError(
             f"`gpu` {gpu} does not go with `device` {device}", "add `device` cuda:predicted, or leave it out"
         )
-    name = gpu_of(gpu or DEFAULT_GPU).name if found == "cuda:predicted" else None
-    return {"device": found, "gpu": name, "threads": threads or default_threads()}
+    name = gpu_of(gpu or DEFAULT_GPU).name if resolved == "cuda:predicted" else None
+    return {"device": resolved, "gpu": name, "threads": threads or default_threads()}
 
 
 def _plan(**fields: Any) -> Plan:

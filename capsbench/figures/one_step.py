@@ -7,12 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from capsbench.devices import MIB
 from capsbench.figures.styles import STYLE
 from capsbench.options import OPTIONS, noun_of, type_of
 from capsbench.records import Timeline
 from capsbench.words.labels import dataset_title, model_title
 from capsbench.words.modules import ModuleChange, module_changes
-from capsbench.words.units import MIB, bytes_text
+from capsbench.words.units import bytes_text
 
 # Okabe and Ito's palette; neighbours in the stack differ in lightness, and hatches distinguish them in grey.
 LOOKS = {
@@ -176,9 +177,9 @@ def caption_of(timeline: Timeline) -> list[str]:
     names = [name for name, option in OPTIONS.items() if type_of(name) is str or option.unwritten is not None]
     known = [(noun_of(name), getattr(it, name)) for name in names if name not in _SAID]
     options = [f"{noun} {value}" for noun, value in known if value is not None]
-    told = [dataset_title(it.dataset), f"batch size {it.batch_size}", *options, it.precision, f"device {it.device}"]
+    shown = [dataset_title(it.dataset), f"batch size {it.batch_size}", *options, it.precision, f"device {it.device}"]
     stand_in = ["the packaged images stand in for a set that was not on disk"] if timeline.data_source == "stand-in" else []
-    return [", ".join(told), "; ".join([*stand_in, "1 MiB = 2²⁰ bytes", "* stands for every number", *timeline.notes])]
+    return [", ".join(shown), "; ".join([*stand_in, "1 MiB = 2²⁰ bytes", "* stands for every number", *timeline.notes])]
 
 
 def _short(name: str) -> str:

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capsbench.figures.timeline import draw_timeline, timeline_text
+from capsbench.figures.one_step import draw_timeline, timeline_text
 from capsbench.measure import cuda_memory, memory
 from capsbench.measure.cell import run_pass
 from capsbench.measure.close_look import embedded
 from capsbench.measure.cuda_memory import CudaProbe
-from capsbench.measure.timeline import measured_timeline, predicted_timeline
+from capsbench.measure.step_timeline import measured_timeline, predicted_timeline
 from capsbench.measure.worker import Request
 from capsbench.records import Timeline
 from capsbench.tracing import counting
@@ -264,7 +264,7 @@ def test_what_is_there_is_found_in_order(members):
 def test_marks_of_a_cuda_probe_count_from_where_its_history_begins(monkeypatch, earlier):
     history = []
     fake = FakeCuda(monkeypatch, history)
-    monkeypatch.setattr(cuda_memory, "nvml_process_bytes", lambda device: None)
+    monkeypatch.setattr(cuda_memory, "nvml_process_bytes", lambda device: (None, "it is a fake"))
     counters = {"allocated": earlier, "freed": earlier // 2}
     monkeypatch.setattr(
         torch.cuda, "memory_stats_as_nested_dict", lambda device: {"allocation": {"all": counters}}, raising=False
