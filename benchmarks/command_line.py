@@ -1,4 +1,4 @@
-"""The command line that the benchmarks share: help from the module's docstring, and a page that is printed and perhaps written."""
+"""The command line that the benchmarks share: help from the module's docstring, and a page that is printed and can be written."""
 
 import argparse
 from collections.abc import Iterable
