@@ -1,4 +1,4 @@
-"""Behaviour on every release of torch, Triton and Python that the package allows (`tox -e oldest`, `tox -e gpu-like`)."""
+"""Behaviour on every release of torch, Triton and Python that the package allows (`tox -e oldest`, `tox -e device`)."""
 
 import configparser
 import tomllib

@@ -35,7 +35,7 @@ def main(words: Sequence[str] | None = None, parts: Sequence[Part] = PARTS, leas
     out, data = given.out.absolute(), given.data_dir and given.data_dir.absolute()
     try:
         if given.write:
-            return subprocess.call([sys.executable, "-m", "benchmarks.gpu.page", str(out)], cwd=ROOT)
+            return subprocess.call([sys.executable, "-m", "benchmarks.gpu.cards", str(out)], cwd=ROOT)
         chosen = _chosen(given.only, parts)
         if not given.budget > 0:
             raise Refused(f"--budget {given.budget:g} is no time\ngive the seconds within which the command ends, such as 520")

@@ -83,7 +83,8 @@ def _device_works() -> bool:
 
 def _end_with_parent() -> None:
     """End this process and its group once standard input is closed: the command is gone."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not by `sys.stdin`, whose lock would be held when this process ends
+        pass
     os.killpg(0, signal.SIGKILL)
 
 
@@ -103,6 +104,9 @@ if __name__ == "__main__":
         status = main()
     except KeyboardInterrupt:
         status = 130
+    except BaseException:
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # This skips the interpreter's own ending, which could wait for threads of a part that is being ended.

@@ -7,8 +7,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 
 from benchmarks.gpu.child import Bench, Items
+from benchmarks.gpu.day_reports import EXAMPLE, PUBLISHED, folder_of, label
 from benchmarks.gpu.results import Found, PartResults
-from benchmarks.gpu.sweeps import EXAMPLE, PUBLISHED, folder_of, label
 from benchmarks.networks import NETWORKS
 from capsbench.devices import DEFAULT_GPU, GPUS
 from capsbench.measure.cell import run_pass

@@ -59,6 +59,9 @@ def unpack(wheels: Path, folder: Path) -> Path | None:
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
+    for kind in ("purelib", "platlib"):  # modules that a wheel keeps aside
+        for aside in folder.glob(f"*.data/{kind}"):
+            shutil.copytree(aside, folder, dirs_exist_ok=True)
     packed = list(wheels.glob("*-ubyte.gz"))
     if not packed:
         return None

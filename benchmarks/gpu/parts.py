@@ -16,16 +16,16 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("smoke", "Both networks step", 60, "benchmarks.gpu.steps:smoke"),
+    Part("smoke", "Both networks step", 60, "benchmarks.gpu.whole_steps:smoke"),
     Part("tests", "Tests marked `cuda`", 150, "benchmarks.gpu.suite:items"),
-    Part("first", "The first command: all networks at three depths", 110, "benchmarks.gpu.sweeps:first"),
-    Part("table4", "Table 4, figures 3 and 4: as published, and `auto`", 200, "benchmarks.gpu.sweeps:table4"),
-    Part("peers", "The published code's step beside `auto`", 50, "benchmarks.gpu.steps:peers"),
+    Part("first", "The first command: all networks at three depths", 110, "benchmarks.gpu.day_reports:first"),
+    Part("table4", "Table 4, figures 3 and 4: as published, and `auto`", 200, "benchmarks.gpu.day_reports:table4"),
+    Part("peers", "The published code's step beside `auto`", 50, "benchmarks.gpu.whole_steps:peers"),
     Part("predicted", "Predicted and measured", 110, "benchmarks.gpu.foretold:items"),
     Part("kernels", "Kernels beside `recompute` and beside the card's limits", 90, "benchmarks.gpu.bounds:items"),
-    Part("inverses", "Inverses of a reversible stack", 60, "benchmarks.gpu.steps:inverses"),
+    Part("inverses", "Inverses of a reversible stack", 60, "benchmarks.gpu.whole_steps:inverses"),
     Part("training", "Fashion-MNIST", 100, "benchmarks.gpu.learning:items"),
-    Part("allocator", "Settings of the allocator", 50, "benchmarks.gpu.sweeps:allocator"),
+    Part("allocator", "Settings of the allocator", 50, "benchmarks.gpu.day_reports:allocator"),
     Part("graphs", "A block under CUDA graphs", 30, "benchmarks.gpu.graphs:items"),
 )
 """All parts, most valuable first."""
@@ -58,6 +58,6 @@ class Sizes(NamedTuple):
 
 SIZES = {
     "cuda": Sizes(128, (1, 4, 8), (1, 8), (8, 64), 40, 0.5, 2.0, 5, 1.0, 1.0, 4096),
-    "cpu": Sizes(4, (1, 2), (1, 2), (2,), 2, 0.0, 0.01, 1, 0.002, 0.01, 64),
+    "cpu": Sizes(4, (1, 2), (1, 2), (2,), 2, 0.0, 0.01, 1, 0.02, 0.01, 64),
 }
 """Sizes by the kind of device."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.gpu.child import Bench, Items
 from benchmarks.gpu.results import Found
-from benchmarks.gpu.steps import configuration_of
+from benchmarks.gpu.whole_steps import configuration_of
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.environment import describe, key_of
 from capsbench.options import STACKED
