@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from capsbench.durable import replace_file
 from capsbench.figures.depth import save
 from capsbench.figures.styles import MODEL_STYLES, STYLE
 from capsbench.measure.environment import default_threads
@@ -29,7 +30,6 @@ from capsbench.sweep.plan import Sweep, expand
 from capsbench.training import TrainingSettings, train
 from capsbench.training.log import TrainingStep, read_metrics
 from capsbench.training.loop import CHECKPOINT
-from capsbench.training.loop import write as write_whole
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import differences
 from capsbench.training.trainer import MAY_DIFFER
@@ -73,7 +73,7 @@ class _Told:
             f"  epoch {figures.epoch}: accuracy {figures.train_accuracy:.4f} while training, {figures.seconds:.0f} s", flush=True
         )
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         print(f"  {text}")
 
 
@@ -107,8 +107,8 @@ def run_stage(stage: Stage, runs: Path, data_directory: Path | None, threads: in
     steps = [line for line in read_metrics(folder) if line["kind"] == "step"]
     columns = ["epoch", "step", "images", "loss", "accuracy", "gradient_norm", "learning_rate"]
     # The result is written last and whole: another process may read it, and it marks the stage as done.
-    write_whole(steps_file(stage), pd.DataFrame(steps)[columns].to_csv(index=False, float_format="%.6g"))
-    write_whole(result_file(stage), result.model_dump_json(indent=1) + "\n")
+    replace_file(steps_file(stage), pd.DataFrame(steps)[columns].to_csv(index=False, float_format="%.6g"))
+    replace_file(result_file(stage), result.model_dump_json(indent=1) + "\n")
     return result
 
 

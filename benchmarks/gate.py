@@ -1,22 +1,35 @@
-"""False alarms and missed regressions of the gate: real runs of the command line, compared with the first of them.
+"""False alarms and missed regressions of the gate: real runs of the command line, each compared with each other.
 
-    python -m benchmarks.gate [--unchanged 20] [--slower 2] [--slower-block 10] [--fatter 1] [--samples 40] [--out FOLDER]
+    python -m benchmarks.gate [--unchanged 20] [--slower 2] [--slower-block 10] [--fatter 1] [--samples 40]
+                              [--out FOLDER] [--write]
 
 All runs are `capsbench run --models all --depth 1,2,8 --batch-size 8`. *Slower* runs are of a copy of the package whose forward,
 backward and optimizer each take 30 % longer; *slower-block* ones of a copy whose blocks alone take 10 % longer in forward and
-backward; *fatter* ones of a copy whose capsule layers keep one more tensor. Prints the verdict of each check, and exits with 1
-if an unchanged run failed or a changed one passed. A run takes about two minutes on two cores. Run nothing beside it, although
-the gate has to bear other load.
+backward; *fatter* ones of a copy whose capsule layers keep one more tensor. Prints the verdict of each check against the first
+run, and exits with 1 if an unchanged run failed or a changed one passed. Then every run serves as the baseline of every other
+one: two runs of one copy are an unchanged pair. `--write` writes these counts to benchmarks/gate.md. Runs that lie in the folder
+already are not made again. A run takes about a minute and a half on two cores. Run nothing beside it, although the gate has to
+bear other load.
 """
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
+from capsbench.gate.check import judge
+from capsbench.gate.summary import Summary, summarize
+from capsbench.report import Report
+
+TARGET = Path(__file__).with_suffix(".md")
 PACKAGE = Path(__file__).parent.parent / "capsbench"
 RUN = ["run", "--models", "all", "--depth", "1,2,8", "--batch-size", "8", "--device", "cpu", "--time-budget", "2"]
 SLOWER = """
@@ -112,6 +125,27 @@ def make_copy(folder: Path, change: str) -> Path:
     return folder / change
 
 
+def pairs(reports: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Lines of a table: how many pairs of runs there are for each two copies, and how many checks of them fail.
+
+    Args:
+        reports: folders of the runs of each copy.
+    """
+    summaries: dict[str, list[Summary]] = {
+        change: [summarize([Report(folder)])[0] for folder in folders] for change, folders in reports.items() if folders
+    }
+    lines = ["| baseline | run | pairs | checks that failed |", "| --- | --- | --- | --- |"]
+    for change, baselines in summaries.items():
+        for other, runs in summaries.items():
+            if change not in ("unchanged", other):
+                continue  # what is slower in the baseline is faster in the run, which no check fails for
+            checks = [judge(run, baseline) for baseline in baselines for run in runs if run is not baseline]
+            failed = sum(not check.passed for check in checks)
+            if checks:
+                lines.append(f"| {change} | {other} | {len(checks)} | {failed} ({failed / len(checks):.0%}) |")
+    return lines
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,27 +153,45 @@ def main() -> int:
         parser.add_argument(f"--{change}", type=int, default=count, help=f"how many {change} runs")
     parser.add_argument("--samples", type=int, default=40, help="least number of rounds of all cells")
     parser.add_argument("--out", type=Path, help="where the reports stay; by default they are thrown away")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/gate.md")
     given = vars(parser.parse_args())
     run = [*RUN, "--samples", str(given["samples"])]
     counts = {change: given[change.replace("-", "_")] for change in CHANGES}
     with tempfile.TemporaryDirectory() as scratch:
         copies = {change: make_copy(Path(scratch), change) for change in CHANGES}
         out = given["out"] or Path(scratch) / "reports"
-        baseline, plain = str(out / "baseline.json"), copies["unchanged"]
-        first = capsbench(plain, *run, "--out", str(out / "first"))
-        if first.returncode:
-            sys.exit(f"the first run ended with {first.returncode}.\n{first.stderr}")
-        capsbench(plain, "check", str(out / "first"), "--baseline", baseline, "--update")
-        wrong = 0
+        baseline, plain, first = str(out / "baseline.json"), copies["unchanged"], out / "first"
+        if not first.is_dir():
+            made = capsbench(plain, *run, "--out", str(first))
+            if made.returncode:
+                sys.exit(f"the first run ended with {made.returncode}.\n{made.stderr}")
+        capsbench(plain, "check", str(first), "--baseline", baseline, "--update")
+        wrong, reports = 0, {change: [first] if change == "unchanged" else [] for change in CHANGES}
         for change, copy in copies.items():
             for number in range(1, counts[change] + 1):
-                report = str(out / f"{change}{number}")
-                capsbench(copy, *run, "--out", report)
-                checked = capsbench(plain, "check", report, "--baseline", baseline)
+                report = out / f"{change}{number}"
+                if not report.is_dir():
+                    capsbench(copy, *run, "--out", str(report))
+                reports[change].append(report)
+                checked = capsbench(plain, "check", str(report), "--baseline", baseline)
                 wrong += checked.returncode != (change != "unchanged")
-                said = (checked.stdout + checked.stderr).strip().replace("\n", "\n    ")
-                print(f"{change} {number}: exit status {checked.returncode}\n    {said}", flush=True)
-    print(f"{wrong} of {sum(given[change.replace('-', '_')] for change in CHANGES)} runs were judged wrongly")
+                printed = (checked.stdout + checked.stderr).strip().replace("\n", "\n    ")
+                print(f"{change} {number}: exit status {checked.returncode}\n    {printed}", flush=True)
+        print(f"{wrong} of {sum(counts.values())} runs were judged wrongly against the first")
+        text = "\n".join([
+            "# The gate on real runs",
+            "",
+            f"`python -m benchmarks.gate --write`, {datetime.now(UTC).date()}, {torch.get_num_threads()} threads, "
+            f"{platform.machine()}, torch {torch.__version__}: {counts['unchanged'] + 1} unchanged runs, "
+            + ", ".join(f"{count} {change}" for change, count in counts.items() if change != "unchanged" and count) + ".",
+            "Every run is the baseline of every other one; two runs of one copy of the package are an unchanged pair.",
+            "",
+            *pairs(reports),
+            "",
+        ])  # fmt: skip
+    print(text)
+    if given["write"]:
+        TARGET.write_text(text, encoding="utf-8")
     return int(wrong > 0)
 
 

@@ -29,7 +29,7 @@ from capsbench.routing.triton import operators
 from capsbench.tracing.fake_cuda import fake_cuda
 from capsbench.tracing.fakes import Shapes, made_fake
 from capsbench.tracing.known import Values
-from capsbench.tracing.operators import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
+from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 
 TABLE = Path(__file__).with_suffix(".md")
 DEVICE = torch.device("cuda")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.inverses import OF_PAIR, error, train_step
 from benchmarks.layers import LAYERS, Layer, make_step, peak_bytes, step
+from capsbench.devices import MIB
 from capsbench.measure.cell import QUIET_MALLOC, run_pass
 from capsbench.measure.worker import Request
 from capsbench.records import Configuration, MemoryFigures
@@ -33,7 +34,6 @@ from capsbench.reversible import MomentumStack
 from capsbench.routing import resolve_kernel
 from capsbench.workload import Workload
 
-MIB = 2**20
 TARGET = Path(__file__).with_suffix(".md")
 README = TARGET.parent.parent / "README.md"
 MARKS = ("<!-- limits -->\n", "<!-- /limits -->")

@@ -24,7 +24,7 @@ from capsbench.records import Configuration
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.training import TrainingSettings
 from capsbench.training.checkpoint import build_network
-from capsbench.training.processes import Processes
+from capsbench.training.distributed import Processes
 from capsbench.training.step import Stepper
 from capsbench.workload import Workload, seed_everything
 

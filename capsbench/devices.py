@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from capsbench.errors import ConfigurationError
 
-MIB, GIB = 2**20, 2**30
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+"""Bytes of a KiB, a MiB and a GiB."""
 
 
 @dataclass(frozen=True)

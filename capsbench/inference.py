@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.classes import CLASSES
-from capsbench.data.images import Source, read_images
+from capsbench.data.images import ImageSource, read_images
 from capsbench.data.preprocess import prepare
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.models import CapsuleNetwork, CapsuleOutput, Ensemble
@@ -27,7 +27,7 @@ from capsbench.training.loop import BEST
 from capsbench.training.settings import TrainingSettings
 from capsbench.workload import BUILT_IN
 
-BATCH_SIZE = 128
+IMAGES_AT_ONCE = 128
 STEPS = tuple(round(0.05 * step, 2) for step in range(-5, 6))
 """Distances by which a dimension of a capsule is moved (Sabour et al. 2017, figure 4)."""
 
@@ -50,7 +50,7 @@ class Classified:
 
 
 def classify(
-    checkpoints: PathLike | Iterable[PathLike], images: Source | Iterable[Source], *, device: str = "cpu"
+    checkpoints: PathLike | Iterable[PathLike], images: ImageSource | Iterable[ImageSource], *, device: str = "cpu"
 ) -> list[Classified]:
     """Classify images with a trained network, or with several as an ensemble, which averages their lengths.
 
@@ -98,14 +98,14 @@ class Classifier:
         self.paths = tuple(paths)
         own = all(settings.network.model in BUILT_IN for _, settings in loaded)
         layers = (module for module in self.network.modules() if isinstance(module, CapsuleLayer))
-        self._batch_size = BATCH_SIZE if own and not any(algorithm_of(layer.routing).mixes_batch for layer in layers) else 1
+        self._batch_size = IMAGES_AT_ONCE if own and not any(algorithm_of(layer.routing).mixes_batch for layer in layers) else 1
 
     @property
     def spec(self) -> DatasetSpec:
         """The data set that the networks were trained on."""
         return spec_of(self.settings.network.dataset)
 
-    def read(self, images: Source | Iterable[Source]) -> Tensor:
+    def read(self, images: ImageSource | Iterable[ImageSource]) -> Tensor:
         """Read images to `[N, C, H, W]`, 0 to 255 (`read_images`)."""
         return read_images(images, self.spec)
 

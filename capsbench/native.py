@@ -31,7 +31,7 @@ class _Language:
 
 
 @dataclass(frozen=True)
-class Built:
+class NativeLibrary:
     """A loaded library, or the reason that there is none."""
 
     library: ctypes.CDLL | None
@@ -39,7 +39,7 @@ class Built:
 
 
 @cache
-def built(source: Path, symbol: str) -> Built:
+def built(source: Path, symbol: str) -> NativeLibrary:
     """The library of a source, compiled now if it is not in this machine's cache.
 
     C is for arithmetic: torch's OpenMP is loaded already and has the same name as the compiler's, so both share one pool of
@@ -50,12 +50,14 @@ def built(source: Path, symbol: str) -> Built:
         symbol: one that the library must have.
     """
     if os.environ.get(DISABLED):
-        return Built(None, f"{DISABLED} is set")
+        return NativeLibrary(None, f"{DISABLED} is set")
     language = _c_plus_plus() if source.suffix == ".cpp" else _C
     names = (os.environ.get(language.variable), *language.compilers)
     compiler = next((found for one in names if one and (found := shutil.which(one))), None)
     if compiler is None:
-        return Built(None, f"there is no {language.name} compiler ({', '.join(language.compilers)} or ${language.variable})")
+        return NativeLibrary(
+            None, f"there is no {language.name} compiler ({', '.join(language.compilers)} or ${language.variable})"
+        )
     sources = b"".join(path.read_bytes() for path in sorted(source.parent.glob("*.*")))
     program = Path(compiler).resolve()
     # Another version of a compiler has another path or time of writing.
@@ -65,10 +67,10 @@ def built(source: Path, symbol: str) -> Built:
     cache, name = user_cache(), f"{source.stem}-{key}.so"
     folder = None if cache is None else cache / "native"
     try:
-        return Built(_loaded(folder, name, symbol) or _compiled(compiler, language, source, folder, name))
+        return NativeLibrary(_loaded(folder, name, symbol) or _compiled(compiler, language, source, folder, name))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
-        return Built(None, f"{Path(compiler).name} failed: {(said.strip().splitlines() or [''])[0][:200]}")
+        return NativeLibrary(None, f"{Path(compiler).name} failed: {(said.strip().splitlines() or [''])[0][:200]}")
 
 
 _C_FLAGS = ("-std=c99", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")

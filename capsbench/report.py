@@ -24,7 +24,7 @@ from capsbench.errors import StoreError
 from capsbench.locks import alone_in
 from capsbench.paths import absolute, as_typed, expanded
 from capsbench.records import BOTH, Pass, Plan, Record, Round
-from capsbench.rounds import with_rounds
+from capsbench.timed_rounds import with_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

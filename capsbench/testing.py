@@ -8,7 +8,7 @@
 or with the pytest plugin that ships with the package (`capsbench.pytest_plugin`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -18,9 +18,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.records import Configuration
 from capsbench.stats.least_squares import SlopeFit, fit_slope
 from capsbench.tracing.step_trace import TracedStep, trace_step
-from capsbench.workload import as_module
-
-ModelFactory = Callable[[tuple[int, int, int], int, int], nn.Module]
+from capsbench.workload import ModelFactory, as_module
 
 
 @dataclass(frozen=True)

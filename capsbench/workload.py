@@ -23,6 +23,7 @@ from capsbench.options import OPTIONS, Configuration
 from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
+"""A function that makes a network, called with `(in_shape, num_classes, blocks)` and the options that it takes."""
 
 BUILT_IN: dict[str, ModelFactory] = {
     "capsnet": CapsNet,

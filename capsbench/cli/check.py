@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import STANDARD_OUTPUT, Command, echo, echo_json, typed_command
-from capsbench.cli.options import FOLDER, THRESHOLD_OPTIONS
+from capsbench.cli.flags import FOLDER, THRESHOLD_OPTIONS
 from capsbench.cli.output import load_summary, warn, write_text
 from capsbench.errors import ConfigurationError
 from capsbench.paths import as_typed

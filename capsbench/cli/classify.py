@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.options import DEVICE_OPTION, FOLDER
+from capsbench.cli.flags import DEVICE_OPTION, FOLDER
 from capsbench.cli.output import writing
 from capsbench.cli.streams import printing_aside
 from capsbench.errors import ConfigurationError

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.options import FOLDER, THRESHOLD_OPTIONS
+from capsbench.cli.flags import FOLDER, THRESHOLD_OPTIONS
 from capsbench.cli.output import console_of, load_summary, say
 from capsbench.errors import ConfigurationError
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import Group, echo
-from capsbench.cli.options import DATA_DIR_OPTION, DEVICE_OPTION, DOWNLOAD_OPTION, FOLDER, require_command
+from capsbench.cli.flags import DATA_DIR_OPTION, DEVICE_OPTION, DOWNLOAD_OPTION, FOLDER, require_command
 from capsbench.cli.output import writing
 from capsbench.errors import ConfigurationError, StoreError
 
@@ -46,8 +46,8 @@ def diagnostics(run: Path, out: Path | None) -> None:
     """
     import pandas as pd
 
+    from capsbench.figures.by_block import diagnostics_figure
     from capsbench.figures.depth import save
-    from capsbench.figures.diagnostics import diagnostics_figure
     from capsbench.training.diagnostics import DIAGNOSTICS, read_diagnostics
     from capsbench.training.trainer import read_settings
     from capsbench.words.labels import network_title

@@ -5,7 +5,7 @@ import shlex
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.options import NameList
+from capsbench.cli.flags import NameList
 from capsbench.cli.output import write_text
 from capsbench.errors import ConfigurationError
 from capsbench.gate.workflows import GITHUB_PATH, github_workflow, gitlab_pipeline, where_from

@@ -6,7 +6,7 @@ import click
 
 from capsbench.catalog import SPECS
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.options import DATA_DIR_OPTION
+from capsbench.cli.flags import DATA_DIR_OPTION
 from capsbench.devices import GPUS
 from capsbench.options import OPTIONS, noun_of
 from capsbench.stats.metrics import METRICS

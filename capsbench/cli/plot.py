@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.options import FOLDER, NameList
+from capsbench.cli.flags import FOLDER, NameList
 from capsbench.cli.output import warn_of_damages
 from capsbench.errors import StoreError
 from capsbench.files import nothing_to_read

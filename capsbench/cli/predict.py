@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json, typed_command
-from capsbench.cli.options import FOLDER, MODEL_OPTIONS, cell_option, cell_options, refuse_given
+from capsbench.cli.flags import FOLDER, MODEL_OPTIONS, cell_option, cell_options, refuse_given
 from capsbench.cli.output import console_of, say
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.options import FOLDER
+from capsbench.cli.flags import FOLDER
 from capsbench.cli.output import warn
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.files import nothing_to_read

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from capsbench.cli.command import Group
-from capsbench.cli.options import (
+from capsbench.cli.flags import (
     CHECKPOINT_OPTION,
     DATA_DIR_OPTION,
     DEVICE_OPTION,
@@ -87,8 +87,8 @@ _trained_options = together(
 
 def _sweep(what: str, depth: str, dataset: tuple[str, ...] | None, **given: Any) -> int:
     from capsbench.cli.sweeps import plan_of, sweep
+    from capsbench.sweep.experiments import EXPERIMENTS, cells_of
     from capsbench.sweep.plan import parse_depths
-    from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
 
     experiment = EXPERIMENTS[what]
     cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **machine_of(given))
@@ -96,7 +96,7 @@ def _sweep(what: str, depth: str, dataset: tuple[str, ...] | None, **given: Any)
 
 
 def _table(what: str, **given: Any) -> int:
-    from capsbench.cli.tables import reproduce_table
+    from capsbench.cli.reproduce_table import reproduce_table
 
     return reproduce_table(what, **given)
 

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from capsbench.cli.command import Command
-from capsbench.cli.options import MODEL_OPTIONS, SWEEP_OPTIONS, cell_options
+from capsbench.cli.flags import MODEL_OPTIONS, SWEEP_OPTIONS, cell_options
 from capsbench.options import SWEPT_OPTIONS
 
 

@@ -6,7 +6,7 @@ import click
 from rich.text import Text
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.options import FOLDER
+from capsbench.cli.flags import FOLDER
 from capsbench.cli.output import console_of, load_records
 from capsbench.cli.streams import signs_of
 from capsbench.figures.sparks import BLOCKS, PLAIN

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import Command
-from capsbench.cli.options import FOLDER
+from capsbench.cli.flags import FOLDER
 from capsbench.cli.output import load_records, print_slopes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from capsbench.cli.command import command_to_resume, typed_command
-from capsbench.cli.options import machine_of, refuse_for_own
+from capsbench.cli.flags import machine_of, refuse_for_own
 from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
 from capsbench.errors import Interrupted, StoreError, with_flags
 from capsbench.options import STACKED, SWEPT_OPTIONS
@@ -71,18 +71,18 @@ def sweep(
     """
     console = console_of(err=True)
     screen = Screen(console, check_data(plan.cells, data_dir))
-    report = choose_report(plan, out, resume=resume, now=datetime.now(), make=not dry_run, notify=screen.told)
+    report = choose_report(plan, out, resume=resume, now=datetime.now(), make=not dry_run, notify=screen.notify)
     if dry_run:
         screen.announce(plan, report, remaining(plan, report))
         return 0
     again = command_to_resume(report.folder, named=out is not None, resumed=resume)
     go_on = Interrupted("interrupted; all that was measured is kept", again)
     interrupted = False
-    with report.lock(screen.told):
+    with report.lock(screen.notify):
         try:
             measure(plan, report, resume=resume, only_these=only_these, data_directory=data_dir, wait=wait, watcher=screen)
         except KeyboardInterrupt:
-            screen.told("interrupted; what was measured is drawn, which a second Ctrl-C leaves out")
+            screen.notify("interrupted; what was measured is drawn, which a second Ctrl-C leaves out")
             interrupted = True
         try:
             status = _conclude(console, report, as_json=as_json)
@@ -108,7 +108,7 @@ class Screen:
         self._console = console
         self._data = data
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Print a text that a person should know."""
         say(self._console, with_flags(text, {"time_budget": "--time-budget"}))
 
@@ -121,12 +121,12 @@ class Screen:
         cells = f"{len(left)} cell{'' if len(left) == 1 else 's'} to measure"
         memory = len(report.settled(["memory"]) & {cell.key() for cell in left}) if "time" in plan.passes else 0
         known = [f"{done} already measured"] * (done > 0) + [f"memory of {memory} already measured"] * (memory > 0)
-        self.told(", ".join([cells, *known]) + f" on {devices}")
+        self.notify(", ".join([cells, *known]) + f" on {devices}")
         for text in self._data or ():
-            self.told(f"data {text}")
+            self.notify(f"data {text}")
         for text in dict.fromkeys(text for one in asked for text in without_effect(one)):
-            self.told(f"note: {text}")
-        self.told(f"about {duration_text(estimate.seconds_left())}; records go to {report.path}")
+            self.notify(f"note: {text}")
+        self.notify(f"about {duration_text(estimate.seconds_left())}; records go to {report.path}")
         return estimate
 
     @contextmanager

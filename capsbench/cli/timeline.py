@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.options import DATA_DIR_OPTION, FOLDER, NameList, cell_option, cell_options, positive
+from capsbench.cli.flags import DATA_DIR_OPTION, FOLDER, NameList, cell_option, cell_options, positive
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.files import TIMELINE
 from capsbench.options import MODELS, SWEPT_OPTIONS
@@ -55,7 +55,7 @@ def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bo
     """
     from capsbench.cli.sweeps import asked_cells
     from capsbench.figures.depth import save
-    from capsbench.figures.timeline import draw_timeline, timeline_text
+    from capsbench.figures.one_step import draw_timeline, timeline_text
     from capsbench.sweep.session import REPORTS, check_data
 
     cell = _only(asked_cells(given | {"repeats": 1}))
@@ -103,7 +103,7 @@ def _only(cells: Sequence[Cell]) -> Cell:
 
 def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path, folder: Path) -> "Reply":
     from capsbench.measure.cell import run_pass
-    from capsbench.measure.timeline import predicted_timeline
+    from capsbench.measure.step_timeline import predicted_timeline
     from capsbench.measure.worker import Reply, Request
     from capsbench.prediction import apart
     from capsbench.sweep.local import alone_on

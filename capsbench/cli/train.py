@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, command_to_resume, typed_command
-from capsbench.cli.options import (
+from capsbench.cli.flags import (
     CHECKPOINT_OPTION,
     DATA_DIR_OPTION,
     DEVICE_OPTION,
@@ -135,7 +135,7 @@ def command(
     """
     from capsbench.cli.training import TrainingProgress, print_result
     from capsbench.training import train
-    from capsbench.training.processes import is_first
+    from capsbench.training.distributed import is_first
 
     _refuse_without_effect(given)
     settings = settings_of(given)
@@ -208,8 +208,8 @@ def settings_of(given: dict[str, Any]) -> "TrainingSettings":
 
 def _choose_folder(settings: "TrainingSettings", out: Path | None, *, resume: bool, now: datetime) -> Path:
     """The folder of a run: `out`; or the newest unfinished run of these settings, to resume; or a new folder."""
+    from capsbench.training.distributed import is_first
     from capsbench.training.loop import RESULT
-    from capsbench.training.processes import is_first
     from capsbench.training.settings import differences
     from capsbench.training.trainer import MAY_DIFFER, SETTINGS, read_settings
 

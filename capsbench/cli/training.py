@@ -52,7 +52,7 @@ class TrainingProgress(Display):
             left = figures.seconds * (self._epochs - figures.epoch)
             self._console.print(Text(f"{line.plain}; about {duration_text(left)} left"), soft_wrap=True)
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Show a message."""
         self._console.print(Text(text), soft_wrap=True)
 

@@ -17,10 +17,10 @@ from capsbench.paths import expanded
 FORMATS = ("PNG", "JPEG")
 _MODES = {1: ("L", "greyscale"), 3: ("RGB", "colour without transparency")}
 
-Source = str | os.PathLike[str] | Tensor
+ImageSource = str | os.PathLike[str] | Tensor
 
 
-def read_images(images: Source | Iterable[Source], spec: DatasetSpec) -> Tensor:
+def read_images(images: ImageSource | Iterable[ImageSource], spec: DatasetSpec) -> Tensor:
     """Convert paths and tensors to `[N, C, H, W]`, float32 from 0 to 255, of the set's shape.
 
     Args:
@@ -32,7 +32,7 @@ def read_images(images: Source | Iterable[Source], spec: DatasetSpec) -> Tensor:
         ConfigurationError: there is no image; a file is no image, or has another size or mode; a tensor has other values.
         ShapeError: a tensor has another shape.
     """
-    several: list[Source] = [images] if isinstance(images, str | os.PathLike | Tensor) else list(images)
+    several: list[ImageSource] = [images] if isinstance(images, str | os.PathLike | Tensor) else list(images)
     if not several:
         raise ConfigurationError("there are no images", "give at least one")
     parts = [

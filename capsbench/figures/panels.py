@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from capsbench import paper
 from capsbench.catalog import SPECS
+from capsbench.devices import MIB
 from capsbench.figures.legends import legend_text
 from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key
 from capsbench.frame import ROUNDS_COLUMN
@@ -20,7 +21,7 @@ from capsbench.stats.metrics import Metric
 from capsbench.stats.slopes import LineFit, fit_line, values_by_depth
 from capsbench.words.labels import Names, Series, model_title
 from capsbench.words.slopes_in_words import within_text
-from capsbench.words.units import MIB, slope_text
+from capsbench.words.units import slope_text
 
 Per = Literal["step", "epoch"]
 

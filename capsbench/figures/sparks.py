@@ -9,7 +9,7 @@ PLAIN = "_.-~=+*#"
 
 _WIDEST = 12
 
-Points = Sequence[tuple[float, float]]
+SparkPoints = Sequence[tuple[float, float]]
 """Pairs of depth and value."""
 
 
@@ -45,7 +45,13 @@ def spark(values: Sequence[float], low: float, high: float, blocks: str = BLOCKS
 
 
 def svg(
-    points: Points, line: tuple[float, float] | None, colour: str, low: float, high: float, width: int = 120, height: int = 28
+    points: SparkPoints,
+    line: tuple[float, float] | None,
+    colour: str,
+    low: float,
+    high: float,
+    width: int = 120,
+    height: int = 28,
 ) -> str:
     """Points and the line through them as a scalable picture without text.
 

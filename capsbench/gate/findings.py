@@ -11,7 +11,7 @@ from capsbench.words.modules import ModuleChange
 from capsbench.words.slopes_in_words import within_text
 from capsbench.words.units import bytes_text, joined_text, quantity_text, slope_text
 
-TITLES = {
+QUANTITY_TITLES = {
     "retained": "retained",
     "peak": "peak allocated",
     "reserved": "peak reserved",
@@ -46,7 +46,7 @@ class Labels:
 
 def figure_name(it: Comparison) -> str:
     """Name of a figure: `retained / block`, `train step`, `retained at 8 blocks`."""
-    title = TITLES[it.quantity]
+    title = QUANTITY_TITLES[it.quantity]
     if it.scope == "slope":
         return f"{title} / block"
     replicate = f" #{it.replicate + 1}" if it.replicate else ""
@@ -130,7 +130,7 @@ def missing_text(series: SeriesSummary, labels: Labels) -> str:
 
 def left_out_text(left: LeftOut, labels: Labels) -> str:
     """An omission in text: `peak allocated, train step of all lines: CPU A, B before`."""
-    return f"{', '.join(TITLES[name] for name in left.quantities)} of {labels.of_all(left.series)}: {left.why}"
+    return f"{', '.join(QUANTITY_TITLES[name] for name in left.quantities)} of {labels.of_all(left.series)}: {left.why}"
 
 
 def _cells(outcomes: Iterable[Outcome]) -> str:

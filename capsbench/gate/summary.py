@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from capsbench.frame import SERIES_COLUMNS, to_frame
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
-from capsbench.stats.turns import fit_turns, turn_times
+from capsbench.stats.turn_times import fit_turns, turn_times
 
 if TYPE_CHECKING:
     from capsbench.report import Report

@@ -10,7 +10,7 @@ from rich.table import Table
 from capsbench.gate.check import Fault, Finding, Judgement
 from capsbench.gate.comparison import Compared, Comparison, Outcome
 from capsbench.gate.findings import (
-    TITLES,
+    QUANTITY_TITLES,
     Labels,
     change_text,
     fault_text,
@@ -57,7 +57,7 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
     rows: list[ComparisonRow] = []
     for it in compared.comparisons:
         if cells or it.scope != "cell":
-            figure = TITLES[it.quantity] if it.verdict == "not comparable" and it.before is None else figure_name(it)
+            figure = QUANTITY_TITLES[it.quantity] if it.verdict == "not comparable" and it.before is None else figure_name(it)
             verdict = ": ".join(filter(None, [it.verdict, it.why]))
             figures = (value_text(it, "before"), value_text(it, "after"), change_text(it))
             rows.append(ComparisonRow(labels.of(it.series), figure, *figures, verdict))
@@ -190,13 +190,15 @@ class CheckText:
         told = self._judgement
         failures: dict[tuple[str, str], list[str]] = {}
         for it in told.regressions:
-            series_of, name = (it.first, "cells") if isinstance(it, Fault) else (it.comparison, TITLES[it.comparison.quantity])
+            series_of, name = (
+                (it.first, "cells") if isinstance(it, Fault) else (it.comparison, QUANTITY_TITLES[it.comparison.quantity])
+            )
             failures.setdefault((self._labels.of(series_of.series), name), []).append(self._text(it))
         for series in told.missing:
             failures.setdefault((self._labels.of(series.options()), "cells"), []).append(missing_text(series, self._labels))
         cases: dict[tuple[str, str], str] = dict.fromkeys(failures, "")
         for comparison in told.compared.comparisons:
-            case = (self._labels.of(comparison.series), TITLES[comparison.quantity])
+            case = (self._labels.of(comparison.series), QUANTITY_TITLES[comparison.quantity])
             cases.setdefault(case, "")
             if comparison.verdict == "not comparable":
                 cases[case] = comparison.why

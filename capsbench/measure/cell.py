@@ -35,12 +35,12 @@ QUIET_MALLOC = {
 }
 """Settings under which glibc keeps its memory: giving it back in every step is most of the noise of a CPU's time."""
 
-Turn = Callable[[], AbstractContextManager[None]]
+DeviceTurn = Callable[[], AbstractContextManager[None]]
 """A function that makes a context which waits until this process has a device to itself, and keeps it until it is left."""
 
 
 def measure_cell(
-    cell: Cell, plan: Plan, *, environment: str, data_directory: Path | None = None, turn: Turn = nullcontext
+    cell: Cell, plan: Plan, *, environment: str, data_directory: Path | None = None, turn: DeviceTurn = nullcontext
 ) -> Record:
     """Measure a cell; the record holds whatever happens to its processes.
 
@@ -84,7 +84,7 @@ def measure_cell(
     )
 
 
-def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext) -> Reply:
+def run_pass(request: Request, timeout_seconds: float, turn: DeviceTurn = nullcontext) -> Reply:
     """Run one pass in a fresh process, which is gone when this returns or raises, with all that `end_family` finds of it.
 
     On a CPU bytes do not depend on other processes, and take no turn; times take a turn once their workload is built. On a
@@ -147,7 +147,7 @@ def run_pass(request: Request, timeout_seconds: float, turn: Turn = nullcontext)
         return reply.model_copy(update={"waited_seconds": waited})
 
 
-def _enter(turn: Turn, held: ExitStack) -> float:
+def _enter(turn: DeviceTurn, held: ExitStack) -> float:
     """Wait for a turn, which lasts until `held` is left, and return the seconds that it took."""
     began = time.monotonic()
     held.enter_context(turn())

@@ -18,7 +18,7 @@ from capsbench.measure.memory import MemoryProbe
 from capsbench.tracing.attribution import Modules, Origin
 from capsbench.tracing.blocks import current_node
 from capsbench.tracing.observed_step import StepObserver, run_step
-from capsbench.tracing.operators import Call, Operators
+from capsbench.tracing.operator_calls import Call, Operators
 from capsbench.tracing.trace import PHASES, Trace
 from capsbench.workload import Workload
 

@@ -9,9 +9,8 @@ from typing import Any
 import psutil
 import torch
 
+from capsbench.devices import MIB
 from capsbench.errors import CapsbenchError
-
-MIB = 2**20
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 

@@ -26,11 +26,9 @@ from capsbench.measure.noise import machine_noise
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.timing import WARMUP_STEPS, Yardstick
 from capsbench.measure.watch import Watch
-from capsbench.measure.worker import check_threads, end_with_parent, prepare
+from capsbench.measure.worker import LONGEST_MESSAGE, check_threads, end_with_parent, prepare_process
 from capsbench.records import Configuration, Round, Status, Turn
 from capsbench.workload import Workload, without_effect
-
-LONGEST_MESSAGE = 500
 
 
 class TurnsRequest(BaseModel):
@@ -262,7 +260,7 @@ def main() -> None:
     os.dup2(2, 1)  # a network may print
     threading.Thread(target=end_with_parent, daemon=True).start()
     first = next(iter(request.cells.values()))
-    prepare(first)
+    prepare_process(first)
     device = torch.device(first.device)
     found = other_processes(device)
     unknown = [] if found else unknown_others(device)

@@ -93,7 +93,7 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
 
 def timeline_pass(request: Request) -> Reply:
     """The timeline of one step, allocation by allocation."""
-    from capsbench.measure.timeline import measured_timeline
+    from capsbench.measure.step_timeline import measured_timeline
 
     timeline = measured_timeline(request.configuration, request.data_directory, request.snapshot)
     return Reply(status="ok", timeline=timeline, notes=_who_counted(timeline.probe))
@@ -120,7 +120,7 @@ def run_request(request: Request) -> Reply:
         if request.what == "time":
             # Before memory is limited, since not every library can be loaded without any.
             import_module("capsbench.measure.timing")
-        prepare(request.configuration)
+        prepare_process(request.configuration)
         device = torch.device(request.configuration.device)
         found = other_processes(device)
         unknown = [] if found else unknown_others(device)
@@ -149,7 +149,7 @@ def _who_counted(probe: str) -> list[str]:
     return [f"torch's profiler counted bytes: {counting.reason_not_installed()}"] if probe == "profiler" else []
 
 
-def prepare(configuration: Configuration) -> None:
+def prepare_process(configuration: Configuration) -> None:
     """Prepare the whole process: threads, subnormal numbers, a limit on memory."""
     torch.set_flush_denormal(True)
     # Precision fp32 means fp32: convolutions would otherwise use TF32 on a GPU that has it.

@@ -50,7 +50,7 @@ _SYMBOLS = {
 _NAMED_DASHES = {"-": "solid", "-.": "dashdot", ":": "dot", "--": "dash"}
 _DIGITS = 9
 
-Key = tuple[object, ...]
+_Key = tuple[object, ...]
 
 
 class AllSeries:
@@ -66,8 +66,8 @@ class AllSeries:
     def __init__(self, frame: pd.DataFrame) -> None:
         self.names = series_columns(frame)
         columns = [[plain(value) for value in frame[name].tolist()] for name in self.names]
-        keys: list[Key] = list(zip(*columns, strict=True))
-        known: dict[Key, Key] = {}
+        keys: list[_Key] = list(zip(*columns, strict=True))
+        known: dict[_Key, _Key] = {}
         for key in keys:
             if key[-1] is not None:
                 known.setdefault(key[:-1], key)

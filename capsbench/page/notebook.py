@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from capsbench.figures.sparks import Points, scale_of, svg, value_ranges
+from capsbench.figures.sparks import SparkPoints, scale_of, svg, value_ranges
 from capsbench.figures.styles import style_key, styles_of
 from capsbench.frame import ROUNDS_COLUMN
 from capsbench.gate.findings import Labels
@@ -14,7 +14,7 @@ from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series, fitted_slopes, series_columns, series_of, values_by_depth
 from capsbench.words.slopes_in_words import row_basis, row_ratio, row_remarks, row_shape, row_slope
 
-Key = tuple[str, ...]
+_Key = tuple[str, ...]
 
 
 class SlopesFrame(pd.DataFrame):
@@ -59,7 +59,7 @@ def slopes(frame: pd.DataFrame) -> SlopesFrame:
     """
     found = SlopesFrame(fitted_slopes(frame))
     keys = [*series_columns(frame), "metric"]
-    points: dict[Key, list[tuple[float, float]]] = {}
+    points: dict[_Key, list[tuple[float, float]]] = {}
     for series, cells in series_of(frame):
         for metric in METRICS.values():
             known = cells[cells[metric.column].notna()]
@@ -74,7 +74,7 @@ def slopes(frame: pd.DataFrame) -> SlopesFrame:
     return found
 
 
-def _key(row: Mapping[Any, Any] | Mapping[Hashable, Any], names: Iterable[str]) -> Key:
+def _key(row: Mapping[Any, Any] | Mapping[Hashable, Any], names: Iterable[str]) -> _Key:
     """Values that distinguish a row from others, in any representation of numbers that pandas has."""
     return tuple(
         "" if pd.isna(row[name]) else f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in names
@@ -85,7 +85,7 @@ def _line_of(row: Mapping[Hashable, Any]) -> tuple[float, float] | None:
     return (row["intercept"], row["slope"]) if row_shape(row) == "line" else None
 
 
-def _heights(row: Mapping[Hashable, Any], points: Points) -> list[float]:
+def _heights(row: Mapping[Hashable, Any], points: SparkPoints) -> list[float]:
     """Values in a row's chart: those of the records, and the ends of the fitted line."""
     line, depths = _line_of(row), [depth for depth, _ in points]
     fitted = [line[0] + line[1] * depth for depth in (min(depths), max(depths))] if line and points else []
@@ -93,7 +93,11 @@ def _heights(row: Mapping[Hashable, Any], points: Points) -> list[float]:
 
 
 def _row(
-    label: str, row: Mapping[Hashable, Any], points: Points, colour: str, ranges: Mapping[tuple[str, ...], tuple[float, float]]
+    label: str,
+    row: Mapping[Hashable, Any],
+    points: SparkPoints,
+    colour: str,
+    ranges: Mapping[tuple[str, ...], tuple[float, float]],
 ) -> str:
     remarks = [*row_remarks(row), *filter(None, [row_basis(row)])]
     remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capsbench.figures.timeline import LOOKS, NOBODY, caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
+from capsbench.figures.one_step import LOOKS, NOBODY, caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
 from capsbench.page.cells import Texts
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.records import Contents, Record, Timeline
@@ -21,7 +21,7 @@ _MOST_TIMELINES = 24
 _ROOM = 800_000
 """Bytes of the page that timelines may take."""
 
-Modules = list[list[Any]]
+ModuleRows = list[list[Any]]
 """Rows of name, bytes of each module, and their number; last, without a name, the sums over all others."""
 
 
@@ -29,10 +29,10 @@ def modules_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
     """Bytes that modules retain in each cell; equal lists, as of replicates, are kept once.
 
     Returns:
-        `lists`, each of `Modules` with numbers of `texts` for names; and `of`, the number of each cell's list, or -1.
+        `lists`, each of `ModuleRows` with numbers of `texts` for names; and `of`, the number of each cell's list, or -1.
     """
     known: dict[tuple[tuple[str, int], ...], int] = {}
-    lists: list[Modules] = []
+    lists: list[ModuleRows] = []
     of = []
     for record in records:
         step = record.believed_step()
@@ -89,9 +89,9 @@ def timelines_data(reports: Sequence["Report"], loose: Sequence["SavedTimeline"]
     return found, len(looks)
 
 
-def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any]) -> Modules:
+def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any]) -> ModuleRows:
     """The modules that retain most, and all others as one."""
-    rows: Modules = [[name(it.name or NOBODY), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
+    rows: ModuleRows = [[name(it.name or NOBODY), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
     rest = changes[_MOST_MODULES:]
     return [*rows, [None, sum(it.nbytes * it.count for it in rest), sum(it.count for it in rest)]] if rest else rows
 

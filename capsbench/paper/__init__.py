@@ -9,6 +9,8 @@ from importlib import resources
 
 import pandas as pd
 
+from capsbench.devices import MIB
+
 COMPARABLE_METRICS = ("process", "reserved")
 """Metrics with which table 4 can be compared."""
 
@@ -25,4 +27,4 @@ def table(name: str) -> pd.DataFrame:
 def memory() -> pd.DataFrame:
     """Table 4: `dataset`, `model`, `blocks`, and `bytes`; the source is nvidia-smi, which prints MiB."""
     read = table("table4_memory_mb")
-    return read.assign(bytes=read["memory_mb"] * 2**20)
+    return read.assign(bytes=read["memory_mb"] * MIB)

@@ -181,7 +181,7 @@ def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
     return found
 
 
-class Step(NamedTuple):
+class DepthStep(NamedTuple):
     """The growth from one traced depth to the next."""
 
     first: int
@@ -189,9 +189,9 @@ class Step(NamedTuple):
     per_block: float
 
 
-def _steps(line: Mapping[int, int]) -> list[Step]:
+def _steps(line: Mapping[int, int]) -> list[DepthStep]:
     """The steps of a line: bytes by depth, ascending."""
-    return [Step(low, high - low, (line[high] - line[low]) / (high - low)) for low, high in pairwise(line)]
+    return [DepthStep(low, high - low, (line[high] - line[low]) / (high - low)) for low, high in pairwise(line)]
 
 
 def _reserved(line: Mapping[int, int]) -> Growth:

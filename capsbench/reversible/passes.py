@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
-from capsbench.native import Built, built
+from capsbench.native import NativeLibrary, built
 from capsbench.reversible import triton_passes
 
 _NAMES = {torch.float32: "float", torch.float64: "double"}
@@ -24,7 +24,7 @@ _GRAIN = 4096
 
 
 @cache
-def library() -> Built:
+def library() -> NativeLibrary:
     """The compiled passes, or the reason that there are none."""
     return built(Path(__file__).parent / "native" / "passes.c", "retreat_x_double")
 

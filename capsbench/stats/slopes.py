@@ -20,7 +20,7 @@ from capsbench.stats.least_squares import SlopeFit, fit_slope
 from capsbench.stats.linearity import Shape, bytes_are_linear, shape_of, times_are_linear
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.scatter import Points, line_errors
-from capsbench.stats.turns import Basis, TurnFit, fit_turns, turn_times, turns_ratio_interval
+from capsbench.stats.turn_times import Basis, TurnFit, fit_turns, turn_times, turns_ratio_interval
 
 REFERENCE_MODEL = "rescapsnet"
 

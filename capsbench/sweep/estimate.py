@@ -9,8 +9,8 @@ import torch
 from capsbench.catalog import spec_of
 from capsbench.measure.timing import MAX_SAMPLES, WARMUP_STEPS
 from capsbench.records import Cell, Pass, Plan, Record
-from capsbench.rounds import TurnsTaken
 from capsbench.sweep.groups import groups_of
+from capsbench.timed_rounds import TurnsTaken
 from capsbench.workload import BUILT_IN
 
 _START_SECONDS = {"cpu": 3.0, "cuda": 8.0}

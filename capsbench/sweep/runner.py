@@ -7,13 +7,14 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
+from capsbench.devices import MIB
 from capsbench.errors import StoreError
 from capsbench.records import Cell, Plan, Record
 from capsbench.report import Report
-from capsbench.rounds import TurnsTaken
 from capsbench.sweep.local import Launcher
+from capsbench.timed_rounds import TurnsTaken
 
-ROOM_BYTES = 2**20
+ROOM_BYTES = MIB
 """Free bytes below which no cell is started, since its record might not fit."""
 
 

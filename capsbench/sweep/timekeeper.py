@@ -14,13 +14,13 @@ from capsbench.measure.turns import Built, Failed, TurnsRequest
 from capsbench.prediction import apart
 from capsbench.records import Cell, Plan, Record, Round, Status, Turn
 from capsbench.report import Report
-from capsbench.rounds import TurnsTaken, times_of
 from capsbench.stats.paired import PairedSlope, paired_slope
 from capsbench.sweep.groups import ends_of, groups_of, halves, that_fit
 from capsbench.sweep.local import Sources, alone_on, not_this_source
 from capsbench.sweep.runner import Observer, uninterrupted
+from capsbench.timed_rounds import TurnsTaken, times_of
 
-FEWEST_ROUNDS = 12
+ROUNDS_BEFORE_KNOWN = 12
 """Least number of rounds before slopes count as known: an interval of few rounds, looked at after each, may be narrow by luck."""
 
 
@@ -250,7 +250,7 @@ def is_known(cells: Sequence[Cell], rounds: Sequence[Round], share: float) -> bo
     """Return whether all slopes of training time are known within this share; without a slope, all medians within 2 %."""
     slopes = _slopes(cells, rounds)
     if slopes:
-        return all(one is not None and one.rounds >= FEWEST_ROUNDS and one.known_within(share) for one in slopes)
+        return all(one is not None and one.rounds >= ROUNDS_BEFORE_KNOWN and one.known_within(share) for one in slopes)
     by_cell: dict[str, list[float]] = {cell.key(): [] for cell in cells}
     for one in rounds:
         for turn in one.turns:

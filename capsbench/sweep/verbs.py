@@ -26,12 +26,12 @@ from capsbench.paths import absolute
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
-from capsbench.rounds import TurnsTaken
 from capsbench.sweep.local import Sources, local_launcher
 from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining, run_sweep
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
 from capsbench.sweep.timekeeper import Timekeeper
+from capsbench.timed_rounds import TurnsTaken
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
 """Fields of a plan by the arguments that fill them, where these have another name."""
@@ -48,7 +48,7 @@ Model = str | Callable[..., Any]
 class Watcher(Protocol):
     """An object that is informed of the progress of a measurement."""
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Take a message for people."""
 
     def measuring(self, plan: Plan, report: Report, left: Sequence[Cell]) -> AbstractContextManager[Sequence[Observer]]:
@@ -58,7 +58,7 @@ class Watcher(Protocol):
 class Logged:
     """A watcher that writes its texts to the log `capsbench`, at level INFO."""
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Take a message for people."""
         _LOG.info("%s", text)
 
@@ -141,7 +141,7 @@ def run(
     folder, data = (None if one is None else absolute(one) for one in (out, data_dir))
     check_data(plan.cells, data)
     watcher = watcher or Logged()
-    report = choose_report(plan, folder, resume=resume, now=datetime.now(), make=True, notify=watcher.told)
+    report = choose_report(plan, folder, resume=resume, now=datetime.now(), make=True, notify=watcher.notify)
     measure(plan, report, resume=resume, data_directory=data, wait=wait, watcher=watcher)
     return report
 
@@ -180,7 +180,7 @@ def predict(
     if out is None:
         return traced(plan, watcher)
     watcher = watcher or Logged()
-    report = choose_report(plan, absolute(out), resume=resume, now=datetime.now(), notify=watcher.told)
+    report = choose_report(plan, absolute(out), resume=resume, now=datetime.now(), notify=watcher.notify)
     measure(plan, report, resume=resume, only_these=True, watcher=watcher)
     return report
 
@@ -225,24 +225,24 @@ def measure(
     """
     watcher = watcher or Logged()
     cells = plan.cells
-    with report.lock(watcher.told):
+    with report.lock(watcher.notify):
         for text in changed_sources(report, plan) if resume else ():
-            watcher.told(text)
+            watcher.notify(text)
         plan = begin(report, plan, resume=resume)
         if only_these:
             plan = plan.model_copy(update={"cells": cells})
         for text in damage_in_words(report.damages):
-            watcher.told(f"warning: {text}; lost cells are measured again")
+            watcher.notify(f"warning: {text}; lost cells are measured again")
         environment = describe()
         key = key_of(environment)
         report.add_environment(key, environment)
         with watcher.measuring(plan, report, remaining(plan, report)) as observers:
             sources = Sources(plan)
             keeper = Timekeeper(
-                plan, report, key, data_directory, watcher.told, patience=wait, sources=sources, observers=observers
+                plan, report, key, data_directory, watcher.notify, patience=wait, sources=sources, observers=observers
             )
             launch = local_launcher(
-                plan, key, data_directory, watcher.told,
+                plan, key, data_directory, watcher.notify,
                 folder=report.folder, patience=wait, sources=sources, timed_later=keeper.cells,
             )  # fmt: skip
             run_sweep(plan, report, launch, observers, keeper.cells)

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from capsbench.frame import to_frame
 from capsbench.records import Cell, Record
-from capsbench.rounds import TurnsTaken
 from capsbench.terminal.live import Display
 from capsbench.terminal.tables import cells_table
+from capsbench.timed_rounds import TurnsTaken
 from capsbench.words.printable import printable
 from capsbench.words.units import bytes_text, duration_text, seconds_text
 

@@ -50,7 +50,7 @@ def show_lines(frame: pd.DataFrame, table: pd.DataFrame, blocks: str = BLOCKS) -
 
 
 Name = tuple[object, ...]
-Key = tuple[Name, tuple[str, ...]]
+_Key = tuple[Name, tuple[str, ...]]
 """A series, and the scale of its chart."""
 
 _WIDTH = 80
@@ -87,9 +87,9 @@ def _name(series: Series) -> Name:
     return tuple(plain(value) for value in series.values())
 
 
-def _values(frame: pd.DataFrame) -> dict[Key, list[float]]:
+def _values(frame: pd.DataFrame) -> dict[_Key, list[float]]:
     """Values by series and metric, in the order of depth."""
-    found: dict[Key, list[float]] = {}
+    found: dict[_Key, list[float]] = {}
     for series, cells in series_of(frame):
         for name in SHOWN:
             known = cells[cells[METRICS[name].column].notna()]

@@ -4,10 +4,10 @@ import pandas as pd
 from rich.table import Table
 
 from capsbench import paper
+from capsbench.devices import MIB
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import MEMORY_METRICS
 from capsbench.words.labels import dataset_title, model_title, on_gpu
-from capsbench.words.units import MIB
 
 _CELL = ["dataset", "model", "blocks"]
 

@@ -1,4 +1,4 @@
-"""Slopes and cells as tables for a terminal."""
+"""Slopes, cells and accuracies as tables for a terminal."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from rich.table import Table
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.slopes import by_series, noises, series_columns, series_of
+from capsbench.words.accuracy import accuracy_cells
 from capsbench.words.labels import Names, dataset_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
@@ -80,6 +81,17 @@ def _footnote(table: pd.DataFrame, note: str = "") -> dict[str, Any]:
     found = noises(table)
     lines = [note] * bool(note) + [f"{_NOISY} noisy: {printable(', '.join(found))}"] * bool(found)
     return {"caption": "\n".join(lines), "caption_justify": "left"} if lines else {}
+
+
+def accuracies_table(rows: pd.DataFrame, title: str) -> Table:
+    """The rows of `stats.seeds.beside_paper` as a table."""
+    out = Table(title=title, title_justify="left", title_style="bold", box=None)
+    heads, lines = accuracy_cells(rows)
+    for head in heads:
+        out.add_column(head, justify="left" if head in ("data set", "model", "optimizer", "routing") else "right", no_wrap=True)
+    for line in lines:
+        out.add_row(*line)
+    return out
 
 
 def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:

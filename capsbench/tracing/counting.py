@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from capsbench.native import Built, built
+from capsbench.native import NativeLibrary, built
 from capsbench.tracing.trace import Integers
 
 
 @cache
-def allocator_library() -> Built:
+def allocator_library() -> NativeLibrary:
     """The compiled allocator, or the reason that there is none."""
     found = built(Path(__file__).parent / "native" / "allocator.cpp", "counting_install")
     if found.library is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._subclasses import fake_tensor
 
-from capsbench.native import Built, built
+from capsbench.native import NativeLibrary, built
 from capsbench.tracing.surroundings import replaced
 
 Capability = tuple[int, int]
@@ -24,7 +24,7 @@ _COMPILER = "torch._dynamo.trace_rules"
 
 
 @cache
-def driver_stand_in() -> Built:
+def driver_stand_in() -> NativeLibrary:
     """The compiled help for a machine without a driver, or the reason that there is none."""
     return built(Path(__file__).parent / "native" / "no_cuda.cpp", "no_cuda_begin")
 

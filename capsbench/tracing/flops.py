@@ -14,34 +14,38 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry, register_fl
 _DEFINED_IN = ("capsbench.models.front", "capsbench.routing.compiled", "capsbench.routing.triton.operators")
 """The modules whose import registers the operators with torch."""
 
-Shape = Sequence[int]
+Dimensions = Sequence[int]
 
 
-def votes_flops(inputs: Shape, weight: Shape) -> int:
+def votes_flops(inputs: Dimensions, weight: Dimensions) -> int:
     """Operations of one evaluation of all votes; inputs `[B, I, K]`, weight `[I, K, J, D]`."""
     batch = inputs[0]
     count, in_dim, outputs, dim = weight
     return 2 * batch * count * in_dim * outputs * dim
 
 
-def _front(images: Shape, weight1: Shape, _bias1: Shape, weight2: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
+def _front(
+    images: Dimensions, weight1: Dimensions, _bias1: Dimensions, weight2: Dimensions, *_: Any, out_shape: Dimensions, **__: Any
+) -> int:
     hidden = _hidden(images, weight1)
     return _conv(images, weight1, hidden) + _conv(hidden, weight2, out_shape)
 
 
-def _front_backward(grad: Shape, images: Shape, weight1: Shape, _bias1: Shape, weight2: Shape, *rest: Any, **_: Any) -> int:
+def _front_backward(
+    grad: Dimensions, images: Dimensions, weight1: Dimensions, _bias1: Dimensions, weight2: Dimensions, *rest: Any, **_: Any
+) -> int:
     hidden, needs = _hidden(images, weight1), rest[2]
     # conv₁ again, and the gradients that each convolution is asked for.
     again = 1 + needs[0] + needs[1]
     return again * _conv(images, weight1, hidden) + (any(needs[:3]) + needs[3]) * _conv(hidden, weight2, grad)
 
 
-def _hidden(images: Shape, weight1: Shape) -> Shape:
+def _hidden(images: Dimensions, weight1: Dimensions) -> Dimensions:
     """The shape of the map between the two convolutions."""
     return [images[0], weight1[0], *(side - kernel + 1 for side, kernel in zip(images[2:], weight1[2:], strict=True))]
 
 
-def _conv(inputs: Shape, weight: Shape, out: Shape) -> int:
+def _conv(inputs: Dimensions, weight: Dimensions, out: Dimensions) -> int:
     return conv_flop_count([*inputs], [*weight], [*out])
 
 
@@ -50,16 +54,16 @@ def _evaluations(count: int) -> Callable[..., int]:
     return lambda inputs, weight, *_, **__: count * votes_flops(inputs, weight)
 
 
-def _rounds(inputs: Shape, weight: Shape, rounds: int, *_: Any, **__: Any) -> int:
+def _rounds(inputs: Dimensions, weight: Dimensions, rounds: int, *_: Any, **__: Any) -> int:
     return rounds * votes_flops(inputs, weight)
 
 
-def _rounds_with_both(inputs: Shape, weight: Shape, rounds: int, *_: Any, **__: Any) -> int:
+def _rounds_with_both(inputs: Dimensions, weight: Dimensions, rounds: int, *_: Any, **__: Any) -> int:
     # As if no round knew the votes of the one before, which is so where they do not fit a cache.
     return (rounds + 2) * votes_flops(inputs, weight)
 
 
-def _with_both(inputs: Shape, weight: Shape, _state: Any, _t: Any, limited: bool, *_: Any, **__: Any) -> int:
+def _with_both(inputs: Dimensions, weight: Dimensions, _state: Any, _t: Any, limited: bool, *_: Any, **__: Any) -> int:
     # Couplings of the round are reused; SDA needs the votes once more.
     return (4 if limited else 3) * votes_flops(inputs, weight)
 

@@ -23,7 +23,7 @@ from capsbench.tracing.fake_cuda import Capability
 from capsbench.tracing.fakes import Shapes
 from capsbench.tracing.flops import register_formulas
 from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
-from capsbench.tracing.operators import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
+from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 from capsbench.tracing.outputs import output
 from capsbench.tracing.scratch import may_copy, scratch_bytes
 from capsbench.tracing.surroundings import deep_copies, initial_values, offloading, random_states, unseen

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from capsbench.tracing.operators import Call, tensors_in
+from capsbench.tracing.operator_calls import Call, tensors_in
 
 MOST_ELEMENTS = 2**18
 """Largest number of elements that is computed: more would take the time and memory that a trace is there to save."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from capsbench.tracing.cuda_forms import ATTENTION, ONLY_DEVICE_KNOWS, PLAIN_ATTENTION, SHAPES
-from capsbench.tracing.operators import Call
+from capsbench.tracing.operator_calls import Call
 from capsbench.tracing.scratch import Layout, layout, returned
 
 _LOSSES = {getattr(torch.ops.aten, name) for name in ("mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy")}

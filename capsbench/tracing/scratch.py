@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from capsbench.devices import GIB
 from capsbench.tracing import counting
-from capsbench.tracing.operators import Call, Trait, tensors_in
+from capsbench.tracing.operator_calls import Call, Trait, tensors_in
 
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, int]
 """A tensor's shape, strides and dtype, and the bytes behind it, which may be more."""
 
 _KNOWN: dict[tuple[str, int, bool], int | None] = {}
 _RETURNED: dict[tuple[str, bool], list[Layout] | None] = {}
-_MOST_BYTES = 2 * 2**30
+_MOST_BYTES = 2 * GIB
 """Largest operator in bytes that is tried: more would take the memory that a trace is there to save."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 

@@ -59,7 +59,7 @@ class DiagnosticsLog:
         """Write a line for each block."""
         self._write(figures.epoch)
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Do nothing: a message is no diagnosis."""
 
     def _write(self, epoch: int) -> None:

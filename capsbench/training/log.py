@@ -14,7 +14,7 @@ from capsbench.durable import replacing
 from capsbench.errors import LostWorkError
 from capsbench.training.result import EpochFigures
 
-METRICS, TABLE, TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"
+METRICS_FILE, TABLE, TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TrainingObserver(Protocol):
     def finished(self, figures: EpochFigures) -> None:
         """Take note of a finished epoch, whose checkpoint is on the disk."""
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Take note of a message for people."""
 
 
@@ -67,9 +67,9 @@ class MetricsLog:
     def __init__(self, folder: Path, epochs: Sequence[EpochFigures] = (), step: int = 0, steps: int = 0) -> None:
         self.folder = folder
         self._epochs = list(epochs)
-        with keeping_run(folder / METRICS):
+        with keeping_run(folder / METRICS_FILE):
             self._begin(step)
-            self._file = (folder / METRICS).open("ab")
+            self._file = (folder / METRICS_FILE).open("ab")
         try:
             with keeping_run(folder / TENSORBOARD):
                 self._board = _tensorboard(folder / TENSORBOARD, len(self._epochs) * steps + step)
@@ -99,17 +99,17 @@ class MetricsLog:
             self._write_table()
         self._draw("epoch", figures.model_dump(exclude={"epoch"}, exclude_none=True), figures.epoch)
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Do nothing: a message is no metric."""
 
     def _append(self, line: dict[str, Any]) -> None:
-        with keeping_run(self.folder / METRICS):
+        with keeping_run(self.folder / METRICS_FILE):
             self._file.write(encoded(line))
             self._file.flush()
 
     def _begin(self, step: int) -> None:
         """Rewrite the finished part: a run may have ended between a checkpoint and the line of its epoch."""
-        path = self.folder / METRICS
+        path = self.folder / METRICS_FILE
         steps = [line for line in read_metrics(self.folder) if line["kind"] == "step"]
         with replacing(path) as file:
             for done in self._epochs:
@@ -136,7 +136,7 @@ class MetricsLog:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; a line that was cut off is left out."""
-    path = folder / METRICS
+    path = folder / METRICS_FILE
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [found for line in lines if (found := parsed(line))]
 

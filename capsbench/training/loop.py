@@ -22,10 +22,10 @@ from capsbench.measure.facts import asked
 from capsbench.measure.limits import is_out_of_memory
 from capsbench.training.checkpoint import Checkpoint, fill, load_checkpoint, save_checkpoint
 from capsbench.training.diagnostics import DiagnosticsLog
+from capsbench.training.distributed import Processes
 from capsbench.training.draws import random_state, set_random_state
 from capsbench.training.log import MetricsLog, TrainingObserver, TrainingStep
 from capsbench.training.optimizers import learning_rate, set_learning_rate
-from capsbench.training.processes import Processes
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import TrainingSettings
 from capsbench.training.step import StepOutcome, Stepper
@@ -305,7 +305,7 @@ class Run:
             self.interrupted.set()
             signal.signal(signal.SIGINT, before)
             for observer in self.observers:
-                observer.told("interrupted: keeping a checkpoint after this step")
+                observer.notify("interrupted: keeping a checkpoint after this step")
 
         before = signal.signal(signal.SIGINT, note)
         try:

@@ -12,9 +12,9 @@ from capsbench.data.preprocess import Batch
 from capsbench.errors import TrainingError
 from capsbench.foreign import takes_labels
 from capsbench.models import CapsuleLoss, CapsuleOutput
+from capsbench.training.distributed import Processes, without_exchange
 from capsbench.training.health import where_it_began
 from capsbench.training.optimizers import make_optimizer
-from capsbench.training.processes import Processes, without_exchange
 from capsbench.training.settings import TrainingSettings
 from capsbench.workload import BUILT_IN, Output, autocast, loss_of, trainable
 

@@ -17,10 +17,10 @@ from capsbench.locks import alone_in
 from capsbench.paths import absolute
 from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint
+from capsbench.training.distributed import Processes, joined
 from capsbench.training.log import TrainingObserver
 from capsbench.training.loop import CHECKPOINT, RESULT, Feeds, Run, naming_faults
 from capsbench.training.optimizers import check_optimizer
-from capsbench.training.processes import Processes, joined
 from capsbench.training.result import Result
 from capsbench.training.settings import TrainingSettings
 from capsbench.workload import check_batch_size, seed_everything

@@ -11,8 +11,14 @@ from capsbench.words.labels import dataset_title, model_title
 _HEADS = ("runs", "here", "paper", "difference", "within both", "trained on")
 NUMBERED = ("blocks", "learning_rate", "capsules", "batch_size")
 """Settings that are printed as a number and the noun that it counts."""
-TITLES = {"blocks": "blocks", "optimizer": "optimizer", "routing": "routing", "learning_rate": "rate", "capsules": "capsules"}
-TITLES |= {"batch_size": "batch"}
+SETTING_TITLES = {
+    "blocks": "blocks",
+    "optimizer": "optimizer",
+    "routing": "routing",
+    "learning_rate": "rate",
+    "capsules": "capsules",
+}
+SETTING_TITLES |= {"batch_size": "batch"}
 
 NOTE = "± is one standard deviation over seeds; within both: the difference is no larger than either deviation"
 
@@ -26,8 +32,8 @@ def accuracy_markdown(rows: pd.DataFrame, title: str) -> str:
 
 def accuracy_cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Column heads and rows; columns that are constant are left out, except data set, model and blocks."""
-    told = [name for name in KEY if name in TITLES and (name == "blocks" or rows[name].nunique() > 1)]
-    heads = ["data set", "model", *(TITLES[name] for name in told), *_HEADS]
+    told = [name for name in KEY if name in SETTING_TITLES and (name == "blocks" or rows[name].nunique() > 1)]
+    heads = ["data set", "model", *(SETTING_TITLES[name] for name in told), *_HEADS]
     lines = []
     for row in rows.to_dict("records"):
         line = [dataset_title(row["dataset"]), system_text(row), *(setting_text(row, name) for name in told)]

@@ -2,9 +2,9 @@
 
 import math
 
-MIB = 2**20
+from capsbench.devices import GIB, KIB, MIB
 
-BYTES = ((2**30, "GiB", 2), (2**20, "MiB", 2), (2**10, "KiB", 2), (1, "B", 0))
+BYTES = ((GIB, "GiB", 2), (MIB, "MiB", 2), (KIB, "KiB", 2), (1, "B", 0))
 SECONDS = ((1.0, "s", 2), (1e-3, "ms", 1), (1e-6, "µs", 0))
 """Size, name and decimals of each unit, the largest first."""
 

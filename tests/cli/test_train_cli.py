@@ -166,7 +166,7 @@ def test_progress(terminal):
         for step in (1, 2):
             progress.stepped(TrainingStep(2, step, 10, 64, 0.125, 0.5, 1.0, 1e-3, 2**20))
         progress.finished(epoch)
-        progress.told("[bold]something")
+        progress.notify("[bold]something")
     shown = text.getvalue()
     assert "epoch 1/2: loss 0.5, accuracy 25.00%, held-out 37.50%, 120 images/s, 3.00 MiB, 1 min 05 s" in shown
     assert "[bold]something" in shown

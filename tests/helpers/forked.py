@@ -277,8 +277,8 @@ def _end_as(function: Callable[[], None]) -> None:
 
 _PRELOADED = (
     "capsbench.cli.sweeps",
-    "capsbench.cli.tables",
-    "capsbench.figures.timeline",
+    "capsbench.cli.reproduce_table",
+    "capsbench.figures.one_step",
     "capsbench.gate.verdicts",
     "capsbench.inference",
     "capsbench.measure.turns",

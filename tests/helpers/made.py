@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from capsbench.devices import MIB
 from capsbench.frame import to_frame
 from capsbench.records import (
     Cell,
@@ -21,8 +22,6 @@ from capsbench.records import (
     TimeFigures,
     Timeline,
 )
-
-MIB = 2**20
 
 # What a block adds, and what there is without one.
 RETAINED_PER_BLOCK = {"capsnet": 10 * MIB, "rescapsnet": 10 * MIB, "mocapsnet": 0}

@@ -336,7 +336,7 @@ def test_a_gpu_is_prepared_by_its_number(monkeypatch, capacity):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=2**32))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, index: asked.append((part, index)))
     for device in ("cuda", "cuda:0", "cuda:1"):
-        worker.prepare(make_configuration(device=device, threads=None, capacity=capacity))
+        worker.prepare_process(make_configuration(device=device, threads=None, capacity=capacity))
     limits = [(0.25, index) for index in (0, 0, 1)]
     expected = [0, 0, 1] if capacity is None else [item for pair in zip((0, 0, 1), limits, strict=True) for item in pair]
     assert asked == expected

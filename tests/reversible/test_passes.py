@@ -170,7 +170,7 @@ def test_the_helper_sees_other_bits():
 
 
 def test_without_a_compiler_the_reason_is_given(monkeypatch):
-    monkeypatch.setattr(passes, "library", lambda: passes.Built(None, "none here"))
+    monkeypatch.setattr(passes, "library", lambda: passes.NativeLibrary(None, "none here"))
     assert not passes.has_passes(torch.zeros(1, dtype=torch.int64), torch.float32)
     with pytest.raises(ConfigurationError, match="none here"):
         passes._function.__wrapped__("advance", torch.float32)

@@ -843,7 +843,7 @@ def test_where_the_driver_does_not_answer_it_is_said_that_others_cannot_be_known
     monkeypatch.setitem(sys.modules, "pynvml", module)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(worker, "prepare", lambda configuration: None)
+    monkeypatch.setattr(worker, "prepare_process", lambda configuration: None)
     monkeypatch.setattr(worker, "memory_pass", lambda *_: Reply(status="ok"))
     request = Request(configuration=make_configuration(device="cuda:0", threads=None), what="memory", samples=5, strict=strict)
     reply = worker.run_request(request)
@@ -1001,7 +1001,7 @@ def test_a_measured_record_says_where_offload_has_no_effect():
     from capsbench.measure.worker import Reply, Request
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "prepare", lambda configuration: None)
+        patch.setattr(worker, "prepare_process", lambda configuration: None)
         patch.setattr(worker, "memory_pass", lambda *_: Reply(status="ok"))
         notes = {
             memory: worker.run_request(

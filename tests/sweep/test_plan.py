@@ -9,18 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capsbench.cli.options import parse_bytes
+from capsbench.cli.flags import parse_bytes
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models.front import CHUNKS
-from capsbench.native import Built
+from capsbench.native import NativeLibrary
 from capsbench.options import OPTIONS
 from capsbench.records import Plan
 from capsbench.report import Report
 from capsbench.reversible import resolve_inverse
 from capsbench.routing import algorithms, compiled, kernels, resolve_kernel
 from capsbench.sweep.estimate import step_flops
+from capsbench.sweep.experiments import EXPERIMENTS, cells_of
 from capsbench.sweep.plan import Sweep, expand, parse_depths
-from capsbench.sweep.reproduce import EXPERIMENTS, cells_of
 from capsbench.sweep.session import begin, check_data, choose_report, resolve_device
 
 
@@ -177,7 +177,7 @@ def test_a_kernel_for_another_device(kernel, device):
 
 
 def test_a_compiled_kernel_without_a_compiler(monkeypatch):
-    monkeypatch.setattr(compiled, "library", lambda: Built(None, "there is no C compiler"))
+    monkeypatch.setattr(compiled, "library", lambda: NativeLibrary(None, "there is no C compiler"))
     with pytest.raises(ConfigurationError, match=r"`kernel` compiled .*there is no C compiler\n.*recompute"):
         expand(sweep(kernel=("compiled",)))
     (cell,) = expand(sweep(depths=(1,)))

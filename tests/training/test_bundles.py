@@ -15,7 +15,7 @@ from capsbench.data.datasets import Parts, load_images
 from capsbench.data.feed import Feed
 from capsbench.data.preprocess import training_batch
 from capsbench.errors import ConfigurationError
-from capsbench.figures.diagnostics import diagnostics_figure
+from capsbench.figures.by_block import diagnostics_figure
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet
 from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES
 from capsbench.training import TrainingSettings, train
@@ -260,7 +260,7 @@ def test_a_run_that_goes_on_writes_every_line_once(lines, small_run, tmp_path):
         def finished(self, figures):
             raise Cut
 
-        def told(self, text):
+        def notify(self, text):
             pass
 
     with pytest.raises(Cut):
@@ -289,7 +289,7 @@ def test_a_run_that_goes_on_in_an_epoch_keeps_the_lines_of_the_last(small_run, t
         def finished(self, figures):
             pass
 
-        def told(self, text):
+        def notify(self, text):
             pass
 
     with pytest.raises(Cut):

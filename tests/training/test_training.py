@@ -20,8 +20,8 @@ from capsbench.errors import CapsbenchError, ConfigurationError, Interrupted, Lo
 from capsbench.models import CapsuleLoss, MoCapsNet
 from capsbench.training import TrainingSettings, load_checkpoint, load_network, loop, train
 from capsbench.training import trainer as trainers
+from capsbench.training.distributed import Processes
 from capsbench.training.log import read_metrics
-from capsbench.training.processes import Processes
 from capsbench.training.step import Stepper
 from capsbench.training.trainer import read_result, read_settings
 from capsbench.workload import seed_everything
@@ -87,7 +87,7 @@ class Recorder:
         if self._stop_at == figures.epoch:
             self._do()
 
-    def told(self, text):
+    def notify(self, text):
         self.texts.append(text)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from capsbench.errors import ConfigurationError
-from capsbench.native import Built, built
+from capsbench.native import NativeLibrary, built
 from capsbench.routing.rounds import Passes, Rounds, State
 
 _LANES = 8
@@ -28,7 +28,7 @@ _NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
 @cache
-def library() -> Built:
+def library() -> NativeLibrary:
     """The compiled kernels, or the reason that there are none."""
     return built(Path(__file__).parent / "native" / "votes.c", "rounds_double")
 

@@ -23,7 +23,7 @@ REST_CONFIDENCE = 0.99
 Basis = Literal["edges", "turns", "cells"]
 """Origin of a slope: the parts that grow, in turn; whole steps, in turn; or values of cells that were each measured alone."""
 
-Turn = tuple[int, int]
+RoundKey = tuple[int, int]
 """Replicate and number of a round."""
 
 
@@ -32,7 +32,7 @@ class TurnTimes(NamedTuple):
 
     depths: Floats
     """`[depths]`, in ascending order."""
-    turns: list[Turn]
+    turns: list[RoundKey]
     """`[rounds]`, their names."""
     processes: list[int]
     """`[rounds]`, the process that took each."""
@@ -67,9 +67,9 @@ class TurnFit:
     """99 % interval of the slope of the rest of the step; None if the parts that grow are not known."""
     at: dict[float, DepthTime]
     """The time at each depth. If the parts that grow are known, the rest of the step is the same at all depths."""
-    slopes: dict[Turn, float]
+    slopes: dict[RoundKey, float]
     """The slope within each round."""
-    processes: dict[Turn, int]
+    processes: dict[RoundKey, int]
     """The process of each round."""
     rest_seconds: float = float("nan")
     """Median seconds of the rest of the step; NaN if the parts that grow are not known."""
@@ -97,7 +97,7 @@ def turn_times(cells: pd.DataFrame, column: str) -> TurnTimes | None:
     depths = sorted({float(row["blocks"]) for row in rows})
     if len(depths) < 2:
         return None
-    process_of: dict[Turn, int] = {}
+    process_of: dict[RoundKey, int] = {}
     for row in rows:
         turns = [(int(row.get("replicate", 0)), number) for number in row[ROUNDS_COLUMN]]
         process_of |= dict(zip(turns, row[PROCESSES_COLUMN], strict=True))

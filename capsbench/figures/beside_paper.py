@@ -12,7 +12,7 @@ from capsbench.durable import write_csv
 from capsbench.figures.depth import save
 from capsbench.figures.styles import COLOURS, MODEL_STYLES, STYLE
 from capsbench.stats.seeds import KEY
-from capsbench.words.accuracy import NUMBERED, TITLES, accuracy_markdown, length_text, setting_text, system_text
+from capsbench.words.accuracy import NUMBERED, SETTING_TITLES, accuracy_markdown, length_text, setting_text, system_text
 from capsbench.words.labels import dataset_title, model_title
 
 
@@ -68,10 +68,12 @@ def _draw_over_blocks(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_rows(ax: Axes, rows: pd.DataFrame) -> None:
-    told = [name for name in KEY if name in TITLES and rows[name].nunique() > 1]
+    told = [name for name in KEY if name in SETTING_TITLES and rows[name].nunique() > 1]
     labels = []
     for place, row in enumerate(rows.to_dict("records")):
-        settings = [f"{setting_text(row, name)} {TITLES[name]}" if name in NUMBERED else setting_text(row, name) for name in told]
+        settings = [
+            f"{setting_text(row, name)} {SETTING_TITLES[name]}" if name in NUMBERED else setting_text(row, name) for name in told
+        ]
         labels.append(", ".join([system_text(row), *(one for one in settings if not one.startswith("-"))]))
         colour = _colour(str(row["model"]))
         ax.errorbar(row["paper_percent"], place, xerr=_error(row["paper_std_percent"]), color=colour, alpha=0.4, fmt="s", ms=5)

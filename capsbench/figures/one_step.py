@@ -7,12 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from capsbench.devices import MIB
 from capsbench.figures.styles import STYLE
 from capsbench.options import OPTIONS, noun_of, type_of
 from capsbench.records import Timeline
 from capsbench.words.labels import dataset_title, model_title
 from capsbench.words.modules import ModuleChange, module_changes
-from capsbench.words.units import MIB, bytes_text
+from capsbench.words.units import bytes_text
 
 # Okabe and Ito's palette; neighbours in the stack differ in lightness, and hatches distinguish them in grey.
 LOOKS = {

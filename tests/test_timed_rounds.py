@@ -6,7 +6,7 @@ import pytest
 
 from capsbench.records import Round, TimeFigures, Turn
 from capsbench.report import Report
-from capsbench.rounds import times_of
+from capsbench.timed_rounds import times_of
 from helpers.made import make_record
 
 

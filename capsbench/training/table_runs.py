@@ -14,7 +14,7 @@ from capsbench.data.feed import Feed
 from capsbench.durable import replacing
 from capsbench.errors import TrainingError
 from capsbench.models import Ensemble
-from capsbench.paper.accuracy import PrintedRow
+from capsbench.paper.accuracy_tables import PrintedRow
 from capsbench.training.checkpoint import load_network
 from capsbench.training.loop import BEST, CHECKPOINT
 from capsbench.training.result import Result

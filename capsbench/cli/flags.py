@@ -10,10 +10,11 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from capsbench.devices import GIB, KIB, MIB
 from capsbench.errors import ConfigurationError
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, type_of
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 
 
@@ -79,7 +80,7 @@ def parse_bytes(flag: str, text: str) -> int:
     if not found or found[2].lower() not in _UNITS:
         raise ConfigurationError(f"{flag} '{text}' is not an amount of memory", "write 24GiB, 8GB or a number of bytes")
     nbytes = int(float(found[1]) * _UNITS[found[2].lower()])
-    if nbytes < 2**20:
+    if nbytes < MIB:
         raise ConfigurationError(f"{flag} '{text}' is {nbytes} bytes", "give at least 1MiB; did you mean GiB?")
     return nbytes
 

@@ -14,17 +14,17 @@ from capsbench.cli.train import settings_of
 from capsbench.cli.training import TrainingProgress
 from capsbench.data.datasets import load_parts
 from capsbench.errors import ConfigurationError, Interrupted, TrainingError
-from capsbench.figures.accuracy import write_accuracy
-from capsbench.paper.accuracy import EPOCHS, PrintedRow, accuracy_table
+from capsbench.figures.beside_paper import write_accuracy
+from capsbench.paper.accuracy_tables import EPOCHS, PrintedRow, accuracy_table
 from capsbench.paths import anchored
 from capsbench.stats.seeds import beside_paper
 from capsbench.sweep.plan import parse_depths
-from capsbench.terminal.accuracy import accuracy_rich
+from capsbench.terminal.tables import accuracies_table
 from capsbench.training import Result, TrainingSettings, train
-from capsbench.training.tables import Configure, Train, accuracy_of, line_of, networks_of, run_members, trials_of
+from capsbench.training.table_runs import Configure, Train, accuracy_of, line_of, networks_of, run_members, trials_of
 from capsbench.words.accuracy import NOTE
 
-TITLES = {
+TABLE_TITLES = {
     "table1": "Table 1: accuracy over blocks, MNIST and SVHN",
     "table2": "Table 2: accuracy over blocks, CIFAR-10 and CIFAR-100",
     "table3": "Table 3: optimizers and routing, CIFAR-10",
@@ -77,10 +77,10 @@ def reproduce_table(
         echo(table.to_json(orient="records", indent=1))
     else:
         wide = console_of(width=None if sys.stdout.isatty() else 200)
-        wide.print(accuracy_rich(table, TITLES[name]))
+        wide.print(accuracies_table(table, TABLE_TITLES[name]))
         say(console, NOTE)
     with writing(folder):
-        for path in write_accuracy(table, folder, name, TITLES[name]):
+        for path in write_accuracy(table, folder, name, TABLE_TITLES[name]):
             say(console, f"wrote {path}")
     return 1 if faults else 0
 

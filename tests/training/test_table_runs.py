@@ -12,10 +12,10 @@ import torch
 from capsbench.data.datasets import load_parts
 from capsbench.data.preprocess import prepare
 from capsbench.errors import ConfigurationError, TrainingError
-from capsbench.figures.accuracy import accuracy_figure
-from capsbench.paper.accuracy import ACCURACY_TABLES, accuracy_table
+from capsbench.figures.beside_paper import accuracy_figure
+from capsbench.paper.accuracy_tables import ACCURACY_TABLES, accuracy_table
 from capsbench.stats.seeds import KEY, beside_paper
-from capsbench.training import tables
+from capsbench.training import table_runs
 from capsbench.training.settings import TrainingSettings
 from capsbench.words.accuracy import accuracy_markdown
 from helpers.made import make_configuration
@@ -123,14 +123,14 @@ def configure(row, seed):
 
 def test_ensembles_share_networks_with_the_row_of_one(tmp_path):
     rows = [row for row in accuracy_table("table3") if row.model == "capsnet-2conv"]
-    trials = tables.trials_of(rows, 2, configure, tmp_path)
+    trials = table_runs.trials_of(rows, 2, configure, tmp_path)
     assert [[member.seed for member in trial.members] for trial in trials] == [[0], [0, 1, 2, 3], [1], [4, 5, 6, 7]]
-    assert sorted(member.seed for member in tables.networks_of(trials)) == list(range(8))
+    assert sorted(member.seed for member in table_runs.networks_of(trials)) == list(range(8))
 
 
 def test_a_run_that_diverges_leaves_the_others(tmp_path):
     rows = accuracy_table("table1")[:3]
-    members = tables.networks_of(tables.trials_of(rows, 1, configure, tmp_path))
+    members = table_runs.networks_of(table_runs.trials_of(rows, 1, configure, tmp_path))
     tried = []
 
     def train(settings, folder, resume):
@@ -139,7 +139,7 @@ def test_a_run_that_diverges_leaves_the_others(tmp_path):
             raise TrainingError("loss is nan", "choose a smaller learning rate")
         return "done"
 
-    found = [result for _, result in tables.run_members(members, train)]
+    found = [result for _, result in table_runs.run_members(members, train)]
     assert len(tried) == 3
     assert found[0] == found[2] == "done"
     assert isinstance(found[1], TrainingError)
@@ -149,37 +149,37 @@ def test_a_run_that_diverges_leaves_the_others(tmp_path):
 def test_several_networks_decide_together_and_once(tmp_path, monkeypatch):
     row = next(row for row in accuracy_table("table3") if row.networks > 1)
     asked = [TrainingSettings(network=make_configuration("mocapsnet", 1, capsules=4), seed=seed) for seed in range(3)]
-    members = tuple(tables.Member(row, one.seed, one, tmp_path / f"seed{one.seed}") for one in asked)
+    members = tuple(table_runs.Member(row, one.seed, one, tmp_path / f"seed{one.seed}") for one in asked)
     for member in members:
         member.folder.mkdir()
     networks = [save_lively(member.folder / "best.pt", member.settings, member.seed) for member in members]
-    monkeypatch.setattr(tables.Member, "result", lambda self: types.SimpleNamespace(test_loss=float(losses[self.seed])))
+    monkeypatch.setattr(table_runs.Member, "result", lambda self: types.SimpleNamespace(test_loss=float(losses[self.seed])))
     losses = [1, 2, 3]
-    trial = tables.Trial(row, 0, members)
+    trial = table_runs.Trial(row, 0, members)
     test = load_parts("sample").test
     images, labels, _ = prepare(test.images, test.labels, "paper", "sample")
     with torch.inference_mode():
         lengths = torch.stack([network(images).lengths for network in networks])
     expected = (lengths.mean(0).argmax(1) == labels).double().mean().item()
-    assert tables.accuracy_of(trial) == pytest.approx(expected)
+    assert table_runs.accuracy_of(trial) == pytest.approx(expected)
     alone = [(one.argmax(1) == labels).double().mean().item() for one in lengths]
     assert any(one != pytest.approx(expected) for one in alone)
     # Kept, and computed again where a network is another one or what was kept is damaged.
     (kept,) = tmp_path.glob("*.json")
     kept.write_text(kept.read_text().replace(json.dumps(expected), "0.125"))
-    assert tables.accuracy_of(trial) == 0.125
+    assert table_runs.accuracy_of(trial) == 0.125
     losses[1] = 4
-    assert tables.accuracy_of(trial) == pytest.approx(expected)
+    assert table_runs.accuracy_of(trial) == pytest.approx(expected)
     kept.write_text("{")
-    assert tables.accuracy_of(trial) == pytest.approx(expected)
+    assert table_runs.accuracy_of(trial) == pytest.approx(expected)
 
 
 def test_what_was_cut_off_goes_on(tmp_path):
-    (member,) = tables.networks_of(tables.trials_of(accuracy_table("table1")[:1], 1, configure, tmp_path))
+    (member,) = table_runs.networks_of(table_runs.trials_of(accuracy_table("table1")[:1], 1, configure, tmp_path))
     member.folder.mkdir(parents=True)
-    (member.folder / tables.CHECKPOINT).touch()
+    (member.folder / table_runs.CHECKPOINT).touch()
     asked = []
-    list(tables.run_members([member], lambda settings, folder, resume: asked.append(resume)))
+    list(table_runs.run_members([member], lambda settings, folder, resume: asked.append(resume)))
     assert asked == [True]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import fit_line, fitted_slopes, series_of
-from capsbench.stats.turns import fit_turns, turn_times
+from capsbench.stats.turn_times import fit_turns, turn_times
 from helpers.made import SECONDS_PER_BLOCK, make_frame, make_record, make_turns
 
 

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capsbench.figures.timeline import draw_timeline, timeline_text
+from capsbench.figures.one_step import draw_timeline, timeline_text
 from capsbench.measure import cuda_memory, memory
 from capsbench.measure.cell import run_pass
 from capsbench.measure.close_look import embedded
 from capsbench.measure.cuda_memory import CudaProbe
-from capsbench.measure.timeline import measured_timeline, predicted_timeline
+from capsbench.measure.step_timeline import measured_timeline, predicted_timeline
 from capsbench.measure.worker import Request
 from capsbench.records import Timeline
 from capsbench.tracing import counting
