@@ -15,7 +15,7 @@ from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.results import Found, PartResults, replace
 
 PAGE, RESULTS, REPORTS = "benchmarks/gpu.md", "benchmarks/gpu/results", "reports"
-"""Where the page, the results of each card and the reports lie, from the project's root."""
+"""Paths of the page, of the cards' results and of the reports, from the project's root."""
 
 HEAD = """# What a GPU showed
 

@@ -20,11 +20,11 @@ from benchmarks.gpu.parts import SIZES, Sizes
 from benchmarks.gpu.results import Found, PartResults
 
 Items: TypeAlias = dict[str, Callable[[], Found]]
-"""What a part measures, by name, in the order of its worth."""
+"""Functions that measure the items of a part, by name, in the order of their worth."""
 
 
 class Bench(NamedTuple):
-    """What a part is given."""
+    """Device, folder and sizes of a part, and its end."""
 
     device: str
     """`cuda` or `cpu`."""

@@ -22,7 +22,7 @@ class Expectation(NamedTuple):
     high: float
     source: str
     find: Callable[[Parts], float | None]
-    """Takes the figure from a card's results; None if it was not measured."""
+    """Function that takes the figure from a card's results; None if it was not measured."""
 
     def came_true(self, value: float) -> bool:
         """Return whether a value lies in the range."""

@@ -24,7 +24,7 @@ class Printed:
         """Print an epoch."""
         print(f"    epoch {figures.epoch}: accuracy {figures.train_accuracy:.4f}, {figures.seconds:.1f} s", flush=True)
 
-    def told(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Print a message."""
         print(f"    {text}", flush=True)
 

@@ -22,12 +22,12 @@ THERE = {"torch", "torchvision", "triton", "numpy", "scipy", "pandas", "matplotl
 """Large packages that the machine has, or that must fit its torch; nothing that they alone need is taken along."""
 
 NEEDED = ("capsbench[train]", "pytest", "pytest-xdist", "hypothesis")
-"""What the parts use."""
+"""Packages that the parts use."""
 
 DEBIAN_DATA = Path("/usr/share/datasets/fashion-mnist")
 
 DATA = "FashionMNIST/raw"
-"""Where capsbench looks for it below a folder of data sets."""
+"""Place of Fashion-MNIST below a folder of data sets."""
 
 _GLIBC = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
 """Releases of glibc that a wheel may be made for."""

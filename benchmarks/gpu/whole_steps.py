@@ -10,7 +10,7 @@ from benchmarks.gpu.child import Bench, Items
 from benchmarks.gpu.results import Found
 from benchmarks.gpu.stopwatch import profiled, timed
 from capsbench.measure.step_memory import memory_figures, probed_step
-from capsbench.measure.worker import prepare
+from capsbench.measure.worker import prepare_process
 from capsbench.records import Configuration
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.sweep.verbs import where
@@ -35,7 +35,7 @@ def configuration_of(bench: Bench, model: str, blocks: int, **options: Any) -> C
 def of_step(bench: Bench, model: str, blocks: int, **options: Any) -> Found:
     """Memory and times of a network's training step in this process, which has stepped others before."""
     configuration = configuration_of(bench, model, blocks, **options)
-    prepare(configuration)
+    prepare_process(configuration)
     memory = memory_figures(probed_step(configuration)).model_dump()
     found: Found = {name: memory[name] for name in MEMORY if memory.get(name) is not None}
     step = Workload(configuration).train_step
@@ -53,7 +53,7 @@ def smoke(bench: Bench) -> Items:
 
 def _learns(bench: Bench, model: str, blocks: int) -> Found:
     configuration = configuration_of(bench, model, blocks)
-    prepare(configuration)
+    prepare_process(configuration)
     workload = Workload(configuration)
     losses = []
     for _ in range(8):
