@@ -388,3 +388,10 @@ def noun_of(name: str) -> str:
     """Noun of an option in a label: `batch`, `optimizer step`; any other column by its name."""
     own = OPTIONS[name].noun if name in OPTIONS else ""
     return own or name.replace("_", " ")
+
+
+def value_in_words(name: str, value: object) -> str:
+    """Words of a label for an option's value: `batch 32`, `sda`, `step in backward`."""
+    if not isinstance(value, str):
+        return f"{noun_of(name)} {value}"
+    return OPTIONS[name].words.get(value, value) if name in OPTIONS else value

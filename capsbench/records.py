@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
+from capsbench.options import OPTIONS, SWEPT_OPTIONS, WRITTEN, value_in_words
 from capsbench.options import PREDICTED as PREDICTED
-from capsbench.options import WRITTEN
 from capsbench.options import Configuration as Configuration
 
 SCHEMA_VERSION = 5
@@ -25,6 +25,9 @@ Pass = Literal["time", "memory"]
 """One process's part of a measurement."""
 
 BOTH: tuple[Pass, ...] = ("time", "memory")
+
+_USUAL = {"memory": "stored", "device": "cpu"}
+"""Values that a label leaves out, of options whose default depends on the network or the machine."""
 
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "skipped"})
 """Outcomes that a resumed sweep does not try again."""
@@ -52,11 +55,14 @@ class Cell(Schema):
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     def label(self) -> str:
-        """A label for people: `mocapsnet 4, sample, recompute`."""
+        """A label for people: `mocapsnet 4, sample, batch 32, recompute #2`; all options are named that differ from the usual."""
         it = self.configuration
-        parts = [f"{it.model} {it.blocks}", it.dataset, it.kernel, it.memory if it.memory != "stored" else None]
-        replicate = f" #{self.replicate + 1}" if self.replicate else ""
-        return ", ".join(part for part in parts if part) + replicate
+        words = [f"{it.model} {it.blocks}", it.dataset]
+        for name in (name for name in SWEPT_OPTIONS if name != "dataset"):
+            value, option = getattr(it, name), OPTIONS[name]
+            if value not in (None, option.default, option.before, option.unwritten, _USUAL.get(name)):
+                words.append(value_in_words(name, value))
+        return ", ".join(words) + (f" #{self.replicate + 1}" if self.replicate else "")
 
 
 class Contents(Schema):

@@ -5,6 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from capsbench.options import OPTIONS, type_of
 from capsbench.records import SCHEMA_VERSION, Cell, Plan, Record, newer_than_known
 from helpers.made import make_configuration, make_record
 
@@ -51,6 +52,21 @@ def test_what_is_no_record_is_refused(path, value):
     with pytest.raises(ValidationError):
         # As it would stand in a file: json writes NaN and Infinity, and reads them.
         Record.model_validate(json.loads(json.dumps(data)))
+
+
+def test_a_label_names_what_is_not_usual():
+    assert Cell(configuration=make_configuration(batch_size=128, threads=None)).label() == "rescapsnet 1, sample, recompute"
+    cell = Cell(configuration=make_configuration("mocapsnet", 4, dataset="mnist", routing="sda", threads=2), replicate=1)
+    assert cell.label() == "mocapsnet 4, mnist, batch 4, recompute, sda, reversible, float, threads 2 #2"
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_labels_of_cells_that_differ_in_one_option_differ(name):
+    # `auto` is resolved before there is a cell.
+    choices = [value for value in OPTIONS[name].choices if value != "auto"]
+    values = choices or {str: ["one", "another"], int: [1, 2], float: [0.5, 0.25]}[type_of(name)]
+    usual = make_configuration("mocapsnet", 4)
+    assert len({Cell(configuration=usual.model_copy(update={name: value})).label() for value in values}) == len(values)
 
 
 def test_records_do_not_change():

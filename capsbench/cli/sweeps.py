@@ -34,25 +34,28 @@ def asked_cells(given: dict[str, Any]) -> list[Cell]:
     return expand(Sweep(tuple(models), parse_depths(given["depth"]), **options))
 
 
-def plan_of(cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] = BOTH, experiment: str | None = None) -> Plan:
-    """Return a plan of the typed options.
+def sweep_as_typed(
+    cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] = BOTH, experiment: str | None = None
+) -> int:
+    """Sweep over cells by a command's options, and return the exit status.
 
     Args:
         cells: cells to measure.
-        given: the command's options.
+        given: the command's options, those of `SWEEP_OPTIONS` among them.
         passes: measurements of each cell.
         experiment: the paper's name of the figure or table that is reproduced, if any.
     """
-    return Plan(
+    plan = Plan(
         command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
         budget_seconds=given["time_budget"], slope_share=given["slope_share"], timeout_seconds=given["timeout"],
         experiment=experiment,
     )  # fmt: skip
+    return sweep(plan, **{name: given[name] for name in ("out", "resume", "as_json", "dry_run", "data_dir", "wait")})
 
 
 def sweep(
     plan: Plan, *, out: Path | None, resume: bool, as_json: bool, dry_run: bool = False, only_these: bool = False,
-    data_dir: Path | None = None, wait: float | None = None, **_: Any,
+    data_dir: Path | None = None, wait: float | None = None,
 ) -> int:  # fmt: skip
     """Measure a plan into a report, draw it, print its slopes, and return the exit status.
 

@@ -93,9 +93,9 @@ def _only(cells: Sequence[Cell]) -> Cell:
         # An option that one of them does not have follows from its model.
         values = {name: {value, *(other[name] for other in others)} for name, value in first.items()}
         differing = [name for name, known in values.items() if len(known) > 1 and None not in known]
-        told = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer_step"])
+        named = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer_step"])
         raise ConfigurationError(
-            f"a timeline shows one step, but this asks for {len(cells)}, which differ in {told}",
+            f"a timeline shows one step, but this asks for {len(cells)}, which differ in {named}",
             "give one value of each; 'capsbench run' takes several",
         )
     return cells[0]

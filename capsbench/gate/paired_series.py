@@ -100,11 +100,11 @@ class PairedSeries:
     def _of(self, name: str, cells: Cells, figures: Callable[[str, Cells], Iterator[Comparison]]) -> Iterator[Comparison]:
         """Comparisons of one quantity, for the cells whose machines allow it."""
         on_any_machine = name in PORTABLE or self.old.kind == "predicted"
-        told = [(it, "" if on_any_machine else self._difference(*it)) for it in cells]
-        reason = next((reason for _, reason in told if reason), "")
+        with_reasons = [(it, "" if on_any_machine else self._difference(*it)) for it in cells]
+        reason = next((reason for _, reason in with_reasons if reason), "")
         if reason:
             yield Comparison(self.series, "slope", name, "not comparable", why=reason)
-        yield from figures(name, [it for it, reason in told if not reason])
+        yield from figures(name, [it for it, reason in with_reasons if not reason])
 
     def _bytes(self, name: str, cells: Cells) -> Iterator[Comparison]:
         values = [(old.bytes[name], new.bytes[name]) for old, new in cells]

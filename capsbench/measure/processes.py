@@ -29,9 +29,9 @@ def other_processes(device: torch.device) -> list[str]:
         return []
     # This puts this process among them.
     torch.cuda.synchronize(device)
-    found = _computing(device) or []
-    others = [process for process in found if process.pid != os.getpid()]
-    count = len(others) if len(others) < len(found) else len(others) - 1
+    computing = _computing(device) or []
+    others = [process for process in computing if process.pid != os.getpid()]
+    count = len(others) if len(others) < len(computing) else len(others) - 1
     if count < 1:
         return []
     used = ", ".join(f"pid {process.pid} ({_mib(process.usedGpuMemory)})" for process in others)
@@ -44,25 +44,25 @@ def unknown_others(device: torch.device) -> list[str]:
     if device.type != "cuda":
         return []
     torch.cuda.synchronize(device)
-    found = _computing(device)
-    if found:
+    computing = _computing(device)
+    if computing:
         return []
-    why = "NVML does not answer" if found is None else "NVML names no process, not even this one"
+    why = "NVML does not answer" if computing is None else "NVML names no process, not even this one"
     return [f"whether other processes compute on {device} cannot be known: {why}"]
 
 
-def refuse_others(found: list[str], unknown: list[str]) -> None:
+def refuse_others(others: list[str], unknown: list[str]) -> None:
     """Refuse to measure beside other processes, and where it cannot be known whether there are any.
 
     Args:
-        found: result of `other_processes`.
+        others: result of `other_processes`.
         unknown: result of `unknown_others`.
 
     Raises:
         CapsbenchError: one of them is not empty.
     """
-    if found:
-        raise CapsbenchError(found[0], "end them, choose another device, or measure without `strict`")
+    if others:
+        raise CapsbenchError(others[0], "end them, choose another device, or measure without `strict`")
     if unknown:
         raise CapsbenchError(unknown[0], "measure without `strict`")
 

@@ -49,8 +49,8 @@ class Sweep:
         values: dict[str, tuple[Any, ...]] = {}
         for name in SWEPT_OPTIONS:
             given = options.get(name)
-            several = tuple(given) if isinstance(given, list | tuple | range) else () if given is None else (given,)
-            values[name] = several or (OPTIONS[name].default,)
+            chosen = tuple(given) if isinstance(given, list | tuple | range) else () if given is None else (given,)
+            values[name] = chosen or (OPTIONS[name].default,)
         self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(values | {"device": (device,)})
         """The values of every option."""
 
@@ -144,19 +144,19 @@ def _has_kernel(routing: str, kernel: str) -> bool:
 
 def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
     """A combination of options with `auto` resolved, and without options that do not apply beside the others."""
-    found = dict(asked)
+    resolved = dict(asked)
     if sweep.kind != "cpu":
-        found["threads"] = None
-    if "routing" in found:
-        found["kernel"] = resolve_kernel(found["kernel"], found["routing"], sweep.kind)
-        found["front"] = resolve_front(found["front"], found["batch_size"], sweep.kind)
-    if "inverse" in found:
+        resolved["threads"] = None
+    if "routing" in resolved:
+        resolved["kernel"] = resolve_kernel(resolved["kernel"], resolved["routing"], sweep.kind)
+        resolved["front"] = resolve_front(resolved["front"], resolved["batch_size"], sweep.kind)
+    if "inverse" in resolved:
         # The published rule restarts in every block, so that no stack is longer than one block.
-        functions = 2 * (1 if found["rule"] == "published" else max(sweep.depths))
-        reversible = found["memory"] in REVERSIBLE_STRATEGIES
+        functions = 2 * (1 if resolved["rule"] == "published" else max(sweep.depths))
+        reversible = resolved["memory"] in REVERSIBLE_STRATEGIES
         with naming("inverse"):
-            found["inverse"] = resolve_inverse(found["inverse"], functions, found["gamma"]) if reversible else None
-    return {name: None if value == OPTIONS[name].unwritten else value for name, value in found.items()}
+            resolved["inverse"] = resolve_inverse(resolved["inverse"], functions, resolved["gamma"]) if reversible else None
+    return {name: None if value == OPTIONS[name].unwritten else value for name, value in resolved.items()}
 
 
 def _check(sweep: Sweep) -> dict[str, str | None]:
@@ -188,12 +188,12 @@ def _check_value(name: str, value: Any) -> None:
 def _source_of(name: str) -> str | None:
     """The digest of a model's source, as in `Cell`; a module of the user's own is imported in a process apart."""
     try:
-        found = call_for(name, fingerprint_of, name)
+        fingerprint = call_for(name, fingerprint_of, name)
     except ConfigurationError:
         raise
     except CapsbenchError as error:
         raise ConfigurationError(f"model '{name}' cannot be imported: {error.what}", error.hint) from None
-    return found.digest if found else None
+    return fingerprint.digest if fingerprint else None
 
 
 def _check_effect(sweep: Sweep) -> None:

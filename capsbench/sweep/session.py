@@ -34,9 +34,9 @@ def resolve_device(name: str) -> str:
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if name == "cpu" or name in PREDICTED_DEVICES:
         return name
-    found = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
-    if found:
-        index, count = int(found[1] or 0), torch.cuda.device_count()
+    numbered = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
+    if numbered:
+        index, count = int(numbered[1] or 0), torch.cuda.device_count()
         if index >= count:
             raise ConfigurationError(f"`device` {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto")
         return f"cuda:{index}"

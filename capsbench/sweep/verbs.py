@@ -251,10 +251,10 @@ def measure(
 
 def _names(models: Model | Iterable[Model]) -> list[str]:
     """The names by which other processes find networks."""
-    several = [models] if isinstance(models, str) or callable(models) else list(models)
-    if not several:
+    listed = [models] if isinstance(models, str) or callable(models) else list(models)
+    if not listed:
         raise ConfigurationError("`models` names no network", "give one or several, such as 'mocapsnet'")
-    return list(dict.fromkeys(name for one in several for name in (STACKED if one == "all" else (_name_of(one),))))
+    return list(dict.fromkeys(name for one in listed for name in (STACKED if one == "all" else (_name_of(one),))))
 
 
 def _name_of(model: Model) -> str:
@@ -270,19 +270,19 @@ def _name_of(model: Model) -> str:
 
 
 def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
-    several = [depths] if isinstance(depths, int | str) else list(depths)
-    return parse_depths(",".join(map(str, several)))
+    listed = [depths] if isinstance(depths, int | str) else list(depths)
+    return parse_depths(",".join(map(str, listed)))
 
 
 def where(device: str, gpu: str | None, threads: int | None) -> dict[str, Any]:
     """The options of a sweep for the machine that it runs on."""
-    found = resolve_device(device)
-    if gpu and found != "cuda:predicted":
+    resolved = resolve_device(device)
+    if gpu and resolved != "cuda:predicted":
         raise ConfigurationError(
             f"`gpu` {gpu} does not go with `device` {device}", "add `device` cuda:predicted, or leave it out"
         )
-    name = gpu_of(gpu or DEFAULT_GPU).name if found == "cuda:predicted" else None
-    return {"device": found, "gpu": name, "threads": threads or default_threads()}
+    name = gpu_of(gpu or DEFAULT_GPU).name if resolved == "cuda:predicted" else None
+    return {"device": resolved, "gpu": name, "threads": threads or default_threads()}
 
 
 def _plan(**fields: Any) -> Plan:
