@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import shutil
+import time
 import zipfile
 
 import pytest
@@ -9,15 +11,18 @@ import pytest
 from benchmarks.gpu import suite
 from benchmarks.gpu.bounds import least_bytes, least_operations
 from benchmarks.gpu.cards import PAGE, RESULTS, page, table, write
+from benchmarks.gpu.child import Bench
+from benchmarks.gpu.day_reports import plan_of
 from benchmarks.gpu.expected import Expectation, all_expectations, launches_expected, per_block, within
 from benchmarks.gpu.foretold import card_named, compared
 from benchmarks.gpu.packages import missing, unpack
+from benchmarks.gpu.parts import SIZES
 from benchmarks.gpu.results import PartResults, replace
 from benchmarks.gpu.stopwatch import account, timed
 from benchmarks.layers import Layer
 from capsbench.records import MemoryFigures
 from helpers import ROOT
-from helpers.made import MIB
+from helpers.made import MIB, make_record
 
 ENVIRONMENT = {
     "python": "3.12.1",
@@ -214,6 +219,25 @@ def test_wheels_are_unpacked_with_the_data_beside_them(tmp_path):
     (wheels / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"labels"))
     data = unpack(wheels, tmp_path / "again")
     assert (data / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte").read_bytes() == b"labels"
+
+
+def test_plans_of_reports_name_no_path(tmp_path):
+    bench = Bench("cpu", tmp_path, time.monotonic() + 100, None, SIZES["cpu"])
+    plan = plan_of(bench, "table4", [make_record().cell], ["memory"])
+    assert plan.command == "python -m benchmarks.gpu --only table4"
+    assert "/" not in plan.model_dump_json()
+
+
+@pytest.mark.slow
+def test_reports_of_a_day_are_drawn_beside_the_projects(tmp_path):
+    out, project = tmp_path / "out", tmp_path / "project"
+    out.mkdir()
+    shutil.copytree(ROOT / "reports" / "published-cpu", day(out) / "reports" / "published-gpu")
+    assert write(out, project) == 0
+    folder = project / "reports" / "published-gpu"
+    assert {"plan.json", "records.jsonl", "environment.json", "slopes.csv", "figure3.svg", "figure4.svg"} <= {
+        path.name for path in folder.iterdir()
+    }
 
 
 @pytest.mark.slow

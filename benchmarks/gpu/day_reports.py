@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.gpu.child import Bench, Items
 from benchmarks.gpu.results import Found
-from benchmarks.gpu.whole_steps import configuration_of
+from benchmarks.gpu.whole_steps import MEMORY, configuration_of
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.environment import describe, key_of
 from capsbench.options import STACKED
@@ -24,10 +24,7 @@ from capsbench.sweep.verbs import measure, where
 EXAMPLE, PUBLISHED = "example-gpu", "published-gpu"
 """Names of the reports, as in `reports/`."""
 
-FIGURES = (
-    "retained_bytes", "peak_allocated_bytes", "requested_bytes", "peak_reserved_bytes", "process_bytes", "context_bytes",
-    "warm_peak_allocated_bytes",
-)  # fmt: skip
+FIGURES = (*MEMORY, "process_bytes", "context_bytes")
 """Figures of a record's memory that an item shows, where they are known."""
 
 
@@ -73,8 +70,8 @@ def label(cell: Cell) -> str:
     return f"{it.model} {it.blocks}, {it.dataset}, {it.kernel}"
 
 
-def _plan(bench: Bench, part: str, cells: list[Cell], passes: list[Pass]) -> Plan:
-    # The command names no path of the machine.
+def plan_of(bench: Bench, part: str, cells: list[Cell], passes: list[Pass]) -> Plan:
+    """A plan whose command names no path of the machine."""
     return Plan(
         command=f"python -m benchmarks.gpu --only {part}", passes=passes, cells=cells,
         budget_seconds=bench.sizes.sampling_seconds, timeout_seconds=max(bench.left(), 1.0),
@@ -83,7 +80,7 @@ def _plan(bench: Bench, part: str, cells: list[Cell], passes: list[Pass]) -> Pla
 
 def _memory(bench: Bench, name: str, part: str, cell: Cell) -> Found:
     """Measure the memory of a cell into a report, unless it is there, and return its figures."""
-    report, plan = _report(bench, name), _plan(bench, part, [cell], ["memory"])
+    report, plan = _report(bench, name), plan_of(bench, part, [cell], ["memory"])
     with report.lock():
         begin(report, plan, resume=True)
         if cell.key() not in report.settled(["memory"]):
@@ -97,7 +94,7 @@ def _times(bench: Bench, name: str, part: str, cells: list[Cell]) -> Found:
     """Time the cells of a report in turn, and return the medians of their training steps."""
     report = _report(bench, name)
     measure(
-        _plan(bench, part, cells, list(BOTH)), report,
+        plan_of(bench, part, cells, list(BOTH)), report,
         resume=True, only_these=True, data_directory=bench.data, wait=max(bench.left(), 1.0),
     )  # fmt: skip
     return times_of(_records(report, cells))

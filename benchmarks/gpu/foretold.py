@@ -27,6 +27,9 @@ FIGURES = {
 }
 """Figures that are compared, by their words."""
 
+AS_REQUESTED = {"retained_bytes": "retained_requested_bytes"}
+"""Figures that are predicted in requested bytes, by what they are compared with on a device whose allocator tells them."""
+
 BATCH, BLOCKS = 32, 2
 """Sizes of the others' networks on a card."""
 
@@ -118,7 +121,8 @@ def compared(predicted: MemoryFigures, measured: MemoryFigures) -> Found:
     found: Found = {}
     wrong = []
     for words, name in FIGURES.items():
-        foretold, seen = getattr(predicted, name), getattr(measured, name)
+        foretold, seen = getattr(predicted, name), getattr(measured, AS_REQUESTED.get(name, name), None)
+        seen = getattr(measured, name) if seen is None else seen
         if foretold is None or seen is None:
             continue
         certainty = (predicted.certainty or {}).get(name, "")

@@ -20,7 +20,8 @@ PUBLISHED = {"kernel": "published", "front": "plain"}
 """Options of a network that computes as the published code does."""
 
 MEMORY = (
-    "retained_bytes", "peak_allocated_bytes", "requested_bytes", "peak_reserved_bytes", "warm_peak_allocated_bytes",
+    "retained_bytes", "retained_requested_bytes", "peak_allocated_bytes", "peak_requested_bytes", "peak_reserved_bytes",
+    "warm_peak_allocated_bytes",
 )  # fmt: skip
 """Figures of a step's memory that are kept, where they are known."""
 
