@@ -71,6 +71,8 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
                 entered.enter_context(replaced(torch.cuda, name, answer))
             # Recurrent layers would move their weights together, and ask for their addresses.
             entered.enter_context(replaced(torch.backends.cudnn, "is_acceptable", lambda _: False))
+            if helper is not None:
+                entered.enter_context(replaced(torch._C, "_select_conv_backend", _conv_backend(torch._C._select_conv_backend)))
             if helper is not None and hasattr(fake_tensor, "init_gpu_context"):
                 # Some releases make a tensor with a value on the device with the first one without, for autograd's engine.
                 # The helper already reports that the device has a context.
@@ -82,9 +84,13 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
             sys.modules[_COMPILER].get_torch_obj_rule_map.cache_clear()
 
 
-def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
+def _answers(capability: Capability) -> dict[str, Any]:
     """Answers of `torch.cuda`'s functions about the device. A random state stays in the host's memory, which is not followed."""
     state = torch.zeros(16, dtype=torch.uint8)
+    generator = SimpleNamespace(
+        initial_seed=lambda: 0, get_offset=lambda: 0, manual_seed=_nothing(), set_offset=_nothing(),
+        get_state=lambda: state, set_state=_nothing(),
+    )  # fmt: skip
     properties = SimpleNamespace(
         name="predicted", major=capability[0], minor=capability[1], total_memory=0, multi_processor_count=1, warp_size=32
     )
@@ -98,6 +104,7 @@ def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
         "get_device_capability": lambda *_: capability,
         "get_device_name": lambda *_: "predicted",
         "get_device_properties": lambda *_: properties,
+        "default_generators": (generator,),
         "get_rng_state": lambda *_: state,
         "set_rng_state": _nothing(),
         "current_stream": lambda *_: _STREAM,
@@ -108,6 +115,21 @@ def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
         "_exchange_device": lambda *_: 0,
         "_maybe_exchange_device": lambda *_: 0,
     }
+
+
+def _conv_backend(select: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the choice of a convolution's library for tensors of bfloat16, too, about which torch 2.9 asks the driver."""
+
+    def halved(value: Any) -> Any:
+        return value.half() if isinstance(value, torch.Tensor) else value
+
+    def choice(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return select(*args, **kwargs)
+        except RuntimeError:
+            return select(*map(halved, args), **{name: halved(value) for name, value in kwargs.items()})
+
+    return choice
 
 
 class _Stream:
