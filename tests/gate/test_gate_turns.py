@@ -33,6 +33,7 @@ def slope(judgement: Judgement, model: str = "rescapsnet", quantity: str = "trai
     return found
 
 
+@pytest.mark.slow
 def test_unchanged_pairs_pass_and_slower_blocks_do_not() -> None:
     assert sum(not judge(run(2 * pair), run(2 * pair + 1)).passed for pair in range(20)) == 0
     assert sum(not judge(run(2 * pair, slower=1.1), run(2 * pair + 1)).passed for pair in range(20)) >= 18
