@@ -231,7 +231,8 @@ def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float) -> tuple
     The rest of the step is the best measure of a machine's speed, as it was timed in the same rounds, unless it has changed
     itself: by more than `share` in units of the yardstick.
     """
-    speed = old.yardstick / new.yardstick if old.yardstick and new.yardstick else None
+    yardsticks = (old.launches, new.launches) if old.launches and new.launches else (old.yardstick, new.yardstick)
+    speed = yardsticks[0] / yardsticks[1] if yardsticks[0] and yardsticks[1] else None
     paces = [PairedPace(one.seconds, one.low, one.high, one.rounds) for one in (old, new)]
     by_yardstick = paired_slope_change(paces[0], paces[1].scaled(speed or 1.0))
     if not old.rest or not new.rest:

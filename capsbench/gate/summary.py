@@ -82,6 +82,8 @@ class SlopeSummary(_Schema):
     """Upper end."""
     yardstick: float | None = None
     """Seconds of the yardstick in these rounds; None if none was timed."""
+    launches: float | None = None
+    """Seconds of a hundred launches in these rounds, if the device waits for the host in all cells; None if it does not."""
 
 
 class CellSummary(_Schema):
@@ -278,6 +280,9 @@ def _slopes(records: Iterable[Record]) -> dict[str, SlopeSummary]:
                 numbers |= dict(zip(("rest", "of_rest", "of_rest_low", "of_rest_high"), shares, strict=True))
             if yardsticks:
                 numbers["yardstick"] = median(yardsticks)
+            launches = [_launches(record.time, column) for record in good if record.time]
+            if all(launches):
+                numbers["launches"] = median(one for one in launches if one)
             rounded = {name: _rounded(value) for name, value in numbers.items()}
             found[name] = SlopeSummary(basis="edges" if fit.growing else "turns", rounds=len(fit.slopes), **rounded)
     return found
@@ -308,15 +313,21 @@ def _times(time: TimeFigures) -> dict[str, TimeSummary]:
         samples = getattr(time, field)
         if samples:
             low, middle, high = np.percentile(samples, (25, 50, 75))
-            of_host = is_host_bound(samples, getattr(time, f"device_{field}")) and time.launch_yardstick_seconds
+            launches = _launches(time, field)
             found[name] = TimeSummary(
                 seconds=_rounded(middle),
                 samples=len(samples),
                 spread=round(float((high - low) / middle), 3) if middle else 0.0,
                 relative=_rounded(middle / yardstick) if yardstick else None,
-                of_launches=_rounded(middle / median(time.launch_yardstick_seconds)) if of_host else None,
+                of_launches=_rounded(middle / launches) if launches else None,
             )
     return found
+
+
+def _launches(time: TimeFigures, field: str) -> float | None:
+    """Seconds of a hundred launches, if this time of a device is the host's; None if it is not."""
+    of_host = is_host_bound(getattr(time, field), getattr(time, f"device_{field}"))
+    return median(time.launch_yardstick_seconds) if of_host and time.launch_yardstick_seconds else None
 
 
 def _rounded(value: float) -> float:
