@@ -32,8 +32,8 @@ from capsbench.workload import Workload, without_effect
 LONGEST_MESSAGE = 500
 
 _AUTOTUNED = [
-    "cuDNN tries several algorithms in the first step, as the network asks (`torch.backends.cudnn.benchmark`): their scratch memory "
-    "is in peak_reserved_bytes, and not in step_reserved_bytes"
+    "cuDNN tries several algorithms in the first step, as the network asks (`torch.backends.cudnn.benchmark`): their scratch "
+    "memory is in peak_reserved_bytes, and not in step_reserved_bytes"
 ]
 
 READY = b"1"
