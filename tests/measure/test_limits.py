@@ -133,7 +133,6 @@ def test_a_capacity_that_does_not_suffice_is_out_of_memory(what):
     assert f"capacity of {100 * MIB}" in reply.message
 
 
-@pytest.mark.slow
 @PASSES
 def test_a_capacity_that_suffices_changes_nothing(own_model, what):
     name = own_model(MODEST)
