@@ -182,7 +182,7 @@ def test_a_home_folder_that_platformdirs_makes_up_is_none(monkeypatch):
 
 @pytest.mark.parametrize("nvml", ["not installed", "no driver"])
 def test_a_gpu_of_which_nvml_says_nothing_is_described(monkeypatch, nvml):
-    """As a slice of a GPU, or in a container: its clock and its driver are unknown, and the rest is there."""
+    """The clock and driver of a slice of a GPU, or in a container, may be unknown; the rest is there."""
     properties = SimpleNamespace(name="some GPU MIG 1g.10gb", major=9, minor=0, total_memory=10 * 2**30)
 
     def raises(*_):
