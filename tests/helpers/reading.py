@@ -202,7 +202,8 @@ def _leaves(command: click.Command) -> Iterator[click.Command]:
 
 
 def _check_benchmark(module: str, words: list[str]) -> None:
-    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    folder = ROOT.joinpath(*module.split("."))
+    path = folder / "__main__.py" if folder.is_dir() else folder.with_suffix(".py")
     if not path.exists():
         raise Wrong(f"there is no module {module}")
     source = path.read_text(encoding="utf-8")
