@@ -146,9 +146,9 @@ def tiny() -> Iterator[str]:
 BOUND = (
     "",
     "No stack can save the last row: on the way back each function is evaluated again with a graph, and autograd's engine is",
-    "asked for its gradients, both outside the stack's own loop here. The rest is a walk through that graph, which must be the one",
-    "of forward, the steps of x, v and their gradients, and the Python around them. The whole table grows with what else the",
-    "machine does: compare rows with `stored`.",
+    "asked for its gradients, both outside the stack's own loop here. The rest is a walk through that graph, which must be",
+    "the one of forward, the steps of x, v and their gradients, and the Python around them. The whole table grows with what else",
+    "the machine does: compare rows with `stored`.",
 )
 """Text that says what bounds the overhead."""
 
