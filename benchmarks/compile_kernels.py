@@ -1,7 +1,7 @@
 """Resources of a GPU that the Triton kernels take, found by compiling them ahead of time, without a GPU.
 
-    python -m benchmarks.compile_kernels            prints the table
-    python -m benchmarks.compile_kernels --write    keeps it as benchmarks/triton.md
+    python -m benchmarks.compile_kernels            prints the table of the installed Triton
+    python -m benchmarks.compile_kernels --write    keeps it in benchmarks/triton.md, beside those of other releases
 
 A row is a kernel as `capsbench.routing.triton.operators` launches it. Nothing in it depends on B of at least 8, or, but for
 `rounds_at_once`, on I.
@@ -97,7 +97,7 @@ def _launch(count: int, size: Size, dtype: torch.dtype) -> None:
         operators.round_vjp(inputs, weight, outputs, outputs, *state, limited)
     if count == COUNTS[0]:
         operators.sda_round(inputs, weight, bias, outputs, temperature)
-        operators.mean_distance(inputs, weight, outputs)
+        operators.sda_temperature(inputs, weight, outputs, False)
         given = (inputs, weight, of_output, outputs, outputs)
         operators.em_round(*given)
         for operator in (operators.em_state_vjp, operators.em_votes_vjp):
@@ -108,14 +108,13 @@ class Compiled(NamedTuple):
     """A kernel for one architecture."""
 
     figures: Figures
+    ttir: str
     ptx: str
 
 
-def compile_for(launch: Launch, architecture: int) -> Figures:
-    """Resources of a launched kernel on an architecture."""
-    return compiled(
-        getattr(kernels, launch.kernel), launch.arguments, launch.plan.sizes, launch.plan.options, architecture
-    ).figures
+def compile_for(launch: Launch, architecture: int) -> Compiled:
+    """A launched kernel for an architecture."""
+    return compiled(getattr(kernels, launch.kernel), launch.arguments, launch.plan.sizes, launch.plan.options, architecture)
 
 
 def compiled(
@@ -153,7 +152,7 @@ def compiled(
         triton.knobs.compilation.always_compile = True
         found = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     figures = Figures(_number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log), found.metadata.shared)
-    return Compiled(figures, found.asm["ptx"])
+    return Compiled(figures, found.asm["ttir"], found.asm["ptx"])
 
 
 def _number(pattern: str, log: io.StringIO) -> int:
@@ -166,24 +165,8 @@ def row(size: Size, launch: Launch) -> str:
     """A line of the table."""
     cells = [launch.title, *size, 32 * launch.plan.warps]
     for architecture in ARCHITECTURES:
-        cells += compile_for(launch, architecture)
+        cells += compile_for(launch, architecture).figures
     return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def heading() -> Iterator[str]:
-    """Everything above the rows; the first line names the compiler."""
-    yield f"Compiled by Triton {triton.__version__} with `python -m benchmarks.compile_kernels --write`."
-    yield ""
-    yield "*Registers* are counted per thread, *spills* are bytes per thread that did not fit into them, *shared* are bytes per"
-    yield "block of threads. All is float32, and holds for every I (`rounds_at_once` for 17 to 32) and every B of at least 8."
-    yield "`coupled_sum` serves RBA without a temperature and SDA with one, and the first round without an `anchor`;"
-    yield "`coupled_sum_vjp` computes the gradient of squash itself where it is given `sums`; `em_moment` runs twice a round, for"
-    yield "the mean without `about`, for the variance without `total_parts`."
-    yield ""
-    figures = [f"sm_{architecture} {name}" for architecture in ARCHITECTURES for name in Figures._fields]
-    names = ["kernel", "K", "J", "D", "threads", *figures]
-    yield "| " + " | ".join(names) + " |"
-    yield "| --- " + "| ---: " * (len(names) - 1) + "|"
 
 
 def rows(sizes: Sequence[Size] = SIZES) -> Iterator[str]:
@@ -191,16 +174,49 @@ def rows(sizes: Sequence[Size] = SIZES) -> Iterator[str]:
     return (row(size, launch) for size in sizes for launch in launches(size))
 
 
+def kept() -> dict[str, list[str]]:
+    """The lines of each release of Triton in the committed page."""
+    _, *sections = TABLE.read_text(encoding="utf-8").split(_SECTION)
+    found = {}
+    for section in sections:
+        release, *lines = section.splitlines()
+        found[release] = [line for line in lines if line.startswith("|")][2:]
+    return found
+
+
+def page(tables: dict[str, list[str]]) -> str:
+    """The page with the lines of each release, the newest first."""
+    figures = [f"sm_{architecture} {name}" for architecture in ARCHITECTURES for name in Figures._fields]
+    names = ["kernel", "K", "J", "D", "threads", *figures]
+    lines = [_INTRODUCTION]
+    for release in sorted(tables, key=lambda release: [int(part) for part in release.split(".")], reverse=True):
+        lines += [f"{_SECTION}{release}\n\n| {' | '.join(names)} |", "| --- " + "| ---: " * (len(names) - 1) + "|"]
+        lines += tables[release]
+    return "\n".join(lines) + "\n"
+
+
+_SECTION = "\n## Triton "
+_INTRODUCTION = """# Triton kernels, compiled ahead of time
+
+Made by `python -m benchmarks.compile_kernels --write`, once with each release of Triton.
+
+*Registers* are counted per thread, *spills* are bytes per thread that did not fit into them, *shared* are bytes per
+block of threads. All is float32, and holds for every I (`rounds_at_once` for 17 to 32) and every B of at least 8.
+`coupled_sum` serves RBA without a temperature and SDA with one, and the first round without an `anchor`;
+`coupled_sum_vjp` computes the gradient of squash itself where it is given `sums`; `em_moment` runs twice a round, for
+the mean without `about`, for the variance without `total_parts`."""
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="What the Triton kernels take of a GPU.")
-    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name} instead of printing it")
+    parser.add_argument("--write", action="store_true", help=f"write into {TABLE.name} instead of printing")
     write = parser.parse_args().write
-    table = "\n".join([*heading(), *rows()]) + "\n"
+    now = {triton.__version__: list(rows())}
     if write:
-        TABLE.write_text(table, encoding="utf-8")
+        TABLE.write_text(page(kept() | now), encoding="utf-8")
     else:
-        print(table, end="")
+        print(page(now), end="")
 
 
 if __name__ == "__main__":

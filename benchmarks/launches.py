@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from benchmarks.layers import LAYERS
 from capsbench.models.layers import CapsuleLayer
 from capsbench.models.networks import MoCapsNet, ResCapsNet
-from capsbench.reversible import drift, pair
+from capsbench.reversible import MomentumStack, drift, pair
 from capsbench.routing.triton import operators
 from capsbench.tracing.fake_cuda import fake_cuda
 from capsbench.tracing.fakes import Shapes, made_fake
@@ -200,6 +200,10 @@ STACKS: dict[str, Callable[..., nn.Module]] = {
         for inverse in ("float", "segmented", "exact")
         for memory, words in (("reversible", ""), ("reversible-kept", ", Σv kept"))
     },
+    **{
+        f"MoCapsNet, {inverse}, published rule": partial(MoCapsNet, inverse=inverse, rule="published")
+        for inverse in ("float", "segmented")
+    },
 }
 """Stacks of blocks, by the network that has them and their way back."""
 
@@ -208,15 +212,23 @@ def of_stack(name: str, blocks: int) -> Counts:
     """Counts of the blocks of a network at batch 128, without the rest of the network."""
     sizes = LAYERS["block"]
 
+    return _of_module(lambda: STACKS[name]((1, 28, 28), 10, blocks, kernel="triton", decoder=False).blocks, sizes[:3])
+
+
+def of_functions(functions: list[nn.Module]) -> Counts:
+    """Counts of a reversible stack of functions of 8 features."""
+    return _of_module(lambda: MomentumStack(functions, inverse="float"), (16, 8))
+
+
+def _of_module(made: Callable[[], nn.Module], shape: tuple[int, ...]) -> Counts:
     def make() -> Pass:
-        network = STACKS[name]((1, 28, 28), 10, blocks, kernel="triton", decoder=False)
-        stack = made_fake(network.blocks, DEVICE, Values())
-        x = torch.empty(sizes[:3], device=DEVICE, requires_grad=True)
+        module = made_fake(made(), DEVICE, Values())
+        x = torch.empty(shape, device=DEVICE, requires_grad=True)
         grad = torch.empty_like(x, requires_grad=False)
 
         def forward() -> tuple[Any, Callable[[], object]]:
-            out = stack(x)
-            return out, lambda: torch.autograd.grad(out, [x, *stack.parameters()], grad)
+            out = module(x)
+            return out, lambda: torch.autograd.grad(out, [x, *module.parameters()], grad)
 
         return forward
 
@@ -252,6 +264,9 @@ def tables() -> Iterator[str]:
     yield "## One block, and the waits of a step"
     yield ""
     yield "A block is two layers with what its network does between them. *Waits* are those of a stack of 8 blocks in one step."
+    yield "The drift is copied while the device works, and read in a later step. The one wait of *exact* reads the largest"
+    yield "magnitudes, and cannot be put off: if one is out of range, `auto` computes the step again with `segmented`, and what"
+    yield "follows the stack needs the right x. It waits for what has been queued so far; then the queue is filled again."
     yield ""
     yield "| blocks of | launches forward | launches backward | waits forward | waits backward |"
     yield "| --- | ---: | ---: | ---: | ---: |"
@@ -261,8 +276,9 @@ def tables() -> Iterator[str]:
 
 
 def _row(name: str, found: list[int]) -> str:
-    """A line of a table: each count, with the former one in brackets."""
-    cells = [f"{now} ({before})" for now, before in zip(found, BEFORE[name], strict=True)]
+    """A line of a table: each count, with the former one in brackets if it is known."""
+    before = [f" ({one})" for one in BEFORE[name]] if name in BEFORE else [""] * len(found)
+    cells = [f"{now}{then}" for now, then in zip(found, before, strict=True)]
     return f"| {' | '.join([name, *cells])} |"
 
 

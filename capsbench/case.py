@@ -147,4 +147,4 @@ def described(value: Any) -> str:
     """A short description of a value for an error: its type, and the shape of a tensor."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
-    return "None" if value is None else f"a value of type {type(value).__name__}"
+    return "None" if value is None else type(value).__name__

@@ -378,14 +378,19 @@ class Configuration(BaseModel):
         return self.batch_size
 
     def options(self) -> dict[str, Any]:
-        """Return all values by name, the settings of a case as one text, `length 128, width 64`; None without any."""
+        """Return all values by name, the settings of a case as one text, `length=128, width=64`; None without any."""
         known = self.model_dump()
-        known["settings"] = ", ".join(f"{noun_of(name)} {value}" for name, value in self.settings or ()) or None
+        known["settings"] = ", ".join(f"{name}={_typed(value)}" for name, value in self.settings or ()) or None
         return known
 
     def arguments(self) -> dict[str, Any]:
         """Return the options for a network's constructor, by name."""
         return {name: value for name in NETWORK_OPTIONS if (value := getattr(self, name)) is not None}
+
+
+def _typed(value: Setting) -> str:
+    """A setting as it is typed."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _rows() -> dict[str, Option]:
@@ -399,6 +404,9 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(_rows())
 
 NETWORK_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.networks.names is not None)
 """Options that only capsbench's own networks have, and no other network gets."""
+
+SETTINGS_FLAG = "--set"
+"""Flag of the settings of cases, once for each."""
 
 SWEPT_OPTIONS = tuple(name for name in OPTIONS if name not in ("model", "blocks"))
 """All options except the two that each sweep names: networks and depths."""
@@ -419,3 +427,10 @@ def noun_of(name: str) -> str:
     """Noun of an option in a label: `batch`, `optimizer step`; any other column by its name."""
     own = OPTIONS[name].noun if name in OPTIONS else ""
     return own or name.replace("_", " ")
+
+
+def value_in_words(name: str, value: object) -> str:
+    """Words of a label for an option's value: `batch 32`, `sda`, `step in backward`."""
+    if not isinstance(value, str):
+        return f"{noun_of(name)} {value}"
+    return OPTIONS[name].words.get(value, value) if name in OPTIONS else value

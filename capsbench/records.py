@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
+from capsbench.options import OPTIONS, SWEPT_OPTIONS, WRITTEN, value_in_words
 from capsbench.options import PREDICTED as PREDICTED
-from capsbench.options import WRITTEN
 from capsbench.options import Configuration as Configuration
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Version of the schema, raised whenever an older capsbench could not understand a new record."""
 
 Status = Literal["ok", "oom", "timeout", "error", "skipped"]
@@ -25,6 +25,9 @@ Pass = Literal["time", "memory"]
 """One process's part of a measurement."""
 
 BOTH: tuple[Pass, ...] = ("time", "memory")
+
+_USUAL = {"memory": "stored", "device": "cpu"}
+"""Values that a label leaves out, of options whose default depends on the network or the machine."""
 
 FINAL: frozenset[Status] = frozenset({"ok", "oom", "skipped"})
 """Outcomes that a resumed sweep does not try again."""
@@ -52,11 +55,14 @@ class Cell(Schema):
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     def label(self) -> str:
-        """A label for people: `mocapsnet 4, sample, recompute`."""
+        """A label for people: `mocapsnet 4, sample, batch 32, recompute #2`; all options are named that differ from the usual."""
         it = self.configuration
-        parts = [f"{it.model} {it.blocks}", it.dataset, it.kernel, it.memory if it.memory != "stored" else None]
-        replicate = f" #{self.replicate + 1}" if self.replicate else ""
-        return ", ".join(part for part in parts if part) + replicate
+        words = [f"{it.model} {it.blocks}", it.dataset]
+        for name in (name for name in SWEPT_OPTIONS if name != "dataset"):
+            value, option = getattr(it, name), OPTIONS[name]
+            if value not in (None, option.default, option.before, option.unwritten, _USUAL.get(name)):
+                words.append(value_in_words(name, value))
+        return ", ".join(words) + (f" #{self.replicate + 1}" if self.replicate else "")
 
 
 class Contents(Schema):
@@ -185,7 +191,12 @@ Certainty = Literal["exact", "modelled", "guessed"]
 
 
 class MemoryFigures(Schema):
-    """Bytes of one training step, once weights, gradients and optimizer state have been made."""
+    """Bytes of one training step, once weights, gradients and optimizer state have been made.
+
+    Bytes on CUDA are those of the blocks that its caching allocator hands out, which are larger than what was asked for: by up to
+    512 bytes, and up to 1 MiB where the rest of a block is not worth a block of its own. Fields with `requested` in their names
+    have what was asked for.
+    """
 
     probe: str
     """Name of the probe: `allocator` (our own around a CPU's), `profiler` (torch's events), `cuda`, or `trace` (predicted)."""
@@ -195,20 +206,29 @@ class MemoryFigures(Schema):
     """Bytes of the parameters' gradients that are alive after backward; 0 if the optimizer steps inside backward."""
     optimizer_bytes: NonNegativeInt
     """Bytes of the optimizer's state."""
-    retained_bytes: int
-    """Bytes alive after forward minus those before, which backward will need."""
-    peak_forward_bytes: NonNegativeInt
+    retained_bytes: int | None
+    """Bytes alive after forward minus those before, which backward will need; of a prediction, as they are requested. This and
+    the next three are None if the device's allocator does not count, as CUDA's with its cache turned off."""
+    peak_forward_bytes: NonNegativeInt | None
     """Highest bytes during forward and loss; like the next two, with weights, optimizer state and the batch included."""
-    peak_backward_bytes: NonNegativeInt
+    peak_backward_bytes: NonNegativeInt | None
     """Highest bytes during backward, and the optimizer's steps that are part of it."""
-    peak_allocated_bytes: NonNegativeInt
+    peak_allocated_bytes: NonNegativeInt | None
     """Highest bytes over the whole step, the optimizer's part included."""
+    retained_requested_bytes: int | None = None
+    """Retained bytes on CUDA as they were requested; None on a CPU, and if the allocator does not tell."""
+    peak_requested_bytes: NonNegativeInt | None = None
+    """Highest bytes on CUDA over the whole step as they were requested."""
     peak_reserved_bytes: NonNegativeInt | None = None
-    """Highest bytes that the caching allocator held; None if there is none (CPU)."""
+    """Highest bytes that the caching allocator held until the end of the step, with what earlier steps left in its cache; None if
+    there is none (CPU)."""
+    step_reserved_bytes: NonNegativeInt | None = None
+    """Highest bytes that the caching allocator held over a step that began with an empty cache."""
     process_bytes: NonNegativeInt | None = None
     """Bytes of this process: on CUDA as the driver reports them (NVML), on a CPU the largest resident set."""
     context_bytes: int | None = None
-    """Bytes that the process holds on CUDA beside the caching allocator: the driver's context and libraries' workspaces."""
+    """Bytes that the process holds on CUDA beside the caching allocator after two steps: the driver's context, and the kernels
+    that were loaded by then."""
     warm_peak_allocated_bytes: NonNegativeInt | None = None
     """Highest bytes on CUDA over a step after several more, when libraries have settled on their algorithms."""
     at_peak: Contents | None = None
@@ -217,6 +237,16 @@ class MemoryFigures(Schema):
     """Certainty of predicted figures, by field; None for measured ones."""
     scratch: list[str] = []
     """Operators whose scratch memory is not in predicted figures."""
+
+    @model_validator(mode="after")
+    def _is_counted(self) -> "MemoryFigures":
+        """Refuse bytes that are unknown though their probe always counts them, and those of which some alone are unknown."""
+        known = {
+            getattr(self, f"{name}_bytes") is not None for name in ("retained", "peak_forward", "peak_backward", "peak_allocated")
+        }
+        if known != {True} and (self.probe != "cuda" or len(known) > 1):
+            raise ValueError("retained and peak bytes are not known")
+        return self
 
 
 class GrowingFigures(Schema):
@@ -233,7 +263,7 @@ class GrowingFigures(Schema):
     forward_seconds: list[NonNegativeFloat]
     """Seconds inside these modules in the forward pass of a training step."""
     inference_seconds: list[NonNegativeFloat]
-    """Seconds inside these modules under inference mode."""
+    """Seconds inside these modules under inference mode; empty if reading the clock at their edges would change what is run."""
     edges_seconds: NonNegativeFloat
     """Seconds that reading the clock at the edges adds to a training step, measured by itself."""
 
@@ -255,6 +285,13 @@ class TimeFigures(Schema):
     """Seconds of a product of two matrices, timed between the samples: the speed of the machine meanwhile."""
     yardstick_flops: int | None = None
     """Floating-point operations of the yardstick."""
+    launch_yardstick_seconds: list[NonNegativeFloat] = []
+    """Seconds of a hundred launches of the smallest kernel, timed with the yardstick: the speed of the host. Empty on a CPU."""
+    device_train_step_seconds: list[NonNegativeFloat] = []
+    """Seconds that the device takes for a training step all of which is in its queue beforehand, so that it never waits for the
+    host. Empty on a CPU, and if the step itself waits for the device or has more launches than a queue holds."""
+    device_inference_seconds: list[NonNegativeFloat] = []
+    """Seconds that the device takes for an inference step all of which is in its queue beforehand."""
     noise: list[str] = []
     """Reasons not to trust these samples, if any: names of `NOISES` in `measure.noise`."""
     rounds: list[NonNegativeInt] = []
@@ -271,7 +308,8 @@ class TimeFigures(Schema):
         counts |= {len(self.rounds), len(self.processes)} if self.rounds or self.processes else set()
         if self.growing is not None:
             parts = self.growing
-            counts |= {len(parts.train_step_seconds), len(parts.forward_seconds), len(parts.inference_seconds)}
+            counts |= {len(parts.train_step_seconds), len(parts.forward_seconds)}
+            counts |= {len(parts.inference_seconds)} if parts.inference_seconds else set()
         if (self.rounds or self.growing) and len(counts) > 1:
             raise ValueError("samples, rounds and processes have lists of different lengths")
         return self
@@ -292,7 +330,7 @@ class Turn(Schema):
 
 
 class Round(Schema):
-    """One round of cells that take turns: a line of rounds.jsonl, which holds them until the cells have records."""
+    """One round of cells that take turns: a line of rounds.jsonl, which holds them until all their turns are in records."""
 
     schema_version: int = SCHEMA_VERSION
     """Version of the schema that the writing capsbench had."""
@@ -310,6 +348,12 @@ class Round(Schema):
     """Seconds of the yardstick before the round."""
     yardstick_flops: int | None = None
     """Floating-point operations of the yardstick."""
+    launch_yardstick_seconds: list[NonNegativeFloat] = []
+    """Seconds of a hundred launches of the smallest kernel before the round; empty on a CPU."""
+    device_train_step_seconds: dict[str, list[NonNegativeFloat]] = {}
+    """Seconds of the device alone, as in `TimeFigures`, by the key of the cell; taken before the first round of the process."""
+    device_inference_seconds: dict[str, list[NonNegativeFloat]] = {}
+    """Seconds of the device alone for an inference step, by the key of the cell."""
     noise: list[str] = []
     """Reasons not to trust the round, seen on the machine: names of `NOISES` in `measure.noise`."""
     modules: dict[str, list[str]] = {}
@@ -359,11 +403,13 @@ class Record(Schema):
     duration_seconds: float | None = None
     """Wall time of all the cell's processes."""
     memory: MemoryFigures | None = None
-    """Bytes; None if they were not counted."""
+    """Bytes; None if there was no memory pass."""
     time: TimeFigures | None = None
     """Seconds; None if nothing was timed."""
     step: StepFigures | None = None
     """Figures of a trace; None if there is none."""
+    tf32: bool | None = None
+    """True if the step was allowed to use TF32, as a user's network may; None if not on CUDA, and before version 6."""
     notes: list[str] = []
     """Further remarks for the reader, such as other processes on the device."""
 
@@ -374,7 +420,8 @@ class Record(Schema):
         # Records before version 4 have no flag, but their modules add up or not.
         unsaid = self.step.agrees is None
         kind = self.cell.configuration.device_kind()
-        borne_out = self.schema_version > 3 or adds_up(self.step.retained_by_module, self.memory.retained_bytes, kind)
+        retained = self.memory.retained_bytes
+        borne_out = self.schema_version > 3 or (retained is not None and adds_up(self.step.retained_by_module, retained, kind))
         return self.step if unsaid and borne_out else None
 
     def settles(self, passes: Sequence[Pass]) -> bool:

@@ -3,32 +3,22 @@
     report = capsbench.Report("reports/mine")
     report.frame; report.slopes; report.figure4(); report.write(); report.check("baselines/ci.json").passed
 
-Nothing here needs torch. Pandas, matplotlib and the page are imported on first use.
+`ReportFolder` reads and writes the folder; a `Report` adds what is computed and drawn. Nothing here needs torch. Pandas,
+matplotlib and the page are imported on first use.
 """
 
-import base64
-import copy
-import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from capsbench import files
-from capsbench.durable import replace_file
 from capsbench.errors import StoreError
-from capsbench.locks import alone_in
-from capsbench.paths import absolute, as_typed, expanded
-from capsbench.records import BOTH, Pass, Plan, Record, Round
-from capsbench.timed_rounds import with_rounds
+from capsbench.paths import expanded
+from capsbench.report_folder import ReportFolder, saved_timelines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -39,35 +29,12 @@ if TYPE_CHECKING:
     from capsbench.gate.summary import Summary
     from capsbench.page.notebook import SlopesFrame
 
-PAGE, SLOPES = "index.html", "slopes.csv"
-"""Files in a report's folder that can be drawn again at any time."""
+PAGE = "index.html"
+"""File of the page in a report's folder."""
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """The form in which the figures of a report are drawn."""
-
-    figures: tuple[str, ...] = ("figure3", "figure4")
-    memory: tuple[str, ...] | None = None
-    """Memory drawn on a GPU; None: `retained` in figure 3, `retained` and `peak` in figure 4."""
-    memory_on_cpu: tuple[str, ...] | None = None
-    """Memory drawn on a CPU, whose resident set cannot be compared with the paper's values."""
-    with_paper: bool = False
-    """True to draw the paper's table 4 if it is comparable."""
-
-
-USUAL = Drawing()
-
-AS_IN_PAPER = {
-    "figure3": Drawing(("figure3",), ("process",), ("retained",), with_paper=True),
-    "figure4": Drawing(("figure4",), ("retained", "reserved", "process"), ("retained", "peak"), with_paper=True),
-    "table4": Drawing(("figure3",), ("retained", "peak", "reserved", "process"), ("retained", "peak"), with_paper=True),
-}
-"""Drawings by the names that `capsbench reproduce` takes."""
-
-
-class Report:
-    """A folder of records, which is read once, on first use.
+class Report(ReportFolder):
+    """A folder of records, which is read once, on first use, and everything that follows from it.
 
     Records that another process appends meanwhile are seen after `refresh`.
 
@@ -75,278 +42,10 @@ class Report:
         folder: made when something is written; None for a report that is in memory alone.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
-        self._folder = None if folder is None else expanded(folder)
-        self._name: str | None = None
-        self._held = 0
-        self._forget()
-
-    @classmethod
-    def of(
-        cls,
-        records: Iterable[Record],
-        name: str = "report",
-        *,
-        environments: Mapping[str, Any] | None = None,
-        plan: Plan | None = None,
-        timelines: Sequence[files.SavedTimeline] = (),
-        notes: Sequence[str] = (),
-    ) -> Self:
-        """Return a report that is in memory alone.
-
-        Args:
-            records: records of the report.
-            name: name of the report.
-            environments: the machines, by the key that records carry.
-            plan: plan of the sweep.
-            timelines: timelines of steps.
-            notes: notes for the reader.
-        """
-        report = cls(None)
-        report._name = name
-        report._keep(records)
-        report._plan, report._has_plan, report._environments = plan, True, dict(environments or {})
-        report._timelines, report._notes = list(timelines), list(notes)
-        return report
-
-    def refresh(self) -> None:
-        """Forget the contents, so that the folder is read again."""
-        if self._folder is not None:
-            self._forget()
-
-    def _forget(self) -> None:
-        self._records: list[Record] | None = None
-        self._rounds: list[Round] = []
-        self._places: dict[str, int] = {}
-        self._damages: list[files.Damage] = []
-        self._plan: Plan | None = None
-        self._has_plan = False
-        self._environments: dict[str, Any] | None = None
-        self._timelines: list[files.SavedTimeline] | None = None
-        self._notes: list[str] = []
-        self._forget_figures()
-
-    def _forget_figures(self) -> None:
+    def _forget_results(self) -> None:
         self._frame: pd.DataFrame | None = None
         self._slopes: SlopesFrame | None = None
         self._summary: tuple[Summary, list[str]] | None = None
-
-    # The folder and its contents
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the report.
-
-        Raises:
-            StoreError: the report is in memory alone.
-        """
-        if self._folder is None:
-            raise StoreError(f"report '{self.name}' is in memory alone", "name a folder to write to")
-        return self._folder
-
-    @property
-    def path(self) -> Path:
-        """The file of the records."""
-        return self.folder / files.RECORDS
-
-    @property
-    def name(self) -> str:
-        """The name of the folder."""
-        if self._name is None:
-            self._name = Path(os.path.normpath(absolute(self.folder))).name or "report"
-        return self._name
-
-    def place(self) -> Path:
-        """Return the key that orders two reports of one name: the folder, or the name of a report in memory."""
-        return self._folder or Path(self.name)
-
-    def named(self, name: str) -> Self:
-        """Return the report under another name."""
-        found = copy.copy(self)
-        found._name = name
-        found._forget_figures()
-        return found
-
-    @property
-    def records(self) -> list[Record]:
-        """The last record of each cell, in the order of first mention.
-
-        Raises:
-            StoreError: the file cannot be opened, or holds a record of a newer schema.
-        """
-        self._read()
-        if not self._rounds:
-            return list(self._records or ())
-        return with_rounds(self._records or (), self._rounds)
-
-    @property
-    def rounds(self) -> list[Round]:
-        """The rounds of cells that took turns in a sweep that has not ended, as far as these have no records with times."""
-        self._read()
-        return list(self._rounds)
-
-    @property
-    def damages(self) -> list[files.Damage]:
-        """The lines of records.jsonl that are not records."""
-        self._read()
-        return self._damages
-
-    @property
-    def plan(self) -> Plan | None:
-        """The plan of the report; None if plan.json is missing.
-
-        Raises:
-            StoreError: it is damaged or of a newer schema.
-        """
-        if not self._has_plan:
-            self._plan, self._has_plan = files.read_plan(self.folder / files.PLAN), True
-        return self._plan
-
-    @property
-    def environments(self) -> dict[str, Any]:
-        """Every machine of the report, by the key that records carry.
-
-        Raises:
-            StoreError: environment.json is damaged.
-        """
-        if self._environments is None:
-            self._environments = files.read_environments(self.folder / files.ENVIRONMENT)
-        return self._environments
-
-    @property
-    def timelines(self) -> list[files.SavedTimeline]:
-        """The timelines at or below the folder, except those in the folder of a report below it.
-
-        Raises:
-            StoreError: one is of a newer schema.
-        """
-        if self._timelines is None:
-            own = self.folder.resolve()
-            paths = (path for path in sorted(self.folder.rglob(files.TIMELINE)) if _report_of(path) in (own, None))
-            self._timelines, self._notes = _saved(paths)
-        return self._timelines
-
-    @property
-    def notes(self) -> list[str]:
-        """Notes for the reader, on damaged lines and timelines."""
-        if self._folder is not None:
-            _ = self.timelines
-        return [*map(as_typed, files.damage_in_words(self.damages)), *self._notes]
-
-    @property
-    def started(self) -> str:
-        """Start of the first cell, ISO 8601; empty if no record has it."""
-        return min((record.started_at for record in self.records if record.started_at), default="")
-
-    @property
-    def ended(self) -> str:
-        """Start of the last cell, which tells the later of two reports."""
-        return max((record.started_at for record in self.records if record.started_at), default="")
-
-    def settled(self, passes: Sequence[Pass] = BOTH) -> set[str]:
-        """Return the keys of the cells that need not be measured again for these passes."""
-        self._read()
-        return {record.cell.key() for record in self._records or () if record.settles(passes)}
-
-    def _read(self) -> None:
-        """Read records and rounds, unless that has been done."""
-        if self._records is None:
-            records, self._damages = files.read_records(self.path)
-            self._keep(records)
-            self._rounds, damages = files.read_rounds(self._rounds_path)
-            self._damages += damages
-
-    def _keep(self, records: Iterable[Record]) -> None:
-        self._records = list(records)
-        self._places = {record.cell.key(): place for place, record in enumerate(self._records)}
-
-    # Writing
-
-    @contextmanager
-    def lock(self, notify: "Callable[[str], None]" = lambda _: None) -> Iterator[None]:
-        """Keep every other process from measuring into the folder; within the body, lock it again at no cost.
-
-        Args:
-            notify: receives a text if it takes a while to see whether another holder of the folder still lives.
-
-        Raises:
-            StoreError: another process holds it, or the folder cannot be written.
-        """
-        if self._held:
-            yield
-            return
-        with alone_in(self.folder, notify):
-            self._held += 1
-            try:
-                yield
-            finally:
-                self._held -= 1
-
-    def append(self, record: Record) -> None:
-        """Add a record, which is on the disk when this returns.
-
-        Raises:
-            LostWorkError: it could not be written; the record is kept in the file that the message names.
-        """
-        if self._folder is not None:
-            files.append(self.path, record)
-        if self._records is not None:
-            place = self._places.setdefault(record.cell.key(), len(self._records))
-            self._records[place : place + 1] = [record]
-        self._forget_figures()
-
-    def append_round(self, taken: Round) -> None:
-        """Add a round of cells that take turns, which is on the disk when this returns.
-
-        Raises:
-            LostWorkError: it could not be written; it is kept in the file that the message names.
-        """
-        self._read()
-        if self._folder is not None:
-            files.append(self._rounds_path, taken)
-        self._rounds.append(taken)
-        self._forget_figures()
-
-    def forget_rounds(self) -> None:
-        """Remove the rounds if every cell in them has a record with its times; otherwise they stay.
-
-        Raises:
-            StoreError: their file cannot be removed.
-        """
-        self._read()
-        timed = {record.cell.key() for record in self._records or () if record.time is not None}
-        if not {turn.cell for one in self._rounds for turn in one.turns} <= timed:
-            return
-        if self._folder is not None:
-            try:
-                self._rounds_path.unlink(missing_ok=True)
-            except OSError as error:
-                raise StoreError(f"{self._rounds_path} cannot be removed: {error.strerror}", "remove it by hand") from None
-        self._rounds = []
-
-    @property
-    def _rounds_path(self) -> Path:
-        return self.folder / files.ROUNDS
-
-    def write_plan(self, plan: Plan) -> None:
-        """Write the plan.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        replace_file(self.folder / files.PLAN, plan.model_dump_json(indent=1, exclude_none=True))
-        self._plan, self._has_plan = plan, True
-
-    def add_environment(self, key: str, environment: dict[str, Any]) -> None:
-        """Write the description of a machine; a report that was resumed elsewhere has several.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        if key not in self.environments:
-            known = {**self.environments, key: environment}
-            replace_file(self.folder / files.ENVIRONMENT, json.dumps(known, indent=1) + "\n")
-            self._environments = known
 
     # Results of the records
 
@@ -523,22 +222,9 @@ class Report:
         Raises:
             OSError: a file cannot be written.
         """
-        from capsbench.durable import write_csv
-        from capsbench.figures.depth import PAGE_WIDTH, save
-        from capsbench.terminal.table4 import table4
-        from capsbench.words.labels import on_gpu
+        from capsbench.drawing import draw_report
 
-        asked = bool(memory or with_paper or per != "step" or only)
-        experiment = None if asked or self.plan is None else self.plan.experiment
-        how = USUAL if experiment is None else AS_IN_PAPER[experiment]
-        shown = memory or (how.memory if on_gpu(self.frame).any() else how.memory_on_cpu)
-        paths = [write_csv(self.slopes, folder / SLOPES)]
-        for name, draw in (("figure3", self.figure3), ("figure4", self.figure4)):
-            if name in (only or how.figures):
-                for kinds, width in ((("svg", "png"), None), (("pdf",), PAGE_WIDTH)):
-                    figure = draw(memory=shown, per=per, with_paper=with_paper or how.with_paper, width=width)
-                    paths += save(figure, folder, name, kinds)
-        return [*paths, write_csv(table4(self.frame), folder / "table4.csv")] if experiment == "table4" else paths
+        return draw_report(self, folder, memory=memory, per=per, with_paper=with_paper, only=only)
 
     def page(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write the page of this report, which needs no network and no server, and return its path.
@@ -556,18 +242,11 @@ class Report:
             raise self._nothing()
         return write_page([self], self.folder / PAGE if path is None else expanded(path))
 
-    def __repr__(self) -> str:
-        return f"<Report {self.name!r} in memory>" if self._folder is None else f"Report({str(self.folder)!r})"
-
     def _repr_html_(self) -> str:
         """Return the slopes as a table, and figure 4."""
-        from capsbench.figures.depth import as_svg
+        from capsbench.drawing import report_html
 
-        picture = base64.b64encode(as_svg(self.figure4())).decode()
-        title = f"<p>{escape(self.name)}: {len(self.records)} records</p>"
-        return (
-            f"{title}{self.slopes._repr_html_()}<img src='data:image/svg+xml;base64,{picture}' alt='memory and time over depth'>"
-        )
+        return report_html(self)
 
     def _nothing(self) -> StoreError:
         """Return the error of a report without a record."""
@@ -596,7 +275,7 @@ def loose_timelines(roots: Iterable[Path], reports: Iterable[Report]) -> tuple[l
     """
     folders = {report.folder.resolve() for report in reports}
     paths = {path.resolve(): path for root in roots for path in sorted(expanded(root).rglob(files.TIMELINE))}
-    return _saved(path for place, path in paths.items() if folders.isdisjoint(place.parents))
+    return saved_timelines(path for place, path in paths.items() if folders.isdisjoint(place.parents))
 
 
 def frame_of(reports: Iterable[Report]) -> "pd.DataFrame":
@@ -652,13 +331,3 @@ def summary_in(place: str | os.PathLike[str] | Report) -> "tuple[Summary, list[s
         return summary_of([place])
     path = expanded(place)
     return (read_baseline(path), []) if path.is_file() else summary_of(reports_below(path))
-
-
-def _report_of(path: Path) -> Path | None:
-    """The nearest folder above a file that holds records."""
-    return next((folder for folder in path.resolve().parents if (folder / files.RECORDS).exists()), None)
-
-
-def _saved(paths: Iterable[Path]) -> tuple[list[files.SavedTimeline], list[str]]:
-    timelines, damages = files.read_timelines(paths)
-    return [files.SavedTimeline(timeline, as_typed(str(path))) for path, timeline in timelines], list(map(as_typed, damages))

@@ -101,7 +101,7 @@ class Facts(NamedTuple):
     """Facts about a network that a sweep needs before it makes one."""
 
     fingerprint: Fingerprint | None
-    """Its source, as in `fingerprint_of`."""
+    """The source of the network, as in `fingerprint_of`."""
     settings: dict[str, Setting] | None
     """The settings of a function that makes cases, by name with their defaults; None for one that makes classifiers."""
 

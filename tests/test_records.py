@@ -5,7 +5,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from capsbench.records import SCHEMA_VERSION, Cell, Plan, Record, newer_than_known
+from capsbench.options import OPTIONS, type_of
+from capsbench.records import SCHEMA_VERSION, Cell, MemoryFigures, Plan, Record, newer_than_known
 from helpers.made import make_configuration, make_record
 
 
@@ -53,10 +54,35 @@ def test_what_is_no_record_is_refused(path, value):
         Record.model_validate(json.loads(json.dumps(data)))
 
 
+def test_a_label_names_what_is_not_usual():
+    assert Cell(configuration=make_configuration(batch_size=128, threads=None)).label() == "rescapsnet 1, sample, recompute"
+    cell = Cell(configuration=make_configuration("mocapsnet", 4, dataset="mnist", routing="sda", threads=2), replicate=1)
+    assert cell.label() == "mocapsnet 4, mnist, batch 4, recompute, sda, reversible, float, threads 2 #2"
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_labels_of_cells_that_differ_in_one_option_differ(name):
+    # `auto` is resolved before there is a cell.
+    choices = [value for value in OPTIONS[name].choices if value != "auto"]
+    values = choices or {str: ["one", "another"], int: [1, 2], float: [0.5, 0.25]}[type_of(name)]
+    usual = make_configuration("mocapsnet", 4)
+    assert len({Cell(configuration=usual.model_copy(update={name: value})).label() for value in values}) == len(values)
+
+
 def test_records_do_not_change():
     record = make_record()
     with pytest.raises(ValidationError):
         record.status = "error"
+
+
+def test_bytes_may_be_unknown_on_cuda_alone_and_only_together():
+    known = make_record().memory.model_dump()
+    names = ("retained_bytes", "peak_forward_bytes", "peak_backward_bytes", "peak_allocated_bytes")
+    unknown = dict.fromkeys(names)
+    assert MemoryFigures(**known | unknown | {"probe": "cuda"}).retained_bytes is None
+    for changed in (unknown, {"probe": "cuda", "retained_bytes": None}, {"probe": "trace", **unknown}):
+        with pytest.raises(ValidationError, match="are not known"):
+            MemoryFigures(**known | changed)
 
 
 # A key that changed would make `--resume` measure everything again: these are written down.

@@ -71,6 +71,8 @@ def asked_by(kind: type, name: str) -> str:
     """The flag and the default of an option of a cell; empty for other fields."""
     if kind is not records.Configuration:
         return ""
+    if name not in options.OPTIONS:
+        return f" Flag `{options.SETTINGS_FLAG}`."
     option = options.OPTIONS[name]
     default = "" if option.default is None else f", by default `{option.default}`"
     return f" Flag `{option.flag}`{default}."

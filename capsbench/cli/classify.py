@@ -43,22 +43,22 @@ def command(
 
     with printing_aside() if as_json else nullcontext():
         classifier = Classifier([checkpoint, *others], device=device)
-        found = classifier(classifier.read(images))
-    written = [None] * len(found) if reconstructions is None else _write(reconstructions, images, found)
+        predictions = classifier(classifier.read(images))
+    written = [None] * len(predictions) if reconstructions is None else _write(reconstructions, images, predictions)
     if as_json:
         data = []
-        for image, one, path in zip(images, found, written, strict=True):
+        for image, one, path in zip(images, predictions, written, strict=True):
             classes = {"class": one.label, "name": one.name, "length": one.length, "lengths": list(one.lengths)}
             picture = None if path is None else as_typed(str(path))
             data.append({"image": as_typed(str(image)), **classes, "reconstruction": picture})
         echo_json(data)
         return
-    for image, one in zip(images, found, strict=True):
+    for image, one in zip(images, predictions, strict=True):
         # A class that is called by its number is named once.
         name = "" if one.name == str(one.label) else f" ({one.name})"
         echo(f"{image}: {one.label}{name}, length {one.length:.3f}")
     if reconstructions is not None:
-        echo(f"wrote {len(found)} reconstructions to {reconstructions}", err=True)
+        echo(f"wrote {len(predictions)} reconstructions to {reconstructions}", err=True)
 
 
 def _write(folder: Path, images: tuple[Path, ...], found: "list[Classified]") -> list[Path]:

@@ -11,11 +11,11 @@ def command(as_json: bool) -> None:
     """Describe this machine as reports do."""
     from capsbench.measure.environment import describe
 
-    found = describe()
+    machine = describe()
     if as_json:
-        echo_json(found)
+        echo_json(machine)
         return
-    for name, value in found.items():
+    for name, value in machine.items():
         parts = [f"{key} {item}" for key, item in value.items()] if isinstance(value, dict) else value
         text = ", ".join(parts) if isinstance(parts, list) else parts
         echo(f"{name:<10} {text}")

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from capsbench.devices import GIB, KIB, MIB
 from capsbench.errors import ConfigurationError
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, Setting, type_of
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Setting, type_of
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
@@ -270,17 +270,18 @@ THRESHOLD_OPTIONS = together(
         "--time-threshold", type=Parsed("share", _time_threshold), default="10%", help="Threshold of times, in percent."
     ),
 )
+SETTINGS_OPTION = click.option(
+    SETTINGS_FLAG,
+    "settings",
+    type=Parsed("name=values", parse_setting),
+    multiple=True,
+    help="Values of what a case takes, which multiply the sweep: length=128,256.",
+)
 MODEL_OPTIONS = together(
     cell_option("model", "models", type=NameList(("all", *MODELS), open_ended=True), default="all"),
     cell_option("blocks", "depth", type=str, default="1-8"),
-    click.option(
-        "--vary", type=Parsed("name=values", parse_setting), multiple=True,
-        help="Values of any number that a case takes, or of an option: length=128,256. Repeat it for a grid.",
-    ),
-    click.option(
-        "--set", "fixed", type=Parsed("name=value", parse_setting), multiple=True, help="A value of what a case takes: width=256."
-    ),
-)  # fmt: skip
+    SETTINGS_OPTION,
+)
 SWEEP_OPTIONS = together(
     click.option("--repeats", type=whole(1), default=1, help="Replicates of every cell."),
     click.option("--samples", type=whole(5), default=5, help="Smallest number of samples of each time."),
@@ -325,6 +326,11 @@ def was_typed(name: str) -> bool:
     """Return whether the option of a parameter was typed, with its default value or another."""
     source = click.get_current_context().get_parameter_source(name)
     return source not in (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+
+
+def was_left_out(name: str) -> bool:
+    """Return whether a command that is running has its own default for the option of a parameter."""
+    return click.get_current_context(silent=True) is not None and not was_typed(name)
 
 
 def refuse_for_own(models: Sequence[str]) -> None:

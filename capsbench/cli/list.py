@@ -18,11 +18,11 @@ from capsbench.words.units import bytes_text
 @DATA_DIR_OPTION
 def command(as_json: bool, data_dir: Path | None) -> None:
     """List models, data sets (and whether they are on disk), and every name that an option takes."""
-    found = offers(data_dir)
+    offered = offers(data_dir)
     if as_json:
-        echo_json(found)
+        echo_json(offered)
         return
-    for head, entries in found.items():
+    for head, entries in offered.items():
         echo(head)
         for name, text in entries.items():
             echo(f"  {name:<16} {text}")

@@ -69,13 +69,13 @@ def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume
         if fit is not None and capacity is None:
             raise ConfigurationError(f"--fit {fit} on a CPU needs to know its memory", "give it with --capacity, such as 24GiB")
         return None
-    found = gpu_of(gpu or DEFAULT_GPU)
-    if capacity is not None and capacity <= found.context_bytes:
+    known = gpu_of(gpu or DEFAULT_GPU)
+    if capacity is not None and capacity <= known.context_bytes:
         raise ConfigurationError(
-            f"--capacity {capacity} bytes is less than CUDA's own context takes on a {found.name} (about {found.context_bytes})",
+            f"--capacity {capacity} bytes is less than CUDA's own context takes on a {known.name} (about {known.context_bytes})",
             "give the memory of the whole device, such as 24GiB",
         )
-    return found.name
+    return known.name
 
 
 def _print_predictions(plan: Plan, *, as_json: bool) -> int:
@@ -105,7 +105,7 @@ def _print_fits(cells: list[Cell], what: "What", *, as_json: bool) -> int:
     from capsbench.prediction.fit import largest_fit
     from capsbench.terminal.prediction import fit_text
 
-    found = []
+    fits = []
     asked: dict[str, Configuration] = {}
     for cell in cells:
         # If depth is searched for, the depths of a line are one question.
@@ -117,11 +117,11 @@ def _print_fits(cells: list[Cell], what: "What", *, as_json: bool) -> int:
         except CapsbenchError as error:  # one model's fault does not affect the others
             failed.setdefault(configuration.model, error)
             continue
-        found.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
+        fits.append({"model": configuration.model, **configuration.model_dump(exclude_none=True), **dataclasses.asdict(fit)})
         if not as_json:
             say(console_of(), fit_text(configuration, **dataclasses.asdict(fit)))
     if as_json:
-        echo_json(found)
+        echo_json(fits)
     for fault in failed.values():
         echo(f"error: {fault}", err=True)
     return 1 if failed else 0

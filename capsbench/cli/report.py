@@ -33,15 +33,15 @@ def command(reports: tuple[Path, ...], out: Path | None) -> None:
     path = out or _common(reports) / PAGE
     if path.is_dir():
         raise ConfigurationError(f"--out {path} is a folder", f"name a file, such as {path / PAGE}")
-    found = reports_below(*reports)
-    loose, damaged = loose_timelines(reports, found)
-    for note in [*(note for one in found for note in one.notes), *damaged]:
+    listed = reports_below(*reports)
+    loose, damaged = loose_timelines(reports, listed)
+    for note in [*(note for one in listed for note in one.notes), *damaged]:
         warn(note)
-    if not any(one.records for one in found):
+    if not any(one.records for one in listed):
         raise nothing_to_read(*reports)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_page(found, path, loose, damaged)
+        write_page(listed, path, loose, damaged)
     except OSError as error:
         raise StoreError(f"--out {path} cannot be written: {error.strerror}", "choose a file that you may write to") from None
     echo(path)

@@ -86,13 +86,13 @@ _trained_options = together(
 
 
 def _sweep(what: str, depth: str, dataset: tuple[str, ...] | None, **given: Any) -> int:
-    from capsbench.cli.sweeps import plan_of, sweep
+    from capsbench.cli.sweeps import sweep_as_typed
     from capsbench.sweep.experiments import EXPERIMENTS, cells_of
     from capsbench.sweep.plan import parse_depths
 
     experiment = EXPERIMENTS[what]
     cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **machine_of(given))
-    return sweep(plan_of(cells, given, passes=experiment.passes, experiment=what), **given)
+    return sweep_as_typed(cells, given, passes=experiment.passes, experiment=what)
 
 
 def _table(what: str, **given: Any) -> int:

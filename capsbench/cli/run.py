@@ -27,6 +27,6 @@ def command(**given: Any) -> int:
       capsbench run --models all --device cuda:predicted --gpu a100
       capsbench run --models all --out reports/mine --resume
     """
-    from capsbench.cli.sweeps import asked_cells, plan_of, sweep
+    from capsbench.cli.sweeps import asked_cells, sweep_as_typed
 
-    return sweep(plan_of(asked_cells(given), given), **given)
+    return sweep_as_typed(asked_cells(given), given)

@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from capsbench.cli.command import command_to_resume, typed_command
-from capsbench.cli.flags import machine_of, refuse_for_own, was_typed
+from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
 from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
-from capsbench.options import STACKED, SWEPT_OPTIONS, Setting
+from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, Setting
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
 from capsbench.sweep.estimate import Estimate
@@ -32,11 +32,10 @@ def asked_cells(given: dict[str, Any]) -> list[Cell]:
     refuse_for_own(given["models"])
     models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
     # What was not typed is left to the sweep, since a case has defaults of its own.
-    left = {name: None for name in ("dataset", "batch_size") if not was_typed(name)}
+    left = {name: None for name in ("dataset", "batch_size") if was_left_out(name)}
     options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given) | left
-    depths = parse_depths(given["depth"]) if was_typed("depth") else None
-    vary, settings = _once(given["vary"], "--vary"), _once(given["fixed"], "--set")
-    return expand(Sweep(tuple(models), depths, vary=vary, settings=settings, **options))
+    depths, settings = parse_depths(given["depth"]), _once(given["settings"], SETTINGS_FLAG)
+    return expand(Sweep(tuple(models), depths, depths_chosen=not was_left_out("depth"), settings=settings, **options))
 
 
 def _once(pairs: Sequence[tuple[str, tuple[Setting, ...]]], flag: str) -> dict[str, tuple[Setting, ...]]:
@@ -52,25 +51,28 @@ def _once(pairs: Sequence[tuple[str, tuple[Setting, ...]]], flag: str) -> dict[s
     return found
 
 
-def plan_of(cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] = BOTH, experiment: str | None = None) -> Plan:
-    """Return a plan of the typed options.
+def sweep_as_typed(
+    cells: list[Cell], given: dict[str, Any], *, passes: Sequence[Pass] = BOTH, experiment: str | None = None
+) -> int:
+    """Sweep over cells by a command's options, and return the exit status.
 
     Args:
         cells: cells to measure.
-        given: the command's options.
+        given: the command's options, those of `SWEEP_OPTIONS` among them.
         passes: measurements of each cell.
         experiment: the paper's name of the figure or table that is reproduced, if any.
     """
-    return Plan(
+    plan = Plan(
         command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
         budget_seconds=given["time_budget"], slope_share=given["slope_share"], timeout_seconds=given["timeout"],
         experiment=experiment,
     )  # fmt: skip
+    return sweep(plan, **{name: given[name] for name in ("out", "resume", "as_json", "dry_run", "data_dir", "wait")})
 
 
 def sweep(
     plan: Plan, *, out: Path | None, resume: bool, as_json: bool, dry_run: bool = False, only_these: bool = False,
-    data_dir: Path | None = None, wait: float | None = None, **_: Any,
+    data_dir: Path | None = None, wait: float | None = None,
 ) -> int:  # fmt: skip
     """Measure a plan into a report, draw it, print its slopes, and return the exit status.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.flags import DATA_DIR_OPTION, FOLDER, NameList, cell_option, cell_options, positive
+from capsbench.cli.flags import DATA_DIR_OPTION, FOLDER, SETTINGS_OPTION, NameList, cell_option, cell_options, positive
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.files import TIMELINE
 from capsbench.options import MODELS, SWEPT_OPTIONS
@@ -38,6 +38,7 @@ _HINTS = {
 )  # fmt: skip
 @cell_option("blocks", "depth", type=str, default="1", help="Blocks.")
 @cell_options(*SWEPT_OPTIONS)
+@SETTINGS_OPTION
 @click.option("--timeout", type=positive("seconds"), default=1800, help="Seconds for the process.")
 @DATA_DIR_OPTION
 @click.option("--out", type=FOLDER, help="Folder to write to; by default reports/timeline- and the time.")
@@ -93,9 +94,9 @@ def _only(cells: Sequence[Cell]) -> Cell:
         # An option that one of them does not have follows from its model.
         values = {name: {value, *(other[name] for other in others)} for name, value in first.items()}
         differing = [name for name, known in values.items() if len(known) > 1 and None not in known]
-        told = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer_step"])
+        named = ", ".join({"blocks": "depth"}.get(name, name.replace("_", " ")) for name in differing or ["optimizer_step"])
         raise ConfigurationError(
-            f"a timeline shows one step, but this asks for {len(cells)}, which differ in {told}",
+            f"a timeline shows one step, but this asks for {len(cells)}, which differ in {named}",
             "give one value of each; 'capsbench run' takes several",
         )
     return cells[0]

@@ -68,11 +68,12 @@ def _draw_over_blocks(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_rows(ax: Axes, rows: pd.DataFrame) -> None:
-    told = [name for name in KEY if name in SETTING_TITLES and rows[name].nunique() > 1]
+    varied = [name for name in KEY if name in SETTING_TITLES and rows[name].nunique() > 1]
     labels = []
     for place, row in enumerate(rows.to_dict("records")):
         settings = [
-            f"{setting_text(row, name)} {SETTING_TITLES[name]}" if name in NUMBERED else setting_text(row, name) for name in told
+            f"{setting_text(row, name)} {SETTING_TITLES[name]}" if name in NUMBERED else setting_text(row, name)
+            for name in varied
         ]
         labels.append(", ".join([system_text(row), *(one for one in settings if not one.startswith("-"))]))
         colour = _colour(str(row["model"]))

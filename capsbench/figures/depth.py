@@ -226,10 +226,10 @@ def _turns_caption(frame: pd.DataFrame) -> list[str]:
     """The meaning of times of cells that took turns."""
     lines = [line for _, cells in series_of(frame) if in_turn(cells).any() and (line := fit_line(cells, TIME_METRICS["train"]))]
     bases = {line.basis for line in lines} - {"cells"}
-    told = (
+    notes = (
         ["times: depths took turns, bars are 95 % intervals beside the first and last depth of the same rounds"] if bases else []
     )
     if "edges" in bases:
-        told.append("blocks and optimizer are timed by themselves, and the rest of a step is drawn equal at all depths")
+        notes.append("blocks and optimizer are timed by themselves, and the rest of a step is drawn equal at all depths")
     grows = any(line.turns.rest_grows for line in lines if line.turns is not None)
-    return [*told, "where the rest grows too, whole steps are drawn"] if grows else told
+    return [*notes, "where the rest grows too, whole steps are drawn"] if grows else notes

@@ -73,14 +73,14 @@ def series_styles(frame: pd.DataFrame) -> dict[str, SeriesStyle]:
     return styles_of(series for series, _ in series_of(frame))
 
 
-def styles_of(told: Iterable[Series]) -> dict[str, SeriesStyle]:
+def styles_of(all_series: Iterable[Series]) -> dict[str, SeriesStyle]:
     """Styles of series whose common values are known."""
-    found: dict[str, SeriesStyle] = {}
+    styles: dict[str, SeriesStyle] = {}
     strangers: dict[str, tuple[str, str, float]] = {}
     taken: set[tuple[str, str, Dash]] = set()
-    for series in told:
+    for series in all_series:
         key, model = style_key(series), str(series["model"])
-        if key in found:
+        if key in styles:
             continue
         if model not in MODEL_STYLES and model not in strangers:
             place = len(strangers)
@@ -91,8 +91,8 @@ def styles_of(told: Iterable[Series]) -> dict[str, SeriesStyle]:
         taken.add(look[:3])
         colour, marker, dash, size = look
         # If a prediction is right, its marker lies on the measured one, inside it.
-        found[key] = SeriesStyle(colour, marker, dash, 0.6 * size if is_predicted(series) else size)
-    return found
+        styles[key] = SeriesStyle(colour, marker, dash, 0.6 * size if is_predicted(series) else size)
+    return styles
 
 
 def _looks(own: tuple[str, str, float], dashes: Sequence[Dash]) -> Iterator[tuple[str, str, Dash, float]]:

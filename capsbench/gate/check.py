@@ -131,8 +131,8 @@ def _since(run: Summary, last: Summary, thresholds: Thresholds | None, known: Se
         compared = compare(last, run, thresholds)
     except ConfigurationError as error:
         return [], error.what
-    told = {_name(it) for it in known}
-    return [it for it in findings(compared, "worse") if _name(it) not in told], ""
+    reported = {_name(it) for it in known}
+    return [it for it in findings(compared, "worse") if _name(it) not in reported], ""
 
 
 def _name(finding: Finding) -> tuple[str, str]:

@@ -103,12 +103,12 @@ def finding_text(finding: Finding, labels: Labels) -> str:
 
 def modules_text(modules: Iterable[ModuleChange], *, grown: bool) -> str:
     """The largest changes of modules that retain more, or less: `blocks.*.0 +1.00 MiB each, decoder +512 B`."""
-    told = [it for it in modules if (it.nbytes > 0) == grown]
+    changed = [it for it in modules if (it.nbytes > 0) == grown]
     parts = [
         f"{it.name or 'outside any module'} {'+' if grown else ''}{bytes_text(it.nbytes)}{' each' if it.count > 1 else ''}"
-        for it in told[:_MODULES_TOLD]
+        for it in changed[:_MODULES_TOLD]
     ]
-    return ", ".join([*parts, f"{len(told) - _MODULES_TOLD} more"] if len(told) > _MODULES_TOLD else parts)
+    return ", ".join([*parts, f"{len(changed) - _MODULES_TOLD} more"] if len(changed) > _MODULES_TOLD else parts)
 
 
 def fault_text(fault: Fault, labels: Labels) -> str:

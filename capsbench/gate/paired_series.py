@@ -100,11 +100,11 @@ class PairedSeries:
     def _of(self, name: str, cells: Cells, figures: Callable[[str, Cells], Iterator[Comparison]]) -> Iterator[Comparison]:
         """Comparisons of one quantity, for the cells whose machines allow it."""
         on_any_machine = name in PORTABLE or self.old.kind == "predicted"
-        told = [(it, "" if on_any_machine else self._difference(*it)) for it in cells]
-        reason = next((reason for _, reason in told if reason), "")
+        with_reasons = [(it, "" if on_any_machine else self._difference(*it)) for it in cells]
+        reason = next((reason for _, reason in with_reasons if reason), "")
         if reason:
             yield Comparison(self.series, "slope", name, "not comparable", why=reason)
-        yield from figures(name, [it for it, reason in told if not reason])
+        yield from figures(name, [it for it, reason in with_reasons if not reason])
 
     def _bytes(self, name: str, cells: Cells) -> Iterator[Comparison]:
         values = [(old.bytes[name], new.bytes[name]) for old, new in cells]
@@ -211,6 +211,9 @@ class PairedSeries:
             return f"{here.threads} threads, {there.threads} before"
         if old.probe and new.probe and old.probe != new.probe:
             return f"memory counted by {new.probe}, by {old.probe} before"
+        if bool(new.tf32) != bool(old.tf32):
+            words = {True: "TF32 allowed", False: "TF32 not allowed"}
+            return f"{words[bool(new.tf32)]}, {words[bool(old.tf32)]} before"
         before, after = (known.get(cell.environment or "") for known, cell in zip(self._machines, (old, new), strict=True))
         if not before or not after:
             return "not known on which machine it was measured"
@@ -242,12 +245,20 @@ def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float) -> tuple
 
 
 def _paces(cells: Cells, name: str) -> tuple[list[float], list[float], bool]:
-    """Seconds before and after, and whether the yardstick scales them to the first machine at its mean speed."""
+    """Seconds before and after, and whether a yardstick scales them to the first machine at its mean speed.
+
+    A time that is the host's in both runs is scaled by launches, which measure the host, and any other by a product of matrices.
+    """
     times = [(old.times[name], new.times[name]) for old, new in cells]
-    if any(time.relative is None for pair in times for time in pair):
+    units = [("of_launches" if old.of_launches and new.of_launches else "relative") for old, new in times]
+    scaled = [(getattr(old, unit), getattr(new, unit)) for (old, new), unit in zip(times, units, strict=True)]
+    if any(value is None for pair in scaled for value in pair):
         return [old.seconds for old, _ in times], [new.seconds for _, new in times], False
-    yardstick = float(np.exp(np.mean([np.log(old.seconds / old.relative) for old, _ in times if old.relative])))
-    before, after = ([(time.relative or 0.0) * yardstick for time in side] for side in zip(*times, strict=True))
+    known = [(unit, old.seconds / value) for (old, _), (value, _), unit in zip(times, scaled, units, strict=True) if value]
+    speeds = {unit: float(np.exp(np.mean([np.log(speed) for other, speed in known if other == unit]))) for unit, _ in known}
+    before, after = (
+        [value * speeds.get(unit, 1.0) for value, unit in zip(side, units, strict=True)] for side in zip(*scaled, strict=True)
+    )
     return before, after, True
 
 

@@ -9,16 +9,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from capsbench.frame import SERIES_COLUMNS, to_frame
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
+from capsbench.stats.median import is_host_bound
 from capsbench.stats.turn_times import fit_turns, turn_times
 
 if TYPE_CHECKING:
     from capsbench.report import Report
 
-BASELINE_VERSION = 2
+BASELINE_VERSION = 3
 """Version of the format, raised whenever an older capsbench could not understand a new baseline."""
 
-READABLE_VERSIONS = (1, 2)
-"""Versions of the format that can be read; series of version 1 have no slopes."""
+READABLE_VERSIONS = (1, 2, 3)
+"""Versions of the format that can be read; series of version 1 have no slopes, and cells before version 3 no `tf32`."""
 
 PROGRAM: Literal["capsbench baseline"] = "capsbench baseline"
 
@@ -54,6 +55,8 @@ class TimeSummary(_Schema):
     """Range of the middle half over the median."""
     relative: float | None = None
     """The median over that of the yardstick, which was timed between the samples; None if none was timed."""
+    of_launches: float | None = None
+    """The median over that of a hundred launches, if the device waits for the host; None if it does not."""
 
 
 class SlopeSummary(_Schema):
@@ -99,6 +102,8 @@ class CellSummary(_Schema):
     """Times by the names of `TIMES`."""
     noise: list[str] = []
     """Reasons not to trust its times: names of `NOISES`."""
+    tf32: bool | None = None
+    """True if the step was allowed to use TF32; None if that is not known, or there is none."""
     retained_by_module: dict[str, int] = {}
     """Retained bytes by module; empty if the record has none."""
 
@@ -284,7 +289,7 @@ def _cell(record: Record) -> CellSummary:
         blocks=record.cell.configuration.blocks, replicate=record.cell.replicate,
         status=record.status, message=record.message, environment=record.environment,
         probe=memory.probe if memory else None, bytes=_bytes(record, memory) if memory else {},
-        times=_times(time) if time else {}, noise=time.noise if time else [],
+        times=_times(time) if time else {}, noise=time.noise if time else [], tf32=record.tf32,
         retained_by_module=step.retained_by_module if step else {},
     )  # fmt: skip
 
@@ -303,11 +308,13 @@ def _times(time: TimeFigures) -> dict[str, TimeSummary]:
         samples = getattr(time, field)
         if samples:
             low, middle, high = np.percentile(samples, (25, 50, 75))
+            of_host = is_host_bound(samples, getattr(time, f"device_{field}")) and time.launch_yardstick_seconds
             found[name] = TimeSummary(
                 seconds=_rounded(middle),
                 samples=len(samples),
                 spread=round(float((high - low) / middle), 3) if middle else 0.0,
                 relative=_rounded(middle / yardstick) if yardstick else None,
+                of_launches=_rounded(middle / median(time.launch_yardstick_seconds)) if of_host else None,
             )
     return found
 

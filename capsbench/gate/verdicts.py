@@ -130,18 +130,19 @@ class CheckText:
         self._judgement = judgement
         self._labels = labels_of(judgement.compared)
         self._name = name
-        told = judgement
-        self.regressions = [self._text(it) for it in told.regressions] + [missing_text(it, self._labels) for it in told.missing]
-        self.improvements = [self._text(it) for it in told.improvements]
-        self.left_out = [printable(left_out_text(it, self._labels)) for it in told.left_out]
-        self.update = f"to keep what is better: {update}" if told.improvements and update else ""
-        self.notes = [printable(note) for note in (*notes, *self._notes(told.compared.only_after, update))]
+        self.regressions = [self._text(it) for it in judgement.regressions] + [
+            missing_text(it, self._labels) for it in judgement.missing
+        ]
+        self.improvements = [self._text(it) for it in judgement.improvements]
+        self.left_out = [printable(left_out_text(it, self._labels)) for it in judgement.left_out]
+        self.update = f"to keep what is better: {update}" if judgement.improvements and update else ""
+        self.notes = [printable(note) for note in (*notes, *self._notes(judgement.compared.only_after, update))]
 
     def _notes(self, new: Sequence[SeriesSummary], update: str) -> list[str]:
-        told = self._judgement
-        notes = [f"since the last run: {finding_text(it, self._labels)}" for it in told.since_last]
-        notes += [f"the last run was not compared: {told.last_differs}"] if told.last_differs else []
-        notes += [f"fewer replicates than the baseline: {fault_text(it, self._labels)}" for it in told.fewer]
+        judgement = self._judgement
+        notes = [f"since the last run: {finding_text(it, self._labels)}" for it in judgement.since_last]
+        notes += [f"the last run was not compared: {judgement.last_differs}"] if judgement.last_differs else []
+        notes += [f"fewer replicates than the baseline: {fault_text(it, self._labels)}" for it in judgement.fewer]
         names = ", ".join(self._labels.of(series.options()) for series in new)
         return notes + ([f"not in the baseline: {names}" + (f"; to add: {update}" if update else "")] if names else [])
 
@@ -187,17 +188,17 @@ class CheckText:
 
     def junit(self) -> str:
         """The check as JUnit XML: a test case per series and quantity, and one per series for the outcomes of its cells."""
-        told = self._judgement
+        judgement = self._judgement
         failures: dict[tuple[str, str], list[str]] = {}
-        for it in told.regressions:
+        for it in judgement.regressions:
             series_of, name = (
                 (it.first, "cells") if isinstance(it, Fault) else (it.comparison, QUANTITY_TITLES[it.comparison.quantity])
             )
             failures.setdefault((self._labels.of(series_of.series), name), []).append(self._text(it))
-        for series in told.missing:
+        for series in judgement.missing:
             failures.setdefault((self._labels.of(series.options()), "cells"), []).append(missing_text(series, self._labels))
         cases: dict[tuple[str, str], str] = dict.fromkeys(failures, "")
-        for comparison in told.compared.comparisons:
+        for comparison in judgement.compared.comparisons:
             case = (self._labels.of(comparison.series), QUANTITY_TITLES[comparison.quantity])
             cases.setdefault(case, "")
             if comparison.verdict == "not comparable":

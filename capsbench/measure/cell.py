@@ -80,6 +80,7 @@ def measure_cell(
         memory=next((reply.memory for reply in replies if reply.memory), None),
         time=next((reply.time for reply in replies if reply.time), None),
         step=next((reply.step for reply in replies if reply.step), None),
+        tf32=last.tf32,
         notes=list(dict.fromkeys(note for reply in replies for note in reply.notes)),
     )
 

@@ -10,6 +10,7 @@ its inverse. So errors grow by the larger root of ρ² − (1 + (1 + c)/γ)·ρ 
 
 import atexit
 import math
+import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -70,6 +71,11 @@ def has_values(tensor: Tensor) -> bool:
     return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
+def is_capturing(tensor: Tensor) -> bool:
+    """Return whether operators on a tensor are recorded in a CUDA graph, in which the host can read nothing."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def bound_of(precision: torch.dtype) -> float:
     """Drift that is accepted of functions computed in a precision: at least the effect of one of their roundings."""
     return max(DRIFT_BOUND, torch.finfo(precision).eps)
@@ -80,6 +86,7 @@ def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int, 
 
     Values that were not finite in forward raise no warning: nothing was lost on the way back. On CUDA the host does not wait for
     the values: the warning comes with a later check, once the device is through, or at the end of the program (`settle`).
+    While a CUDA graph is captured nothing has values, and nothing is checked.
 
     Args:
         difference: a tensor without dimensions.
@@ -88,14 +95,15 @@ def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int, 
         depth: index of the function whose input was rebuilt.
         bound: relative to the largest |x|.
     """
-    if not has_values(difference):
+    if not has_values(difference) or is_capturing(difference):
         return
     check = _Check(inverse, depth, bound)
     if not _is_awaited(difference):
         check(difference.item(), scale.item())
         return
-    settle(wait=False)
+    # Before the others are settled, since their warnings may be errors.
     _UNSETTLED.append(_Unsettled.start(check, torch.stack([one.to(torch.float64) for one in (difference, scale)])))
+    settle(wait=False)
 
 
 def settle(*, wait: bool = True) -> None:
@@ -104,10 +112,18 @@ def settle(*, wait: bool = True) -> None:
     Args:
         wait: whether to wait for values that have not arrived.
     """
-    while _UNSETTLED and (wait or _UNSETTLED[0].event.query() or len(_UNSETTLED) > _MOST_UNSETTLED):
-        unsettled = _UNSETTLED.popleft()
-        unsettled.event.synchronize()
+    while (unsettled := _next_settled(wait)) is not None:
         unsettled.check(*unsettled.values.tolist())
+
+
+def _next_settled(wait: bool) -> "_Unsettled | None":
+    """Remove and return the oldest check if its values have arrived; None if they have not, or if there is none."""
+    with _SETTLING:
+        if not (_UNSETTLED and (wait or len(_UNSETTLED) > _MOST_UNSETTLED or _UNSETTLED[0].event.query())):
+            return None
+        unsettled = _UNSETTLED.popleft()
+    unsettled.event.synchronize()
+    return unsettled
 
 
 @dataclass(frozen=True)
@@ -152,6 +168,8 @@ class _Unsettled:
 
 
 _UNSETTLED: deque[_Unsettled] = deque()
+_SETTLING = threading.Lock()
+"""Held while a check is taken from the row: each device has a thread of its own for backward."""
 _MOST_UNSETTLED = 1000
 """Number of checks from which on the oldest is waited for."""
 atexit.register(settle)

@@ -16,6 +16,7 @@ Both run without a graph, draw no random numbers and read nothing but x and para
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
@@ -27,8 +28,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from capsbench.errors import ConfigurationError, ShapeError
 from capsbench.reversible.context import Arguments
+from capsbench.reversible.drift import is_capturing
 from capsbench.reversible.graph import Entrance, Foreign, Graph, is_held, sequence_number, walk, without_hooks
-from capsbench.reversible.replay import Autocast, Buffers, OtherDraws, RandomState, Untouched
+from capsbench.reversible.replay import Autocast, Buffers, OtherDraws, RandomState, RefusedDraws, Untouched
 
 Gradients = list[tuple[Tensor, Tensor]]
 """Pairs of a leaf and its gradient."""
@@ -201,7 +203,7 @@ def evaluate(
 
 def _looked_at(caller: Caller, x: Tensor, arguments: Arguments, known: dict[int, Tensor], wanted: bool) -> tuple[Evaluation, Any]:
     since = sequence_number()
-    with torch.enable_grad():
+    with torch.enable_grad(), RefusedDraws(str(caller)) if is_capturing(x) else nullcontext():
         entrance = Entrance(x, wanted, arguments.differentiable())
         entered, *others = entrance.inputs
         value, extras = caller(entered, arguments.replaced(others))

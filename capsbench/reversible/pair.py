@@ -17,7 +17,7 @@ from torch import Tensor
 
 from capsbench.errors import ConfigurationError
 from capsbench.reversible import passes
-from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, bound_of, check_drift, has_values, segment_length
+from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, bound_of, check_drift, has_values, is_capturing, segment_length
 from capsbench.reversible.fixed_point import (
     LIMIT,
     UNITS,
@@ -177,6 +177,7 @@ class FixedPair:
 
     Raises (`saved`):
         OutOfRange: a value left the range, or was not a number.
+        ConfigurationError: a CUDA graph is captured.
     """
 
     units_x: Tensor
@@ -267,6 +268,11 @@ class FixedPair:
     def _check_range(self) -> None:
         if not has_values(self.units_x):
             return
+        if is_capturing(self.units_x):
+            raise ConfigurationError(
+                "inverse 'exact' reads the largest magnitude of its values, which it cannot inside a CUDA graph",
+                "choose inverse auto, float or segmented",
+            )
         for place, peak in enumerate(self._largest()):
             if not peak < LIMIT:  # this catches NaN too
                 raise OutOfRange(f"after function {place - 1}" if place else "in the stack's input", peak)

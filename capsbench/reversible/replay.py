@@ -9,13 +9,15 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from capsbench.reversible.drift import has_values
+from capsbench.errors import ConfigurationError
+from capsbench.reversible.drift import has_values, is_capturing
 
 
 @dataclass(frozen=True)
@@ -75,30 +77,85 @@ class Modes:
                     module.training = training
 
 
+class Philox(NamedTuple):
+    """State of a CUDA device's generator, two numbers in the host's memory."""
+
+    generator: torch.Generator
+    seed: int
+    offset: int
+
+    @classmethod
+    def capture(cls, device: torch.device) -> "Philox | None":
+        """The state in force now; None if the device has no such generator, or its state cannot be read during a capture."""
+        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return None
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
+        return cls(generator, generator.initial_seed(), generator.get_offset())
+
+    def restore(self) -> None:
+        """Put the captured state in force."""
+        self.generator.manual_seed(self.seed)
+        self.generator.set_offset(self.offset)
+
+
 @dataclass(frozen=True)
 class RandomState:
-    """The state of the random generators that a function on one device can draw from."""
+    """The state of torch's random generators that a function on one device can draw from."""
 
     device: torch.device
-    states: tuple[Tensor, ...]
+    host: Tensor
+    """State of the host's generator, 5 KiB; states between which nothing was drawn from it share one."""
+    philox: Philox | None
 
     @classmethod
     def capture(cls, device: torch.device) -> "RandomState":
         """The state in force now."""
-        states = [torch.get_rng_state()]
-        if device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(device))
-        return cls(device, tuple(states))
+        return cls(device, torch.get_rng_state(), Philox.capture(device))
+
+    def now(self) -> "RandomState":
+        """The state in force now, which is this very object if nothing was drawn since."""
+        host, philox = torch.get_rng_state(), Philox.capture(self.device)
+        if not torch.equal(host, self.host):
+            return RandomState(self.device, host, philox)
+        return self if philox == self.philox else RandomState(self.device, self.host, philox)
 
     def restore(self) -> None:
         """Put the captured state in force."""
-        torch.set_rng_state(self.states[0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(self.states[1], self.device)
+        torch.set_rng_state(self.host)
+        if self.philox is not None:
+            self.philox.restore()
 
-    def same_as(self, other: "RandomState") -> bool:
-        """Return whether nothing was drawn between the two."""
-        return all(torch.equal(mine, theirs) for mine, theirs in zip(self.states, other.states, strict=True))
+
+class RefusedDraws(TorchDispatchMode):
+    """A mode that refuses every operator which draws random numbers: a CUDA graph's generator cannot be set back.
+
+    Args:
+        caller: name of the function that runs inside, for the error.
+
+    Raises:
+        ConfigurationError: an operator draws.
+    """
+
+    def __init__(self, caller: str) -> None:
+        super().__init__()
+        self._caller = caller
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs or {}):
+            raise ConfigurationError(
+                f"{self._caller} of a reversible stack draws random numbers ({func}) inside a CUDA graph, where backward "
+                "cannot draw them again",
+                "use memory='stored' there, or leave the stack out of the graph",
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a call of an operator that may draw does; attention without dropout does not."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return "dropout_p" not in names or given.get("dropout_p", 0.0) > 0
 
 
 @dataclass(frozen=True)
@@ -185,15 +242,25 @@ class Buffers:
         originals = tuple(found.values())
         return cls(tuple(places), originals, tuple(b.clone() for b in originals), tuple(b._version for b in originals))
 
-    def changed(self) -> bool:
-        """Return whether an evaluation has written into a buffer, or replaced one."""
+    def changed(self, *, waiting: bool) -> bool:
+        """Return whether an evaluation has written into a buffer, or replaced one.
+
+        Args:
+            waiting: whether to wait for a device rather than answer yes where it is unknown. To keep copies of a few KiB
+                costs less than a wait, and inside a CUDA graph nothing can be read.
+        """
         return any(
             (now := _buffer(module, name)) is not self.originals[index]
             or now._version != self.versions[index]
             # Writes through `.data` do not raise the version.
+            or is_capturing(now)
+            or (not waiting and now.is_cuda and self._are_small())
             or (has_values(now) and not torch.equal(now, self.copies[index]))
             for module, name, index in self.places
         )
+
+    def _are_small(self) -> bool:
+        return sum(copy.nbytes for copy in self.copies) <= _SMALL_BUFFERS
 
     def untouched(self) -> "Untouched | None":
         """The buffers by identity alone; None if there are none."""
@@ -215,6 +282,8 @@ class Buffers:
 
 
 _NO_BUFFERS = Buffers((), (), (), ())
+_SMALL_BUFFERS = 2**16
+"""Bytes of a function's buffers on a device up to which copies are kept rather than compared."""
 
 
 @dataclass(frozen=True)

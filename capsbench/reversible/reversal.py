@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from capsbench.reversible.context import Arguments, Context
-from capsbench.reversible.drift import check_replay
+from capsbench.reversible.drift import check_replay, is_capturing
 from capsbench.reversible.evaluate import Layer, evaluate, own_dtype, value_and_vjp
 from capsbench.reversible.graph import apart
 from capsbench.reversible.momentum import gradient_of_gamma, gradients_before, sigmoid
@@ -146,6 +146,8 @@ def _through(
     """Pass x through a stack, and start again if it turns out to need another inverse or more states."""
     gammas = stack.gammas()
     inverse = stack.resolved_inverse(x.dtype)
+    if inverse == "exact" and stack.inverse == "auto" and is_capturing(x):
+        inverse = "segmented"  # whose checks may be left out
     known = {id(parameter): parameter for parameter in parameters}
     precision = _precision(stack, x)
     before, others = RandomState.capture(x.device), OtherDraws.capture(stack)
@@ -200,10 +202,10 @@ def _advance(
         pair.advance(value, gamma)
         x = pair.x
         # A module that shares work, which leaves no graph, promises to draw nothing.
-        after = before if graph is None else RandomState.capture(x.device)
-        state = None if after is before or after.same_as(before) else before
+        after = before if graph is None else before.now()
+        state = None if after is before else before
         draws = None if others is None or others.same_as(OtherDraws.capture(function)) else others
-        wrote = buffers if buffers.changed() else None
+        wrote = buffers if buffers.changed(waiting=graph is None) else None
         untouched = buffers.untouched() if wrote is None else None
         layer = Layer(caller, gamma, wanted, graph, state, draws, wrote, untouched, len(kept), len(extras))
         found.layers.append(layer)

@@ -36,9 +36,18 @@ def sda_temperature(mean_distance: Tensor, outputs: int, *, published: bool) -> 
     """
     if outputs == 1:
         return torch.zeros_like(mean_distance)
-    difference = mean_distance / 2 - mean_distance + SDA_EPSILON
+    addend, factor = sda_terms(outputs, published=published)
+    quotient = factor / (mean_distance / 2 - mean_distance + SDA_EPSILON)
+    return addend + quotient if addend else quotient
+
+
+def sda_terms(outputs: int, *, published: bool) -> tuple[float, float]:
+    """The numbers a and b of the temperature a + b / (d_p − d_o + 1e-12), for more than one output capsule.
+
+    The arguments are those of `sda_temperature`.
+    """
     wanted, rest = math.log(_SDA_TARGET * (outputs - 1)), math.log(1 - _SDA_TARGET)
-    return wanted - rest / difference if published else (wanted - rest) / difference
+    return (wanted, -rest) if published else (0.0, wanted - rest)
 
 
 def em_mean(first: Tensor, total: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from capsbench.routing.equations import sda_temperature
 from capsbench.routing.rounds import Couplings, State, SumPasses, uniform_sum
 from capsbench.routing.squash import length, unit
 from capsbench.routing.tiles import Gradients, Tile, tile_votes, tiles
@@ -44,13 +45,14 @@ class TilePasses(SumPasses):
                 couplings.append(coupling)
         return total.mT.contiguous()
 
-    def mean_distance(self, outputs: Tensor) -> Tensor:
-        """The mean of ‖v − û‖, a scalar."""
+    def temperature(self, outputs: Tensor, *, published: bool) -> Tensor:
+        """The temperature after a round with these outputs, a scalar."""
         (v_last,) = _last((outputs,))
         total = v_last.new_zeros(())
         for tile in tiles(self._inputs, self._weight):
             total += _distances(self._votes(tile), v_last).sum()
-        return total / (outputs.shape[0] * self._inputs.shape[1] * outputs.shape[1])
+        mean = total / (outputs.shape[0] * self._inputs.shape[1] * outputs.shape[1])
+        return sda_temperature(mean, outputs.shape[1], published=published)
 
     def gradients(
         self, state: State, grad: Tensor, couplings: Couplings, need_inputs: bool, need_weight: bool

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from capsbench.routing.autograd import differentiable_once, full_precision
-from capsbench.routing.equations import sda_temperature
 from capsbench.routing.kernel import Kernel
 from capsbench.routing.squash import squash, squash_and_vjp, squash_vjp
 
@@ -37,8 +36,11 @@ class Passes(ABC):
         """The outputs squash(s), and s."""
 
     @abstractmethod
-    def mean_distance(self, outputs: Tensor) -> Tensor:
-        """The mean of ‖v − û‖ over batch, i and j, for v `[B, J, D]`; a scalar, without waiting for the device."""
+    def temperature(self, outputs: Tensor, *, published: bool) -> Tensor:
+        """The `sda_temperature` after a round with outputs v `[B, J, D]`, from the mean of ‖v − û‖ over batch, i and j.
+
+        A scalar, without waiting for the device.
+        """
 
     @abstractmethod
     def vjp(
@@ -118,7 +120,7 @@ class Rounds:
         """The state after a round with these outputs `[B, J, D]`."""
         if not self.limited:
             return (state[0] + outputs if state else outputs,)
-        return outputs, sda_temperature(passes.mean_distance(outputs), outputs.shape[1], published=self.published)
+        return outputs, passes.temperature(outputs, published=self.published)
 
 
 class Staged(Kernel):

@@ -43,7 +43,10 @@ def needed_bytes(cells: Sequence[Cell], memory: Mapping[str, MemoryFigures]) -> 
     """Bytes that a process of these cells needs: what each keeps between its steps, and the highest step above that."""
     known = [memory[cell.key()] for cell in cells if cell.key() in memory]
     kept = [one.state_bytes + one.optimizer_bytes for one in known]
-    return sum(kept) + max((one.peak_allocated_bytes - base for one, base in zip(known, kept, strict=True)), default=0)
+    peaks = [
+        base if one.peak_allocated_bytes is None else one.peak_allocated_bytes for one, base in zip(known, kept, strict=True)
+    ]
+    return sum(kept) + max((peak - base for peak, base in zip(peaks, kept, strict=True)), default=0)
 
 
 def halves(cells: list[Cell]) -> list[list[Cell]]:

@@ -26,12 +26,6 @@ from capsbench.reversible import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATE
 from capsbench.routing import check_routing, compiled, kernels, resolve_kernel
 from capsbench.workload import Facts, check_optimizer_step, facts_of
 
-NUMBERS = frozenset(name for name in OPTIONS if type_of(name) is not str) - {"capacity", "threads"}
-"""Options that are numbers and change what a step computes."""
-
-USUAL_DEPTHS = range(1, 9)
-"""Blocks of a sweep that names none: those of the paper."""
-
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone, with that kind."""
@@ -45,10 +39,10 @@ class Sweep:
 
     Args:
         models: built-in names, entry points, or `package.module:name`.
-        depths: blocks, ascending; None for 1 to 8, and for the own depth of a case of which something else is varied.
+        depths: blocks, ascending.
         device: a device that exists, or one that a prediction is for.
         repeats: replicates of every cell.
-        vary: values of the axes by name: `blocks`, an option that is a number, or what a case takes.
+        depths_chosen: False if a case that takes no blocks is not refused, because nobody chose the depths.
         settings: values of what cases take, by name, each a value or a list of values that multiplies the sweep.
         options: options of a cell by name (`capsbench.options.OPTIONS`), each with a value or a list of values; the others have
             their defaults.
@@ -58,28 +52,16 @@ class Sweep:
     """
 
     def __init__(
-        self, models: Sequence[str], depths: Sequence[int] | None, device: str, *, repeats: int = 1,
-        vary: Mapping[str, object] | None = None, settings: Mapping[str, object] | None = None, **options: object,
+        self, models: Sequence[str], depths: Sequence[int], device: str, *, repeats: int = 1, depths_chosen: bool = True,
+        settings: Mapping[str, object] | None = None, **options: object,
     ) -> None:  # fmt: skip
         self.models = tuple(models)
-        self.axes = tuple(vary or ("blocks",))
-        """What is varied."""
         self.settings = {name: _several(value) for name, value in (settings or {}).items()}
         """The values of what cases take, by name."""
-        for name, varied in (vary or {}).items():
-            if name in self.settings or options.get(name) is not None or (name == "blocks" and depths is not None):
-                raise ConfigurationError(f"`vary` {name}: it has another value already", "give it once")
-            if name == "blocks":
-                depths = parse_depths(",".join(map(str, _several(varied))))
-            elif name == "batch_size" or (name in NUMBERS and set(self.models) <= MODELS.keys()):
-                options[name] = list(_several(varied))
-            else:
-                self.settings[name] = _several(varied)
-        self.depths = tuple(depths if depths is not None else () if vary else USUAL_DEPTHS)
-        """Blocks; empty to leave them to the cases."""
+        self.depths = tuple(depths)
+        self.depths_chosen = depths_chosen
         self.chosen = frozenset(name for name, value in options.items() if value is not None)
         """Options that were given a value."""
-        self.depths_chosen = depths is not None
         self.device = device
         self.repeats = repeats
         unknown = next((name for name in options if name not in SWEPT_OPTIONS), None)
@@ -146,8 +128,8 @@ def expand(sweep: Sweep) -> list[Cell]:
     taken = {model: facts[model].settings for model in sweep.models}
     all_series = dict.fromkeys(series for model in sweep.models for series in _series_of(sweep, model, taken[model]))
     configurations = dict.fromkeys(
-        series.model_copy(update={"blocks": blocks}) if _has_depth(series.model, taken[series.model]) and blocks else series
-        for blocks in sweep.depths or (0,)
+        series.model_copy(update={"blocks": blocks}) if _has_depth(series.model, taken[series.model]) else series
+        for blocks in sweep.depths
         for series in all_series
     )
     sources = {model: found.fingerprint and found.fingerprint.digest for model, found in facts.items()}
@@ -215,19 +197,19 @@ def _has_kernel(routing: str, kernel: str) -> bool:
 
 def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
     """A combination of options with `auto` resolved, and without options that do not apply beside the others."""
-    found = dict(asked)
+    resolved = dict(asked)
     if sweep.kind != "cpu":
-        found["threads"] = None
-    if "routing" in found:
-        found["kernel"] = resolve_kernel(found["kernel"], found["routing"], sweep.kind)
-        found["front"] = resolve_front(found["front"], found["batch_size"], sweep.kind)
-    if "inverse" in found:
+        resolved["threads"] = None
+    if "routing" in resolved:
+        resolved["kernel"] = resolve_kernel(resolved["kernel"], resolved["routing"], sweep.kind)
+        resolved["front"] = resolve_front(resolved["front"], resolved["batch_size"], sweep.kind)
+    if "inverse" in resolved:
         # The published rule restarts in every block, so that no stack is longer than one block.
-        functions = 2 * (1 if found["rule"] == "published" else max(sweep.depths or USUAL_DEPTHS))
-        reversible = found["memory"] in REVERSIBLE_STRATEGIES
+        functions = 2 * (1 if resolved["rule"] == "published" else max(sweep.depths))
+        reversible = resolved["memory"] in REVERSIBLE_STRATEGIES
         with naming("inverse"):
-            found["inverse"] = resolve_inverse(found["inverse"], functions, found["gamma"]) if reversible else None
-    return {name: None if value == OPTIONS[name].unwritten else value for name, value in found.items()}
+            resolved["inverse"] = resolve_inverse(resolved["inverse"], functions, resolved["gamma"]) if reversible else None
+    return {name: None if value == OPTIONS[name].unwritten else value for name, value in resolved.items()}
 
 
 def _check(sweep: Sweep) -> dict[str, Facts]:
@@ -255,6 +237,8 @@ def _check_settings(sweep: Sweep, model: str, settings: Mapping[str, Setting] | 
             )
         return
     if sweep.depths_chosen:
+        if "blocks" in sweep.settings:
+            raise ConfigurationError("`settings` blocks: depths are given as well", "give `depth` alone")
         given["blocks"] = sweep.depths
     given |= {name: sweep.values[name] for name in ("batch_size", "dataset") if name in sweep.chosen}
     for name, values in given.items():

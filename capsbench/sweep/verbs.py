@@ -41,6 +41,9 @@ _NOT_SAID = {"models", "depths", "watcher", "options", "resume"}
 
 _LOG = logging.getLogger("capsbench")
 
+USUAL_DEPTHS = range(1, 9)
+"""Blocks of a sweep that names none: those of the paper."""
+
 Model = str | Callable[..., Any]
 """A built-in name, an entry point, `package.module:name`, or a function of a module that can be imported."""
 
@@ -85,7 +88,6 @@ def run(
     models: Model | Iterable[Model],
     *,
     depths: int | str | Iterable[int] | None = None,
-    vary: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -111,9 +113,8 @@ def run(
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
-        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or a case's own if something else is varied.
-        vary: values of the axes by name: `blocks`, an option that is a number, or what a case takes.
-        settings: values of what cases take, by name.
+        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8.
+        settings: values of what cases take by name, each a value or a list of values.
         out: folder of the report; by default reports/ and the time.
         resume: add to the report that is there; without `out`, to the newest unfinished one with these cells.
         only: measure `memory` or `time` alone.
@@ -136,8 +137,16 @@ def run(
         StoreError: the folder cannot be read or written.
     """
     given = locals()
-    names, blocks = _names(models), None if depths is None else _depths(depths)
-    sweep = Sweep(names, blocks, repeats=repeats, vary=vary, settings=settings, **where(device, gpu, threads), **options)
+    names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
+    sweep = Sweep(
+        names,
+        blocks,
+        repeats=repeats,
+        depths_chosen=depths is not None,
+        settings=settings,
+        **where(device, gpu, threads),
+        **options,
+    )
     plan = _plan(
         command=_call(run, names, blocks, given), cells=expand(sweep), passes=BOTH if only is None else [only],
         samples=samples, budget_seconds=time_budget, slope_share=slope_share, timeout_seconds=timeout, strict=strict,
@@ -154,7 +163,6 @@ def predict(
     models: Model | Iterable[Model],
     *,
     depths: int | str | Iterable[int] | None = None,
-    vary: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     device: Literal["cuda", "cpu"] = "cuda",
     gpu: str | None = None,
@@ -167,9 +175,8 @@ def predict(
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
-        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or a case's own if something else is varied.
-        vary: values of the axes by name: `blocks`, an option that is a number, or what a case takes.
-        settings: values of what cases take, by name.
+        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8.
+        settings: values of what cases take by name, each a value or a list of values.
         device: the kind of device to predict for.
         gpu: the GPU to predict for, by default an H100.
         out: folder of the report; by default it is in memory alone.
@@ -182,8 +189,10 @@ def predict(
         StoreError: the folder cannot be read or written.
     """
     given = locals()
-    names, blocks = _names(models), None if depths is None else _depths(depths)
-    sweep = Sweep(names, blocks, vary=vary, settings=settings, **where(f"{device}:predicted", gpu, None), **options)
+    names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
+    sweep = Sweep(
+        names, blocks, depths_chosen=depths is not None, settings=settings, **where(f"{device}:predicted", gpu, None), **options
+    )
     plan = _plan(command=_call(predict, names, blocks, given), cells=expand(sweep), passes=["memory"], budget_seconds=0)
     if out is None:
         return traced(plan, watcher)
@@ -259,10 +268,10 @@ def measure(
 
 def _names(models: Model | Iterable[Model]) -> list[str]:
     """The names by which other processes find networks."""
-    several = [models] if isinstance(models, str) or callable(models) else list(models)
-    if not several:
+    listed = [models] if isinstance(models, str) or callable(models) else list(models)
+    if not listed:
         raise ConfigurationError("`models` names no network", "give one or several, such as 'mocapsnet'")
-    return list(dict.fromkeys(name for one in several for name in (STACKED if one == "all" else (_name_of(one),))))
+    return list(dict.fromkeys(name for one in listed for name in (STACKED if one == "all" else (_name_of(one),))))
 
 
 def _name_of(model: Model) -> str:
@@ -278,19 +287,19 @@ def _name_of(model: Model) -> str:
 
 
 def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
-    several = [depths] if isinstance(depths, int | str) else list(depths)
-    return parse_depths(",".join(map(str, several)))
+    listed = [depths] if isinstance(depths, int | str) else list(depths)
+    return parse_depths(",".join(map(str, listed)))
 
 
 def where(device: str, gpu: str | None, threads: int | None) -> dict[str, Any]:
     """The options of a sweep for the machine that it runs on."""
-    found = resolve_device(device)
-    if gpu and found != "cuda:predicted":
+    resolved = resolve_device(device)
+    if gpu and resolved != "cuda:predicted":
         raise ConfigurationError(
             f"`gpu` {gpu} does not go with `device` {device}", "add `device` cuda:predicted, or leave it out"
         )
-    name = gpu_of(gpu or DEFAULT_GPU).name if found == "cuda:predicted" else None
-    return {"device": found, "gpu": name, "threads": threads or default_threads()}
+    name = gpu_of(gpu or DEFAULT_GPU).name if resolved == "cuda:predicted" else None
+    return {"device": resolved, "gpu": name, "threads": threads or default_threads()}
 
 
 def _plan(**fields: Any) -> Plan:
@@ -304,10 +313,10 @@ def _plan(**fields: Any) -> Plan:
         raise ConfigurationError(f"{wrong} makes no sense: {fault['msg']}", "give another value, or leave it out") from None
 
 
-def _call(verb: Callable[..., Report], names: list[str], depths: tuple[int, ...] | None, given: dict[str, Any]) -> str:
+def _call(verb: Callable[..., Report], names: list[str], depths: tuple[int, ...], given: dict[str, Any]) -> str:
     """The call of a verb as it would be written again, without arguments that have their defaults."""
     usual = {name: one.default for name, one in signature(verb).parameters.items()}
     more = {name: value for name, value in given.items() if name not in usual or value != usual[name]} | given.get("options", {})
-    words = [repr(names if len(names) > 1 else names[0])] + ([] if depths is None else [f"depths={list(depths)}"])
+    words = [repr(names if len(names) > 1 else names[0]), f"depths={list(depths)}"]
     words += [f"{name}={value!r}" for name, value in more.items() if name not in _NOT_SAID]
     return f"capsbench.{verb.__name__}({', '.join(words)})"

@@ -61,13 +61,13 @@ _INDENT = "    "
 
 def _title(label: str, full: int | None) -> list[Text]:
     """The name of a series, and the depth at which it ran out of memory."""
-    told = "" if full is None else f"  out of memory at {full} block{'' if full == 1 else 's'}" if full else "  out of memory"
+    remark = "" if full is None else f"  out of memory at {full} block{'' if full == 1 else 's'}" if full else "  out of memory"
     *above, last = textwrap.wrap(label, _WIDTH, subsequent_indent=_INDENT, break_long_words=False) or [label]
-    fits = len(last) + len(told) <= _WIDTH
-    found = [Text(text, style="bold") for text in (*above, last)]
+    fits = len(last) + len(remark) <= _WIDTH
+    title = [Text(text, style="bold") for text in (*above, last)]
     if fits:
-        found[-1].append(told, style="not bold yellow")
-    return found if fits else [*found, Text(f"  {told}", style="yellow")]
+        title[-1].append(remark, style="not bold yellow")
+    return title if fits else [*title, Text(f"  {remark}", style="yellow")]
 
 
 def _filled(start: str, parts: Iterable[str]) -> list[str]:

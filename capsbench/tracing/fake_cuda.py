@@ -82,9 +82,13 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
             sys.modules[_COMPILER].get_torch_obj_rule_map.cache_clear()
 
 
-def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
+def _answers(capability: Capability) -> dict[str, Any]:
     """Answers of `torch.cuda`'s functions about the device. A random state stays in the host's memory, which is not followed."""
     state = torch.zeros(16, dtype=torch.uint8)
+    generator = SimpleNamespace(
+        initial_seed=lambda: 0, get_offset=lambda: 0, manual_seed=_nothing(), set_offset=_nothing(),
+        get_state=lambda: state, set_state=_nothing(),
+    )  # fmt: skip
     properties = SimpleNamespace(
         name="predicted", major=capability[0], minor=capability[1], total_memory=0, multi_processor_count=1, warp_size=32
     )
@@ -98,6 +102,7 @@ def _answers(capability: Capability) -> dict[str, Callable[..., Any]]:
         "get_device_capability": lambda *_: capability,
         "get_device_name": lambda *_: "predicted",
         "get_device_properties": lambda *_: properties,
+        "default_generators": (generator,),
         "get_rng_state": lambda *_: state,
         "set_rng_state": _nothing(),
         "current_stream": lambda *_: _STREAM,

@@ -81,7 +81,7 @@ _FORMULAS: dict[str, Any] = {
     "rba_rounds": _rounds,
     "sda_round": _evaluations(1),
     "round_vjp": _evaluations(3),
-    "mean_distance": _evaluations(1),
+    "sda_temperature": _evaluations(1),
     "em_round": _evaluations(2),
     "em_state_vjp": _evaluations(1),
     "em_votes_vjp": _evaluations(3),

@@ -185,9 +185,11 @@ def check_same(asked: TrainingSettings, found: TrainingSettings, what: str, *, f
     """
     differing = {name: values for name, values in differences(asked, found).items() if name not in free}
     if differing:
-        told = "; ".join(f"{name.removeprefix('network.')} is {there}, not {here}" for name, (here, there) in differing.items())
+        changes = "; ".join(
+            f"{name.removeprefix('network.')} is {there}, not {here}" for name, (here, there) in differing.items()
+        )
         raise ConfigurationError(
-            f"{what} was trained with other settings: {told}",
+            f"{what} was trained with other settings: {changes}",
             "give the same options as before, or choose another `out` to begin again",
         )
 

@@ -32,11 +32,11 @@ def accuracy_markdown(rows: pd.DataFrame, title: str) -> str:
 
 def accuracy_cells(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Column heads and rows; columns that are constant are left out, except data set, model and blocks."""
-    told = [name for name in KEY if name in SETTING_TITLES and (name == "blocks" or rows[name].nunique() > 1)]
-    heads = ["data set", "model", *(SETTING_TITLES[name] for name in told), *_HEADS]
+    varied = [name for name in KEY if name in SETTING_TITLES and (name == "blocks" or rows[name].nunique() > 1)]
+    heads = ["data set", "model", *(SETTING_TITLES[name] for name in varied), *_HEADS]
     lines = []
     for row in rows.to_dict("records"):
-        line = [dataset_title(row["dataset"]), system_text(row), *(setting_text(row, name) for name in told)]
+        line = [dataset_title(row["dataset"]), system_text(row), *(setting_text(row, name) for name in varied)]
         line += [str(row["runs"]), _spread(row["accuracy_percent"], row["std_percent"])]
         line += [_spread(row["paper_percent"], row["paper_std_percent"])]
         line += ["-" if math.isnan(row["difference"]) else f"{row['difference']:+.2f}"]

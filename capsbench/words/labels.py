@@ -6,7 +6,7 @@ import pandas as pd
 
 from capsbench.catalog import OWN_INPUTS, SPECS
 from capsbench.frame import plain
-from capsbench.options import MODELS, OPTIONS, noun_of
+from capsbench.options import MODELS, OPTIONS, noun_of, value_in_words
 from capsbench.words.printable import printable
 
 _NEVER_TOLD = {"model", "dataset", "kind"}
@@ -65,15 +65,15 @@ class Names:
 
     def of(self, series: Series) -> str:
         """The name: `MoCapsNet`, or `MoCapsNet (batch 32, published)` if other series differ in that; predictions say so."""
-        told = ["predicted"] if is_predicted(series) else []
+        words = ["predicted"] if is_predicted(series) else []
         alike = self._alike[is_predicted(series)]
         for column in (name for name in series if name not in _NEVER_TOLD):
             if alike.differ(series, column) or (column == "batch_size" and len(self._batches) > 1):
-                told.append(_word(series, column))
+                words.append(_word(series, column))
                 # The next columns only have to distinguish the series that agree so far.
-                alike = alike.with_word(column, told[-1])
+                alike = alike.with_word(column, words[-1])
         title = model_title(str(series["model"]))
-        return f"{title} ({printable(', '.join(told))})" if told else title
+        return f"{title} ({printable(', '.join(words))})" if words else title
 
 
 class _Alike:
@@ -105,17 +105,15 @@ class _Alike:
 
 
 def _word(series: Series, column: str) -> str:
-    known, option, noun = plain(series[column]), OPTIONS.get(column), noun_of(column)
+    known, option = plain(series[column]), OPTIONS.get(column)
     if column == "source":
         return "source unknown" if known is None else f"source {str(known)[:6]}"
     if known is None and option is not None:
         known = option.unwritten if option.before is None else option.before
     if known is None:
-        return f"no {noun}"
-    if isinstance(known, str):
-        return option.words.get(known, known) if option is not None else known
+        return f"no {noun_of(column)}"
     # A column with missing values is of floats: 2.0 threads are 2.
-    return f"{noun} {known}"
+    return value_in_words(column, known)
 
 
 def _lacks(series: Series, column: str) -> bool:

@@ -14,6 +14,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.measure.memory import ProfilerProbe
 from capsbench.measure.worker import memory_pass
 from capsbench.models import CapsNet, MoCapsNet, ResCapsNet
+from capsbench.models import front as front_module
 from capsbench.models.convolution import LibraryGradients, OffsetGradients
 from capsbench.models.front import CHUNKS, FRONTS, can_chunk, check_front, chunked_front, resolve_front
 from capsbench.records import Configuration
@@ -76,6 +77,20 @@ def test_the_chunk_changes_rounding_only():
     results = [outcome(chunked_front, images, *layers, chunk=chunk) for chunk in (4, 33, 4)]
     assert_all_close(results[1], results[0], relative=1e-5)
     assert_all_close(results[2], results[0], relative=0)  # and one chunk gives the same bits every time
+
+
+def test_on_a_gpu_forward_takes_more_images_at_a_time_than_backward(monkeypatch):
+    """A chunk of backward would not fill the multiprocessors in forward."""
+    monkeypatch.setattr(front_module, "kind_of", lambda _: "cuda")
+    monkeypatch.setitem(CHUNKS, "cuda", 2)
+    taken, hidden = [], front_module._hidden
+    monkeypatch.setattr(front_module, "_hidden", lambda images, *given: taken.append(len(images)) or hidden(images, *given))
+    images, layers = pictures(7), convolutions()
+    assert_all_close(outcome(chunked_front, images, *layers), outcome(plain, images, *layers), relative=1e-12)
+    assert taken == [4, 3, 2, 2, 2, 1]
+    taken.clear()
+    outcome(chunked_front, images, *layers, chunk=3)
+    assert taken == [3, 3, 1] * 2
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import capsbench
 from capsbench.devices import GPUS, gpu_of
 from capsbench.errors import ConfigurationError
-from capsbench.models.front import CHUNKS
+from capsbench.models.front import CHUNKS, FORWARD
 from capsbench.options import DEEPEST
 from capsbench.prediction import fit, predict
 from capsbench.prediction.fit import CHECKED, DEEPEST_TRACED, largest_fit
@@ -25,7 +26,7 @@ from helpers.made import MIB, make_configuration
 
 SMALL = ("--depth", "1", "--batch-size", "2", "--capsules", "4")
 OWN_SMALL = ("--depth", "1,2", "--batch-size", "4")
-EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes")
+EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "retained_requested_bytes")
 
 MLP = """
 from torch import nn
@@ -68,6 +69,11 @@ def test_the_figures_of_a_prediction_fit_together(on_gpu):
     assert memory.at_peak.total() == memory.peak_allocated_bytes
     assert memory.gradient_bytes == on_gpu.memory.state_bytes
     assert sum(on_gpu.step.retained_by_module.values()) == memory.retained_bytes
+    # Requested bytes are those of the tensors, of which the allocator makes multiples of 512, and more.
+    assert memory.retained_requested_bytes == memory.retained_bytes <= on_gpu.step.retained_bytes
+    assert 0.98 * memory.peak_allocated_bytes < memory.peak_requested_bytes < memory.peak_allocated_bytes
+    # Earlier steps leave a cache behind.
+    assert memory.peak_allocated_bytes <= memory.step_reserved_bytes <= memory.peak_reserved_bytes
 
 
 def test_every_figure_says_how_sure_it_is(on_gpu):
@@ -83,8 +89,9 @@ def test_every_figure_says_how_sure_it_is(on_gpu):
 def test_a_cpu_has_no_reserved_memory_and_no_context():
     record = predict_cell(Cell(configuration=make_configuration(capsules=4, batch_size=2, device="cpu:predicted")))
     memory = record.memory
-    assert memory.peak_reserved_bytes is memory.context_bytes is memory.process_bytes is None
-    assert not {"peak_reserved_bytes", "context_bytes", "process_bytes"} & set(memory.certainty)
+    of_cuda = ("peak_reserved", "step_reserved", "retained_requested", "peak_requested", "context", "process")
+    assert {getattr(memory, f"{name}_bytes") for name in of_cuda} == {None}
+    assert not {f"{name}_bytes" for name in of_cuda} & set(memory.certainty)
 
 
 @pytest.mark.slow
@@ -218,6 +225,23 @@ def test_the_chunked_front_evaluates_its_first_convolution_again(inside):
         for front in ("plain", "chunked")
     )
     assert chunked - plain == 2 * batch * 256 * 20 * 20 * 9 * 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_larger_chunks_in_forward_take_no_more_of_a_gpu(dataset, monkeypatch):
+    """The peak is in backward, whose chunks are as they were."""
+    peaks = []
+    for chunks in (1, 2):
+        monkeypatch.setitem(FORWARD, "cuda", chunks)
+        report = capsbench.predict(
+            ["rescapsnet"], depths=[1], gpu="h100", batch_size=128, dataset=dataset, kernel="triton", front="chunked"
+        )
+        peaks.append(report.frame.iloc[0][["peak_forward_bytes", "peak_backward_bytes", "peak_allocated_bytes"]])
+    before, after = peaks
+    assert after["peak_forward_bytes"] > before["peak_forward_bytes"], "forward takes as much at a time as before"
+    assert after["peak_backward_bytes"] <= before["peak_backward_bytes"]
+    assert after["peak_allocated_bytes"] <= before["peak_allocated_bytes"]
 
 
 # What fits

@@ -1,5 +1,6 @@
 """Checks of the drift whose values are still on their way from a device, with events that a test lets happen."""
 
+import threading
 import warnings
 from collections import deque
 from types import SimpleNamespace
@@ -69,8 +70,43 @@ def test_at_the_end_nothing_is_left_out(device):
 
 def test_the_number_of_checks_that_wait_has_a_bound(device, monkeypatch):
     monkeypatch.setattr(drift, "_MOST_UNSETTLED", 2)
-    assert [bool(check(0.1)) for _ in range(5)] == [False, False, False, True, True]
-    assert len(drift._UNSETTLED) == 3
+    assert [bool(check(0.1)) for _ in range(5)] == [False, False, True, True, True]
+    assert len(drift._UNSETTLED) == 2
+
+
+def test_a_warning_that_is_an_error_loses_no_other_check(device):
+    """The check that gives the warning of an earlier one is itself still to come."""
+    assert check(0.5, depth=1) == []
+    device.done = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DriftWarning, match="function 1"):
+            check_drift(torch.tensor(0.25), torch.tensor(1.0), inverse="float", depth=2)
+    with pytest.warns(DriftWarning, match=r"0\.25.*function 2"):
+        settle()
+
+
+def test_while_a_graph_is_captured_nothing_is_checked(device, monkeypatch):
+    monkeypatch.setattr(drift, "is_capturing", lambda _: True)
+    assert check(0.5) == []
+    assert device.started == 0
+
+
+def test_checks_of_several_threads_are_each_settled_once(device):
+    """Each device has a thread of its own for backward."""
+    for depth in range(200):
+        assert check(0.0, depth) == []
+    device.done = 200
+    seen = []
+    for unsettled in drift._UNSETTLED:
+        object.__setattr__(unsettled, "check", lambda off, size: seen.append((off, size)))
+    threads = [threading.Thread(target=settle) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 200
+    assert not drift._UNSETTLED
 
 
 def test_on_a_cpu_a_warning_comes_at_once():

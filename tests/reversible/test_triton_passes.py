@@ -18,6 +18,7 @@ from capsbench.routing.triton.launch import check_interpreter
 from capsbench.tracing import fake_cuda
 from capsbench.tracing.fakes import Shapes
 from helpers import ROOT
+from helpers.triton_ir import narrow_products
 
 
 @pytest.mark.slow
@@ -65,6 +66,7 @@ def test_kernels_compile_without_spills_and_round_every_product(compiler, dtype,
         sizes = {"SIZE": triton_passes._SIZE}
         found = compiler.compiled(getattr(triton_kernels, name), arguments, sizes, triton_passes.OPTIONS, architecture)
         assert found.figures.spills == 0, name
+        assert narrow_products(found.ttir) == [], name
         assert rounds_every_product(found.ptx), name
 
 

@@ -294,7 +294,7 @@ def arguments(operator: str, dtype=torch.float32):
             (inputs, weight, *vectors[:2], None, None, False),
             (inputs, weight, *vectors[:2], vectors[2], torch.tensor(-2.0), True),
         ],
-        "mean_distance": [(inputs, weight, vectors[0])],
+        "sda_temperature": [(inputs, weight, vectors[0], False), (inputs, weight, vectors[0], True)],
         "em_round": [state],
         "em_state_vjp": [(*state, vectors[2], scalars[1], vectors[3], vectors[0])],
         "em_votes_vjp": [(*state, vectors[2], scalars[1], vectors[3], vectors[0])],
@@ -305,7 +305,7 @@ def arguments(operator: str, dtype=torch.float32):
 @pytest.mark.usefixtures("rba_of_any_size")
 @pytest.mark.parametrize(
     "operator",
-    ["rba_round", "rba_rounds", "sda_round", "round_vjp", "mean_distance", "em_round", "em_state_vjp", "em_votes_vjp"],
+    ["rba_round", "rba_rounds", "sda_round", "round_vjp", "sda_temperature", "em_round", "em_state_vjp", "em_votes_vjp"],
 )
 def test_operators_are_what_pytorch_expects(operator):
     for call in arguments(operator):

@@ -80,7 +80,7 @@ def test_a_run_tells_its_watcher_and_the_log(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, logger="capsbench"):
         capsbench.run("rescapsnet", depths=1, out=tmp_path / "mine", device="cpu:predicted")
     assert "1 of 1 cells to measure" in caplog.text
-    assert "rescapsnet 1, sample, recompute: ok" in caplog.text
+    assert "rescapsnet 1, sample, batch 4, recompute, threads 2: ok" in caplog.text
 
 
 @pytest.mark.slow

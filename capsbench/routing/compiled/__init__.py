@@ -13,6 +13,7 @@ from torch import Tensor
 
 from capsbench.errors import ConfigurationError
 from capsbench.native import NativeLibrary, built
+from capsbench.routing.equations import sda_temperature
 from capsbench.routing.rounds import Passes, Rounds, State
 
 _LANES = 8
@@ -64,10 +65,11 @@ class CompiledPasses(Passes):
         found: tuple[Tensor, Tensor] = torch.ops.capsbench.votes_round(*self._given(state), _padded_bias(bias))
         return found
 
-    def mean_distance(self, outputs: Tensor) -> Tensor:
-        """The mean of ‖v − û‖, a scalar."""
+    def temperature(self, outputs: Tensor, *, published: bool) -> Tensor:
+        """The temperature after a round with these outputs, a scalar."""
         sums: Tensor = torch.ops.capsbench.votes_distance(self._inputs, self._weight, _padded(outputs))
-        return sums.sum() / (outputs.shape[0] * self._inputs.shape[1] * outputs.shape[1])
+        mean = sums.sum() / (outputs.shape[0] * self._inputs.shape[1] * outputs.shape[1])
+        return sda_temperature(mean, outputs.shape[1], published=published)
 
     def vjp(
         self, state: State, s: Tensor, grad: Tensor, need_inputs: bool, need_weight: bool

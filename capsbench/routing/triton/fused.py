@@ -20,11 +20,11 @@ from capsbench.routing.triton.operators import (
     em_round,
     em_state_vjp,
     em_votes_vjp,
-    mean_distance,
     rba_round,
     rba_rounds,
     round_vjp,
     sda_round,
+    sda_temperature,
 )
 
 
@@ -50,9 +50,9 @@ class FusedPasses(Passes):
             return super().last_round(rounds, bias, iterations)
         return rba_rounds(self._inputs, self._weight, iterations)
 
-    def mean_distance(self, outputs: Tensor) -> Tensor:
-        """The mean of ‖v − û‖, a scalar."""
-        return mean_distance(self._inputs, self._weight, outputs)
+    def temperature(self, outputs: Tensor, *, published: bool) -> Tensor:
+        """The temperature after a round with these outputs, a scalar."""
+        return sda_temperature(self._inputs, self._weight, outputs, published)
 
     def vjp(
         self, state: State, s: Tensor, grad: Tensor, need_inputs: bool, need_weight: bool

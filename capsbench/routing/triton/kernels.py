@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from capsbench.routing.triton.votes import (
+    as_float64,
     cast,
     cast_held,
     cells,
@@ -70,7 +71,7 @@ def coupled_sum(
             total += votes
         else:
             total += coupling(votes, centre, temperature, outputs) * votes
-    tl.store(part(parts, batch * (J * D)) + b * (J * D) + cell, total, mask=live & real)
+    tl.store(part(parts, batch, J * D) + b * (J * D) + cell, total, mask=live & real)
 
 
 @triton.jit(do_not_specialize=["rows", "chunks", "of_sample", "share_of", "known", "wanted"])
@@ -162,7 +163,23 @@ def summed_distance(
     for i in range(first, tl.minimum(first + span, count)):
         votes, square = cast(inputs, weight, b, i, count, cell, live, real, centre, K, J * D)
         total += vote_lengths(centre - limited(votes, tl.sqrt(square)))
-    tl.store(part(parts, batch) + b, tl.sum(total, 1, keep_dims=True), mask=live)
+    tl.store(part(parts, batch, 1) + b, tl.sum(total, 1, keep_dims=True), mask=live)
+
+
+@triton.jit(do_not_specialize=["number", "votes", "addend_bits", "factor_bits", "epsilon_bits"])
+def temperature_of(parts, temperature, number, votes, addend_bits, factor_bits, epsilon_bits, SIZE: tl.constexpr):
+    """The temperature of SDA, from a number of parts of the summed distance of all votes; all in float64. One program.
+
+    `…_bits` have the bits of float64 numbers.
+    """
+    place = tl.arange(0, SIZE)
+    total = tl.zeros((SIZE,), tl.float64)
+    for first in range(0, number, SIZE):
+        total += tl.load(parts + first + place, mask=first + place < number, other=0).to(tl.float64)
+    mean = tl.sum(total, 0) / votes.to(tl.float64)
+    addend, factor = as_float64(addend_bits), as_float64(factor_bits)
+    found = addend + factor / (mean / 2 - mean + as_float64(epsilon_bits))
+    tl.store(temperature, found.to(temperature.dtype.element_ty))
 
 
 @_kernel
@@ -214,7 +231,7 @@ def coupled_sum_vjp(
             grad_u = over_outputs(rows * grad_votes) + grad_most * unit_votes(u, most)
         grad_rows += u * grad_votes
         tl.store(grad_inputs + row, grad_u, mask=real_k)
-    own_part = part(parts, count * (K * J * D)) + i * (K * J * D)
+    own_part = part(parts, count, K * J * D) + i * (K * J * D)
     tl.store(own_part + own, tl.reshape(grad_rows, (SLICE, J_PAD * D_PAD)), mask=mask)
 
 
@@ -246,9 +263,9 @@ def em_moment(
         else:
             away = votes - centre
             moment += mass * away * away
-    tl.store(part(parts, batch * (J * D)) + here, moment, mask=live & real)
+    tl.store(part(parts, batch, J * D) + here, moment, mask=live & real)
     if about is None:
-        tl.store(part(total_parts, batch * J) + of_output, total, mask=live & outputs)
+        tl.store(part(total_parts, batch, J) + of_output, total, mask=live & outputs)
 
 
 @_kernel
@@ -277,9 +294,9 @@ def em_state_vjp(
         zeroth += grad_logits
         moment += grad_logits * off
         scatter += grad_logits * off * off
-    tl.store(part(zeroth_parts, batch * J) + of_output, zeroth, mask=output_mask)
-    tl.store(part(first_parts, batch * (J * D)) + here, moment, mask=here_mask)
-    tl.store(part(second_parts, batch * (J * D)) + here, scatter, mask=here_mask)
+    tl.store(part(zeroth_parts, batch, J) + of_output, zeroth, mask=output_mask)
+    tl.store(part(first_parts, batch, J * D) + here, moment, mask=here_mask)
+    tl.store(part(second_parts, batch, J * D) + here, scatter, mask=here_mask)
 
 
 @_kernel
@@ -312,5 +329,5 @@ def em_votes_vjp(
         grad_rows += u * grad_votes
         grad_u = over_outputs(rows * grad_votes) + grad_activation * unit_votes(u, activation)
         tl.store(grad_inputs + row, grad_u, mask=real_k)
-    own_part = part(parts, count * (K * J * D)) + i * (K * J * D)
+    own_part = part(parts, count, K * J * D) + i * (K * J * D)
     tl.store(own_part + own, tl.reshape(grad_rows, (SLICE, J_PAD * D_PAD)), mask=mask)

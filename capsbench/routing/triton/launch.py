@@ -1,5 +1,6 @@
 """The layout of the kernels of `kernels` over a layer, and their start. Letters as there."""
 
+import struct
 from types import ModuleType
 from typing import NamedTuple
 
@@ -72,8 +73,16 @@ def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> LaunchPlan:
     """Plan for gradients of inputs and weight; a program holds weights of one input capsule and their gradient.
 
     Each of the two may take one part in `share` of a thread's registers: the more a kernel holds besides, the smaller.
+
+    Raises:
+        ConfigurationError: an input capsule has 2³¹ weights or more, among which the kernels' offsets have 32 bits.
     """
     batch, count, dim = inputs.shape
+    if weight.shape[1:].numel() >= 2**31:
+        raise ConfigurationError(
+            f"kernel 'triton' cannot take {list(weight.shape[1:])} weights for each input capsule",
+            "choose recompute for 2³¹ and more",
+        )
     warps, sizes = _tile(weight)
     held = 32 * warps * _REGISTERS // share
     of_k = max(1, min(_padded(dim), held // (sizes["J_PAD"] * sizes["D_PAD"])))
@@ -89,15 +98,21 @@ def over_rows(sums: Tensor) -> tuple[LaunchPlan, int]:
     return LaunchPlan(_divided(rows, at_a_time), 1, 1, rows, 1, sizes), rows
 
 
+def for_numbers(numbers: Tensor) -> LaunchPlan:
+    """Plan for a kernel that adds up some numbers: one program, a few for each thread at a time."""
+    return LaunchPlan(min(1, numbers.numel()), 1, 1, numbers.numel(), 4, {"SIZE": 1024})
+
+
 def at_once(inputs: Tensor, weight: Tensor) -> LaunchPlan | None:
     """Plan for all rounds of RBA in one kernel, a program for each sample; None if the layer is too large.
 
+    The kernel's offsets among the weights have 32 bits.
     A thread holds up to 16 votes. Where those of all input capsules are more, it computes 8 at a time again in every round.
     """
     batch, count, _ = inputs.shape
     in_dim, outputs, dim = weight.shape[1:]
     plane = _padded(outputs) * _padded(dim)
-    if max(count, outputs) > _SMALL or plane > _MOST_VOTES:
+    if max(count, outputs) > _SMALL or plane > _MOST_VOTES or weight.numel() >= 2**31:
         return None
     tile = _padded(count)
     if tile * plane > _MOST_VOTES:
@@ -128,6 +143,12 @@ def launch(name: str, plan: LaunchPlan, inputs: Tensor, *arguments: Tensor | int
     with torch.cuda.device_of(inputs):
         grid = (plan.programs, plan.chunks, plan.slices)
         kernel[grid](*laid, **plan.sizes, **plan.options)
+
+
+def bits_of(number: float) -> int:
+    """The bits of a float64 as an integer: Triton would pass the number as a float32."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", number))
+    return int(bits)
 
 
 def _tile(weight: Tensor) -> tuple[int, dict[str, int]]:

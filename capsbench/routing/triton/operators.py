@@ -11,8 +11,18 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from capsbench.routing.equations import em_mean
-from capsbench.routing.triton.launch import FEWER_REGISTERS, LaunchPlan, at_once, launch, over_capsules, over_rows, over_samples
+from capsbench.routing.equations import SDA_EPSILON, em_mean, sda_terms
+from capsbench.routing.triton.launch import (
+    FEWER_REGISTERS,
+    LaunchPlan,
+    at_once,
+    bits_of,
+    for_numbers,
+    launch,
+    over_capsules,
+    over_rows,
+    over_samples,
+)
 
 _LIBRARY = torch.library.Library("capsbench", "FRAGMENT")
 
@@ -167,12 +177,25 @@ def round_vjp(
 
 
 @_operator
-def mean_distance(inputs: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
-    """The mean of ‖v_j − û_ij‖ over batch, I and J, votes being no longer than their capsule; a scalar."""
+def sda_temperature(inputs: Tensor, weight: Tensor, outputs: Tensor, published: bool) -> Tensor:
+    """The temperature t of SDA (`equations.sda_temperature`) after a round, votes being no longer than their capsule; a scalar.
+
+    Args:
+        inputs: as in `sda_round`.
+        weight: as in `sda_round`.
+        outputs: v of the round, `[B, J, D]`.
+        published: whether the temperature is the published code's.
+    """
+    batch, count, _ = inputs.shape
+    of_j = weight.shape[2]
+    if of_j == 1:
+        return outputs.new_zeros(())
     plan = over_samples(inputs, weight, 4)
-    parts = outputs.new_empty((plan.chunks, inputs.shape[0]))
-    launch("summed_distance", plan, inputs, weight, outputs, parts, *inputs.shape[:2], plan.span)
-    return parts.sum() / (inputs.shape[0] * inputs.shape[1] * weight.shape[2])
+    parts, temperature = outputs.new_empty((plan.chunks, batch)), outputs.new_empty(())
+    launch("summed_distance", plan, inputs, weight, outputs, parts, batch, count, plan.span)
+    numbers = map(bits_of, (*sda_terms(of_j, published=published), SDA_EPSILON))
+    launch("temperature_of", for_numbers(parts), parts, temperature, parts.numel(), batch * count * of_j, *numbers)
+    return temperature
 
 
 @_operator
@@ -246,8 +269,8 @@ def _(inputs: Tensor, weight: Tensor, sums: Tensor, *_: Tensor | bool | None) ->
     return _fresh(sums), _fresh(inputs), _fresh(weight)
 
 
-@torch.library.register_fake("capsbench::mean_distance", lib=_LIBRARY)
-def _(inputs: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
+@torch.library.register_fake("capsbench::sda_temperature", lib=_LIBRARY)
+def _(inputs: Tensor, weight: Tensor, outputs: Tensor, published: bool) -> Tensor:
     return outputs.new_empty(())
 
 

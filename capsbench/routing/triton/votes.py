@@ -45,9 +45,15 @@ def own_weights(K: tl.constexpr, J: tl.constexpr, D: tl.constexpr, SLICE: tl.con
 
 
 @triton.jit
-def part(parts, size):
-    """Offset of the part of this program's chunk."""
-    return parts + tl.program_id(1).to(tl.int64) * size
+def part(parts, number, SIZE: tl.constexpr):
+    """The part of this program's chunk, of `number` times `SIZE` values, whose product may pass 2³¹."""
+    return parts + tl.program_id(1).to(tl.int64) * SIZE * number
+
+
+@triton.jit
+def as_float64(bits):
+    """The number that has these bits."""
+    return bits.to(tl.int64).to(tl.float64, bitcast=True)
 
 
 @triton.jit
