@@ -195,7 +195,8 @@ class MemoryFigures(Schema):
 
     Bytes on CUDA are those of the blocks that its caching allocator hands out, which are larger than what was asked for: by up to
     512 bytes, and up to 1 MiB where the rest of a block is not worth a block of its own. Fields with `requested` in their names
-    have what was asked for.
+    have what was asked for, as do the retained bytes of a prediction. Retained bytes and peaks are None if the allocator does not
+    count, as CUDA's with its cache turned off.
     """
 
     probe: str
@@ -207,28 +208,25 @@ class MemoryFigures(Schema):
     optimizer_bytes: NonNegativeInt
     """Bytes of the optimizer's state."""
     retained_bytes: int | None
-    """Bytes alive after forward minus those before, which backward will need; of a prediction, as they are requested. This and
-    the next three are None if the device's allocator does not count, as CUDA's with its cache turned off."""
+    """Bytes alive after forward minus those before, which backward will need."""
     peak_forward_bytes: NonNegativeInt | None
-    """Highest bytes during forward and loss; like the next two, with weights, optimizer state and the batch included."""
+    """Highest bytes during forward and loss; like the next two, with weights, optimizer and batch included."""
     peak_backward_bytes: NonNegativeInt | None
     """Highest bytes during backward, and the optimizer's steps that are part of it."""
     peak_allocated_bytes: NonNegativeInt | None
     """Highest bytes over the whole step, the optimizer's part included."""
     retained_requested_bytes: int | None = None
-    """Retained bytes on CUDA as they were requested; None on a CPU, and if the allocator does not tell."""
+    """Retained bytes on CUDA as requested; None on a CPU, and if the allocator does not tell."""
     peak_requested_bytes: NonNegativeInt | None = None
-    """Highest bytes on CUDA over the whole step as they were requested."""
+    """Highest bytes on CUDA over the whole step as requested."""
     peak_reserved_bytes: NonNegativeInt | None = None
-    """Highest bytes that the caching allocator held until the end of the step, with what earlier steps left in its cache; None if
-    there is none (CPU)."""
+    """Highest bytes that the caching allocator held so far, its cache from earlier steps included; None on a CPU."""
     step_reserved_bytes: NonNegativeInt | None = None
-    """Highest bytes that the caching allocator held over a step that began with an empty cache."""
+    """Highest bytes that it held over a further step, which began with an empty cache."""
     process_bytes: NonNegativeInt | None = None
     """Bytes of this process: on CUDA as the driver reports them (NVML), on a CPU the largest resident set."""
     context_bytes: int | None = None
-    """Bytes that the process holds on CUDA beside the caching allocator after two steps: the driver's context, and the kernels
-    that were loaded by then."""
+    """Bytes that the process holds on CUDA beside it after two steps: the driver's context, and kernels loaded so far."""
     warm_peak_allocated_bytes: NonNegativeInt | None = None
     """Highest bytes on CUDA over a step after several more, when libraries have settled on their algorithms."""
     at_peak: Contents | None = None
@@ -263,13 +261,17 @@ class GrowingFigures(Schema):
     forward_seconds: list[NonNegativeFloat]
     """Seconds inside these modules in the forward pass of a training step."""
     inference_seconds: list[NonNegativeFloat]
-    """Seconds inside these modules under inference mode; empty if reading the clock at their edges would change what is run."""
+    """Seconds inside these modules under inference mode; empty if reading the clock there would change what is run."""
     edges_seconds: NonNegativeFloat
     """Seconds that reading the clock at the edges adds to a training step, measured by itself."""
 
 
 class TimeFigures(Schema):
-    """Raw samples in seconds, in the order in which they were taken."""
+    """Raw samples in seconds, in the order in which they were taken.
+
+    On CUDA the device is timed alone too: all of a step is in its queue beforehand, so that it never waits for the host. These
+    times are missing if the step itself waits for the device, or has more launches than a queue holds.
+    """
 
     clock: str
     """Name of the clock: `cuda events` or `monotonic`."""
@@ -286,12 +288,11 @@ class TimeFigures(Schema):
     yardstick_flops: int | None = None
     """Floating-point operations of the yardstick."""
     launch_yardstick_seconds: list[NonNegativeFloat] = []
-    """Seconds of a hundred launches of the smallest kernel, timed with the yardstick: the speed of the host. Empty on a CPU."""
+    """Seconds of a hundred launches of the smallest kernel: the speed of the host. Empty on a CPU."""
     device_train_step_seconds: list[NonNegativeFloat] = []
-    """Seconds that the device takes for a training step all of which is in its queue beforehand, so that it never waits for the
-    host. Empty on a CPU, and if the step itself waits for the device or has more launches than a queue holds."""
+    """Seconds that the device alone takes for a training step; empty on a CPU, and if not known."""
     device_inference_seconds: list[NonNegativeFloat] = []
-    """Seconds that the device takes for an inference step all of which is in its queue beforehand."""
+    """Seconds that the device alone takes for an inference step."""
     noise: list[str] = []
     """Reasons not to trust these samples, if any: names of `NOISES` in `measure.noise`."""
     rounds: list[NonNegativeInt] = []
@@ -349,11 +350,11 @@ class Round(Schema):
     yardstick_flops: int | None = None
     """Floating-point operations of the yardstick."""
     launch_yardstick_seconds: list[NonNegativeFloat] = []
-    """Seconds of a hundred launches of the smallest kernel before the round; empty on a CPU."""
-    device_train_step_seconds: dict[str, list[NonNegativeFloat]] = {}
-    """Seconds of the device alone, as in `TimeFigures`, by the key of the cell; taken before the first round of the process."""
-    device_inference_seconds: dict[str, list[NonNegativeFloat]] = {}
-    """Seconds of the device alone for an inference step, by the key of the cell."""
+    """Seconds of a hundred launches before the round; empty on a CPU."""
+    device_train_step_seconds: dict[str, list[float]] = {}
+    """Seconds of the device alone by the key of the cell, taken before the first round."""
+    device_inference_seconds: dict[str, list[float]] = {}
+    """Seconds of the device alone for an inference step."""
     noise: list[str] = []
     """Reasons not to trust the round, seen on the machine: names of `NOISES` in `measure.noise`."""
     modules: dict[str, list[str]] = {}
@@ -409,7 +410,7 @@ class Record(Schema):
     step: StepFigures | None = None
     """Figures of a trace; None if there is none."""
     tf32: bool | None = None
-    """True if the step was allowed to use TF32, as a user's network may; None if not on CUDA, and before version 6."""
+    """True if the step was allowed to use TF32; None if not on CUDA, and before version 6."""
     notes: list[str] = []
     """Further remarks for the reader, such as other processes on the device."""
 
@@ -454,6 +455,8 @@ class Plan(Schema):
     """Seconds of sampling a cell while its time is not known within 2 %; of cells in turn, together, while a slope is not."""
     slope_share: float = Field(default=0.2, gt=0)
     """Width of the slopes' 95 % intervals, as a share of the slope, at which cells in turn are timed no longer."""
+    processes: int = Field(default=1, ge=1)
+    """Least number of processes among which the rounds of cells in turn are divided; versions before 6 had one."""
     timeout_seconds: float = Field(default=1800, gt=0)
     """Time limit of each process."""
     strict: bool = False

@@ -24,7 +24,8 @@ class _Settings(NamedTuple):
 
 def _places() -> tuple[Any, ...]:
     """Holders of the settings in their new form: of matrix products, convolutions and recurrent layers."""
-    return torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn  # type: ignore[attr-defined]
+    backends: Any = torch.backends  # its types lack these attributes
+    return backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
 
 
 def allows_tf32() -> bool:

@@ -1,5 +1,6 @@
 """A summary of a report, and the content of a baseline file: the figures of each series and cell by which runs are compared."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from capsbench.frame import SERIES_COLUMNS, to_frame
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
 from capsbench.stats.median import is_host_bound
+from capsbench.stats.paired import FEWEST_ROUNDS
 from capsbench.stats.turn_times import fit_turns, turn_times
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ class SlopeSummary(_Schema):
     """The part of the step that it is the slope of: that which grows with depth, or all."""
     rounds: int
     """Number of rounds."""
+    processes: int = 1
+    """Number of processes that took enough of them to have an interval."""
     rest: float | None = None
     """Seconds of the rest of the step, which does not grow with depth; None if it is not known."""
     of_rest: float | None = None
@@ -82,6 +86,8 @@ class SlopeSummary(_Schema):
     """Upper end."""
     yardstick: float | None = None
     """Seconds of the yardstick in these rounds; None if none was timed."""
+    launches: float | None = None
+    """Seconds of a hundred launches in these rounds, if the device waits for the host in all cells; None if it does not."""
 
 
 class CellSummary(_Schema):
@@ -278,8 +284,17 @@ def _slopes(records: Iterable[Record]) -> dict[str, SlopeSummary]:
                 numbers |= dict(zip(("rest", "of_rest", "of_rest_low", "of_rest_high"), shares, strict=True))
             if yardsticks:
                 numbers["yardstick"] = median(yardsticks)
+            launches = [_launches(record.time, column) for record in good if record.time]
+            if all(launches):
+                numbers["launches"] = median(one for one in launches if one)
             rounded = {name: _rounded(value) for name, value in numbers.items()}
-            found[name] = SlopeSummary(basis="edges" if fit.growing else "turns", rounds=len(fit.slopes), **rounded)
+            taken = Counter(fit.processes[number] for number in fit.slopes)
+            found[name] = SlopeSummary(
+                basis="edges" if fit.growing else "turns",
+                rounds=len(fit.slopes),
+                processes=max(1, sum(count >= FEWEST_ROUNDS for count in taken.values())),
+                **rounded,
+            )
     return found
 
 
@@ -308,15 +323,21 @@ def _times(time: TimeFigures) -> dict[str, TimeSummary]:
         samples = getattr(time, field)
         if samples:
             low, middle, high = np.percentile(samples, (25, 50, 75))
-            of_host = is_host_bound(samples, getattr(time, f"device_{field}")) and time.launch_yardstick_seconds
+            launches = _launches(time, field)
             found[name] = TimeSummary(
                 seconds=_rounded(middle),
                 samples=len(samples),
                 spread=round(float((high - low) / middle), 3) if middle else 0.0,
                 relative=_rounded(middle / yardstick) if yardstick else None,
-                of_launches=_rounded(middle / median(time.launch_yardstick_seconds)) if of_host else None,
+                of_launches=_rounded(middle / launches) if launches else None,
             )
     return found
+
+
+def _launches(time: TimeFigures, field: str) -> float | None:
+    """Seconds of a hundred launches, if this time of a device is the host's; None if it is not."""
+    of_host = is_host_bound(getattr(time, field), getattr(time, f"device_{field}"))
+    return median(time.launch_yardstick_seconds) if of_host and time.launch_yardstick_seconds else None
 
 
 def _rounded(value: float) -> float:

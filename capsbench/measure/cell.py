@@ -1,7 +1,7 @@
-"""The parent's side of a measurement: one cell in fresh processes, one for time and one for memory, one after the other.
+"""The parent's side of a cell that is measured alone: a fresh process for memory, and one for time, one after the other.
 
-Each needs an environment of its own: the timing process a quiet malloc, the memory process a probe in place before
-anything is built.
+Each needs an environment of its own: the memory process a probe in place before anything is built, the timing process a heap
+that keeps its memory.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Cells on this machine, whose measurements take turns on each device."""
+"""The launcher that measures cells on this machine, one at a time on each device, even if several sweeps run."""
 
 import os
 import tempfile

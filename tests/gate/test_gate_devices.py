@@ -4,6 +4,7 @@ import pytest
 
 from capsbench.gate.baseline import read_baseline, write_baseline
 from capsbench.gate.check import judge
+from helpers.made import make_turns
 from helpers.seeded import DEPTHS, MACHINE, in_brief, seeded_record
 
 ON_GPU = {**MACHINE, "cuda": {"available": True, "driver": "580", "devices": [{"name": "some GPU"}]}}
@@ -64,6 +65,33 @@ def test_without_the_second_yardstick_a_slower_host_would_be_taken_for_a_slower_
 def test_a_step_that_became_the_host_s_is_compared_by_the_product_of_matrices():
     assert worse(judge(brief(of_host=True), brief(of_host=False))) == []
     assert worse(judge(brief(of_host=True, slower=1.4), brief(of_host=False)))
+
+
+def in_turn(seed, **options):
+    """A run whose cells took turns on a GPU that waits for its host."""
+    found = []
+    for record in make_turns(seed=seed, noise=0.01, device="cuda:0", threads=None, **options):
+        time = record.time
+        more = {
+            # The device is as fast in both runs.
+            "yardstick_seconds": [0.01] * 5,
+            "launch_yardstick_seconds": [4e-4 * options.get("pace", 1.0)] * 5,
+            "device_train_step_seconds": [0.5 * min(time.train_step_seconds)] * 3,
+            "device_inference_seconds": [0.5 * min(time.inference_seconds)] * 3,
+        }
+        found.append(record.model_copy(update={"time": time.model_copy(update=more)}))
+    return in_brief(found, ON_GPU)
+
+
+def test_slopes_of_a_slower_host_are_compared_by_launches():
+    before, after = in_turn(0), in_turn(1, pace=1.4)
+    slopes = before.lines[0].slopes["train"]
+    assert slopes.launches == pytest.approx(4e-4)
+    changed = [it for it in judge(after, before).compared.comparisons if it.scope == "slope" and it.quantity == "train"]
+    assert [it.verdict for it in changed] == ["same", "same"]
+    assert not any("the rest of the step has changed too" in it.why for it in changed)
+    slower = judge(in_turn(1, pace=1.4, slower=1.3), before).compared.comparisons
+    assert {it.verdict for it in slower if it.scope == "slope" and it.quantity == "train"} == {"worse"}
 
 
 @pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)])

@@ -258,6 +258,7 @@ def test_a_turn_that_takes_too_long_ends_the_process(own_model):
     assert "10 s" in ended[1]
 
 
+@pytest.mark.slow
 def test_the_process_is_gone_afterwards(own_model):
     def started():
         request = TurnsRequest(cells=faulty(own_model, "pass", (1,)), channel=0, process=0)
