@@ -236,9 +236,9 @@ def _check_settings(sweep: Sweep, model: str, settings: Mapping[str, Setting] | 
                 "give the options of a cell by their own names, or a function that makes a capsbench.Case",
             )
         return
+    if "blocks" in given:
+        raise ConfigurationError("`settings` blocks: depths are given by themselves", "give `depth` instead")
     if sweep.depths_chosen:
-        if "blocks" in sweep.settings:
-            raise ConfigurationError("`settings` blocks: depths are given as well", "give `depth` alone")
         given["blocks"] = sweep.depths
     given |= {name: sweep.values[name] for name in ("batch_size", "dataset") if name in sweep.chosen}
     for name, values in given.items():

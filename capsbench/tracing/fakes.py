@@ -45,9 +45,11 @@ def made_fake(model: nn.Module, device: torch.device, values: Values) -> nn.Modu
     replaced: dict[int, Any] = {}
     memory: Memory = {}
     for module in model.modules():
+        # The module that a script was made of lives on, and shares these tensors with it.
+        shares = isinstance(module, torch.jit.ScriptModule)
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
-                if tensor is None or is_lazy(tensor):
+                if tensor is None or is_lazy(tensor) or (shares and isinstance(tensor, FakeTensor) and tensor.device == device):
                     continue
                 if id(tensor) not in replaced:
                     moved = fake_like(tensor, device, values, memory)

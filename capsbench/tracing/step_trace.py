@@ -258,7 +258,7 @@ class _Following(StepObserver):
         return self._follow.blocks.phase(name)
 
     def end_forward(self, loss: Tensor) -> None:
-        self._follow.follow_numbers(nodes_of(loss), self._calls.spans.module_of)
+        self._follow.follow_numbers(nodes_of(loss))
 
     def after_forward(self, loss: Tensor) -> None:
         blocks, started = self._follow.blocks, self._started
