@@ -126,12 +126,12 @@ class Configuration(BaseModel):
             default="sample",
         ),
     ]
-    """Data set that sets the shape of images and the number of classes; `own` for a case, which brings its inputs."""
+    """Data set of images and classes; `own` for a case, which brings its inputs."""
 
     batch_size: Annotated[
         int | None, Option(flag="--batch-size", title="Batch size", noun="batch", help="Images per step.", default=128, least=1)
     ] = Field(ge=1)
-    """Images per step, or the `batch_size` of a case; None for a case that takes none."""
+    """Images per step; None for a case that takes no `batch_size`."""
 
     kernel: Annotated[
         str | None,
