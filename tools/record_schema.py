@@ -100,6 +100,8 @@ def sayings(kind: type) -> dict[str, str]:
 
 def name_of(annotation: object) -> str:
     """Name of a type: `list[float]`, `str or null`, `"ok", "oom"`."""
+    if annotation == options.Configuration.model_fields["settings"].annotation:
+        return "object or null"
     annotation = without_bounds(annotation)
     plain = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     plain = re.sub(r"typing\.|\b(?:\w+\.)+(?=[A-Za-z])", "", plain)
