@@ -81,7 +81,7 @@ def kept_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor]) -> int:
     kept = weakref.WeakSet[_Kept]()
 
     def pack(tensor: Tensor) -> _Kept:
-        one = _Kept(tensor)
+        one = _Kept(tensor.detach())  # an output that its own node saved would keep that node alive
         kept.add(one)
         return one
 
