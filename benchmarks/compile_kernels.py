@@ -7,7 +7,6 @@ A row is a kernel as `capsbench.routing.triton.operators` launches it. Nothing i
 `rounds_at_once`, on I.
 """
 
-import argparse
 import io
 import itertools
 import re
@@ -23,6 +22,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.command_line import parser_of
 from capsbench.routing.triton import kernels, operators
 from capsbench.routing.triton.launch import LaunchPlan
 
@@ -209,9 +209,7 @@ the mean without `about`, for the variance without `total_parts`."""
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="What the Triton kernels take of a GPU.")
-    parser.add_argument("--write", action="store_true", help=f"write into {TABLE.name} instead of printing")
-    write = parser.parse_args().write
+    write = parser_of(__doc__, TABLE).parse_args().write
     now = {triton.__version__: list(rows())}
     if write:
         TABLE.write_text(page(kept() | now), encoding="utf-8")

@@ -9,7 +9,6 @@ nothing is chosen: the last epoch's weights are tested on the 10,000). Each stag
 a half on two cores, best as two processes with a thread each (`--only`); the test set is read once for each number in the table.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from benchmarks.command_line import parser_of
 from capsbench.durable import replace_file
 from capsbench.figures.depth import save
 from capsbench.figures.styles import MODEL_STYLES, STYLE
@@ -231,7 +231,7 @@ every step (`*-steps.csv`). Times in them are of a machine that did other work b
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"), help="folder of checkpoints and metrics")
     parser.add_argument("--data-dir", type=Path, help="as of capsbench train")
     parser.add_argument("--threads", type=int, default=default_threads())

@@ -12,7 +12,6 @@ already are not made again. A run takes about a minute and a half on two cores. 
 bear other load.
 """
 
-import argparse
 import os
 import platform
 import shutil
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.command_line import parser_of, print_page
 from capsbench.gate.check import judge
 from capsbench.gate.summary import Summary, summarize
 from capsbench.report import Report
@@ -148,12 +148,11 @@ def pairs(reports: Mapping[str, Sequence[Path]]) -> list[str]:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, TARGET)
     for change, count in (("unchanged", 20), ("slower", 2), ("slower-block", 10), ("fatter", 1)):
         parser.add_argument(f"--{change}", type=int, default=count, help=f"how many {change} runs")
     parser.add_argument("--samples", type=int, default=40, help="least number of rounds of all cells")
     parser.add_argument("--out", type=Path, help="where the reports stay; by default they are thrown away")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/gate.md")
     given = vars(parser.parse_args())
     run = [*RUN, "--samples", str(given["samples"])]
     counts = {change: given[change.replace("-", "_")] for change in CHANGES}
@@ -178,20 +177,18 @@ def main() -> int:
                 printed = (checked.stdout + checked.stderr).strip().replace("\n", "\n    ")
                 print(f"{change} {number}: exit status {checked.returncode}\n    {printed}", flush=True)
         print(f"{wrong} of {sum(counts.values())} runs were judged wrongly against the first")
-        text = "\n".join([
+        page = [
             "# The gate on real runs",
             "",
             f"`python -m benchmarks.gate --write`, {datetime.now(UTC).date()}, {torch.get_num_threads()} threads, "
             f"{platform.machine()}, torch {torch.__version__}: {counts['unchanged'] + 1} unchanged runs, "
-            + ", ".join(f"{count} {change}" for change, count in counts.items() if change != "unchanged" and count) + ".",
+            + ", ".join(f"{count} {change}" for change, count in counts.items() if change != "unchanged" and count)
+            + ".",
             "Every run is the baseline of every other one; two runs of one copy of the package are an unchanged pair.",
             "",
             *pairs(reports),
-            "",
-        ])  # fmt: skip
-    print(text)
-    if given["write"]:
-        TARGET.write_text(text, encoding="utf-8")
+        ]
+    print_page(page, TARGET, write=given["write"])
     return int(wrong > 0)
 
 

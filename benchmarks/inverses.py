@@ -7,7 +7,7 @@ largest relative error of a gradient (of the input and of each layer's weight) a
 activations stored. What is kept is counted as autograd saves it, weights left out, in bits per element of x.
 """
 
-import argparse
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.command_line import parser_of, print_page
 from capsbench.models.layers import CapsuleLayer
 from capsbench.reversible import DRIFT_BOUND, LIPSCHITZ, DriftWarning, MomentumStack, drift_bound, segment_length
 
@@ -124,17 +125,10 @@ drops log2(1/γ) bits.
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"put the table into {TARGET.name}")
+    parser = parser_of(__doc__, TARGET)
     parser.add_argument("--std", type=float, default=0.1, help="standard deviation of the weights (0.1)")
     options = parser.parse_args()
-    lines = [head(options.std)]
-    print(lines[0])
-    for line in rows(options.std):
-        print(line, flush=True)
-        lines.append(line)
-    if options.write:
-        TARGET.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print_page(itertools.chain([head(options.std)], rows(options.std)), TARGET, write=options.write)
 
 
 if __name__ == "__main__":

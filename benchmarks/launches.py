@@ -8,7 +8,6 @@ and empty tensors do not), or the start of a Triton kernel; a library may start 
 a read of a value, for which the host waits until the device has finished everything before it.
 """
 
-import argparse
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from benchmarks.command_line import parser_of, print_page
 from benchmarks.layers import LAYERS
 from capsbench.models.layers import CapsuleLayer
 from capsbench.models.networks import MoCapsNet, ResCapsNet
@@ -284,14 +284,7 @@ def _row(name: str, found: list[int]) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Launches and waits of capsule layers and blocks on CUDA.")
-    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name} instead of printing it")
-    write = parser.parse_args().write
-    page = "\n".join(tables()) + "\n"
-    if write:
-        TABLE.write_text(page, encoding="utf-8")
-    else:
-        print(page, end="")
+    print_page(tables(), TABLE, write=parser_of(__doc__, TABLE).parse_args().write)
 
 
 if __name__ == "__main__":

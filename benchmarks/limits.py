@@ -3,12 +3,13 @@
     python -m benchmarks.limits [--only layers,step,blocks,depth,wide] [--write]
 
 prints the rows, and with `--write` puts them into `benchmarks/limits.md` and the README. Ratios only, of medians taken in
-turn in one process (A B A B), with a quiet malloc and subnormal numbers flushed, as every timing process of `capsbench
-run`; memory is counted by fresh processes, as there too. Each part has a process of its own, because the heap that an earlier
-part left moved a ratio by more than its limit's margin. Takes about eight minutes on two cores; run nothing beside it.
+turn in one process (A B A B), with a heap that keeps its memory (`QUIET_MALLOC`) and subnormal numbers flushed, as every
+timing process of `capsbench run`; memory is counted by fresh processes, as there too. Each part has a process of its own,
+because the heap that an earlier part left moved a ratio by more than its limit's margin. Takes about eight minutes on two
+cores; run nothing beside it.
 """
 
-import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor, nn
 
+from benchmarks.command_line import parser_of, print_page
 from benchmarks.inverses import OF_PAIR, error, train_step
 from benchmarks.layers import LAYERS, Layer, make_step, peak_bytes, step
 from capsbench.devices import MIB
@@ -253,17 +255,16 @@ def _into_readme(table: list[str]) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, TARGET)
     parser.add_argument("--only", default=",".join(PARTS), help="a comma list of " + ", ".join(PARTS))
     parser.add_argument("--rows", choices=PARTS, help="the bare rows of one part, in this process")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {TARGET.name} and the README")
     options = parser.parse_args()
     if options.rows:
         torch.set_flush_denormal(True)
         for row in PARTS[options.rows]():
             print(f"| {' | '.join(row)} |", flush=True)
         return
-    lines = [
+    head = [
         "# What the operators reach",
         "",
         f"Made by `python -m benchmarks.limits --write`, {torch.get_num_threads()} CPU threads, torch {torch.__version__};",
@@ -273,14 +274,10 @@ def main() -> None:
         "| what | published | here | asked for |",
         "| --- | --- | --- | --- |",
     ]
-    print("\n".join(lines))
-    for part in options.only.split(","):
-        for line in _alone(part):
-            lines.append(line)
-            print(line, flush=True)
+    rows = (row for part in options.only.split(",") for row in _alone(part))
+    page = print_page(itertools.chain(head, rows), TARGET, write=options.write)
     if options.write:
-        TARGET.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _into_readme([line for line in lines if line.startswith("|")])
+        _into_readme([line for line in page if line.startswith("|")])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ and subnormal numbers flushed; a ratio is the median of the ratios within each r
 nothing beside it.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.command_line import parser_of, print_page
 from benchmarks.limits import in_turn, ratio
 from capsbench.measure.cell import QUIET_MALLOC
 from capsbench.models.layers import CapsuleLayer
@@ -137,22 +137,16 @@ def lines(only: str) -> Iterator[str]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, TARGET)
     parser.add_argument("--only", default=",".join(PARTS), help="a comma list of " + ", ".join(PARTS))
     parser.add_argument("--rows", choices=PARTS, help="the bare table of one part, in this process")
-    parser.add_argument("--write", action="store_true", help=f"put the tables into {TARGET.name}")
     options = parser.parse_args()
     if options.rows:
         torch.set_flush_denormal(True)
         for line in PARTS[options.rows][0]():
             print(line, flush=True)
         return
-    found = []
-    for line in lines(options.only):
-        print(line, flush=True)
-        found.append(line)
-    if options.write:
-        TARGET.write_text("\n".join(found) + "\n", encoding="utf-8")
+    print_page(lines(options.only), TARGET, write=options.write)
 
 
 if __name__ == "__main__":

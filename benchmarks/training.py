@@ -9,7 +9,6 @@ Three loops in one process, a step of each in turn, so that a disturbance of the
 The exit status is 1 if a training step takes more than 5 % longer than the benchmark's, or waits for more than 2 % of its time.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 
 import torch
 
+from benchmarks.command_line import parser_of
 from capsbench.data.datasets import load_parts
 from capsbench.data.feed import Feed
 from capsbench.data.preprocess import Batch
@@ -35,7 +35,7 @@ WARMUP = 2
 
 def main() -> int:
     """Measure, print both ratios, and report whether they hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="mocapsnet")
     parser.add_argument("--depth", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=128)

@@ -8,7 +8,6 @@ ratio, and of each network the time of a block with its 95 % interval. `--write`
 beside it.
 """
 
-import argparse
 import platform
 import tempfile
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 import capsbench
+from benchmarks.command_line import parser_of, print_page
 from capsbench.measure.cell import measure_cell
 from capsbench.records import Cell, Plan
 from capsbench.report import Report
@@ -76,9 +76,8 @@ def slopes(reports: dict[str, Report]) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, TARGET)
     parser.add_argument("--depth", default="1,4,8")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/turns.md")
     given = parser.parse_args()
     depths, threads = parse_depths(given.depth), torch.get_num_threads()
     cells = expand(Sweep(MODELS, depths, "cpu", threads=threads))
@@ -87,7 +86,7 @@ def main() -> None:
         turns = capsbench.run(MODELS, depths=depths, only="time", device="cpu", threads=threads, out=Path(scratch) / "turns")
         _ = turns.records
     after = alone(cells, "after")
-    found = [
+    page = [
         "# Cells in turn, beside cells in processes of their own",
         "",
         f"`python -m benchmarks.turns --depth {given.depth} --write`, {datetime.now(UTC).date()}, {threads} threads, "
@@ -96,11 +95,8 @@ def main() -> None:
         *ratios(before, turns, after),
         "",
         *slopes({"alone, before": before, "in turn": turns, "alone, after": after}),
-        "",
     ]
-    print("\n".join(found))
-    if given.write:
-        TARGET.write_text("\n".join(found), encoding="utf-8")
+    print_page(page, TARGET, write=given.write)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 """capsbench measures what depth costs: memory and time per block of capsule networks.
 
+A measurement goes from left to right and never back: `sweep` makes the cells, `measure` runs the step of `workload` in fresh
+processes, `report` keeps the records, `stats` fits lines, and `figures`, `terminal` and `page` draw them. `prediction` gets
+the same figures from `tracing`, without a device; `gate` compares two reports. The networks are in `models`, and what makes
+them small in `routing` and `reversible`, which know nothing of the rest.
+
 The names in `__init__.pyi` are imported when they are first used, so that the command line starts without torch.
 """
 

@@ -87,7 +87,7 @@ def _quotients(memory: MemoryFigures | None, time: TimeFigures | None, step: Ste
         found["train_step_relative"] = train / yardstick
     if train and step and step.flops:
         found["flops_per_second"] = step.flops / train
-    if memory and step and step.floor_bytes:
+    if memory and memory.peak_allocated_bytes is not None and step and step.floor_bytes:
         found["floor_ratio_bytes"] = memory.peak_allocated_bytes / step.floor_bytes
     if train and yardstick and time and time.yardstick_flops and step and step.floor_flops:
         found["floor_ratio_time"] = train / (step.floor_flops * yardstick / time.yardstick_flops)

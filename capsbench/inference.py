@@ -22,6 +22,7 @@ from capsbench.paths import expanded
 from capsbench.records import PREDICTED
 from capsbench.routing import algorithm_of
 from capsbench.sweep.session import resolve_device
+from capsbench.tf32 import without_tf32
 from capsbench.training.checkpoint import load_network
 from capsbench.training.loop import BEST
 from capsbench.training.settings import TrainingSettings
@@ -119,7 +120,7 @@ class Classifier:
         return prepare(images.to(self.device), labels, self.settings.preprocess, self.spec.name).images
 
     def _batch(self, images: Tensor) -> list[Classified]:
-        with torch.inference_mode():
+        with torch.inference_mode(), without_tf32():
             out = self.network(self.inputs(images))
         scores, pictures = (out.lengths, out.reconstruction) if isinstance(out, CapsuleOutput) else (out, None)
         if not bool(torch.isfinite(scores).all()):
@@ -158,7 +159,7 @@ def perturb(classifier: Classifier, image: Tensor, steps: Iterable[float] = STEP
     if not isinstance(network, CapsuleNetwork) or network.decoder is None:
         what = "an ensemble" if isinstance(network, Ensemble) else f"a {type(network).__name__}"
         raise ConfigurationError(f"{what} has no decoder whose capsules could be moved", "give one capsule network that has one")
-    with torch.inference_mode():
+    with torch.inference_mode(), without_tf32():
         out: CapsuleOutput = network(classifier.inputs(image.unsqueeze(0)))
         label = out.lengths.argmax(dim=1)
         capsule = out.capsules[0, label[0]]

@@ -15,7 +15,7 @@ from capsbench.options import OPTIONS, SWEPT_OPTIONS, WRITTEN, value_in_words
 from capsbench.options import PREDICTED as PREDICTED
 from capsbench.options import Configuration as Configuration
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Version of the schema, raised whenever an older capsbench could not understand a new record."""
 
 Status = Literal["ok", "oom", "timeout", "error", "skipped"]
@@ -191,7 +191,13 @@ Certainty = Literal["exact", "modelled", "guessed"]
 
 
 class MemoryFigures(Schema):
-    """Bytes of one training step, once weights, gradients and optimizer state have been made."""
+    """Bytes of one training step, once weights, gradients and optimizer state have been made.
+
+    Bytes on CUDA are those of the blocks that its caching allocator hands out, which are larger than what was asked for: by up to
+    512 bytes, and up to 1 MiB where the rest of a block is not worth a block of its own. Fields with `requested` in their names
+    have what was asked for, as do the retained bytes of a prediction. Retained bytes and peaks are None if the allocator does not
+    count, as CUDA's with its cache turned off.
+    """
 
     probe: str
     """Name of the probe: `allocator` (our own around a CPU's), `profiler` (torch's events), `cuda`, or `trace` (predicted)."""
@@ -201,20 +207,26 @@ class MemoryFigures(Schema):
     """Bytes of the parameters' gradients that are alive after backward; 0 if the optimizer steps inside backward."""
     optimizer_bytes: NonNegativeInt
     """Bytes of the optimizer's state."""
-    retained_bytes: int
+    retained_bytes: int | None
     """Bytes alive after forward minus those before, which backward will need."""
-    peak_forward_bytes: NonNegativeInt
-    """Highest bytes during forward and loss; like the next two, with weights, optimizer state and the batch included."""
-    peak_backward_bytes: NonNegativeInt
+    peak_forward_bytes: NonNegativeInt | None
+    """Highest bytes during forward and loss; like the next two, with weights, optimizer and batch included."""
+    peak_backward_bytes: NonNegativeInt | None
     """Highest bytes during backward, and the optimizer's steps that are part of it."""
-    peak_allocated_bytes: NonNegativeInt
+    peak_allocated_bytes: NonNegativeInt | None
     """Highest bytes over the whole step, the optimizer's part included."""
+    retained_requested_bytes: int | None = None
+    """Retained bytes on CUDA as requested; None on a CPU, and if the allocator does not tell."""
+    peak_requested_bytes: NonNegativeInt | None = None
+    """Highest bytes on CUDA over the whole step as requested."""
     peak_reserved_bytes: NonNegativeInt | None = None
-    """Highest bytes that the caching allocator held; None if there is none (CPU)."""
+    """Highest bytes that the caching allocator held so far, its cache from earlier steps included; None on a CPU."""
+    step_reserved_bytes: NonNegativeInt | None = None
+    """Highest bytes that it held over a further step, which began with an empty cache."""
     process_bytes: NonNegativeInt | None = None
     """Bytes of this process: on CUDA as the driver reports them (NVML), on a CPU the largest resident set."""
     context_bytes: int | None = None
-    """Bytes that the process holds on CUDA beside the caching allocator: the driver's context and libraries' workspaces."""
+    """Bytes that the process holds on CUDA beside it after two steps: the driver's context, and kernels loaded so far."""
     warm_peak_allocated_bytes: NonNegativeInt | None = None
     """Highest bytes on CUDA over a step after several more, when libraries have settled on their algorithms."""
     at_peak: Contents | None = None
@@ -223,6 +235,16 @@ class MemoryFigures(Schema):
     """Certainty of predicted figures, by field; None for measured ones."""
     scratch: list[str] = []
     """Operators whose scratch memory is not in predicted figures."""
+
+    @model_validator(mode="after")
+    def _is_counted(self) -> "MemoryFigures":
+        """Refuse bytes that are unknown though their probe always counts them, and those of which some alone are unknown."""
+        known = {
+            getattr(self, f"{name}_bytes") is not None for name in ("retained", "peak_forward", "peak_backward", "peak_allocated")
+        }
+        if known != {True} and (self.probe != "cuda" or len(known) > 1):
+            raise ValueError("retained and peak bytes are not known")
+        return self
 
 
 class GrowingFigures(Schema):
@@ -239,13 +261,17 @@ class GrowingFigures(Schema):
     forward_seconds: list[NonNegativeFloat]
     """Seconds inside these modules in the forward pass of a training step."""
     inference_seconds: list[NonNegativeFloat]
-    """Seconds inside these modules under inference mode."""
+    """Seconds inside these modules under inference mode; empty if reading the clock there would change what is run."""
     edges_seconds: NonNegativeFloat
     """Seconds that reading the clock at the edges adds to a training step, measured by itself."""
 
 
 class TimeFigures(Schema):
-    """Raw samples in seconds, in the order in which they were taken."""
+    """Raw samples in seconds, in the order in which they were taken.
+
+    On CUDA the device is timed alone too: all of a step is in its queue beforehand, so that it never waits for the host. These
+    times are missing if the step itself waits for the device, or has more launches than a queue holds.
+    """
 
     clock: str
     """Name of the clock: `cuda events` or `monotonic`."""
@@ -261,6 +287,12 @@ class TimeFigures(Schema):
     """Seconds of a product of two matrices, timed between the samples: the speed of the machine meanwhile."""
     yardstick_flops: int | None = None
     """Floating-point operations of the yardstick."""
+    launch_yardstick_seconds: list[NonNegativeFloat] = []
+    """Seconds of a hundred launches of the smallest kernel: the speed of the host. Empty on a CPU."""
+    device_train_step_seconds: list[NonNegativeFloat] = []
+    """Seconds that the device alone takes for a training step; empty on a CPU, and if not known."""
+    device_inference_seconds: list[NonNegativeFloat] = []
+    """Seconds that the device alone takes for an inference step."""
     noise: list[str] = []
     """Reasons not to trust these samples, if any: names of `NOISES` in `measure.noise`."""
     rounds: list[NonNegativeInt] = []
@@ -277,7 +309,8 @@ class TimeFigures(Schema):
         counts |= {len(self.rounds), len(self.processes)} if self.rounds or self.processes else set()
         if self.growing is not None:
             parts = self.growing
-            counts |= {len(parts.train_step_seconds), len(parts.forward_seconds), len(parts.inference_seconds)}
+            counts |= {len(parts.train_step_seconds), len(parts.forward_seconds)}
+            counts |= {len(parts.inference_seconds)} if parts.inference_seconds else set()
         if (self.rounds or self.growing) and len(counts) > 1:
             raise ValueError("samples, rounds and processes have lists of different lengths")
         return self
@@ -298,7 +331,7 @@ class Turn(Schema):
 
 
 class Round(Schema):
-    """One round of cells that take turns: a line of rounds.jsonl, which holds them until the cells have records."""
+    """One round of cells that take turns: a line of rounds.jsonl, which holds them until all their turns are in records."""
 
     schema_version: int = SCHEMA_VERSION
     """Version of the schema that the writing capsbench had."""
@@ -316,6 +349,12 @@ class Round(Schema):
     """Seconds of the yardstick before the round."""
     yardstick_flops: int | None = None
     """Floating-point operations of the yardstick."""
+    launch_yardstick_seconds: list[NonNegativeFloat] = []
+    """Seconds of a hundred launches before the round; empty on a CPU."""
+    device_train_step_seconds: dict[str, list[float]] = {}
+    """Seconds of the device alone by the key of the cell, taken before the first round."""
+    device_inference_seconds: dict[str, list[float]] = {}
+    """Seconds of the device alone for an inference step."""
     noise: list[str] = []
     """Reasons not to trust the round, seen on the machine: names of `NOISES` in `measure.noise`."""
     modules: dict[str, list[str]] = {}
@@ -365,11 +404,13 @@ class Record(Schema):
     duration_seconds: float | None = None
     """Wall time of all the cell's processes."""
     memory: MemoryFigures | None = None
-    """Bytes; None if they were not counted."""
+    """Bytes; None if there was no memory pass."""
     time: TimeFigures | None = None
     """Seconds; None if nothing was timed."""
     step: StepFigures | None = None
     """Figures of a trace; None if there is none."""
+    tf32: bool | None = None
+    """True if the step was allowed to use TF32; None if not on CUDA, and before version 6."""
     notes: list[str] = []
     """Further remarks for the reader, such as other processes on the device."""
 
@@ -380,7 +421,8 @@ class Record(Schema):
         # Records before version 4 have no flag, but their modules add up or not.
         unsaid = self.step.agrees is None
         kind = self.cell.configuration.device_kind()
-        borne_out = self.schema_version > 3 or adds_up(self.step.retained_by_module, self.memory.retained_bytes, kind)
+        retained = self.memory.retained_bytes
+        borne_out = self.schema_version > 3 or (retained is not None and adds_up(self.step.retained_by_module, retained, kind))
         return self.step if unsaid and borne_out else None
 
     def settles(self, passes: Sequence[Pass]) -> bool:

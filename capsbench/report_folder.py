@@ -19,7 +19,7 @@ from capsbench.errors import StoreError
 from capsbench.locks import alone_in
 from capsbench.paths import absolute, as_typed, expanded
 from capsbench.records import BOTH, Pass, Plan, Record, Round
-from capsbench.timed_rounds import with_rounds
+from capsbench.timed_rounds import with_rounds, without_record
 
 
 class ReportFolder:
@@ -135,7 +135,7 @@ class ReportFolder:
 
     @property
     def rounds(self) -> list[Round]:
-        """The rounds of cells that took turns in a sweep that has not ended, as far as these have no records with times."""
+        """The rounds of cells that took turns in a sweep that has not ended, with those of their turns that are in no record."""
         self._read()
         return list(self._rounds)
 
@@ -207,7 +207,8 @@ class ReportFolder:
         if self._records is None:
             records, self._damages = files.read_records(self.path)
             self._keep(records)
-            self._rounds, damages = files.read_rounds(self._rounds_path)
+            rounds, damages = files.read_rounds(self._rounds_path)
+            self._rounds = without_record(rounds, records)
             self._damages += damages
 
     def _keep(self, records: Iterable[Record]) -> None:
@@ -247,6 +248,7 @@ class ReportFolder:
         if self._records is not None:
             place = self._places.setdefault(record.cell.key(), len(self._records))
             self._records[place : place + 1] = [record]
+            self._rounds = without_record(self._rounds, [record])
         self._forget_results()
 
     def append_round(self, timed: Round) -> None:
@@ -262,21 +264,18 @@ class ReportFolder:
         self._forget_results()
 
     def forget_rounds(self) -> None:
-        """Remove the rounds if every cell in them has a record with its times; otherwise they stay.
+        """Remove the file of rounds if every turn in it is in its cell's record; otherwise it stays.
 
         Raises:
-            StoreError: their file cannot be removed.
+            StoreError: the file cannot be removed.
         """
         self._read()
-        timed = {record.cell.key() for record in self._records or () if record.time is not None}
-        if not {turn.cell for one in self._rounds for turn in one.turns} <= timed:
+        if self._rounds or self._folder is None:
             return
-        if self._folder is not None:
-            try:
-                self._rounds_path.unlink(missing_ok=True)
-            except OSError as error:
-                raise StoreError(f"{self._rounds_path} cannot be removed: {error.strerror}", "remove it by hand") from None
-        self._rounds = []
+        try:
+            self._rounds_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self._rounds_path} cannot be removed: {error.strerror}", "remove it by hand") from None
 
     @property
     def _rounds_path(self) -> Path:

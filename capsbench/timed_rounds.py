@@ -42,6 +42,9 @@ def times_of(rounds: Sequence[Round], cell: str, noise: Collection[str] = ()) ->
         yardstick_seconds=list(chain.from_iterable(one.yardstick_seconds for one, _ in taken)),
         # Not every round has time for the yardstick.
         yardstick_flops=next((one.yardstick_flops for one, _ in taken if one.yardstick_flops is not None), None),
+        launch_yardstick_seconds=list(chain.from_iterable(one.launch_yardstick_seconds for one, _ in taken)),
+        device_train_step_seconds=last.device_train_step_seconds.get(cell, []),
+        device_inference_seconds=last.device_inference_seconds.get(cell, []),
         noise=list(dict.fromkeys([*noise, *found])),
         rounds=[one.number for one, _ in taken],
         processes=[one.process for one, _ in taken],
@@ -49,26 +52,77 @@ def times_of(rounds: Sequence[Round], cell: str, noise: Collection[str] = ()) ->
     )
 
 
+def joined(earlier: TimeFigures, later: TimeFigures) -> TimeFigures:
+    """The times of a cell that has taken further turns, those of both in their order.
+
+    Samples of a cell that was timed alone belong to no round and cannot be compared with others, so that the turns take their
+    place. Parts that grow are known if they are of the same modules in both.
+    """
+    if not earlier.rounds:
+        return later
+    lists = ("train_step_seconds", "forward_seconds", "inference_seconds", "yardstick_seconds", "rounds", "processes")
+    together = {name: getattr(earlier, name) + getattr(later, name) for name in lists}
+    return later.model_copy(
+        update={
+            **together,
+            "yardstick_flops": later.yardstick_flops or earlier.yardstick_flops,
+            "noise": list(dict.fromkeys([*earlier.noise, *later.noise])),
+            "growing": _joined_parts(earlier.growing, later.growing),
+        }
+    )
+
+
+def _joined_parts(earlier: GrowingFigures | None, later: GrowingFigures | None) -> GrowingFigures | None:
+    if earlier is None or later is None or earlier.modules != later.modules:
+        return None
+    both_in_inference = bool(earlier.inference_seconds and later.inference_seconds)
+    return later.model_copy(
+        update={
+            "train_step_seconds": earlier.train_step_seconds + later.train_step_seconds,
+            "forward_seconds": earlier.forward_seconds + later.forward_seconds,
+            "inference_seconds": earlier.inference_seconds + later.inference_seconds if both_in_inference else [],
+        }
+    )
+
+
+def without_record(rounds: Iterable[Round], records: Iterable[Record]) -> list[Round]:
+    """Rounds with those of their turns that are in none of these records; a round without any is left out."""
+    recorded = {(record.cell.key(), number) for record in records if record.time for number in record.time.rounds}
+    found = []
+    for one in rounds:
+        turns = [turn for turn in one.turns if (turn.cell, one.number) not in recorded]
+        if turns:
+            found.append(one if len(turns) == len(one.turns) else one.model_copy(update={"turns": turns}))
+    return found
+
+
 def with_rounds(records: Iterable[Record], rounds: Sequence[Round]) -> list[Record]:
-    """Records of which those without times have what rounds say of them: a sweep that was cut off while cells took turns."""
+    """Records with the turns of their cells added, as far as these ended well.
+
+    Args:
+        records: records of cells.
+        rounds: rounds of which no turn is in a record, from `without_record`.
+    """
     cells = {turn.cell for one in rounds for turn in one.turns}
-    return [
-        record.model_copy(update={"time": times_of(rounds, key)})
-        if record.status == "ok" and record.time is None and (key := record.cell.key()) in cells
-        else record
-        for record in records
-    ]
+    found = []
+    for record in records:
+        key = record.cell.key()
+        times = times_of(rounds, key) if record.status == "ok" and key in cells else None
+        if times is not None and record.time is not None:
+            times = joined(record.time, times)
+        found.append(record if times is None else record.model_copy(update={"time": times}))
+    return found
 
 
 def _growing(turns: Sequence[Turn], modules: list[str], edges_seconds: float) -> GrowingFigures | None:
-    """The parts that grow; None if they are unknown for any turn, since samples would lack their values."""
+    """The parts that grow; None if they are unknown for any training step, since samples would lack their values."""
     train = [turn.growing_train_step_seconds for turn in turns]
     forward = [turn.growing_forward_seconds for turn in turns]
     inference = [turn.growing_inference_seconds for turn in turns]
     known = [[one for one in values if one is not None] for values in (train, forward, inference)]
-    if not modules or any(len(values) < len(turns) for values in known):
+    if not modules or any(len(values) < len(turns) for values in known[:2]):
         return None
     return GrowingFigures(
-        modules=modules, train_step_seconds=known[0], forward_seconds=known[1], inference_seconds=known[2],
-        edges_seconds=edges_seconds,
+        modules=modules, train_step_seconds=known[0], forward_seconds=known[1],
+        inference_seconds=known[2] if len(known[2]) == len(turns) else [], edges_seconds=edges_seconds,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Behaviour on every release of torch, Triton and Python that the package allows (`tox -e oldest`, `tox -e gpu-like`)."""
+"""Behaviour on every release of torch, Triton and Python that the package allows (`tox -e oldest`, `tox -e device`)."""
 
 import configparser
 import tomllib
@@ -8,11 +8,13 @@ import torch
 from packaging.requirements import Requirement
 from torch import Tensor, nn
 
+from capsbench import predict
 from capsbench.errors import ConfigurationError
 from capsbench.models.front import chunked_front
 from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack
 from capsbench.routing.autograd import full_precision, is_autocasting
 from capsbench.routing.triton.launch import check_interpreter
+from capsbench.tracing import fake_cuda
 from helpers import ROOT
 from helpers.comparing import assert_all_close
 
@@ -38,6 +40,14 @@ def test_the_tests_of_other_releases_are_there():
     found = [path for some in files for path in some]
     assert len(found) == len(set(found)) > 20
     assert all(path.is_file() for path in found)
+
+
+@pytest.mark.skipif(not fake_cuda.can_follow(), reason=fake_cuda.reason_not_followed())
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_convolutions_of_every_precision_are_predicted(precision):
+    """Torch 2.9 asks the driver which library computes convolutions of bfloat16."""
+    (record,) = predict("rescapsnet", depths=1, batch_size=2, precision=precision).records
+    assert record.status == "ok", record.message
 
 
 class Breaks(nn.Module):

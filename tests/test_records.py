@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from capsbench.options import OPTIONS, type_of
-from capsbench.records import SCHEMA_VERSION, Cell, Plan, Record, newer_than_known
+from capsbench.records import SCHEMA_VERSION, Cell, MemoryFigures, Plan, Record, newer_than_known
 from helpers.made import make_configuration, make_record
 
 
@@ -73,6 +73,16 @@ def test_records_do_not_change():
     record = make_record()
     with pytest.raises(ValidationError):
         record.status = "error"
+
+
+def test_bytes_may_be_unknown_on_cuda_alone_and_only_together():
+    known = make_record().memory.model_dump()
+    names = ("retained_bytes", "peak_forward_bytes", "peak_backward_bytes", "peak_allocated_bytes")
+    unknown = dict.fromkeys(names)
+    assert MemoryFigures(**known | unknown | {"probe": "cuda"}).retained_bytes is None
+    for changed in (unknown, {"probe": "cuda", "retained_bytes": None}, {"probe": "trace", **unknown}):
+        with pytest.raises(ValidationError, match="are not known"):
+            MemoryFigures(**known | changed)
 
 
 # A key that changed would make `--resume` measure everything again: these are written down.

@@ -6,7 +6,7 @@ import pytest
 
 from capsbench.records import Round, TimeFigures, Turn
 from capsbench.report import Report
-from capsbench.timed_rounds import times_of
+from capsbench.timed_rounds import joined, times_of, without_record
 from helpers.made import make_record
 
 
@@ -74,15 +74,49 @@ def test_rounds_of_a_sweep_that_was_cut_off_are_drawn_and_do_not_settle_a_cell(t
         assert one.settled() == set()
         assert one.settled(["memory"]) == set(keys)
         assert one.frame["train_step_seconds"].tolist() == [11, 11]
-    report.append(make_record(blocks=1))
+    report.append(report.records[0])
     assert Report(tmp_path).settled() == {keys[0]}
-    # Rounds stay as long as one of their cells has no other record of its times.
+    # Rounds stay as long as one of their turns is in no record.
     report.forget_rounds()
-    assert len(Report(tmp_path).rounds) == 3
-    report.append(make_record(blocks=2))
+    for one in (report, Report(tmp_path)):
+        assert [[turn.cell for turn in taken.turns] for taken in one.rounds] == [[keys[1]]] * 3
+        assert [record.time.rounds for record in one.records] == [[0, 1, 2]] * 2
+    report.append(report.records[1])
     report.forget_rounds()
     assert not (tmp_path / "rounds.jsonl").exists()
     assert Report(tmp_path).rounds == report.rounds == []
+
+
+def test_further_turns_of_a_cell_that_has_times_are_added_to_them():
+    first, more = (times_of([make_round(number, "a") for number in numbers], "a") for numbers in ((0, 1), (4, 5, 6)))
+    found = joined(first, more)
+    assert found == times_of([make_round(number, "a") for number in (0, 1, 4, 5, 6)], "a")
+    others = more.model_copy(update={"growing": more.growing.model_copy(update={"modules": ["others"]})})
+    for parts in (None, others.growing):
+        assert joined(first, more.model_copy(update={"growing": parts})).growing is None
+    without = more.model_copy(update={"growing": more.growing.model_copy(update={"inference_seconds": []})})
+    assert joined(first, without).growing.inference_seconds == []
+    assert joined(first, without).growing.forward_seconds == found.growing.forward_seconds
+    assert TimeFigures.model_validate(joined(first, without).model_dump()) == joined(first, without)
+    # Samples of a cell that was timed alone have no round.
+    assert joined(make_record().time, more) == more
+
+
+def test_inference_that_was_timed_without_edges_leaves_the_parts_of_training_known():
+    rounds = [make_round(number, "a") for number in range(2)]
+    bare = rounds[1].turns[0].model_copy(update={"growing_inference_seconds": None})
+    found = times_of([rounds[0], rounds[1].model_copy(update={"turns": [bare]})], "a")
+    assert (found.growing.train_step_seconds, found.growing.inference_seconds) == ([2, 3], [])
+
+
+def test_only_turns_that_are_in_no_record_are_left():
+    times = times_of([make_round(0, "a"), make_round(1, "a")], "a")
+    record = make_record().model_copy(update={"time": times})
+    key = record.cell.key()
+    rounds = [make_round(0, [key]), make_round(1, [key, "b"]), make_round(2, [key, "b"])]
+    assert [(one.number, [turn.cell for turn in one.turns]) for one in without_record(rounds, [record])] == [
+        (1, ["b"]), (2, [key, "b"]),
+    ]  # fmt: skip
 
 
 def test_a_damaged_line_costs_that_round_alone(tmp_path):

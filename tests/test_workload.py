@@ -225,8 +225,10 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("mocapsnet", {"blocks": 2, "front": "chunked", "memory": "reversible"}),
-        ("mocapsnet", {"blocks": 2, "front": "plain", "memory": "checkpoint", "precision": "bf16"}),
+        pytest.param("mocapsnet", {"blocks": 2, "front": "chunked", "memory": "reversible"}, marks=pytest.mark.slow),
+        pytest.param(
+            "mocapsnet", {"blocks": 2, "front": "plain", "memory": "checkpoint", "precision": "bf16"}, marks=pytest.mark.slow
+        ),
         ("rescapsnet", {"blocks": 1, "memory": "checkpoint-sqrt"}),
         ("own_models:Scores", {}),
         ("tied", {}),

@@ -112,7 +112,7 @@ def without_bounds(annotation: Any) -> Any:
         return without_bounds(parts[0])
     if kind in (Union, UnionType):
         return reduce(or_, map(without_bounds, parts))
-    return list[without_bounds(parts[0])] if kind is list else annotation  # type: ignore[misc]
+    return kind[tuple(map(without_bounds, parts))] if kind in (list, dict) else annotation
 
 
 def main() -> int:

@@ -211,6 +211,9 @@ class PairedSeries:
             return f"{here.threads} threads, {there.threads} before"
         if old.probe and new.probe and old.probe != new.probe:
             return f"memory counted by {new.probe}, by {old.probe} before"
+        if bool(new.tf32) != bool(old.tf32):
+            words = {True: "TF32 allowed", False: "TF32 not allowed"}
+            return f"{words[bool(new.tf32)]}, {words[bool(old.tf32)]} before"
         before, after = (known.get(cell.environment or "") for known, cell in zip(self._machines, (old, new), strict=True))
         if not before or not after:
             return "not known on which machine it was measured"
@@ -228,7 +231,8 @@ def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float) -> tuple
     The rest of the step is the best measure of a machine's speed, as it was timed in the same rounds, unless it has changed
     itself: by more than `share` in units of the yardstick.
     """
-    speed = old.yardstick / new.yardstick if old.yardstick and new.yardstick else None
+    yardsticks = (old.launches, new.launches) if old.launches and new.launches else (old.yardstick, new.yardstick)
+    speed = yardsticks[0] / yardsticks[1] if yardsticks[0] and yardsticks[1] else None
     paces = [PairedPace(one.seconds, one.low, one.high, one.rounds) for one in (old, new)]
     by_yardstick = paired_slope_change(paces[0], paces[1].scaled(speed or 1.0))
     if not old.rest or not new.rest:
@@ -242,12 +246,20 @@ def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float) -> tuple
 
 
 def _paces(cells: Cells, name: str) -> tuple[list[float], list[float], bool]:
-    """Seconds before and after, and whether the yardstick scales them to the first machine at its mean speed."""
+    """Seconds before and after, and whether a yardstick scales them to the first machine at its mean speed.
+
+    A time that is the host's in both runs is scaled by launches, which measure the host, and any other by a product of matrices.
+    """
     times = [(old.times[name], new.times[name]) for old, new in cells]
-    if any(time.relative is None for pair in times for time in pair):
+    units = [("of_launches" if old.of_launches and new.of_launches else "relative") for old, new in times]
+    scaled = [(getattr(old, unit), getattr(new, unit)) for (old, new), unit in zip(times, units, strict=True)]
+    if any(value is None for pair in scaled for value in pair):
         return [old.seconds for old, _ in times], [new.seconds for _, new in times], False
-    yardstick = float(np.exp(np.mean([np.log(old.seconds / old.relative) for old, _ in times if old.relative])))
-    before, after = ([(time.relative or 0.0) * yardstick for time in side] for side in zip(*times, strict=True))
+    known = [(unit, old.seconds / value) for (old, _), (value, _), unit in zip(times, scaled, units, strict=True) if value]
+    speeds = {unit: float(np.exp(np.mean([np.log(speed) for other, speed in known if other == unit]))) for unit, _ in known}
+    before, after = (
+        [value * speeds.get(unit, 1.0) for value, unit in zip(side, units, strict=True)] for side in zip(*scaled, strict=True)
+    )
     return before, after, True
 
 

@@ -9,16 +9,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from capsbench.frame import SERIES_COLUMNS, to_frame
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
+from capsbench.stats.median import is_host_bound
 from capsbench.stats.turn_times import fit_turns, turn_times
 
 if TYPE_CHECKING:
     from capsbench.report import Report
 
-BASELINE_VERSION = 2
+BASELINE_VERSION = 3
 """Version of the format, raised whenever an older capsbench could not understand a new baseline."""
 
-READABLE_VERSIONS = (1, 2)
-"""Versions of the format that can be read; series of version 1 have no slopes."""
+READABLE_VERSIONS = (1, 2, 3)
+"""Versions of the format that can be read; series of version 1 have no slopes, and cells before version 3 no `tf32`."""
 
 PROGRAM: Literal["capsbench baseline"] = "capsbench baseline"
 
@@ -54,6 +55,8 @@ class TimeSummary(_Schema):
     """Range of the middle half over the median."""
     relative: float | None = None
     """The median over that of the yardstick, which was timed between the samples; None if none was timed."""
+    of_launches: float | None = None
+    """The median over that of a hundred launches, if the device waits for the host; None if it does not."""
 
 
 class SlopeSummary(_Schema):
@@ -79,6 +82,8 @@ class SlopeSummary(_Schema):
     """Upper end."""
     yardstick: float | None = None
     """Seconds of the yardstick in these rounds; None if none was timed."""
+    launches: float | None = None
+    """Seconds of a hundred launches in these rounds, if the device waits for the host in all cells; None if it does not."""
 
 
 class CellSummary(_Schema):
@@ -99,6 +104,8 @@ class CellSummary(_Schema):
     """Times by the names of `TIMES`."""
     noise: list[str] = []
     """Reasons not to trust its times: names of `NOISES`."""
+    tf32: bool | None = None
+    """True if the step was allowed to use TF32; None if that is not known, or there is none."""
     retained_by_module: dict[str, int] = {}
     """Retained bytes by module; empty if the record has none."""
 
@@ -273,6 +280,9 @@ def _slopes(records: Iterable[Record]) -> dict[str, SlopeSummary]:
                 numbers |= dict(zip(("rest", "of_rest", "of_rest_low", "of_rest_high"), shares, strict=True))
             if yardsticks:
                 numbers["yardstick"] = median(yardsticks)
+            launches = [_launches(record.time, column) for record in good if record.time]
+            if all(launches):
+                numbers["launches"] = median(one for one in launches if one)
             rounded = {name: _rounded(value) for name, value in numbers.items()}
             found[name] = SlopeSummary(basis="edges" if fit.growing else "turns", rounds=len(fit.slopes), **rounded)
     return found
@@ -284,7 +294,7 @@ def _cell(record: Record) -> CellSummary:
         blocks=record.cell.configuration.blocks, replicate=record.cell.replicate,
         status=record.status, message=record.message, environment=record.environment,
         probe=memory.probe if memory else None, bytes=_bytes(record, memory) if memory else {},
-        times=_times(time) if time else {}, noise=time.noise if time else [],
+        times=_times(time) if time else {}, noise=time.noise if time else [], tf32=record.tf32,
         retained_by_module=step.retained_by_module if step else {},
     )  # fmt: skip
 
@@ -303,13 +313,21 @@ def _times(time: TimeFigures) -> dict[str, TimeSummary]:
         samples = getattr(time, field)
         if samples:
             low, middle, high = np.percentile(samples, (25, 50, 75))
+            launches = _launches(time, field)
             found[name] = TimeSummary(
                 seconds=_rounded(middle),
                 samples=len(samples),
                 spread=round(float((high - low) / middle), 3) if middle else 0.0,
                 relative=_rounded(middle / yardstick) if yardstick else None,
+                of_launches=_rounded(middle / launches) if launches else None,
             )
     return found
+
+
+def _launches(time: TimeFigures, field: str) -> float | None:
+    """Seconds of a hundred launches, if this time of a device is the host's; None if it is not."""
+    of_host = is_host_bound(getattr(time, field), getattr(time, f"device_{field}"))
+    return median(time.launch_yardstick_seconds) if of_host and time.launch_yardstick_seconds else None
 
 
 def _rounded(value: float) -> float:

@@ -1,7 +1,7 @@
-"""The parent's side of a measurement: one cell in fresh processes, one for time and one for memory, one after the other.
+"""The parent's side of a cell that is measured alone: a fresh process for memory, and one for time, one after the other.
 
-Each needs an environment of its own: the timing process a quiet malloc, the memory process a probe in place before
-anything is built.
+Each needs an environment of its own: the memory process a probe in place before anything is built, the timing process a heap
+that keeps its memory.
 """
 
 import contextlib
@@ -80,6 +80,7 @@ def measure_cell(
         memory=next((reply.memory for reply in replies if reply.memory), None),
         time=next((reply.time for reply in replies if reply.time), None),
         step=next((reply.step for reply in replies if reply.step), None),
+        tf32=last.tf32,
         notes=list(dict.fromkeys(note for reply in replies for note in reply.notes)),
     )
 

@@ -1,16 +1,34 @@
 """The memory probe of a CUDA device: figures from the caching allocator's counters and the driver, blocks from its history."""
 
+import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from capsbench.measure.facts import asked
 from capsbench.measure.processes import nvml_process_bytes
 from capsbench.tracing.cuda_allocator import SMALLEST
 from capsbench.tracing.storages import addresses
 from capsbench.tracing.trace import Phase, Trace, trace_of
+
+NO_CACHE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
+"""The variable that turns the caching allocator off, whatever its value."""
+
+_SETTLING_STEPS = 5
+
+
+class LaterSteps(NamedTuple):
+    """Bytes of steps after the one that was counted phase by phase; None where they are not counted, or steps do not change."""
+
+    warm_peak: int | None = None
+    """Most bytes handed out in a step after several more."""
+    reserved: int | None = None
+    """Most bytes held by the caching allocator in a step that begins with an empty cache."""
 
 
 class CudaProbe:
@@ -25,9 +43,11 @@ class CudaProbe:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._phases: dict[str, Phase] = {}
+        self._requested: dict[str, Phase] = {}
         self._reserved = 0
         self._process_bytes: int | None = None
         self._context_bytes: int | None = None
+        self._notes: list[str] = []
         self._spans: dict[str, tuple[int, int]] = {}
         self._tags: list[tuple[int, str, list[int]]] = []
         self._marks: list[int] = []
@@ -42,9 +62,13 @@ class CudaProbe:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None:
         """Query the driver while everything is still there."""
-        self._process_bytes = nvml_process_bytes(self._device)
-        if self._process_bytes is not None:
-            self._context_bytes = self._process_bytes - torch.cuda.memory_reserved(self._device)
+        self._process_bytes, why_unknown = nvml_process_bytes(self._device)
+        if self._process_bytes is None:
+            self._notes.append(f"the memory of this process on {self._device} is not known: {why_unknown}")
+        elif self.counts():
+            self._context_bytes = self._process_bytes - self._counter("reserved", "current")
+        if self._phases and not self.counts():
+            self._notes.append(f"bytes on {self._device} were not counted: {_why_not_counted()}")
         if self._remembers:
             self._events = self._history()
             _record(False)
@@ -57,14 +81,13 @@ class CudaProbe:
     def phase(self, name: str) -> Iterator[None]:
         """Name a part of the step."""
         first = self._count()
-        torch.cuda.synchronize(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        start = torch.cuda.memory_allocated(self._device)
+        self._restart_peaks()
+        allocated, requested = self._counter("allocated", "current"), self._counter("requested", "current")
         yield
         torch.cuda.synchronize(self._device)
-        end = torch.cuda.memory_allocated(self._device)
-        self._phases[name] = Phase(start, end, torch.cuda.max_memory_allocated(self._device))
-        self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(self._device))
+        self._phases[name] = Phase(allocated, self._counter("allocated", "current"), self._counter("allocated", "peak"))
+        self._requested[name] = Phase(requested, self._counter("requested", "current"), self._counter("requested", "peak"))
+        self._reserved = max(self._reserved, self._counter("reserved", "peak"))
         self._spans[name] = first, self._count()
 
     def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
@@ -79,31 +102,61 @@ class CudaProbe:
         """Bytes of each phase."""
         return dict(self._phases)
 
+    def counts(self) -> bool:
+        """Return whether the allocator counts at all: no step runs without any byte."""
+        return any(phase.peak for phase in self._phases.values())
+
+    def requested(self) -> dict[str, Phase] | None:
+        """Bytes of each phase as they were requested; None where the allocator does not tell."""
+        return dict(self._requested) if any(phase.peak for phase in self._requested.values()) else None
+
     def trace(self) -> Trace | None:
         """Every allocation; None where the allocator keeps no history."""
-        return trace_of(self._events, self._spans, self._tags, self._marks) if self._remembers else None
+        # With its cache turned off the allocator's history stays empty.
+        known = self._remembers and (self.counts() or not self._phases)
+        return trace_of(self._events, self._spans, self._tags, self._marks) if known else None
 
     def peak_reserved(self) -> int | None:
-        """Most bytes that the allocator held."""
-        return self._reserved
+        """Most bytes that the allocator held until the end of the last phase, its cache from before included."""
+        return self._reserved if self.counts() else None
 
     def process_bytes(self) -> int | None:
         """Memory of this process on the device, as NVML reports it; None where it does not (containers, some drivers)."""
         return self._process_bytes
 
     def context_bytes(self) -> int | None:
-        """The part of it that the allocator does not hold: the driver's context, and libraries' workspaces of their own."""
+        """The part of it that the allocator does not hold: the driver's context, and the kernels that have been loaded so far."""
         return self._context_bytes
 
-    def warm_peak(self, step: Callable[[], None]) -> int | None:
-        """Most bytes in a step after several more, when libraries have settled on their algorithms."""
-        for _ in range(5):
+    def notes(self) -> list[str]:
+        """The reasons that figures are not known."""
+        return self._notes
+
+    def later_steps(self, step: Callable[[], None]) -> LaterSteps:
+        """Bytes of a step after several more, when libraries have settled on their algorithms, and of one with an empty cache."""
+        if not self.counts():
+            return LaterSteps()
+        for _ in range(_SETTLING_STEPS):
             step()
-        torch.cuda.synchronize(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
+        self._restart_peaks()
         step()
         torch.cuda.synchronize(self._device)
-        return torch.cuda.max_memory_allocated(self._device)
+        warm_peak = self._counter("allocated", "peak")
+        torch.cuda.empty_cache()
+        self._restart_peaks()
+        step()
+        torch.cuda.synchronize(self._device)
+        return LaterSteps(warm_peak, self._counter("reserved", "peak"))
+
+    def _restart_peaks(self) -> None:
+        """Restart the counters' peaks once all work so far is done."""
+        torch.cuda.synchronize(self._device)
+        with contextlib.suppress(RuntimeError):  # an allocator without counters
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def _counter(self, what: str, which: str) -> int:
+        """A counter in bytes; 0 where the allocator does not have it."""
+        return int((asked(lambda: torch.cuda.memory_stats(self._device)) or {}).get(f"{what}_bytes.all.{which}", 0))
 
     def _counted(self) -> int:
         """Number of times that the allocator has handed out or taken back a block so far."""
@@ -122,6 +175,13 @@ class CudaProbe:
             for event in torch.cuda.memory._snapshot()["device_traces"][index]
             if event["action"] in signs
         ]
+
+
+def _why_not_counted() -> str:
+    """The reason that the allocator does not count."""
+    if NO_CACHE in os.environ:
+        return f"{NO_CACHE} turns off the allocator that counts them"
+    return f"allocator '{asked(torch.cuda.get_allocator_backend)}' does not count them"
 
 
 def _record(on: bool) -> bool:

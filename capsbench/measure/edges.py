@@ -6,8 +6,8 @@ grow, forward and backward, it is not. Which modules these are follows from the 
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -120,7 +120,7 @@ def _equal(values: Iterator[Any]) -> bool:
 
 
 class Edges:
-    """Hooks at the edges of modules, that read the clock there while a step runs.
+    """Hooks at the edges of modules, that read the clock there; they are set only while a forward pass runs.
 
     A module that is called is one part; of a container that is not, such as a `ModuleList`, the part reaches from its first
     called child to its last. The number of readings is therefore the same at every depth.
@@ -134,8 +134,6 @@ class Edges:
 
     def __init__(self, model: nn.Module, modules: Sequence[str], structure: Structure, clock: Clock) -> None:
         self._clock = clock
-        self.were_met = False
-        """True if the last step met all edges."""
         self._parts: list[_Part] = []
         for name in modules:
             inside = [one for one in structure.called if one == name or one.startswith(f"{name}.")]
@@ -145,19 +143,16 @@ class Edges:
 
     @contextmanager
     def forward(self, *, training: bool) -> Iterator[None]:
-        """Read the clock at the edges of what is called inside.
+        """Read the clock at the edges of what is called in the body, and where a backward pass that follows meets them.
 
         Args:
             training: whether a backward pass follows.
         """
         self._origin = self._clock.stamp()
-        for part in self._parts:
-            part.begin(training=training)
-        try:
-            yield
-        finally:
+        with ExitStack() as hooks:
             for part in self._parts:
-                part.is_open = False
+                hooks.enter_context(part.hooked(training=training))
+            yield
 
     def seconds(self) -> tuple[float, float] | None:
         """Seconds of the parts in the last forward pass, and in the backward pass that followed, if there was one.
@@ -165,8 +160,7 @@ class Edges:
         Returns:
             None if an edge was not met, as where backward runs without the tensors that were seen.
         """
-        self.were_met = bool(self._parts) and all(part.was_met() for part in self._parts)
-        if not self.were_met:
+        if not self._parts or not all(part.was_met() for part in self._parts):
             return None
         forward, backward = zip(*(part.spans() for part in self._parts), strict=True)
         return self._covered(forward), self._covered(one for one in backward if one is not None)
@@ -180,31 +174,24 @@ class Edges:
             reached = max(reached, last)
         return total
 
-    def remove(self) -> None:
-        """Take the hooks away."""
-        for part in self._parts:
-            part.remove()
-
 
 class _Part:
     """The stretch of a step from the call of the first of some modules to the return of the last, and its way back."""
 
     def __init__(self, clock: Clock, modules: Sequence[nn.Module]) -> None:
         self._clock, self._modules = clock, modules
-        self._hooks = [
-            modules[0].register_forward_pre_hook(self._entered, with_kwargs=True),
-            modules[-1].register_forward_hook(self._left),
-        ]
-        self.is_open = False
 
-    def begin(self, *, training: bool) -> None:
-        """Forget the step before; calls are edges until `is_open` is False, since a checkpoint calls modules in backward too."""
-        self.is_open = True
+    @contextmanager
+    def hooked(self, *, training: bool) -> Iterator[None]:
+        """Forget the step before, and take calls in the body for edges; a checkpoint's calls in backward come after it."""
         self._forward: list[Any] = []
         self._outputs: list[Any] = []
         self._inputs: list[Any] = []
         trained = any(one.requires_grad for module in self._modules for one in module.parameters())
         self._training, self._expects_backward = training, training and trained
+        first, last = self._modules[0], self._modules[-1]
+        with first.register_forward_pre_hook(self._entered, with_kwargs=True), last.register_forward_hook(self._left):
+            yield
 
     def was_met(self) -> bool:
         """Return whether every edge was met: backward enters by an output, and leaves by an input."""
@@ -215,20 +202,14 @@ class _Part:
         backward = (self._outputs[0], self._inputs[-1]) if self._expects_backward else None
         return (self._forward[0], self._forward[-1]), backward
 
-    def remove(self) -> None:
-        """Take the hooks away."""
-        for hook in self._hooks:
-            hook.remove()
-
     def _entered(self, _: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.is_open and not self._forward:
+        if not self._forward:
             self._watch((args, kwargs), self._inputs)
             self._forward.append(self._clock.stamp())
 
     def _left(self, _: nn.Module, args: Any, out: Any) -> None:
-        if self.is_open:
-            self._forward.append(self._clock.stamp())
-            self._watch(out, self._outputs)
+        self._forward.append(self._clock.stamp())
+        self._watch(out, self._outputs)
 
     def _watch(self, values: Any, stamps: list[Any]) -> None:
         """Read the clock when backward reaches any of these tensors: outputs before the part, inputs after it."""
@@ -236,6 +217,28 @@ class _Part:
             if isinstance(one, Tensor) and one.requires_grad:
                 self._expects_backward = True
                 one.register_hook(lambda _: stamps.append(self._clock.stamp()))
+
+
+def hooks_change(model: nn.Module, forward: Callable[[], object], edges: Edges) -> bool:
+    """Return whether a network runs other operators under the hooks of edges, as `nn.TransformerEncoderLayer` does in inference.
+
+    Args:
+        model: network in evaluation mode.
+        forward: function that runs its inference step.
+        edges: edges of some of its modules.
+
+    Returns:
+        True also if its operators cannot be recorded, as those of a compiled network.
+    """
+    found: list[Mapping[str, Counter[str]]] = []
+    for hooked in (False, True):
+        try:
+            with edges.forward(training=False) if hooked else nullcontext(), recorded(model) as structures:
+                forward()
+        except Exception:  # a user's network may raise anything
+            return True
+        found.append(structures[0].operators)
+    return found[0] != found[1]
 
 
 def edges_cost(clock: Clock, device: torch.device, parts: int) -> float:
@@ -251,5 +254,4 @@ def edges_cost(clock: Clock, device: torch.device, parts: int) -> float:
         return time.perf_counter() - began
 
     with_edges = median(step(edges.forward(training=True)) for _ in range(_COSTED_STEPS))
-    edges.remove()
     return max(0.0, with_edges - median(step(nullcontext()) for _ in range(_COSTED_STEPS)))

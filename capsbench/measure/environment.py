@@ -117,6 +117,7 @@ def _cuda(facts: Facts) -> dict[str, Any]:
     count = facts.ask("devices", torch.cuda.device_count) or 0
     return {
         "available": True,
+        "tf32": False,  # what measures, trains and classifies forbids it; a record says if a network allowed it again
         **facts.each({"runtime": lambda: torch.version.cuda, "cudnn": torch.backends.cudnn.version, "driver": _driver}),
         "devices": [_device(facts, index) for index in range(count)],
     }

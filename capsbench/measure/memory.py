@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from capsbench.measure.cuda_memory import CudaProbe
+from capsbench.measure.cuda_memory import CudaProbe, LaterSteps
 from capsbench.measure.processes import largest_resident_set
 from capsbench.tracing import counting
 from capsbench.tracing.storages import addresses
@@ -46,6 +46,14 @@ class MemoryProbe(Protocol):
     def phases(self) -> dict[str, Phase]:
         """Bytes of each phase, after the probe has been left."""
 
+    def counts(self) -> bool:
+        """Return whether these bytes were counted at all."""
+        return True
+
+    def requested(self) -> dict[str, Phase] | None:
+        """Bytes of each phase as they were requested, where an allocator hands out more; None where it does not tell."""
+        return None
+
     def trace(self) -> Trace | None:
         """Every allocation, after the probe has been left; None where this torch does not tell them apart."""
 
@@ -60,9 +68,13 @@ class MemoryProbe(Protocol):
         """The device memory of the process that the caching allocator does not hold; None if there is none, or unknown."""
         return None
 
-    def warm_peak(self, step: Callable[[], None]) -> int | None:
-        """Most bytes in a further step after several more, once the probe has been left; None where steps do not change."""
-        return None
+    def notes(self) -> list[str]:
+        """The reasons that figures are not known, after the probe has been left."""
+        return []
+
+    def later_steps(self, step: Callable[[], None]) -> LaterSteps:
+        """Bytes of further steps, which this runs once the probe has been left; unknown where steps do not change."""
+        return LaterSteps()
 
 
 class _CpuProbe(MemoryProbe):

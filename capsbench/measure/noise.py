@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from capsbench.stats.median import median_interval
+from capsbench.stats.median import is_host_bound, median_interval
 
 NOISES: dict[str, str] = {
     "spread": "the middle half of the samples spans more than 10 % of their median",
     "drift": "the samples rise or fall by more than 5 % from first to last",
     "throttled": "the processor's clock fell by more than 10 %, or the GPU slowed itself down",
     "load": "other processes, or other machines on the same host, took more than 5 % of the cores that this process may use",
+    "host-bound": "the GPU waited for the host in more than 10 % of a step, so that these are times of the host",
     "unsettled": "the time budget was spent before the median was known within 2 % or, of cells in turn, a slope within 20 %",
 }
 """Name and meaning of each sign of noise, in the order in which they are reported."""
@@ -37,13 +38,20 @@ class Machine:
     """True if the GPU reported that it was slowing itself down."""
 
 
-def noise_of(train: Sequence[float], inference: Sequence[float], machine: Machine) -> list[str]:
+def noise_of(
+    train: Sequence[float],
+    inference: Sequence[float],
+    machine: Machine,
+    *,
+    of_device: tuple[Sequence[float], Sequence[float]] = ((), ()),
+) -> list[str]:
     """Names of `NOISES` that hold.
 
     Args:
         train: seconds of training steps in the order in which they were taken.
         inference: seconds of inference steps, likewise in order.
         machine: observations made meanwhile.
+        of_device: seconds that the device alone takes for each; empty where they are not known.
     """
     series, seen = (train, inference), machine_noise(machine)
     held = {
@@ -51,6 +59,7 @@ def noise_of(train: Sequence[float], inference: Sequence[float], machine: Machin
         "drift": any(_drifts(samples) for samples in series),
         "throttled": "throttled" in seen,
         "load": "load" in seen,
+        "host-bound": any(is_host_bound(samples, alone) for samples, alone in zip(series, of_device, strict=True)),
         "unsettled": not is_settled(train),
     }
     return [name for name in NOISES if held[name]]

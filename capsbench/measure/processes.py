@@ -3,6 +3,8 @@
 import contextlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,26 @@ import psutil
 import torch
 
 from capsbench.devices import MIB
-from capsbench.errors import CapsbenchError
+from capsbench.errors import CapsbenchError, error_line
+from capsbench.measure.facts import asked
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
-def nvml_process_bytes(device: torch.device) -> int | None:
-    """Device memory of this process in bytes, context and cache included; None where the driver does not report it."""
-    return next((process.usedGpuMemory for process in _computing(device) or () if process.pid == os.getpid()), None)
+class NvmlError(Exception):
+    """NVML does not answer; the message is the reason."""
+
+
+def nvml_process_bytes(device: torch.device) -> tuple[int | None, str]:
+    """Device memory of this process in bytes, context and cache included; None and the reason if it is not known."""
+    try:
+        own = next((process for process in _computing(device) if process.pid == os.getpid()), None)
+    except NvmlError as error:
+        return None, str(error)
+    if own is None:
+        return None, "NVML does not list it, as in a container with numbers of its own"
+    # No process with a context takes none.
+    return (own.usedGpuMemory, "") if own.usedGpuMemory else (None, "the driver does not report memory by process")
 
 
 def other_processes(device: torch.device) -> list[str]:
@@ -29,9 +43,14 @@ def other_processes(device: torch.device) -> list[str]:
         return []
     # This puts this process among them.
     torch.cuda.synchronize(device)
-    computing = _computing(device) or []
-    others = [process for process in computing if process.pid != os.getpid()]
-    count = len(others) if len(others) < len(computing) else len(others) - 1
+    with contextlib.suppress(NvmlError):
+        return _others(device, _computing(device))
+    return []
+
+
+def _others(device: torch.device, found: list[Any]) -> list[str]:
+    others = [process for process in found if process.pid != os.getpid()]
+    count = len(others) if len(others) < len(found) else len(others) - 1
     if count < 1:
         return []
     used = ", ".join(f"pid {process.pid} ({_mib(process.usedGpuMemory)})" for process in others)
@@ -44,10 +63,12 @@ def unknown_others(device: torch.device) -> list[str]:
     if device.type != "cuda":
         return []
     torch.cuda.synchronize(device)
-    computing = _computing(device)
-    if computing:
-        return []
-    why = "NVML does not answer" if computing is None else "NVML names no process, not even this one"
+    why = "NVML names no process, not even this one"
+    try:
+        if _computing(device):
+            return []
+    except NvmlError as error:
+        why = str(error)
     return [f"whether other processes compute on {device} cannot be known: {why}"]
 
 
@@ -82,11 +103,16 @@ def largest_resident_set() -> int | None:
 
 
 def available_bytes(device: str) -> int | None:
-    """Free bytes of a device, or of this machine or container for a CPU; None where they are not reported."""
+    """Free bytes of a device, or of this machine or container for a CPU; None where they are not reported.
+
+    Where NVML does not report what is free on a CUDA device, all of it is taken to be. CUDA itself would answer, but only to a
+    process with a context, which takes half a gigabyte and computes there in the eyes of the others.
+    """
     if device != "cpu":
-        with contextlib.suppress(Exception):  # no driver, no device: what measures there will say so
-            return int(torch.cuda.mem_get_info(torch.device(device))[0])
-        return None
+        index = torch.device(device)
+        with contextlib.suppress(NvmlError), _nvml() as nvml:
+            return int(nvml.nvmlDeviceGetMemoryInfo(nvml_handle(index)).free)
+        return asked(lambda: int(torch.cuda.get_device_properties(index).total_memory))
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
         limit, used = (int((_CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
@@ -99,6 +125,18 @@ def data_bytes() -> int:
     return _own_status("VmData") or 0
 
 
+def device_identity(device: str) -> str:
+    """A name of a device that is the same in every process of this machine.
+
+    The number of a CUDA device is not: CUDA_VISIBLE_DEVICES may give two processes one device by different numbers, and two
+    devices by one. Two slices of a GPU (MIG) are two devices.
+    """
+    if device == "cpu":
+        return device
+    found = asked(lambda: _uuids(torch.device(device))[0])
+    return device if found is None else f"cuda-{re.sub(r'[^0-9A-Za-z-]', '-', found.removeprefix('MIG-').removeprefix('GPU-'))}"
+
+
 def nvml_handle(device: torch.device) -> Any:
     """NVML's handle of a device, or of the slice of one, by its identity: NVML does not know CUDA_VISIBLE_DEVICES.
 
@@ -107,28 +145,51 @@ def nvml_handle(device: torch.device) -> Any:
     """
     import pynvml
 
-    uuid = torch.cuda.get_device_properties(device).uuid
+    *first, last = _uuids(device)
+    for uuid in first:
+        with contextlib.suppress(pynvml.NVMLError):
+            return pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    return pynvml.nvmlDeviceGetHandleByUUID(last)
+
+
+def _uuids(device: torch.device) -> list[str]:
+    """Names that NVML may have for a device, the most likely one first."""
+    uuid, index = str(torch.cuda.get_device_properties(device).uuid), device.index or 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    named = visible[index].strip() if index < len(visible) else ""
+    # For a slice that was named, some releases of CUDA report the identity of the whole GPU.
+    slices = [named] if named.startswith("MIG-") else []
+    return [*slices, f"GPU-{uuid}", f"MIG-{uuid}"]
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVML, open inside.
+
+    Raises:
+        NvmlError: it cannot be opened, or whatever was asked inside has no answer.
+    """
     try:
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except pynvml.NVMLError:
-        return pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
+        import pynvml
 
-
-def _computing(device: torch.device) -> list[Any] | None:
-    """The processes that compute on a device; None where the driver does not report them."""
-    import pynvml
-
-    try:
         pynvml.nvmlInit()
-    except Exception:  # NVML has many exceptions, and none of them may end a measurement
-        return None
-    try:
-        return list(pynvml.nvmlDeviceGetComputeRunningProcesses(nvml_handle(device)))
-    except Exception:
-        return None
-    finally:
-        with contextlib.suppress(Exception):
-            pynvml.nvmlShutdown()
+        try:
+            yield pynvml
+        finally:
+            with contextlib.suppress(Exception):
+                pynvml.nvmlShutdown()
+    except Exception as error:  # NVML has many exceptions, and none of them may end a measurement
+        raise NvmlError(f"NVML does not answer ({error_line(error)})") from None
+
+
+def _computing(device: torch.device) -> list[Any]:
+    """The processes that compute on a device.
+
+    Raises:
+        NvmlError: the driver does not report them.
+    """
+    with _nvml() as nvml:
+        return list(nvml.nvmlDeviceGetComputeRunningProcesses(nvml_handle(device)))
 
 
 def _mib(nbytes: int | None) -> str:

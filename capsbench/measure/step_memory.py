@@ -1,6 +1,6 @@
 """The memory of one training step: the run under a probe, and its figures."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from capsbench.measure.memory import MemoryProbe, probe_for
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.tracing.observed_step import StepObserver, run_step
 from capsbench.tracing.storages import optimizer_state, state_of, storage_bytes
+from capsbench.tracing.trace import Phase
 from capsbench.workload import Workload
 
 Afterwards = Callable[[MemoryProbe, Workload], None]
@@ -61,20 +62,32 @@ class _Probing(StepObserver):
 
 def memory_figures(step: ProbedStep) -> MemoryFigures:
     """The bytes of a step that was run; on a CUDA device this runs several more."""
-    workload, probe, phases = step.workload, step.probe, step.probe.phases()
-    trace = probe.trace()
+    workload, probe = step.workload, step.probe
+    phases, requested, trace = probe.phases() if probe.counts() else None, probe.requested(), probe.trace()
+    later = probe.later_steps(workload.train_step)
     return MemoryFigures(
         probe=probe.name,
         state_bytes=storage_bytes(state_of(workload.model)),
         gradient_bytes=step.gradient_bytes,
         optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
-        retained_bytes=phases["forward"].end - phases["forward"].start,
-        peak_forward_bytes=phases["forward"].peak,
-        peak_backward_bytes=phases["backward"].peak,
-        peak_allocated_bytes=max(phase.peak for phase in phases.values()),
+        retained_bytes=_retained(phases),
+        peak_forward_bytes=phases["forward"].peak if phases else None,
+        peak_backward_bytes=phases["backward"].peak if phases else None,
+        peak_allocated_bytes=_peak(phases),
+        retained_requested_bytes=_retained(requested),
+        peak_requested_bytes=_peak(requested),
         peak_reserved_bytes=probe.peak_reserved(),
+        step_reserved_bytes=later.reserved,
         process_bytes=probe.process_bytes(),
         context_bytes=probe.context_bytes(),
-        warm_peak_allocated_bytes=probe.warm_peak(workload.train_step),
+        warm_peak_allocated_bytes=later.warm_peak,
         at_peak=trace.at_peak() if trace else None,
     )
+
+
+def _retained(phases: Mapping[str, Phase] | None) -> int | None:
+    return phases["forward"].end - phases["forward"].start if phases else None
+
+
+def _peak(phases: Mapping[str, Phase] | None) -> int | None:
+    return max(phase.peak for phase in phases.values()) if phases else None

@@ -2,27 +2,34 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from capsbench.measure.clock import Clock, clock_for
+from capsbench.measure.device_time import device_seconds
 from capsbench.measure.noise import is_settled, noise_of
 from capsbench.measure.watch import Watch
 from capsbench.records import TimeFigures
 from capsbench.workload import Workload
 
 WARMUP_STEPS = 2
+WARMUP_SECONDS = 0.5
+"""Least time in seconds of further steps on a GPU before the first sample: the clock of an idle one takes as long to rise."""
 MAX_SAMPLES = 1000
 SECONDS_WORTH_SAMPLING = 1.0
 """Least time in seconds that samples of quick steps fill: five samples of a millisecond mean little."""
 
 _SIDES = {"cpu": 1024, "cuda": 4096}
 _YARDSTICK_SHARE = 0.1
+LAUNCHES = 100
+"""Kernels that a GPU's second yardstick launches."""
 
 
 class Yardstick:
     """The product of a float32 matrix with itself, the same work on every machine and in every version.
+
+    It measures the device. On a GPU a hundred launches of the smallest kernel measure the host, which may be what limits a step.
 
     A time alone cannot be compared with one of another day: clocks, neighbours and heat have changed. Divided by the
     yardstick's time at the same moment it can, if both are slowed alike. The matrices live for the measurement
@@ -39,6 +46,8 @@ class Yardstick:
         self._next = -math.inf
         self.flops = 2 * self._side**3
         self.seconds: list[float] = []
+        self.launch_seconds: list[float] = []
+        """Samples of the launches; none on a CPU."""
 
     def is_due(self) -> bool:
         """Return whether it may be measured again without taking more than a tenth of the time."""
@@ -47,20 +56,38 @@ class Yardstick:
     def warm_up(self) -> None:
         """Run the first product, which starts threads and libraries and is no sample."""
         self._product()
+        self._launches()
 
     def measure(self) -> None:
         """Take a sample; none where there is no room for it."""
         laps = self._product()
         self.seconds += laps
-        self._next = time.monotonic() + sum(laps) / _YARDSTICK_SHARE
+        launches = self._launches()
+        self.launch_seconds += launches
+        self._next = time.monotonic() + sum([*laps, *launches]) / _YARDSTICK_SHARE
 
     def _product(self) -> list[float]:
-        try:
+        def prepared() -> Callable[[], object]:
             # No random numbers, so that the model's stay as they were.
             values = torch.linspace(0, 1, self._side**2, dtype=torch.float32, device=self._device)
             matrix, product = values.view(self._side, self._side), torch.zeros_like(values).view(self._side, self._side)
+            return lambda: torch.mm(matrix, matrix, out=product)
+
+        return self._timed(prepared)
+
+    def _launches(self) -> list[float]:
+        def prepared() -> Callable[[], object]:
+            number = torch.zeros(1, device=self._device)
+            return lambda: [number.add_(1) for _ in range(LAUNCHES)]
+
+        return self._timed(prepared) if self._device.type == "cuda" else []
+
+    def _timed(self, prepare: Callable[[], Callable[[], object]]) -> list[float]:
+        """Time a piece of work once; no sample where there is no room for what it needs."""
+        try:
+            work = prepare()
             self._clock.mark()
-            torch.mm(matrix, matrix, out=product)
+            work()
             self._clock.mark()
         except RuntimeError:  # out of memory: a CPU has no error of its own for that
             self._clock.laps()
@@ -79,8 +106,7 @@ def measure_time(workload: Workload, samples: int, budget_seconds: float) -> Tim
     """
     clock = clock_for(workload.device)
     yardstick = Yardstick(workload.device, clock)
-    for _ in range(WARMUP_STEPS):
-        workload.train_step()
+    warmup_steps = warm_up(workload.train_step, workload.device)
     with workload.evaluating():
         workload.inference()
     yardstick.warm_up()
@@ -107,16 +133,45 @@ def measure_time(workload: Workload, samples: int, budget_seconds: float) -> Tim
             workload.inference()
             clock.mark()
         inference += clock.laps()
+    machine = watch.seen()
+    of_train = device_seconds(workload.train_step, workload.device)
+    with workload.evaluating():
+        of_inference = device_seconds(workload.inference, workload.device)
     return TimeFigures(
         clock=clock.name,
-        warmup_steps=WARMUP_STEPS,
+        warmup_steps=warmup_steps,
         train_step_seconds=train,
         forward_seconds=forward,
         inference_seconds=inference,
         yardstick_seconds=yardstick.seconds,
         yardstick_flops=yardstick.flops if yardstick.seconds else None,
-        noise=noise_of(train, inference, watch.seen()),
+        launch_yardstick_seconds=yardstick.launch_seconds,
+        device_train_step_seconds=of_train,
+        device_inference_seconds=of_inference,
+        noise=noise_of(train, inference, machine, of_device=(of_train, of_inference)),
     )
+
+
+def warm_up(step: Callable[[], None], device: torch.device, *, fewest: int = WARMUP_STEPS) -> int:
+    """Run steps until libraries, and a GPU's clock, have settled; the first ones may compile kernels while the GPU idles.
+
+    Args:
+        step: a step.
+        device: its device.
+        fewest: least number of steps.
+
+    Returns:
+        The number of steps.
+    """
+    count, began = 0, 0.0
+    while count < fewest or (device.type == "cuda" and time.monotonic() - began < WARMUP_SECONDS):
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # or the host would run ahead, and count time that the device has not worked
+        count += 1
+        if count == fewest:
+            began = time.monotonic()
+    return count
 
 
 def _enough(train: Sequence[float], fewest: int, seconds: float, budget_seconds: float) -> bool:

@@ -10,25 +10,31 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from capsbench.errors import CapsbenchError, error_line
+from capsbench.foreign import keeping_threads
 from capsbench.measure.clock import clock_for
-from capsbench.measure.edges import Edges, Structure, edges_cost, growing_modules, recorded
+from capsbench.measure.device_time import device_seconds
+from capsbench.measure.edges import Edges, Structure, edges_cost, growing_modules, hooks_change, recorded
 from capsbench.measure.limits import is_out_of_memory
 from capsbench.measure.noise import machine_noise
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
-from capsbench.measure.timing import WARMUP_STEPS, Yardstick
+from capsbench.measure.timing import WARMUP_STEPS, Yardstick, warm_up
+from capsbench.measure.torch_flags import Flags, read_flags, set_flags
 from capsbench.measure.watch import Watch
 from capsbench.measure.worker import LONGEST_MESSAGE, check_threads, end_with_parent, prepare_process
 from capsbench.records import Configuration, Round, Status, Turn
-from capsbench.workload import Workload, without_effect
+from capsbench.tf32 import allows_tf32
+from capsbench.workload import Workload, resolve_model, without_effect
+
+T = TypeVar("T")
 
 
 class TurnsRequest(BaseModel):
@@ -61,6 +67,8 @@ class Built(BaseModel):
     cell: str
     data_source: str | None
     notes: list[str]
+    tf32: bool | None = None
+    """True if the step was allowed to use TF32; None on a CPU."""
 
 
 class Failed(BaseModel):
@@ -101,8 +109,16 @@ class Turns:
         self._yardstick = Yardstick(self._device, self._clock)
         self._workloads: dict[str, Workload] = {}
         self._edges: dict[str, Edges] = {}
+        self._edges_in_inference: dict[str, Edges] = {}
         self._modules: dict[str, list[str]] = {}
         self._edges_seconds = 0.0
+        self._warmup_steps = 1
+        """Steps of each cell before its first turn that counts; building takes the first one."""
+        self._device_train: dict[str, list[float]] = {}
+        self._device_inference: dict[str, list[float]] = {}
+        self._flags: Flags = {}
+        self._flags_of: dict[str, Flags] = {}
+        self._notes_of_import: dict[str, list[str]] = {}
 
     def run(self, notes: Sequence[str]) -> None:
         """Build all cells, then take rounds until the parent wants no more.
@@ -110,20 +126,46 @@ class Turns:
         Args:
             notes: notes on the device for every cell.
         """
+        self._import_networks()
         structures: dict[str, Structure] = {}
         for key in self._request.cells:
             with self._attempted(key):
                 structures |= self._build(key, notes)
         self._place_edges(structures)
+        self._warmup_steps += warm_up(self._turn_each, self._device, fewest=WARMUP_STEPS - 1)
         for key in list(self._workloads):
             with self._attempted(key):
-                for _ in range(WARMUP_STEPS - 1):
-                    self._turn(key)
+                self._time_device(key)
         self._yardstick.warm_up()
         self._watch = Watch(self._device)
         self._send(Message(ready=True))
         for line in self._channel:
             self._take(RoundRequest.model_validate_json(line))
+
+    def _turn_each(self) -> None:
+        """Let each cell take a turn."""
+        for key in list(self._workloads):
+            with self._attempted(key):
+                self._turn(key)
+
+    def _time_device(self, key: str) -> None:
+        """Time the device alone, which needs no rounds: nothing disturbs it but its own clock."""
+        workload = self._workloads[key]
+        if found := device_seconds(workload.train_step, self._device):
+            self._device_train[key] = found
+        with workload.evaluating():
+            if found := device_seconds(workload.inference, self._device):
+                self._device_inference[key] = found
+
+    def _import_networks(self) -> None:
+        """Import the networks' modules: flags that a module sets when it is imported hold for all of its networks."""
+        for key, configuration in self._request.cells.items():
+            if configuration.model not in self._notes_of_import:
+                self._send(Message(active=key))
+                with keeping_threads(configuration.model) as notes, contextlib.suppress(CapsbenchError):
+                    resolve_model(configuration.model)
+                self._notes_of_import[configuration.model] = notes
+        self._flags = read_flags()
 
     def _build(self, key: str, notes: Sequence[str]) -> dict[str, Structure]:
         """Build a cell, step it once, and return its structure; nothing where that cannot be recorded."""
@@ -131,8 +173,9 @@ class Turns:
         workload = Workload(configuration, self._request.data_directory)
         workload.train_step()
         self._workloads[key] = workload
-        notes = [*notes, *without_effect(configuration), *workload.notes]
-        self._send(Message(built=Built(cell=key, data_source=workload.data_source, notes=notes)))
+        notes = [*notes, *without_effect(configuration), *self._notes_of_import[configuration.model], *workload.notes]
+        tf32 = allows_tf32() if self._device.type == "cuda" else None
+        self._send(Message(built=Built(cell=key, data_source=workload.data_source, tf32=tf32, notes=notes)))
         try:
             with recorded(workload.model) as found:
                 workload.forward()
@@ -147,25 +190,49 @@ class Turns:
             of_series.setdefault(self._request.cells[key].series(), []).append(key)
         for keys in of_series.values():
             for modules in growing_modules([structures[key] for key in keys]):
-                # A cell that fails here is dropped, and says nothing of the others' edges.
-                alive = [key for key in keys if key in self._workloads]
-                edges = {key: Edges(self._workloads[key].model, modules, structures[key], self._clock) for key in alive}
-                self._edges |= edges
-                for key in alive:
-                    with self._attempted(key):
-                        self._turn(key)
-                if all(one.were_met for key, one in edges.items() if key in self._workloads):
-                    self._modules |= dict.fromkeys(alive, modules)
+                if self._try_edges(modules, {key: structures[key] for key in keys if key in self._workloads}):
                     break
-                for key in alive:
-                    edges[key].remove()
-                    self._edges.pop(key, None)
         if self._modules:
             self._edges_seconds = edges_cost(self._clock, self._device, max(map(len, self._modules.values())))
+
+    def _try_edges(self, modules: list[str], structures: Mapping[str, Structure]) -> bool:
+        """Put edges round these modules, and leave them there if every cell meets them in a training step.
+
+        A cell that fails meanwhile is dropped, and says nothing of the others' edges. In inference there are none if it does not
+        meet them too, or if their hooks would change what it runs.
+        """
+        turns: list[Turn] = []
+        for key, structure in structures.items():
+            edges = Edges(self._workloads[key].model, modules, structure, self._clock)
+            self._edges[key] = self._edges_in_inference[key] = edges
+        for key in structures:
+            with self._attempted(key):
+                turns.append(self._turn(key))
+        found = all(turn.growing_train_step_seconds is not None for turn in turns)
+        in_inference = found and all(turn.growing_inference_seconds is not None for turn in turns)
+        if not in_inference or self._hooks_change_inference(structures):
+            for key in structures:
+                self._edges_in_inference.pop(key, None)
+        if found:
+            self._modules |= dict.fromkeys(structures, modules)
+        else:
+            for key in structures:
+                self._edges.pop(key, None)
+        return found
+
+    def _hooks_change_inference(self, keys: Iterable[str]) -> bool:
+        """Return whether hooks change the operators of inference, by the first cell of a series that is left."""
+        for key in keys:
+            if key in self._workloads:
+                workload = self._workloads[key]
+                with self._attempted(key), workload.evaluating():
+                    return hooks_change(workload.model, workload.inference, self._edges[key])
+        return False
 
     def _take(self, asked: RoundRequest) -> None:
         """Take a round and report it."""
         self._yardstick.seconds.clear()
+        self._yardstick.launch_seconds.clear()
         if self._yardstick.is_due():
             self._yardstick.measure()
             self._watch.look()
@@ -183,12 +250,15 @@ class Turns:
                     number=asked.number,
                     process=self._request.process,
                     clock=self._clock.name,
-                    warmup_steps=WARMUP_STEPS,
+                    warmup_steps=self._warmup_steps,
                     turns=turns,
                     yardstick_seconds=list(self._yardstick.seconds),
                     yardstick_flops=self._yardstick.flops if self._yardstick.seconds else None,
+                    launch_yardstick_seconds=list(self._yardstick.launch_seconds),
+                    device_train_step_seconds=_of_cells(self._device_train, turns),
+                    device_inference_seconds=_of_cells(self._device_inference, turns),
                     noise=machine_noise(self._watch.seen()),
-                    modules={turn.cell: self._modules[turn.cell] for turn in turns if turn.cell in self._modules},
+                    modules=_of_cells(self._modules, turns),
                     edges_seconds=self._edges_seconds,
                 )
             )
@@ -196,11 +266,12 @@ class Turns:
 
     def _turn(self, key: str) -> Turn:
         """Take one training step and one inference of a cell."""
-        workload, clock, edges = self._workloads[key], self._clock, self._edges.get(key)
-        clock.mark()
+        workload, clock = self._workloads[key], self._clock
+        edges, edges_in_inference = self._edges.get(key), self._edges_in_inference.get(key)
         with edges.forward(training=True) if edges else nullcontext():
+            clock.mark()
             loss = workload.forward()
-        clock.mark()
+            clock.mark()
         workload.backward(loss)
         clock.mark()
         workload.optimize()
@@ -210,28 +281,29 @@ class Turns:
         check_threads(workload.configuration)
         in_training = edges.seconds() if edges else None
         with workload.evaluating():
-            with edges.forward(training=False) if edges else nullcontext():
+            with edges_in_inference.forward(training=False) if edges_in_inference else nullcontext():
                 clock.mark()
                 workload.inference()
                 clock.mark()
             (inference,) = clock.laps()
-        in_inference = edges.seconds() if edges else None
+        in_inference = edges_in_inference.seconds() if edges_in_inference else None
         turn = Turn(
             cell=key, train_step_seconds=forward + backward + optimizer, forward_seconds=forward, inference_seconds=inference
         )
-        if in_training is None or in_inference is None:
+        if in_training is None:
             return turn
         growing = {
             "growing_train_step_seconds": sum(in_training) + optimizer,
             "growing_forward_seconds": in_training[0],
-            "growing_inference_seconds": in_inference[0],
+            "growing_inference_seconds": None if in_inference is None else in_inference[0],
         }
         return turn.model_copy(update=growing)
 
     @contextmanager
     def _attempted(self, key: str) -> Iterator[None]:
-        """Build or step a cell in the body; if that fails the cell is dropped, and the parent learns why."""
+        """Build or step a cell in the body, under the flags that it has set; if that fails, drop it and report why."""
         self._send(Message(active=key))
+        set_flags(self._flags_of.get(key, self._flags))
         try:
             yield
             return
@@ -241,17 +313,24 @@ class Turns:
             traceback.print_exc()
             status: Literal["oom", "error"] = "oom" if is_out_of_memory(error) else "error"
             failed = Failed(cell=key, status=status, message=error_line(error, LONGEST_MESSAGE))
+        finally:
+            self._flags_of[key] = read_flags()
+            set_flags(self._flags)
         self._workloads.pop(key, None)
         self._edges.pop(key, None)
+        self._edges_in_inference.pop(key, None)
         with contextlib.suppress(RuntimeError):  # marks of an unfinished turn are not the next one's
             self._clock.laps()
-        if (threads := self._request.cells[key].threads) is not None:
-            torch.set_num_threads(threads)  # the others', which it may have changed
         self._send(Message(failed=failed))
 
     def _send(self, message: Message) -> None:
         self._channel.write(message.model_dump_json(exclude_defaults=True) + "\n")
         self._channel.flush()
+
+
+def _of_cells(known: Mapping[str, T], turns: Sequence[Turn]) -> dict[str, T]:
+    """The values of the cells that had these turns, as far as there are any."""
+    return {turn.cell: known[turn.cell] for turn in turns if turn.cell in known}
 
 
 def main() -> None:

@@ -98,7 +98,12 @@ def _gpu(device: torch.device) -> Any:
     import pynvml
 
     pynvml.nvmlInit()  # for as long as this process lives: starting it at every look would disturb the measurement
-    return nvml_handle(device)
+    handle = nvml_handle(device)
+    try:
+        # The clock is that of the whole GPU, of which this may be a slice.
+        return pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+    except pynvml.NVMLError:
+        return handle
 
 
 def _is_slowed(gpu: Any) -> bool:

@@ -24,6 +24,7 @@ from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_mem
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
+from capsbench.tf32 import allows_tf32, forbid_tf32
 from capsbench.tracing import counting
 from capsbench.tracing.step_trace import traced_figures
 from capsbench.workload import Workload, without_effect
@@ -68,6 +69,8 @@ class Reply(BaseModel):
     step: StepFigures | None = None
     timeline: Timeline | None = None
     notes: list[str] = []
+    tf32: bool | None = None
+    """True if the step was allowed to use TF32; None on a CPU."""
     waited_seconds: float = 0.0
     """Seconds that the pass waited for other sweeps on its device."""
 
@@ -80,15 +83,22 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
     with keeping_threads(configuration.model):  # it is made again
         traced, notes = traced_figures(configuration)
     if traced is not None:
-        traced = traced.model_copy(update={"agrees": traced.retained_bytes == figures.retained_bytes})
-        if not traced.agrees:
-            counted, of_trace = figures.retained_bytes, traced.retained_bytes
+        counted, of_trace = _compared(figures, traced)
+        traced = traced.model_copy(update={"agrees": None if counted is None else counted == of_trace})
+        if traced.agrees is False:
             notes += [
                 f"{counted} bytes retained were counted, and the trace of the step retains {of_trace}: the count is believed, "
                 "and what the trace says of modules and operations is not used"
             ]
-    notes = [*why, *step.workload.notes, *notes]
+    notes = [*why, *step.probe.notes(), *step.workload.notes, *notes]
     return Reply(status="ok", data_source=step.workload.data_source, memory=figures, step=traced, notes=notes)
+
+
+def _compared(figures: MemoryFigures, traced: StepFigures) -> tuple[int | None, int | None]:
+    """Retained bytes as they were counted and as the trace has them: those requested, where they are known."""
+    if figures.retained_requested_bytes is not None:
+        return figures.retained_requested_bytes, sum(traced.retained_by_module.values())
+    return figures.retained_bytes, traced.retained_bytes
 
 
 def timeline_pass(request: Request) -> Reply:
@@ -142,7 +152,8 @@ def run_request(request: Request) -> Reply:
         frames = traceback.extract_tb(error.__traceback__)
         place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
         reply = Reply(status="oom" if full else "error", message=f"{error_line(error, LONGEST_MESSAGE)}{place}")
-    return reply.model_copy(update={"notes": [*notes, *reply.notes]})
+    tf32 = allows_tf32() if request.configuration.device_kind() == "cuda" else None
+    return reply.model_copy(update={"tf32": tf32, "notes": [*notes, *reply.notes]})
 
 
 def _who_counted(probe: str) -> list[str]:
@@ -150,10 +161,9 @@ def _who_counted(probe: str) -> list[str]:
 
 
 def prepare_process(configuration: Configuration) -> None:
-    """Prepare the whole process: threads, subnormal numbers, a limit on memory."""
+    """Prepare the whole process: products in float32, threads, subnormal numbers, a limit on memory."""
     torch.set_flush_denormal(True)
-    # Precision fp32 means fp32: convolutions would otherwise use TF32 on a GPU that has it.
-    torch.backends.cudnn.allow_tf32 = False
+    forbid_tf32()
     if configuration.threads is not None:
         torch.set_num_threads(configuration.threads)
     device = torch.device(configuration.device)

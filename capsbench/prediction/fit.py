@@ -170,7 +170,7 @@ def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
         (after - earlier) / (last - before)
         for earlier, after in zip(_standing(traced[before].memory), _standing(traced[last].memory), strict=True)
     )
-    beside = {blocks: _taken(one) - one.memory.peak_allocated_bytes for blocks, one in traced.items()}
+    beside = {blocks: _taken(one) - (one.memory.peak_allocated_bytes or 0) for blocks, one in traced.items()}
     found = []
     for peak in ("peak_allocated_bytes", "peak_forward_bytes", "peak_backward_bytes"):
         one = _growth({blocks: getattr(prediction.memory, peak) for blocks, prediction in traced.items()})
@@ -228,4 +228,4 @@ def _standing(memory: MemoryFigures) -> tuple[int, int]:
 
 def _taken(found: Prediction) -> int:
     memory = found.memory
-    return memory.peak_allocated_bytes if memory.process_bytes is None else memory.process_bytes
+    return (memory.peak_allocated_bytes or 0) if memory.process_bytes is None else memory.process_bytes

@@ -13,8 +13,11 @@ from capsbench.tracing.step_trace import TracedStep, step_figures, trace_step
 from capsbench.tracing.trace import Trace
 from capsbench.workload import without_effect
 
-_EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes")
-_MODELLED = ("peak_forward_bytes", "peak_backward_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "at_peak")
+_EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "retained_requested_bytes")
+_MODELLED = (
+    "peak_forward_bytes", "peak_backward_bytes", "peak_allocated_bytes", "peak_requested_bytes", "peak_reserved_bytes",
+    "step_reserved_bytes", "at_peak",
+)  # fmt: skip
 _GUESSED = ("context_bytes", "process_bytes")
 
 
@@ -97,7 +100,9 @@ def _gpu(configuration: Configuration) -> Gpu | None:
 
 def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | None) -> MemoryFigures:
     phases = counted.phases()
-    context = gpu.context_bytes if gpu else None
+    context, of_step = gpu.context_bytes if gpu else None, CachingAllocator()
+    if gpu:
+        step.trace.replay(of_step, empty_first=True)
     figures = MemoryFigures(
         probe="trace",
         state_bytes=step.state_bytes,
@@ -107,7 +112,10 @@ def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | 
         peak_forward_bytes=phases["forward"].peak,
         peak_backward_bytes=phases["backward"].peak,
         peak_allocated_bytes=max(phase.peak for phase in phases.values()),
+        retained_requested_bytes=step.retained_bytes if gpu else None,
+        peak_requested_bytes=max(phase.peak for phase in step.trace.phases().values()) if gpu else None,
         peak_reserved_bytes=reserved,
+        step_reserved_bytes=of_step.reserved_peak if gpu else None,
         process_bytes=reserved + context if reserved is not None and context is not None else None,
         context_bytes=context,
         at_peak=counted.at_peak(),
@@ -119,5 +127,5 @@ def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | 
         # An assumption decides what the step computes.
         certainty = dict.fromkeys(certainty, "guessed")
     elif step.unsure:
-        certainty |= dict.fromkeys({"retained_bytes", *_MODELLED} & certainty.keys(), "guessed")
+        certainty |= dict.fromkeys({"retained_bytes", "retained_requested_bytes", *_MODELLED} & certainty.keys(), "guessed")
     return figures.model_copy(update={"certainty": certainty})

@@ -13,7 +13,7 @@ import math
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, takewhile
@@ -81,28 +81,29 @@ def bound_of(precision: torch.dtype) -> float:
     return max(DRIFT_BOUND, torch.finfo(precision).eps)
 
 
-def check_drift(difference: Tensor, scale: Tensor, *, inverse: str, depth: int, bound: float = DRIFT_BOUND) -> None:
-    """Warn if the largest difference of rebuilt values passes `bound` times `scale`, the largest |x|.
+def check_drift(difference: Tensor, states: Sequence[Tensor], *, inverse: str, depth: int, bound: float = DRIFT_BOUND) -> None:
+    """Warn if the largest difference of rebuilt values passes `bound` times the largest magnitude of states.
 
     Values that were not finite in forward raise no warning: nothing was lost on the way back. On CUDA the host does not wait for
     the values: the warning comes with a later check, once the device is through, or at the end of the program (`settle`).
     While a CUDA graph is captured nothing has values, and nothing is checked.
 
     Args:
-        difference: a tensor without dimensions.
-        scale: a tensor without dimensions.
+        difference: any shape.
+        states: values of x, of the dtype of `difference`.
         inverse: inverse of the stack.
         depth: index of the function whose input was rebuilt.
         bound: relative to the largest |x|.
     """
-    if not has_values(difference) or is_capturing(difference):
+    if not has_values(difference) or not difference.numel() or is_capturing(difference):
         return
     check = _Check(inverse, depth, bound)
-    if not _is_awaited(difference):
-        check(difference.item(), scale.item())
+    ends = torch.stack([end for one in (difference, *states) for end in torch.aminmax(one)]).to(torch.float64)
+    if not _is_awaited(ends):
+        check(ends.tolist())
         return
     # Before the others are settled, since their warnings may be errors.
-    _UNSETTLED.append(_Unsettled.start(check, torch.stack([one.to(torch.float64) for one in (difference, scale)])))
+    _UNSETTLED.append(_Unsettled.start(check, ends))
     settle(wait=False)
 
 
@@ -113,7 +114,7 @@ def settle(*, wait: bool = True) -> None:
         wait: whether to wait for values that have not arrived.
     """
     while (unsettled := _next_settled(wait)) is not None:
-        unsettled.check(*unsettled.values.tolist())
+        unsettled.check(unsettled.values.tolist())
 
 
 def _next_settled(wait: bool) -> "_Unsettled | None":
@@ -132,10 +133,12 @@ class _Check:
     depth: int
     bound: float
 
-    def __call__(self, off: float, size: float) -> None:
-        """Warn if `off` is too large against `size`."""
+    def __call__(self, ends: Sequence[float]) -> None:
+        """Warn if a difference is too large against states, given the ends of the difference and of each state."""
+        off, *sizes = (max(-low, high) for low, high in zip(ends[::2], ends[1::2], strict=True))
+        size = max(sizes)
         # In this form NaN is past the bound.
-        if off <= self.bound * size or not math.isfinite(size):
+        if off <= self.bound * size or not all(map(math.isfinite, sizes)):
             return
         relative = off / size if size else float("inf")
         better = "'exact' has no drift" if self.inverse != "exact" else "a function did not give the same bits twice"
@@ -153,7 +156,7 @@ class _Unsettled:
 
     check: _Check
     values: Tensor
-    """Difference and scale, in the host's memory once `event` has happened."""
+    """Least and largest values, in the host's memory once `event` has happened."""
     event: torch.cuda.Event
 
     @classmethod

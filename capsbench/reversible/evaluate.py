@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
+from torch.autograd import Variable
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -112,8 +112,8 @@ class Caller:
         try:
             output = self.function(given, *args, **kwargs)
         except RuntimeError as error:
-            # Torch itself refuses to change a leaf, before anything has been changed.
-            if given.is_leaf and given.requires_grad and "in-place operation" in str(error):
+            # Torch itself refuses to change a leaf or a view of one, before anything has been changed.
+            if given.requires_grad and (given.is_leaf or given._is_view()) and "in-place operation" in str(error):
                 raise self._changed() from error
             raise
         value, extras = self._split(output)
@@ -168,9 +168,26 @@ class Layer(NamedTuple):
     """Number of tensors that it returned besides its value."""
 
 
-def evaluate(
-    caller: Caller, x: Tensor, arguments: Arguments, known: dict[int, Tensor], *, wanted: bool, keeping: bool
-) -> Evaluation:
+def evaluate_sharing(caller: Caller, x: Tensor, *, wanted: bool, keeping: bool) -> Evaluation | None:
+    """Evaluate a function that is given x alone, if it shares work; None if it does not. The arguments are those of `evaluate`.
+
+    Args:
+        caller: the function.
+        x: its input, any shape.
+        wanted: whether x has a gradient.
+        keeping: ask the function for the tensors that it offers to keep.
+    """
+    function = caller.function
+    if not _shares_work(function):
+        return None
+    given = caller.in_own_precision(x)
+    value, kept = function.forward_keeping(given) if keeping and _keeps_work(function) else (caller.function(given), ())
+    # Walking through parameters is slow, and from the second function on the answer is nearly always known.
+    differentiable = wanted or any(one.requires_grad for one in caller.function.parameters())
+    return Evaluation(value, (), kept, None, differentiable)
+
+
+def evaluate(caller: Caller, x: Tensor, arguments: Arguments, known: dict[int, Tensor], *, wanted: bool) -> Evaluation:
     """Evaluate a function in forward, inside `apart`; nothing of its graph is left.
 
     Args:
@@ -179,18 +196,10 @@ def evaluate(
         arguments: its further arguments.
         known: the parameters of the stack, by their `id`.
         wanted: whether x has a gradient.
-        keeping: ask the function for the tensors that it offers to keep.
 
     Raises:
         ConfigurationError: a tensor with a gradient came from elsewhere, or is kept elsewhere.
     """
-    function = caller.function
-    if arguments.empty and _shares_work(function):
-        given = caller.in_own_precision(x)
-        value, kept = function.forward_keeping(given) if keeping and _keeps_work(function) else (caller.function(given), ())
-        # Walking through parameters is slow, and from the second function on the answer is nearly always known.
-        differentiable = wanted or any(one.requires_grad for one in caller.function.parameters())
-        return Evaluation(value, (), kept, None, differentiable)
     found, reference = _looked_at(caller, x, arguments, known, wanted)
     if is_held(reference):
         raise ConfigurationError(
@@ -202,16 +211,17 @@ def evaluate(
 
 
 def _looked_at(caller: Caller, x: Tensor, arguments: Arguments, known: dict[int, Tensor], wanted: bool) -> tuple[Evaluation, Any]:
+    """An evaluation, and a reference to a token of its graph, whose tensors die with this call unless others hold them."""
     since = sequence_number()
     with torch.enable_grad(), RefusedDraws(str(caller)) if is_capturing(x) else nullcontext():
         entrance = Entrance(x, wanted, arguments.differentiable())
         entered, *others = entrance.inputs
+        reference = entrance.watch()
         value, extras = caller(entered, arguments.replaced(others))
     graph = walk((value, *extras), entrance.leaves, known, since)
     if graph.foreign is not None:
         raise _foreign_error(caller, graph.foreign, known.values())
-    detached = Evaluation(value.detach(), tuple(one.detach() for one in extras), (), graph, value.requires_grad)
-    return detached, entrance.left_behind()
+    return Evaluation(value.detach(), tuple(one.detach() for one in extras), (), graph, value.requires_grad), reference
 
 
 def value_and_vjp(
@@ -245,23 +255,22 @@ def value_and_vjp(
     pairs = [(one, of_one.to(one.dtype)) for one, of_one in every if of_one is not None and one.requires_grad]
     if not pairs:
         return Vjp(value.detach(), None, (None,) * len(others), [], again)
-    entrances = [one for one in entrance.leaves if one.requires_grad]
+    entrances = entrance.leaves if layer.wanted else entrance.leaves[1:]
     with without_hooks(again.leaves):
         found = _gradients(pairs, (*entrances, *again.leaves))
-    of_entrances = dict(zip(map(id, entrances), found, strict=False))
-    grad_x, *grads_context = [of_entrances.get(id(leaf)) for leaf in entrance.leaves]
-    own = zip(again.leaves, found[len(entrances) :], strict=True)
-    of_parameters = [(leaf, of_leaf) for leaf, of_leaf in own if of_leaf is not None]
+    of_parameters = [(leaf, grad) for leaf, grad in zip(again.leaves, found[len(entrances) :], strict=True) if grad is not None]
+    grad_x, *grads_context = found[: len(entrances)] if layer.wanted else (None, *found[: len(entrances)])
     return Vjp(value.detach(), grad_x, tuple(grads_context), of_parameters, again)
 
 
 def _gradients(pairs: Sequence[tuple[Tensor, Tensor]], leaves: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """The gradients of leaves that require one, from outputs and their gradients; None for a leaf that no output depends on.
 
-    Torch's `autograd.grad` takes as long again for checks of its arguments as the backward pass of a small function.
+    Torch's `autograd.grad` takes as long again for checks of its arguments as the backward pass of a small function. This is
+    the call that it makes after them.
     """
     outputs, of_outputs = zip(*pairs, strict=True)
-    found: tuple[Tensor | None, ...] = _engine_run_backward(
+    found: tuple[Tensor | None, ...] = Variable._execution_engine.run_backward(
         outputs, of_outputs, False, False, leaves, allow_unreachable=True, accumulate_grad=False
     )
     return found
@@ -270,20 +279,21 @@ def _gradients(pairs: Sequence[tuple[Tensor, Tensor]], leaves: tuple[Tensor, ...
 def own_dtype(function: nn.Module) -> torch.dtype | None:
     """The half precision of all floating parameters of a function; None if they are wider or there are none."""
     # Walking through all modules takes longer than a small function; most functions have a parameter of their own.
-    own = (one for one in function._parameters.values() if one is not None)
-    first = next(own, None)
-    first = next(function.parameters(), None) if first is None else first
+    for first in function._parameters.values():
+        if first is not None:
+            break
+    else:
+        first = next(function.parameters(), None)
     if first is None or first.dtype not in _NARROW:
         return None
     floating = {one.dtype for one in function.parameters() if one.is_floating_point()}
     return first.dtype if len(floating) == 1 else None
 
 
-def parameters_of(function: nn.Module) -> list[Tensor]:
-    """A function's `parameters()`; walking through modules is slow, and most have no children."""
-    if function._modules:
-        return list(function.parameters())
-    return list(dict.fromkeys(one for one in function._parameters.values() if one is not None))
+def parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """A module's `parameters()`, which take three times as long when torch lists them by name."""
+    modules = module.modules() if module._modules else (module,)
+    return list({id(one): one for each in modules for one in each._parameters.values() if one is not None}.values())
 
 
 def _paired(caller: Caller, grads: Sequence[Tensor | None]) -> Gradients:

@@ -140,7 +140,7 @@ class Remainders:
 
         def rebuild(tensors: Sequence[Tensor]) -> "Remainders":
             store, *words = tensors
-            return Remainders(store.to(torch.int64), bound, products, list(zip(marks, words, strict=True)))
+            return Remainders(store.to(torch.int64, copy=True), bound, products, list(zip(marks, words, strict=True)))
 
         types = (torch.uint8, torch.int16, torch.int32)
         narrowest = next((dtype for dtype in types if bound - 1 <= torch.iinfo(dtype).max), torch.int64)

@@ -8,7 +8,7 @@ would lose its gradient silently.
 import gc
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,24 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-_LEAF = "torch::autograd::AccumulateGrad"
+_LEAF = "AccumulateGrad"
+_UNNAMED = "CppFunction"
+"""Class of nodes whose name only the node itself knows, such as those of operators in C++ extensions."""
 
 
 class _Token:
     """An object that lives as long as the graph that it was given to."""
-
-
-class _Entry(torch.autograd.Function):
-    """The identity. The node holds a token; its output shares memory and version counter with its input and is no leaf."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, token: _Token) -> Tensor:
-        ctx.token = token
-        return x.detach()
-
-    @staticmethod
-    def backward(_: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
 
 
 class Entrance:
@@ -46,16 +35,18 @@ class Entrance:
     """
 
     def __init__(self, x: Tensor, wanted: bool, others: Sequence[Tensor]) -> None:
-        token = _Token()
-        self._token = weakref.ref(token)
         self.leaves = (x.detach().requires_grad_(wanted), *(one.detach().requires_grad_() for one in others))
-        self.inputs: tuple[Tensor, ...] = tuple(_Entry.apply(leaf, token) for leaf in self.leaves)
+        # The whole of a tensor is a view that has its strides and version counter and is no leaf.
+        self.inputs: tuple[Tensor, ...] = tuple([leaf[...] for leaf in self.leaves])
         """Inputs that the function gets in place of the leaves."""
 
-    def left_behind(self) -> weakref.ref[_Token]:
-        """A reference that dies once nothing holds a tensor computed from the inputs; this drops the entrance's own tensors."""
-        self.leaves = self.inputs = ()
-        return self._token
+    def watch(self) -> weakref.ref[_Token]:
+        """A reference that dies with the last tensor that is computed from the inputs."""
+        token = _Token()
+        nodes: list[Any] = [one.grad_fn for one in self.inputs if one.grad_fn is not None]
+        for node in nodes:
+            node.metadata[_Token] = token
+        return weakref.ref(token)
 
 
 def is_held(reference: weakref.ref[_Token]) -> bool:
@@ -87,10 +78,14 @@ def apart() -> Iterator[None]:
             hooks._push_saved_tensors_default_hooks(pack, unpack)
 
 
-@contextmanager
-def without_hooks(leaves: Iterable[Tensor]) -> Iterator[None]:
+def without_hooks(leaves: Iterable[Tensor]) -> AbstractContextManager[None]:
     """Take the hooks off parameters, since autograd runs them when it adds the gradients that a stack returns."""
     hooks = [one._backward_hooks for one in leaves if one._backward_hooks]
+    return _emptied(hooks) if hooks else nullcontext()
+
+
+@contextmanager
+def _emptied(hooks: Sequence[dict[Any, Any]]) -> Iterator[None]:
     kept = [dict(one) for one in hooks]
     for one in hooks:
         one.clear()
@@ -153,17 +148,17 @@ def walk(outputs: Iterable[Tensor], entrances: Iterable[Tensor], known: dict[int
     leaves = {id(output): output for output in outputs if output.requires_grad and output.grad_fn is None}
     seen: set[Any] = set(waiting)
     names: list[str] = []
-    # Small functions spend much of their time here: each attribute of a node is a call into torch.
+    # Small functions spend much of their time here: each attribute of a node is a call into torch, and its name the slowest.
     while waiting:
         node = waiting.pop()
-        name = node.name()
-        names.append(name)
-        if name == _LEAF:
+        kind = type(node).__name__
+        names.append(node.name() if kind == _UNNAMED else kind)
+        if kind == _LEAF:
             leaf = node.variable
             leaves[id(leaf)] = leaf
             continue
         if since and node._sequence_nr() < since:
-            return Graph((), Foreign(None, name), 0)
+            return Graph((), Foreign(None, node.name()), 0)
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)

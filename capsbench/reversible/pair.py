@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Protocol, Self
 
 import torch
@@ -118,8 +119,8 @@ class FloatPair:
 
     def _check(self, difference: Tensor, *, inverse: str, depth: int) -> None:
         # An input of zeros has no magnitude; the x that followed from it was rounded.
-        sizes = [largest(x) for x in (self.x, self.later) if x is not None]
-        check_drift(largest(difference), torch.stack(sizes).amax(), inverse=inverse, depth=depth, bound=self.bound)
+        states = [x for x in (self.x, self.later) if x is not None]
+        check_drift(difference, states, inverse=inverse, depth=depth, bound=self.bound)
 
 
 @dataclass
@@ -187,15 +188,20 @@ class FixedPair:
     peaks: list[Tensor] = field(default_factory=list)
     rounded: Tensor | None = None
     """x as a float, if it is known."""
-    earlier: tuple[Tensor, Tensor] | None = None
-    """x before the function that is undone next, in units and as a float, if it is known."""
+    ahead: bool = False
+    """True if x is already before the function that is undone next."""
+    has_passes: bool = field(init=False)
+    """True if passes of their own move these numbers."""
+
+    def __post_init__(self) -> None:
+        self.has_passes = passes.has_passes(self.units_x, self.dtype)
 
     @classmethod
     def start(cls, x: Tensor) -> Self:
         """The pair before the first function."""
         units = to_units(x)
-        zeros = torch.zeros_like(units)
-        return cls(units, zeros, Remainders(zeros), x.dtype, [largest_in_units(x)])
+        # Passes change each of the three in place.
+        return cls(units, torch.zeros_like(units), Remainders(torch.zeros_like(units)), x.dtype, [largest_in_units(x)])
 
     @property
     def x(self) -> Tensor:
@@ -216,7 +222,7 @@ class FixedPair:
         if self._passes(value, ratio):
             self.remainders.make_room(ratio)
             given = (self.units_x, self.units_v, self.remainders.store, value, ratio, share * UNITS, self.dtype)
-            self.units_x, self.units_v, self.remainders.store, self.rounded, peak = passes.advance(*given)
+            self.rounded, peak = passes.advance(*given)
         else:
             self.units_v = self.remainders.multiply(self.units_v, ratio).add(to_units(value, share))
             self.units_x = self.units_x + self.units_v
@@ -226,10 +232,10 @@ class FixedPair:
 
     def retreat_x(self) -> None:
         """Implement `Pair.retreat_x`."""
-        if self.earlier is not None:
-            (self.units_x, self.rounded), self.earlier = self.earlier, None
-        elif passes.has_passes(self.units_x, self.dtype):
-            self.units_x, self.rounded = passes.retreat_x(self.units_x, self.units_v, self.dtype)
+        if self.ahead:
+            self.ahead = False
+        elif self.has_passes:
+            self.rounded = passes.retreat_x(self.units_x, self.units_v, self.dtype)
         else:
             self.units_x, self.rounded = self.units_x - self.units_v, None
 
@@ -239,14 +245,15 @@ class FixedPair:
         if self._passes(value, ratio):
             self.remainders.take_back()
             given = (self.units_x, self.units_v, self.remainders.store, value, ratio, share * UNITS, self.dtype)
-            units_x, self.units_v, self.remainders.store, rounded = passes.retreat(*given)
-            self.earlier = (units_x, rounded)
+            self.rounded = passes.retreat(*given)
+            self.ahead = True
         else:
             self.units_v = self.remainders.undo(self.units_v - to_units(value, share), ratio)
 
     def _passes(self, value: Tensor, ratio: Fraction) -> bool:
         """Return whether passes of their own, in place of operators of torch, move past a function with this value."""
-        return ratio < 1 and passes.has_passes(self.units_x, self.dtype) and passes.takes(value, self.dtype)
+        # Comparing fractions takes a microsecond.
+        return ratio.numerator < ratio.denominator and self.has_passes and passes.takes(value, self.dtype)
 
     def saved(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         """Implement `Pair.saved`."""
@@ -256,14 +263,15 @@ class FixedPair:
 
         def rebuild(tensors: Sequence[Tensor]) -> FixedPair:
             x, v, *remainders = tensors
-            return FixedPair(x, v, rebuild_remainders(remainders), dtype)
+            # Passes change them in place, and the saved ones may be needed again.
+            return FixedPair(x.clone(), v.clone(), rebuild_remainders(remainders), dtype)
 
         return (self.units_x, self.units_v, *kept), rebuild
 
     def finish(self) -> None:
         """Implement `Pair.finish`."""
         # Integers come back bit for bit, unless a function gave another value than in forward.
-        check_drift(largest(self.units_v), largest(self.units_x), inverse="exact", depth=0, bound=0)
+        check_drift(self.units_v, [self.units_x], inverse="exact", depth=0, bound=0)
 
     def _check_range(self) -> None:
         if not has_values(self.units_x):
@@ -349,6 +357,12 @@ def resolve_inverse(
         return inverse
     check_gamma(gamma, invertible=True)
     offered = ("float", "segmented") if learnt or dtype == torch.float64 else ("float", "exact", "segmented")
+    return _least_kept(offered, functions, tuple(gamma) if isinstance(gamma, Sequence) else gamma, lipschitz)
+
+
+@lru_cache
+def _least_kept(offered: tuple[str, ...], functions: int, gamma: float | tuple[float, ...], lipschitz: float) -> str:
+    """The inverse that keeps the least of those offered."""
     return min(offered, key=lambda name: retained_bits(name, functions, gamma, lipschitz))
 
 

@@ -40,13 +40,13 @@ def has_passes(units: Tensor, dtype: torch.dtype) -> bool:
 
 def takes(value: Tensor, dtype: torch.dtype) -> bool:
     """Return whether a function's value becomes `dtype` without a rounding."""
-    return value.dtype.is_floating_point and torch.promote_types(value.dtype, dtype) is dtype
+    return value.dtype is dtype or (value.dtype.is_floating_point and torch.promote_types(value.dtype, dtype) is dtype)
 
 
 def advance(
     x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction, scale: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Move past a function: v·n/d + value, then x + v.
+) -> tuple[Tensor, Tensor]:
+    """Move past a function, in place: v to v·n/d + value, then x to x + v.
 
     Args:
         x: in units, int64, any shape.
@@ -58,25 +58,25 @@ def advance(
         dtype: dtype of the rounded x.
 
     Returns:
-        The next x, v and store; x rounded to `dtype`; and the largest magnitude of an addend of v or of the next x, in units,
-        which on CUDA is one number for each part.
+        The next x rounded to `dtype`; and the largest magnitude of an addend of v or of the next x, in units, which on CUDA is
+        one number for each part.
     """
-    n, d = ratio.numerator, ratio.denominator
+    given = (x, v, store, _laid_out(value, x, dtype), ratio.numerator, ratio.denominator, scale)
+    if _is_plain(x, value):
+        return _advance(*given)
     operator = torch.ops.capsbench.exact_advance_cuda if x.is_cuda else torch.ops.capsbench.exact_advance
-    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = operator(x, v, store, _laid_out(value, x, dtype), n, d, scale)
+    found: tuple[Tensor, Tensor] = operator(*given)
     return found
 
 
-def retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The difference x - v, and the same rounded to `dtype`."""
-    found: tuple[Tensor, Tensor] = torch.ops.capsbench.exact_retreat_x(x, v, dtype)
+def retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
+    """Move x to x - v, in place; return it rounded to `dtype`."""
+    found: Tensor = torch.ops.capsbench.exact_retreat_x(x, v, dtype)
     return found
 
 
-def retreat(
-    x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction, scale: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Move v back before a function and, in the same walk over memory, x back before the function before.
+def retreat(x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction, scale: float, dtype: torch.dtype) -> Tensor:
+    """Move v back before a function and, in the same walk over memory, x back before the function before; both in place.
 
     Args:
         x: x before the function, whose value is given.
@@ -88,12 +88,10 @@ def retreat(
         dtype: dtype of the rounded x.
 
     Returns:
-        x - v with the earlier v; v and store as `advance` was given them; and x - v rounded to `dtype`.
+        x, which has become x - v with the earlier v, rounded to `dtype`.
     """
-    n, d = ratio.numerator, ratio.denominator
-    found: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.capsbench.exact_retreat(
-        x, v, store, _laid_out(value, v, dtype), n, d, scale
-    )
+    given = (x, v, store, _laid_out(value, v, dtype), ratio.numerator, ratio.denominator, scale)
+    found: Tensor = (_retreat if _is_plain(x, value) else torch.ops.capsbench.exact_retreat)(*given)
     return found
 
 
@@ -108,8 +106,19 @@ def takes_gradients(*tensors: Tensor) -> bool:
 
 def gradients_before(of_x: Tensor, of_v: Tensor, of_input: Tensor, gamma: float, earlier: float) -> tuple[Tensor, Tensor, Tensor]:
     """Compute `momentum.gradients_before` for tensors that `takes_gradients` takes."""
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.capsbench.momentum_gradients(of_x, of_v, of_input, gamma, 1 - earlier)
+    run = _gradients if _is_plain(of_x, of_v, of_input) else torch.ops.capsbench.momentum_gradients
+    found: tuple[Tensor, Tensor, Tensor] = run(of_x, of_v, of_input, gamma, 1 - earlier)
     return found
+
+
+def _is_plain(*tensors: Tensor) -> bool:
+    """Return whether tensors lie on a CPU and nobody watches operators, whose functions can then be called directly.
+
+    A call by way of torch takes as long again as a pass over a thousand elements.
+    """
+    if torch._C._len_torch_dispatch_stack() or torch._C._autograd._profiler_enabled():
+        return False
+    return all(type(one) is Tensor and one.is_cpu for one in tensors)
 
 
 def _laid_out(value: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:
@@ -119,41 +128,35 @@ def _laid_out(value: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(units, dtype=dtype).copy_(value)
 
 
-def _advance(
-    x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    moved, peak = _moved_shapes(x, v, store, value), x.new_empty((), dtype=torch.float64)
-    pointers = _pointers(x, v, store, value, *moved)
+def _advance(x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float) -> tuple[Tensor, Tensor]:
+    rounded, peak = _advance_shapes(x, v, store, value)
+    pointers = _pointers(x, v, store, value, rounded)
     _function("advance", value.dtype)(*pointers, peak.data_ptr(), x.numel(), n, d, scale, _threads(x))
-    return *moved, peak
+    return rounded, peak
 
 
-def _advance_shapes(
-    x: Tensor, v: Tensor, store: Tensor, value: Tensor, *_: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return *_moved_shapes(x, v, store, value), x.new_empty((), dtype=torch.float64)
+def _advance_shapes(x: Tensor, _v: Tensor, _store: Tensor, value: Tensor, *_: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(value), x.new_empty((), dtype=torch.float64)
 
 
-def _moved_shapes(x: Tensor, v: Tensor, store: Tensor, value: Tensor, *_: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(v), torch.empty_like(store), torch.empty_like(value)
+def _retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = _retreat_x_shape(x, v, dtype)
+    _function("retreat_x", dtype)(*_pointers(x, v, rounded), x.numel(), _threads(x))
+    return rounded
 
 
-def _retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    found = _retreat_x_shapes(x, v, dtype)
-    _function("retreat_x", dtype)(*_pointers(x, v, *found), x.numel(), _threads(x))
-    return found
+def _retreat_x_shape(x: Tensor, _: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(x, dtype=dtype)
 
 
-def _retreat_x_shapes(x: Tensor, _: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x, dtype=dtype)
+def _retreat(x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float) -> Tensor:
+    rounded = torch.empty_like(value)
+    _function("retreat", value.dtype)(*_pointers(x, v, store, value, rounded), x.numel(), n, d, scale, _threads(x))
+    return rounded
 
 
-def _retreat(
-    x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    found = _moved_shapes(x, v, store, value)
-    _function("retreat", value.dtype)(*_pointers(x, v, store, value, *found), x.numel(), n, d, scale, _threads(x))
-    return found
+def _retreat_shape(_x: Tensor, _v: Tensor, _store: Tensor, value: Tensor, *_: float) -> Tensor:
+    return torch.empty_like(value)
 
 
 def _gradients(of_x: Tensor, of_v: Tensor, of_input: Tensor, gamma: float, share: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,31 +199,24 @@ def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
 
 _RATIO = (ctypes.c_int64, ctypes.c_int64, ctypes.c_double)
 _SIGNATURES = {
-    "advance": (9, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
-    "retreat_x": (4, (ctypes.c_int64, ctypes.c_int64)),
-    "retreat": (8, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
+    "advance": (6, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
+    "retreat_x": (3, (ctypes.c_int64, ctypes.c_int64)),
+    "retreat": (5, (ctypes.c_int64, *_RATIO, ctypes.c_int64)),
     "gradients_before": (6, (ctypes.c_int64, ctypes.c_double, ctypes.c_double, ctypes.c_int64)),
 }
 """Number of pointers of each pass, and its numbers after them."""
 
 _OPERATORS = torch.library.Library("capsbench", "FRAGMENT")
-_ADVANCE = (
-    "(Tensor x, Tensor v, Tensor store, Tensor value, int n, int d, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+_MOVED = "Tensor(a!) x, Tensor(b!) v, Tensor(c!) store, Tensor value, int n, int d, float scale"
 for _schema, _meta, _implementations in (
-    (f"exact_advance{_ADVANCE}", _advance_shapes, {"CPU": _advance}),
-    (f"exact_advance_cuda{_ADVANCE}", triton_passes.advance_shapes, {"CUDA": triton_passes.advance}),
+    (f"exact_advance({_MOVED}) -> (Tensor, Tensor)", _advance_shapes, {"CPU": _advance}),
+    (f"exact_advance_cuda({_MOVED}) -> (Tensor, Tensor)", triton_passes.advance_shapes, {"CUDA": triton_passes.advance}),
     (
-        "exact_retreat_x(Tensor x, Tensor v, ScalarType dtype) -> (Tensor, Tensor)",
-        _retreat_x_shapes,
+        "exact_retreat_x(Tensor(a!) x, Tensor v, ScalarType dtype) -> Tensor",
+        _retreat_x_shape,
         {"CPU": _retreat_x, "CUDA": triton_passes.retreat_x},
     ),
-    (
-        "exact_retreat(Tensor x, Tensor v, Tensor store, Tensor value, int n, int d, float scale)"
-        " -> (Tensor, Tensor, Tensor, Tensor)",
-        _moved_shapes,
-        {"CPU": _retreat, "CUDA": triton_passes.retreat},
-    ),
+    (f"exact_retreat({_MOVED}) -> Tensor", _retreat_shape, {"CPU": _retreat, "CUDA": triton_passes.retreat}),
     (
         "momentum_gradients(Tensor of_x, Tensor of_v, Tensor of_input, float gamma, float share) -> (Tensor, Tensor, Tensor)",
         _gradients_shapes,

@@ -38,9 +38,11 @@ class Autocast:
         The cache of cast weights stays off: an entry made without a graph (forward) would cut the graph of a
         later use (backward, or the rest of the user's network).
         """
-        if not any(enabled or torch.is_autocast_enabled(kind) for kind, enabled, _ in self.states):
-            return nullcontext()
-        return self._enter()
+        # This is asked for each function, so in a loop, which is faster than `any`.
+        for kind, enabled, _ in self.states:
+            if enabled or torch.is_autocast_enabled(kind):
+                return self._enter()
+        return nullcontext()
 
     @contextmanager
     def _enter(self) -> Iterator[None]:
@@ -192,6 +194,34 @@ class OtherDraws:
         return len(self.held) == len(other.held) and all(mine == theirs for mine, theirs in states)
 
 
+@dataclass(frozen=True)
+class AllDraws:
+    """The state of all random generators: torch's own and others."""
+
+    own: RandomState
+    others: OtherDraws
+
+    @classmethod
+    def capture(cls, network: nn.Module, device: torch.device) -> "AllDraws":
+        """The states in force now."""
+        return cls(RandomState.capture(device), OtherDraws.capture(network))
+
+    def restore(self) -> None:
+        """Put the captured states in force."""
+        self.own.restore()
+        self.others.restore()
+
+
+@contextmanager
+def undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Leave all random generators as they were."""
+    draws = AllDraws.capture(network, device)
+    try:
+        yield
+    finally:
+        draws.restore()
+
+
 _GENERATORS = frozenset((torch.Generator, random.Random, np.random.Generator, np.random.RandomState))
 """Exact types of generators: every attribute of every module is checked, and torch's `isinstance` takes a microsecond."""
 
@@ -230,9 +260,11 @@ class Buffers:
     @classmethod
     def capture(cls, function: nn.Module) -> "Buffers":
         """Copies of the buffers, which are few and small."""
-        places, found = [], dict[int, Tensor]()
         # Walking through modules takes as long as a small function, and most have no children.
-        for module in function.modules() if function._modules else (function,):
+        if not function._modules and not function._buffers:
+            return _NO_BUFFERS
+        places, found = [], dict[int, Tensor]()
+        for module in function.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     found[id(buffer)] = buffer

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from capsbench.reversible.context import Arguments, Context
 from capsbench.reversible.drift import check_replay, is_capturing
-from capsbench.reversible.evaluate import Layer, evaluate, own_dtype, value_and_vjp
+from capsbench.reversible.evaluate import Layer, evaluate, evaluate_sharing, own_dtype, parameters_of, value_and_vjp
 from capsbench.reversible.graph import apart
 from capsbench.reversible.momentum import gradient_of_gamma, gradients_before, sigmoid
 from capsbench.reversible.pair import OutOfRange, Pair, Rebuild, start_pair
-from capsbench.reversible.replay import Autocast, Buffers, Modes, OtherDraws, RandomState
+from capsbench.reversible.replay import AllDraws, Autocast, Buffers, Modes, OtherDraws, RandomState, undisturbed
 
 if TYPE_CHECKING:
     from capsbench.reversible.stack import MomentumStack
@@ -102,20 +103,17 @@ class _Reversible(torch.autograd.Function):
         pair, kept = ctx.rebuild(saved[:at_kept]), list(saved[at_kept:at_tensors])
         arguments = Arguments(ctx.context, saved[at_tensors : at_tensors + len(ctx.context.indices)])
         del saved
-        if {id(parameter) for parameter in stack.parameters()} != ctx.owned:
+        if set(map(id, parameters_of(stack))) != ctx.owned:
             # torch.func.functional_call puts its own parameters in place for the call alone.
             raise RuntimeError(
                 "the parameters of a reversible MomentumStack were replaced between forward and backward; "
                 "use memory='stored' there"
             )
         way = _WayBack(pair, arguments, ctx.autocast, ctx.parameters, stack.gamma_logits)
-        outside, others = RandomState.capture(pair.x.device), OtherDraws.capture(stack)
-        try:
-            with ctx.modes.restore(), apart():
-                grad_x = way.retreat(ctx.layers, kept, list(grads_extras), grad_x)
-        finally:
-            outside.restore()
-            others.restore()
+        # Functions that leave no graph promise to draw nothing.
+        may_draw = any(layer.graph is not None for layer in ctx.layers)
+        with undisturbed(stack, pair.x.device) if may_draw else nullcontext(), ctx.modes.restore(), apart():
+            grad_x = way.retreat(ctx.layers, kept, list(grads_extras), grad_x)
         pair.finish()
         return None, None, None, None, grad_x if ctx.needs_input_grad[4] else None, *way.gradients(stack.segment)
 
@@ -150,10 +148,10 @@ def _through(
         inverse = "segmented"  # whose checks may be left out
     known = {id(parameter): parameter for parameter in parameters}
     precision = _precision(stack, x)
-    before, others = RandomState.capture(x.device), OtherDraws.capture(stack)
+    start = _Start(stack, x.device)
     while True:
         pair, used = start_pair(inverse, x, gammas, stack.lipschitz, precision)
-        found = _advance(pair, stack, used, arguments, known, wanted)
+        found = _advance(pair, stack, used, arguments, known, wanted, start)
         try:
             saved = pair.saved()
         except OutOfRange as error:
@@ -166,45 +164,80 @@ def _through(
                 # Nothing is wrong with the result, so this is no warning that could end a training where warnings are errors.
                 _LOG.warning("%s\n%s", error.what, _SEGMENTED_FROM_HERE)
         else:
-            if stack.draws_elsewhere or others.same_as(OtherDraws.capture(stack)):
+            if stack.draws_elsewhere or not start.drew_elsewhere():
                 return pair.x, found, saved
             stack.draws_elsewhere = True
-        before.restore()
-        others.restore()
+        start.restore()
         for layer in reversed(found.layers):
             if layer.buffers is not None:
                 layer.buffers.rewind()
 
 
+@dataclass
+class _Start:
+    """The random generators before the first function that may draw; one that shares work promises to draw nothing."""
+
+    stack: "MomentumStack"
+    device: torch.device
+    draws: AllDraws | None = None
+
+    def state(self) -> RandomState:
+        """The state of torch's own generators, of which the first call takes note."""
+        if self.draws is None:
+            self.draws = AllDraws.capture(self.stack, self.device)
+        return self.draws.own
+
+    def drew_elsewhere(self) -> bool:
+        """Return whether functions have drawn from generators other than torch's own."""
+        return self.draws is not None and not self.draws.others.same_as(OtherDraws.capture(self.stack))
+
+    def restore(self) -> None:
+        """Put the generators back."""
+        if self.draws is not None:
+            self.draws.restore()
+
+
 def _precision(stack: "MomentumStack", x: Tensor) -> torch.dtype:
     """The narrowest floating type that functions compute in."""
     kind = x.device.type
-    dtypes = [own_dtype(function) or x.dtype for function in stack.functions]
+    dtypes = {own_dtype(function) or x.dtype for function in stack.functions}
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        dtypes.append(torch.get_autocast_dtype(kind))
+        dtypes.add(torch.get_autocast_dtype(kind))
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _advance(
-    pair: Pair, stack: "MomentumStack", gammas: Iterable[float], arguments: Arguments, known: dict[int, Tensor], wanted: bool
+    pair: Pair,
+    stack: "MomentumStack",
+    gammas: Iterable[float],
+    arguments: Arguments,
+    known: dict[int, Tensor],
+    wanted: bool,
+    start: _Start,
 ) -> _Advanced:
     """Move the pair through all functions; `wanted` is True if the first x has a gradient."""
     found = _Advanced([], [], [])
     keeping = stack.memory == "reversible-kept"
     learnt = stack.gamma_logits is not None and stack.gamma_logits.requires_grad
     x = pair.x
-    before = RandomState.capture(x.device)
+    before: RandomState | None = None
     for caller, gamma in zip(stack.callers(), gammas, strict=True):
         function = caller.function
         buffers = Buffers.capture(function)
-        others = OtherDraws.capture(function) if stack.draws_elsewhere else None
-        value, extras, kept, graph, differentiable = evaluate(caller, x, arguments, known, wanted=wanted, keeping=keeping)
+        shared = evaluate_sharing(caller, x, wanted=wanted, keeping=keeping) if arguments.empty else None
+        state = draws = None
+        if shared is None:
+            before = before or start.state()
+            others = OtherDraws.capture(function) if stack.draws_elsewhere else None
+            value, extras, kept, graph, differentiable = evaluate(caller, x, arguments, known, wanted=wanted)
+            after = before.now()
+            state = None if after is before else before
+            draws = None if others is None or others.same_as(OtherDraws.capture(function)) else others
+            before = after
+        else:
+            value, extras, kept, graph, differentiable = shared
         pair.advance(value, gamma)
         x = pair.x
-        # A module that shares work, which leaves no graph, promises to draw nothing.
-        after = before if graph is None else before.now()
-        state = None if after is before else before
-        draws = None if others is None or others.same_as(OtherDraws.capture(function)) else others
         wrote = buffers if buffers.changed(waiting=graph is None) else None
         untouched = buffers.untouched() if wrote is None else None
         layer = Layer(caller, gamma, wanted, graph, state, draws, wrote, untouched, len(kept), len(extras))
@@ -212,7 +245,6 @@ def _advance(
         wanted = wanted or differentiable or learnt
         found.kept.extend(kept)
         found.extras.extend(extras)
-        before = after
     return found
 
 

@@ -17,7 +17,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.exporting import is_exporting
 from capsbench.reversible.context import Arguments
 from capsbench.reversible.drift import LIPSCHITZ, has_values
-from capsbench.reversible.evaluate import Caller
+from capsbench.reversible.evaluate import Caller, parameters_of
 from capsbench.reversible.momentum import Gamma, check_gamma, check_learnable, sigmoid, spread, step
 from capsbench.reversible.pair import check_inverse, resolve_inverse
 from capsbench.reversible.reversal import run_reversible
@@ -202,14 +202,14 @@ def _collected(x: Tensor, extras: Sequence[Tensor], counts: Sequence[int]) -> Te
 def _run_reversible(stack: MomentumStack, x: Tensor, arguments: Arguments) -> Tensor | StackOutput:
     if x.is_complex():
         raise ConfigurationError(f"x is {x.dtype}, which a reversible stack cannot invert", "use memory='stored' there")
-    every = dict(stack.named_parameters())
-    empty = next((name for name, one in every.items() if is_lazy(one)), None)
-    if empty is not None:
+    every = parameters_of(stack)
+    if any(map(is_lazy, every)):
+        empty = next(name for name, one in stack.named_parameters() if is_lazy(one))
         raise ConfigurationError(
             f"the parameter {empty} of a reversible stack has no values yet: its module is lazy",
             "call the stack once under torch.no_grad() first",
         )
-    return _collected(*run_reversible(stack, x, arguments, tuple(every.values())))
+    return _collected(*run_reversible(stack, x, arguments, tuple(every)))
 
 
 def _logits(gammas: Sequence[float]) -> nn.Parameter:

@@ -1,8 +1,8 @@
 """The exact inverse's passes over memory as Triton kernels, with the steps and the bits of `fixed_point` and `pair`.
 
-x, v and the store are int64, x and v in units of 2⁻⁵⁰. A product with n/d keeps what it drops in the store. Products and sums of
-floats must each be rounded, so the kernels are compiled without contraction. `scale_bits` has the bits of a float64, because
-Triton passes Python's numbers as float32.
+x, v and the store are int64, changed in place, x and v in units of 2⁻⁵⁰. A product with n/d keeps what it drops in the store.
+Products and sums of floats must each be rounded, so the kernels are compiled without contraction. `scale_bits` has the bits of a
+float64, because Triton passes Python's numbers as float32.
 """
 # Parameters are Triton's pointers and scalars, for which Python has no types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disable-error-code="arg-type,assignment"
@@ -39,10 +39,8 @@ def as_float(units, like):
 
 
 @_kernel
-def exact_advance(
-    x, v, store, value, next_x, next_v, next_store, rounded, peaks, count, n, d, scale_bits, SIZE: tl.constexpr
-):  # fmt: skip
-    """v·n/d + value, x + v, and x rounded; each program's largest magnitude of an addend or of x in units, NaN if a value is."""
+def exact_advance(x, v, store, value, rounded, peaks, count, n, d, scale_bits, SIZE: tl.constexpr):
+    """Set v to v·n/d + value and x to x + v; x rounded; each program's largest magnitude of an addend or of x, NaN if one is."""
     here = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     real = here < count
     n, d, scale = n.to(tl.int64), d.to(tl.int64), scale_bits.to(tl.float64, bitcast=True)
@@ -51,9 +49,9 @@ def exact_advance(
     given = tl.load(value + here, mask=real, other=0).to(tl.float64)
     now_v = quotient * n + digit + whole(given * scale)
     now_x = tl.load(x + here, mask=real, other=0) + now_v
-    tl.store(next_v + here, now_v, mask=real)
-    tl.store(next_x + here, now_x, mask=real)
-    tl.store(next_store + here, left, mask=real)
+    tl.store(v + here, now_v, mask=real)
+    tl.store(x + here, now_x, mask=real)
+    tl.store(store + here, left, mask=real)
     tl.store(rounded + here, as_float(now_x, rounded), mask=real)
     of_x = tl.max(tl.where(real, tl.abs(now_x.to(tl.float64)), 0), 0)
     peak = tl.maximum(tl.max(tl.abs(given), 0) * scale, of_x)
@@ -62,20 +60,18 @@ def exact_advance(
 
 
 @_kernel
-def exact_retreat_x(x, v, earlier_x, rounded, count, SIZE: tl.constexpr):
-    """The difference x − v, and the same rounded."""
+def exact_retreat_x(x, v, rounded, count, SIZE: tl.constexpr):
+    """Set x to x − v; the same rounded."""
     here = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     real = here < count
     earlier = tl.load(x + here, mask=real, other=0) - tl.load(v + here, mask=real, other=0)
-    tl.store(earlier_x + here, earlier, mask=real)
+    tl.store(x + here, earlier, mask=real)
     tl.store(rounded + here, as_float(earlier, rounded), mask=real)
 
 
 @_kernel
-def exact_retreat(
-    x, v, store, value, earlier_x, earlier_v, earlier_store, rounded, count, n, d, scale_bits, SIZE: tl.constexpr
-):  # fmt: skip
-    """The v and the store that `exact_advance` was given; x − v with that v, and the same rounded."""
+def exact_retreat(x, v, store, value, rounded, count, n, d, scale_bits, SIZE: tl.constexpr):
+    """Set v and the store to what `exact_advance` was given, and x to x − v with that v; x rounded."""
     here = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     real = here < count
     n, d, scale = n.to(tl.int64), d.to(tl.int64), scale_bits.to(tl.float64, bitcast=True)
@@ -84,7 +80,7 @@ def exact_retreat(
     left, rest = divided(tl.load(store + here, mask=real, other=0) * n + digit, d)
     before = quotient * d + rest
     earlier = tl.load(x + here, mask=real, other=0) - before
-    tl.store(earlier_x + here, earlier, mask=real)
-    tl.store(earlier_v + here, before, mask=real)
-    tl.store(earlier_store + here, left, mask=real)
+    tl.store(x + here, earlier, mask=real)
+    tl.store(v + here, before, mask=real)
+    tl.store(store + here, left, mask=real)
     tl.store(rounded + here, as_float(earlier, rounded), mask=real)

@@ -21,40 +21,30 @@ def is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def advance(
-    x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def advance(x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float) -> tuple[Tensor, Tensor]:
     """Implement `passes.advance`; the largest magnitudes are those of each program, `[programs]`."""
-    found = advance_shapes(x, v, store, value)
-    _launch("exact_advance", x, v, store, value, *found, x.numel(), n, d, _bits(scale))
-    return found
+    rounded, peaks = advance_shapes(x, v, store, value)
+    _launch("exact_advance", x, v, store, value, rounded, peaks, x.numel(), n, d, _bits(scale))
+    return rounded, peaks
 
 
-def advance_shapes(
-    x: Tensor, v: Tensor, store: Tensor, value: Tensor, *_: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def advance_shapes(x: Tensor, _v: Tensor, _store: Tensor, value: Tensor, *_: float) -> tuple[Tensor, Tensor]:
     """New tensors for the results of `advance`."""
-    return *_moved(x, v, store, value), x.new_empty(_programs(x), dtype=torch.float64)
+    return torch.empty_like(value), x.new_empty(_programs(x), dtype=torch.float64)
 
 
-def retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def retreat_x(x: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
     """Implement `passes.retreat_x`."""
-    earlier, rounded = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
-    _launch("exact_retreat_x", x, v, earlier, rounded, x.numel())
-    return earlier, rounded
+    rounded = torch.empty_like(x, dtype=dtype)
+    _launch("exact_retreat_x", x, v, rounded, x.numel())
+    return rounded
 
 
-def retreat(
-    x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def retreat(x: Tensor, v: Tensor, store: Tensor, value: Tensor, n: int, d: int, scale: float) -> Tensor:
     """Implement `passes.retreat`."""
-    found = _moved(x, v, store, value)
-    _launch("exact_retreat", x, v, store, value, *found, x.numel(), n, d, _bits(scale))
-    return found
-
-
-def _moved(x: Tensor, v: Tensor, store: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(v), torch.empty_like(store), torch.empty_like(value)
+    rounded = torch.empty_like(value)
+    _launch("exact_retreat", x, v, store, value, rounded, x.numel(), n, d, _bits(scale))
+    return rounded
 
 
 def _bits(number: float) -> int:

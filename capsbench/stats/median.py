@@ -1,4 +1,4 @@
-"""The interval of a median, for noise of any shape."""
+"""The interval of a median, for noise of any shape, and what the medians of two times say together."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,9 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 """Level of every interval that the program prints."""
+
+_WAITS = 0.10
+"""Share of a step in which a device waits for its host, from which the step is the host's."""
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
@@ -39,6 +42,16 @@ def median_error(samples: Sequence[float]) -> float:
     low, high = _ranks(len(samples)) or (0, len(samples) - 1)
     ordered = sorted(samples)
     return float(ordered[high] - ordered[low]) / _normal_width(len(samples), low)
+
+
+def is_host_bound(samples: Sequence[float], of_device: Sequence[float]) -> bool:
+    """Return whether a step takes longer than its device needs for it, because that waits for the host.
+
+    Args:
+        samples: seconds of the step.
+        of_device: seconds that the device alone takes; empty where they are not known.
+    """
+    return bool(samples and of_device) and bool(np.median(of_device) < (1 - _WAITS) * np.median(samples))
 
 
 @cache

@@ -13,8 +13,7 @@ Theil and Sen's estimator pairs every two values, hence most often two of differ
 bootstrap has too narrow an interval for as few rounds as there are.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -38,50 +37,6 @@ class Centre(NamedTuple):
     """Median of the values' Walsh averages."""
     interval: Interval | None
     """Interval of the centre; None for too few values (fewer than six, at 95 %)."""
-
-
-@dataclass(frozen=True)
-class PairedSlope:
-    """The slope of a series whose cells took turns, in seconds per block."""
-
-    slope: float
-    """Centre of the slopes of all rounds."""
-    low: float | None
-    """One end of the 95 % interval; None with fewer than six rounds."""
-    high: float | None
-    """The other end."""
-    rounds: int
-    """Number of rounds with at least two depths."""
-
-    def known_within(self, share: float) -> bool:
-        """Return whether the interval is no wider than this share of the slope."""
-        return self.low is not None and self.high is not None and self.high - self.low <= share * abs(self.slope)
-
-
-def paired_slope(blocks: Sequence[float], rounds: Sequence[Mapping[float, float]]) -> PairedSlope | None:
-    """The slope over depth from rounds in which the depths of one series took turns.
-
-    Args:
-        blocks: depths of the series.
-        rounds: for each round, seconds by depth. Not every depth need be in every round.
-
-    Returns:
-        The slope with its interval; None if no round has two depths.
-    """
-    slopes = round_slopes(blocks, rounds)
-    if not slopes.size:
-        return None
-    value, interval = centre(slopes)
-    low, high = interval or (None, None)
-    return PairedSlope(value, low, high, slopes.size)
-
-
-def round_slopes(blocks: Sequence[float], rounds: Sequence[Mapping[float, float]]) -> Floats:
-    """The least-squares slope of each round with at least two depths."""
-    depths = sorted(set(blocks))
-    values = np.array([[one.get(depth, np.nan) for depth in depths] for one in rounds], dtype=float)
-    slopes = row_slopes(np.array(depths, dtype=float), values.reshape(len(rounds), len(depths)))
-    return slopes[~np.isnan(slopes)]
 
 
 def row_slopes(depths: Floats, values: Floats) -> Floats:

@@ -5,8 +5,9 @@ edges of the modules that grow, the slope is that of these parts and the optimiz
 grow: the interval of its own slope contains 0, at 99 %. At 95 %, one series in twenty would seem to grow by chance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -83,6 +84,11 @@ class TurnFit:
         """True if the rest of the step grows with depth too, so that the slope is that of the whole step."""
         return self.rest is not None and not self.rest[0] <= 0 <= self.rest[1]
 
+    @property
+    def processes_differ(self) -> bool:
+        """True if processes disagree about the slope, so that its interval contains their scatter."""
+        return self.slope.interval != centre(list(self.slopes.values())).interval
+
 
 def turn_times(cells: pd.DataFrame, column: str) -> TurnTimes | None:
     """The times of a series by round and depth; None if fewer than two depths took turns.
@@ -155,32 +161,47 @@ def fit_turns(times: TurnTimes) -> TurnFit | None:
 
 
 def _effects(times: TurnTimes, part: Floats) -> list[tuple[float, DepthTime]]:
-    """The time at each depth: that on the line between the first and last depth, and the median distance to it within a round.
+    """The time at each depth: of the first and last from rounds of both, and of any other one from its distance to their line.
 
     Rounds of the first and last depth alone may be of a slower time, which scales their difference; the distances are not moved.
+    A depth that never took turns with both, as when a sweep got a deeper cell later, is placed beside two depths that did.
     """
-    first, last = part[:, 0], part[:, -1]
-    together = ~np.isnan(first + last)
-    depths = times.depths.tolist()
+    depths, there = times.depths.tolist(), ~np.isnan(part)
+    first, last = 0, len(depths) - 1
+    together = there[:, first] & there[:, last]
     if not together.any():
         medians = np.nanmedian(part, axis=0).tolist()
         return [(depth, DepthTime(value, np.nan, np.nan)) for depth, value in zip(depths, medians, strict=True)]
-    level, halves = float(np.median((first + last)[together] / 2)), ((last - first) / 2)[together]
-    half, half_ends = float(np.median(halves)), median_interval(halves.tolist()) or (np.nan, np.nan)
-    found = []
-    for place, depth in enumerate(depths):
-        along = 2 * (depth - depths[0]) / (depths[-1] - depths[0]) - 1
-        distances = (part[:, place] - (first + last) / 2 - along * (last - first) / 2)[together & ~np.isnan(part[:, place])]
-        if abs(along) == 1:
-            seconds, ends = level + along * half, sorted(level + along * one for one in half_ends)
-        elif distances.size:
-            middle = level + along * half
-            seconds = middle + float(np.median(distances))
-            ends = [middle + one for one in median_interval(distances.tolist()) or (np.nan, np.nan)]
-        else:
-            continue
-        found.append((depth, DepthTime(seconds, *ends)))
-    return found
+    ends = part[together][:, [first, last]]
+    level, halves = float(np.median(ends.sum(axis=1) / 2)), (ends[:, 1] - ends[:, 0]) / 2
+    half, (low, high) = float(np.median(halves)), median_interval(halves.tolist()) or (np.nan, np.nan)
+    found = {first: DepthTime(level - half, level - high, level - low), last: DepthTime(level + half, level + low, level + high)}
+    inner = range(1, last)
+    found |= {
+        place: _beside(times.depths, part, place, (first, last), found) for place in inner if (together & there[:, place]).any()
+    }
+    placed = sorted(found)
+    for place in inner:
+        if place not in found:
+            # The pair of placed depths with the most common rounds, and of these the one that is widest apart.
+            pairs = [
+                (int((there[:, place] & there[:, a] & there[:, b]).sum()), b - a, (a, b)) for a, b in combinations(placed, 2)
+            ]
+            common, _, pair = max(pairs)
+            if common:
+                found[place] = _beside(times.depths, part, place, pair, found)
+    return [(depths[place], found[place]) for place in sorted(found)]
+
+
+def _beside(depths: Floats, part: Floats, place: int, pair: tuple[int, int], found: Mapping[int, DepthTime]) -> DepthTime:
+    """The time at a depth from its distance to the line through two others, which are placed, in the rounds of all three."""
+    a, b = pair
+    share = float((depths[place] - depths[a]) / (depths[b] - depths[a]))
+    distances = part[:, place] - (1 - share) * part[:, a] - share * part[:, b]
+    distances = distances[~np.isnan(distances)]
+    on_line = (1 - share) * found[a].seconds + share * found[b].seconds
+    ends = median_interval(distances.tolist()) or (np.nan, np.nan)
+    return DepthTime(float(np.median(distances)), *ends).above(on_line)
 
 
 def turns_ratio_interval(own: TurnFit, reference: TurnFit) -> Interval | None:
@@ -191,14 +212,9 @@ def turns_ratio_interval(own: TurnFit, reference: TurnFit) -> Interval | None:
     """
     common = [turn for turn in own.slopes if turn in reference.slopes]
     values, theirs = (np.array([one.slopes[turn] for turn in common]) for one in (own, reference))
-    if len(common) < FEWEST_ROUNDS or _disagree(own) or _disagree(reference):
+    if len(common) < FEWEST_ROUNDS or own.processes_differ or reference.processes_differ:
         if own.slope.interval is None or reference.slope.interval is None:
             return None
         halves = [(one[1] - one[0]) / 2 for one in (own.slope.interval, reference.slope.interval)]
         return ratio_interval(own.slope.value, halves[0], reference.slope.value, halves[1])
     return paired_ratio_interval(values, theirs)
-
-
-def _disagree(fit: TurnFit) -> bool:
-    """Return whether the interval of a slope contains the scatter of processes."""
-    return fit.slope.interval != centre(list(fit.slopes.values())).interval

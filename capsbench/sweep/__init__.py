@@ -1,1 +1,5 @@
-"""The cells of a sweep, and the places where they run."""
+"""A sweep: its cells, and their measurement into a report.
+
+`verbs` has `run` and `predict`, `plan` makes the cells, `session` chooses the report. `runner` has the cells measured one
+after the other by the launcher of `local`, and `timekeeper` then times those that are compared to each other, in turn.
+"""

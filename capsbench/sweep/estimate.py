@@ -67,8 +67,9 @@ class Estimate:
 
     def took_turns(self, state: TurnsTaken) -> None:
         """Correct the estimate of cells that take turns, whose time budget is one."""
-        share = state.seconds_left / len(state.cells)
-        self._of_turns = {cell.key(): share for cell in state.cells}
+        # Ends of a series that have their times already take part, and are no cells that are left.
+        taking = [cell.key() for cell in state.cells if cell.key() in self._left]
+        self._of_turns = {key: state.seconds_left / len(taking) for key in taking}
 
     def finished(self, record: Record) -> None:
         """Correct the estimate by the time of a finished cell, or of its memory pass."""

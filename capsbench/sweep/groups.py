@@ -1,4 +1,8 @@
-"""Groups of cells that take turns in one process, as large as fit into memory together."""
+"""Groups of cells that take turns in one process.
+
+All cells that are compared to each other are one group, if they fit into memory together. If not, the group is halved until its
+parts fit; the first and last depth of a series are in both halves, so that all inner depths can be compared to them.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +11,7 @@ from capsbench.records import Cell, MemoryFigures, Plan
 _COMPARED = ("device", "threads", "gpu", "dataset", "batch_size", "precision")
 """Options that cells of one group share: they change the environment, or make steps that nobody compares."""
 
-_SHARE = 0.8
+_USABLE_SHARE = 0.8
 """Share of the free memory that a group may need by its figures: heaps have holes, and processes grow."""
 
 
@@ -34,7 +38,7 @@ def that_fit(cells: list[Cell], memory: Mapping[str, MemoryFigures], available: 
         memory: figures of the cells by key, as far as they were counted.
         available: free bytes; None if it is not known.
     """
-    if len(cells) == 1 or available is None or needed_bytes(cells, memory) <= _SHARE * available:
+    if len(cells) == 1 or available is None or needed_bytes(cells, memory) <= _USABLE_SHARE * available:
         return [cells]
     return [fitting for fewer in halves(cells) for fitting in that_fit(fewer, memory, available)]
 
@@ -43,37 +47,38 @@ def needed_bytes(cells: Sequence[Cell], memory: Mapping[str, MemoryFigures]) -> 
     """Bytes that a process of these cells needs: what each keeps between its steps, and the highest step above that."""
     known = [memory[cell.key()] for cell in cells if cell.key() in memory]
     kept = [one.state_bytes + one.optimizer_bytes for one in known]
-    return sum(kept) + max((one.peak_allocated_bytes - base for one, base in zip(known, kept, strict=True)), default=0)
+    peaks = [
+        base if one.peak_allocated_bytes is None else one.peak_allocated_bytes for one, base in zip(known, kept, strict=True)
+    ]
+    return sum(kept) + max((peak - base for peak, base in zip(peaks, kept, strict=True)), default=0)
 
 
 def halves(cells: list[Cell]) -> list[list[Cell]]:
-    """Two smaller groups: with half of the inner depths each and the ends of every series in both, or else half of the series.
+    """Two smaller groups that contain these cells; none of a single cell.
 
-    Shared ends keep inner depths comparable. A series of two depths or fewer falls apart into single cells.
+    The inner depths are divided, and the ends of every series are in both groups. Where there is one inner depth, it is parted
+    from the ends. Where there are ends alone, the series are divided, and the ends of a single series are parted.
     """
     ends = ends_of(cells)
-    inner = [cell for cell in cells if cell not in ends]
-    if inner:
-        depths = sorted({cell.configuration.blocks for cell in inner})
-        low = set(depths[: (len(depths) + 1) // 2]) if len(depths) > 1 else set()
-        parts = [[cell for cell in inner if (cell.configuration.blocks in low) == first] for first in (True, False)]
-        return (
-            [[cell for cell in cells if cell in ends or cell in part] for part in parts if part] if all(parts) else [ends, inner]
-        )
+    depths = sorted({cell.configuration.blocks for cell in cells if cell not in ends})
+    if len(depths) > 1:
+        low = depths[: (len(depths) + 1) // 2]
+        return [
+            [cell for cell in cells if cell in ends or (cell.configuration.blocks in low) == is_low] for is_low in (True, False)
+        ]
+    if depths:
+        return [ends, [cell for cell in cells if cell not in ends]]
     series = list(dict.fromkeys(cell.configuration.series() for cell in cells))
     if len(series) > 1:
-        low_half = set(series[: len(series) // 2])
-        return [[cell for cell in cells if (cell.configuration.series() in low_half) == first] for first in (True, False)]
+        first = series[: len(series) // 2]
+        return [[cell for cell in cells if (cell.configuration.series() in first) == is_first] for is_first in (True, False)]
     return [[cell] for cell in cells] if len(cells) > 1 else []
 
 
 def ends_of(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells of the first and the last depth of each series: they tell the slope best."""
+    """The cells of the first and the last depth of each series, which determine its slope best."""
     depths: dict[str, list[int]] = {}
     for cell in cells:
         depths.setdefault(cell.configuration.series(), []).append(cell.configuration.blocks)
-    return [cell for cell in cells if cell.configuration.blocks in _ends(depths[cell.configuration.series()])]
-
-
-def _ends(depths: Sequence[int]) -> tuple[int, int]:
-    return min(depths), max(depths)
+    ends = {series: (min(several), max(several)) for series, several in depths.items()}
+    return [cell for cell in cells if cell.configuration.blocks in ends[cell.configuration.series()]]

@@ -1,4 +1,4 @@
-"""Cells on this machine, whose measurements take turns on each device."""
+"""The launcher that measures cells on this machine, one at a time on each device, even if several sweeps run."""
 
 import os
 import tempfile
@@ -11,6 +11,7 @@ from capsbench.errors import BusyDeviceError, CapsbenchError
 from capsbench.fingerprint import Fingerprint
 from capsbench.locks import Busy, holding
 from capsbench.measure.cell import measure_cell
+from capsbench.measure.processes import device_identity
 from capsbench.prediction import apart
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan, Record
@@ -98,7 +99,8 @@ def alone_on(
     Raises:
         BusyDeviceError: another sweep still holds the device.
     """
-    path = Path(tempfile.gettempdir()) / f"capsbench-{os.getuid()}-{device.replace(':', '')}.lock"
+    # Its number may be another device's in another process.
+    path = Path(tempfile.gettempdir()) / f"capsbench-{os.getuid()}-{device_identity(device).replace(':', '')}.lock"
 
     def waiting(holder: str) -> None:
         notify(f"waiting for another capsbench sweep on {device}: {holder}")

@@ -1,6 +1,7 @@
 """The beginning of a sweep, or of resuming one: which report, which plan, which data."""
 
 import contextlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -38,7 +39,11 @@ def resolve_device(name: str) -> str:
     if numbered:
         index, count = int(numbered[1] or 0), torch.cuda.device_count()
         if index >= count:
-            raise ConfigurationError(f"`device` {name} is not here: this machine has {count} CUDA devices", "choose cpu or auto")
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            why = "" if visible is None else f", as CUDA_VISIBLE_DEVICES is '{visible}'"
+            raise ConfigurationError(
+                f"`device` {name} is not here: this machine has {count} CUDA devices{why}", "choose cpu or auto"
+            )
         return f"cuda:{index}"
     raise ConfigurationError(
         f"`device` '{name}' is not known", f"choose auto, cpu, cuda, cuda:N, {' or '.join(PREDICTED_DEVICES)}"

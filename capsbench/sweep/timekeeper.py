@@ -1,27 +1,30 @@
-"""Times of cells that are compared to each other: measured in turn, in rounds that are kept one by one."""
+"""Times of cells that are compared to each other: measured in turn, in rounds that are kept one by one.
+
+The cells of a group (`groups`) are built in one process, and each takes a step in every round. A round is in the report before
+the next one begins. Once the rounds of a group are over, each of its cells gets a record with its turns. A cell that has its
+times already may take further turns, so that others can be compared to it: they are added to its record.
+"""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from capsbench.measure.noise import Machine, is_settled, noise_of
+from capsbench.measure.noise import Machine, noise_of
 from capsbench.measure.processes import available_bytes
 from capsbench.measure.timing import MAX_SAMPLES, SECONDS_WORTH_SAMPLING
 from capsbench.measure.together import ProcessEnded, Together
-from capsbench.measure.turns import Built, Failed, TurnsRequest
+from capsbench.measure.turns import Built, TurnsRequest
 from capsbench.prediction import apart
-from capsbench.records import Cell, Plan, Record, Round, Status, Turn
+from capsbench.records import Cell, Plan, Record, Round, Status
 from capsbench.report import Report
-from capsbench.stats.paired import PairedSlope, paired_slope
 from capsbench.sweep.groups import ends_of, groups_of, halves, that_fit
 from capsbench.sweep.local import Sources, alone_on, not_this_source
 from capsbench.sweep.runner import Observer, uninterrupted
-from capsbench.timed_rounds import TurnsTaken, times_of
-
-ROUNDS_BEFORE_KNOWN = 12
-"""Least number of rounds before slopes count as known: an interval of few rounds, looked at after each, may be narrow by luck."""
+from capsbench.sweep.slopes_so_far import SlopesSoFar, slopes_so_far
+from capsbench.timed_rounds import TurnsTaken, with_rounds
 
 
 class Timekeeper:
@@ -53,17 +56,19 @@ class Timekeeper:
     def run(self) -> None:
         """Time every cell that has no times yet, and whose memory pass, if there was one, ended well."""
         for group in self._groups:
-            known = {record.cell.key(): record for record in self._report.records}
-            rounds = {turn.cell for one in self._report.rounds for turn in one.turns}
-            settled = self._report.settled(self._plan.passes)
-            left = [cell for cell in group if cell.key() not in settled and self._may_be_timed(known.get(cell.key()))]
-            # Cells that had turns in a sweep that was cut off take further ones with the others of their group.
-            if not any(cell.key() in rounds for cell in left):
-                left = [cell for cell in left if known.get(cell.key()) is None or known[cell.key()].time is None]
-            memory = {key: record.memory for key, record in known.items() if record.memory is not None}
-            for cells in that_fit(left, memory, available_bytes(group[0].configuration.device)) if left else ():
-                self._time(cells)
+            records = {record.cell.key(): record for record in self._report.records}
+            settled = self._settled()
+            left = [cell for cell in group if cell.key() not in settled and self._may_be_timed(records.get(cell.key()))]
+            if left:
+                cells = self._with_ends(left, group)
+                memory = {key: record.memory for key, record in records.items() if record.memory is not None}
+                for fitting in that_fit(cells, memory, available_bytes(group[0].configuration.device)):
+                    self._time(fitting)
         self._report.forget_rounds()
+
+    def _settled(self) -> set[str]:
+        """Keys of the cells that need no further turns."""
+        return self._report.settled(self._plan.passes)
 
     def _may_be_timed(self, record: Record | None) -> bool:
         """Return whether the memory pass ended well, or was not asked for."""
@@ -71,115 +76,161 @@ class Timekeeper:
             return True
         return record is not None and record.status == "ok" and record.memory is not None
 
+    def _with_ends(self, left: Sequence[Cell], group: Sequence[Cell]) -> list[Cell]:
+        """Return these cells, and the first and last depth of their series that this machine has timed in an earlier sweep.
+
+        Only times of the same rounds are compared. Depths that are added to a finished series would have a slope of their own, or
+        none, if they did not take turns with those that are there.
+        """
+        series = {cell.configuration.series() for cell in left}
+        timed = {record.cell.key() for record in self._report.records if record.time and record.environment == self._environment}
+        timed &= self._settled()
+        earlier = ends_of([cell for cell in group if cell.key() in timed and cell.configuration.series() in series])
+        keys = {cell.key() for cell in (*left, *earlier)}
+        return [cell for cell in group if cell.key() in keys]
+
     def _time(self, cells: list[Cell]) -> None:
         """Time cells in one process, or, where that cannot be, fewer at a time."""
+        settled = self._settled()
+        if all(cell.key() in settled for cell in cells):
+            return  # all have their times, and are there for others, which are not
         changed = [cell for cell in cells if self._sources.has_changed(cell)]
         for cell in changed:
-            self._keep(not_this_source(cell))
+            self._keep_failure(not_this_source(cell))
         cells = [cell for cell in cells if cell not in changed]
         if not cells:
             return
         apart.close()
-        device = cells[0].configuration.device
         started = datetime.now(UTC).isoformat(timespec="seconds")
         try:
-            with alone_on(device, self._notify, folder=self._report.folder, patience=self._patience):
+            with alone_on(cells[0].configuration.device, self._notify, folder=self._report.folder, patience=self._patience):
                 began = monotonic()
-                failed, process = self._take_rounds(cells)
+                process, slopes = self._take_rounds(cells)
         except ProcessEnded as ended:
-            self._retry(cells, ended)
+            self._time_after_the_end(cells, ended)
             return
-        rounds = self._rounds_of(cells)
-        known = is_known(cells, rounds, self._plan.slope_share)
-        too_many = [cell for cell in cells if cell.key() in failed and failed[cell.key()].status == "oom" and len(cells) > 1]
-        for cell in cells:
+        seconds = (monotonic() - began) / len(cells)
+        # Cells that ran out of memory beside others are tried without them.
+        full = {key for key, fault in process.failed.items() if fault.status == "oom"} - settled
+        too_many = [cell for cell in cells if cell.key() in full] if len(cells) > 1 else []
+        known = slopes is not None and slopes.are_known(self._plan.slope_share)
+        for cell, record in zip(cells, self._so_far(cells), strict=True):
+            fault = process.failed.get(cell.key())
             if cell in too_many:
                 continue
-            seconds = (monotonic() - began) / len(cells)
-            fault = failed.get(cell.key())
             if fault is not None:
                 self._fail(cell, fault.status, fault.message, started, seconds)
             elif self._sources.has_changed(cell):
-                self._keep(not_this_source(cell))
+                self._keep_failure(not_this_source(cell))
             else:
-                built = process.built.get(cell.key())
-                self._keep(self._timed(cell, rounds, built, known=known, started=started, seconds=seconds))
+                self._keep(self._timed(record, process.built.get(cell.key()), known=known, started=started, seconds=seconds))
         for fewer in [too_many] if len(too_many) < len(cells) else halves(cells):
             self._time(fewer)
 
-    def _take_rounds(self, cells: list[Cell]) -> tuple[Mapping[str, Failed], Together]:
-        """Take rounds until the slopes are known or the time budget is spent."""
-        earlier = self._report.rounds
-        numbers = [number for record in self._report.records if record.time for number in record.time.rounds]
-        number = max([*numbers, *(one.number for one in earlier)], default=-1) + 1
-        processes = [number for record in self._report.records if record.time for number in record.time.processes]
+    def _take_rounds(self, cells: list[Cell]) -> tuple[Together, SlopesSoFar | None]:
+        """Take rounds until the slopes are known, or the time budget of these cells is spent.
+
+        Returns:
+            The process, which has ended, and what is known of the slopes; None if no cell is left.
+        """
+        number, process_number = self._free_numbers()
         request = TurnsRequest(
             cells={cell.key(): cell.configuration for cell in cells},
             data_directory=self._data_directory,
             strict=self._plan.strict,
             channel=0,
-            process=max([*processes, *(one.process for one in earlier)], default=-1) + 1,
+            process=process_number,
         )
-        budget = self._plan.budget_seconds * len(cells)
-        looked, share, known = 0, None, False
+        # A sweep that was cut off has spent a part of the budget. Turns that are in records belong to other groups.
+        keys, rounds = {cell.key() for cell in cells}, self._rounds_of(cells)
+        turns = [turn for one in rounds for turn in one.turns if turn.cell in keys]
+        numbers, had = {one.number for one in rounds}, Counter(turn.cell for turn in turns)
+        spent = sum(turn.train_step_seconds + turn.inference_seconds for turn in turns)
+        budget, next_look = self._plan.budget_seconds * len(cells), 0
+        slopes: SlopesSoFar | None = None
         with Together(request, self._plan.timeout_seconds) as process:
-            while True:
-                alive = [cell for cell in cells if cell.key() not in process.failed]
-                rounds = self._rounds_of(alive)
-                spent = sum(turn.train_step_seconds + turn.inference_seconds for one in rounds for turn in one.turns)
-                few = self._too_few(alive, rounds)
+            while alive := [cell for cell in cells if cell.key() not in process.failed]:
+                few = any(had[cell.key()] < self._plan.samples for cell in alive)
+                ended = not few and (spent >= budget or len(numbers) >= MAX_SAMPLES)
                 # Looking takes as long as a quick step once there are many rounds; each further look has a tenth more of them.
-                if len(rounds) >= looked:
-                    looked = len(rounds) + 1 + len(rounds) // 10
-                    share, known = slopes_share(alive, rounds), is_known(alive, rounds, self._plan.slope_share)
-                ended = spent >= budget or len(rounds) >= MAX_SAMPLES or (known and spent >= SECONDS_WORTH_SAMPLING)
-                if not alive or (ended and not few):
-                    break
+                if ended or len(numbers) >= next_look:
+                    next_look = len(numbers) + 1 + len(numbers) // 10
+                    slopes = slopes_so_far(alive, [*self._so_far(alive), *self._beside(alive)], numbers)
+                    known = slopes.are_known(self._plan.slope_share) and spent >= SECONDS_WORTH_SAMPLING
+                    if ended or (known and not few):
+                        self._say_what_more_would_buy(slopes, len(numbers))
+                        return process, slopes
                 order = [cell.key() for cell in (alive if few else ends_of(alive))]
                 random.shuffle(order)
                 taken = process.round(number, order)
-                number += 1
                 if taken is not None:
                     with uninterrupted():
                         self._report.append_round(taken)
-                state = TurnsTaken(alive, len(rounds) + 1, max(0.0, budget - spent), share)
+                    numbers.add(number)
+                    had.update(turn.cell for turn in taken.turns)
+                    spent += sum(turn.train_step_seconds + turn.inference_seconds for turn in taken.turns)
+                number += 1
+                state = TurnsTaken(alive, len(numbers), max(0.0, budget - spent), slopes.share if slopes else None)
                 for observer in self._observers:
                     observer.took_turns(state)
-        self._say_what_more_would_buy(alive)
-        return process.failed, process
+        return process, None
 
-    def _say_what_more_would_buy(self, cells: Sequence[Cell]) -> None:
-        """Report how well slopes are known, and what a longer run would give: intervals shrink as the root of the rounds."""
-        rounds = self._rounds_of(cells)
-        if not _slopes(cells, rounds):
-            return
-        share, asked, count = slopes_share(cells, rounds), self._plan.slope_share, len(rounds)
-        longer = f"{4 * self._plan.budget_seconds:g} seconds of `time_budget`"
-        if share is None:
-            text = f"{count} rounds are too few to know a slope of training time"
-        elif share > 2:
-            text = (
-                f"a slope of training time cannot be distinguished from 0 after {count} rounds; {longer} would halve its interval"
-            )
-        elif share > asked:
-            known = f"slopes of training time are known within ± {share / 2:.0%} after {count} rounds, not ± {asked / 2:.0%}"
-            text = f"{known}; {longer} would halve their intervals"
-        else:
-            known = f"slopes of training time are known within ± {share / 2:.0%} after {count} rounds"
-            text = f"{known}; four times as many would halve that"
-        self._notify(text)
+    def _free_numbers(self) -> tuple[int, int]:
+        """Numbers of a round and of a process that the report does not have yet."""
+        times, rounds = [record.time for record in self._report.records if record.time], self._report.rounds
+        numbers = [*(number for one in times for number in one.rounds), *(one.number for one in rounds)]
+        processes = [*(number for one in times for number in one.processes), *(one.process for one in rounds)]
+        return max(numbers, default=-1) + 1, max(processes, default=-1) + 1
 
     def _rounds_of(self, cells: Sequence[Cell]) -> list[Round]:
+        """The rounds in which some of these cells had turns that are not in their records yet."""
         keys = {cell.key() for cell in cells}
         return [one for one in self._report.rounds if any(turn.cell in keys for turn in one.turns)]
 
-    def _too_few(self, cells: Sequence[Cell], rounds: Sequence[Round]) -> bool:
-        """Return whether a cell has had fewer turns than the plan's least number of samples."""
-        had = [turn.cell for one in rounds for turn in one.turns]
-        return any(had.count(cell.key()) < self._plan.samples for cell in cells)
+    def _so_far(self, cells: Sequence[Cell]) -> list[Record]:
+        """The records of cells with all turns that they have had; without times if they had none."""
+        known = {record.cell.key(): record for record in self._report.records if record.status == "ok"}
+        new = [Record(cell=cell, status="ok") for cell in cells if cell.key() not in known]
+        known |= {record.cell.key(): record for record in with_rounds(new, self._report.rounds)}
+        return [known[cell.key()] for cell in cells]
 
-    def _retry(self, cells: list[Cell], ended: ProcessEnded) -> None:
-        """Go on after the process has ended: without the cell that it was about, or, out of memory, with fewer at a time."""
+    def _beside(self, cells: Sequence[Cell]) -> list[Record]:
+        """The records of other cells that a report would put into the series of some cells."""
+        some, keys = cells[0], {cell.key() for cell in cells}
+        return [
+            record
+            for record in self._report.records
+            if record.status == "ok" and record.cell.key() not in keys and record.environment == self._environment
+            if (record.cell.replicate, record.cell.source) == (some.replicate, some.source)
+        ]
+
+    def _say_what_more_would_buy(self, slopes: SlopesSoFar, rounds: int) -> None:
+        """Report how well slopes are known, and what a longer run would give: intervals shrink as the root of the rounds."""
+        if not slopes.fits:
+            return
+        share, asked = slopes.share, self._plan.slope_share
+        if share is None:
+            text = f"{rounds} rounds are too few to know a slope of training time"
+        elif share > 2:
+            text = f"a slope of training time cannot be distinguished from 0 after {rounds} rounds"
+        else:
+            text = f"slopes of training time are known within ± {share / 2:.0%} after {rounds} rounds"
+            text += f", not ± {asked / 2:.0%}" if share > asked else ""
+        if slopes.processes_differ:
+            text += "; its processes differ by more than their rounds, which further rounds do not change"
+        elif share is not None:
+            longer = (
+                f"{4 * self._plan.budget_seconds:g} seconds of `time_budget`"
+                if share > asked and self._plan.budget_seconds
+                else "four times as many"
+            )
+            # Rounds of an earlier sweep stay as many as they are.
+            gain = 1 - (slopes.all_rounds / (slopes.all_rounds + 3 * rounds)) ** 0.5
+            text += f"; {longer} would narrow the interval by {gain:.0%}"
+        self._notify(text)
+
+    def _time_after_the_end(self, cells: list[Cell], ended: ProcessEnded) -> None:
+        """Time cells whose process has ended: without the one that it was about, or, out of memory, fewer at a time."""
         if ended.status == "oom" and len(cells) > 1:
             for fewer in halves(cells):
                 self._time(fewer)
@@ -190,90 +241,65 @@ class Timekeeper:
             self._fail(culprit, ended.status, ended.message)
         self._time([cell for cell in cells if cell not in culprits])
 
-    def _timed(
-        self, cell: Cell, rounds: Sequence[Round], built: Built | None, *, known: bool, started: str, seconds: float
-    ) -> Record:
-        """The record of a cell that has had its turns."""
-        times = times_of(rounds, cell.key())
-        if times is None:
-            return self._record(cell, "error", "it had no turn", started, seconds)
+    def _timed(self, record: Record, built: Built | None, *, known: bool, started: str, seconds: float) -> Record:
+        """The record of a cell that has had its turns.
+
+        Args:
+            record: what is known of it so far, its turns included.
+            built: what its process said of it; None if it ended before.
+            known: whether the slopes are known as well as was asked for.
+            started: time at which its process was started, ISO 8601.
+            seconds: the cell's part of the time that its process took.
+        """
+        if record.time is None:
+            return self._ended(record, "error", "it had no turn", started, seconds)
         # A drift moves all cells of a round alike, so that it does not touch their differences.
-        seen = noise_of(times.train_step_seconds, times.inference_seconds, Machine())
-        noise = [name for name in seen if name == "spread"] + times.noise + ([] if known else ["unsettled"])
-        record = self._record(cell, "ok", None, started, seconds)
+        times = record.time
+        of_device = times.device_train_step_seconds, times.device_inference_seconds
+        seen = noise_of(times.train_step_seconds, times.inference_seconds, Machine(), of_device=of_device)
+        noise = [name for name in seen if name == "spread"]
+        noise += [name for name in times.noise if name not in ("spread", "host-bound", "unsettled")]
+        noise += [name for name in seen if name == "host-bound"] + ([] if known else ["unsettled"])
         notes = [] if built is None else built.notes
-        return record.model_copy(
+        return self._ended(record, "ok", None, started, seconds).model_copy(
             update={
-                "time": times.model_copy(update={"noise": noise}),
+                "time": record.time.model_copy(update={"noise": noise}),
                 "data_source": record.data_source or (built.data_source if built else None),
+                "tf32": built.tf32 if built else record.tf32,
                 "notes": list(dict.fromkeys([*record.notes, *notes])),
             }
         )
 
-    def _record(
-        self, cell: Cell, status: Status, message: str | None, started: str | None = None, seconds: float = 0.0
-    ) -> Record:
-        """A record with the outcome of the turns, and what the memory pass has found."""
-        before = next((one for one in self._report.records if one.cell.key() == cell.key() and one.status == "ok"), None)
-        if before is None:
-            before = Record(cell=cell, status=status, started_at=started)
-        taken = round((before.duration_seconds or 0.0) + seconds, 3)
-        found = {"status": status, "message": message, "environment": self._environment, "duration_seconds": taken}
-        return before.model_copy(update={**found, "time": None})
+    def _ended(self, record: Record, status: Status, message: str | None, started: str | None, seconds: float) -> Record:
+        """A record with the outcome of the turns, without their times."""
+        return record.model_copy(
+            update={
+                "status": status,
+                "message": message,
+                "environment": self._environment,
+                "started_at": record.started_at or started,
+                "duration_seconds": round((record.duration_seconds or 0.0) + seconds, 3),
+                "time": None,
+            }
+        )
 
     def _fail(self, cell: Cell, status: Status, message: str, started: str | None = None, seconds: float = 0.0) -> None:
-        """Keep the failure of a cell, unless it has its times already: an end of a series may be in several groups."""
-        if cell.key() not in self._report.settled(self._plan.passes):
-            self._keep(self._record(cell, status, message, started, seconds))
+        """Keep the failure of a cell; an end of a series that has its times already keeps them, and its further turns."""
+        (record,) = self._so_far([cell])
+        if cell.key() not in self._settled():
+            self._keep_failure(self._ended(record, status, message, started, seconds))
+        elif self._rounds_of([cell]):
+            self._keep(record)
+
+    def _keep_failure(self, record: Record) -> None:
+        """Keep a record without times, unless the cell has some."""
+        if record.cell.key() not in self._settled():
+            self._keep(record)
 
     def _keep(self, record: Record) -> None:
+        is_new = record.cell.key() not in self._settled()
         with uninterrupted():
             self._report.append(record)
-        for observer in self._observers:
-            observer.finished(record)
-
-
-def slopes_share(cells: Sequence[Cell], rounds: Sequence[Round]) -> float | None:
-    """The width of the widest interval of a slope of training time, as a share of the slope; None if one is not known."""
-    shares = [_share(one) for one in _slopes(cells, rounds)]
-    known = [one for one in shares if one is not None]
-    return max(known) if known and len(known) == len(shares) else None
-
-
-def _share(slope: PairedSlope | None) -> float | None:
-    if slope is None or slope.low is None or slope.high is None or not slope.slope:
-        return None
-    return (slope.high - slope.low) / abs(slope.slope)
-
-
-def is_known(cells: Sequence[Cell], rounds: Sequence[Round], share: float) -> bool:
-    """Return whether all slopes of training time are known within this share; without a slope, all medians within 2 %."""
-    slopes = _slopes(cells, rounds)
-    if slopes:
-        return all(one is not None and one.rounds >= ROUNDS_BEFORE_KNOWN and one.known_within(share) for one in slopes)
-    by_cell: dict[str, list[float]] = {cell.key(): [] for cell in cells}
-    for one in rounds:
-        for turn in one.turns:
-            if turn.cell in by_cell:
-                by_cell[turn.cell].append(turn.train_step_seconds)
-    return all(is_settled(samples) for samples in by_cell.values())
-
-
-def _slopes(cells: Sequence[Cell], rounds: Sequence[Round]) -> list[PairedSlope | None]:
-    """The slope of each series that has two depths or more; None for one that is not known yet."""
-    of_series: dict[str, dict[str, int]] = {}
-    for cell in cells:
-        of_series.setdefault(cell.configuration.series(), {})[cell.key()] = cell.configuration.blocks
-    return [_slope(depths, rounds) for depths in of_series.values() if len(set(depths.values())) > 1]
-
-
-def _slope(depths: Mapping[str, int], rounds: Sequence[Round]) -> PairedSlope | None:
-    turns = [[turn for turn in one.turns if turn.cell in depths] for one in rounds]
-    at_edges = all(turn.growing_train_step_seconds is not None for taken in turns for turn in taken)
-    seconds = [{float(depths[turn.cell]): _seconds(turn, at_edges=at_edges) for turn in taken} for taken in turns]
-    return paired_slope(sorted(map(float, set(depths.values()))), seconds)
-
-
-def _seconds(turn: Turn, *, at_edges: bool) -> float:
-    growing = turn.growing_train_step_seconds
-    return growing if at_edges and growing is not None else turn.train_step_seconds
+        if is_new:
+            for observer in self._observers:
+                observer.finished(record)

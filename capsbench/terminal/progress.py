@@ -80,8 +80,8 @@ def _one_line(record: Record) -> str:
     if record.message:
         parts.append(record.message)
     if record.memory and not (record.time and record.time.rounds):
-        parts.append(f"retained {bytes_text(record.memory.retained_bytes)}")
-        parts.append(f"peak {bytes_text(record.memory.peak_allocated_bytes)}")
+        figures = {"retained": record.memory.retained_bytes, "peak": record.memory.peak_allocated_bytes}
+        parts += [f"{name} {bytes_text(nbytes)}" for name, nbytes in figures.items() if nbytes is not None]
     if record.time:
         parts.append(f"step {seconds_text(median(record.time.train_step_seconds))}")
     return ", ".join(parts)

@@ -71,6 +71,8 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
                 entered.enter_context(replaced(torch.cuda, name, answer))
             # Recurrent layers would move their weights together, and ask for their addresses.
             entered.enter_context(replaced(torch.backends.cudnn, "is_acceptable", lambda _: False))
+            if helper is not None:
+                entered.enter_context(replaced(torch._C, "_select_conv_backend", _conv_backend(torch._C._select_conv_backend)))
             if helper is not None and hasattr(fake_tensor, "init_gpu_context"):
                 # Some releases make a tensor with a value on the device with the first one without, for autograd's engine.
                 # The helper already reports that the device has a context.
@@ -113,6 +115,21 @@ def _answers(capability: Capability) -> dict[str, Any]:
         "_exchange_device": lambda *_: 0,
         "_maybe_exchange_device": lambda *_: 0,
     }
+
+
+def _conv_backend(select: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the choice of a convolution's library for tensors of bfloat16, too, about which torch 2.9 asks the driver."""
+
+    def halved(value: Any) -> Any:
+        return value.half() if isinstance(value, torch.Tensor) else value
+
+    def choice(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return select(*args, **kwargs)
+        except RuntimeError:
+            return select(*map(halved, args), **{name: halved(value) for name, value in kwargs.items()})
+
+    return choice
 
 
 class _Stream:

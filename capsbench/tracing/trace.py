@@ -114,8 +114,12 @@ class Trace:
             for index, name in enumerate(CATEGORIES)
         }
 
-    def replay(self, allocator: CachingAllocator) -> "Trace":
+    def replay(self, allocator: CachingAllocator, *, empty_first: bool = False) -> "Trace":
         """Repeat the events on a caching allocator, whose peaks then are those of the step alone.
+
+        Args:
+            allocator: the allocator.
+            empty_first: let the step begin with an empty cache.
 
         Returns:
             The same events with the bytes that the allocator handed out for them.
@@ -128,6 +132,8 @@ class Trace:
         found = []
         for index, (block, nbytes) in enumerate(zip(self.blocks.tolist(), self.nbytes.tolist(), strict=True)):
             if index == start:
+                if empty_first:
+                    allocator.empty_cache()
                 allocator.reset_peaks()
             before = allocator.allocated
             if nbytes < 0:

@@ -78,7 +78,7 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Processes]:
+def process_group(device: str) -> Iterator[Processes]:
     """Join the other processes, if `torchrun` has set that there are some.
 
     Args:

@@ -15,6 +15,7 @@ from capsbench.durable import replacing
 from capsbench.errors import TrainingError
 from capsbench.models import Ensemble
 from capsbench.paper.accuracy_tables import PrintedRow
+from capsbench.tf32 import without_tf32
 from capsbench.training.checkpoint import load_network
 from capsbench.training.loop import BEST, CHECKPOINT
 from capsbench.training.result import Result
@@ -146,7 +147,7 @@ def _together(trial: Trial, data_directory: Path | None) -> float:
     test = load_parts(settings.network.dataset, data_directory).test
     ensemble = Ensemble(network for network, _ in loaded).eval()
     feed = Feed(test, torch.device(device), _BATCH, settings.preprocess)
-    with torch.inference_mode():
+    with torch.inference_mode(), without_tf32():
         right = [(ensemble(batch.images).lengths.argmax(1) == batch.labels).sum() for batch in feed.evaluation()]
     return float(torch.stack(right).sum()) / len(test.images)
 

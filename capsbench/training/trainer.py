@@ -15,9 +15,10 @@ from capsbench.durable import replace_file
 from capsbench.errors import ConfigurationError
 from capsbench.locks import alone_in
 from capsbench.paths import absolute
+from capsbench.tf32 import without_tf32
 from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint
-from capsbench.training.distributed import Processes, joined
+from capsbench.training.distributed import Processes, process_group
 from capsbench.training.log import TrainingObserver
 from capsbench.training.loop import CHECKPOINT, RESULT, Feeds, Run, naming_faults
 from capsbench.training.optimizers import check_optimizer
@@ -50,6 +51,7 @@ def train(
 
     Under `torchrun` the processes train together: the loss is that of one process with the same batch. Only SDA's temperature,
     a mean over all samples that are routed together, is that of each part of a batch, here and with `accumulate`.
+    Precision fp32 is float32 throughout, as in a measured step: products are never rounded to TF32.
 
     Args:
         settings: settings that decide the loss curve.
@@ -68,7 +70,7 @@ def train(
         StoreError: the folder cannot be read or written. The last checkpoint is kept.
         Interrupted: Ctrl-C, after a checkpoint.
     """
-    with _threads(settings.network.threads), joined(settings.network.device) as processes:
+    with _threads(settings.network.threads), without_tf32(), process_group(settings.network.device) as processes:
         # The path is absolute, because a trained module may change the process's folder.
         folder = Path(processes.gather(os.fspath(absolute(folder)))[0])  # each may have named a folder after its own time
         # Settings that make no run are refused before anything is written.

@@ -69,4 +69,7 @@ def wait_for(what: Callable[[], object], seconds: float = 200.0) -> None:
 
 def is_gone(pid: int) -> bool:
     """Return whether a process has ended; in some containers nobody collects the dead."""
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from capsbench import CapsNet, MoCapsNet, MomentumStack, ResCapsNet
 from capsbench.measure.clock import CpuClock
-from capsbench.measure.edges import Edges, edges_cost, growing_modules, recorded
+from capsbench.measure.edges import Edges, edges_cost, growing_modules, hooks_change, recorded
 
 
 class Counting(CpuClock):
@@ -178,7 +178,6 @@ def seconds_of(network, modules, clock, *, inference=False):
         if not inference:
             out.sum().backward()
     found = edges.seconds()
-    edges.remove()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     return found
 
@@ -290,3 +289,60 @@ def test_gradients_are_those_without_edges():
 def test_the_cost_of_edges_is_small_and_never_negative():
     cost = edges_cost(CpuClock(), torch.device("cpu"), 2)
     assert 0 <= cost < 0.01
+
+
+class Encoder(nn.Module):
+    """A network of transformer layers, which take a way of their own in inference unless there are hooks."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.stem, self.head = nn.Linear(2, 8), nn.Linear(8, 2)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(blocks))
+
+    def forward(self, x):
+        x = self.stem(x)[:, None]
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x[:, 0])
+
+
+class Changing(nn.Module):
+    """A network that runs one operator more whenever it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(2, 2), 0
+
+    def forward(self, x):
+        self.calls += 1
+        for _ in range(self.calls):
+            x = x * 2
+        return self.layer(x)
+
+
+def hooks_change_inference_of(network, modules):
+    network.eval()
+    with recorded(network) as found:
+        network(torch.ones(1, 2))
+    with torch.inference_mode():
+        return hooks_change(network, lambda: network(torch.ones(1, 2)), Edges(network, modules, found[0], CpuClock()))
+
+
+def test_hooks_that_change_what_inference_runs_are_found():
+    assert hooks_change_inference_of(Encoder(2), ["layers"])
+    assert hooks_change_inference_of(Changing(), ["layer"])
+    assert not hooks_change_inference_of(Listed(2), ["layers"])
+    # Hooks of a module around the layers leave these their way.
+    assert not hooks_change_inference_of(nn.Sequential(nn.Linear(2, 2), Encoder(2)), ["1"])
+
+
+def test_a_network_that_cannot_be_recorded_gets_no_hooks_in_inference():
+    network = Listed(1)
+    with recorded(network) as found:
+        network(torch.ones(1, 2))
+    edges = Edges(network, ["layers"], found[0], CpuClock())
+
+    def refusing():
+        raise RuntimeError("this network is compiled")
+
+    assert hooks_change(network, refusing, edges)

@@ -264,7 +264,7 @@ def test_what_is_there_is_found_in_order(members):
 def test_marks_of_a_cuda_probe_count_from_where_its_history_begins(monkeypatch, earlier):
     history = []
     fake = FakeCuda(monkeypatch, history)
-    monkeypatch.setattr(cuda_memory, "nvml_process_bytes", lambda device: None)
+    monkeypatch.setattr(cuda_memory, "nvml_process_bytes", lambda device: (None, "it is a fake"))
     counters = {"allocated": earlier, "freed": earlier // 2}
     monkeypatch.setattr(
         torch.cuda, "memory_stats_as_nested_dict", lambda device: {"allocation": {"all": counters}}, raising=False

@@ -96,7 +96,7 @@ def test_what_the_machine_did_has_a_name(machine, names):
 
 def test_every_noise_can_be_raised_and_has_a_sentence():
     worst = np.linspace(1, 9, 10).tolist()
-    assert noise_of(worst, worst, Machine(others=1.0, gpu_throttled=True)) == list(NOISES)
+    assert noise_of(worst, worst, Machine(others=1.0, gpu_throttled=True), of_device=([0.1], [])) == list(NOISES)
     assert all(len(sentence.split()) > 5 for sentence in NOISES.values())
 
 

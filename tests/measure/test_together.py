@@ -1,11 +1,13 @@
 """Real processes of cells that take turns, and the ways in which they end."""
 
 import os
+import socket
 
 import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsbench.measure.together import Together
-from capsbench.measure.turns import TurnsRequest
+from capsbench.measure.turns import Turns, TurnsRequest
 from helpers.forked import in_fork
 from helpers.made import make_configuration
 from helpers.turns import PATIENCE, take_rounds
@@ -96,6 +98,128 @@ def test_a_cell_that_fails_while_edges_are_tried_leaves_the_others(own_model):
     assert all(turn.growing_train_step_seconds for turn in rounds[-1][1].turns)
 
 
+# Networks that set flags of torch: one in its constructor, one in its forward, and one that expects those of a fresh process.
+FLAGS = """
+import torch
+from torch import nn
+
+torch.backends.cudnn.benchmark_limit = 3  # when it is imported, for all
+
+def flags():
+    return [
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit, torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision(), torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(), torch.get_num_threads(),
+    ]
+
+def change():
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("medium")
+    torch.use_deterministic_algorithms(True)
+    torch.set_default_dtype(torch.float64)
+
+class Net(nn.Module):
+    def __init__(self, pixels, classes, blocks, how):
+        super().__init__()
+        self.before, self.how = flags(), how
+        assert self.before == [False, 3, False, False, "highest", torch.float32, False, True, 1], self.before
+        self.stem, self.head = nn.Linear(pixels, 8), nn.Linear(8, classes)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(blocks))
+        if how == "constructor":
+            change()
+        self.expected = flags()
+
+    def forward(self, x):
+        if self.training:  # inference has no gradients
+            assert flags() == self.expected, flags()
+        if self.how == "forward":
+            change()
+            self.expected = flags() if self.training else self.expected
+        x = self.stem(x.flatten(1))
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x)
+
+def maker(how):
+    return lambda in_shape, num_classes, blocks: Net(in_shape[0] * in_shape[1] * in_shape[2], num_classes, blocks, how)
+
+make, constructor, forward = map(maker, ("", "constructor", "forward"))
+"""
+
+
+def test_flags_that_a_network_sets_are_its_own(own_model):
+    module = own_model(FLAGS).partition(":")[0]
+    cells = {
+        f"{name} {blocks}": make_configuration(f"{module}:{name}", blocks)
+        for name in ("constructor", "make", "forward")
+        for blocks in (1, 2)
+    }
+    rounds, failed, ended = in_fork(take_rounds, cells)
+    assert (failed, ended) == ({}, None)
+    assert all({turn.cell for turn in one.turns} == cells.keys() for _, one in rounds)
+
+
+# A network of transformer layers, which in inference runs one operator for a whole layer, unless something has a hook.
+TRANSFORMER = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, pixels, classes, blocks):
+        super().__init__()
+        self.stem, self.head = nn.Linear(pixels, 8), nn.Linear(8, classes)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(blocks))
+
+    def forward(self, x):
+        x = self.stem(x.flatten(1))[:, None]
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x[:, 0])
+
+def make(in_shape, num_classes, blocks):
+    return Net(in_shape[0] * in_shape[1] * in_shape[2], num_classes, blocks)
+"""
+
+
+class Operators(TorchDispatchMode):
+    """A list of the operators that are run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_timing_runs_the_operators_that_a_network_runs_without_it(own_model):
+    name = own_model(TRANSFORMER)
+    cells = {str(blocks): make_configuration(name, blocks) for blocks in (1, 3)}
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        turns = Turns(TurnsRequest(cells=cells, channel=0, process=0), theirs)
+        turns._import_networks()
+        structures = {}
+        for key in cells:
+            structures |= turns._build(key, [])
+        turns._place_edges(structures)
+        for key, configuration in cells.items():
+            with Operators() as without:
+                workload = turns._workloads[key]
+                workload.train_step()
+                with workload.evaluating():
+                    workload.inference()
+            with Operators() as in_turn:
+                turn = turns._turn(key)
+            assert in_turn.names == without.names
+            fast = sum("_transformer_encoder_layer_fwd" in one for one in without.names)
+            assert fast == configuration.blocks
+            assert turns._modules[key] == ["layers"]
+            assert turn.growing_train_step_seconds > 0
+            assert turn.growing_inference_seconds is None
+
+
 def test_a_round_in_which_nothing_is_left_is_none(own_model):
     rounds, failed, ended = in_fork(take_rounds, faulty(own_model, "raise ValueError('all')", (1,)), 6)
     assert ended is None
@@ -134,6 +258,7 @@ def test_a_turn_that_takes_too_long_ends_the_process(own_model):
     assert "10 s" in ended[1]
 
 
+@pytest.mark.slow
 def test_the_process_is_gone_afterwards(own_model):
     def started():
         request = TurnsRequest(cells=faulty(own_model, "pass", (1,)), channel=0, process=0)

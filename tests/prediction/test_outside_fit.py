@@ -98,8 +98,13 @@ def test_a_search_that_stopped_early_says_at_least(kind, monkeypatch):
 
 def test_peaks_that_grow_unevenly_at_8_16_24_and_32_are_followed_until_they_settle(monkeypatch):
     """Forward's peak, which is not the highest yet: 2.00 MiB a block at first, 2.25 in the end."""
-    forward = lambda b: max(240 * MIB + int(1.5 * MIB) * b, 200 * MIB + int(2.25 * MIB) * b)  # noqa: E731
-    backward = lambda b: 330 * MIB + 2 * MIB * b  # noqa: E731
+
+    def forward(b):
+        return max(240 * MIB + int(1.5 * MIB) * b, 200 * MIB + int(2.25 * MIB) * b)
+
+    def backward(b):
+        return 330 * MIB + 2 * MIB * b
+
     asked = []
 
     def answer(configuration, _):
@@ -122,7 +127,10 @@ def test_peaks_that_grow_unevenly_at_8_16_24_and_32_are_followed_until_they_sett
 
 def test_what_stands_at_the_end_of_forward_bounds_the_depth_before_it_is_the_peak(monkeypatch):
     """The peak is that of the first layer's backward, and moves by 2 MiB a block; what forward keeps grows by 3."""
-    peak = lambda b: max(5_000 * MIB + 2 * MIB * b, 3 * MIB * b)  # noqa: E731
+
+    def peak(b):
+        return max(5_000 * MIB + 2 * MIB * b, 3 * MIB * b)
+
     room = 24 * 1024 * MIB
     device(monkeypatch, peak, room, standing=lambda b: 3 * MIB * b)
     found = largest_fit(make_configuration(), "depth")
@@ -134,8 +142,13 @@ def test_what_stands_at_the_end_of_forward_bounds_the_depth_before_it_is_the_pea
 @pytest.mark.parametrize("per_block", [MIB // 3, 2 * MIB, 5 * MIB])
 def test_an_allocator_s_jumps_are_room_that_is_not_there(segment, per_block, monkeypatch):
     room = 8 * 1024 * MIB
-    taken = lambda b: 300 * MIB + per_block * b  # noqa: E731
-    reserved = lambda b: 500 * MIB + -(-taken(b) // segment) * segment  # noqa: E731
+
+    def taken(b):
+        return 300 * MIB + per_block * b
+
+    def reserved(b):
+        return 500 * MIB + -(-taken(b) // segment) * segment
+
     device(monkeypatch, taken, room, process=reserved)
     found = largest_fit(make_configuration(), "depth")
     best = max(b for b in range(40_000) if reserved(b) <= room)

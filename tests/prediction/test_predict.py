@@ -26,7 +26,7 @@ from helpers.made import MIB, make_configuration
 
 SMALL = ("--depth", "1", "--batch-size", "2", "--capsules", "4")
 OWN_SMALL = ("--depth", "1,2", "--batch-size", "4")
-EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes")
+EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "retained_requested_bytes")
 
 MLP = """
 from torch import nn
@@ -69,6 +69,11 @@ def test_the_figures_of_a_prediction_fit_together(on_gpu):
     assert memory.at_peak.total() == memory.peak_allocated_bytes
     assert memory.gradient_bytes == on_gpu.memory.state_bytes
     assert sum(on_gpu.step.retained_by_module.values()) == memory.retained_bytes
+    # Requested bytes are those of the tensors, of which the allocator makes multiples of 512, and more.
+    assert memory.retained_requested_bytes == memory.retained_bytes <= on_gpu.step.retained_bytes
+    assert 0.98 * memory.peak_allocated_bytes < memory.peak_requested_bytes < memory.peak_allocated_bytes
+    # Earlier steps leave a cache behind.
+    assert memory.peak_allocated_bytes <= memory.step_reserved_bytes <= memory.peak_reserved_bytes
 
 
 def test_every_figure_says_how_sure_it_is(on_gpu):
@@ -84,8 +89,9 @@ def test_every_figure_says_how_sure_it_is(on_gpu):
 def test_a_cpu_has_no_reserved_memory_and_no_context():
     record = predict_cell(Cell(configuration=make_configuration(capsules=4, batch_size=2, device="cpu:predicted")))
     memory = record.memory
-    assert memory.peak_reserved_bytes is memory.context_bytes is memory.process_bytes is None
-    assert not {"peak_reserved_bytes", "context_bytes", "process_bytes"} & set(memory.certainty)
+    of_cuda = ("peak_reserved", "step_reserved", "retained_requested", "peak_requested", "context", "process")
+    assert {getattr(memory, f"{name}_bytes") for name in of_cuda} == {None}
+    assert not {f"{name}_bytes" for name in of_cuda} & set(memory.certainty)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Checks of the drift whose values are still on their way from a device, with events that a test lets happen."""
 
+import math
 import threading
 import warnings
 from collections import deque
@@ -42,7 +43,7 @@ def check(off: float, depth: int = 0) -> list[str]:
     """Warnings that a check gives at once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        check_drift(torch.tensor(off), torch.tensor(1.0, dtype=torch.float64), inverse="float", depth=depth)
+        check_drift(torch.tensor([0.0, -off]), [torch.tensor([-1.0, 0.5])], inverse="float", depth=depth)
     return [str(one.message) for one in caught if one.category is DriftWarning]
 
 
@@ -81,7 +82,7 @@ def test_a_warning_that_is_an_error_loses_no_other_check(device):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(DriftWarning, match="function 1"):
-            check_drift(torch.tensor(0.25), torch.tensor(1.0), inverse="float", depth=2)
+            check_drift(torch.tensor(0.25), [torch.tensor(1.0)], inverse="float", depth=2)
     with pytest.warns(DriftWarning, match=r"0\.25.*function 2"):
         settle()
 
@@ -99,7 +100,7 @@ def test_checks_of_several_threads_are_each_settled_once(device):
     device.done = 200
     seen = []
     for unsettled in drift._UNSETTLED:
-        object.__setattr__(unsettled, "check", lambda off, size: seen.append((off, size)))
+        object.__setattr__(unsettled, "check", seen.append)
     threads = [threading.Thread(target=settle) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -114,3 +115,19 @@ def test_on_a_cpu_a_warning_comes_at_once():
     assert "drifted by nan" in text
     assert check(1e-5) == []
     assert not drift._UNSETTLED
+
+
+@pytest.mark.parametrize("states", [[math.inf], [math.nan], [1.0, -math.inf], [math.nan, 1.0]])
+def test_values_that_were_not_finite_are_nobodys_fault(states):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_drift(torch.tensor(math.nan), [torch.tensor(one) for one in states], inverse="float", depth=0)
+        check_drift(torch.zeros(0), [torch.zeros(0)], inverse="float", depth=0)
+
+
+def test_the_largest_state_is_the_scale():
+    states = [torch.zeros(3), torch.tensor([0.0, 2.0, -4.0])]
+    with pytest.warns(DriftWarning, match=r"drifted by 0\.25 "):
+        check_drift(torch.tensor([0.5, -1.0, 0.0]), states, inverse="float", depth=0)
+    with pytest.warns(DriftWarning, match="drifted by inf"):
+        check_drift(torch.tensor(5), [torch.tensor(0)], inverse="exact", depth=0, bound=0)

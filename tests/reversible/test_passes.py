@@ -1,5 +1,6 @@
 """Passes of a reversible stack in C: the exact inverse's give the bits of torch's operators, at the edges of int64 too."""
 
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsbench.errors import ConfigurationError
 from capsbench.reversible import MomentumStack, passes
@@ -23,14 +25,15 @@ pytestmark = pytest.mark.skipif(passes.library().library is None, reason=f"no pa
 def assert_both_agree(x: Tensor, v: Tensor, store: Tensor, value: Tensor, ratio: Fraction) -> None:
     """Assert that the passes give torch's bits forward, and the start again on the way back."""
     scale = float(1 - ratio) * UNITS
-    moved = passes.advance(x, v, store, value, ratio, scale, value.dtype)
-    assert_same(list(moved), advanced_by_torch(x, v, store, value, ratio))
-    next_x, next_v, next_store, *_ = moved
-    earlier, rounded = passes.retreat_x(next_x, next_v, value.dtype)
-    assert_same([earlier, rounded], [x, rounded_by_torch(x, value.dtype)])
-    before = x - v
-    found = passes.retreat(x, next_v, next_store, value, ratio, scale, value.dtype)
-    assert_same(list(found), [before, v, store, rounded_by_torch(before, value.dtype)])
+    expected = advanced_by_torch(x, v, store, value, ratio)
+    moved = [x.clone(), v.clone(), store.clone()]
+    assert_same([*moved, *passes.advance(*moved, value, ratio, scale, value.dtype)], expected)
+    next_x, next_v, _ = (one.clone() for one in moved)
+    rounded = passes.retreat_x(next_x, next_v, value.dtype)
+    assert_same([next_x, rounded], [x, rounded_by_torch(x, value.dtype)])
+    before, moved[0] = x - v, next_x
+    rounded = passes.retreat(*moved, value, ratio, scale, value.dtype)
+    assert_same([*moved, rounded], [before, v, store, rounded_by_torch(before, value.dtype)])
 
 
 @pytest.mark.parametrize("ratio", RATIOS, ids=str)
@@ -70,10 +73,10 @@ def test_threads_share_the_elements(threads):
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 def test_peaks_show_what_is_no_number(wrong):
-    zeros = torch.zeros(20, dtype=torch.int64)
+    zeros = torch.zeros(3, 20, dtype=torch.int64)
     value = torch.zeros(20)
     value[7] = wrong
-    peak = passes.advance(zeros, zeros, zeros, value, Fraction(9, 10), 0.1 * UNITS, torch.float32)[-1]
+    peak = passes.advance(*zeros, value, Fraction(9, 10), 0.1 * UNITS, torch.float32)[-1]
     assert not peak.item() < LIMIT
 
 
@@ -127,12 +130,12 @@ def test_fakes_have_the_shapes_of_values():
 
 
 def test_operators_hold_torchs_checks():
-    x = torch.arange(12).reshape(3, 4)
+    x, v, store = torch.arange(36).reshape(3, 3, 4).unbind()
     for operator, arguments in (
-        (torch.ops.capsbench.exact_advance, (x, x, x, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
-        (torch.ops.capsbench.exact_retreat_x, (x, x, torch.float32)),
+        (torch.ops.capsbench.exact_advance, (x, v, store, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
+        (torch.ops.capsbench.exact_retreat_x, (x, v, torch.float32)),
         (torch.ops.capsbench.momentum_gradients, (*torch.randn(3, 5, 6), 0.9, 0.1)),
-        (torch.ops.capsbench.exact_retreat, (x, x, x, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
+        (torch.ops.capsbench.exact_retreat, (x, v, store, torch.randn(3, 4), 9, 10, 0.1 * UNITS)),
     ):
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
@@ -153,6 +156,52 @@ def test_gradients_of_other_layouts_and_kinds_are_left_to_torch():
     assert passes.takes_gradients(good, good)
     for other in (good.double(), torch.randn(64, 128).T, torch.zeros(()).expand(128, 64), good.to("meta"), good.half()):
         assert not passes.takes_gradients(good, other)
+
+
+class Watching(TorchDispatchMode):
+    """Counts the package's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "capsbench":
+            self.seen[func.name()] += 1
+        return func(*args, **kwargs or {})
+
+
+def profiled() -> Counter[str]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step_of_64()
+    return Counter(event.name for event in profile.events() if event.name.startswith("capsbench::"))
+
+
+def dispatched() -> Counter[str]:
+    with Watching() as mode:
+        step_of_64()
+    return mode.seen
+
+
+def step_of_64() -> None:
+    stack = MomentumStack([nn.Linear(64, 64) for _ in range(3)], inverse="exact")
+    stack(torch.randn(64, 64, requires_grad=True)).backward(torch.randn(64, 64))
+
+
+@pytest.mark.parametrize("watch", [profiled, dispatched])
+def test_who_watches_operators_sees_the_passes(watch):
+    names = {"exact_advance": 3, "exact_retreat_x": 1, "exact_retreat": 3, "momentum_gradients": 2}
+    assert watch() == {f"capsbench::{name}": count for name, count in names.items()}
+
+
+def test_a_subclass_of_tensors_sees_the_passes():
+    class Own(Tensor):
+        pass
+
+    plain = torch.zeros(3)
+    assert passes._is_plain(plain, plain)
+    assert not passes._is_plain(plain, plain.as_subclass(Own))
+    assert not passes._is_plain(plain.to("meta"))
 
 
 def test_a_wrong_layout_is_refused():

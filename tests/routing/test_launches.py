@@ -3,8 +3,13 @@
 import pytest
 import torch
 
+from capsbench.data.preprocess import Batch
 from capsbench.tracing import fake_cuda
+from capsbench.tracing.fakes import made_fake
+from capsbench.tracing.known import Values
+from capsbench.workload import Workload, build_model
 from helpers import ROOT
+from helpers.made import make_configuration
 
 pytestmark = pytest.mark.skipif(not fake_cuda.can_follow(), reason=fake_cuda.reason_not_followed())
 
@@ -120,3 +125,26 @@ def test_functions_with_draws_or_buffers_do_not_wait(launches, function):
 @pytest.mark.slow
 def test_the_table_is_counted_anew(launches):
     assert launches.TABLE.read_text(encoding="utf-8") == "\n".join(launches.tables()) + "\n", "write the table anew"
+
+
+@pytest.mark.parametrize("optimizer_step", [None, "backward"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_step_that_is_measured_waits_for_nothing(launches, precision, optimizer_step):
+    """Loss, scaler, optimizer and the batch, around a network that waits for nothing itself."""
+    if (precision, optimizer_step) == ("fp16", "backward"):
+        pytest.skip("refused: the scaler needs all gradients")
+    asked = make_configuration(device="cuda", precision=precision, kernel="triton", optimizer_step=optimizer_step, threads=None)
+    with launches.counting() as counts:
+        images, pixels = (torch.empty(4, 1, 28, 28, device="cuda") for _ in range(2))
+        batch = Batch(images, torch.empty(4, dtype=torch.int64, device="cuda"), pixels)
+        model = made_fake(build_model(asked), launches.DEVICE, Values())
+        workload = Workload(asked, batch=batch, model=model)
+        workload.train_step()
+        counts.waits = 0
+        workload.train_step()
+        with workload.evaluating():
+            workload.inference()
+        assert counts.waits == 0
+        # A wait would be counted.
+        workload.batch.images.sum().item()
+        assert counts.waits == 1

@@ -8,7 +8,7 @@ import pytest
 
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import fit_line, fitted_slopes, series_of
-from capsbench.stats.turn_times import fit_turns, turn_times
+from capsbench.stats.turn_times import TurnTimes, fit_turns, turn_times
 from helpers.made import SECONDS_PER_BLOCK, make_frame, make_record, make_turns
 
 
@@ -135,3 +135,21 @@ def test_a_cell_that_was_timed_alone_does_not_hide_the_others_turns() -> None:
     records = [*make_turns(["rescapsnet"]), make_record("rescapsnet", 9)]
     row = fitted_slopes(make_frame(records)).set_index("metric").loc["train"]
     assert (row["basis"], row["points"]) == ("edges", 5)
+
+
+def test_depths_that_never_took_turns_with_both_ends_are_placed_beside_two_that_did() -> None:
+    """A sweep of 1, 2 and 4 blocks got 8 blocks later, which took turns with 1 and 4."""
+    random = np.random.default_rng(2)
+    depths, seconds = np.array([1.0, 2.0, 4.0, 8.0]), np.array([1.0, 1.5, 2.0, 4.0])
+    drift = np.repeat([1.0, 1.3], 12)[:, None] + 0.001 * random.standard_normal((24, 4))
+    whole = seconds + drift
+    whole[:12, 3] = np.nan
+    whole[12:, 1] = np.nan
+    turns = TurnTimes(depths, [(0, number) for number in range(24)], [0] * 12 + [1] * 12, whole, None)
+    fit = fit_turns(turns)
+    assert fit is not None
+    assert list(fit.at) == [1, 2, 4, 8]
+    rises = [one.seconds - fit.at[1].seconds for one in fit.at.values()]
+    assert rises == pytest.approx([0, 0.5, 1, 3], abs=0.005)
+    for one in fit.at.values():
+        assert one.low <= one.seconds <= one.high < one.low + 0.01

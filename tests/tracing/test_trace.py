@@ -89,6 +89,11 @@ def test_a_replay_has_the_peaks_of_the_step_alone():
     # 50 bytes take 512, 700 take 1024; the segment of the large block before the step is still reserved.
     assert (allocator.allocated, allocator.allocated_peak) == (512, 1536)
     assert (allocator.reserved, allocator.reserved_peak) == (22 * 2**20, 22 * 2**20)
+    emptied = CachingAllocator()
+    early.replay(emptied, empty_first=True)
+    # The large block's segment is given back before the step, whose bytes stay the same.
+    assert (emptied.allocated, emptied.allocated_peak) == (512, 1536)
+    assert (emptied.reserved, emptied.reserved_peak) == (2 * 2**20, 2 * 2**20)
 
 
 def test_a_replay_on_a_device_that_is_too_small():

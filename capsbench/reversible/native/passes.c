@@ -2,7 +2,8 @@
  *
  * The exact inverse has one each way. fixed_point.py and pair.py have the same steps as operators of torch, which are the
  * specification: both give the same bits.
- * x, v and the store are int64 [count], x and v in units of 2^-50. A product with n/d keeps what it drops in the store. */
+ * x, v and the store are int64 [count], changed in place, x and v in units of 2^-50. A product with n/d keeps what it drops in the
+ * store. */
 #include <math.h>
 #include <stdint.h>
 

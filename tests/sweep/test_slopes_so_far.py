@@ -1,0 +1,62 @@
+"""Slopes of training time while cells take turns: those of a report, and whether they are known well enough."""
+
+import pytest
+
+from capsbench.records import Cell, Record, TimeFigures
+from capsbench.stats.slopes import fitted_slopes
+from capsbench.sweep.slopes_so_far import slopes_so_far
+from helpers.made import make_configuration, make_frame, make_turns
+
+
+def records_of(slopes, depths=(1, 2, 4)):
+    """Records of one series in whose rounds a block took these seconds."""
+    found = []
+    for blocks in depths:
+        seconds = [1 + slope * blocks for slope in slopes]
+        time = TimeFigures(
+            clock="made up", warmup_steps=2, train_step_seconds=seconds, forward_seconds=seconds, inference_seconds=seconds,
+            rounds=list(range(len(slopes))), processes=[0] * len(slopes),
+        )  # fmt: skip
+        found.append(Record(cell=Cell(configuration=make_configuration("mocapsnet", blocks)), status="ok", time=time))
+    return found
+
+
+def looked_at(records, rounds=range(1000)):
+    return slopes_so_far([record.cell for record in records], records, rounds)
+
+
+def test_slopes_are_known_within_a_share_of_themselves():
+    steady, noisy = [0.01] * 12, [0.01, 0.02, 0.03] * 4
+    assert looked_at(records_of(steady)).are_known(0.2)
+    assert not looked_at(records_of(steady[:-1])).are_known(0.2), "few rounds may agree by luck"
+    assert not looked_at(records_of(steady), range(11)).are_known(0.2), "rounds of an earlier sweep say nothing of these cells"
+    assert not looked_at(records_of(noisy)).are_known(0.2)
+    assert looked_at(records_of(noisy)).share == pytest.approx(1, rel=0.5)
+    assert looked_at(records_of([0.01] * 5)).share is None
+    assert looked_at(records_of([0.0] * 9)).share is None
+
+
+def test_without_a_slope_medians_are_to_be_known():
+    assert looked_at(records_of([0.01] * 6, depths=(3,))).are_known(0.2)
+    assert not looked_at(records_of([0.01] * 5, depths=(3,))).are_known(0.2)
+    assert not looked_at(records_of([0.01, 0.5] * 6, depths=(3,))).are_known(0.2)
+
+
+@pytest.mark.parametrize(("rest_per_block", "basis"), [(0.0, "edges"), (0.05, "turns")])
+def test_slopes_are_those_of_a_report(rest_per_block, basis):
+    records = make_turns(["rescapsnet"], rest_per_block=rest_per_block)
+    table = fitted_slopes(make_frame(records)).set_index("metric").loc["train"]
+    found = looked_at(records)
+    (fit,) = found.fits
+    assert fit.basis == table["basis"] == basis
+    assert (fit.slope.value, *fit.slope.interval) == (table["slope"], table["slope_low"], table["slope_high"])
+    assert found.share == pytest.approx((table["slope_high"] - table["slope_low"]) / table["slope"])
+
+
+def test_the_widest_of_several_slopes_counts():
+    records = make_turns(noise=0.1)
+    each = [
+        looked_at([one for one in records if one.cell.configuration.model == model]).share
+        for model in ("rescapsnet", "mocapsnet")
+    ]
+    assert looked_at(records).share == max(each)
