@@ -4,7 +4,7 @@ A CPU in its place shows that a test does not fail for another reason. Layers ar
 another kernel:
 
     CAPSBENCH_TEST_DEVICE=cpu TRITON_INTERPRET=1 python -m pytest -m cuda tests/routing
-    CAPSBENCH_TEST_DEVICE=cpu python -m pytest -m cuda tests/reversible tests/models tests/test_cuda.py
+    CAPSBENCH_TEST_DEVICE=cpu python -m pytest -m cuda tests/reversible tests/models tests/test_cells_on_card.py
 """
 
 import os

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from capsbench.measure.memory import probe_for
 from capsbench.routing import algorithms, kernels, resolve_kernel, route_and_vjp, route_keeping
+from capsbench.routing.dispatch import ALGORITHMS
 from helpers import ROOT
 from helpers.card import DEVICE, KERNEL, ON_CARD, counting_waits, either, needs_card, room_for, synchronize
 from helpers.comparing import assert_all_close, assert_close, relative_error
@@ -31,7 +32,7 @@ LAYERS = either(
         (7, 33, 5, 31, 9),
         (1, 1, 2, 1, 2),
     ],
-    [(5, 70, 2, 3, 2), (3, 5, 3, 4, 2), (2, 3, 2, 3, 2), (1, 1, 2, 1, 2)],
+    [(2, 65, 2, 2, 2), (3, 5, 3, 4, 2), (2, 3, 2, 3, 2), (1, 1, 2, 1, 2)],
 )
 LARGE, SMALL = LAYERS[0], either((128, 32, 8, 10, 16), (3, 5, 3, 4, 2))
 FLOORS = {"rba": 2e-6, "sda": 1e-5, "sda-published": 1e-5, "em": 1e-5}
@@ -178,8 +179,6 @@ def test_more_than_two_to_the_31_inputs(algorithm):
     grad = torch.zeros(batch, outputs, out_dim, device=DEVICE)
     for wide, few in ((inputs, given.inputs.detach()), (grad, given.grad)):
         wide[:ends], wide[-ends:] = few[:ends], few[-ends:]
-    from capsbench.routing.dispatch import ALGORITHMS
-
     extras = list(given.extras.values())
     output = ALGORITHMS[algorithm].kernels[KERNEL].route(inputs.requires_grad_(), given.weight, extras, 3)
     of_inputs, *others = torch.autograd.grad(output, [inputs, given.weight, *extras], grad)
@@ -191,7 +190,7 @@ def test_more_than_two_to_the_31_inputs(algorithm):
 
 
 @pytest.mark.skipif(ON_CARD and shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+@pytest.mark.parametrize("tool", either(["memcheck", "racecheck"], ["memcheck"]))
 def test_no_access_is_out_of_bounds(tool):
     """The layers of odd sizes again, under NVIDIA's checker of accesses; torch's cache would hide what lies beside a tensor."""
     checker = ["compute-sanitizer", "--tool", tool, "--target-processes", "all", "--error-exitcode", "9"] if ON_CARD else []
