@@ -63,7 +63,7 @@ def test_gradients_are_those_of_the_stored_stack(way, blocks):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast(way, dtype):
-    """Whatever x is, it is routed in the same precision on both ways."""
+    """Both ways evaluate functions in the same precision."""
     found = []
     for options in ({"memory": "stored"}, WAYS[way]):
         with torch.autocast(DEVICE.type, dtype=dtype):

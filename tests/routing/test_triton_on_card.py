@@ -167,7 +167,7 @@ def test_auto_is_triton():
 
 @pytest.mark.parametrize("algorithm", ["rba", "em"])
 def test_more_than_two_to_the_31_inputs(algorithm):
-    """Only the first and the last samples are not 0, and have what they have alone; the weights' gradient is theirs."""
+    """All samples but the first and last few are 0; these have the results that they have alone, as has the weight."""
     count, dim, outputs, out_dim, ends = 64, 32, 4, 4, 3
     batch = either(2**31 // (count * dim) + 5, 9)
     if not room_for(6 * 2**31):
