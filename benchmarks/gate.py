@@ -3,13 +3,13 @@
     python -m benchmarks.gate [--unchanged 20] [--slower 2] [--slower-block 10] [--fatter 1] [--samples 40]
                               [--out FOLDER] [--write]
 
-All runs are `capsbench run --models all --depth 1,2,8 --batch-size 8`. *Slower* runs are of a copy of the package whose forward,
-backward and optimizer each take 30 % longer; *slower-block* ones of a copy whose blocks alone take 10 % longer in forward and
-backward; *fatter* ones of a copy whose capsule layers keep one more tensor. Prints the verdict of each check against the first
-run, and exits with 1 if an unchanged run failed or a changed one passed. Then every run serves as the baseline of every other
-one: two runs of one copy are an unchanged pair. `--write` writes these counts to benchmarks/gate.md. Runs that lie in the folder
-already are not made again. A run takes about a minute and a half on two cores. Run nothing beside it, although the gate has to
-bear other load.
+All runs are `capsbench run --models all --depth 1,2,8 --batch-size 8 --processes 4`. *Slower* runs are of a copy of the package
+whose forward, backward and optimizer each take 30 % longer; *slower-block* ones of a copy whose blocks alone take 10 % longer
+in forward and backward; *fatter* ones of a copy whose capsule layers keep one more tensor. Prints the verdict of each check
+against the first run, and exits with 1 if an unchanged run failed or a changed one passed. Then every run serves as the
+baseline of every other one: two runs of one copy are an unchanged pair. `--write` writes these counts to benchmarks/gate.md.
+Runs that lie in the folder already are not made again. A run takes about a minute and a half on two cores. Run nothing beside
+it, although the gate has to bear other load.
 """
 
 import os
@@ -31,7 +31,10 @@ from capsbench.report import Report
 
 TARGET = Path(__file__).with_suffix(".md")
 PACKAGE = Path(__file__).parent.parent / "capsbench"
-RUN = ["run", "--models", "all", "--depth", "1,2,8", "--batch-size", "8", "--device", "cpu", "--time-budget", "2"]
+RUN = [
+    "run", "--models", "all", "--depth", "1,2,8", "--batch-size", "8", "--device", "cpu", "--time-budget", "2",
+    "--processes", "4",
+]  # fmt: skip
 SLOWER = """
 
 def _slower(function):

@@ -455,6 +455,8 @@ class Plan(Schema):
     """Seconds of sampling a cell while its time is not known within 2 %; of cells in turn, together, while a slope is not."""
     slope_share: float = Field(default=0.2, gt=0)
     """Width of the slopes' 95 % intervals, as a share of the slope, at which cells in turn are timed no longer."""
+    processes: int = Field(default=1, ge=1)
+    """Least number of processes among which the rounds of cells in turn are divided; versions before 6 had one."""
     timeout_seconds: float = Field(default=1800, gt=0)
     """Time limit of each process."""
     strict: bool = False

@@ -261,6 +261,12 @@ SWEEP_OPTIONS = together(
         default="20%",
         help="Width of the slopes' 95 % intervals, in percent of the slope, at which timing ends.",
     ),
+    click.option(
+        "--processes",
+        type=whole(1),
+        default=1,
+        help="Processes among which the rounds are divided: one may be faster than the next.",
+    ),
     click.option("--strict", is_flag=True, help="Refuse to measure while other processes use the CUDA device."),
     click.option(
         "--wait", type=positive("seconds"), help="Longest wait for another sweep on the device; by default as long as it takes."

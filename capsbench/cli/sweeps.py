@@ -48,7 +48,7 @@ def sweep_as_typed(
     plan = Plan(
         command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
         budget_seconds=given["time_budget"], slope_share=given["slope_share"], timeout_seconds=given["timeout"],
-        experiment=experiment,
+        processes=given["processes"], experiment=experiment,
     )  # fmt: skip
     return sweep(plan, **{name: given[name] for name in ("out", "resume", "as_json", "dry_run", "data_dir", "wait")})
 

@@ -130,17 +130,19 @@ class PairedPace(NamedTuple):
     """Upper end."""
     rounds: int
     """Number of its rounds."""
+    processes: int = 1
+    """Number of the processes that took them."""
 
     def scaled(self, factor: float) -> "PairedPace":
         """The slope in another unit."""
-        return PairedPace(factor * self.slope, factor * self.low, factor * self.high, self.rounds)
+        return PairedPace(factor * self.slope, factor * self.low, factor * self.high, self.rounds, self.processes)
 
     @property
     def errors(self) -> StandardErrors:
         """Standard errors of the slope, from the scatter of its rounds and of processes."""
         degrees = self.rounds - 1.0
         own = (self.high - self.low) / 2 / float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
-        return StandardError(own, degrees), StandardError(BETWEEN_PROCESSES * abs(self.slope), _MANY)
+        return StandardError(own, degrees), StandardError(BETWEEN_PROCESSES * abs(self.slope) / self.processes**0.5, _MANY)
 
 
 _MANY = 1e6

@@ -1,5 +1,6 @@
 """A summary of a report, and the content of a baseline file: the figures of each series and cell by which runs are compared."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from capsbench.frame import SERIES_COLUMNS, to_frame
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
 from capsbench.stats.median import is_host_bound
+from capsbench.stats.paired import FEWEST_ROUNDS
 from capsbench.stats.turn_times import fit_turns, turn_times
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ class SlopeSummary(_Schema):
     """The part of the step that it is the slope of: that which grows with depth, or all."""
     rounds: int
     """Number of rounds."""
+    processes: int = 1
+    """Number of processes that took enough of them to have an interval."""
     rest: float | None = None
     """Seconds of the rest of the step, which does not grow with depth; None if it is not known."""
     of_rest: float | None = None
@@ -284,7 +288,13 @@ def _slopes(records: Iterable[Record]) -> dict[str, SlopeSummary]:
             if all(launches):
                 numbers["launches"] = median(one for one in launches if one)
             rounded = {name: _rounded(value) for name, value in numbers.items()}
-            found[name] = SlopeSummary(basis="edges" if fit.growing else "turns", rounds=len(fit.slopes), **rounded)
+            taken = Counter(fit.processes[number] for number in fit.slopes)
+            found[name] = SlopeSummary(
+                basis="edges" if fit.growing else "turns",
+                rounds=len(fit.slopes),
+                processes=max(1, sum(count >= FEWEST_ROUNDS for count in taken.values())),
+                **rounded,
+            )
     return found
 
 

@@ -31,6 +31,11 @@ from capsbench.workload import Workload, without_effect
 
 LONGEST_MESSAGE = 500
 
+_AUTOTUNED = [
+    "cuDNN tries several algorithms in the first step, as the network asks (`torch.backends.cudnn.benchmark`): their scratch "
+    "memory is in peak_reserved_bytes, and not in step_reserved_bytes"
+]
+
 READY = b"1"
 """A byte that a worker sends once its workload is built, and its parent when it may be timed."""
 
@@ -152,7 +157,10 @@ def run_request(request: Request) -> Reply:
         frames = traceback.extract_tb(error.__traceback__)
         place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
         reply = Reply(status="oom" if full else "error", message=f"{error_line(error, LONGEST_MESSAGE)}{place}")
-    tf32 = allows_tf32() if request.configuration.device_kind() == "cuda" else None
+    tf32 = None
+    if request.configuration.device_kind() == "cuda":
+        tf32 = allows_tf32()
+        notes += _AUTOTUNED if torch.backends.cudnn.benchmark else []
     return reply.model_copy(update={"tf32": tf32, "notes": [*notes, *reply.notes]})
 
 

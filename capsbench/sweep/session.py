@@ -132,6 +132,7 @@ def begin(report: Report, plan: Plan, *, resume: bool) -> Plan:
                 "passes": [what for what in BOTH if what in earlier.passes or what in plan.passes],
                 "samples": max(earlier.samples, plan.samples),
                 "budget_seconds": max(earlier.budget_seconds, plan.budget_seconds),
+                "processes": max(earlier.processes, plan.processes),
                 "slope_share": min(earlier.slope_share, plan.slope_share),
                 "timeout_seconds": max(earlier.timeout_seconds, plan.timeout_seconds),
                 "strict": earlier.strict or plan.strict,

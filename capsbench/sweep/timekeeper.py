@@ -16,7 +16,7 @@ from capsbench.measure.noise import Machine, noise_of
 from capsbench.measure.processes import available_bytes
 from capsbench.measure.timing import MAX_SAMPLES, SECONDS_WORTH_SAMPLING
 from capsbench.measure.together import ProcessEnded, Together
-from capsbench.measure.turns import Built, TurnsRequest
+from capsbench.measure.turns import Built, Failed, TurnsRequest
 from capsbench.prediction import apart
 from capsbench.records import Cell, Plan, Record, Round, Status
 from capsbench.report import Report
@@ -133,14 +133,6 @@ class Timekeeper:
         Returns:
             The process, which has ended, and what is known of the slopes; None if no cell is left.
         """
-        number, process_number = self._free_numbers()
-        request = TurnsRequest(
-            cells={cell.key(): cell.configuration for cell in cells},
-            data_directory=self._data_directory,
-            strict=self._plan.strict,
-            channel=0,
-            process=process_number,
-        )
         # A sweep that was cut off has spent a part of the budget. Turns that are in records belong to other groups.
         keys, rounds = {cell.key() for cell in cells}, self._rounds_of(cells)
         turns = [turn for one in rounds for turn in one.turns if turn.cell in keys]
@@ -148,31 +140,51 @@ class Timekeeper:
         spent = sum(turn.train_step_seconds + turn.inference_seconds for turn in turns)
         budget, next_look = self._plan.budget_seconds * len(cells), 0
         slopes: SlopesSoFar | None = None
-        with Together(request, self._plan.timeout_seconds) as process:
-            while alive := [cell for cell in cells if cell.key() not in process.failed]:
-                few = any(had[cell.key()] < self._plan.samples for cell in alive)
-                ended = not few and (spent >= budget or len(numbers) >= MAX_SAMPLES)
-                # Looking takes as long as a quick step once there are many rounds; each further look has a tenth more of them.
-                if ended or len(numbers) >= next_look:
-                    next_look = len(numbers) + 1 + len(numbers) // 10
-                    slopes = slopes_so_far(alive, [*self._so_far(alive), *self._beside(alive)], numbers)
-                    known = slopes.are_known(self._plan.slope_share) and spent >= SECONDS_WORTH_SAMPLING
-                    if ended or (known and not few):
-                        self._say_what_more_would_buy(slopes, len(numbers))
-                        return process, slopes
-                order = [cell.key() for cell in (alive if few else ends_of(alive))]
-                random.shuffle(order)
-                taken = process.round(number, order)
-                if taken is not None:
-                    with uninterrupted():
-                        self._report.append_round(taken)
-                    numbers.add(number)
-                    had.update(turn.cell for turn in taken.turns)
-                    spent += sum(turn.train_step_seconds + turn.inference_seconds for turn in taken.turns)
-                number += 1
-                state = TurnsTaken(alive, len(numbers), max(0.0, budget - spent), slopes.share if slopes else None)
-                for observer in self._observers:
-                    observer.took_turns(state)
+        failed: dict[str, Failed] = {}
+        parts = self._plan.processes
+        for part in range(1, parts + 1):
+            # Each process takes its part of the least number of rounds, and the last one all that are needed beyond it.
+            fewest, last = -(-self._plan.samples * part // parts), part == parts
+            alive = [cell for cell in cells if cell.key() not in failed]
+            if not last and all(had[cell.key()] >= fewest for cell in alive):
+                continue
+            number, process_number = self._free_numbers()
+            request = TurnsRequest(
+                cells={cell.key(): cell.configuration for cell in alive},
+                data_directory=self._data_directory,
+                strict=self._plan.strict,
+                channel=0,
+                process=process_number,
+            )
+            with Together(request, self._plan.timeout_seconds) as process:
+                process.failed |= failed
+                while alive := [cell for cell in cells if cell.key() not in process.failed]:
+                    few = any(had[cell.key()] < fewest for cell in alive)
+                    if not few and not last:
+                        break
+                    ended = not few and (spent >= budget or len(numbers) >= MAX_SAMPLES)
+                    # Looking takes as long as a quick step once there are many rounds; each further look has a tenth more.
+                    if last and (ended or len(numbers) >= next_look):
+                        next_look = len(numbers) + 1 + len(numbers) // 10
+                        slopes = slopes_so_far(alive, [*self._so_far(alive), *self._beside(alive)], numbers)
+                        known = slopes.are_known(self._plan.slope_share) and spent >= SECONDS_WORTH_SAMPLING
+                        if ended or (known and not few):
+                            self._say_what_more_would_buy(slopes, len(numbers))
+                            return process, slopes
+                    order = [cell.key() for cell in (alive if few else ends_of(alive))]
+                    random.shuffle(order)
+                    taken = process.round(number, order)
+                    if taken is not None:
+                        with uninterrupted():
+                            self._report.append_round(taken)
+                        numbers.add(number)
+                        had.update(turn.cell for turn in taken.turns)
+                        spent += sum(turn.train_step_seconds + turn.inference_seconds for turn in taken.turns)
+                    number += 1
+                    state = TurnsTaken(alive, len(numbers), max(0.0, budget - spent), slopes.share if slopes else None)
+                    for observer in self._observers:
+                        observer.took_turns(state)
+            failed = process.failed
         return process, None
 
     def _free_numbers(self) -> tuple[int, int]:

@@ -95,6 +95,7 @@ def run(
     samples: int = 5,
     time_budget: float = 20.0,
     slope_share: float = 0.2,
+    processes: int = 1,
     timeout: float = 1800.0,
     strict: bool = False,
     wait: float | None = None,
@@ -120,6 +121,7 @@ def run(
         samples: least number of samples of each time.
         time_budget: seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %.
         slope_share: width of the slopes' 95 % intervals, as a share of the slope, at which timing ends.
+        processes: number of processes among which the rounds are divided, since a process may be faster than the next one.
         timeout: seconds per process.
         strict: measure nothing beside other processes on a CUDA device.
         wait: longest wait for another sweep on the device, in seconds; None for no limit.
@@ -137,6 +139,7 @@ def run(
     plan = _plan(
         command=_call(run, names, blocks, given), cells=expand(sweep), passes=BOTH if only is None else [only],
         samples=samples, budget_seconds=time_budget, slope_share=slope_share, timeout_seconds=timeout, strict=strict,
+        processes=processes,
     )  # fmt: skip
     folder, data = (None if one is None else absolute(one) for one in (out, data_dir))
     check_data(plan.cells, data)

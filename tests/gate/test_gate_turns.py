@@ -10,6 +10,7 @@ import pytest
 from capsbench.gate.baseline import read_baseline, write_baseline
 from capsbench.gate.check import Judgement, judge
 from capsbench.gate.comparison import Comparison
+from capsbench.gate.paces import PairedPace, paired_slope_change
 from capsbench.gate.summary import BASELINE_VERSION, Summary
 from helpers.made import make_turns
 from helpers.seeded import in_brief, seeded_run
@@ -37,6 +38,22 @@ def slope(judgement: Judgement, model: str = "rescapsnet", quantity: str = "trai
 def test_unchanged_pairs_pass_and_slower_blocks_do_not() -> None:
     assert sum(not judge(run(2 * pair), run(2 * pair + 1)).passed for pair in range(20)) == 0
     assert sum(not judge(run(2 * pair, slower=1.1), run(2 * pair + 1)).passed for pair in range(20)) >= 18
+
+
+def test_several_processes_know_a_slope_better() -> None:
+    change = {count: paired_slope_change(*(PairedPace(1.0, 0.999, 1.001, 40, count) for _ in range(2))) for count in (1, 4)}
+    widths = {count: it.high - it.low for count, it in change.items()}
+    assert widths[1] / widths[4] == pytest.approx(2, rel=0.01)
+
+
+def test_processes_of_too_few_rounds_are_not_counted() -> None:
+    records = make_turns(("rescapsnet",), full=20, ends=0)
+    of = [0] * 8 + [1] * 9 + [2] * 3
+    divided = [
+        record.model_copy(update={"time": record.time and record.time.model_copy(update={"processes": of})}) for record in records
+    ]
+    (series,) = in_brief(divided).lines
+    assert {slope.processes for slope in series.slopes.values()} == {2}
 
 
 def test_the_change_is_that_of_the_block() -> None:

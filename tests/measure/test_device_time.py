@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from capsbench.frame import to_frame
-from capsbench.measure import device_time, timing, turns
+from capsbench.measure import device_time, timing, turns, worker
 from capsbench.measure.clock import CudaClock
 from capsbench.measure.device_time import device_seconds
 from capsbench.measure.noise import Machine, noise_of
 from capsbench.measure.timing import LAUNCHES, WARMUP_SECONDS, Yardstick, measure_time, warm_up
 from capsbench.records import Cell, Record, Round, Turn
 from capsbench.stats.median import is_host_bound
+from capsbench.stats.slopes import fitted_slopes
+from capsbench.terminal.tables import cells_table, slopes_table
 from capsbench.tf32 import allows_tf32, forbid_tf32, without_tf32
 from capsbench.timed_rounds import times_of
 from helpers.fakes import FakeCuda
@@ -324,3 +326,30 @@ def test_a_record_says_whether_tf32_was_allowed():
     assert record.tf32 is None, "a CPU has none"
     allowed = Record(cell=Cell(configuration=make_configuration(device="cuda:0")), status="ok", tf32=True)
     assert Record.model_validate_json(allowed.model_dump_json()).tf32 is True
+
+
+def test_tables_and_slopes_say_host_bound_in_words():
+    records = [make_record(blocks=blocks, device="cuda:0") for blocks in (1, 2, 3)]
+    bound = [one.model_copy(update={"time": one.time.model_copy(update={"noise": ["host-bound"]})}) for one in records]
+    frame = to_frame(("made", one) for one in bound)
+    assert "noisy: host-bound" in cells_table(frame).caption
+    assert "noisy: host-bound" in slopes_table(fitted_slopes(frame)).caption
+    assert cells_table(to_frame(("made", one) for one in records)).caption is None
+
+
+@pytest.mark.parametrize("tunes", [True, False])
+def test_a_network_that_lets_cudnn_tune_itself_has_a_note(monkeypatch, tunes):
+    monkeypatch.setattr(worker, "prepare_process", lambda _: None)
+    for name in ("other_processes", "unknown_others"):
+        monkeypatch.setattr(worker, name, lambda _: [])
+
+    def passed(*_):
+        torch.backends.cudnn.benchmark = tunes
+        return worker.Reply(status="ok")
+
+    monkeypatch.setattr(worker, "memory_pass", passed)
+    monkeypatch.setattr(worker, "check_threads", lambda _: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    asked = make_configuration(device="cuda:0", threads=None)
+    reply = worker.run_request(worker.Request(configuration=asked, what="memory", samples=5))
+    assert any("torch.backends.cudnn.benchmark" in note for note in reply.notes) == tunes

@@ -5,7 +5,9 @@ import json
 import os
 import platform
 import pwd
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import platformdirs
 import psutil
@@ -20,6 +22,7 @@ from capsbench.measure.facts import Facts, asked
 from capsbench.paths import user_cache, user_data
 from capsbench.report import Report
 from capsbench.routing import compiled
+from helpers.fakes import fake_nvml
 
 SOURCES = [
     (psutil, "cpu_freq"), (psutil, "cpu_count"), (psutil, "virtual_memory"), (os, "getloadavg"), (importlib.metadata, "version"),
@@ -175,3 +178,23 @@ def test_nobody_has_a_home_folder_and_all_goes_on(nobody, monkeypatch, tmp_path)
 def test_a_home_folder_that_platformdirs_makes_up_is_none(monkeypatch):
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *_, **__: "~/.cache/capsbench")
     assert user_cache() is None
+
+
+@pytest.mark.parametrize("nvml", ["not installed", "no driver"])
+def test_a_gpu_of_which_nvml_says_nothing_is_described(monkeypatch, nvml):
+    """The clock and driver of a slice of a GPU, or in a container, may be unknown; the rest is there."""
+    properties = SimpleNamespace(name="some GPU MIG 1g.10gb", major=9, minor=0, total_memory=10 * 2**30)
+
+    def raises(*_):
+        raise RuntimeError("Not Supported")
+
+    monkeypatch.setitem(sys.modules, "pynvml", None if nvml == "not installed" else fake_nvml(init_fails=True)[0])
+    answers = {"is_available": lambda: True, "device_count": lambda: 1, "get_device_properties": lambda _: properties}
+    for name, answer in (answers | {"clock_rate": raises}).items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    found = describe()
+    (device,) = found["cuda"]["devices"]
+    assert (device["name"], device["memory_bytes"], device["sm_megahertz"]) == ("some GPU MIG 1g.10gb", 10 * 2**30, None)
+    assert found["cuda"]["driver"] is None
+    assert found["cuda"]["tf32"] is False
+    assert key_of(found)

@@ -144,6 +144,34 @@ def test_all_cells_take_turns_until_the_slopes_are_known(tmp_path, process):
     assert not (tmp_path / "rounds.jsonl").exists()
 
 
+def test_rounds_are_divided_among_processes(tmp_path, process):
+    report = keep(tmp_path, plan_of(samples=10, processes=4))
+    assert [one.request.process for one in process.started] == [0, 1, 2, 3]
+    # The first processes take their parts of the least number of rounds, the last one what the slopes need beyond it.
+    assert [len(one.orders) for one in process.started] == [3, 2, 3, 4]
+    (times,) = {tuple(record.time.processes) for record in report.records if record.cell.configuration.blocks in (1, 4)}
+    assert times == (0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3)
+    assert {record.status for record in report.records} == {"ok"}
+
+
+def test_a_cell_that_fails_in_one_process_is_left_out_of_the_next(tmp_path, process, monkeypatch):
+    real = Process.round
+
+    def fail(self, number, order):
+        if self.request.process == 1 and not self.failed:
+            key = order[0]
+            self.failed[key] = Failed(cell=key, status="error", message="broken")
+            self.built.pop(key)
+        return real(self, number, order)
+
+    monkeypatch.setattr(process, "round", fail)
+    report = keep(tmp_path, plan_of(samples=10, processes=4))
+    (bad,) = (record for record in report.records if record.status == "error")
+    assert bad.message == "broken"
+    assert [bad.cell.key() in one.request.cells for one in process.started] == [True, True, False, False]
+    assert len([record for record in report.records if record.status == "ok"]) == 7
+
+
 def test_a_slope_that_stays_unknown_costs_the_budget_of_all_cells(tmp_path, process):
     process.noise = 10.0
     report = keep(tmp_path, plan_of(budget_seconds=10))
