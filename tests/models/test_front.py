@@ -112,7 +112,7 @@ def test_both_ways_to_the_gradients_of_a_convolution(needs):
 @pytest.mark.parametrize("chunk", [2, None])
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str)
 def test_on_a_card(dtype, relative, chunk, monkeypatch):
-    """By default 131 images are one chunk of 128 in forward, and a rest."""
+    """A batch of 131 images is by default one chunk of 128 in forward, and a rest."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     images = pictures(5 if chunk else 131, dtype=dtype).detach().to(DEVICE).requires_grad_()
     layers = [it.to(DEVICE) for it in convolutions(dtype=dtype)]
