@@ -104,8 +104,8 @@ def test_no_check_of_the_drift_waits(launches, inverse, rule, monkeypatch):
 
 def test_a_check_that_is_awaited_is_counted(launches, monkeypatch):
     monkeypatch.setattr(launches.drift, "_is_awaited", lambda _: False)
-    assert launches.of_stack("MoCapsNet, float", 2).backward_waits == 2
-    assert launches.of_stack("MoCapsNet, float, published rule", 2).backward_waits == 4
+    assert launches.of_stack("MoCapsNet, float", 2).backward_waits == 1
+    assert launches.of_stack("MoCapsNet, float, published rule", 2).backward_waits == 2
 
 
 @pytest.mark.parametrize(
