@@ -11,7 +11,7 @@ from capsbench.measure.cell import run_pass
 from capsbench.measure.limits import died_of_limit, is_out_of_memory, limit_cpu
 from capsbench.measure.worker import Request
 from capsbench.tracing import counting
-from helpers.forked import in_fork
+from helpers.forked import in_fork, shared_server
 from helpers.made import MIB, make_configuration
 
 PATIENCE = 300.0
@@ -35,6 +35,7 @@ def limited():
 @pytest.fixture
 def no_compiler(monkeypatch):
     """The limit holds for this process too, which has to know what its workers could have."""
+    shared_server()  # it would keep for its life what it finds without a compiler
     monkeypatch.setenv(native.DISABLED, "1")
     native.built.cache_clear()
     counting.allocator_library.cache_clear()
