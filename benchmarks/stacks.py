@@ -1,10 +1,12 @@
 """Time of reversible stacks alone, forward and backward, over the same functions with all activations stored.
 
-    python -m benchmarks.stacks [--only capsules,depths,tiny] [--write]
+    python -m benchmarks.stacks [--only capsules,depths,floors,tiny] [--write]
 
-prints three tables, and with `--write` puts them into `benchmarks/stacks.md`: every inverse, keeping nothing and keeping Σv,
-on blocks of 32 capsules of dimension 8; `inverse='auto'`, which is what a user gets, from 1 block to 1,000; and the overhead for
-each of a hundred functions that compute nearly nothing. All ways of one row are timed in turn in one process with a quiet malloc
+prints four tables, and with `--write` puts them into `benchmarks/stacks.md`: every inverse, keeping nothing and keeping Σv,
+on blocks of 32 capsules of dimension 8; `inverse='auto'`, which is what a user gets, from 1 block to 1,000; the floor of both,
+which is the time of the compiled kernels alone, called for one layer again and again; and the overhead for each of a hundred
+functions that compute nearly nothing, beside the parts that no stack can save: torch's own evaluation of such a function with a
+graph, and the engine's call for its gradients. All ways of one row are timed in turn in one process with a quiet malloc
 and subnormal numbers flushed; a ratio is the median of the ratios within each round. Takes about three minutes on two cores; run
 nothing beside it.
 """
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 from benchmarks.command_line import parser_of, print_page
 from benchmarks.limits import in_turn, ratio
@@ -29,6 +32,8 @@ from capsbench.models.layers import CapsuleLayer
 from capsbench.models.networks import BlockStack
 from capsbench.reversible import DriftWarning, MomentumStack
 from capsbench.routing import resolve_kernel
+from capsbench.routing.compiled import CompiledPasses
+from capsbench.routing.rounds import Rounds
 
 TARGET = Path(__file__).with_suffix(".md")
 GAMMA = 0.9
@@ -81,6 +86,31 @@ def depths() -> Iterator[str]:
         yield f"| {blocks} | {MomentumStack(layers, GAMMA).resolved_inverse()} | {found} |"
 
 
+def floors() -> Iterator[str]:
+    """Ratios of the kernels' time alone."""
+    yield "| batch | nothing kept | Σv kept |"
+    yield "| --- | --- | --- |"
+    (layer,) = capsule_layers(1)[:1]
+    for batch in (32, 128):
+        x, grad = torch.randn(2, batch, 32, 8)
+        weight = layer.get_parameter("weight").detach()
+        alone, rounds = CompiledPasses(x, weight, limited=False), Rounds()
+        _, s, *state = alone.last_round(rounds, [], 3)
+        taken = in_turn(
+            {
+                "forward": partial(alone.last_round, rounds, [], 3),
+                "stored": partial(alone.vjp, tuple(state), s, grad, True, True),
+                "nothing kept": partial(alone.rounds_and_vjp, rounds, [], 3, grad),
+                "Σv kept": partial(alone.value_and_vjp, tuple(state), [], grad),
+            },
+            300,
+        )
+        medians = {name: statistics.median(times) for name, times in taken.items()}
+        stored = medians["forward"] + medians["stored"]
+        found = [f"{(medians['forward'] + medians[kept]) / stored:.2f}" for kept in STRATEGIES]
+        yield f"| {batch} | {' | '.join(found)} |"
+
+
 def tiny() -> Iterator[str]:
     """Microseconds for each of a hundred functions `nn.Linear(8, 8)`, on one thread."""
     torch.set_num_threads(1)
@@ -108,11 +138,39 @@ def tiny() -> Iterator[str]:
     medians = {name: [1e6 / TINY * statistics.median(part) for part in zip(*both, strict=True)] for name, both in taken.items()}
     for name, (forward, backward) in medians.items():
         yield f"| {name} | {forward:.0f} | {backward:.0f} | {backward - medians['stored'][1]:.0f} |"
+    evaluation, engine = [1e6 * statistics.median(part) for part in zip(*of_torch(functions[0], x, grad), strict=True)]
+    yield f"| torch alone: the function with a graph, and the engine's call | | {evaluation:.0f} + {engine:.0f} | |"
+    yield from BOUND
+
+
+BOUND = (
+    "",
+    "No stack can save the last row: on the way back each function is evaluated again with a graph, and autograd's engine is",
+    "asked for its gradients, both outside the stack's own loop here. The rest is a walk through that graph, which must be",
+    "the one of forward, the steps of x, v and their gradients, and the Python around them. The whole table grows with what else",
+    "the machine does: compare rows with `stored`.",
+)
+"""Text that says what bounds the overhead."""
+
+
+def of_torch(function: nn.Module, x: Tensor, grad: Tensor) -> Iterator[tuple[float, float]]:
+    """Seconds of a function's evaluation with a graph, and of `autograd.grad`'s call of the engine for it."""
+    parameters = tuple(function.parameters())
+    for _ in range(2000):
+        given = x.detach().requires_grad_()
+        began = time.perf_counter()
+        value = function(given)
+        between = time.perf_counter()
+        Variable._execution_engine.run_backward(
+            (value,), (grad,), False, False, (given, *parameters), allow_unreachable=True, accumulate_grad=False
+        )
+        yield between - began, time.perf_counter() - between
 
 
 PARTS = {
     "capsules": (capsules, "Every inverse: time over ResCapsNet's stored stack"),
     "depths": (depths, "What a user gets: `inverse='auto'`, batch 32, time over ResCapsNet's stored stack"),
+    "floors": (floors, "Floors: time of the compiled kernels alone, over that of the stored stack's"),
     "tiny": (tiny, "Overhead: a hundred functions `nn.Linear(8, 8)`, batch 4, one thread"),
 }
 
