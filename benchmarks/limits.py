@@ -135,7 +135,7 @@ def whole_step() -> Iterator[Row]:
     ours = workload(model="mocapsnet", blocks=8, batch_size=128, front="chunked")
     theirs = workload(model="mocapsnet", blocks=8, batch_size=128, front="plain", kernel="published")
     first, second = nn.Conv2d(1, 256, 9), nn.Conv2d(256, 256, 9, stride=2)
-    images = ours.batch.images
+    images = ours.case.inference
 
     def convolutions() -> None:
         second(torch.relu(first(images))).sum().backward()

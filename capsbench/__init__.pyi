@@ -1,3 +1,4 @@
+from .case import Case as Case
 from .inference import classify as classify
 from .models import CapsNet as CapsNet
 from .models import CapsuleLoss as CapsuleLoss

@@ -35,6 +35,10 @@ SPECS: dict[str, DatasetSpec] = {
 """Every data set by name; `sample` is the packaged part of Fashion-MNIST, and counts that set's epoch."""
 
 
+OWN_INPUTS = "own"
+"""Name of the data set of a case, which brings its inputs."""
+
+
 def spec_of(name: str) -> DatasetSpec:
     """The data set of this name.
 

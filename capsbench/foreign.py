@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -18,20 +18,24 @@ from torch.nn.parameter import is_lazy
 
 from capsbench.catalog import DatasetSpec
 from capsbench.errors import ConfigurationError, error_line
-from capsbench.paths import start
+from capsbench.paths import anchored, expanded, start
+
+NAME_FORMS = "name it package.module:name, from where Python can import it, or path/to/file.py:name"
 
 
 def imported(name: str, path: str) -> Any:
-    """The object behind `package.module:name`.
+    """The object behind `package.module:name`, or `path/to/file.py:name`.
 
     Args:
         name: name as the user wrote it, for errors.
-        path: the module and the object's name in it.
+        path: the module or file, and the object's name in it.
 
     Raises:
         ConfigurationError: it cannot be imported, or Python's module hides a file of the working directory.
     """
-    module, _, attribute = path.partition(":")
+    module, _, attribute = path.rpartition(":")
+    if module.endswith(".py"):
+        module = _module_of_file(name, module)
     if "" not in sys.path and str(start()) not in sys.path:
         # A user's module usually lies in the working directory, which comes last so that it hides no installed package.
         sys.path.append(str(start()))
@@ -43,11 +47,48 @@ def imported(name: str, path: str) -> Any:
     except ConfigurationError:
         raise
     except (Exception, SystemExit) as error:  # a user's module may raise anything when it is imported
-        raise ConfigurationError(
-            f"model '{name}' cannot be imported: {error_line(error)}",
-            "name it package.module:name, from where Python can import it",
-        ) from None
+        raise ConfigurationError(f"model '{name}' cannot be imported: {error_line(error)}", NAME_FORMS) from None
     return target
+
+
+def module_of(path: str) -> str:
+    """The name of the imported module of `package.module:name`, or of `path/to/file.py:name`, in `sys.modules`."""
+    module = path.rpartition(":")[0]
+    return Path(module).stem if module.endswith(".py") else module
+
+
+def _module_of_file(name: str, file: str) -> str:
+    """Import a file under its own name, beside the modules of its folder, and return that name.
+
+    Raises:
+        ConfigurationError: there is no such file, or another module has its name.
+    """
+    place = anchored(expanded(file)).resolve()
+    stem = place.stem
+    if not place.is_file():
+        raise ConfigurationError(f"model '{name}': there is no file {place}", NAME_FORMS)
+    known = sys.modules.get(stem)
+    if known is not None and Path(getattr(known, "__file__", None) or "/").resolve() != place:
+        raise ConfigurationError(
+            f"model '{name}': another module is imported as {stem}: {getattr(known, '__file__', None) or 'a part of Python'}",
+            "rename the file, since its functions are found by the name of their module",
+        )
+    if known is None:
+        if str(place.parent) not in sys.path:
+            sys.path.append(str(place.parent))
+        spec = importlib.util.spec_from_file_location(stem, place)
+        if spec is None or spec.loader is None:
+            raise ConfigurationError(f"model '{name}': {place} is not a file of Python", NAME_FORMS)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[stem] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as error:
+            del sys.modules[stem]
+            raise ConfigurationError(
+                f"model '{name}' cannot be imported: {error_line(error)}", "mend the file, or name another"
+            ) from (None if isinstance(error, Exception) else error)
+    return stem
 
 
 def _refuse_hidden(name: str, package: ModuleType) -> None:
@@ -115,6 +156,25 @@ def takes_labels(model: nn.Module) -> bool:
     return inner is not None and takes_labels(inner)
 
 
+def settings_of(factory: Callable[..., object]) -> dict[str, Any] | None:
+    """The settings of a function that makes cases, by name with their defaults; None for one that makes classifiers.
+
+    A function that makes classifiers takes `(in_shape, num_classes, blocks)` by position. One that makes cases takes what it
+    likes by keyword, all with defaults.
+    """
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # a callable of C
+        return None
+    by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL}
+    if any(
+        one.name == "in_shape" or one.kind in by_position or (one.default is one.empty and one.kind is not one.VAR_KEYWORD)
+        for one in parameters
+    ):
+        return None
+    return {one.name: one.default for one in parameters if one.kind is not one.VAR_KEYWORD}
+
+
 def _parameters_of(model: nn.Module) -> tuple[set[str], bool]:
     """Names of the arguments of a network's forward, and whether it takes any others too."""
     try:
@@ -126,13 +186,21 @@ def _parameters_of(model: nn.Module) -> tuple[set[str], bool]:
     return set(parameters), any(one.kind in variadic for one in parameters.values())
 
 
-def make_lazy_parameters(name: str, model: nn.Module, spec: DatasetSpec) -> None:
+def call_with_images(model: nn.Module, spec: DatasetSpec) -> object:
+    """The output of a classifier for two black images of a data set, on the device of its parameters."""
+    device = next(iter([*model.parameters(), *model.buffers()])).device
+    images = torch.zeros(2, *spec.shape, dtype=torch.float32, device=device)
+    labels = {"labels": torch.zeros(2, dtype=torch.int64, device=device)} if takes_labels(model) else {}
+    return model(images, **labels)
+
+
+def make_lazy_parameters(name: str, model: nn.Module, call: Callable[[], object]) -> None:
     """Make the parameters that a network leaves to its first forward pass: an optimizer and a trace need all of them.
 
     Args:
         name: name of the network, for errors.
         model: network, changed in place; one without lazy parameters is not run.
-        spec: the data set whose images it takes.
+        call: runs its forward pass.
 
     Raises:
         ConfigurationError: the forward pass leaves some of them unmade.
@@ -141,12 +209,9 @@ def make_lazy_parameters(name: str, model: nn.Module, spec: DatasetSpec) -> None
     # A pass in training mode, which changes statistics, runs only if evaluation does not reach a layer.
     for mode in (False, True):
         if any(_lazy(model)):
-            device = next(iter([*model.parameters(), *model.buffers()])).device
-            images = torch.zeros(2, *spec.shape, dtype=torch.float32, device=device)
-            labels = {"labels": torch.zeros(2, dtype=torch.int64, device=device)} if takes_labels(model) else {}
             model.train(mode)
             with torch.no_grad():
-                model(images, **labels)
+                call()
     model.train(training)
     left = next(_lazy(model), None)
     if left is not None:

@@ -58,7 +58,7 @@ def to_frame(records: Iterable[tuple[str, Record]]) -> pd.DataFrame:
 
 
 def _row(report: str, record: Record) -> dict[str, object]:
-    row: dict[str, object] = {"report": report, **record.cell.configuration.model_dump(), ROUNDS_COLUMN: (), PROCESSES_COLUMN: ()}
+    row: dict[str, object] = {"report": report, **record.cell.configuration.options(), ROUNDS_COLUMN: (), PROCESSES_COLUMN: ()}
     row |= {"replicate": record.cell.replicate, "status": record.status, "kind": record.kind}
     row |= {"message": record.message, "data_source": record.data_source, "environment": record.environment}
     row |= {"source": record.cell.source}

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from capsbench.catalog import OWN_INPUTS as OWN_INPUTS
 from capsbench.catalog import SPECS
+from capsbench.errors import ConfigurationError
 
 # Fields may be called "model", a prefix that pydantic otherwise reserves.
 WRITTEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
@@ -48,6 +50,20 @@ class Networks:
         """Return whether the network of this name has the option."""
         return self.names is None or model in self.names
 
+
+Setting = bool | int | float | str
+"""A value that a case's function takes."""
+
+
+def _pairs(given: Any) -> Any:
+    """The settings of a dictionary, or pairs, in the order of their names."""
+    return tuple(sorted(given.items() if isinstance(given, Mapping) else map(tuple, given)))
+
+
+Settings = Annotated[
+    tuple[tuple[str, Setting], ...], BeforeValidator(_pairs), PlainSerializer(dict, return_type=dict[str, Setting])
+]
+"""Settings by name; in JSON an object."""
 
 EVERY_NETWORK = Networks(None)
 CAPSULE_NETWORKS = Networks(frozenset(MODELS), "it is an option of capsbench's own capsule networks")
@@ -110,12 +126,12 @@ class Configuration(BaseModel):
             default="sample",
         ),
     ]
-    """Data set that sets the shape of images and the number of classes."""
+    """Data set of images and classes; `own` for a case, which brings its inputs."""
 
     batch_size: Annotated[
-        int, Option(flag="--batch-size", title="Batch size", noun="batch", help="Images per step.", default=128, least=1)
+        int | None, Option(flag="--batch-size", title="Batch size", noun="batch", help="Images per step.", default=128, least=1)
     ] = Field(ge=1)
-    """Images per step."""
+    """Images per step; None for a case that takes no `batch_size`."""
 
     kernel: Annotated[
         str | None,
@@ -340,6 +356,9 @@ class Configuration(BaseModel):
     ] = None
     """A limit on the memory of the device in bytes, or None."""
 
+    settings: Settings | None = None
+    """What a case is made with, beside `blocks` and `batch_size`."""
+
     def is_predicted(self) -> bool:
         """Return whether the step is traced without its device, not run."""
         return self.device.endswith(PREDICTED)
@@ -352,15 +371,32 @@ class Configuration(BaseModel):
         """A key that all depths of one series share."""
         return self.model_copy(update={"blocks": 0}).model_dump_json()
 
+    def images(self) -> int:
+        """Images per step of a classifier."""
+        if self.batch_size is None:
+            raise ConfigurationError(f"model '{self.model}' needs a number of images", "give `batch_size`, 1 or more")
+        return self.batch_size
+
+    def options(self) -> dict[str, Any]:
+        """Return all values by name, the settings of a case as one text, `length=128, width=64`; None without any."""
+        known = self.model_dump()
+        known["settings"] = ", ".join(f"{name}={_typed(value)}" for name, value in self.settings or ()) or None
+        return known
+
     def arguments(self) -> dict[str, Any]:
         """Return the options for a network's constructor, by name."""
         return {name: value for name in NETWORK_OPTIONS if (value := getattr(self, name)) is not None}
 
 
+def _typed(value: Setting) -> str:
+    """A setting as it is typed."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _rows() -> dict[str, Option]:
     hints = get_type_hints(Configuration, include_extras=True)
     found = {name: [one for one in get_args(hints[name]) if isinstance(one, Option)] for name in Configuration.model_fields}
-    return {name: option for name, (option,) in found.items()}
+    return {name: options[0] for name, options in found.items() if options}
 
 
 OPTIONS: Mapping[str, Option] = MappingProxyType(_rows())
@@ -368,6 +404,9 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(_rows())
 
 NETWORK_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.networks.names is not None)
 """Options that only capsbench's own networks have, and no other network gets."""
+
+SETTINGS_FLAG = "--set"
+"""Flag of the settings of cases, once for each."""
 
 SWEPT_OPTIONS = tuple(name for name in OPTIONS if name not in ("model", "blocks"))
 """All options except the two that each sweep names: networks and depths."""

@@ -3,23 +3,32 @@
 import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Unpack, get_args, get_origin
+from typing import Any, NamedTuple, Unpack, get_args, get_origin
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from capsbench.case import Arguments, Case, OptimizerFactory, described
 from capsbench.catalog import DatasetSpec, spec_of
 from capsbench.data.datasets import load_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
 from capsbench.fingerprint import Fingerprint, fingerprint
-from capsbench.foreign import imported, keeping_threads, make_lazy_parameters, takes_labels
+from capsbench.foreign import (
+    call_with_images,
+    imported,
+    keeping_threads,
+    make_lazy_parameters,
+    module_of,
+    settings_of,
+    takes_labels,
+)
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
-from capsbench.options import OPTIONS, Configuration
+from capsbench.options import OPTIONS, Configuration, Setting
 from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
@@ -43,7 +52,6 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 OPTIMIZER_STEPS = tuple(OPTIONS["optimizer_step"].choices)
 """Times of the optimizer's step: after backward, or for each parameter inside it."""
 
-LEARNING_RATE = 1e-3
 SEED = 0
 
 Output = CapsuleOutput | Tensor
@@ -86,7 +94,29 @@ def fingerprint_of(name: str) -> Fingerprint | None:
     if factory is BUILT_IN.get(name):
         return None
     registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    return fingerprint(registered.get(name, name).partition(":")[0])
+    return fingerprint(module_of(registered.get(name, name)))
+
+
+class Facts(NamedTuple):
+    """Facts about a network that a sweep needs before it makes one."""
+
+    fingerprint: Fingerprint | None
+    """The source of the network, as in `fingerprint_of`."""
+    settings: dict[str, Setting] | None
+    """The settings of a function that makes cases, by name with their defaults; None for one that makes classifiers."""
+
+
+def facts_of(name: str) -> Facts:
+    """The facts about the network of this name.
+
+    Raises:
+        ConfigurationError: nothing of that name can be imported.
+    """
+    settings = None if name in BUILT_IN else settings_of(resolve_model(name))
+    simple = (
+        None if settings is None else {key: one for key, one in settings.items() if isinstance(one, bool | int | float | str)}
+    )
+    return Facts(fingerprint_of(name), simple)
 
 
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:
@@ -146,62 +176,107 @@ def as_module(name: str, made: object, spec: DatasetSpec) -> nn.Module:
         ConfigurationError: it is no module, or one whose forward pass leaves a lazy parameter unmade.
     """
     if not isinstance(made, nn.Module):
-        raise ConfigurationError(f"model '{name}' returned {type(made).__name__}", "it must return a torch.nn.Module")
-    make_lazy_parameters(name, made, spec)
+        raise ConfigurationError(
+            f"model '{name}' returned {described(made)}", "it must return a torch.nn.Module, or a capsbench.Case"
+        )
+    make_lazy_parameters(name, made, lambda: call_with_images(made, spec))
     return made
 
 
-class Workload:
-    """A model, its optimizer and one batch on a device, ready to step.
+def makes_cases(name: str) -> bool:
+    """Return whether the function behind a model's name makes cases, by keyword, not classifiers.
 
-    The optimizer is Adam at 1e-3 (paper, section 4) in its fused form, which needs no temporaries; it steps after
-    backward, or inside it, so that gradients never live together (`capsbench.stepping`). One batch serves all
-    steps: preparing it is not part of what is measured, and neither memory nor time depend on pixel values.
+    Raises:
+        ConfigurationError: nothing of that name can be imported.
+    """
+    return name not in BUILT_IN and settings_of(resolve_model(name)) is not None
+
+
+def build_case(configuration: Configuration) -> Case:
+    """The case of a configuration whose function makes cases, as the function made it.
+
+    Raises:
+        ConfigurationError: the function does not take a setting, or returned no case.
+    """
+    name = configuration.model
+    factory = resolve_model(name)
+    given = case_settings(configuration)
+    refused = _not_taken(factory, (), given)
+    if refused is not None:
+        known = ", ".join(settings_of(factory) or {}) or "nothing"
+        raise ConfigurationError(f"model '{name}' takes no {refused}", f"it takes {known}")
+    case = factory(**given)
+    if not isinstance(case, Case):
+        raise ConfigurationError(
+            f"model '{name}' returned {described(case)}",
+            "it must return a capsbench.Case, or take (in_shape, num_classes, blocks) and return a classifier",
+        )
+    make_lazy_parameters(name, case.module, lambda: case.output(training=True))
+    return case
+
+
+def case_settings(configuration: Configuration) -> dict[str, Any]:
+    """The settings that the function of a case is called with, by name."""
+    own = {"blocks": configuration.blocks or None, "batch_size": configuration.batch_size}
+    return {name: value for name, value in own.items() if value is not None} | dict(configuration.settings or ())
+
+
+def classifier_case(configuration: Configuration, model: nn.Module, batch: Batch) -> Case:
+    """The case of a classifier: images, labels by name where the network takes them, and the loss of its output.
+
+    Args:
+        configuration: configuration of the network.
+        model: network from `build_model`.
+        batch: images and labels of a step.
+    """
+    capsule_loss = CapsuleLoss()
+    # By name, since a network's second argument may be another one.
+    labels = {"labels": batch.labels} if takes_labels(model) else {}
+    return Case(
+        model,
+        Arguments((batch.images,), labels),
+        loss=lambda out, given: loss_of(out, Batch(*given), configuration, capsule_loss),
+        targets=tuple(batch),
+        inference=batch.images,
+        loss_under_autocast=False,
+    )
+
+
+class Workload:
+    """A case, its optimizer and its inputs on a device, ready to step.
+
+    The optimizer steps after backward, or inside it, so that gradients never live together (`capsbench.stepping`). One batch
+    serves all steps: preparing it is not part of what is measured, and neither memory nor time depend on pixel values.
 
     Args:
         configuration: configuration to build.
         data_directory: folder of the real data sets.
-        batch: batch in place of the data set's first images; it and the model stay where they are.
-        model: network in place of the configuration's own.
+        case: case in place of the configuration's own; it stays where it is.
 
     Raises:
         ConfigurationError: the configuration makes no network, or the batch is larger than the data.
     """
 
-    def __init__(
-        self,
-        configuration: Configuration,
-        data_directory: Path | None = None,
-        *,
-        batch: Batch | None = None,
-        model: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, configuration: Configuration, data_directory: Path | None = None, *, case: Case | None = None) -> None:
         check_optimizer_step(configuration.optimizer_step or "after", configuration.precision)
         seed_everything()
         self.configuration = configuration
-        # A step that is traced without its device comes with a batch that has the device.
-        self.device = torch.device(configuration.device) if batch is None else batch.images.device
         self.data_source: str | None = None
-        if batch is None:
-            data = load_images(configuration.dataset, data_directory)
-            self.data_source = data.source
-            size = configuration.batch_size
-            check_batch_size(size, len(data.images), data.spec.name)
-            # A copy of the labels, since a slice would keep all labels of the set alive.
-            first = data.images[:size], data.labels[:size].clone()
-            generator = torch.Generator().manual_seed(SEED)
-            batch = Batch(*(part.to(self.device) for part in training_batch(*first, generator)))
-            del data, first
-        self.batch = batch
         with keeping_threads(configuration.model) as notes:
-            self.model = (build_model(configuration).to(self.device) if model is None else model).train()
+            if case is None:
+                case, self.data_source = case_on_device(configuration, data_directory)
+        self.case = case
         self.notes = notes
         """Notes for a reader of its figures."""
-        self._takes_labels = takes_labels(self.model)
-        self._capsule_loss = CapsuleLoss()
-        self.optimizer = torch.optim.Adam(trainable(self.model, configuration.model), lr=LEARNING_RATE, fused=True)
+        self.model = case.module.train()
+        self.given = case.tensors()
+        """The tensors that the network and the loss are given."""
+        # A step that is traced without its device comes with a case that has the device.
+        self.device = next((tensor.device for tensor in [*self.given, *self.model.parameters()]), torch.device("cpu"))
+        parameters = trainable(self.model, configuration.model)
+        self.optimizer = None if case.optimizer is None else made_optimizer(case.optimizer, parameters, configuration.model)
         self._steps_in_backward = configuration.optimizer_step == "backward"
-        if self._steps_in_backward:
+        if self._steps_in_backward and self.optimizer is not None:
             step_in_backward(self.optimizer)
         # Half precision loses the first gradients unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=configuration.precision == "fp16")
@@ -209,9 +284,12 @@ class Workload:
     def forward(self) -> Tensor:
         """The loss of the batch, with its graph."""
         with autocast(self.device, self.configuration.precision):
-            # By name, since a network's second argument may be another one.
-            out = self.model(self.batch.images, **({"labels": self.batch.labels} if self._takes_labels else {}))
-        return self._scaler.scale(loss_of(out, self.batch, self.configuration, self._capsule_loss))
+            out = self.case.output(training=True)
+            if self.case.loss_under_autocast:
+                loss = self.case.loss_of(out, self.configuration.model)
+        if not self.case.loss_under_autocast:
+            loss = self.case.loss_of(out, self.configuration.model)
+        return self._scaler.scale(loss)
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of all parameters, and take the optimizer's steps if it steps inside backward."""
@@ -221,9 +299,10 @@ class Workload:
         """Take a step of the optimizer and free the gradients, unless backward has done so."""
         if self._steps_in_backward:
             return
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.optimizer is not None:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        self.model.zero_grad(set_to_none=True)
 
     def train_step(self) -> None:
         """Run forward, backward and optimizer."""
@@ -242,7 +321,46 @@ class Workload:
     def inference(self) -> None:
         """Run a forward pass under inference mode, without labels."""
         with torch.inference_mode(), autocast(self.device, self.configuration.precision):
-            self.model(self.batch.images)
+            self.case.output(training=False)
+
+
+def case_on_device(configuration: Configuration, data_directory: Path | None = None) -> tuple[Case, str | None]:
+    """The case of a configuration on its device, and the source of a classifier's images.
+
+    Raises:
+        ConfigurationError: the configuration makes no network, or the batch is larger than the data.
+    """
+    device = torch.device(configuration.device)
+    if makes_cases(configuration.model):
+        # Tensors that its functions hold are made on the device, too.
+        with nullcontext() if device.type == "cpu" else device:
+            case = build_case(configuration)
+        return case.to(device), None
+    data = load_images(configuration.dataset, data_directory)
+    size = configuration.images()
+    check_batch_size(size, len(data.images), data.spec.name)
+    # A copy of the labels, since a slice would keep all labels of the set alive.
+    first = data.images[:size], data.labels[:size].clone()
+    generator = torch.Generator().manual_seed(SEED)
+    batch = Batch(*(part.to(device) for part in training_batch(*first, generator)))
+    source = data.source
+    del data, first
+    return classifier_case(configuration, build_model(configuration).to(device), batch), source
+
+
+def made_optimizer(factory: OptimizerFactory, parameters: list[nn.Parameter], name: str) -> torch.optim.Optimizer:
+    """The optimizer of these parameters.
+
+    Raises:
+        ConfigurationError: the function made none.
+    """
+    made = factory(parameters)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ConfigurationError(
+            f"model '{name}': its optimizer function returned {described(made)}",
+            "it must return a torch.optim.Optimizer, such as optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+        )
+    return made
 
 
 def without_effect(configuration: Configuration) -> list[str]:

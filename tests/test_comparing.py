@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.comparing import assert_alive, assert_all_close, assert_close, relative_error, saved_by_autograd
+from helpers.comparing import assert_alive, assert_all_close, assert_close, kept_bytes, relative_error, saved_by_autograd
 
 RIGHT = torch.tensor([1.0, -4.0, 0.0])
 
@@ -82,3 +82,17 @@ def test_saved_tensors_are_seen():
         a * b
     a * b
     assert len(saved) == 2
+
+
+def test_kept_bytes_are_those_of_storages_that_a_loss_needs():
+    x, other = torch.ones(3, requires_grad=True), torch.ones(8)
+
+    def forward():
+        (x.exp() * torch.ones(1000)[:3]).exp()  # its graph ends here
+        halves = other.exp().split(4)
+        return x.exp().sum() + (halves[0][:3] * x).sum() + (halves[1][:3] * x).sum()
+
+    numbers, result, whole = 3 * 4, 4, 8 * 4
+    assert kept_bytes(forward, [x]) == numbers + whole + result
+    assert kept_bytes(lambda: (other[:3] * x).sum(), [x]) == other.nbytes + result
+    assert kept_bytes(lambda: (other[:3] * x).sum(), [x, other]) == result

@@ -153,7 +153,7 @@ def test_flags_and_titles_are_there_once():
 
 
 def test_every_field_is_an_option():
-    assert list(OPTIONS) == list(Configuration.model_fields)
+    assert [*OPTIONS, "settings"] == list(Configuration.model_fields)
     assert set(NETWORK_OPTIONS) < set(SWEPT_OPTIONS) == set(OPTIONS) - {"model", "blocks"}
 
 

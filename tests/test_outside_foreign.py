@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from capsbench.data.preprocess import Batch
 from capsbench.gate.paired_series import _by_module
 from capsbench.gate.summary import summarize
 from capsbench.measure import worker
@@ -19,7 +20,7 @@ from capsbench.testing import memory_slope
 from capsbench.tracing import step_trace
 from capsbench.tracing.step_trace import trace_step
 from capsbench.training import TrainingSettings, train
-from capsbench.workload import Workload, takes_labels
+from capsbench.workload import Workload, classifier_case, takes_labels
 from helpers.made import make_configuration, make_frame, make_record
 
 BATCH = 8
@@ -221,10 +222,12 @@ def test_a_wrapper_hands_the_labels_on(wrap, kind):
     inner = kind()
     assert takes_labels(wrap(inner))
     with torch.compiler.set_stance("force_eager"):
-        load = Workload(make_configuration("own:make", batch_size=4), model=(wrapped := wrap(inner)))
+        configuration, wrapped = make_configuration("own:make", batch_size=4), wrap(inner)
+        batch = Batch(torch.rand(4, 1, 28, 28), torch.arange(4), torch.rand(4, 1, 28, 28))
+        load = Workload(configuration, case=classifier_case(configuration, wrapped, batch))
         load.forward()
     seen = {name.rpartition(".")[2]: one for name, one in wrapped.named_buffers()}["seen"]
-    assert seen.tolist() == load.batch.labels.tolist()
+    assert seen.tolist() == Batch(*load.case.targets).labels.tolist()
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, HandsOn, torch.jit.script])

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from capsbench import workload
+from capsbench.data.preprocess import Batch
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsNet, CapsuleOutput, MoCapsNet, ResCapsNet
 from capsbench.records import Configuration
 from capsbench.stepping import step_in_backward
-from capsbench.workload import Workload, build_model, check_batch_size, resolve_model
+from capsbench.workload import Workload, build_model, check_batch_size, classifier_case, resolve_model
 from helpers.comparing import assert_alive, assert_all_close
 
 BUILT_IN = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}
@@ -320,8 +321,8 @@ def test_steps_learn():
 
 def test_scores_take_the_summed_cross_entropy():
     load = Workload(configuration("own_models:Scores", batch_size=3))
-    scores = load.model(load.batch.images)
-    expected = -sum(torch.log_softmax(scores, 1)[place, label] for place, label in enumerate(load.batch.labels))
+    scores = load.model(load.case.inference)
+    expected = -sum(torch.log_softmax(scores, 1)[place, label] for place, label in enumerate(Batch(*load.case.targets).labels))
     assert load.forward().item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -331,18 +332,19 @@ def test_the_reconstruction_is_held_to_pixels():
 
     class Ideal(nn.Module):
         def forward(self, images: Tensor) -> CapsuleOutput:
-            lengths = nn.functional.one_hot(load.batch.labels, 10).float()
-            return CapsuleOutput(lengths, lengths.unsqueeze(-1), load.batch.pixels)
+            lengths = nn.functional.one_hot(Batch(*load.case.targets).labels, 10).float()
+            return CapsuleOutput(lengths, lengths.unsqueeze(-1), Batch(*load.case.targets).pixels)
 
-    load.model, load._takes_labels = Ideal(), False
-    assert load.forward().item() == 0
+    load.case = classifier_case(load.configuration, Ideal(), Batch(*load.case.targets))
+    with torch.no_grad():
+        assert load.forward().item() == 0
 
 
 def test_labels_go_to_models_that_take_them():
     load = Workload(configuration("own_models:TakesLabels"))
     load.forward()
     load.inference()
-    assert load.model.saw == [load.batch.labels.tolist(), None]
+    assert load.model.saw == [Batch(*load.case.targets).labels.tolist(), None]
 
 
 def test_inference_trains_nothing():
@@ -375,9 +377,9 @@ def test_half_precision(name, precision):
 
 
 def test_batches_are_the_same_every_time():
-    one, other = (Workload(configuration("own_models:Scores", batch_size=4)).batch for _ in range(2))
+    one, other = (Workload(configuration("own_models:Scores", batch_size=4)).given for _ in range(2))
     assert_all_close([*one], [*other], relative=0)
-    assert one.images.shape == one.pixels.shape == (4, 1, 28, 28)
+    assert [tensor.shape for tensor in one] == [(4, 1, 28, 28), (4,), (4, 1, 28, 28)]
 
 
 @pytest.mark.parametrize(("dataset", "source"), [("sample", "sample"), ("cifar10", "stand-in")])

@@ -71,6 +71,8 @@ def asked_by(kind: type, name: str) -> str:
     """The flag and the default of an option of a cell; empty for other fields."""
     if kind is not records.Configuration:
         return ""
+    if name not in options.OPTIONS:
+        return f" Flag `{options.SETTINGS_FLAG}`."
     option = options.OPTIONS[name]
     default = "" if option.default is None else f", by default `{option.default}`"
     return f" Flag `{option.flag}`{default}."
@@ -98,6 +100,8 @@ def sayings(kind: type) -> dict[str, str]:
 
 def name_of(annotation: object) -> str:
     """Name of a type: `list[float]`, `str or null`, `"ok", "oom"`."""
+    if annotation == options.Configuration.model_fields["settings"].annotation:
+        return "object or null"
     annotation = without_bounds(annotation)
     plain = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     plain = re.sub(r"typing\.|\b(?:\w+\.)+(?=[A-Za-z])", "", plain)

@@ -1,5 +1,6 @@
 """Option types of the command line: text in, values or a two-line error out."""
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from capsbench.devices import GIB, KIB, MIB
 from capsbench.errors import ConfigurationError
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, type_of
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Setting, type_of
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
@@ -111,6 +112,33 @@ def _slope_share(flag: str, text: str) -> float:
             f"{flag} '{text}' is not a percentage above 0", "write 20% for intervals of a fifth of their slope"
         )
     return float(found[1]) / 100
+
+
+def parse_setting(flag: str, text: str) -> tuple[str, tuple[Setting, ...]]:
+    """Parse a name and its values: `length=128`, `length=128,256`, `blocks=1-8`, `tied=true`.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    name, equals, values = (part.strip() for part in text.partition("="))
+    parts = [part.strip() for part in values.split(",")]
+    if not equals or not name.replace("-", "_").isidentifier() or not all(parts):
+        raise ConfigurationError(f"{flag} '{text}' is not a name with values", "write NAME=VALUE: length=128,256 or blocks=1-8")
+    return name.replace("-", "_"), tuple(dict.fromkeys(value for part in parts for value in _setting_values(part)))
+
+
+def _setting_values(text: str) -> Sequence[Setting]:
+    """The values of one part of a list: a whole number, a range of them, a number, true or false, or else the text."""
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    if found:
+        return range(int(found[1]), int(found[2]) + 1) if int(found[1]) <= int(found[2]) else (text,)
+    if text in ("true", "false"):
+        return (text == "true",)
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            if math.isfinite(value := kind(text)):
+                return (value,)
+    return (text,)
 
 
 def whole(least: int, most: int | None = None) -> Parsed:
@@ -242,9 +270,17 @@ THRESHOLD_OPTIONS = together(
         "--time-threshold", type=Parsed("share", _time_threshold), default="10%", help="Threshold of times, in percent."
     ),
 )
+SETTINGS_OPTION = click.option(
+    SETTINGS_FLAG,
+    "settings",
+    type=Parsed("name=values", parse_setting),
+    multiple=True,
+    help="Values of what a case takes, which multiply the sweep: length=128,256.",
+)
 MODEL_OPTIONS = together(
     cell_option("model", "models", type=NameList(("all", *MODELS), open_ended=True), default="all"),
     cell_option("blocks", "depth", type=str, default="1-8"),
+    SETTINGS_OPTION,
 )
 SWEEP_OPTIONS = together(
     click.option("--repeats", type=whole(1), default=1, help="Replicates of every cell."),
@@ -296,6 +332,11 @@ def was_typed(name: str) -> bool:
     """Return whether the option of a parameter was typed, with its default value or another."""
     source = click.get_current_context().get_parameter_source(name)
     return source not in (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+
+
+def was_left_out(name: str) -> bool:
+    """Return whether a command that is running has its own default for the option of a parameter."""
+    return click.get_current_context(silent=True) is not None and not was_typed(name)
 
 
 def refuse_for_own(models: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """A sweep on the command line: announced, measured under a progress display, drawn and printed."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -9,10 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from capsbench.cli.command import command_to_resume, typed_command
-from capsbench.cli.flags import machine_of, refuse_for_own
+from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
 from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
-from capsbench.errors import Interrupted, StoreError, with_flags
-from capsbench.options import STACKED, SWEPT_OPTIONS
+from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
+from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, Setting
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
 from capsbench.sweep.estimate import Estimate
@@ -30,8 +31,24 @@ def asked_cells(given: dict[str, Any]) -> list[Cell]:
     """Return the cells that a command's options ask for."""
     refuse_for_own(given["models"])
     models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
-    options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given)
-    return expand(Sweep(tuple(models), parse_depths(given["depth"]), **options))
+    # What was not typed is left to the sweep, since a case has defaults of its own.
+    left = {name: None for name in ("dataset", "batch_size") if was_left_out(name)}
+    options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given) | left
+    depths, settings = parse_depths(given["depth"]), _once(given["settings"], SETTINGS_FLAG)
+    return expand(Sweep(tuple(models), depths, depths_chosen=not was_left_out("depth"), settings=settings, **options))
+
+
+def _once(pairs: Sequence[tuple[str, tuple[Setting, ...]]], flag: str) -> dict[str, tuple[Setting, ...]]:
+    """The values of each name.
+
+    Raises:
+        ConfigurationError: a name was typed twice.
+    """
+    found = dict(pairs)
+    twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
+    if twice is not None:
+        raise ConfigurationError(f"{flag} {twice} is given twice", f"give all of its values at once: {flag} {twice}=1,2,4")
+    return found
 
 
 def sweep_as_typed(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.flags import DATA_DIR_OPTION, FOLDER, NameList, cell_option, cell_options, positive
+from capsbench.cli.flags import DATA_DIR_OPTION, FOLDER, SETTINGS_OPTION, NameList, cell_option, cell_options, positive
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.files import TIMELINE
 from capsbench.options import MODELS, SWEPT_OPTIONS
@@ -38,6 +38,7 @@ _HINTS = {
 )  # fmt: skip
 @cell_option("blocks", "depth", type=str, default="1", help="Blocks.")
 @cell_options(*SWEPT_OPTIONS)
+@SETTINGS_OPTION
 @click.option("--timeout", type=positive("seconds"), default=1800, help="Seconds for the process.")
 @DATA_DIR_OPTION
 @click.option("--out", type=FOLDER, help="Folder to write to; by default reports/timeline- and the time.")
@@ -88,7 +89,7 @@ def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bo
 
 def _only(cells: Sequence[Cell]) -> Cell:
     """The one cell that the options ask for."""
-    first, *others = (cell.configuration.model_dump() for cell in cells)
+    first, *others = (cell.configuration.options() for cell in cells)
     if others:
         # An option that one of them does not have follows from its model.
         values = {name: {value, *(other[name] for other in others)} for name, value in first.items()}

@@ -131,7 +131,7 @@ class SeriesSummary(_Schema):
 
     def options(self) -> dict[str, object]:
         """Values that distinguish this series from another, as columns of `load`."""
-        known = self.configuration.model_dump()
+        known = self.configuration.options()
         return {name: known[name] for name in SERIES_COLUMNS} | {"kind": self.kind}
 
     def key(self) -> str:

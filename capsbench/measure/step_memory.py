@@ -38,7 +38,7 @@ def probed_step(
     with probe:
         workload = Workload(configuration, data_directory)
         workload.train_step()
-        probe.tag("batch", workload.batch)
+        probe.tag("batch", workload.given)
         probe.tag("state", state_of(workload.model))
         probe.tag("optimizer", optimizer_state(workload.optimizer))
         gradient_bytes = run_step(workload, _Probing(probe))

@@ -38,7 +38,7 @@ _FILTERS_FIRST = (
 )  # fmt: skip
 """The filters that come first, in this order."""
 
-_COLUMN_TITLES = {"report": "Report", "environment": "Machine", "kind": "Measured or predicted"}
+_COLUMN_TITLES = {"report": "Report", "environment": "Machine", "kind": "Measured or predicted", "settings": "Settings of a case"}
 """Titles of columns that distinguish series beside their options."""
 
 _LABELLED = {"model", "dataset", "batch_size", "kernel", "memory", "precision", "device"}

@@ -2,7 +2,7 @@
 
 import shlex
 
-from capsbench.options import OPTIONS, PREDICTED, REPEATED_FLAGS, SWEPT_OPTIONS
+from capsbench.options import OPTIONS, OWN_INPUTS, PREDICTED, REPEATED_FLAGS, SETTINGS_FLAG, SWEPT_OPTIONS
 from capsbench.records import Plan
 from capsbench.words.labels import Series
 
@@ -43,6 +43,7 @@ def _words(series: Series) -> list[str]:
         if value is None and option.networks.have(series["model"]):
             # Records that are older than the option do not have its value.
             value = option.before
-        if value is not None:
+        if value is not None and value != OWN_INPUTS:
             words += [option.flag, str(value)]
-    return words
+    settings = series.get("settings")
+    return words + [word for setting in str(settings).split(", ") for word in (SETTINGS_FLAG, setting)] if settings else words

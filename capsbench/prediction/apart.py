@@ -29,6 +29,7 @@ from torch import nn
 
 from capsbench.errors import CapsbenchError, EndedProcessError, error_line
 from capsbench.families import FAMILY, end_family, ended_words
+from capsbench.foreign import module_of
 from capsbench.paths import start
 from capsbench.tracing.follow import following
 from capsbench.workload import BUILT_IN
@@ -67,7 +68,7 @@ def call_for(model: str, function: Callable[..., T], *args: Any) -> T:
     Raises:
         CapsbenchError: the function raised it, or its process ended without an answer.
     """
-    module = sys.modules.get(model.partition(":")[0])
+    module = sys.modules.get(module_of(model))
     # Another process could not import a module that was made here, as in a notebook.
     here = model in BUILT_IN or (module is not None and module.__spec__ is None)
     return function(*args) if here else call(function, *args)

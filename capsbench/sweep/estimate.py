@@ -118,7 +118,7 @@ def step_flops(cell: Cell) -> float:
     # Backward costs two forwards; a repeated forward adds a third.
     again = 1.0 if it.memory in _EVALUATED_ONCE else 4 / 3
     votes = (first + again * block) * 2 * 64 * (it.iterations or 3) * cost
-    return 3.0 * it.batch_size * (convolutions + votes)
+    return 3.0 * it.images() * (convolutions + votes)
 
 
 def _convolution_flops_per_second() -> float:

@@ -8,12 +8,23 @@ from typing import Any
 
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models import resolve_front
-from capsbench.options import DEEPEST, MODELS, NETWORK_OPTIONS, OPTIONS, STACKED, SWEPT_OPTIONS, WITHOUT_BLOCKS, type_of
+from capsbench.options import (
+    DEEPEST,
+    MODELS,
+    NETWORK_OPTIONS,
+    OPTIONS,
+    OWN_INPUTS,
+    STACKED,
+    SWEPT_OPTIONS,
+    WITHOUT_BLOCKS,
+    Setting,
+    type_of,
+)
 from capsbench.prediction.apart import call_for
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
 from capsbench.routing import check_routing, compiled, kernels, resolve_kernel
-from capsbench.workload import check_optimizer_step, fingerprint_of
+from capsbench.workload import Facts, check_optimizer_step, facts_of
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
@@ -31,6 +42,8 @@ class Sweep:
         depths: blocks, ascending.
         device: a device that exists, or one that a prediction is for.
         repeats: replicates of every cell.
+        depths_chosen: False if a case that takes no blocks is not refused, because nobody chose the depths.
+        settings: values of what cases take, by name, each a value or a list of values that multiplies the sweep.
         options: options of a cell by name (`capsbench.options.OPTIONS`), each with a value or a list of values; the others have
             their defaults.
 
@@ -38,9 +51,17 @@ class Sweep:
         ConfigurationError: there is no option of that name.
     """
 
-    def __init__(self, models: Sequence[str], depths: Sequence[int], device: str, *, repeats: int = 1, **options: object) -> None:
+    def __init__(
+        self, models: Sequence[str], depths: Sequence[int], device: str, *, repeats: int = 1, depths_chosen: bool = True,
+        settings: Mapping[str, object] | None = None, **options: object,
+    ) -> None:  # fmt: skip
         self.models = tuple(models)
+        self.settings = {name: _several(value) for name, value in (settings or {}).items()}
+        """The values of what cases take, by name."""
         self.depths = tuple(depths)
+        self.depths_chosen = depths_chosen
+        self.chosen = frozenset(name for name, value in options.items() if value is not None)
+        """Options that were given a value."""
         self.device = device
         self.repeats = repeats
         unknown = next((name for name in options if name not in SWEPT_OPTIONS), None)
@@ -48,9 +69,7 @@ class Sweep:
             raise ConfigurationError(f"a sweep takes no {unknown}", f"choose among {', '.join(SWEPT_OPTIONS)}")
         values: dict[str, tuple[Any, ...]] = {}
         for name in SWEPT_OPTIONS:
-            given = options.get(name)
-            chosen = tuple(given) if isinstance(given, list | tuple | range) else () if given is None else (given,)
-            values[name] = chosen or (OPTIONS[name].default,)
+            values[name] = _several(options.get(name)) or (OPTIONS[name].default,)
         self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(values | {"device": (device,)})
         """The values of every option."""
 
@@ -66,6 +85,11 @@ class Sweep:
     def shown(self, name: str) -> str:
         """Return the values of an option as they would be typed."""
         return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in self.values[name])
+
+
+def _several(given: object) -> tuple[Any, ...]:
+    """The values of an option that may have several; none for None."""
+    return tuple(given) if isinstance(given, list | tuple | range) else () if given is None else (given,)
 
 
 def parse_depths(text: str) -> tuple[int, ...]:
@@ -100,13 +124,15 @@ def expand(sweep: Sweep) -> list[Cell]:
     Raises:
         ConfigurationError: a name is unknown, a value out of range, or a combination impossible.
     """
-    sources = _check(sweep)
-    all_series = dict.fromkeys(series for model in sweep.models for series in _series_of(sweep, model))
+    facts = _check(sweep)
+    taken = {model: facts[model].settings for model in sweep.models}
+    all_series = dict.fromkeys(series for model in sweep.models for series in _series_of(sweep, model, taken[model]))
     configurations = dict.fromkeys(
-        series if series.model in WITHOUT_BLOCKS else series.model_copy(update={"blocks": blocks})
+        series.model_copy(update={"blocks": blocks}) if _has_depth(series.model, taken[series.model]) else series
         for blocks in sweep.depths
         for series in all_series
     )
+    sources = {model: found.fingerprint and found.fingerprint.digest for model, found in facts.items()}
     return [
         Cell(configuration=configuration, replicate=replicate, source=sources[configuration.model])
         for replicate in range(sweep.repeats)
@@ -114,14 +140,41 @@ def expand(sweep: Sweep) -> list[Cell]:
     ]
 
 
-def _series_of(sweep: Sweep, model: str) -> Iterator[Configuration]:
+def _has_depth(model: str, settings: Mapping[str, Setting] | None) -> bool:
+    """Return whether a network is made of a number of blocks."""
+    return model not in WITHOUT_BLOCKS if settings is None else "blocks" in settings
+
+
+def _series_of(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> Iterator[Configuration]:
     """One configuration for each combination of options that this model has in the sweep."""
     ordered = dict.fromkeys((*_SLOWEST, *SWEPT_OPTIONS))
     names = [name for name in ordered if OPTIONS[name].networks.have(model)]
+    if settings is not None:
+        yield from _cases(sweep, model, [name for name in names if name not in ("dataset", "batch_size")], settings)
+        return
     for values in product(*(_fitting(sweep, model, name) for name in names)):
         asked = dict(zip(names, values, strict=True))
         if "routing" not in asked or _has_kernel(asked["routing"], asked["kernel"]):
             yield Configuration(model=model, blocks=0, **_resolved(asked, sweep))
+
+
+def _cases(sweep: Sweep, model: str, names: Sequence[str], settings: Mapping[str, Setting]) -> Iterator[Configuration]:
+    """One configuration of a case for each combination of options and settings; what is not given has its own default."""
+    given = dict(sweep.settings)
+    if "batch_size" in settings and "batch_size" in sweep.chosen:
+        given["batch_size"] = sweep.values["batch_size"]
+    for values in product(*(sweep.values[name] for name in names), *given.values()):
+        asked = _resolved(dict(zip(names, values, strict=False)), sweep)
+        made = dict(settings) | dict(zip(given, values[len(names) :], strict=True))
+        own = {name: made.pop(name) for name in ("blocks", "batch_size") if name in made}
+        yield Configuration(
+            model=model,
+            blocks=own.get("blocks", 0),
+            dataset=OWN_INPUTS,
+            batch_size=own.get("batch_size"),
+            settings=tuple(made.items()),
+            **asked,
+        )
 
 
 def _fitting(sweep: Sweep, model: str, name: str) -> tuple[Any, ...]:
@@ -159,16 +212,48 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
     return {name: None if value == OPTIONS[name].unwritten else value for name, value in resolved.items()}
 
 
-def _check(sweep: Sweep) -> dict[str, str | None]:
-    """Refuse options that make no sense, and return the digest of each model's source."""
+def _check(sweep: Sweep) -> dict[str, Facts]:
+    """Refuse options that make no sense, and return the facts about each model."""
     with naming("models"):
-        sources = {model: _source_of(model) for model in sweep.models}
+        facts = {model: _facts_of(model) for model in sweep.models}
     for name in SWEPT_OPTIONS:
         for value in sweep.values[name]:
             _check_value(name, value)
     _check_effect(sweep)
     _check_combinations(sweep)
-    return sources
+    for model, found in facts.items():
+        _check_settings(sweep, model, found.settings)
+    return facts
+
+
+def _check_settings(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> None:
+    """Refuse settings that a model does not take, and values of another kind than their defaults."""
+    given: dict[str, tuple[Any, ...]] = dict(sweep.settings)
+    if settings is None:
+        if given:
+            raise ConfigurationError(
+                f"`settings` {', '.join(given)}: model '{model}' is no case and takes none",
+                "give the options of a cell by their own names, or a function that makes a capsbench.Case",
+            )
+        return
+    if "blocks" in given:
+        raise ConfigurationError("`settings` blocks: depths are given by themselves", "give `depth` instead")
+    if sweep.depths_chosen:
+        given["blocks"] = sweep.depths
+    given |= {name: sweep.values[name] for name in ("batch_size", "dataset") if name in sweep.chosen}
+    for name, values in given.items():
+        if name not in settings:
+            raise ConfigurationError(
+                f"model '{model}' takes no {name}", f"it takes {', '.join(settings)}" if settings else "it takes no settings"
+            )
+        usual = settings[name]
+        for value in values:
+            kinds = (bool,) if isinstance(usual, bool) else (int, float) if isinstance(usual, float) else (type(usual),)
+            if type(value) not in kinds:
+                raise ConfigurationError(
+                    f"`{name}` {value!r} is not of the type of its default {usual!r}",
+                    f"give a value of type {type(usual).__name__}",
+                )
 
 
 def _check_value(name: str, value: Any) -> None:
@@ -185,15 +270,14 @@ def _check_value(name: str, value: Any) -> None:
         raise ConfigurationError(f"`{name}` {value} is too small", f"give {option.least} or more")
 
 
-def _source_of(name: str) -> str | None:
-    """The digest of a model's source, as in `Cell`; a module of the user's own is imported in a process apart."""
+def _facts_of(name: str) -> Facts:
+    """The facts about a model; a module of the user's own is imported in a process apart."""
     try:
-        fingerprint = call_for(name, fingerprint_of, name)
+        return call_for(name, facts_of, name)
     except ConfigurationError:
         raise
     except CapsbenchError as error:
         raise ConfigurationError(f"model '{name}' cannot be imported: {error.what}", error.hint) from None
-    return fingerprint.digest if fingerprint else None
 
 
 def _check_effect(sweep: Sweep) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from capsbench.catalog import OWN_INPUTS
 from capsbench.data.datasets import data_directory, load_images
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.files import PLAN
@@ -151,7 +152,8 @@ def check_data(cells: Iterable[Cell], directory: Path | None) -> list[str]:
     """
     words = []
     measured = [cell.configuration for cell in cells if not cell.configuration.is_predicted()]
-    for dataset, batch_size in dict.fromkeys((one.dataset, one.batch_size) for one in measured):
+    with_images = [one for one in measured if one.dataset != OWN_INPUTS]
+    for dataset, batch_size in dict.fromkeys((one.dataset, one.images()) for one in with_images):
         data = load_images(dataset, directory)
         check_batch_size(batch_size, len(data.images), dataset)
         text = {

@@ -8,7 +8,7 @@ The command line makes a plan of its own from its options, and passes it to `mea
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from inspect import signature
@@ -40,6 +40,9 @@ _NOT_SAID = {"models", "depths", "watcher", "options", "resume"}
 """Arguments of a verb that its call in a plan names first, or leaves out."""
 
 _LOG = logging.getLogger("capsbench")
+
+USUAL_DEPTHS = range(1, 9)
+"""Blocks of a sweep that names none: those of the paper."""
 
 Model = str | Callable[..., Any]
 """A built-in name, an entry point, `package.module:name`, or a function of a module that can be imported."""
@@ -84,7 +87,8 @@ class Logged:
 def run(
     models: Model | Iterable[Model],
     *,
-    depths: int | str | Iterable[int] = range(1, 9),
+    depths: int | str | Iterable[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     only: Pass | None = None,
@@ -110,7 +114,8 @@ def run(
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
-        depths: blocks: 3, `range(1, 9)` or "1-8".
+        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8.
+        settings: values of what cases take by name, each a value or a list of values.
         out: folder of the report; by default reports/ and the time.
         resume: add to the report that is there; without `out`, to the newest unfinished one with these cells.
         only: measure `memory` or `time` alone.
@@ -134,8 +139,16 @@ def run(
         StoreError: the folder cannot be read or written.
     """
     given = locals()
-    names, blocks = _names(models), _depths(depths)
-    sweep = Sweep(names, blocks, repeats=repeats, **where(device, gpu, threads), **options)
+    names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
+    sweep = Sweep(
+        names,
+        blocks,
+        repeats=repeats,
+        depths_chosen=depths is not None,
+        settings=settings,
+        **where(device, gpu, threads),
+        **options,
+    )
     plan = _plan(
         command=_call(run, names, blocks, given), cells=expand(sweep), passes=BOTH if only is None else [only],
         samples=samples, budget_seconds=time_budget, slope_share=slope_share, timeout_seconds=timeout, strict=strict,
@@ -152,7 +165,8 @@ def run(
 def predict(
     models: Model | Iterable[Model],
     *,
-    depths: int | str | Iterable[int] = range(1, 9),
+    depths: int | str | Iterable[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
     device: Literal["cuda", "cpu"] = "cuda",
     gpu: str | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -164,7 +178,8 @@ def predict(
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
-        depths: blocks: 3, `range(1, 9)` or "1-8".
+        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8.
+        settings: values of what cases take by name, each a value or a list of values.
         device: the kind of device to predict for.
         gpu: the GPU to predict for, by default an H100.
         out: folder of the report; by default it is in memory alone.
@@ -177,8 +192,10 @@ def predict(
         StoreError: the folder cannot be read or written.
     """
     given = locals()
-    names, blocks = _names(models), _depths(depths)
-    sweep = Sweep(names, blocks, **where(f"{device}:predicted", gpu, None), **options)
+    names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
+    sweep = Sweep(
+        names, blocks, depths_chosen=depths is not None, settings=settings, **where(f"{device}:predicted", gpu, None), **options
+    )
     plan = _plan(command=_call(predict, names, blocks, given), cells=expand(sweep), passes=["memory"], budget_seconds=0)
     if out is None:
         return traced(plan, watcher)

@@ -25,7 +25,9 @@ def predictions_table(records: Sequence[Record]) -> Table:
     """A table with a row per record, in which guesses are marked."""
     known = [record.memory for record in records if record.memory]
     shown = {head: name for head, name in _COLUMNS.items() if any(getattr(one, name) is not None for one in known)}
-    lines = [record.cell.configuration.model_dump(exclude={"blocks"}) for record in records]
+    lines = [record.cell.configuration.options() for record in records]
+    for line in lines:
+        del line["blocks"]
     names = Labels(lines)
     out = Table(box=None, pad_edge=False)
     out.add_column("line", overflow="fold")

@@ -48,6 +48,8 @@ class Blocks:
         self._spans: dict[str, tuple[int, int]] = {}
         self._tags: dict[Category, set[int]] = {}
         self._known: dict[int, tuple[weakref.ref[Any], int, int]] = {}
+        self._summed: tuple[int, int, int] | None = None
+        """Storages of an addend and of the sum, and the number of events after it was made."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -117,6 +119,25 @@ class Blocks:
         block = self.add(nbytes)
         self._known[key] = (weakref.ref(storage, lambda _: self._drop(key)), block, nbytes)
 
+    def follow_sum(self, addend: Tensor, total: Tensor) -> None:
+        """Take a sum for written over an addend of another node's making, if that is freed before anything else happens.
+
+        Autograd adds to a gradient in place if nobody else holds it, but not where operators are followed.
+        """
+        blocks = self.blocks_of([addend, total])
+        of_other_node = len(blocks) == 2 and self.made_by[blocks[0]][1] != current_node()
+        if of_other_node and addend.nbytes == addend.untyped_storage().nbytes() == total.untyped_storage().nbytes():
+            self._summed = addend.untyped_storage()._cdata, total.untyped_storage()._cdata, self.events()
+
+    def fill(self, block: int, tensor: Tensor) -> None:
+        """Follow the storage behind a tensor, which was made when an empty block was added."""
+        storage = tensor.untyped_storage()
+        key, nbytes = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self.bytes_of_event[block] = nbytes
+            self.alive += nbytes
+            self._known[key] = (weakref.ref(storage, lambda _: self._drop(key)), block, nbytes)
+
     def add(self, nbytes: int) -> int:
         """Note that a block was made, and return its number."""
         block = len(self.block_of_event)
@@ -129,8 +150,22 @@ class Blocks:
 
     def _drop(self, key: int) -> None:
         found = self._known.pop(key, None)
-        if found is not None:
+        if found is None:
+            return
+        if self._summed is not None and self._summed[0] == key and self._summed[2] == self.events():
+            self._join(found[1], self._summed[1])
+        else:
             self.free(*found[1:])
+
+    def _join(self, block: int, key: int) -> None:
+        """Undo the event that made the last block, and let its storage have another one."""
+        reference, last, nbytes = self._known[key]
+        self._known[key] = reference, block, nbytes
+        for log in (self.block_of_event, self.bytes_of_event):
+            log.pop()
+        del self.made_in[last], self.made_by[last]
+        self.alive -= nbytes
+        self._summed = None
 
     def free(self, block: int, nbytes: int) -> None:
         """Record that a block was freed."""

@@ -9,6 +9,9 @@ from torch.nn.parameter import is_lazy
 
 from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 
+Memory = dict[tuple[int, torch.dtype], Tensor]
+"""Memory without values, by the storage that it stands for and its type."""
+
 
 class Shapes(FakeTensorMode):
     """Tensors without values, which touch no device unless its driver is there.
@@ -40,30 +43,45 @@ def made_fake(model: nn.Module, device: torch.device, values: Values) -> nn.Modu
         values: receives the values of small buffers.
     """
     replaced: dict[int, Any] = {}
-    memory: dict[tuple[int, torch.dtype], Tensor] = {}
+    memory: Memory = {}
     for module in model.modules():
+        # The module that a script was made of lives on, and shares these tensors with it.
+        shares = isinstance(module, torch.jit.ScriptModule)
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
-                if tensor is None or is_lazy(tensor):
+                if tensor is None or is_lazy(tensor) or (shares and isinstance(tensor, FakeTensor) and tensor.device == device):
                     continue
                 if id(tensor) not in replaced:
-                    if device.type == "cpu":
-                        moved = _on_cpu(tensor, memory)
-                    else:
-                        # By its sizes, since an operator on a real tensor would be run for real.
-                        moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
-                    if isinstance(tensor, nn.Parameter):
-                        moved = nn.Parameter(moved, tensor.requires_grad)
-                    elif tensor.numel() <= MOST_ELEMENTS:
-                        known = values.of(tensor) if isinstance(tensor, FakeTensor) else host_copy(tensor)
-                        if known is not None:
-                            values.give(moved, known)
-                    replaced[id(tensor)] = moved
+                    moved = fake_like(tensor, device, values, memory)
+                    replaced[id(tensor)] = (
+                        nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+                    )
                 held[name] = replaced[id(tensor)]
     return model
 
 
-def _on_cpu(tensor: Tensor, memory: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
+def fake_like(tensor: Tensor, device: torch.device, values: Values, memory: Memory | None = None) -> Tensor:
+    """A new tensor on the device in place of one, with its sizes; a small one keeps its values, unless it is a parameter.
+
+    Args:
+        tensor: tensor with values or without.
+        device: device that is followed.
+        values: receives the values.
+        memory: counterparts so far, of which those on a CPU share memory as the originals do.
+    """
+    if device.type == "cpu":
+        moved = _on_cpu(tensor, {} if memory is None else memory)
+    else:
+        # By its sizes, since an operator on a real tensor would be run for real.
+        moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+    if not isinstance(tensor, nn.Parameter) and tensor.numel() <= MOST_ELEMENTS:
+        known = values.of(tensor) if isinstance(tensor, FakeTensor) else host_copy(tensor)
+        if known is not None:
+            values.give(moved, known)
+    return moved
+
+
+def _on_cpu(tensor: Tensor, memory: Memory) -> Tensor:
     """The counterpart of a tensor on a CPU, where nothing moves: tensors that shared memory share it again, in `memory`."""
     storage = tensor.untyped_storage()
     key = storage._cdata, tensor.dtype

@@ -4,20 +4,23 @@ Tensors are torch's fake ones, which have all but values. Autograd, autocast and
 would on a CPU, and nothing is allocated. Below them a dispatch mode sees each operator, and follows the storages that it makes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.autograd.graph import _engine_run_backward
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from capsbench.errors import ConfigurationError
 from capsbench.pretend import pretending
 from capsbench.tracing import fake_cuda
-from capsbench.tracing.blocks import Blocks, Recording
+from capsbench.tracing.blocks import Blocks, Recording, current_node
 from capsbench.tracing.cuda_forms import CudaForms
 from capsbench.tracing.fake_cuda import Capability
 from capsbench.tracing.fakes import Shapes
@@ -25,7 +28,7 @@ from capsbench.tracing.flops import register_formulas
 from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 from capsbench.tracing.outputs import output
-from capsbench.tracing.scratch import may_copy, scratch_bytes
+from capsbench.tracing.scratch import may_take, scratch_bytes
 from capsbench.tracing.surroundings import deep_copies, initial_values, offloading, random_states, unseen
 
 register_formulas()
@@ -98,26 +101,20 @@ class Follow(Operators):
         """Operators that would take scratch memory, each once."""
         self._workspace = workspace_bytes
         self._look_inside, self._try_scratch = inside, try_scratch and kind == "cpu"
-        self._with_number: set[int] = set()
-        """Autograd nodes that keep a number."""
+        self._numbers: dict[int, int] = {}
+        """The block reserved for the number that an autograd node may keep, by the node's number."""
         self._reads = 0
         self._recordings: dict[str, tuple[Recording, int]] = {}
         """Events and floating-point operations of operators written in torch."""
 
-    def follow_numbers(self, nodes: Iterable[Any], module_of: Callable[[int], str]) -> None:
-        """Follow the numbers that autograd nodes keep as tensors: no operator makes them, but a CPU's allocator does.
-
-        Args:
-            nodes: nodes of a graph.
-            module_of: function from a node's number to the module that made it.
-        """
+    def follow_numbers(self, nodes: Iterable[Any]) -> None:
+        """Follow the numbers that nodes of a graph keep as tensors: no operator makes them, but a CPU's allocator does."""
         for node in nodes:
             # Asking other nodes what they keep could start a checkpoint's evaluation.
-            number = getattr(node, "_saved_other", None) if node._sequence_nr() in self._with_number else None
-            if isinstance(number, Tensor):
-                self.blocks.place = module_of(node._sequence_nr())
-                self.blocks.follow(number)
-        self.blocks.place = ""
+            block = self._numbers.get(node._sequence_nr())
+            number = None if block is None else getattr(node, "_saved_other", None)
+            if block is not None and isinstance(number, Tensor):
+                self.blocks.fill(block, number)
 
     def run(self, call: Call) -> Any:
         """Run an operator on shapes, and note what it made."""
@@ -143,7 +140,7 @@ class Follow(Operators):
         has_number = any(isinstance(one, int | float) for one in call.args)
         if self.kind == "cpu" and has_number and call.tensors and call.tensors[0].requires_grad:
             # The node of this operator is the last one that was made.
-            self._with_number.add(torch._C._autograd._get_sequence_nr() - 1)
+            self._numbers[torch._C._autograd._get_sequence_nr() - 1] = self.blocks.add(0)
         traits = call.traits
         if Trait.ONE_DTYPE in traits:
             _check_dtypes(call)
@@ -203,6 +200,8 @@ class Follow(Operators):
         for one in tensors_in(out):
             if one.untyped_storage()._cdata not in outside:
                 self.blocks.follow(one)
+        if _sums_gradients(call):
+            self.blocks.follow_sum(call.tensors[0], out)
         self._take_scratch(call)
         return out
 
@@ -251,11 +250,22 @@ class Follow(Operators):
             nbytes = scratch_bytes(call) if self._try_scratch else None
             if nbytes is None:
                 self.scratch[str(call.func)] = None
-        elif self._try_scratch and may_copy(call):
+        elif self._try_scratch and may_take(call):
             with suppress(Exception):  # not every operator takes random numbers
                 nbytes = scratch_bytes(call)
         if nbytes:
             self.blocks.free(self.blocks.add(nbytes), nbytes)
+
+
+def _sums_gradients(call: Call) -> bool:
+    """Return whether autograd itself, not the backward of an operator, adds two gradients of a tensor that was used twice."""
+    if call.func is not torch.ops.aten.add.Tensor or current_node() == -1 or torch.is_grad_enabled():
+        return False
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not Operators.__torch_dispatch__.__code__:
+        frame = frame.f_back
+    caller = None if frame is None else frame.f_back
+    return caller is None or caller.f_code is _engine_run_backward.__code__
 
 
 def _is_random_state(tensor: Tensor) -> bool:

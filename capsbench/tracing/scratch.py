@@ -17,11 +17,17 @@ _KNOWN: dict[tuple[str, int, bool], int | None] = {}
 _RETURNED: dict[tuple[str, bool], list[Layout] | None] = {}
 _MOST_BYTES = 2 * GIB
 """Largest operator in bytes that is tried: more would take the memory that a trace is there to save."""
+_NARROW = {torch.bfloat16, torch.float16}
+"""Types whose matrix products a library computes in blocks that it rearranges first."""
+_WITH_BUFFERS = torch.ops.aten.native_layer_norm_backward
+"""An operator that sums the gradients of weight and bias in buffers of its threads."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 
 
-def may_copy(call: Call) -> bool:
-    """Return whether a CPU's kernel may copy its arguments because their memory layout does not suit it."""
+def may_take(call: Call) -> bool:
+    """Return whether a CPU's kernel may take memory: to copy arguments of an unsuitable layout, or to compute in another type."""
+    if call.packet is _WITH_BUFFERS or (Trait.WORKSPACE in call.traits and call.tensors[0].dtype in _NARROW):
+        return True
     if all(one.is_contiguous() for one in call.tensors):
         return False
     return not (call.func.is_view or Trait.ANY_LAYOUT in call.traits or _POINT_BY_POINT & set(call.func.tags))

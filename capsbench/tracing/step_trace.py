@@ -4,9 +4,9 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,23 @@ from capsbench.records import Configuration, StepFigures
 from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import eagerly, note_scripted
-from capsbench.tracing.fakes import made_fake
+from capsbench.tracing.fakes import fake_like, made_fake
 from capsbench.tracing.follow import Follow, following
 from capsbench.tracing.observed_step import StepObserver, run_step
 from capsbench.tracing.storages import optimizer_state, state_of, storage_bytes
 from capsbench.tracing.trace import Trace
-from capsbench.workload import BUILT_IN, Workload, build_model, seed_everything
+from capsbench.workload import (
+    BUILT_IN,
+    Workload,
+    build_case,
+    build_model,
+    classifier_case,
+    makes_cases,
+    seed_everything,
+)
 
 Build = Callable[[], nn.Module]
+T = TypeVar("T")
 
 MANY_BLOCKS = 64
 """Largest depth that is traced beside a measurement: a deeper trace would take longer than the measurement."""
@@ -155,20 +164,33 @@ def traced_figures(configuration: Configuration) -> tuple[StepFigures | None, li
 
 def _started(follow: Follow, configuration: Configuration, build: Build | None) -> Workload:
     """The network and its optimizer, on shapes."""
-    device, count = follow.blocks.device, configuration.batch_size
-    size = (count, *spec_of(configuration.dataset).shape)
-    # A network's module may change the default dtype; that of images is fixed.
-    images, pixels = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
-    batch = Batch(images, torch.empty(count, dtype=torch.int64, device=device), pixels)
-    follow.blocks.tag("batch", batch)
-    seed_everything()
-    model = made_fake(_built(configuration.model, build or (lambda: build_model(configuration))), device, follow.values)
-    note_scripted(model, follow.kind, follow.notes)
-    return Workload(configuration, batch=batch, model=model)
+    device = follow.blocks.device
+    if build is None and makes_cases(configuration.model):
+        seed_everything()
+        case = _built(configuration.model, lambda: build_case(configuration), "check the values that it is called with")
+        case = case.map_tensors(lambda tensor: fake_like(tensor, device, follow.values))
+        follow.blocks.tag("batch", case.tensors())
+        case = replace(case, module=made_fake(case.module, device, follow.values))
+    else:
+        count = configuration.images()
+        size = (count, *spec_of(configuration.dataset).shape)
+        # A network's module may change the default dtype; that of images is fixed.
+        images, pixels = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
+        batch = Batch(images, torch.empty(count, dtype=torch.int64, device=device), pixels)
+        follow.blocks.tag("batch", batch)
+        seed_everything()
+        model = _built(
+            configuration.model,
+            build or (lambda: build_model(configuration)),
+            "its factory is called with (in_shape, num_classes, blocks)",
+        )
+        case = classifier_case(configuration, made_fake(model, device, follow.values), batch)
+    note_scripted(case.module, follow.kind, follow.notes)
+    return Workload(configuration, case=case)
 
 
-def _built(model: str, build: Build) -> nn.Module:
-    """The network on shapes; a constructor that needs values gets them, and only the shapes are kept."""
+def _built(model: str, build: Callable[[], T], hint: str) -> T:
+    """The network, or case, on shapes; a constructor that needs values gets them, and only the shapes are kept."""
     try:
         return build()
     except CapsbenchError:
@@ -182,7 +204,7 @@ def _built(model: str, build: Build) -> nn.Module:
         except (Exception, SystemExit) as error:
             raise ConfigurationError(
                 f"model '{model}' cannot be made: {error_line(error, _LONGEST_REASON)}",
-                "its factory is called with (in_shape, num_classes, blocks)",
+                hint,
             ) from error
 
 
@@ -201,7 +223,7 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
         state_bytes=storage_bytes(state_of(model)),
         gradient_bytes=of_gradients,
         optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
-        batch_bytes=storage_bytes(workload.batch),
+        batch_bytes=storage_bytes(workload.given),
         flops=seen.flops,
         retained_by_module=seen.retained_by_module(_saved(calls, workload, seen.made)),
         origin=partial(_origin, blocks.made_in, blocks.made_by, calls.spans),
@@ -236,7 +258,7 @@ class _Following(StepObserver):
         return self._follow.blocks.phase(name)
 
     def end_forward(self, loss: Tensor) -> None:
-        self._follow.follow_numbers(nodes_of(loss), self._calls.spans.module_of)
+        self._follow.follow_numbers(nodes_of(loss))
 
     def after_forward(self, loss: Tensor) -> None:
         blocks, started = self._follow.blocks, self._started

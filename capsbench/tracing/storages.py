@@ -27,6 +27,8 @@ def gradients_of(model: nn.Module) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The tensors of an optimizer's state."""
+def optimizer_state(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    """The tensors of an optimizer's state; none without an optimizer."""
+    if optimizer is None:
+        return []
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]

@@ -128,7 +128,7 @@ def _feeds(
     settings: TrainingSettings, train_set: ImageSet, held_out: ImageSet | None, test: ImageSet, processes: Processes
 ) -> Feeds:
     def feed(data: ImageSet) -> Feed:
-        return Feed(data, processes.device, settings.network.batch_size, settings.preprocess, processes.share)
+        return Feed(data, processes.device, settings.network.images(), settings.preprocess, processes.share)
 
     return Feeds(feed(train_set), None if held_out is None else feed(held_out), feed(test))
 
@@ -163,7 +163,7 @@ def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, Imag
             f"`validation` {settings.validation:g} holds all {len(held_out.images)} images out",
             "give a fraction below 1, or a number of images that leaves some to train on",
         )
-    check_batch_size(settings.network.batch_size, len(train_set.images), settings.network.dataset)
+    check_batch_size(settings.network.images(), len(train_set.images), settings.network.dataset)
     return train_set, held_out
 
 

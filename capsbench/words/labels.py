@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from capsbench.catalog import SPECS
+from capsbench.catalog import OWN_INPUTS, SPECS
 from capsbench.frame import plain
 from capsbench.options import MODELS, OPTIONS, noun_of, value_in_words
 from capsbench.words.printable import printable
@@ -23,6 +23,8 @@ def model_title(name: str) -> str:
 
 def dataset_title(name: str) -> str:
     """Title of a data set in figures; any other name is made printable."""
+    if name == OWN_INPUTS:
+        return "own inputs"
     return SPECS[name].title if name in SPECS else printable(name)
 
 

@@ -1,6 +1,7 @@
 """Comparisons that can fail, and what autograd saves."""
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -61,3 +62,31 @@ def saved_by_autograd() -> Iterator[list[Tensor]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield saved
+
+
+class _Kept:
+    """A tensor that a node of the graph keeps, which dies with that node."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def kept_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps after a forward pass: those of its loss, and of each storage behind a tensor that a node saved.
+
+    Args:
+        forward: returns the loss.
+        besides: tensors that were there before, whose storages do not count.
+    """
+    kept = weakref.WeakSet[_Kept]()
+
+    def pack(tensor: Tensor) -> _Kept:
+        one = _Kept(tensor)
+        kept.add(one)
+        return one
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
+        loss = forward()
+    before = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    alive = [loss.untyped_storage(), *(one.tensor.untyped_storage() for one in kept)]
+    return sum({one.data_ptr(): one.nbytes() for one in alive if one.data_ptr() not in before}.values())

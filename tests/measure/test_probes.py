@@ -178,7 +178,7 @@ def test_what_is_alive_at_the_peak_adds_up(model):
     assert peak.total() == figures.peak_allocated_bytes
     assert peak.state_bytes == figures.state_bytes
     assert peak.optimizer_bytes == figures.optimizer_bytes
-    assert peak.batch_bytes == storage_bytes(step.workload.batch)
+    assert peak.batch_bytes == storage_bytes(step.workload.given)
     assert 0 < peak.gradient_bytes <= figures.gradient_bytes
     assert 0 < peak.retained_bytes <= figures.retained_bytes
     assert peak.other_bytes == 0

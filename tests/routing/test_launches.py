@@ -7,7 +7,7 @@ from capsbench.data.preprocess import Batch
 from capsbench.tracing import fake_cuda
 from capsbench.tracing.fakes import made_fake
 from capsbench.tracing.known import Values
-from capsbench.workload import Workload, build_model
+from capsbench.workload import Workload, build_model, classifier_case
 from helpers import ROOT
 from helpers.made import make_configuration
 
@@ -138,7 +138,7 @@ def test_the_step_that_is_measured_waits_for_nothing(launches, precision, optimi
         images, pixels = (torch.empty(4, 1, 28, 28, device="cuda") for _ in range(2))
         batch = Batch(images, torch.empty(4, dtype=torch.int64, device="cuda"), pixels)
         model = made_fake(build_model(asked), launches.DEVICE, Values())
-        workload = Workload(asked, batch=batch, model=model)
+        workload = Workload(asked, case=classifier_case(asked, model, batch))
         workload.train_step()
         counts.waits = 0
         workload.train_step()
@@ -146,5 +146,5 @@ def test_the_step_that_is_measured_waits_for_nothing(launches, precision, optimi
             workload.inference()
         assert counts.waits == 0
         # A wait would be counted.
-        workload.batch.images.sum().item()
+        images.sum().item()
         assert counts.waits == 1

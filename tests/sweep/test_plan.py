@@ -220,7 +220,7 @@ def test_options_that_do_not_apply_are_none(model, lacking):
     none = {name for name, value in cell.configuration if value is None}
     assert none >= lacking | {"optimizer_step", "capacity", "gpu"}
     # Beside these, an option is absent if it has the value that cells without it have.
-    others = none - lacking - {"optimizer_step", "capacity", "gpu"}
+    others = none - lacking - {"optimizer_step", "capacity", "gpu", "settings"}
     assert all(OPTIONS[name].unwritten is not None or not OPTIONS[name].networks.have(model) for name in others)
 
 

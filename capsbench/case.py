@@ -1,0 +1,150 @@
+"""A case: a network, the inputs that it is given, its loss and its optimizer, which is whatever a user brings.
+
+def gpt2(blocks=4, length=128, batch_size=8, width=256):        # any number that it takes can be varied
+...
+return capsbench.Case(module, inputs={"input_ids": ids, "labels": ids}, loss=lambda out: out.loss)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from capsbench.errors import ConfigurationError
+
+LEARNING_RATE = 1e-3
+
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+"""A function that makes an optimizer of parameters."""
+
+
+def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make Adam at 1e-3 (paper, section 4) in its fused form, which needs no temporaries."""
+    return torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of a call, by position and by name."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, the inputs that it is given, its loss and its optimizer.
+
+    Tensors of `inputs`, `inference` and `targets` may be nested in tuples, lists and dictionaries; they are moved to the device
+    that is measured.
+    """
+
+    module: nn.Module
+    """The network."""
+    inputs: Any
+    """Inputs of a training step: a tensor, a tuple or list of arguments, or a dictionary of arguments by name."""
+    _: KW_ONLY
+    loss: Callable[..., Tensor] | None = None
+    """Function from the network's output, and `targets` if there are any, to a loss of one element.
+
+    By default the output itself if it has one element, or else its `loss` (an attribute, or a key of a dictionary)."""
+    optimizer: OptimizerFactory | None = adam
+    """Function that makes an optimizer of the parameters that need gradients; None for a step without an optimizer."""
+    targets: Any = None
+    """Second argument of `loss`, such as labels; None if it takes the output alone."""
+    inference: Any = None
+    """Inputs under inference mode; None for those of a training step."""
+    loss_under_autocast: bool = True
+    """True if `loss` is computed under autocast, as the output is, where the precision asks for autocast."""
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that the network and the loss are given, each once."""
+        leaves = tree_leaves((_unpacked(self.inputs), self.targets, _unpacked(self.inference)))
+        return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Case":
+        """Return the case with another tensor for each that the network and the loss are given; equal objects stay equal."""
+        known: dict[int, Tensor] = {}
+
+        def moved(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor) and id(leaf) not in known:
+                known[id(leaf)] = function(leaf)
+            return known.get(id(leaf), leaf)
+
+        inputs, inference = (
+            Arguments(*tree_map(moved, _unpacked(one))) if isinstance(one, Arguments) else tree_map(moved, _unpacked(one))
+            for one in (self.inputs, self.inference)
+        )
+        return replace(self, inputs=inputs, inference=inference, targets=tree_map(moved, self.targets))
+
+    def to(self, device: torch.device) -> "Case":
+        """Return the case on a device; the network itself is moved."""
+        return replace(self.map_tensors(lambda tensor: tensor.to(device)), module=self.module.to(device))
+
+    def output(self, *, training: bool) -> Any:
+        """Call the network, and return its output."""
+        given = self.inputs if training or self.inference is None else self.inference
+        if isinstance(given, Arguments):
+            return self.module(*given.args, **given.kwargs)
+        if isinstance(given, Mapping):
+            return self.module(**given)
+        if isinstance(given, tuple | list):
+            return self.module(*given)
+        return self.module(given)
+
+    def loss_of(self, output: Any, name: str) -> Tensor:
+        """The loss of an output.
+
+        Args:
+            output: the network's output.
+            name: name of the model, for errors.
+
+        Raises:
+            ConfigurationError: there is no loss of one element that depends on a parameter.
+        """
+        if self.loss is not None:
+            found = self.loss(output) if self.targets is None else self.loss(output, self.targets)
+            origin = "its loss function returned"
+        else:
+            found, origin = _default_loss(output, name), "its output has as loss"
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            raise ConfigurationError(
+                f"model '{name}': {origin} {described(found)}, which is no loss",
+                "a loss is a tensor of one element: sum or average it over the batch",
+            )
+        if torch.is_grad_enabled() and not found.requires_grad:
+            raise ConfigurationError(
+                f"model '{name}': {origin} a tensor that depends on no parameter that needs a gradient",
+                "compute the loss from the network's output, without detach, item or no_grad",
+            )
+        return found
+
+
+def _unpacked(given: Any) -> Any:
+    """Inputs as nested tuples, lists and dictionaries, which other mappings are not to `tree_leaves`."""
+    if isinstance(given, Arguments):
+        return given.args, dict(given.kwargs)
+    return dict(given) if isinstance(given, Mapping) else given
+
+
+def _default_loss(output: Any, name: str) -> Any:
+    """The loss that an output is or holds."""
+    if isinstance(output, Tensor):
+        return output
+    found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if found is None:
+        raise ConfigurationError(
+            f"model '{name}' returned {described(output)}, which is no loss and holds none",
+            "give the case a loss, such as Case(module, inputs, loss=lambda out: out.logits.logsumexp(-1).sum())",
+        )
+    return found
+
+
+def described(value: Any) -> str:
+    """A short description of a value for an error: its type, and the shape of a tensor."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return "None" if value is None else type(value).__name__
