@@ -1,4 +1,4 @@
-"""Tests that need a CUDA device."""
+"""Measuring on a CUDA device."""
 
 import subprocess
 import sys
@@ -6,154 +6,14 @@ from statistics import median
 
 import pytest
 import torch
-from torch import Tensor
 
-from capsbench import CapsuleLoss, MoCapsNet
 from capsbench.measure.cell import measure_cell
 from capsbench.measure.memory import CudaProbe
 from capsbench.records import Cell, Plan
-from capsbench.routing import algorithms, kernels, resolve_kernel, route_and_vjp, route_keeping
-from helpers.comparing import assert_all_close, assert_close, relative_error
 from helpers.made import MIB, make_configuration
 from helpers.turns import take_rounds
-from helpers.votes import example, outcome
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-
-# B, I, K, J, D: layers of the paper's networks for 28×28 and 32×32 pixels, of 100 classes, and odd ones
-LAYERS = [
-    (128, 1152, 8, 32, 8),
-    (32, 2048, 8, 32, 8),
-    (32, 1152, 8, 100, 16),
-    (32, 2048, 8, 10, 16),
-    (128, 32, 8, 10, 16),
-    (16, 64, 16, 100, 16),
-    (7, 33, 5, 31, 9),
-    (1, 1, 2, 1, 2),
-]
-
-
-def on_device(sizes, dtype=torch.float32, algorithm="rba"):
-    """Votes of about the length of their capsule, so that agreement does not end with one output alone."""
-    given = example(sizes, torch.float64, algorithm=algorithm)
-    given = given._replace(weight=given.weight * (sizes[2] * sizes[4]) ** -0.5)
-    return given.map(lambda tensor: tensor.to("cuda", dtype))
-
-
-def double(found):
-    return [tensor.double() for tensor in found]
-
-
-@pytest.mark.parametrize("sizes", LAYERS, ids=str)
-@pytest.mark.parametrize("algorithm", algorithms())
-def test_triton_is_as_exact_as_recompute(algorithm, sizes):
-    """Both in float32, against recompute in float64; outputs and every gradient."""
-    given = on_device(sizes, algorithm=algorithm)
-    exact = outcome(given.map(Tensor.double), "recompute")
-    triton, recompute = (double(outcome(given, kernel)) for kernel in ("triton", "recompute"))
-    for mine, theirs, truth in zip(triton, recompute, exact, strict=True):
-        assert relative_error(mine, truth) <= 4 * relative_error(theirs, truth) + 2e-6
-
-
-@pytest.mark.parametrize("sizes", [(4, 32, 8, 32, 8), (3, 37, 5, 7, 9), (1, 1, 2, 1, 2)], ids=str)
-@pytest.mark.parametrize(
-    ("algorithm", "kernel"),
-    [(name, kernel) for name in algorithms() for kernel in kernels(name) if kernel not in ("reference", "compiled")],
-)
-def test_kernels_agree_with_the_reference(algorithm, kernel, sizes):
-    given = on_device(sizes, torch.float64, algorithm)
-    assert_all_close(outcome(given, kernel), outcome(given, "reference"), relative=1e-6)
-
-
-@pytest.mark.parametrize("sizes", [LAYERS[0], LAYERS[4]], ids=str)
-@pytest.mark.parametrize("algorithm", algorithms())
-def test_triton_has_the_same_bits_every_time(algorithm, sizes):
-    given = on_device(sizes, algorithm=algorithm)
-    for one, two in zip(outcome(given, "triton"), outcome(given, "triton"), strict=True):
-        assert torch.equal(one, two)
-
-
-@pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("algorithm", algorithms())
-def test_value_and_gradients_from_one_evaluation(algorithm, kept):
-    given = on_device((64, 96, 8, 32, 8), algorithm=algorithm)
-    output, *gradients = outcome(given, "triton")
-    options = {**given.extras, "algorithm": algorithm, "kernel": "triton"}
-    value, found = route_keeping(given.inputs, given.weight, **options)
-    assert torch.equal(value, output)
-    value, together = route_and_vjp(given.inputs, given.weight, given.grad, **options, kept=found if kept else ())
-    assert torch.equal(value, output), "the exact inverse stands on the same bits"
-    assert_all_close(together, gradients, relative=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("algorithm", algorithms())
-def test_half_precision_costs_what_rounding_costs(algorithm, dtype):
-    """Against float64 at most twice the error of plain torch at the same precision."""
-    given = on_device((32, 96, 8, 32, 8), algorithm=algorithm)
-    narrow = given.map(lambda tensor: tensor.to(dtype))
-    narrow = narrow._replace(grad=given.grad)
-    exact = outcome(narrow.map(Tensor.double)._replace(grad=given.grad.double()), "reference")
-    with torch.autocast("cuda", dtype=dtype):
-        triton, plain = (double(outcome(narrow, kernel)) for kernel in ("triton", "reference"))
-    for mine, theirs, truth in zip(triton, plain, exact, strict=True):
-        assert relative_error(mine, truth) <= 2 * relative_error(theirs, truth) + 2e-6
-
-
-@pytest.mark.parametrize("algorithm", algorithms())
-def test_compiled_equals_eager(algorithm):
-    given = on_device((16, 40, 8, 32, 8), algorithm=algorithm)
-    compiled = torch.compile(lambda: given.route("triton"), fullgraph=True)
-    output = compiled()
-    actual = [output, *torch.autograd.grad(output, given.tensors, given.grad)]
-    expected = outcome(given, "triton")
-    assert_close(actual[0], expected[0], relative=1e-5)
-    # EM divides by variances down to 1e-4.
-    assert_all_close(actual[1:], expected[1:], relative=1e-2 if algorithm == "em" else 1e-4)
-
-
-@pytest.mark.parametrize("algorithm", algorithms())
-def test_triton_does_not_wait_for_the_device(algorithm):
-    given = on_device((16, 40, 8, 32, 8), algorithm=algorithm)
-    outcome(given, "triton")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        outcome(given, "triton")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("algorithm", algorithms())
-def test_triton_holds_no_votes(algorithm):
-    """The votes of this layer take 144 MiB; what chunks write and the gradients of each round, a quarter of that."""
-    given = on_device(LAYERS[0], algorithm=algorithm)
-    outcome(given, "triton")
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    found = outcome(given, "triton")
-    of_gradients = sum(tensor.nbytes for tensor in found)
-    assert torch.cuda.max_memory_allocated() - before - of_gradients <= 36 * MIB
-
-
-def test_auto_is_triton():
-    assert resolve_kernel("auto", "rba", "cuda") == "triton"
-
-
-@pytest.mark.parametrize("rule", ["paper", "published"])
-def test_a_reversible_stack_has_the_gradients_of_the_stored_one(rule):
-    gradients = []
-    images = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0)).cuda()
-    labels = torch.arange(4).cuda()
-    for memory in ("stored", "reversible"):
-        torch.manual_seed(0)
-        net = MoCapsNet((1, 28, 28), 10, 2, memory=memory, rule=rule).double().cuda()
-        CapsuleLoss()(net(images.double(), labels), labels, images.double()).backward()
-        gradients.append([parameter.grad for parameter in net.parameters()])
-    for stored, reversible in zip(*gradients, strict=True):
-        scale = stored.abs().max().item()
-        torch.testing.assert_close(reversible, stored, rtol=1e-6, atol=1e-6 * scale)
 
 
 def test_the_probe_counts_what_is_allocated():

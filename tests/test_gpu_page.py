@@ -203,7 +203,7 @@ def test_what_a_layer_cannot_do_without():
 
 def test_a_bare_machine_gets_all_but_what_it_has():
     found = missing()
-    assert {"pydantic", "pydantic-core", "click", "filelock", "pytest-xdist", "hypothesis"} <= found.keys()
+    assert {"pydantic", "pydantic-core", "click", "filelock", "lazy-loader", "pytest-xdist", "hypothesis"} <= found.keys()
     assert not {"torch", "triton", "numpy", "scipy"} & found.keys()
     assert not [name for name in found if name.startswith("nvidia-") and name != "nvidia-ml-py"]
 

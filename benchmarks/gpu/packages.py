@@ -14,9 +14,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
+
+from benchmarks.gpu.day import ROOT
 
 THERE = {"torch", "torchvision", "triton", "numpy", "scipy", "pandas", "matplotlib"}
 """Large packages that the machine has, or that must fit its torch; nothing that they alone need is taken along."""
@@ -38,6 +41,9 @@ def missing(needed: tuple[str, ...] = NEEDED) -> dict[str, str]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
+    # The project's own needs are those of its file: what is installed of it may be older.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    own = {"": project["dependencies"], **project["optional-dependencies"]}
     found: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     todo = [(Requirement(text), "") for text in needed]
@@ -50,7 +56,8 @@ def missing(needed: tuple[str, ...] = NEEDED) -> dict[str, str]:
         for wanted in ("", *requirement.extras):
             if (name, wanted) not in seen:
                 seen.add((name, wanted))
-                todo += [(Requirement(text), wanted) for text in metadata.requires(name) or ()]
+                needs = own[wanted] if name == "capsbench" else metadata.requires(name) or ()
+                todo += [(Requirement(text), wanted) for text in needs]
     return dict(sorted(found.items()))
 
 

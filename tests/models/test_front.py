@@ -18,6 +18,7 @@ from capsbench.models import front as front_module
 from capsbench.models.convolution import LibraryGradients, OffsetGradients
 from capsbench.models.front import CHUNKS, FRONTS, can_chunk, check_front, chunked_front, resolve_front
 from capsbench.records import Configuration
+from helpers.card import DEVICE, needs_card
 from helpers.comparing import assert_alive, assert_all_close, assert_close, relative_error, saved_by_autograd
 
 PLACES = ("images", "weight 1", "bias 1", "weight 2", "bias 2")
@@ -107,13 +108,16 @@ def test_both_ways_to_the_gradients_of_a_convolution(needs):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_card
+@pytest.mark.parametrize("chunk", [2, None])
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str)
-def test_on_a_gpu(dtype, relative, monkeypatch):
+def test_on_a_card(dtype, relative, chunk, monkeypatch):
+    """A batch of 131 images is by default one chunk of 128 in forward, and a rest."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    images, layers = pictures(dtype=dtype).detach().cuda().requires_grad_(), [it.cuda() for it in convolutions(dtype=dtype)]
+    images = pictures(5 if chunk else 131, dtype=dtype).detach().to(DEVICE).requires_grad_()
+    layers = [it.to(DEVICE) for it in convolutions(dtype=dtype)]
     expected = outcome(plain, images, *layers)
-    assert_all_close(outcome(chunked_front, images, *layers, chunk=2), expected, relative=relative)
+    assert_all_close(outcome(chunked_front, images, *layers, chunk=chunk), expected, relative=relative)
 
 
 def test_values_that_the_relu_stops_stop_gradients():

@@ -12,7 +12,7 @@ from helpers.comparing import assert_all_close, assert_close
 
 NETWORKS = {"capsnet": (CapsNet, {}), "rescapsnet": (ResCapsNet, {}), "mocapsnet": (MoCapsNet, {"rule": "published"})}
 BLOCKS = 2
-KERNELS = [kernel for kernel in kernels() if kernel != "triton"]  # which needs a GPU: test_cuda.py, test_fused.py
+KERNELS = [kernel for kernel in kernels() if kernel != "triton"]  # which needs a GPU: test_triton_on_card.py, test_fused.py
 
 
 def read(name: str) -> dict[str, Tensor]:

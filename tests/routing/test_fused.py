@@ -80,11 +80,11 @@ def test_a_page_keeps_the_tables_of_other_releases(compiler, tmp_path, monkeypat
     # The size with most in registers is always compiled.
     [pytest.param(it, marks=() if it == LARGEST else pytest.mark.slow, id="-".join(map(str, it))) for it in SIZES],
 )
-def test_kernels_compile_without_spills_as_the_table_says(compiler, size):
-    """Rows compiled now: no spills and, if there is a table of the same Triton, its very rows."""
+def test_kernels_compile_as_the_table_says(compiler, size):
+    """Rows compiled now: the very rows of the table of the same Triton, without spills; other releases may spill a few bytes."""
     table = compiler.kept().get(pytest.importorskip("triton").__version__)
     for row in compiler.rows([compiler.Size(*size)]):
-        assert all(found.spills == 0 for found in figures_of(compiler, row)), row
+        assert all(found.spills <= (32 if table is None else 0) for found in figures_of(compiler, row)), row
         assert table is None or row in table, f"{row}\nis not in {compiler.TABLE.name}: write it anew"
 
 
