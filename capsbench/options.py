@@ -357,7 +357,7 @@ class Configuration(BaseModel):
     """A limit on the memory of the device in bytes, or None."""
 
     settings: Settings | None = None
-    """What a case is made with, beside `blocks` and `batch_size`."""
+    """Settings of a case, beside `blocks` and `batch_size`."""
 
     def is_predicted(self) -> bool:
         """Return whether the step is traced without its device, not run."""
