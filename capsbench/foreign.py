@@ -163,10 +163,13 @@ def settings_of(factory: Callable[..., object]) -> dict[str, Any] | None:
     likes by keyword, all with defaults.
     """
     try:
-        parameters = inspect.signature(factory).parameters.values()
+        parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # a callable of C
         return None
     by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL}
+    first = next(iter(parameters), None)
+    if first is not None and isinstance(first.default, tuple):  # a shape, with a default
+        return None
     if any(
         one.name == "in_shape" or one.kind in by_position or (one.default is one.empty and one.kind is not one.VAR_KEYWORD)
         for one in parameters

@@ -62,6 +62,7 @@ class Cell(Schema):
             value, option = getattr(it, name), OPTIONS[name]
             if value not in (None, option.default, option.before, option.unwritten, _USUAL.get(name)):
                 words.append(value_in_words(name, value))
+        words += [str(it.options()["settings"])] if it.settings else []
         return ", ".join(words) + (f" #{self.replicate + 1}" if self.replicate else "")
 
 

@@ -5,6 +5,7 @@ settings are those of a whole process, and have an old form and a new one: whoev
 """
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,12 @@ class _Settings(NamedTuple):
     """Settings of matrix products and of cuDNN in their old form; None if it is unreadable."""
     new: tuple[str, ...]
     """Settings of `_places`."""
+
+
+_lock = threading.Lock()
+_inside = 0
+"""Number of contexts that are entered, by any thread: the first one changes the settings, the last one restores them."""
+_before: _Settings | None = None
 
 
 def _places() -> tuple[Any, ...]:
@@ -42,13 +49,22 @@ def forbid_tf32() -> None:
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Compute products of float32 values inside in float32; afterwards the settings are those from before."""
-    before = _read()
-    # An old form that cannot be read could not be restored either.
-    _set(_Settings(before.old and ("highest", False), ("ieee",) * len(before.new)))
+    global _inside, _before
+    with _lock:
+        # An inherited setting is read as its parent's, and written back it no longer inherits: none is touched without need.
+        if not _inside and torch.cuda.is_available() and allows_tf32():
+            _before = _read()
+            # An old form that cannot be read could not be restored either.
+            _set(_Settings(_before.old and ("highest", False), ("ieee",) * len(_before.new)))
+        _inside += 1
     try:
         yield
     finally:
-        _set(before)
+        with _lock:
+            _inside -= 1
+            if not _inside and _before is not None:
+                _set(_before)
+                _before = None
 
 
 def _read() -> _Settings:

@@ -28,7 +28,7 @@ from capsbench.foreign import (
     takes_labels,
 )
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
-from capsbench.options import OPTIONS, Configuration, Setting
+from capsbench.options import OPTIONS, OWN_INPUTS, Configuration, Setting
 from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
@@ -113,9 +113,7 @@ def facts_of(name: str) -> Facts:
         ConfigurationError: nothing of that name can be imported.
     """
     settings = None if name in BUILT_IN else settings_of(resolve_model(name))
-    simple = (
-        None if settings is None else {key: one for key, one in settings.items() if isinstance(one, bool | int | float | str)}
-    )
+    simple = None if settings is None else {key: one for key, one in settings.items() if type(one) in (bool, int, float, str)}
     return Facts(fingerprint_of(name), simple)
 
 
@@ -181,15 +179,6 @@ def as_module(name: str, made: object, spec: DatasetSpec) -> nn.Module:
         )
     make_lazy_parameters(name, made, lambda: call_with_images(made, spec))
     return made
-
-
-def makes_cases(name: str) -> bool:
-    """Return whether the function behind a model's name makes cases, by keyword, not classifiers.
-
-    Raises:
-        ConfigurationError: nothing of that name can be imported.
-    """
-    return name not in BUILT_IN and settings_of(resolve_model(name)) is not None
 
 
 def build_case(configuration: Configuration) -> Case:
@@ -275,7 +264,7 @@ class Workload:
         self.device = next((tensor.device for tensor in [*self.given, *self.model.parameters()]), torch.device("cpu"))
         parameters = trainable(self.model, configuration.model)
         self.optimizer = None if case.optimizer is None else made_optimizer(case.optimizer, parameters, configuration.model)
-        self._steps_in_backward = configuration.optimizer_step == "backward"
+        self._steps_in_backward = configuration.optimizer_step == "backward" and self.optimizer is not None
         if self._steps_in_backward and self.optimizer is not None:
             step_in_backward(self.optimizer)
         # Half precision loses the first gradients unless the loss is scaled up.
@@ -303,6 +292,8 @@ class Workload:
             self._scaler.step(self.optimizer)
             self._scaler.update()
         self.model.zero_grad(set_to_none=True)
+        for tensor in self.given:
+            tensor.grad = None  # of an input that needs one
 
     def train_step(self) -> None:
         """Run forward, backward and optimizer."""
@@ -331,7 +322,7 @@ def case_on_device(configuration: Configuration, data_directory: Path | None = N
         ConfigurationError: the configuration makes no network, or the batch is larger than the data.
     """
     device = torch.device(configuration.device)
-    if makes_cases(configuration.model):
+    if configuration.dataset == OWN_INPUTS:
         # Tensors that its functions hold are made on the device, too.
         with nullcontext() if device.type == "cpu" else device:
             case = build_case(configuration)

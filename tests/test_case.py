@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import capsbench
 from capsbench import Case, workload
 from capsbench.case import Arguments
 from capsbench.errors import ConfigurationError
+from capsbench.foreign import settings_of
 from capsbench.measure.step_memory import memory_figures, probed_step
-from capsbench.options import Configuration
+from capsbench.options import OWN_INPUTS, Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import Cell, MemoryFigures
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.tracing.step_trace import TracedStep
-from capsbench.tracing.storages import state_of
+from capsbench.tracing.storages import state_of, storage_bytes
 from capsbench.workload import Workload, build_case, case_on_device, facts_of
 from helpers import networks_of_others as others
 from helpers.commands import assert_refused
@@ -454,3 +456,89 @@ WRONG = {
 @pytest.mark.parametrize(("typed", "words"), WRONG.values(), ids=WRONG)
 def test_wrong_settings_are_refused_on_the_command_line(command, typed, words):
     assert_refused(command("predict", "--models", CASE_NAME, "--device", "cpu", *typed), words)
+
+
+# Faults that a reader of the code found.
+
+
+def views(blocks=1):
+    tokens = torch.randint(50, (4, 33))
+    net = nn.Sequential(nn.Embedding(50, 16), *[nn.Linear(16, 16) for _ in range(blocks)], nn.Linear(16, 50))
+    return Case(
+        net, tokens[:, :-1], loss=lambda out, given: cross_entropy(out.flatten(0, 1), given.flatten()), targets=tokens[:, 1:]
+    )
+
+
+def captured(blocks=1):
+    labels = torch.randint(5, (4,))
+    return Case(
+        nn.Sequential(*[nn.Linear(8, 8) for _ in range(blocks)]), torch.rand(4, 8), loss=lambda out: cross_entropy(out, labels)
+    )
+
+
+class Slope(nn.Module):
+    """A network whose loss contains the gradient at its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            out = self.net(x).sum()
+            (slope,) = torch.autograd.grad(out, x, create_graph=True) if x.requires_grad else (x,)
+        return slope.square().sum()
+
+
+def informed():
+    return Case(Slope(), torch.rand(9, 2, requires_grad=True), inference=torch.rand(9, 2))
+
+
+def without_optimizer(blocks=1):
+    return Case(
+        nn.Sequential(*[nn.Linear(8, 8) for _ in range(blocks)]), torch.rand(4, 8), loss=lambda out: out.sum(), optimizer=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("views", {}), ("informed", {}), ("without_optimizer", {"optimizer_step": "backward"})]
+)
+def test_inputs_that_share_memory_or_need_gradients_are_predicted_to_the_byte(name, fields):
+    asked = Configuration(
+        model=f"{__name__}:{name}", blocks=0, dataset=OWN_INPUTS, batch_size=None, settings=(), device="cpu", threads=1, **fields
+    )
+    traced = trace_for(asked)
+    predicted, step = predict_memory(asked, traced).memory, probed_step(asked)
+    measured = memory_figures(step)
+    for field in ("state_bytes", "gradient_bytes", "retained_bytes", "peak_allocated_bytes"):
+        assert getattr(predicted, field) == getattr(measured, field), field
+    assert traced.batch_bytes == storage_bytes(step.workload.given)
+    # Nothing is left over for the next step.
+    assert all(one.grad is None for one in [*step.workload.model.parameters(), *step.workload.given])
+
+
+def test_tensors_that_a_loss_holds_are_on_the_predicted_device():
+    asked = Configuration(
+        model=f"{__name__}:captured",
+        blocks=1,
+        dataset=OWN_INPUTS,
+        batch_size=None,
+        settings=(),
+        device="cuda:predicted",
+        gpu="h100",
+    )
+    assert trace_for(asked).retained_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda shape=(1, 28, 28), classes=10, depth=1: None, None),
+        (lambda in_shape=(1, 28, 28), num_classes=10: None, None),
+        (lambda a, b, c: None, None),
+        (lambda *all_of_them: None, None),
+        (lambda length=3, **more: None, {"length": 3}),
+    ],
+)
+def test_a_function_of_classifiers_is_told_from_one_of_cases(function, expected):
+    assert settings_of(function) == expected

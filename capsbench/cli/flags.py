@@ -115,7 +115,7 @@ def _slope_share(flag: str, text: str) -> float:
 
 
 def parse_setting(flag: str, text: str) -> tuple[str, tuple[Setting, ...]]:
-    """Parse a name and its values: `length=128`, `length=128,256`, `blocks=1-8`, `tied=true`.
+    """Parse a name and its values: `length=128`, `length=128,256`, `heads=1-8`, `tied=true`.
 
     Raises:
         ConfigurationError: it is none of these.
@@ -123,7 +123,7 @@ def parse_setting(flag: str, text: str) -> tuple[str, tuple[Setting, ...]]:
     name, equals, values = (part.strip() for part in text.partition("="))
     parts = [part.strip() for part in values.split(",")]
     if not equals or not name.replace("-", "_").isidentifier() or not all(parts):
-        raise ConfigurationError(f"{flag} '{text}' is not a name with values", "write NAME=VALUE: length=128,256 or blocks=1-8")
+        raise ConfigurationError(f"{flag} '{text}' is not a name with values", "write NAME=VALUE: length=128,256 or heads=1-8")
     return name.replace("-", "_"), tuple(dict.fromkeys(value for part in parts for value in _setting_values(part)))
 
 
@@ -135,7 +135,7 @@ def _setting_values(text: str) -> Sequence[Setting]:
     if text in ("true", "false"):
         return (text == "true",)
     for kind in (int, float):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             if math.isfinite(value := kind(text)):
                 return (value,)
     return (text,)

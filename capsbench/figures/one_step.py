@@ -177,7 +177,9 @@ def caption_of(timeline: Timeline) -> list[str]:
     names = [name for name, option in OPTIONS.items() if type_of(name) is str or option.unwritten is not None]
     known = [(noun_of(name), getattr(it, name)) for name in names if name not in _SAID]
     options = [f"{noun} {value}" for noun, value in known if value is not None]
-    shown = [dataset_title(it.dataset), f"batch size {it.batch_size}", *options, it.precision, f"device {it.device}"]
+    batch = [] if it.batch_size is None else [f"batch size {it.batch_size}"]
+    own = [it.options()["settings"]] if it.settings else []
+    shown = [dataset_title(it.dataset), *batch, *own, *options, it.precision, f"device {it.device}"]
     stand_in = ["the packaged images stand in for a set that was not on disk"] if timeline.data_source == "stand-in" else []
     return [", ".join(shown), "; ".join([*stand_in, "1 MiB = 2²⁰ bytes", "* stands for every number", *timeline.notes])]
 

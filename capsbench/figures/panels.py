@@ -192,4 +192,6 @@ def draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
 
 
 def _steps_per_epoch(series: Series) -> float:
+    if series["dataset"] not in SPECS:
+        return float("nan")  # inputs of a case have no epoch
     return float(ceil(SPECS[str(series["dataset"])].train_size / int(str(series["batch_size"]))))

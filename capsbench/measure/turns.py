@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from capsbench.errors import CapsbenchError, error_line
-from capsbench.foreign import keeping_threads
+from capsbench.foreign import keeping_threads, module_of
 from capsbench.measure.clock import clock_for
 from capsbench.measure.device_time import device_seconds
 from capsbench.measure.edges import Edges, Structure, edges_cost, growing_modules, hooks_change, recorded
@@ -117,7 +117,11 @@ class Turns:
         self._device_train: dict[str, list[float]] = {}
         self._device_inference: dict[str, list[float]] = {}
         self._flags: Flags = {}
+        """Flags of torch before any network was imported."""
+        self._flags_of_import: dict[str, Flags] = {}
+        """Flags after the import of each module of networks, by its name."""
         self._flags_of: dict[str, Flags] = {}
+        """Flags after each cell's last turn, by its key."""
         self._notes_of_import: dict[str, list[str]] = {}
 
     def run(self, notes: Sequence[str]) -> None:
@@ -158,14 +162,17 @@ class Turns:
                 self._device_inference[key] = found
 
     def _import_networks(self) -> None:
-        """Import the networks' modules: flags that a module sets when it is imported hold for all of its networks."""
+        """Import the networks' modules: flags that one sets when it is imported hold for all of its networks, and no other."""
+        self._flags = read_flags()
         for key, configuration in self._request.cells.items():
             if configuration.model not in self._notes_of_import:
                 self._send(Message(active=key))
                 with keeping_threads(configuration.model) as notes, contextlib.suppress(CapsbenchError):
                     resolve_model(configuration.model)
                 self._notes_of_import[configuration.model] = notes
-        self._flags = read_flags()
+                # A module is imported once, for all of its networks.
+                self._flags_of_import.setdefault(_module(configuration.model), read_flags())
+                set_flags(self._flags)
 
     def _build(self, key: str, notes: Sequence[str]) -> dict[str, Structure]:
         """Build a cell, step it once, and return its structure; nothing where that cannot be recorded."""
@@ -303,7 +310,8 @@ class Turns:
     def _attempted(self, key: str) -> Iterator[None]:
         """Build or step a cell in the body, under the flags that it has set; if that fails, drop it and report why."""
         self._send(Message(active=key))
-        set_flags(self._flags_of.get(key, self._flags))
+        imported = self._flags_of_import.get(_module(self._request.cells[key].model), self._flags)
+        set_flags(self._flags_of.get(key, imported))
         try:
             yield
             return
@@ -331,6 +339,11 @@ class Turns:
 def _of_cells(known: Mapping[str, T], turns: Sequence[Turn]) -> dict[str, T]:
     """The values of the cells that had these turns, as far as there are any."""
     return {turn.cell: known[turn.cell] for turn in turns if turn.cell in known}
+
+
+def _module(model: str) -> str:
+    """Name of the module of a network, or the network's own where it names none."""
+    return module_of(model) or model
 
 
 def main() -> None:

@@ -197,7 +197,9 @@ def _where(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]) -> 
     good = cells[cells["status"] == "ok"]
     depths = sorted({int(blocks) for blocks in (good if len(good) else cells)["blocks"]})
     how = "Predicted" if is_predicted(series) else "Measured" if len(good) else "Tried"
-    parts = [dataset_title(str(series["dataset"])), f"batch {series['batch_size']}"]
+    parts = [dataset_title(str(series["dataset"]))]
+    parts += [] if plain(series.get("batch_size")) is None else [f"batch {plain(series['batch_size'])}"]
+    parts += [] if plain(series.get("settings")) is None else [str(series["settings"])]
     parts += [f"{name} {series[name]}" for name in ("kernel", "memory") if series.get(name) is not None]
     parts += [str(series["precision"]), _machine(series, reports)]
     parts = [cut(part, LONGEST_NAME) for part in parts]

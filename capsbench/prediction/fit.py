@@ -6,11 +6,14 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from capsbench.catalog import spec_of
-from capsbench.options import DEEPEST
+from capsbench.options import DEEPEST, OWN_INPUTS
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
 from capsbench.records import Configuration, MemoryFigures
 
 What = Literal["depth", "batch"]
+
+_MOST_SAMPLES = 100_000
+"""Largest batch of a case that is looked at; that of images is an epoch."""
 
 CHECKED = (8, 16, 24, 32)
 """Depths at which the growth of bytes is examined first."""
@@ -56,10 +59,22 @@ def largest_fit(configuration: Configuration, what: What) -> Fit:
 
     if what == "depth" and at(CHECKED[-1]).fits:
         return _deeper(at, known)
-    most = CHECKED[-1] if what == "depth" else spec_of(configuration.dataset).train_size
+    most = (
+        CHECKED[-1]
+        if what == "depth"
+        else _MOST_SAMPLES
+        if configuration.dataset == OWN_INPUTS
+        else spec_of(configuration.dataset).train_size
+    )
     fitting, failing = _neighbours(at, most)
     taken = _taken(at(fitting)) if fitting else None
-    reason = f"an epoch has no more than {most:,} images" if failing is None else f"{failing:,} do not: {at(failing).reason}"
+    reason = (
+        f"no more than {most:,} were looked at"
+        if configuration.dataset == OWN_INPUTS
+        else f"an epoch has no more than {most:,} images"
+        if failing is None
+        else f"{failing:,} do not: {at(failing).reason}"
+    )
     return Fit(what, fitting, taken, bounded=failing is not None, traced=True, reason=reason, looked_at=max(known))
 
 

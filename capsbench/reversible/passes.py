@@ -118,7 +118,10 @@ def _is_plain(*tensors: Tensor) -> bool:
     """
     if torch._C._len_torch_dispatch_stack() or torch._C._autograd._profiler_enabled():
         return False
-    return all(type(one) is Tensor and one.is_cpu for one in tensors)
+    # Transforms of torch.func have tensors of the plain type without memory of their own.
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(type(one) is Tensor and one.is_cpu and not one.is_neg() for one in tensors)
 
 
 def _laid_out(value: Tensor, units: Tensor, dtype: torch.dtype) -> Tensor:

@@ -302,7 +302,9 @@ class Buffers:
         """Write the captured values back into the module's own buffers, as if it had not been evaluated."""
         with torch.no_grad():
             for original, copy in zip(self.originals, self.copies, strict=True):
-                original.copy_(copy)
+                # A write that changes nothing would spoil what autograd saved of a buffer elsewhere.
+                if not torch.equal(original, copy):
+                    original.copy_(copy)
         for module, name, index in self.places:
             module._buffers[name] = self.originals[index]
 

@@ -6,6 +6,8 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import ValidationError
+
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models import resolve_front
 from capsbench.options import (
@@ -166,15 +168,18 @@ def _cases(sweep: Sweep, model: str, names: Sequence[str], settings: Mapping[str
     for values in product(*(sweep.values[name] for name in names), *given.values()):
         asked = _resolved(dict(zip(names, values, strict=False)), sweep)
         made = dict(settings) | dict(zip(given, values[len(names) :], strict=True))
+        # Equal settings make one cell, however they were typed.
+        made = {name: float(value) if isinstance(settings[name], float) else value for name, value in made.items()}
         own = {name: made.pop(name) for name in ("blocks", "batch_size") if name in made}
-        yield Configuration(
-            model=model,
-            blocks=own.get("blocks", 0),
-            dataset=OWN_INPUTS,
-            batch_size=own.get("batch_size"),
-            settings=tuple(made.items()),
-            **asked,
-        )
+        fields = {"blocks": own.get("blocks", 0), "batch_size": own.get("batch_size"), "settings": tuple(made.items())}
+        try:
+            yield Configuration(model=model, dataset=OWN_INPUTS, **fields, **asked)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            raise ConfigurationError(
+                f"model '{model}': {'.'.join(map(str, fault['loc']))} {fault['input']!r} makes no case: {fault['msg']}",
+                "give another value, or another default",
+            ) from None
 
 
 def _fitting(sweep: Sweep, model: str, name: str) -> tuple[Any, ...]:
@@ -242,6 +247,8 @@ def _check_settings(sweep: Sweep, model: str, settings: Mapping[str, Setting] | 
         given["blocks"] = sweep.depths
     given |= {name: sweep.values[name] for name in ("batch_size", "dataset") if name in sweep.chosen}
     for name, values in given.items():
+        if not values:
+            raise ConfigurationError(f"`settings` {name} has no value", f"give one or several, or leave {name} out")
         if name not in settings:
             raise ConfigurationError(
                 f"model '{model}' takes no {name}", f"it takes {', '.join(settings)}" if settings else "it takes no settings"

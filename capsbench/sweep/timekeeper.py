@@ -146,6 +146,8 @@ class Timekeeper:
             # Each process takes its part of the least number of rounds, and the last one all that are needed beyond it.
             fewest, last = -(-self._plan.samples * part // parts), part == parts
             alive = [cell for cell in cells if cell.key() not in failed]
+            if not alive:
+                break
             if not last and all(had[cell.key()] >= fewest for cell in alive):
                 continue
             number, process_number = self._free_numbers()

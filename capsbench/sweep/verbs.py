@@ -320,6 +320,7 @@ def _call(verb: Callable[..., Report], names: list[str], depths: tuple[int, ...]
     """The call of a verb as it would be written again, without arguments that have their defaults."""
     usual = {name: one.default for name, one in signature(verb).parameters.items()}
     more = {name: value for name, value in given.items() if name not in usual or value != usual[name]} | given.get("options", {})
-    words = [repr(names if len(names) > 1 else names[0]), f"depths={list(depths)}"]
+    words = [repr(names if len(names) > 1 else names[0])]
+    words += [] if given["depths"] is None else [f"depths={list(depths)}"]
     words += [f"{name}={value!r}" for name, value in more.items() if name not in _NOT_SAID]
     return f"capsbench.{verb.__name__}({', '.join(words)})"

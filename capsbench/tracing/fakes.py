@@ -70,21 +70,27 @@ def fake_like(tensor: Tensor, device: torch.device, values: Values, memory: Memo
         memory: counterparts so far, of which those on a CPU share memory as the originals do.
     """
     if device.type == "cpu":
-        moved = _on_cpu(tensor, {} if memory is None else memory)
+        moved = shared_like(tensor, device, {} if memory is None else memory)
     else:
         # By its sizes, since an operator on a real tensor would be run for real.
         moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
-    if not isinstance(tensor, nn.Parameter) and tensor.numel() <= MOST_ELEMENTS:
-        known = values.of(tensor) if isinstance(tensor, FakeTensor) else host_copy(tensor)
-        if known is not None:
-            values.give(moved, known)
+    if not isinstance(tensor, nn.Parameter):
+        give_values(moved, tensor, values)
     return moved
 
 
-def _on_cpu(tensor: Tensor, memory: Memory) -> Tensor:
-    """The counterpart of a tensor on a CPU, where nothing moves: tensors that shared memory share it again, in `memory`."""
+def give_values(moved: Tensor, tensor: Tensor, values: Values) -> None:
+    """Record the values of a small tensor for the one without values that takes its place."""
+    if tensor.numel() <= MOST_ELEMENTS:
+        known = values.of(tensor) if isinstance(tensor, FakeTensor) else host_copy(tensor)
+        if known is not None:
+            values.give(moved, known)
+
+
+def shared_like(tensor: Tensor, device: torch.device, memory: Memory) -> Tensor:
+    """The counterpart of a tensor on a device; tensors that share memory share it there too, in `memory`."""
     storage = tensor.untyped_storage()
     key = storage._cdata, tensor.dtype
     if key not in memory:
-        memory[key] = torch.empty(storage.nbytes() // tensor.itemsize, dtype=tensor.dtype)
+        memory[key] = torch.empty(storage.nbytes() // tensor.itemsize, dtype=tensor.dtype, device=device)
     return memory[key].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).detach()

@@ -3,7 +3,7 @@
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -16,12 +16,14 @@ from capsbench.catalog import spec_of
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
+from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, StepFigures
 from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import eagerly, note_scripted
-from capsbench.tracing.fakes import fake_like, made_fake
+from capsbench.tracing.fakes import Memory, give_values, made_fake, shared_like
 from capsbench.tracing.follow import Follow, following
+from capsbench.tracing.known import Values
 from capsbench.tracing.observed_step import StepObserver, run_step
 from capsbench.tracing.storages import optimizer_state, state_of, storage_bytes
 from capsbench.tracing.trace import Trace
@@ -31,7 +33,6 @@ from capsbench.workload import (
     build_case,
     build_model,
     classifier_case,
-    makes_cases,
     seed_everything,
 )
 
@@ -165,10 +166,13 @@ def traced_figures(configuration: Configuration) -> tuple[StepFigures | None, li
 def _started(follow: Follow, configuration: Configuration, build: Build | None) -> Workload:
     """The network and its optimizer, on shapes."""
     device = follow.blocks.device
-    if build is None and makes_cases(configuration.model):
+    if build is None and configuration.dataset == OWN_INPUTS:
         seed_everything()
-        case = _built(configuration.model, lambda: build_case(configuration), "check the values that it is called with")
-        case = case.map_tensors(lambda tensor: fake_like(tensor, device, follow.values))
+        # Tensors that its functions hold are made on the device, too.
+        with nullcontext() if device.type == "cpu" else device:
+            case = _built(configuration.model, lambda: build_case(configuration), "check the values that it is called with")
+        memory: Memory = {}
+        case = case.map_tensors(lambda tensor: _input_like(tensor, device, follow.values, memory))
         follow.blocks.tag("batch", case.tensors())
         case = replace(case, module=made_fake(case.module, device, follow.values))
     else:
@@ -187,6 +191,13 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
         case = classifier_case(configuration, made_fake(model, device, follow.values), batch)
     note_scripted(case.module, follow.kind, follow.notes)
     return Workload(configuration, case=case)
+
+
+def _input_like(tensor: Tensor, device: torch.device, values: Values, memory: Memory) -> Tensor:
+    """A tensor without values in place of an input of a case, which shares memory and needs a gradient as that does."""
+    moved = shared_like(tensor, device, memory)
+    give_values(moved, tensor, values)
+    return moved.requires_grad_(tensor.requires_grad)
 
 
 def _built(model: str, build: Callable[[], T], hint: str) -> T:

@@ -285,7 +285,8 @@ def settings():
 
 
 @pytest.mark.parametrize("matmul", ["highest", "high", "medium"])
-def test_products_are_in_float32_inside_and_as_before_afterwards(settings, matmul):
+def test_products_are_in_float32_inside_and_as_before_afterwards(settings, matmul, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = True
     before = settings()
@@ -300,9 +301,25 @@ def test_products_are_in_float32_inside_and_as_before_afterwards(settings, matmu
     with pytest.raises(ZeroDivisionError), without_tf32():
         raise ZeroDivisionError
     assert settings() == before
+    # Of contexts that overlap, as those of several threads do, the last one to be left restores the settings.
+    first, second = without_tf32(), without_tf32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not allows_tf32()
+    second.__exit__(None, None, None)
+    assert settings() == before
 
 
-def test_settings_of_the_new_form_alone_stay_what_they_were(settings):
+def test_a_machine_without_a_gpu_keeps_its_settings(settings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = settings()
+    with without_tf32():
+        assert settings() == before
+
+
+def test_settings_of_the_new_form_alone_stay_what_they_were(settings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     with pytest.raises(RuntimeError):
         settings()  # whoever sets one form alone makes the other unreadable
