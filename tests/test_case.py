@@ -495,9 +495,8 @@ def informed():
 
 
 def without_optimizer(blocks=1):
-    return Case(
-        nn.Sequential(*[nn.Linear(8, 8) for _ in range(blocks)]), torch.rand(4, 8), loss=lambda out: out.sum(), optimizer=None
-    )
+    net = nn.Sequential(*[nn.Linear(8, 8) for _ in range(blocks)])
+    return Case(net, torch.rand(4, 8), loss=lambda out: out.square().mean(), optimizer=None)
 
 
 @pytest.mark.parametrize(
