@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -373,7 +374,11 @@ def test_on_cuda_both_are_rounded_by_the_same_allocator(monkeypatch):
     assert step.retained_bytes < counted
     figures = make_record().memory.model_copy(update={"retained_bytes": counted})
     monkeypatch.setattr(
-        worker, "probed_step", lambda *_: type("Step", (), {"workload": type("W", (), {"data_source": None, "notes": []})})
+        worker,
+        "probed_step",
+        lambda *_: SimpleNamespace(
+            workload=SimpleNamespace(data_source=None, notes=[]), probe=SimpleNamespace(notes=list), gradient_bytes=0
+        ),
     )
     monkeypatch.setattr(worker, "memory_figures", lambda _: figures)
     assert memory_pass(configuration).step.agrees is True

@@ -36,7 +36,9 @@ def run(folder: Path, seconds: float, tests: Path) -> Found:
     files = [path for path in sorted(tests.rglob("test_*.py")) if "mark.cuda" in path.read_text(encoding="utf-8")]
     parallel = ["-n", str(PROCESSES), "--dist", "worksteal"] if find_spec("xdist") else []
     words = ["-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu.suite", "--tb=short", "--durations=8", "-m", "cuda", *parallel]
-    environment = {**os.environ, PASSED: str(passed), OUTCOMES: str(outcomes), "OMP_NUM_THREADS": "2"}
+    # A worker of xdist may have started this process, whose variable would tell the new pytest that it is one, too.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**inherited, PASSED: str(passed), OUTCOMES: str(outcomes), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-m", "pytest", *words, *map(str, files)]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL) as process:
         try:
