@@ -114,6 +114,19 @@ def keep(tmp_path, plan, observer=None, *, memory=True):
     return report
 
 
+def interrupt_at(round_number, process, monkeypatch):
+    """Interrupt the sweep at this round, counted from 1, and at no other."""
+    calls = []
+
+    def interrupted(self, number, order):
+        calls.append(number)
+        if len(calls) == round_number:
+            raise KeyboardInterrupt
+        return Process.round(self, number, order)
+
+    monkeypatch.setattr(process, "round", interrupted)
+
+
 def plan_of(several=None, **fields):
     return Plan(command="", cells=several or cells(), **({"samples": 5, "budget_seconds": 20} | fields))
 
@@ -275,22 +288,13 @@ def test_a_cell_that_does_not_fit_beside_others_is_timed_alone(tmp_path, process
 
 
 def test_a_sweep_that_was_cut_off_goes_on_with_its_rounds(tmp_path, process, monkeypatch):
-    calls = []
-
-    def interrupted(self, number, order):
-        calls.append(number)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return Process.round(self, number, order)
-
-    monkeypatch.setattr(process, "round", interrupted)
+    interrupt_at(4, process, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         keep(tmp_path, plan_of())
     assert len((tmp_path / "rounds.jsonl").read_text().splitlines()) == 3
     again = Report(tmp_path)
     assert {len(record.time.rounds) for record in again.records} == {3}
 
-    calls += [0]
     found = by_cell(keep(tmp_path, plan_of()))
     assert found["mocapsnet", 1].time.rounds == [*range(12)]
     assert found["mocapsnet", 1].time.processes == [0] * 3 + [1] * 9
@@ -379,15 +383,7 @@ def test_an_added_depth_that_is_cut_off_goes_on(tmp_path, process, monkeypatch):
     larger = plan_of(cells(depths=(1, 2, 4), models=("mocapsnet",)))
     keep(tmp_path, small)
     finished = by_cell(Report(tmp_path))["mocapsnet", 1].time.rounds
-    calls = []
-
-    def interrupted(self, number, order):
-        calls.append(number)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return Process.round(self, number, order)
-
-    monkeypatch.setattr(process, "round", interrupted)
+    interrupt_at(4, process, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         keep(tmp_path, larger)
     cut_off = by_cell(Report(tmp_path))
@@ -442,15 +438,7 @@ def test_each_group_has_a_budget_of_its_own(tmp_path, process):
 
 def test_a_group_that_was_cut_off_goes_on_with_what_is_left_of_its_budget(tmp_path, process, monkeypatch):
     process.noise = 10.0
-    calls = []
-
-    def interrupted(self, number, order):
-        calls.append(number)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return Process.round(self, number, order)
-
-    monkeypatch.setattr(process, "round", interrupted)
+    interrupt_at(8, process, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         keep(tmp_path, plan_of(budget_seconds=20))
     report = keep(tmp_path, plan_of(budget_seconds=20))
