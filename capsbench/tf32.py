@@ -1,6 +1,6 @@
 """TF32, in which a GPU rounds the factors of float32 products to 10 bits: never used where capsbench computes at precision fp32.
 
-PyTorch uses it for convolutions and recurrent layers unless it is told otherwise, and for matrix products if it is asked to. Its
+PyTorch uses it for convolutions and recurrent layers by default, and for matrix products on request. Its
 settings are those of a whole process, and have an old form and a new one: whoever sets one form alone makes the other unreadable.
 """
 

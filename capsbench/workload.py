@@ -181,8 +181,12 @@ def as_module(name: str, made: object, spec: DatasetSpec) -> nn.Module:
     return made
 
 
-def build_case(configuration: Configuration) -> Case:
+def build_case(configuration: Configuration, device: torch.device) -> Case:
     """The case of a configuration whose function makes cases, as the function made it.
+
+    Args:
+        configuration: configuration of the case.
+        device: device of the tensors that are made without one, those that the loss function holds included.
 
     Raises:
         ConfigurationError: the function does not take a setting, or returned no case.
@@ -194,7 +198,8 @@ def build_case(configuration: Configuration) -> Case:
     if refused is not None:
         known = ", ".join(settings_of(factory) or {}) or "nothing"
         raise ConfigurationError(f"model '{name}' takes no {refused}", f"it takes {known}")
-    case = factory(**given)
+    with nullcontext() if device.type == "cpu" else device:
+        case = factory(**given)
     if not isinstance(case, Case):
         raise ConfigurationError(
             f"model '{name}' returned {described(case)}",
@@ -264,9 +269,10 @@ class Workload:
         self.device = next((tensor.device for tensor in [*self.given, *self.model.parameters()]), torch.device("cpu"))
         parameters = trainable(self.model, configuration.model)
         self.optimizer = None if case.optimizer is None else made_optimizer(case.optimizer, parameters, configuration.model)
-        self._steps_in_backward = configuration.optimizer_step == "backward" and self.optimizer is not None
-        if self._steps_in_backward and self.optimizer is not None:
-            step_in_backward(self.optimizer)
+        in_backward = self.optimizer if configuration.optimizer_step == "backward" else None
+        self._steps_in_backward = in_backward is not None
+        if in_backward is not None:
+            step_in_backward(in_backward)
         # Half precision loses the first gradients unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=configuration.precision == "fp16")
 
@@ -323,10 +329,7 @@ def case_on_device(configuration: Configuration, data_directory: Path | None = N
     """
     device = torch.device(configuration.device)
     if configuration.dataset == OWN_INPUTS:
-        # Tensors that its functions hold are made on the device, too.
-        with nullcontext() if device.type == "cpu" else device:
-            case = build_case(configuration)
-        return case.to(device), None
+        return build_case(configuration, device).to(device), None
     data = load_images(configuration.dataset, data_directory)
     size = configuration.images()
     check_batch_size(size, len(data.images), data.spec.name)

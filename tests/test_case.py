@@ -339,7 +339,7 @@ def refused(function, *arguments, **options) -> ConfigurationError:
 
 def test_a_function_that_makes_no_case_is_refused():
     name = f"{__name__}:returns_a_module"
-    found = refused(build_case, configured(name))
+    found = refused(build_case, configured(name), torch.device("cpu"))
     assert "returned Linear" in found.what
     assert "capsbench.Case" in found.hint
 

@@ -31,7 +31,7 @@ def asked_cells(given: dict[str, Any]) -> list[Cell]:
     """Return the cells that a command's options ask for."""
     refuse_for_own(given["models"])
     models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
-    # What was not typed is left to the sweep, since a case has defaults of its own.
+    # Options that were not typed are left to the sweep, since a case has defaults of its own.
     left = {name: None for name in ("dataset", "batch_size") if was_left_out(name)}
     options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given) | left
     depths, settings = parse_depths(given["depth"]), _once(given["settings"], SETTINGS_FLAG)

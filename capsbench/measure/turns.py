@@ -205,7 +205,7 @@ class Turns:
     def _try_edges(self, modules: list[str], structures: Mapping[str, Structure]) -> bool:
         """Put edges round these modules, and leave them there if every cell meets them in a training step.
 
-        A cell that fails meanwhile is dropped, and says nothing of the others' edges. In inference there are none if it does not
+        A cell that fails meanwhile is dropped, and the others keep their edges. In inference there are none if it does not
         meet them too, or if their hooks would change what it runs.
         """
         turns: list[Turn] = []

@@ -3,7 +3,7 @@
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -168,9 +168,7 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
     device = follow.blocks.device
     if build is None and configuration.dataset == OWN_INPUTS:
         seed_everything()
-        # Tensors that its functions hold are made on the device, too.
-        with nullcontext() if device.type == "cpu" else device:
-            case = _built(configuration.model, lambda: build_case(configuration), "check the values that it is called with")
+        case = _built(configuration.model, lambda: build_case(configuration, device), "check the values that it is called with")
         memory: Memory = {}
         case = case.map_tensors(lambda tensor: _input_like(tensor, device, follow.values, memory))
         follow.blocks.tag("batch", case.tensors())
