@@ -367,9 +367,38 @@ class Configuration(BaseModel):
         """Kind of the device: `cpu` or `cuda`."""
         return self.device.partition(":")[0]
 
-    def series(self) -> str:
-        """A key that all depths of one series share."""
-        return self.model_copy(update={"blocks": 0}).model_dump_json()
+    def series(self, axis: str = "blocks") -> str:
+        """A key of everything but an axis, which all cells of one series along it share.
+
+        Args:
+            axis: name of an axis, as in `Plan.axes`.
+        """
+        if self._is_setting(axis):
+            others = tuple(pair for pair in self.settings or () if pair[0] != axis)
+            return self.model_copy(update={"settings": others}).model_dump_json()
+        return self.model_copy(update={axis: 0 if axis == "blocks" else None}).model_dump_json()
+
+    def position(self, axis: str) -> float | None:
+        """Where a cell lies on an axis: blocks (0 without any), samples, a number of an option or setting, or pixels of `shape`.
+
+        Args:
+            axis: name of an axis, as in `Plan.axes`.
+
+        Returns:
+            The position; None if the network does not have the axis.
+        """
+        if self._is_setting(axis):
+            value: object = dict(self.settings or ()).get(axis)
+        elif axis in ("shape", "classes"):
+            spec = SPECS.get(self.dataset)
+            value = None if spec is None else spec.classes if axis == "classes" else spec.shape[1] * spec.shape[2]
+        else:
+            value = getattr(self, axis)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def _is_setting(self, axis: str) -> bool:
+        """Return whether an axis is a setting of this case, or else a field or a part of the images."""
+        return axis in dict(self.settings or ()) or axis not in AXES_OF_FIELDS
 
     def images(self) -> int:
         """Images per step of a classifier."""
@@ -401,6 +430,9 @@ def _rows() -> dict[str, Option]:
 
 OPTIONS: Mapping[str, Option] = MappingProxyType(_rows())
 """Every option by the name of its field, in the order in which records hold them."""
+
+AXES_OF_FIELDS = ("blocks", "batch_size", "capsules", "iterations", "classes", "shape", "gamma", "threads")
+"""Axes that are fields of a configuration; any other is a setting of a case."""
 
 NETWORK_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.networks.names is not None)
 """Options that only capsbench's own networks have, and no other network gets."""

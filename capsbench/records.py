@@ -15,7 +15,7 @@ from capsbench.options import OPTIONS, SWEPT_OPTIONS, WRITTEN, value_in_words
 from capsbench.options import PREDICTED as PREDICTED
 from capsbench.options import Configuration as Configuration
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Version of the schema, raised whenever an older capsbench could not understand a new record."""
 
 Status = Literal["ok", "oom", "timeout", "error", "skipped"]
@@ -464,6 +464,8 @@ class Plan(Schema):
     """True if a cell is refused while other processes are on its CUDA device."""
     experiment: str | None = None
     """Name of the paper's figure or table that is reproduced, if any, which decides how the report is drawn."""
+    axes: tuple[str, ...] = ("blocks",)
+    """Names of what the sweep varies: `blocks`, `batch_size`, another numeric option, `shape`, or a setting of a case."""
     cells: list[Cell]
     """Cells in the order in which they are measured."""
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from capsbench.options import OPTIONS, type_of
-from capsbench.records import SCHEMA_VERSION, Cell, MemoryFigures, Plan, Record, newer_than_known
+from capsbench.records import SCHEMA_VERSION, Cell, Configuration, MemoryFigures, Plan, Record, newer_than_known
 from helpers.made import make_configuration, make_record
 
 
@@ -19,6 +19,12 @@ def test_a_record_comes_back_from_its_json_as_it_was(status):
 def test_a_plan_comes_back_from_its_json_as_it_was():
     plan = Plan(command="capsbench run", cells=[make_record(blocks=blocks).cell for blocks in (1, 2)])
     assert Plan.model_validate_json(plan.model_dump_json(exclude_none=True)) == plan
+    varied = plan.model_copy(update={"axes": ("length", "batch_size")})
+    assert Plan.model_validate_json(varied.model_dump_json()) == varied
+
+
+def test_a_plan_from_before_there_were_axes_is_over_blocks():
+    assert Plan.model_validate({"schema_version": 6, "command": "capsbench run", "cells": []}).axes == ("blocks",)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +129,44 @@ def test_replicates_have_keys_of_their_own():
 def test_a_line_is_what_all_depths_share():
     assert make_configuration(blocks=1).series() == make_configuration(blocks=8).series()
     assert make_configuration(batch_size=4).series() != make_configuration(batch_size=8).series()
+
+
+CASE = Configuration(
+    model="module:gpt2", blocks=4, dataset="own", batch_size=2, device="cpu", threads=1, settings={"length": 128, "tied": True}
+)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "axis", "position"),
+    [
+        (make_configuration(blocks=3), "blocks", 3.0),
+        (make_configuration(batch_size=4), "batch_size", 4.0),
+        (make_configuration(capsules=16), "capsules", 16.0),
+        (make_configuration(dataset="cifar100"), "classes", 100.0),
+        (make_configuration(dataset="cifar10"), "shape", 1024.0),
+        (make_configuration(), "length", None),
+        (make_configuration("module:name"), "capsules", None),
+        (CASE, "length", 128.0),
+        (CASE, "tied", None),
+        (CASE, "blocks", 4.0),
+        (CASE, "shape", None),
+        (CASE.model_copy(update={"batch_size": None}), "batch_size", None),
+        (CASE.model_copy(update={"settings": (("capsules", 7),)}), "capsules", 7.0),
+    ],
+)
+def test_a_cell_lies_somewhere_on_each_axis_that_its_network_has(configuration, axis, position):
+    assert configuration.position(axis) == position
+
+
+@pytest.mark.parametrize(
+    ("axis", "change"),
+    [("blocks", {"blocks": 9}), ("batch_size", {"batch_size": 9}), ("length", {"settings": (("length", 9), ("tied", True))})],
+)
+def test_a_series_is_everything_but_its_axis(axis, change):
+    moved = CASE.model_copy(update=change)
+    assert moved.series(axis) == CASE.series(axis)
+    for other in {"blocks", "batch_size", "length", "width"} - {axis}:
+        assert moved.series(other) != CASE.series(other)
 
 
 @pytest.mark.parametrize(
