@@ -5,7 +5,7 @@ which a cell lies at its number of pixels, or a setting of a case (`length`). Wh
 `Configuration.position`. Nothing here needs torch.
 """
 
-from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG
+from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
 
 _UNITS = {
     "blocks": "block",
@@ -19,14 +19,11 @@ _UNITS = {
 }
 """Units of axes with a well-known one, in the singular."""
 
-_TITLES = {"classes": "Classes", "shape": "Image size"}
-"""Titles that are not those of an option."""
-
 
 def axis_title(axis: str) -> str:
     """Title of an axis: `Blocks`, `Batch size`, `Image size`, and `Length` for the setting `length`."""
-    if axis in _TITLES:
-        return _TITLES[axis]
+    if axis == "shape":
+        return "Image size"
     return OPTIONS[axis].title if axis in AXES_OF_FIELDS else axis.replace("_", " ").capitalize()
 
 
@@ -37,4 +34,16 @@ def axis_unit(axis: str) -> str:
 
 def axis_flag(axis: str) -> str:
     """Beginning of a typed option that puts a cell on an axis, to which the value is appended: `--depth `, `--set length=`."""
-    return f"{OPTIONS[axis].flag} " if axis in AXES_OF_FIELDS and axis in OPTIONS else f"{SETTINGS_FLAG} {axis}="
+    return f"{OPTIONS[axis].flag} " if axis in AXES_OF_FIELDS else f"{SETTINGS_FLAG} {axis}="
+
+
+def position_in_words(configuration: Configuration, axis: str) -> str:
+    """Where a cell lies on an axis, in words: `4 blocks`, `batch 32`, `3x64x64`, `length 256`."""
+    if axis == "blocks":
+        return f"{configuration.blocks} block{'' if configuration.blocks == 1 else 's'}"
+    position = configuration.position(axis)
+    if position is None:
+        return f"no {axis.replace('_', ' ')}"
+    if axis == "shape":
+        return "x".join(map(str, configuration.spec().shape))
+    return value_in_words(axis, int(position) if position.is_integer() else position)

@@ -1,5 +1,6 @@
 """The data sets of capsbench: their shapes and sizes. The module is cheap to import; `data.datasets` reads the images."""
 
+import re
 from dataclasses import dataclass
 
 from capsbench.errors import ConfigurationError
@@ -48,3 +49,15 @@ def spec_of(name: str) -> DatasetSpec:
     if name not in SPECS:
         raise ConfigurationError(f"dataset '{name}' is not known", f"choose one of {', '.join(SPECS)}")
     return SPECS[name]
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Parse the shape of an image: `3x227x227` → channels, height and width.
+
+    Raises:
+        ConfigurationError: it is no shape.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if found is None:
+        raise ConfigurationError(f"shape '{text}' is not that of an image", "give channels, height and width, such as 3x227x227")
+    return int(found[1]), int(found[2]), int(found[3])

@@ -6,16 +6,18 @@ reference of a slope's ratio, the filters, columns and commands of the page, `ca
 CONTRIBUTING.md adds an option as an example. Nothing here needs torch.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from capsbench.catalog import OWN_INPUTS as OWN_INPUTS
-from capsbench.catalog import SPECS
+from capsbench.catalog import SPECS, DatasetSpec, parse_shape, spec_of
 from capsbench.errors import ConfigurationError
+from capsbench.typed_values import Setting as Setting
+from capsbench.typed_values import as_typed
 
 # Fields may be called "model", a prefix that pydantic otherwise reserves.
 WRITTEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
@@ -49,10 +51,6 @@ class Networks:
     def have(self, model: object) -> bool:
         """Return whether the network of this name has the option."""
         return self.names is None or model in self.names
-
-
-Setting = bool | int | float | str
-"""A value that a case's function takes."""
 
 
 def _pairs(given: Any) -> Any:
@@ -356,6 +354,29 @@ class Configuration(BaseModel):
     ] = None
     """A limit on the memory of the device in bytes, or None."""
 
+    shape: Annotated[
+        str | None,
+        Option(
+            flag="--shape",
+            title="Image shape",
+            help="Channels, height and width of random images in place of the data set's, such as 3x227x227.",
+            none="the data set's",
+        ),
+    ] = Field(default=None, pattern=r"^\d+x\d+x\d+$")
+    """Channels, height and width of random images, as `3x227x227`; None for the images of the data set."""
+
+    classes: Annotated[
+        int | None,
+        Option(
+            flag="--classes",
+            title="Classes",
+            help="Number of classes of random images, in place of the data set's.",
+            least=1,
+            none="the data set's",
+        ),
+    ] = None
+    """Number of classes of random images; None for the data set's."""
+
     settings: Settings | None = None
     """Settings of a case, beside `blocks` and `batch_size`."""
 
@@ -389,16 +410,32 @@ class Configuration(BaseModel):
         """
         if self._is_setting(axis):
             value: object = dict(self.settings or ()).get(axis)
-        elif axis in ("shape", "classes"):
-            spec = SPECS.get(self.dataset)
-            value = None if spec is None else spec.classes if axis == "classes" else spec.shape[1] * spec.shape[2]
+        elif axis in ("shape", "classes") and self.dataset == OWN_INPUTS:
+            value = None
+        elif axis == "shape":
+            _, height, width = self.spec().shape
+            value = height * width
         else:
-            value = getattr(self, axis)
+            value = self.spec().classes if axis == "classes" else getattr(self, axis)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     def _is_setting(self, axis: str) -> bool:
         """Return whether an axis is a setting of this case, or else a field or a part of the images."""
         return axis in dict(self.settings or ()) or axis not in AXES_OF_FIELDS
+
+    def spec(self) -> DatasetSpec:
+        """The data set, with the shape and the classes of this cell.
+
+        Raises:
+            ConfigurationError: there is no such data set.
+        """
+        spec = spec_of(self.dataset)
+        shape = spec.shape if self.shape is None else parse_shape(self.shape)
+        return replace(spec, shape=shape, classes=self.classes or spec.classes)
+
+    def images_are_random(self) -> bool:
+        """Return whether the images have another shape or other classes than the data set's, and are made for it."""
+        return self.shape is not None or self.classes is not None
 
     def images(self) -> int:
         """Images per step of a classifier."""
@@ -409,7 +446,7 @@ class Configuration(BaseModel):
     def options(self) -> dict[str, Any]:
         """Return all values by name, the settings of a case as one text, `length=128, width=64`; None without any."""
         known = self.model_dump()
-        known["settings"] = ", ".join(f"{name}={_typed(value)}" for name, value in self.settings or ()) or None
+        known["settings"] = settings_text(self.settings or ()) or None
         return known
 
     def arguments(self) -> dict[str, Any]:
@@ -417,9 +454,9 @@ class Configuration(BaseModel):
         return {name: value for name in NETWORK_OPTIONS if (value := getattr(self, name)) is not None}
 
 
-def _typed(value: Setting) -> str:
-    """A setting as it is typed."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def settings_text(settings: Iterable[tuple[str, Setting]]) -> str:
+    """Settings of a case as one text, `length=128, width=64`."""
+    return ", ".join(f"{name}={as_typed(value)}" for name, value in settings)
 
 
 def _rows() -> dict[str, Option]:
@@ -430,9 +467,6 @@ def _rows() -> dict[str, Option]:
 
 OPTIONS: Mapping[str, Option] = MappingProxyType(_rows())
 """Every option by the name of its field, in the order in which records hold them."""
-
-AXES_OF_FIELDS = ("blocks", "batch_size", "capsules", "iterations", "classes", "shape", "gamma", "threads")
-"""Axes that are fields of a configuration; any other is a setting of a case."""
 
 NETWORK_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.networks.names is not None)
 """Options that only capsbench's own networks have, and no other network gets."""
@@ -453,6 +487,12 @@ def type_of(name: str) -> type:
     """The type of an option's values: `str`, `int` or `float`."""
     annotation = Configuration.model_fields[name].annotation
     return next(one for one in (get_args(annotation) or (annotation,)) if isinstance(one, type) and one is not type(None))
+
+
+AXES_OF_FIELDS = tuple(
+    name for name, option in OPTIONS.items() if name == "shape" or (type_of(name) is not str and option.unit != "bytes")
+)
+"""Axes that are options of a cell: its numbers, except a limit, and the shape of its images. Any other is a setting of a case."""
 
 
 def noun_of(name: str) -> str:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
-from capsbench.options import OPTIONS, SWEPT_OPTIONS, WRITTEN, value_in_words
+from capsbench.options import OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WRITTEN, noun_of, value_in_words
 from capsbench.options import PREDICTED as PREDICTED
 from capsbench.options import Configuration as Configuration
+from capsbench.typed_values import as_typed
 
 SCHEMA_VERSION = 7
 """Version of the schema, raised whenever an older capsbench could not understand a new record."""
@@ -55,14 +56,18 @@ class Cell(Schema):
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     def label(self) -> str:
-        """A label for people: `mocapsnet 4, sample, batch 32, recompute #2`; all options are named that differ from the usual."""
+        """A label for people: `mocapsnet 4, sample, batch 32, recompute #2`; all options are named that differ from the usual.
+
+        Of a case all settings are named: `my_cases.py:gpt2 4, batch 8, length 256`.
+        """
         it = self.configuration
-        words = [f"{it.model} {it.blocks}", it.dataset]
+        words = [f"{it.model} {it.blocks}" if it.blocks or it.dataset != OWN_INPUTS else it.model]
+        words += [it.dataset] if it.dataset != OWN_INPUTS else []
         for name in (name for name in SWEPT_OPTIONS if name != "dataset"):
             value, option = getattr(it, name), OPTIONS[name]
             if value not in (None, option.default, option.before, option.unwritten, _USUAL.get(name)):
                 words.append(value_in_words(name, value))
-        words += [str(it.options()["settings"])] if it.settings else []
+        words += [f"{noun_of(name)} {as_typed(value)}" for name, value in it.settings or ()]
         return ", ".join(words) + (f" #{self.replicate + 1}" if self.replicate else "")
 
 
@@ -249,7 +254,7 @@ class MemoryFigures(Schema):
 
 
 class GrowingFigures(Schema):
-    """Seconds of the parts of a step that grow with depth, in the order of the samples.
+    """Seconds of the parts of a step that grow along an axis, in the order of the samples.
 
     A block may be half a percent of a step, and is lost in the noise of the rest; so the clock is read where these parts begin
     and end, too.
@@ -257,6 +262,8 @@ class GrowingFigures(Schema):
 
     modules: list[str]
     """The modules at whose edges the clock was read."""
+    axis: str = "blocks"
+    """Name of the axis along which they grow, and the rest of the step does not; before version 7 always `blocks`."""
     train_step_seconds: list[NonNegativeFloat]
     """Seconds inside these modules in forward and backward, and of the optimizer."""
     forward_seconds: list[NonNegativeFloat]
@@ -301,7 +308,7 @@ class TimeFigures(Schema):
     processes: list[NonNegativeInt] = []
     """Number of the process of each sample; a sweep that was resumed has several. Empty where `rounds` is."""
     growing: GrowingFigures | None = None
-    """Times of the parts that grow with depth; None if they could not be told apart, or the cell was timed alone."""
+    """Times of the parts that grow along an axis; None if they could not be told apart, or the cell was timed alone."""
 
     @model_validator(mode="after")
     def _has_a_round_for_each_sample(self) -> "TimeFigures":
@@ -360,6 +367,8 @@ class Round(Schema):
     """Reasons not to trust the round, seen on the machine: names of `NOISES` in `measure.noise`."""
     modules: dict[str, list[str]] = {}
     """The modules at whose edges the clock was read, by the key of the cell."""
+    growing_along: dict[str, str] = {}
+    """The axis along which these modules grow, by the key of the cell."""
     edges_seconds: NonNegativeFloat = 0.0
     """Seconds that reading the clock at the edges adds to a training step."""
 
@@ -397,7 +406,7 @@ class Record(Schema):
     message: str | None = None
     """Reason that the status is not `ok`."""
     data_source: str | None = None
-    """Source of the images: `real`, `sample`, or `stand-in` for the sample in the named set's shape."""
+    """Source of the images: `real`, `sample`, `stand-in` for the sample in the named set's shape, or `random` for a `shape`."""
     environment: str | None = None
     """Key into environment.json."""
     started_at: str | None = None

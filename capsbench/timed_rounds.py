@@ -48,7 +48,7 @@ def times_of(rounds: Sequence[Round], cell: str, noise: Collection[str] = ()) ->
         noise=list(dict.fromkeys([*noise, *found])),
         rounds=[one.number for one, _ in taken],
         processes=[one.process for one, _ in taken],
-        growing=_growing(turns, last.modules.get(cell, []), last.edges_seconds),
+        growing=_growing(turns, last, cell),
     )
 
 
@@ -73,7 +73,7 @@ def joined(earlier: TimeFigures, later: TimeFigures) -> TimeFigures:
 
 
 def _joined_parts(earlier: GrowingFigures | None, later: GrowingFigures | None) -> GrowingFigures | None:
-    if earlier is None or later is None or earlier.modules != later.modules:
+    if earlier is None or later is None or (earlier.modules, earlier.axis) != (later.modules, later.axis):
         return None
     both_in_inference = bool(earlier.inference_seconds and later.inference_seconds)
     return later.model_copy(
@@ -114,8 +114,15 @@ def with_rounds(records: Iterable[Record], rounds: Sequence[Round]) -> list[Reco
     return found
 
 
-def _growing(turns: Sequence[Turn], modules: list[str], edges_seconds: float) -> GrowingFigures | None:
-    """The parts that grow; None if they are unknown for any training step, since samples would lack their values."""
+def _growing(turns: Sequence[Turn], last: Round, cell: str) -> GrowingFigures | None:
+    """The parts that grow; None if they are unknown for any training step, since samples would lack their values.
+
+    Args:
+        turns: turns of the cell.
+        last: the last of its rounds.
+        cell: key of the cell.
+    """
+    modules = last.modules.get(cell, [])
     train = [turn.growing_train_step_seconds for turn in turns]
     forward = [turn.growing_forward_seconds for turn in turns]
     inference = [turn.growing_inference_seconds for turn in turns]
@@ -123,6 +130,6 @@ def _growing(turns: Sequence[Turn], modules: list[str], edges_seconds: float) ->
     if not modules or any(len(values) < len(turns) for values in known[:2]):
         return None
     return GrowingFigures(
-        modules=modules, train_step_seconds=known[0], forward_seconds=known[1],
-        inference_seconds=known[2] if len(known[2]) == len(turns) else [], edges_seconds=edges_seconds,
+        modules=modules, axis=last.growing_along.get(cell, "blocks"), train_step_seconds=known[0], forward_seconds=known[1],
+        inference_seconds=known[2] if len(known[2]) == len(turns) else [], edges_seconds=last.edges_seconds,
     )  # fmt: skip

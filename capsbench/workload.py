@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from capsbench.case import Arguments, Case, OptimizerFactory, described
-from capsbench.catalog import DatasetSpec, spec_of
-from capsbench.data.datasets import load_images
+from capsbench.catalog import DatasetSpec
+from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import ConfigurationError
 from capsbench.fingerprint import Fingerprint, fingerprint
@@ -127,7 +127,7 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     Raises:
         ConfigurationError: the name is unknown, its options do not fit, or it returned no module.
     """
-    spec = spec_of(configuration.dataset)
+    spec = configuration.spec()
     factory = resolve_model(configuration.model)
     options = configuration.arguments() | more
     refused = _not_taken(factory, (spec.shape, spec.classes, configuration.blocks), options)
@@ -330,9 +330,12 @@ def case_on_device(configuration: Configuration, data_directory: Path | None = N
     device = torch.device(configuration.device)
     if configuration.dataset == OWN_INPUTS:
         return build_case(configuration, device).to(device), None
-    data = load_images(configuration.dataset, data_directory)
     size = configuration.images()
-    check_batch_size(size, len(data.images), data.spec.name)
+    if configuration.images_are_random():
+        data = random_images(configuration.spec(), size)
+    else:
+        data = load_images(configuration.dataset, data_directory)
+        check_batch_size(size, len(data.images), data.spec.name)
     # A copy of the labels, since a slice would keep all labels of the set alive.
     first = data.images[:size], data.labels[:size].clone()
     generator = torch.Generator().manual_seed(SEED)
@@ -390,7 +393,7 @@ def loss_of(out: Output, batch: Batch, configuration: Configuration, capsule_los
     """
     if isinstance(out, CapsuleOutput):
         return capsule_loss(out, batch.labels, batch.pixels)
-    expected = (len(batch.labels), spec_of(configuration.dataset).classes)
+    expected = (len(batch.labels), configuration.spec().classes)
     if not isinstance(out, Tensor) or tuple(out.shape) != expected:
         got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise ConfigurationError(

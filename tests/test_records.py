@@ -66,6 +66,15 @@ def test_a_label_names_what_is_not_usual():
     assert cell.label() == "mocapsnet 4, mnist, batch 4, recompute, sda, reversible, float, threads 2 #2"
 
 
+def test_a_label_of_a_case_names_its_settings():
+    fields = {"dataset": "own", "batch_size": 8, "threads": None, "settings": {"length": 256, "prompt": "a, b"}}
+    assert Cell(configuration=make_configuration("cases.py:gpt2", 4, **fields)).label() == (
+        'cases.py:gpt2 4, batch 8, length 256, prompt "a, b"'
+    )
+    without = fields | {"batch_size": None, "settings": {"length": 256}}
+    assert Cell(configuration=make_configuration("cases.py:gpt2", 0, **without)).label() == "cases.py:gpt2, length 256"
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_labels_of_cells_that_differ_in_one_option_differ(name):
     # `auto` is resolved before there is a cell.
@@ -144,6 +153,8 @@ CASE = Configuration(
         (make_configuration(capsules=16), "capsules", 16.0),
         (make_configuration(dataset="cifar100"), "classes", 100.0),
         (make_configuration(dataset="cifar10"), "shape", 1024.0),
+        (make_configuration(shape="3x64x32"), "shape", 2048.0),
+        (make_configuration(classes=196), "classes", 196.0),
         (make_configuration(), "length", None),
         (make_configuration("module:name"), "capsules", None),
         (CASE, "length", 128.0),

@@ -1,6 +1,5 @@
 """Option types of the command line: text in, values or a two-line error out."""
 
-import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from click.shell_completion import CompletionItem
 from capsbench.devices import GIB, KIB, MIB
 from capsbench.errors import ConfigurationError
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Setting, type_of
+from capsbench.typed_values import parsed_values
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
@@ -115,30 +115,35 @@ def _slope_share(flag: str, text: str) -> float:
 
 
 def parse_setting(flag: str, text: str) -> tuple[str, tuple[Setting, ...]]:
-    """Parse a name and its values: `length=128`, `length=128,256`, `heads=1-8`, `tied=true`.
+    """Parse a name and its values: `length=128`, `length=128,256`, `heads=1-8`, `tied=true`, `prompt="yes, no"`.
 
     Raises:
         ConfigurationError: it is none of these.
     """
-    name, equals, values = (part.strip() for part in text.partition("="))
-    parts = [part.strip() for part in values.split(",")]
-    if not equals or not name.replace("-", "_").isidentifier() or not all(parts):
-        raise ConfigurationError(f"{flag} '{text}' is not a name with values", "write NAME=VALUE: length=128,256 or heads=1-8")
-    return name.replace("-", "_"), tuple(dict.fromkeys(value for part in parts for value in _setting_values(part)))
+    name, values = parse_axis(flag, text)
+    try:
+        return name, parsed_values(values)
+    except ValueError:
+        raise _no_name_with_values(flag, text) from None
 
 
-def _setting_values(text: str) -> Sequence[Setting]:
-    """The values of one part of a list: a whole number, a range of them, a number, true or false, or else the text."""
-    found = re.fullmatch(r"(\d+)-(\d+)", text)
-    if found:
-        return range(int(found[1]), int(found[2]) + 1) if int(found[1]) <= int(found[2]) else (text,)
-    if text in ("true", "false"):
-        return (text == "true",)
-    for kind in (int, float):
-        with contextlib.suppress(ValueError, OverflowError):
-            if math.isfinite(value := kind(text)):
-                return (value,)
-    return (text,)
+def parse_axis(flag: str, text: str) -> tuple[str, str]:
+    """Parse the name of an axis and its values, which stay a text: `length=128-1024:128`.
+
+    Raises:
+        ConfigurationError: it is not a name with values.
+    """
+    name, _, values = (part.strip() for part in text.partition("="))
+    if not values or not name.replace("-", "_").isidentifier():
+        raise _no_name_with_values(flag, text)
+    return name.replace("-", "_"), values
+
+
+def _no_name_with_values(flag: str, text: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{flag} '{text}' is not a name with values",
+        "write NAME=VALUES: length=128,256 or heads=1-8; a text with a comma stands in quotation marks",
+    )
 
 
 def whole(least: int, most: int | None = None) -> Parsed:
@@ -277,9 +282,19 @@ SETTINGS_OPTION = click.option(
     multiple=True,
     help="Values of what a case takes, which multiply the sweep: length=128,256.",
 )
+VARY_OPTION = click.option(
+    "--vary",
+    "vary",
+    type=Parsed("name=values", parse_axis),
+    multiple=True,
+    help="Axis over which slopes are fitted, in place of depth: batch-size=32-256:32, capsules=16,32, image-size=32,64, "
+    "length=128,256 of a case, blocks=1-8. Several make a grid. Without --depth, a case then has its own depth, and any other "
+    "network 1 block.",
+)
 MODEL_OPTIONS = together(
     cell_option("model", "models", type=NameList(("all", *MODELS), open_ended=True), default="all"),
     cell_option("blocks", "depth", type=str, default="1-8"),
+    VARY_OPTION,
     SETTINGS_OPTION,
 )
 SWEEP_OPTIONS = together(

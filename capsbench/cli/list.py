@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 
+from capsbench.axes import axis_title, axis_unit
 from capsbench.catalog import SPECS
 from capsbench.cli.command import Command, echo, echo_json
 from capsbench.cli.flags import DATA_DIR_OPTION
 from capsbench.devices import GPUS
-from capsbench.options import OPTIONS, noun_of
+from capsbench.options import AXES_OF_FIELDS, OPTIONS, noun_of
 from capsbench.stats.metrics import METRICS
 from capsbench.words.units import bytes_text
 
@@ -47,6 +48,7 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
             for name, spec in SPECS.items()
         },
         "options": {one.flag: one.help + ("" if one.default is None else f" [{one.default}]") for one in options},
+        "axes": {axis: f"{axis_title(axis)}, for slopes per {axis_unit(axis)}" for axis in AXES_OF_FIELDS},
         **{noun_of(name): dict(option.choices) for name, option in OPTIONS.items() if option.choices and name != "dataset"},
         "routing": {name: f"{OPTIONS['routing'].choices[name]}; kernels {', '.join(kernels(name))}" for name in algorithms()},
         "gpus to predict for": {

@@ -42,16 +42,22 @@ def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, 
       capsbench predict --models mocapsnet --depth 8 --gpu rtx3090 --fit batch
       capsbench predict --models rescapsnet,mocapsnet --capacity 24GiB --fit depth
       capsbench predict --models my_package.models:make_net --depth 1,2,4 --device cpu
+      capsbench predict --models mocapsnet --vary image-size=32-96:32 --depth 4
     """
-    from capsbench.cli.sweeps import asked_cells, sweep
+    from capsbench.cli.sweeps import asked_cells, sweep, typed_axes
 
     target = _target(device, gpu, fit=fit, kept=out is not None, resume=resume, capacity=given["capacity"])
     if fit is not None:
+        searched = {"depth": "blocks", "batch": "batch_size"}[fit]
         refuse_given("depth" if fit == "depth" else "batch_size", f"--fit {fit}", "it is what is searched for")
+        if any(name == searched for name, _ in given["vary"]):
+            raise ConfigurationError(
+                f"`vary` {searched} has no effect beside --fit {fit}: it is what is searched for", f"leave `vary` {searched} out"
+            )
     cells = asked_cells(given | {"device": f"{device}:predicted", "gpu": target, "threads": None, "repeats": 1})
     if fit is not None:
         return _print_fits(cells, fit, as_json=as_json)
-    plan = Plan(command=typed_command(), cells=cells, passes=["memory"], budget_seconds=0)
+    plan = Plan(command=typed_command(), cells=cells, passes=["memory"], budget_seconds=0, axes=typed_axes(cells, given))
     if out is not None:
         return sweep(plan, out=out, resume=resume, as_json=as_json, only_these=True)
     return _print_predictions(plan, as_json=as_json)

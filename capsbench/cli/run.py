@@ -14,9 +14,9 @@ from capsbench.options import SWEPT_OPTIONS
 @cell_options(*SWEPT_OPTIONS)
 @SWEEP_OPTIONS
 def command(**given: Any) -> int:
-    """Measure memory and time over depth, fit the slopes, draw figures 3 and 4.
+    """Measure memory and time over depth or any other axis, fit the slopes, draw figures 3 and 4.
 
-    Options that name a choice take a comma list, which multiplies the sweep.
+    Options that name a choice take a comma list, which multiplies the sweep. --depth 1-8 is --vary blocks=1-8.
 
     \b
     Examples:
@@ -24,6 +24,9 @@ def command(**given: Any) -> int:
       capsbench run --models rescapsnet,mocapsnet --kernel published,auto --batch-size 16
       capsbench run --models mocapsnet --front plain,chunked --optimizer-step after,backward
       capsbench run --models my_package.models:make_net --depth 1,2,4
+      capsbench run --models my_cases.py:gpt2 --vary length=128-512:128
+      capsbench run --models mocapsnet --depth 1-4 --vary batch-size=32,64,128
+      capsbench run --models mocapsnet --shape 3x64x64 --classes 196 --batch-size 16
       capsbench run --models all --device cuda:predicted --gpu a100
       capsbench run --models all --out reports/mine --resume
     """

@@ -1,23 +1,24 @@
 """A sweep on the command line: announced, measured under a progress display, drawn and printed."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
+from capsbench.axes import position_in_words
 from capsbench.cli.command import command_to_resume, typed_command
 from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
 from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
-from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, Setting
+from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
 from capsbench.sweep.estimate import Estimate
-from capsbench.sweep.plan import Sweep, expand, parse_depths
+from capsbench.sweep.plan import Sweep, axes_asked, axes_of, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining
 from capsbench.sweep.session import check_data, choose_report
 from capsbench.sweep.verbs import measure
@@ -26,19 +27,28 @@ from capsbench.terminal.table4 import table4, table4_slopes
 from capsbench.words.units import duration_text
 from capsbench.workload import without_effect
 
+T = TypeVar("T")
+
 
 def asked_cells(given: dict[str, Any]) -> list[Cell]:
     """Return the cells that a command's options ask for."""
     refuse_for_own(given["models"])
     models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
-    # Options that were not typed are left to the sweep, since a case has defaults of its own.
-    left = {name: None for name in ("dataset", "batch_size") if was_left_out(name)}
+    vary = _once(given.get("vary", ()), "--vary")
+    # Options that were not typed are left to the sweep, since a case has defaults of its own, and an axis has its values.
+    left = {name: None for name in ("dataset", "batch_size", *vary) if name in SWEPT_OPTIONS and was_left_out(name)}
     options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given) | left
     depths, settings = parse_depths(given["depth"]), _once(given["settings"], SETTINGS_FLAG)
-    return expand(Sweep(tuple(models), depths, depths_chosen=not was_left_out("depth"), settings=settings, **options))
+    chosen = not was_left_out("depth")
+    return expand(Sweep(tuple(models), depths, depths_chosen=chosen, settings=settings, vary=vary, **options))
 
 
-def _once(pairs: Sequence[tuple[str, tuple[Setting, ...]]], flag: str) -> dict[str, tuple[Setting, ...]]:
+def typed_axes(cells: Sequence[Cell], given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the axes of these cells, which a command's options ask for."""
+    return axes_of(cells, axes_asked(name for name, _ in given.get("vary", ())))
+
+
+def _once(pairs: Sequence[tuple[str, T]], flag: str) -> dict[str, T]:
     """The values of each name.
 
     Raises:
@@ -65,7 +75,7 @@ def sweep_as_typed(
     plan = Plan(
         command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
         budget_seconds=given["time_budget"], slope_share=given["slope_share"], timeout_seconds=given["timeout"],
-        processes=given["processes"], experiment=experiment,
+        processes=given["processes"], experiment=experiment, axes=typed_axes(cells, given),
     )  # fmt: skip
     return sweep(plan, **{name: given[name] for name in ("out", "resume", "as_json", "dry_run", "data_dir", "wait")})
 
@@ -174,7 +184,10 @@ def _conclude(console: Console, report: Report, *, as_json: bool) -> int:
         say(console, "the paper's values are nvidia-smi readings at batch 128: context, cache and fragmentation included")
     for path in paths:
         say(console, f"wrote {path}")
-    faults = report.frame[report.frame["status"].isin(["error", "timeout"])]
-    for _, row in faults.iterrows():
-        say(console, f"{row['status']}: {row['model']} at {row['blocks']} blocks: {row['message']}")
+    faults = [record for record in report.records if record.status in ("error", "timeout")]
+    axes = report.plan.axes if report.plan is not None else ("blocks",)
+    for record in faults:
+        it = record.cell.configuration
+        at = ", ".join(position_in_words(it, axis) for axis in axes)
+        say(console, f"{record.status}: {it.model} at {at}: {record.message}")
     return 1 if len(faults) else 0

@@ -41,8 +41,8 @@ FILES: dict[str, tuple[str, ...]] = {
 }
 """Paths at which torchvision's readers look for a set, below the data directory."""
 
-Source = Literal["sample", "real", "stand-in"]
-"""Source of images: the packaged ones (`sample`), the named set (`real`), or the packaged ones in its shape (`stand-in`)."""
+Source = Literal["sample", "real", "stand-in", "random"]
+"""Source of images: the packaged ones (`sample`), the named set (`real`), the packaged ones in its shape (`stand-in`), random."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,13 @@ def load_images(name: str, directory: Path | None = None) -> ImageSet:
         return ImageSet(spec, *found, "real")
     images, labels = _sample()
     return ImageSet(spec, conform(images, spec.shape), labels, "stand-in")
+
+
+def random_images(spec: DatasetSpec, count: int) -> ImageSet:
+    """Draw images of a shape that no data set has, with labels; the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, *spec.shape), dtype=torch.uint8, generator=generator)
+    return ImageSet(spec, images, torch.randint(spec.classes, (count,), generator=generator), "random")
 
 
 def load_parts(name: str, directory: Path | None = None, *, download: bool = False) -> Parts:

@@ -22,6 +22,9 @@ from capsbench.tracing.attribution import Modules
 
 _COSTED_STEPS = 200
 
+_MOST_PARTS = 32
+"""Number of parts beyond which reading the clock at their edges would cost more than it shows."""
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -86,13 +89,14 @@ def growing_modules(structures: Sequence[Structure]) -> list[list[str]]:
 
     The first choice are modules that are called as a whole, so that nothing inside them meets a hook; the second the smallest
     modules or containers. Operators of a module between the calls of its children, such as the sums of a residual network, go
-    with the children. There is no choice if only the whole network differs.
+    with the children. There is no choice if only the whole network differs, or if everything in it does.
 
     Args:
-        structures: the networks of one series, at different depths.
+        structures: the networks of one series, at different places on its axis.
     """
-    smallest = _growing("", structures)
-    if not smallest or "" in smallest:
+    # Networks with the same modules differ in sizes, and then a container of which everything differs is one part.
+    smallest = _growing("", structures, join=_equal(one.children for one in structures))
+    if not smallest or "" in smallest or len(smallest) > _MOST_PARTS:
         return []
     called = set(structures[0].called)
     whole = list(dict.fromkeys(_called_around(name, called) or name for name in smallest))
@@ -106,12 +110,21 @@ def _called_around(name: str, called: Set[str]) -> str:
     return name
 
 
-def _growing(name: str, structures: Sequence[Structure]) -> list[str]:
+def _growing(name: str, structures: Sequence[Structure], *, join: bool) -> list[str]:
+    """The smallest parts of a module that differ.
+
+    Args:
+        name: name of the module.
+        structures: networks that have it.
+        join: take a module in place of its parts if all of them that run operators differ.
+    """
     if _equal(one.all_operators(name) for one in structures):
         return []
     if not _equal(one.children[name] for one in structures):
         return [name]
-    return [found for child in structures[0].children[name] for found in _growing(child, structures)] or [name]
+    running = [child for child in structures[0].children[name] if any(one.all_operators(child) for one in structures)]
+    found = [part for child in running for part in _growing(child, structures, join=join)]
+    return [name] if not found or (join and found == running and len(running) > 1) else found
 
 
 def _equal(values: Iterator[Any]) -> bool:

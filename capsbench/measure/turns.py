@@ -44,6 +44,8 @@ class TurnsRequest(BaseModel):
 
     cells: dict[str, Configuration]
     """Configurations by the keys of their cells. All have one device and one number of threads."""
+    axes: tuple[str, ...] = ("blocks",)
+    """Axes along which the parts that grow are looked for, the most important first."""
     data_directory: Path | None = None
     strict: bool = False
     """True if nothing is to be measured beside other processes on a CUDA device."""
@@ -111,6 +113,8 @@ class Turns:
         self._edges: dict[str, Edges] = {}
         self._edges_in_inference: dict[str, Edges] = {}
         self._modules: dict[str, list[str]] = {}
+        self._growing_along: dict[str, str] = {}
+        """The axis along which these modules grow, and the rest of the step does not."""
         self._edges_seconds = 0.0
         self._warmup_steps = 1
         """Steps of each cell before its first turn that counts; building takes the first one."""
@@ -191,14 +195,18 @@ class Turns:
         return dict.fromkeys([key], found[0]) if found else {}
 
     def _place_edges(self, structures: Mapping[str, Structure]) -> None:
-        """Put edges round the modules that grow within each series."""
-        of_series: dict[str, list[str]] = {}
-        for key in structures:
-            of_series.setdefault(self._request.cells[key].series(), []).append(key)
-        for keys in of_series.values():
-            for modules in growing_modules([structures[key] for key in keys]):
-                if self._try_edges(modules, {key: structures[key] for key in keys if key in self._workloads}):
-                    break
+        """Put edges round the modules that grow within each series, along the first axis along which there are any."""
+        for axis in self._request.axes:
+            of_series: dict[str, list[str]] = {}
+            for key in structures:
+                if key not in self._modules:
+                    of_series.setdefault(self._request.cells[key].series(axis), []).append(key)
+            for keys in of_series.values():
+                for modules in growing_modules([structures[key] for key in keys]):
+                    there = {key: structures[key] for key in keys if key in self._workloads}
+                    if self._try_edges(modules, there):
+                        self._growing_along |= dict.fromkeys(there, axis)
+                        break
         if self._modules:
             self._edges_seconds = edges_cost(self._clock, self._device, max(map(len, self._modules.values())))
 
@@ -266,6 +274,7 @@ class Turns:
                     device_inference_seconds=_of_cells(self._device_inference, turns),
                     noise=machine_noise(self._watch.seen()),
                     modules=_of_cells(self._modules, turns),
+                    growing_along=_of_cells(self._growing_along, turns),
                     edges_seconds=self._edges_seconds,
                 )
             )

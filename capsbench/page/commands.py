@@ -4,6 +4,7 @@ import shlex
 
 from capsbench.options import OPTIONS, OWN_INPUTS, PREDICTED, REPEATED_FLAGS, SETTINGS_FLAG, SWEPT_OPTIONS
 from capsbench.records import Plan
+from capsbench.typed_values import settings_in
 from capsbench.words.labels import Series
 
 
@@ -46,4 +47,4 @@ def _words(series: Series) -> list[str]:
         if value is not None and value != OWN_INPUTS:
             words += [option.flag, str(value)]
     settings = series.get("settings")
-    return words + [word for setting in str(settings).split(", ") for word in (SETTINGS_FLAG, setting)] if settings else words
+    return words + [word for setting in settings_in(str(settings)) for word in (SETTINGS_FLAG, setting)] if settings else words

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from capsbench.catalog import spec_of
 from capsbench.measure.timing import MAX_SAMPLES, WARMUP_STEPS
 from capsbench.records import Cell, Pass, Plan, Record
 from capsbench.sweep.groups import groups_of
@@ -108,7 +107,7 @@ def step_flops(cell: Cell) -> float:
     it = cell.configuration
     if it.model not in BUILT_IN:
         return 0.0
-    channels, height, width = spec_of(it.dataset).shape
+    channels, height, width = it.spec().shape
     outer = (height - 8) * (width - 8)
     inner = ((height - 16) // 2 + height % 2) * ((width - 16) // 2 + width % 2)
     convolutions = 2 * _KERNEL * _CHANNELS * (outer * channels + inner * _CHANNELS)

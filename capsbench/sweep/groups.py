@@ -1,15 +1,16 @@
 """Groups of cells that take turns in one process.
 
 All cells that are compared to each other are one group, if they fit into memory together. If not, the group is halved until its
-parts fit; the first and last depth of a series are in both halves, so that all inner depths can be compared to them.
+parts fit; the ends of each series along each axis are in both halves, so that all inner cells can be compared to them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from capsbench.records import Cell, MemoryFigures, Plan
 
 _COMPARED = ("device", "threads", "gpu", "dataset", "batch_size", "precision")
-"""Options that cells of one group share: they change the environment, or make steps that nobody compares."""
+"""Options that cells of one group share: they change the environment, or make steps that nobody compares if no axis is one."""
 
 _USABLE_SHARE = 0.8
 """Share of the free memory that a group may need by its figures: heaps have holes, and processes grow."""
@@ -21,26 +22,30 @@ def groups_of(plan: Plan) -> list[list[Cell]]:
     A limit on memory holds for a process, so that a cell with one is timed alone.
     """
     found: dict[tuple[object, ...], list[Cell]] = {}
+    shared = [name for name in _COMPARED if name != "batch_size" or name not in plan.axes]
     if "time" in plan.passes:
         for cell in plan.cells:
             it = cell.configuration
             if it.capacity is None and not it.is_predicted():
                 # A user's module may set what holds for a whole process, such as flags of torch.
-                found.setdefault((cell.replicate, cell.source, *(getattr(it, name) for name in _COMPARED)), []).append(cell)
+                found.setdefault((cell.replicate, cell.source, *(getattr(it, name) for name in shared)), []).append(cell)
     return [group for group in found.values() if len(group) > 1]
 
 
-def that_fit(cells: list[Cell], memory: Mapping[str, MemoryFigures], available: int | None) -> list[list[Cell]]:
+def that_fit(
+    cells: list[Cell], memory: Mapping[str, MemoryFigures], available: int | None, axes: Sequence[str] = ("blocks",)
+) -> list[list[Cell]]:
     """Groups of these cells that fit into memory together.
 
     Args:
         cells: cells that take turns.
         memory: figures of the cells by key, as far as they were counted.
         available: free bytes; None if it is not known.
+        axes: axes of the plan.
     """
     if len(cells) == 1 or available is None or needed_bytes(cells, memory) <= _USABLE_SHARE * available:
         return [cells]
-    return [fitting for fewer in halves(cells) for fitting in that_fit(fewer, memory, available)]
+    return [fitting for fewer in halves(cells, axes) for fitting in that_fit(fewer, memory, available, axes)]
 
 
 def needed_bytes(cells: Sequence[Cell], memory: Mapping[str, MemoryFigures]) -> int:
@@ -53,32 +58,48 @@ def needed_bytes(cells: Sequence[Cell], memory: Mapping[str, MemoryFigures]) -> 
     return sum(kept) + max((peak - base for peak, base in zip(peaks, kept, strict=True)), default=0)
 
 
-def halves(cells: list[Cell]) -> list[list[Cell]]:
+def halves(cells: list[Cell], axes: Sequence[str] = ("blocks",)) -> list[list[Cell]]:
     """Two smaller groups that contain these cells; none of a single cell.
 
-    The inner depths are divided, and the ends of every series are in both groups. Where there is one inner depth, it is parted
-    from the ends. Where there are ends alone, the series are divided, and the ends of a single series are parted.
+    The inner cells are divided by their places on the axes, and the ends of every series are in both groups. Where there is one
+    inner place, it is parted from the ends. Where there are ends alone, the series along the first axis are divided, and the ends
+    of a single series are parted.
     """
-    ends = ends_of(cells)
-    depths = sorted({cell.configuration.blocks for cell in cells if cell not in ends})
-    if len(depths) > 1:
-        low = depths[: (len(depths) + 1) // 2]
-        return [
-            [cell for cell in cells if cell in ends or (cell.configuration.blocks in low) == is_low] for is_low in (True, False)
-        ]
-    if depths:
+    ends = ends_of(cells, axes)
+    places = sorted({_place(cell, axes) for cell in cells if cell not in ends})
+    if len(places) > 1:
+        low = places[: (len(places) + 1) // 2]
+        return [[cell for cell in cells if cell in ends or (_place(cell, axes) in low) == is_low] for is_low in (True, False)]
+    if places:
         return [ends, [cell for cell in cells if cell not in ends]]
-    series = list(dict.fromkeys(cell.configuration.series() for cell in cells))
+    series = list(dict.fromkeys(cell.configuration.series(axes[0]) for cell in cells))
     if len(series) > 1:
         first = series[: len(series) // 2]
-        return [[cell for cell in cells if (cell.configuration.series() in first) == is_first] for is_first in (True, False)]
+        return [
+            [cell for cell in cells if (cell.configuration.series(axes[0]) in first) == is_first] for is_first in (True, False)
+        ]
     return [[cell] for cell in cells] if len(cells) > 1 else []
 
 
-def ends_of(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells of the first and the last depth of each series, which determine its slope best."""
-    depths: dict[str, list[int]] = {}
-    for cell in cells:
-        depths.setdefault(cell.configuration.series(), []).append(cell.configuration.blocks)
-    ends = {series: (min(several), max(several)) for series, several in depths.items()}
-    return [cell for cell in cells if cell.configuration.blocks in ends[cell.configuration.series()]]
+def ends_of(cells: Sequence[Cell], axes: Sequence[str] = ("blocks",)) -> list[Cell]:
+    """The cells at the ends of each series along each axis, which determine its slope best; one without others is an end."""
+    ends: set[str] = set()
+    inner: set[str] = set()
+    for axis in axes:
+        all_series: dict[str, dict[str, float]] = {}
+        for cell in cells:
+            position = cell.configuration.position(axis)
+            if position is not None:
+                all_series.setdefault(cell.configuration.series(axis), {})[cell.key()] = position
+        for positions in all_series.values():
+            low, high = min(positions.values()), max(positions.values())
+            if low < high:
+                ends |= {key for key, position in positions.items() if position in (low, high)}
+                inner |= {key for key, position in positions.items() if low < position < high}
+    return [cell for cell in cells if cell.key() in ends or cell.key() not in inner]
+
+
+def _place(cell: Cell, axes: Sequence[str]) -> tuple[float, ...]:
+    """Where a cell lies on the axes; below everything on one that its network does not have."""
+    found = (cell.configuration.position(axis) for axis in axes)
+    return tuple(-math.inf if position is None else position for position in found)

@@ -1,16 +1,18 @@
 """Expansion of a sweep's options to a list of cells."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import product
+from itertools import chain, product
 from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
+from capsbench.catalog import parse_shape, spec_of
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models import resolve_front
 from capsbench.options import (
+    AXES_OF_FIELDS,
     DEEPEST,
     MODELS,
     NETWORK_OPTIONS,
@@ -26,9 +28,17 @@ from capsbench.prediction.apart import call_for
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
 from capsbench.routing import check_routing, compiled, kernels, resolve_kernel
+from capsbench.typed_values import parsed_values
 from capsbench.workload import Facts, check_optimizer_step, facts_of
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
+AXIS_FORMS = "give numbers (128,256), a range (1-8), or one with a step (128-1024:128)"
+IMAGE_SIZE = "image_size"
+"""Name under which `vary` takes the side of square images, in place of `shape`."""
+_OF_IMAGES = ("dataset", "batch_size", "shape", "classes")
+"""Options of a classifier's images, which a case takes only if its function does."""
+_MOST_POSITIONS = 1000
+"""Most values of an axis: each is a network to measure."""
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone, with that kind."""
 
@@ -44,8 +54,11 @@ class Sweep:
         depths: blocks, ascending.
         device: a device that exists, or one that a prediction is for.
         repeats: replicates of every cell.
-        depths_chosen: False if a case that takes no blocks is not refused, because nobody chose the depths.
+        depths_chosen: False if nobody chose the depths. A case that takes no blocks is not refused then; and if something else is
+            varied, a case has its own default, and any other network one block.
         settings: values of what cases take, by name, each a value or a list of values that multiplies the sweep.
+        vary: values of the axes, by name: `blocks`, a numeric option, `image_size`, `shape`, or a setting of a case; numbers,
+            or a text such as "128-1024:128".
         options: options of a cell by name (`capsbench.options.OPTIONS`), each with a value or a list of values; the others have
             their defaults.
 
@@ -55,15 +68,25 @@ class Sweep:
 
     def __init__(
         self, models: Sequence[str], depths: Sequence[int], device: str, *, repeats: int = 1, depths_chosen: bool = True,
-        settings: Mapping[str, object] | None = None, **options: object,
+        settings: Mapping[str, object] | None = None, vary: Mapping[str, object] | None = None, **options: object,
     ) -> None:  # fmt: skip
         self.models = tuple(models)
+        self.varied = {
+            name.replace("-", "_"): axis_values(name.replace("-", "_"), values) for name, values in (vary or {}).items()
+        }
+        """The values of each axis by its name, ascending."""
         self.settings = {name: _several(value) for name, value in (settings or {}).items()}
         """The values of what cases take, by name."""
-        self.depths = tuple(depths)
-        self.depths_chosen = depths_chosen
         self.chosen = frozenset(name for name, value in options.items() if value is not None)
-        """Options that were given a value."""
+        """Options that were given a value, other than as an axis."""
+        fields = {name: name for name in self.chosen} | dict.fromkeys(self.settings, "settings")
+        _refuse_twice(self.varied, fields | ({"blocks": "depth"} if depths_chosen else {}))
+        self.usual_depth = bool(self.varied) and not depths_chosen and "blocks" not in self.varied
+        """True if networks have the depth that they have by default, because something else is varied."""
+        self.depths: tuple[int, ...] = (1,) if self.usual_depth else tuple(self.varied.get("blocks", depths))
+        self.depths_chosen = depths_chosen or "blocks" in self.varied
+        options |= {name: values for name, values in self.varied.items() if name in AXES_OF_FIELDS and name != "blocks"}
+        options |= {"shape": self.varied[IMAGE_SIZE]} if IMAGE_SIZE in self.varied else {}
         self.device = device
         self.repeats = repeats
         unknown = next((name for name in options if name not in SWEPT_OPTIONS), None)
@@ -71,7 +94,9 @@ class Sweep:
             raise ConfigurationError(f"a sweep takes no {unknown}", f"choose among {', '.join(SWEPT_OPTIONS)}")
         values: dict[str, tuple[Any, ...]] = {}
         for name in SWEPT_OPTIONS:
-            values[name] = _several(options.get(name)) or (OPTIONS[name].default,)
+            values[name] = _several(_shapes(options.get(name)) if name == "shape" else options.get(name)) or (
+                OPTIONS[name].default,
+            )
         self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(values | {"device": (device,)})
         """The values of every option."""
 
@@ -91,7 +116,58 @@ class Sweep:
 
 def _several(given: object) -> tuple[Any, ...]:
     """The values of an option that may have several; none for None."""
-    return tuple(given) if isinstance(given, list | tuple | range) else () if given is None else (given,)
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+
+
+def _shapes(given: object) -> object:
+    """Shapes as texts: `(3, 227, 227)` is one, and not three values."""
+    if isinstance(given, tuple | list):
+        is_one = len(given) == 3 and all(type(one) is int for one in given)
+        return "x".join(map(str, given)) if is_one else [_shapes(one) for one in given]
+    return given
+
+
+def axis_values(name: str, given: object) -> tuple[Any, ...]:
+    """The values of an axis, ascending, each once.
+
+    Args:
+        name: name of the axis.
+        given: a number, several numbers, or a text such as `1-8`; for `shape`, shapes such as `3x227x227`.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    try:
+        values = parsed_values(given) if isinstance(given, str) else _several(_shapes(given) if name == "shape" else given)
+    except ValueError:
+        values = ()
+    # Numbers of numpy and torch as Python's own.
+    values = tuple(value.item() if hasattr(value, "item") else value for value in values)
+    if not values:
+        raise ConfigurationError(f"`vary` {name} {given!r} has no value", AXIS_FORMS)
+    if name == "shape":
+        with naming("vary"):
+            return tuple(sorted(dict.fromkeys(map(str, values)), key=lambda text: parse_shape(text)[1:]))
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigurationError(f"`vary` {name} {value!r} is not a number", AXIS_FORMS)
+        if name in ("blocks", IMAGE_SIZE) and (not isinstance(value, int) or not 1 <= value <= DEEPEST):
+            things = "pixels" if name == IMAGE_SIZE else name
+            raise ConfigurationError(f"`vary` {name} {value!r} is not a number of {things}", f"give 1 to {DEEPEST:,}")
+    if len(values) > _MOST_POSITIONS:
+        raise ConfigurationError(f"`vary` {name} has {len(values):,} values", "take fewer, such as every hundredth: 100-1000:100")
+    return tuple(sorted(dict.fromkeys(values)))
+
+
+def _refuse_twice(varied: Collection[str], fields: Mapping[str, str]) -> None:
+    """Refuse axes whose values are given by another field too, which is known by their name."""
+    given = {**fields, **({"shape": "vary"} if "shape" in varied and IMAGE_SIZE in varied else {})}
+    for name in varied:
+        field = given.get("shape" if name == IMAGE_SIZE else name)
+        if field is not None:
+            raise ConfigurationError(f"`vary` {name}: its values are given by `{field}` too", "leave one of the two out")
 
 
 def parse_depths(text: str) -> tuple[int, ...]:
@@ -119,7 +195,7 @@ def parse_depths(text: str) -> tuple[int, ...]:
 
 
 def expand(sweep: Sweep) -> list[Cell]:
-    """The cells of a sweep, replicate by replicate and depth by depth, so that models interleave.
+    """The cells of a sweep, replicate by replicate and depth by depth (or along its axes), so that models interleave.
 
     A model that has no blocks is measured once for all depths.
 
@@ -129,11 +205,14 @@ def expand(sweep: Sweep) -> list[Cell]:
     facts = _check(sweep)
     taken = {model: facts[model].settings for model in sweep.models}
     all_series = dict.fromkeys(series for model in sweep.models for series in _series_of(sweep, model, taken[model]))
-    configurations = dict.fromkeys(
-        series.model_copy(update={"blocks": blocks}) if _has_depth(series.model, taken[series.model]) else series
+    configurations: Iterable[Configuration] = dict.fromkeys(
+        series.model_copy(update={"blocks": blocks}) if _has_depth(sweep, series.model, taken[series.model]) else series
         for blocks in sweep.depths
         for series in all_series
     )
+    if sweep.varied:
+        axes = axes_asked(sweep.varied)
+        configurations = sorted(configurations, key=lambda it: [it.position(axis) or 0.0 for axis in axes])
     sources = {model: found.fingerprint and found.fingerprint.digest for model, found in facts.items()}
     return [
         Cell(configuration=configuration, replicate=replicate, source=sources[configuration.model])
@@ -142,9 +221,30 @@ def expand(sweep: Sweep) -> list[Cell]:
     ]
 
 
-def _has_depth(model: str, settings: Mapping[str, Setting] | None) -> bool:
-    """Return whether a network is made of a number of blocks."""
-    return model not in WITHOUT_BLOCKS if settings is None else "blocks" in settings
+def axes_asked(names: Iterable[str]) -> tuple[str, ...]:
+    """The axes that may be meant by names that `vary` takes, and blocks, over which any sweep may run."""
+    # The side of an image is a setting of some cases, and makes the shape of a classifier's images.
+    meant = ([name, "shape"] if name == IMAGE_SIZE else [name] for name in (one.replace("-", "_") for one in names))
+    return tuple(dict.fromkeys([*chain.from_iterable(meant), "blocks"]))
+
+
+def axes_of(cells: Iterable[Cell], axes: Iterable[str]) -> tuple[str, ...]:
+    """The axes among some along which cells of one series differ; the first that a cell has, if they differ along none."""
+    configurations = [cell.configuration for cell in cells]
+    found: list[str] = []
+    known = [axis for axis in axes if any(it.position(axis) is not None for it in configurations)]
+    for axis in known:
+        positions: dict[str, set[float | None]] = {}
+        for it in configurations:
+            positions.setdefault(it.series(axis), set()).add(it.position(axis))
+        if any(len(several) > 1 for several in positions.values()):
+            found.append(axis)
+    return tuple(found or known[:1] or ["blocks"])
+
+
+def _has_depth(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> bool:
+    """Return whether a network is made of one of the sweep's numbers of blocks."""
+    return model not in WITHOUT_BLOCKS if settings is None else "blocks" in settings and not sweep.usual_depth
 
 
 def _series_of(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> Iterator[Configuration]:
@@ -152,7 +252,7 @@ def _series_of(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None)
     ordered = dict.fromkeys((*_SLOWEST, *SWEPT_OPTIONS))
     names = [name for name in ordered if OPTIONS[name].networks.have(model)]
     if settings is not None:
-        yield from _cases(sweep, model, [name for name in names if name not in ("dataset", "batch_size")], settings)
+        yield from _cases(sweep, model, [name for name in names if name not in _OF_IMAGES], settings)
         return
     for values in product(*(_fitting(sweep, model, name) for name in names)):
         asked = dict(zip(names, values, strict=True))
@@ -163,8 +263,9 @@ def _series_of(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None)
 def _cases(sweep: Sweep, model: str, names: Sequence[str], settings: Mapping[str, Setting]) -> Iterator[Configuration]:
     """One configuration of a case for each combination of options and settings; what is not given has its own default."""
     given = dict(sweep.settings)
-    if "batch_size" in settings and "batch_size" in sweep.chosen:
-        given["batch_size"] = sweep.values["batch_size"]
+    given |= {name: sweep.values[name] for name in _OF_IMAGES if name in settings and name in sweep.chosen}
+    given |= {name: values for name, values in sweep.varied.items() if name in settings and name != "blocks"}
+    names = [name for name in names if name not in settings or name not in sweep.varied]
     for values in product(*(sweep.values[name] for name in names), *given.values()):
         asked = _resolved(dict(zip(names, values, strict=False)), sweep)
         made = dict(settings) | dict(zip(given, values[len(names) :], strict=True))
@@ -205,9 +306,14 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
     resolved = dict(asked)
     if sweep.kind != "cpu":
         resolved["threads"] = None
+    if isinstance(resolved.get("shape"), int):
+        channels, side = spec_of(resolved["dataset"]).shape[0], resolved["shape"]
+        resolved["shape"] = f"{channels}x{side}x{side}"
     if "routing" in resolved:
         resolved["kernel"] = resolve_kernel(resolved["kernel"], resolved["routing"], sweep.kind)
-        resolved["front"] = resolve_front(resolved["front"], resolved["batch_size"], sweep.kind)
+        # One front for all batches of a series, as there is one inverse for all depths.
+        batch_size = max(sweep.varied.get("batch_size", (resolved["batch_size"],)))
+        resolved["front"] = resolve_front(resolved["front"], batch_size, sweep.kind)
     if "inverse" in resolved:
         # The published rule restarts in every block, so that no stack is longer than one block.
         functions = 2 * (1 if resolved["rule"] == "published" else max(sweep.depths))
@@ -221,14 +327,39 @@ def _check(sweep: Sweep) -> dict[str, Facts]:
     """Refuse options that make no sense, and return the facts about each model."""
     with naming("models"):
         facts = {model: _facts_of(model) for model in sweep.models}
+    for model, found in facts.items():
+        _check_axes(sweep, model, found.settings)
     for name in SWEPT_OPTIONS:
-        for value in sweep.values[name]:
-            _check_value(name, value)
+        # An axis that is a setting of every case here is no option.
+        if name not in sweep.varied or any(name not in (found.settings or ()) for found in facts.values()):
+            for value in sweep.values[name]:
+                _check_value(name, value)
     _check_effect(sweep)
     _check_combinations(sweep)
     for model, found in facts.items():
         _check_settings(sweep, model, found.settings)
     return facts
+
+
+def _check_axes(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> None:
+    """Refuse axes that a model does not have."""
+    if settings is None:
+        fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.have(model)]
+        known = [name for name in (*fields, IMAGE_SIZE) if name != "blocks" or model not in WITHOUT_BLOCKS]
+    else:
+        numbers = [name for name, usual in settings.items() if isinstance(usual, int | float) and not isinstance(usual, bool)]
+        fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.names is None]
+        known = [*numbers, *(name for name in fields if name not in ("blocks", *_OF_IMAGES))]
+    known = [name for name in known if name != "threads" or sweep.kind == "cpu"]
+    for name in sweep.varied:
+        if name in known:
+            continue
+        if name in (settings or {}):
+            raise ConfigurationError(
+                f"`vary` {name}: its default {(settings or {})[name]!r} in model '{model}' is not a number",
+                "give its values by `settings`: they multiply the sweep",
+            )
+        raise ConfigurationError(f"`vary` {name}: model '{model}' takes no {name}", f"it takes {', '.join(known)}")
 
 
 def _check_settings(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> None:
@@ -245,7 +376,8 @@ def _check_settings(sweep: Sweep, model: str, settings: Mapping[str, Setting] | 
         raise ConfigurationError("`settings` blocks: depths are given by themselves", "give `depth` instead")
     if sweep.depths_chosen:
         given["blocks"] = sweep.depths
-    given |= {name: sweep.values[name] for name in ("batch_size", "dataset") if name in sweep.chosen}
+    given |= {name: sweep.values[name] for name in _OF_IMAGES if name in sweep.chosen}
+    given |= {name: values for name, values in sweep.varied.items() if name in settings}
     for name, values in given.items():
         if not values:
             raise ConfigurationError(f"`settings` {name} has no value", f"give one or several, or leave {name} out")
@@ -268,6 +400,9 @@ def _check_value(name: str, value: Any) -> None:
     option = OPTIONS[name]
     if value == option.default:
         return
+    if name == "shape" and type(value) is not int:
+        with naming(name):
+            parse_shape(str(value))
     if option.choices and value not in option.choices:
         raise ConfigurationError(f"`{name}` '{value}' is not known", f"choose among {', '.join(option.choices)}")
     kind = type_of(name)
@@ -291,7 +426,7 @@ def _check_effect(sweep: Sweep) -> None:
     """Refuse options that are set although a user's own network, or every network of the sweep, does not have them."""
     own = next((model for model in sweep.models if model not in MODELS), None)
     for name in NETWORK_OPTIONS:
-        if sweep.values[name] == (OPTIONS[name].default,):
+        if sweep.values[name] == (OPTIONS[name].default,) or name in sweep.varied:
             continue
         if own is not None:
             raise no_effect(f"`{name}` {sweep.shown(name)}", own)
@@ -314,8 +449,9 @@ def no_effect(option: str, model: str) -> ConfigurationError:
 def _check_combinations(sweep: Sweep) -> None:
     """Refuse values that exclude each other, or that this machine cannot run."""
     _check_kernels(sweep)
+    rounds = sweep.values["iterations"] if sweep.has("iterations") else ()
     with naming("iterations"):
-        for routing, iterations in product(sweep.values["routing"], sweep.values["iterations"]):
+        for routing, iterations in product(sweep.values["routing"], rounds):
             check_routing(routing, "auto", iterations)
     with naming("optimizer_step"):
         for step, precision in product(sweep.values["optimizer_step"], sweep.values["precision"]):
@@ -323,7 +459,7 @@ def _check_combinations(sweep: Sweep) -> None:
     memories = sweep.values["memory"]
     reversible = sweep.has("gamma") and (memories == (None,) or not set(REVERSIBLE_STRATEGIES).isdisjoint(memories))
     with naming("gamma"):
-        for gamma in sweep.values["gamma"]:
+        for gamma in sweep.values["gamma"] if sweep.has("gamma") else ():
             check_gamma(gamma, invertible=reversible)
     if sweep.values["inverse"] != ("auto",) and not reversible:
         raise ConfigurationError(

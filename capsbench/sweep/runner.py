@@ -3,16 +3,20 @@
 import shutil
 import signal
 import threading
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
+from capsbench.axes import position_in_words
 from capsbench.devices import MIB
 from capsbench.errors import StoreError
-from capsbench.records import Cell, Plan, Record
+from capsbench.records import Cell, Configuration, Plan, Record
 from capsbench.report import Report
 from capsbench.sweep.local import Launcher
 from capsbench.timed_rounds import TurnsTaken
+
+_MORE_TAKES_MORE = ("blocks", "batch_size", "shape", "capsules", "classes", "iterations")
+"""Axes on which a larger cell takes at least as much memory. A case's setting may also divide the work."""
 
 ROOM_BYTES = MIB
 """Free bytes below which no cell is started, since its record might not fit."""
@@ -46,7 +50,10 @@ def run_sweep(
     Raises:
         StoreError: there is no room, or a record could not be written.
     """
-    full = {_series_of(record.cell): record.cell.configuration.blocks for record in report.records if record.status == "oom"}
+    axes = [axis for axis in plan.axes if axis in _MORE_TAKES_MORE]
+    full: dict[_SeriesKey, Configuration] = {}
+    for cell in (record.cell for record in report.records if record.status == "oom"):
+        full |= dict.fromkeys(_series_of(cell, axes), cell.configuration)
     has_memory = report.settled(["memory"])
     for cell in remaining(plan, report):
         if cell.key() in timed_later and ("memory" not in plan.passes or cell.key() in has_memory):
@@ -57,17 +64,16 @@ def run_sweep(
                 f"{report.folder} has {free} bytes left on its disk, too little for a record",
                 "make room and run the same command with `resume`: all earlier records are kept",
             )
-        series, blocks = _series_of(cell), cell.configuration.blocks
-        if series in full and blocks > full[series]:
+        smaller = _full_below(cell, axes, full)
+        if smaller is not None:
             kind: Literal["measured", "predicted"] = "predicted" if cell.configuration.is_predicted() else "measured"
-            why = f"out of memory at {full[series]} blocks of this line"
-            record = Record(kind=kind, cell=cell, status="skipped", message=why)
+            record = Record(kind=kind, cell=cell, status="skipped", message=f"out of memory at {smaller} of this line")
         else:
             for observer in observers:
                 observer.started(cell)
             record = launch(cell)
             if record.status == "oom":
-                full[series] = blocks
+                full |= dict.fromkeys(_series_of(cell, axes), cell.configuration)
         with uninterrupted():
             report.append(record)
         for observer in observers:
@@ -80,9 +86,22 @@ def remaining(plan: Plan, report: Report) -> list[Cell]:
     return [cell for cell in plan.cells if cell.key() not in settled]
 
 
-def _series_of(cell: Cell) -> tuple[str, str | None]:
-    """Key of all depths of one series: its options, and the source of its network."""
-    return cell.configuration.series(), cell.source
+_SeriesKey = tuple[str, str, str | None]
+"""Key of a series: its axis, its options, and the source of its network."""
+
+
+def _series_of(cell: Cell, axes: Sequence[str]) -> list[_SeriesKey]:
+    """Keys of the series that a cell belongs to, one along each axis."""
+    return [(axis, cell.configuration.series(axis), cell.source) for axis in axes]
+
+
+def _full_below(cell: Cell, axes: Sequence[str], full: Mapping[_SeriesKey, Configuration]) -> str | None:
+    """The place on an axis, in words, of a smaller cell of the same series that ran out of memory; None if none did."""
+    for series in _series_of(cell, axes):
+        axis, known = series[0], full.get(series)
+        if known is not None and (cell.configuration.position(axis) or 0) > (known.position(axis) or 0):
+            return position_in_words(known, axis)
+    return None
 
 
 @contextmanager

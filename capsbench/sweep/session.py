@@ -17,6 +17,7 @@ from capsbench.files import PLAN
 from capsbench.paths import anchored, new_folder
 from capsbench.records import BOTH, Cell, Plan
 from capsbench.report import Report
+from capsbench.sweep.plan import axes_of
 from capsbench.workload import check_batch_size
 
 REPORTS = Path("reports")
@@ -127,9 +128,11 @@ def begin(report: Report, plan: Plan, *, resume: bool) -> Plan:
     if not resume and (earlier is not None or report.path.exists()):
         raise ConfigurationError(f"`out` {report.folder} already holds a report", "add `resume`, or choose another `out`")
     if earlier is not None:
+        cells = list(dict.fromkeys([*_renewed(earlier.cells, plan), *plan.cells]))
         plan = plan.model_copy(
             update={
-                "cells": list(dict.fromkeys([*_renewed(earlier.cells, plan), *plan.cells])),
+                "cells": cells,
+                "axes": axes_of(cells, dict.fromkeys([*earlier.axes, *plan.axes])),
                 "passes": [what for what in BOTH if what in earlier.passes or what in plan.passes],
                 "samples": max(earlier.samples, plan.samples),
                 "budget_seconds": max(earlier.budget_seconds, plan.budget_seconds),
@@ -153,7 +156,12 @@ def check_data(cells: Iterable[Cell], directory: Path | None) -> list[str]:
     words = []
     measured = [cell.configuration for cell in cells if not cell.configuration.is_predicted()]
     with_images = [one for one in measured if one.dataset != OWN_INPUTS]
-    for dataset, batch_size in dict.fromkeys((one.dataset, one.images()) for one in with_images):
+    made = [one.spec() for one in with_images if one.images_are_random()]
+    if made:
+        shapes = dict.fromkeys(f"{'×'.join(map(str, spec.shape))} of {spec.classes} classes" for spec in made)
+        words.append(f"{', '.join(shapes)}: random images (memory and time do not depend on pixels)")
+    of_sets = [one for one in with_images if not one.images_are_random()]
+    for dataset, batch_size in dict.fromkeys((one.dataset, one.images()) for one in of_sets):
         data = load_images(dataset, directory)
         check_batch_size(batch_size, len(data.images), dataset)
         text = {

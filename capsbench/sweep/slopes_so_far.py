@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from capsbench.frame import to_frame
+from capsbench.frame import along, to_frame
 from capsbench.measure.noise import is_settled
 from capsbench.records import Cell, Record
 from capsbench.stats.turn_times import TurnFit, fit_turns, turn_times
@@ -51,31 +51,37 @@ class SlopesSoFar:
         return self.share is not None and self.share <= share and self.fewest_rounds >= ROUNDS_BEFORE_KNOWN
 
 
-def slopes_so_far(cells: Sequence[Cell], records: Iterable[Record], rounds: Collection[int]) -> SlopesSoFar:
-    """Fit the slope of every series that some cells belong to.
+def slopes_so_far(
+    cells: Sequence[Cell], records: Iterable[Record], rounds: Collection[int], axes: Sequence[str] = ("blocks",)
+) -> SlopesSoFar:
+    """Fit the slope of every series that some cells belong to, along each axis.
 
     Args:
         cells: cells that take turns.
-        records: their records as a report would have them now, and those of other depths of their series.
+        records: their records as a report would have them now, and those of other cells of their series.
         rounds: numbers of the rounds that these cells have taken for this sweep.
+        axes: axes of the plan.
     """
-    depths: dict[str, set[int]] = {}
+    positions: dict[tuple[str, str], set[float | None]] = {}
     for cell in cells:
-        depths.setdefault(cell.configuration.series(), set()).add(cell.configuration.blocks)
-    of_series: dict[str, list[Record]] = {series: [] for series, several in depths.items() if len(several) > 1}
+        for axis in axes:
+            positions.setdefault((axis, cell.configuration.series(axis)), set()).add(cell.configuration.position(axis))
+    of_series: dict[tuple[str, str], list[Record]] = {key: [] for key, several in positions.items() if len(several) > 1}
     samples: dict[str, Sequence[float]] = {cell.key(): [] for cell in cells}
     for record in records:
         if record.time is not None:
-            of_series.get(record.cell.configuration.series(), []).append(record)
+            for axis in axes:
+                of_series.get((axis, record.cell.configuration.series(axis)), []).append(record)
             if record.cell.key() in samples:
                 samples[record.cell.key()] = record.time.train_step_seconds
-    fits = [_fit(several) for several in of_series.values()]
+    fits = [_fit(several, axis) for (axis, _), several in of_series.items()]
     taken = [sum(number in rounds for _, number in fit.slopes) if fit else 0 for fit in fits]
     return SlopesSoFar(fits, min(taken, default=0), not fits and all(map(is_settled, samples.values())))
 
 
-def _fit(records: Sequence[Record]) -> TurnFit | None:
-    times = turn_times(to_frame(("", record) for record in records), "train_step_seconds")
+def _fit(records: Sequence[Record], axis: str) -> TurnFit | None:
+    frame = along(to_frame(("", record) for record in records), axis)
+    times = turn_times(frame, "train_step_seconds")
     return None if times is None else fit_turns(times)
 
 

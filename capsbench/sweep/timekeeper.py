@@ -62,7 +62,8 @@ class Timekeeper:
             if left:
                 cells = self._with_ends(left, group)
                 memory = {key: record.memory for key, record in records.items() if record.memory is not None}
-                for fitting in that_fit(cells, memory, available_bytes(group[0].configuration.device)):
+                free = available_bytes(group[0].configuration.device)
+                for fitting in that_fit(cells, memory, free, self._plan.axes):
                     self._time(fitting)
         self._report.forget_rounds()
 
@@ -77,15 +78,17 @@ class Timekeeper:
         return record is not None and record.status == "ok" and record.memory is not None
 
     def _with_ends(self, left: Sequence[Cell], group: Sequence[Cell]) -> list[Cell]:
-        """Return these cells, and the first and last depth of their series that this machine has timed in an earlier sweep.
+        """Return these cells, and the ends of their series that this machine has timed in an earlier sweep.
 
-        Only times of the same rounds are compared. Depths that are added to a finished series would have a slope of their own, or
+        Only times of the same rounds are compared. Cells that are added to a finished series would have a slope of their own, or
         none, if they did not take turns with those that are there.
         """
-        series = {cell.configuration.series() for cell in left}
+        axes = self._plan.axes
+        series = {(axis, cell.configuration.series(axis)) for cell in left for axis in axes}
         timed = {record.cell.key() for record in self._report.records if record.time and record.environment == self._environment}
         timed &= self._settled()
-        earlier = ends_of([cell for cell in group if cell.key() in timed and cell.configuration.series() in series])
+        beside = [cell for cell in group if any((axis, cell.configuration.series(axis)) in series for axis in axes)]
+        earlier = ends_of([cell for cell in beside if cell.key() in timed], axes)
         keys = {cell.key() for cell in (*left, *earlier)}
         return [cell for cell in group if cell.key() in keys]
 
@@ -124,7 +127,7 @@ class Timekeeper:
                 self._keep_failure(not_this_source(cell))
             else:
                 self._keep(self._timed(record, process.built.get(cell.key()), known=known, started=started, seconds=seconds))
-        for fewer in [too_many] if len(too_many) < len(cells) else halves(cells):
+        for fewer in [too_many] if len(too_many) < len(cells) else halves(cells, self._plan.axes):
             self._time(fewer)
 
     def _take_rounds(self, cells: list[Cell]) -> tuple[Together, SlopesSoFar | None]:
@@ -153,6 +156,7 @@ class Timekeeper:
             number, process_number = self._free_numbers()
             request = TurnsRequest(
                 cells={cell.key(): cell.configuration for cell in alive},
+                axes=self._plan.axes,
                 data_directory=self._data_directory,
                 strict=self._plan.strict,
                 channel=0,
@@ -168,12 +172,13 @@ class Timekeeper:
                     # Looking takes as long as a quick step once there are many rounds; each further look has a tenth more.
                     if last and (ended or len(numbers) >= next_look):
                         next_look = len(numbers) + 1 + len(numbers) // 10
-                        slopes = slopes_so_far(alive, [*self._so_far(alive), *self._beside(alive)], numbers)
+                        records = [*self._so_far(alive), *self._beside(alive)]
+                        slopes = slopes_so_far(alive, records, numbers, self._plan.axes)
                         known = slopes.are_known(self._plan.slope_share) and spent >= SECONDS_WORTH_SAMPLING
                         if ended or (known and not few):
                             self._say_what_more_would_buy(slopes, len(numbers))
                             return process, slopes
-                    order = [cell.key() for cell in (alive if few else ends_of(alive))]
+                    order = [cell.key() for cell in (alive if few else ends_of(alive, self._plan.axes))]
                     random.shuffle(order)
                     taken = process.round(number, order)
                     if taken is not None:
@@ -246,7 +251,7 @@ class Timekeeper:
     def _time_after_the_end(self, cells: list[Cell], ended: ProcessEnded) -> None:
         """Time cells whose process has ended: without the one that it was about, or, out of memory, fewer at a time."""
         if ended.status == "oom" and len(cells) > 1:
-            for fewer in halves(cells):
+            for fewer in halves(cells, self._plan.axes):
                 self._time(fewer)
             return
         # A process that ended before any cell was begun would end so for each of them.

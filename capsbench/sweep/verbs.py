@@ -27,10 +27,11 @@ from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
 from capsbench.sweep.local import Sources, local_launcher
-from capsbench.sweep.plan import Sweep, expand, parse_depths
-from capsbench.sweep.runner import Observer, remaining, run_sweep
+from capsbench.sweep.plan import Sweep, axes_asked, axes_of, expand, parse_depths
+from capsbench.sweep.runner import Observer, remaining, run_sweep, uninterrupted
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
 from capsbench.sweep.timekeeper import Timekeeper
+from capsbench.sweep.unchanged import unchanged
 from capsbench.timed_rounds import TurnsTaken
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
@@ -88,6 +89,7 @@ def run(
     models: Model | Iterable[Model],
     *,
     depths: int | str | Iterable[int] | None = None,
+    vary: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -114,7 +116,9 @@ def run(
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
-        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8.
+        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or, beside `vary`, a case's own and 1 of any other network.
+        vary: axes over which slopes are fitted in place of depth, by name, each with its values (numbers, or a text such as
+            "128-1024:128"): `batch_size`, `capsules`, `image_size`, `classes`, a number that a case takes … Several make a grid.
         settings: values of what cases take by name, each a value or a list of values.
         out: folder of the report; by default reports/ and the time.
         resume: add to the report that is there; without `out`, to the newest unfinished one with these cells.
@@ -145,14 +149,16 @@ def run(
         blocks,
         repeats=repeats,
         depths_chosen=depths is not None,
+        vary=vary,
         settings=settings,
         **where(device, gpu, threads),
         **options,
     )
+    cells = expand(sweep)
     plan = _plan(
-        command=_call(run, names, blocks, given), cells=expand(sweep), passes=BOTH if only is None else [only],
-        samples=samples, budget_seconds=time_budget, slope_share=slope_share, timeout_seconds=timeout, strict=strict,
-        processes=processes,
+        command=_call(run, names, blocks, given), cells=cells, axes=axes_of(cells, axes_asked(vary or ())),
+        passes=BOTH if only is None else [only], samples=samples, budget_seconds=time_budget, slope_share=slope_share,
+        timeout_seconds=timeout, strict=strict, processes=processes,
     )  # fmt: skip
     folder, data = (None if one is None else absolute(one) for one in (out, data_dir))
     check_data(plan.cells, data)
@@ -166,6 +172,7 @@ def predict(
     models: Model | Iterable[Model],
     *,
     depths: int | str | Iterable[int] | None = None,
+    vary: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     device: Literal["cuda", "cpu"] = "cuda",
     gpu: str | None = None,
@@ -178,7 +185,9 @@ def predict(
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
-        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8.
+        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or, beside `vary`, a case's own and 1 of any other network.
+        vary: axes over which slopes are fitted in place of depth, by name, each with its values (numbers, or a text such as
+            "128-1024:128"): `batch_size`, `capsules`, `image_size`, `classes`, a number that a case takes … Several make a grid.
         settings: values of what cases take by name, each a value or a list of values.
         device: the kind of device to predict for.
         gpu: the GPU to predict for, by default an H100.
@@ -194,9 +203,19 @@ def predict(
     given = locals()
     names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
     sweep = Sweep(
-        names, blocks, depths_chosen=depths is not None, settings=settings, **where(f"{device}:predicted", gpu, None), **options
+        names,
+        blocks,
+        depths_chosen=depths is not None,
+        vary=vary,
+        settings=settings,
+        **where(f"{device}:predicted", gpu, None),
+        **options,
     )
-    plan = _plan(command=_call(predict, names, blocks, given), cells=expand(sweep), passes=["memory"], budget_seconds=0)
+    cells = expand(sweep)
+    plan = _plan(
+        command=_call(predict, names, blocks, given), cells=cells, axes=axes_of(cells, axes_asked(vary or ())),
+        passes=["memory"], budget_seconds=0,
+    )  # fmt: skip
     if out is None:
         return traced(plan, watcher)
     watcher = watcher or Logged()
@@ -212,8 +231,8 @@ def traced(plan: Plan, watcher: Watcher | None = None) -> Report:
         plan: plan whose cells are of predicted devices.
         watcher: object that is informed of the progress.
     """
-    report = Report.of([], "predicted", plan=plan)
-    with (watcher or Logged()).measuring(plan, report, plan.cells) as observers:
+    report, watcher = Report.of([], "predicted", plan=plan), watcher or Logged()
+    with watcher.measuring(plan, report, plan.cells) as observers:
         for cell in plan.cells:
             for observer in observers:
                 observer.started(cell)
@@ -221,6 +240,7 @@ def traced(plan: Plan, watcher: Watcher | None = None) -> Report:
             report.append(record)
             for observer in observers:
                 observer.finished(record)
+    note_unchanged(plan, report, watcher)
     return report
 
 
@@ -266,7 +286,21 @@ def measure(
                 folder=report.folder, patience=wait, sources=sources, timed_later=keeper.cells,
             )  # fmt: skip
             run_sweep(plan, report, launch, observers, keeper.cells)
+            note_unchanged(plan, report, watcher)
             keeper.run()
+
+
+def note_unchanged(plan: Plan, report: Report, watcher: Watcher) -> None:
+    """Warn of axes that change nothing, and note it in the records of the cells along them."""
+    keys = {cell.key() for cell in plan.cells}
+    found = unchanged((record for record in report.records if record.cell.key() in keys), plan.axes)
+    for note in dict.fromkeys(series.note for series in found):
+        watcher.notify(f"warning: {note}")
+    for series in found:
+        noted = {record.cell.key() for record in series.records if series.note not in record.notes}
+        for record in [one for one in report.records if one.cell.key() in noted]:
+            with uninterrupted():
+                report.append(record.model_copy(update={"notes": [*record.notes, series.note]}))
 
 
 def _names(models: Model | Iterable[Model]) -> list[str]:

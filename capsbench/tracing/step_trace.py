@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from capsbench.catalog import spec_of
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
@@ -175,7 +174,7 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
         case = replace(case, module=made_fake(case.module, device, follow.values))
     else:
         count = configuration.images()
-        size = (count, *spec_of(configuration.dataset).shape)
+        size = (count, *configuration.spec().shape)
         # A network's module may change the default dtype; that of images is fixed.
         images, pixels = (torch.empty(size, dtype=torch.float32, device=device) for _ in range(2))
         batch = Batch(images, torch.empty(count, dtype=torch.int64, device=device), pixels)

@@ -12,9 +12,11 @@ PATIENCE = 120.0
 Taken = tuple[list[tuple[list[str], Round | None]], dict[str, Failed], tuple[str, str, str | None] | None]
 
 
-def take_rounds(cells: Mapping[str, Configuration], count: int = 3, timeout: float = PATIENCE) -> Taken:
+def take_rounds(
+    cells: Mapping[str, Configuration], count: int = 3, timeout: float = PATIENCE, axes: tuple[str, ...] = ("blocks",)
+) -> Taken:
     """Rounds of some cells with the order that was asked for, the cells that failed, and how the process ended."""
-    request = TurnsRequest(cells=dict(cells), channel=0, process=4)
+    request = TurnsRequest(cells=dict(cells), channel=0, process=4, axes=axes)
     found: list[tuple[list[str], Round | None]] = []
     drawn = random.Random(0)
     process = Together(request, timeout)

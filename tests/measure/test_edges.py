@@ -161,6 +161,46 @@ def test_the_networks_of_the_paper_grow_in_their_blocks(network):
     assert growing_modules(found)[0] == ["blocks"]
 
 
+class Wide(nn.Module):
+    """A network of which one setting changes the width of its middle, and another everything."""
+
+    def __init__(self, width=2, inner=2, blocks=3):
+        super().__init__()
+        self.stem = nn.Linear(2, width)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, inner), nn.Linear(inner, width)) for _ in range(blocks))
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def test_a_container_of_which_everything_differs_in_size_is_one_part():
+    assert growing_modules(structures(lambda inner: Wide(inner=inner))) == [["blocks"]]
+    assert growing_modules(structures(lambda inner: Wide(inner=inner, blocks=1))) == [["blocks.0"]]
+
+
+def test_a_network_of_which_everything_differs_has_no_part_of_its_own():
+    assert growing_modules(structures(lambda width: Wide(width=width))) == []
+    assert growing_modules(structures(lambda width: nn.Sequential(nn.Linear(2, 2), Wide(width=width)))) == [["1"]]
+
+
+def test_too_many_parts_are_none():
+    class Alternating(nn.Module):
+        def __init__(self, width, count):
+            super().__init__()
+            even = [nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, width), nn.Linear(width, 2))) for _ in range(count)]
+            self.layers = nn.Sequential(*even)
+
+        def forward(self, x):
+            return self.layers(x)
+
+    assert growing_modules(structures(lambda width: Alternating(width, 3))) == [[f"layers.{place}.1" for place in range(3)]]
+    assert growing_modules(structures(lambda width: Alternating(width, 40))) == []
+
+
 def test_recording_a_structure_leaves_no_hook():
     network = Listed(2)
     structures(lambda _: network)

@@ -2,12 +2,14 @@
 
 import os
 import socket
+from itertools import product
 
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsbench.measure.together import Together
 from capsbench.measure.turns import Turns, TurnsRequest
+from capsbench.timed_rounds import times_of
 from helpers.forked import in_fork
 from helpers.made import make_configuration
 from helpers.turns import PATIENCE, take_rounds
@@ -68,6 +70,55 @@ def test_networks_of_a_user_take_turns(own_model):
     assert (failed, ended) == ({}, None)
     assert rounds[0][1].modules == {f"cell {blocks}": ["layers"] for blocks in (1, 2, 3)}
     assert all(turn.growing_train_step_seconds for _, one in rounds for turn in one.turns)
+
+
+WIDE = """
+import torch
+from torch import nn
+from capsbench import Case
+
+class Net(nn.Module):
+    def __init__(self, inner, blocks):
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, inner), nn.Linear(inner, 8)) for _ in range(blocks))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x).square().mean()
+
+def make(inner=4, blocks=2, batch_size=2):
+    return Case(Net(inner, blocks), torch.rand(batch_size, 8))
+"""
+
+
+@pytest.mark.parametrize(
+    ("axes", "along"),
+    [
+        (("inner",), {"inner"}),
+        (("batch_size",), set()),
+        (("inner", "batch_size"), {"inner"}),
+        (("batch_size", "inner"), {"inner"}),
+        (("blocks", "batch_size"), {"blocks"}),
+    ],
+)
+def test_parts_that_grow_are_looked_for_along_each_axis(own_model, axes, along):
+    name = own_model(WIDE)
+    cells = {}
+    for place in product((2, 4), repeat=len(axes)):
+        values = {"inner": 4, "blocks": 2, "batch_size": 2} | dict(zip(axes, place, strict=True))
+        fields = {"dataset": "own", "batch_size": values["batch_size"], "settings": {"inner": values["inner"]}}
+        cells[str(place)] = make_configuration(name, values["blocks"], **fields)
+    rounds, failed, ended = in_fork(take_rounds, cells, axes=axes)
+    assert (failed, ended) == ({}, None)
+    for _, one in rounds:
+        assert one.modules == ({key: ["layers"] for key in cells} if along else {})
+        assert set(one.growing_along.values()) == along
+        times = times_of([one], next(iter(cells)))
+        assert (times.growing is None) == (not along)
+        assert not along or {times.growing.axis} == along
 
 
 @pytest.mark.parametrize(

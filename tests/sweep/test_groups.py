@@ -55,6 +55,54 @@ def test_ends_are_the_first_and_the_last_depth_of_each_series():
     assert names(ends_of(mixed)) == ["rescapsnet 2", "rescapsnet 5", "mocapsnet 1", "mocapsnet 6"]
 
 
+def grid(axes=("blocks", "batch_size")):
+    batches = [
+        Cell(configuration=make_configuration("rescapsnet", blocks, batch_size=size))
+        for blocks in (1, 2, 4)
+        for size in (2, 3, 4)
+    ]
+    return planned(batches, axes=axes)
+
+
+def test_batches_take_turns_where_they_are_an_axis():
+    assert groups_of(grid()) == [list(grid().cells)]
+    assert [len(group) for group in groups_of(grid(("blocks",)))] == [3, 3, 3]
+
+
+def test_ends_of_a_grid_are_its_border():
+    found = ends_of(grid().cells, ("blocks", "batch_size"))
+    inner = [cell for cell in grid().cells if cell not in found]
+    assert [(cell.configuration.blocks, cell.configuration.batch_size) for cell in inner] == [(2, 3)]
+    assert len(ends_of(grid().cells, ("batch_size",))) == 6
+
+
+def test_cells_along_two_axes_from_one_corner_keep_their_ends():
+    star = [(blocks, 2) for blocks in (1, 2, 4)] + [(1, size) for size in (3, 4)]
+    several = [Cell(configuration=make_configuration("rescapsnet", blocks, batch_size=size)) for blocks, size in star]
+    found = ends_of(several, ("blocks", "batch_size"))
+    assert {(cell.configuration.blocks, cell.configuration.batch_size) for cell in found} == {(1, 2), (4, 2), (1, 4)}
+
+
+def test_halves_of_a_grid_share_its_border():
+    axes = ("blocks", "batch_size")
+    several = [
+        Cell(configuration=make_configuration("rescapsnet", blocks, batch_size=size))
+        for blocks in range(1, 5)
+        for size in range(1, 5)
+    ]
+    border = ends_of(several, axes)
+    low, high = halves(several, axes)
+    assert [cell for cell in low if cell in high] == border
+    assert len(low) == len(high) == len(border) + 2
+    left = [several]
+    while left:
+        group = left.pop()
+        parts = halves(group, axes)
+        assert all(len(part) < len(group) for part in parts)
+        assert {cell.key() for part in parts for cell in part} in ({cell.key() for cell in group}, set())
+        left += parts
+
+
 def test_halves_share_the_ends_of_every_series():
     low, high = halves(cells(depths=range(1, 7)))
     assert names(low) == names(cells(depths=(1, 2, 3, 6)))

@@ -64,6 +64,22 @@ def plan(depths=(1, 2, 3), models=("rescapsnet", "mocapsnet"), replicates=1):
     return Plan(command="capsbench run", cells=cells)
 
 
+@pytest.mark.parametrize(("axis", "skipped"), [("batch_size", ["oom", "skipped"]), ("length", ["oom", "ok"])])
+def test_what_ran_out_of_memory_is_not_tried_larger_where_more_takes_more(store, axis, skipped):
+    def cell(value):
+        usual = make_configuration("cases.py:gpt2", 1, dataset="own")
+        settings = {"settings": (("length", value),)} if axis == "length" else {"batch_size": value}
+        return Cell(configuration=usual.model_copy(update=settings))
+
+    def launch(one):
+        return make_record(status="oom" if one == cell(2) else "ok").model_copy(update={"cell": one})
+
+    planned = Plan(command="", cells=[cell(2), cell(4)], axes=(axis,))
+    run_sweep(planned, store, launch)
+    assert [record.status for record in store.records] == skipped
+    assert skipped[1] == "ok" or store.records[1].message == "out of memory at batch 2 of this line"
+
+
 def outcomes(store):
     found = {}
     for record in Report(store.folder).records:

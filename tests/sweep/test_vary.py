@@ -1,0 +1,245 @@
+"""Axes of a sweep: their values, the cells along them, and what makes none."""
+
+import pytest
+import torch
+from torch import nn
+
+from capsbench import Case
+from capsbench.errors import ConfigurationError
+from capsbench.models.front import CHUNKS
+from capsbench.records import Plan
+from capsbench.report import Report
+from capsbench.sweep.plan import Sweep, axes_asked, axes_of, axis_values, expand
+from capsbench.sweep.session import begin, check_data
+from capsbench.workload import Workload
+
+
+def case(blocks=2, length=16, batch_size=4, width=8, tied=False, kind="mean"):
+    layers = [nn.Linear(width, width) for _ in range(blocks)]
+    return Case(nn.Sequential(*layers), torch.rand(batch_size, length, width), loss=lambda out: out.square().mean())
+
+
+def classifier(in_shape, num_classes, blocks):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+CASE, CLASSIFIER = f"{__name__}:case", f"{__name__}:classifier"
+
+
+def sweep(models, vary, depths=(1, 2), *, depths_chosen=False, **fields):
+    models = (models,) if isinstance(models, str) else models
+    return Sweep(models, depths, "cpu", depths_chosen=depths_chosen, vary=vary, threads=1, **fields)
+
+
+def configurations(models, vary, **fields):
+    return [cell.configuration for cell in expand(sweep(models, vary, **fields))]
+
+
+def refused(models, vary, **fields):
+    """What is wrong with a sweep, in two lines."""
+    with pytest.raises(ConfigurationError) as raised:
+        expand(sweep(models, vary, **fields))
+    what, hint = str(raised.value).splitlines()
+    assert hint
+    return f"{what}\n{hint}"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "values"),
+    [
+        ("length", [256, 128, 256], (128, 256)),
+        ("length", range(1, 4), (1, 2, 3)),
+        ("length", 128, (128,)),
+        ("length", "128-512:128", (128, 256, 384, 512)),
+        ("gamma", "0.5,0.9", (0.5, 0.9)),
+        ("blocks", "1-3,8", (1, 2, 3, 8)),
+        ("shape", "3x64x64,3x32x32", ("3x32x32", "3x64x64")),
+        ("shape", (3, 32, 48), ("3x32x48",)),
+        ("shape", [(3, 64, 64), "3x32x32"], ("3x32x32", "3x64x64")),
+    ],
+)
+def test_values_of_an_axis_ascend(name, given, values):
+    assert axis_values(name, given) == values
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("length", [], "`vary` length [] has no value"),
+        ("length", "", "`vary` length '' has no value"),
+        ("length", "128,,256", "has no value"),
+        ("length", "short", "`vary` length 'short' is not a number"),
+        ("length", [True], "`vary` length True is not a number"),
+        ("length", range(2000), "`vary` length has 2,000 values"),
+        ("blocks", [0], "`vary` blocks 0 is not a number of blocks"),
+        ("blocks", [1.5], "`vary` blocks 1.5 is not a number of blocks"),
+        ("image_size", [0], "`vary` image_size 0 is not a number of pixels"),
+        ("shape", "3x32", "`vary`: shape '3x32' is not that of an image"),
+    ],
+)
+def test_values_that_make_no_axis(name, given, words):
+    with pytest.raises(ConfigurationError) as raised:
+        axis_values(name, given)
+    assert words in raised.value.what
+    assert raised.value.hint
+
+
+def test_a_setting_of_a_case_is_an_axis():
+    found = configurations(CASE, {"length": [32, 16]})
+    assert [dict(it.settings)["length"] for it in found] == [16, 32]
+    assert {(it.blocks, it.batch_size, dict(it.settings)["width"]) for it in found} == {(2, 4, 8)}, "the case's own defaults"
+    assert len({it.series("length") for it in found}) == 1
+
+
+def test_two_axes_are_a_grid():
+    found = configurations(CASE, {"length": [16, 32], "batch-size": "1-3"}, depths=(5,), depths_chosen=True)
+    assert [(dict(it.settings)["length"], it.batch_size, it.blocks) for it in found] == [
+        (length, size, 5) for length in (16, 32) for size in (1, 2, 3)
+    ]
+
+
+def test_blocks_are_an_axis_like_any_other():
+    vary = {"blocks": "1-3", "length": [16, 32]}
+    assert [(it.blocks, dict(it.settings)["length"]) for it in configurations(CASE, vary)] == [
+        (blocks, length) for blocks in (1, 2, 3) for length in (16, 32)
+    ]
+    assert expand(sweep("mocapsnet", {"blocks": [1, 2]})) == expand(Sweep(("mocapsnet",), (1, 2), "cpu", threads=1))
+
+
+def test_without_a_depth_a_case_has_its_own_and_any_other_network_one_block():
+    found = configurations((CASE, "rescapsnet", CLASSIFIER), {"batch_size": [1, 2]}, depths=range(1, 9))
+    assert {(it.model, it.blocks) for it in found} == {(CASE, 2), ("rescapsnet", 1), (CLASSIFIER, 1)}
+    assert [it.batch_size for it in found] == [1, 1, 1, 2, 2, 2], "models interleave"
+
+
+@pytest.mark.parametrize(
+    ("vary", "axis", "positions"),
+    [
+        ({"capsules": [8, 16]}, "capsules", [8, 16]),
+        ({"iterations": "1-3"}, "iterations", [1, 2, 3]),
+        ({"classes": [10, 196]}, "classes", [10, 196]),
+        ({"image-size": [32, 48]}, "shape", [1024, 2304]),
+        ({"shape": ["3x32x32", "3x32x64"]}, "shape", [1024, 2048]),
+    ],
+)
+def test_options_of_built_in_networks_are_axes(vary, axis, positions):
+    cells = expand(sweep("mocapsnet", vary))
+    assert [cell.configuration.position(axis) for cell in cells] == positions
+    assert len({cell.configuration.series(axis) for cell in cells}) == 1
+    assert axes_of(cells, axes_asked(vary)) == (axis,)
+
+
+def test_square_images_have_the_channels_of_the_data_set():
+    found = configurations("mocapsnet", {"image_size": [32]}, dataset=["mnist", "cifar10"])
+    assert [(it.dataset, it.shape) for it in found] == [("mnist", "1x32x32"), ("cifar10", "3x32x32")]
+    (one,) = configurations("mocapsnet", None, depths=(1,), shape=(3, 40, 41), classes=5)
+    assert (one.shape, one.spec().shape, one.spec().classes) == ("3x40x41", (3, 40, 41), 5)
+
+
+def test_what_auto_stands_for_is_one_for_a_series():
+    few, many = CHUNKS["cpu"], CHUNKS["cpu"] + 1
+    assert {it.front for it in configurations("mocapsnet", {"batch_size": [few, many]})} == {"chunked"}
+    assert {it.front for it in configurations("mocapsnet", {"batch_size": [1, few]})} == {"plain"}
+    deep = configurations("mocapsnet", {"blocks": [1, 100]})
+    assert {it.inverse for it in deep} == {it.inverse for it in configurations("mocapsnet", {"blocks": [100]})}
+
+
+@pytest.mark.parametrize(
+    ("models", "vary", "words"),
+    [
+        (
+            "mocapsnet",
+            {"length": [1]},
+            "`vary` length: model 'mocapsnet' takes no length\nit takes blocks, batch_size, capsules, ",
+        ),
+        (
+            CASE,
+            {"capsules": [1]},
+            f"`vary` capsules: model '{CASE}' takes no capsules\nit takes blocks, length, batch_size, width",
+        ),
+        (CASE, {"image_size": [32]}, "takes no image_size"),
+        (CASE, {"tied": [0, 1]}, "`vary` tied: its default False in model"),
+        (CASE, {"kind": [1]}, "`vary` kind: its default 'mean' in model"),
+        (CASE, {"length": [0.5]}, "`length` 0.5 is not of the type of its default 16"),
+        (CLASSIFIER, {"capsules": [8]}, f"`vary` capsules: model '{CLASSIFIER}' takes no capsules"),
+        ("capsnet-1conv", {"blocks": [1, 2]}, "model 'capsnet-1conv' takes no blocks"),
+        ("mocapsnet", {"kernel": [1]}, "model 'mocapsnet' takes no kernel"),
+        ("mocapsnet", {"capsules": [0, 8]}, "`capsules` 0 is too small"),
+        ("mocapsnet", {"capsules": [1.5]}, "`capsules` 1.5 is not a whole number"),
+        ("mocapsnet", {"shape": "3x32x32", "image_size": [32]}, "`vary` image_size: its values are given by `vary` too"),
+    ],
+)
+def test_axes_that_make_no_sense_are_refused(models, vary, words):
+    assert words in refused(models, vary)
+
+
+@pytest.mark.parametrize(
+    ("vary", "given", "field"),
+    [
+        ({"batch_size": [1]}, {"batch_size": 2}, "batch_size"),
+        ({"length": [1]}, {"settings": {"length": 2}}, "settings"),
+        ({"blocks": [1]}, {"depths_chosen": True}, "depth"),
+        ({"image_size": [32]}, {"shape": "3x32x32"}, "shape"),
+    ],
+)
+def test_values_are_given_once(vary, given, field):
+    with pytest.raises(ConfigurationError, match=f"`vary` {next(iter(vary))}: its values are given by `{field}` too"):
+        sweep(CASE, vary, **given)
+
+
+@pytest.mark.parametrize("text", ["3x32", "3x0x32", "-1x2x3", "threexfourxfive", "3x32x32x1", "", "3 x 32 x 32"])
+def test_a_shape_that_is_none(text):
+    with pytest.raises(ConfigurationError, match="is not that of an image"):
+        expand(Sweep(("mocapsnet",), (1,), "cpu", shape=text))
+
+
+def test_a_shape_is_no_option_of_a_case():
+    assert f"model '{CASE}' takes no shape" in refused(CASE, None, shape="3x32x32")
+    assert f"model '{CASE}' takes no classes" in refused(CASE, None, classes=5)
+
+
+def test_axes_are_what_cells_of_one_series_differ_in():
+    grid = expand(sweep(CASE, {"length": [16, 32], "blocks": [1, 2]}))
+    assert axes_of(grid, axes_asked(["length", "blocks"])) == ("length", "blocks")
+    assert axes_of(grid[:1], axes_asked(["length"])) == ("length",)
+    assert axes_of(expand(sweep(CASE, {"length": [16, 32]})), axes_asked(["length"])) == ("length",)
+    assert axes_of(expand(Sweep(("rescapsnet",), (1, 2), "cpu")), axes_asked([])) == ("blocks",)
+    assert axes_of([], axes_asked([])) == ("blocks",)
+    # Lists of options multiply a sweep, and are no axes.
+    assert axes_of(expand(Sweep(("rescapsnet",), (1,), "cpu", batch_size=[1, 2])), axes_asked([])) == ("blocks",)
+
+
+def test_a_report_that_is_resumed_along_another_axis_has_both(tmp_path):
+    def planned(vary):
+        cells = expand(sweep(CASE, vary))
+        return Plan(command="", cells=cells, axes=axes_of(cells, axes_asked(vary)))
+
+    report = Report(tmp_path)
+    first = begin(report, planned({"length": [16, 32]}), resume=False)
+    assert first.axes == ("length",)
+    second = begin(report, planned({"blocks": [2, 3]}), resume=True)
+    assert second.axes == ("length", "blocks")
+    # The corner that both share is one cell.
+    assert len(second.cells) == 3
+    assert Report(tmp_path).plan == second
+
+
+def test_images_of_another_shape_are_random_and_said_to_be(tmp_path):
+    cells = expand(sweep("mocapsnet", {"image_size": [24, 32]}, classes=7, batch_size=2000))
+    assert check_data(cells, tmp_path) == [
+        "1×24×24 of 7 classes, 1×32×32 of 7 classes: random images (memory and time do not depend on pixels)"
+    ]
+
+
+@pytest.mark.parametrize("model", ["mocapsnet", "capsnet-1conv", CLASSIFIER])
+def test_a_network_of_another_shape_steps(model):
+    fields = {"capsules": 4} if model == "mocapsnet" else {}
+    (cell,) = expand(sweep(model, None, depths=(1,), shape="3x24x20", classes=5, batch_size=2, **fields))
+    workload = Workload(cell.configuration)
+    assert workload.data_source == "random"
+    assert [tuple(tensor.shape) for tensor in workload.given[:2]] == [(2, 3, 24, 20), (2,)]
+    workload.train_step()
+    workload.inference()
+    again = Workload(cell.configuration)
+    assert all(torch.equal(one, other) for one, other in zip(workload.given, again.given, strict=True))
+    assert workload.given[1].max() < 5
