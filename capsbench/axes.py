@@ -1,8 +1,8 @@
 """Axes: what a sweep varies, in words.
 
-An axis is `blocks`, another number that a cell has as an option (`batch_size`, `capsules`, `classes`, `iterations`), `shape`, on
-which a cell lies at its number of pixels, or a setting of a case (`length`). Where a cell lies on an axis is said by
-`Configuration.position`. Nothing here needs torch.
+An axis is `blocks`, another number that a cell has as an option (`batch_size`, `capsules`, `classes`, `iterations`), the shape of
+images (`image_shape`: a cell lies at its number of pixels), or a setting of a case (`length`). `Configuration.position` says where a
+cell lies on an axis. Nothing here needs torch.
 """
 
 from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
@@ -13,7 +13,7 @@ _UNITS = {
     "capsules": "capsule",
     "classes": "class",
     "iterations": "round",
-    "shape": "pixel",
+    "image_shape": "pixel",
     "threads": "thread",
     **dict.fromkeys(("context", "context_length", "length", "seq_len", "seq_length", "sequence_length", "tokens"), "token"),
 }
@@ -22,7 +22,7 @@ _UNITS = {
 
 def axis_title(axis: str) -> str:
     """Title of an axis: `Blocks`, `Batch size`, `Image size`, and `Length` for the setting `length`."""
-    if axis == "shape":
+    if axis == "image_shape":
         return "Image size"
     return OPTIONS[axis].title if axis in AXES_OF_FIELDS else axis.replace("_", " ").capitalize()
 
@@ -44,6 +44,6 @@ def position_in_words(configuration: Configuration, axis: str) -> str:
     position = configuration.position(axis)
     if position is None:
         return f"no {axis.replace('_', ' ')}"
-    if axis == "shape":
+    if axis == "image_shape":
         return "x".join(map(str, configuration.spec().shape))
     return value_in_words(axis, int(position) if position.is_integer() else position)

@@ -354,7 +354,7 @@ class Configuration(BaseModel):
     ] = None
     """A limit on the memory of the device in bytes, or None."""
 
-    shape: Annotated[
+    image_shape: Annotated[
         str | None,
         Option(
             flag="--shape",
@@ -400,7 +400,7 @@ class Configuration(BaseModel):
         return self.model_copy(update={axis: 0 if axis == "blocks" else None}).model_dump_json()
 
     def position(self, axis: str) -> float | None:
-        """Where a cell lies on an axis: blocks (0 without any), samples, a number of an option or setting, or pixels of `shape`.
+        """Return where a cell lies on an axis: its number of blocks (0 without any), samples, pixels, or a setting's number.
 
         Args:
             axis: name of an axis, as in `Plan.axes`.
@@ -410,9 +410,9 @@ class Configuration(BaseModel):
         """
         if self._is_setting(axis):
             value: object = dict(self.settings or ()).get(axis)
-        elif axis in ("shape", "classes") and self.dataset == OWN_INPUTS:
+        elif axis in ("image_shape", "classes") and self.dataset == OWN_INPUTS:
             value = None
-        elif axis == "shape":
+        elif axis == "image_shape":
             _, height, width = self.spec().shape
             value = height * width
         else:
@@ -430,12 +430,12 @@ class Configuration(BaseModel):
             ConfigurationError: there is no such data set.
         """
         spec = spec_of(self.dataset)
-        shape = spec.shape if self.shape is None else parse_shape(self.shape)
+        shape = spec.shape if self.image_shape is None else parse_shape(self.image_shape)
         return replace(spec, shape=shape, classes=self.classes or spec.classes)
 
     def images_are_random(self) -> bool:
         """Return whether the images have another shape or other classes than the data set's, and are made for it."""
-        return self.shape is not None or self.classes is not None
+        return self.image_shape is not None or self.classes is not None
 
     def images(self) -> int:
         """Images per step of a classifier."""
@@ -490,7 +490,7 @@ def type_of(name: str) -> type:
 
 
 AXES_OF_FIELDS = tuple(
-    name for name, option in OPTIONS.items() if name == "shape" or (type_of(name) is not str and option.unit != "bytes")
+    name for name, option in OPTIONS.items() if name == "image_shape" or (type_of(name) is not str and option.unit != "bytes")
 )
 """Axes that are options of a cell: its numbers, except a limit, and the shape of its images. Any other is a setting of a case."""
 

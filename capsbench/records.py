@@ -406,7 +406,7 @@ class Record(Schema):
     message: str | None = None
     """Reason that the status is not `ok`."""
     data_source: str | None = None
-    """Source of the images: `real`, `sample`, `stand-in` for the sample in the named set's shape, or `random` for a `shape`."""
+    """Source of the images: `real`, `sample`, `stand-in` for the sample in the named set's shape, or `random`."""
     environment: str | None = None
     """Key into environment.json."""
     started_at: str | None = None
@@ -474,7 +474,7 @@ class Plan(Schema):
     experiment: str | None = None
     """Name of the paper's figure or table that is reproduced, if any, which decides how the report is drawn."""
     axes: tuple[str, ...] = ("blocks",)
-    """Names of what the sweep varies: `blocks`, `batch_size`, another numeric option, `shape`, or a setting of a case."""
+    """Names of what the sweep varies: `blocks`, `batch_size`, another numeric option, `image_shape`, or a setting of a case."""
     cells: list[Cell]
     """Cells in the order in which they are measured."""
 

@@ -1,6 +1,6 @@
 """Expansion of a sweep's options to a list of cells."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, product
 from types import MappingProxyType
@@ -34,8 +34,10 @@ from capsbench.workload import Facts, check_optimizer_step, facts_of
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 AXIS_FORMS = "give numbers (128,256), a range (1-8), or one with a step (128-1024:128)"
 IMAGE_SIZE = "image_size"
-"""Name under which `vary` takes the side of square images, in place of `shape`."""
-_OF_IMAGES = ("dataset", "batch_size", "shape", "classes")
+"""Name under which `vary` takes the side of square images."""
+SHAPE_NAMES = ("image_shape", "shape", IMAGE_SIZE)
+"""Names under which `vary` takes the shape of images."""
+_OF_IMAGES = ("dataset", "batch_size", "image_shape", "classes")
 """Options of a classifier's images, which a case takes only if its function does."""
 _MOST_POSITIONS = 1000
 """Most values of an axis: each is a network to measure."""
@@ -57,8 +59,8 @@ class Sweep:
         depths_chosen: False if nobody chose the depths. A case that takes no blocks is not refused then; and if something else is
             varied, a case has its own default, and any other network one block.
         settings: values of what cases take, by name, each a value or a list of values that multiplies the sweep.
-        vary: values of the axes, by name: `blocks`, a numeric option, `image_size`, `shape`, or a setting of a case; numbers,
-            or a text such as "128-1024:128".
+        vary: values of the axes, by name: `blocks`, a numeric option, `image_size`, `image_shape`, or a setting of a case. They are
+            numbers, or a text such as "128-1024:128".
         options: options of a cell by name (`capsbench.options.OPTIONS`), each with a value or a list of values; the others have
             their defaults.
 
@@ -86,7 +88,9 @@ class Sweep:
         self.depths: tuple[int, ...] = (1,) if self.usual_depth else tuple(self.varied.get("blocks", depths))
         self.depths_chosen = depths_chosen or "blocks" in self.varied
         options |= {name: values for name, values in self.varied.items() if name in AXES_OF_FIELDS and name != "blocks"}
-        options |= {"shape": self.varied[IMAGE_SIZE]} if IMAGE_SIZE in self.varied else {}
+        for name in SHAPE_NAMES:
+            if name in self.varied:
+                options["image_shape"] = self.varied[name]
         self.device = device
         self.repeats = repeats
         unknown = next((name for name in options if name not in SWEPT_OPTIONS), None)
@@ -94,7 +98,7 @@ class Sweep:
             raise ConfigurationError(f"a sweep takes no {unknown}", f"choose among {', '.join(SWEPT_OPTIONS)}")
         values: dict[str, tuple[Any, ...]] = {}
         for name in SWEPT_OPTIONS:
-            values[name] = _several(_shapes(options.get(name)) if name == "shape" else options.get(name)) or (
+            values[name] = _several(_shapes(options.get(name)) if name == "image_shape" else options.get(name)) or (
                 OPTIONS[name].default,
             )
         self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(values | {"device": (device,)})
@@ -134,20 +138,20 @@ def axis_values(name: str, given: object) -> tuple[Any, ...]:
 
     Args:
         name: name of the axis.
-        given: a number, several numbers, or a text such as `1-8`; for `shape`, shapes such as `3x227x227`.
+        given: a number, several numbers, or a text such as `1-8`; for `image_shape`, shapes such as `3x227x227`.
 
     Raises:
         ConfigurationError: it is none of these.
     """
     try:
-        values = parsed_values(given) if isinstance(given, str) else _several(_shapes(given) if name == "shape" else given)
+        values = parsed_values(given) if isinstance(given, str) else _several(_shapes(given) if name in SHAPE_NAMES else given)
     except ValueError:
         values = ()
     # Numbers of numpy and torch as Python's own.
     values = tuple(value.item() if hasattr(value, "item") else value for value in values)
     if not values:
         raise ConfigurationError(f"`vary` {name} {given!r} has no value", AXIS_FORMS)
-    if name == "shape":
+    if name in SHAPE_NAMES and name != IMAGE_SIZE:
         with naming("vary"):
             return tuple(sorted(dict.fromkeys(map(str, values)), key=lambda text: parse_shape(text)[1:]))
     for value in values:
@@ -161,13 +165,16 @@ def axis_values(name: str, given: object) -> tuple[Any, ...]:
     return tuple(sorted(dict.fromkeys(values)))
 
 
-def _refuse_twice(varied: Collection[str], fields: Mapping[str, str]) -> None:
+def _refuse_twice(varied: Iterable[str], fields: Mapping[str, str]) -> None:
     """Refuse axes whose values are given by another field too, which is known by their name."""
-    given = {**fields, **({"shape": "vary"} if "shape" in varied and IMAGE_SIZE in varied else {})}
+    given = dict(fields)
     for name in varied:
-        field = given.get("shape" if name == IMAGE_SIZE else name)
-        if field is not None:
-            raise ConfigurationError(f"`vary` {name}: its values are given by `{field}` too", "leave one of the two out")
+        canonical = "image_shape" if name in SHAPE_NAMES else name
+        if canonical in given:
+            raise ConfigurationError(
+                f"`vary` {name}: its values are given by `{given[canonical]}` too", "leave one of the two out"
+            )
+        given[canonical] = "vary"
 
 
 def parse_depths(text: str) -> tuple[int, ...]:
@@ -223,8 +230,8 @@ def expand(sweep: Sweep) -> list[Cell]:
 
 def axes_asked(names: Iterable[str]) -> tuple[str, ...]:
     """The axes that may be meant by names that `vary` takes, and blocks, over which any sweep may run."""
-    # The side of an image is a setting of some cases, and makes the shape of a classifier's images.
-    meant = ([name, "shape"] if name == IMAGE_SIZE else [name] for name in (one.replace("-", "_") for one in names))
+    # The size of images may be a setting of a case, or make the shape of a classifier's.
+    meant = ([name, "image_shape"] if name in SHAPE_NAMES else [name] for name in (one.replace("-", "_") for one in names))
     return tuple(dict.fromkeys([*chain.from_iterable(meant), "blocks"]))
 
 
@@ -306,9 +313,9 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
     resolved = dict(asked)
     if sweep.kind != "cpu":
         resolved["threads"] = None
-    if isinstance(resolved.get("shape"), int):
-        channels, side = spec_of(resolved["dataset"]).shape[0], resolved["shape"]
-        resolved["shape"] = f"{channels}x{side}x{side}"
+    if isinstance(resolved.get("image_shape"), int):
+        channels, side = spec_of(resolved["dataset"]).shape[0], resolved["image_shape"]
+        resolved["image_shape"] = f"{channels}x{side}x{side}"
     if "routing" in resolved:
         resolved["kernel"] = resolve_kernel(resolved["kernel"], resolved["routing"], sweep.kind)
         # One front for all batches of a series, as there is one inverse for all depths.
@@ -345,7 +352,7 @@ def _check_axes(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None
     """Refuse axes that a model does not have."""
     if settings is None:
         fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.have(model)]
-        known = [name for name in (*fields, IMAGE_SIZE) if name != "blocks" or model not in WITHOUT_BLOCKS]
+        known = [name for name in (*fields, *SHAPE_NAMES) if name != "blocks" or model not in WITHOUT_BLOCKS]
     else:
         numbers = [name for name, usual in settings.items() if isinstance(usual, int | float) and not isinstance(usual, bool)]
         fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.names is None]
@@ -359,7 +366,7 @@ def _check_axes(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None
                 f"`vary` {name}: its default {(settings or {})[name]!r} in model '{model}' is not a number",
                 "give its values by `settings`: they multiply the sweep",
             )
-        raise ConfigurationError(f"`vary` {name}: model '{model}' takes no {name}", f"it takes {', '.join(known)}")
+        raise ConfigurationError(f"`vary` {name}: model '{model}' takes no {name}", f"it takes {', '.join(dict.fromkeys(known))}")
 
 
 def _check_settings(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> None:
@@ -400,7 +407,7 @@ def _check_value(name: str, value: Any) -> None:
     option = OPTIONS[name]
     if value == option.default:
         return
-    if name == "shape" and type(value) is not int:
+    if name == "image_shape" and type(value) is not int:
         with naming(name):
             parse_shape(str(value))
     if option.choices and value not in option.choices:

@@ -15,7 +15,7 @@ from capsbench.report import Report
 from capsbench.sweep.local import Launcher
 from capsbench.timed_rounds import TurnsTaken
 
-_MORE_TAKES_MORE = ("blocks", "batch_size", "shape", "capsules", "classes", "iterations")
+_MORE_TAKES_MORE = ("blocks", "batch_size", "image_shape", "capsules", "classes", "iterations")
 """Axes on which a larger cell takes at least as much memory. A case's setting may also divide the work."""
 
 ROOM_BYTES = MIB

@@ -123,7 +123,7 @@ def test_images_of_a_shape_and_classes_of_a_number(capsbench, tmp_path):
     (predicted,) = json.loads(done.stdout)
     for name in ("state_bytes", "retained_bytes", "optimizer_bytes"):
         assert predicted["memory"][name] == record["memory"][name]
-    assert predicted["cell"]["configuration"]["shape"] == "3x24x32"
+    assert predicted["cell"]["configuration"]["image_shape"] == "3x24x32"
 
 
 WRONG = {

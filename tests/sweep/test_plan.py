@@ -218,9 +218,10 @@ def test_lists_multiply():
 def test_options_that_do_not_apply_are_none(model, lacking):
     (cell,) = expand(sweep(model, depths=(1,), threads=2))
     none = {name for name, value in cell.configuration if value is None}
-    assert none >= lacking | {"optimizer_step", "capacity", "gpu"}
+    left_out = {"optimizer_step", "capacity", "gpu", "image_shape", "classes"}
+    assert none >= lacking | left_out
     # Beside these, an option is absent if it has the value that cells without it have.
-    others = none - lacking - {"optimizer_step", "capacity", "gpu", "settings"}
+    others = none - lacking - left_out - {"settings"}
     assert all(OPTIONS[name].unwritten is not None or not OPTIONS[name].networks.have(model) for name in others)
 
 

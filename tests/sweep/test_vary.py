@@ -118,8 +118,8 @@ def test_without_a_depth_a_case_has_its_own_and_any_other_network_one_block():
         ({"capsules": [8, 16]}, "capsules", [8, 16]),
         ({"iterations": "1-3"}, "iterations", [1, 2, 3]),
         ({"classes": [10, 196]}, "classes", [10, 196]),
-        ({"image-size": [32, 48]}, "shape", [1024, 2304]),
-        ({"shape": ["3x32x32", "3x32x64"]}, "shape", [1024, 2048]),
+        ({"image-size": [32, 48]}, "image_shape", [1024, 2304]),
+        ({"shape": ["3x32x32", "3x32x64"]}, "image_shape", [1024, 2048]),
     ],
 )
 def test_options_of_built_in_networks_are_axes(vary, axis, positions):
@@ -131,9 +131,9 @@ def test_options_of_built_in_networks_are_axes(vary, axis, positions):
 
 def test_square_images_have_the_channels_of_the_data_set():
     found = configurations("mocapsnet", {"image_size": [32]}, dataset=["mnist", "cifar10"])
-    assert [(it.dataset, it.shape) for it in found] == [("mnist", "1x32x32"), ("cifar10", "3x32x32")]
-    (one,) = configurations("mocapsnet", None, depths=(1,), shape=(3, 40, 41), classes=5)
-    assert (one.shape, one.spec().shape, one.spec().classes) == ("3x40x41", (3, 40, 41), 5)
+    assert [(it.dataset, it.image_shape) for it in found] == [("mnist", "1x32x32"), ("cifar10", "3x32x32")]
+    (one,) = configurations("mocapsnet", None, depths=(1,), image_shape=(3, 40, 41), classes=5)
+    assert (one.image_shape, one.spec().shape, one.spec().classes) == ("3x40x41", (3, 40, 41), 5)
 
 
 def test_what_auto_stands_for_is_one_for_a_series():
@@ -150,7 +150,7 @@ def test_what_auto_stands_for_is_one_for_a_series():
         (
             "mocapsnet",
             {"length": [1]},
-            "`vary` length: model 'mocapsnet' takes no length\nit takes blocks, batch_size, capsules, ",
+            "`vary` length: model 'mocapsnet' takes no length\nit takes blocks, batch_size, iterations, ",
         ),
         (
             CASE,
@@ -179,7 +179,7 @@ def test_axes_that_make_no_sense_are_refused(models, vary, words):
         ({"batch_size": [1]}, {"batch_size": 2}, "batch_size"),
         ({"length": [1]}, {"settings": {"length": 2}}, "settings"),
         ({"blocks": [1]}, {"depths_chosen": True}, "depth"),
-        ({"image_size": [32]}, {"shape": "3x32x32"}, "shape"),
+        ({"image_size": [32]}, {"image_shape": "3x32x32"}, "image_shape"),
     ],
 )
 def test_values_are_given_once(vary, given, field):
@@ -190,11 +190,11 @@ def test_values_are_given_once(vary, given, field):
 @pytest.mark.parametrize("text", ["3x32", "3x0x32", "-1x2x3", "threexfourxfive", "3x32x32x1", "", "3 x 32 x 32"])
 def test_a_shape_that_is_none(text):
     with pytest.raises(ConfigurationError, match="is not that of an image"):
-        expand(Sweep(("mocapsnet",), (1,), "cpu", shape=text))
+        expand(Sweep(("mocapsnet",), (1,), "cpu", image_shape=text))
 
 
 def test_a_shape_is_no_option_of_a_case():
-    assert f"model '{CASE}' takes no shape" in refused(CASE, None, shape="3x32x32")
+    assert f"model '{CASE}' takes no image_shape" in refused(CASE, None, image_shape="3x32x32")
     assert f"model '{CASE}' takes no classes" in refused(CASE, None, classes=5)
 
 
@@ -234,7 +234,7 @@ def test_images_of_another_shape_are_random_and_said_to_be(tmp_path):
 @pytest.mark.parametrize("model", ["mocapsnet", "capsnet-1conv", CLASSIFIER])
 def test_a_network_of_another_shape_steps(model):
     fields = {"capsules": 4} if model == "mocapsnet" else {}
-    (cell,) = expand(sweep(model, None, depths=(1,), shape="3x24x20", classes=5, batch_size=2, **fields))
+    (cell,) = expand(sweep(model, None, depths=(1,), image_shape="3x24x20", classes=5, batch_size=2, **fields))
     workload = Workload(cell.configuration)
     assert workload.data_source == "random"
     assert [tuple(tensor.shape) for tensor in workload.given[:2]] == [(2, 3, 24, 20), (2,)]
