@@ -1,8 +1,8 @@
 """Axes: what a sweep varies, in words.
 
 An axis is `blocks`, another number that a cell has as an option (`batch_size`, `capsules`, `classes`, `iterations`), the shape of
-images (`image_shape`: a cell lies at its number of pixels), or a setting of a case (`length`). `Configuration.position` says where a
-cell lies on an axis. Nothing here needs torch.
+images (`image_shape`: a cell lies at its number of pixels), or a setting of a case (`length`). `Configuration.position` gives the
+place of a cell on an axis. Nothing here needs torch.
 """
 
 from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
@@ -38,7 +38,7 @@ def axis_flag(axis: str) -> str:
 
 
 def position_in_words(configuration: Configuration, axis: str) -> str:
-    """Where a cell lies on an axis, in words: `4 blocks`, `batch 32`, `3x64x64`, `length 256`."""
+    """The place of a cell on an axis, in words: `4 blocks`, `batch 32`, `3x64x64`, `length 256`."""
     if axis == "blocks":
         return f"{configuration.blocks} block{'' if configuration.blocks == 1 else 's'}"
     position = configuration.position(axis)

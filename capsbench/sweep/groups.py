@@ -100,6 +100,6 @@ def ends_of(cells: Sequence[Cell], axes: Sequence[str] = ("blocks",)) -> list[Ce
 
 
 def _place(cell: Cell, axes: Sequence[str]) -> tuple[float, ...]:
-    """Where a cell lies on the axes; below everything on one that its network does not have."""
+    """The place of a cell on the axes; below everything on one that its network does not have."""
     found = (cell.configuration.position(axis) for axis in axes)
     return tuple(-math.inf if position is None else position for position in found)

@@ -59,8 +59,8 @@ class Sweep:
         depths_chosen: False if nobody chose the depths. A case that takes no blocks is not refused then; and if something else is
             varied, a case has its own default, and any other network one block.
         settings: values of what cases take, by name, each a value or a list of values that multiplies the sweep.
-        vary: values of the axes, by name: `blocks`, a numeric option, `image_size`, `image_shape`, or a setting of a case. They are
-            numbers, or a text such as "128-1024:128".
+        vary: values of the axes, by name: `blocks`, a numeric option, `image_size`, `image_shape`, or a setting of a case;
+            they are numbers, or a text such as "128-1024:128".
         options: options of a cell by name (`capsbench.options.OPTIONS`), each with a value or a list of values; the others have
             their defaults.
 

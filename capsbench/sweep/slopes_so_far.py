@@ -81,6 +81,7 @@ def slopes_so_far(
 
 def _fit(records: Sequence[Record], axis: str) -> TurnFit | None:
     frame = to_frame(("", record) for record in records)
+    frame["blocks"] = [record.cell.configuration.position(axis) for record in records]
     times = turn_times(frame, "train_step_seconds")
     return None if times is None else fit_turns(times)
 

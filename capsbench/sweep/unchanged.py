@@ -16,7 +16,7 @@ class Unchanged(NamedTuple):
     """A series along which nothing changes."""
 
     records: list[Record]
-    """Its records, at two places or more."""
+    """Records at two places or more on the axis."""
     note: str
     """The remark for a reader."""
 

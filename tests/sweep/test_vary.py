@@ -36,7 +36,7 @@ def configurations(models, vary, **fields):
 
 
 def refused(models, vary, **fields):
-    """What is wrong with a sweep, in two lines."""
+    """The error of a sweep, in two lines."""
     with pytest.raises(ConfigurationError) as raised:
         expand(sweep(models, vary, **fields))
     what, hint = str(raised.value).splitlines()
