@@ -258,7 +258,7 @@ class GrowingFigures(Schema):
     modules: list[str]
     """The modules at whose edges the clock was read."""
     train_step_seconds: list[NonNegativeFloat]
-    """Seconds inside these modules in forward and backward, and of the optimizer."""
+    """Seconds inside these modules in forward and backward, and their share of the optimizer's by the bytes of parameters."""
     forward_seconds: list[NonNegativeFloat]
     """Seconds inside these modules in the forward pass of a training step."""
     inference_seconds: list[NonNegativeFloat]
