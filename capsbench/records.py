@@ -265,7 +265,7 @@ class GrowingFigures(Schema):
     axis: str = "blocks"
     """Name of the axis along which they grow, and the rest of the step does not; before version 7 always `blocks`."""
     train_step_seconds: list[NonNegativeFloat]
-    """Seconds inside these modules in forward and backward, and of the optimizer."""
+    """Seconds inside these modules in forward and backward, and their share of the optimizer's by the bytes of parameters."""
     forward_seconds: list[NonNegativeFloat]
     """Seconds inside these modules in the forward pass of a training step."""
     inference_seconds: list[NonNegativeFloat]

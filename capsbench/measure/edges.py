@@ -232,6 +232,18 @@ class _Part:
                 one.register_hook(lambda _: stamps.append(self._clock.stamp()))
 
 
+def optimizer_share(model: nn.Module, modules: Iterable[str], optimizer: torch.optim.Optimizer | None) -> float:
+    """Share of an optimizer's parameters, by their bytes, that lie in some modules of a network; 0 without an optimizer.
+
+    An optimizer's step walks once over all parameters, so that its time grows with depth by the time of the modules' own ones.
+    To count all of it would put its whole noise into the time of the parts that grow.
+    """
+    stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]} if optimizer else set()
+    inside = {parameter for name in modules for parameter in model.get_submodule(name).parameters()}
+    every = sum(parameter.nbytes for parameter in stepped)
+    return sum(parameter.nbytes for parameter in stepped & inside) / every if every else 0.0
+
+
 def hooks_change(model: nn.Module, forward: Callable[[], object], edges: Edges) -> bool:
     """Return whether a network runs other operators under the hooks of edges, as `nn.TransformerEncoderLayer` does in inference.
 

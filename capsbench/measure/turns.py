@@ -22,7 +22,7 @@ from capsbench.errors import CapsbenchError, error_line
 from capsbench.foreign import keeping_threads, module_of
 from capsbench.measure.clock import clock_for
 from capsbench.measure.device_time import device_seconds
-from capsbench.measure.edges import Edges, Structure, edges_cost, growing_modules, hooks_change, recorded
+from capsbench.measure.edges import Edges, Structure, edges_cost, growing_modules, hooks_change, optimizer_share, recorded
 from capsbench.measure.limits import is_out_of_memory
 from capsbench.measure.noise import machine_noise
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
@@ -115,6 +115,8 @@ class Turns:
         self._modules: dict[str, list[str]] = {}
         self._growing_along: dict[str, str] = {}
         """The axis along which these modules grow, and the rest of the step does not."""
+        self._optimizer_shares: dict[str, float] = {}
+        """Share of the optimizer's parameters that lie in the modules with edges, by the key of the cell."""
         self._edges_seconds = 0.0
         self._warmup_steps = 1
         """Steps of each cell before its first turn that counts; building takes the first one."""
@@ -220,6 +222,7 @@ class Turns:
         for key, structure in structures.items():
             edges = Edges(self._workloads[key].model, modules, structure, self._clock)
             self._edges[key] = self._edges_in_inference[key] = edges
+            self._optimizer_shares[key] = optimizer_share(self._workloads[key].model, modules, self._workloads[key].optimizer)
         for key in structures:
             with self._attempted(key):
                 turns.append(self._turn(key))
@@ -309,7 +312,7 @@ class Turns:
         if in_training is None:
             return turn
         growing = {
-            "growing_train_step_seconds": sum(in_training) + optimizer,
+            "growing_train_step_seconds": sum(in_training) + self._optimizer_shares[key] * optimizer,
             "growing_forward_seconds": in_training[0],
             "growing_inference_seconds": None if in_inference is None else in_inference[0],
         }

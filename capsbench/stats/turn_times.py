@@ -1,8 +1,8 @@
 """Times of cells that took turns: which part of a step grows with depth, by how much, and by how much each depth differs.
 
 A block may be half a percent of a step, and its slope is lost in the noise of the rest. Where the clock was also read at the
-edges of the modules that grow, the slope is that of these parts and the optimizer, provided that the rest of the step does not
-grow: the interval of its own slope contains 0, at 99 %. At 95 %, one series in twenty would seem to grow by chance.
+edges of the modules that grow, the slope is that of these parts and their share of the optimizer, provided that the rest of the
+step does not grow: the interval of its own slope contains 0, at 99 %. At 95 %, one series in twenty would seem to grow by chance.
 """
 
 from collections.abc import Mapping, Sequence

@@ -154,8 +154,10 @@ class Timekeeper:
             if not last and all(had[cell.key()] >= fewest for cell in alive):
                 continue
             number, process_number = self._free_numbers()
+            # Where a cell's weights lie in memory can make it slower for as long as the process lives. Cells are built in another
+            # order in each process, so that such differences do not follow depth.
             request = TurnsRequest(
-                cells={cell.key(): cell.configuration for cell in alive},
+                cells={cell.key(): cell.configuration for cell in random.sample(alive, len(alive))},
                 axes=self._plan.axes,
                 data_directory=self._data_directory,
                 strict=self._plan.strict,

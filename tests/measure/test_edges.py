@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from capsbench import CapsNet, MoCapsNet, MomentumStack, ResCapsNet
 from capsbench.measure.clock import CpuClock
-from capsbench.measure.edges import Edges, edges_cost, growing_modules, hooks_change, recorded
+from capsbench.measure.edges import Edges, edges_cost, growing_modules, hooks_change, optimizer_share, recorded
 
 
 class Counting(CpuClock):
@@ -386,3 +386,19 @@ def test_a_network_that_cannot_be_recorded_gets_no_hooks_in_inference():
         raise RuntimeError("this network is compiled")
 
     assert hooks_change(network, refusing, edges)
+
+
+def test_modules_have_the_share_of_the_optimizer_that_their_parameters_have():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 8, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert optimizer_share(model, ["0", "2"], optimizer) == 48 / 64
+    assert optimizer_share(model, [""], optimizer) == 1
+    assert optimizer_share(model, ["0"], None) == 0
+
+
+def test_a_shared_parameter_counts_once_and_a_frozen_one_not_at_all():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    optimizer = torch.optim.SGD([model[0].weight], lr=0.1)
+    assert optimizer_share(model, ["0", "1"], optimizer) == 1
+    assert optimizer_share(model, ["2"], optimizer) == 0
