@@ -193,6 +193,7 @@ def test_a_line_is_shortened_and_stays_what_it_is():
     ]
     assert shortened(words, traced=True)[-2:] == ["--device", "cpu:predicted"]
     assert "cpu:predicted" not in shortened([*words, "--device", "cuda:predicted"], traced=True)
+    assert "--batch-size" not in shortened([*words[:-4], "--vary", "batch-size=1,2"], traced=True)
     assert shortened(["show", "reports/"], traced=True) == ["show", "reports/"]
 
 

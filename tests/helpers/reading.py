@@ -5,7 +5,8 @@ the reports of the repository, and two images. A Python block is saved, under it
 run as a script. A line of shell is run as a process. What is written must make sense as it is written (a command is first taken
 by the command line, or does a dry run, so that names and values are checked too), and is run with these substitutions:
 
-- `SHORTER`: options that make a command short; `shorten_calls` does the same for `capsbench.run` and `predict` in Python;
+- `SHORTER`: options that make a command short, unless it varies what they set; `shorten_calls` does the same for
+  `capsbench.run` and `predict` in Python;
 - a comma list of names is cut to the first, and `all` to `mocapsnet`;
 - where no device is named, `run` and `timeline` are traced for a CPU: the same command in a fraction of the time. The first `run`
   of the README, which is the first that anybody types, is measured, and so is what Python measures.
@@ -449,7 +450,8 @@ def shortened(words: list[str], *, traced: bool) -> list[str]:
         if param is not None and isinstance(param.type, NameList):
             first = found[place + 1].split(",")[0]
             found[place + 1] = "mocapsnet" if first == "all" else first
-    replaced = dict(SHORTER[name])
+    varied = {found[place + 1].partition("=")[0] for place, word in enumerate(found) if word == "--vary"}
+    replaced = {option: value for option, value in SHORTER[name].items() if option[2:] not in varied}
     if name in ("run", "timeline") and "--device" not in words and traced:
         replaced["--device"] = "cpu:predicted"
     if name in ("run", "predict") and "--models" not in words:
