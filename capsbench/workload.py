@@ -253,16 +253,17 @@ class Workload:
 
     def __init__(self, configuration: Configuration, data_directory: Path | None = None, *, case: Case | None = None) -> None:
         check_optimizer_step(configuration.optimizer_step or "after", configuration.precision)
-        seed_everything()
         self.configuration = configuration
         self.data_source: str | None = None
         with keeping_threads(configuration.model) as notes:
             if case is None:
+                seed_everything()
                 case, self.data_source = case_on_device(configuration, data_directory)
         self.case = case
         self.notes = notes
         """Notes for a reader of its figures."""
-        self.model = case.module.train()
+        # One that trains may have parts in evaluation mode, such as frozen statistics.
+        self.model = case.module if case.module.training else case.module.train()
         self.given = case.tensors()
         """The tensors that the network and the loss are given."""
         # A step that is traced without its device comes with a case that has the device.
@@ -309,11 +310,14 @@ class Workload:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Keep the model in evaluation mode; changing modes takes time with depth, which is no part of inference."""
+        evaluated = [module for module in self.model.modules() if not module.training]
         self.model.eval()
         try:
             yield
         finally:
             self.model.train()
+            for module in evaluated:
+                module.training = False
 
     def inference(self) -> None:
         """Run a forward pass under inference mode, without labels."""
