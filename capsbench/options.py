@@ -417,6 +417,8 @@ class Configuration(BaseModel):
             value = height * width
         else:
             value = self.spec().classes if axis == "classes" else getattr(self, axis)
+            if value is None and OPTIONS[axis].networks.have(self.model):
+                value = OPTIONS[axis].unwritten
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     def _is_setting(self, axis: str) -> bool:

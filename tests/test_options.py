@@ -35,6 +35,7 @@ from capsbench.workload import build_model
 cells = expand(Sweep(("rescapsnet",), (1,), "cpu", threads=1, class_dim=(8, 16)))
 frame = to_frame(("made", Record(cell=cell, status="ok")) for cell in cells)
 known = [series for series, _ in series_of(frame)]
+along = expand(Sweep(("rescapsnet",), (1,), "cpu", threads=1, depths_chosen=False, vary={"class-dim": "8,16"}))
 refusals = []
 for models, value in ((("math:sqrt",), 8), (("rescapsnet",), 0)):
     try:
@@ -45,6 +46,8 @@ print(json.dumps({
     "help": {name: CliRunner().invoke(cli, [name, "--help"]).stdout for name in ("run", "predict", "timeline", "train")},
     "values": [cell.configuration.class_dim for cell in cells],
     "keys": [cell.key() for cell in cells],
+    "positions": [cell.configuration.position("class_dim") for cell in along],
+    "series": len({cell.configuration.series("class_dim") for cell in along}),
     "refusals": refusals,
     "arguments": [build_model(cell.configuration).classes.weight.shape[-1] for cell in cells],
     "labels": [Names(known).of(line) for line in known],
@@ -102,6 +105,12 @@ def test_a_row_alone_is_swept_and_refused_where_it_has_no_effect(found):
     own, small = found["refusals"]
     assert own.startswith("`class_dim` 8 has no effect on model 'math:sqrt'")
     assert small == "`class_dim` 0 is too small\ngive 1 or more"
+
+
+@pytest.mark.slow
+def test_a_row_alone_is_an_axis(found):
+    assert found["positions"] == [8, 16]
+    assert found["series"] == 1
 
 
 @pytest.mark.slow
