@@ -1,4 +1,6 @@
 from .case import Case as Case
+from .estimation import MemoryEstimate as MemoryEstimate
+from .estimation import estimate as estimate
 from .inference import classify as classify
 from .models import CapsNet as CapsNet
 from .models import CapsuleLoss as CapsuleLoss

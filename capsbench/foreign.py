@@ -208,6 +208,8 @@ def make_lazy_parameters(name: str, model: nn.Module, call: Callable[[], object]
     Raises:
         ConfigurationError: the forward pass leaves some of them unmade.
     """
+    if not any(_lazy(model)):
+        return
     training = model.training
     # A pass in training mode, which changes statistics, runs only if evaluation does not reach a layer.
     for mode in (False, True):

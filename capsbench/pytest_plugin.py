@@ -1,10 +1,14 @@
-"""A pytest plugin that fails a test when a network's memory per block grew. Pytest loads it if capsbench is installed.
+"""A pytest plugin that fails a test when the memory of a network grew. Pytest loads it if capsbench is installed.
 
     @pytest.mark.memory_slope(max_bytes_per_block=0)
     def test_depth_costs_nothing(memory_slope):
         memory_slope(make_net, depths=(1, 2, 4))
 
-Without the marker the fixture measures and leaves the verdict to the test.
+    def test_a_step_takes_no_more_than_before(memory_baseline):
+        memory_baseline(model, inputs, loss=loss, file="baselines/memory.json")
+
+Without the marker the first fixture measures and leaves the verdict to the test. `pytest --update-memory-baselines` writes the
+files of the second.
 """
 
 import warnings
@@ -14,7 +18,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from capsbench.estimation import MemoryEstimate
     from capsbench.testing import MemorySlope
+
+_UPDATE = "--update-memory-baselines"
+_BASELINE = "memory_baseline.json"
+"""Name of a baseline beside the file of its tests."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes baselines."""
+    parser.getgroup("capsbench").addoption(
+        _UPDATE, action="store_true", help="write the baselines of the fixture memory_baseline, and check nothing"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,6 +77,32 @@ def memory_slope_fixture(request: pytest.FixtureRequest) -> "Iterator[Callable[.
         pytest.fail(
             f"{request.node.name} is marked memory_slope and measured nothing\ncall memory_slope(make_net) in it", pytrace=False
         )
+
+
+@pytest.fixture(name="memory_baseline")
+def memory_baseline_fixture(request: pytest.FixtureRequest) -> "Callable[..., MemoryEstimate]":
+    """Provide `capsbench.estimate` of a live network, which fails the test if the step takes more than its baseline.
+
+    The function that the fixture returns has the arguments of `capsbench.estimate`, and two more: `file`, by default
+    memory_baseline.json beside the test, and `name`, by default the test's own. Bytes that are guessed are compared, too.
+    """
+    from capsbench.errors import CapsbenchError
+    from capsbench.estimation import estimate
+    from capsbench.testing import grown_memory
+
+    def check(*args: Any, file: str | None = None, name: str | None = None, **kwargs: Any) -> "MemoryEstimate":
+        path = request.path.parent / _BASELINE if file is None else file
+        update = bool(request.config.getoption(_UPDATE))
+        try:
+            found = estimate(*args, **kwargs)
+            grown = grown_memory(found, path, name=name or request.node.name, update=update)
+        except CapsbenchError as error:
+            pytest.fail(str(error), pytrace=False)
+        if grown:
+            pytest.fail("\n".join([*grown, f"write the baseline anew with pytest {_UPDATE} if this is meant"]), pytrace=False)
+        return found
+
+    return check
 
 
 def _limit(request: pytest.FixtureRequest) -> float | None:

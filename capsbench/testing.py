@@ -1,13 +1,17 @@
-"""A guard for the memory slope of a network in its own tests, without a GPU: nothing is computed, only traced.
+"""Guards for the memory of a network in its own tests, without a GPU: nothing is computed, only traced.
 
-    from capsbench.testing import memory_slope
+    from capsbench.testing import grown_memory, memory_slope
 
     def test_depth_costs_nothing():
         assert memory_slope(make_net, depths=(1, 2, 4)).retained_per_block == 0
 
+    def test_a_step_takes_no_more_than_before():
+        assert not grown_memory(capsbench.estimate(model, inputs), "baselines/memory.json", name="my step")
+
 or with the pytest plugin that ships with the package (`capsbench.pytest_plugin`).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +19,15 @@ from torch import nn
 
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
-from capsbench.records import Configuration
+from capsbench.estimation import MemoryEstimate
+from capsbench.gate.baseline import read_baseline, write_baseline
+from capsbench.gate.check import Finding, judge
+from capsbench.gate.comparison import Thresholds
+from capsbench.gate.findings import Labels, finding_text
+from capsbench.gate.summary import Summary
+from capsbench.paths import absolute
+from capsbench.records import Cell, Configuration, Record, StepFigures
+from capsbench.report import Report
 from capsbench.stats.least_squares import SlopeFit, fit_slope
 from capsbench.tracing.step_trace import TracedStep, trace_step
 from capsbench.workload import ModelFactory, as_module
@@ -94,3 +106,52 @@ def _traced(factory: ModelFactory, blocks: int, dataset: str, batch_size: int) -
         return as_module(name, factory(spec.shape, spec.classes, blocks), spec)
 
     return trace_step(configuration, build=build, inside=False)
+
+
+def grown_memory(
+    found: MemoryEstimate,
+    baseline: str | os.PathLike[str],
+    *,
+    name: str,
+    update: bool = False,
+    thresholds: Thresholds | None = None,
+) -> list[str]:
+    """Compare the memory of a training step with a baseline, in which it has a line of its own.
+
+    Args:
+        found: the memory, from `capsbench.estimate`.
+        baseline: file of the baseline, as 'capsbench check' writes it.
+        name: name of the line.
+        update: write the line instead, and leave all others as they are.
+        thresholds: differences from which on a change matters.
+
+    Returns:
+        A line for each figure that has grown, with the modules that retain more; none if nothing has.
+
+    Raises:
+        ConfigurationError: the baseline has no line of this name for this device.
+        StoreError: the baseline cannot be read, or written.
+    """
+    path, run = absolute(baseline), _summary_of(found, name)
+    (key,) = (line.key() for line in run.lines)
+    if update:
+        others = [line for line in read_baseline(path).lines if line.key() != key] if path.exists() else []
+        write_baseline(Summary(lines=sorted([*others, *run.lines], key=lambda line: line.key())), path)
+        return []
+    known = read_baseline(path)
+    before = [line for line in known.lines if line.key() == key]
+    if not before:
+        raise ConfigurationError(
+            f"baseline {path} has no line '{name}' for this device", "write it with `update`, or pytest --update-memory-baselines"
+        )
+    judgement = judge(run, known.model_copy(update={"lines": before}), None, thresholds)
+    labels = Labels([run.lines[0].options()])
+    return [finding_text(one, labels) for one in judgement.regressions if isinstance(one, Finding)]
+
+
+def _summary_of(found: MemoryEstimate, name: str) -> Summary:
+    configuration = found.configuration.model_copy(update={"model": name, "capacity": None})
+    step = StepFigures(retained_by_module=dict(found.by_module), retained_bytes=found.memory.retained_bytes)
+    return Report.of(
+        [Record(kind="predicted", cell=Cell(configuration=configuration), status="ok", memory=found.memory, step=step)]
+    ).summary

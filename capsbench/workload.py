@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from capsbench.carried import carried, carry, imported_name
 from capsbench.case import Arguments, Case, OptimizerFactory, described
 from capsbench.catalog import DatasetSpec
 from capsbench.data.datasets import load_images, random_images
@@ -61,7 +62,8 @@ def resolve_model(name: str) -> ModelFactory:
     """The callable behind a model's name.
 
     Args:
-        name: a built-in, an entry point of the group `capsbench.models`, or `package.module:name`.
+        name: a built-in, an entry point of the group `capsbench.models`, `package.module:name`, or a function that was
+            carried here (`capsbench.carried`).
 
     Raises:
         ConfigurationError: nothing of that name can be imported.
@@ -73,6 +75,8 @@ def resolve_model(name: str) -> ModelFactory:
         factory = imported(name, registered[name].value)
     elif ":" in name:
         factory = imported(name, name)
+    elif (sent := carried(name)) is not None:
+        factory = sent.function
     else:
         known = ", ".join([*BUILT_IN, *registered])
         raise ConfigurationError(f"model '{name}' is not known", f"choose {known}, or package.module:name")
@@ -82,6 +86,21 @@ def resolve_model(name: str) -> ModelFactory:
             "name a callable that takes (in_shape, num_classes, blocks) and returns a module",
         )
     return factory
+
+
+def name_of(factory: ModelFactory) -> str:
+    """The name by which other processes find a function: by import, or carried to them.
+
+    Raises:
+        ConfigurationError: it cannot be sent, or its name is that of another network.
+    """
+    found = imported_name(factory)
+    if found is not None:
+        return found
+    name = getattr(factory, "__name__", "")
+    if name in BUILT_IN or any(point.name == name for point in entry_points(group=ENTRY_POINTS)):
+        raise ConfigurationError(f"`models` has a function {name}, which is the name of another network", "rename it")
+    return carry(factory)
 
 
 def fingerprint_of(name: str) -> Fingerprint | None:
@@ -94,7 +113,8 @@ def fingerprint_of(name: str) -> Fingerprint | None:
     if factory is BUILT_IN.get(name):
         return None
     registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    return fingerprint(module_of(registered.get(name, name)))
+    sent = None if name in registered else carried(name)
+    return fingerprint(module_of(registered.get(name, name))) if sent is None else sent.fingerprint
 
 
 class Facts(NamedTuple):
@@ -253,16 +273,17 @@ class Workload:
 
     def __init__(self, configuration: Configuration, data_directory: Path | None = None, *, case: Case | None = None) -> None:
         check_optimizer_step(configuration.optimizer_step or "after", configuration.precision)
-        seed_everything()
         self.configuration = configuration
         self.data_source: str | None = None
         with keeping_threads(configuration.model) as notes:
             if case is None:
+                seed_everything()
                 case, self.data_source = case_on_device(configuration, data_directory)
         self.case = case
         self.notes = notes
         """Notes for a reader of its figures."""
-        self.model = case.module.train()
+        # One that trains may have parts in evaluation mode, such as frozen statistics.
+        self.model = case.module if case.module.training else case.module.train()
         self.given = case.tensors()
         """The tensors that the network and the loss are given."""
         # A step that is traced without its device comes with a case that has the device.
@@ -309,11 +330,14 @@ class Workload:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Keep the model in evaluation mode; changing modes takes time with depth, which is no part of inference."""
+        evaluated = [module for module in self.model.modules() if not module.training]
         self.model.eval()
         try:
             yield
         finally:
             self.model.train()
+            for module in evaluated:
+                module.training = False
 
     def inference(self) -> None:
         """Run a forward pass under inference mode, without labels."""

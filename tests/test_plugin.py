@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import capsbench
 from capsbench import MoCapsNet
 from capsbench.errors import ConfigurationError
-from capsbench.testing import memory_slope
+from capsbench.gate.baseline import read_baseline
+from capsbench.testing import grown_memory, memory_slope
 from helpers import ROOT
 from helpers.made import MIB
 
@@ -37,10 +39,10 @@ def session(pytester, monkeypatch):
     # What this session's plugins need of one another is not there in theirs.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
-    def run(test: str, *, apart: bool = False):
+    def run(test: str, *options: str, apart: bool = False):
         pytester.makepyfile(NET + test)
         call = pytester.runpytest_subprocess if apart else pytester.runpytest_inprocess
-        return call("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider")
+        return call("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider", *options)
 
     return run
 
@@ -213,3 +215,70 @@ def test_the_example_of_the_documents(pytester, monkeypatch):
     for limit, outcome in ((512, {"passed": 1}), (511, {"failed": 1})):
         pytester.makepyfile(example.replace("max_bytes_per_block=512", f"max_bytes_per_block={limit}"))
         pytester.runpytest_inprocess("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider").assert_outcomes(**outcome)
+
+
+LIVE = """
+import torch
+from torch import nn
+
+def network(width):
+    return nn.Sequential(nn.Linear(64, width), nn.Sigmoid(), nn.Linear(width, 64))
+
+def test_a_step(memory_baseline):
+    found = memory_baseline(network(WIDTH), torch.rand(32, 64), loss=torch.Tensor.sum)
+    assert found.retained_bytes > 0
+
+def test_another_file(memory_baseline):
+    memory_baseline(network(8), torch.rand(32, 64), loss=torch.Tensor.sum, file="mine.json", name="eight", device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_a_live_network_is_guarded_by_a_baseline(session, pytester):
+    update = "--update-memory-baselines"
+
+    def outcomes(width: int, *options: str):
+        return session(LIVE.replace("WIDTH", str(width)), *options)
+
+    result = outcomes(256)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*memory_baseline.json does not exist*"])
+    outcomes(256, update).assert_outcomes(passed=2)
+    assert (pytester.path / "mine.json").exists()
+    before = (pytester.path / "memory_baseline.json").read_text()
+    outcomes(256).assert_outcomes(passed=2)
+    outcomes(128).assert_outcomes(passed=2)
+    result = outcomes(512)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*test_a_step*retained*32.00 KiB*64.00 KiB*+32.00 KiB*", "*anew with pytest --update-memory-baselines*"]
+    )
+    assert (pytester.path / "memory_baseline.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_wrong_use_of_the_baseline_is_two_lines(session):
+    result = session(
+        """
+def test_inputs(memory_baseline):
+    memory_baseline(nn.Linear(2, 2), torch.rand(2, 3), torch.Tensor.sum)
+
+def test_line(memory_baseline):
+    memory_baseline(nn.Linear(2, 2), torch.rand(2, 2), torch.Tensor.sum, file=FILE, name="another")
+""".replace("FILE", repr(str(ROOT / "baselines" / "predicted.json")))
+    )
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*model 'Linear'*", "*has no line 'another'*"])
+
+
+def test_a_baseline_keeps_other_lines(tmp_path):
+    def found(width: int):
+        return capsbench.estimate(nn.Linear(64, width), torch.rand(8, 64), Tensor.sum)
+
+    path = tmp_path / "baseline.json"
+    for name, width in (("one", 256), ("two", 512), ("one", 64)):
+        assert grown_memory(found(width), path, name=name, update=True) == []
+    assert [line.configuration.model for line in read_baseline(path).lines] == ["one", "two"]
+    assert grown_memory(found(512), path, name="two") == []
+    (*_, state, gradients, optimizer) = grown_memory(found(512), path, name="one")
+    assert all("one" in text for text in (state, gradients, optimizer))

@@ -22,13 +22,13 @@ DOCUMENTS = (
 """Patterns of the pages, and of the files that they show or link to."""
 
 API = {
-    "measure": ("Measure and predict", "run", "predict"),
+    "measure": ("Measure and predict", "run", "predict", "estimate", "MemoryEstimate"),
     "reports": ("Reports", "Report", "load", "slopes"),
     "networks": ("Networks", "CapsNet", "ResCapsNet", "MoCapsNet", "CapsuleOutput", "CapsuleLoss", "classify", "models.Ensemble"),
     "routing": ("Routing", "routing.route", "routing.squash", "routing.length", "routing.kernels", "routing.algorithms"),
     "reversible": ("Reversible stacks", "reversible.MomentumStack", "reversible.DriftWarning", "stepping.step_in_backward"),
     "training": ("Training", "training.train", "training.TrainingSettings", "training.Result", "training.EpochFigures"),
-    "testing": ("Tests of memory", "testing.memory_slope", "testing.MemorySlope"),
+    "testing": ("Tests of memory", "testing.memory_slope", "testing.MemorySlope", "testing.grown_memory"),
     "stats": ("Statistics", "fit_slope", "SlopeFit", "stats.slopes", "stats.intervals", "stats.median", "stats.linearity"),
     "allocator": ("CUDA's allocator", "tracing.cuda_allocator"),
     "errors": ("Errors", "errors"),

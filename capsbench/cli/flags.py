@@ -10,12 +10,11 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from capsbench.devices import GIB, KIB, MIB
 from capsbench.errors import ConfigurationError
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Setting, type_of
 from capsbench.typed_values import parsed_values
+from capsbench.words.units import parse_bytes
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 
 
@@ -69,21 +68,6 @@ class NameList(Parsed):
         """Complete the last name of the list."""
         done, comma, last = incomplete.rpartition(",")
         return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
-
-
-def parse_bytes(flag: str, text: str) -> int:
-    """Parse an amount of memory: `24GiB`, `8 GB`, `500MiB`, `1048576` → bytes.
-
-    Raises:
-        ConfigurationError: it is none of these.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if not found or found[2].lower() not in _UNITS:
-        raise ConfigurationError(f"{flag} '{text}' is not an amount of memory", "write 24GiB, 8GB or a number of bytes")
-    nbytes = int(float(found[1]) * _UNITS[found[2].lower()])
-    if nbytes < MIB:
-        raise ConfigurationError(f"{flag} '{text}' is {nbytes} bytes", "give at least 1MiB; did you mean GiB?")
-    return nbytes
 
 
 def _bytes_threshold(flag: str, text: str) -> tuple[float, float]:

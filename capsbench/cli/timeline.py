@@ -104,9 +104,9 @@ def _only(cells: Sequence[Cell]) -> Cell:
 
 def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path, folder: Path) -> "Reply":
     from capsbench.measure.cell import run_pass
-    from capsbench.measure.step_timeline import predicted_timeline
     from capsbench.measure.worker import Reply, Request
     from capsbench.prediction import apart
+    from capsbench.prediction.timelines import predicted_timeline
     from capsbench.sweep.local import alone_on
 
     if configuration.is_predicted():

@@ -167,7 +167,8 @@ def contents_at_peak(timeline: Timeline) -> dict[str, int]:
 def title_of(timeline: Timeline) -> str:
     """Title such as `MoCapsNet, 4 blocks: one training step, measured`."""
     it = timeline.configuration
-    return f"{model_title(it.model)}, {it.blocks} {'block' if it.blocks == 1 else 'blocks'}: one training step, {timeline.kind}"
+    depth = f", {it.blocks} {'block' if it.blocks == 1 else 'blocks'}" if it.blocks else ""
+    return f"{model_title(it.model)}{depth}: one training step, {timeline.kind}"
 
 
 def caption_of(timeline: Timeline) -> list[str]:

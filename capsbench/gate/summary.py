@@ -115,7 +115,7 @@ class CellSummary(_Schema):
 
 
 def _without_blocks(value: Any) -> Any:
-    return {"blocks": 0, **value} if isinstance(value, dict) else value
+    return {"blocks": 0, "batch_size": None, **value} if isinstance(value, dict) else value
 
 
 class SeriesSummary(_Schema):

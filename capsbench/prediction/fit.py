@@ -66,7 +66,7 @@ def largest_fit(configuration: Configuration, what: What) -> Fit:
         if configuration.dataset == OWN_INPUTS
         else spec_of(configuration.dataset).train_size
     )
-    fitting, failing = _neighbours(at, most)
+    fitting, failing = neighbours(at, most)
     taken = _taken(at(fitting)) if fitting else None
     reason = (
         f"no more than {most:,} were looked at"
@@ -78,15 +78,22 @@ def largest_fit(configuration: Configuration, what: What) -> Fit:
     return Fit(what, fitting, taken, bounded=failing is not None, traced=True, reason=reason, looked_at=max(known))
 
 
-def _neighbours(at: Callable[[int], Prediction], most: int) -> tuple[int, int | None]:
-    """The largest size that fits (0 if none does) and the next that was found not to (None if `most` fits)."""
-    if not at(1).fits:
-        return 0, 1
+def neighbours(at: Callable[[int], Prediction], most: int, *, first: int = 1, share: float = 0.01) -> tuple[int, int | None]:
+    """The largest size that fits (0 if none does) and the next that was found not to (None if `most` fits).
+
+    Args:
+        at: predicts a size, and remembers what it predicted.
+        most: largest size that is looked at.
+        first: size to begin with.
+        share: distance of the two sizes, as a share of the smaller, at which the search ends; 0 to look at every one between.
+    """
+    fitting, failing = (first, most + 1) if at(first).fits else (0, first)
     # Bytes grow nearly evenly, so a line through two known values gives the next guess.
-    fitting, failing = 1, most + 1
-    low, high = 1, min(32, most)
-    while failing - fitting > max(1, fitting // 100):
-        guess = _on_line(at, low, high)
+    known = {first, min(first + 31, most)}
+    while failing - fitting > max(1, int(fitting * share)):
+        low = max((size for size in known if size <= fitting), default=min(known))
+        high = min((size for size in known if size >= failing and size != low), default=max(known))
+        guess = _on_line(at, low if low < high else min(known), high)
         if failing <= most:
             # Stay off both ends, so that each look narrows the range.
             margin = max(1, (failing - fitting) // 8)
@@ -94,7 +101,7 @@ def _neighbours(at: Callable[[int], Prediction], most: int) -> tuple[int, int | 
         else:
             guess = min(max(guess, fitting + 1), 32 * fitting, most)
         fitting, failing = (guess, failing) if at(guess).fits else (fitting, guess)
-        low, high = (fitting, failing) if failing <= most else (1, fitting)
+        known.add(guess)
     return fitting, failing if failing <= most else None
 
 

@@ -4,9 +4,11 @@ import time
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from capsbench.case import Case
 from capsbench.devices import Gpu, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.prediction.apart import call_for
+from capsbench.prediction.seconds import modelled_seconds
 from capsbench.records import Cell, Certainty, Configuration, MemoryFigures, Record
 from capsbench.tracing.cuda_allocator import CachingAllocator, OutOfMemory
 from capsbench.tracing.step_trace import TracedStep, step_figures, trace_step
@@ -49,7 +51,13 @@ def predicted_here(cell: Cell) -> Record:
     try:
         step = trace_for(configuration)
         found = predict_memory(configuration, step)
-        figures = step_figures(configuration, step)
+        seconds = modelled_seconds(configuration, step.work)
+        figures = step_figures(configuration, step).model_copy(
+            update={
+                "modelled_train_step_seconds": float(f"{sum(seconds.values()):.4g}"),
+                "modelled_forward_seconds": float(f"{seconds['forward']:.4g}"),
+            }
+        )
     except CapsbenchError as error:
         return record.model_copy(update={"message": " - ".join(str(error).splitlines())})
     filled = {
@@ -63,14 +71,18 @@ def predicted_here(cell: Cell) -> Record:
     return record.model_copy(update=filled)
 
 
-def trace_for(configuration: Configuration) -> TracedStep:
+def trace_for(configuration: Configuration, *, live: Case | None = None) -> TracedStep:
     """The step of a configuration for the device that it names.
+
+    Args:
+        configuration: configuration of the step.
+        live: case of a live network in place of the configuration's own, which stays as it is.
 
     Raises:
         ConfigurationError: the network cannot be made, or followed without values.
     """
     gpu = _gpu(configuration)
-    return trace_step(configuration, workspace_bytes=gpu.workspace_bytes if gpu else 0, try_scratch=gpu is None)
+    return trace_step(configuration, live=live, workspace_bytes=gpu.workspace_bytes if gpu else 0, try_scratch=gpu is None)
 
 
 def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction:

@@ -33,6 +33,7 @@ from capsbench.sweep.session import begin, changed_sources, check_data, choose_r
 from capsbench.sweep.timekeeper import Timekeeper
 from capsbench.sweep.unchanged import unchanged
 from capsbench.timed_rounds import TurnsTaken
+from capsbench.workload import name_of
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
 """Fields of a plan by the arguments that fill them, where these have another name."""
@@ -46,7 +47,7 @@ USUAL_DEPTHS = range(1, 9)
 """Blocks of a sweep that names none: those of the paper."""
 
 Model = str | Callable[..., Any]
-"""A built-in name, an entry point, `package.module:name`, or a function of a module that can be imported."""
+"""A built-in name, an entry point, `package.module:name`, or a function, which may be of a script or a notebook."""
 
 
 class Watcher(Protocol):
@@ -308,19 +309,14 @@ def _names(models: Model | Iterable[Model]) -> list[str]:
     listed = [models] if isinstance(models, str) or callable(models) else list(models)
     if not listed:
         raise ConfigurationError("`models` names no network", "give one or several, such as 'mocapsnet'")
-    return list(dict.fromkeys(name for one in listed for name in (STACKED if one == "all" else (_name_of(one),))))
-
-
-def _name_of(model: Model) -> str:
-    if isinstance(model, str):
-        return model
-    module, name = getattr(model, "__module__", None), getattr(model, "__qualname__", "")
-    if module in (None, "__main__") or not name.isidentifier():
-        raise ConfigurationError(
-            f"`models` {model!r} cannot be imported by the processes that measure it",
-            "put it at the top level of a module, and give it or its name, package.module:name",
-        )
-    return f"{module}:{name}"
+    found: dict[str, Model] = {}
+    for one in listed:
+        name = one if isinstance(one, str) else name_of(one)
+        if found.setdefault(name, one) is not one and callable(one):
+            raise ConfigurationError(
+                f"`models` has two networks of the name {name}", "rename one: records call them by their names"
+            )
+    return list(dict.fromkeys(name for one in found for name in (STACKED if one == "all" else (one,))))
 
 
 def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from capsbench.gate.findings import Labels
 from capsbench.records import Configuration, Record
 from capsbench.words.labels import model_title
 from capsbench.words.printable import cell as text_cell
-from capsbench.words.units import bytes_text
+from capsbench.words.units import bytes_text, seconds_text
 
 _COLUMNS = {
     "retained": "retained_bytes",
@@ -33,6 +33,7 @@ def predictions_table(records: Sequence[Record]) -> Table:
     out.add_column("line", overflow="fold")
     for head in ("blocks", *shown):
         out.add_column(head, justify="right", no_wrap=True)
+    out.add_column("step, modelled", justify="right", no_wrap=True)
     for line, record in zip(lines, records, strict=True):
         title = [text_cell(names.of(line)), str(record.cell.configuration.blocks)]
         memory, certainty = record.memory, record.memory.certainty if record.memory else None
@@ -43,7 +44,8 @@ def predictions_table(records: Sequence[Record]) -> Table:
         for name in shown.values():
             value = getattr(memory, name)
             cells.append("-" if value is None else _MARKS[(certainty or {}).get(name, "exact")] + bytes_text(value))
-        out.add_row(*title, *cells)
+        seconds = record.step.modelled_train_step_seconds if record.step else None
+        out.add_row(*title, *cells, "-" if seconds is None else f"≈ {seconds_text(seconds)}")
     return out
 
 
@@ -53,8 +55,11 @@ def certainty_note(records: Sequence[Record]) -> str:
         "retained bytes are exact and the others modelled, but for what ≈ marks as a guess: process is reserved and CUDA's "
         "context, which depends on the driver"
     ]
-    if any(record.cell.configuration.device_kind() == "cpu" for record in records):
+    on_cpu = any(record.cell.configuration.device_kind() == "cpu" for record in records)
+    if on_cpu:
         lines.append(f"peaks of a CPU: {CPU_PEAK_MARGIN}")
+    speeds = "this CPU's speeds, measured just now" if on_cpu else "the speeds of the GPU's data sheet"
+    lines.append(f"seconds are modelled operator by operator from {speeds}: a bound from below where libraries are slower")
     scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)
     if scratch:
         lines.append(f"not in the peaks: what libraries take as scratch for {', '.join(scratch)}")

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 
+from capsbench.errors import ConfigurationError
 from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 
 Memory = dict[tuple[int, torch.dtype], Tensor]
@@ -49,7 +51,11 @@ def made_fake(model: nn.Module, device: torch.device, values: Values) -> nn.Modu
         shares = isinstance(module, torch.jit.ScriptModule)
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
-                if tensor is None or is_lazy(tensor) or (shares and isinstance(tensor, FakeTensor) and tensor.device == device):
+                if (
+                    tensor is None
+                    or is_lazy(tensor)
+                    or (shares and isinstance(tensor, FakeTensor) and tensor.device.type == device.type)
+                ):
                     continue
                 if id(tensor) not in replaced:
                     moved = fake_like(tensor, device, values, memory)
@@ -79,9 +85,39 @@ def fake_like(tensor: Tensor, device: torch.device, values: Values, memory: Memo
     return moved
 
 
+def twin_like(tensor: Tensor, device: torch.device, values: Values, memory: Memory, *, registered: bool) -> Tensor:
+    """The twin of a live network's tensor, which needs a gradient as that does.
+
+    Args:
+        tensor: parameter, buffer, or any other tensor that a step finds.
+        device: device that is followed.
+        values: receives the values of small tensors.
+        memory: counterparts so far.
+        registered: True for what moves with a module; any other number on a CPU stays there, as it may beside any device.
+
+    Raises:
+        ConfigurationError: the bytes of its kind of tensor are not known here.
+    """
+    if is_lazy(tensor):
+        with _disable_current_modes():  # it has no bytes yet
+            kind: Any = type(tensor)
+            return kind(requires_grad=tensor.requires_grad, dtype=tensor.data.dtype)
+    wrapped: bool = is_traceable_wrapper_subclass(tensor)
+    if wrapped or tensor.layout is not torch.strided:
+        named = type(tensor).__name__ if wrapped else str(tensor.layout)
+        raise ConfigurationError(
+            f"the network has a tensor of kind {named}, whose bytes a trace does not know", "give a network of plain tensors"
+        )
+    stays = not registered and tensor.dim() == 0 and tensor.device.type == "cpu"
+    twin = fake_like(tensor, tensor.device if stays else device, values, memory)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(twin, tensor.requires_grad)
+    return twin.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+
+
 def give_values(moved: Tensor, tensor: Tensor, values: Values) -> None:
     """Record the values of a small tensor for the one without values that takes its place."""
-    if tensor.numel() <= MOST_ELEMENTS:
+    if tensor.numel() <= MOST_ELEMENTS and tensor.device.type != "meta":
         known = values.of(tensor) if isinstance(tensor, FakeTensor) else host_copy(tensor)
         if known is not None:
             values.give(moved, known)

@@ -30,6 +30,7 @@ from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composit
 from capsbench.tracing.outputs import output
 from capsbench.tracing.scratch import may_take, scratch_bytes
 from capsbench.tracing.surroundings import deep_copies, initial_values, offloading, random_states, unseen
+from capsbench.tracing.work import Work, work_of
 
 register_formulas()
 
@@ -104,8 +105,10 @@ class Follow(Operators):
         self._numbers: dict[int, int] = {}
         """The block reserved for the number that an autograd node may keep, by the node's number."""
         self._reads = 0
-        self._recordings: dict[str, tuple[Recording, int]] = {}
-        """Events and floating-point operations of operators written in torch."""
+        self.work: list[Work] = []
+        """The work of every operator so far."""
+        self._recordings: dict[str, tuple[Recording, int, list[Work]]] = {}
+        """Events, floating-point operations and work of operators written in torch."""
 
     def follow_numbers(self, nodes: Iterable[Any]) -> None:
         """Follow the numbers that nodes of a graph keep as tensors: no operator makes them, but a CPU's allocator does."""
@@ -185,7 +188,7 @@ class Follow(Operators):
 
     def _made(self, call: Call) -> Any:
         """Run an operator that is made of no others, and follow what it returns."""
-        before = self.flops
+        before, done = self.flops, len(self.work)
         out = self._inside(call)
         if out is None:
             out = self._shaped(call)
@@ -195,6 +198,10 @@ class Follow(Operators):
             self.flops = before + flops
             # Backward takes one more product of this size for each operand that has a gradient; a bias has no product.
             self.needed_flops += flops * (1 + sum(one.requires_grad for one in call.tensors if one.dim() > 1))
+            del self.work[done:]
+        if len(self.work) == done:
+            work = work_of(call, out, self.flops - before)
+            self.work += [] if work is None else [work]
         # A storage that existed before is not made here, even if nothing saw it being made.
         outside = {one.untyped_storage()._cdata for one in call.tensors if not self.blocks.is_followed(one)}
         for one in tensors_in(out):
@@ -215,18 +222,19 @@ class Follow(Operators):
         if key in self._recordings:
             # It need not run again: that takes a hundred times as long.
             out = call.run()
-            recording, flops = self._recordings[key]
+            recording, flops, work = self._recordings[key]
             self.blocks.replay(recording, tensors_in(out))
             self.flops += flops
+            self.work += work
             return out
-        first, before = self.blocks.events(), self.flops
+        first, before, done = self.blocks.events(), self.flops, len(self.work)
         with self:
             try:
                 out = function(*call.args, **call.kwargs)
             except Exception:  # it needs values or a device; its shapes are still known
                 self.scratch[name] = None
                 return None
-        self._recordings[key] = self.blocks.recording(first, tensors_in(out)), self.flops - before
+        self._recordings[key] = self.blocks.recording(first, tensors_in(out)), self.flops - before, self.work[done:]
         return out
 
     def _shaped(self, call: Call) -> Any:

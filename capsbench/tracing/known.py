@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from capsbench.tracing.operator_calls import Call, tensors_in
+from capsbench.tracing.operator_calls import Call, tensors_in, written
 
 MOST_ELEMENTS = 2**18
 """Largest number of elements that is computed: more would take the time and memory that a trace is there to save."""
@@ -89,7 +89,7 @@ class Values:
                 for one, twin in zip(made, tensors_in(real), strict=False):
                     self.give(one, twin)
                 return
-        for one in _written(call):
+        for one in written(call):
             twin = self._twins.get(one)
             if twin is not None:
                 storage = twin.untyped_storage()
@@ -107,17 +107,6 @@ def _blank_like(one: Any) -> Any:
         with _disable_current_modes():
             return torch.empty((), dtype=one.dtype).expand(one.shape)
     return torch.device("cpu") if isinstance(one, torch.device) else one
-
-
-def _written(call: Call) -> list[Tensor]:
-    """Tensors that an operator may have written into."""
-    schema = call.func._schema
-    if "batch_norm" in schema.name:  # it writes into arguments although its schema does not say so
-        return call.tensors
-    if not schema.is_mutable:
-        return []
-    named = dict(zip((argument.name for argument in schema.arguments), call.args, strict=False)) | call.kwargs
-    return tensors_in([named.get(argument.name) for argument in schema.arguments if argument.is_write])
 
 
 def host_copy(tensor: Tensor) -> Tensor:

@@ -87,6 +87,17 @@ def tensors_in(values: Any) -> list[Tensor]:
     return [one for one in tree_iter(values) if isinstance(one, Tensor)]
 
 
+def written(call: Call) -> list[Tensor]:
+    """Tensors that an operator may have written into."""
+    schema = call.func._schema
+    if "batch_norm" in schema.name:  # it writes into arguments although its schema does not say so
+        return call.tensors
+    if not schema.is_mutable:
+        return []
+    named = dict(zip((argument.name for argument in schema.arguments), call.args, strict=False)) | call.kwargs
+    return tensors_in([named.get(argument.name) for argument in schema.arguments if argument.is_write])
+
+
 class Operators(TorchDispatchMode, ABC):
     """A mode that sees every operator that autograd calls; subclasses run it."""
 

@@ -1,10 +1,11 @@
 """Following a training step without computing it, on shapes alone and without a device."""
 
 import gc
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,20 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from capsbench.case import Case
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
+from capsbench.foreign import make_lazy_parameters
 from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, StepFigures
 from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import eagerly, note_scripted
-from capsbench.tracing.fakes import Memory, give_values, made_fake, shared_like
+from capsbench.tracing.fakes import Memory, give_values, made_fake, shared_like, twin_like
 from capsbench.tracing.follow import Follow, following
 from capsbench.tracing.known import Values
 from capsbench.tracing.observed_step import StepObserver, run_step
 from capsbench.tracing.storages import optimizer_state, state_of, storage_bytes
+from capsbench.tracing.surroundings import lazy_parameters
 from capsbench.tracing.trace import Trace
+from capsbench.tracing.twins import Twins, untouched
+from capsbench.tracing.work import Work
 from capsbench.workload import (
     BUILT_IN,
     Workload,
@@ -42,6 +48,8 @@ MANY_BLOCKS = 64
 """Largest depth that is traced beside a measurement: a deeper trace would take longer than the measurement."""
 
 _LONGEST_REASON = 200
+_OF_INPUTS = re.compile(r"\b(shapes?|sizes?|dim|dims|dimensions?|positional arguments?|keyword arguments?)\b")
+"""Words of errors about inputs that do not fit a network."""
 
 _NOTHING_TWICE = {"kernel": "reference", "memory": "stored", "front": "plain", "inverse": None, "optimizer_step": None}
 """Settings of a capsule network that evaluates nothing twice."""
@@ -67,6 +75,8 @@ class TracedStep:
     """Assumptions that decide what the step computes."""
     unsure: tuple[str, ...] = ()
     """Assumptions about the bytes that operators keep and take."""
+    work: Mapping[str, Sequence[Work]] = field(default_factory=dict)
+    """The work of the operators of each phase."""
 
     @property
     def retained_bytes(self) -> int:
@@ -78,6 +88,7 @@ def trace_step(
     configuration: Configuration,
     *,
     build: Build | None = None,
+    live: Case | None = None,
     workspace_bytes: int = 0,
     inside: bool = True,
     try_scratch: bool = False,
@@ -87,6 +98,7 @@ def trace_step(
     Args:
         configuration: the step to trace; only the kind of its device matters.
         build: replaces the configuration's own factory.
+        live: case of a live network in place of the configuration's own, which stays as it is.
         workspace_bytes: bytes that the first matrix product takes for its library.
         inside: follow the temporaries of operators that are written in torch, which the peak alone needs.
         try_scratch: run each kind of convolution once, if the step is for a CPU, to see the memory that its library takes.
@@ -94,8 +106,12 @@ def trace_step(
     Raises:
         ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
     """
-    with _following(configuration, workspace_bytes=workspace_bytes, inside=inside, try_scratch=try_scratch) as follow:
-        return _traced(follow, _started(follow, configuration, build))
+    options = {"workspace_bytes": workspace_bytes, "inside": inside, "try_scratch": try_scratch}
+    if live is None:
+        with _following(configuration, **options) as follow:
+            return _traced(follow, _started(follow, configuration, build))
+    with untouched(live.module, live.tensors()), _following(configuration, **options) as follow:
+        return _traced(follow, _started_live(follow, configuration, live))
 
 
 @contextmanager
@@ -118,6 +134,11 @@ def untraceable(model: str, error: BaseException) -> ConfigurationError:
         return ConfigurationError(
             f"model '{model}' has tensors on two devices: {reason}",
             "make tensors on the device of the input, or register them as buffers, which move with the network",
+        )
+    if isinstance(error, RuntimeError | ValueError | TypeError | IndexError) and _OF_INPUTS.search(reason):
+        return ConfigurationError(
+            f"model '{model}' cannot be given its inputs: {reason}",
+            "give inputs that its forward takes; the same call fails where it is run, too",
         )
     return ConfigurationError(
         f"model '{model}' cannot be traced without values: {reason}",
@@ -167,7 +188,12 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
     device = follow.blocks.device
     if build is None and configuration.dataset == OWN_INPUTS:
         seed_everything()
-        case = _built(configuration.model, lambda: build_case(configuration, device), "check the values that it is called with")
+        case = _built(
+            configuration.model,
+            lambda: build_case(configuration, device),
+            "check the values that it is called with",
+            with_values=lambda: build_case(configuration, torch.device("cpu")),
+        )
         memory: Memory = {}
         case = case.map_tensors(lambda tensor: _input_like(tensor, device, follow.values, memory))
         follow.blocks.tag("batch", case.tensors())
@@ -190,6 +216,34 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
     return Workload(configuration, case=case)
 
 
+def _started_live(follow: Follow, configuration: Configuration, live: Case) -> Workload:
+    """The twin of a live network and of its optimizer, on shapes."""
+    device, values = follow.blocks.device, follow.values
+    live = live.map_tensors(lambda tensor: tensor)  # its inputs are plain dictionaries from here on
+    memory: Memory = {}
+    twins = Twins(lambda tensor, registered: twin_like(tensor, device, values, memory, registered=registered))
+    module = twins.of(live.module)
+    for tensor in live.tensors():
+        twins.give(tensor, _input_like(tensor, device, values, memory))
+    given = {name: twins.of(getattr(live, name)) for name in ("inputs", "loss", "targets", "inference", "optimizer")}
+    for script in twins.scripts:
+        made_fake(script, device, values)
+    case = replace(live, module=module, **given)
+    follow.blocks.tag("batch", case.tensors())
+    with lazy_parameters(module, device):
+        make_lazy_parameters(configuration.model, module, lambda: case.output(training=True))
+    note_scripted(module, follow.kind, follow.notes)
+    workload = Workload(configuration, case=case)
+    own = set(map(id, module.parameters()))
+    groups = [] if workload.optimizer is None else workload.optimizer.param_groups
+    if any(id(parameter) not in own for group in groups for parameter in group["params"]):
+        raise ConfigurationError(
+            f"the optimizer of model '{configuration.model}' has parameters that are none of the network's",
+            "make it of `model.parameters()`, after the network has all of its parts",
+        )
+    return workload
+
+
 def _input_like(tensor: Tensor, device: torch.device, values: Values, memory: Memory) -> Tensor:
     """A tensor without values in place of an input of a case, which shares memory and needs a gradient as that does."""
     moved = shared_like(tensor, device, memory)
@@ -197,8 +251,15 @@ def _input_like(tensor: Tensor, device: torch.device, values: Values, memory: Me
     return moved.requires_grad_(tensor.requires_grad)
 
 
-def _built(model: str, build: Callable[[], T], hint: str) -> T:
-    """The network, or case, on shapes; a constructor that needs values gets them, and only the shapes are kept."""
+def _built(model: str, build: Callable[[], T], hint: str, *, with_values: Callable[[], T] | None = None) -> T:
+    """The network, or case, on shapes; a constructor that needs values gets them, and only the shapes are kept.
+
+    Args:
+        model: name of the model, for errors.
+        build: makes it.
+        hint: advice if it cannot be made.
+        with_values: makes it where tensors have values, which no device but a CPU may hold; by default `build`.
+    """
     try:
         return build()
     except CapsbenchError:
@@ -206,7 +267,7 @@ def _built(model: str, build: Callable[[], T], hint: str) -> T:
     except (Exception, SystemExit):
         try:
             with _disable_current_modes():
-                return build()
+                return (with_values or build)()
         except CapsbenchError:
             raise
         except (Exception, SystemExit) as error:
@@ -239,6 +300,7 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
         scratch=tuple(follow.scratch),
         notes=tuple(follow.notes),
         unsure=tuple(follow.unsure),
+        work=seen.work,
     )
 
 
@@ -261,9 +323,15 @@ class _Following(StepObserver):
         """The blocks that forward made, in their order."""
         self.flops = 0
         """Floating-point operations of forward and backward."""
+        self.work: dict[str, list[Work]] = {}
+        """The work of the operators of each phase."""
 
-    def phase(self, name: str) -> AbstractContextManager[object]:
-        return self._follow.blocks.phase(name)
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        done = len(self._follow.work)
+        with self._follow.blocks.phase(name):
+            yield
+        self.work[name] = self._follow.work[done:]
 
     def end_forward(self, loss: Tensor) -> None:
         self._follow.follow_numbers(nodes_of(loss))

@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 
@@ -80,6 +80,21 @@ def initial_values() -> AbstractContextManager[None]:
             return tensor.normal_()
 
     return replaced(torch.nn.init, "_no_grad_trunc_normal_", drawn)
+
+
+def lazy_parameters(model: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """Put new tensors in the place of lazy parameters when these are made: memory without values cannot be put into them."""
+
+    def made(lazy: Any, shape: Any, _device: Any = None, dtype: torch.dtype | None = None) -> None:
+        tensor = torch.empty(shape, dtype=dtype or lazy.data.dtype, device=device)
+        filled: Any = nn.Parameter(tensor, lazy.requires_grad) if isinstance(lazy, nn.Parameter) else tensor
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for name, one in held.items():
+                    if one is lazy:
+                        held[name] = filled
+
+    return replaced(torch.nn.parameter.UninitializedTensorMixin, "materialize", made)  # type: ignore[attr-defined]
 
 
 def offloading() -> AbstractContextManager[None]:

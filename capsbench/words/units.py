@@ -1,14 +1,36 @@
 """Bytes and seconds for people; the unit is always named."""
 
 import math
+import re
 
 from capsbench.devices import GIB, KIB, MIB
+from capsbench.errors import ConfigurationError
 
 BYTES = ((GIB, "GiB", 2), (MIB, "MiB", 2), (KIB, "KiB", 2), (1, "B", 0))
 SECONDS = ((1.0, "s", 2), (1e-3, "ms", 1), (1e-6, "µs", 0))
 """Size, name and decimals of each unit, the largest first."""
 
 _MOST_DECIMALS = 9
+_SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """Parse an amount of memory: `24GiB`, `8 GB`, `500MiB`, `1048576` → bytes.
+
+    Args:
+        name: name of the flag or parameter, for errors.
+        text: the amount.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if not found or found[2].lower() not in _SIZES:
+        raise ConfigurationError(f"{name} '{text}' is not an amount of memory", "write 24GiB, 8GB or a number of bytes")
+    nbytes = int(float(found[1]) * _SIZES[found[2].lower()])
+    if nbytes < MIB:
+        raise ConfigurationError(f"{name} '{text}' is {nbytes} bytes", "give at least 1MiB; did you mean GiB?")
+    return nbytes
 
 
 def bytes_text(nbytes: float) -> str:

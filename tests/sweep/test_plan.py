@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capsbench.cli.flags import parse_bytes
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models.front import CHUNKS
 from capsbench.native import NativeLibrary
@@ -22,6 +21,7 @@ from capsbench.sweep.estimate import step_flops
 from capsbench.sweep.experiments import EXPERIMENTS, cells_of
 from capsbench.sweep.plan import Sweep, expand, parse_depths
 from capsbench.sweep.session import begin, check_data, choose_report, resolve_device
+from capsbench.words.units import parse_bytes
 
 
 def sweep(models="rescapsnet", depths=(1, 2), **fields):

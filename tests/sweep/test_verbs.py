@@ -110,7 +110,7 @@ def test_a_prediction_from_python(tmp_path):
     [
         ({"models": []}, "`models` names no network"),
         ({"models": "nothing"}, "models"),
-        ({"models": lambda: None}, "cannot be imported by the processes"),
+        ({"models": lambda: None}, "has no name"),
         ({"depths": 0}, "`depth` '0' begins below 1"),
         ({"depths": "8-1"}, "runs backwards"),
         ({"kernel": "fast"}, "`kernel` 'fast' is not known"),

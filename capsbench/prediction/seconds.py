@@ -1,0 +1,98 @@
+"""Modelled seconds of a step that is not run: for each operator the larger of its arithmetic and its traffic, and its launch.
+
+This is the roofline model (Williams, Waterman, Patterson, CACM 52, 2009), operator by operator. It assumes that each operator
+reaches the peak of the device and reads each of its tensors from memory once, and that none runs beside another.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from capsbench.devices import DEFAULT_GPU, Gpu, gpu_of
+from capsbench.records import Configuration
+from capsbench.tracing.work import Work
+
+LAUNCH_SECONDS = 5e-6
+"""Seconds between two kernels that a host launches one after the other: an assumption, since it depends on the host."""
+
+_SIDE = 512
+"""Rows of the square matrices that are multiplied to calibrate a CPU."""
+_COPIED_BYTES = 32 * 2**20
+"""Bytes that are copied: more than the caches of most CPUs hold."""
+_REPEATS = 5
+_CALIBRATED: dict[int, "DeviceSpeed"] = {}
+"""Speeds of this CPU by torch's number of threads."""
+
+
+@dataclass(frozen=True)
+class DeviceSpeed:
+    """Speeds of a device."""
+
+    flops: float
+    """Floating-point operations per second."""
+    half_flops: float
+    """Floating-point operations per second in half precision."""
+    bandwidth: float
+    """Bytes per second that are read or written."""
+    launch_seconds: float
+    """Seconds that an operator takes beside its work."""
+
+    def seconds(self, work: Sequence[Work]) -> float:
+        """Return the modelled seconds of operators that run one after the other."""
+        return sum(
+            max(one.flops / (self.half_flops if one.half else self.flops), one.nbytes / self.bandwidth) + self.launch_seconds
+            for one in work
+        )
+
+
+def speed_of(gpu: Gpu) -> DeviceSpeed:
+    """The speeds of a GPU, by its data sheet."""
+    return DeviceSpeed(gpu.flops, gpu.half_flops, gpu.bandwidth, LAUNCH_SECONDS)
+
+
+def calibrated_speed() -> DeviceSpeed:
+    """The speeds of this CPU, measured in a tenth of a second: products of matrices, a copy, and the smallest operator."""
+    threads = torch.get_num_threads()
+    if threads not in _CALIBRATED:
+        _CALIBRATED[threads] = _measured_speed()
+    return _CALIBRATED[threads]
+
+
+def _measured_speed() -> DeviceSpeed:
+    with _disable_current_modes(), torch.no_grad():
+        one, half = torch.rand(_SIDE, _SIDE), torch.rand(_SIDE, _SIDE).bfloat16()
+        source, tiny = torch.zeros(_COPIED_BYTES // 4), torch.zeros(1)
+        target = torch.empty_like(source)
+        product = 2 * _SIDE**3
+        return DeviceSpeed(
+            product / _fastest(lambda: one @ one),
+            product / _fastest(lambda: half @ half),
+            2 * _COPIED_BYTES / _fastest(lambda: target.copy_(source)),
+            _fastest(lambda: [tiny + 1 for _ in range(100)]) / 100,
+        )
+
+
+def _fastest(function: Callable[[], object]) -> float:
+    """Seconds of the fastest of some calls, after one that is not counted."""
+    function()
+    found = []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def modelled_seconds(configuration: Configuration, work: Mapping[str, Sequence[Work]]) -> dict[str, float]:
+    """The modelled seconds of each phase of a step, on the device of a configuration.
+
+    Args:
+        configuration: configuration of the step; a CPU is taken for this one.
+        work: the work of each phase.
+    """
+    on_gpu = configuration.device_kind() == "cuda"
+    speed = speed_of(gpu_of(configuration.gpu or DEFAULT_GPU)) if on_gpu else calibrated_speed()
+    return {phase: speed.seconds(of_phase) for phase, of_phase in work.items()}

@@ -1,0 +1,241 @@
+"""Twins of live objects: a step is followed on them, and whatever it changes, the originals stay as they are.
+
+A twin has the structure of its original: modules inside modules, tied parameters, hooks, and functions with all that they
+enclose. Its tensors are new and have no values, so that twins of a network of many gigabytes take neither memory nor time.
+"""
+
+import random
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from capsbench.errors import ConfigurationError
+
+MakeTensor = Callable[[Tensor, bool], Tensor]
+"""A function that makes the twin of a tensor; the second argument is True for parameters and buffers of a module."""
+
+_NEVER_CHANGED = {str, int, float, bool, complex, bytes, type(None), torch.dtype, torch.device}
+"""Types of most values that modules hold, asked first because vocabularies are long."""
+
+_CUSTOM_COPIES = ("__copy__", "__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__")
+"""Methods of classes that say themselves how they are copied: their objects are shared."""
+
+
+class Twins:
+    """Twins of objects, made on demand; two references to one object become two references to one twin.
+
+    Objects that hold no tensors and cannot change in a step (numbers, classes, files, locks) are their own twins, and so are
+    those of TorchScript, whose tensors live outside Python (`scripts`).
+
+    Args:
+        make: makes the twin of a tensor.
+    """
+
+    def __init__(self, make: MakeTensor) -> None:
+        self._make = make
+        self._made: dict[int, Any] = {}
+        self._originals: list[Any] = []
+        """Everything that has a twin, so that no other object gets its number."""
+        self.scripts: list[torch.jit.ScriptModule] = []
+        """Modules of TorchScript that were found, which are shared."""
+        self._makers: list[tuple[Any, Callable[[Any], Any]]] = [
+            (Tensor, self._tensor),
+            (nn.Module, self._module),
+            (Optimizer, self._optimizer),
+            (dict, self._dictionary),
+            ((list, tuple, set, frozenset), self._sequence),
+            (FunctionType, self._function),
+            (MethodType, lambda method: MethodType(method.__func__, self.of(method.__self__))),
+            (partial, lambda call: partial(self.of(call.func), *map(self.of, call.args), **self.of(call.keywords))),
+            (weakref.ref, self._reference),
+        ]
+
+    def give(self, original: Any, twin: Any) -> Any:
+        """Let an object have this twin, and return the twin."""
+        self._originals.append(original)
+        self._made[id(original)] = twin
+        return twin
+
+    def of(self, value: Any) -> Any:
+        """Return the twin of an object, which may be the object itself."""
+        if type(value) in _NEVER_CHANGED:
+            return value
+        if id(value) in self._made:
+            return self._made[id(value)]
+        for kinds, make in self._makers:
+            if isinstance(value, kinds):
+                return make(value)
+        return self._object(value)
+
+    def _tensor(self, tensor: Tensor, *, registered: bool = False) -> Tensor:
+        if id(tensor) in self._made:
+            return self._made[id(tensor)]
+        twin = self.give(tensor, self._make(tensor, registered))
+        if twin is tensor:
+            return tensor
+        for name, value in vars(tensor).items():  # attributes that its user set
+            if name not in vars(twin):
+                setattr(twin, name, self.of(value))
+        if twin.requires_grad and tensor.is_leaf:
+            for hook in (tensor._backward_hooks or {}).values():
+                twin.register_hook(self.of(hook))
+            for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
+                twin.register_post_accumulate_grad_hook(self.of(hook))
+        return twin
+
+    def _module(self, module: nn.Module) -> nn.Module:
+        if isinstance(module, DistributedDataParallel | nn.DataParallel):
+            raise ConfigurationError(
+                f"the network is wrapped in {type(module).__name__}, whose processes a trace does not have",
+                "give the network inside, `model.module`",
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            self.scripts.append(module)
+            return self.give(module, module)
+        inner = module._modules.get("_orig_mod")
+        if inner is not None:  # a compiled network, whose twin is compiled where it is followed
+            return self.give(module, torch.compile(self.of(inner)))
+        twin = self.give(module, object.__new__(type(module)))
+        for held in (module._parameters, module._buffers):
+            for tensor in held.values():
+                if tensor is not None:
+                    self._tensor(tensor, registered=True)
+        for name, value in vars(module).items():
+            again = name == "_compiled_call_impl" and value is not None
+            vars(twin)[name] = torch.compile(twin._call_impl) if again else self.of(value)
+        return twin
+
+    def _optimizer(self, optimizer: Optimizer) -> Optimizer:
+        twin = self.give(optimizer, object.__new__(type(optimizer)))
+        for group in optimizer.param_groups:
+            if group.get("fused") or group.get("capturable"):  # even the number of its steps is on the device
+                for parameter in group["params"]:
+                    for value in optimizer.state.get(parameter, {}).values():
+                        if isinstance(value, Tensor):
+                            self._tensor(value, registered=True)
+        vars(twin).update({name: self.of(value) for name, value in vars(optimizer).items()})
+        return twin
+
+    def _dictionary(self, value: dict[Any, Any]) -> dict[Any, Any]:
+        twin = self.give(value, type(value).__new__(type(value)))
+        if isinstance(value, defaultdict):
+            twin.default_factory = self.of(value.default_factory)
+        # A subclass may refuse changes.
+        put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else dict.__setitem__
+        for key, one in list(value.items()):
+            put(twin, self.of(key), self.of(one))
+        if hasattr(value, "__dict__"):
+            vars(twin).update({name: self.of(one) for name, one in vars(value).items()})
+        return twin
+
+    def _sequence(self, value: Any) -> Any:
+        if type(value) is list:
+            twin = self.give(value, [])
+            twin.extend(map(self.of, value))
+            return twin
+        parts = [self.of(one) for one in value]
+        if type(value) in (tuple, set, frozenset):
+            return self.give(value, type(value)(parts))
+        return self.give(value, type(value)(*parts) if hasattr(value, "_fields") else value)
+
+    def _function(self, function: FunctionType) -> Any:
+        compiled = getattr(function, "_torchdynamo_orig_callable", None)
+        if compiled is not None and not getattr(function, "_torchdynamo_disable", False):
+            return self.give(function, torch.compile(self.of(compiled)))
+        self.give(function, function)  # for one that encloses itself
+        before, cells = function.__closure__ or (), [self._cell(cell) for cell in function.__closure__ or ()]
+        named = {name: function.__globals__[name] for name in _global_names(function.__code__) & function.__globals__.keys()}
+        outside = {name: self.of(value) for name, value in named.items() if isinstance(value, Tensor | nn.Module | Optimizer)}
+        if not outside and all(one is other for one, other in zip(before, cells, strict=True)):
+            return function
+        around = function.__globals__ | outside if outside else function.__globals__
+        twin = FunctionType(function.__code__, around, function.__name__, function.__defaults__, tuple(cells))
+        twin.__kwdefaults__, twin.__qualname__, twin.__module__ = (
+            function.__kwdefaults__,
+            function.__qualname__,
+            function.__module__,
+        )
+        vars(twin).update(vars(function))
+        return self.give(function, twin)
+
+    def _reference(self, reference: "weakref.ref[Any]") -> "weakref.ref[Any]":
+        target = reference()
+        return reference if target is None else weakref.ref(self.of(target))
+
+    def _cell(self, cell: CellType) -> CellType:
+        """The twin of a function's variable; the variable itself if its content is its own twin."""
+        if id(cell) in self._made:
+            return self._made[id(cell)]
+        if cell == CellType():  # empty so far
+            return cell
+        content = self.of(cell.cell_contents)
+        return self.give(cell, cell if content is cell.cell_contents else CellType(content))
+
+    def _object(self, value: Any) -> Any:
+        kind = type(value)
+        plain = hasattr(value, "__dict__") and not isinstance(value, type) and kind.__module__.partition(".")[0] != "torch"
+        custom = any(getattr(kind, name, None) is not getattr(object, name, None) for name in _CUSTOM_COPIES)
+        if (custom or not plain) and not isinstance(value, RemovableHandle):
+            return value
+        try:
+            twin = object.__new__(kind)
+        except TypeError:  # it is made of more than its attributes
+            return value
+        self.give(value, twin)
+        vars(twin).update({name: self.of(one) for name, one in vars(value).items()})
+        return twin
+
+
+def _global_names(code: CodeType) -> set[str]:
+    """Names of globals and attributes that a function uses, with those of functions inside it."""
+    inner = (_global_names(one) for one in code.co_consts if isinstance(one, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+@contextmanager
+def untouched(model: nn.Module, tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Restore everything of a live network that a step on its twin could reach: gradients, TorchScript, random states.
+
+    Args:
+        model: the network.
+        tensors: its inputs.
+    """
+    leaves = [*(one for one in model.parameters() if not is_lazy(one)), *tensors]
+    gradients = [tensor.grad for tensor in leaves]
+    scripts = [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
+    scripted: list[tuple[Any, dict[str, Any]]] = [
+        (held, dict(held.items())) for module in scripts for held in (module._parameters, module._buffers)
+    ]
+    modes = [(module, module.training) for module in scripts]
+    python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        # TorchScript would keep what it learns of the twins' devices.
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            yield
+    finally:
+        for tensor, gradient in zip(leaves, gradients, strict=True):
+            if tensor.grad is not gradient:
+                tensor.grad = gradient
+        for held, values in scripted:
+            for name, value in values.items():
+                held[name] = value
+        for module, training in modes:
+            module.training = training
+        random.setstate(python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+        if of_cuda:
+            torch.cuda.set_rng_state_all(of_cuda)

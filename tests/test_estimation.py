@@ -1,0 +1,439 @@
+"""Estimates of live networks: the bytes of a prediction of the same case, and nothing of the network is changed."""
+
+import copy
+import random
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import capsbench
+from capsbench import Case
+from capsbench.errors import ConfigurationError
+from capsbench.figures.one_step import timeline_text
+from capsbench.options import OWN_INPUTS, Configuration
+from capsbench.prediction.predict import predict_memory, trace_for
+from helpers import networks_of_others as others
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+NETWORKS = (
+    "resnet", "vit", "swin", "convnext", "detector", "timm_vit", "gpt2", "gpt2_checkpointed", "llama", "bert", "t5",
+    "transformer", "lstm", "graph", "unet", "lora", "frozen", "dropout", "bf16", "scripted", "lazy",
+)  # fmt: skip
+FIGURES = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
+
+
+def made(name: str) -> Case:
+    """A case of others, made as its user would make it."""
+    if name in others.PACKAGES:
+        pytest.importorskip(others.PACKAGES[name])
+    return getattr(others, name)()
+
+
+# Nothing is changed
+
+
+def everything(case: Case) -> dict[str, Any]:
+    """All that a step could change: values, gradients, hooks, buffers, flags, objects and random states."""
+    module = case.module
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    tensors |= {f"input {index}": tensor for index, tensor in enumerate(case.tensors())}
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if torch.nn.parameter.is_lazy(tensor):
+            found[name] = id(tensor)
+            continue
+        grad = None if tensor.grad is None else (id(tensor.grad), tensor.grad.clone())
+        hooks = dict(tensor._backward_hooks or {}), dict(tensor._post_accumulate_grad_hooks or {})
+        found[name] = id(tensor), tensor._version, tensor.detach().clone(), grad, tensor.requires_grad, hooks, type(tensor)
+    for name, one in module.named_modules():
+        own = {key: value for key, value in vars(one).items() if key not in ("_parameters", "_buffers", "_modules")}
+        found[f"module {name}"] = (
+            id(one),
+            type(one),
+            one.training,
+            [id(child) for child in one.children()],
+            {key: contents(value) for key, value in own.items()},
+        )
+    found["random"] = random.getstate()
+    found["numpy"] = np.random.get_state()[1].copy()
+    found["torch"] = torch.get_rng_state()
+    return found
+
+
+def contents(value: Any) -> Any:
+    """A container with what it holds now; any other object itself."""
+    return copy.copy(value) if isinstance(value, dict | list | set) else value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two snapshots are equal, to the bit."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return one is other or one == other
+
+
+def small() -> Case:
+    """A network with statistics, dropout, gradients and a hook."""
+    module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+    module[1].eval()
+    module(torch.rand(5, 4)).sum().backward()
+    return Case(module, torch.rand(5, 4), loss=Tensor.sum)
+
+
+CHANGES = {
+    "value": lambda case: case.module[0].weight.data.add_(1),
+    "buffer": lambda case: case.module[1].running_mean.add_(1),
+    "gradient": lambda case: case.module[0].weight.grad.add_(1),
+    "no gradient": lambda case: case.module.zero_grad(set_to_none=True),
+    "flag": lambda case: case.module.train(),
+    "hook": lambda case: case.module[0].register_forward_hook(lambda *_: None),
+    "hook of a tensor": lambda case: case.module[0].weight.register_hook(lambda grad: grad),
+    "attribute": lambda case: setattr(case.module[2], "p", 0.1),
+    "frozen": lambda case: case.module[0].weight.requires_grad_(False),
+    "parameter": lambda case: setattr(case.module[0], "bias", nn.Parameter(case.module[0].bias.data)),
+    "input": lambda case: case.inputs.add_(1),
+    "random": lambda case: random.random(),
+    "numpy": lambda case: np.random.rand(),
+    "torch": lambda case: torch.rand(1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_comparison_itself_notices_a_change(change):
+    case = small()
+    before = everything(case)
+    assert same(before, everything(case))
+    change(case)
+    assert not same(before, everything(case))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_nothing_of_a_network_is_changed(device):
+    case = small()
+    seen: list[Any] = []
+    case.module[0].register_forward_hook(lambda *parts: seen.append(parts))
+    before = everything(case)
+    found = capsbench.estimate(case, device=device)
+    assert found.peak_bytes > found.retained_bytes > 0
+    assert same(before, everything(case))
+    assert seen == []
+    case.module(case.inputs)
+    assert len(seen) == 1, "the hook is there"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_of_others_is_changed(name):
+    case = made(name)
+    before = everything(case)
+    capsbench.estimate(case)
+    assert same(before, everything(case))
+
+
+class Fails(nn.Module):
+    """A network whose backward or forward pass fails after it has changed all that it can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.calls, self.seen = nn.BatchNorm1d(4), 0, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(x)
+        self.norm.weight.data.add_(1)
+        random.random()
+        np.random.rand()
+        torch.rand(3)
+        out = self.norm(x)
+        if self.calls == 2:
+            raise RuntimeError("not today")
+        return out.sum()
+
+
+def test_nothing_is_changed_by_a_failure():
+    case = Case(Fails(), torch.rand(3, 4))
+    before = everything(case)
+    with pytest.raises(ConfigurationError, match="not today"):
+        capsbench.estimate(case)
+    assert same(before, everything(case))
+    assert case.module.calls == 0
+    assert not torch._C._len_torch_dispatch_stack()
+
+
+def test_an_optimizer_is_not_touched():
+    case = small()
+    optimizer = torch.optim.AdamW(case.module.parameters(), lr=0.1)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    found = capsbench.estimate(case.module, case.inputs, Tensor.sum, optimizer)
+    assert same(before, optimizer.state_dict())
+    assert {id(one) for group in optimizer.param_groups for one in group["params"]} == set(map(id, case.module.parameters()))
+    steps = 4 * len(list(case.module.parameters()))
+    assert found.optimizer_bytes == 2 * found.gradient_bytes + steps
+
+
+# The same bytes as a prediction's
+
+
+def predicted(name: str, device: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The figures of a prediction of a case of others, and its bytes by module."""
+    gpu = "h100" if device == "cuda" else None
+    asked = Configuration(
+        model=f"helpers.networks_of_others:{name}", blocks=0, dataset=OWN_INPUTS, batch_size=None, settings=(),
+        device=f"{device}:predicted", gpu=gpu,
+    )  # fmt: skip
+    step = trace_for(asked)
+    memory = predict_memory(asked, step).memory
+    return {field: getattr(memory, field) for field in FIGURES}, step.retained_by_module
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_estimate_has_every_byte_of_a_prediction(name, device):
+    found = capsbench.estimate(made(name), device=device)
+    figures, by_module = predicted(name, device)
+    assert {field: getattr(found.memory, field) for field in FIGURES} == figures
+    assert found.by_module == by_module
+    assert (found.peak_bytes, found.reserved_bytes) == (figures["peak_allocated_bytes"], figures["peak_reserved_bytes"])
+
+
+OPTIMIZERS = {
+    "none": (None, 2),
+    "class": (torch.optim.SGD, 0),
+    "factory": (lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9), 1),
+    "partial": (partial(torch.optim.AdamW, lr=0.1), 2),
+}
+
+
+@pytest.mark.parametrize(("optimizer", "copies"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_optimizers(optimizer, copies):
+    found = capsbench.estimate(nn.Linear(64, 64), torch.rand(2, 64), Tensor.sum, optimizer, device="cpu")
+    assert found.optimizer_bytes // found.state_bytes == copies
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD, partial(torch.optim.Adam, fused=True)])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("stepped", [False, True])
+def test_a_live_optimizer_is_as_one_that_is_made(kind, device, stepped):
+    module, given = nn.Linear(64, 8), torch.rand(2, 64)
+    live = kind(module.parameters(), lr=0.1)
+    if stepped:
+        module(given).sum().backward()
+        live.step()
+    figures = [
+        capsbench.estimate(module, given, Tensor.sum, optimizer, device=device).memory
+        for optimizer in (live, partial(kind, lr=0.1))
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_an_optimizer_that_steps_inside_backward_by_hooks():
+    def guarded(hooks: bool):
+        module = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+        for parameter in module.parameters() if hooks else ():
+            optimizer = torch.optim.SGD([parameter], lr=0.1)
+
+            def step(parameter: Tensor, optimizer: torch.optim.Optimizer = optimizer) -> None:
+                parameter.grad = None
+
+            parameter.register_post_accumulate_grad_hook(step)
+        return capsbench.estimate(module, torch.rand(2, 64), Tensor.sum, torch.optim.SGD, device="cpu")
+
+    assert guarded(hooks=False).gradient_bytes == 4 * (64 * 64 + 64) * 4
+    assert guarded(hooks=True).gradient_bytes == 0
+
+
+LABELS = torch.randint(8, (16,))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_labels_of_a_loss_may_be_enclosed_or_global_or_given(device):
+    module, given, labels = nn.Linear(4, 8), torch.rand(16, 4), LABELS
+    ways = [
+        {"loss": lambda out: cross_entropy(out, labels)},
+        {"loss": lambda out: cross_entropy(out, LABELS)},
+        {"loss": cross_entropy, "targets": labels},
+        {"loss": nn.CrossEntropyLoss(), "targets": labels},
+    ]
+    found = [capsbench.estimate(module, given, device=device, **way) for way in ways]
+    assert len({one.retained_bytes for one in found}) == 1
+
+
+def test_evaluation_of_a_part_is_kept():
+    module, given = nn.Sequential(nn.Linear(64, 64), nn.Dropout()), torch.rand(8, 64)
+    both = capsbench.estimate(module, given, Tensor.sum, device="cpu").retained_bytes
+    module[1].eval()
+    assert capsbench.estimate(module, given, Tensor.sum, device="cpu").retained_bytes < both
+    module.eval()
+    assert capsbench.estimate(module, given, Tensor.sum, device="cpu").retained_bytes == both, "a training step trains"
+    assert not module.training
+
+
+def test_tied_weights_and_meta_tensors():
+    def network() -> nn.Module:
+        module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        module[2].weight = module[0].weight
+        return module
+
+    found = capsbench.estimate(network(), torch.rand(8, 64), Tensor.sum)
+    assert found.state_bytes == (64 * 64 + 2 * 64) * 4
+    with torch.device("meta"):
+        module, given = network(), torch.rand(8, 64)
+    assert capsbench.estimate(module, given, Tensor.sum).memory == found.memory
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_guessed():
+    module = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
+    plain = capsbench.estimate(module, torch.rand(8, 64), Tensor.sum)
+    for compiled in (torch.compile(module), copy.deepcopy(module)):
+        if compiled is not module and not hasattr(compiled, "_orig_mod"):
+            compiled.compile()
+        found = capsbench.estimate(compiled, torch.rand(8, 64), Tensor.sum)
+        assert found.retained_bytes == plain.retained_bytes
+        assert "torch.compile" in " ".join(found.notes)
+        assert set(found.certainty.values()) == {"guessed"}
+
+
+# A large network
+
+HUGE = """
+import resource, time, torch
+from torch import nn
+from torch.nn.utils import skip_init
+import capsbench
+
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+module = nn.Sequential(*(skip_init(nn.Linear, 8192, 8192) for _ in range(16)))
+assert sum(one.nbytes for one in module.parameters()) > 4 * 2**30
+capsbench.estimate(nn.Linear(2, 2), torch.rand(2, 2), torch.Tensor.sum)
+before, began = peak(), time.monotonic()
+found = capsbench.estimate(module, torch.rand(4, 8192), torch.Tensor.sum, gpu="h100")
+assert found.peak_bytes > 16 * 2**30
+print(peak() - before, time.monotonic() - began)
+"""
+
+
+@pytest.mark.slow
+def test_a_network_of_four_gigabytes_takes_neither_memory_nor_time():
+    printed = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True).stdout
+    nbytes, seconds = map(float, printed.split())
+    assert nbytes < 100 * 2**20
+    assert seconds < 60
+
+
+# What fits
+
+
+def test_what_fits():
+    found = capsbench.estimate(nn.Linear(1024, 1024), torch.rand(8, 1024), Tensor.sum, device="cpu")
+    assert found.fits(found.peak_bytes)
+    assert not found.fits(found.peak_bytes - 1)
+    assert found.fits("1GiB")
+    assert not found.fits("1MiB")
+
+
+@pytest.mark.parametrize(("device", "capacity"), [("cpu", "256MiB"), ("cuda", "1GiB"), ("cuda", None)])
+def test_the_largest_batch_fits_and_the_next_one_does_not(device, capacity):
+    labels = torch.randint(10, (4,))
+    module = nn.Sequential(nn.Linear(4096, 4096), nn.BatchNorm1d(4096), nn.ReLU(), nn.Linear(4096, 10))
+    found = capsbench.estimate(
+        module, (torch.rand(4, 4096),), lambda out: cross_entropy(out, labels), torch.optim.SGD, device=device
+    )
+    largest = found.largest("batch_size", capacity)
+
+    def at(count: int) -> capsbench.MemoryEstimate:
+        more = torch.zeros(count, dtype=torch.int64)
+        return capsbench.estimate(
+            module,
+            (torch.empty(count, 4096, device="meta"),),
+            lambda out: cross_entropy(out, more),
+            torch.optim.SGD,
+            device=device,
+        )
+
+    assert largest > 4
+    assert at(largest).fits(capacity)
+    assert not at(largest + 1).fits(capacity)
+
+
+def test_not_even_one_sample_fits():
+    found = capsbench.estimate(nn.Linear(1024, 1024), torch.rand(8, 1024), Tensor.sum, device="cpu")
+    assert found.largest("batch_size", "2MiB") == 0
+
+
+# Words
+
+
+def test_an_estimate_can_be_read():
+    module = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
+    found = capsbench.estimate(module, torch.rand(32, 64), Tensor.sum, gpu="a100")
+    text = repr(found)
+    for words in ("Sequential on a100", "retained", "16.00 KiB", "exact", "reserved", "modelled", "fits 40.00 GiB"):
+        assert words in text
+    assert found._repr_html_().startswith("<table>")
+    assert found.certainty["retained_bytes"] == "exact"
+    assert found.certainty["peak_bytes"] == found.certainty["reserved_bytes"] == "modelled"
+    assert found.certainty["process_bytes"] == "guessed"
+    timeline = found.timeline()
+    assert timeline.peak.allocated_bytes >= found.memory.peak_requested_bytes
+    assert "Sequential: one training step, predicted" in timeline_text(timeline)
+
+
+LINEAR = nn.Linear(4, 4)
+WRONG = {
+    "no network": (lambda: capsbench.estimate(4, torch.rand(2, 4)), "`model` is int"),
+    "no inputs": (lambda: capsbench.estimate(LINEAR), "`inputs` is missing"),
+    "a case and inputs": (lambda: capsbench.estimate(small(), torch.rand(2)), "a case has its own inputs"),
+    "no loss": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4)), "which is no loss"),
+    "a loss that is a number": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), 3), "`loss` is int"),
+    "an optimizer that is a number": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), Tensor.sum, 3), "`optimizer` is int"),
+    "inputs that do not fit": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 5), Tensor.sum), "'Linear'"),
+    "an unknown GPU": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), gpu="h1000"), "`gpu` 'h1000' is not known"),
+    "an unknown device": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), device="tpu"), "'tpu' is no kind of device"),
+    "a GPU for a CPU": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), gpu="h100", device="cpu"), "does not go with"),
+    "an unknown precision": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), precision="fp8"), "`precision` 'fp8'"),
+    "another's parameters": (
+        lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), Tensor.sum, torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)),
+        "none of the network's",
+    ),
+    "wrapped": (lambda: capsbench.estimate(nn.DataParallel(LINEAR), torch.rand(2, 4), Tensor.sum), "DataParallel"),
+    "no capacity": (
+        lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), Tensor.sum, device="cpu").fits(),
+        "no memory of its own",
+    ),
+    "another name": (
+        lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), Tensor.sum).largest("length"),
+        "cannot search for 'length'",
+    ),
+    "no batch": (
+        lambda: (
+            capsbench.estimate(
+                nn.Bilinear(4, 4, 1), (torch.rand(2, 4), torch.rand(1, 4).expand(2, 4)[:2]), Tensor.sum, targets=None
+            )
+            and capsbench.estimate(LINEAR, torch.rand(2, 4), lambda out, w: (out * w).sum(), targets=torch.rand(4)).largest()
+        ),
+        "first dimensions of 2, 4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), WRONG.values(), ids=WRONG)
+def test_wrong_use_has_two_lines(call, words):
+    with pytest.raises(ConfigurationError) as raised:
+        call()
+    assert words in raised.value.what
+    assert len(str(raised.value).splitlines()) == 2
