@@ -10,6 +10,7 @@ from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG, Configurat
 _UNITS = {
     "blocks": "block",
     "batch_size": "sample",
+    "accumulate": "pass",
     "capsules": "capsule",
     "classes": "class",
     "iterations": "round",

@@ -101,6 +101,8 @@ class Option:
     """Words of a label for values that do not name their option."""
     none: str = ""
     """Words of the page's filter for series without a value."""
+    alone: str = ""
+    """Value of the flag where it is typed without one; empty if it needs one."""
 
 
 class Configuration(BaseModel):
@@ -302,6 +304,56 @@ class Configuration(BaseModel):
         ),
     ] = None
     """Time of the optimizer's step: in `backward`, or None for after it."""
+
+    optimizer: Annotated[
+        str | None,
+        Option(
+            flag="--optimizer",
+            title="Optimizer",
+            help="Optimizer of a step.",
+            choices={
+                "own": "that of a case; Adam for any other network",
+                "adam": "Adam at 1e-3, fused",
+                "adamw": "AdamW at 1e-3, fused, with torch's weight decay",
+                "sgd": "SGD at 1e-3 without momentum, as torch has it",
+                "none": "no optimizer: gradients are computed and freed",
+            },
+            default="own",
+            unwritten="own",
+            words={"own": "own optimizer", "none": "no optimizer"},
+        ),
+    ] = None
+    """Optimizer of a step, or None for that of a case, and Adam of any other network."""
+
+    accumulate: Annotated[
+        int | None,
+        Option(
+            flag="--accumulate",
+            title="Accumulation",
+            noun="accumulation",
+            help="Forward and backward passes before each step of the optimizer, each of a whole batch; 1, or as a case has it.",
+            least=1,
+            none="as the network has it",
+        ),
+    ] = None
+    """Forward and backward passes before each step of the optimizer, which divide their losses; None for a case's own, or 1."""
+
+    compile: Annotated[
+        str | None,
+        Option(
+            flag="--compile",
+            title="Compilation",
+            noun="torch.compile",
+            help="Compilation of the network; alone it means default.",
+            choices={"none": "as the network is", "default": "by torch.compile as it is by default"},
+            default="none",
+            unwritten="none",
+            words={"none": "not compiled", "default": "compiled"},
+            none="not compiled",
+            alone="default",
+        ),
+    ] = None
+    """Compilation of the network by torch.compile: `default`, or None for none."""
 
     precision: Annotated[
         str,

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, Unpack, get_args, get_origin
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from capsbench.carried import carried, carry, imported_name
-from capsbench.case import Arguments, Case, OptimizerFactory, described
+from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainStep, described
 from capsbench.catalog import DatasetSpec
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
-from capsbench.errors import ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line
 from capsbench.fingerprint import Fingerprint, fingerprint
 from capsbench.foreign import (
     call_with_images,
@@ -30,6 +31,7 @@ from capsbench.foreign import (
 )
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import OPTIONS, OWN_INPUTS, Configuration, Setting
+from capsbench.phases import UNOBSERVED, Phases, StepObserver
 from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
@@ -219,7 +221,7 @@ def build_case(configuration: Configuration, device: torch.device) -> Case:
         known = ", ".join(settings_of(factory) or {}) or "nothing"
         raise ConfigurationError(f"model '{name}' takes no {refused}", f"it takes {known}")
     with nullcontext() if device.type == "cpu" else device:
-        case = factory(**given)
+        case: object = factory(**given)
     if not isinstance(case, Case):
         raise ConfigurationError(
             f"model '{name}' returned {described(case)}",
@@ -272,39 +274,70 @@ class Workload:
     """
 
     def __init__(self, configuration: Configuration, data_directory: Path | None = None, *, case: Case | None = None) -> None:
-        check_optimizer_step(configuration.optimizer_step or "after", configuration.precision)
+        step = configuration.optimizer_step or "after"
+        check_optimizer_step(step, configuration.precision)
         self.configuration = configuration
         self.data_source: str | None = None
-        with keeping_threads(configuration.model) as notes:
+        with keeping_threads(configuration.model) as self._notes:
             if case is None:
                 seed_everything()
                 case, self.data_source = case_on_device(configuration, data_directory)
         self.case = case
-        self.notes = notes
-        """Notes for a reader of its figures."""
         # One that trains may have parts in evaluation mode, such as frozen statistics.
         self.model = case.module if case.module.training else case.module.train()
         self.given = case.tensors()
         """The tensors that the network and the loss are given."""
         # A step that is traced without its device comes with a case that has the device.
         self.device = next((tensor.device for tensor in [*self.given, *self.model.parameters()]), torch.device("cpu"))
+        self.accumulate = configuration.accumulate or case.accumulate
+        """Forward and backward passes of a step, unless it is the case's own."""
+        check_optimizer_step(step, configuration.precision, self.accumulate)
+        if case.train is not None:
+            _check_own_step(configuration)
+        _check_scaling(configuration, self.model)
+        self._passes = self.accumulate
         parameters = trainable(self.model, configuration.model)
-        self.optimizer = None if case.optimizer is None else made_optimizer(case.optimizer, parameters, configuration.model)
-        in_backward = self.optimizer if configuration.optimizer_step == "backward" else None
-        self._steps_in_backward = in_backward is not None
-        if in_backward is not None:
-            step_in_backward(in_backward)
+        factory = OPTIMIZERS[configuration.optimizer] if configuration.optimizer else case.optimizer
+        self.optimizer = None if factory is None else self._made_optimizer(factory, parameters)
+        """The optimizer, or whatever a step of the case's own is given in its place."""
+        self.optimizers = _optimizers_in(self.optimizer)
+        self._steps_in_backward = step == "backward" and bool(self.optimizers)
+        if self._steps_in_backward:
+            step_in_backward(self.optimizers[0])
         # Half precision loses the first gradients unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=configuration.precision == "fp16")
+        if configuration.compile is not None and not hasattr(self.model, "_orig_mod"):  # which torch.compile has made already
+            self.model.compile()
+
+    def remarks(self) -> list[str]:
+        """Remarks on the phases of a step that has several passes, for readers of its figures."""
+        if self._passes == 1:
+            return []
+        own = f"a step calls backward {self._passes} times"
+        adds = f"a step adds up the gradients of {self._passes} passes, each with its loss divided by {self._passes}"
+        phases = (
+            "forward, and what it retains, are the first pass's, and later passes belong to backward until an optimizer steps"
+        )
+        return [f"{adds if self.case.train is None else own}: {phases}"]
+
+    def notes(self) -> list[str]:
+        """Notes for readers of its figures."""
+        return [*self._notes, *self.remarks()]
+
+    def is_plain(self) -> bool:
+        """Return whether a step is one forward pass, one backward pass and the optimizer's step."""
+        return self.case.train is None and self.accumulate == 1
 
     def forward(self) -> Tensor:
-        """The loss of the batch, with its graph."""
+        """The loss of the batch, with its graph: of passes that accumulate gradients, its share in their mean."""
         with autocast(self.device, self.configuration.precision):
             out = self.case.output(training=True)
             if self.case.loss_under_autocast:
                 loss = self.case.loss_of(out, self.configuration.model)
         if not self.case.loss_under_autocast:
             loss = self.case.loss_of(out, self.configuration.model)
+        if self.accumulate > 1:
+            loss = loss / self.accumulate
         return self._scaler.scale(loss)
 
     def backward(self, loss: Tensor) -> None:
@@ -315,17 +348,84 @@ class Workload:
         """Take a step of the optimizer and free the gradients, unless backward has done so."""
         if self._steps_in_backward:
             return
-        if self.optimizer is not None:
+        if isinstance(self.optimizer, torch.optim.Optimizer):
             self._scaler.step(self.optimizer)
             self._scaler.update()
         self.model.zero_grad(set_to_none=True)
         for tensor in self.given:
             tensor.grad = None  # of an input that needs one
 
-    def train_step(self) -> None:
-        """Run forward, backward and optimizer."""
-        self.backward(self.forward())
-        self.optimize()
+    def train_step(self, observer: StepObserver = UNOBSERVED) -> None:
+        """Run forward, backward and optimizer, or the step of the case's own.
+
+        Args:
+            observer: observer of its phases.
+
+        Raises:
+            ConfigurationError: a step of the case's own never calls backward, or steps an optimizer that is unknown.
+        """
+        with Phases(observer) as phases:
+            if self.case.train is not None:
+                self._own_step(self.case.train, phases)
+                return
+            for _ in range(self.accumulate):
+                loss = self.forward()
+                phases.begin_backward([loss])
+                self.backward(loss)
+            phases.begin_optimizer()
+            del loss
+            self.optimize()
+
+    def _own_step(self, train: TrainStep, phases: Phases) -> None:
+        """Run the step of the case's own."""
+        with phases.following_calls(self._check_known):
+            train(self.model, self.optimizer, self.case.inputs)
+        self._passes = phases.passes
+        if not phases.passes:
+            raise ConfigurationError(
+                f"model '{self.configuration.model}': its train function never calls backward",
+                "call loss.backward() in it: forward ends there, and what is alive then is what backward needs",
+            )
+
+    def _check_known(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse an optimizer whose state would not be counted."""
+        if not any(optimizer is known for known in self.optimizers):
+            raise ConfigurationError(
+                f"model '{self.configuration.model}': its train function steps an optimizer ({type(optimizer).__name__}) that "
+                "is none of its case's",
+                "make it in the case's optimizer function, as in optimizer=lambda parameters: torch.optim.SGD(parameters), "
+                "and take it from train's second argument",
+            )
+
+    def _made_optimizer(self, factory: OptimizerFactory, parameters: list[nn.Parameter]) -> Any:
+        """The optimizer of these parameters.
+
+        Raises:
+            ConfigurationError: the function raised, made none, or one of other parameters.
+        """
+        name = self.configuration.model
+        try:
+            made = factory(parameters)
+        except CapsbenchError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"model '{name}': its optimizer function raised {error_line(error)}",
+                "it is called with a list of all parameters that need gradients, and returns a torch.optim.Optimizer",
+            ) from error
+        found = _optimizers_in(made)
+        if not found or (self.case.train is None and not isinstance(made, torch.optim.Optimizer)):
+            raise ConfigurationError(
+                f"model '{name}': its optimizer function returned {described(made)}",
+                "it must return a torch.optim.Optimizer: optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+            )
+        own = {id(parameter) for parameter in self.model.parameters()}
+        if not all(id(one) in own for optimizer in found for group in optimizer.param_groups for one in group["params"]):
+            raise ConfigurationError(
+                f"the optimizer of model '{name}' has parameters that are none of the network's",
+                "make it of the network's parameters as they are then, such as those that a case's optimizer function is given",
+            )
+        return made
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -340,9 +440,22 @@ class Workload:
                 module.training = False
 
     def inference(self) -> None:
-        """Run a forward pass under inference mode, without labels."""
+        """Run a forward pass under inference mode, without labels.
+
+        Raises:
+            ConfigurationError: the module does not take what a step of the case's own is given.
+        """
         with torch.inference_mode(), autocast(self.device, self.configuration.precision):
-            self.case.output(training=False)
+            try:
+                self.case.output(training=False)
+            except (TypeError, NotImplementedError) as error:
+                if self.case.train is None or self.case.inference is not None:
+                    raise
+                raise ConfigurationError(
+                    f"model '{self.configuration.model}': its module cannot be called for inference with the inputs of its train "
+                    f"function: {error_line(error)}",
+                    "give the case inference=…, the inputs of its module alone, and the module a forward pass",
+                ) from error
 
 
 def case_on_device(configuration: Configuration, data_directory: Path | None = None) -> tuple[Case, str | None]:
@@ -369,19 +482,48 @@ def case_on_device(configuration: Configuration, data_directory: Path | None = N
     return classifier_case(configuration, build_model(configuration).to(device), batch), source
 
 
-def made_optimizer(factory: OptimizerFactory, parameters: list[nn.Parameter], name: str) -> torch.optim.Optimizer:
-    """The optimizer of these parameters.
+def _optimizers_in(made: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers in tuples, lists and dictionaries, and those that they are made of, each once."""
+    found: dict[int, torch.optim.Optimizer] = {}
+    left = tree_leaves(made)
+    while left:
+        one = left.pop(0)
+        if isinstance(one, torch.optim.Optimizer) and id(one) not in found:
+            found[id(one)] = one
+            left += vars(one).values()
+    return list(found.values())
+
+
+def _check_scaling(configuration: Configuration, model: nn.Module) -> None:
+    """Refuse to scale the loss of parameters whose gradients torch does not scale back.
 
     Raises:
-        ConfigurationError: the function made none.
+        ConfigurationError: precision is fp16, and so are parameters.
     """
-    made = factory(parameters)
-    if not isinstance(made, torch.optim.Optimizer):
+    if configuration.precision == "fp16" and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
         raise ConfigurationError(
-            f"model '{name}': its optimizer function returned {described(made)}",
-            "it must return a torch.optim.Optimizer, such as optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+            f"precision 'fp16' scales the loss, but model '{configuration.model}' has parameters of float16",
+            "choose precision fp32, which leaves a module in its own precision, or keep its parameters in float32",
         )
-    return made
+
+
+def _check_own_step(configuration: Configuration) -> None:
+    """Refuse options that a step of a case's own leaves no place for.
+
+    Raises:
+        ConfigurationError: an option would have no effect on it.
+    """
+    given = {
+        "optimizer_step": configuration.optimizer_step,
+        "accumulate": configuration.accumulate,
+        "precision": None if configuration.precision == "fp32" else configuration.precision,
+    }
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigurationError(
+                f"`{option}` {value} has no effect on model '{configuration.model}', whose case has a train function of its own",
+                f"leave `{option}` out, and let the train function do it",
+            )
 
 
 def without_effect(configuration: Configuration) -> list[str]:
@@ -399,7 +541,9 @@ def trainable(model: nn.Module, name: str) -> list[nn.Parameter]:
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        raise ConfigurationError(f"model '{name}' has no parameters to train", "choose one that has")
+        raise ConfigurationError(
+            f"model '{name}' has no parameters to train", "choose one that has, of which at least one needs a gradient"
+        )
     return parameters
 
 
@@ -434,11 +578,11 @@ def seed_everything(seed: int = SEED) -> None:
     np.random.seed(seed)
 
 
-def check_optimizer_step(step: str, precision: str) -> None:
-    """Refuse an unknown time of the optimizer's step, and one that the precision rules out.
+def check_optimizer_step(step: str, precision: str, accumulate: int | None = None) -> None:
+    """Refuse an unknown time of the optimizer's step, and one that precision or accumulation rule out.
 
     Raises:
-        ConfigurationError: it is none of `OPTIMIZER_STEPS`, or `backward` at fp16.
+        ConfigurationError: it is none of `OPTIMIZER_STEPS`, or `backward` at fp16 or after several passes.
     """
     if step not in OPTIMIZER_STEPS:
         raise ConfigurationError(f"optimizer step '{step}' is not known", f"choose one of {', '.join(OPTIMIZER_STEPS)}")
@@ -446,6 +590,11 @@ def check_optimizer_step(step: str, precision: str) -> None:
         raise ConfigurationError(
             "optimizer step 'backward' is not possible with precision 'fp16': its scaler needs all gradients before the step",
             "choose precision fp32 or bf16, or let the optimizer step after backward",
+        )
+    if step == "backward" and (accumulate or 1) > 1:
+        raise ConfigurationError(
+            f"optimizer step 'backward' is not possible after {accumulate} passes: it frees the gradients that they would add up",
+            "accumulate 1 pass, or let the optimizer step after backward",
         )
 
 

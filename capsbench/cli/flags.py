@@ -231,6 +231,7 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     elif kind is int:
         kind = whole(option.least or 0)
     usual = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
+    usual |= {"is_flag": False, "flag_value": option.alone} if option.alone else {}
     return click.option(option.flag, parameter or name, **(usual | changed))
 
 

@@ -1,17 +1,19 @@
 """The memory of one training step: the run under a probe, and its figures."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from capsbench.measure.compiling import run_until_compiled
 from capsbench.measure.memory import MemoryProbe, probe_for
 from capsbench.records import Configuration, MemoryFigures
-from capsbench.tracing.observed_step import StepObserver, run_step
-from capsbench.tracing.storages import optimizer_state, state_of, storage_bytes
+from capsbench.tracing.cuda_allocator import SMALLEST
+from capsbench.tracing.observed_step import GradientObserver
+from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.tracing.trace import Phase
 from capsbench.workload import Workload
 
@@ -28,6 +30,15 @@ class ProbedStep:
     """The probe, which has been left; its phases are `forward`, `backward` and `optimizer`."""
     gradient_bytes: int
     """Bytes of the gradients that were alive after backward."""
+    freed_gradients: Sequence[int]
+    """Bytes of each gradient of the step before that forward freed."""
+
+    def retained_bytes(self) -> int | None:
+        """Bytes alive after forward minus those before, without gradients that forward freed; None if they were not counted."""
+        freed = self.freed_gradients
+        if self.workload.device.type == "cuda":
+            freed = [-(-nbytes // SMALLEST) * SMALLEST for nbytes in freed]
+        return _retained(self.probe.phases() if self.probe.counts() else None, freed)
 
 
 def probed_step(
@@ -37,26 +48,29 @@ def probed_step(
     probe = probe_for(torch.device(configuration.device))
     with probe:
         workload = Workload(configuration, data_directory)
-        workload.train_step()
+        run_until_compiled(workload.train_step)
         probe.tag("batch", workload.given)
         probe.tag("state", state_of(workload.model))
-        probe.tag("optimizer", optimizer_state(workload.optimizer))
-        gradient_bytes = run_step(workload, _Probing(probe))
+        probe.tag("optimizer", optimizer_state(workload.optimizers))
+        probe.tag("gradient", gradients_of(workload.model))
+        seen = _Probing(probe, workload.model)
+        workload.train_step(seen)
         if afterwards is not None:
             afterwards(probe, workload)
-    return ProbedStep(workload, probe, gradient_bytes)
+    return ProbedStep(workload, probe, seen.gradient_bytes, seen.freed_gradients)
 
 
-class _Probing(StepObserver):
+class _Probing(GradientObserver):
     """A probe that counts phase by phase."""
 
-    def __init__(self, probe: MemoryProbe) -> None:
+    def __init__(self, probe: MemoryProbe, model: nn.Module) -> None:
+        super().__init__(model)
         self._probe = probe
 
     def phase(self, name: str) -> AbstractContextManager[object]:
         return self._probe.phase(name)
 
-    def after_backward(self, gradients: Iterable[Tensor]) -> None:
+    def see_gradients(self, gradients: Iterable[Tensor]) -> None:
         self._probe.tag("gradient", gradients)
 
 
@@ -69,12 +83,12 @@ def memory_figures(step: ProbedStep) -> MemoryFigures:
         probe=probe.name,
         state_bytes=storage_bytes(state_of(workload.model)),
         gradient_bytes=step.gradient_bytes,
-        optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
-        retained_bytes=_retained(phases),
+        optimizer_bytes=storage_bytes(optimizer_state(workload.optimizers)),
+        retained_bytes=step.retained_bytes(),
         peak_forward_bytes=phases["forward"].peak if phases else None,
         peak_backward_bytes=phases["backward"].peak if phases else None,
         peak_allocated_bytes=_peak(phases),
-        retained_requested_bytes=_retained(requested),
+        retained_requested_bytes=_retained(requested, step.freed_gradients),
         peak_requested_bytes=_peak(requested),
         peak_reserved_bytes=probe.peak_reserved(),
         step_reserved_bytes=later.reserved,
@@ -85,8 +99,8 @@ def memory_figures(step: ProbedStep) -> MemoryFigures:
     )
 
 
-def _retained(phases: Mapping[str, Phase] | None) -> int | None:
-    return phases["forward"].end - phases["forward"].start if phases else None
+def _retained(phases: Mapping[str, Phase] | None, freed: Iterable[int]) -> int | None:
+    return phases["forward"].end - phases["forward"].start + sum(freed) if phases else None
 
 
 def _peak(phases: Mapping[str, Phase] | None) -> int | None:

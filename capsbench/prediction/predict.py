@@ -66,7 +66,7 @@ def predicted_here(cell: Cell) -> Record:
         "memory": found.memory if found.fits else None,
         "step": figures,
         "duration_seconds": round(time.monotonic() - began, 3),
-        "notes": without_effect(configuration),
+        "notes": [*without_effect(configuration), *step.remarks],
     }
     return record.model_copy(update=filled)
 

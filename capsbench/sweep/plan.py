@@ -44,7 +44,7 @@ _MOST_POSITIONS = 1000
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone, with that kind."""
 
-_SLOWEST = ("dataset", "precision", "optimizer_step", "routing", "kernel", "front", "memory", "rule")
+_SLOWEST = ("dataset", "precision", "optimizer", "optimizer_step", "compile", "routing", "kernel", "front", "memory", "rule")
 """The options that vary slowest in the cells of a sweep, in this order; all others vary faster."""
 
 
@@ -461,8 +461,8 @@ def _check_combinations(sweep: Sweep) -> None:
         for routing, iterations in product(sweep.values["routing"], rounds):
             check_routing(routing, "auto", iterations)
     with naming("optimizer_step"):
-        for step, precision in product(sweep.values["optimizer_step"], sweep.values["precision"]):
-            check_optimizer_step(step, precision)
+        for step, precision, passes in product(*(sweep.values[name] for name in ("optimizer_step", "precision", "accumulate"))):
+            check_optimizer_step(step, precision, passes)
     memories = sweep.values["memory"]
     reversible = sweep.has("gamma") and (memories == (None,) or not set(REVERSIBLE_STRATEGIES).isdisjoint(memories))
     with naming("gamma"):

@@ -197,7 +197,8 @@ class Follow(Operators):
             flops = int(flop_registry[call.packet](*call.args, **call.kwargs, out_val=out))
             self.flops = before + flops
             # Backward takes one more product of this size for each operand that has a gradient; a bias has no product.
-            self.needed_flops += flops * (1 + sum(one.requires_grad for one in call.tensors if one.dim() > 1))
+            if current_node() == -1:
+                self.needed_flops += flops * (1 + sum(one.requires_grad for one in call.tensors if one.dim() > 1))
             del self.work[done:]
         if len(self.work) == done:
             work = work_of(call, out, self.flops - before)
@@ -266,8 +267,13 @@ class Follow(Operators):
 
 
 def _sums_gradients(call: Call) -> bool:
-    """Return whether autograd itself, not the backward of an operator, adds two gradients of a tensor that was used twice."""
-    if call.func is not torch.ops.aten.add.Tensor or current_node() == -1 or torch.is_grad_enabled():
+    """Return whether autograd itself, not the backward of an operator, adds to a gradient of a tensor that was used twice.
+
+    A view, such as the gradient of a transposed weight, shares its memory with its base, so that nothing is added to it in place.
+    """
+    if call.func is not torch.ops.aten.add.Tensor or call.tensors[0]._is_view():
+        return False
+    if current_node() == -1 or torch.is_grad_enabled():
         return False
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not Operators.__torch_dispatch__.__code__:
