@@ -440,16 +440,23 @@ class Configuration(BaseModel):
         """Kind of the device: `cpu` or `cuda`."""
         return self.device.partition(":")[0]
 
+    def without(self, axis: str) -> "Configuration":
+        """Return what all cells of one series along an axis share: the configuration with 0 blocks, or without the axis's value.
+
+        Args:
+            axis: name of an axis, as in `Plan.axes`.
+        """
+        if self._is_setting(axis):
+            return self.model_copy(update={"settings": tuple(pair for pair in self.settings or () if pair[0] != axis)})
+        return self.model_copy(update={axis: 0 if axis == "blocks" else None})
+
     def series(self, axis: str = "blocks") -> str:
         """A key of everything but an axis, which all cells of one series along it share.
 
         Args:
             axis: name of an axis, as in `Plan.axes`.
         """
-        if self._is_setting(axis):
-            others = tuple(pair for pair in self.settings or () if pair[0] != axis)
-            return self.model_copy(update={"settings": others}).model_dump_json()
-        return self.model_copy(update={axis: 0 if axis == "blocks" else None}).model_dump_json()
+        return self.without(axis).model_dump_json()
 
     def position(self, axis: str) -> float | None:
         """Return where a cell lies on an axis: its number of blocks (0 without any), samples, pixels, or a setting's number.
