@@ -11,7 +11,6 @@ _UNITS = {
     "accumulate": "pass",
     "blocks": "block",
     "batch_size": "sample",
-    "accumulate": "pass",
     "capsules": "capsule",
     "classes": "class",
     "iterations": "round",
