@@ -382,7 +382,8 @@ def refuse_for_own(models: Sequence[str]) -> None:
         ConfigurationError: one was typed.
     """
     own = next((model for model in models if model not in ("all", *MODELS)), None)
-    typed = next((name for name in NETWORK_OPTIONS if was_typed(name)), None) if own else None
+    not_had = [name for name in NETWORK_OPTIONS if not OPTIONS[name].networks.have(own)]
+    typed = next((name for name in not_had if was_typed(name)), None) if own else None
     if own is not None and typed is not None:
         from capsbench.sweep.plan import no_effect
 

@@ -21,6 +21,8 @@ QUANTITY_TITLES = {
     "state": "weights",
     "gradient": "gradients",
     "optimizer": "optimizer state",
+    "inference-peak": "peak of inference",
+    "inference-kept": "kept by inference",
     "train": "train step",
     "inference": "inference",
 }

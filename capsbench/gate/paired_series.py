@@ -21,7 +21,7 @@ from capsbench.records import Status, adds_up
 from capsbench.stats.least_squares import fit_slope
 from capsbench.words.modules import module_changes
 
-PORTABLE = frozenset({"retained", "state", "gradient", "optimizer"})
+PORTABLE = frozenset({"retained", "state", "gradient", "optimizer", "inference-kept"})
 """Bytes that are equal on every machine."""
 
 HELD_BY_MODULES = frozenset({"retained", "peak", "reserved"})

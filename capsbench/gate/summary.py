@@ -33,6 +33,8 @@ BYTES = {
     "state": "state_bytes",
     "gradient": "gradient_bytes",
     "optimizer": "optimizer_bytes",
+    "inference-peak": "inference_peak_bytes",
+    "inference-kept": "inference_kept_bytes",
 }
 """Bytes that are compared, by the field of a record that holds them."""
 
@@ -347,7 +349,8 @@ def _cell(record: Record, position: float) -> CellSummary:
 def _bytes(record: Record, memory: MemoryFigures) -> dict[str, int]:
     found = {name: value for name, field in BYTES.items() if (value := getattr(memory, field)) is not None}
     if record.kind == "predicted" and record.cell.configuration.device_kind() == "cpu":
-        del found["peak"]  # it contains the scratch memory of the libraries of the predicting machine
+        for name in ("peak", "inference-peak"):  # they contain the scratch memory of the libraries of the predicting machine
+            found.pop(name, None)
     return found
 
 

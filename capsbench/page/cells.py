@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 VALUES = (
     "state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_forward_bytes", "peak_backward_bytes",
-    "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "train_step_seconds", "forward_seconds", "inference_seconds",
+    "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "inference_peak_bytes", "inference_kept_bytes",
+    "train_step_seconds", "forward_seconds", "inference_seconds",
 )  # fmt: skip
 """The figures of a cell that the page shows, as columns of `load`."""
 
