@@ -8,6 +8,7 @@ place of a cell on an axis. Nothing here needs torch.
 from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
 
 _UNITS = {
+    "accumulate": "pass",
     "blocks": "block",
     "batch_size": "sample",
     "capsules": "capsule",
@@ -30,6 +31,24 @@ def axis_title(axis: str) -> str:
 def axis_unit(axis: str) -> str:
     """Unit of an axis in the singular: `block`, `sample`, `pixel`, `token`; a setting without a known unit is its own."""
     return _UNITS.get(axis, axis.replace("_", " "))
+
+
+def plural_unit(axis: str) -> str:
+    """The unit of an axis in the plural: `blocks`, `tokens`, `classes`; a setting that is its own unit stays as it is."""
+    unit = axis_unit(axis)
+    if unit == axis.replace("_", " "):
+        return unit
+    return f"{unit}es" if unit.endswith("s") else f"{unit}s"
+
+
+def per_pair(axis: str) -> str:
+    """Unit of a square: `per pair of tokens`."""
+    return f"per pair of {plural_unit(axis)}"
+
+
+def over_the(axis: str) -> str:
+    """Unit of a cost that is shared: `divided by world size`."""
+    return f"divided by {axis_title(axis).lower()}"
 
 
 def axis_flag(axis: str) -> str:

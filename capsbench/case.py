@@ -17,13 +17,37 @@ from capsbench.errors import ConfigurationError
 
 LEARNING_RATE = 1e-3
 
-OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""A function that makes an optimizer of parameters."""
+OptimizerFactory = Callable[[list[nn.Parameter]], Any]
+"""A function that makes an optimizer of parameters; for a step of the case's own it may return several, in any container."""
+
+TrainStep = Callable[[nn.Module, Any, Any], object]
+"""A training step of a case's own, of its network, its optimizer and its inputs."""
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Make Adam at 1e-3 (paper, section 4) in its fused form, which needs no temporaries."""
     return torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+
+
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make AdamW at 1e-3 with torch's own weight decay, in its fused form."""
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
+
+
+def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make SGD at 1e-3 without momentum, which is torch's own choice, and without state."""
+    return torch.optim.SGD(parameters, lr=LEARNING_RATE)
+
+
+OPTIMIZERS: dict[str, OptimizerFactory | None] = {"adam": adam, "adamw": adamw, "sgd": sgd, "none": None}
+"""Optimizers that can be chosen by name in place of a case's own."""
+
+_FUNCTIONS = {
+    "loss": "loss=lambda out: out.square().mean()",
+    "optimizer": "optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+    "train": "def train(module, optimizer, batch): ...",
+}
+"""Fields of a case that are functions, with an example of each."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +77,41 @@ class Case:
     By default the output itself if it has one element, or else its `loss` (an attribute, or a key of a dictionary)."""
     optimizer: OptimizerFactory | None = adam
     """Function that makes an optimizer of the parameters that need gradients; None for a step without an optimizer."""
+    accumulate: int = 1
+    """Forward and backward passes before each step of the optimizer. Each has all of `inputs`, and its loss is divided by their
+    number."""
+    train: TrainStep | None = None
+    """Training step in place of forward, loss, backward and optimizer: `train(module, optimizer, batch)`.
+
+    It gets what the function `optimizer` made, and `inputs` as its batch. What it returns is not used."""
     targets: Any = None
     """Second argument of `loss`, such as labels; None if it takes the output alone."""
     inference: Any = None
     """Inputs under inference mode; None for those of a training step."""
     loss_under_autocast: bool = True
     """True if `loss` is computed under autocast, as the output is, where the precision asks for autocast."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            raise ConfigurationError(
+                f"a case's module is {described(self.module)}",
+                "give a torch.nn.Module first, then its inputs: Case(module, inputs)",
+            )
+        for name, example in _FUNCTIONS.items():
+            value = getattr(self, name)
+            if not (value is None or callable(value)):
+                raise ConfigurationError(f"a case's {name} is {described(value)}, not a function", f"give one such as {example}")
+        if type(self.accumulate) is not int or self.accumulate < 1:
+            raise ConfigurationError(
+                f"a case's accumulate is {self.accumulate!r}", "give the number of forward and backward passes, 1 or more"
+            )
+        beside = [name for name in ("loss", "targets") if getattr(self, name) is not None]
+        beside += ["accumulate"] if self.accumulate > 1 else []
+        if self.train is not None and beside:
+            raise ConfigurationError(
+                f"a case has a train function, which has no use for {', '.join(beside)}",
+                "leave one of them out: train(module, optimizer, batch) is the whole step, and its batch are the inputs",
+            )
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that the network and the loss are given, each once."""

@@ -6,7 +6,10 @@ The command line prints exactly these lines and ends with `exit_status`.
 """
 
 import errno
+import os
 import re
+import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -80,6 +83,16 @@ def unwritable(path: Path, error: OSError) -> StoreError:
 def error_line(error: BaseException, most: int | None = None) -> str:
     """Return an error on one line: its type, and the first line of its message, of at most `most` characters."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:most]}"
+
+
+def error_place(error: BaseException) -> str:
+    """Return the innermost place of an error that is not in torch or this package, `model.py:7 in forward`; empty if unknown."""
+    frames = traceback.extract_tb(error.__traceback__)
+    modules = (sys.modules.get(name) for name in ("capsbench", "torch"))
+    libraries = [f"{Path(module.__file__).parent}{os.sep}" for module in modules if module is not None and module.__file__]
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
+    last = (own or frames)[-1:]
+    return "".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in last)
 
 
 def with_flags(text: str, flags: Mapping[str, str]) -> str:

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple, Unpack, get_args, get_origin
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from capsbench.builders import Builder, ImagesCase, builder_of, built
 from capsbench.carried import carried, carry, imported_name
-from capsbench.case import Arguments, Case, OptimizerFactory, described
+from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainStep, described
 from capsbench.catalog import DatasetSpec
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
-from capsbench.errors import ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line
 from capsbench.fingerprint import Fingerprint, fingerprint
 from capsbench.foreign import (
     call_with_images,
@@ -30,6 +32,8 @@ from capsbench.foreign import (
 )
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import OPTIONS, OWN_INPUTS, Configuration, Setting
+from capsbench.phases import UNOBSERVED, Phases, StepObserver
+from capsbench.reversible import keep_less, lists_kept_less
 from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
@@ -123,7 +127,9 @@ class Facts(NamedTuple):
     fingerprint: Fingerprint | None
     """The source of the network, as in `fingerprint_of`."""
     settings: dict[str, Setting] | None
-    """The settings of a function that makes cases, by name with their defaults; None for one that makes classifiers."""
+    """The settings of a function that makes cases, by name with their defaults; None for any other."""
+    builder: Builder | None = None
+    """The arguments of a function that builds a network for images; None for any other."""
 
 
 def facts_of(name: str) -> Facts:
@@ -132,9 +138,11 @@ def facts_of(name: str) -> Facts:
     Raises:
         ConfigurationError: nothing of that name can be imported.
     """
-    settings = None if name in BUILT_IN else settings_of(resolve_model(name))
+    factory = resolve_model(name)
+    builder = None if name in BUILT_IN else builder_of(factory)
+    settings = None if name in BUILT_IN or builder is not None else settings_of(factory)
     simple = None if settings is None else {key: one for key, one in settings.items() if type(one) in (bool, int, float, str)}
-    return Facts(fingerprint_of(name), simple)
+    return Facts(fingerprint_of(name), simple, builder)
 
 
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:
@@ -149,13 +157,50 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     """
     spec = configuration.spec()
     factory = resolve_model(configuration.model)
+    builder = _builder_of(configuration)
+    if builder is not None:
+        made = built(factory, builder, configuration.model, spec.classes, dict(configuration.settings or ()))
+        return _keeping_less(as_module(configuration.model, made, spec), configuration)
     options = configuration.arguments() | more
+    if configuration.model not in BUILT_IN and not _names(factory, "memory"):
+        options.pop("memory", None)
     refused = _not_taken(factory, (spec.shape, spec.classes, configuration.blocks), options)
     if refused is not None:
         raise ConfigurationError(
             f"model '{configuration.model}' takes no {refused}", f"leave {refused} out, or choose a model that takes it"
         )
-    return as_module(configuration.model, factory(spec.shape, spec.classes, configuration.blocks, **options), spec)
+    made = factory(spec.shape, spec.classes, configuration.blocks, **options)
+    return _keeping_less(as_module(configuration.model, made, spec), configuration)
+
+
+def _builder_of(configuration: Configuration) -> Builder | None:
+    """The arguments of the function of a configuration, if it builds networks for images."""
+    if configuration.model in BUILT_IN:
+        return None
+    try:
+        return builder_of(resolve_model(configuration.model))
+    except ConfigurationError:  # a trace may be given a factory in place of the one that the name stands for
+        return None
+
+
+def _keeping_less(module: nn.Module, configuration: Configuration) -> nn.Module:
+    """The network, whose layers keep less for backward if the configuration of a user's own network says so.
+
+    A factory with an argument `memory` has its own way.
+    """
+    if configuration.model in BUILT_IN or configuration.memory is None:
+        return module
+    if configuration.settings is not None or not _names(resolve_model(configuration.model), "memory"):
+        keep_less(module, configuration.memory)
+    return module
+
+
+def _names(factory: ModelFactory, argument: str) -> bool:
+    """Return whether a factory has an argument of this name."""
+    try:
+        return argument in _signature_of(factory).parameters
+    except (TypeError, ValueError):  # a callable of C
+        return False
 
 
 def _not_taken(factory: ModelFactory, positional: tuple[object, ...], options: Mapping[str, Any]) -> str | None:
@@ -219,13 +264,15 @@ def build_case(configuration: Configuration, device: torch.device) -> Case:
         known = ", ".join(settings_of(factory) or {}) or "nothing"
         raise ConfigurationError(f"model '{name}' takes no {refused}", f"it takes {known}")
     with nullcontext() if device.type == "cpu" else device:
-        case = factory(**given)
+        case: object = factory(**given)
     if not isinstance(case, Case):
         raise ConfigurationError(
             f"model '{name}' returned {described(case)}",
-            "it must return a capsbench.Case, or take (in_shape, num_classes, blocks) and return a classifier",
+            "it must return a capsbench.Case, or take (in_shape, num_classes, blocks) and return a classifier; one that builds a "
+            "network for images by itself must say so: '-> torch.nn.Module'",
         )
     make_lazy_parameters(name, case.module, lambda: case.output(training=True))
+    _keeping_less(case.module, configuration)
     return case
 
 
@@ -244,6 +291,16 @@ def classifier_case(configuration: Configuration, model: nn.Module, batch: Batch
         batch: images and labels of a step.
     """
     capsule_loss = CapsuleLoss()
+    if _builder_of(configuration) is not None:
+        return ImagesCase(
+            model,
+            batch.images,
+            loss=lambda out, given: scores_loss(out, Batch(*given), configuration),
+            targets=tuple(batch),
+            loss_under_autocast=False,
+            model=configuration.model,
+            shape=configuration.spec().shape,
+        )
     # By name, since a network's second argument may be another one.
     labels = {"labels": batch.labels} if takes_labels(model) else {}
     return Case(
@@ -272,39 +329,81 @@ class Workload:
     """
 
     def __init__(self, configuration: Configuration, data_directory: Path | None = None, *, case: Case | None = None) -> None:
-        check_optimizer_step(configuration.optimizer_step or "after", configuration.precision)
+        step = configuration.optimizer_step or "after"
+        check_optimizer_step(step, configuration.precision)
         self.configuration = configuration
         self.data_source: str | None = None
-        with keeping_threads(configuration.model) as notes:
+        with keeping_threads(configuration.model) as self._notes:
             if case is None:
                 seed_everything()
                 case, self.data_source = case_on_device(configuration, data_directory)
         self.case = case
-        self.notes = notes
-        """Notes for a reader of its figures."""
+        lists = [f"{count} of '{name}'" for name, count in lists_kept_less(case.module).items()]
+        self._notes += [f"memory '{configuration.memory}' is that of the layers {', '.join(lists)}"] if lists else []
         # One that trains may have parts in evaluation mode, such as frozen statistics.
         self.model = case.module if case.module.training else case.module.train()
         self.given = case.tensors()
         """The tensors that the network and the loss are given."""
         # A step that is traced without its device comes with a case that has the device.
         self.device = next((tensor.device for tensor in [*self.given, *self.model.parameters()]), torch.device("cpu"))
+        self.accumulate = configuration.accumulate or case.accumulate
+        """Forward and backward passes of a step, unless it is the case's own."""
+        check_optimizer_step(step, configuration.precision, self.accumulate)
+        if case.train is not None:
+            _check_own_step(configuration)
+        _check_scaling(configuration, self.model)
+        self._passes = self.accumulate
         parameters = trainable(self.model, configuration.model)
-        self.optimizer = None if case.optimizer is None else made_optimizer(case.optimizer, parameters, configuration.model)
-        in_backward = self.optimizer if configuration.optimizer_step == "backward" else None
-        self._steps_in_backward = in_backward is not None
-        if in_backward is not None:
-            step_in_backward(in_backward)
+        factory = OPTIMIZERS[configuration.optimizer] if configuration.optimizer else case.optimizer
+        self.optimizer = None if factory is None else self._made_optimizer(factory, parameters)
+        """The optimizer, or whatever a step of the case's own is given in its place."""
+        self.optimizers = _optimizers_in(self.optimizer)
+        self._steps_in_backward = step == "backward" and bool(self.optimizers)
+        if self._steps_in_backward:
+            step_in_backward(self.optimizers[0])
         # Half precision loses the first gradients unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=configuration.precision == "fp16")
+        # TorchScript that was compiled while there were gradients would save tensors for backward under inference mode, too.
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in self.model.modules())
+        self._without_gradients: Callable[[], AbstractContextManager[object]] = (
+            torch.no_grad if scripted else torch.inference_mode
+        )
+        if configuration.compile is not None and not hasattr(self.model, "_orig_mod"):  # which torch.compile has made already
+            self.model.compile()
+
+    def note(self, text: str) -> None:
+        """Add a note for readers of its figures."""
+        self._notes.append(text)
+
+    def remarks(self) -> list[str]:
+        """Remarks on the phases of a step that has several passes, for readers of its figures."""
+        if self._passes == 1:
+            return []
+        own = f"a step calls backward {self._passes} times"
+        adds = f"a step adds up the gradients of {self._passes} passes, each with its loss divided by {self._passes}"
+        phases = (
+            "forward, and what it retains, are the first pass's, and later passes belong to backward until an optimizer steps"
+        )
+        return [f"{adds if self.case.train is None else own}: {phases}"]
+
+    def notes(self) -> list[str]:
+        """Notes for readers of its figures."""
+        return [*self._notes, *self.remarks()]
+
+    def is_plain(self) -> bool:
+        """Return whether a step is one forward pass, one backward pass and the optimizer's step."""
+        return self.case.train is None and self.accumulate == 1
 
     def forward(self) -> Tensor:
-        """The loss of the batch, with its graph."""
+        """The loss of the batch, with its graph: of passes that accumulate gradients, its share in their mean."""
         with autocast(self.device, self.configuration.precision):
             out = self.case.output(training=True)
             if self.case.loss_under_autocast:
                 loss = self.case.loss_of(out, self.configuration.model)
         if not self.case.loss_under_autocast:
             loss = self.case.loss_of(out, self.configuration.model)
+        if self.accumulate > 1:
+            loss = loss / self.accumulate
         return self._scaler.scale(loss)
 
     def backward(self, loss: Tensor) -> None:
@@ -315,17 +414,84 @@ class Workload:
         """Take a step of the optimizer and free the gradients, unless backward has done so."""
         if self._steps_in_backward:
             return
-        if self.optimizer is not None:
+        if isinstance(self.optimizer, torch.optim.Optimizer):
             self._scaler.step(self.optimizer)
             self._scaler.update()
         self.model.zero_grad(set_to_none=True)
         for tensor in self.given:
             tensor.grad = None  # of an input that needs one
 
-    def train_step(self) -> None:
-        """Run forward, backward and optimizer."""
-        self.backward(self.forward())
-        self.optimize()
+    def train_step(self, observer: StepObserver = UNOBSERVED) -> None:
+        """Run forward, backward and optimizer, or the step of the case's own.
+
+        Args:
+            observer: observer of its phases.
+
+        Raises:
+            ConfigurationError: a step of the case's own never calls backward, or steps an optimizer that is unknown.
+        """
+        with Phases(observer) as phases:
+            if self.case.train is not None:
+                self._own_step(self.case.train, phases)
+                return
+            for _ in range(self.accumulate):
+                loss = self.forward()
+                phases.begin_backward([loss])
+                self.backward(loss)
+            phases.begin_optimizer()
+            del loss
+            self.optimize()
+
+    def _own_step(self, train: TrainStep, phases: Phases) -> None:
+        """Run the step of the case's own."""
+        with phases.following_calls(self._check_known):
+            train(self.model, self.optimizer, self.case.inputs)
+        self._passes = phases.passes
+        if not phases.passes:
+            raise ConfigurationError(
+                f"model '{self.configuration.model}': its train function never calls backward",
+                "call loss.backward() in it: forward ends there, and what is alive then is what backward needs",
+            )
+
+    def _check_known(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse an optimizer whose state would not be counted."""
+        if not any(optimizer is known for known in self.optimizers):
+            raise ConfigurationError(
+                f"model '{self.configuration.model}': its train function steps an optimizer ({type(optimizer).__name__}) that "
+                "is none of its case's",
+                "make it in the case's optimizer function, as in optimizer=lambda parameters: torch.optim.SGD(parameters), "
+                "and take it from train's second argument",
+            )
+
+    def _made_optimizer(self, factory: OptimizerFactory, parameters: list[nn.Parameter]) -> Any:
+        """The optimizer of these parameters.
+
+        Raises:
+            ConfigurationError: the function raised, made none, or one of other parameters.
+        """
+        name = self.configuration.model
+        try:
+            made = factory(parameters)
+        except CapsbenchError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"model '{name}': its optimizer function raised {error_line(error)}",
+                "it is called with a list of all parameters that need gradients, and returns a torch.optim.Optimizer",
+            ) from error
+        found = _optimizers_in(made)
+        if not found or (self.case.train is None and not isinstance(made, torch.optim.Optimizer)):
+            raise ConfigurationError(
+                f"model '{name}': its optimizer function returned {described(made)}",
+                "it must return a torch.optim.Optimizer: optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+            )
+        own = {id(parameter) for parameter in self.model.parameters()}
+        if not all(id(one) in own for optimizer in found for group in optimizer.param_groups for one in group["params"]):
+            raise ConfigurationError(
+                f"the optimizer of model '{name}' has parameters that are none of the network's",
+                "make it of the network's parameters as they are then, such as those that a case's optimizer function is given",
+            )
+        return made
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -339,10 +505,23 @@ class Workload:
             for module in evaluated:
                 module.training = False
 
-    def inference(self) -> None:
-        """Run a forward pass under inference mode, without labels."""
-        with torch.inference_mode(), autocast(self.device, self.configuration.precision):
-            self.case.output(training=False)
+    def inference(self) -> Any:
+        """Run a forward pass under inference mode (TorchScript: without gradients), without labels, and return its output.
+
+        Raises:
+            ConfigurationError: the module does not take what a step of the case's own is given.
+        """
+        with self._without_gradients(), autocast(self.device, self.configuration.precision):
+            try:
+                return self.case.output(training=False)
+            except (TypeError, NotImplementedError) as error:
+                if self.case.train is None or self.case.inference is not None:
+                    raise
+                raise ConfigurationError(
+                    f"model '{self.configuration.model}': its module cannot be called for inference with the inputs of its train "
+                    f"function: {error_line(error)}",
+                    "give the case inference=…, the inputs of its module alone, and the module a forward pass",
+                ) from error
 
 
 def case_on_device(configuration: Configuration, data_directory: Path | None = None) -> tuple[Case, str | None]:
@@ -369,19 +548,48 @@ def case_on_device(configuration: Configuration, data_directory: Path | None = N
     return classifier_case(configuration, build_model(configuration).to(device), batch), source
 
 
-def made_optimizer(factory: OptimizerFactory, parameters: list[nn.Parameter], name: str) -> torch.optim.Optimizer:
-    """The optimizer of these parameters.
+def _optimizers_in(made: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers in tuples, lists and dictionaries, and those that they are made of, each once."""
+    found: dict[int, torch.optim.Optimizer] = {}
+    left = tree_leaves(made)
+    while left:
+        one = left.pop(0)
+        if isinstance(one, torch.optim.Optimizer) and id(one) not in found:
+            found[id(one)] = one
+            left += vars(one).values()
+    return list(found.values())
+
+
+def _check_scaling(configuration: Configuration, model: nn.Module) -> None:
+    """Refuse to scale the loss of parameters whose gradients torch does not scale back.
 
     Raises:
-        ConfigurationError: the function made none.
+        ConfigurationError: precision is fp16, and so are parameters.
     """
-    made = factory(parameters)
-    if not isinstance(made, torch.optim.Optimizer):
+    if configuration.precision == "fp16" and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
         raise ConfigurationError(
-            f"model '{name}': its optimizer function returned {described(made)}",
-            "it must return a torch.optim.Optimizer, such as optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+            f"precision 'fp16' scales the loss, but model '{configuration.model}' has parameters of float16",
+            "choose precision fp32, which leaves a module in its own precision, or keep its parameters in float32",
         )
-    return made
+
+
+def _check_own_step(configuration: Configuration) -> None:
+    """Refuse options that a step of a case's own leaves no place for.
+
+    Raises:
+        ConfigurationError: an option would have no effect on it.
+    """
+    given = {
+        "optimizer_step": configuration.optimizer_step,
+        "accumulate": configuration.accumulate,
+        "precision": None if configuration.precision == "fp32" else configuration.precision,
+    }
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigurationError(
+                f"`{option}` {value} has no effect on model '{configuration.model}', whose case has a train function of its own",
+                f"leave `{option}` out, and let the train function do it",
+            )
 
 
 def without_effect(configuration: Configuration) -> list[str]:
@@ -399,7 +607,9 @@ def trainable(model: nn.Module, name: str) -> list[nn.Parameter]:
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        raise ConfigurationError(f"model '{name}' has no parameters to train", "choose one that has")
+        raise ConfigurationError(
+            f"model '{name}' has no parameters to train", "choose one that has, of which at least one needs a gradient"
+        )
     return parameters
 
 
@@ -427,6 +637,23 @@ def loss_of(out: Output, batch: Batch, configuration: Configuration, capsule_los
     return nn.functional.cross_entropy(out.float(), batch.labels, reduction="sum")
 
 
+def scores_loss(out: Any, batch: Batch, configuration: Configuration) -> Tensor:
+    """The cross-entropy of class scores, summed over the batch and, if a network in training has several heads, over these.
+
+    Raises:
+        ConfigurationError: the model returned no class scores.
+    """
+    expected = (len(batch.labels), configuration.spec().classes)
+    heads = [one for one in tree_leaves(out) if isinstance(one, Tensor) and tuple(one.shape) == expected]
+    if not heads or (isinstance(out, Tensor | Mapping) and heads[0] is not out):
+        raise ConfigurationError(
+            f"model '{configuration.model}' returned {described(out)}, which is no scores of classes, of shape {list(expected)}",
+            "give the number of its `classes`, or write a function that returns a capsbench.Case with a loss of its output",
+        )
+    losses = [nn.functional.cross_entropy(one.float(), batch.labels, reduction="sum") for one in heads]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
 def seed_everything(seed: int = SEED) -> None:
     """Seed torch, Python and numpy, so that every process draws the same numbers."""
     torch.manual_seed(seed)
@@ -434,11 +661,11 @@ def seed_everything(seed: int = SEED) -> None:
     np.random.seed(seed)
 
 
-def check_optimizer_step(step: str, precision: str) -> None:
-    """Refuse an unknown time of the optimizer's step, and one that the precision rules out.
+def check_optimizer_step(step: str, precision: str, accumulate: int | None = None) -> None:
+    """Refuse an unknown time of the optimizer's step, and one that precision or accumulation rule out.
 
     Raises:
-        ConfigurationError: it is none of `OPTIMIZER_STEPS`, or `backward` at fp16.
+        ConfigurationError: it is none of `OPTIMIZER_STEPS`, or `backward` at fp16 or after several passes.
     """
     if step not in OPTIMIZER_STEPS:
         raise ConfigurationError(f"optimizer step '{step}' is not known", f"choose one of {', '.join(OPTIMIZER_STEPS)}")
@@ -446,6 +673,11 @@ def check_optimizer_step(step: str, precision: str) -> None:
         raise ConfigurationError(
             "optimizer step 'backward' is not possible with precision 'fp16': its scaler needs all gradients before the step",
             "choose precision fp32 or bf16, or let the optimizer step after backward",
+        )
+    if step == "backward" and (accumulate or 1) > 1:
+        raise ConfigurationError(
+            f"optimizer step 'backward' is not possible after {accumulate} passes: it frees the gradients that they would add up",
+            "accumulate 1 pass, or let the optimizer step after backward",
         )
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from capsbench.errors import error_line
 from capsbench.measure.memory import MemoryProbe
+from capsbench.phases import StepObserver
 from capsbench.tracing.attribution import Modules, Origin
 from capsbench.tracing.blocks import current_node
-from capsbench.tracing.observed_step import StepObserver, run_step
 from capsbench.tracing.operator_calls import Call, Operators
 from capsbench.tracing.trace import PHASES, Trace
 from capsbench.workload import Workload
@@ -46,6 +46,7 @@ class CloseLook(Operators, StepObserver):
         self._modules = Modules(workload.model, self)
         self._running = Running()
         self._saving: AbstractContextManager[object] = nullcontext()
+        self._in_forward = False
         self.spans = self._modules.spans
         self.running: list[Running] = []
         """The code that is running after each mark."""
@@ -98,21 +99,20 @@ class CloseLook(Operators, StepObserver):
         self._tag("kept", self.kept, self._modules.attributes())
         self.began = len(self.running)
         self._go_on(self._running)
-        with self._modules.watched(), self:
-            run_step(self._workload, self)
+        self._in_forward = True
+        with self._modules.watched(), self._saving, self:
+            self._workload.train_step(self)
 
-    def phase(self, name: str) -> AbstractContextManager[object]:
-        """The context of forward, which notes what autograd saves; that of another phase does nothing."""
-        return self._saving if name == "forward" else nullcontext()
-
-    def after_forward(self, loss: Tensor) -> None:
+    def after_forward(self, roots: Sequence[Tensor]) -> None:
         """Note the holders of the memory that forward left alive."""
+        self._in_forward = False
         self.forward_ended = len(self.running)
         self._go_on(self._running)
-        self._tag("held", self.held, self._modules.holding(loss))
+        self._tag("held", self.held, self._modules.holding(roots))
 
     def _note_saved(self, tensor: Tensor) -> Tensor:
-        self._tag("saved", self.saved, [(self.place, [tensor])])
+        if self._in_forward:
+            self._tag("saved", self.saved, [(self.place, [tensor])])
         return tensor
 
     def _tag(self, word: str, modules: dict[str, str], having: Iterable[tuple[str, Iterable[Tensor]]]) -> None:
@@ -135,10 +135,11 @@ class Origins:
     Args:
         trace: trace of both steps.
         look: close look at the second one.
+        retained_bytes: bytes that the first one retained.
     """
 
-    def __init__(self, trace: Trace, look: CloseLook) -> None:
-        self._trace, self._look = trace, look
+    def __init__(self, trace: Trace, look: CloseLook, retained_bytes: int) -> None:
+        self._trace, self._look, self._retained_bytes = trace, look, retained_bytes
         self.notes: list[str] = []
         """Facts that could not be determined."""
         self._twins: dict[int, int] = {}
@@ -177,10 +178,9 @@ class Origins:
         if self._twins:
             kept = self._modules_of(look.kept.items())
             before, after = (trace.alive_blocks(trace.marks[mark]) for mark in (look.began, look.forward_ended))
-            for block in before.keys() - after.keys():
+            for block in before.keys() - after.keys() - trace.tags.get("gradient", set()):
                 found[kept.get(block, "")] -= before[block]
-        forward = trace.phases()["forward"]
-        found[""] += forward.end - forward.start - found.total()
+        found[""] += self._retained_bytes - found.total()
         return {name: nbytes for name, nbytes in found.items() if nbytes}
 
     def _modules_of(self, tags: Iterable[tuple[str, str]]) -> dict[int, str]:

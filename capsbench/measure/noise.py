@@ -17,6 +17,7 @@ NOISES: dict[str, str] = {
     "throttled": "the processor's clock fell by more than 10 %, or the GPU slowed itself down",
     "load": "other processes, or other machines on the same host, took more than 5 % of the cores that this process may use",
     "host-bound": "the GPU waited for the host in more than 10 % of a step, so that these are times of the host",
+    "compiled": "torch.compile compiled something again, which is in some of the samples",
     "unsettled": "the time budget was spent before the median was known within 2 % or, of cells in turn, a slope within 20 %",
 }
 """Name and meaning of each sign of noise, in the order in which they are reported."""
@@ -36,6 +37,8 @@ class Machine:
     """The fastest core's clock at several moments, in any unit; empty where the system does not report it."""
     gpu_throttled: bool = False
     """True if the GPU reported that it was slowing itself down."""
+    compiled: bool = False
+    """True if torch.compile compiled something."""
 
 
 def noise_of(
@@ -60,6 +63,7 @@ def noise_of(
         "throttled": "throttled" in seen,
         "load": "load" in seen,
         "host-bound": any(is_host_bound(samples, alone) for samples, alone in zip(series, of_device, strict=True)),
+        "compiled": "compiled" in seen,
         "unsettled": not is_settled(train),
     }
     return [name for name in NOISES if held[name]]
@@ -70,6 +74,7 @@ def machine_noise(machine: Machine) -> list[str]:
     held = {
         "throttled": machine.gpu_throttled or _fell(machine.clocks),
         "load": machine.others is not None and machine.others > _LOAD,
+        "compiled": machine.compiled,
     }
     return [name for name in held if held[name]]
 

@@ -42,7 +42,7 @@ def measured_timeline(configuration: Configuration, data_directory: Path | None 
             f"the allocator of device '{configuration.device}' keeps no history, from which a timeline is made",
             "leave PYTORCH_CUDA_ALLOC_CONF to torch's own allocator, or trace the step with `device` cuda:predicted",
         )
-    origins = Origins(trace, looks[0])
+    origins = Origins(trace, looks[0], step.retained_bytes() or 0)
     return Timeline(
         kind="measured",
         configuration=configuration,
@@ -50,5 +50,5 @@ def measured_timeline(configuration: Configuration, data_directory: Path | None 
         data_source=step.workload.data_source,
         **step_fields(trace, step.probe.phases(), origins.of),
         retained_by_module=origins.retained_by_module(),
-        notes=origins.notes,
+        notes=[*origins.notes, *step.workload.remarks()],
     )

@@ -2,14 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from capsbench.measure.clock import Clock, clock_for
+from capsbench.measure.compiling import run_until_compiled
 from capsbench.measure.device_time import device_seconds
+from capsbench.measure.edges import Edges
 from capsbench.measure.noise import is_settled, noise_of
 from capsbench.measure.watch import Watch
+from capsbench.phases import StepObserver
 from capsbench.records import TimeFigures
 from capsbench.workload import Workload
 
@@ -95,6 +99,28 @@ class Yardstick:
         return self._clock.laps()
 
 
+class Laps(StepObserver):
+    """A clock that is read where each phase of a step begins and ends.
+
+    Args:
+        clock: clock of the step's device.
+        edges: edges of the modules that grow, if they are timed too.
+    """
+
+    def __init__(self, clock: Clock, edges: Edges | None = None) -> None:
+        self._clock, self._edges = clock, edges
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Read the clock at both ends of forward, and at the ends of the phases after it."""
+        first = name == "forward"
+        with self._edges.forward(training=True) if first and self._edges else nullcontext():
+            if first:
+                self._clock.mark()
+            yield
+            self._clock.mark()
+
+
 def measure_time(workload: Workload, samples: int, budget_seconds: float) -> TimeFigures:
     """Raw samples of training step, forward and inference, interleaved, after warming up.
 
@@ -105,10 +131,10 @@ def measure_time(workload: Workload, samples: int, budget_seconds: float) -> Tim
             2 % of it.
     """
     clock = clock_for(workload.device)
-    yardstick = Yardstick(workload.device, clock)
+    laps, yardstick = Laps(clock), Yardstick(workload.device, clock)
     warmup_steps = warm_up(workload.train_step, workload.device)
     with workload.evaluating():
-        workload.inference()
+        run_until_compiled(workload.inference)
     yardstick.warm_up()
     train: list[float] = []
     forward: list[float] = []
@@ -118,16 +144,10 @@ def measure_time(workload: Workload, samples: int, budget_seconds: float) -> Tim
         if yardstick.is_due():
             yardstick.measure()
             watch.look()
-        clock.mark()
-        loss = workload.forward()
-        clock.mark()
-        workload.backward(loss)
-        workload.optimize()
-        clock.mark()
-        del loss
-        to_loss, from_loss = clock.laps()
-        forward.append(to_loss)
-        train.append(to_loss + from_loss)
+        workload.train_step(laps)
+        parts = clock.laps()
+        forward.append(parts[0])
+        train.append(sum(parts))
         with workload.evaluating():
             clock.mark()
             workload.inference()
@@ -165,11 +185,11 @@ def warm_up(step: Callable[[], None], device: torch.device, *, fewest: int = WAR
     """
     count, began = 0, 0.0
     while count < fewest or (device.type == "cuda" and time.monotonic() - began < WARMUP_SECONDS):
-        step()
+        # A compiled network is compiled again for inference, or where a guard fails.
+        count += run_until_compiled(step)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # or the host would run ahead, and count time that the device has not worked
-        count += 1
-        if count == fewest:
+        if not began and count >= fewest:
             began = time.monotonic()
     return count
 

@@ -26,7 +26,7 @@ from capsbench.measure.edges import Edges, Structure, edges_cost, growing_module
 from capsbench.measure.limits import is_out_of_memory
 from capsbench.measure.noise import machine_noise
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
-from capsbench.measure.timing import WARMUP_STEPS, Yardstick, warm_up
+from capsbench.measure.timing import WARMUP_STEPS, Laps, Yardstick, warm_up
 from capsbench.measure.torch_flags import Flags, read_flags, set_flags
 from capsbench.measure.watch import Watch
 from capsbench.measure.worker import LONGEST_MESSAGE, check_threads, end_with_parent, prepare_process
@@ -186,9 +186,11 @@ class Turns:
         workload = Workload(configuration, self._request.data_directory)
         workload.train_step()
         self._workloads[key] = workload
-        notes = [*notes, *without_effect(configuration), *self._notes_of_import[configuration.model], *workload.notes]
+        notes = [*notes, *without_effect(configuration), *self._notes_of_import[configuration.model], *workload.notes()]
         tf32 = allows_tf32() if self._device.type == "cuda" else None
         self._send(Message(built=Built(cell=key, data_source=workload.data_source, tf32=tf32, notes=notes)))
+        if not workload.is_plain() or configuration.compile is not None:
+            return {}  # it may come to an edge several times, or to none
         try:
             with recorded(workload.model) as found:
                 workload.forward()
@@ -287,15 +289,7 @@ class Turns:
         """Take one training step and one inference of a cell."""
         workload, clock = self._workloads[key], self._clock
         edges, edges_in_inference = self._edges.get(key), self._edges_in_inference.get(key)
-        with edges.forward(training=True) if edges else nullcontext():
-            clock.mark()
-            loss = workload.forward()
-            clock.mark()
-        workload.backward(loss)
-        clock.mark()
-        workload.optimize()
-        clock.mark()
-        del loss
+        workload.train_step(Laps(clock, edges))
         forward, backward, optimizer = clock.laps()
         check_threads(workload.configuration)
         in_training = edges.seconds() if edges else None

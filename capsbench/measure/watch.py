@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import torch
 
+from capsbench.measure.compiling import compilations
 from capsbench.measure.cores import Cores
 from capsbench.measure.facts import asked
 from capsbench.measure.noise import Machine
@@ -33,6 +34,7 @@ class Watch:
         self._gpu_throttled = False
         self._cores = asked(Cores)
         self._before = self._account()
+        self._compilations = compilations()
 
     def look(self) -> None:
         """Record the clocks of this moment, which takes some milliseconds at most."""
@@ -47,7 +49,12 @@ class Watch:
         """Observations so far."""
         now = self._account()
         others = now.taken_by_others(self._before, self._cores) if now and self._before and self._cores else None
-        return Machine(others=others, clocks=self._clocks, gpu_throttled=self._gpu_throttled)
+        return Machine(
+            others=others,
+            clocks=self._clocks,
+            gpu_throttled=self._gpu_throttled,
+            compiled=compilations() != self._compilations,
+        )
 
     def _account(self) -> "_Account | None":
         cores = self._cores

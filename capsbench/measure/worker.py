@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from capsbench.errors import CapsbenchError, ConfigurationError, error_line
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line, error_place
 from capsbench.families import FAMILY, end_family
 from capsbench.foreign import keeping_threads
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
@@ -35,6 +35,8 @@ _AUTOTUNED = [
     "cuDNN tries several algorithms in the first step, as the network asks (`torch.backends.cudnn.benchmark`): their scratch "
     "memory is in peak_reserved_bytes, and not in step_reserved_bytes"
 ]
+
+_OF_THE_NETWORK = "call the network and its loss in Python, as they are made for this cell: the same error comes there"
 
 READY = b"1"
 """A byte that a worker sends once its workload is built, and its parent when it may be timed."""
@@ -95,7 +97,7 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
                 f"{counted} bytes retained were counted, and the trace of the step retains {of_trace}: the count is believed, "
                 "and what the trace says of modules and operations is not used"
             ]
-    notes = [*why, *step.probe.notes(), *step.workload.notes, *notes]
+    notes = [*why, *step.probe.notes(), *step.workload.notes(), *notes]
     return Reply(status="ok", data_source=step.workload.data_source, memory=figures, step=traced, notes=notes)
 
 
@@ -125,7 +127,7 @@ def time_pass(request: Request) -> Reply:
             parent.send(READY)
             parent.recv(len(READY))
     figures = timing.measure_time(workload, request.samples, request.budget_seconds)
-    return Reply(status="ok", data_source=workload.data_source, time=figures, notes=workload.notes)
+    return Reply(status="ok", data_source=workload.data_source, time=figures, notes=workload.notes())
 
 
 def run_request(request: Request) -> Reply:
@@ -154,9 +156,8 @@ def run_request(request: Request) -> Reply:
     except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
         traceback.print_exc()
         full = is_out_of_memory(error, limited=limits_all_memory(request.configuration))
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
-        reply = Reply(status="oom" if full else "error", message=f"{error_line(error, LONGEST_MESSAGE)}{place}")
+        message = f"{error_line(error, LONGEST_MESSAGE)} ({error_place(error)})"
+        reply = Reply(status="oom", message=message) if full else Reply(status="error", message=f"{message} - {_OF_THE_NETWORK}")
     tf32 = None
     if request.configuration.device_kind() == "cuda":
         tf32 = allows_tf32()

@@ -33,7 +33,7 @@ def timeline_of(configuration: Configuration, step: TracedStep, predicted: Predi
     """
     on_cuda = configuration.device_kind() == "cuda"
     trace = step.trace.replay(CachingAllocator()) if on_cuda else step.trace
-    notes = [*step.notes, *step.unsure]
+    notes = [*step.notes, *step.unsure, *step.remarks]
     notes += [f"would not fit: {predicted.reason}"] if not predicted.fits else []
     notes += [f"not in the peaks: what libraries take as scratch for {', '.join(step.scratch)}"] if step.scratch else []
     notes += ["bytes by module are as asked for, all others as the allocator rounds them"] if on_cuda else []

@@ -4,7 +4,7 @@ A block of memory that forward leaves alive belongs to the module whose backward
 has it as an attribute or holds it in an autograd function; and if no holder is known, to the module that made it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import CellType
 from typing import Any, NamedTuple, Protocol
@@ -87,13 +87,13 @@ class Modules:
         with replaced(nn.Module, "__call__", call):
             yield
 
-    def holding(self, loss: Tensor) -> Iterator[tuple[str, Iterator[Tensor]]]:
+    def holding(self, roots: Sequence[Tensor]) -> Iterator[tuple[str, Iterator[Tensor]]]:
         """Tensors that are held beside what autograd saved, and the module that holds them, after a watched forward pass.
 
         Args:
-            loss: what forward returned.
+            roots: tensors from which backward starts.
         """
-        for node in nodes_of(loss):
+        for node in nodes_of(roots):
             held = getattr(node, "__dict__", None)
             if held:
                 yield self.spans.module_of(node._sequence_nr()), _tensors(held)
@@ -113,17 +113,17 @@ class Calls(Modules):
         super().__init__(model, blocks)
         self._blocks = blocks
 
-    def holders(self, loss: Tensor, since: int) -> dict[int, str]:
+    def holders(self, roots: Sequence[Tensor], since: int) -> dict[int, str]:
         """The blocks that a watched forward pass left alive, each with the module that is known to hold it, or that made it.
 
         Args:
-            loss: value that forward returned.
+            roots: tensors from which backward starts.
             since: number of the event that forward began with.
         """
         made = {block: self._blocks.made_in[block] for block in self._blocks.alive_since(since)}
-        return made | {block: name for name, tensors in self.holding(loss) for block in self._blocks.blocks_of(tensors)}
+        return made | {block: name for name, tensors in self.holding(roots) for block in self._blocks.blocks_of(tensors)}
 
-    def savers(self, forward: Callable[[], Tensor]) -> dict[int, str]:
+    def savers(self, forward: Callable[[], object]) -> dict[int, str]:
         """The module whose backward saved a block first, by the block's index among those that a forward pass makes.
 
         This takes a pass of its own, because tensors that hooks are given may live longer than without hooks.
@@ -141,9 +141,9 @@ class Calls(Modules):
         return {place: found[block] for place, block in enumerate(self._blocks.made_since(started)) if block in found}
 
 
-def nodes_of(loss: Tensor) -> Iterable[Any]:
-    """Every autograd node that a loss depends on."""
-    left, seen = [loss.grad_fn], set[Any]()
+def nodes_of(roots: Sequence[Tensor]) -> Iterable[Any]:
+    """Every autograd node that tensors depend on."""
+    left, seen = [root.grad_fn for root in roots], set[Any]()
     while left:
         node = left.pop()
         if node is None or node in seen:

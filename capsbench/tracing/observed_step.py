@@ -1,55 +1,38 @@
-"""One training step phase by phase, under an observer: a probe, a trace, or a close look."""
+"""An observer of a training step that knows the gradients around it."""
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from capsbench.tracing.storages import gradients_of, storage_bytes
-from capsbench.workload import Workload
-
-
-class StepObserver:
-    """An observer of one training step, to subclass: every method does nothing."""
-
-    def phase(self, name: str) -> AbstractContextManager[object]:
-        """Return the context in which a phase runs.
-
-        Args:
-            name: `forward`, `backward` or `optimizer`.
-        """
-        return nullcontext()
-
-    def end_forward(self, loss: Tensor) -> None:
-        """Look at the step at the end of forward, inside its phase."""
-
-    def after_forward(self, loss: Tensor) -> None:
-        """Look at the step between forward and backward."""
-
-    def after_backward(self, gradients: Iterable[Tensor]) -> None:
-        """Look at the step between backward and the optimizer's step.
-
-        Args:
-            gradients: gradients of the parameters that are alive.
-        """
+from capsbench.phases import StepObserver
+from capsbench.tracing.storages import gradients_of, storage_bytes, storages_of
 
 
-def run_step(workload: Workload, observer: StepObserver) -> int:
-    """Run forward, backward and the optimizer's step of a workload under an observer.
+class GradientObserver(StepObserver):
+    """An observer of the gradients of a network's parameters, to subclass.
 
-    Returns:
-        Bytes of the gradients that are alive after backward.
+    Args:
+        model: the network, before the step.
     """
-    with observer.phase("forward"):
-        loss = workload.forward()
-        observer.end_forward(loss)
-    observer.after_forward(loss)
-    with observer.phase("backward"):
-        workload.backward(loss)
-    gradients = gradients_of(workload.model)
-    observer.after_backward(gradients)
-    gradient_bytes = storage_bytes(gradients)
-    with observer.phase("optimizer"):
-        del loss, gradients
-        workload.optimize()
-    return gradient_bytes
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before = storages_of(gradients_of(model))
+        self.gradient_bytes = 0
+        """Bytes of the gradients that are alive after backward."""
+        self.freed_gradients: list[int] = []
+        """Bytes of each gradient of the step before that forward freed."""
+
+    def after_forward(self, roots: Sequence[Tensor]) -> None:
+        """Find the gradients that are gone."""
+        still = storages_of(gradients_of(self._model))
+        self.freed_gradients = [nbytes for storage, nbytes in self._before.items() if storage not in still]
+
+    def after_backward(self) -> None:
+        """Count the gradients that are alive."""
+        gradients = gradients_of(self._model)
+        self.gradient_bytes = storage_bytes(gradients)
+        self.see_gradients(gradients)
+
+    def see_gradients(self, gradients: Iterable[Tensor]) -> None:
+        """Look at the gradients that are alive after backward."""

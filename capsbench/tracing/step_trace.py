@@ -16,18 +16,19 @@ from torch.utils._python_dispatch import _disable_current_modes
 from capsbench.case import Case
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
-from capsbench.errors import CapsbenchError, ConfigurationError, error_line
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line, error_place
 from capsbench.foreign import make_lazy_parameters
 from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, StepFigures
 from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
-from capsbench.tracing.eager import eagerly, note_scripted
+from capsbench.tracing.eager import COMPILED, eagerly, note_scripted
 from capsbench.tracing.fakes import Memory, give_values, made_fake, shared_like, twin_like
 from capsbench.tracing.follow import Follow, following
 from capsbench.tracing.known import Values
-from capsbench.tracing.observed_step import StepObserver, run_step
-from capsbench.tracing.storages import optimizer_state, state_of, storage_bytes
+from capsbench.tracing.observed_inference import INFERENCE_NOT_KNOWN, run_inference, unneeded_bytes
+from capsbench.tracing.observed_step import GradientObserver
+from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.tracing.surroundings import lazy_parameters
 from capsbench.tracing.trace import Trace
 from capsbench.tracing.twins import Twins, untouched
@@ -51,8 +52,25 @@ _LONGEST_REASON = 200
 _OF_INPUTS = re.compile(r"\b(shapes?|sizes?|dim|dims|dimensions?|positional arguments?|keyword arguments?)\b")
 """Words of errors about inputs that do not fit a network."""
 
+_VALUES = ("fake", "data-dependent", "data pointer", "meta tensor", "numpy", "storage", "subclass")
+"""Words of errors that a step has because its tensors have no values."""
+
 _NOTHING_TWICE = {"kernel": "reference", "memory": "stored", "front": "plain", "inverse": None, "optimizer_step": None}
 """Settings of a capsule network that evaluates nothing twice."""
+
+
+@dataclass(frozen=True)
+class TracedInference:
+    """One inference step, followed without being computed."""
+
+    trace: Trace | None
+    """The memory of the training step and then of this one; None if it cannot be followed."""
+    notes: tuple[str, ...]
+    """The reason that it cannot, or assumptions that decide what it computes, beside those of the training step."""
+    unsure: tuple[str, ...]
+    """Assumptions about the bytes that operators keep and take, beside those of the training step."""
+    unneeded_bytes: int
+    """Bytes of the optimizer's state, which is alive though no inference needs it."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +93,19 @@ class TracedStep:
     """Assumptions that decide what the step computes."""
     unsure: tuple[str, ...] = ()
     """Assumptions about the bytes that operators keep and take."""
+    inference: "TracedInference | None" = None
+    """An inference step after it; None if it was not followed."""
     work: Mapping[str, Sequence[Work]] = field(default_factory=dict)
     """The work of the operators of each phase."""
+    remarks: tuple[str, ...] = ()
+    """Remarks on its phases."""
+    freed_gradient_bytes: int = 0
+    """Bytes of the gradients of the step before that forward freed."""
 
     @property
     def retained_bytes(self) -> int:
-        """Bytes alive after forward, minus those before."""
-        return _retained(self.trace)
+        """Bytes alive after forward, minus those before without the gradients that forward freed."""
+        return _retained(self.trace) + self.freed_gradient_bytes
 
 
 def trace_step(
@@ -92,6 +116,7 @@ def trace_step(
     workspace_bytes: int = 0,
     inside: bool = True,
     try_scratch: bool = False,
+    inference: bool = False,
 ) -> TracedStep:
     """Follow a step of a configuration, after a first one that makes gradients and the optimizer's state.
 
@@ -102,6 +127,7 @@ def trace_step(
         workspace_bytes: bytes that the first matrix product takes for its library.
         inside: follow the temporaries of operators that are written in torch, which the peak alone needs.
         try_scratch: run each kind of convolution once, if the step is for a CPU, to see the memory that its library takes.
+        inference: follow an inference step after it.
 
     Raises:
         ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
@@ -109,9 +135,9 @@ def trace_step(
     options = {"workspace_bytes": workspace_bytes, "inside": inside, "try_scratch": try_scratch}
     if live is None:
         with _following(configuration, **options) as follow:
-            return _traced(follow, _started(follow, configuration, build))
+            return _traced(follow, _started(follow, configuration, build), inference=inference)
     with untouched(live.module, live.tensors()), _following(configuration, **options) as follow:
-        return _traced(follow, _started_live(follow, configuration, live))
+        return _traced(follow, _started_live(follow, configuration, live), inference=inference)
 
 
 @contextmanager
@@ -135,14 +161,19 @@ def untraceable(model: str, error: BaseException) -> ConfigurationError:
             f"model '{model}' has tensors on two devices: {reason}",
             "make tensors on the device of the input, or register them as buffers, which move with the network",
         )
+    if any(word in f"{type(error).__module__} {error}".lower() for word in _VALUES):
+        return ConfigurationError(
+            f"model '{model}' cannot be traced without values: {reason}",
+            "a trace has shapes alone: keep numpy, files and values of tensors out of construction and step, or measure it",
+        )
     if isinstance(error, RuntimeError | ValueError | TypeError | IndexError) and _OF_INPUTS.search(reason):
         return ConfigurationError(
             f"model '{model}' cannot be given its inputs: {reason}",
             "give inputs that its forward takes; the same call fails where it is run, too",
         )
     return ConfigurationError(
-        f"model '{model}' cannot be traced without values: {reason}",
-        "a trace has shapes alone: keep numpy, files and tensor values out of construction and forward, or measure it with 'run'",
+        f"model '{model}' fails in a step: {reason} ({error_place(error)})",
+        "call the network and its loss in Python: if no error comes there, it needs values, which a trace has not; measure it",
     )
 
 
@@ -153,16 +184,22 @@ def step_figures(configuration: Configuration, step: TracedStep, *, build: Build
         ConfigurationError: the network cannot be made, or followed without values.
     """
     # The floor is forward, and the gradients that its operators need in backward, with nothing evaluated twice.
-    once = configuration.model_copy(update=_NOTHING_TWICE) if configuration.model in BUILT_IN else configuration
+    changed = _NOTHING_TWICE if configuration.model in BUILT_IN else {"memory": None}
+    once = configuration.model_copy(update=changed)
     with _following(once, inside=False) as follow:
-        _started(follow, once, build).forward()
+        workload = _started(follow, once, build)
+        if workload.case.train is None:
+            workload.forward()
+        else:
+            workload.train_step()
     gradients = step.gradient_bytes or step.largest_parameter_bytes
     return StepFigures(
         retained_by_module=step.retained_by_module,
         # CUDA's allocator rounds each block up.
-        retained_bytes=_retained(step.trace.replay(CachingAllocator()) if configuration.device_kind() == "cuda" else step.trace),
+        retained_bytes=_retained(step.trace.replay(CachingAllocator()) if configuration.device_kind() == "cuda" else step.trace)
+        + step.freed_gradient_bytes,
         flops=step.flops,
-        floor_flops=follow.needed_flops,
+        floor_flops=workload.accumulate * follow.needed_flops,
         floor_bytes=step.state_bytes + gradients + step.optimizer_bytes + step.batch_bytes,
         notes=[*step.notes, *step.unsure],
     )
@@ -213,7 +250,9 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
         )
         case = classifier_case(configuration, made_fake(model, device, follow.values), batch)
     note_scripted(case.module, follow.kind, follow.notes)
-    return Workload(configuration, case=case)
+    if configuration.compile is not None:
+        follow.notes[COMPILED] = None
+    return Workload(configuration.model_copy(update={"compile": None}), case=case)
 
 
 def _started_live(follow: Follow, configuration: Configuration, live: Case) -> Workload:
@@ -225,7 +264,7 @@ def _started_live(follow: Follow, configuration: Configuration, live: Case) -> W
     module = twins.of(live.module)
     for tensor in live.tensors():
         twins.give(tensor, _input_like(tensor, device, values, memory))
-    given = {name: twins.of(getattr(live, name)) for name in ("inputs", "loss", "targets", "inference", "optimizer")}
+    given = {name: twins.of(getattr(live, name)) for name in ("inputs", "loss", "targets", "inference", "optimizer", "train")}
     for script in twins.scripts:
         made_fake(script, device, values)
     case = replace(live, module=module, **given)
@@ -233,15 +272,7 @@ def _started_live(follow: Follow, configuration: Configuration, live: Case) -> W
     with lazy_parameters(module, device):
         make_lazy_parameters(configuration.model, module, lambda: case.output(training=True))
     note_scripted(module, follow.kind, follow.notes)
-    workload = Workload(configuration, case=case)
-    own = set(map(id, module.parameters()))
-    groups = [] if workload.optimizer is None else workload.optimizer.param_groups
-    if any(id(parameter) not in own for group in groups for parameter in group["params"]):
-        raise ConfigurationError(
-            f"the optimizer of model '{configuration.model}' has parameters that are none of the network's",
-            "make it of `model.parameters()`, after the network has all of its parts",
-        )
-    return workload
+    return Workload(configuration, case=case)
 
 
 def _input_like(tensor: Tensor, device: torch.device, values: Values, memory: Memory) -> Tensor:
@@ -277,40 +308,63 @@ def _built(model: str, build: Callable[[], T], hint: str, *, with_values: Callab
             ) from error
 
 
-def _traced(follow: Follow, workload: Workload) -> TracedStep:
+def _traced(follow: Follow, workload: Workload, *, inference: bool) -> TracedStep:
     model, blocks = workload.model, follow.blocks
     workload.train_step()
     gc.collect()
     blocks.tag("state", state_of(model))
-    blocks.tag("optimizer", optimizer_state(workload.optimizer))
+    blocks.tag("optimizer", optimizer_state(workload.optimizers))
+    blocks.tag("gradient", gradients_of(model))
     calls = Calls(model, blocks)
-    seen = _Following(follow, calls)
+    seen = _Following(follow, calls, model)
     with calls.watched():
-        of_gradients = run_step(workload, seen)
+        workload.train_step(seen)
+    if workload.case.train is not None:
+        seen.count_flops()  # it may compute more once an optimizer has stepped
+    trace, freed = blocks.trace(), sum(seen.freed_gradients)
+    notes, unsure = tuple(follow.notes), tuple(follow.unsure)
+    of_inference = _traced_inference(follow, workload) if inference else None
     return TracedStep(
-        trace=blocks.trace(),
+        trace=trace,
         state_bytes=storage_bytes(state_of(model)),
-        gradient_bytes=of_gradients,
-        optimizer_bytes=storage_bytes(optimizer_state(workload.optimizer)),
+        gradient_bytes=seen.gradient_bytes,
+        optimizer_bytes=storage_bytes(optimizer_state(workload.optimizers)),
         batch_bytes=storage_bytes(workload.given),
         flops=seen.flops,
-        retained_by_module=seen.retained_by_module(_saved(calls, workload, seen.made)),
+        retained_by_module=seen.retained_by_module(_saved(calls, workload, seen.made), _retained(trace) + freed),
         origin=partial(_origin, blocks.made_in, blocks.made_by, calls.spans),
         largest_parameter_bytes=max(parameter.nbytes for parameter in model.parameters()),
         scratch=tuple(follow.scratch),
-        notes=tuple(follow.notes),
-        unsure=tuple(follow.unsure),
+        notes=notes,
+        unsure=unsure,
+        inference=of_inference,
         work=seen.work,
+        remarks=tuple(workload.remarks()),
+        freed_gradient_bytes=freed,
     )
 
 
-class _Following(StepObserver):
+def _traced_inference(follow: Follow, workload: Workload) -> TracedInference:
+    """Follow an inference step after a training step, which stands even if inference needs values."""
+    known, trace, reasons = {*follow.notes, *follow.unsure}, None, list[str]()
+    try:
+        run_inference(workload, follow.blocks.phase)
+        trace = follow.blocks.trace()
+    except Exception as error:  # a model may do anything that shapes alone cannot serve
+        reasons.append(f"{INFERENCE_NOT_KNOWN}: {error_line(error, _LONGEST_REASON)}")
+    notes, unsure = (tuple(one for one in found if one not in known) for found in (follow.notes, follow.unsure))
+    return TracedInference(trace, (*reasons, *notes), unsure, unneeded_bytes(workload, follow.kind))
+
+
+class _Following(GradientObserver):
     """A trace that is followed phase by phase, with the blocks alive between forward and backward."""
 
-    def __init__(self, follow: Follow, calls: Calls) -> None:
+    def __init__(self, follow: Follow, calls: Calls, model: nn.Module) -> None:
+        super().__init__(model)
         self._follow, self._calls = follow, calls
         self._flops_before, self._started = follow.flops, follow.blocks.events()
-        self._left_over = follow.blocks.alive_since(0)
+        gradients = set(follow.blocks.blocks_of(gradients_of(model)))
+        self._left_over = {block: nbytes for block, nbytes in follow.blocks.alive_since(0).items() if block not in gradients}
         self._kept = {block: name for name, tensors in calls.attributes() for block in follow.blocks.blocks_of(tensors)}
         """The module that had each block from the step before."""
         self._alive: dict[int, int] = {}
@@ -333,27 +387,38 @@ class _Following(StepObserver):
             yield
         self.work[name] = self._follow.work[done:]
 
-    def end_forward(self, loss: Tensor) -> None:
-        self._follow.follow_numbers(nodes_of(loss))
+    def before_backward(self, roots: Sequence[Tensor]) -> None:
+        self._follow.follow_numbers(nodes_of(roots))
 
-    def after_forward(self, loss: Tensor) -> None:
+    def after_forward(self, roots: Sequence[Tensor]) -> None:
+        super().after_forward(roots)
         blocks, started = self._follow.blocks, self._started
-        self._alive, self._holders = blocks.alive_since(started), self._calls.holders(loss, started)
+        self._alive, self._holders = blocks.alive_since(started), self._calls.holders(roots, started)
         self.made = blocks.made_since(started)
         still = blocks.alive_since(0)
         self._freed = {block: nbytes for block, nbytes in self._left_over.items() if block not in still}
 
-    def after_backward(self, gradients: Iterable[Tensor]) -> None:
-        self.flops = self._follow.flops - self._flops_before
+    def see_gradients(self, gradients: Iterable[Tensor]) -> None:
+        self.count_flops()
         self._follow.blocks.tag("gradient", gradients)
 
-    def retained_by_module(self, saved: dict[int, str]) -> dict[str, int]:
-        """Bytes that forward left alive by the module that saved or holds them, less those that it freed by former holder."""
+    def count_flops(self) -> None:
+        """Count the floating-point operations so far."""
+        self.flops = self._follow.flops - self._flops_before
+
+    def retained_by_module(self, saved: dict[int, str], retained: int) -> dict[str, int]:
+        """Bytes that forward left alive by the module that saved or holds them, less those that it freed by former holder.
+
+        Args:
+            saved: the module that saved each block first.
+            retained: all bytes; those of the numbers of a graph that waits for a later backward are not known by module.
+        """
         found: Counter[str] = Counter()
         for block, nbytes in self._freed.items():
             found[self._kept.get(block, "")] -= nbytes
         for block, nbytes in self._alive.items():
             found[saved.get(block, self._holders[block])] += nbytes
+        found[""] += retained - found.total()
         return {name: nbytes for name, nbytes in found.items() if nbytes}
 
 
@@ -364,9 +429,12 @@ def _origin(made_in: dict[int, str], made_by: dict[int, tuple[str, int]], spans:
 
 def _saved(calls: Calls, workload: Workload, made: list[int]) -> dict[int, str]:
     """The module that saved each block first, among the blocks that the traced forward pass made."""
+    # The blocks that forward makes are the first ones of a step.
+    forward = workload.forward if workload.case.train is None else workload.train_step
     try:
-        return {made[place]: name for place, name in calls.savers(workload.forward).items() if place < len(made)}
+        return {made[place]: name for place, name in calls.savers(forward).items() if place < len(made)}
     except RuntimeError as error:
-        if "saved tensor hooks" not in str(error):  # transforms of torch.func do not allow them
+        # Transforms of torch.func do not allow hooks, and tensors that a network keeps from inference no graph.
+        if not any(words in str(error) for words in ("saved tensor hooks", "Inference tensors")):
             raise
         return {}

@@ -4,6 +4,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from capsbench.tracing.cuda_allocator import SMALLEST
 
 
 def addresses(tensors: Iterable[Tensor]) -> list[int]:
@@ -11,10 +14,20 @@ def addresses(tensors: Iterable[Tensor]) -> list[int]:
     return [tensor.untyped_storage().data_ptr() for tensor in tensors]
 
 
+def storages_of(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of the storages behind tensors, by the number of each."""
+    return {storage._cdata: storage.nbytes() for tensor in tensors if (storage := tensor.untyped_storage()).nbytes()}
+
+
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind tensors, each storage once."""
-    storages = {storage._cdata: storage.nbytes() for tensor in tensors if (storage := tensor.untyped_storage()).nbytes()}
-    return sum(storages.values())
+    return sum(storages_of(tensors).values())
+
+
+def handed_out_bytes(tensors: Iterable[Tensor], device_kind: str) -> int:
+    """Bytes of the blocks behind tensors on a device, each once: on CUDA its allocator rounds each up."""
+    multiple = SMALLEST if device_kind == "cuda" else 1
+    return sum(-(-nbytes // multiple) * multiple for nbytes in storages_of(tensors).values())
 
 
 def state_of(model: nn.Module) -> list[Tensor]:
@@ -27,8 +40,7 @@ def gradients_of(model: nn.Module) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    """The tensors of an optimizer's state; none without an optimizer."""
-    if optimizer is None:
-        return []
-    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+def optimizer_state(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
+    """The tensors of the states of optimizers."""
+    leaves = tree_leaves([list(optimizer.state.values()) for optimizer in optimizers])
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -12,6 +12,7 @@ from capsbench.measure.clock import CudaClock
 from capsbench.measure.device_time import device_seconds
 from capsbench.measure.noise import Machine, noise_of
 from capsbench.measure.timing import LAUNCHES, WARMUP_SECONDS, Yardstick, measure_time, warm_up
+from capsbench.phases import UNOBSERVED, Phases
 from capsbench.records import Cell, Record, Round, Turn
 from capsbench.stats.median import is_host_bound
 from capsbench.stats.slopes import fitted_slopes
@@ -37,18 +38,13 @@ class Steps:
         if part == self._wait_in:
             torch.cuda.synchronize()
 
-    def forward(self):
-        self._run("forward")
-
-    def backward(self, _):
-        self._run("backward")
-
-    def optimize(self):
-        self._run("optimize")
-
-    def train_step(self):
-        self.backward(self.forward())
-        self.optimize()
+    def train_step(self, observer=UNOBSERVED):
+        with Phases(observer) as phases:
+            self._run("forward")
+            phases.begin_backward([])
+            self._run("backward")
+            phases.begin_optimizer()
+            self._run("optimize")
 
     def inference(self):
         self._run("inference")
@@ -222,7 +218,7 @@ def waits(monkeypatch):
     return sampled
 
 
-TRAINING = ["synchronize", "record", "forward", "record", "backward", "optimize", "record", "synchronize"]
+TRAINING = ["synchronize", "record", "forward", "record", "backward", "record", "optimize", "record", "synchronize"]
 INFERENCE = ["eval", "synchronize", "record", "inference", "record", "train", "synchronize"]
 
 
@@ -240,7 +236,7 @@ def test_a_wait_inside_a_step_is_seen(waits):
 
 
 def test_nothing_waits_inside_a_turn(monkeypatch):
-    """Cells that take turns are measured in the same way, with the optimizer apart."""
+    """Cells that take turns are measured in the same way."""
     fake = FakeCuda(monkeypatch)
     monkeypatch.setattr(turns, "check_threads", lambda _: None)
     taking = turns.Turns.__new__(turns.Turns)
@@ -249,8 +245,7 @@ def test_nothing_waits_inside_a_turn(monkeypatch):
     taking._workloads, taking._clock = {"a": steps}, CudaClock(CUDA)
     taking._edges = taking._edges_in_inference = {}
     taking._turn("a")
-    training = [*TRAINING[:5], "record", *TRAINING[5:]]
-    assert fake.asked == [*training, *INFERENCE[:-2], "synchronize", "train"]
+    assert fake.asked == [*TRAINING, *INFERENCE[:-2], "synchronize", "train"]
 
 
 def test_a_process_of_turns_times_the_device_before_its_rounds(monkeypatch):

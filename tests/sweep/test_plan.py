@@ -2,6 +2,7 @@
 
 import os
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,18 @@ def test_when_the_optimizer_steps():
     assert [(cell.configuration.optimizer_step, cell.configuration.front) for cell in own] == [(None, None), ("backward", None)]
 
 
+def test_how_the_optimizer_steps():
+    options = {"optimizer": ("own", "sgd"), "accumulate": (1, 4), "compile": ("none", "default")}
+    every = set(product((None, "sgd"), (1, 4), (None, "default")))
+    for model in ("rescapsnet", "math:sqrt"):
+        found = [cell.configuration for cell in expand(sweep(model, depths=(1,), **options))]
+        assert {(it.optimizer, it.accumulate, it.compile) for it in found} == every
+    (usual,) = expand(sweep("rescapsnet", depths=(1,)))
+    assert not {"optimizer", "accumulate", "compile"} & usual.configuration.model_dump(exclude_none=True).keys()
+    with pytest.raises(ConfigurationError, match=r"`optimizer_step`: .*'backward' is not possible after 4 passes"):
+        expand(sweep("rescapsnet", depths=(1,), optimizer_step="backward", accumulate=(1, 4)))
+
+
 def test_lists_multiply():
     cells = expand(
         sweep(
@@ -218,7 +231,7 @@ def test_lists_multiply():
 def test_options_that_do_not_apply_are_none(model, lacking):
     (cell,) = expand(sweep(model, depths=(1,), threads=2))
     none = {name for name, value in cell.configuration if value is None}
-    left_out = {"optimizer_step", "capacity", "gpu", "image_shape", "classes"}
+    left_out = {"optimizer_step", "accumulate", "capacity", "gpu", "image_shape", "classes"}
     assert none >= lacking | left_out
     # Beside these, an option is absent if it has the value that cells without it have.
     others = none - lacking - left_out - {"settings"}
