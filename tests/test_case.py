@@ -121,7 +121,7 @@ def test_a_prediction_has_every_byte_of_the_measurement(name):
         assert exact == set(FIGURES) - PEAKS
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", others.NETWORKS)
 def test_inference_keeps_its_outputs(name):
     load, measured, *_ = seen(name)
     with load.evaluating():
