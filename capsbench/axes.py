@@ -33,6 +33,24 @@ def axis_unit(axis: str) -> str:
     return _UNITS.get(axis, axis.replace("_", " "))
 
 
+def plural_unit(axis: str) -> str:
+    """The unit of an axis in the plural: `blocks`, `tokens`, `classes`; a setting that is its own unit stays as it is."""
+    unit = axis_unit(axis)
+    if unit == axis.replace("_", " "):
+        return unit
+    return f"{unit}es" if unit.endswith("s") else f"{unit}s"
+
+
+def per_pair(axis: str) -> str:
+    """Unit of a square: `per pair of tokens`."""
+    return f"per pair of {plural_unit(axis)}"
+
+
+def over_the(axis: str) -> str:
+    """Unit of a cost that is shared: `divided by world size`."""
+    return f"divided by {axis_title(axis).lower()}"
+
+
 def axis_flag(axis: str) -> str:
     """Beginning of a typed option that puts a cell on an axis, to which the value is appended: `--depth `, `--set length=`."""
     return f"{OPTIONS[axis].flag} " if axis in AXES_OF_FIELDS else f"{SETTINGS_FLAG} {axis}="

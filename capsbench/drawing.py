@@ -4,12 +4,14 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capsbench.durable import write_csv
 from capsbench.figures.depth import PAGE_WIDTH, as_svg, save
 from capsbench.terminal.table4 import table4
+from capsbench.words.along import over_text
 from capsbench.words.labels import on_gpu
 
 if TYPE_CHECKING:
@@ -43,9 +45,12 @@ AS_IN_PAPER = {
 
 
 def draw_report(
-    report: "Report", folder: Path, *, memory: Sequence[str] | None, per: "Per", with_paper: bool, only: Sequence[str] | None
-) -> list[Path]:
+    report: "Report", folder: Path, *, memory: Sequence[str] | None, per: "Per", with_paper: bool, only: Sequence[str] | None,
+    along: str | None = None,
+) -> list[Path]:  # fmt: skip
     """Write slopes.csv and the figures of a report, and return their paths; the arguments are those of `Report.draw`.
+
+    A figure over a further axis of the report has the axis in its name: `figure4-batch-size.svg`.
 
     Raises:
         OSError: a file cannot be written.
@@ -55,11 +60,13 @@ def draw_report(
     how = USUAL if experiment is None else AS_IN_PAPER[experiment]
     shown = memory or (how.memory if on_gpu(report.frame).any() else how.memory_on_cpu)
     paths = [write_csv(report.slopes, folder / SLOPES)]
-    for name, draw in (("figure3", report.figure3), ("figure4", report.figure4)):
+    axes = (along,) if along else report.axes
+    for axis, (name, draw) in product(axes, (("figure3", report.figure3), ("figure4", report.figure4))):
         if name in (only or how.figures):
+            file = name if axis == axes[0] else f"{name}-{axis.replace('_', '-')}"
             for kinds, width in ((("svg", "png"), None), (("pdf",), PAGE_WIDTH)):
-                figure = draw(memory=shown, per=per, with_paper=with_paper or how.with_paper, width=width)
-                paths += save(figure, folder, name, kinds)
+                figure = draw(memory=shown, per=per, with_paper=with_paper or how.with_paper, width=width, along=axis)
+                paths += save(figure, folder, file, kinds)
     return [*paths, write_csv(table4(report.frame), folder / "table4.csv")] if experiment == "table4" else paths
 
 
@@ -67,5 +74,5 @@ def report_html(report: "Report") -> str:
     """Return the slopes of a report as a table, and figure 4, as a notebook shows them."""
     picture = base64.b64encode(as_svg(report.figure4())).decode()
     title = f"<p>{escape(report.name)}: {len(report.records)} records</p>"
-    image = f"<img src='data:image/svg+xml;base64,{picture}' alt='memory and time over depth'>"
+    image = f"<img src='data:image/svg+xml;base64,{picture}' alt='memory and time {over_text(report.axes[0])}'>"
     return f"{title}{report.slopes._repr_html_()}{image}"

@@ -1,17 +1,30 @@
 """Records as a data frame: the columns of `capsbench.load`, units in their names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from capsbench.catalog import SPECS
+from capsbench.errors import ConfigurationError
+from capsbench.options import AXES_OF_FIELDS, settings_text
 from capsbench.records import Configuration, MemoryFigures, Record, StepFigures, TimeFigures
+
+if TYPE_CHECKING:
+    from capsbench.report_folder import ReportFolder
 
 MEMORY_COLUMNS = tuple(name for name in MemoryFigures.model_fields if name.endswith("_bytes"))
 TIME_COLUMNS = tuple(name for name in TimeFigures.model_fields if name.endswith("_seconds"))
-SERIES_COLUMNS = tuple(name for name in Configuration.model_fields if name != "blocks")
-"""Columns that distinguish the series of a figure."""
+SERIES_COLUMNS = tuple(Configuration.model_fields)
+"""Columns of options, which distinguish the series of a figure; along an axis, its own one is empty."""
+
+AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN = "axes", "positions", "settings_by_name"
+"""Columns of what a report varies, of where a cell lies on each axis that its network has, and of the settings of a case."""
+
+AXIS_COLUMN, POSITION_COLUMN = "axis", "position"
+"""Columns that `along` adds: the name of the axis, and where a cell lies on it."""
 
 SAMPLE_COLUMNS = {
     "train_step_seconds": "train_step_samples",
@@ -30,10 +43,14 @@ _STEP_COLUMNS = ("flops", "floor_flops", "floor_bytes")
 _QUOTIENTS = ("train_step_relative", "flops_per_second", "floor_ratio_bytes", "floor_ratio_time")
 
 
-def to_frame(records: Iterable[tuple[str, Record]]) -> pd.DataFrame:
+def to_frame(records: Iterable[tuple[str, Record]], axes: Iterable[Sequence[str]] | None = None) -> pd.DataFrame:
     """A row per record, with the name of its report; times are medians of their samples in seconds, memory is in bytes.
 
     Beside the fields of records:
+
+    - `axes`: names of what the report varies, such as `("blocks",)` or `("length", "batch_size")`.
+    - `positions`: where the cell lies on each axis that its network has, by the axis's name.
+    - `settings`, `settings_by_name`: settings of a case as one text, and as a dictionary; missing for other networks.
 
     - `noise`: names of the disturbances of the times, joined by commas; empty if there were none, or nothing was timed.
     - `train_step_relative`: the training step over the yardstick's product of matrices at the same time, which can be
@@ -47,14 +64,27 @@ def to_frame(records: Iterable[tuple[str, Record]]) -> pd.DataFrame:
     - `growing_train_step_samples`, `growing_forward_samples`, `growing_inference_samples`: seconds of the parts that grow with
       depth in each sample; missing where they are not known.
     - `notes`: further remarks, joined by semicolons; empty if there are none.
+
+    Args:
+        records: names of reports, and their records.
+        axes: what the report of each record varies; by default blocks.
     """
     columns = ["report", *Configuration.model_fields, "replicate", "status", "kind", "message", "data_source"]
     columns += ["environment", "source", "probe", *MEMORY_COLUMNS, *TIME_COLUMNS, "noise", *_STEP_COLUMNS, *_QUOTIENTS]
     columns += [*SAMPLE_COLUMNS.values(), ROUNDS_COLUMN, PROCESSES_COLUMN, *GROWING_COLUMNS.values(), "notes"]
-    frame = pd.DataFrame([_row(report, record) for report, record in records], columns=columns)
+    columns += [AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN]
+    named = zip(records, repeat(("blocks",)) if axes is None else axes, strict=False)
+    rows = [_row(report, record) | {AXES_COLUMN: tuple(names)} for (report, record), names in named]
+    frame = pd.DataFrame(rows, columns=columns)
     # Whole numbers stay whole even if some cells have none.
     whole = dict.fromkeys((*MEMORY_COLUMNS, *_STEP_COLUMNS), "Int64")
     return frame.astype(whole | dict.fromkeys((*TIME_COLUMNS, *_QUOTIENTS), "float64"))
+
+
+def frame_of(reports: Iterable["ReportFolder"]) -> pd.DataFrame:
+    """The records of several reports as one data frame."""
+    records = [(report, record) for report in reports for record in report.records]
+    return to_frame(((report.name, record) for report, record in records), [report.axes for report, _ in records])
 
 
 def _row(report: str, record: Record) -> dict[str, object]:
@@ -62,6 +92,9 @@ def _row(report: str, record: Record) -> dict[str, object]:
     row |= {"replicate": record.cell.replicate, "status": record.status, "kind": record.kind}
     row |= {"message": record.message, "data_source": record.data_source, "environment": record.environment}
     row |= {"source": record.cell.source}
+    settings = record.cell.configuration.settings
+    row |= {SETTINGS_COLUMN: None if settings is None else dict(settings)}
+    row |= {POSITIONS_COLUMN: _positions(record.cell.configuration)}
     if record.memory is not None:
         row |= {"probe": record.memory.probe} | {name: getattr(record.memory, name) for name in MEMORY_COLUMNS}
     if record.time is not None:
@@ -76,6 +109,14 @@ def _row(report: str, record: Record) -> dict[str, object]:
     row["noise"] = ",".join(record.time.noise) if record.time else ""
     row["notes"] = "; ".join([*record.notes, *(record.step.notes if record.step else [])])
     return row | _quotients(record.memory, record.time, step)
+
+
+def _positions(configuration: Configuration) -> dict[str, float]:
+    """Positions of a cell, by the axes that its network has."""
+    # Records may be of a data set that this version does not have, whose images have no size that is known.
+    unknown = () if configuration.dataset in SPECS else ("classes", "image_shape")
+    names = (*(axis for axis in AXES_OF_FIELDS if axis not in unknown), *dict(configuration.settings or ()))
+    return {axis: place for axis in names if (place := configuration.position(axis)) is not None}
 
 
 def _quotients(memory: MemoryFigures | None, time: TimeFigures | None, step: StepFigures | None) -> dict[str, float]:
@@ -102,3 +143,67 @@ def plain(value: Any) -> Any:
         return value
     number = float(value)
     return int(number) if number.is_integer() else number
+
+
+def axes_in(frame: pd.DataFrame) -> list[str]:
+    """Names of what the reports of a frame vary, in the order of first mention."""
+    if AXES_COLUMN not in frame.columns:
+        return ["blocks"]
+    return list(dict.fromkeys(name for names in frame[AXES_COLUMN] for name in names)) or ["blocks"]
+
+
+def along(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
+    """A frame from `load` along an axis: with the columns `axis` and `position`, and without the axis among the series' options.
+
+    Args:
+        frame: frame with a row per record; one that lies along an axis already is returned as it is.
+        axis: name of the axis, whose rows are those that have a position on it. By default each report lies along its own axes:
+            its records once for each. A network that lacks the first of them has its position 0 there.
+
+    Raises:
+        ConfigurationError: no row has a position on the given axis.
+    """
+    if AXIS_COLUMN in frame.columns:
+        return frame if axis is None else frame[frame[AXIS_COLUMN] == axis]
+    if axis is not None:
+        at = positions(frame, axis)
+        if axis == "image_size" and at.isna().all():
+            return along(frame, "image_shape")  # the images of a network that has no setting of this name
+        if len(frame) and at.isna().all():
+            known = sorted({name for names in frame.get(POSITIONS_COLUMN, ()) for name in names})
+            raise ConfigurationError(f"no record here lies on the axis '{axis}'", f"`along` is one of {', '.join(known)}")
+        return without_axis(frame, axis).assign(axis=axis, position=at)[at.notna()]
+    names = axes_in(frame)
+    if names == ["blocks"]:
+        return without_axis(frame, "blocks").assign(axis="blocks", position=positions(frame, "blocks"))
+    parts = []
+    for name in names:
+        rows = frame[[name in own for own in frame[AXES_COLUMN]]]
+        at = positions(rows, name)
+        first = [own[0] == name for own in rows[AXES_COLUMN]]
+        at = at.where(at.notna() | ~pd.Series(first, index=rows.index), 0.0)
+        part = without_axis(rows, name).assign(axis=name, position=at)
+        parts.append(part[at.notna()])
+    return pd.concat(parts, ignore_index=True)
+
+
+def positions(frame: pd.DataFrame, axis: str) -> pd.Series:
+    """Positions on an axis of the rows of a frame from `load`; NaN for those that do not lie on it."""
+    if POSITIONS_COLUMN not in frame.columns:
+        return frame[axis].astype("float64") if axis in frame.columns else pd.Series(float("nan"), index=frame.index)
+    return pd.Series([known.get(axis, float("nan")) for known in frame[POSITIONS_COLUMN]], index=frame.index, dtype="float64")
+
+
+def without_axis(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """A frame whose options no longer tell positions on an axis apart."""
+    if axis in frame.columns and axis in Configuration.model_fields:
+        return frame.assign(**{axis: None})
+    if SETTINGS_COLUMN not in frame.columns:
+        return frame
+    rest = [
+        {name: value for name, value in known.items() if name != axis} if isinstance(known, Mapping) else None
+        for known in frame[SETTINGS_COLUMN]
+    ]
+    texts = [settings_text(tuple(known.items())) if known else None for known in rest]
+    settings, by_name = (pd.Series(known, index=frame.index, dtype=object) for known in (texts, rest))
+    return frame.assign(settings=settings, settings_by_name=by_name)

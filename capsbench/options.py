@@ -47,10 +47,12 @@ class Networks:
     """Names in `MODELS` that have it; None if every network has it, even a user's own."""
     why: str = ""
     """Reason that no other network has it."""
+    others: bool = False
+    """True if networks of a user's own have it too."""
 
     def have(self, model: object) -> bool:
         """Return whether the network of this name has the option."""
-        return self.names is None or model in self.names
+        return self.names is None or model in self.names or (self.others and model not in MODELS)
 
 
 def _pairs(given: Any) -> Any:
@@ -66,6 +68,7 @@ Settings = Annotated[
 EVERY_NETWORK = Networks(None)
 CAPSULE_NETWORKS = Networks(frozenset(MODELS), "it is an option of capsbench's own capsule networks")
 NETWORKS_WITH_BLOCKS = Networks(frozenset(STACKED), "there are no blocks")
+NETWORKS_WITH_LAYERS = Networks(frozenset(STACKED), "there are no blocks", others=True)
 MOMENTUM_NETWORKS = Networks(frozenset({"mocapsnet"}), "it is MoCapsNet's alone")
 
 
@@ -221,7 +224,7 @@ class Configuration(BaseModel):
         Option(
             flag="--memory",
             title="Memory strategy",
-            help="Memory strategies; by default each model's own.",
+            help="Memory strategies; by default each model's own. Of other networks: stored, checkpoint or offload.",
             choices={
                 "stored": "every activation is kept",
                 "checkpoint": "the input of each block is kept, and the block evaluated again",
@@ -232,11 +235,11 @@ class Configuration(BaseModel):
                     "as reversible, with the summed outputs of each layer that spare its routing in backward (not of em)"
                 ),
             },
-            networks=NETWORKS_WITH_BLOCKS,
+            networks=NETWORKS_WITH_LAYERS,
             of_model=True,
         ),
     ] = None
-    """Memory strategy of the stack."""
+    """Memory strategy of the stack; of a user's own network, of the members of its longest list (None: as it is)."""
 
     inverse: Annotated[
         str | None,
@@ -440,16 +443,23 @@ class Configuration(BaseModel):
         """Kind of the device: `cpu` or `cuda`."""
         return self.device.partition(":")[0]
 
+    def without(self, axis: str) -> "Configuration":
+        """Return what all cells of one series along an axis share: the configuration with 0 blocks, or without the axis's value.
+
+        Args:
+            axis: name of an axis, as in `Plan.axes`.
+        """
+        if self._is_setting(axis):
+            return self.model_copy(update={"settings": tuple(pair for pair in self.settings or () if pair[0] != axis)})
+        return self.model_copy(update={axis: 0 if axis == "blocks" else None})
+
     def series(self, axis: str = "blocks") -> str:
         """A key of everything but an axis, which all cells of one series along it share.
 
         Args:
             axis: name of an axis, as in `Plan.axes`.
         """
-        if self._is_setting(axis):
-            others = tuple(pair for pair in self.settings or () if pair[0] != axis)
-            return self.model_copy(update={"settings": others}).model_dump_json()
-        return self.model_copy(update={axis: 0 if axis == "blocks" else None}).model_dump_json()
+        return self.without(axis).model_dump_json()
 
     def position(self, axis: str) -> float | None:
         """Return where a cell lies on an axis: its number of blocks (0 without any), samples, pixels, or a setting's number.
@@ -523,7 +533,7 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(_rows())
 """Every option by the name of its field, in the order in which records hold them."""
 
 NETWORK_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.networks.names is not None)
-"""Options that only capsbench's own networks have, and no other network gets."""
+"""Options that capsbench's own networks take, and of any other network that which `Networks.others` says."""
 
 SETTINGS_FLAG = "--set"
 """Flag of the settings of cases, once for each."""

@@ -197,7 +197,7 @@ Certainty = Literal["exact", "modelled", "guessed"]
 
 
 class MemoryFigures(Schema):
-    """Bytes of one training step, once weights, gradients and optimizer state have been made.
+    """Bytes of one training step, once weights, gradients and optimizer state have been made, and of an inference step after it.
 
     Bytes on CUDA are those of the blocks that its caching allocator hands out, which are larger than what was asked for: by up to
     512 bytes, and up to 1 MiB where the rest of a block is not worth a block of its own. Fields with `requested` in their names
@@ -237,6 +237,10 @@ class MemoryFigures(Schema):
     """Highest bytes on CUDA over a step after several more, when libraries have settled on their algorithms."""
     at_peak: Contents | None = None
     """Contents of the highest point; None if the probe cannot tell blocks apart."""
+    inference_peak_bytes: NonNegativeInt | None = None
+    """Highest bytes during an inference step, with weights and batch, without the optimizer's state. None before version 7."""
+    inference_kept_bytes: int | None = None
+    """Bytes alive after an inference step minus those before: its outputs, a cache of keys and values among them."""
     certainty: dict[str, Certainty] | None = None
     """Certainty of predicted figures, by field; None for measured ones."""
     scratch: list[str] = []

@@ -56,6 +56,8 @@ class Report(ReportFolder):
         Raises:
             StoreError: the folder holds no record that can be read.
         """
+        from capsbench.frame import frame_of
+
         if self._frame is None:
             if self._folder is not None and not self.records:
                 raise self._nothing()
@@ -74,6 +76,31 @@ class Report(ReportFolder):
         if self._slopes is None:
             self._slopes = slopes(self.frame)
         return self._slopes
+
+    @property
+    def cross_terms(self) -> "pd.DataFrame":
+        """The costs that the axes of a grid share, such as bytes per block and sample (`capsbench.stats.surface.cross_terms`).
+
+        Raises:
+            StoreError: the folder holds no record that can be read.
+        """
+        from capsbench.stats.surface import cross_terms
+
+        return cross_terms(self.frame)
+
+    def at(self, **positions: float) -> "pd.DataFrame":
+        """Predict every cost at a point that need not have been measured (`capsbench.stats.surface.predicted_at`).
+
+        Args:
+            positions: position on each axis, such as `blocks=16, batch_size=256`.
+
+        Raises:
+            StoreError: the folder holds no record that can be read.
+            ConfigurationError: no record lies on one of these axes.
+        """
+        from capsbench.stats.surface import predicted_at
+
+        return predicted_at(self.frame, positions)
 
     @property
     def summary(self) -> "Summary":
@@ -134,8 +161,9 @@ class Report(ReportFolder):
         with_paper: bool = False,
         ax: "AxesGrid | None" = None,
         width: float | None = None,
+        along: str | None = None,
     ) -> "Figure":
-        """Draw memory, training time and inference time over depth.
+        """Draw memory, training time and inference time over depth, or over another axis.
 
         Args:
             memory: memory figures, names of `MEMORY_METRICS`; by default `retained`.
@@ -143,13 +171,15 @@ class Report(ReportFolder):
             with_paper: draw the paper's table 4 if it is comparable.
             ax: axes to draw on, `[data sets, columns]`; by default those of a new figure.
             width: width of a new figure in inches.
+            along: name of the axis; by default the first that the report varies.
 
         Raises:
             StoreError: the folder holds no record that can be read.
         """
         from capsbench.figures.depth import figure3
 
-        axes = figure3(self.frame, memory=memory or ("retained",), per=per, with_paper=with_paper, ax=ax, width=width)
+        axis, shown = along or self.axes[0], memory or ("retained",)
+        axes = figure3(self.frame, memory=shown, per=per, with_paper=with_paper, ax=ax, width=width, axis=axis)
         return axes[0][0].figure
 
     def figure4(
@@ -160,14 +190,16 @@ class Report(ReportFolder):
         with_paper: bool = False,
         ax: "AxesGrid | None" = None,
         width: float | None = None,
+        along: str | None = None,
     ) -> "Figure":
-        """Draw memory and training time over depth, with fitted lines and their slopes.
+        """Draw memory and training time over depth, or over another axis, with fitted lines and their slopes.
 
         The arguments are those of `figure3`, but `memory` is `retained` and `peak` by default.
         """
         from capsbench.figures.depth import figure4
 
-        axes = figure4(self.frame, memory=memory or ("retained", "peak"), per=per, with_paper=with_paper, ax=ax, width=width)
+        axis, shown = along or self.axes[0], memory or ("retained", "peak")
+        axes = figure4(self.frame, memory=shown, per=per, with_paper=with_paper, ax=ax, width=width, axis=axis)
         return axes[0][0].figure
 
     def write(
@@ -177,6 +209,7 @@ class Report(ReportFolder):
         memory: Sequence[str] | None = None,
         per: "Per" = "step",
         with_paper: bool = False,
+        along: str | None = None,
     ) -> list[Path]:
         """Write slopes.csv, the figures (svg and png; pdf at a printed page's width) and the page, and return their paths.
 
@@ -187,6 +220,7 @@ class Report(ReportFolder):
             memory: memory figures to draw.
             per: seconds per `step` or `epoch`.
             with_paper: draw the paper's table 4 if it is comparable.
+            along: axis of the figures; by default one of each is drawn for every axis that the report varies.
 
         Raises:
             StoreError: the records cannot be read, or a file cannot be written.
@@ -194,7 +228,7 @@ class Report(ReportFolder):
         into = self.folder if folder is None else expanded(folder)
         try:
             into.mkdir(parents=True, exist_ok=True)
-            return [*self.draw(into, memory=memory, per=per, with_paper=with_paper), self.page(into / PAGE)]
+            return [*self.draw(into, memory=memory, per=per, with_paper=with_paper, along=along), self.page(into / PAGE)]
         except OSError as error:
             raise StoreError(
                 f"{error.filename or into} cannot be written: {error.strerror}",
@@ -209,6 +243,7 @@ class Report(ReportFolder):
         per: "Per" = "step",
         with_paper: bool = False,
         only: Sequence[str] | None = None,
+        along: str | None = None,
     ) -> list[Path]:
         """Write slopes.csv and the figures alone, as `write` does.
 
@@ -218,13 +253,14 @@ class Report(ReportFolder):
             per: seconds per `step` or `epoch`.
             with_paper: draw the paper's table 4 if it is comparable.
             only: names of the figures, `figure3` or `figure4`.
+            along: axis of the figures, as for `write`.
 
         Raises:
             OSError: a file cannot be written.
         """
         from capsbench.drawing import draw_report
 
-        return draw_report(self, folder, memory=memory, per=per, with_paper=with_paper, only=only)
+        return draw_report(self, folder, memory=memory, per=per, with_paper=with_paper, only=only, along=along)
 
     def page(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write the page of this report, which needs no network and no server, and return its path.
@@ -278,13 +314,6 @@ def loose_timelines(roots: Iterable[Path], reports: Iterable[Report]) -> tuple[l
     return saved_timelines(path for place, path in paths.items() if folders.isdisjoint(place.parents))
 
 
-def frame_of(reports: Iterable[Report]) -> "pd.DataFrame":
-    """Return the records of several reports as one data frame."""
-    from capsbench.frame import to_frame
-
-    return to_frame((report.name, record) for report in reports for record in report.records)
-
-
 def load(root: str | os.PathLike[str]) -> "pd.DataFrame":
     """Return every record at or below a folder as a data frame, a row per record.
 
@@ -296,6 +325,8 @@ def load(root: str | os.PathLike[str]) -> "pd.DataFrame":
     Raises:
         StoreError: there are no records, or one is of a newer schema.
     """
+    from capsbench.frame import frame_of
+
     reports = reports_below(root)
     for text in files.damage_in_words(damage for report in reports for damage in report.damages):
         warnings.warn(text, stacklevel=2)

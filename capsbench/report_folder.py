@@ -157,6 +157,14 @@ class ReportFolder:
         return self._plan
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of what the report varies, as its plan has them; blocks where it has no plan that can be read."""
+        try:
+            return ("blocks",) if self.plan is None else self.plan.axes
+        except StoreError:
+            return ("blocks",)
+
+    @property
     def environments(self) -> dict[str, Any]:
         """Every machine of the report, by the key that records carry.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from capsbench.builders import Builder, ImagesCase, builder_of, built
 from capsbench.carried import carried, carry, imported_name
 from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainStep, described
 from capsbench.catalog import DatasetSpec
@@ -32,6 +33,7 @@ from capsbench.foreign import (
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import OPTIONS, OWN_INPUTS, Configuration, Setting
 from capsbench.phases import UNOBSERVED, Phases, StepObserver
+from capsbench.reversible import keep_less, lists_kept_less
 from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
@@ -125,7 +127,9 @@ class Facts(NamedTuple):
     fingerprint: Fingerprint | None
     """The source of the network, as in `fingerprint_of`."""
     settings: dict[str, Setting] | None
-    """The settings of a function that makes cases, by name with their defaults; None for one that makes classifiers."""
+    """The settings of a function that makes cases, by name with their defaults; None for any other."""
+    builder: Builder | None = None
+    """The arguments of a function that builds a network for images; None for any other."""
 
 
 def facts_of(name: str) -> Facts:
@@ -134,9 +138,11 @@ def facts_of(name: str) -> Facts:
     Raises:
         ConfigurationError: nothing of that name can be imported.
     """
-    settings = None if name in BUILT_IN else settings_of(resolve_model(name))
+    factory = resolve_model(name)
+    builder = None if name in BUILT_IN else builder_of(factory)
+    settings = None if name in BUILT_IN or builder is not None else settings_of(factory)
     simple = None if settings is None else {key: one for key, one in settings.items() if type(one) in (bool, int, float, str)}
-    return Facts(fingerprint_of(name), simple)
+    return Facts(fingerprint_of(name), simple, builder)
 
 
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:
@@ -151,13 +157,50 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     """
     spec = configuration.spec()
     factory = resolve_model(configuration.model)
+    builder = _builder_of(configuration)
+    if builder is not None:
+        made = built(factory, builder, configuration.model, spec.classes, dict(configuration.settings or ()))
+        return _keeping_less(as_module(configuration.model, made, spec), configuration)
     options = configuration.arguments() | more
+    if configuration.model not in BUILT_IN and not _names(factory, "memory"):
+        options.pop("memory", None)
     refused = _not_taken(factory, (spec.shape, spec.classes, configuration.blocks), options)
     if refused is not None:
         raise ConfigurationError(
             f"model '{configuration.model}' takes no {refused}", f"leave {refused} out, or choose a model that takes it"
         )
-    return as_module(configuration.model, factory(spec.shape, spec.classes, configuration.blocks, **options), spec)
+    made = factory(spec.shape, spec.classes, configuration.blocks, **options)
+    return _keeping_less(as_module(configuration.model, made, spec), configuration)
+
+
+def _builder_of(configuration: Configuration) -> Builder | None:
+    """The arguments of the function of a configuration, if it builds networks for images."""
+    if configuration.model in BUILT_IN:
+        return None
+    try:
+        return builder_of(resolve_model(configuration.model))
+    except ConfigurationError:  # a trace may be given a factory in place of the one that the name stands for
+        return None
+
+
+def _keeping_less(module: nn.Module, configuration: Configuration) -> nn.Module:
+    """The network, whose layers keep less for backward if the configuration of a user's own network says so.
+
+    A factory with an argument `memory` has its own way.
+    """
+    if configuration.model in BUILT_IN or configuration.memory is None:
+        return module
+    if configuration.settings is not None or not _names(resolve_model(configuration.model), "memory"):
+        keep_less(module, configuration.memory)
+    return module
+
+
+def _names(factory: ModelFactory, argument: str) -> bool:
+    """Return whether a factory has an argument of this name."""
+    try:
+        return argument in _signature_of(factory).parameters
+    except (TypeError, ValueError):  # a callable of C
+        return False
 
 
 def _not_taken(factory: ModelFactory, positional: tuple[object, ...], options: Mapping[str, Any]) -> str | None:
@@ -228,9 +271,11 @@ def build_case(configuration: Configuration, device: torch.device) -> Case:
     if not isinstance(case, Case):
         raise ConfigurationError(
             f"model '{name}' returned {described(case)}",
-            "it must return a capsbench.Case, or take (in_shape, num_classes, blocks) and return a classifier",
+            "it must return a capsbench.Case, or take (in_shape, num_classes, blocks) and return a classifier; one that builds a "
+            "network for images by itself must say so: '-> torch.nn.Module'",
         )
     make_lazy_parameters(name, case.module, lambda: case.output(training=True))
+    _keeping_less(case.module, configuration)
     return case
 
 
@@ -249,6 +294,16 @@ def classifier_case(configuration: Configuration, model: nn.Module, batch: Batch
         batch: images and labels of a step.
     """
     capsule_loss = CapsuleLoss()
+    if _builder_of(configuration) is not None:
+        return ImagesCase(
+            model,
+            batch.images,
+            loss=lambda out, given: scores_loss(out, Batch(*given), configuration),
+            targets=tuple(batch),
+            loss_under_autocast=False,
+            model=configuration.model,
+            shape=configuration.spec().shape,
+        )
     # By name, since a network's second argument may be another one.
     labels = {"labels": batch.labels} if takes_labels(model) else {}
     return Case(
@@ -286,6 +341,8 @@ class Workload:
                 seed_everything()
                 case, self.data_source = case_on_device(configuration, data_directory)
         self.case = case
+        lists = [f"{count} of '{name}'" for name, count in lists_kept_less(case.module).items()]
+        self._notes += [f"memory '{configuration.memory}' is that of the layers {', '.join(lists)}"] if lists else []
         # One that trains may have parts in evaluation mode, such as frozen statistics.
         self.model = case.module if case.module.training else case.module.train()
         self.given = case.tensors()
@@ -309,8 +366,17 @@ class Workload:
             step_in_backward(self.optimizers[0])
         # Half precision loses the first gradients unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=configuration.precision == "fp16")
+        # TorchScript that was compiled while there were gradients would save tensors for backward under inference mode, too.
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in self.model.modules())
+        self._without_gradients: Callable[[], AbstractContextManager[object]] = (
+            torch.no_grad if scripted else torch.inference_mode
+        )
         if configuration.compile is not None and not hasattr(self.model, "_orig_mod"):  # which torch.compile has made already
             self.model.compile()
+
+    def note(self, text: str) -> None:
+        """Add a note for readers of its figures."""
+        self._notes.append(text)
 
     def remarks(self) -> list[str]:
         """Remarks on the phases of a step that has several passes, for readers of its figures."""
@@ -442,15 +508,15 @@ class Workload:
             for module in evaluated:
                 module.training = False
 
-    def inference(self) -> None:
-        """Run a forward pass under inference mode, without labels.
+    def inference(self) -> Any:
+        """Run a forward pass under inference mode (TorchScript: without gradients), without labels, and return its output.
 
         Raises:
             ConfigurationError: the module does not take what a step of the case's own is given.
         """
-        with torch.inference_mode(), autocast(self.device, self.configuration.precision):
+        with self._without_gradients(), autocast(self.device, self.configuration.precision):
             try:
-                self.case.output(training=False)
+                return self.case.output(training=False)
             except (TypeError, NotImplementedError) as error:
                 if self.case.train is None or self.case.inference is not None:
                     raise
@@ -572,6 +638,23 @@ def loss_of(out: Output, batch: Batch, configuration: Configuration, capsule_los
             f"it must return class scores of shape {list(expected)}, or a CapsuleOutput",
         )
     return nn.functional.cross_entropy(out.float(), batch.labels, reduction="sum")
+
+
+def scores_loss(out: Any, batch: Batch, configuration: Configuration) -> Tensor:
+    """The cross-entropy of class scores, summed over the batch and, if a network in training has several heads, over these.
+
+    Raises:
+        ConfigurationError: the model returned no class scores.
+    """
+    expected = (len(batch.labels), configuration.spec().classes)
+    heads = [one for one in tree_leaves(out) if isinstance(one, Tensor) and tuple(one.shape) == expected]
+    if not heads or (isinstance(out, Tensor | Mapping) and heads[0] is not out):
+        raise ConfigurationError(
+            f"model '{configuration.model}' returned {described(out)}, which is no scores of classes, of shape {list(expected)}",
+            "give the number of its `classes`, or write a function that returns a capsbench.Case with a loss of its output",
+        )
+    losses = [nn.functional.cross_entropy(one.float(), batch.labels, reduction="sum") for one in heads]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
 def seed_everything(seed: int = SEED) -> None:

@@ -28,11 +28,15 @@ from capsbench.tracing.storages import state_of, storage_bytes
 from capsbench.workload import Workload, build_case, case_on_device, facts_of
 from helpers import networks_of_others as others
 from helpers.commands import assert_refused
-from helpers.comparing import kept_bytes
+from helpers.comparing import bytes_beside, kept_bytes, tensors_within
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
-FIGURES = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_allocated_bytes")
+FIGURES = (
+    "state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_allocated_bytes", "inference_peak_bytes",
+    "inference_kept_bytes",
+)  # fmt: skip
+PEAKS = {"peak_allocated_bytes", "inference_peak_bytes"}
 
 NUMBER = 8
 """Bytes of a number that a tensor is multiplied by: autograd keeps it as a tensor, of which hooks are not told."""
@@ -77,8 +81,15 @@ def seen(name: str) -> Seen:
     model = f"helpers.networks_of_others:{name}"
     configuration = configured(model)
     step = probed_step(configuration)
-    traced = trace_for(configuration)
+    traced = trace_for(configuration, inference=True)
     return Seen(step.workload, memory_figures(step), traced, predict_memory(configuration, traced).memory)
+
+
+def figures_of(name: str) -> tuple[MemoryFigures, MemoryFigures]:
+    """The measured and the predicted figures of a case."""
+    configuration = configured(name)
+    predicted = predict_memory(configuration, trace_for(configuration, inference=True)).memory
+    return memory_figures(probed_step(configuration)), predicted
 
 
 def tensors_of(function: object) -> Iterator[Tensor]:
@@ -101,7 +112,9 @@ def test_retained_bytes_are_those_that_autograd_keeps(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_prediction_has_every_byte_of_the_measurement(name):
     _, measured, traced, predicted = seen(name)
-    assert {one: getattr(predicted, one) for one in FIGURES} == {one: getattr(measured, one) for one in FIGURES}
+    # What a detector keeps of its boxes in inference depends on their scores.
+    known = [one for one in FIGURES if name != "detector" or not one.startswith("inference")]
+    assert {one: getattr(predicted, one) for one in known} == {one: getattr(measured, one) for one in known}
     assert sum(traced.retained_by_module.values()) == measured.retained_bytes
     if name in READ_VALUES:
         assert READ_VALUES[name] in " ".join(traced.notes)
@@ -109,7 +122,68 @@ def test_a_prediction_has_every_byte_of_the_measurement(name):
     else:
         assert (traced.notes, traced.unsure) == ((), ())
         exact = {one for one, certainty in predicted.certainty.items() if certainty == "exact"}
-        assert exact == set(FIGURES) - {"peak_allocated_bytes"}
+        assert exact == set(FIGURES) - PEAKS
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_inference_keeps_its_outputs(name):
+    load, measured, *_ = seen(name)
+    with load.evaluating():
+        output = load.inference()
+    kept = bytes_beside(tensors_within(output), [*state_of(load.model), *load.given])
+    if name == "scripted":  # TorchScript keeps what its backward would need even where there are no gradients
+        assert measured.inference_kept_bytes >= kept
+    else:
+        assert measured.inference_kept_bytes == kept
+    assert measured.inference_peak_bytes >= measured.state_bytes + measured.inference_kept_bytes
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_cache_of_keys_and_values_grows_by_its_width_in_each_layer(blocks):
+    pytest.importorskip("transformers")
+    batch_size, width, kept = 3, 16, {}
+    for length in (1, 2, 33):
+        sizes = {"length": length, "batch_size": batch_size, "width": width}
+        (cell,) = expand(Sweep((f"{others.__name__}:gpt2_generating",), [blocks], "cpu", settings=sizes, threads=1))
+        measured = memory_figures(probed_step(cell.configuration))
+        predicted = predict_memory(cell.configuration, trace_for(cell.configuration, inference=True)).memory
+        for field in ("inference_peak_bytes", "inference_kept_bytes"):
+            assert getattr(predicted, field) == getattr(measured, field)
+        kept[length] = measured.inference_kept_bytes
+    per_token = 2 * blocks * width * batch_size * torch.float32.itemsize
+    assert (kept[2] - kept[1], kept[33] - kept[1]) == (per_token, 32 * per_token)
+
+
+def test_a_peak_of_inference_has_weights_and_batch_but_no_optimizer():
+    measured, predicted = figures_of(f"{__name__}:simple")
+    # Two layers, of which the second needs the output of the first.
+    weights, batch, output = 2 * 4 * (8 * 8 + 8), 4 * (4 * 8), 4 * (4 * 8)
+    assert measured.optimizer_bytes > 2 * weights
+    for found in (measured, predicted):
+        assert (found.inference_peak_bytes, found.inference_kept_bytes) == (weights + batch + 2 * output, output)
+
+
+def test_an_inference_that_fails_leaves_a_note_and_the_training_step():
+    configuration = configured(f"{__name__}:trains_alone")
+    step, traced = probed_step(configuration), trace_for(configuration, inference=True)
+    measured, predicted = memory_figures(step), predict_memory(configuration, traced).memory
+    assert measured.retained_bytes == predicted.retained_bytes > 0
+    assert predicted.certainty["retained_bytes"] == "exact"
+    for found, notes in ((measured, step.workload.notes()), (predicted, traced.inference.notes)):
+        assert found.inference_peak_bytes is found.inference_kept_bytes is None
+        assert list(notes) == ["the memory of an inference step is not known: RuntimeError: it only trains"]
+    assert step.workload.model.training
+
+
+def test_what_inference_assumes_is_no_guess_of_the_training_step():
+    """The network reads a value where it is evaluated alone."""
+    configuration = configured(f"{__name__}:reads_in_inference")
+    traced = trace_for(configuration, inference=True)
+    assert traced.notes == ()
+    assert any("reads a tensor's value" in note for note in traced.inference.notes)
+    certainty = predict_memory(configuration, traced).memory.certainty
+    assert certainty["inference_kept_bytes"] == certainty["inference_peak_bytes"] == "guessed"
+    assert certainty["retained_bytes"] == "exact"
 
 
 @pytest.mark.slow
@@ -295,6 +369,28 @@ def simple(blocks=1, batch_size=4, width=8, rate=0.5, bias=True, kind="mean"):
     if width == 13:
         raise ValueError("13 brings bad luck")
     return Case(nn.Sequential(*layers), torch.ones(batch_size, width), loss=getattr(Tensor, kind))
+
+
+class InTraining(nn.Module):
+    """A layer that does something else in evaluation."""
+
+    def __init__(self, otherwise) -> None:
+        super().__init__()
+        self.layer, self.otherwise = nn.Linear(8, 8), otherwise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if self.training else self.otherwise(self.layer(x))
+
+
+def trains_alone():
+    def refuse(_: Tensor) -> Tensor:
+        raise RuntimeError("it only trains")
+
+    return Case(InTraining(refuse), torch.ones(4, 8), loss=Tensor.sum)
+
+
+def reads_in_inference():
+    return Case(InTraining(lambda out: out * out.mean().item()), torch.ones(4, 8), loss=Tensor.sum)
 
 
 def returns_a_module(blocks=1):

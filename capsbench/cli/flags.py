@@ -240,9 +240,42 @@ def cell_options(*names: str, single: bool = False) -> Callable[[Any], Any]:
     return together(*(cell_option(name, single=single) for name in names))
 
 
+def axis_named(text: str) -> str:
+    """The name of an axis as it is typed: `batch-size` → `batch_size`, `depth` → `blocks`."""
+    name = text.strip().replace("-", "_")
+    return "blocks" if name == "depth" else name
+
+
+def parse_place(flag: str, text: str) -> dict[str, float]:
+    """Parse a position on several axes: `blocks=16,batch-size=256`.
+
+    Raises:
+        ConfigurationError: a part is not a name with a number.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number) or not name.strip():
+            raise ConfigurationError(f"{flag} '{text}' is no position on axes", "write NAME=NUMBER: blocks=16,batch-size=256")
+        found[axis_named(name)] = number
+    return found
+
+
 # Options of more than one command
 
 DEVICE_OPTION = cell_option("device", help="auto, cpu, cuda, cuda:N.")
+ALONG_OPTION = click.option(
+    "--along",
+    "axis",
+    type=Parsed("name", lambda _, text: axis_named(text)),
+    help="Axis: depth, batch-size, or what --vary named; by default each that a report varies.",
+)
+"""The axis over which reports are drawn."""
+
 DATA_DIR_OPTION = click.option("--data-dir", type=FOLDER, help="Folder of the real data sets; by default $CAPSBENCH_DATA.")
 DOWNLOAD_OPTION = click.option("--download", is_flag=True, help="Fetch a data set that is not on disk.")
 TIMEOUT_OPTION = click.option("--timeout", type=positive("seconds"), default=1800, help="Seconds per process.")
@@ -349,7 +382,8 @@ def refuse_for_own(models: Sequence[str]) -> None:
         ConfigurationError: one was typed.
     """
     own = next((model for model in models if model not in ("all", *MODELS)), None)
-    typed = next((name for name in NETWORK_OPTIONS if was_typed(name)), None) if own else None
+    not_had = [name for name in NETWORK_OPTIONS if not OPTIONS[name].networks.have(own)]
+    typed = next((name for name in not_had if was_typed(name)), None) if own else None
     if own is not None and typed is not None:
         from capsbench.sweep.plan import no_effect
 

@@ -1,6 +1,6 @@
 """Reading of reports and printing, for all commands."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from capsbench.cli.command import echo, in_words_of_command
 from capsbench.cli.streams import signs_of
 from capsbench.errors import StoreError
 from capsbench.files import damage_in_words, nothing_to_read
-from capsbench.report import Report, frame_of, reports_below, summary_in
+from capsbench.report import Report, reports_below, summary_in
 from capsbench.words.printable import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def load_records(folder: Path) -> "pd.DataFrame":
     Raises:
         StoreError: there are none, or they cannot be read.
     """
+    from capsbench.frame import frame_of
+
     reports = reports_below(folder)
     warn_of_damages(reports)
     if not any(report.records for report in reports):
@@ -85,18 +87,51 @@ def print_slopes(frame: "pd.DataFrame", table: "pd.DataFrame", *, as_json: bool)
         table: their slopes.
         as_json: whether as JSON.
     """
-    from capsbench.terminal.tables import peak_note, slopes_table
+    from capsbench.frame import AXIS_COLUMN
+    from capsbench.stats.surface import cross_terms
+    from capsbench.terminal.tables import cross_terms_table, peak_note, slopes_table
 
     if as_json:
         echo(table.to_json(orient="records", indent=1))
         return
     console = console_of()
     if table.empty:
-        say(console, "no slopes: a line needs two measured depths")
+        say(console, no_slopes(frame))
         return
-    console.print(slopes_table(table))
+    for _, rows in table.groupby(AXIS_COLUMN, sort=False):
+        console.print(slopes_table(rows))
+    shared = cross_terms(frame)
+    if len(shared):
+        console.print(cross_terms_table(shared))
     if note := peak_note(table, frame):
         say(console, note)
+
+
+def print_estimates(table: "pd.DataFrame", at: Mapping[str, float], *, as_json: bool) -> None:
+    """Print costs at a point on standard output, as a table or as JSON.
+
+    Args:
+        table: result of `capsbench.stats.surface.predicted_at`.
+        at: the point.
+        as_json: whether as JSON.
+    """
+    from capsbench.terminal.tables import estimates_table
+
+    if as_json:
+        echo(table.to_json(orient="records", indent=1))
+    elif table.empty:
+        say(console_of(), f"no estimates: there must be more cells than terms, over {' and '.join(at)}")
+    else:
+        console_of().print(estimates_table(table, at))
+
+
+def no_slopes(frame: "pd.DataFrame") -> str:
+    """The reason that there is no slope: `no slopes: a line needs two measured depths`."""
+    from capsbench.frame import axes_in
+
+    if axes_in(frame) == ["blocks"]:
+        return "no slopes: a line needs two measured depths"
+    return f"no slopes: a line needs two measured positions along {' or '.join(axes_in(frame))}"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import FOLDER, NameList
+from capsbench.cli.flags import ALONG_OPTION, FOLDER, NameList
 from capsbench.cli.output import warn_of_damages
 from capsbench.errors import StoreError
 from capsbench.files import nothing_to_read
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 )
 @click.option("--per", type=click.Choice(["step", "epoch"]), default="step", help="Seconds per step or epoch.")
 @click.option("--paper", "with_paper", is_flag=True, help="Draw the paper's table 4 where comparable (process, reserved).")
-def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool) -> None:
+@ALONG_OPTION
+def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool, axis: str | None) -> None:
     """Draw figures 3 and 4 of every report at or below a folder again from its records, and the report's page.
 
     A report of `reproduce` is drawn as `reproduce` draws it, unless an option asks for something else.
@@ -47,7 +48,7 @@ def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_pape
             # The other reports are still drawn.
             empty.append(nothing_to_read(one.folder))
             continue
-        for path in one.write(memory=metric, per=per, with_paper=with_paper):
+        for path in one.write(memory=metric, per=per, with_paper=with_paper, along=axis):
             echo(path)
         comparable = comparable or bool(on_gpu(one.frame).any())
     for other in empty[1:]:

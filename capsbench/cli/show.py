@@ -6,26 +6,28 @@ import click
 from rich.text import Text
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import FOLDER
-from capsbench.cli.output import console_of, load_records
+from capsbench.cli.flags import ALONG_OPTION, FOLDER
+from capsbench.cli.output import console_of, load_records, no_slopes
 from capsbench.cli.streams import signs_of
 from capsbench.figures.sparks import BLOCKS, PLAIN
 
 
 @click.command("show", cls=Command)
 @click.argument("reports", type=FOLDER)
-def command(reports: Path) -> None:
-    """Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth.
+@ALONG_OPTION
+def command(reports: Path, axis: str | None) -> None:
+    """Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth, or over what was varied.
 
     \b
     Examples:
       capsbench show reports/
-      capsbench show reports/mine
+      capsbench show reports/mine --along batch-size
     """
+    from capsbench.frame import along
     from capsbench.stats.slopes import fitted_slopes
     from capsbench.terminal.show import show_lines
 
-    frame = load_records(reports)
+    frame = along(load_records(reports), axis)
     console = console_of()
     signs = BLOCKS
     try:
@@ -36,4 +38,4 @@ def command(reports: Path) -> None:
     for line in show_lines(frame, table, signs):
         console.print(Text(signs_of(line.plain, "ascii")) if signs == PLAIN else line, soft_wrap=True)
     if table.empty:
-        echo("no slopes: a line needs two measured depths")
+        echo(no_slopes(frame))

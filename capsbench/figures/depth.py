@@ -20,8 +20,10 @@ from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn
 from capsbench.figures.styles import SMALL, STYLE, SeriesStyle, series_styles
+from capsbench.frame import AXIS_COLUMN, along, axes_in
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.stats.slopes import fit_line, noises, series_of
+from capsbench.words.along import places_text
 from capsbench.words.labels import Names, Series, cut, dataset_title, on_gpu
 
 _LONGEST_TITLE = 36
@@ -45,6 +47,7 @@ def figure3(
     with_paper: bool = False,
     ax: Axes | AxesGrid | None = None,
     width: float | None = None,
+    axis: str | None = None,
 ) -> AxesGrid:
     """Memory, training time and inference time over depth; a row per data set (Momentum Capsule Networks, figure 3).
 
@@ -55,15 +58,16 @@ def figure3(
         with_paper: draw the paper's table 4 as a pale line, where the drawn memory is comparable.
         ax: axes to draw on, `[data sets, columns]`, or one for a single panel; by default those of a new figure.
         width: width of a new figure in inches; by default 3.7 for each column.
+        axis: what the figure is drawn over; by default the first axis of the frame's reports.
 
     Returns:
         The axes, `[data sets, columns]`.
 
     Raises:
-        ConfigurationError: `ax` does not have one axes for each panel.
+        ConfigurationError: `ax` does not have one axes for each panel, or seconds per epoch are to be drawn over the batch size.
     """
     columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"], TIME_METRICS["inference"]]
-    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=False, ax=ax, width=width)
+    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=False, ax=ax, width=width, axis=axis)
 
 
 def figure4(
@@ -74,13 +78,14 @@ def figure4(
     with_paper: bool = False,
     ax: Axes | AxesGrid | None = None,
     width: float | None = None,
+    axis: str | None = None,
 ) -> AxesGrid:
     """Memory and training time over depth, with fitted lines and their slopes (Momentum Capsule Networks, figure 4).
 
     The arguments are those of `figure3`.
     """
     columns = [*(MEMORY_METRICS[name] for name in memory), TIME_METRICS["train"]]
-    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=True, ax=ax, width=width)
+    return _grid(frame, columns, per=per, with_paper=with_paper, with_fit=True, ax=ax, width=width, axis=axis)
 
 
 def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("svg", "png", "pdf")) -> list[Path]:
@@ -111,9 +116,12 @@ def _save(figure: Figure, file: Path | io.BytesIO, kind: str) -> None:
 
 def _grid(
     frame: pd.DataFrame, columns: Sequence[Metric], *, per: Per, with_paper: bool, with_fit: bool,
-    ax: Axes | AxesGrid | None, width: float | None,
+    ax: Axes | AxesGrid | None, width: float | None, axis: str | None,
 ) -> AxesGrid:  # fmt: skip
-    """Panels over depth: a row for each data set, and a column for each metric that has values."""
+    """Panels over an axis: a row for each data set, and a column for each metric that has values."""
+    frame = along(frame, axis or axes_in(frame)[0])
+    if per == "epoch" and (frame[AXIS_COLUMN] == "batch_size").any():
+        raise ConfigurationError("`per` is epoch along batch_size, which changes the steps of an epoch", "draw seconds per step")
     datasets = list(dict.fromkeys(frame["dataset"])) or [""]
     styles = series_styles(frame)
     if width is not None:
@@ -146,7 +154,8 @@ def _draw_row(
     """Draw the panels of one data set, and return the handles of each one's legend; without fits the first has them all."""
     every = list(series_of(frame))
     # The paper's nvidia-smi readings can stand beside memory of a device at the paper's batch alone.
-    beside_paper = with_paper and bool((on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE)).any())
+    comparable = on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE) & (frame[AXIS_COLUMN] == "blocks")
+    beside_paper = with_paper and bool(comparable.any())
     names = Names(series for series, _ in every)
     handles_of: list[list[Line2D]] = []
     left: dict[str, int] = {}
@@ -206,6 +215,9 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
 def _caption(frame: pd.DataFrame, *, timed: bool) -> str:
     """The settings that all cells share, and the meaning of error bars and crosses."""
     shared = []
+    blocks = frame["blocks"].dropna().unique()
+    if len(blocks) == 1 and blocks[0]:
+        shared.append(places_text("blocks", blocks))
     for column in ("batch_size", "kernel", "precision", "device"):
         values = frame[column].dropna().unique()
         if len(values) == 1:
@@ -226,10 +238,12 @@ def _turns_caption(frame: pd.DataFrame) -> list[str]:
     """The meaning of times of cells that took turns."""
     lines = [line for _, cells in series_of(frame) if in_turn(cells).any() and (line := fit_line(cells, TIME_METRICS["train"]))]
     bases = {line.basis for line in lines} - {"cells"}
-    notes = (
-        ["times: depths took turns, bars are 95 % intervals beside the first and last depth of the same rounds"] if bases else []
-    )
+    over_depth = (frame[AXIS_COLUMN] == "blocks").all()
+    one, several, parts = ("depth", "depths", "blocks") if over_depth else ("position", "positions", "growing parts")
+    notes = []
+    if bases:
+        notes.append(f"times: {several} took turns, bars are 95 % intervals beside the first and last {one} of the same rounds")
     if "edges" in bases:
-        notes.append("blocks and optimizer are timed by themselves, and the rest of a step is drawn equal at all depths")
+        notes.append(f"{parts} and optimizer are timed by themselves, and the rest of a step is drawn equal at all {several}")
     grows = any(line.turns.rest_grows for line in lines if line.turns is not None)
     return [*notes, "where the rest grows too, whole steps are drawn"] if grows else notes

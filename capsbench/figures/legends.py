@@ -1,4 +1,4 @@
-"""Legends of panels over depth: inside a panel that has room, beneath one that has none."""
+"""Legends of panels over an axis: inside a panel that has room, beneath one that has none."""
 
 import textwrap
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""One metric over depth as one panel of a figure: points, fitted lines, the end of a series, and the paper's own values."""
+"""One metric over an axis as one panel of a figure: points, fitted lines, the end of a series, and the paper's own values."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -12,13 +12,17 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from capsbench import paper
+from capsbench.axes import axis_unit, over_the, per_pair
 from capsbench.catalog import SPECS
 from capsbench.devices import MIB
 from capsbench.figures.legends import legend_text
 from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key
-from capsbench.frame import ROUNDS_COLUMN
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN
+from capsbench.stats.bases import Curve
+from capsbench.stats.intervals import Interval
 from capsbench.stats.metrics import Metric
-from capsbench.stats.slopes import LineFit, fit_line, values_by_depth
+from capsbench.stats.slopes import LineFit, fit_line, values_by_position
+from capsbench.words.along import axis_label
 from capsbench.words.labels import Names, Series, model_title
 from capsbench.words.slopes_in_words import within_text
 from capsbench.words.units import slope_text
@@ -27,7 +31,7 @@ Per = Literal["step", "epoch"]
 
 
 _ASIDE = 0.16
-"""Distance in blocks between markers that would lie on each other."""
+"""Distance between markers that would lie on each other, in blocks or else in sevenths of the positions' range."""
 _ALIKE = 0.03
 """Largest difference of values that lie on each other, as a share of the range of all values of a panel."""
 
@@ -40,7 +44,7 @@ class DrawnPoints(NamedTuple):
     """Rows that have a value."""
     fit: LineFit | None
     values: pd.Series
-    """Values by depth, in the panel's unit."""
+    """Values by position, in the panel's unit."""
     bars: pd.Series | NDArray[np.float64] | None
     """Lengths of error bars: as many as values, or `[2, values]` downwards and upwards."""
     scale: float
@@ -54,20 +58,20 @@ def _points(series: Series, cells: pd.DataFrame, metric: Metric, per: Per) -> Dr
         return None
     scale = 1 / MIB if metric.is_bytes else 1.0 if per == "step" else _steps_per_epoch(series)
     fit = fit_line(measured, metric)
-    by_depth = measured[metric.column].astype(float).groupby(measured["blocks"])
+    by_position = measured[metric.column].astype(float).groupby(measured[POSITION_COLUMN])
     if fit is not None and fit.turns is not None:
-        values = pd.Series(values_by_depth(measured, metric, fit)).sort_index()
+        values = pd.Series(values_by_position(measured, metric, fit)).sort_index()
         at = fit.turns.at
         ends = [
-            (one.seconds - one.low, one.high - one.seconds) if (one := at.get(depth)) else (0.0, 0.0) for depth in values.index
+            (one.seconds - one.low, one.high - one.seconds) if (one := at.get(place)) else (0.0, 0.0) for place in values.index
         ]
         return DrawnPoints(series, measured, fit, values * scale, np.nan_to_num(np.array(ends).T) * scale, scale)
-    deviations = by_depth.std().fillna(0) * scale if (by_depth.size() > 1).any() else None
-    return DrawnPoints(series, measured, fit, by_depth.mean() * scale, deviations, scale)
+    deviations = by_position.std().fillna(0) * scale if (by_position.size() > 1).any() else None
+    return DrawnPoints(series, measured, fit, by_position.mean() * scale, deviations, scale)
 
 
 def _shifts(drawn: Sequence[pd.Series]) -> list[float]:
-    """Distances in blocks by which markers are moved aside, so that those of series with equal values stand side by side."""
+    """Distances by which markers are moved aside, in `_ASIDE`, so that those of series with equal values stand side by side."""
     span = max(one.max() for one in drawn) - min(one.min() for one in drawn) if drawn else 0.0
     groups: list[list[int]] = []
     for number, values in enumerate(drawn):
@@ -93,13 +97,15 @@ def draw_panel(
     ax: Axes, frame: pd.DataFrame, drawn: Sequence[tuple[Series, pd.DataFrame]], names: Names, metric: Metric,
     styles: dict[str, SeriesStyle], *, per: Per, with_fit: bool,
 ) -> list[Line2D]:  # fmt: skip
-    """Draw one metric over depth for some of the frame's series, and return the handles for a legend."""
+    """Draw one metric over an axis for some series of a frame along it, and return the handles for a legend."""
+    axis = str(frame[AXIS_COLUMN].iloc[0]) if len(frame) else "blocks"
     found = [one for series, cells in drawn if (one := _points(series, cells, metric, per)) is not None]
-    shifts = _shifts([one.values for one in found]) if in_turn(frame).any() else [0.0] * len(found)
+    step = 1.0 if axis == "blocks" else float(np.ptp(frame[POSITION_COLUMN])) / 7
+    shifts = [step * one for one in _shifts([one.values for one in found])] if in_turn(frame).any() else [0.0] * len(found)
     handles = []
     for (series, measured, fit, mean, bars, scale), shift in zip(found, shifts, strict=True):
         style = styles[style_key(series)]
-        label = legend_text(names.of(series), _fit_text(fit, metric, scale) if with_fit and fit else "")
+        label = legend_text(names.of(series), _fit_text(fit, metric, scale, axis) if with_fit and fit else "")
         if with_fit and fit is not None:
             _draw_fit(ax, fit, mean, metric, style, scale)
         at = mean.index + shift if shift else mean.index
@@ -114,14 +120,15 @@ def draw_panel(
             Line2D([], [], color=style.colour, marker=style.marker, ls=dash, ms=style.size, mfc="white", lw=1, label=label)
         )
         _mark_end(ax, frame, series, mean, style)
-    ax.set_xlabel("blocks")
+    ax.set_xlabel(axis_label(axis))
     times = "seconds per step" if per == "step" else "seconds per epoch of the paper's set"
     ax.set_ylabel("MiB" if metric.is_bytes else times)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if (frame[POSITION_COLUMN] == frame[POSITION_COLUMN].round()).all():
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return handles
 
 
-def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
+def _fit_text(fit: LineFit, metric: Metric, scale: float, axis: str) -> str:
     """Text `8.3 ± 0.4 ms/block`, a note that no change is measurable, or one that the values are not a line."""
     if fit.shape == "not a line":
         return fit.shape
@@ -129,33 +136,49 @@ def _fit_text(fit: LineFit, metric: Metric, scale: float) -> str:
     slope, low, high = (factor * one for one in (fit.fit.slope, *(fit.fit.slope_interval or (fit.fit.slope, fit.fit.slope))))
     if fit.shape == "no change measurable":
         # A panel is too narrow for more.
-        return f"no change {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)}/block"
+        return f"no change {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)}/{axis_unit(axis)}"
+    if fit.curve is not None:
+        return _curve_text(fit.curve, metric, factor, axis)
     alone = " (no interval)" if fit.fit.slope_interval is None and not metric.repeats else ""
-    return f"{slope_text(slope, low, high, is_bytes=metric.is_bytes)}/block{alone}"
+    return f"{slope_text(slope, low, high, is_bytes=metric.is_bytes)}/{axis_unit(axis)}{alone}"
+
+
+def _curve_text(curve: Curve, metric: Metric, factor: float, axis: str) -> str:
+    """Text `12.3 KiB/token, 48 B per pair of tokens`, or `8.00 GiB divided by world size`."""
+
+    def text(value: float, ends: Interval | None) -> str:
+        low, high = ends or (value, value)
+        return slope_text(factor * value, factor * low, factor * high, is_bytes=metric.is_bytes)
+
+    term = text(curve.term, curve.term_interval)
+    if curve.form == "inverse":
+        return f"{term} {over_the(axis)}"
+    return f"{text(curve.slope, curve.slope_interval)}/{axis_unit(axis)}, {term} {per_pair(axis)}"
 
 
 def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: SeriesStyle, scale: float) -> None:
-    """Draw the fitted line; if none fits, join the points palely, and if no change is measurable, draw nothing."""
+    """Draw the fitted line or curve; if none fits, join the points palely, and if no change is measurable, draw nothing."""
     if fit.shape == "no change measurable":
         return
     if fit.shape == "not a line":
         ax.plot(mean.index, mean, ls=style.dash, drawstyle=_joined(metric, fit), color=style.colour, lw=0.8, alpha=0.4)
         return
     ends = [mean.index.min(), mean.index.max()]
-    ax.plot(ends, [scale * (fit.fit.intercept + fit.fit.slope * x) for x in ends], ls=style.dash, color=style.colour, lw=1)
+    at = ends if fit.curve is None else np.linspace(ends[0], ends[1], 60).tolist()
+    ax.plot(at, [scale * fit.at(x) for x in at], ls=style.dash, color=style.colour, lw=1)
 
 
 def _joined(metric: Metric, fit: LineFit | None) -> Literal["default", "steps-mid"]:
-    """Style in which points are joined: reserved memory comes in segments, and jumps from one depth to the next."""
+    """Style in which points are joined: reserved memory comes in segments, and jumps from one position to the next."""
     return "steps-mid" if metric.name == "reserved" and fit is not None and not fit.linear else "default"
 
 
 def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: SeriesStyle, shift: float) -> None:
-    """Draw a cross through the marker of each depth whose times were disturbed."""
-    noisy = [] if metric.is_bytes else sorted(set(measured.loc[measured["noise"] != "", "blocks"]))
+    """Draw a cross through the marker of each position whose times were disturbed."""
+    noisy = [] if metric.is_bytes else sorted(set(measured.loc[measured["noise"] != "", POSITION_COLUMN]))
     if noisy:
         ax.plot(
-            [depth + shift for depth in noisy] if shift else noisy,
+            [place + shift for place in noisy] if shift else noisy,
             mean.loc[noisy],
             "x",
             color=style.colour,
@@ -172,12 +195,12 @@ def _mark_end(ax: Axes, frame: pd.DataFrame, series: Series, mean: pd.Series, st
         same = same[same[column].isna() if pd.isna(value) else same[column] == value]  # type: ignore[call-overload]
     if same.empty:
         return
-    at = same["blocks"].min()
-    # A deeper network may have had room again; the mark stands where there was first none.
+    at = same[POSITION_COLUMN].min()
+    # A larger step may have had room again; the mark stands where there was first none.
     shallower = mean[mean.index <= at]
     start, height = (shallower.index[-1], shallower.iloc[-1]) if len(shallower) else (mean.index[0], mean.iloc[0])
     ax.plot([start, at], [height] * 2, ":", color=style.colour, lw=1)
-    early = 2 * at < frame["blocks"].min() + frame["blocks"].max()
+    early = 2 * at < frame[POSITION_COLUMN].min() + frame[POSITION_COLUMN].max()
     ax.annotate("out of memory", (at, height), color=style.colour, fontsize=7.5, ha="left" if early else "right", va="bottom")
 
 

@@ -1,7 +1,10 @@
 """Small charts: of block characters for a terminal, of a few points for a notebook."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
+
+from capsbench.frame import AXIS_COLUMN
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 PLAIN = "_.-~=+*#"
@@ -10,12 +13,18 @@ PLAIN = "_.-~=+*#"
 _WIDEST = 12
 
 SparkPoints = Sequence[tuple[float, float]]
-"""Pairs of depth and value."""
+"""Pairs of position and value."""
 
 
 def scale_of(series: Mapping[Any, Any], metric: str) -> tuple[str, ...]:
     """A key that is equal for series whose charts share a scale, so that level lines look level: one kind of device, one load."""
-    return metric, str(series.get("dataset")), str(series.get("batch_size")), str(series.get("device")).partition(":")[0]
+    return (
+        metric,
+        str(series.get(AXIS_COLUMN)),
+        str(series.get("dataset")),
+        str(series.get("batch_size")),
+        str(series.get("device")).partition(":")[0],
+    )
 
 
 def value_ranges(
@@ -46,7 +55,7 @@ def spark(values: Sequence[float], low: float, high: float, blocks: str = BLOCKS
 
 def svg(
     points: SparkPoints,
-    line: tuple[float, float] | None,
+    fitted: SparkPoints,
     colour: str,
     low: float,
     high: float,
@@ -56,17 +65,16 @@ def svg(
     """Points and the line through them as a scalable picture without text.
 
     Args:
-        points: depth and value, at least one.
-        line: intercept and slope; None where no line fits.
+        points: position and value, at least one.
+        fitted: points of the fitted line or curve, by position; empty where none fits.
         colour: colour of both.
         low: the value at the lower edge.
         high: the value at the upper edge; where it is `low`, points lie in the middle.
         width: width of the picture in pixels.
         height: height of the picture in pixels.
     """
-    depths = [x for x, _ in points]
-    ends = (min(depths), max(depths))
-    fitted = [] if line is None else [(x, line[0] + line[1] * x) for x in ends]
+    places = [x for x, _ in points]
+    ends = (min(places), max(places))
     margin = 4.0
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -75,8 +83,7 @@ def svg(
         return margin + across * (width - 2 * margin), height - margin - up * (height - 2 * margin)
 
     parts = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>' for x, y in (place(*point) for point in points)]
-    if fitted:
-        (x1, y1), (x2, y2) = (place(*end) for end in fitted)
+    for (x1, y1), (x2, y2) in pairwise(place(*point) for point in fitted):
         parts.insert(0, f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="1.2"/>')
     return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(parts)}</svg>'
 

@@ -15,7 +15,7 @@ class Finding:
     """A figure that changed beyond its threshold: a slope or level, or the cells of a series whose slope has not changed."""
 
     comparison: Comparison
-    """The comparison; of several cells, that of the deepest."""
+    """The comparison; of several cells, that of the last on the axis."""
     cells: int = 0
     """Number of cells that changed; 0 for a slope or level."""
     of: int = 0
@@ -24,7 +24,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Fault:
-    """Depths of one series that ended alike, and not as they should."""
+    """Cells of one series that ended alike, and not as they should."""
 
     outcomes: tuple[Outcome, ...]
 
@@ -102,7 +102,7 @@ def findings(compared: Compared, verdict: Verdict) -> Iterator[Finding]:
         # The time of one process is too uncertain by itself.
         changed = [it for it in cells if it.verdict == verdict and it.is_bytes]
         if changed and not wide:
-            yield Finding(max(changed, key=lambda it: it.blocks or 0), len(changed), len(cells))
+            yield Finding(max(changed, key=lambda it: it.position or 0), len(changed), len(cells))
 
 
 def _faults(outcomes: Iterable[Outcome], verdict: Verdict) -> list[Fault]:

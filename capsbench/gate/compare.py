@@ -41,8 +41,9 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
         outcomes += pair.outcomes()
     # A new series can fail as well as a known one.
     outcomes += [
-        Outcome(series.options(), cell.blocks, cell.replicate, None, cell.status, "worse", cell.message or "")
+        Outcome(series.options(), cell.position, cell.replicate, None, cell.status, "worse", cell.message or "")
         for series in only_after
+        if not series.further
         for cell in series.cells
         if cell.status in FAULTS
     ]

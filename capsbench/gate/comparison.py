@@ -12,7 +12,7 @@ from capsbench.words.modules import ModuleChange
 
 Verdict = Literal["same", "better", "worse", "not comparable"]
 Scope = Literal["slope", "level", "cell"]
-"""The scopes of a figure: change per block; a time over all cells of a series; one cell."""
+"""The scopes of a figure: change per block, or another unit of the axis; a time over all cells of a series; one cell."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Thresholds:
     bytes_share: float = 0.01
     """Share of the figure before."""
     bytes_least: float = 512
-    """Bytes, or bytes per block; the larger of the two counts."""
+    """Bytes, or bytes per unit of the axis; the larger of the two counts."""
     time_share: float = 0.10
     """Share of the time before."""
 
@@ -46,24 +46,24 @@ class Comparison:
     """A key of `BYTES` or `TIMES`."""
     verdict: Verdict
     before: float | None = None
-    """Bytes or seconds, per block for a slope. Times are scaled to the machine of the first run by the yardstick."""
+    """Bytes or seconds, per unit of the axis for a slope. Times are scaled to the machine of the first run by the yardstick."""
     after: float | None = None
     low: float | None = None
     """95 % interval of the difference; None if figures repeat exactly, or no interval is known."""
     high: float | None = None
     why: str = ""
     """Reason that it is not comparable, or a remark."""
-    blocks: int | None = None
-    """Depth of a cell, and otherwise the deepest that both runs have."""
+    position: float | None = None
+    """Position of a cell on the axis of its series, and otherwise the last that both runs have."""
     replicate: int = 0
     modules: tuple[ModuleChange, ...] = ()
-    """Changes of the retained bytes of modules at that depth."""
+    """Changes of the retained bytes of modules there."""
     p_value: float | None = None
     """P-value of a time, adjusted for the number of times that are compared."""
     shapes: tuple[Shape, Shape] | None = None
-    """The shapes of a time over depth in the first run and in the second."""
+    """The shapes of a time over the axis in the first run and in the second."""
     within: tuple[float, float] | None = None
-    """Seconds per block that the slope of a time exceeds in neither run, whatever its sign."""
+    """Seconds per unit of the axis that the slope of a time exceeds in neither run, whatever its sign."""
 
     @property
     def is_bytes(self) -> bool:
@@ -76,7 +76,7 @@ class Outcome:
     """A cell that ended differently from before, or did not end well."""
 
     series: Mapping[str, object]
-    blocks: int
+    position: float
     replicate: int
     before: Status | None
     """Status before; None if it was not measured."""

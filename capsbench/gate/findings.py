@@ -3,9 +3,12 @@
 from collections.abc import Iterable
 from typing import Literal
 
+from capsbench.axes import axis_unit
+from capsbench.frame import AXIS_COLUMN
 from capsbench.gate.check import Fault, Finding, LeftOut
 from capsbench.gate.comparison import Comparison, Outcome
 from capsbench.gate.summary import SeriesSummary
+from capsbench.words.along import places_text
 from capsbench.words.labels import Names, Series, dataset_title
 from capsbench.words.modules import ModuleChange
 from capsbench.words.slopes_in_words import within_text
@@ -18,6 +21,8 @@ QUANTITY_TITLES = {
     "state": "weights",
     "gradient": "gradients",
     "optimizer": "optimizer state",
+    "inference-peak": "peak of inference",
+    "inference-kept": "kept by inference",
     "train": "train step",
     "inference": "inference",
 }
@@ -48,9 +53,9 @@ def figure_name(it: Comparison) -> str:
     """Name of a figure: `retained / block`, `train step`, `retained at 8 blocks`."""
     title = QUANTITY_TITLES[it.quantity]
     if it.scope == "slope":
-        return f"{title} / block"
+        return f"{title} / {axis_unit(_axis(it.series))}"
     replicate = f" #{it.replicate + 1}" if it.replicate else ""
-    return title if it.scope == "level" else f"{title} at {_blocks([it.blocks or 0])}{replicate}"
+    return title if it.scope == "level" else f"{title} at {places_text(_axis(it.series), [it.position or 0])}{replicate}"
 
 
 def value_text(it: Comparison, run: Literal["before", "after"]) -> str:
@@ -124,8 +129,8 @@ def fault_text(fault: Fault, labels: Labels) -> str:
 
 def missing_text(series: SeriesSummary, labels: Labels) -> str:
     """A note on a series of the baseline that was not measured at all."""
-    depths = _blocks(sorted({cell.blocks for cell in series.cells}))
-    return f"{labels.of(series.options())}: {depths}: not measured"
+    places = places_text(series.axis, sorted({cell.position for cell in series.cells}))
+    return f"{labels.of(series.options())}: {places}: not measured"
 
 
 def left_out_text(left: LeftOut, labels: Labels) -> str:
@@ -136,10 +141,9 @@ def left_out_text(left: LeftOut, labels: Labels) -> str:
 def _cells(outcomes: Iterable[Outcome]) -> str:
     alike = list(outcomes)
     replicates = sorted({it.replicate for it in alike} - {0})
-    text = _blocks(sorted({it.blocks for it in alike}))
+    text = places_text(_axis(alike[0].series), sorted({it.position for it in alike}))
     return text + (f" (replicate {', '.join(str(it + 1) for it in replicates)})" if replicates else "")
 
 
-def _blocks(depths: Iterable[int]) -> str:
-    numbers = list(depths)
-    return f"{', '.join(map(str, numbers))} block{'' if numbers == [1] else 's'}"
+def _axis(series: Series) -> str:
+    return str(series.get(AXIS_COLUMN, "blocks"))

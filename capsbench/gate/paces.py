@@ -33,7 +33,7 @@ FEWEST_CELLS = 3
 class Place(NamedTuple):
     """Position of a cell in its series."""
 
-    blocks: int
+    blocks: float
     replicate: int = 0
 
 
@@ -80,7 +80,7 @@ def level_change(before: Sequence[float], after: Sequence[float], places: Sequen
 
 
 def slope_change(
-    blocks: Sequence[int], before: Sequence[float], after: Sequence[float], replicates: Sequence[int] | None = None
+    blocks: Sequence[float], before: Sequence[float], after: Sequence[float], replicates: Sequence[int] | None = None
 ) -> Change | None:
     """The change of a time's slope over depth, from the standard errors of both lines, which are independent.
 
@@ -206,7 +206,7 @@ def _between(logs: Floats, places: Sequence[Place], *, share: bool) -> list[Stan
     return [StandardError(scatter / replicates.size**0.5 if share else scatter, replicates.size - 1.0)]
 
 
-def _means(values: Floats, groups: Sequence[int]) -> Floats:
+def _means(values: Floats, groups: Sequence[float]) -> Floats:
     """The mean of each group, in ascending order of the groups."""
     _, places, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return np.asarray(np.bincount(places, weights=values) / counts, dtype=float)

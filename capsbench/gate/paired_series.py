@@ -21,7 +21,7 @@ from capsbench.records import Status, adds_up
 from capsbench.stats.least_squares import fit_slope
 from capsbench.words.modules import module_changes
 
-PORTABLE = frozenset({"retained", "state", "gradient", "optimizer"})
+PORTABLE = frozenset({"retained", "state", "gradient", "optimizer", "inference-kept"})
 """Bytes that are equal on every machine."""
 
 HELD_BY_MODULES = frozenset({"retained", "peak", "reserved"})
@@ -56,14 +56,16 @@ class PairedSeries:
         self.old, self.new, self.limits = old, new, limits
         self.series = old.options()
         self._machines = before.environments, after.environments
-        theirs = {(cell.blocks, cell.replicate): cell for cell in new.cells}
-        self.cells = [(cell, theirs.get((cell.blocks, cell.replicate))) for cell in old.cells]
-        ours = {(cell.blocks, cell.replicate) for cell in old.cells}
+        theirs = {(cell.position, cell.replicate): cell for cell in new.cells}
+        self.cells = [(cell, theirs.get((cell.position, cell.replicate))) for cell in old.cells]
+        ours = {(cell.position, cell.replicate) for cell in old.cells}
         self.added = [cell for key, cell in theirs.items() if key not in ours]
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Cells whose outcome changed or is a fault."""
-        depths = {cell.blocks for cell in self.new.cells}
+        """Cells whose outcome changed or is a fault; none along a further axis, as these cells belong to other series."""
+        if self.old.further:
+            return
+        places = {cell.position for cell in self.new.cells}
         for old, new in self.cells:
             if new is not None:
                 verdict = _outcome(old.status, new)
@@ -75,18 +77,22 @@ class PairedSeries:
                 elif verdict != "same":
                     yield self._outcome(old.status, new.status, new, verdict, new.message or "")
             elif old.status != "skipped":
-                # Fewer replicates of a depth give the same result with less certainty.
-                verdict = "not comparable" if old.blocks in depths else "worse"
+                # Fewer replicates of a position give the same result with less certainty.
+                verdict = "not comparable" if old.position in places else "worse"
                 yield self._outcome(old.status, None, old, verdict, "")
         for new in self.added:
             if new.status in FAULTS:
                 yield self._outcome(None, new.status, new, "worse", new.message or "")
 
     def _outcome(self, before: Status | None, after: Status | None, cell: CellSummary, verdict: Verdict, message: str) -> Outcome:
-        return Outcome(self.series, cell.blocks, cell.replicate, before, after, verdict, message)
+        return Outcome(self.series, cell.position, cell.replicate, before, after, verdict, message)
 
     def comparisons(self) -> Iterator[Comparison]:
         """Comparisons of every figure of the series; `_judged`, which knows the number of times, sets the verdicts of times."""
+        found = self._comparisons()
+        yield from (it for it in found if it.scope == "slope") if self.old.further else found
+
+    def _comparisons(self) -> Iterator[Comparison]:
         both = [(old, new) for old, new in self.cells if new is not None and old.status == new.status == "ok"]
         for name in (*BYTES, *TIMES):
             if any(_has(old, name) and not _has(new, name) for old, new in both):
@@ -108,11 +114,11 @@ class PairedSeries:
 
     def _bytes(self, name: str, cells: Cells) -> Iterator[Comparison]:
         values = [(old.bytes[name], new.bytes[name]) for old, new in cells]
-        if len({old.blocks for old, _ in cells}) > 1:
-            blocks = [old.blocks for old, _ in cells]
-            before, after = (fit_slope(blocks, side).slope for side in zip(*values, strict=True))
-            deepest = max(cells, key=lambda it: it[0].blocks)
-            yield self._bytes_comparison("slope", name, before, after, deepest)
+        if len({old.position for old, _ in cells}) > 1:
+            places = [old.position for old, _ in cells]
+            before, after = (fit_slope(places, side).slope for side in zip(*values, strict=True))
+            last = max(cells, key=lambda it: it[0].position)
+            yield self._bytes_comparison("slope", name, before, after, last)
         for (before, after), cell in zip(values, cells, strict=True):
             yield self._bytes_comparison("cell", name, before, after, cell)
 
@@ -128,7 +134,7 @@ class PairedSeries:
         why = "" if matters or before == after else "within the threshold"
         return Comparison(
             self.series, scope, name, verdict, before, after,
-            why=why, blocks=old.blocks, replicate=old.replicate, modules=modules,
+            why=why, position=old.position, replicate=old.replicate, modules=modules,
         )  # fmt: skip
 
     def _times(self, name: str, cells: Cells) -> Iterator[Comparison]:
@@ -151,8 +157,8 @@ class PairedSeries:
         remarks = [remark if beyond or agree else "", f"noisy: {', '.join(noises)}" if noises else ""]
         if not matters and half > self.limits.time_share * abs(change.before) > 0:
             remarks.append(f"known within {100 * half / abs(change.before):.0f} % only")
-        deepest = max(cell.blocks for cell, _ in cells)
-        found = self._time_comparison("slope", name, change, "; ".join(filter(None, remarks)), deepest)
+        last = max(cell.position for cell, _ in cells)
+        found = self._time_comparison("slope", name, change, "; ".join(filter(None, remarks)), last)
         return replace(found, verdict=_side(change.before, change.after) if matters else "same")
 
     def _times_of_cells(self, name: str, cells: Cells, *, slopes: bool) -> Iterator[Comparison]:
@@ -168,39 +174,41 @@ class PairedSeries:
         before, after, relative = _paces(cells, name)
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
         why = "; ".join(left_out + ([] if relative else [NO_YARDSTICK]) + ([f"noisy: {', '.join(noises)}"] if noises else []))
-        places = [Place(old.blocks, old.replicate) for old, _ in cells]
+        places = [Place(old.position, old.replicate) for old, _ in cells]
         level = level_change(before, after, places)
         if level is None:
             few = f"{len(cells)} matching cells; {FEWEST_CELLS} are needed to know the noise between processes"
             yield Comparison(self.series, "level", name, "not comparable", why=few)
             return
-        deepest = max(old.blocks for old, _ in cells)
-        yield self._time_comparison("level", name, level, why, deepest)
-        blocks, replicates = (list(one) for one in zip(*places, strict=True))
-        slope = slope_change(blocks, before, after, replicates) if slopes else None
+        last = max(old.position for old, _ in cells)
+        yield self._time_comparison("level", name, level, why, last)
+        positions, replicates = [place.blocks for place in places], [place.replicate for place in places]
+        slope = slope_change(positions, before, after, replicates) if slopes else None
         if slope is not None:
-            verdict = _side(slope.before, slope.after) if self._slope_matters(slope, blocks, before) else "same"
-            yield replace(self._time_comparison("slope", name, slope, why, deepest), verdict=verdict)
+            verdict = _side(slope.before, slope.after) if self._slope_matters(slope, positions, before) else "same"
+            yield replace(self._time_comparison("slope", name, slope, why, last), verdict=verdict)
         for (old, _), change in zip(cells, cell_changes(before, after, places) or (), strict=True):
-            yield self._time_comparison("cell", name, change, why, old.blocks, old.replicate)
+            yield self._time_comparison("cell", name, change, why, old.position, old.replicate)
 
-    def _slope_matters(self, slope: Change, blocks: Sequence[int], before: Sequence[float]) -> bool:
+    def _slope_matters(self, slope: Change, positions: Sequence[float], before: Sequence[float]) -> bool:
         """Return whether a slope of a time changed by more than its threshold, and the step with it.
 
         If blocks cost little beside the rest of the network, any two runs differ by more than a tenth of their slope. So a
         change must also amount, from the shallowest network to the deepest, to more than the threshold's share of the deepest
         one's time.
         """
-        rise = abs(slope.after - slope.before) * (max(blocks) - min(blocks))
-        deepest = max(value for depth, value in zip(blocks, before, strict=True) if depth == max(blocks))
-        return self.limits.time_matters(slope) and rise > self.limits.time_share * deepest
+        rise = abs(slope.after - slope.before) * (max(positions) - min(positions))
+        last = max(value for place, value in zip(positions, before, strict=True) if place == max(positions))
+        return self.limits.time_matters(slope) and rise > self.limits.time_share * last
 
-    def _time_comparison(self, scope: Scope, name: str, change: Change, why: str, blocks: int, replicate: int = 0) -> Comparison:
+    def _time_comparison(
+        self, scope: Scope, name: str, change: Change, why: str, position: float, replicate: int = 0
+    ) -> Comparison:
         """The comparison of a time whose difference is taken to be certain."""
         verdict = _side(change.before, change.after) if self.limits.time_matters(change) else "same"
         figures = (change.before, change.after, change.low, change.high)
         return Comparison(
-            self.series, scope, name, verdict, *figures, why, blocks, replicate,
+            self.series, scope, name, verdict, *figures, why, position, replicate,
             p_value=change.p_value, shapes=change.shapes, within=change.within,
         )  # fmt: skip
 

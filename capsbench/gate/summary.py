@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
-from capsbench.frame import SERIES_COLUMNS, to_frame
+from capsbench.frame import AXIS_COLUMN, SERIES_COLUMNS, along, to_frame
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
 from capsbench.stats.median import is_host_bound
 from capsbench.stats.paired import FEWEST_ROUNDS
@@ -17,11 +17,12 @@ from capsbench.stats.turn_times import fit_turns, turn_times
 if TYPE_CHECKING:
     from capsbench.report import Report
 
-BASELINE_VERSION = 3
+BASELINE_VERSION = 4
 """Version of the format, raised whenever an older capsbench could not understand a new baseline."""
 
-READABLE_VERSIONS = (1, 2, 3)
-"""Versions of the format that can be read; series of version 1 have no slopes, and cells before version 3 no `tf32`."""
+READABLE_VERSIONS = (1, 2, 3, 4)
+"""Versions of the format that can be read; series of version 1 have no slopes, cells before version 3 no `tf32`, and series
+before version 4 no axis: they lie along blocks."""
 
 PROGRAM: Literal["capsbench baseline"] = "capsbench baseline"
 
@@ -32,6 +33,8 @@ BYTES = {
     "state": "state_bytes",
     "gradient": "gradient_bytes",
     "optimizer": "optimizer_bytes",
+    "inference-peak": "inference_peak_bytes",
+    "inference-kept": "inference_kept_bytes",
 }
 """Bytes that are compared, by the field of a record that holds them."""
 
@@ -62,22 +65,22 @@ class TimeSummary(_Schema):
 
 
 class SlopeSummary(_Schema):
-    """The slope of a time over depth, of cells that took turns."""
+    """The slope of a time over an axis, of cells that took turns."""
 
     seconds: float
-    """Seconds per block."""
+    """Seconds per unit of the axis."""
     low: float
     """Lower end of its 95 % interval."""
     high: float
     """Upper end."""
     basis: Literal["edges", "turns"]
-    """The part of the step that it is the slope of: that which grows with depth, or all."""
+    """The part of the step that it is the slope of: that which grows along the axis, or all."""
     rounds: int
     """Number of rounds."""
     processes: int = 1
     """Number of processes that took enough of them to have an interval."""
     rest: float | None = None
-    """Seconds of the rest of the step, which does not grow with depth; None if it is not known."""
+    """Seconds of the rest of the step, which does not grow along it; None if it is not known."""
     of_rest: float | None = None
     """The slope as a share of the rest, round by round, so that the speed of the machine drops out."""
     of_rest_low: float | None = None
@@ -93,7 +96,8 @@ class SlopeSummary(_Schema):
 class CellSummary(_Schema):
     """One cell."""
 
-    blocks: int
+    position: int | float
+    """Position on the axis of its series."""
     replicate: int = 0
     status: Status
     message: str | None = None
@@ -113,36 +117,49 @@ class CellSummary(_Schema):
     retained_by_module: dict[str, int] = {}
     """Retained bytes by module; empty if the record has none."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _at_its_depth(cls, data: Any) -> Any:
+        """Read a cell from before version 4, which lies at its number of blocks."""
+        if isinstance(data, dict) and "blocks" in data and "position" not in data:
+            return {"position": data["blocks"], **{name: value for name, value in data.items() if name != "blocks"}}
+        return data
+
 
 def _without_blocks(value: Any) -> Any:
     return {"blocks": 0, "batch_size": None, **value} if isinstance(value, dict) else value
 
 
 class SeriesSummary(_Schema):
-    """All cells of one configuration at any depth."""
+    """All cells of one configuration at any position on an axis."""
 
     kind: Literal["measured", "predicted"]
     configuration: Annotated[Configuration, BeforeValidator(_without_blocks)]
-    """The configuration at 0 blocks, which its cells share."""
+    """The configuration that its cells share: at 0 blocks, or without a value on the axis."""
+    axis: str = "blocks"
+    """Name of the axis along which it lies."""
+    further: bool = False
+    """True along a further axis of a grid: its slopes alone are compared, as its cells belong to series along the first."""
     cells: list[CellSummary]
-    """Cells by depth and replicate."""
+    """Cells by position and replicate."""
     slopes: dict[str, SlopeSummary] = {}
     """Slopes by the names of `TIMES`, if its cells took turns."""
 
     def options(self) -> dict[str, object]:
         """Values that distinguish this series from another, as columns of `load`."""
-        known = self.configuration.options()
-        return {name: known[name] for name in SERIES_COLUMNS} | {"kind": self.kind}
+        known = self.configuration.options() | {"blocks": None if self.axis == "blocks" else self.configuration.blocks}
+        return {AXIS_COLUMN: self.axis} | {name: known[name] for name in SERIES_COLUMNS} | {"kind": self.kind}
 
     def key(self) -> str:
         """A key that is equal for series that are one series on one machine."""
-        return f"{self.kind} {self.configuration.series()}"
+        return f"{self.kind} {self.axis} {self.configuration.series(self.axis)}"
 
     def portable_key(self) -> str:
         """A key that is equal for series that differ in the machine alone: number of threads, and index of the GPU."""
         device = self.configuration.device
         general = "cuda" if device.removeprefix("cuda:").isdecimal() else device
-        return f"{self.kind} {self.configuration.model_copy(update={'threads': None, 'device': general}).series()}"
+        elsewhere = self.configuration.model_copy(update={"threads": None, "device": general})
+        return f"{self.kind} {self.axis} {elsewhere.series(self.axis)}"
 
 
 class Summary(_Schema):
@@ -162,7 +179,10 @@ class Summary(_Schema):
         """The summary as JSON data, without unknown or empty parts."""
         data = self.model_dump(mode="json", exclude_none=True)
         for series in data["lines"]:
-            del series["configuration"]["blocks"]
+            if series["axis"] == "blocks":
+                del series["configuration"]["blocks"], series["axis"]
+            if not series["further"]:
+                del series["further"]
             if not series["slopes"]:
                 del series["slopes"]
             series["cells"] = [{name: value for name, value in cell.items() if value not in ([], {})} for cell in series["cells"]]
@@ -213,10 +233,10 @@ def summarize(reports: Sequence["Report"]) -> tuple[Summary, list[str]]:
         reports: those with records.
     """
     latest_first = sorted(reports, key=lambda report: (report.ended, report.place()), reverse=True)
-    all_series: dict[str, dict[tuple[int, int], Record]] = {}
+    all_series: dict[_SeriesKey, dict[_CellKey, Record]] = {}
     passed_over: dict[str, int] = {}
     for report in latest_first:
-        for key, cells in _by_series(report.records).items():
+        for key, cells in _by_series(report.records, report.axes).items():
             taken = all_series.setdefault(key, {})
             if taken.keys() & cells.keys() or (taken and _source(taken.values()) != _source(cells.values())):
                 passed_over[report.name] = passed_over.get(report.name, 0) + 1
@@ -227,27 +247,42 @@ def summarize(reports: Sequence["Report"]) -> tuple[Summary, list[str]]:
     summary = Summary(
         measured_by=list(dict.fromkeys(report.plan.command for report in reports if report.plan is not None)),
         environments={key: machine_parts(environments[key]) for key in sorted(environments) if key in used},
-        lines=[_series_summary(all_series[key]) for key in sorted(all_series)],
+        lines=[_series_summary(all_series[key], key) for key in sorted(all_series, key=lambda key: (key.further, key.series))],
     )
     count = ((name, f"{number} line{'s' if number > 1 else ''}") for name, number in passed_over.items())
     notes = [f"{text} of report {name} were measured again by a later report, which counts" for name, text in count]
     for report in reports:
-        earlier = len(report.records) - sum(len(cells) for cells in _by_series(report.records).values())
+        earlier = len(report.records) - sum(len(cells) for cells in _by_series(report.records, report.axes[:1]).values())
         if earlier:
             notes.append(f"{earlier} records of report {report.name} are of an earlier source of their network, and left out")
     return summary, notes
 
 
-def _by_series(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Record]]:
-    """The records of each series by depth and replicate, for the latest source of its network alone."""
-    all_series: dict[str, list[Record]] = {}
+class _SeriesKey(NamedTuple):
+    """A series of a report along an axis."""
+
+    series: str
+    axis: str
+    further: bool
+
+
+_CellKey = tuple[float, int]
+"""Position and replicate."""
+
+
+def _by_series(records: Iterable[Record], axes: Sequence[str]) -> dict[_SeriesKey, dict[_CellKey, Record]]:
+    """The records of each series by position and replicate, for the latest source of its network alone."""
+    all_series: dict[_SeriesKey, list[tuple[_CellKey, Record]]] = {}
     for record in records:
-        all_series.setdefault(f"{record.kind} {record.cell.configuration.series()}", []).append(record)
-    latest = {key: _source(found) for key, found in all_series.items()}
-    return {
-        key: {(it.cell.configuration.blocks, it.cell.replicate): it for it in found if it.cell.source == latest[key]}
-        for key, found in all_series.items()
-    }
+        for number, axis in enumerate(axes):
+            it = record.cell.configuration
+            at = it.position(axis)
+            # A network that lacks the first axis has no others, and is compared all the same.
+            if at is not None or not number:
+                key = _SeriesKey(f"{record.kind} {it.series(axis)}", axis, number > 0)
+                all_series.setdefault(key, []).append(((at or 0.0, record.cell.replicate), record))
+    latest = {key: _source(record for _, record in found) for key, found in all_series.items()}
+    return {key: {at: it for at, it in found if it.cell.source == latest[key]} for key, found in all_series.items()}
 
 
 def _source(series: Iterable[Record]) -> str | None:
@@ -256,20 +291,22 @@ def _source(series: Iterable[Record]) -> str | None:
     return max(reversed(list(series)), key=lambda record: record.started_at or "").cell.source
 
 
-def _series_summary(cells: Mapping[tuple[int, int], Record]) -> SeriesSummary:
+def _series_summary(cells: Mapping[_CellKey, Record], key: _SeriesKey) -> SeriesSummary:
     some = next(iter(cells.values()))
     return SeriesSummary(
         kind=some.kind,
-        configuration=some.cell.configuration.model_copy(update={"blocks": 0}),
-        cells=[_cell(cells[key]) for key in sorted(cells)],
-        slopes=_slopes(cells.values()),
+        configuration=some.cell.configuration.without(key.axis),
+        axis=key.axis,
+        further=key.further,
+        cells=[_cell(cells[at], at[0]) for at in sorted(cells)],
+        slopes=_slopes(cells.values(), key.axis),
     )
 
 
-def _slopes(records: Iterable[Record]) -> dict[str, SlopeSummary]:
-    """Slopes of times of cells that took turns."""
+def _slopes(records: Iterable[Record], axis: str) -> dict[str, SlopeSummary]:
+    """Slopes over an axis of times of cells that took turns."""
     good = [record for record in records if record.status == "ok" and record.time is not None and record.time.rounds]
-    frame = to_frame(("", record) for record in good)
+    frame = along(to_frame((("", record) for record in good), [(axis,)] * len(good)))
     yardsticks = [one for record in good if record.time for one in record.time.yardstick_seconds]
     found = {}
     for name, column in TIMES.items():
@@ -298,10 +335,10 @@ def _slopes(records: Iterable[Record]) -> dict[str, SlopeSummary]:
     return found
 
 
-def _cell(record: Record) -> CellSummary:
+def _cell(record: Record, position: float) -> CellSummary:
     step, memory, time = record.believed_step(), record.memory, record.time
     return CellSummary(
-        blocks=record.cell.configuration.blocks, replicate=record.cell.replicate,
+        position=int(position) if position.is_integer() else position, replicate=record.cell.replicate,
         status=record.status, message=record.message, environment=record.environment,
         probe=memory.probe if memory else None, bytes=_bytes(record, memory) if memory else {},
         times=_times(time) if time else {}, noise=time.noise if time else [], tf32=record.tf32,
@@ -312,7 +349,8 @@ def _cell(record: Record) -> CellSummary:
 def _bytes(record: Record, memory: MemoryFigures) -> dict[str, int]:
     found = {name: value for name, field in BYTES.items() if (value := getattr(memory, field)) is not None}
     if record.kind == "predicted" and record.cell.configuration.device_kind() == "cpu":
-        del found["peak"]  # it contains the scratch memory of the libraries of the predicting machine
+        for name in ("peak", "inference-peak"):  # they contain the scratch memory of the libraries of the predicting machine
+            found.pop(name, None)
     return found
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from capsbench.axes import axis_unit
+from capsbench.frame import AXIS_COLUMN
 from capsbench.gate.check import Fault, Finding, Judgement
 from capsbench.gate.comparison import Compared, Comparison, Outcome
 from capsbench.gate.findings import (
@@ -230,7 +232,8 @@ def _json_of(it: Comparison | Outcome, labels: Labels) -> dict[str, Any]:
     data = asdict(it)
     del data["series"]
     if isinstance(it, Comparison):
-        data["unit"] = ("bytes" if it.is_bytes else "seconds") + (" per block" if it.scope == "slope" else "")
+        per = f" per {axis_unit(str(it.series[AXIS_COLUMN]))}" if it.scope == "slope" else ""
+        data["unit"] = ("bytes" if it.is_bytes else "seconds") + per
         data["retained_more_by"] = modules_text(it.modules, grown=True)
     known = {name: value for name, value in it.series.items() if value is not None}
     return {"label": labels.of(it.series), "line": known, **data}

@@ -14,7 +14,7 @@ from capsbench.measure.facts import asked
 from capsbench.measure.processes import nvml_process_bytes
 from capsbench.tracing.cuda_allocator import SMALLEST
 from capsbench.tracing.storages import addresses
-from capsbench.tracing.trace import Phase, Trace, trace_of
+from capsbench.tracing.trace import INFERENCE, Phase, Trace, trace_of
 
 NO_CACHE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 """The variable that turns the caching allocator off, whatever its value."""
@@ -44,7 +44,7 @@ class CudaProbe:
         self._device = device
         self._phases: dict[str, Phase] = {}
         self._requested: dict[str, Phase] = {}
-        self._reserved = 0
+        self._reserved: dict[str, int] = {}
         self._process_bytes: int | None = None
         self._context_bytes: int | None = None
         self._notes: list[str] = []
@@ -87,7 +87,7 @@ class CudaProbe:
         torch.cuda.synchronize(self._device)
         self._phases[name] = Phase(allocated, self._counter("allocated", "current"), self._counter("allocated", "peak"))
         self._requested[name] = Phase(requested, self._counter("requested", "current"), self._counter("requested", "peak"))
-        self._reserved = max(self._reserved, self._counter("reserved", "peak"))
+        self._reserved[name] = self._counter("reserved", "peak")
         self._spans[name] = first, self._count()
 
     def tag(self, word: str, tensors: Iterable[Tensor]) -> None:
@@ -117,8 +117,9 @@ class CudaProbe:
         return trace_of(self._events, self._spans, self._tags, self._marks) if known else None
 
     def peak_reserved(self) -> int | None:
-        """Most bytes that the allocator held until the end of the last phase, its cache from before included."""
-        return self._reserved if self.counts() else None
+        """Most bytes that the allocator held until the end of a training step, its cache from before included."""
+        of_step = [nbytes for name, nbytes in self._reserved.items() if name != INFERENCE]
+        return max(of_step, default=0) if self.counts() else None
 
     def process_bytes(self) -> int | None:
         """Memory of this process on the device, as NVML reports it; None where it does not (containers, some drivers)."""

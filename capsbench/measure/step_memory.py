@@ -1,4 +1,4 @@
-"""The memory of one training step: the run under a probe, and its figures."""
+"""The memory of one training step and one inference step: the run under a probe, and its figures."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from capsbench.errors import error_line
 from capsbench.measure.compiling import run_until_compiled
 from capsbench.measure.memory import MemoryProbe, probe_for
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.tracing.cuda_allocator import SMALLEST
+from capsbench.tracing.observed_inference import INFERENCE_NOT_KNOWN, run_inference, unneeded_bytes
 from capsbench.tracing.observed_step import GradientObserver
 from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
-from capsbench.tracing.trace import Phase
+from capsbench.tracing.trace import INFERENCE, PHASES, Phase
 from capsbench.workload import Workload
 
 Afterwards = Callable[[MemoryProbe, Workload], None]
@@ -27,7 +29,7 @@ class ProbedStep:
 
     workload: Workload
     probe: MemoryProbe
-    """The probe, which has been left; its phases are `forward`, `backward` and `optimizer`."""
+    """The probe, which has been left; its phases are `forward`, `backward`, `optimizer` and, if it was counted, `inference`."""
     gradient_bytes: int
     """Bytes of the gradients that were alive after backward."""
     freed_gradients: Sequence[int]
@@ -41,10 +43,24 @@ class ProbedStep:
         return _retained(self.probe.phases() if self.probe.counts() else None, freed)
 
 
+def count_inference(probe: MemoryProbe, workload: Workload) -> None:
+    """Run an inference step under a probe; one that fails leaves a note, since the training step has been counted."""
+    try:
+        run_inference(workload, probe.phase)
+    except Exception as error:
+        workload.note(f"{INFERENCE_NOT_KNOWN}: {error_line(error)}")
+
+
 def probed_step(
-    configuration: Configuration, data_directory: Path | None = None, afterwards: Afterwards | None = None
+    configuration: Configuration, data_directory: Path | None = None, afterwards: Afterwards = count_inference
 ) -> ProbedStep:
-    """Run a step under a probe, after one that makes gradients, optimizer state and the libraries' own buffers."""
+    """Run a step under a probe, after one that makes gradients, optimizer state and the libraries' own buffers.
+
+    Args:
+        configuration: the step.
+        data_directory: folder of the real data sets.
+        afterwards: called after the step.
+    """
     probe = probe_for(torch.device(configuration.device))
     with probe:
         workload = Workload(configuration, data_directory)
@@ -55,8 +71,7 @@ def probed_step(
         probe.tag("gradient", gradients_of(workload.model))
         seen = _Probing(probe, workload.model)
         workload.train_step(seen)
-        if afterwards is not None:
-            afterwards(probe, workload)
+        afterwards(probe, workload)
     return ProbedStep(workload, probe, seen.gradient_bytes, seen.freed_gradients)
 
 
@@ -79,6 +94,8 @@ def memory_figures(step: ProbedStep) -> MemoryFigures:
     workload, probe = step.workload, step.probe
     phases, requested, trace = probe.phases() if probe.counts() else None, probe.requested(), probe.trace()
     later = probe.later_steps(workload.train_step)
+    inference = phases.get(INFERENCE) if phases else None
+    unneeded = unneeded_bytes(workload, workload.device.type)
     return MemoryFigures(
         probe=probe.name,
         state_bytes=storage_bytes(state_of(workload.model)),
@@ -96,6 +113,8 @@ def memory_figures(step: ProbedStep) -> MemoryFigures:
         context_bytes=probe.context_bytes(),
         warm_peak_allocated_bytes=later.warm_peak,
         at_peak=trace.at_peak() if trace else None,
+        inference_peak_bytes=inference.peak - unneeded if inference else None,
+        inference_kept_bytes=inference.end - inference.start if inference else None,
     )
 
 
@@ -104,4 +123,4 @@ def _retained(phases: Mapping[str, Phase] | None, freed: Iterable[int]) -> int |
 
 
 def _peak(phases: Mapping[str, Phase] | None) -> int | None:
-    return max(phase.peak for phase in phases.values()) if phases else None
+    return max(phase.peak for name, phase in phases.items() if name in PHASES) if phases else None

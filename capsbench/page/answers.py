@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from capsbench import paper
-from capsbench.frame import plain
+from capsbench.axes import axis_unit
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, plain
 from capsbench.gate.summary import mapping
 from capsbench.page.cells import AllSeries
 from capsbench.page.room import LONGEST_NAME
 from capsbench.stats.least_squares import fit_slope
+from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
+from capsbench.words.along import number_text, places_text
 from capsbench.words.labels import Series, cut, dataset_title, is_predicted, model_title
 from capsbench.words.slopes_in_words import row_ratio, row_shape, row_slope
 from capsbench.words.units import bytes_text, quantity_text
@@ -52,25 +55,25 @@ class PaperVerdict:
 
 
 def answers(
-    all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], frame: pd.DataFrame, reports: Sequence["Report"], most: int
+    all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], reports: Sequence["Report"], most: int
 ) -> list[Answer]:
     """A sentence for each of the first series.
 
     Args:
-        all_series: series of the frame.
+        all_series: series of the records.
         page_series: result of `series_data`.
-        frame: all records.
         reports: the reports.
         most: largest number of sentences.
     """
-    rows = frame.assign(line=all_series.of_record)
+    rows = all_series.placed
     found = []
     latest = latest_of(reports)
     first = sorted(range(len(page_series)), key=lambda index: page_series[index]["report"] != latest)
     for index in first[:most]:
         series = page_series[index]
         cells = rows[rows["line"] == index]
-        sentence, where = [*_cost(series["fits"], cells), *_ending(cells)], _where(all_series.listed[index], cells, reports)
+        unit = axis_unit(str(series["axis"]))
+        sentence, where = [*_cost(series["fits"], cells, unit), *_ending(cells)], _where(all_series.listed[index], cells, reports)
         found.append(Answer(str(series["label"]), int(series["look"]["colour"]), sentence, where))
     return found
 
@@ -88,6 +91,7 @@ def paper_verdicts(
     """
     ratios: list[PaperVerdict] = []
     amounts: list[PaperVerdict] = []
+    table = table[table[AXIS_COLUMN] == "blocks"]
     rows = table.iloc[(table["report"] != latest_of(reports)).argsort(kind="stable")]
     for row in rows.to_dict("records"):
         series = {str(name): plain(row[name]) for name in all_series.names}
@@ -108,40 +112,44 @@ def latest_of(reports: Sequence["Report"]) -> str:
     return max(reports, key=lambda report: report.ended).name
 
 
-def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> list[Piece]:
-    """The cost of a block in memory and in time."""
+def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame, unit: str) -> list[Piece]:
+    """The cost of a block, or of another unit of the axis, in memory and in time."""
     if not fits:
-        return _one_depth(cells)
+        return _without_slope(cells)
     pieces: list[Piece] = []
     memory = next((name for name in ("retained", "peak", "reserved", "process") if name in fits), None)
     if memory is not None:
-        pieces += _memory(fits[memory], memory)
+        pieces += _memory(fits[memory], memory, unit)
     if "train" in fits:
-        pieces += [(False, "; its training step " if pieces else "has a training step that "), *_time(fits["train"])]
+        pieces += [(False, "; its training step " if pieces else "has a training step that "), *_time(fits["train"], unit)]
     return [*pieces, (False, ".")]
 
 
-def _memory(fit: Mapping[str, Any], metric: str) -> list[Piece]:
-    """Bytes that each further block takes."""
+def _memory(fit: Mapping[str, Any], metric: str, unit: str) -> list[Piece]:
+    """Bytes that each further block, or other unit, takes."""
     title = METRICS[metric].title
     if fit["shape"] == "no change measurable":
-        return [(False, f"shows in its memory ({title}) {fit['text']} per block")]
+        return [(False, f"shows in its memory ({title}) {fit['text']} per {unit}")]
+    if fit["shape"] in CURVES:
+        return [(False, "retains " if metric == "retained" else f"needs ({title}) "), (True, str(fit["text"]))]
     text: Piece = (fit["shape"] == "line", str(fit["text"]))
     if fit["slope"] < 0:
-        return [(False, f"changes its memory ({title}) by "), text, (False, " per block"), *_ratio(fit), *_shape_note(fit)]
+        return [(False, f"changes its memory ({title}) by "), text, (False, f" per {unit}"), *_ratio(fit), *_shape_note(fit)]
     verb = "retains " if metric == "retained" else f"needs ({title}) "
-    return [(False, verb), text, (False, " more per block"), *_ratio(fit), *_shape_note(fit)]
+    return [(False, verb), text, (False, f" more per {unit}"), *_ratio(fit), *_shape_note(fit)]
 
 
-def _time(fit: Mapping[str, Any]) -> list[Piece]:
-    """Time that each further block takes, or a note that it is not known."""
+def _time(fit: Mapping[str, Any], unit: str) -> list[Piece]:
+    """Time that each further block, or other unit, takes, or a note that it is not known."""
     text: Piece = (fit["shape"] == "line" and fit["slope_low"] is not None, str(fit["text"]))
-    if fit["shape"] == "no change measurable":
-        pieces: list[Piece] = [(False, f"shows {fit['text']} per block")]
+    if fit["shape"] in CURVES:
+        pieces: list[Piece] = [(False, "takes "), (True, str(fit["text"])), (False, " longer")]
+    elif fit["shape"] == "no change measurable":
+        pieces = [(False, f"shows {fit['text']} per {unit}")]
     elif fit["slope"] < 0:
-        pieces = [(False, "changes by "), text, (False, " per block")]
+        pieces = [(False, "changes by "), text, (False, f" per {unit}")]
     else:
-        pieces = [(False, "takes "), text, (False, " longer per block"), *_ratio(fit)]
+        pieces = [(False, "takes "), text, (False, f" longer per {unit}"), *_ratio(fit)]
     if fit["slope_low"] is None:
         pieces.append((False, " (by two values alone, which give no interval)"))
     noise: list[Piece] = [(False, f" (noisy: {fit['noise'].replace(',', ', ')})")] if fit["noise"] else []
@@ -159,7 +167,7 @@ def _shape_note(fit: Mapping[str, Any]) -> list[Piece]:
     return [(False, " (though it is not a line)")] if fit["shape"] == "not a line" else []
 
 
-def _one_depth(cells: pd.DataFrame) -> list[Piece]:
+def _without_slope(cells: pd.DataFrame) -> list[Piece]:
     """The findings that need no slope; of several replicates, those of the first."""
     good = cells[cells["status"] == "ok"]
     if good.empty:
@@ -169,21 +177,22 @@ def _one_depth(cells: pd.DataFrame) -> list[Piece]:
     parts = [f"{it.title} {quantity_text(float(row[it.column]), is_bytes=it.is_bytes)}" for it in known]
     verb = "was predicted" if row["kind"] == "predicted" else "was measured"
     figures = f": {', '.join(parts)}" if parts else ""
-    if row["blocks"] == 0:
+    axis, places = str(row[AXIS_COLUMN]), sorted(set(good[POSITION_COLUMN]))
+    if row[POSITION_COLUMN] == 0 and axis == "blocks":
         return [(False, f"has no blocks, and so no slope{figures}.")]
-    depths = sorted({int(blocks) for blocks in good["blocks"]})
-    if len(depths) > 1:
-        return [(False, f"{verb} at {_blocks(depths)}, no two of which have a figure in common: that gives no slope.")]
-    return [(False, f"{verb} at {_blocks(depths)} only, which gives no slope{figures}.")]
+    if len(places) > 1:
+        return [(False, f"{verb} at {_places(axis, places)}, no two of which have a figure in common: that gives no slope.")]
+    return [(False, f"{verb} at {_places(axis, places)} only, which gives no slope{figures}.")]
 
 
 def _ending(cells: pd.DataFrame) -> list[Piece]:
     """The end of a series that does not end well."""
     pieces: list[Piece] = []
-    full = sorted({int(blocks) for blocks in cells[cells["status"] == "oom"]["blocks"]})
+    full = sorted(set(cells[cells["status"] == "oom"][POSITION_COLUMN]))
     if full:
-        beyond = cells[(cells["status"] == "ok") & (cells["blocks"] >= full[0])]
-        where = "" if full == [0] else f" from {_blocks(full[:1])} on" if beyond.empty else f" at {_blocks(full)}"
+        axis = str(cells[AXIS_COLUMN].iloc[0])
+        beyond = cells[(cells["status"] == "ok") & (cells[POSITION_COLUMN] >= full[0])]
+        where = "" if full == [0] else f" from {_places(axis, full[:1])} on" if beyond.empty else f" at {_places(axis, full)}"
         how = " Would run out of memory" if (cells["kind"] == "predicted").all() else " Out of memory"
         pieces.append((False, f"{how}{where}."))
     faults = cells[cells["status"].isin(["error", "timeout"])]
@@ -195,9 +204,10 @@ def _ending(cells: pd.DataFrame) -> list[Piece]:
 def _where(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]) -> str:
     """Conditions and machine: `Measured at 1 to 8 blocks: MNIST, batch 128, kernel compiled, Intel Xeon, 2 threads.`."""
     good = cells[cells["status"] == "ok"]
-    depths = sorted({int(blocks) for blocks in (good if len(good) else cells)["blocks"]})
+    axis, places = str(series[AXIS_COLUMN]), sorted(set((good if len(good) else cells)[POSITION_COLUMN]))
     how = "Predicted" if is_predicted(series) else "Measured" if len(good) else "Tried"
     parts = [dataset_title(str(series["dataset"]))]
+    parts += [places_text("blocks", [float(str(series["blocks"]))])] if plain(series.get("blocks")) else []
     parts += [] if plain(series.get("batch_size")) is None else [f"batch {plain(series['batch_size'])}"]
     parts += [] if plain(series.get("settings")) is None else [str(series["settings"])]
     parts += [f"{name} {series[name]}" for name in ("kernel", "memory") if series.get(name) is not None]
@@ -205,7 +215,7 @@ def _where(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]) -> 
     parts = [cut(part, LONGEST_NAME) for part in parts]
     if (cells["data_source"] == "stand-in").any():
         parts.append("the packaged images stand in for a set that was not on disk")
-    return f"{how}{f' at {_blocks(depths)}' if depths != [0] else ''}: {', '.join(part for part in parts if part)}."
+    return f"{how}{f' at {_places(axis, places)}' if places != [0] else ''}: {', '.join(part for part in parts if part)}."
 
 
 def _machine(series: Series, reports: Sequence["Report"]) -> str:
@@ -223,11 +233,11 @@ def _machine(series: Series, reports: Sequence["Report"]) -> str:
     return str(cpu) if threads is None else f"{cpu}, {threads} thread{'' if threads == 1 else 's'}"
 
 
-def _blocks(depths: Sequence[int]) -> str:
-    # Depths are sorted and differ.
-    if len(depths) > 2 and depths[-1] - depths[0] + 1 == len(depths):
-        return f"{depths[0]} to {depths[-1]} blocks"
-    return f"{', '.join(map(str, depths))} block{'' if depths == [1] else 's'}"
+def _places(axis: str, places: Sequence[float]) -> str:
+    # Positions are sorted and differ.
+    if axis == "blocks" and len(places) > 2 and places[-1] - places[0] + 1 == len(places):
+        return f"{number_text(places[0])} to {number_text(places[-1])} blocks"
+    return places_text(axis, places)
 
 
 def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from capsbench.axes import axis_unit
 from capsbench.durable import replacing
 from capsbench.figures.styles import COLOURS, DARK_COLOURS
-from capsbench.frame import SAMPLE_COLUMNS, to_frame
+from capsbench.frame import SAMPLE_COLUMNS, axes_in, frame_of
 from capsbench.page import cells
 from capsbench.page.answers import answers, latest_of, paper_verdicts
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
@@ -20,6 +21,7 @@ from capsbench.page.runs import comparisons_data, environments_data, history_dat
 from capsbench.page.steps import contents_data, modules_data, timelines_data
 from capsbench.records import Record
 from capsbench.stats.slopes import fitted_slopes
+from capsbench.words.along import over_text
 from capsbench.words.labels import cut
 from capsbench.words.units import BYTES, SECONDS
 
@@ -64,10 +66,10 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     apart = told_apart(reports)
     records = [record for report in apart for record in report.records]
     alone = apart[0] if len(apart) == 1 else None  # it knows its frame and slopes where they were asked for before
-    frame = alone.frame if alone else to_frame((report.name, record) for report in apart for record in report.records)
+    frame = alone.frame if alone else frame_of(apart)
     table = alone.slopes if alone else fitted_slopes(frame)
     all_series = cells.AllSeries(frame)
-    page_series = cells.series_data(all_series, frame, table, apart)
+    page_series = cells.series_data(all_series, table, apart)
     timelines, all_timelines = timelines_data(apart, loose)
     verdicts = paper_verdicts(table, all_series, page_series, apart)
     texts = cells.Texts()
@@ -78,6 +80,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         "columns": cells.columns_data(),
         "samples": cells.time_samples(),
         "metrics": cells.metrics_data(frame),
+        "axes": cells.axes_data(frame),
         "fit": fit,
         "lines": packed,
         "modules": modules_data(records, texts),
@@ -98,7 +101,8 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     notes = cut_list([*(note for report in apart for note in report.notes), *notes], _NOTES, LONGEST_NAME)
     return _template().render(
         title=title, reports=data["reports"], lines=len(page_series), cells=len(records),
-        answers=answers(all_series, page_series, frame, apart, _ANSWERS),
+        over=" and ".join(map(over_text, axes_in(frame))), per=" or ".join(map(axis_unit, axes_in(frame))),
+        answers=answers(all_series, page_series, apart, _ANSWERS),
         verdicts=verdicts[:_ANSWERS], left_out=max(0, len(verdicts) - _ANSWERS),
         light=COLOURS, dark=DARK_COLOURS, style=_asset("style.css"), script=_asset("page.js"), library=_library(),
         data=text, limits=limits, notes=notes,

@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from capsbench import paper
+from capsbench.axes import axis_title, axis_unit
 from capsbench.figures.styles import COLOURS, MODEL_STYLES, SeriesStyle, style_key, styles_of
-from capsbench.frame import ROUNDS_COLUMN, SAMPLE_COLUMNS, SERIES_COLUMNS, plain
+from capsbench.frame import (
+    AXES_COLUMN,
+    AXIS_COLUMN,
+    POSITION_COLUMN,
+    ROUNDS_COLUMN,
+    SAMPLE_COLUMNS,
+    SERIES_COLUMNS,
+    along,
+    axes_in,
+    plain,
+)
 from capsbench.gate.findings import Labels
 from capsbench.options import OPTIONS, noun_of
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
@@ -16,7 +27,8 @@ from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
 from capsbench.stats.metrics import METRICS, TIME_METRICS
-from capsbench.stats.slopes import REFERENCE_MODEL, series_columns, values_by_depth
+from capsbench.stats.slopes import REFERENCE_MODEL, series_columns, values_by_position
+from capsbench.words.along import axis_label, over_text
 from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import row_basis, row_ratio, row_remarks, row_shape, row_slope
@@ -26,19 +38,38 @@ if TYPE_CHECKING:
 
 VALUES = (
     "state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_forward_bytes", "peak_backward_bytes",
-    "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "train_step_seconds", "forward_seconds", "inference_seconds",
+    "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "inference_peak_bytes", "inference_kept_bytes",
+    "train_step_seconds", "forward_seconds", "inference_seconds",
 )  # fmt: skip
 """The figures of a cell that the page shows, as columns of `load`."""
 
 _TEXTS = ("status", "message", "noise", "notes", "probe", "data_source")
-_FIT_NUMBERS = ("slope", "slope_low", "slope_high", "intercept", "ratio_to_rescapsnet", "ratio_low", "ratio_high")
+_FIT_NUMBERS = (
+    "slope",
+    "slope_low",
+    "slope_high",
+    "intercept",
+    "term",
+    "term_low",
+    "term_high",
+    "ratio_to_rescapsnet",
+    "ratio_low",
+    "ratio_high",
+)
 
 _FILTERS_FIRST = (
-    "report", "model", "dataset", "kernel", "memory", "precision", "batch_size", "environment", "device", "gpu", "kind",
+    AXIS_COLUMN, "report", "model", "dataset", "kernel", "memory", "precision", "batch_size", "environment", "device", "gpu",
+    "kind",
 )  # fmt: skip
 """The filters that come first, in this order."""
 
-_COLUMN_TITLES = {"report": "Report", "environment": "Machine", "kind": "Measured or predicted", "settings": "Settings of a case"}
+_COLUMN_TITLES = {
+    AXIS_COLUMN: "Along",
+    "report": "Report",
+    "environment": "Machine",
+    "kind": "Measured or predicted",
+    "settings": "Settings of a case",
+}
 """Titles of columns that distinguish series beside their options."""
 
 _LABELLED = {"model", "dataset", "batch_size", "kernel", "memory", "precision", "device"}
@@ -51,19 +82,49 @@ _NAMED_DASHES = {"-": "solid", "-.": "dashdot", ":": "dot", "--": "dash"}
 _DIGITS = 9
 
 _Key = tuple[object, ...]
+_RECORD = "_record"
+"""Column of the number of a record."""
 
 
 class AllSeries:
-    """All series of the records, and the series of each record.
+    """All series of the records along the axes of their reports, and the series of each record along each axis.
 
     A record without figures that was never started has no environment: it belongs to the series of its report where it would have
     been. A record with figures but without environment is of an unknown machine, and so of a series of its own, as for `slopes`.
 
     Args:
-        frame: all records.
+        frame: all records, as `load` gives them.
     """
 
     def __init__(self, frame: pd.DataFrame) -> None:
+        numbered = along(frame.assign(**{_RECORD: range(len(frame))}))
+        self._index(numbered)
+        self.placed = numbered.assign(line=self._of_row)
+        """The frame along its axes, with the index of each row's series as `line`."""
+        self.along: dict[str, list[int | None]] = {
+            str(axis): self._spread(rows["line"], rows[_RECORD], len(frame))
+            for axis, rows in self.placed.groupby(AXIS_COLUMN, sort=False)
+        }
+        """The series of each record along each axis; None where its report does not vary this axis."""
+        self.places: dict[str, list[float | None]] = {
+            str(axis): self._spread(rows[POSITION_COLUMN], rows[_RECORD], len(frame))
+            for axis, rows in self.placed.groupby(AXIS_COLUMN, sort=False)
+        }
+        """The position of each record on each axis."""
+        first = [names[0] for names in frame[AXES_COLUMN]] if AXES_COLUMN in frame.columns else ["blocks"] * len(frame)
+        self.of_record = [self.along[axis][record] or 0 for record, axis in enumerate(first)]
+        """The series of each record along the first axis of its report."""
+
+    @staticmethod
+    def _spread(values: "pd.Series", records: "pd.Series", count: int) -> list[Any]:
+        """The values by number of the record, None for those that have none."""
+        found: list[Any] = [None] * count
+        for record, value in zip(records, values, strict=True):
+            found[record] = plain(value)
+        return found
+
+    def _index(self, frame: pd.DataFrame) -> None:
+        """Find the series, and the index of that of each row."""
         self.names = series_columns(frame)
         columns = [[plain(value) for value in frame[name].tolist()] for name in self.names]
         keys: list[_Key] = list(zip(*columns, strict=True))
@@ -74,7 +135,7 @@ class AllSeries:
         never_started = [key[-1] is None and status != "ok" for key, status in zip(keys, frame["status"], strict=True)]
         whole = [known.get(key[:-1], key) if never else key for key, never in zip(keys, never_started, strict=True)]
         self._indices = {key: index for index, key in enumerate(dict.fromkeys(whole))}
-        self.of_record = [self._indices[key] for key in whole]
+        self._of_row = [self._indices[key] for key in whole]
         self.listed: list[Series] = [dict(zip(self.names, key, strict=True)) for key in self._indices]
 
     def index_of(self, series: Series) -> int:
@@ -82,27 +143,24 @@ class AllSeries:
         return self._indices[tuple(plain(series[name]) for name in self.names)]
 
 
-def series_data(
-    all_series: AllSeries, frame: pd.DataFrame, table: pd.DataFrame, reports: Sequence["Report"]
-) -> list[dict[str, Any]]:
+def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["Report"]) -> list[dict[str, Any]]:
     """The page's data of each series: name, options, look, slopes, means over replicates, and the command to measure it again.
 
     Args:
-        all_series: series of the frame.
-        frame: all records.
+        all_series: series of the records.
         table: their slopes.
         reports: the reports.
     """
     labels, looks = Labels(all_series.listed), styles_of(all_series.listed)
-    beside: dict[tuple[object, object], list[Series]] = {}
+    beside: dict[tuple[object, ...], list[Series]] = {}
     for series in all_series.listed:
-        beside.setdefault((series["report"], series["dataset"]), []).append(series)
+        beside.setdefault(_beside(series), []).append(series)
     names = {key: Names(some) for key, some in beside.items()} if len(beside) > 1 else {}
     plans = {report.name: report.plan for report in reports}
     fits: list[dict[str, Any]] = [{} for _ in all_series.listed]
     for row in table.to_dict("records"):
         fits[all_series.index_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
-    means = _means(all_series, frame)
+    means = _means(all_series.placed)
     found = []
     for index, series in enumerate(all_series.listed):
         label = labels.of(series)
@@ -111,21 +169,29 @@ def series_data(
             known
             | {
                 "label": _short(label),
-                "short": _short(names[series["report"], series["dataset"]].of(series) if names else label),
+                "short": _short(names[_beside(series)].of(series) if names else label),
                 "datasetTitle": _short(dataset_title(str(series["dataset"]))),
                 "report": series["report"],
+                "axis": series[AXIS_COLUMN],
                 "kind": series["kind"],
                 "environment": _short(series.get("environment")),
                 "look": _look(looks[style_key(series)]),
                 "command": _whole(series_command(series, plans.get(str(series["report"])))),
                 "timelineCommand": _whole(timeline_command(series)),
                 # The paper's readings can stand beside it.
-                "paper": str(series["device"]).startswith("cuda") and series["batch_size"] == paper.BATCH_SIZE,
+                "paper": str(series["device"]).startswith("cuda")
+                and series["batch_size"] == paper.BATCH_SIZE
+                and series[AXIS_COLUMN] == "blocks",
                 "fits": fits[index],
                 "means": means.get(index, {}),
             }
         )
     return found
+
+
+def _beside(series: Series) -> tuple[object, ...]:
+    """The report, data set and axis of a series, within which its short name is its own."""
+    return series["report"], series["dataset"], series[AXIS_COLUMN]
 
 
 def packed_fits(page_series: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Mapping[str, Any]]]:
@@ -144,14 +210,19 @@ def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Rec
         records: the same records.
         texts: store of the texts, each once.
     """
+    axes, configurations = frame[AXES_COLUMN].tolist(), [record.cell.configuration for record in records]
     data: dict[str, Any] = {
         "line": all_series.of_record,
+        "places": all_series.places,
         "blocks": frame["blocks"].tolist(),
         "replicate": frame["replicate"].tolist(),
-        "ending": texts.numbers(map(cell_arguments, frame["blocks"].tolist(), frame["replicate"].tolist())),
+        "place": texts.numbers(map(cell_arguments, axes, configurations)),
+        "ending": texts.numbers(map(cell_arguments, axes, configurations, frame["replicate"].tolist())),
         "key": [record.cell.key() for record in records],
         "started": texts.numbers(record.started_at for record in records),
     }
+    if len(all_series.along) > 1:
+        data["along"] = all_series.along
     data |= {name: texts.numbers(frame[name]) for name in _TEXTS}
     data |= {name: [_short(value) for value in frame[name].tolist()] for name in VALUES}
     for metric in TIME_METRICS.values():
@@ -160,6 +231,21 @@ def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Rec
         for end, name in enumerate(("low", "high")):
             data[f"{metric.name}_{name}"] = [interval and _short(interval[end]) for interval in intervals]
     return data
+
+
+def axes_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Words of every axis, by its name: label of a chart's axis, noun before a position, unit, and whether options have it."""
+    return {
+        axis: {
+            "label": axis_label(axis),
+            "title": axis_title(axis),
+            "noun": axis_title(axis).lower(),
+            "unit": axis_unit(axis),
+            "over": over_text(axis),
+            "option": axis in OPTIONS,
+        }
+        for axis in axes_in(frame)
+    }
 
 
 def samples_data(records: Sequence[Record], most: int) -> list[list[list[float]]]:
@@ -198,8 +284,7 @@ def options_data() -> dict[str, Any]:
     return {
         "filters": [_filter(name) for name in dict.fromkeys((*_FILTERS_FIRST, *SERIES_COLUMNS))],
         "details": [{"name": name, "noun": noun_of(name)} for name in SERIES_COLUMNS if name not in _LABELLED],
-        "columns": ["report", *SERIES_COLUMNS, "kind", "environment"],
-        "depthFlag": OPTIONS["blocks"].flag,
+        "columns": ["report", *(name for name in SERIES_COLUMNS if name != "blocks"), "kind", "environment"],
     }
 
 
@@ -261,17 +346,21 @@ def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _means(all_series: AllSeries, frame: pd.DataFrame) -> dict[int, dict[str, list[list[float]]]]:
-    """Values at each depth by series and metric, of series that have replicates or took turns: pairs of depth and value."""
-    good = frame.assign(line=all_series.of_record)[frame["status"] == "ok"]
-    several = good.groupby(["line", "blocks"]).size().groupby("line").max()
+def _means(placed: pd.DataFrame) -> dict[int, dict[str, list[list[float]]]]:
+    """Values at each position by series and metric, of series that have replicates or took turns: pairs of position and value.
+
+    Args:
+        placed: frame along its axes, with the column `line`.
+    """
+    good = placed[placed["status"] == "ok"]
+    several = good.groupby(["line", POSITION_COLUMN]).size().groupby("line").max()
     in_turn = set(good.loc[good[ROUNDS_COLUMN].map(bool), "line"])
     found: dict[int, dict[str, list[list[float]]]] = {}
     for index, cells in good[good["line"].isin({*several[several > 1].index, *in_turn})].groupby("line"):
         own = found[int(str(index))] = {}
         for metric in METRICS.values():
-            values = values_by_depth(cells[cells[metric.column].notna()], metric)
-            own[metric.name] = [[int(blocks), value] for blocks, value in values.items()]
+            values = values_by_position(cells[cells[metric.column].notna()], metric)
+            own[metric.name] = [[plain(place), value] for place, value in values.items()]
     return found
 
 

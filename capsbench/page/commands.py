@@ -1,9 +1,11 @@
 """Commands that measure a cell again, and that look inside its step."""
 
 import shlex
+from collections.abc import Sequence
 
+from capsbench.axes import axis_flag
 from capsbench.options import OPTIONS, OWN_INPUTS, PREDICTED, REPEATED_FLAGS, SETTINGS_FLAG, SWEPT_OPTIONS
-from capsbench.records import Plan
+from capsbench.records import Configuration, Plan
 from capsbench.typed_values import settings_in
 from capsbench.words.labels import Series
 
@@ -24,17 +26,22 @@ def series_command(series: Series, plan: Plan | None) -> str:
 
 
 def timeline_command(series: Series) -> str:
-    """The command `capsbench timeline …` for one series of records, which a depth completes if the model has blocks."""
+    """The command `capsbench timeline …` for one series of records, which `cell_arguments` complete."""
     return shlex.join(["capsbench", "timeline", REPEATED_FLAGS["model"], str(series["model"]), *_words(series)])
 
 
-def cell_arguments(blocks: int, replicate: int) -> str:
-    """Options that turn a series' command into that of a cell: its depth, and its replicates.
+def cell_arguments(axes: Sequence[str], configuration: Configuration, replicate: int = 0) -> str:
+    """Options that turn a series' command into that of a cell: depth, position on the first axis of its report, and replicates.
 
     A model without blocks has no depth. A replicate is measured after those before it.
     """
-    depth = f" {OPTIONS['blocks'].flag} {blocks}" if blocks else ""
-    return depth + (f" {REPEATED_FLAGS['replicate']} {replicate + 1}" if replicate else "")
+    words = [OPTIONS["blocks"].flag, str(configuration.blocks)] if configuration.blocks else []
+    axis = axes[0]
+    value = getattr(configuration, axis, None) if axis in OPTIONS else dict(configuration.settings or ()).get(axis)
+    if axis != "blocks" and value is not None:
+        words += f"{axis_flag(axis)}{value}".split(" ", 1)
+    words += [REPEATED_FLAGS["replicate"], str(replicate + 1)] if replicate else []
+    return f" {shlex.join(words)}" if words else ""
 
 
 def _words(series: Series) -> list[str]:

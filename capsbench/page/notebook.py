@@ -6,13 +6,18 @@ from typing import Any
 
 import pandas as pd
 
+from capsbench.axes import axis_unit
 from capsbench.figures.sparks import SparkPoints, scale_of, svg, value_ranges
 from capsbench.figures.styles import style_key, styles_of
-from capsbench.frame import ROUNDS_COLUMN
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN
+from capsbench.frame import along as placed_along
 from capsbench.gate.findings import Labels
+from capsbench.stats.bases import Curve
+from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import by_series, fitted_slopes, series_columns, series_of, values_by_depth
-from capsbench.words.slopes_in_words import row_basis, row_ratio, row_remarks, row_shape, row_slope
+from capsbench.stats.slopes import by_series, fitted_slopes, series_columns, series_of, values_by_position
+from capsbench.words.along import over_text
+from capsbench.words.slopes_in_words import row_basis, row_cost, row_ratio, row_remarks, row_shape, row_slope
 
 _Key = tuple[str, ...]
 
@@ -38,25 +43,40 @@ class SlopesFrame(pd.DataFrame):
         each = [(series, row) for series, rows in groups for row in rows.to_dict("records")]
         shown = [(series, row, self._points.get(_key(row, keys), [])) for series, row in each]
         ranges = value_ranges((scale_of(row, row["metric"]), _heights(row, points)) for _, row, points in shown)
-        rows = [_row(labels.of(series), row, points, looks[style_key(series)].colour, ranges) for series, row, points in shown]
         more = f"<p>{len(self) - most} more rows</p>" if len(self) > most else ""
-        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in _HEADS)
+        axes = list(dict.fromkeys(table[AXIS_COLUMN]))
+        alone = axes[0] if len(axes) == 1 else None
+        heads = (
+            "line",
+            "quantity",
+            over_text(alone) if alone else "chart",
+            f"slope per {axis_unit(alone)}" if alone else "slope",
+        )
+        rows = [
+            _row(labels.of(series), row, points, looks[style_key(series)].colour, ranges, per=not alone)
+            for series, row, points in shown
+        ]
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in (*heads, "× ResCapsNet", ""))
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
 
 
-_HEADS = ("line", "quantity", "over depth", "slope per block", "× ResCapsNet", "")
 _NEEDED = (
-    "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "linear", "noise", "ratio_to_rescapsnet", "ratio_low",
-    "ratio_high", "basis", "rest_low",
+    "axis", "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "shape", "noise", "ratio_to_rescapsnet",
+    "ratio_low", "ratio_high", "basis", "rest_low", "term", "term_low", "term_high",
 )  # fmt: skip
 
 
-def slopes(frame: pd.DataFrame) -> SlopesFrame:
+def slopes(frame: pd.DataFrame, along: str | None = None) -> SlopesFrame:
     """The slope of every series and metric in a frame from `load` (`capsbench.stats.slopes.fitted_slopes`).
+
+    Args:
+        frame: frame with a row per record.
+        along: name of the one axis; by default each that a report varies.
 
     Returns:
         The data frame, which a notebook shows as a table with a small chart in each row.
     """
+    frame = placed_along(frame, along)
     found = SlopesFrame(fitted_slopes(frame))
     keys = [*series_columns(frame), "metric"]
     points: dict[_Key, list[tuple[float, float]]] = {}
@@ -64,9 +84,9 @@ def slopes(frame: pd.DataFrame) -> SlopesFrame:
         for metric in METRICS.values():
             known = cells[cells[metric.column].notna()]
             in_turn = not metric.is_bytes and known[ROUNDS_COLUMN].map(bool).any()
-            pairs = zip(known["blocks"].astype(float), known[metric.column].astype(float), strict=True)
+            pairs = zip(known[POSITION_COLUMN].astype(float), known[metric.column].astype(float), strict=True)
             points[_key(series | {"metric": metric.name}, keys)] = list(
-                values_by_depth(known, metric).items() if in_turn else pairs
+                values_by_position(known, metric).items() if in_turn else pairs
             )
     # As attributes, not columns; pandas would warn otherwise.
     object.__setattr__(found, "_keys", keys)
@@ -81,15 +101,26 @@ def _key(row: Mapping[Any, Any] | Mapping[Hashable, Any], names: Iterable[str]) 
     )
 
 
-def _line_of(row: Mapping[Hashable, Any]) -> tuple[float, float] | None:
-    return (row["intercept"], row["slope"]) if row_shape(row) == "line" else None
+_CURVE_POINTS = 13
+
+
+def _fitted(row: Mapping[Hashable, Any], points: SparkPoints) -> list[tuple[float, float]]:
+    """The ends of the fitted line, or points of the curve; empty where neither fits."""
+    shape, places = row_shape(row), [place for place, _ in points]
+    if not points or shape not in ("line", *CURVES):
+        return []
+    if shape == "line":
+        return [(place, row["intercept"] + row["slope"] * place) for place in (min(places), max(places))]
+    curve = Curve(
+        "quadratic" if shape == "quadratic" else "inverse", row["intercept"], row["slope"], row["term"], None, None, 0.0
+    )
+    step = (max(places) - min(places)) / (_CURVE_POINTS - 1)
+    return [(place, curve.at(place)) for place in (min(places) + step * number for number in range(_CURVE_POINTS))]
 
 
 def _heights(row: Mapping[Hashable, Any], points: SparkPoints) -> list[float]:
-    """Values in a row's chart: those of the records, and the ends of the fitted line."""
-    line, depths = _line_of(row), [depth for depth, _ in points]
-    fitted = [line[0] + line[1] * depth for depth in (min(depths), max(depths))] if line and points else []
-    return [*(value for _, value in points), *fitted]
+    """Values in a row's chart: those of the records, and those of the fitted line or curve."""
+    return [value for _, value in (*points, *_fitted(row, points))]
 
 
 def _row(
@@ -98,14 +129,17 @@ def _row(
     points: SparkPoints,
     colour: str,
     ranges: Mapping[tuple[str, ...], tuple[float, float]],
+    *,
+    per: bool,
 ) -> str:
+    """A row of the table; `per` names the unit of the axis beside the slope."""
     remarks = [*row_remarks(row), *filter(None, [row_basis(row)])]
     remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []
     texts = [
         escape(label),
         METRICS[row["metric"]].title,
-        svg(points, _line_of(row), colour, *ranges[scale_of(row, row["metric"])]) if points else "",
-        row_slope(row),
+        svg(points, _fitted(row, points), colour, *ranges[scale_of(row, row["metric"])]) if points else "",
+        row_cost(row) if per else row_slope(row),
         row_ratio(row),
         escape(", ".join(remarks)),
     ]

@@ -11,14 +11,21 @@ from capsbench.prediction.apart import call_for
 from capsbench.prediction.seconds import modelled_seconds
 from capsbench.records import Cell, Certainty, Configuration, MemoryFigures, Record
 from capsbench.tracing.cuda_allocator import CachingAllocator, OutOfMemory
-from capsbench.tracing.step_trace import TracedStep, step_figures, trace_step
-from capsbench.tracing.trace import Trace
+from capsbench.tracing.step_trace import TracedInference, TracedStep, step_figures, trace_step
+from capsbench.tracing.trace import INFERENCE, Trace
 from capsbench.workload import without_effect
 
-_EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "retained_requested_bytes")
+_EXACT = (
+    "state_bytes",
+    "gradient_bytes",
+    "optimizer_bytes",
+    "retained_bytes",
+    "retained_requested_bytes",
+    "inference_kept_bytes",
+)
 _MODELLED = (
     "peak_forward_bytes", "peak_backward_bytes", "peak_allocated_bytes", "peak_requested_bytes", "peak_reserved_bytes",
-    "step_reserved_bytes", "at_peak",
+    "step_reserved_bytes", "at_peak", "inference_peak_bytes",
 )  # fmt: skip
 _GUESSED = ("context_bytes", "process_bytes")
 
@@ -49,7 +56,7 @@ def predicted_here(cell: Cell) -> Record:
     configuration = cell.configuration
     record = Record(kind="predicted", cell=cell, status="error", started_at=started.isoformat(timespec="seconds"))
     try:
-        step = trace_for(configuration)
+        step = trace_for(configuration, inference=True)
         found = predict_memory(configuration, step)
         seconds = modelled_seconds(configuration, step.work)
         figures = step_figures(configuration, step).model_copy(
@@ -66,23 +73,25 @@ def predicted_here(cell: Cell) -> Record:
         "memory": found.memory if found.fits else None,
         "step": figures,
         "duration_seconds": round(time.monotonic() - began, 3),
-        "notes": [*without_effect(configuration), *step.remarks],
+        "notes": [*without_effect(configuration), *step.remarks, *_assumed(step.inference)],
     }
     return record.model_copy(update=filled)
 
 
-def trace_for(configuration: Configuration, *, live: Case | None = None) -> TracedStep:
+def trace_for(configuration: Configuration, *, live: Case | None = None, inference: bool = False) -> TracedStep:
     """The step of a configuration for the device that it names.
 
     Args:
         configuration: configuration of the step.
         live: case of a live network in place of the configuration's own, which stays as it is.
+        inference: follow an inference step after it.
 
     Raises:
         ConfigurationError: the network cannot be made, or followed without values.
     """
     gpu = _gpu(configuration)
-    return trace_step(configuration, live=live, workspace_bytes=gpu.workspace_bytes if gpu else 0, try_scratch=gpu is None)
+    workspace = gpu.workspace_bytes if gpu else 0
+    return trace_step(configuration, live=live, workspace_bytes=workspace, try_scratch=gpu is None, inference=inference)
 
 
 def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction:
@@ -111,7 +120,7 @@ def _gpu(configuration: Configuration) -> Gpu | None:
 
 
 def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | None) -> MemoryFigures:
-    phases = counted.phases()
+    phases, inference = counted.phases(), _inference(step, gpu)
     context, of_step = gpu.context_bytes if gpu else None, CachingAllocator()
     if gpu:
         step.trace.replay(of_step, empty_first=True)
@@ -131,13 +140,34 @@ def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | 
         process_bytes=reserved + context if reserved is not None and context is not None else None,
         context_bytes=context,
         at_peak=counted.at_peak(),
+        inference_peak_bytes=inference[0],
+        inference_kept_bytes=inference[1],
         scratch=list(step.scratch),
     )
     kinds: tuple[tuple[Certainty, tuple[str, ...]], ...] = (("exact", _EXACT), ("modelled", _MODELLED), ("guessed", _GUESSED))
     certainty = {name: kind for kind, names in kinds for name in names if getattr(figures, name) is not None}
+    of_inference = {"inference_peak_bytes", "inference_kept_bytes"} & certainty.keys()
+    if _assumed(step.inference):
+        certainty |= dict.fromkeys(of_inference, "guessed")
     if step.notes:
         # An assumption decides what the step computes.
         certainty = dict.fromkeys(certainty, "guessed")
     elif step.unsure:
-        certainty |= dict.fromkeys({"retained_bytes", "retained_requested_bytes", *_MODELLED} & certainty.keys(), "guessed")
+        unsure = {"retained_bytes", "retained_requested_bytes", *_MODELLED} & certainty.keys()
+        certainty |= dict.fromkeys(unsure | of_inference, "guessed")
     return figures.model_copy(update={"certainty": certainty})
+
+
+def _inference(step: TracedStep, gpu: Gpu | None) -> tuple[int | None, int | None]:
+    """The highest bytes of a traced inference step, and those that it keeps; None where it was not followed."""
+    if step.inference is None or step.inference.trace is None:
+        return None, None
+    requested = step.inference.trace
+    counted = requested.replay(CachingAllocator()) if gpu else requested
+    kept = requested.phases()[INFERENCE]
+    return counted.phases()[INFERENCE].peak - step.inference.unneeded_bytes, kept.end - kept.start
+
+
+def _assumed(inference: TracedInference | None) -> list[str]:
+    """The assumptions of a traced inference step, or the reason that it was not followed."""
+    return [] if inference is None else [*inference.notes, *inference.unsure]

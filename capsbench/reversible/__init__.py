@@ -2,6 +2,7 @@
 
 from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, DriftWarning, drift_bound, segment_length
 from capsbench.reversible.evaluate import is_altered
+from capsbench.reversible.members import MEMBER_STRATEGIES, check_members_strategy, keep_less, lists_kept_less
 from capsbench.reversible.momentum import Gamma, check_gamma, spread
 from capsbench.reversible.pair import INVERSES, resolve_inverse, retained_bits
 from capsbench.reversible.stack import MomentumStack
@@ -11,6 +12,7 @@ __all__ = [
     "DRIFT_BOUND",
     "INVERSES",
     "LIPSCHITZ",
+    "MEMBER_STRATEGIES",
     "PLAIN_STRATEGIES",
     "REVERSIBLE_STRATEGIES",
     "STRATEGIES",
@@ -18,9 +20,12 @@ __all__ = [
     "Gamma",
     "MomentumStack",
     "check_gamma",
+    "check_members_strategy",
     "check_strategy",
     "drift_bound",
     "is_altered",
+    "keep_less",
+    "lists_kept_less",
     "resolve_inverse",
     "retained_bits",
     "run_steps",

@@ -154,10 +154,20 @@ class RefusedDraws(TorchDispatchMode):
 
 
 def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether a call of an operator that may draw does; attention without dropout does not."""
-    names = [argument.name for argument in func._schema.arguments]
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return "dropout_p" not in names or given.get("dropout_p", 0.0) > 0
+    """Return whether a call of an operator that may draw does; one in evaluation does not, nor a layer without dropout."""
+    arguments = func._schema.arguments
+    usual = {argument.name: argument.default_value for argument in arguments}
+    given = usual | dict(zip(usual, args, strict=False)) | kwargs
+    if any(given.get(name) is False for name in _IN_TRAINING):
+        return False
+    dropped = [given[name] or 0.0 for name in _DROPPED if name in given]
+    return not dropped or any(share > 0 for share in dropped)
+
+
+_IN_TRAINING = ("train", "training")
+"""Arguments that are False in evaluation, in which nothing is drawn."""
+_DROPPED = ("dropout_p", "dropout")
+"""Arguments of attention and of recurrent layers: the share that is dropped. With 0 they draw nothing, unlike dropout itself."""
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,9 @@ def run_steps(
             parameters and buffers where they are.
     """
     if memory != "stored":
-        _refuse_lost_hooks(memory, modules or ())
+        refuse_lost_hooks(memory, modules or ())
     if memory == "offload":
-        with _Offload(modules or (), pin_memory=state[0].is_cuda):
+        with Offloading(modules or (), pin_memory=state[0].is_cuda):
             return _chain(steps, *state)
     if memory == "stored":
         return _chain(steps, *state)
@@ -73,11 +73,11 @@ def run_steps(
         size = segment * math.ceil(math.sqrt(blocks))
     for start in range(0, len(steps), size):
         part = slice(start, start + size)
-        state = _checkpoint(steps[part], state, modules[part] if modules else ())
+        state = run_checkpointed(steps[part], state, modules[part] if modules else ())
     return state
 
 
-def _refuse_lost_hooks(memory: str, modules: Sequence[nn.Module]) -> None:
+def refuse_lost_hooks(memory: str, modules: Sequence[nn.Module]) -> None:
     """Refuse hooks of parameters that torch loses: before 2.11, on what an autograd function saves under hooks of its own."""
     if _KEEPS_HOOKS or torch.compiler.is_compiling():
         return
@@ -98,7 +98,7 @@ class _Staying(NamedTuple):
     """Number of changes in place before it was saved."""
 
 
-class _Offload(torch.autograd.graph.saved_tensors_hooks):
+class Offloading(torch.autograd.graph.saved_tensors_hooks):
     """Hooks that move saved tensors to the host's memory, except those there already, parameters, buffers, and views of these."""
 
     def __init__(self, modules: Sequence[nn.Module], *, pin_memory: bool) -> None:
@@ -131,7 +131,14 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _checkpoint(steps: Sequence[Step], state: State, modules: Sequence[nn.Module]) -> State:
+def run_checkpointed(steps: Sequence[Step], state: State, modules: Sequence[nn.Module]) -> State:
+    """Pass `state` through `steps`, and evaluate them again in backward, with the random numbers and buffers that they had.
+
+    Args:
+        steps: functions from one state to the next.
+        state: tensors; a single step may take and return anything.
+        modules: modules whose buffers are left alone when they are evaluated again.
+    """
     options: dict[str, Any] = {}
     # The compiler accepts no such contexts; a function with buffers is then computed without it.
     if any(True for module in modules for _ in module.buffers()) or not torch.compiler.is_compiling():

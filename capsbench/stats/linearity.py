@@ -18,9 +18,13 @@ BENT_BY_CHANCE = 0.01
 _FEWEST_DEPTHS = 5
 
 
-Shape = Literal["line", "no change measurable", "not a line"]
-"""The shape of values over depth. A slope that cannot be distinguished from 0 makes them `no change measurable`: it has no sign
-and no ratio, and no line is drawn for it. An exact slope of 0 is a line."""
+Shape = Literal["line", "quadratic", "inverse", "no change measurable", "not a line"]
+"""The shape of values over an axis. A slope that cannot be distinguished from 0 makes them `no change measurable`: it has no sign
+and no ratio, and no line is drawn for it. An exact slope of 0 is a line. `quadratic` has a square beside the line, and
+`inverse` is divided by the axis (`bases`)."""
+
+CURVES: tuple[Shape, ...] = ("quadratic", "inverse")
+"""The shapes with a term that a line does not have."""
 
 
 def shape_of(linear: bool, low: float | None, high: float | None) -> Shape:
@@ -60,6 +64,14 @@ def times_are_linear(blocks: Floats, values: Floats, deviation: float) -> bool:
         spare = blocks.size - 3
         return _chance(_squares(blocks, values, 1), _squares(blocks, values, 2), 1, spare) >= BENT_BY_CHANCE
     return True
+
+
+def cubic_is_better(positions: Floats, values: Floats) -> bool:
+    """Return whether a cubic fits times better than a parabola does, beyond chance (p < 0.01); for which there must be six."""
+    if np.unique(positions).size < _FEWEST_DEPTHS + 1:
+        return False
+    spare = positions.size - 4
+    return _chance(_squares(positions, values, 2), _squares(positions, values, 3), 1, spare) < BENT_BY_CHANCE
 
 
 def _chance(line: float, better: float, terms: int, spare: int) -> float:

@@ -29,6 +29,8 @@ MEMORY_METRICS = {
         Metric("peak", "peak_allocated_bytes", "peak allocated", True),
         Metric("reserved", "peak_reserved_bytes", "peak reserved", True),
         Metric("process", "process_bytes", "process memory", True),
+        Metric("inference-peak", "inference_peak_bytes", "peak of inference", True),
+        Metric("inference-kept", "inference_kept_bytes", "kept by inference", True),
     )
 }
 """Memory figures by name."""

@@ -65,7 +65,7 @@ def _residual_errors(points: Points, *, relative: bool) -> ErrorPair:
     contrasts = np.linalg.pinv(design)
     slope, intercept = contrasts @ (roots * values)
     fitted = slope * blocks + intercept
-    levels = _levels(fitted, points.values) if relative else np.ones(blocks.size)
+    levels = noise_levels(fitted, points.values) if relative else np.ones(blocks.size)
     # Residuals as shares of their levels are this matrix times the shares of noise, of which they are fewer (Satterthwaite 1946).
     spread = (np.eye(blocks.size) - design @ contrasts) * levels / levels[:, None]
     squares = spread @ spread.T
@@ -82,7 +82,7 @@ def _shared_errors(points: Points, *, relative: bool) -> list[ErrorPair]:
         return []
     slope, intercept = _contrasts(points.blocks) @ points.values
     fitted = slope * points.blocks + intercept
-    distances = (points.values - fitted) / (_levels(fitted, points.values) if relative else 1.0)
+    distances = (points.values - fitted) / (noise_levels(fitted, points.values) if relative else 1.0)
     means = np.array([distances[points.replicates == one].mean() for one in replicates])
     error, degrees = float(means.std(ddof=1) / np.sqrt(means.size)), means.size - 1.0
     moved = (abs(slope), abs(intercept)) if relative else (0.0, 1.0)
@@ -93,15 +93,20 @@ def _sample_errors(points: Points) -> list[ErrorPair]:
     """Errors from the scatter of samples within each process."""
     if not any(points.samples):
         return []
-    samples = [one if one else (0.0,) for one in points.samples]
-    # Relative, so that a value that was scaled later keeps its noise.
-    errors = points.values * np.array([median_error(one) / (median(one) or 1.0) for one in samples])
-    degrees = np.array([max(len(one) - 1.0, 1.0) for one in samples])
-    slope, intercept = (_joined((contrast * errors) ** 2, degrees) for contrast in _contrasts(points.blocks))
+    errors, degrees = sample_errors_of(points)
+    slope, intercept = (joined((contrast * errors) ** 2, degrees) for contrast in _contrasts(points.blocks))
     return [(slope, intercept)]
 
 
-def _joined(squares: Floats, degrees: Floats) -> StandardError:
+def sample_errors_of(points: Points) -> tuple[Floats, Floats]:
+    """`[n]`, the standard errors of values that are medians of samples, and their degrees of freedom."""
+    samples = [one if one else (0.0,) for one in points.samples]
+    # Relative, so that a value that was scaled later keeps its noise.
+    errors = points.values * np.array([median_error(one) / (median(one) or 1.0) for one in samples])
+    return errors, np.array([max(len(one) - 1.0, 1.0) for one in samples])
+
+
+def joined(squares: Floats, degrees: Floats) -> StandardError:
     """The error of a sum of independent values, from their variances and degrees of freedom (Satterthwaite 1946)."""
     total = float(squares.sum())
     return StandardError(float(np.sqrt(total)), total**2 / float((squares**2 / degrees).sum()) if total else 1.0)
@@ -114,7 +119,7 @@ def _contrasts(blocks: Floats) -> Floats:
     return np.stack([slope, 1 / blocks.size - blocks.mean() * slope])
 
 
-def _levels(fitted: Floats, values: Floats) -> Floats:
+def noise_levels(fitted: Floats, values: Floats) -> Floats:
     """Levels that noise is a share of: the height of the line, but at least the lowest value, as noise may have bent the line."""
     least = float(values.min())
     return np.maximum(fitted, least) if least > 0 else np.ones(fitted.size)

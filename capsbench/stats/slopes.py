@@ -1,23 +1,25 @@
-"""The cost of a block: straight lines through memory and time over depth.
+"""The cost of a block, a sample or a token: straight lines through memory and time over an axis.
 
-Ordinary least squares, for times of cells that took turns round by round (`turns`, `paired`). Whole numbers at whole depths are
-fitted in whole numbers, so that exact bytes have exact slopes. The intervals of lines come from `intervals` and `scatter`;
+Ordinary least squares, for times of cells that took turns round by round (`turns`, `paired`). Whole numbers at whole positions
+are fitted in whole numbers, so that exact bytes have exact slopes. The intervals of lines come from `intervals` and `scatter`;
 `linearity` decides whether a line fits at all.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from capsbench.frame import ROUNDS_COLUMN, SAMPLE_COLUMNS, SERIES_COLUMNS
+from capsbench.axes import axis_unit, over_the, per_pair
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, SAMPLE_COLUMNS, SERIES_COLUMNS, along
 from capsbench.options import NETWORK_OPTIONS, OPTIONS
+from capsbench.stats.bases import HALF_A_BYTE, Curve, exact_curve, timed_curve, turns_curve
 from capsbench.stats.intervals import half_width, interval, ratio_interval
 from capsbench.stats.least_squares import SlopeFit, fit_slope
-from capsbench.stats.linearity import Shape, bytes_are_linear, shape_of, times_are_linear
+from capsbench.stats.linearity import LARGEST_DEVIATION, ROUNDING_BYTES, Shape, bytes_are_linear, shape_of, times_are_linear
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.scatter import Points, line_errors
 from capsbench.stats.turn_times import Basis, TurnFit, fit_turns, turn_times, turns_ratio_interval
@@ -38,6 +40,8 @@ class LineFit:
     """True if a line fits at all."""
     turns: TurnFit | None = None
     """The slopes of all rounds, if it is a time of cells that took turns."""
+    curve: Curve | None = None
+    """The curve that fits where a line does not; its slope is also that of `fit`."""
 
     @property
     def basis(self) -> Basis:
@@ -46,19 +50,39 @@ class LineFit:
 
     @property
     def shape(self) -> Shape:
-        """Shape of the values: a line whose slope can be distinguished from 0, or not."""
-        return shape_of(self.linear, *(self.fit.slope_interval or (None, None)))
+        """Shape of the values: a line whose slope can be distinguished from 0, or not; or a curve."""
+        return self.curve.form if self.curve else shape_of(self.linear, *(self.fit.slope_interval or (None, None)))
+
+    def at(self, position: float) -> float:
+        """The fitted value at a position."""
+        return self.curve.at(position) if self.curve else self.fit.intercept + self.fit.slope * position
+
+    def bent(self, curve: Curve | None) -> "LineFit":
+        """The fit with a curve in place of the line; the line itself where there is no curve."""
+        if curve is None:
+            return self
+        fit = replace(
+            self.fit, slope=curve.slope, slope_interval=curve.slope_interval, intercept=curve.intercept,
+            intercept_interval=None, slope_error=None, deviation=curve.deviation,
+        )  # fmt: skip
+        return replace(self, fit=fit, linear=False, curve=curve)
 
 
 def series_columns(frame: pd.DataFrame) -> list[str]:
-    """The columns of a frame of records whose values all depths of one series share."""
-    return [name for name in ("report", *SERIES_COLUMNS, "kind", "source", "environment") if name in frame.columns]
+    """The columns of a frame along an axis whose values all positions of one series share."""
+    known = ("report", AXIS_COLUMN, *SERIES_COLUMNS, "kind", "source", "environment")
+    return [name for name in known if name in frame.columns]
 
 
 def series_of(frame: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
-    """Each series' common values, and its rows that ended well, by depth."""
-    for series, rows in by_series(frame[frame["status"] == "ok"]):
-        yield series, rows.sort_values("blocks", kind="stable")
+    """Each series' common values, and its rows that ended well, by position.
+
+    Args:
+        frame: frame from `along`, or from `load`, whose reports then lie along their own axes.
+    """
+    placed = along(frame)
+    for series, rows in by_series(placed[placed["status"] == "ok"]):
+        yield series, rows.sort_values(POSITION_COLUMN, kind="stable")
 
 
 def by_series(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataFrame]]:
@@ -69,27 +93,27 @@ def by_series(table: pd.DataFrame) -> Iterable[tuple[dict[str, object], pd.DataF
 
 
 def fit_line(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
-    """The line through one metric of a series; None with fewer than two depths.
+    """The line through one metric of a series; None with fewer than two positions.
 
     Args:
         cells: rows of the series that ended well, from `series_of`.
         metric: metric to fit.
     """
-    return _fit_in_turn(cells, metric) or _fit(_points(cells, metric), metric)
+    return _fit_in_turn(cells, metric) or _fit(_points(cells, metric), metric, _kind_of(cells))
 
 
-def values_by_depth(cells: pd.DataFrame, metric: Metric, line: LineFit | None = None) -> dict[float, float]:
-    """The value at each depth: the mean over replicates, or that from rounds in which the cells took turns.
+def values_by_position(cells: pd.DataFrame, metric: Metric, line: LineFit | None = None) -> dict[float, float]:
+    """The value at each position: the mean over replicates, or that from rounds in which the cells took turns.
 
     Args:
         cells: rows of a series with values.
         metric: metric of the values.
         line: their line from `fit_line`, if it is known already.
     """
-    means = cells[metric.column].astype(float).groupby(cells["blocks"]).mean()
-    found = {float(blocks): float(mean) for blocks, mean in zip(means.index, means, strict=True)}
+    means = cells[metric.column].astype(float).groupby(cells[POSITION_COLUMN]).mean()
+    found = {float(place): float(mean) for place, mean in zip(means.index, means, strict=True)}
     line = line or _fit_in_turn(cells, metric)
-    return found | {depth: one.seconds for depth, one in (line.turns.at if line and line.turns else {}).items()}
+    return found | {place: one.seconds for place, one in (line.turns.at if line and line.turns else {}).items()}
 
 
 def _fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
@@ -107,14 +131,38 @@ def _fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
         fit, slope=slope, slope_interval=ends, intercept=intercept, intercept_interval=None, slope_error=None, exact=False,
         points=int(cells[metric.column].notna().sum()),
     )  # fmt: skip
-    return LineFit(taken, linear, turns)
+    line = LineFit(taken, linear, turns)
+    if _kind_of(cells).bends and fit.deviation > LARGEST_DEVIATION and times is not None:
+        part = times.growing if turns.basis == "edges" and times.growing is not None else times.whole
+        known = np.isin(times.depths, blocks)
+        line = line.bent(turns_curve(times.depths[known], part[:, known], values))
+    return line
+
+
+class _Kind(NamedTuple):
+    """The facts on which the basis of a series' costs depends."""
+
+    bends: bool
+    """True if its times may grow with the square of the axis."""
+    rounding: float
+    """Bytes by which its allocator rounds."""
+
+
+def _kind_of(cells: pd.DataFrame) -> _Kind:
+    """The kind of a series, from its rows."""
+    axis, device = (str(cells[name].iloc[0]) if name in cells.columns and len(cells) else "" for name in (AXIS_COLUMN, "device"))
+    return _kind(axis, device)
+
+
+def _kind(axis: str, device: str) -> _Kind:
+    return _Kind(axis != "blocks", ROUNDING_BYTES if device.startswith("cuda") else HALF_A_BYTE)
 
 
 def _points(cells: pd.DataFrame, metric: Metric) -> Points:
-    """Values of a metric over depth, NaN where there are none. Bytes repeat: only times have samples."""
+    """Values of a metric over an axis, NaN where there are none. Bytes repeat: only times have samples."""
     column = SAMPLE_COLUMNS.get(metric.column)
     return Points(
-        cells["blocks"].to_numpy(dtype=float),
+        cells[POSITION_COLUMN].to_numpy(dtype=float),
         cells[metric.column].to_numpy(dtype=float, na_value=np.nan),
         cells["replicate"].to_numpy(dtype=float) if "replicate" in cells.columns else None,
         [one if isinstance(one, Sequence) else None for one in cells[column]] if column in cells.columns else (),
@@ -131,7 +179,7 @@ def _taken(points: Points, places: NDArray[np.intp]) -> Points:
     )
 
 
-def _fit(points: Points, metric: Metric) -> LineFit | None:
+def _fit(points: Points, metric: Metric, kind: _Kind) -> LineFit | None:
     """The line of `fit_line` for values of which some may be missing."""
     points = _taken(points, np.flatnonzero(~np.isnan(points.values)))
     blocks, values = points.blocks, points.values
@@ -139,32 +187,40 @@ def _fit(points: Points, metric: Metric) -> LineFit | None:
         return None
     fit = fit_slope(blocks.tolist(), values.tolist())
     if metric.is_bytes:
-        linear = bytes_are_linear(values - fit.intercept - fit.slope * blocks, fit.deviation)
+        residuals = values - fit.intercept - fit.slope * blocks
+        linear = bytes_are_linear(residuals, fit.deviation)
+        bent = metric.repeats and not fit.exact and float(np.abs(residuals).max()) > kind.rounding
+        curve = exact_curve(blocks, values, kind.rounding) if bent else None
     else:
         linear = times_are_linear(blocks, values, fit.deviation)
-    if fit.slope_interval is None or (fit.exact and metric.is_bytes):
-        return LineFit(fit, linear)
+        curve = timed_curve(points) if kind.bends and not linear else None
+    if fit.slope_interval is None or (fit.exact and metric.is_bytes) or curve is not None:
+        return LineFit(fit, linear).bent(curve)
     errors = line_errors(points, relative=not metric.is_bytes, exact=fit.exact)
     slope, intercept = (interval(fit.slope, half_width(errors.slope)), interval(fit.intercept, half_width(errors.intercept)))
     return LineFit(replace(fit, slope_interval=slope, intercept_interval=intercept), linear)
 
 
-def fitted_slopes(frame: pd.DataFrame) -> pd.DataFrame:
-    """The slope of every series and metric in a frame from `load`.
+def fitted_slopes(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
+    """The slope of every series and metric in a frame from `load`, along every axis that a report varies.
 
     Args:
         frame: frame with a row per record.
+        axis: name of the one axis; by default each report's own.
 
     Returns:
-        A row per series and metric: the series' columns, then
+        A row per axis, series and metric: the series' columns, of which `axis` names the axis and its own one is empty, then
 
-        - `metric`, `unit` (`bytes` or `seconds`, per block), `slope`, `slope_low`, `slope_high`, `intercept`, `intercept_low`,
-          `intercept_high`, `r2`, `points`. The interval of a time's slope contains the scatter of samples, of replicates and of
-          medians around the line. Bytes repeat: if all lie on the line, its slope is exact, and its interval is that number.
-          Intervals are missing with fewer than three points, unless cells took turns, whose intercepts have none.
-        - `basis`: `edges` if the slope is that of the parts that grow with depth, `turns` if it is that of whole steps (both of
-          cells that took turns), `cells` if each cell was measured alone; `rest_low`, `rest_high`: 99 % interval of the slope of
-          the rest of the step, which contains 0 where the basis is `edges`; missing where the parts that grow are not known.
+        - `metric`, `unit` (`bytes per block`, `seconds per token`), `slope`, `slope_low`, `slope_high`, `intercept`,
+          `intercept_low`, `intercept_high`, `r2`, `points`. The interval of a time's slope contains the scatter of samples, of
+          replicates and of medians around the line. Bytes repeat: if all lie on the line, its slope is exact, and its interval
+          is that number. Intervals are missing with fewer than three points, unless cells took turns, whose intercepts have none.
+        - `basis`: `edges` if the slope is that of the parts that grow along the axis, `turns` if it is that of whole steps (both
+          of cells that took turns), `cells` if each cell was measured alone; `rest_low`, `rest_high`: 99 % interval of the slope
+          of the rest of the step, which contains 0 where the basis is `edges`; missing where the parts that grow are not known.
+        - `term`, `term_low`, `term_high`, `term_unit`: the factor of n² (`bytes per pair of tokens`) where the shape is
+          `quadratic`, or of 1/n (`bytes divided by world size`) where it is `inverse`, and its interval
+          (`capsbench.stats.bases`); missing for lines.
         - `linear`: False where a line does not fit; `shape`: one of `capsbench.stats.linearity.Shape`, which distinguishes lines
           whose slope cannot be distinguished from 0; `deviation`: the largest residual over the range of the values.
         - `noise`: disturbances of the times of this series, joined by commas; empty for bytes.
@@ -172,13 +228,14 @@ def fitted_slopes(frame: pd.DataFrame) -> pd.DataFrame:
           otherwise the same options in the same report; missing where there is none, or where one of the two is not a line or
           cannot be distinguished from 0.
 
-        A series with fewer than two depths has no row.
+        A series with fewer than two positions has no row.
     """
+    frame = along(frame, axis)
     keys = series_columns(frame)
     rows = []
     # Columns are read once, because there may be thousands of series and metrics.
     good = frame[frame["status"] == "ok"]
-    blocks = good["blocks"].to_numpy(dtype=float)
+    places_on_axis = good[POSITION_COLUMN].to_numpy(dtype=float)
     columns = {metric.name: _points(good, metric) for metric in METRICS.values()}
     disturbed = good[["noise"]] if "noise" in good.columns else None
     in_turn = good[ROUNDS_COLUMN].map(bool).to_numpy() if ROUNDS_COLUMN in good.columns else np.zeros(len(good), dtype=bool)
@@ -186,31 +243,35 @@ def fitted_slopes(frame: pd.DataFrame) -> pd.DataFrame:
     numbered = good[keys].assign(_place=np.arange(len(good)))
     for values, numbers in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
         series, places = dict(zip(keys, values, strict=True)), numbers.to_numpy()
-        order = places[np.argsort(blocks[places], kind="stable")]
+        order = places[np.argsort(places_on_axis[places], kind="stable")]
+        kind = _kind(str(series[AXIS_COLUMN]), str(series.get("device", "")))
         noise = "" if disturbed is None else ",".join(noises(disturbed.iloc[order]))
         for metric in METRICS.values():
             found = _fit_in_turn(good.iloc[order], metric) if in_turn[places].any() else None
-            found = found or _fit(_taken(columns[metric.name], order), metric)
+            found = found or _fit(_taken(columns[metric.name], order), metric, kind)
             if found is not None:
                 turned.append(found.turns)
-                more = _numbers(found, metric) | {"noise": "" if metric.is_bytes else noise}
+                more = _numbers(found, metric, str(series[AXIS_COLUMN])) | {"noise": "" if metric.is_bytes else noise}
                 rows.append(series | {"metric": metric.name} | more)
     heads = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
     table = pd.DataFrame(
-        rows, columns=[*heads, "r2", "points", "linear", "shape", "deviation", "noise", "basis", "rest_low", "rest_high"]
+        rows, columns=[*heads, "r2", "points", "linear", "shape", "deviation", "noise", "basis", "rest_low", "rest_high", *_TERM]
     )
     references = _references(table, keys)
     ratios = [_ratio(rows, turned, place, references[place]) for place in range(len(rows))]
     return table.join(pd.DataFrame(ratios, columns=["ratio_to_rescapsnet", "ratio_low", "ratio_high"], dtype="float64"))
 
 
-def _numbers(found: LineFit, metric: Metric) -> dict[str, object]:
+_TERM = ("term", "term_low", "term_high", "term_unit")
+
+
+def _numbers(found: LineFit, metric: Metric, axis: str) -> dict[str, object]:
     fit = found.fit
     low, high = fit.slope_interval or (np.nan, np.nan)
     intercept_low, intercept_high = fit.intercept_interval or (np.nan, np.nan)
     rest_low, rest_high = (found.turns and found.turns.rest) or (np.nan, np.nan)
     return {
-        "unit": "bytes" if metric.is_bytes else "seconds",
+        "unit": f"{'bytes' if metric.is_bytes else 'seconds'} per {axis_unit(axis)}",
         "slope": fit.slope,
         "slope_low": low,
         "slope_high": high,
@@ -225,7 +286,16 @@ def _numbers(found: LineFit, metric: Metric) -> dict[str, object]:
         "basis": found.basis,
         "rest_low": rest_low,
         "rest_high": rest_high,
-    }
+    } | _further(found.curve, metric, axis)
+
+
+def _further(curve: Curve | None, metric: Metric, axis: str) -> dict[str, object]:
+    """The term of a curve, with its interval and unit; missing for a line."""
+    if curve is None:
+        return dict.fromkeys(_TERM[:3], np.nan) | {_TERM[3]: None}
+    per = per_pair(axis) if curve.form == "quadratic" else over_the(axis)
+    ends = curve.term_interval or (np.nan, np.nan)
+    return dict(zip(_TERM, (curve.term, *ends, f"{'bytes' if metric.is_bytes else 'seconds'} {per}"), strict=True))
 
 
 def noises(cells: pd.DataFrame) -> list[str]:

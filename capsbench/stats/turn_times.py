@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from capsbench.frame import GROWING_COLUMNS, PROCESSES_COLUMN, ROUNDS_COLUMN, SAMPLE_COLUMNS
+from capsbench.frame import GROWING_COLUMNS, POSITION_COLUMN, PROCESSES_COLUMN, ROUNDS_COLUMN, SAMPLE_COLUMNS
 from capsbench.stats.intervals import Floats, Interval, ratio_interval
 from capsbench.stats.median import median_interval
 from capsbench.stats.paired import FEWEST_ROUNDS, Centre, centre, paired_ratio_interval, pooled_centre, row_slopes
@@ -94,13 +94,13 @@ def turn_times(cells: pd.DataFrame, column: str) -> TurnTimes | None:
     """The times of a series by round and depth; None if fewer than two depths took turns.
 
     Args:
-        cells: rows of one series.
+        cells: rows of one series along an axis.
         column: the time's column.
     """
     if not {ROUNDS_COLUMN, SAMPLE_COLUMNS[column]} <= set(cells.columns):
         return None
     rows = [row for row in cells.to_dict("records") if _filled(row[ROUNDS_COLUMN]) and _filled(row[SAMPLE_COLUMNS[column]])]
-    depths = sorted({float(row["blocks"]) for row in rows})
+    depths = sorted({float(row[POSITION_COLUMN]) for row in rows})
     if len(depths) < 2:
         return None
     process_of: dict[RoundKey, int] = {}
@@ -114,7 +114,7 @@ def turn_times(cells: pd.DataFrame, column: str) -> TurnTimes | None:
         names.append(GROWING_COLUMNS[column])
     tables = [np.full((len(turns), len(depths)), np.nan) for _ in names]
     for row in rows:
-        at, replicate = depths.index(float(row["blocks"])), int(row.get("replicate", 0))
+        at, replicate = depths.index(float(row[POSITION_COLUMN])), int(row.get("replicate", 0))
         here = [place[replicate, number] for number in row[ROUNDS_COLUMN]]
         for table, name in zip(tables, names, strict=True):
             table[here, at] = row[name]

@@ -26,7 +26,15 @@ from capsbench.options import (
 )
 from capsbench.prediction.apart import call_for
 from capsbench.records import Cell, Configuration
-from capsbench.reversible import PLAIN_STRATEGIES, REVERSIBLE_STRATEGIES, STRATEGIES, check_gamma, resolve_inverse
+from capsbench.reversible import (
+    MEMBER_STRATEGIES,
+    PLAIN_STRATEGIES,
+    REVERSIBLE_STRATEGIES,
+    STRATEGIES,
+    check_gamma,
+    check_members_strategy,
+    resolve_inverse,
+)
 from capsbench.routing import check_routing, compiled, kernels, resolve_kernel
 from capsbench.typed_values import parsed_values
 from capsbench.workload import Facts, check_optimizer_step, facts_of
@@ -210,10 +218,9 @@ def expand(sweep: Sweep) -> list[Cell]:
         ConfigurationError: a name is unknown, a value out of range, or a combination impossible.
     """
     facts = _check(sweep)
-    taken = {model: facts[model].settings for model in sweep.models}
-    all_series = dict.fromkeys(series for model in sweep.models for series in _series_of(sweep, model, taken[model]))
+    all_series = dict.fromkeys(series for model in sweep.models for series in _series_of(sweep, model, facts[model]))
     configurations: Iterable[Configuration] = dict.fromkeys(
-        series.model_copy(update={"blocks": blocks}) if _has_depth(sweep, series.model, taken[series.model]) else series
+        series.model_copy(update={"blocks": blocks}) if _has_depth(sweep, series.model, facts[series.model]) else series
         for blocks in sweep.depths
         for series in all_series
     )
@@ -249,22 +256,33 @@ def axes_of(cells: Iterable[Cell], axes: Iterable[str]) -> tuple[str, ...]:
     return tuple(found or known[:1] or ["blocks"])
 
 
-def _has_depth(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> bool:
+def _has_depth(sweep: Sweep, model: str, facts: Facts) -> bool:
     """Return whether a network is made of one of the sweep's numbers of blocks."""
-    return model not in WITHOUT_BLOCKS if settings is None else "blocks" in settings and not sweep.usual_depth
+    if facts.settings is not None:
+        return "blocks" in facts.settings and not sweep.usual_depth
+    return model not in WITHOUT_BLOCKS and facts.builder is None
 
 
-def _series_of(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> Iterator[Configuration]:
+def _series_of(sweep: Sweep, model: str, facts: Facts) -> Iterator[Configuration]:
     """One configuration for each combination of options that this model has in the sweep."""
     ordered = dict.fromkeys((*_SLOWEST, *SWEPT_OPTIONS))
     names = [name for name in ordered if OPTIONS[name].networks.have(model)]
-    if settings is not None:
-        yield from _cases(sweep, model, [name for name in names if name not in _OF_IMAGES], settings)
+    if facts.settings is not None:
+        yield from _cases(sweep, model, [name for name in names if name not in _OF_IMAGES], facts.settings)
         return
-    for values in product(*(_fitting(sweep, model, name) for name in names)):
-        asked = dict(zip(names, values, strict=True))
+    given = _given_to_builder(sweep, facts)
+    for values in product(*(_fitting(sweep, model, name) for name in names), *given.values()):
+        asked = dict(zip(names, values, strict=False))
+        made = tuple(zip(given, values[len(names) :], strict=True))
         if "routing" not in asked or _has_kernel(asked["routing"], asked["kernel"]):
-            yield Configuration(model=model, blocks=0, **_resolved(asked, sweep))
+            yield Configuration(model=model, blocks=0, settings=made or None, **_resolved(asked, sweep))
+
+
+def _given_to_builder(sweep: Sweep, facts: Facts) -> dict[str, tuple[Any, ...]]:
+    """The values that a function that builds a network is given, by name; none for any other."""
+    if facts.builder is None:
+        return {}
+    return sweep.settings | {name: values for name, values in sweep.varied.items() if name not in (*OPTIONS, *SHAPE_NAMES)}
 
 
 def _cases(sweep: Sweep, model: str, names: Sequence[str], settings: Mapping[str, Setting]) -> Iterator[Configuration]:
@@ -273,7 +291,7 @@ def _cases(sweep: Sweep, model: str, names: Sequence[str], settings: Mapping[str
     given |= {name: sweep.values[name] for name in _OF_IMAGES if name in settings and name in sweep.chosen}
     given |= {name: values for name, values in sweep.varied.items() if name in settings and name != "blocks"}
     names = [name for name in names if name not in settings or name not in sweep.varied]
-    for values in product(*(sweep.values[name] for name in names), *given.values()):
+    for values in product(*(_fitting(sweep, model, name) for name in names), *given.values()):
         asked = _resolved(dict(zip(names, values, strict=False)), sweep)
         made = dict(settings) | dict(zip(given, values[len(names) :], strict=True))
         # Equal settings make one cell, however they were typed.
@@ -295,6 +313,8 @@ def _fitting(sweep: Sweep, model: str, name: str) -> tuple[Any, ...]:
     values = sweep.values[name]
     if name != "memory":
         return values
+    if model not in MODELS:
+        return tuple(None if memory == "stored" else memory for memory in values if memory in (None, *MEMBER_STRATEGIES))
     if values == (None,):
         return ("reversible",) if model == "mocapsnet" else ("stored",)
     return tuple(memory for memory in values if memory in _strategies(model))
@@ -335,7 +355,7 @@ def _check(sweep: Sweep) -> dict[str, Facts]:
     with naming("models"):
         facts = {model: _facts_of(model) for model in sweep.models}
     for model, found in facts.items():
-        _check_axes(sweep, model, found.settings)
+        _check_axes(sweep, model, found)
     for name in SWEPT_OPTIONS:
         # An axis that is a setting of every case here is no option.
         if name not in sweep.varied or any(name not in (found.settings or ()) for found in facts.values()):
@@ -344,15 +364,19 @@ def _check(sweep: Sweep) -> dict[str, Facts]:
     _check_effect(sweep)
     _check_combinations(sweep)
     for model, found in facts.items():
-        _check_settings(sweep, model, found.settings)
+        _check_settings(sweep, model, found)
     return facts
 
 
-def _check_axes(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> None:
+def _check_axes(sweep: Sweep, model: str, facts: Facts) -> None:
     """Refuse axes that a model does not have."""
+    settings, builder = facts.settings, facts.builder
     if settings is None:
         fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.have(model)]
-        known = [name for name in (*fields, *SHAPE_NAMES) if name != "blocks" or model not in WITHOUT_BLOCKS]
+        has_blocks = model not in WITHOUT_BLOCKS and builder is None
+        known = [name for name in (*fields, *SHAPE_NAMES) if name != "blocks" or has_blocks]
+        if builder is not None:
+            known += sweep.varied if builder.takes_more else builder.names
     else:
         numbers = [name for name, usual in settings.items() if isinstance(usual, int | float) and not isinstance(usual, bool)]
         fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.names is None]
@@ -369,16 +393,26 @@ def _check_axes(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None
         raise ConfigurationError(f"`vary` {name}: model '{model}' takes no {name}", f"it takes {', '.join(dict.fromkeys(known))}")
 
 
-def _check_settings(sweep: Sweep, model: str, settings: Mapping[str, Setting] | None) -> None:
+def _check_settings(sweep: Sweep, model: str, facts: Facts) -> None:
     """Refuse settings that a model does not take, and values of another kind than their defaults."""
-    given: dict[str, tuple[Any, ...]] = dict(sweep.settings)
-    if settings is None:
-        if given:
+    if facts.settings is not None:
+        _check_settings_of_case(sweep, model, facts.settings)
+    elif facts.builder is not None:
+        if sweep.depths_chosen:
             raise ConfigurationError(
-                f"`settings` {', '.join(given)}: model '{model}' is no case and takes none",
-                "give the options of a cell by their own names, or a function that makes a capsbench.Case",
+                f"`depth`: model '{model}' takes no blocks", "leave `depth` out, and set what it takes by `settings`"
             )
-        return
+        facts.builder.arguments(model, 1, _given_to_builder(sweep, facts))
+    elif sweep.settings:
+        raise ConfigurationError(
+            f"`settings` {', '.join(sweep.settings)}: model '{model}' is no case and takes none",
+            "give the options of a cell by their own names, or a function that makes a capsbench.Case",
+        )
+
+
+def _check_settings_of_case(sweep: Sweep, model: str, settings: Mapping[str, Setting]) -> None:
+    """Refuse settings that a function of cases does not take, and values of another kind than their defaults."""
+    given: dict[str, tuple[Any, ...]] = dict(sweep.settings)
     if "blocks" in given:
         raise ConfigurationError("`settings` blocks: depths are given by themselves", "give `depth` instead")
     if sweep.depths_chosen:
@@ -435,7 +469,7 @@ def _check_effect(sweep: Sweep) -> None:
     for name in NETWORK_OPTIONS:
         if sweep.values[name] == (OPTIONS[name].default,) or name in sweep.varied:
             continue
-        if own is not None:
+        if own is not None and not OPTIONS[name].networks.have(own):
             raise no_effect(f"`{name}` {sweep.shown(name)}", own)
         if not sweep.has(name) and name != "inverse":
             networks = OPTIONS[name].networks
@@ -474,6 +508,9 @@ def _check_combinations(sweep: Sweep) -> None:
             "add mocapsnet with `memory` reversible, or leave `inverse` out",
         )
     for model in sweep.models:
+        if model not in MODELS and not _fitting(sweep, model, "memory"):
+            with naming("memory"):
+                check_members_strategy(memories[0])
         if model in STACKED and memories != (None,) and not _fitting(sweep, model, "memory"):
             raise ConfigurationError(
                 f"`memory` {sweep.shown('memory')} leaves nothing for {model}",

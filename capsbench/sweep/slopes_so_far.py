@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from capsbench.frame import to_frame
+from capsbench.frame import along, to_frame
 from capsbench.measure.noise import is_settled
 from capsbench.records import Cell, Record
 from capsbench.stats.turn_times import TurnFit, fit_turns, turn_times
@@ -80,8 +80,7 @@ def slopes_so_far(
 
 
 def _fit(records: Sequence[Record], axis: str) -> TurnFit | None:
-    frame = to_frame(("", record) for record in records)
-    frame["blocks"] = [record.cell.configuration.position(axis) for record in records]
+    frame = along(to_frame((("", record) for record in records), [(axis,)] * len(records)))
     times = turn_times(frame, "train_step_seconds")
     return None if times is None else fit_turns(times)
 

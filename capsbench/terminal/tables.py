@@ -1,19 +1,23 @@
 """Slopes, cells and accuracies as tables for a terminal."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
+from capsbench.axes import axis_title, axis_unit
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along, axes_in, positions, without_axis
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.slopes import by_series, noises, series_columns, series_of
 from capsbench.words.accuracy import accuracy_cells
+from capsbench.words.along import number_text, places_text
 from capsbench.words.labels import Names, dataset_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import basis_note, row_remarks, row_shape, row_slope, within_text
-from capsbench.words.units import bytes_text, quantity_text, ratio_text
+from capsbench.words.units import bytes_text, quantity_text, ratio_text, slope_text
 
 _NOISY = "~"
 SHOWN = ("retained", "peak", "reserved", "train", "inference")
@@ -23,7 +27,7 @@ HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train"
 
 
 def slopes_table(table: pd.DataFrame) -> Table:
-    """The table of `fitted_slopes`, a row per series, a column per metric.
+    """The table of `fitted_slopes` along one axis, a row per series, a column per metric.
 
     Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line. For a slope that cannot be
     distinguished from 0 the table gives its bound. `~` marks noisy times. A line beneath the table names the part of a step that
@@ -31,7 +35,7 @@ def slopes_table(table: pd.DataFrame) -> Table:
     """
     shown = [name for name in SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
-    title = "slope per block, and its ratio to ResCapsNet"
+    title = f"slope per {axis_unit(axis_name(table))}, and its ratio to ResCapsNet"
     footnote = _footnote(table, basis_note(table[table["metric"].isin(shown)]))
     out = Table(title=title, title_justify="left", title_style="bold", box=None, **footnote)
     out.add_column("model", overflow="fold")
@@ -49,20 +53,64 @@ def slopes_table(table: pd.DataFrame) -> Table:
     return out
 
 
+def cross_terms_table(table: pd.DataFrame) -> Table:
+    """The table of `cross_terms`: a row per series, metric and term."""
+    out = Table(title="costs that two axes share", title_justify="left", title_style="bold", box=None)
+    return _filled(out, table, "cost", [_per(row) for row in table.to_dict("records")])
+
+
+def estimates_table(table: pd.DataFrame, at: Mapping[str, float]) -> Table:
+    """The table of `predicted_at`: a row per series and metric."""
+    where = ", ".join(places_text(axis, [place]) for axis, place in at.items())
+    out = Table(title=f"costs at {where}, from all cells", title_justify="left", title_style="bold", box=None)
+    return _filled(out, table, "estimate", [_estimate(row) for row in table.to_dict("records")])
+
+
+def _per(row: Mapping[Any, Any]) -> str:
+    """A cost with its unit: `576.00 KiB per block and sample`."""
+    return f"{_estimate(row)} {str(row['unit']).partition(' ')[2]}"
+
+
+def _estimate(row: Mapping[Any, Any]) -> str:
+    return slope_text(row["value"], row["low"], row["high"], is_bytes=METRICS[row["metric"]].is_bytes)
+
+
+def _filled(out: Table, table: pd.DataFrame, head: str, texts: Sequence[str]) -> Table:
+    """A table with a row per series and metric, and the check by the cell that was left out."""
+    for name in ("model", "quantity", head, "farthest cell, if left out"):
+        out.add_column(name, overflow="fold")
+    names = Names(series for series, _ in by_series(table))
+    keys = series_columns(table)
+    for row, text in zip(table.to_dict("records"), texts, strict=True):
+        off = row["held_out_error"]
+        check = "-" if pd.isna(off) else "exact" if abs(off) < 1e-12 else f"{100 * off:+.2f} %"
+        out.add_row(text_cell(names.of({key: row[key] for key in keys})), METRICS[row["metric"]].title, text, check)
+    return out
+
+
 def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
-    """Records as a row each: depth, memory, times, or the reason that there are none; `~` marks noisy times."""
+    """Records as a row each: positions, memory, times, or the reason that there are none; `~` marks noisy times.
+
+    Args:
+        frame: frame from `load`.
+        last: number of the last records that are shown; by default all.
+    """
+    axes = axes_in(frame)
+    places = {axis: positions(frame, axis) for axis in axes}
+    for axis in axes:
+        frame = without_axis(frame, axis)
     rows = frame if last is None else frame.tail(last)
     keys = series_columns(frame)
     everyone = Names(dict(series) for _, series in frame[keys].drop_duplicates().iterrows())
     datasets = frame["dataset"].nunique() > 1
     out = Table(box=None, pad_edge=False, **_footnote(rows))
-    for head in ("model", *(["dataset"] if datasets else []), "blocks"):
+    for head in ("model", *(["dataset"] if datasets else []), *(axis_title(axis).lower() for axis in axes)):
         out.add_column(head)
     for name in _OF_A_CELL:
         out.add_column(HEADS[name], justify="right")
-    for _, row in rows.iterrows():
+    for (_, row), at in zip(rows.iterrows(), zip(*(places[axis][rows.index] for axis in axes), strict=True), strict=True):
         dataset = [dataset_title(row["dataset"])] if datasets else []
-        names = [everyone.of(dict(row[keys])), *dataset, str(row["blocks"])]
+        names = [everyone.of(dict(row[keys])), *dataset, *("-" if pd.isna(place) else number_text(place) for place in at)]
         ended = f"[yellow]{row['status']}[/]"
         figures = [ended] if row["status"] != "ok" else [_figure(row, METRICS[name]) for name in _OF_A_CELL]
         out.add_row(*map(text_cell, names), *figures)
@@ -94,17 +142,24 @@ def accuracies_table(rows: pd.DataFrame, title: str) -> Table:
     return out
 
 
+def axis_name(table: pd.DataFrame) -> str:
+    """The axis of a table of slopes along one axis; blocks if it is empty."""
+    return str(table[AXIS_COLUMN].iloc[0]) if len(table) else "blocks"
+
+
 def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
     """A line that explains why the peak hardly moves with depth, if it lies outside the blocks.
 
     It does if a block adds to the peak only what it adds in weights, gradients and optimizer state.
     """
+    frame = along(frame)
+    frame, table = (one[one[AXIS_COLUMN] == "blocks"] for one in (frame, table))
     peaks = table[table["metric"] == "peak"]
     keys = series_columns(frame)
     owns = []
     for series, cells in series_of(frame):
         standing = cells[list(_STANDING)].astype("float64").sum(axis=1, min_count=3).dropna()
-        blocks = cells.loc[standing.index, "blocks"]
+        blocks = cells.loc[standing.index, POSITION_COLUMN]
         same = peaks[(peaks[keys].map(str) == pd.Series({key: str(series[key]) for key in keys})).all(axis=1)]
         if same.empty or standing.empty:
             continue
@@ -115,11 +170,12 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
         return None
     own = max(owns)
     good = frame[(frame["status"] == "ok") & frame["peak_allocated_bytes"].notna()]
-    deepest = good[good["blocks"] == good["blocks"].max()]
+    deepest = good[good[POSITION_COLUMN] == good[POSITION_COLUMN].max()]
+    depth = number_text(deepest[POSITION_COLUMN].iloc[0])
     low, high = (bytes_text(float(value)) for value in deepest["peak_allocated_bytes"].agg(["min", "max"]))
     in_backward = (deepest["peak_backward_bytes"] >= deepest["peak_forward_bytes"]).all()
     return (
-        f"The peak ({low if low == high else f'{low} to {high}'} at {deepest['blocks'].iloc[0]} blocks) is reached "
+        f"The peak ({low if low == high else f'{low} to {high}'} at {depth} blocks) is reached "
         f"{'in backward ' if in_backward else ''}outside the blocks, so a block moves it only by its weights, gradients and "
         f"optimizer state: {bytes_text(own)}."
     )
@@ -131,7 +187,7 @@ def _slope_cell(row: pd.Series | None) -> str:
     shape, noisy = row_shape(row), _NOISY if row["noise"] else ""
     if shape == "no change measurable":
         reach = max(abs(row["slope_low"]), abs(row["slope_high"]))
-        return f"{shape}\n{within_text(reach, is_bytes=row['unit'] == 'bytes')}{noisy}"
+        return f"{shape}\n{within_text(reach, is_bytes=METRICS[row['metric']].is_bytes)}{noisy}"
     below = row_remarks(row)
     if shape == "line" and not pd.isna(ratio := row["ratio_to_rescapsnet"]):
         below.append(f"× {ratio_text(ratio, row['ratio_low'], row['ratio_high'])}")

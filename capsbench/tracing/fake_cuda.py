@@ -1,7 +1,8 @@
 """A CUDA device that need not be there, for steps that are followed on tensors without values.
 
-Operators take the forms that they have on CUDA, and autocast its lists for CUDA, because tensors report to be there. Without
-a driver autograd's engine needs help (`native/no_cuda.cpp`); with one, torch needs none.
+Operators take the forms that they have on CUDA, and autocast its lists for CUDA, because tensors report to be there. Autograd's
+engine would ask the driver. Where there is none, or this process has not begun to use it, a stand-in answers instead
+(`native/no_cuda.cpp`), so that a prediction never makes a context, which takes hundreds of MiB of a device.
 """
 
 import sys
@@ -34,6 +35,18 @@ def can_follow() -> bool:
     return torch.cuda.is_available() or driver_stand_in().library is not None
 
 
+def stands_in(capability: Capability | None) -> bool:
+    """Return whether a stand-in answers for the driver: there is none, or a prediction can leave it alone.
+
+    Args:
+        capability: the compute capability of the device; None if the present device is asked for its own.
+    """
+    if not torch.cuda.is_available():
+        return True
+    in_use = capability is None or torch.cuda.is_initialized()
+    return not in_use and driver_stand_in().library is not None
+
+
 def reason_not_followed() -> str:
     """The reason that it cannot."""
     return driver_stand_in().reason
@@ -53,13 +66,13 @@ def fake_cuda(capability: Capability | None = None) -> Iterator[Capability]:
         RuntimeError: `can_follow` is false.
     """
     helper = None
-    if torch.cuda.is_available():
-        capability = capability or torch.cuda.get_device_capability()
-    else:
+    if stands_in(capability):
         helper = driver_stand_in().library
         if helper is None:
             raise RuntimeError(f"CUDA tensors cannot be followed: {reason_not_followed()}")
-    capability = capability or (9, 0)
+        capability = capability or (9, 0)
+    else:
+        capability = capability or torch.cuda.get_device_capability()
     answers = _answers(capability)
     had_compiler = _COMPILER in sys.modules
     try:
@@ -118,16 +131,13 @@ def _answers(capability: Capability) -> dict[str, Any]:
 
 
 def _conv_backend(select: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the choice of a convolution's library for tensors of bfloat16, too, about which torch 2.9 asks the driver."""
+    """Make the choice of a convolution's library for bfloat16 as for float16: about the former torch 2.9 asks the driver."""
 
     def halved(value: Any) -> Any:
-        return value.half() if isinstance(value, torch.Tensor) else value
+        return value.half() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
 
     def choice(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return select(*args, **kwargs)
-        except RuntimeError:
-            return select(*map(halved, args), **{name: halved(value) for name, value in kwargs.items()})
+        return select(*map(halved, args), **{name: halved(value) for name, value in kwargs.items()})
 
     return choice
 

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 
 from capsbench.errors import ConfigurationError
+from capsbench.tracing.fake_cuda import Capability, stands_in
 from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 
 Memory = dict[tuple[int, torch.dtype], Tensor]
@@ -16,16 +17,17 @@ Memory = dict[tuple[int, torch.dtype], Tensor]
 
 
 class Shapes(FakeTensorMode):
-    """Tensors without values, which touch no device unless its driver is there.
+    """Tensors without values, which touch no device unless its driver is there and in use.
 
     Args:
         kind: kind of the device that they are for, `cpu` or `cuda`.
+        capability: the compute capability of a CUDA device; None for that of the present device.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, capability: Capability | None = None) -> None:
         # Torch asks again later, when the device appears to be there. A CPU's tensors need no answer, and where a process
         # has asked, no fork of it can use CUDA.
-        self._without_driver = kind != "cpu" and not torch.cuda.is_available()
+        self._without_driver = kind != "cpu" and stands_in(capability)
         super().__init__(allow_non_fake_inputs=True)
 
     @property

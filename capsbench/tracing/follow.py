@@ -28,14 +28,15 @@ from capsbench.tracing.flops import register_formulas
 from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 from capsbench.tracing.outputs import output
-from capsbench.tracing.scratch import may_take, scratch_bytes
-from capsbench.tracing.surroundings import deep_copies, initial_values, offloading, random_states, unseen
+from capsbench.tracing.scratch import may_take, numbers_bytes, scratch_bytes
+from capsbench.tracing.surroundings import deep_copies, initial_values, offloading, random_states, unseen, whole_inputs
 from capsbench.tracing.work import Work, work_of
 
 register_formulas()
 
 _MOST_READS = 10_000
 _READS = "the model reads a tensor's value, for which the trace takes 0"
+_MASKS = "the sizes of tensors depend on values, such as a mask's, for which the trace takes 0: nothing is chosen"
 _OTHER_FORMS = "CUDA tensors cannot be followed here without a C++ compiler: operators have the forms that they have on a CPU"
 _STATE_SHAPES = {torch.get_rng_state().shape, torch.Size([16])}
 """Shapes of the states of generators on a CPU and on CUDA."""
@@ -50,7 +51,7 @@ def following(kind: str = "cpu", *, capability: Capability | None = None, **opti
         capability: the compute capability of a CUDA device; None for that of the present device, or of a common one.
         options: the other arguments of `Follow`.
     """
-    follow = Follow(kind, **options)
+    follow = Follow(kind, capability=capability, **options)
     with pretending(kind), _forms_of_device(follow, capability), unseen(), deep_copies(), initial_values(), follow.shapes, follow:
         yield follow
 
@@ -60,7 +61,7 @@ def _forms_of_device(follow: "Follow", capability: Capability | None) -> Iterato
     """Let torch take the forms that it has on the device."""
     if follow.kind == "cpu":
         # On a GPU random states stay in the host's memory, which is not followed.
-        with random_states(follow.blocks.follow):
+        with random_states(follow.blocks.follow), whole_inputs():
             yield
     elif follow.blocks.device.type == "cuda":
         with fake_cuda.fake_cuda(capability) as known, CudaForms(known, follow.unsure, follow.notes).entered():
@@ -75,12 +76,16 @@ class Follow(Operators):
 
     Args:
         kind: kind of the device that the step is for, `cpu` or `cuda`.
+        capability: the compute capability of a CUDA device; None for that of the present device, or of a common one.
         workspace_bytes: bytes that the first matrix product takes for its library, once.
         inside: follow the temporaries of operators that are written in torch, too.
         try_scratch: run each kind of convolution once, if the step is for a CPU, to see its library's memory beside tensors.
     """
 
-    def __init__(self, kind: str, *, workspace_bytes: int = 0, inside: bool = True, try_scratch: bool = False) -> None:
+    def __init__(
+        self, kind: str, *, capability: Capability | None = None, workspace_bytes: int = 0, inside: bool = True,
+        try_scratch: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         on_device = kind == "cpu" or fake_cuda.can_follow()
         self.kind = kind
@@ -90,7 +95,7 @@ class Follow(Operators):
         """Floating-point operations so far."""
         self.needed_flops = 0
         """Floating-point operations that forward has needed so far, with the gradients that its operators need in backward."""
-        self.shapes = Shapes(kind)
+        self.shapes = Shapes(kind, capability)
         """The mode that makes tensors without values."""
         self.values = Values()
         """The values that are known all the same."""
@@ -153,9 +158,10 @@ class Follow(Operators):
             self.blocks.add(self._workspace)
             self._workspace = 0
         if is_composite(call.func):
-            # This happens only inside an operator that is written in torch: elsewhere autograd has taken it apart by now.
+            # Autograd has taken it apart by now, except under inference mode, and inside an operator written in torch. The form
+            # in Python that some have would make other tensors than devices do.
             with self:
-                return call.func.decompose(*call.args, **call.kwargs)
+                return call.func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *call.args, **call.kwargs)
         return self._made(call)
 
     def _without_values(self, one: Any) -> Any:
@@ -245,12 +251,30 @@ class Follow(Operators):
             if real is not None:
                 device = call.tensors[0].device
                 return tree_map(lambda one: self.values.stand_in(one, device) if isinstance(one, Tensor) else one, real)
+            if Trait.INDEXES not in call.traits:
+                return self._smallest(call)
         if Trait.INDEXES in call.traits:
             chosen = [part for one in call.args[1] for part in self.values.indices(one)]
+            if call.packet is torch.ops.aten.index and any(_is_mask(one) for one in chosen):
+                self.notes[_MASKS] = None
+                chosen = [part for one in chosen for part in (_nothing_chosen(one) if _is_mask(one) else [one])]
             call = Call(call.func, (call.args[0], chosen, *call.args[2:]), call.kwargs)
         out = output(call, kind=self.kind, unsure=self.unsure)
         self.values.follow(call, out)
         return out
+
+    def _smallest(self, call: Call) -> Any:
+        """The outputs of an operator whose sizes depend on values: those that it has where all values are 0."""
+        self.notes[_MASKS] = None
+        with unset_fake_temporarily(), torch.no_grad():
+            made = call.changed(
+                lambda one: torch.zeros((), dtype=one.dtype).expand(one.shape) if isinstance(one, Tensor) else one
+            )
+            sizes = made.run()
+        device = call.tensors[0].device
+        return tree_map(
+            lambda one: torch.empty(one.shape, dtype=one.dtype, device=device) if isinstance(one, Tensor) else one, sizes
+        )
 
     def _take_scratch(self, call: Call) -> None:
         """Count the memory that a library takes beside tensors: tried where this machine is the device, else only named."""
@@ -262,8 +286,20 @@ class Follow(Operators):
         elif self._try_scratch and may_take(call):
             with suppress(Exception):  # not every operator takes random numbers
                 nbytes = scratch_bytes(call)
+        if self.kind == "cpu" and torch.is_inference_mode_enabled():
+            nbytes = max(nbytes or 0, numbers_bytes(call))
         if nbytes:
             self.blocks.free(self.blocks.add(nbytes), nbytes)
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    """Return whether an index chooses elements by its values."""
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
+
+
+def _nothing_chosen(mask: Tensor | None) -> list[Tensor | None]:
+    """Indices by which a mask chooses no element, one for each of its dimensions."""
+    return [] if mask is None else [torch.empty(0, dtype=torch.int64, device=mask.device) for _ in range(mask.dim())]
 
 
 def _sums_gradients(call: Call) -> bool:

@@ -37,7 +37,13 @@ class Trait(Flag):
 _TRAITS = {
     Trait.ONE_DTYPE | Trait.WORKSPACE | Trait.ANY_LAYOUT: ("mm", "addmm", "bmm", "baddbmm"),
     Trait.ONE_DTYPE | Trait.SCRATCH: ("convolution",),
-    Trait.SCRATCH: ("convolution_backward", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward"),
+    Trait.SCRATCH: (
+        "convolution_backward",
+        "mkldnn_rnn_layer",
+        "mkldnn_rnn_layer_backward",
+        "_transformer_encoder_layer_fwd",
+        "_native_multi_head_attention",
+    ),
     Trait.ANY_LAYOUT: ("clone", "copy_", "_to_copy", "cat", "stack", "sum", "mean", "fill_", "zero_"),
     Trait.INDEXES: ("index", "index_put", "index_put_", "_index_put_impl_"),
     Trait.READS: ("_local_scalar_dense", "equal"),

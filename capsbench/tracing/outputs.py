@@ -50,7 +50,9 @@ def _as_returned(call: Call, out: Any, unsure: dict[str, None]) -> Any:
     if real is None:
         unsure[f"only a run knows how much {call.packet} keeps for its library"] = None
         return out
-    return tuple(fake if layout(fake) == made else _laid(made, fake.device) for fake, made in zip(out, real, strict=True))
+    return tuple(
+        fake if made is None or layout(fake) == made else _laid(made, fake.device) for fake, made in zip(out, real, strict=True)
+    )
 
 
 def _wide_statistics(packet: Any, given: list[Tensor], out: Any, kind: str) -> Any:

@@ -14,19 +14,22 @@ Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, int]
 """A tensor's shape, strides and dtype, and the bytes behind it, which may be more."""
 
 _KNOWN: dict[tuple[str, int, bool], int | None] = {}
-_RETURNED: dict[tuple[str, bool], list[Layout] | None] = {}
+_RETURNED: dict[tuple[str, bool], list[Layout | None] | None] = {}
 _MOST_BYTES = 2 * GIB
 """Largest operator in bytes that is tried: more would take the memory that a trace is there to save."""
 _NARROW = {torch.bfloat16, torch.float16}
 """Types whose matrix products a library computes in blocks that it rearranges first."""
-_WITH_BUFFERS = torch.ops.aten.native_layer_norm_backward
-"""An operator that sums the gradients of weight and bias in buffers of its threads."""
+_WITH_BUFFERS = {
+    getattr(torch.ops.aten, name)
+    for name in ("native_layer_norm_backward", "native_batch_norm", "_native_batch_norm_legit_no_training")
+}
+"""Operators that sum the gradients of weight and bias in buffers of their threads, or fold statistics into a factor and a sum."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 
 
 def may_take(call: Call) -> bool:
     """Return whether a CPU's kernel may take memory: to copy arguments of an unsuitable layout, or to compute in another type."""
-    if call.packet is _WITH_BUFFERS or (Trait.WORKSPACE in call.traits and call.tensors[0].dtype in _NARROW):
+    if call.packet in _WITH_BUFFERS or (Trait.WORKSPACE in call.traits and call.tensors[0].dtype in _NARROW):
         return True
     if all(one.is_contiguous() for one in call.tensors):
         return False
@@ -47,6 +50,21 @@ def scratch_bytes(call: Call) -> int | None:
     return _KNOWN[key]
 
 
+def numbers_bytes(call: Call) -> int:
+    """Bytes of the tensors that torch makes of numbers in place of tensors: one of 8 bytes, and one of the type of the others."""
+    given = zip(call.func._schema.arguments, call.args, strict=False)
+    numbers = [one for argument, one in given if isinstance(one, int | float) and isinstance(argument.type, torch.TensorType)]
+    if not numbers or not call.tensors:
+        return 0
+    dtypes = [torch.result_type(call.tensors[0], number) for number in numbers]
+    held = [_HELD_AS[type(number)] for number in numbers]
+    return sum(own.itemsize + (0 if own == dtype else dtype.itemsize) for own, dtype in zip(held, dtypes, strict=True))
+
+
+_HELD_AS = {float: torch.float64, int: torch.int64, bool: torch.bool}
+"""Types in which torch holds Python's numbers."""
+
+
 def _tried(call: Call) -> int | None:
     if _bytes_of(call.args) > _MOST_BYTES:
         return None
@@ -60,8 +78,8 @@ def _tried(call: Call) -> int | None:
     return max(0, int(alive.max(initial=0) - alive[-1])) if len(alive) else 0
 
 
-def returned(call: Call) -> list[Layout] | None:
-    """Layouts of the tensors that an operator on a CPU returns; None where a trial takes too much."""
+def returned(call: Call) -> list[Layout | None] | None:
+    """Layouts of the tensors that an operator on a CPU returns, None for one left out; None if a trial takes too much."""
     # It returns what it keeps for backward where gradients are on, even if no argument needs one.
     key = call.signature(), torch.is_grad_enabled()
     if key not in _RETURNED:
@@ -69,7 +87,7 @@ def returned(call: Call) -> list[Layout] | None:
         if _bytes_of(call.args) <= _MOST_BYTES:
             with unset_fake_temporarily():
                 out = call.changed(_real).run()
-            _RETURNED[key] = [layout(one) for one in tensors_in(out)]
+            _RETURNED[key] = [layout(one) if isinstance(one, Tensor) else None for one in out]
     return _RETURNED[key]
 
 

@@ -25,6 +25,7 @@ from capsbench.tracing.eager import COMPILED, eagerly, note_scripted
 from capsbench.tracing.fakes import Memory, give_values, made_fake, shared_like, twin_like
 from capsbench.tracing.follow import Follow, following
 from capsbench.tracing.known import Values
+from capsbench.tracing.observed_inference import INFERENCE_NOT_KNOWN, run_inference, unneeded_bytes
 from capsbench.tracing.observed_step import GradientObserver
 from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.tracing.surroundings import lazy_parameters
@@ -56,6 +57,20 @@ _NOTHING_TWICE = {"kernel": "reference", "memory": "stored", "front": "plain", "
 
 
 @dataclass(frozen=True)
+class TracedInference:
+    """One inference step, followed without being computed."""
+
+    trace: Trace | None
+    """The memory of the training step and then of this one; None if it cannot be followed."""
+    notes: tuple[str, ...]
+    """The reason that it cannot, or assumptions that decide what it computes, beside those of the training step."""
+    unsure: tuple[str, ...]
+    """Assumptions about the bytes that operators keep and take, beside those of the training step."""
+    unneeded_bytes: int
+    """Bytes of the optimizer's state, which is alive though no inference needs it."""
+
+
+@dataclass(frozen=True)
 class TracedStep:
     """One training step, followed without being computed."""
 
@@ -75,6 +90,8 @@ class TracedStep:
     """Assumptions that decide what the step computes."""
     unsure: tuple[str, ...] = ()
     """Assumptions about the bytes that operators keep and take."""
+    inference: "TracedInference | None" = None
+    """An inference step after it; None if it was not followed."""
     work: Mapping[str, Sequence[Work]] = field(default_factory=dict)
     """The work of the operators of each phase."""
     remarks: tuple[str, ...] = ()
@@ -96,6 +113,7 @@ def trace_step(
     workspace_bytes: int = 0,
     inside: bool = True,
     try_scratch: bool = False,
+    inference: bool = False,
 ) -> TracedStep:
     """Follow a step of a configuration, after a first one that makes gradients and the optimizer's state.
 
@@ -106,6 +124,7 @@ def trace_step(
         workspace_bytes: bytes that the first matrix product takes for its library.
         inside: follow the temporaries of operators that are written in torch, which the peak alone needs.
         try_scratch: run each kind of convolution once, if the step is for a CPU, to see the memory that its library takes.
+        inference: follow an inference step after it.
 
     Raises:
         ConfigurationError: the configuration makes no network, or one that cannot be followed without values.
@@ -113,9 +132,9 @@ def trace_step(
     options = {"workspace_bytes": workspace_bytes, "inside": inside, "try_scratch": try_scratch}
     if live is None:
         with _following(configuration, **options) as follow:
-            return _traced(follow, _started(follow, configuration, build))
+            return _traced(follow, _started(follow, configuration, build), inference=inference)
     with untouched(live.module, live.tensors()), _following(configuration, **options) as follow:
-        return _traced(follow, _started_live(follow, configuration, live))
+        return _traced(follow, _started_live(follow, configuration, live), inference=inference)
 
 
 @contextmanager
@@ -154,7 +173,8 @@ def step_figures(configuration: Configuration, step: TracedStep, *, build: Build
         ConfigurationError: the network cannot be made, or followed without values.
     """
     # The floor is forward, and the gradients that its operators need in backward, with nothing evaluated twice.
-    once = configuration.model_copy(update=_NOTHING_TWICE) if configuration.model in BUILT_IN else configuration
+    changed = _NOTHING_TWICE if configuration.model in BUILT_IN else {"memory": None}
+    once = configuration.model_copy(update=changed)
     with _following(once, inside=False) as follow:
         workload = _started(follow, once, build)
         if workload.case.train is None:
@@ -277,7 +297,7 @@ def _built(model: str, build: Callable[[], T], hint: str, *, with_values: Callab
             ) from error
 
 
-def _traced(follow: Follow, workload: Workload) -> TracedStep:
+def _traced(follow: Follow, workload: Workload, *, inference: bool) -> TracedStep:
     model, blocks = workload.model, follow.blocks
     workload.train_step()
     gc.collect()
@@ -291,6 +311,8 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
     if workload.case.train is not None:
         seen.count_flops()  # it may compute more once an optimizer has stepped
     trace, freed = blocks.trace(), sum(seen.freed_gradients)
+    notes, unsure = tuple(follow.notes), tuple(follow.unsure)
+    of_inference = _traced_inference(follow, workload) if inference else None
     return TracedStep(
         trace=trace,
         state_bytes=storage_bytes(state_of(model)),
@@ -302,12 +324,25 @@ def _traced(follow: Follow, workload: Workload) -> TracedStep:
         origin=partial(_origin, blocks.made_in, blocks.made_by, calls.spans),
         largest_parameter_bytes=max(parameter.nbytes for parameter in model.parameters()),
         scratch=tuple(follow.scratch),
-        notes=tuple(follow.notes),
-        unsure=tuple(follow.unsure),
+        notes=notes,
+        unsure=unsure,
+        inference=of_inference,
         work=seen.work,
         remarks=tuple(workload.remarks()),
         freed_gradient_bytes=freed,
     )
+
+
+def _traced_inference(follow: Follow, workload: Workload) -> TracedInference:
+    """Follow an inference step after a training step, which stands even if inference needs values."""
+    known, trace, reasons = {*follow.notes, *follow.unsure}, None, list[str]()
+    try:
+        run_inference(workload, follow.blocks.phase)
+        trace = follow.blocks.trace()
+    except Exception as error:  # a model may do anything that shapes alone cannot serve
+        reasons.append(f"{INFERENCE_NOT_KNOWN}: {error_line(error, _LONGEST_REASON)}")
+    notes, unsure = (tuple(one for one in found if one not in known) for found in (follow.notes, follow.unsure))
+    return TracedInference(trace, (*reasons, *notes), unsure, unneeded_bytes(workload, follow.kind))
 
 
 class _Following(GradientObserver):
@@ -388,6 +423,7 @@ def _saved(calls: Calls, workload: Workload, made: list[int]) -> dict[int, str]:
     try:
         return {made[place]: name for place, name in calls.savers(forward).items() if place < len(made)}
     except RuntimeError as error:
-        if "saved tensor hooks" not in str(error):  # transforms of torch.func do not allow them
+        # Transforms of torch.func do not allow hooks, and tensors that a network keeps from inference no graph.
+        if not any(words in str(error) for words in ("saved tensor hooks", "Inference tensors")):
             raise
         return {}

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from capsbench.tracing.cuda_allocator import SMALLEST
+
 
 def addresses(tensors: Iterable[Tensor]) -> list[int]:
     """Addresses of the storages behind tensors."""
@@ -20,6 +22,12 @@ def storages_of(tensors: Iterable[Tensor]) -> dict[int, int]:
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind tensors, each storage once."""
     return sum(storages_of(tensors).values())
+
+
+def handed_out_bytes(tensors: Iterable[Tensor], device_kind: str) -> int:
+    """Bytes of the blocks behind tensors on a device, each once: on CUDA its allocator rounds each up."""
+    multiple = SMALLEST if device_kind == "cuda" else 1
+    return sum(-(-nbytes // multiple) * multiple for nbytes in storages_of(tensors).values())
 
 
 def state_of(model: nn.Module) -> list[Tensor]:

@@ -37,6 +37,21 @@ def random_states(follow: Callable[[Tensor], None]) -> AbstractContextManager[No
     return replaced(torch, "get_rng_state", followed)
 
 
+def whole_inputs() -> AbstractContextManager[None]:
+    """Hold the input of an LSTM until all of its layers are done, as its CPU kernel does; torch's form on shapes lets it go."""
+    real: Any = torch._VF.lstm
+
+    def lstm(*args: Any) -> Any:
+        *_, batch_first = args
+        if not (torch.is_inference_mode_enabled() and batch_first is True):  # with gradients it is kept for backward
+            return real(*args)
+        held = args[0].transpose(0, 1).contiguous()
+        out, *states = real(held, *args[1:-1], False)
+        return out.transpose(0, 1), *states
+
+    return replaced(torch._VF, "lstm", lstm)
+
+
 def unseen() -> AbstractContextManager[None]:
     """Hide from networks that tensors have no values: some ask, and take another path where they have none."""
     return replaced(torch._subclasses, "FakeTensor", _NoTensor)

@@ -22,6 +22,9 @@ CATEGORIES: tuple[Category, ...] = ("state", "gradient", "optimizer", "batch", "
 PHASES = ("forward", "backward", "optimizer")
 """Parts of a step, in their order."""
 
+INFERENCE = "inference"
+"""Name of the phase of an inference step, which is no part of a training step."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -92,7 +95,8 @@ class Trace:
     def peak(self) -> tuple[str, int]:
         """The phase of the highest point of the step, and the number of events before it."""
         alive = self.alive()
-        tops = {name: first + int(alive[first : last + 1].argmax()) for name, (first, last) in self.spans.items()}
+        of_step = {name: span for name, span in self.spans.items() if name in PHASES}
+        tops = {name: first + int(alive[first : last + 1].argmax()) for name, (first, last) in of_step.items()}
         name = max(tops, key=lambda name: alive[tops[name]])
         return name, tops[name]
 

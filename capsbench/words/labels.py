@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from capsbench.catalog import OWN_INPUTS, SPECS
-from capsbench.frame import plain
+from capsbench.frame import AXIS_COLUMN, plain
 from capsbench.options import MODELS, OPTIONS, noun_of, value_in_words
+from capsbench.words.along import over_text, places_text
 from capsbench.words.printable import printable
 
-_NEVER_TOLD = {"model", "dataset", "kind"}
+_NEVER_TOLD = {"model", "dataset", "kind", AXIS_COLUMN}
 # Each model has its own strategy and inverse, which distinguish series only if one model has several.
 _TOLD_WITHIN_A_MODEL = {"source", *(name for name, option in OPTIONS.items() if option.of_model)}
 
@@ -59,16 +60,22 @@ class Names:
     def __init__(self, all_series: Iterable[Series]) -> None:
         everyone = list(all_series)
         # A prediction's device and kernel differ by name alone, so that series are distinguished among those of their
-        # kind, except by the batch, which changes every figure.
-        self._batches = {series.get("batch_size") for series in everyone}
-        self._alike = {kind: _Alike([series for series in everyone if is_predicted(series) == kind]) for kind in (False, True)}
+        # kind, except by the batch, which changes every figure. Series along different axes share no chart.
+        self._batches: dict[object, set[object]] = {}
+        groups: dict[object, list[Series]] = {}
+        for series in everyone:
+            self._batches.setdefault(series.get(AXIS_COLUMN), set()).add(plain(series.get("batch_size")))
+            groups.setdefault((series.get(AXIS_COLUMN), is_predicted(series)), []).append(series)
+        self._alike = {key: _Alike(some) for key, some in groups.items()}
 
     def of(self, series: Series) -> str:
         """The name: `MoCapsNet`, or `MoCapsNet (batch 32, published)` if other series differ in that; predictions say so."""
-        words = ["predicted"] if is_predicted(series) else []
-        alike = self._alike[is_predicted(series)]
+        axis = series.get(AXIS_COLUMN)
+        words = [over_text(str(axis))] if len(self._batches) > 1 else []
+        words += ["predicted"] if is_predicted(series) else []
+        alike = self._alike[axis, is_predicted(series)]
         for column in (name for name in series if name not in _NEVER_TOLD):
-            if alike.differ(series, column) or (column == "batch_size" and len(self._batches) > 1):
+            if alike.differ(series, column) or (column == "batch_size" and len(self._batches[axis]) > 1):
                 words.append(_word(series, column))
                 # The next columns only have to distinguish the series that agree so far.
                 alike = alike.with_word(column, words[-1])
@@ -112,6 +119,8 @@ def _word(series: Series, column: str) -> str:
         known = option.unwritten if option.before is None else option.before
     if known is None:
         return f"no {noun_of(column)}"
+    if column == "blocks":
+        return places_text("blocks", [float(str(known))])
     # A column with missing values is of floats: 2.0 threads are 2.
     return value_in_words(column, known)
 

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capsbench.stats.linearity import Shape, shape_of
+from capsbench.axes import axis_unit, over_the, per_pair
+from capsbench.frame import AXIS_COLUMN
+from capsbench.stats.linearity import CURVES, Shape
 from capsbench.stats.metrics import METRICS
 from capsbench.words.units import quantity_text, ratio_in_words, slope_text
 
@@ -16,7 +18,8 @@ Row = Mapping[Any, Any] | pd.Series
 
 def row_shape(row: Row) -> Shape:
     """Shape of the values behind a slope."""
-    return shape_of(bool(row["linear"]), row["slope_low"], row["slope_high"])
+    shape: Shape = row["shape"]
+    return shape
 
 
 def within_text(reach: float, *, is_bytes: bool) -> str:
@@ -29,7 +32,7 @@ def slope_in_words(shape: Shape, slope: float, low: float, high: float, *, is_by
 
     Args:
         shape: shape of the values behind it.
-        slope: per block, bytes or seconds.
+        slope: bytes or seconds per unit of the axis.
         low: one end of its interval; NaN where there is none.
         high: the other end.
         is_bytes: whether its unit is bytes.
@@ -40,9 +43,27 @@ def slope_in_words(shape: Shape, slope: float, low: float, high: float, *, is_by
 
 
 def row_slope(row: Row) -> str:
-    """The slope of a row in words."""
-    is_bytes = row["unit"] == "bytes"
+    """The slope of a row in words, without its unit; a curve has both: `12.30 KiB per token and 48 B per pair of tokens`."""
+    is_bytes = METRICS[row["metric"]].is_bytes
+    if row_shape(row) in CURVES:
+        return curve_in_words(row, is_bytes=is_bytes)
     return slope_in_words(row_shape(row), row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
+
+
+def curve_in_words(row: Row, *, is_bytes: bool) -> str:
+    """The terms of a curve: `12.30 KiB per token and 48 B per pair of tokens`, `8.00 GiB divided by world size`."""
+    axis = str(row[AXIS_COLUMN])
+    term = slope_text(row["term"], row["term_low"], row["term_high"], is_bytes=is_bytes)
+    if row_shape(row) == "inverse":
+        return f"{term} {over_the(axis)}"
+    slope = slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
+    return f"{slope} per {axis_unit(axis)} and {term} {per_pair(axis)}"
+
+
+def row_cost(row: Row) -> str:
+    """The slope of a row with its unit: `10.00 MiB per block`."""
+    text = row_slope(row)
+    return text if row_shape(row) in CURVES else f"{text} per {axis_unit(str(row[AXIS_COLUMN]))}"
 
 
 def row_ratio(row: Row) -> str:
@@ -64,7 +85,8 @@ def row_basis(row: Row) -> str:
     if row["basis"] == "cells":
         return ""
     step = "step" if row["metric"] == "train" else "pass"
-    part = f"whole {step}" if row["basis"] == "turns" else "blocks and optimizer" if row["metric"] == "train" else "blocks"
+    growing = "blocks" if row[AXIS_COLUMN] == "blocks" else "growing parts"
+    part = f"whole {step}" if row["basis"] == "turns" else f"{growing} and optimizer" if row["metric"] == "train" else growing
     return f"{part}, in turn"
 
 

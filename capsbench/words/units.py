@@ -66,7 +66,7 @@ def quantity_text(*values: float, is_bytes: bool) -> str:
 
 
 def slope_text(slope: float, low: float, high: float, *, is_bytes: bool) -> str:
-    """A slope per block with half the width of its interval: `8.3 ± 0.4 ms`; exact slopes have none."""
+    """A slope with half the width of its interval: `8.3 ± 0.4 ms`; exact slopes have none."""
     reach = (high - low) / 2
     # Rounding errors of an exact line are not uncertainty.
     if math.isnan(reach) or reach <= 1e-6 * abs(slope) or (is_bytes and reach < 0.5):

@@ -1,14 +1,28 @@
 // The tables of every cell and of every slope.
 
 import { downloadCsv } from "./csv.js";
-import { CELLS, commandOf, DATA, figure, LINES, lineOf, METRICS, noiseOf, samplesOf, statusOf, takenOf, textOf } from "./data.js";
+import {
+  AXES,
+  CELLS,
+  commandOf,
+  DATA,
+  figure,
+  LINES,
+  lineOf,
+  METRICS,
+  noiseOf,
+  samplesOf,
+  statusOf,
+  takenOf,
+  textOf,
+} from "./data.js";
 import { badge, button, byId, element, field } from "./dom.js";
 import { chosenCells, chosenLines } from "./filters.js";
 import { recordDetail } from "./record.js";
 import { ALL, change, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable, setRows } from "./tables.js";
-import { quantity } from "./words.js";
+import { isFitted, quantity } from "./words.js";
 
 const KINDS = { ok: "ok", oom: "oom", skipped: "oom" };
 
@@ -27,6 +41,10 @@ function reportColumn(lineOfRow) {
     : [];
 }
 
+const placeOn = (axis, cell) => CELLS.places[axis][cell];
+// Axes that are no options: settings of cases.
+const OWN_AXES = AXES.filter((axis) => !DATA.axes[axis].option);
+
 // Columns of values in which cells may differ are left out if they do not.
 function cellColumns() {
   const differ = (values) => new Set(values).size > 1;
@@ -36,7 +54,7 @@ function cellColumns() {
     ...reportColumn(lineOf),
     { label: "line", column: "line", value: (cell) => lineOf(cell).short, name: true },
     ...(differ(LINES.map((line) => line.dataset)) ? [dataset] : []),
-    { label: "blocks", column: "blocks", value: (cell) => CELLS.blocks[cell], number: true },
+    ...AXES.map((axis) => ({ label: DATA.axes[axis].label, column: axis, value: (cell) => placeOn(axis, cell), number: true })),
     ...(differ(CELLS.replicate) ? [replicate] : []),
     ...DATA.metrics.map(metricColumn),
     { label: "status", column: "status", value: statusOf, node: statusBadge },
@@ -80,7 +98,7 @@ function fileRows() {
   const options = DATA.options.columns;
   // The number of samples that were taken: not all of them may be on the page.
   const samples = DATA.samples.flatMap(({ column }) => [column, `${column}_taken`]);
-  const heads = ["key", ...options, "blocks", "replicate", ...texts, ...numbers, ...samples, "command"];
+  const heads = ["key", ...options, "blocks", ...OWN_AXES, "replicate", ...texts, ...numbers, ...samples, "command"];
   return [heads, ...shownCells().map(fileRow)];
 }
 
@@ -90,8 +108,9 @@ function fileRow(cell) {
   const taken = ({ name }, index) => [samplesOf(cell, index).join(" "), takenOf(cell, name) || null];
   return [
     CELLS.key[cell],
-    ...options.map((name) => lineOf(cell)[name]),
+    ...options.map((name) => lineOf(cell)[name] ?? (AXES.includes(name) ? placeOn(name, cell) : undefined)),
     CELLS.blocks[cell],
+    ...OWN_AXES.map((axis) => placeOn(axis, cell)),
     CELLS.replicate[cell],
     ...texts.map((name) => textOf(CELLS[name][cell])),
     ...numbers.map((name) => CELLS[name][cell]),
@@ -108,12 +127,19 @@ function shownSlopes() {
 const ANSWERS = { line: "yes", "not a line": "no" };
 
 function shapeText({ fit }) {
-  return [ANSWERS[fit.shape] ?? fit.shape, fit.shape === "line" ? fit.remarks : ""].filter(Boolean).join(", ");
+  return [ANSWERS[fit.shape] ?? fit.shape, isFitted(fit) ? fit.remarks : ""].filter(Boolean).join(", ");
 }
 
 // A number of a fit, under its name in `capsbench.slopes`.
 function fitColumn(label, name, text, column = name) {
   return { label, column, value: ({ fit }) => fit[name], text: ({ fit }) => fit[text] || "-", number: true };
+}
+
+// Slopes along several axes name their unit in each row.
+function slopeColumns() {
+  if (AXES.length > 1) return [fitColumn("slope", "slope", "text"), { label: "per", value: ({ fit }) => fit.per }];
+  const { unit } = DATA.axes[AXES[0]];
+  return [fitColumn(`slope per ${unit}`, "slope", "text", `slope_per_${unit.replaceAll(" ", "_")}`)];
 }
 
 export function startSlopes() {
@@ -129,7 +155,7 @@ export function startSlopes() {
       { label: "line", value: ({ line }) => line.short, name: true },
       { label: "data set", value: ({ line }) => line.datasetTitle },
       { label: "quantity", value: ({ metric }) => metric.title },
-      fitColumn("slope per block", "slope", "text", "slope_per_block"),
+      ...slopeColumns(),
       fitColumn("× ResCapsNet", "ratio_to_rescapsnet", "ratioText"),
       { label: "points", value: ({ fit }) => fit.points, number: true },
       { label: "a line", value: shapeText },

@@ -1,17 +1,32 @@
-// Figures 3 and 4 of the paper, from one's own records: memory and time over depth.
+// Figures 3 and 4 of the paper, from one's own records: memory and time over depth, or over what was varied.
 
 import { addChart, forgetCharts, redraw, saveImage } from "./charts.js";
-import { CELLS, cellsOf, DATA, figure, fullOf, hasFailed, hasFigure, isPredicted, LINES, METRICS, statusOf } from "./data.js";
+import {
+  axisNow,
+  CELLS,
+  cellsOf,
+  DATA,
+  figure,
+  fullOf,
+  hasFailed,
+  hasFigure,
+  isPredicted,
+  LINES,
+  lineIndexOf,
+  METRICS,
+  placeOf,
+  statusOf,
+} from "./data.js";
 import { button, byId, element, field, note, tick } from "./dom.js";
 import { chosenLines, drawnLines, metricOptions, namesOf } from "./filters.js";
 import { keyOf, keys } from "./keys.js";
-import { endText, overDepth, paperLines } from "./overdepth.js";
+import { endText, overAxis, paperLines } from "./overdepth.js";
 import { change, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable } from "./tables.js";
 import { exactly, interval, slopeText } from "./words.js";
 
-const AXES = [
+const HEIGHTS = [
   ["close", "close to the values"],
   ["zero", "from 0"],
   ["log", "logarithmic"],
@@ -23,7 +38,7 @@ export function startDepth() {
   const choose = (name) => (value) => change(state.depth, { [name]: value });
   const controls = byId("depth-controls");
   if (DATA.metrics.length) controls.append(field("Quantity", metricOptions(), metric, choose("metric"), "metric"));
-  controls.append(field("Axis", AXES, axis, choose("axis"), "axis"));
+  controls.append(field("Axis", HEIGHTS, axis, choose("axis"), "axis"));
   controls.append(tick("the paper’s values", paper, choose("paper"), "with-paper"));
   controls.append(button("Save as SVG", () => saveImage("figure4")));
   addChart(byId("figure4"), buildFigure4, selectCell);
@@ -38,7 +53,7 @@ export function drawDepth() {
 function buildFigure4(node) {
   const metric = METRICS[state.depth.metric];
   if (!metric) return { empty: NOTHING };
-  return overDepth(node, metric, drawnLines(metric).drawn, { ...state.depth, fits: true });
+  return overAxis(node, metric, drawnLines(metric).drawn, { ...state.depth, fits: true });
 }
 
 function drawNotes() {
@@ -95,12 +110,12 @@ function figureText(cell, metric) {
 function drawNumbers(metric, cells, names) {
   const value = { value: (cell) => figure(cell, metric), text: (cell) => figureText(cell, metric), number: true };
   makeTable(byId("figure4-numbers").lastElementChild, "figure4-numbers", {
-    name: "Numbers of the figure over depth",
+    name: `Numbers of the figure ${DATA.axes[axisNow()].over}`,
     rows: cells,
     size: 10,
     columns: [
-      { label: "line", value: (cell) => names.get(CELLS.line[cell]), name: true },
-      { label: "blocks", value: (cell) => CELLS.blocks[cell], number: true },
+      { label: "line", value: (cell) => names.get(lineIndexOf(cell)), name: true },
+      { label: DATA.axes[axisNow()].label, value: placeOf, number: true },
       { label: metric.title, ...value },
       { label: "interval", value: (cell) => (hasFigure(cell, metric) ? interval(cell, metric) : "") },
       { label: "record", value: (cell) => CELLS.key[cell] },
@@ -126,7 +141,7 @@ function panelOf(dataset, { metric, indices }, named) {
   const title = named ? `${LINES.find((line) => line.dataset === dataset).datasetTitle}: ` : "";
   const chart = element("div", { class: "chart" });
   const options = { fits: false, axis: state.depth.axis, paper: false };
-  addChart(chart, () => overDepth(chart, metric, own, options), selectCell);
+  addChart(chart, () => overAxis(chart, metric, own, options), selectCell);
   return { node: element("div", { class: "panel" }, element("h4", {}, title + metric.title), chart), indices: own };
 }
 

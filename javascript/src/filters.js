@@ -1,6 +1,6 @@
 // Filters for the whole page, and the lines that they let through.
 
-import { cellsOf, DATA, hasFigure, LINES, statusOf } from "./data.js";
+import { cellsOf, DATA, drawAlong, hasFigure, LINES, statusOf } from "./data.js";
 import { byId, field } from "./dom.js";
 import { ALL, change, MOST_LINES, state } from "./state.js";
 import { quantity } from "./words.js";
@@ -57,7 +57,11 @@ function machineTitle(key) {
   return title ? `${title} (${key})` : key;
 }
 
-const TITLES = { dataset: (line) => line.datasetTitle, environment: (line) => machineTitle(line.environment) };
+const TITLES = {
+  axis: (line) => DATA.axes[line.axis].title,
+  dataset: (line) => line.datasetTitle,
+  environment: (line) => machineTitle(line.environment),
+};
 
 function valueTitle(line, { name, none, bytes }) {
   if (optionOf(line, name) === NONE) return none;
@@ -67,6 +71,7 @@ function valueTitle(line, { name, none, bytes }) {
 
 // With too many lines only the latest report is shown, and lines of two data sets cannot be compared well.
 function firstChoice({ name }) {
+  if (name === "axis") return (LINES.find((line) => line.report === DATA.latest) ?? LINES[0]).axis;
   if (name === "report" && LINES.length > MOST_LINES) return DATA.latest;
   return name === "dataset" ? optionOf(LINES[chosenLines()[0] ?? 0], name) : ALL;
 }
@@ -78,8 +83,14 @@ export function startFilters() {
     const { name, title } = filter;
     state.filters[name] = firstChoice(filter);
     const titles = new Map(LINES.map((line) => [optionOf(line, name), valueTitle(line, filter)]));
-    const choose = (value) => change(state.filters, { [name]: value });
-    form.append(field(title, [[ALL, "all"], ...titles], state.filters[name], choose, `filter-${name}`));
+    const choose = (value) => {
+      if (name === "axis") drawAlong(value);
+      change(state.filters, { [name]: value });
+    };
+    // Lines along different axes share no chart.
+    const all = name === "axis" ? [] : [[ALL, "all"]];
+    form.append(field(title, [...all, ...titles], state.filters[name], choose, `filter-${name}`));
+    if (name === "axis") drawAlong(state.filters.axis);
   }
 }
 

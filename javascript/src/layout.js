@@ -43,11 +43,11 @@ export const keyColour = (index) => `var(--c${index})`;
 
 export const axisTitle = (text) => ({ text, standoff: 8, font: { size: 12, color: variable("--soft") } });
 
-// Every depth, every second one and so on: as many as fit beside each other.
-export function wholeTicks(depths, node) {
-  const range = Math.max(...depths) - Math.min(...depths);
-  if (range > 16) return {};
-  const wide = Math.max(32, 12 + 8 * String(Math.max(...depths)).length);
+// Every position, every second one and so on: as many as fit beside each other.
+export function wholeTicks(places, node) {
+  const range = Math.max(...places) - Math.min(...places);
+  if (range > 16 || !places.every(Number.isInteger)) return {};
+  const wide = Math.max(32, 12 + 8 * String(Math.max(...places)).length);
   const room = widthOf(node) - 100;
   return { tickmode: "linear", tick0: 0, dtick: [1, 2, 4].find((step) => (wide * range) / step < room) ?? 8 };
 }

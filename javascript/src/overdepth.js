@@ -1,39 +1,52 @@
-// One quantity over depth: a point for each record, fitted lines, pale joins if none fits, and points alone if no change is measurable.
+// One quantity over an axis: a point for each record, fitted lines, pale joins if none fits, and points alone if no change is measurable.
 
-import { CELLS, cellsOf, DATA, endsOf, figure, fullOf, hasFailed, hasFigure, isGood, LINES, lineOf, noiseOf } from "./data.js";
+import {
+  axisNow,
+  cellsOf,
+  DATA,
+  endsOf,
+  figure,
+  fullOf,
+  hasFailed,
+  hasFigure,
+  isGood,
+  LINES,
+  lineOf,
+  noiseOf,
+  placeOf,
+} from "./data.js";
 import { shortened, variable } from "./dom.js";
 import { axisTitle, colourOf, errorBars, levelRange, wholeTicks } from "./layout.js";
-import { blocksText, depthText, hoverText, plotText, plural, quantity, recordText, unitFor } from "./words.js";
+import { heightOn, hoverText, isFitted, placeText, plotText, plural, quantity, recordText, unitFor, whereText } from "./words.js";
 
 const PALE = 0.4;
 const CROSS = { symbol: "x-thin", size: 10 };
-const depthOf = (cell) => CELLS.blocks[cell];
-const depthsOf = (cells) => cells.map(depthOf);
+const placesOf = (cells) => cells.map(placeOf);
 
 // `fits`: draw fitted lines, not joins of means, and name the quantity; `axis`: "close", "zero" or "log"; `paper`: draw the paper's values.
-export function overDepth(node, metric, indices, { fits, axis, paper }) {
+export function overAxis(node, metric, indices, { fits, axis, paper }) {
   const measured = indices.flatMap(cellsOf).filter((cell) => hasFigure(cell, metric));
   if (!measured.length) return { empty: whyEmpty(metric, indices) };
   const pale = paper ? paperLines(metric, indices) : [];
   const values = [...measured.map((cell) => figure(cell, metric)), ...pale.flatMap((line) => line.bytes)];
   const plot = { metric, fits, unit: unitFor(values, metric.bytes) };
   const nowhere = indices.filter((index) => fullOf(index).length && !cellsOf(index).some((cell) => isGood(cell, metric)));
-  const depths = depthsOf([...measured, ...indices.flatMap(fullOf)]);
+  const places = placesOf([...measured, ...indices.flatMap(fullOf)]);
   const data = [
     ...pale.map((one) => paperTrace(one, plot)),
     ...indices.flatMap((index) => [...lineTraces(index, plot), ...endTraces(index, plot)]),
     ...nowhere.map((index, row) => fullTrace(index, row, fits)),
   ];
-  const middle = (Math.min(...depths) + Math.max(...depths)) / 2;
+  const middle = (Math.min(...places) + Math.max(...places)) / 2;
   const layout = {
     annotations: indices.flatMap((index) => endAnnotations(index, plot, middle)),
-    xaxis: { title: axisTitle("blocks"), ...wholeTicks(depths, node) },
+    xaxis: { title: axisTitle(DATA.axes[axisNow()].label), ...wholeTicks(places, node) },
     yaxis: { title: axisTitle(heightTitle(plot)), ...heights(plot, axis, values, measured) },
   };
-  // The height of lines that are out of memory at every depth is unknown: they stand at the top.
+  // The height of lines that are out of memory everywhere is unknown: they stand at the top.
   if (nowhere.length) layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
   if (layout.yaxis.type === "log") for (const one of layout.annotations) one.y = Math.log10(one.y);
-  const label = `${metric.title} over depth, ${plural(indices.length, "line")}; the numbers are in a table below.`;
+  const label = `${metric.title} ${DATA.axes[axisNow()].over}, ${plural(indices.length, "line")}; the numbers are in a table below.`;
   return { data, layout, label };
 }
 
@@ -65,21 +78,32 @@ function lineTraces(index, plot) {
 
 function throughTraces(line, cells, plot) {
   const fit = line.fits[plot.metric.name];
-  if (plot.fits && fit?.shape === "line") return [fittedTrace(line, fit, cells, plot)];
+  if (plot.fits && fit && isFitted(fit)) return [fittedTrace(line, fit, cells, plot)];
   return plot.fits && fit && fit.shape !== "not a line" ? [] : [joinTrace(line, cells, plot)];
 }
 
 const lineStyle = (line, width) => ({ color: colourOf(line), width, dash: line.look.dash });
 
 function fittedTrace(line, fit, cells, { unit }) {
-  const depths = [...new Set(depthsOf(cells))];
-  const heightAt = (depth) => (fit.intercept + fit.slope * depth) / unit[0];
-  return { x: depths, y: depths.map(heightAt), mode: "lines", line: lineStyle(line, 1.6), hoverinfo: "skip" };
+  const places = fit.shape === "line" ? [...new Set(placesOf(cells))] : along(placesOf(cells));
+  return {
+    x: places,
+    y: places.map((place) => heightOn(fit, place) / unit[0]),
+    mode: "lines",
+    line: lineStyle(line, 1.6),
+    hoverinfo: "skip",
+  };
+}
+
+// Places from the first to the last, as close as a curve needs them.
+function along(places) {
+  const [low, high] = [Math.min(...places), Math.max(...places)];
+  return Array.from({ length: 61 }, (_, step) => low + ((high - low) * step) / 60);
 }
 
 // The allocator reserves in steps.
 function joinTrace(line, cells, { metric, unit, fits }) {
-  const means = line.means[metric.name] ?? cells.map((cell) => [depthOf(cell), figure(cell, metric)]);
+  const means = line.means[metric.name] ?? cells.map((cell) => [placeOf(cell), figure(cell, metric)]);
   const style = { ...lineStyle(line, 1.4), shape: metric.name === "reserved" ? "hvh" : "linear" };
   const [x, y] = [means.map((pair) => pair[0]), means.map((pair) => pair[1] / unit[0])];
   return { x, y, mode: "lines", hoverinfo: "skip", opacity: fits ? PALE : 1, line: style };
@@ -89,7 +113,7 @@ function joinTrace(line, cells, { metric, unit, fits }) {
 function recordPoints(cells, { metric, unit }, marker) {
   const y = cells.map((cell) => figure(cell, metric) / unit[0]);
   const hover = { customdata: cells, hovertext: cells.map((cell) => hoverText(cell, [metric])), hoverinfo: "text" };
-  return { x: depthsOf(cells), y, mode: "markers", ...hover, marker };
+  return { x: placesOf(cells), y, mode: "markers", ...hover, marker };
 }
 
 function pointsTrace(line, cells, plot) {
@@ -120,15 +144,15 @@ function medianBars(cells, { metric, unit }, colour) {
 
 function fullHover(cell) {
   const name = plotText(shortened(lineOf(cell).label, 60));
-  return `<b>${name}</b><br>${plotText(depthText(cell))}: out of memory<br>${plotText(shortened(recordText(cell), 70))}`;
+  return `<b>${name}</b><br>${plotText(whereText(cell))}: out of memory<br>${plotText(shortened(recordText(cell), 70))}`;
 }
 
 function fullPoint(cell, y, colour) {
   const hover = { customdata: [cell], hovertext: [fullHover(cell)], hoverinfo: "text" };
-  return { x: [depthOf(cell)], y: [y], mode: "markers", ...hover, marker: { ...CROSS, line: { color: colour, width: 2 } } };
+  return { x: [placeOf(cell)], y: [y], mode: "markers", ...hover, marker: { ...CROSS, line: { color: colour, width: 2 } } };
 }
 
-// The mark of a line that is out of memory at every depth.
+// The mark of a line that is out of memory everywhere.
 function fullTrace(index, row, named) {
   const colour = colourOf(LINES[index]);
   const text = [`${plotText(shortened(LINES[index].short, 30))}: out of memory`];
@@ -142,8 +166,8 @@ function endOf(index, metric) {
   const [full] = fullOf(index);
   const measured = cellsOf(index).filter((cell) => isGood(cell, metric));
   if (full === undefined || !measured.length) return null;
-  // A deeper network may have had room again; the mark stands where there was first none.
-  return { full, last: measured.findLast((cell) => depthOf(cell) <= depthOf(full)) ?? measured[0] };
+  // A larger step may have had room again; the mark stands where there was first none.
+  return { full, last: measured.findLast((cell) => placeOf(cell) <= placeOf(full)) ?? measured[0] };
 }
 
 // The end of a line because the device was full.
@@ -153,14 +177,14 @@ function endTraces(index, { metric, unit }) {
   const y = figure(end.last, metric) / unit[0];
   const colour = colourOf(LINES[index]);
   const dotted = { color: colour, width: 1.2, dash: "dot" };
-  const x = depthsOf([end.last, end.full]);
+  const x = placesOf([end.last, end.full]);
   return [{ x, y: [y, y], mode: "lines", line: dotted, hoverinfo: "skip" }, fullPoint(end.full, y, colour)];
 }
 
 function endAnnotations(index, { metric, unit }, middle) {
   const end = endOf(index, metric);
   if (!end) return [];
-  const x = depthOf(end.full);
+  const x = placeOf(end.full);
   const place = {
     x,
     y: figure(end.last, metric) / unit[0],
@@ -176,7 +200,7 @@ function endAnnotations(index, { metric, unit }, middle) {
 export function endText(index) {
   const [full] = fullOf(index);
   if (full === undefined) return "";
-  return `out of memory${depthOf(full) ? ` at ${blocksText(depthOf(full))}` : ""}`;
+  return `out of memory${placeOf(full) ? ` at ${placeText(LINES[index].axis, placeOf(full))}` : ""}`;
 }
 
 // Table 4 of the paper, if it can stand beside the drawn figures: on a GPU, at its batch.

@@ -12,7 +12,7 @@ const unsorted = () => ({ by: -1, down: false, page: 0, words: "" });
 export const state = {
   filters: Object.fromEntries(DATA.options.filters.map(({ name }) => [name, ALL])),
   depth: { metric: (METRICS.retained ?? DATA.metrics[0])?.name, axis: "close", paper: true },
-  tradeoff: { memory: (METRICS.peak ?? memories[0])?.name, time: times[0]?.name, blocks: null },
+  tradeoff: { memory: (METRICS.peak ?? memories[0])?.name, time: times[0]?.name, place: null },
   step: { cell: null, timeline: null },
   history: { metric: null },
   comparison: { index: 0 },

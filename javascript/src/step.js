@@ -1,14 +1,14 @@
 // The inside of one step: a cell's memory by category and by module, and its record.
 
 import { forgetCharts } from "./charts.js";
-import { CELLS, COUNT, DATA, lineOf, statusOf, textOf, timelineCommandOf } from "./data.js";
+import { COUNT, DATA, lineOf, placeOf, statusOf, textOf, timelineCommandOf } from "./data.js";
 import { byId, element, field, note, scrolled } from "./dom.js";
 import { chosenCells } from "./filters.js";
 import { keyColour } from "./layout.js";
 import { command, recordDetail } from "./record.js";
 import { change, state } from "./state.js";
 import { timelineParts } from "./timeline.js";
-import { depthText, quantity } from "./words.js";
+import { quantity, whereText } from "./words.js";
 
 const [CONTENTS_COLOUR, MODULES_COLOUR] = [0, 1].map(keyColour);
 
@@ -31,7 +31,7 @@ function timelineField() {
 // The deepest of the chosen cells that ended well, if possible one whose modules are known.
 function firstCell() {
   const good = chosenCells().filter((cell) => statusOf(cell) === "ok");
-  const better = (a, b) => hasModules(b) - hasModules(a) || CELLS.blocks[b] - CELLS.blocks[a];
+  const better = (a, b) => hasModules(b) - hasModules(a) || placeOf(b) - placeOf(a);
   return good.sort(better)[0] ?? 0;
 }
 
@@ -52,7 +52,7 @@ export function drawStep() {
   forgetCharts(body);
   const select = byId("step-timeline");
   if (select) select.value = timeline ? String(DATA.timelines.indexOf(timeline)) : "";
-  const name = cell === null ? timeline.title : `${lineOf(cell).label}, ${depthText(cell)}`;
+  const name = cell === null ? timeline.title : `${lineOf(cell).label}, ${whereText(cell)}`;
   const head = element("h3", { id: "step-name", tabindex: "-1" }, name);
   const top = timeline ? timelineParts(timeline, cell) : [];
   const rest = cell === null ? [modulesPart(timeline.modules)] : cellParts(cell, timeline === null);

@@ -1,7 +1,7 @@
-// Memory against time at one depth, as a basis for a choice.
+// Memory against time at one position on the axis, as a basis for a choice.
 
 import { addChart, redraw } from "./charts.js";
-import { CELLS, figure, isGood, LINES, lineOf, METRICS, statusOf } from "./data.js";
+import { axisNow, CELLS, DATA, figure, isGood, LINES, lineIndexOf, lineOf, METRICS, placeOf, statusOf } from "./data.js";
 import { byId, field, note, variable } from "./dom.js";
 import { chosenCells, metricOptions, namesOf } from "./filters.js";
 import { keyOf, keys, moreKeys } from "./keys.js";
@@ -9,39 +9,39 @@ import { axisTitle, colourOf, levelRange } from "./layout.js";
 import { change, MOST_LINES, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable } from "./tables.js";
-import { blocksText, exactly, hoverText, plural, unitFor } from "./words.js";
+import { exactly, hoverText, placeText, plural, unitFor } from "./words.js";
 
 const metricsNow = () => [METRICS[state.tradeoff.memory], METRICS[state.tradeoff.time]];
-const linesOf = (points) => [...new Set(points.map((point) => CELLS.line[point.cell]))];
+const linesOf = (points) => [...new Set(points.map((point) => lineIndexOf(point.cell)))];
 
 export const startTradeoff = () => addChart(byId("tradeoff-chart"), buildTradeoff, selectCell);
 
 export function drawTradeoff() {
   const good = chosenCells().filter((cell) => statusOf(cell) === "ok");
-  const depths = [...new Set(good.map((cell) => CELLS.blocks[cell]))].sort((a, b) => a - b);
-  // A depth that the filters leave out cannot stay chosen.
-  if (!depths.includes(state.tradeoff.blocks)) state.tradeoff.blocks = depths.at(-1);
-  drawControls(depths);
+  const places = [...new Set(good.map(placeOf))].sort((a, b) => a - b);
+  // A position that the filters leave out cannot stay chosen.
+  if (!places.includes(state.tradeoff.place)) state.tradeoff.place = places.at(-1);
+  drawControls(places);
   redraw(byId("tradeoff-chart"));
   const points = tradePoints();
   drawCaption(points);
   drawNumbers(points);
 }
 
-function drawControls(depths) {
-  const { memory, time, blocks } = state.tradeoff;
+function drawControls(places) {
+  const { memory, time, place } = state.tradeoff;
   const choose =
     (name, of = (value) => value) =>
     (value) =>
       change(state.tradeoff, { [name]: of(value) });
-  const texts = depths.map((depth) => [String(depth), String(depth)]);
+  const texts = places.map((one) => [String(one), String(one)]);
   const focused = document.activeElement?.id;
   const controls = byId("tradeoff-controls");
   controls.replaceChildren();
-  if (!memory || !time || !depths.length) return;
+  if (!memory || !time || !places.length) return;
   const memories = metricOptions((metric) => metric.bytes);
   const times = metricOptions((metric) => !metric.bytes);
-  controls.append(field("Blocks", texts, String(blocks), choose("blocks", Number), "trade-blocks"));
+  controls.append(field(DATA.axes[axisNow()].title, texts, String(place), choose("place", Number), "trade-place"));
   controls.append(field("Memory", memories, memory, choose("memory"), "trade-memory"));
   controls.append(field("Time", times, time, choose("time"), "trade-time"));
   if (focused && controls.querySelector(`#${CSS.escape(focused)}`)) byId(focused).focus();
@@ -50,11 +50,11 @@ function drawControls(depths) {
 // The options that decide how much work a step is: only records that agree in them can beat each other.
 const workOf = ({ cell }) => JSON.stringify([lineOf(cell).dataset, lineOf(cell).batch_size]);
 
-// The records at this depth that have both figures; no record of the same work beats those on the front.
+// The records at this position that have both figures; no record of the same work beats those on the front.
 export function tradePoints() {
   const [memory, time] = metricsNow();
   if (!memory || !time) return [];
-  const isShown = (cell) => CELLS.blocks[cell] === state.tradeoff.blocks && isGood(cell, memory) && isGood(cell, time);
+  const isShown = (cell) => placeOf(cell) === state.tradeoff.place && isGood(cell, memory) && isGood(cell, time);
   const pointOf = (cell) => ({ cell, memory: figure(cell, memory), time: figure(cell, time), front: false });
   const points = chosenCells().filter(isShown).map(pointOf);
   const best = new Map();
@@ -73,7 +73,7 @@ function isBeaten(point, last) {
 
 function buildTradeoff() {
   const points = tradePoints();
-  if (!points.length) return { empty: "No chosen cell has both memory and time at one depth." };
+  if (!points.length) return { empty: "No chosen cell has both memory and time at one position." };
   const [memory, time] = metricsNow();
   const [memories, times] = [points.map((point) => point.memory), points.map((point) => point.time)];
   const [across, up] = [unitFor(times, false), unitFor(memories, true)];
@@ -81,7 +81,7 @@ function buildTradeoff() {
     x: some.map((point) => point.time / across[0]),
     y: some.map((point) => point.memory / up[0]),
   });
-  const pointsOf = (index) => points.filter((point) => CELLS.line[point.cell] === index);
+  const pointsOf = (index) => points.filter((point) => lineIndexOf(point.cell) === index);
   const data = [
     ...frontsOf(points).map((front) => ({ ...scaled(front), ...frontStyle() })),
     ...linesOf(points).map((index) => ({ ...scaled(pointsOf(index)), ...pointsStyle(index, pointsOf(index)) })),
@@ -90,7 +90,7 @@ function buildTradeoff() {
     xaxis: { title: axisTitle(`${time.title}, ${across[1]} per step`), ...levelRange(times, across) },
     yaxis: { title: axisTitle(`${memory.title}, ${up[1]}`), ...levelRange(memories, up) },
   };
-  const what = `${memory.title} against ${time.title} at ${blocksText(state.tradeoff.blocks)}`;
+  const what = `${memory.title} against ${time.title} at ${placeText(axisNow(), state.tradeoff.place)}`;
   return { data, layout, label: `${what}, ${plural(points.length, "record")}; the numbers are in a table below.` };
 }
 
@@ -147,7 +147,7 @@ function drawNumbers(points) {
     rows: points,
     size: 10,
     columns: [
-      { label: "line", value: (point) => names.get(CELLS.line[point.cell]), name: true },
+      { label: "line", value: (point) => names.get(lineIndexOf(point.cell)), name: true },
       amount(memory, "memory"),
       amount(time, "time"),
       { label: "on the front", value: (point) => (point.front ? "yes" : "no") },

@@ -1,6 +1,6 @@
 // Figures in words. Units come from Python: size, name and number of decimals, the largest first.
 
-import { CELLS, DATA, endsOf, figure, isPredicted, lineOf, noiseOf, statusOf, takenOf, textOf } from "./data.js";
+import { CELLS, DATA, endsOf, figure, isPredicted, lineOf, noiseOf, placesOf, statusOf, takenOf, textOf } from "./data.js";
 import { shortened } from "./dom.js";
 
 // The unit that suits a value.
@@ -40,18 +40,27 @@ export function interval(cell, metric) {
   return low === null ? median : `${median}; 95 % interval ${quantity(low, false)} to ${quantity(high, false)}`;
 }
 
-export const blocksText = (count) => (count ? plural(count, "block") : "no blocks");
+const blocksText = (count) => (count ? plural(count, "block") : "no blocks");
+export const placeText = (axis, place) => (axis === "blocks" ? blocksText(place) : `${DATA.axes[axis].noun} ${place}`);
 export const recordText = (cell) => `record ${CELLS.key[cell]} of ${lineOf(cell).report}`;
 
-export function depthText(cell) {
-  return blocksText(CELLS.blocks[cell]) + (CELLS.replicate[cell] ? `, replicate ${CELLS.replicate[cell] + 1}` : "");
+// Where a cell lies on the axes of its report.
+export function whereText(cell) {
+  const places = placesOf(cell).map(([axis, place]) => placeText(axis, place));
+  return [...places, ...(CELLS.replicate[cell] ? [`replicate ${CELLS.replicate[cell] + 1}`] : [])].join(", ");
 }
+
+// A cost with a square beside its slope, or divided by its axis; its text names the units of both terms.
+const isCurve = ({ shape }) => shape === "quadratic" || shape === "inverse";
+export const isFitted = (fit) => fit.shape === "line" || isCurve(fit);
+export const heightOn = (fit, place) =>
+  fit.intercept + fit.slope * place + (isCurve(fit) ? fit.term * (fit.shape === "inverse" ? 1 / place : place ** 2) : 0);
 
 // A slope in words: a number, the bound on a change that cannot be distinguished from 0, or that there is no line.
 export function slopeText(fit, before = "") {
   if (fit.shape === "not a line") return fit.shape;
-  const text = `${fit.text} per block`;
-  if (fit.shape !== "line") return text;
+  const text = isCurve(fit) ? fit.text : `${fit.text} per ${fit.per}`;
+  if (fit.shape === "no change measurable") return text;
   return before + text + (fit.remarks ? ` (${fit.remarks})` : "");
 }
 
@@ -67,7 +76,7 @@ function metricRows(cell, metric) {
 // The text beside a point.
 export function hoverText(cell, metrics) {
   const [label, status, noise] = [shortened(lineOf(cell).label, 60), statusOf(cell), noiseOf(cell)];
-  const rows = [`<b>${plotText(label)}</b>`, plotText(depthText(cell)), ...metrics.flatMap((metric) => metricRows(cell, metric))];
+  const rows = [`<b>${plotText(label)}</b>`, plotText(whereText(cell)), ...metrics.flatMap((metric) => metricRows(cell, metric))];
   if (status !== "ok") {
     const message = plotText(shortened(textOf(CELLS.message[cell]), 70));
     rows.push(`<b>${plotText(status)}</b>, and in no slope: ${message}`);

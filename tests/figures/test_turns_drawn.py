@@ -81,7 +81,7 @@ def test_the_part_of_a_step_is_named_with_its_slope() -> None:
     assert max(map(len, shown.splitlines())) <= 80
     assert "blocks and optimizer, in turn" in slopes(frame)._repr_html_()
     row = next(row for row in table.to_dict("records") if row["metric"] == "train")
-    assert "(blocks and optimizer, in turn)" in "".join(text for _, text in _time(_fit(row)))
+    assert "(blocks and optimizer, in turn)" in "".join(text for _, text in _time(_fit(row), "block"))
 
 
 def test_cells_that_were_timed_alone_have_no_such_note() -> None:

@@ -21,7 +21,7 @@ def one(compared, quantity, scope="slope", model="rescapsnet", blocks=None):
     found = [
         it
         for it in compared.comparisons
-        if (it.quantity, it.scope, it.series["model"]) == (quantity, scope, model) and blocks in (None, it.blocks)
+        if (it.quantity, it.scope, it.series["model"]) == (quantity, scope, model) and blocks in (None, it.position)
     ]
     assert len(found) == 1, found
     return found[0]
@@ -172,7 +172,7 @@ def test_a_slope_of_time_must_move_the_step():
         run = noisy_run(np.random.default_rng(0), 1, between=0, within=0, outliers=0, drift=0)
         for cell in run.lines[0].cells:
             for name, time in cell.times.items():
-                cell.times[name] = time.model_copy(update={"relative": 10 * (1 + per_block * cell.blocks)})
+                cell.times[name] = time.model_copy(update={"relative": 10 * (1 + per_block * cell.position)})
         return run
 
     for old, new, verdict in ((0.01, 0.02, "same"), (0.3, 0.5, "worse"), (0.3, 0.32, "same")):
@@ -276,7 +276,7 @@ def test_the_latest_report_of_a_line_counts():
     machines = {"abcd": MACHINE}
     apart = [Report.of([seeded_record("rescapsnet", blocks)], str(blocks), environments=machines) for blocks in DEPTHS]
     summary, notes = summarize(apart)
-    assert ([cell.blocks for cell in summary.lines[0].cells], notes) == (list(DEPTHS), [])
+    assert ([cell.position for cell in summary.lines[0].cells], notes) == (list(DEPTHS), [])
 
 
 def test_nothing_in_common_says_what_is_nearest():

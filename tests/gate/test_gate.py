@@ -100,6 +100,24 @@ def test_other_bytes_turn_it_red_too(gate, name, title):
     assert [line.startswith(f"worse: ResCapsNet: {title}") for line in told(result)] == [True]
 
 
+def with_inference(records, peak, kept):
+    """Add figures of an inference step to records."""
+    figures = {"inference_peak_bytes": peak, "inference_kept_bytes": kept}
+    return [record.model_copy(update={"memory": record.memory.model_copy(update=figures)}) for record in records]
+
+
+def test_inference_is_held_to_a_baseline_that_has_it(gate, command, tmp_path):
+    known = write_report(tmp_path / "with", with_inference(seeded_run(), 40 * MIB, 7 * MIB))
+    # A baseline from before inference was counted says nothing of it.
+    assert command("check", known, "--baseline", "base.json").status == 0
+    assert command("check", known, "--baseline", "base.json", "--update").status == 0
+    result = gate(with_inference(seeded_run(), 40 * MIB, 8 * MIB))
+    assert result.status == 1
+    assert {line.partition(": ")[2].partition(" at ")[0] for line in told(result)} == {
+        "ResCapsNet: kept by inference", "MoCapsNet: kept by inference"
+    }  # fmt: skip
+
+
 def test_a_slower_step_turns_it_red(gate):
     result = gate(seeded_run(["mocapsnet"], slower=1.3) + seeded_run(["rescapsnet"]))
     assert result.status == 1
@@ -345,7 +363,7 @@ def edited(path, **changes):
         (lambda path: path.write_bytes(b"\xff\xfe"), ["is not JSON", "--update"]),
         (lambda path: path.write_text("[1]"), ["is not a baseline of capsbench", "--update"]),
         (lambda path: path.write_text('{"version": 3}'), ["is not a baseline of capsbench", "--update"]),
-        (lambda path: edited(path, schema_version=99), ["schema version 99", "versions up to 3", "upgrade capsbench"]),
+        (lambda path: edited(path, schema_version=99), ["schema version 99", "versions up to 4", "upgrade capsbench"]),
         (lambda path: edited(path, schema_version=0), ["schema version 0", "write it anew with --update"]),
         (lambda path: edited(path, lines=[{"kind": "measured"}]), ["is damaged: lines.0.", "write it anew with --update"]),
         (lambda path: edited(path, lines=[]), ["no line in common", "one of them is empty"]),

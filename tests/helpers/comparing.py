@@ -1,7 +1,7 @@
 """Comparisons that can fail, and what autograd saves."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -87,6 +87,23 @@ def kept_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
         loss = forward()
+    return bytes_beside([loss, *(one.tensor for one in kept)], besides)
+
+
+def bytes_beside(tensors: Iterable[Tensor], besides: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each once, without those that are behind other tensors too."""
     before = {tensor.untyped_storage().data_ptr() for tensor in besides}
-    alive = [loss.untyped_storage(), *(one.tensor.untyped_storage() for one in kept)]
+    alive = [tensor.untyped_storage() for tensor in tensors]
     return sum({one.data_ptr(): one.nbytes() for one in alive if one.data_ptr() not in before}.values())
+
+
+def tensors_within(value: object) -> Iterator[Tensor]:
+    """Tensors in an output, however deep they lie in lists, mappings and objects."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (found for part in value.values() for found in tensors_within(part))
+    elif isinstance(value, list | tuple):
+        yield from (found for part in value for found in tensors_within(part))
+    elif hasattr(value, "__dict__"):
+        yield from tensors_within(vars(value))

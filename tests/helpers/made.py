@@ -1,7 +1,7 @@
 """Records that nobody measured: straight lines over blocks."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from capsbench.records import (
     Contents,
     GrowingFigures,
     MemoryFigures,
+    Plan,
     Record,
     StepPeak,
     StepPhase,
     TimeFigures,
     Timeline,
 )
+from capsbench.report import Report
 
 # What a block adds, and what there is without one.
 RETAINED_PER_BLOCK = {"capsnet": 10 * MIB, "rescapsnet": 10 * MIB, "mocapsnet": 0}
@@ -118,6 +120,38 @@ def make_turns(
         )  # fmt: skip
         found.append(record.model_copy(update={"time": time}))
     return found
+
+
+def make_varied(
+    retained: Callable[[dict[str, int]], int], seconds: Callable[[dict[str, int]], float] | None = None, *,
+    status: Callable[[dict[str, int]], str] = lambda at: "ok", **values: Sequence[int],
+) -> Report:  # fmt: skip
+    """A report in memory of a case over a grid of `length`, `batch_size` or `blocks`, whose costs are functions of the position.
+
+    Args:
+        retained: retained bytes at a position.
+        seconds: seconds of a training step there; by default proportional to the retained bytes.
+        status: status of the cell.
+        values: positions on each axis.
+    """
+    records = []
+    for numbers in itertools.product(*values.values()):
+        at = dict(zip(values, numbers, strict=True))
+        own = {"length": 16, "batch_size": 4, "blocks": 2} | at
+        made = make_record(
+            "cases:gpt2", own["blocks"], dataset="own", batch_size=own["batch_size"], status=status(at),
+            settings={"length": own["length"], "width": 8},
+        )  # fmt: skip
+        if made.memory is not None and made.time is not None:
+            nbytes = retained(at)
+            step = seconds(at) if seconds else 1e-9 * nbytes
+            memory = made.memory.model_copy(update={"retained_bytes": nbytes, "peak_allocated_bytes": 4 * MIB + 2 * nbytes})
+            times = {"train_step_seconds": step, "forward_seconds": step / 3, "inference_seconds": step / 4}
+            time = made.time.model_copy(update={name: [value] * 9 for name, value in times.items()})
+            made = made.model_copy(update={"memory": memory, "time": time})
+        records.append(made)
+    plan = Plan(command="capsbench run --vary", cells=[record.cell for record in records], axes=tuple(values))
+    return Report.of(records, "varied", plan=plan)
 
 
 def make_timeline(configuration: Configuration, operator: str = "aten::convolution_backward") -> Timeline:

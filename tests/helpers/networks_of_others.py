@@ -1,5 +1,7 @@
 """Networks that nobody here wrote, as cases: as their users would bring them, with few and narrow layers."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,6 +95,13 @@ def gpt2(blocks=2, length=32, batch_size=2, width=32):
     config = GPT2Config(vocab_size=128, n_embd=width, n_layer=blocks, n_head=4, bos_token_id=0, eos_token_id=0)
     ids = torch.randint(128, (batch_size, length))
     return Case(GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids})
+
+
+def gpt2_generating(blocks=2, length=32, batch_size=2, width=32):
+    """A language model that in inference returns the scores of the next token, and all keys and values."""
+    case = gpt2(blocks, length, batch_size, width)
+    given = {"input_ids": case.inputs["input_ids"], "use_cache": True, "logits_to_keep": 1}
+    return replace(case, inference=given)
 
 
 def gpt2_checkpointed(blocks=2, length=32, batch_size=2):

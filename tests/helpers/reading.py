@@ -456,6 +456,8 @@ def shortened(words: list[str], *, traced: bool) -> list[str]:
         replaced["--device"] = "cpu:predicted"
     if name in ("run", "predict") and "--models" not in words:
         replaced["--models"] = "mocapsnet"
+    if "--depth" not in found and any(":" in word for word in found):  # a network of others, which may have no blocks
+        replaced.pop("--depth", None)
     for option, value in replaced.items():
         if option in found:
             found[found.index(option) + 1] = value

@@ -11,7 +11,7 @@ import torch
 from capsbench.errors import BusyDeviceError, ConfigurationError
 from capsbench.frame import to_frame
 from capsbench.measure import cuda_memory, worker
-from capsbench.measure.cuda_memory import CudaProbe
+from capsbench.measure.cuda_memory import CudaProbe, LaterSteps
 from capsbench.measure.processes import available_bytes, device_identity, nvml_process_bytes, other_processes, unknown_others
 from capsbench.measure.step_memory import ProbedStep, memory_figures
 from capsbench.measure.watch import Watch
@@ -20,6 +20,7 @@ from capsbench.records import Record, StepFigures
 from capsbench.sweep.local import alone_on
 from capsbench.sweep.session import resolve_device
 from capsbench.terminal.progress import _one_line as one_line
+from capsbench.tracing.storages import handed_out_bytes
 from capsbench.tracing.trace import Phase
 from capsbench.workload import Workload
 from helpers.fakes import FakeCuda, fake_nvml
@@ -77,6 +78,28 @@ def test_later_steps_have_a_warm_peak_and_one_that_begins_with_an_empty_cache(mo
     assert probe.peak_reserved() == 1000
 
 
+def test_a_step_of_inference_is_counted_and_changes_nothing_of_the_training_step(monkeypatch):
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(cuda_memory, "nvml_process_bytes", lambda device: (None, "it is a fake"))
+    # The first of the fake's phases holds more than all others.
+    with CudaProbe(torch.device("cuda")) as probe:
+        for name in ("inference", "forward", "backward"):
+            with probe.phase(name):
+                pass
+    assert probe.peak_reserved() == 950
+    monkeypatch.setattr(probe, "later_steps", lambda step: LaterSteps())
+    workload = SimpleNamespace(model=torch.nn.Linear(1, 1), optimizers=[], device=torch.device("cuda"), train_step=lambda: None)
+    figures = memory_figures(ProbedStep(workload, probe, 0, []))
+    assert (figures.peak_forward_bytes, figures.peak_backward_bytes, figures.peak_allocated_bytes) == (300, 350, 350)
+    assert (figures.inference_peak_bytes, figures.inference_kept_bytes) == (400, 150)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cuda", 512 + 1024), ("cpu", 4 + 516)])
+def test_the_optimizer_s_state_is_taken_off_as_its_device_hands_it_out(kind, expected):
+    small, large = torch.zeros(1), torch.zeros(129)
+    assert handed_out_bytes([small, large, large[3:]], kind) == expected
+
+
 def counted_nothing(monkeypatch, **options):
     """A probe of a step that its device's allocator did not count."""
     fake = FakeCuda(monkeypatch, [], counters=(), **options)
@@ -107,7 +130,7 @@ def test_a_record_of_bytes_that_were_not_counted(monkeypatch):
     monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
     probe, _ = counted_nothing(monkeypatch)
     workload = Workload(make_configuration(batch_size=2))
-    figures = memory_figures(ProbedStep(workload, probe, 7))
+    figures = memory_figures(ProbedStep(workload, probe, 7, []))
     assert figures.process_bytes == 5000
     assert figures.state_bytes > 0
     known = {"probe", "state_bytes", "gradient_bytes", "optimizer_bytes", "process_bytes", "scratch", "context_bytes"}

@@ -15,11 +15,12 @@ from capsbench import paper
 from capsbench.cli.group import cli
 from capsbench.cli.sweeps import asked_cells
 from capsbench.files import ENVIRONMENT, SavedTimeline
+from capsbench.frame import frame_of
 from capsbench.page import build, page_html, write_page
 from capsbench.page.build import script_json, told_apart
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
 from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, StepFigures, StepPhase, Timeline
-from capsbench.report import Report, frame_of, loose_timelines, reports_below
+from capsbench.report import Report, loose_timelines, reports_below
 from capsbench.stats.median import median_interval
 from helpers.commands import subcommands
 from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
@@ -438,7 +439,7 @@ def test_a_timeline_that_cannot_be_costs_itself_alone(command, tmp_path, text, w
 
 
 def cell_words(configuration, replicate=0, plan=None):
-    return (series_command(configuration.model_dump(), plan) + cell_arguments(configuration.blocks, replicate)).split()
+    return (series_command(configuration.model_dump(), plan) + cell_arguments(("blocks",), configuration, replicate)).split()
 
 
 def expanded(words):
@@ -471,7 +472,7 @@ def test_the_command_of_a_cell_expands_into_it_and_the_replicates_before(fields,
 def test_the_command_of_a_timeline_asks_for_that_very_step(fields):
     configuration = made(fields)
     words = timeline_command(configuration.model_dump()).split()
-    _, cells = expanded([*words, *cell_arguments(configuration.blocks, 0).split()])
+    _, cells = expanded([*words, *cell_arguments(("blocks",), configuration).split()])
     assert cells == [Cell(configuration=configuration)]
 
 

@@ -292,7 +292,7 @@ def test_lines_that_only_ran_out_of_memory_and_cells_that_failed_have_marks_of_t
         lines = [trace for trace in page.drawn("figure4") if trace["mode"] == "lines"]
         assert max(x for trace in lines for x in trace["x"]) == 4
         assert "which are in no slope" in page.text("#figure4-caption")
-        page.choose("trade-blocks", "4")
+        page.choose("trade-place", "4")
         assert 14 not in page.points("tradeoff-chart")
 
 
@@ -703,9 +703,9 @@ def test_what_a_cell_is_measured_with_is_in_its_command(show):
         for place, record in enumerate(records):
             told = page.evaluate("cell => [capsbench.commandOf(cell), capsbench.timelineCommandOf(cell)]", place)
             it = record.cell.configuration
-            options = cell_arguments(it.blocks, record.cell.replicate)
+            options = cell_arguments(("blocks",), it, record.cell.replicate)
             assert told[0] == series_command(it.model_dump(), Plan(command="", cells=[])) + options
-            assert told[1] == timeline_command(it.model_dump()) + cell_arguments(it.blocks, 0)
+            assert told[1] == timeline_command(it.model_dump()) + cell_arguments(("blocks",), it)
         assert page.evaluate("() => capsbench.againText(1)") == "To measure it again, after the replicate before it:"
 
 

@@ -97,6 +97,7 @@ def test_inside_a_graph_the_devices_state_is_left_alone(generator, monkeypatch):
         torch.bernoulli,
         lambda x: x.uniform_(),
         lambda x: nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.5),
+        lambda x: torch.native_dropout(x, 0.0, train=True),
     ],
 )
 def test_draws_are_refused(draw):
@@ -110,6 +111,8 @@ def test_draws_are_refused(draw):
     "run",
     [
         lambda x: torch.dropout(x, 0.5, train=False),
+        lambda x: torch.native_dropout(x, 0.5, train=False)[0],
+        lambda x: nn.functional.rrelu(x, training=False),
         lambda x: x @ x.mT,
         lambda x: nn.functional.scaled_dot_product_attention(x[None], x[None], x[None]),
     ],
@@ -119,6 +122,24 @@ def test_nothing_else_is_refused(run):
     with RefusedDraws("function 3 (Draws)"):
         found = run(x)
     assert torch.equal(found, run(x))
+
+
+@pytest.mark.parametrize(
+    ("dropout", "train", "draws"), [(0.0, True, False), (0.5, True, True), (0.5, False, False), (0.0, False, False)]
+)
+def test_a_recurrent_layer_of_cudnn_draws_for_dropout_alone(dropout, train, draws):
+    def run() -> None:
+        x, state = torch.empty(3, 2, 4, device="meta"), torch.empty(1, 2, 5, device="meta")
+        weights = [torch.empty(shape, device="meta") for shape in ((20, 4), (20, 5), (20,), (20,))]
+        # An LSTM (mode 2) of one layer with biases.
+        torch.ops.aten._cudnn_rnn(x, weights, 4, None, state, state, 2, 5, 0, 1, False, dropout, train, False, [], None)
+
+    with RefusedDraws("function 3 (LSTM)"):
+        if draws:
+            with pytest.raises(ConfigurationError, match="_cudnn_rnn"):
+                run()
+        else:
+            run()
 
 
 @pytest.fixture

@@ -134,8 +134,8 @@ def test_a_row_for_each_line_and_metric(sweep_frame):
         assert pick(table, "retained", model=model)["slope"] == pytest.approx(nbytes)
         assert pick(table, "train", model=model)["slope"] == pytest.approx(SECONDS_PER_BLOCK[model])
     assert set(table["points"]) == {4}
-    assert set(table[table["metric"].isin(["retained", "peak", "process"])]["unit"]) == {"bytes"}
-    assert set(table[table["metric"].isin(["train", "forward", "inference"])]["unit"]) == {"seconds"}
+    assert set(table[table["metric"].isin(["retained", "peak", "process"])]["unit"]) == {"bytes per block"}
+    assert set(table[table["metric"].isin(["train", "forward", "inference"])]["unit"]) == {"seconds per block"}
     row = pick(table, "retained", model="rescapsnet")
     assert row["intercept"] == pytest.approx(MIB)
     assert row["slope_low"] <= row["slope"] <= row["slope_high"]

@@ -117,7 +117,8 @@ def test_a_spark_rises_with_its_values(values):
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(-1e12, 1e12, allow_subnormal=False)), min_size=1, max_size=12))
 def test_a_small_picture_is_one_with_everything_inside(points):
     values = [value for _, value in points]
-    picture = ET.fromstring(svg(points, (values[0], 0.0), "#0072B2", min(values), max(values)))
+    level = [(place, values[0]) for place, _ in (points[0], points[-1])]
+    picture = ET.fromstring(svg(points, level, "#0072B2", min(values), max(values)))
     line, *dots = picture
     assert all(0 <= float(line.get(end)) <= 28 for end in ("y1", "y2"))
     dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in dots]
@@ -171,7 +172,7 @@ def test_each_kind_of_device_has_a_scale_and_fitted_lines_lie_on_it():
         slow = records[place].time.model_copy(update={"train_step_seconds": [seconds] * 5})
         records[place] = records[place].model_copy(update={"time": slow})
     table = capsbench.slopes(make_frame(records))
-    table.loc[table["metric"] == "train", "linear"] = True
+    table.loc[table["metric"] == "train", "shape"] = "line"
     table.loc[table["metric"] == "train", "slope_low"] = table["slope"] / 2
     pictures = re.findall(r"<td[^>]*>(<svg.*?</svg>)", table[table["metric"] == "train"]._repr_html_())
     assert len(pictures) == 2
@@ -267,7 +268,7 @@ def test_no_row_is_wider_than_80_columns(label):
         ]
     )
     table = fitted_slopes(frame).assign(
-        linear=False, noise="busy,drift", slope=-1023.99 * 2**30, slope_low=-(2.0**41), slope_high=2.0**41
+        linear=False, shape="not a line", noise="busy,drift", slope=-1023.99 * 2**30, slope_low=-(2.0**41), slope_high=2.0**41
     )
     table = table.assign(ratio_to_rescapsnet=-1234567.0, ratio_low=-2345678.0, ratio_high=3456789.0)
     lines = [line.plain for line in show_lines(frame, table)]

@@ -660,6 +660,43 @@ def test_without_a_compiler_nothing_is_exact_for_cuda(own, monkeypatch):
     assert any("CUDA" in note for note in record.step.notes)
 
 
+@needs_fake_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_prediction_leaves_the_driver_of_a_present_gpu_alone(monkeypatch, precision):
+    """A context would take hundreds of MiB of the device, and forks of the process could not use it."""
+    cell = Cell(
+        configuration=make_configuration(
+            "mocapsnet", 2, device="cuda:predicted", gpu="h100", threads=None, kernel="triton", precision=precision
+        )
+    )
+    expected = predict_cell(cell)
+
+    def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the driver was asked")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for owner, name in (
+        (torch.cuda, "_lazy_init"), (torch._C, "_cuda_init"), (torch._C, "_cuda_getDevice"),
+        (torch.cuda, "get_device_capability"), (torch.cuda, "get_device_properties"),
+        (torch._subclasses.fake_tensor, "init_gpu_context"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, asked)
+    found = predict_cell(cell)
+    assert found.status == "ok", found.message
+    assert (found.memory, found.step) == (expected.memory, expected.step)
+    assert not torch.cuda.is_initialized()
+
+
+@needs_fake_cuda
+def test_a_device_that_is_in_use_is_asked(monkeypatch):
+    """The capability that counts is that of the device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not fake_cuda.stands_in(None)
+    assert fake_cuda.stands_in((9, 0))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert not fake_cuda.stands_in((9, 0))
+
+
 @pytest.mark.slow
 @needs_fake_cuda
 def test_the_compiler_may_be_imported_while_a_device_is_pretended():

@@ -74,6 +74,12 @@ def test_a_peak_before_the_step_is_not_the_steps():
     assert (early.peak(), early.at_peak().total()) == (("forward", 4), 57)
 
 
+def test_an_inference_after_the_step_is_no_part_of_it():
+    later = trace([*BLOCKS, 8, 8], [*NBYTES, 10**6, -(10**6)], {**SPANS, "inference": (8, 10)})
+    assert (later.peak(), later.at_peak()) == (trace().peak(), trace().at_peak())
+    assert later.phases()["inference"] == Phase(1200, 1200, 1_001_200)
+
+
 def test_the_timeline_stacks_up_to_what_is_alive():
     stacked = tagged().stacked()
     assert tuple(stacked) == CATEGORIES

@@ -1,0 +1,191 @@
+"""Costs that are no line over their axis: with a square, as attention's over its length, or divided by it, as of shards.
+
+Bytes repeat, so that a basis is chosen by what fits all of them exactly, the fewest terms first: {1, n}, {1, 1/n}, {1, n, n²};
+and only if there are more positions than terms. Times are noisy, so that n² is added to {1, n} only if an F-test of the two
+nested models, or the rounds in which cells took turns, say so (`linearity`, `paired`), if the line is off by more than a share
+of the range, and if a cubic is not better still. Nothing that is timed is divided by its axis alone, nor grows with the square
+of a number of blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+
+from capsbench.stats.intervals import Floats, Interval, StandardError, half_width, interval
+from capsbench.stats.linearity import LARGEST_DEVIATION, cubic_is_better
+from capsbench.stats.paired import FEWEST_ROUNDS, centre
+from capsbench.stats.scatter import Points, joined, noise_levels, sample_errors_of
+
+Form = Literal["inverse", "quadratic"]
+
+FEWEST_POSITIONS: dict[Form, int] = {"inverse": 3, "quadratic": 4}
+"""Least number of positions: one more than there are terms."""
+
+HALF_A_BYTE = 0.5
+
+_CERTAIN = 0.99
+"""Level of the interval of a square's coefficient that must not contain 0."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A cost `intercept + slope · n + term · g(n)` with g(n) = n² or 1/n; in the latter case the slope is 0."""
+
+    form: Form
+    intercept: float
+    slope: float
+    """Change per unit of the axis."""
+    term: float
+    """Factor of n² or 1/n."""
+    slope_interval: Interval | None
+    """95 % interval of the slope; the slope alone if all values lie on the curve exactly."""
+    term_interval: Interval | None
+    """95 % interval of the factor."""
+    deviation: float
+    """Largest distance of a value from the curve, over the range of the values."""
+
+    def at(self, position: float) -> float:
+        """The cost at a position."""
+        further = position**2 if self.form == "quadratic" else 1 / position
+        return self.intercept + self.slope * position + self.term * further
+
+
+def terms_of(form: Form, positions: Floats) -> Floats:
+    """`[n, terms]`, the terms of a form at these positions: 1 and 1/n, or 1, n and n²."""
+    ones = np.ones_like(positions)
+    return np.column_stack([ones, 1 / positions] if form == "inverse" else [ones, positions, positions**2])
+
+
+def _contrasts(form: Form, positions: Floats) -> Floats:
+    """`[terms, n]`, the factors that give the least-squares coefficients from the values."""
+    # Squares of pixels and ones differ by many powers of ten, so positions are shares of the largest.
+    size = float(np.abs(positions).max())
+    powers = (0, -1) if form == "inverse" else (0, 1, 2)
+    scales = np.array([[size**-power] for power in powers])
+    return np.asarray(scales * np.linalg.pinv(terms_of(form, positions / size)))
+
+
+def exact_curve(positions: Floats, values: Floats, rounding: float = HALF_A_BYTE) -> Curve | None:
+    """The curve with the fewest terms that all these bytes lie on; None if there is none.
+
+    Args:
+        positions: `[n]`, at least two different ones.
+        values: `[n]`, bytes.
+        rounding: largest distance from the curve, as that of an allocator that rounds.
+    """
+    distinct, whole = np.unique(positions), (np.floor(values) == values).all()
+    for form, fewest in FEWEST_POSITIONS.items():
+        if distinct.size < fewest or not whole or (form == "inverse" and distinct[0] <= 0):
+            continue
+        powers = (0, -1) if form == "inverse" else (0, 1, 2)
+        rows = [[Fraction(place) ** power for power in powers] for place in positions.tolist()]
+        given = [Fraction(value) for value in values.tolist()]
+        found = least_squares(rows, given)
+        residuals = [value - sum(a * b for a, b in zip(row, found, strict=True)) for row, value in zip(rows, given, strict=True)]
+        if max(map(abs, residuals)) <= rounding and found[-1]:
+            span = float(np.ptp(values))
+            curve = _curve(form, [float(one) for one in found], float(max(map(abs, residuals))) / span if span else 0.0)
+            return (
+                curve
+                if max(map(abs, residuals)) <= HALF_A_BYTE
+                else _with_errors(curve, Points(positions, values), relative=False)
+            )
+    return None
+
+
+def least_squares(rows: Sequence[Sequence[Fraction]], values: Sequence[Fraction]) -> list[Fraction]:
+    """The least-squares solution in rational arithmetic, which has no rounding errors.
+
+    Args:
+        rows: `[n, terms]`, of full rank.
+        values: `[n]`.
+    """
+    count = len(rows[0])
+    with_values = [[*row, value] for row, value in zip(rows, values, strict=True)]
+    table = [[sum((row[i] * row[j] for row in with_values), Fraction()) for j in range(count + 1)] for i in range(count)]
+    for i in range(count):
+        pivot = next(k for k in range(i, count) if table[k][i])
+        table[i], table[pivot] = table[pivot], table[i]
+        table[i] = [one / table[i][i] for one in table[i]]
+        for k in range(count):
+            if k != i:
+                table[k] = [own - table[k][i] * one for own, one in zip(table[k], table[i], strict=True)]
+    return [row[-1] for row in table]
+
+
+def timed_curve(points: Points) -> Curve | None:
+    """The square that times call for where a line does not fit them (`linearity`); None if they do not."""
+    positions, values = points.blocks, points.values
+    if np.unique(positions).size < FEWEST_POSITIONS["quadratic"] + 1:
+        return None
+    coefficients = (_contrasts("quadratic", positions) @ values).tolist()
+    curve = _curve("quadratic", coefficients, _deviation(positions, values, coefficients))
+    return _accepted(_with_errors(curve, points, relative=True), positions, values)
+
+
+def turns_curve(positions: Floats, rounds: Floats, at: Sequence[float]) -> Curve | None:
+    """The square in times of cells that took turns, from the parabola of each whole round; None if they do not call for one.
+
+    Args:
+        positions: `[n]`, all different.
+        rounds: `[rounds, n]`, seconds; NaN where a cell did not take part.
+        at: `[n]`, the time at each position, without what drifted between rounds.
+    """
+    whole = rounds[~np.isnan(rounds).any(axis=1)]
+    if positions.size < FEWEST_POSITIONS["quadratic"] or len(whole) < FEWEST_ROUNDS:
+        return None
+    _, slopes, squares = _contrasts("quadratic", positions) @ whole.T
+    certain = centre(squares, _CERTAIN).interval
+    if certain is None or certain[0] <= 0:
+        return None
+    slope, square = centre(slopes), centre(squares)
+    values = np.array(at)
+    intercept = float(np.mean(values - slope.value * positions - square.value * positions**2))
+    deviation = _deviation(positions, values, [intercept, slope.value, square.value])
+    curve = Curve("quadratic", intercept, slope.value, square.value, slope.interval, square.interval, deviation)
+    return _accepted(curve, positions, values)
+
+
+def _accepted(curve: Curve, positions: Floats, values: Floats) -> Curve | None:
+    """The curve, if it is one that costs can have: it grows with n², and does not shrink with n; and a cubic is not better."""
+    bounds = curve.term_interval, curve.slope_interval
+    if bounds[0] is None or bounds[0][0] <= 0 or bounds[1] is None or bounds[1][1] < 0:
+        return None
+    bent = curve.deviation > LARGEST_DEVIATION and cubic_is_better(positions, values)
+    return None if bent else curve
+
+
+def _curve(form: Form, coefficients: Sequence[float], deviation: float) -> Curve:
+    """A curve that all values lie on."""
+    intercept, *slope, term = coefficients
+    linear = slope[0] if slope else 0.0
+    return Curve(form, intercept, linear, term, (linear, linear), (term, term), deviation)
+
+
+def _deviation(positions: Floats, values: Floats, coefficients: Sequence[float]) -> float:
+    residuals = values - terms_of("quadratic", positions) @ np.array(coefficients)
+    span = float(np.ptp(values))
+    return float(np.abs(residuals).max()) / span if span else 0.0
+
+
+def _with_errors(curve: Curve, points: Points, *, relative: bool) -> Curve:
+    """A curve with the intervals of its coefficients, from the scatter about it and that of samples."""
+    contrasts = _contrasts(curve.form, points.blocks)
+    fitted = np.array([curve.at(place) for place in points.blocks.tolist()])
+    scale = noise_levels(fitted, points.values) if relative else np.ones(fitted.size)
+    degrees = float(fitted.size - len(contrasts))
+    noise = float(np.linalg.norm((points.values - fitted) / scale)) / degrees**0.5
+    found = []
+    for contrast in contrasts:
+        errors = [StandardError(noise * float(np.linalg.norm(contrast * scale)), degrees)]
+        if any(points.samples):
+            values, counts = sample_errors_of(points)
+            errors.append(joined((contrast * values) ** 2, counts))
+        found.append(half_width(errors))
+    slope = interval(curve.slope, found[1]) if curve.form == "quadratic" else (0.0, 0.0)
+    return Curve(
+        curve.form, curve.intercept, curve.slope, curve.term, slope, interval(curve.term, found[-1]), curve.deviation
+    )  # fmt: skip

@@ -1,0 +1,316 @@
+"""Costs over a grid of axes: the term that two axes share, and a prediction of any other point.
+
+A cost over several axes is a sum of products of their terms: {1, x, y, xy} over two lines, so that the factor of xy is what one
+more block costs for one more sample. It carries over to other sizes, which slopes at one batch size do not. Bytes repeat, so that
+the terms of each axis are those with which the products fit all cells exactly, the fewest first (`bases`); times are weighted
+by their size, as noise is a share of them, and an axis other than blocks gets a square if an F-test of the nested models asks
+for it.
+
+Every prediction comes with a check: the cell farthest out is left out once and predicted from all others.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from math import prod
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+from capsbench.axes import axis_title, axis_unit, plural_unit
+from capsbench.errors import ConfigurationError
+from capsbench.frame import axes_in, positions, without_axis
+from capsbench.stats.bases import HALF_A_BYTE, least_squares
+from capsbench.stats.intervals import Floats, Interval
+from capsbench.stats.linearity import BENT_BY_CHANCE, ROUNDING_BYTES
+from capsbench.stats.median import CONFIDENCE
+from capsbench.stats.metrics import METRICS, Metric
+from capsbench.stats.slopes import series_columns
+
+AxisForm = Literal["line", "inverse", "quadratic"]
+
+POWERS: dict[AxisForm, tuple[int, ...]] = {"line": (0, 1), "inverse": (0, -1), "quadratic": (0, 1, 2)}
+"""Powers of an axis by its form."""
+
+Powers = tuple[int, ...]
+"""The power of each axis in one term."""
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval, which is the value itself where bytes are exact, and None where none is known."""
+
+    value: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A cost over several axes: a sum of products of powers of them."""
+
+    terms: tuple[Powers, ...]
+    factors: tuple[float, ...]
+    """Factor of each term."""
+    exact: bool
+    """True if every cell lies on it, within the rounding of its allocator."""
+    covariance: Floats
+    """`[terms, terms]`, the covariance of the factors for a noise of 1."""
+    noise: float
+    """Standard deviation about it: a share of times, or bytes."""
+    degrees: int
+    """Degrees of freedom of the noise."""
+    relative: bool
+    """True if noise is a share of the value."""
+
+    def at(self, place: Sequence[float]) -> Estimate:
+        """The cost at a point that need not have been measured, with the interval of one measurement there."""
+        row = _row(place, self.terms)
+        value = float(row @ np.array(self.factors))
+        if self.exact:
+            return Estimate(value, (value, value))
+        if self.degrees < 1:
+            return Estimate(value, None)
+        own = abs(value) if self.relative else 1.0
+        half = self._reach() * self.noise * float(np.sqrt(own**2 + row @ self.covariance @ row))
+        return Estimate(value, (value - half, value + half))
+
+    def factor(self, term: Powers) -> Estimate:
+        """The factor of a term."""
+        number = self.terms.index(term)
+        value = self.factors[number]
+        if self.exact:
+            return Estimate(value, (value, value))
+        if self.degrees < 1:
+            return Estimate(value, None)
+        half = self._reach() * self.noise * float(np.sqrt(self.covariance[number, number]))
+        return Estimate(value, (value - half, value + half))
+
+    def _reach(self) -> float:
+        return float(special.stdtrit(self.degrees, (1 + CONFIDENCE) / 2))
+
+
+def fit_surface(
+    places: Floats, values: Floats, *, repeats: bool, bends: Sequence[bool], rounding: float = HALF_A_BYTE
+) -> Surface | None:
+    """The surface through the cells of a grid; None if there are not more points than terms.
+
+    Args:
+        places: `[cells, axes]`, their positions.
+        values: `[cells]`, bytes or seconds.
+        repeats: whether a second run gives the same values, as for bytes.
+        bends: whether times may grow with the square of each axis.
+        rounding: largest distance of bytes from a surface that counts as exact.
+    """
+    if repeats:
+        for forms in _forms(places):
+            terms = _terms(forms)
+            found = _exact(places, values, terms, rounding)
+            if found is not None:
+                return found
+        return _fitted(places, values, _terms(("line",) * places.shape[1]), relative=False)
+    best = _fitted(places, values, _terms(("line",) * places.shape[1]), relative=True)
+    for axis, may_bend in enumerate(bends):
+        if best is None or not may_bend:
+            continue
+        forms = tuple(
+            "quadratic" if number == axis or max(term[number] for term in best.terms) > 1 else "line"
+            for number in range(len(bends))
+        )
+        better = _fitted(places, values, _terms(forms), relative=True)
+        if better is not None and _is_better(best, better):
+            best = better
+    return best
+
+
+def _forms(places: Floats) -> Iterable[tuple[AxisForm, ...]]:
+    """Forms of the axes, those with fewest terms first; only forms that the positions on an axis allow."""
+    possible: list[list[AxisForm]] = []
+    for column in places.T:
+        distinct = np.unique(column)
+        own: list[AxisForm] = ["line"]
+        own += ["inverse"] if distinct.size >= 3 and distinct[0] > 0 else []
+        own += ["quadratic"] if distinct.size >= 4 else []
+        possible.append(own)
+    return sorted(product(*possible), key=lambda forms: prod(len(POWERS[form]) for form in forms))
+
+
+def _terms(forms: Sequence[AxisForm]) -> tuple[Powers, ...]:
+    return tuple(product(*(POWERS[form] for form in forms)))
+
+
+def _row(place: Sequence[float], terms: Sequence[Powers]) -> Floats:
+    return np.array([prod(float(at) ** power for at, power in zip(place, term, strict=True)) for term in terms])
+
+
+def _exact(places: Floats, values: Floats, terms: tuple[Powers, ...], rounding: float) -> Surface | None:
+    """The surface that all bytes lie on, in rational arithmetic; None if they do not."""
+    if len(values) <= len(terms) or np.linalg.matrix_rank(_scaled(places, terms)) < len(terms):
+        return None
+    rows = [
+        [Fraction(1) * prod(Fraction(at) ** power for at, power in zip(place, term, strict=True)) for term in terms]
+        for place in places.tolist()
+    ]
+    given = [Fraction(value) for value in values.tolist()]
+    factors = least_squares(rows, given)
+    off = max(abs(value - sum(a * b for a, b in zip(row, factors, strict=True))) for row, value in zip(rows, given, strict=True))
+    if off > rounding:
+        return None
+    return Surface(terms, tuple(map(float, factors)), True, np.zeros((len(terms), len(terms))), 0.0, 0, relative=False)
+
+
+def _scaled(places: Floats, terms: Sequence[Powers]) -> Floats:
+    """`[cells, terms]`, the terms of positions that are shares of the largest, so that powers do not differ by many decades."""
+    sizes = np.abs(places).max(axis=0)
+    return np.array([_row(place, terms) for place in (places / np.where(sizes > 0, sizes, 1.0)).tolist()])
+
+
+def _fitted(places: Floats, values: Floats, terms: tuple[Powers, ...], *, relative: bool) -> Surface | None:
+    """The least-squares surface; of times, with noise that is a share of them."""
+    degrees = len(values) - len(terms)
+    design = _scaled(places, terms)
+    if degrees < 1 or np.linalg.matrix_rank(design) < len(terms):
+        return None
+    weights = 1 / np.maximum(np.abs(values), 1e-300) if relative else np.ones(len(values))
+    inverse = np.linalg.pinv(weights[:, None] * design)
+    factors = inverse @ (weights * values)
+    noise = float(np.linalg.norm(weights * (values - design @ factors))) / degrees**0.5
+    sizes = np.abs(places).max(axis=0)
+    back = 1 / _row(np.where(sizes > 0, sizes, 1.0).tolist(), terms)
+    covariance = (inverse @ inverse.T) * back[:, None] * back
+    return Surface(terms, tuple((factors * back).tolist()), False, covariance, noise, degrees, relative)
+
+
+def _is_better(small: Surface, large: Surface) -> bool:
+    """Return whether further terms explain more than chance does (F-test of nested models, p < 0.01)."""
+    squares = [one.noise**2 * one.degrees for one in (small, large)]
+    more = small.degrees - large.degrees
+    if not squares[1]:
+        return squares[0] > 0
+    gained = (squares[0] - squares[1]) / more / (squares[1] / large.degrees)
+    return float(stats.f.sf(gained, more, large.degrees)) < BENT_BY_CHANCE
+
+
+class _Grid(NamedTuple):
+    """The cells of one series over several axes."""
+
+    series: dict[str, object]
+    places: Floats
+    """`[cells, axes]`."""
+    cells: pd.DataFrame
+    rounding: float
+
+
+def _grids(frame: pd.DataFrame, axes: Sequence[str]) -> Iterable[_Grid]:
+    """The cells that ended well, series by series, with their positions on all axes."""
+    good = frame[frame["status"] == "ok"]
+    places = pd.DataFrame({axis: positions(good, axis) for axis in axes})
+    for axis in axes:
+        good = without_axis(good, axis)
+    good = good[places.notna().all(axis=1)]
+    keys = series_columns(good)
+    for values, rows in good.groupby(keys, dropna=False, sort=False):
+        rounding = ROUNDING_BYTES if str(rows["device"].iloc[0]).startswith("cuda") else HALF_A_BYTE
+        yield _Grid(dict(zip(keys, values, strict=True)), places.loc[rows.index].to_numpy(dtype=float), rows, rounding)
+
+
+def _surface(grid: _Grid, metric: Metric, axes: Sequence[str]) -> tuple[Surface, float | None, Floats] | None:
+    """The surface of one metric, the share by which it misses the cell farthest out, and that cell's place."""
+    known = grid.cells[metric.column].notna().to_numpy()
+    places, values = grid.places[known], grid.cells[metric.column][known].to_numpy(dtype=float)
+    how = {"repeats": metric.repeats, "bends": [axis != "blocks" for axis in axes], "rounding": grid.rounding}
+    found = fit_surface(places, values, **how) if len(values) else None  # type: ignore[arg-type]
+    if found is None:
+        return None
+    farthest = int(np.argmax((places / np.maximum(places.max(axis=0), 1e-300)).sum(axis=1)))
+    others = (places != places[farthest]).any(axis=1)
+    without = fit_surface(places[others], values[others], **how)  # type: ignore[arg-type]
+    if without is None or not values[farthest]:
+        return found, None, places[farthest]
+    return found, without.at(places[farthest].tolist()).value / values[farthest] - 1, places[farthest]
+
+
+def cross_terms(frame: pd.DataFrame) -> pd.DataFrame:
+    """The terms that the axes of a grid share: bytes per block *and* sample.
+
+    Args:
+        frame: frame from `load`, of reports that vary the same axes.
+
+    Returns:
+        A row per series, metric and term: the series' columns, `metric`, `axes`, `unit` (`bytes per block and sample`), `value`,
+        `low`, `high` (95 %; equal to the value where every byte lies on the surface), `exact`, and `held_out_error`: the share by
+        which the cell farthest out is missed if it is predicted from all others. Empty for a sweep over one axis.
+    """
+    rows = []
+    axes = axes_in(frame)
+    for grid in _grids(frame, axes) if len(axes) > 1 else ():
+        for metric in METRICS.values():
+            found = _surface(grid, metric, axes)
+            for term in found[0].terms if found else ():
+                if found and sum(power != 0 for power in term) > 1:
+                    value, ends = found[0].factor(term)
+                    low, high = ends or (np.nan, np.nan)
+                    unit = f"{'bytes' if metric.is_bytes else 'seconds'} {_per(axes, term)}"
+                    row = {
+                        "metric": metric.name,
+                        "axes": " × ".join(axes),
+                        "unit": unit,
+                        "value": value,
+                        "low": low,
+                        "high": high,
+                    }
+                    rows.append(grid.series | row | {"exact": found[0].exact, "held_out_error": found[1]})
+    return pd.DataFrame(rows)
+
+
+def _per(axes: Sequence[str], term: Powers) -> str:
+    """The unit of a term: `per block and sample`, `per block and pair of tokens`, `per block, divided by world size`."""
+    multiplied = [
+        axis_unit(axis) if power == 1 else f"pair of {plural_unit(axis)}"
+        for axis, power in zip(axes, term, strict=True)
+        if power > 0
+    ]
+    divided = [f"divided by {axis_title(axis).lower()}" for axis, power in zip(axes, term, strict=True) if power < 0]
+    return ", ".join([f"per {' and '.join(multiplied)}"] * bool(multiplied) + divided)
+
+
+def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
+    """The cost of every series at a point that need not have been measured.
+
+    Args:
+        frame: frame from `load`.
+        at: position on each axis; axes that the reports vary and that are not named here keep series apart.
+
+    Returns:
+        A row per series and metric: the series' columns, `metric`, `unit`, `value`, `low`, `high` (95 % interval of one
+        measurement; equal to the value where bytes lie on the surface exactly), `exact`, and `held_out_error` as in
+        `cross_terms`.
+
+    Raises:
+        ConfigurationError: no axis is named, or no record lies on one.
+    """
+    axes = list(at)
+    if not axes:
+        raise ConfigurationError("`at` names no axis", f"give a position on {' and '.join(axes_in(frame))}")
+    for axis in axes:
+        if positions(frame, axis).isna().all():
+            raise ConfigurationError(
+                f"no record here lies on the axis '{axis}'", f"the axes here are {', '.join(axes_in(frame))}"
+            )
+    rows = []
+    for grid in _grids(frame, axes):
+        for metric in METRICS.values():
+            found = _surface(grid, metric, axes)
+            if found is not None:
+                value, ends = found[0].at([at[axis] for axis in axes])
+                low, high = ends or (np.nan, np.nan)
+                row = {
+                    "metric": metric.name,
+                    "unit": "bytes" if metric.is_bytes else "seconds",
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                }
+                rows.append(grid.series | row | {"exact": found[0].exact, "held_out_error": found[1]})
+    return pd.DataFrame(rows)

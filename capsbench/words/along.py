@@ -1,0 +1,31 @@
+"""Axes and positions on them in words, alike wherever they are printed."""
+
+from collections.abc import Iterable
+
+from capsbench.axes import axis_title, plural_unit
+
+
+def number_text(value: float) -> str:
+    """A position without decimals that it does not need: `8`, `0.5`."""
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+
+
+def axis_label(axis: str) -> str:
+    """Label of an axis of a chart, with its unit: `blocks`, `batch size (samples)`, `width`."""
+    title, unit = axis_title(axis).lower(), plural_unit(axis)
+    return title if title == unit else f"{title} ({unit})"
+
+
+def over_text(axis: str) -> str:
+    """Text `over depth`, `over batch size`."""
+    return f"over {'depth' if axis == 'blocks' else axis_title(axis).lower()}"
+
+
+def places_text(axis: str, positions: Iterable[float]) -> str:
+    """Positions in words: `8 blocks`, `1, 2 blocks`, `length 128, 256`, `image size 784 pixels`."""
+    places = list(positions)
+    numbers = ", ".join(map(number_text, places))
+    if axis == "blocks":
+        return f"{numbers} block{'' if places == [1] else 's'}"
+    unit = f" {plural_unit(axis)}" if axis == "image_shape" else ""
+    return f"{axis_title(axis).lower()} {numbers}{unit}"

@@ -1,0 +1,191 @@
+"""Figures, tables and pages over axes other than depth."""
+
+import json
+import re
+from io import StringIO
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from capsbench.errors import ConfigurationError
+from capsbench.page import page_html
+from capsbench.page.notebook import slopes
+from capsbench.report import Report
+from capsbench.terminal.show import show_lines
+from capsbench.terminal.tables import cells_table, cross_terms_table, estimates_table, slopes_table
+from capsbench.words.along import axis_label, over_text, places_text
+from helpers.drawn import figure3, figure4
+from helpers.made import MIB, make_record, make_varied
+
+
+@pytest.fixture
+def tokens():
+    return make_varied(lambda at: MIB + 2048 * at["length"], length=(64, 128, 256))
+
+
+@pytest.fixture
+def attention():
+    return make_varied(lambda at: MIB + 12 * 1024 * at["length"] + 48 * at["length"] ** 2, length=(64, 128, 256, 512))
+
+
+@pytest.fixture
+def grid():
+    return make_varied(lambda at: MIB + 4096 * at["length"] * at["batch_size"], length=(64, 128, 256), batch_size=(1, 2, 4))
+
+
+def printed(table):
+    console = Console(width=110, record=True, file=StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def legend_of(ax):
+    return " ".join(text.get_text() for text in ax.get_legend().get_texts())
+
+
+def data_of(html):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
+
+
+@pytest.mark.parametrize(
+    ("axis", "label", "over", "places"),
+    [
+        ("blocks", "blocks", "over depth", "8 blocks"),
+        ("batch_size", "batch size (samples)", "over batch size", "batch size 8"),
+        ("length", "length (tokens)", "over length", "length 8"),
+        ("image_shape", "image size (pixels)", "over image size", "image size 8 pixels"),
+        ("classes", "classes", "over classes", "classes 8"),
+        ("width", "width", "over width", "width 8"),
+    ],
+)
+def test_axes_in_words(axis, label, over, places):
+    assert (axis_label(axis), over_text(axis), places_text(axis, [8.0])) == (label, over, places)
+
+
+@pytest.mark.parametrize("draw", [figure3, figure4])
+def test_a_figure_over_length_names_its_axis_and_unit(draw, tokens):
+    figure = draw(tokens.frame)
+    assert {ax.get_xlabel() for ax in figure.axes} == {"length (tokens)"}
+    line = figure.axes[0].containers[0].lines[0]
+    assert line.get_xdata().tolist() == [64, 128, 256]
+
+
+def test_figure_4_has_slopes_per_token(tokens, attention):
+    assert "2.00 KiB/token" in legend_of(figure4(tokens.frame).axes[0])
+    assert "12.00 KiB/token, 48 B per pair of tokens" in legend_of(figure4(attention.frame).axes[0])
+
+
+def test_a_curve_is_drawn_through_its_points(attention):
+    ax = figure4(attention.frame).axes[0]
+    curve = next(line for line in ax.lines if len(line.get_xdata()) == 60)
+    at = dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True))
+    assert at[512] == pytest.approx((MIB + 12 * 1024 * 512 + 48 * 512**2) / MIB)
+
+
+def test_a_grid_is_drawn_over_each_of_its_axes(grid, tmp_path):
+    names = {path.name for path in grid.draw(tmp_path)}
+    assert {"slopes.csv", "figure4.svg", "figure3.png", "figure4-batch-size.svg", "figure3-batch-size.pdf"} <= names
+    assert "batch size (samples)" in (tmp_path / "figure4-batch-size.svg").read_text()
+    assert {path.name for path in grid.draw(tmp_path / ".", along="batch_size")} == {
+        "slopes.csv", *(f"figure{number}.{kind}" for number in (3, 4) for kind in ("svg", "png", "pdf"))
+    }  # fmt: skip
+
+
+def test_series_of_a_grid_are_named_by_the_other_axis(grid):
+    labels = legend_of(grid.figure4().axes[0])
+    assert "batch 1" in labels
+    assert "batch 4" in labels
+    assert "length=64" in legend_of(grid.figure4(along="batch_size").axes[0])
+
+
+def test_seconds_per_epoch_are_refused_over_the_batch_size(grid):
+    with pytest.raises(ConfigurationError, match="epoch along"):
+        grid.figure4(along="batch_size", per="epoch")
+
+
+def test_tables_on_a_terminal_name_the_unit(tokens, attention, grid):
+    assert "slope per token" in printed(slopes_table(tokens.slopes))
+    text = " ".join(printed(slopes_table(attention.slopes)).split())
+    assert "48 B per pair of tokens" in text
+    cells = printed(cells_table(grid.frame))
+    assert re.search(r"length +batch size", cells)
+    assert re.search(r"256 +4 ", cells)
+    assert "4.00 KiB per token and sample" in " ".join(printed(cross_terms_table(grid.cross_terms)).split())
+    point = {"length": 512.0, "batch_size": 8.0}
+    text = printed(estimates_table(grid.at(**point), point))
+    assert "costs at length 512, batch size 8" in text
+    assert "17.00 MiB" in text
+    assert "exact" in text
+
+
+def test_show_draws_each_axis_under_its_own_head(grid, attention):
+    lines = [line.plain for line in show_lines(grid.frame, grid.slopes)]
+    assert [line.split()[1] for line in lines if line.startswith("  per ")] == ["token", "sample"]
+    assert all(len(line) <= 80 for line in lines)
+    text = " ".join(" ".join(line.plain for line in show_lines(attention.frame, attention.slopes)).split())
+    assert "12.00 KiB per token and 48 B per pair of tokens" in text
+
+
+def test_out_of_memory_is_told_at_its_position():
+    report = make_varied(lambda at: at["length"], status=lambda at: "oom" if at["length"] > 99 else "ok", length=(32, 64, 128))
+    assert any("out of memory at length 128" in line.plain for line in show_lines(report.frame, report.slopes))
+    html = page_html([report])
+    assert "Out of memory from length 128 on." in html
+
+
+def test_a_notebook_names_the_unit_and_draws_the_curve(tokens, attention, grid):
+    assert "slope per token" in slopes(tokens.frame)._repr_html_()
+    assert slopes(attention.frame)._repr_html_().count("<line") > 20
+    text = slopes(grid.frame)._repr_html_()
+    assert "per sample" in text
+    assert "per token" in text
+    assert set(slopes(grid.frame, along="length")["axis"]) == {"length"}
+
+
+def test_the_page_over_length(tokens):
+    html = page_html([tokens])
+    assert "What a token costs" in html
+    assert '<h2 id="depth-head">Over length</h2>' in html
+    assert "<strong>2.00 KiB</strong> more per token" in html
+    data = data_of(html)
+    assert data["axes"]["length"] == {
+        "label": "length (tokens)", "title": "Length", "noun": "length", "unit": "token", "over": "over length", "option": False,
+    }  # fmt: skip
+    assert data["cells"]["places"] == {"length": [64, 128, 256]}
+    assert [data["texts"][one] for one in data["cells"]["place"]] == [f" --depth 2 --set length={at}" for at in (64, 128, 256)]
+    assert data["lines"][0]["command"].endswith("--samples 5 --time-budget 10")
+    assert "--set width=8" in data["lines"][0]["command"]
+
+
+def test_the_page_of_a_grid_has_each_record_on_a_line_along_each_axis(grid):
+    data = data_of(page_html([grid]))
+    along = data["cells"]["along"]
+    assert data["cells"]["line"] == along["length"]
+    axes = [line["axis"] for line in data["lines"]]
+    assert axes == ["length"] * 3 + ["batch_size"] * 3
+    assert {axes[line] for line in along["batch_size"]} == {"batch_size"}
+    assert data["texts"][data["cells"]["place"][0]] == " --depth 2 --set length=64"
+
+
+def test_the_answer_names_the_terms_of_a_curve(attention):
+    assert "retains <strong>12.00 KiB per token and 48 B per pair of tokens</strong>" in page_html([attention])
+
+
+def test_reports_along_different_axes_share_a_page(tokens):
+    depth = Report.of([make_record(blocks=blocks) for blocks in (1, 2, 3)], "depth")
+    data = data_of(page_html([depth, tokens]))
+    assert list(data["axes"]) == ["blocks", "length"]
+    assert data["cells"]["line"] == [0, 0, 0, 1, 1, 1]
+    assert data["cells"]["places"]["blocks"] == [1, 2, 3, None, None, None]
+
+
+def test_old_figures_are_the_same_without_axes():
+    frame = Report.of([make_record(blocks=blocks) for blocks in (1, 2, 3)], "old").frame
+    bare = frame.drop(columns=["axes", "positions", "settings_by_name"])
+    for draw in (figure3, figure4):
+        one, other = draw(frame), draw(bare)
+        for ax, twin in zip(one.axes, other.axes, strict=True):
+            assert ax.get_xlabel() == twin.get_xlabel() == "blocks"
+            for line, its in zip(ax.lines, twin.lines, strict=True):
+                np.testing.assert_array_equal(line.get_xydata(), its.get_xydata())

@@ -1,0 +1,95 @@
+"""Costs over a grid: the term that two axes share, and predictions of other points."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from capsbench.errors import ConfigurationError
+from capsbench.stats.surface import fit_surface
+from helpers.made import make_varied
+
+
+def bilinear(at):
+    return 1000 + 7 * at["blocks"] + 30 * at["batch_size"] + 576 * at["blocks"] * at["batch_size"]
+
+
+GRID = {"blocks": (1, 2, 4), "batch_size": (1, 8, 16)}
+
+
+def test_the_cross_term_of_bytes_is_exact_and_carries_over():
+    report = make_varied(bilinear, **GRID)
+    row = report.cross_terms.set_index("metric").loc["retained"]
+    assert (row["value"], row["low"], row["high"], row["exact"]) == (576, 576, 576, True)
+    assert (row["unit"], row["axes"]) == ("bytes per block and sample", "blocks × batch_size")
+    assert row["held_out_error"] == 0
+    there = report.at(blocks=16, batch_size=256).set_index("metric").loc["retained"]
+    expected = bilinear({"blocks": 16, "batch_size": 256})
+    assert (there["value"], there["low"], there["high"], there["exact"]) == (expected, expected, expected, True)
+
+
+def test_a_byte_too_many_is_not_exact_and_shows_in_the_cell_left_out():
+    def cost(at):
+        return bilinear(at) + 1000 * (at == {"blocks": 4, "batch_size": 16})
+
+    row = make_varied(cost, **GRID).cross_terms.set_index("metric").loc["retained"]
+    assert not row["exact"]
+    assert row["low"] < row["value"] < row["high"]
+    assert row["held_out_error"] == pytest.approx(-1000 / cost({"blocks": 4, "batch_size": 16}))
+
+
+def test_attention_over_depth_has_a_term_for_pairs_of_tokens():
+    report = make_varied(
+        lambda at: 5 + at["blocks"] * (12 * at["length"] + 48 * at["length"] ** 2), blocks=(1, 2, 3), length=(16, 32, 64, 128)
+    )
+    table = report.cross_terms
+    units = table[table["metric"] == "retained"].set_index("unit")["value"].to_dict()
+    assert units == {"bytes per block and token": 12, "bytes per block and pair of tokens": 48}
+    there = report.at(blocks=12, length=1000).set_index("metric").loc["retained"]
+    assert there["value"] == 5 + 12 * (12 * 1000 + 48 * 1000**2)
+
+
+def test_a_prediction_over_one_axis_needs_no_grid():
+    report = make_varied(lambda at: 5 + 3 * at["length"], length=(16, 32, 64))
+    there = report.at(length=1024).set_index("metric")
+    assert there.loc["retained", ["value", "exact"]].tolist() == [5 + 3 * 1024, True]
+    assert report.cross_terms.empty
+
+
+def test_intervals_of_times_hold_the_truth():
+    random = np.random.default_rng(0)
+    places = np.array([(x, y) for x in (1.0, 2, 4, 8) for y in (8.0, 16, 32)])
+    truth = 0.01 + 0.002 * places[:, 0] + 1e-4 * places[:, 1] + 5e-4 * places[:, 0] * places[:, 1]
+    inside = [0, 0]
+    for _ in range(400):
+        found = fit_surface(
+            places, truth * np.exp(0.02 * random.standard_normal(len(truth))), repeats=False, bends=(False, False)
+        )
+        assert found is not None
+        factor = found.factor((1, 1)).interval
+        there, value = found.at((16, 64)).interval, 0.01 + 0.032 + 0.0064 + 5e-4 * 16 * 64
+        assert factor is not None
+        assert there is not None
+        inside[0] += factor[0] <= 5e-4 <= factor[1]
+        inside[1] += there[0] <= value <= there[1]
+    # The interval at a point is that of a measurement there, and wider than that of its mean.
+    assert 0.92 < inside[0] / 400 < 0.98
+    assert inside[1] / 400 > 0.95
+
+
+def test_as_many_terms_as_points_are_no_surface():
+    assert make_varied(bilinear, blocks=(1, 2), batch_size=(1, 2)).at(blocks=3, batch_size=3).empty
+
+
+def test_a_point_on_no_axis_is_refused():
+    frame = make_varied(bilinear, **GRID)
+    with pytest.raises(ConfigurationError, match="names no axis"):
+        frame.at()
+    with pytest.raises(ConfigurationError, match="axis 'depth'"):
+        frame.at(depth=3)
+
+
+def test_cells_that_ended_badly_are_left_out():
+    report = make_varied(bilinear, status=lambda at: "oom" if at["blocks"] * at["batch_size"] > 50 else "ok", **GRID)
+    there = report.at(blocks=4, batch_size=16).set_index("metric").loc["retained"]
+    assert there["value"] == bilinear({"blocks": 4, "batch_size": 16})
+    assert isinstance(report.cross_terms, pd.DataFrame)
