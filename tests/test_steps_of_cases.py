@@ -516,9 +516,8 @@ def test_what_a_step_raises_is_said_alike_by_predictions_and_measurements():
     for name, words in RAISED.items():
         model = f"{__file__}:{name}"
         (traced,) = capsbench.predict(model, depths=[1], device="cpu").records
-        run = run_pass(
-            Request(configuration=traced.cell.configuration.model_copy(update={"device": "cpu"}), what="memory", samples=5), 300
-        )
+        configuration = traced.cell.configuration.model_copy(update={"device": "cpu"})
+        run = run_pass(Request(configuration=configuration, what="memory", samples=5), 300)
         for message in (traced.message, run.message):
             what, _, hint = message.partition(" - ")
             assert what.startswith(f"model '{model}'")
