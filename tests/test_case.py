@@ -266,7 +266,7 @@ def test_a_tensor_that_is_given_twice_is_moved_once():
 
 
 def test_a_case_is_moved_with_its_network():
-    case = Case(nn.Linear(2, 2), (torch.ones(1, 2), 3), targets={"labels": torch.ones(1)}).to(torch.device("meta"))
+    case = Case(Adds(), (torch.ones(1, 2), 3), targets={"labels": torch.ones(1)}).to(torch.device("meta"))
     assert {tensor.device.type for tensor in [*case.tensors(), *case.module.parameters()]} == {"meta"}
     assert case.inputs[1] == 3
 
