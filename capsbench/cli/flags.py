@@ -270,7 +270,6 @@ def parse_place(flag: str, text: str) -> dict[str, float]:
 DEVICE_OPTION = cell_option("device", help="auto, cpu, cuda, cuda:N.")
 ALONG_OPTION = click.option(
     "--along",
-    "axis",
     type=Parsed("name", lambda _, text: axis_named(text)),
     help="Axis: depth, batch-size, or what --vary named; by default each that a report varies.",
 )
