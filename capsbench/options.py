@@ -351,8 +351,8 @@ class Configuration(BaseModel):
             choices={"none": "as the network is", "default": "by torch.compile as it is by default"},
             default="none",
             unwritten="none",
-            words={"none": "not compiled", "default": "compiled"},
-            none="not compiled",
+            words={"none": "no torch.compile", "default": "torch.compile"},
+            none="no torch.compile",
             alone="default",
         ),
     ] = None
