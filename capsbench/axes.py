@@ -8,9 +8,9 @@ place of a cell on an axis. Nothing here needs torch.
 from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
 
 _UNITS = {
+    "accumulate": "pass",
     "blocks": "block",
     "batch_size": "sample",
-    "accumulate": "pass",
     "capsules": "capsule",
     "classes": "class",
     "iterations": "round",

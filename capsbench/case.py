@@ -5,6 +5,7 @@ def gpt2(blocks=4, length=128, batch_size=8, width=256):        # any number tha
 return capsbench.Case(module, inputs={"input_ids": ids, "labels": ids}, loss=lambda out: out.loss)
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
@@ -112,6 +113,14 @@ class Case:
                 f"a case has a train function, which has no use for {', '.join(beside)}",
                 "leave one of them out: train(module, optimizer, batch) is the whole step, and its batch are the inputs",
             )
+        if self.train is not None:
+            _check_call(self.train, "train function", (self.module, None, self.inputs), hint="train(module, optimizer, batch)")
+        elif not self.module._forward_pre_hooks:  # which may change the arguments
+            hint = "module(*inputs), or module(**inputs) with a dictionary"
+            _check_call(self.module.forward, "module", *_call_of(self.inputs), hint=hint)
+        if self.loss is not None:
+            given = (None,) if self.targets is None else (None, self.targets)
+            _check_call(self.loss, "loss function", given, hint="loss(output), or loss(output, targets) of a case with targets")
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that the network and the loss are given, each once."""
@@ -139,14 +148,8 @@ class Case:
 
     def output(self, *, training: bool) -> Any:
         """Call the network, and return its output."""
-        given = self.inputs if training or self.inference is None else self.inference
-        if isinstance(given, Arguments):
-            return self.module(*given.args, **given.kwargs)
-        if isinstance(given, Mapping):
-            return self.module(**given)
-        if isinstance(given, tuple | list):
-            return self.module(*given)
-        return self.module(given)
+        args, kwargs = _call_of(self.inputs if training or self.inference is None else self.inference)
+        return self.module(*args, **kwargs)
 
     def loss_of(self, output: Any, name: str) -> Tensor:
         """The loss of an output.
@@ -181,6 +184,29 @@ def _unpacked(given: Any) -> Any:
     if isinstance(given, Arguments):
         return given.args, dict(given.kwargs)
     return dict(given) if isinstance(given, Mapping) else given
+
+
+def _call_of(given: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Arguments by position and by name of a call with these inputs."""
+    if isinstance(given, Arguments):
+        return given.args, given.kwargs
+    if isinstance(given, Mapping):
+        return (), given
+    return (tuple(given), {}) if isinstance(given, tuple | list) else ((given,), {})
+
+
+def _check_call(
+    function: Callable[..., Any], what: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, hint: str
+) -> None:
+    """Refuse arguments that a function of a case does not take, as far as its signature says."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a function of C, or a script
+        return
+    try:
+        signature.bind(*args, **(kwargs or {}))
+    except TypeError as error:
+        raise ConfigurationError(f"a case's {what} does not take its arguments: {error}", f"it is called as {hint}") from None
 
 
 def _default_loss(output: Any, name: str) -> Any:

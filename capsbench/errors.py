@@ -85,14 +85,19 @@ def error_line(error: BaseException, most: int | None = None) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:most]}"
 
 
+def one_line(error: CapsbenchError) -> str:
+    """Return an error of this package on one line: what was wrong, and after a dash what would be right."""
+    return " - ".join(str(error).splitlines())
+
+
 def error_place(error: BaseException) -> str:
-    """Return the innermost place of an error that is not in torch or this package, `model.py:7 in forward`; empty if unknown."""
-    frames = traceback.extract_tb(error.__traceback__)
-    modules = (sys.modules.get(name) for name in ("capsbench", "torch"))
-    libraries = [f"{Path(module.__file__).parent}{os.sep}" for module in modules if module is not None and module.__file__]
-    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
-    last = (own or frames)[-1:]
-    return "".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in last)
+    """Return the innermost place of an error, `model.py:7 in forward`: in torch if no other code is there; empty if unknown."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    for name in ("capsbench", "torch"):
+        library = getattr(sys.modules.get(name), "__file__", None)
+        inside = f"{Path(library).parent}{os.sep}" if library else "<"
+        frames = [frame for frame in frames if not frame.filename.startswith(inside)] or frames
+    return "".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames[-1:])
 
 
 def with_flags(text: str, flags: Mapping[str, str]) -> str:

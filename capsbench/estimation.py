@@ -325,7 +325,7 @@ def _resized(case: Case, samples: int, count: int) -> Case:
     copies.give(case.module, case.module)
     for tensor in case.tensors():
         copies.give(tensor, resized(tensor, registered=False))
-    return replace(case.map_tensors(copies.of), loss=copies.of(case.loss))
+    return replace(case.map_tensors(copies.of), loss=copies.of(case.loss), train=copies.of(case.train))
 
 
 def _of_length(tensor: Tensor, count: int) -> Tensor:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from capsbench.catalog import DatasetSpec
-from capsbench.errors import ConfigurationError, error_line
+from capsbench.errors import ConfigurationError, error_line, error_place
 from capsbench.paths import anchored, expanded, start
 
 NAME_FORMS = "name it package.module:name, from where Python can import it, or path/to/file.py:name"
@@ -139,6 +140,28 @@ def refusing_exit() -> Iterator[None]:
         yield
     finally:
         os._exit = real
+
+
+_MISFIT = re.compile(r"\b(shapes?|sizes?|dim|dims|dimensions?|dtypes?|positional arguments?|keyword arguments?)\b")
+"""Words of errors about tensors or arguments that do not fit each other."""
+
+
+def step_error(model: str, error: BaseException, *, otherwise: str = "", most: int | None = None) -> ConfigurationError:
+    """The error for a network whose step raised one.
+
+    Args:
+        model: name of the network.
+        error: what it raised.
+        otherwise: what may be the reason if the step runs outside this package.
+        most: most characters of its message.
+    """
+    misfit = isinstance(error, RuntimeError | ValueError | TypeError | IndexError) and _MISFIT.search(str(error))
+    return ConfigurationError(
+        f"model '{model}' fails in a step: {error_line(error, most)} ({error_place(error)})",
+        "make inputs, network and loss fit each other; the same error comes where they are called in Python"
+        if misfit
+        else f"call the network and its loss in Python, where the same error comes{otherwise}",
+    )
 
 
 def takes_labels(model: nn.Module) -> bool:

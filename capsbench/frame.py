@@ -37,7 +37,10 @@ ROUNDS_COLUMN, PROCESSES_COLUMN = "sample_rounds", "sample_processes"
 """Columns of the round and the process of each sample."""
 
 GROWING_COLUMNS = {column: f"growing_{samples}" for column, samples in SAMPLE_COLUMNS.items()}
-"""Column of the part that grows with depth in each raw sample of a time's column."""
+"""Column of the part that grows along an axis in each raw sample of a time's column."""
+
+GROWING_AXIS_COLUMN = "growing_axis"
+"""Column of the name of that axis."""
 
 _STEP_COLUMNS = ("flops", "floor_flops", "floor_bytes")
 _QUOTIENTS = ("train_step_relative", "flops_per_second", "floor_ratio_bytes", "floor_ratio_time")
@@ -61,8 +64,9 @@ def to_frame(records: Iterable[tuple[str, Record]], axes: Iterable[Sequence[str]
     - `train_step_samples`, `forward_samples`, `inference_samples`: tuples of seconds in the order in which they were taken.
     - `sample_rounds`, `sample_processes`: round and process of each sample; cells with samples of one round took turns. Empty for
       cells that were timed alone.
-    - `growing_train_step_samples`, `growing_forward_samples`, `growing_inference_samples`: seconds of the parts that grow with
-      depth in each sample; missing where they are not known.
+    - `growing_train_step_samples`, `growing_forward_samples`, `growing_inference_samples`: seconds of the parts that grow along
+      an axis in each sample; missing where they are not known.
+    - `growing_axis`: name of that axis.
     - `notes`: further remarks, joined by semicolons; empty if there are none.
 
     Args:
@@ -71,7 +75,14 @@ def to_frame(records: Iterable[tuple[str, Record]], axes: Iterable[Sequence[str]
     """
     columns = ["report", *Configuration.model_fields, "replicate", "status", "kind", "message", "data_source"]
     columns += ["environment", "source", "probe", *MEMORY_COLUMNS, *TIME_COLUMNS, "noise", *_STEP_COLUMNS, *_QUOTIENTS]
-    columns += [*SAMPLE_COLUMNS.values(), ROUNDS_COLUMN, PROCESSES_COLUMN, *GROWING_COLUMNS.values(), "notes"]
+    columns += [
+        *SAMPLE_COLUMNS.values(),
+        ROUNDS_COLUMN,
+        PROCESSES_COLUMN,
+        *GROWING_COLUMNS.values(),
+        GROWING_AXIS_COLUMN,
+        "notes",
+    ]
     columns += [AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN]
     named = zip(records, repeat(("blocks",)) if axes is None else axes, strict=False)
     rows = [_row(report, record) | {AXES_COLUMN: tuple(names)} for (report, record), names in named]
@@ -103,6 +114,7 @@ def _row(report: str, record: Record) -> dict[str, object]:
         row |= {ROUNDS_COLUMN: tuple(record.time.rounds), PROCESSES_COLUMN: tuple(record.time.processes)}
         if record.time.growing is not None:
             row |= {column: tuple(getattr(record.time.growing, name)) for name, column in GROWING_COLUMNS.items()}
+            row[GROWING_AXIS_COLUMN] = record.time.growing.axis
     step = record.believed_step()
     if step is not None:
         row |= {name: getattr(step, name) for name in _STEP_COLUMNS}

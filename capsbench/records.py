@@ -393,7 +393,7 @@ class StepFigures(Schema):
     floor_bytes: int | None = None
     """Memory that any computation of the step needs: weights, their gradients, the optimizer's state and the batch."""
     modelled_train_step_seconds: float | None = None
-    """Seconds of a training step by a model of its operators, not measured; None for steps that are run, and before version 7."""
+    """Seconds of a training step by a model of its operators, not measured; None if it is run, and before version 7."""
     modelled_forward_seconds: float | None = None
     """Seconds of its forward pass and loss by the same model."""
     notes: list[str] = []

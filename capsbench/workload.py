@@ -263,8 +263,11 @@ def build_case(configuration: Configuration, device: torch.device) -> Case:
     if refused is not None:
         known = ", ".join(settings_of(factory) or {}) or "nothing"
         raise ConfigurationError(f"model '{name}' takes no {refused}", f"it takes {known}")
-    with nullcontext() if device.type == "cpu" else device:
-        case: object = factory(**given)
+    try:
+        with nullcontext() if device.type == "cpu" else device:
+            case: object = factory(**given)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"model '{name}': {error.what}", error.hint) from None
     if not isinstance(case, Case):
         raise ConfigurationError(
             f"model '{name}' returned {described(case)}",

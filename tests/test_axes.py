@@ -13,6 +13,7 @@ from helpers.made import make_configuration
         ("blocks", "Blocks", "block", "--depth "),
         ("batch_size", "Batch size", "sample", "--batch-size "),
         ("capsules", "Capsules", "capsule", "--capsules "),
+        ("accumulate", "Accumulation", "pass", "--accumulate "),
         ("iterations", "Iterations", "round", "--iterations "),
         ("image_shape", "Image size", "pixel", "--shape "),
         ("classes", "Classes", "class", "--classes "),

@@ -45,10 +45,6 @@ NUMBERS = {"swin": 2, "gpt2": 6, "gpt2_checkpointed": 6, "t5": 1, "detector": 6}
 CHECKPOINTS = {"gpt2_checkpointed": 2}
 """Blocks that are computed again: each keeps the state of the random numbers that it began with."""
 
-NETWORKS = (
-    "resnet", "vit", "swin", "convnext", "detector", "timm_vit", "gpt2", "gpt2_checkpointed", "llama", "bert", "t5",
-    "transformer", "lstm", "graph", "unet", "lora", "frozen", "dropout", "bf16", "scripted", "lazy",
-)  # fmt: skip
 READ_VALUES = {"detector": "reads a tensor's value"}
 """Networks that depend on values, so that no figure is called exact, with the note that says why."""
 
@@ -101,7 +97,7 @@ def tensors_of(function: object) -> Iterator[Tensor]:
 # Networks of others
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", others.NETWORKS)
 def test_retained_bytes_are_those_that_autograd_keeps(name):
     load, measured, *_ = seen(name)
     kept = kept_bytes(load.forward, [*state_of(load.model), *load.given, *tensors_of(load.case.loss)])
@@ -109,7 +105,7 @@ def test_retained_bytes_are_those_that_autograd_keeps(name):
     assert measured.retained_bytes == kept + numbers + states
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", others.NETWORKS)
 def test_a_prediction_has_every_byte_of_the_measurement(name):
     _, measured, traced, predicted = seen(name)
     # What a detector keeps of its boxes in inference depends on their scores.
@@ -125,7 +121,7 @@ def test_a_prediction_has_every_byte_of_the_measurement(name):
         assert exact == set(FIGURES) - PEAKS
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", others.NETWORKS)
 def test_inference_keeps_its_outputs(name):
     load, measured, *_ = seen(name)
     with load.evaluating():
@@ -270,7 +266,7 @@ def test_a_tensor_that_is_given_twice_is_moved_once():
 
 
 def test_a_case_is_moved_with_its_network():
-    case = Case(nn.Linear(2, 2), (torch.ones(1, 2), 3), targets={"labels": torch.ones(1)}).to(torch.device("meta"))
+    case = Case(Adds(), (torch.ones(1, 2), 3), targets={"labels": torch.ones(1)}).to(torch.device("meta"))
     assert {tensor.device.type for tensor in [*case.tensors(), *case.module.parameters()]} == {"meta"}
     assert case.inputs[1] == 3
 

@@ -23,10 +23,6 @@ from helpers import networks_of_others as others
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
-NETWORKS = (
-    "resnet", "vit", "swin", "convnext", "detector", "timm_vit", "gpt2", "gpt2_checkpointed", "llama", "bert", "t5",
-    "transformer", "lstm", "graph", "unet", "lora", "frozen", "dropout", "bf16", "scripted", "lazy",
-)  # fmt: skip
 FIGURES = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
 
 
@@ -135,7 +131,7 @@ def test_nothing_of_a_network_is_changed(device):
     assert len(seen) == 1, "the hook is there"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", others.NETWORKS)
 def test_nothing_of_others_is_changed(name):
     case = made(name)
     before = everything(case)
@@ -201,7 +197,7 @@ def predicted(name: str, device: str) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", others.NETWORKS)
 def test_an_estimate_has_every_byte_of_a_prediction(name, device):
     found = capsbench.estimate(made(name), device=device)
     figures, by_module = predicted(name, device)

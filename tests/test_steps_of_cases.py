@@ -1,5 +1,6 @@
 """Training steps of a user's own, accumulated gradients, and optimizers: measured, predicted, and equal to plain loops."""
 
+import json
 import socket
 from functools import cache
 
@@ -7,20 +8,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import capsbench
 from capsbench import Case
 from capsbench.case import OPTIMIZERS
 from capsbench.errors import ConfigurationError
+from capsbench.measure.cell import run_pass
 from capsbench.measure.compiling import compilations, run_until_compiled
 from capsbench.measure.step_memory import probed_step
 from capsbench.measure.step_timeline import measured_timeline
 from capsbench.measure.timing import measure_time
 from capsbench.measure.turns import Turns, TurnsRequest
+from capsbench.measure.worker import Request
 from capsbench.prediction.predict import trace_for
 from capsbench.prediction.timelines import predicted_timeline
 from capsbench.tracing.eager import COMPILED
 from capsbench.tracing.storages import state_of
 from capsbench.workload import Workload, build_case, seed_everything
 from helpers import own_steps
+from helpers.commands import assert_refused
 from helpers.comparing import assert_all_close, kept_bytes
 from helpers.measured import Measured, configured, measured
 from helpers.own_steps import BACKWARD_CALLS, FIRST_LOSSES, adam, case_of, layers, loss_of
@@ -342,6 +347,26 @@ IMPOSSIBLE = {
     "a name": (lambda net, x: Case(net, x, train="mine"), "a case's train is str", "def train(module, optimizer, batch)"),
     "no passes": (lambda net, x: Case(net, x, accumulate=0), "a case's accumulate is 0", "1 or more"),
     "half a pass": (lambda net, x: Case(net, x, accumulate=1.5), "a case's accumulate is 1.5", "1 or more"),
+    "a loss of too much": (
+        lambda net, x: Case(net, x, loss=lambda out, labels: out.sum()),
+        "a case's loss function does not take its arguments: missing a required argument: 'labels'",
+        "loss(output, targets)",
+    ),
+    "a step of too little": (
+        lambda net, x: Case(net, x, train=lambda module, batch: None),
+        "a case's train function does not take its arguments: too many positional arguments",
+        "train(module, optimizer, batch)",
+    ),
+    "inputs by another name": (
+        lambda net, x: Case(net, {"images": x}, loss=Tensor.sum),
+        "a case's module does not take its arguments: missing a required argument: 'input'",
+        "module(**inputs)",
+    ),
+    "too many inputs": (
+        lambda net, x: Case(net, (x, x), loss=Tensor.sum),
+        "a case's module does not take its arguments: too many positional arguments",
+        "module(*inputs)",
+    ),
     "two steps": (
         lambda net, x: Case(net, x, train=print, loss=Tensor.sum, accumulate=2),
         "which has no use for loss, accumulate",
@@ -464,3 +489,54 @@ def test_a_compiled_network_is_timed_as_a_whole():
         taking._import_networks()
         assert [taking._build(key, []) for key in cells] == [{}, {}]
         assert all(taking._turn(key).train_step_seconds > 0 for key in cells)
+
+
+def misfit(blocks=1, batch_size=2):
+    return Case(layers(blocks), torch.rand(batch_size, own_steps.WIDTH + 1), loss=Tensor.sum)
+
+
+def of_another_dtype(blocks=1, batch_size=2):
+    return Case(layers(blocks), torch.rand(batch_size, own_steps.WIDTH).double(), loss=Tensor.sum)
+
+
+def raising(blocks=1, batch_size=2):
+    return case_of(lambda module, optimizer, batch: module.heads(batch), blocks, batch_size)
+
+
+RAISED = {
+    "misfit": ("RuntimeError", "make inputs, network and loss fit each other"),
+    "of_another_dtype": ("dtype", "make inputs, network and loss fit each other"),
+    "raising": ("no attribute 'heads' (test_steps_of_cases.py:", "in Python"),
+    "never": ("never calls backward", "loss.backward()"),
+}
+
+
+@pytest.mark.slow
+def test_what_a_step_raises_is_said_alike_by_predictions_and_measurements():
+    for name, words in RAISED.items():
+        model = f"{__file__}:{name}"
+        (traced,) = capsbench.predict(model, depths=[1], device="cpu").records
+        configuration = traced.cell.configuration.model_copy(update={"device": "cpu"})
+        run = run_pass(Request(configuration=configuration, what="memory", samples=5), 300)
+        for message in (traced.message, run.message):
+            what, _, hint = message.partition(" - ")
+            assert what.startswith(f"model '{model}'")
+            assert words[0] in what
+            assert words[1] in hint
+
+
+@pytest.mark.slow
+def test_flags_of_a_step(command):
+    flags = ("--compile", "--accumulate", "3", "--optimizer", "sgd", "--batch-size", "2")
+    result = command("predict", "--models", own("plain"), "--depth", "1", "--device", "cpu", *flags, "--json")
+    assert result.status == 0, result.stderr
+    (record,) = json.loads(result.stdout)
+    configuration = record["cell"]["configuration"]
+    assert [configuration[name] for name in ("compile", "accumulate", "optimizer")] == ["default", 3, "sgd"]
+    assert record["memory"]["optimizer_bytes"] == 0
+    assert "gradients of 3 passes" in record["notes"][0]
+    assert COMPILED in record["step"]["notes"]
+    assert_refused(command("predict", "--models", "rescapsnet", "--accumulate", "0"), "--accumulate 0 is too small")
+    assert_refused(command("predict", "--models", "rescapsnet", "--optimizer", "lion"), "--optimizer 'lion' is not known")
+    wrong = ("--optimizer-step", "backward", "--accumulate", "2")
+    assert_refused(command("predict", "--models", "rescapsnet", *wrong), "'backward' is not possible after 2 passes")

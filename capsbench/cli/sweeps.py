@@ -14,7 +14,7 @@ from capsbench.cli.command import command_to_resume, typed_command
 from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
 from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
-from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS
+from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, noun_of
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
 from capsbench.sweep.estimate import Estimate
@@ -149,6 +149,8 @@ class Screen:
         devices = ", ".join(dict.fromkeys(one.device + (f" ({one.gpu})" if one.gpu else "") for one in asked))
         done = len(plan.cells) - len(left)
         cells = f"{len(left)} cell{'' if len(left) == 1 else 's'} to measure"
+        if plan.axes != ("blocks",):
+            cells += f" over {' and '.join(noun_of(axis) for axis in plan.axes)}"
         memory = len(report.settled(["memory"]) & {cell.key() for cell in left}) if "time" in plan.passes else 0
         known = [f"{done} already measured"] * (done > 0) + [f"memory of {memory} already measured"] * (memory > 0)
         self.notify(", ".join([cells, *known]) + f" on {devices}")

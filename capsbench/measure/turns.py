@@ -13,13 +13,13 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from capsbench.errors import CapsbenchError, error_line
-from capsbench.foreign import keeping_threads, module_of
+from capsbench.errors import CapsbenchError, error_line, one_line
+from capsbench.foreign import keeping_threads, module_of, step_error
 from capsbench.measure.clock import clock_for
 from capsbench.measure.device_time import device_seconds
 from capsbench.measure.edges import Edges, Structure, edges_cost, growing_modules, hooks_change, optimizer_share, recorded
@@ -322,11 +322,14 @@ class Turns:
             yield
             return
         except CapsbenchError as error:
-            failed = Failed(cell=key, status="error", message=" - ".join(str(error).splitlines()))
+            failed = Failed(cell=key, status="error", message=one_line(error))
         except BaseException as error:  # a user's model may raise anything
             traceback.print_exc()
-            status: Literal["oom", "error"] = "oom" if is_out_of_memory(error) else "error"
-            failed = Failed(cell=key, status=status, message=error_line(error, LONGEST_MESSAGE))
+            if is_out_of_memory(error):
+                failed = Failed(cell=key, status="oom", message=error_line(error, LONGEST_MESSAGE))
+            else:
+                told = step_error(self._request.cells[key].model, error, most=LONGEST_MESSAGE)
+                failed = Failed(cell=key, status="error", message=one_line(told))
         finally:
             self._flags_of[key] = read_flags()
             set_flags(self._flags)

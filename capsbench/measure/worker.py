@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from capsbench.errors import CapsbenchError, ConfigurationError, error_line, error_place
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line, error_place, one_line
 from capsbench.families import FAMILY, end_family
-from capsbench.foreign import keeping_threads
+from capsbench.foreign import keeping_threads, step_error
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
@@ -35,8 +35,6 @@ _AUTOTUNED = [
     "cuDNN tries several algorithms in the first step, as the network asks (`torch.backends.cudnn.benchmark`): their scratch "
     "memory is in peak_reserved_bytes, and not in step_reserved_bytes"
 ]
-
-_OF_THE_NETWORK = "call the network and its loss in Python, as they are made for this cell: the same error comes there"
 
 READY = b"1"
 """A byte that a worker sends once its workload is built, and its parent when it may be timed."""
@@ -152,12 +150,14 @@ def run_request(request: Request) -> Reply:
             reply = time_pass(request)
         check_threads(request.configuration)
     except CapsbenchError as error:
-        reply = Reply(status="error", message=" - ".join(str(error).splitlines()))
+        reply = Reply(status="error", message=one_line(error))
     except BaseException as error:  # a user's model may raise anything; its traceback is the parent's error
         traceback.print_exc()
         full = is_out_of_memory(error, limited=limits_all_memory(request.configuration))
-        message = f"{error_line(error, LONGEST_MESSAGE)} ({error_place(error)})"
-        reply = Reply(status="oom", message=message) if full else Reply(status="error", message=f"{message} - {_OF_THE_NETWORK}")
+        if full:
+            reply = Reply(status="oom", message=f"{error_line(error, LONGEST_MESSAGE)} ({error_place(error)})")
+        else:
+            reply = Reply(status="error", message=one_line(step_error(request.configuration.model, error, most=LONGEST_MESSAGE)))
     tf32 = None
     if request.configuration.device_kind() == "cuda":
         tf32 = allows_tf32()

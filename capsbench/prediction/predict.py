@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from capsbench.case import Case
 from capsbench.devices import Gpu, gpu_of
-from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError, one_line
 from capsbench.prediction.apart import call_for
 from capsbench.prediction.seconds import modelled_seconds
 from capsbench.records import Cell, Certainty, Configuration, MemoryFigures, Record
@@ -47,7 +47,7 @@ def predict_cell(cell: Cell) -> Record:
     try:
         return call_for(cell.configuration.model, predicted_here, cell)
     except CapsbenchError as error:
-        return Record(kind="predicted", cell=cell, status="error", message=" - ".join(str(error).splitlines()))
+        return Record(kind="predicted", cell=cell, status="error", message=one_line(error))
 
 
 def predicted_here(cell: Cell) -> Record:
@@ -66,7 +66,7 @@ def predicted_here(cell: Cell) -> Record:
             }
         )
     except CapsbenchError as error:
-        return record.model_copy(update={"message": " - ".join(str(error).splitlines())})
+        return record.model_copy(update={"message": one_line(error)})
     filled = {
         "status": "ok" if found.fits else "oom",
         "message": found.reason or None,

@@ -7,13 +7,16 @@ reaches the peak of the device and reads each of its tensors from memory once, a
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from capsbench.devices import DEFAULT_GPU, Gpu, gpu_of
 from capsbench.records import Configuration
-from capsbench.tracing.work import Work
+from capsbench.tracing.operator_calls import Call, Operators
+from capsbench.tracing.work import Work, work_of
 
 LAUNCH_SECONDS = 5e-6
 """Seconds between two kernels that a host launches one after the other: an assumption, since it depends on the host."""
@@ -22,6 +25,8 @@ _SIDE = 512
 """Rows of the square matrices that are multiplied to calibrate a CPU."""
 _COPIED_BYTES = 32 * 2**20
 """Bytes that are copied: more than the caches of most CPUs hold."""
+_LAYERS = 4
+"""Layers of a transformer so small that nothing but the overhead of its operators counts."""
 _REPEATS = 5
 _CALIBRATED: dict[int, "DeviceSpeed"] = {}
 """Speeds of this CPU by torch's number of threads."""
@@ -54,7 +59,7 @@ def speed_of(gpu: Gpu) -> DeviceSpeed:
 
 
 def calibrated_speed() -> DeviceSpeed:
-    """The speeds of this CPU, measured in a tenth of a second: products of matrices, a copy, and the smallest operator."""
+    """The speeds of this CPU, measured in a tenth of a second: products of matrices, a copy, and a step of a tiny network."""
     threads = torch.get_num_threads()
     if threads not in _CALIBRATED:
         _CALIBRATED[threads] = _measured_speed()
@@ -62,17 +67,37 @@ def calibrated_speed() -> DeviceSpeed:
 
 
 def _measured_speed() -> DeviceSpeed:
-    with _disable_current_modes(), torch.no_grad():
+    with _disable_current_modes(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         one, half = torch.rand(_SIDE, _SIDE), torch.rand(_SIDE, _SIDE).bfloat16()
-        source, tiny = torch.zeros(_COPIED_BYTES // 4), torch.zeros(1)
-        target = torch.empty_like(source)
-        product = 2 * _SIDE**3
+        source, tokens = torch.zeros(_COPIED_BYTES // 4), torch.zeros(1, 2, 8)
+        target, product = torch.empty_like(source), 2 * _SIDE**3
+        tiny = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(_LAYERS)))
+
+        def step() -> None:
+            tiny(tokens).sum().backward()
+
+        with _Counting() as counting:
+            step()
         return DeviceSpeed(
             product / _fastest(lambda: one @ one),
             product / _fastest(lambda: half @ half),
             2 * _COPIED_BYTES / _fastest(lambda: target.copy_(source)),
-            _fastest(lambda: [tiny + 1 for _ in range(100)]) / 100,
+            _fastest(step) / counting.operators,
         )
+
+
+class _Counting(Operators):
+    """Counts the operators that have work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = 0
+
+    def run(self, call: Call) -> Any:
+        """Run an operator, and count it."""
+        out = call.run()
+        self.operators += work_of(call, out) is not None
+        return out
 
 
 def _fastest(function: Callable[[], object]) -> float:

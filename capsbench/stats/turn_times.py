@@ -8,12 +8,20 @@ step does not grow: the interval of its own slope contains 0, at 99 %. At 95 %, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from capsbench.frame import GROWING_COLUMNS, POSITION_COLUMN, PROCESSES_COLUMN, ROUNDS_COLUMN, SAMPLE_COLUMNS
+from capsbench.frame import (
+    AXIS_COLUMN,
+    GROWING_AXIS_COLUMN,
+    GROWING_COLUMNS,
+    POSITION_COLUMN,
+    PROCESSES_COLUMN,
+    ROUNDS_COLUMN,
+    SAMPLE_COLUMNS,
+)
 from capsbench.stats.intervals import Floats, Interval, ratio_interval
 from capsbench.stats.median import median_interval
 from capsbench.stats.paired import FEWEST_ROUNDS, Centre, centre, paired_ratio_interval, pooled_centre, row_slopes
@@ -110,7 +118,7 @@ def turn_times(cells: pd.DataFrame, column: str) -> TurnTimes | None:
     turns = sorted(process_of)
     place = {turn: number for number, turn in enumerate(turns)}
     names = [SAMPLE_COLUMNS[column]]
-    if all(_filled(row[GROWING_COLUMNS[column]]) for row in rows):
+    if all(_filled(row[GROWING_COLUMNS[column]]) and _grows_along_its_axis(row) for row in rows):
         names.append(GROWING_COLUMNS[column])
     tables = [np.full((len(turns), len(depths)), np.nan) for _ in names]
     for row in rows:
@@ -120,6 +128,11 @@ def turn_times(cells: pd.DataFrame, column: str) -> TurnTimes | None:
             table[here, at] = row[name]
     whole, *growing = tables
     return TurnTimes(np.array(depths), turns, [process_of[turn] for turn in turns], whole, growing[0] if growing else None)
+
+
+def _grows_along_its_axis(row: Mapping[Any, Any]) -> bool:
+    """Return whether the parts that grow were found along the axis of the series: along another one, the rest may grow too."""
+    return bool(row.get(GROWING_AXIS_COLUMN, "blocks") == row.get(AXIS_COLUMN, "blocks"))
 
 
 def _filled(samples: object) -> bool:

@@ -1,7 +1,6 @@
 """Following a training step without computing it, on shapes alone and without a device."""
 
 import gc
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from capsbench.case import Case
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
-from capsbench.errors import CapsbenchError, ConfigurationError, error_line, error_place
-from capsbench.foreign import make_lazy_parameters
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line
+from capsbench.foreign import make_lazy_parameters, step_error
 from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, StepFigures
 from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
@@ -49,8 +48,6 @@ MANY_BLOCKS = 64
 """Largest depth that is traced beside a measurement: a deeper trace would take longer than the measurement."""
 
 _LONGEST_REASON = 200
-_OF_INPUTS = re.compile(r"\b(shapes?|sizes?|dim|dims|dimensions?|positional arguments?|keyword arguments?)\b")
-"""Words of errors about inputs that do not fit a network."""
 
 _VALUES = ("fake", "data-dependent", "data pointer", "meta tensor", "numpy", "storage", "subclass")
 """Words of errors that a step has because its tensors have no values."""
@@ -166,15 +163,7 @@ def untraceable(model: str, error: BaseException) -> ConfigurationError:
             f"model '{model}' cannot be traced without values: {reason}",
             "a trace has shapes alone: keep numpy, files and values of tensors out of construction and step, or measure it",
         )
-    if isinstance(error, RuntimeError | ValueError | TypeError | IndexError) and _OF_INPUTS.search(reason):
-        return ConfigurationError(
-            f"model '{model}' cannot be given its inputs: {reason}",
-            "give inputs that its forward takes; the same call fails where it is run, too",
-        )
-    return ConfigurationError(
-        f"model '{model}' fails in a step: {reason} ({error_place(error)})",
-        "call the network and its loss in Python: if no error comes there, it needs values, which a trace has not; measure it",
-    )
+    return step_error(model, error, otherwise=", or measure it, if it needs values, which a trace has not", most=_LONGEST_REASON)
 
 
 def step_figures(configuration: Configuration, step: TracedStep, *, build: Build | None = None) -> StepFigures:
@@ -228,7 +217,7 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None) 
         case = _built(
             configuration.model,
             lambda: build_case(configuration, device),
-            "check the values that it is called with",
+            "it is called with its settings by name, and must return capsbench.Case(module, inputs)",
             with_values=lambda: build_case(configuration, torch.device("cpu")),
         )
         memory: Memory = {}

@@ -8,6 +8,12 @@ from torch.nn import functional as F
 
 from capsbench import Case
 
+NETWORKS = (
+    "resnet", "vit", "swin", "convnext", "detector", "timm_vit", "gpt2", "gpt2_checkpointed", "llama", "bert", "t5",
+    "transformer", "lstm", "graph", "unet", "lora", "frozen", "dropout", "bf16", "scripted", "lazy",
+)  # fmt: skip
+"""Every case here but the compiled one, whose prediction is a guess."""
+
 PACKAGES = {
     "timm_vit": "timm", "gpt2": "transformers", "gpt2_checkpointed": "transformers", "llama": "transformers",
     "bert": "transformers", "t5": "transformers", "detector": "torchvision", "resnet": "torchvision", "vit": "torchvision",

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from capsbench.frame import to_frame
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import fit_line, fitted_slopes, series_of
 from capsbench.stats.turn_times import TurnTimes, fit_turns, turn_times
@@ -41,6 +42,22 @@ def test_a_rest_that_grows_makes_it_the_slope_of_the_whole_step() -> None:
     assert row["slope_low"] < SECONDS_PER_BLOCK["rescapsnet"] + 0.05 < row["slope_high"]
     same = slopes(rest_per_block=0.05, growing=False).loc["rescapsnet", "train"]
     assert (row["slope"], row["slope_low"], row["slope_high"]) == (same["slope"], same["slope_low"], same["slope_high"])
+
+
+@pytest.mark.parametrize(("axis", "basis"), [("batch_size", "edges"), ("blocks", "turns")])
+def test_parts_that_grow_along_another_axis_are_no_basis(axis: str, basis: str) -> None:
+    records = []
+    for record in make_turns(["rescapsnet"]):
+        assert record.time is not None
+        assert record.time.growing is not None
+        it = record.cell.configuration
+        cell = record.cell.model_copy(update={"configuration": it.model_copy(update={"blocks": 1, "batch_size": it.blocks})})
+        time = record.time.model_copy(update={"growing": record.time.growing.model_copy(update={"axis": axis})})
+        records.append(record.model_copy(update={"cell": cell, "time": time}))
+    frame = to_frame((("made", record) for record in records), [("batch_size",)] * len(records))
+    row = fitted_slopes(frame).set_index("metric").loc["train"]
+    assert row["basis"] == basis
+    assert row["axis"] == "batch_size"
 
 
 def test_fewer_than_six_rounds_are_fitted_as_cells_apart() -> None:
