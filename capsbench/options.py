@@ -351,8 +351,8 @@ class Configuration(BaseModel):
             choices={"none": "as the network is", "default": "by torch.compile as it is by default"},
             default="none",
             unwritten="none",
-            words={"none": "not compiled", "default": "compiled"},
-            none="not compiled",
+            words={"none": "no torch.compile", "default": "torch.compile"},
+            none="no torch.compile",
             alone="default",
         ),
     ] = None
@@ -542,7 +542,13 @@ SWEPT_OPTIONS = tuple(name for name in OPTIONS if name not in ("model", "blocks"
 """All options except the two that each sweep names: networks and depths."""
 
 REPEATED_FLAGS = MappingProxyType(
-    {"model": "--model", "replicate": "--repeats", "samples": "--samples", "budget_seconds": "--time-budget"}
+    {
+        "model": "--model",
+        "replicate": "--repeats",
+        "passes": "--only",
+        "samples": "--samples",
+        "budget_seconds": "--time-budget",
+    }
 )
 """Flags of a command that measures a cell again, besides those of options; `--model` names one network."""
 

@@ -13,7 +13,7 @@ files of the second.
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from capsbench.estimation import MemoryEstimate
     from capsbench.testing import MemorySlope
 
+_PREFIX = "max_bytes_per_"
+"""Beginning of the marker's argument, which the unit of the axis follows."""
 _UPDATE = "--update-memory-baselines"
 _BASELINE = "memory_baseline.json"
 """Name of a baseline beside the file of its tests."""
@@ -36,7 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     config.addinivalue_line(
-        "markers", "memory_slope(max_bytes_per_block): the most that a block may add to what a training step retains (capsbench)"
+        "markers",
+        "memory_slope(max_bytes_per_block): the most that a block (a sample, a token) may add to what a training step retains "
+        "(capsbench)",
     )
 
 
@@ -54,19 +58,32 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def memory_slope_fixture(request: pytest.FixtureRequest) -> "Iterator[Callable[..., MemorySlope]]":
     """Provide `capsbench.testing.memory_slope`, which fails the test if its marker's limit is passed."""
     # Imported on use, so that other tests need not wait for torch.
+    from capsbench.axes import axis_unit
     from capsbench.testing import memory_slope
+    from capsbench.words.along import number_text
 
     limit, asked = _limit(request), list[bool]()
 
     def measure(*args: Any, **kwargs: Any) -> "MemorySlope":
         asked.append(True)
         found = memory_slope(*args, **kwargs)
-        if limit is not None and found.notes:
-            warnings.warn(f"the bytes that a block may retain are not exact: {'; '.join(found.notes)}", stacklevel=2)
-        if limit is not None and found.worst_step() > limit:
-            sizes = ", ".join(f"{blocks}: {nbytes}" for blocks, nbytes in zip(found.depths, found.retained_bytes, strict=True))
+        if limit is None:
+            return found
+        unit = axis_unit(found.axis)
+        if unit != limit.unit:
             pytest.fail(
-                f"a block retains {found.worst_step():.0f} bytes, and may {limit:.0f} (bytes at each depth: {sizes})\n"
+                f"memory_slope({_PREFIX}{limit.unit.replace(' ', '_')}=…) limits no {unit}, which was varied\n"
+                f"mark the test with {_PREFIX}{unit.replace(' ', '_')}=",
+                pytrace=False,
+            )
+        if found.notes:
+            warnings.warn(f"the bytes that a {unit} may retain are not exact: {'; '.join(found.notes)}", stacklevel=2)
+        if found.worst_step() > limit.nbytes:
+            at = zip(found.positions, found.retained_bytes, strict=True)
+            sizes = ", ".join(f"{number_text(position)}: {nbytes}" for position, nbytes in at)
+            where = "depth" if unit == "block" else found.axis.replace("_", " ")
+            pytest.fail(
+                f"a {unit} retains {found.worst_step():.0f} bytes, and may {limit.nbytes:.0f} (bytes at each {where}: {sizes})\n"
                 f"{found.explain()}",
                 pytrace=False,
             )
@@ -105,17 +122,25 @@ def memory_baseline_fixture(request: pytest.FixtureRequest) -> "Callable[..., Me
     return check
 
 
-def _limit(request: pytest.FixtureRequest) -> float | None:
+class _Limit(NamedTuple):
+    """The limit that a marker sets."""
+
+    nbytes: float
+    unit: str
+    """Unit of the axis: `block`, `token`."""
+
+
+def _limit(request: pytest.FixtureRequest) -> _Limit | None:
     marker = request.node.get_closest_marker("memory_slope")
     if marker is None:
         return None
-    limit = marker.kwargs.get("max_bytes_per_block")
-    right = isinstance(limit, int | float) and not isinstance(limit, bool) and limit >= 0
-    if marker.args or set(marker.kwargs) != {"max_bytes_per_block"} or not right:
+    name, limit = next(iter(marker.kwargs.items()), ("", None))
+    number = float(limit) if isinstance(limit, int | float) and not isinstance(limit, bool) else -1.0
+    if marker.args or len(marker.kwargs) != 1 or not name.startswith(_PREFIX) or not number >= 0:
         given = ", ".join([*map(repr, marker.args), *(f"{name}={value!r}" for name, value in marker.kwargs.items())])
         pytest.fail(
             f"memory_slope({given}) does not say how much a block may retain\n"
-            "give max_bytes_per_block=, a number of bytes, 0 or more",
+            "give max_bytes_per_block=, a number of bytes, 0 or more; or max_bytes_per_token= and so on, over another axis",
             pytrace=False,
         )
-    return float(limit)
+    return _Limit(number, name.removeprefix(_PREFIX).replace("_", " "))

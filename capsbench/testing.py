@@ -5,6 +5,9 @@
     def test_depth_costs_nothing():
         assert memory_slope(make_net, depths=(1, 2, 4)).retained_per_block == 0
 
+    def test_memory_per_token():
+        assert memory_slope(gpt2, vary={"length": (64, 128, 256)}).worst_step() <= 40_000
+
     def test_a_step_takes_no_more_than_before():
         assert not grown_memory(capsbench.estimate(model, inputs), "baselines/memory.json", name="my step")
 
@@ -12,81 +15,125 @@ or with the pytest plugin that ships with the package (`capsbench.pytest_plugin`
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.estimation import MemoryEstimate
+from capsbench.foreign import settings_of
 from capsbench.gate.baseline import read_baseline, write_baseline
 from capsbench.gate.check import Finding, judge
 from capsbench.gate.comparison import Thresholds
 from capsbench.gate.findings import Labels, finding_text
 from capsbench.gate.summary import Summary
+from capsbench.options import OWN_INPUTS, Setting
 from capsbench.paths import absolute
 from capsbench.records import Cell, Configuration, Record, StepFigures
 from capsbench.report import Report
 from capsbench.stats.least_squares import SlopeFit, fit_slope
 from capsbench.tracing.step_trace import TracedStep, trace_step
+from capsbench.words.along import places_text
 from capsbench.workload import ModelFactory, as_module
 
 
 @dataclass(frozen=True)
 class MemorySlope:
-    """The memory that a block of a network costs."""
+    """The memory that a block of a network costs, or a unit of another axis."""
 
-    depths: tuple[int, ...]
+    positions: tuple[float, ...]
+    """Depths, or positions on the axis, in ascending order."""
     retained_bytes: tuple[int, ...]
-    """Bytes alive after forward minus those before, at each depth."""
+    """Bytes alive after forward minus those before, at each position."""
     retained: SlopeFit
     """The line through these bytes."""
     per_module: dict[str, int]
-    """Bytes that the deepest network retains and the shallowest does not, by module; largest first."""
+    """Bytes that the network retains at the last position and not at the first, by module; largest first."""
     notes: tuple[str, ...] = ()
     """Assumptions of the traces, each once. Without any the bytes are exact."""
+    axis: str = "blocks"
+    """Name of the axis."""
+
+    @property
+    def retained_per_unit(self) -> float:
+        """Bytes that a unit of the axis adds to what backward will need: a block, a sample, a token."""
+        return self.retained.slope
 
     @property
     def retained_per_block(self) -> float:
-        """Bytes that a block adds to what backward will need."""
+        """Bytes that a block adds to what backward will need.
+
+        Raises:
+            ConfigurationError: blocks are not what was varied.
+        """
+        if self.axis != "blocks":
+            raise ConfigurationError(f"there are no bytes per block: {self.axis} was varied", "read `retained_per_unit`")
         return self.retained.slope
 
     def worst_step(self) -> float:
-        """Most bytes that a block added between two neighbouring depths, since a line may hide a step."""
-        pairs = zip(self.depths, self.depths[1:], self.retained_bytes, self.retained_bytes[1:], strict=False)
-        return max((after - before) / (deep - shallow) for shallow, deep, before, after in pairs)
+        """Most bytes that a unit of the axis added between two neighbouring positions, since a line may hide a step."""
+        pairs = zip(pairwise(self.positions), pairwise(self.retained_bytes), strict=True)
+        return max((after - before) / (last - first) for (first, last), (before, after) in pairs)
 
     def explain(self) -> str:
-        """The modules that retain more in the deeper network, on a line."""
+        """The modules that retain more at the last position, on a line."""
         shown = [f"{name or 'the network itself'} +{nbytes} B" for name, nbytes in list(self.per_module.items())[:8]]
         return ", ".join(shown) or "no module retains more"
 
 
 def memory_slope(
-    model_factory: ModelFactory, depths: Sequence[int] = (1, 2, 4), *, dataset: str = "sample", batch_size: int = 8
+    model_factory: ModelFactory,
+    depths: Sequence[int] = (1, 2, 4),
+    *,
+    vary: Mapping[str, Sequence[float]] | None = None,
+    dataset: str = "sample",
+    batch_size: int | None = None,
+    **settings: Setting,
 ) -> MemorySlope:
-    """Measure the retained bytes of a training step over depth, without running it: to the byte, unless `notes` list assumptions.
+    """Measure the retained bytes of a training step over an axis, without running it: to the byte unless `notes` say otherwise.
 
     Args:
-        model_factory: function that takes `(in_shape, num_classes, blocks)` and returns a module with outputs `[B, classes]` or a
-            `CapsuleOutput`.
+        model_factory: function that takes `(in_shape, num_classes, blocks)` and returns a module with outputs `[B, classes]` or
+            a `CapsuleOutput`, or one that takes numbers by keyword and returns a `Case`.
         depths: blocks; at least two different ones.
-        dataset: data set that sets shape and classes.
-        batch_size: images of the step.
+        vary: the one axis in place of depth, and its values: `{"batch_size": (2, 4, 8)}`, or any number that a case takes.
+        dataset: data set that sets shape and classes of a classifier.
+        batch_size: images of the step, by default 8; a case has its own default.
+        settings: further settings of a case.
 
     Raises:
-        ConfigurationError: fewer than two depths, a network that cannot be made or traced, or one that differs each time.
+        ConfigurationError: fewer than two positions, an axis that the network does not have, a network that cannot be made or
+            traced, or one that differs each time.
     """
-    asked = tuple(sorted(set(depths)))
+    if vary is not None and len(vary) != 1:
+        raise ConfigurationError(f"`vary` names {len(vary)} axes", "give the one over which the slope is fitted")
+    ((axis, values),) = (vary or {"blocks": depths}).items()
+    asked = tuple(sorted(set(values)))
     if len(asked) < 2 or asked[0] < 0:
-        raise ConfigurationError(f"depths {tuple(depths)} make no slope", "give at least two different depths, 0 or more")
-    steps = [_traced(model_factory, blocks, dataset, batch_size) for blocks in asked]
-    for blocks, step in zip(asked, steps, strict=True):
-        again = _traced(model_factory, blocks, dataset, batch_size)
+        given = f"depths {tuple(values)}" if axis == "blocks" else f"{axis} {tuple(values)}"
+        raise ConfigurationError(f"{given} make no slope", "give at least two different ones, 0 or more")
+    is_case = settings_of(model_factory) is not None
+    if not is_case and (settings or axis not in ("blocks", "batch_size")):
+        odd = next(iter(settings), axis)
+        raise ConfigurationError(
+            f"a function that makes classifiers takes no {odd}", "vary blocks or batch_size, or return a Case"
+        )
+
+    def traced(position: float) -> TracedStep:
+        own = settings | {"batch_size": batch_size} | {axis: position}
+        return _traced_case(model_factory, own) if is_case else _traced(model_factory, own, dataset)
+
+    steps = [traced(position) for position in asked]
+    for position, step in zip(asked, steps, strict=True):
+        again = traced(position)
         if again.retained_bytes != step.retained_bytes:
             raise ConfigurationError(
-                f"{blocks} blocks retained {step.retained_bytes} bytes, and {again.retained_bytes} when they were made again",
+                f"{places_text(axis, [position])} retained {step.retained_bytes} bytes, and {again.retained_bytes} when they "
+                "were made again",
                 "a slope needs a network that is the same each time: fix what it draws at random",
             )
     retained = tuple(step.retained_bytes for step in steps)
@@ -94,18 +141,29 @@ def memory_slope(
     more = {name: nbytes - first.get(name, 0) for name, nbytes in last.items() if nbytes > first.get(name, 0)}
     most_first = dict(sorted(more.items(), key=lambda item: -item[1]))
     notes = tuple(dict.fromkeys(note for step in steps for note in (*step.notes, *step.unsure)))
-    return MemorySlope(asked, retained, fit_slope(asked, retained), most_first, notes)
+    return MemorySlope(asked, retained, fit_slope(asked, retained), most_first, notes, axis)
 
 
-def _traced(factory: ModelFactory, blocks: int, dataset: str, batch_size: int) -> TracedStep:
-    spec = spec_of(dataset)
-    name = getattr(factory, "__name__", type(factory).__name__)
+def _traced(factory: ModelFactory, own: Mapping[str, Any], dataset: str) -> TracedStep:
+    """The step of a classifier of so many blocks and images."""
+    spec, name = spec_of(dataset), getattr(factory, "__name__", type(factory).__name__)
+    blocks, batch_size = own.get("blocks", 1), 8 if own["batch_size"] is None else own["batch_size"]
     configuration = Configuration(model=name, blocks=blocks, dataset=dataset, batch_size=batch_size, device="cpu")
 
     def build() -> nn.Module:
         return as_module(name, factory(spec.shape, spec.classes, blocks), spec)
 
     return trace_step(configuration, build=build, inside=False)
+
+
+def _traced_case(factory: ModelFactory, own: Mapping[str, Any]) -> TracedStep:
+    """The step of a case with these settings; those that are None keep its defaults."""
+    name = getattr(factory, "__name__", type(factory).__name__)
+    settings = tuple(sorted((key, value) for key, value in own.items() if key not in ("blocks", "batch_size")))
+    configuration = Configuration(
+        model=name, blocks=own.get("blocks", 0), batch_size=own["batch_size"], dataset=OWN_INPUTS, device="cpu", settings=settings
+    )
+    return trace_step(configuration, factory=factory, inside=False)
 
 
 def grown_memory(

@@ -246,18 +246,19 @@ def as_module(name: str, made: object, spec: DatasetSpec) -> nn.Module:
     return made
 
 
-def build_case(configuration: Configuration, device: torch.device) -> Case:
+def build_case(configuration: Configuration, device: torch.device, factory: ModelFactory | None = None) -> Case:
     """The case of a configuration whose function makes cases, as the function made it.
 
     Args:
         configuration: configuration of the case.
         device: device of the tensors that are made without one, those that the loss function holds included.
+        factory: the function, where the configuration's name does not lead to it.
 
     Raises:
         ConfigurationError: the function does not take a setting, or returned no case.
     """
     name = configuration.model
-    factory = resolve_model(name)
+    factory = factory or resolve_model(name)
     given = case_settings(configuration)
     refused = _not_taken(factory, (), given)
     if refused is not None:

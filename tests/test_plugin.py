@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import capsbench
-from capsbench import MoCapsNet
+from capsbench import Case, MoCapsNet
 from capsbench.errors import ConfigurationError
 from capsbench.gate.baseline import read_baseline
 from capsbench.testing import grown_memory, memory_slope
@@ -88,6 +88,81 @@ def test_a_step_that_a_line_would_hide_counts():
 
     found = memory_slope(lambda _shape, _classes, blocks: Once(blocks), (1, 2, 60))
     assert found.worst_step() > 20 * found.retained_per_block
+
+
+class Attention(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x):
+        return (self.inner(x) @ x.transpose(1, 2)).softmax(-1) @ x
+
+
+def attention(length=4, batch_size=2, width=8):
+    return Case(Attention(width), torch.zeros(batch_size, length, width), loss=lambda out: out.sum())
+
+
+def test_memory_per_token_of_a_case():
+    found = memory_slope(attention, vary={"length": (4, 8, 16, 32)}, batch_size=3, width=16)
+    # Of each pair of tokens the softmax's result is kept: the inputs need no gradient.
+    assert [nbytes - found.retained_bytes[0] for nbytes in found.retained_bytes] == [
+        3 * 4 * (length**2 - 16) for length in (4, 8, 16, 32)
+    ]
+    assert (found.axis, found.positions) == ("length", (4, 8, 16, 32))
+    assert found.worst_step() == 3 * 4 * (16 + 32)
+    assert found.retained_per_unit > 0
+    with pytest.raises(ConfigurationError, match="no bytes per block"):
+        _ = found.retained_per_block
+
+
+def test_memory_per_sample():
+    assert memory_slope(attention, vary={"batch_size": (1, 2, 4)}).retained_per_unit == 4 * 4 * 4
+    assert memory_slope(residual, vary={"batch_size": (1, 2, 4)}).axis == "batch_size"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"vary": {"length": (4,)}}, "length (4,) make no slope"),
+        ({"vary": {"length": (4, 8), "batch_size": (1, 2)}}, "names 2 axes"),
+        ({"vary": {"depth": (4, 8)}}, "takes no depth"),
+        ({"vary": {"length": (4, 8)}, "heads": 3}, "takes no heads"),
+    ],
+)
+def test_axes_that_make_no_slope_get_two_lines(given, words):
+    with pytest.raises(ConfigurationError) as error:
+        memory_slope(attention, **given)
+    assert words in error.value.what
+    assert error.value.hint
+
+
+def test_a_classifier_has_no_length():
+    with pytest.raises(ConfigurationError, match="takes no length"):
+        memory_slope(residual, vary={"length": (4, 8)})
+
+
+@pytest.mark.slow
+def test_the_marker_names_the_unit_of_the_axis(session):
+    result = session(
+        """
+@pytest.mark.memory_slope(max_bytes_per_sample=1)
+def test_grown(memory_slope):
+    memory_slope(make, vary={"batch_size": (1, 2)})
+
+@pytest.mark.memory_slope(max_bytes_per_block=10**9)
+def test_wrong_unit(memory_slope):
+    memory_slope(make, vary={"batch_size": (1, 2)})
+
+@pytest.mark.memory_slope(max_bytes_per_sample=10**9)
+def test_right(memory_slope):
+    memory_slope(make, vary={"batch_size": (1, 2)})
+""",
+        apart=True,
+    )
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["*a sample retains * bytes, and may 1 (bytes at each batch size: 1: *"])
+    result.stdout.fnmatch_lines(["*limits no sample, which was varied*", "*mark the test with max_bytes_per_sample=*"])
 
 
 @pytest.mark.slow

@@ -270,7 +270,6 @@ def parse_place(flag: str, text: str) -> dict[str, float]:
 DEVICE_OPTION = cell_option("device", help="auto, cpu, cuda, cuda:N.")
 ALONG_OPTION = click.option(
     "--along",
-    "axis",
     type=Parsed("name", lambda _, text: axis_named(text)),
     help="Axis: depth, batch-size, or what --vary named; by default each that a report varies.",
 )
@@ -334,7 +333,7 @@ SWEEP_OPTIONS = together(
         "--processes",
         type=whole(1),
         default=1,
-        help="Processes among which the rounds are divided: one may be faster than the next.",
+        help="Processes among which the rounds are divided, six or more each: one may be faster than the next.",
     ),
     click.option("--strict", is_flag=True, help="Refuse to measure while other processes use the CUDA device."),
     click.option(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--per", type=click.Choice(["step", "epoch"]), default="step", help="Seconds per step or epoch.")
 @click.option("--paper", "with_paper", is_flag=True, help="Draw the paper's table 4 where comparable (process, reserved).")
 @ALONG_OPTION
-def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool, axis: str | None) -> None:
+def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool, along: str | None) -> None:
     """Draw figures 3 and 4 of every report at or below a folder again from its records, and the report's page.
 
     A report of `reproduce` is drawn as `reproduce` draws it, unless an option asks for something else.
@@ -48,7 +48,7 @@ def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_pape
             # The other reports are still drawn.
             empty.append(nothing_to_read(one.folder))
             continue
-        for path in one.write(memory=metric, per=per, with_paper=with_paper, along=axis):
+        for path in one.write(memory=metric, per=per, with_paper=with_paper, along=along):
             echo(path)
         comparable = comparable or bool(on_gpu(one.frame).any())
     for other in empty[1:]:

@@ -7,13 +7,15 @@ import click
 from capsbench.cli.command import Command
 from capsbench.cli.flags import MODEL_OPTIONS, SWEEP_OPTIONS, cell_options
 from capsbench.options import SWEPT_OPTIONS
+from capsbench.records import BOTH, Pass
 
 
 @click.command("run", cls=Command)
 @MODEL_OPTIONS
 @cell_options(*SWEPT_OPTIONS)
 @SWEEP_OPTIONS
-def command(**given: Any) -> int:
+@click.option("--only", type=click.Choice(BOTH), help="Measure memory or time alone; by default both.")
+def command(only: Pass | None, **given: Any) -> int:
     """Measure memory and time over depth or any other axis, fit the slopes, draw figures 3 and 4.
 
     Options that name a choice take a comma list, which multiplies the sweep. --depth 1-8 is --vary blocks=1-8.
@@ -24,7 +26,7 @@ def command(**given: Any) -> int:
       capsbench run --models rescapsnet,mocapsnet --kernel published,auto --batch-size 16
       capsbench run --models mocapsnet --front plain,chunked --optimizer-step after,backward
       capsbench run --models my_package.models:make_net --depth 1,2,4
-      capsbench run --models my_cases.py:gpt2 --vary length=128-512:128
+      capsbench run --models my_cases.py:gpt2 --vary length=128-512:128 --only memory
       capsbench run --models mocapsnet --depth 1-4 --vary batch-size=32,64,128
       capsbench run --models mocapsnet --shape 3x64x64 --classes 196 --batch-size 16
       capsbench run --models all --device cuda:predicted --gpu a100
@@ -32,4 +34,4 @@ def command(**given: Any) -> int:
     """
     from capsbench.cli.sweeps import asked_cells, sweep_as_typed
 
-    return sweep_as_typed(asked_cells(given), given)
+    return sweep_as_typed(asked_cells(given), given, passes=BOTH if only is None else [only])

@@ -15,7 +15,7 @@ from capsbench.figures.sparks import BLOCKS, PLAIN
 @click.command("show", cls=Command)
 @click.argument("reports", type=FOLDER)
 @ALONG_OPTION
-def command(reports: Path, axis: str | None) -> None:
+def command(reports: Path, along: str | None) -> None:
     """Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth, or over what was varied.
 
     \b
@@ -23,11 +23,11 @@ def command(reports: Path, axis: str | None) -> None:
       capsbench show reports/
       capsbench show reports/mine --along batch-size
     """
-    from capsbench.frame import along
+    from capsbench import frame as frames
     from capsbench.stats.slopes import fitted_slopes
     from capsbench.terminal.show import show_lines
 
-    frame = along(load_records(reports), axis)
+    frame = frames.along(load_records(reports), along)
     console = console_of()
     signs = BLOCKS
     try:

@@ -18,7 +18,7 @@ from capsbench.cli.output import load_records, print_estimates, print_slopes
     help="Predict every cost at a point that need not have been measured: blocks=16,batch-size=256.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: bytes and seconds per block, or per unit of another axis.")
-def command(reports: Path, axis: str | None, at: dict[str, float] | None, as_json: bool) -> None:
+def command(reports: Path, along: str | None, at: dict[str, float] | None, as_json: bool) -> None:
     """Print the slope of every line: the cost of a block (a sample, a token), with its 95 % interval and the ratio to ResCapsNet.
 
     \b
@@ -34,4 +34,4 @@ def command(reports: Path, axis: str | None, at: dict[str, float] | None, as_jso
     if at is not None:
         print_estimates(predicted_at(frame, at), at, as_json=as_json)
         return
-    print_slopes(frame, fitted_slopes(frame, axis), as_json=as_json)
+    print_slopes(frame, fitted_slopes(frame, along), as_json=as_json)

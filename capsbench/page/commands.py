@@ -20,6 +20,7 @@ def series_command(series: Series, plan: Plan | None) -> str:
     words = ["capsbench", "run", OPTIONS["model"].flag, str(series["model"]), *_words(series)]
     # A step that does not run has no times.
     if plan is not None and not str(series["device"]).endswith(PREDICTED):
+        words += [REPEATED_FLAGS["passes"], *plan.passes] if len(plan.passes) == 1 else []
         words += [REPEATED_FLAGS["samples"], str(plan.samples)]
         words += [REPEATED_FLAGS["budget_seconds"], f"{plan.budget_seconds:.15g}"] if plan.budget_seconds else []
     return shlex.join(words)

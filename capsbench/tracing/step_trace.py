@@ -34,6 +34,7 @@ from capsbench.tracing.twins import Twins, untouched
 from capsbench.tracing.work import Work
 from capsbench.workload import (
     BUILT_IN,
+    ModelFactory,
     Workload,
     build_case,
     build_model,
@@ -109,6 +110,7 @@ def trace_step(
     configuration: Configuration,
     *,
     build: Build | None = None,
+    factory: ModelFactory | None = None,
     live: Case | None = None,
     workspace_bytes: int = 0,
     inside: bool = True,
@@ -119,7 +121,8 @@ def trace_step(
 
     Args:
         configuration: the step to trace; only the kind of its device matters.
-        build: replaces the configuration's own factory.
+        build: makes the network of a classifier, in place of the configuration's own factory.
+        factory: makes the case, in place of the function of the configuration's name.
         live: case of a live network in place of the configuration's own, which stays as it is.
         workspace_bytes: bytes that the first matrix product takes for its library.
         inside: follow the temporaries of operators that are written in torch, which the peak alone needs.
@@ -132,7 +135,7 @@ def trace_step(
     options = {"workspace_bytes": workspace_bytes, "inside": inside, "try_scratch": try_scratch}
     if live is None:
         with _following(configuration, **options) as follow:
-            return _traced(follow, _started(follow, configuration, build), inference=inference)
+            return _traced(follow, _started(follow, configuration, build, factory), inference=inference)
     with untouched(live.module, live.tensors()), _following(configuration, **options) as follow:
         return _traced(follow, _started_live(follow, configuration, live), inference=inference)
 
@@ -209,16 +212,16 @@ def traced_figures(configuration: Configuration) -> tuple[StepFigures | None, li
         return None, [error.what]
 
 
-def _started(follow: Follow, configuration: Configuration, build: Build | None) -> Workload:
+def _started(follow: Follow, configuration: Configuration, build: Build | None, factory: ModelFactory | None = None) -> Workload:
     """The network and its optimizer, on shapes."""
     device = follow.blocks.device
     if build is None and configuration.dataset == OWN_INPUTS:
         seed_everything()
         case = _built(
             configuration.model,
-            lambda: build_case(configuration, device),
+            lambda: build_case(configuration, device, factory),
             "it is called with its settings by name, and must return capsbench.Case(module, inputs)",
-            with_values=lambda: build_case(configuration, torch.device("cpu")),
+            with_values=lambda: build_case(configuration, torch.device("cpu"), factory),
         )
         memory: Memory = {}
         case = case.map_tensors(lambda tensor: _input_like(tensor, device, follow.values, memory))

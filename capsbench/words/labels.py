@@ -7,6 +7,7 @@ import pandas as pd
 from capsbench.catalog import OWN_INPUTS, SPECS
 from capsbench.frame import AXIS_COLUMN, plain
 from capsbench.options import MODELS, OPTIONS, noun_of, value_in_words
+from capsbench.typed_values import settings_in
 from capsbench.words.along import over_text, places_text
 from capsbench.words.printable import printable
 
@@ -67,6 +68,9 @@ class Names:
             self._batches.setdefault(series.get(AXIS_COLUMN), set()).add(plain(series.get("batch_size")))
             groups.setdefault((series.get(AXIS_COLUMN), is_predicted(series)), []).append(series)
         self._alike = {key: _Alike(some) for key, some in groups.items()}
+        texts = [set(settings_in(str(one["settings"]))) for one in everyone if plain(one.get("settings")) is not None]
+        self._shared = set.intersection(*texts) if len(texts) > 1 else set()
+        """Settings that all cases share, which tell none apart."""
 
     def of(self, series: Series) -> str:
         """The name: `MoCapsNet`, or `MoCapsNet (batch 32, published)` if other series differ in that; predictions say so."""
@@ -76,11 +80,16 @@ class Names:
         alike = self._alike[axis, is_predicted(series)]
         for column in (name for name in series if name not in _NEVER_TOLD):
             if alike.differ(series, column) or (column == "batch_size" and len(self._batches[axis]) > 1):
-                words.append(_word(series, column))
+                word = _word(series, column)
                 # The next columns only have to distinguish the series that agree so far.
-                alike = alike.with_word(column, words[-1])
+                alike = alike.with_word(column, word)
+                words.append(self._own_settings(word) if column == "settings" else word)
         title = model_title(str(series["model"]))
         return f"{title} ({printable(', '.join(words))})" if words else title
+
+    def _own_settings(self, text: str) -> str:
+        """The settings of a case that not all cases share."""
+        return ", ".join(one for one in settings_in(text) if one not in self._shared) or text
 
 
 class _Alike:

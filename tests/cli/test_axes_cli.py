@@ -74,6 +74,16 @@ def test_a_case_is_measured_over_its_length(capsbench, tmp_path):
     assert retained[0] < retained[1] < retained[2]
 
 
+def test_memory_alone_is_measured_and_time_is_added_later(capsbench, tmp_path):
+    typed = ("run", *HERE, "--vary", "length=8,16", "--out", "part")
+    assert capsbench(*typed, "--only", "memory").status == 0
+    assert plan(tmp_path / "part")["passes"] == ["memory"]
+    assert all(one["memory"] and not one["time"] for one in records(tmp_path / "part"))
+    assert capsbench(*typed, "--only", "time", "--time-budget", "1", "--resume").status == 0
+    assert all(one["memory"] and one["time"] for one in records(tmp_path / "part"))
+    assert capsbench(*typed, "--only", "speed").status == 2
+
+
 @pytest.mark.slow
 def test_a_grid_is_measured_and_resumed_with_more(capsbench, tmp_path):
     typed = ("run", *HERE, "--out", "grid", "--vary", "length=8,16")

@@ -458,6 +458,13 @@ COMMANDED = [
 ]
 
 
+def test_the_command_of_a_cell_measures_what_its_plan_did():
+    configuration = made({"model": "mocapsnet", "blocks": 3})
+    given, _ = expanded(cell_words(configuration, plan=Plan(command="", cells=[], passes=["memory"])))
+    assert given["only"] == "memory"
+    assert expanded(cell_words(configuration, plan=Plan(command="", cells=[])))[0]["only"] is None
+
+
 @pytest.mark.parametrize("fields", COMMANDED)
 @pytest.mark.parametrize("replicate", [0, 2])
 def test_the_command_of_a_cell_expands_into_it_and_the_replicates_before(fields, replicate):

@@ -15,7 +15,7 @@ from capsbench.records import Contents, MemoryFigures, Plan, StepFigures
 from capsbench.report import Report
 from capsbench.stats.slopes import fitted_slopes
 from helpers.browsing import opened, started_browser
-from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline
+from helpers.made import MIB, RETAINED_PER_BLOCK, make_configuration, make_frame, make_record, make_timeline, make_varied
 
 HOSTILE = '<script>window.pwned = 1</script><img src=x onerror="window.pwned=2"><b>&lt;{{7*7}}%{x}'
 
@@ -749,3 +749,27 @@ def test_a_slope_that_cannot_be_distinguished_from_0_is_drawn_as_points_alone(sh
             if "ResCapsNet" in row and "training" in row
         ]
         assert "no change measurable" in row
+
+
+def test_a_grid_is_drawn_along_each_of_its_axes(show):
+    report = make_varied(
+        lambda at: MIB * at["length"] * at["batch_size"] + 1024 * at["length"] ** 2, length=(16, 32, 64, 128), batch_size=(1, 2)
+    )
+    with show(report) as page:
+        layout = "() => document.getElementById('figure4').layout.xaxis.title.text"
+        assert page.evaluate(layout) == "length (tokens)"
+        assert len(page.points("figure4")) == 8
+        assert "MiB per token and 1.00 KiB per pair of tokens" in page.text("#figure4-caption")
+        curves = [trace for trace in page.drawn("figure4") if trace["mode"] == "lines"]
+        assert [len(trace["x"]) for trace in curves] == [61, 61]
+        page.choose("filter-axis", "batch_size")
+        assert page.evaluate(layout) == "batch size (samples)"
+        assert "16.00 MiB per sample" in page.text("#figure4-caption")
+        assert {x for trace in page.drawn("figure4") if trace["mode"] == "lines" for x in trace["x"]} == {1, 2}
+        assert len(rows_of(page, "cells-table")) == 8
+        assert page.page.locator("#cells-table thead").inner_text().split("\t")[2:4] == [
+            "length (tokens)",
+            "batch size (samples)",
+        ]
+        page.choose("trade-place", "1")
+        assert len(page.points("tradeoff-chart")) == 4
