@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
-from capsbench.options import OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WRITTEN, noun_of, value_in_words
+from capsbench.options import MODELS, OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WRITTEN, noun_of, value_in_words
 from capsbench.options import PREDICTED as PREDICTED
 from capsbench.options import Configuration as Configuration
 from capsbench.typed_values import as_typed
@@ -61,7 +61,7 @@ class Cell(Schema):
         Of a case all settings are named: `my_cases.py:gpt2 4, batch 8, length 256`.
         """
         it = self.configuration
-        words = [f"{it.model} {it.blocks}" if it.blocks or it.dataset != OWN_INPUTS else it.model]
+        words = [f"{it.model} {it.blocks}" if it.blocks or it.model in MODELS else it.model]
         words += [it.dataset] if it.dataset != OWN_INPUTS else []
         for name in (name for name in SWEPT_OPTIONS if name != "dataset"):
             value, option = getattr(it, name), OPTIONS[name]
