@@ -125,8 +125,6 @@ class PairedPace(NamedTuple):
     """Upper end."""
     rounds: int
     """Number of its rounds."""
-    processes: float = 1
-    """Number of the processes that took them, in equal parts."""
     scatter: StandardError = StandardError(0.0, 0.0)
     """The error that its process gives the slope of a single one, as far as its processes showed it."""
 
@@ -139,7 +137,8 @@ class PairedPace(NamedTuple):
 def paired_slope_change(before: PairedPace, after: PairedPace) -> Change:
     """The change of the slope of cells that took turns in either run.
 
-    Processes of both scatter alike, so that both show by how much.
+    Processes of both scatter alike, so that both show by how much. That is not divided by their number: in runs of
+    `benchmarks.gate` with four processes each, those of one run agreed, and runs differed as if they had one.
 
     Args:
         before: slope of the first run, in seconds per block.
@@ -147,7 +146,7 @@ def paired_slope_change(before: PairedPace, after: PairedPace) -> Change:
     """
     level = float(np.hypot(before.slope, after.slope)) / 2**0.5
     single = moderated([StandardError(BETWEEN_PROCESSES * level, PRIOR_DEGREES), before.scatter, after.scatter])
-    of_means = single._replace(value=single.value * (1 / before.processes + 1 / after.processes) ** 0.5)
+    of_means = single._replace(value=single.value * 2**0.5)
     errors = [*(rounds_error((one.low, one.high), one.rounds) for one in (before, after)), of_means]
     change, half = after.slope - before.slope, half_width(errors)
     shapes = shape_of(True, before.low, before.high), shape_of(True, after.low, after.high)

@@ -242,7 +242,7 @@ def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float) -> tuple
     """
     yardsticks = (old.launches, new.launches) if old.launches and new.launches else (old.yardstick, new.yardstick)
     speed = yardsticks[0] / yardsticks[1] if yardsticks[0] and yardsticks[1] else None
-    paces = [PairedPace(one.seconds, one.low, one.high, one.rounds, one.processes, _scatter(one.scatter)) for one in (old, new)]
+    paces = [PairedPace(one.seconds, one.low, one.high, one.rounds, _scatter(one.scatter)) for one in (old, new)]
     by_yardstick = paired_slope_change(paces[0], paces[1].scaled(speed or 1.0))
     if not old.rest or not new.rest:
         return by_yardstick, "" if speed else NO_YARDSTICK, True
@@ -254,7 +254,6 @@ def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float) -> tuple
             one.of_rest_low or 0.0,
             one.of_rest_high or 0.0,
             one.rounds,
-            one.processes,
             _scatter(one.of_rest_scatter),
         )
         for one in (old, new)
