@@ -186,7 +186,7 @@ def main() -> int:
             f"`python -m benchmarks.gate --write`, {datetime.now(UTC).date()}, {torch.get_num_threads()} threads, "
             f"{platform.machine()}, torch {torch.__version__}: {counts['unchanged'] + 1} unchanged runs, "
             + ", ".join(f"{count} {change}" for change, count in counts.items() if change != "unchanged" and count)
-            + ".",
+            + f", each `capsbench {' '.join(run)}`.",
             "Every run is the baseline of every other one; two runs of one copy of the package are an unchanged pair.",
             "",
             *pairs(reports),

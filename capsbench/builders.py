@@ -109,7 +109,9 @@ def built(factory: Callable[..., object], builder: Builder, model: str, classes:
         if refused is None or refused in builder.names:
             raise
     if refused in settings:
-        raise ConfigurationError(f"model '{model}' takes no {refused}", f"it takes {', '.join(builder.names)}, and what they say")
+        raise ConfigurationError(
+            f"model '{model}' takes no {refused}", f"it takes {', '.join(builder.names)}, and arguments of what it builds"
+        )
     # What it hands its arguments on to has a number of classes of its own.
     del given[refused]
     return factory(**given)

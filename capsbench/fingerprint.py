@@ -139,7 +139,7 @@ class _Code:
             self._add_code(value.__code__)
             cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
             self._add_all("enclosed", (part for name, cell in cells.items() for part in (name, _content(cell))))
-            named = sorted(_names(value.__code__) & value.__globals__.keys())
+            named = sorted(names_in(value.__code__) & value.__globals__.keys())
             self._add_all("named", (part for name in named for part in (name, value.__globals__[name])))
 
     def _add_code(self, code: CodeType) -> None:
@@ -181,9 +181,9 @@ def _content(cell: CellType) -> object:
     return None if cell == CellType() else cell.cell_contents
 
 
-def _names(code: CodeType) -> set[str]:
+def names_in(code: CodeType) -> set[str]:
     """Names of globals and attributes that a code uses, with those of functions inside it."""
-    inner = (_names(one) for one in code.co_consts if isinstance(one, CodeType))
+    inner = (names_in(one) for one in code.co_consts if isinstance(one, CodeType))
     return set(code.co_names).union(*inner)
 
 

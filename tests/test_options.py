@@ -12,7 +12,7 @@ import pytest
 
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsNet, MoCapsNet
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SWEPT_OPTIONS, Configuration, noun_of, type_of
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SWEPT_OPTIONS, Configuration, noun_of, type_of, value_in_words
 from capsbench.sweep.plan import Sweep, expand
 from helpers.made import make_configuration
 from helpers.reading import ROOT, blocks
@@ -193,6 +193,11 @@ def test_a_constructor_is_given_what_is_set():
         *("kernel", "routing", "iterations", "capsules", "front", "memory"),
     }
     assert make_configuration("own:make").arguments() == {}
+
+
+def test_a_compiled_network_has_other_words_than_a_compiled_kernel():
+    assert value_in_words("compile", "default") == "torch.compile"
+    assert value_in_words("kernel", "compiled") == "compiled"
 
 
 def test_nouns():

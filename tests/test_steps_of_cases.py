@@ -3,6 +3,7 @@
 import json
 import socket
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -19,15 +20,16 @@ from capsbench.measure.step_timeline import measured_timeline
 from capsbench.measure.timing import measure_time
 from capsbench.measure.turns import Turns, TurnsRequest
 from capsbench.measure.worker import Request
-from capsbench.prediction.predict import trace_for
+from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.prediction.timelines import predicted_timeline
+from capsbench.records import MemoryFigures
 from capsbench.tracing.eager import COMPILED
 from capsbench.tracing.storages import state_of
 from capsbench.workload import Workload, build_case, seed_everything
 from helpers import own_steps
 from helpers.commands import assert_refused
 from helpers.comparing import assert_all_close, kept_bytes
-from helpers.measured import Measured, configured, measured
+from helpers.measured import EVERY_FIGURE, Measured, configured, measured
 from helpers.own_steps import BACKWARD_CALLS, FIRST_LOSSES, adam, case_of, layers, loss_of
 
 CPU = torch.device("cpu")
@@ -140,6 +142,30 @@ def test_a_step_of_ones_own_is_timed():
     assert all(0 < part < whole for part, whole in zip(figures.forward_seconds, figures.train_step_seconds, strict=True))
 
 
+def test_a_figure_that_differs_is_seen():
+    found = seen("zeroes_first")
+    for name in EVERY_FIGURE[:-1]:
+        value = getattr(found.predicted, name)
+        wrong = found._replace(predicted=found.predicted.model_copy(update={name: value + 1}))
+        assert wrong.differing() == {name: (value, value + 1)}
+
+
+def on_cuda(model: str, **options: Any) -> MemoryFigures:
+    """Figures that are predicted for a GPU."""
+    configuration = configured(model, **options).model_copy(update={"device": "cuda:predicted", "gpu": "h100", "threads": None})
+    traced = trace_for(configuration)
+    assert (traced.notes, traced.unsure) == ((), ())
+    return predict_memory(configuration, traced).memory
+
+
+@pytest.mark.parametrize("name", ["zeroes_between", "adversarial", "by_hand", "with_a_penalty"])
+def test_a_step_of_ones_own_is_predicted_for_a_gpu(name):
+    found = on_cuda(named(name))
+    assert found.retained_bytes == seen(name).measured.retained_bytes
+    assert found.gradient_bytes == seen(name).measured.gradient_bytes
+    assert found.certainty["retained_bytes"] == "exact"
+
+
 # Accumulated gradients
 
 
@@ -230,6 +256,14 @@ def test_an_optimizer_in_place_of_a_case_s_own(optimizer, step):
     assert found.measured.optimizer_bytes == STATES[optimizer] * sum(one.nbytes for one in parameters) + numbers
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "none": type(None)}
     assert type(found.step.workload.optimizer) is kinds[optimizer]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_optimizer_is_predicted_for_a_gpu(optimizer):
+    figures = [on_cuda(own("plain"), optimizer=optimizer, accumulate=passes) for passes in (None, 3)]
+    weights = figures[0].gradient_bytes
+    assert all(STATES[optimizer] * weights <= one.optimizer_bytes <= STATES[optimizer] * (weights + 64) for one in figures)
+    assert figures[0].retained_bytes == figures[1].retained_bytes, "no number is a tensor there"
 
 
 def test_a_case_s_own_optimizer_is_the_usual_one():

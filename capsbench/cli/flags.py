@@ -333,7 +333,7 @@ SWEEP_OPTIONS = together(
         "--processes",
         type=whole(1),
         default=1,
-        help="Processes among which the rounds are divided: one may be faster than the next.",
+        help="Processes among which the rounds are divided, six or more each: one may be faster than the next.",
     ),
     click.option("--strict", is_flag=True, help="Refuse to measure while other processes use the CUDA device."),
     click.option(

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
-from capsbench.stats.intervals import Floats, StandardError, StandardErrors, half_width, p_value
+from capsbench.stats.intervals import Floats, StandardError, half_width, p_value
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.linearity import Shape, shape_of, times_are_linear
-from capsbench.stats.median import CONFIDENCE
+from capsbench.stats.processes import BETWEEN_PROCESSES, PRIOR_DEGREES, moderated, rounds_error
 from capsbench.stats.scatter import Points, line_errors
 
 TRIMMED = 0.2
@@ -114,49 +114,41 @@ def slope_change(
     )  # fmt: skip
 
 
-BETWEEN_PROCESSES = 0.025
-"""Standard deviation of a slope among processes of one program, as a share of the slope, beyond what its rounds show: the layout
-of memory, for one, is that of the process. Runs of `benchmarks.gate` had this root mean square over networks and times."""
-
-
 class PairedPace(NamedTuple):
     """The slope of one run, of cells that took turns."""
 
     slope: float
     """Slope in any unit that is common to both runs."""
     low: float
-    """Lower end of its 95 % interval."""
+    """Lower end of its 95 % interval from the scatter of rounds."""
     high: float
     """Upper end."""
     rounds: int
     """Number of its rounds."""
-    processes: int = 1
-    """Number of the processes that took them."""
+    processes: float = 1
+    """Number of the processes that took them, in equal parts."""
+    scatter: StandardError = StandardError(0.0, 0.0)
+    """The error that its process gives the slope of a single one, as far as its processes showed it."""
 
     def scaled(self, factor: float) -> "PairedPace":
         """The slope in another unit."""
-        return PairedPace(factor * self.slope, factor * self.low, factor * self.high, self.rounds, self.processes)
-
-    @property
-    def errors(self) -> StandardErrors:
-        """Standard errors of the slope, from the scatter of its rounds and of processes."""
-        degrees = self.rounds - 1.0
-        own = (self.high - self.low) / 2 / float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2))
-        return StandardError(own, degrees), StandardError(BETWEEN_PROCESSES * abs(self.slope) / self.processes**0.5, _MANY)
-
-
-_MANY = 1e6
-"""Degrees of freedom of an error that is known."""
+        scatter = self.scatter._replace(value=factor * self.scatter.value)
+        return self._replace(slope=factor * self.slope, low=factor * self.low, high=factor * self.high, scatter=scatter)
 
 
 def paired_slope_change(before: PairedPace, after: PairedPace) -> Change:
     """The change of the slope of cells that took turns in either run.
 
+    Processes of both scatter alike, so that both show by how much.
+
     Args:
         before: slope of the first run, in seconds per block.
         after: slope of the second, scaled to the speed of the first.
     """
-    errors = [*before.errors, *after.errors]
+    level = float(np.hypot(before.slope, after.slope)) / 2**0.5
+    single = moderated([StandardError(BETWEEN_PROCESSES * level, PRIOR_DEGREES), before.scatter, after.scatter])
+    of_means = single._replace(value=single.value * (1 / before.processes + 1 / after.processes) ** 0.5)
+    errors = [*(rounds_error((one.low, one.high), one.rounds) for one in (before, after)), of_means]
     change, half = after.slope - before.slope, half_width(errors)
     shapes = shape_of(True, before.low, before.high), shape_of(True, after.low, after.high)
     return Change(

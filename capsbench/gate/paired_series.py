@@ -16,8 +16,9 @@ from capsbench.gate.paces import (
     paired_slope_change,
     slope_change,
 )
-from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, SeriesSummary, SlopeSummary, Summary
+from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, ScatterSummary, SeriesSummary, SlopeSummary, Summary
 from capsbench.records import Status, adds_up
+from capsbench.stats.intervals import StandardError
 from capsbench.stats.least_squares import fit_slope
 from capsbench.words.modules import module_changes
 
@@ -241,19 +242,30 @@ def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float) -> tuple
     """
     yardsticks = (old.launches, new.launches) if old.launches and new.launches else (old.yardstick, new.yardstick)
     speed = yardsticks[0] / yardsticks[1] if yardsticks[0] and yardsticks[1] else None
-    paces = [PairedPace(one.seconds, one.low, one.high, one.rounds, one.processes) for one in (old, new)]
+    paces = [PairedPace(one.seconds, one.low, one.high, one.rounds, one.processes, _scatter(one.scatter)) for one in (old, new)]
     by_yardstick = paired_slope_change(paces[0], paces[1].scaled(speed or 1.0))
     if not old.rest or not new.rest:
         return by_yardstick, "" if speed else NO_YARDSTICK, True
     if speed and abs(new.rest * speed - old.rest) > share * old.rest:
         return by_yardstick, "the rest of the step has changed too", True
     shares = [
-        PairedPace(one.of_rest or 0.0, one.of_rest_low or 0.0, one.of_rest_high or 0.0, one.rounds, one.processes)
+        PairedPace(
+            one.of_rest or 0.0,
+            one.of_rest_low or 0.0,
+            one.of_rest_high or 0.0,
+            one.rounds,
+            one.processes,
+            _scatter(one.of_rest_scatter),
+        )
         for one in (old, new)
     ]
     by_rest = paired_slope_change(*(one.scaled(old.rest) for one in shares))
     agree = not speed or (by_rest.after > by_rest.before) == (by_yardstick.after > by_yardstick.before)
     return by_rest, "" if agree else "the yardstick contradicts it", agree
+
+
+def _scatter(known: ScatterSummary | None) -> StandardError:
+    return StandardError(known.deviation, known.degrees) if known else StandardError(0.0, 0.0)
 
 
 def _paces(cells: Cells, name: str) -> tuple[list[float], list[float], bool]:

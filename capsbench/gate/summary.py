@@ -1,6 +1,5 @@
 """A summary of a report, and the content of a baseline file: the figures of each series and cell by which runs are compared."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -11,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from capsbench.frame import AXIS_COLUMN, SERIES_COLUMNS, along, to_frame
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
 from capsbench.stats.median import is_host_bound
-from capsbench.stats.paired import FEWEST_ROUNDS
+from capsbench.stats.processes import PooledCentre, equal_processes
 from capsbench.stats.turn_times import fit_turns, turn_times
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ BASELINE_VERSION = 4
 """Version of the format, raised whenever an older capsbench could not understand a new baseline."""
 
 READABLE_VERSIONS = (1, 2, 3, 4)
-"""Versions of the format that can be read; series of version 1 have no slopes, cells before version 3 no `tf32`, and series
-before version 4 no axis: they lie along blocks."""
+"""Versions of the format that can be read; series of version 1 have no slopes, cells before version 3 no `tf32`, and before
+version 4 slopes have no `scatter`, and series no axis: they lie along blocks."""
 
 PROGRAM: Literal["capsbench baseline"] = "capsbench baseline"
 
@@ -64,29 +63,42 @@ class TimeSummary(_Schema):
     """The median over that of a hundred launches, if the device waits for the host; None if it does not."""
 
 
+class ScatterSummary(_Schema):
+    """The scatter of a slope among the processes of a run."""
+
+    deviation: float
+    """Standard deviation in the unit of the slope, beyond what the scatter of rounds explains."""
+    degrees: float
+    """Degrees of freedom of this estimate, not always a whole number."""
+
+
 class SlopeSummary(_Schema):
     """The slope of a time over an axis, of cells that took turns."""
 
     seconds: float
     """Seconds per unit of the axis."""
     low: float
-    """Lower end of its 95 % interval."""
+    """Lower end of its 95 % interval from the scatter of rounds."""
     high: float
     """Upper end."""
     basis: Literal["edges", "turns"]
     """The part of the step that it is the slope of: that which grows along the axis, or all."""
     rounds: int
     """Number of rounds."""
-    processes: int = 1
-    """Number of processes that took enough of them to have an interval."""
+    processes: float = 1
+    """Number of processes that took them, in equal parts; processes with few rounds count for less than one."""
+    scatter: ScatterSummary | None = None
+    """Scatter of the slope among them; None where they agree, or there is one."""
     rest: float | None = None
     """Seconds of the rest of the step, which does not grow along it; None if it is not known."""
     of_rest: float | None = None
     """The slope as a share of the rest, round by round, so that the speed of the machine drops out."""
     of_rest_low: float | None = None
-    """Lower end of its 95 % interval."""
+    """Lower end of its 95 % interval from the scatter of rounds."""
     of_rest_high: float | None = None
     """Upper end."""
+    of_rest_scatter: ScatterSummary | None = None
+    """Scatter of this share among processes."""
     yardstick: float | None = None
     """Seconds of the yardstick in these rounds; None if none was timed."""
     launches: float | None = None
@@ -314,25 +326,33 @@ def _slopes(records: Iterable[Record], axis: str) -> dict[str, SlopeSummary]:
         fit = fit_turns(times) if times is not None else None
         # The rest of the step may grow by chance; a check compares the parts that are known to.
         slope = (fit.growing or fit.slope) if fit is not None else None
-        if fit is not None and slope is not None and slope.interval is not None:
-            numbers = dict(zip(("seconds", "low", "high"), (slope.value, *slope.interval), strict=True))
-            if fit.of_rest is not None and fit.of_rest.interval is not None:
-                shares = (fit.rest_seconds, fit.of_rest.value, *fit.of_rest.interval)
+        if fit is not None and slope is not None and slope.of_rounds is not None:
+            numbers = dict(zip(("seconds", "low", "high"), (slope.value, *slope.of_rounds), strict=True))
+            of_rest_scatter = None
+            if fit.of_rest is not None and fit.of_rest.of_rounds is not None:
+                shares = (fit.rest_seconds, fit.of_rest.value, *fit.of_rest.of_rounds)
                 numbers |= dict(zip(("rest", "of_rest", "of_rest_low", "of_rest_high"), shares, strict=True))
+                of_rest_scatter = _scatter(fit.of_rest)
             if yardsticks:
                 numbers["yardstick"] = median(yardsticks)
             launches = [_launches(record.time, column) for record in good if record.time]
             if all(launches):
                 numbers["launches"] = median(one for one in launches if one)
             rounded = {name: _rounded(value) for name, value in numbers.items()}
-            taken = Counter(fit.processes[number] for number in fit.slopes)
-            found[name] = SlopeSummary(
-                basis="edges" if fit.growing else "turns",
-                rounds=len(fit.slopes),
-                processes=max(1, sum(count >= FEWEST_ROUNDS for count in taken.values())),
-                **rounded,
-            )
+            more = {
+                "basis": "edges" if fit.growing else "turns",
+                "rounds": len(fit.slopes),
+                "processes": _rounded(equal_processes(list(fit.processes.values()))),
+                "scatter": _scatter(slope),
+                "of_rest_scatter": of_rest_scatter,
+            }
+            found[name] = SlopeSummary.model_validate(rounded | more)
     return found
+
+
+def _scatter(centre: PooledCentre) -> ScatterSummary | None:
+    deviation, degrees = map(_rounded, centre.scatter)
+    return ScatterSummary(deviation=deviation, degrees=degrees) if degrees else None
 
 
 def _cell(record: Record, position: float) -> CellSummary:

@@ -6,8 +6,7 @@ of the rounds' slopes that they are independent and scatter symmetrically about 
 rounds of all depths and rounds of the first and last alone may be mixed, and a few disturbed rounds hardly move it. Samples of
 times have a long tail to the right, but it hits deep and shallow cells alike, and so makes differences wider, but not skewed.
 
-Several processes agree if a chi-square test of their centres finds no difference (Cochran 1954), and then their rounds are
-pooled. If they do not, their scatter is a further source of error.
+What the rounds of one process share, they do not show: `processes` adds it.
 
 Theil and Sen's estimator pairs every two values, hence most often two of different rounds, between which the machine drifts; a
 bootstrap has too narrow an interval for as few rounds as there are.
@@ -18,9 +17,9 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
-from capsbench.stats.intervals import Floats, Interval, StandardError, half_width
+from capsbench.stats.intervals import Floats, Interval
 from capsbench.stats.median import CONFIDENCE
 
 FEWEST_ROUNDS = 6
@@ -76,38 +75,6 @@ def centre(values: Sequence[float] | Floats, confidence: float = CONFIDENCE) -> 
     beyond = _averages_beyond(given.size, confidence)
     ends = None if beyond is None else (float(averages[beyond]), float(averages[-1 - beyond]))
     return Centre(float(np.median(averages)), ends)
-
-
-def pooled_centre(values: Floats, processes: Sequence[int]) -> Centre:
-    """The centre of values from several processes; where these disagree, the 95 % interval contains their scatter.
-
-    Args:
-        values: as for `centre`.
-        processes: the process of each value. Only those with six values or more show how much processes differ.
-    """
-    value, interval = centre(values)
-    if interval is None or not (half := _between_processes(values, processes)):
-        return Centre(value, interval)
-    low, high = interval
-    return Centre(value, (value - float(np.hypot(value - low, half)), value + float(np.hypot(high - value, half))))
-
-
-def _between_processes(values: Floats, processes: Sequence[int]) -> float:
-    """Half the width of the interval that the scatter of processes gives the mean of their centres; 0 where they agree."""
-    of = np.asarray(processes)
-    found = [centre(values[of == one]) for one in sorted(set(processes)) if (of == one).sum() >= FEWEST_ROUNDS]
-    if len(found) < 2:
-        return 0.0
-    centres = np.array([one.value for one in found])
-    widths = np.array([one.interval[1] - one.interval[0] for one in found if one.interval])
-    variances = (widths / (2 * float(special.ndtri((1 + CONFIDENCE) / 2)))) ** 2
-    if not variances.all():
-        return 0.0
-    weights = 1 / variances
-    spread = float((weights * (centres - np.average(centres, weights=weights)) ** 2).sum())
-    if stats.chi2.sf(spread, len(found) - 1) >= 1 - CONFIDENCE:
-        return 0.0
-    return half_width([StandardError(float(centres.std(ddof=1)) / len(found) ** 0.5, len(found) - 1.0)])
 
 
 def paired_ratio_interval(values: Floats, reference: Floats) -> Interval | None:

@@ -124,7 +124,7 @@ def _fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
         return None
     blocks, values = list(turns.at), [one.seconds for one in turns.at.values()]
     fit = fit_slope(blocks, values)
-    slope, ends = turns.slope
+    slope, ends = turns.slope.value, turns.slope.interval
     intercept = fit.intercept + (fit.slope - slope) * float(np.mean(blocks))
     linear = times_are_linear(np.array(blocks), np.array(values), fit.deviation)
     taken = replace(

@@ -24,7 +24,8 @@ from capsbench.frame import (
 )
 from capsbench.stats.intervals import Floats, Interval, ratio_interval
 from capsbench.stats.median import median_interval
-from capsbench.stats.paired import FEWEST_ROUNDS, Centre, centre, paired_ratio_interval, pooled_centre, row_slopes
+from capsbench.stats.paired import FEWEST_ROUNDS, centre, row_slopes
+from capsbench.stats.processes import PooledCentre, pooled_centre, pooled_ratio_interval
 
 REST_CONFIDENCE = 0.99
 """Level of the interval of the rest's slope."""
@@ -70,7 +71,7 @@ class TurnFit:
 
     basis: Literal["edges", "turns"]
     """Origin of the slope."""
-    slope: Centre
+    slope: PooledCentre
     """Seconds per block."""
     rest: Interval | None
     """99 % interval of the slope of the rest of the step; None if the parts that grow are not known."""
@@ -82,20 +83,15 @@ class TurnFit:
     """The process of each round."""
     rest_seconds: float = float("nan")
     """Median seconds of the rest of the step; NaN if the parts that grow are not known."""
-    growing: Centre | None = None
+    growing: PooledCentre | None = None
     """Seconds per block of the parts that grow, whatever the rest does; None if they are not known."""
-    of_rest: Centre | None = None
+    of_rest: PooledCentre | None = None
     """The slope of these parts as a share of the rest in the same round, without the speed of the machine."""
 
     @property
     def rest_grows(self) -> bool:
         """True if the rest of the step grows with depth too, so that the slope is that of the whole step."""
         return self.rest is not None and not self.rest[0] <= 0 <= self.rest[1]
-
-    @property
-    def processes_differ(self) -> bool:
-        """True if processes disagree about the slope, so that its interval contains their scatter."""
-        return self.slope.interval != centre(list(self.slopes.values())).interval
 
 
 def turn_times(cells: pd.DataFrame, column: str) -> TurnTimes | None:
@@ -220,14 +216,13 @@ def _beside(depths: Floats, part: Floats, place: int, pair: tuple[int, int], fou
 def turns_ratio_interval(own: TurnFit, reference: TurnFit) -> Interval | None:
     """The 95 % interval of the ratio of two slopes; None if the reference's may be 0.
 
-    Slopes of the same rounds are compared round by round. Series that had no six rounds together, or processes that disagree, are
-    compared by the intervals of their slopes.
+    Slopes of the same rounds are compared round by round, those of series that had no six rounds together by their intervals.
     """
     common = [turn for turn in own.slopes if turn in reference.slopes]
-    values, theirs = (np.array([one.slopes[turn] for turn in common]) for one in (own, reference))
-    if len(common) < FEWEST_ROUNDS or own.processes_differ or reference.processes_differ:
+    if len(common) < FEWEST_ROUNDS:
         if own.slope.interval is None or reference.slope.interval is None:
             return None
         halves = [(one[1] - one[0]) / 2 for one in (own.slope.interval, reference.slope.interval)]
         return ratio_interval(own.slope.value, halves[0], reference.slope.value, halves[1])
-    return paired_ratio_interval(values, theirs)
+    values, theirs = (np.array([one.slopes[turn] for turn in common]) for one in (own, reference))
+    return pooled_ratio_interval(values, theirs, [own.processes[turn] for turn in common])

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from math import hypot
+from typing import NamedTuple
 
 from capsbench.frame import along, to_frame
 from capsbench.measure.noise import is_settled
@@ -10,6 +12,9 @@ from capsbench.stats.turn_times import TurnFit, fit_turns, turn_times
 
 ROUNDS_BEFORE_KNOWN = 12
 """Least number of rounds before slopes count as known: an interval of few rounds, looked at after each, may be narrow by luck."""
+
+NEARLY_ALL = 0.85
+"""Share of an interval from which the scatter of processes is nearly all of it."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +38,69 @@ class SlopesSoFar:
         return min((len(fit.slopes) if fit else 0 for fit in self.fits), default=0)
 
     @property
-    def processes_differ(self) -> bool:
-        """True if processes disagree about a slope, so that its interval contains their scatter."""
-        return any(fit is not None and fit.processes_differ for fit in self.fits)
-
-    @property
     def share(self) -> float | None:
         """Width of the widest 95 % interval, as a share of its slope; None without a slope, or if one has no interval yet."""
-        widths = [_width(fit) for fit in self.fits]
-        known = [one for one in widths if one is not None]
-        return max(known) if known and len(known) == len(widths) else None
+        return self._widest.share if self._widest else None
+
+    @property
+    def processes_prevail(self) -> bool:
+        """True if the scatter of processes gives the widest interval more of its width than that of rounds does."""
+        return self._widest is not None and self._widest.of_processes > self._widest.of_rounds
+
+    def narrowed_by(self, further: int) -> float:
+        """The share by which so many further rounds of these processes would narrow the widest interval; 0 if there is none.
+
+        The part of the rounds shrinks with the root of their number, that of the processes does not.
+        """
+        if self._widest is None:
+            return 0.0
+        left = self.all_rounds / (self.all_rounds + further)
+        return 1 - self._widest.with_rounds(left**0.5) / self._widest.with_rounds(1.0)
 
     def are_known(self, share: float) -> bool:
         """Return whether no interval of a slope is wider than this share of it; without a slope, whether medians are known."""
         if not self.fits:
             return self.medians_are_known
         return self.share is not None and self.share <= share and self.fewest_rounds >= ROUNDS_BEFORE_KNOWN
+
+    def are_enough(self, share: float) -> bool:
+        """Return whether timing may end: slopes are known, or as well as rounds can make them known.
+
+        No round narrows the scatter of processes. Where it is nearly all of an interval that is too wide, the part of the rounds
+        alone is held to the share.
+        """
+        if not self.fits:
+            return self.medians_are_known
+        return self.fewest_rounds >= ROUNDS_BEFORE_KNOWN and all(
+            one is not None and (one.share <= share or (one.of_rounds <= share and one.of_processes >= NEARLY_ALL * one.share))
+            for one in self._widths
+        )
+
+    @property
+    def _widths(self) -> list["_Width | None"]:
+        """Widths of the interval of each slope; None for one that has no interval yet."""
+        return [_width(fit) for fit in self.fits]
+
+    @property
+    def _widest(self) -> "_Width | None":
+        widths = self._widths
+        known = [one for one in widths if one is not None]
+        return max(known, key=lambda one: one.share) if known and len(known) == len(widths) else None
+
+
+class _Width(NamedTuple):
+    """Widths of the interval of a slope, as shares of the slope."""
+
+    share: float
+    """Width of the interval."""
+    of_rounds: float
+    """Width that the scatter of rounds alone gives it."""
+    of_processes: float
+    """Width that the scatter of processes alone gives it."""
+
+    def with_rounds(self, factor: float) -> float:
+        """The width if that of the rounds were multiplied."""
+        return hypot(factor * self.of_rounds, self.of_processes)
 
 
 def slopes_so_far(
@@ -85,8 +137,9 @@ def _fit(records: Sequence[Record], axis: str) -> TurnFit | None:
     return None if times is None else fit_turns(times)
 
 
-def _width(fit: TurnFit | None) -> float | None:
-    if fit is None or fit.slope.interval is None or not fit.slope.value:
+def _width(fit: TurnFit | None) -> _Width | None:
+    if fit is None or fit.slope.interval is None or fit.slope.of_rounds is None or not fit.slope.value:
         return None
-    low, high = fit.slope.interval
-    return (high - low) / abs(fit.slope.value)
+    (low, high), (lowest, highest) = fit.slope.interval, fit.slope.of_rounds
+    widths = (high - low, highest - lowest, 2 * fit.slope.of_processes)
+    return _Width(*(width / abs(fit.slope.value) for width in widths))

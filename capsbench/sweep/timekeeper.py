@@ -7,7 +7,7 @@ times already may take further turns, so that others can be compared to it: they
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -20,6 +20,7 @@ from capsbench.measure.turns import Built, Failed, TurnsRequest
 from capsbench.prediction import apart
 from capsbench.records import Cell, Plan, Record, Round, Status
 from capsbench.report import Report
+from capsbench.stats.paired import FEWEST_ROUNDS
 from capsbench.sweep.groups import ends_of, groups_of, halves, that_fit
 from capsbench.sweep.local import Sources, alone_on, not_this_source
 from capsbench.sweep.runner import Observer, uninterrupted
@@ -146,12 +147,14 @@ class Timekeeper:
         failed: dict[str, Failed] = {}
         parts = self._plan.processes
         for part in range(1, parts + 1):
-            # Each process takes its part of the least number of rounds, and the last one all that are needed beyond it.
+            # Each process takes its part of the least number of rounds, at least as many as have an interval, and the last one
+            # all that are needed beyond it.
             fewest, last = -(-self._plan.samples * part // parts), part == parts
+            fewest_of_ends = max(fewest, FEWEST_ROUNDS * part) if parts > 1 else fewest
             alive = [cell for cell in cells if cell.key() not in failed]
             if not alive:
                 break
-            if not last and all(had[cell.key()] >= fewest for cell in alive):
+            if not last and not self._lacking(alive, had, fewest, fewest_of_ends):
                 continue
             number, process_number = self._free_numbers()
             # Where a cell's weights lie in memory can make it slower for as long as the process lives. Cells are built in another
@@ -167,20 +170,20 @@ class Timekeeper:
             with Together(request, self._plan.timeout_seconds) as process:
                 process.failed |= failed
                 while alive := [cell for cell in cells if cell.key() not in process.failed]:
-                    few = any(had[cell.key()] < fewest for cell in alive)
-                    if not few and not last:
+                    lacking = self._lacking(alive, had, fewest, fewest_of_ends)
+                    if not lacking and not last:
                         break
-                    ended = not few and (spent >= budget or len(numbers) >= MAX_SAMPLES)
+                    ended = not lacking and (spent >= budget or len(numbers) >= MAX_SAMPLES)
                     # Looking takes as long as a quick step once there are many rounds; each further look has a tenth more.
                     if last and (ended or len(numbers) >= next_look):
                         next_look = len(numbers) + 1 + len(numbers) // 10
                         records = [*self._so_far(alive), *self._beside(alive)]
                         slopes = slopes_so_far(alive, records, numbers, self._plan.axes)
-                        known = slopes.are_known(self._plan.slope_share) and spent >= SECONDS_WORTH_SAMPLING
-                        if ended or (known and not few):
+                        enough = slopes.are_enough(self._plan.slope_share) and spent >= SECONDS_WORTH_SAMPLING
+                        if ended or (enough and not lacking):
                             self._say_what_more_would_buy(slopes, len(numbers))
                             return process, slopes
-                    order = [cell.key() for cell in (alive if few else ends_of(alive, self._plan.axes))]
+                    order = [cell.key() for cell in lacking or ends_of(alive, self._plan.axes)]
                     random.shuffle(order)
                     taken = process.round(number, order)
                     if taken is not None:
@@ -195,6 +198,13 @@ class Timekeeper:
                         observer.took_turns(state)
             failed = process.failed
         return process, None
+
+    def _lacking(self, cells: Sequence[Cell], had: Mapping[str, int], fewest: int, fewest_of_ends: int) -> Sequence[Cell]:
+        """The cells of the next round if some have had fewer turns than they should: all, or the ends alone; else none."""
+        if any(had[cell.key()] < fewest for cell in cells):
+            return cells
+        ends = ends_of(cells, self._plan.axes)
+        return ends if any(had[cell.key()] < fewest_of_ends for cell in ends) else ()
 
     def _free_numbers(self) -> tuple[int, int]:
         """Numbers of a round and of a process that the report does not have yet."""
@@ -226,7 +236,7 @@ class Timekeeper:
         ]
 
     def _say_what_more_would_buy(self, slopes: SlopesSoFar, rounds: int) -> None:
-        """Report how well slopes are known, and what a longer run would give: intervals shrink as the root of the rounds."""
+        """Report how well slopes are known, and what a longer run would give."""
         if not slopes.fits:
             return
         share, asked = slopes.share, self._plan.slope_share
@@ -237,17 +247,16 @@ class Timekeeper:
         else:
             text = f"slopes of training time are known within ± {share / 2:.0%} after {rounds} rounds"
             text += f", not ± {asked / 2:.0%}" if share > asked else ""
-        if slopes.processes_differ:
-            text += "; its processes differ by more than their rounds, which further rounds do not change"
-        elif share is not None:
+        if share is not None:
             longer = (
                 f"{4 * self._plan.budget_seconds:g} seconds of `time_budget`"
                 if share > asked and self._plan.budget_seconds
                 else "four times as many"
             )
             # Rounds of an earlier sweep stay as many as they are.
-            gain = 1 - (slopes.all_rounds / (slopes.all_rounds + 3 * rounds)) ** 0.5
-            text += f"; {longer} would narrow the interval by {gain:.0%}"
+            text += f"; {longer} would narrow the interval by {slopes.narrowed_by(3 * rounds):.0%}"
+        if slopes.processes_prevail:
+            text += "; processes differ by more than their rounds, so that more `processes` would narrow it"
         self._notify(text)
 
     def _time_after_the_end(self, cells: list[Cell], ended: ProcessEnded) -> None:

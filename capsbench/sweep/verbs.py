@@ -131,7 +131,7 @@ def run(
         samples: least number of samples of each time.
         time_budget: seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %.
         slope_share: width of the slopes' 95 % intervals, as a share of the slope, at which timing ends.
-        processes: number of processes among which the rounds are divided, since a process may be faster than the next one.
+        processes: number of processes that take the rounds, six or more each, since one may be faster than the next.
         timeout: seconds per process.
         strict: measure nothing beside other processes on a CUDA device.
         wait: longest wait for another sweep on the device, in seconds; None for no limit.

@@ -15,7 +15,6 @@ _COLUMNS = {
     "peak": "peak_allocated_bytes",
     "reserved": "peak_reserved_bytes",
     "process": "process_bytes",
-    "inference": "inference_peak_bytes",
 }
 CPU_PEAK_MARGIN = "measured ones were up to 1 % higher and 5 % lower"
 """Error of predicted peaks against measured ones, which the tests hold over networks of many kinds."""

@@ -10,7 +10,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from capsbench.errors import ConfigurationError
+from capsbench.fingerprint import names_in
 
 MakeTensor = Callable[[Tensor, bool], Tensor]
 """A function that makes the twin of a tensor; the second argument is True for parameters and buffers of a module."""
@@ -156,7 +157,7 @@ class Twins:
             return self.give(function, torch.compile(self.of(compiled)))
         self.give(function, function)  # for one that encloses itself
         before, cells = function.__closure__ or (), [self._cell(cell) for cell in function.__closure__ or ()]
-        named = {name: function.__globals__[name] for name in _global_names(function.__code__) & function.__globals__.keys()}
+        named = {name: function.__globals__[name] for name in names_in(function.__code__) & function.__globals__.keys()}
         outside = {name: self.of(value) for name, value in named.items() if isinstance(value, Tensor | nn.Module | Optimizer)}
         if not outside and all(one is other for one, other in zip(before, cells, strict=True)):
             return function
@@ -196,12 +197,6 @@ class Twins:
         self.give(value, twin)
         vars(twin).update({name: self.of(one) for name, one in vars(value).items()})
         return twin
-
-
-def _global_names(code: CodeType) -> set[str]:
-    """Names of globals and attributes that a function uses, with those of functions inside it."""
-    inner = (_global_names(one) for one in code.co_consts if isinstance(one, CodeType))
-    return set(code.co_names).union(*inner)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from capsbench.gate.check import Judgement, judge
 from capsbench.gate.comparison import Comparison
 from capsbench.gate.paces import PairedPace, paired_slope_change
 from capsbench.gate.summary import BASELINE_VERSION, Summary
+from capsbench.stats.intervals import StandardError
 from helpers.made import make_turns
 from helpers.seeded import in_brief, seeded_run
 
@@ -46,14 +47,64 @@ def test_several_processes_know_a_slope_better() -> None:
     assert widths[1] / widths[4] == pytest.approx(2, rel=0.01)
 
 
-def test_processes_of_too_few_rounds_are_not_counted() -> None:
+def test_processes_that_scatter_more_than_earlier_ones_make_a_change_less_certain() -> None:
+    def width(*shares: float) -> float:
+        paces = [PairedPace(1.0, 0.999, 1.001, 40, 4, StandardError(share, 3.0 if share else 0.0)) for share in shares]
+        change = paired_slope_change(*paces)
+        return change.high - change.low
+
+    assert width(0.05, 0.05) > width(0.0, 0.05) > width(0.0, 0.0) > width(0.01, 0.01)
+
+
+def test_the_scatter_of_processes_is_in_a_baseline(tmp_path: Path) -> None:
+    records = make_turns(("rescapsnet",), full=24, ends=0, noise=0.01)
+    of = [number // 6 for number in range(24)]
+    slow = []
+    for record in records:
+        time = record.time
+        assert time is not None
+        assert time.growing is not None
+        factors = [1 + 0.1 * process for process in of]
+        parts = [factor * one for factor, one in zip(factors, time.growing.train_step_seconds, strict=True)]
+        whole = [
+            one + more - less
+            for one, more, less in zip(time.train_step_seconds, parts, time.growing.train_step_seconds, strict=True)
+        ]
+        growing = time.growing.model_copy(update={"train_step_seconds": parts})
+        more = {"train_step_seconds": whole, "growing": growing, "processes": of}
+        slow.append(record.model_copy(update={"time": time.model_copy(update=more)}))
+    summary = in_brief(slow)
+    write_baseline(summary, tmp_path / "base.json")
+    (series,) = read_baseline(tmp_path / "base.json").lines
+    found = series.slopes["train"]
+    assert found.scatter is not None
+    assert found.of_rest is not None
+    assert found.of_rest_scatter is not None
+    assert found.of_rest_scatter.deviation / found.of_rest == pytest.approx(0.13 / 1.15, rel=0.2)
+    assert 2 < found.of_rest_scatter.degrees <= 3
+
+
+def test_a_baseline_without_scatter_is_compared_by_the_prior(tmp_path: Path) -> None:
+    summary = run(0)
+    write_baseline(summary, tmp_path / "base.json")
+    data = json.loads((tmp_path / "base.json").read_text())
+    for line in data["lines"]:
+        for known in line["slopes"].values():
+            known["processes"] = 1
+            known.pop("scatter", None)
+            known.pop("of_rest_scatter", None)
+    (tmp_path / "base.json").write_text(json.dumps(data | {"schema_version": 3}))
+    assert judge(summary, read_baseline(tmp_path / "base.json")).passed
+
+
+def test_processes_of_few_rounds_count_for_less() -> None:
     records = make_turns(("rescapsnet",), full=20, ends=0)
     of = [0] * 8 + [1] * 9 + [2] * 3
     divided = [
         record.model_copy(update={"time": record.time and record.time.model_copy(update={"processes": of})}) for record in records
     ]
     (series,) = in_brief(divided).lines
-    assert {slope.processes for slope in series.slopes.values()} == {2}
+    assert [slope.processes for slope in series.slopes.values()] == pytest.approx([400 / 154] * 2, rel=1e-4)
 
 
 def test_the_change_is_that_of_the_block() -> None:

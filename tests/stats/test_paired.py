@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from capsbench.stats.paired import centre, paired_ratio_interval, pooled_centre, row_slopes
+from capsbench.stats.paired import centre, paired_ratio_interval, row_slopes
 
 DEPTHS = tuple(map(float, range(1, 9)))
 
@@ -133,15 +133,3 @@ def test_there_is_no_ratio_to_what_may_be_0() -> None:
     random = np.random.default_rng(4)
     assert paired_ratio_interval(1 + random.random(12), random.random(12) - 0.5) is None
     assert paired_ratio_interval(np.ones(5), np.ones(5)) is None
-
-
-def test_processes_that_agree_are_pooled_and_others_widen_the_interval() -> None:
-    random = np.random.default_rng(6)
-    values, processes = random.standard_normal(24), [0] * 12 + [1] * 12
-    assert pooled_centre(values, processes) == centre(values)
-    apart = pooled_centre(values + 20 * np.array(processes), processes)
-    assert apart.interval is not None
-    assert apart.interval[0] < 0
-    assert apart.interval[1] > 20
-    few = [0] * 19 + [1] * 5
-    assert pooled_centre(values + 20 * np.array(few), few) == centre(values + 20 * np.array(few))

@@ -60,3 +60,42 @@ def test_the_widest_of_several_slopes_counts():
         for model in ("rescapsnet", "mocapsnet")
     ]
     assert looked_at(records).share == max(each)
+
+
+def test_what_processes_differ_by_leaves_room_for_the_share_that_is_asked_for():
+    """One process cannot show what processes differ by, so that an interval has a least width, well within the usual share."""
+    quiet = looked_at(records_of([0.01] * 12))
+    assert 0.05 < quiet.share < 0.7 * 0.2
+    assert quiet.processes_prevail
+    assert quiet.narrowed_by(1000) == pytest.approx(0)
+    assert quiet.are_known(0.2)
+    assert quiet.are_enough(0.2)
+
+
+def test_no_round_is_taken_for_what_only_processes_would_narrow():
+    quiet = looked_at(records_of([0.01] * 12))
+    assert not quiet.are_known(0.05)
+    assert quiet.are_enough(0.05)
+    assert not looked_at(records_of([0.01] * 11)).are_enough(0.05)
+    rough = looked_at(records_of([0.009, 0.01, 0.011] * 4))
+    assert not rough.are_enough(0.05), "its rounds are not known within the share"
+    assert not looked_at(records_of([0.0] * 12)).are_enough(0.2)
+
+
+def test_rounds_narrow_their_own_part_of_the_interval():
+    noisy = looked_at(records_of([0.01, 0.02, 0.03] * 4))
+    assert not noisy.processes_prevail
+    assert 0.45 < noisy.narrowed_by(36) < 0.5
+    assert noisy.narrowed_by(36) > looked_at(records_of([0.01, 0.02, 0.03] * 8)).narrowed_by(36)
+    assert looked_at(records_of([0.01] * 5)).narrowed_by(10) == 0
+
+
+def test_processes_that_disagree_are_seen():
+    records = records_of([0.01] * 12 + [0.02] * 12)
+    apart = [
+        record.model_copy(update={"time": record.time.model_copy(update={"processes": [0] * 12 + [1] * 12})})
+        for record in records
+    ]
+    assert looked_at(apart).share > 2 * looked_at(records_of([0.01] * 24)).share
+    assert looked_at(apart).processes_prevail
+    assert looked_at(apart).are_enough(0.2)

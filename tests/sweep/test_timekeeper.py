@@ -1,5 +1,6 @@
 """Cells that take turns: how long, what is kept, and what happens when one fails. A process of made-up times stands in."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -153,18 +154,35 @@ def test_all_cells_take_turns_until_the_slopes_are_known(tmp_path, process):
     assert found["mocapsnet", 2].notes == ["a note"]
     assert observer.finished_cells == report.records
     assert [state.rounds for state in observer.states] == [*range(1, 13)]
-    assert observer.states[-1].slopes_share == pytest.approx(0, abs=1e-6)
+    assert observer.states[-1].slopes_share == pytest.approx(0.12, abs=0.03), "rounds agree, but processes may differ"
     assert not (tmp_path / "rounds.jsonl").exists()
 
 
 def test_rounds_are_divided_among_processes(tmp_path, process):
-    report = keep(tmp_path, plan_of(samples=10, processes=4))
+    report = keep(tmp_path, plan_of(samples=30, processes=4))
     assert [one.request.process for one in process.started] == [0, 1, 2, 3]
-    # The first processes take their parts of the least number of rounds, the last one what the slopes need beyond it.
-    assert [len(one.orders) for one in process.started] == [3, 2, 3, 4]
-    (times,) = {tuple(record.time.processes) for record in report.records if record.cell.configuration.blocks in (1, 4)}
-    assert times == (0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3)
+    assert [len(one.orders) for one in process.started] == [8, 7, 8, 7]
+    (times,) = {tuple(record.time.processes) for record in report.records}
+    assert times == (*[0] * 8, *[1] * 7, *[2] * 8, *[3] * 7)
     assert {record.status for record in report.records} == {"ok"}
+
+
+def test_each_process_takes_rounds_enough_to_show_what_processes_differ_by(tmp_path, process):
+    report = keep(tmp_path, plan_of(samples=5, processes=4))
+    sizes = [[len(order) for order in one.orders] for one in process.started]
+    assert sizes[:3] == [[8, 8, 4, 4, 4, 4], *[[8, 4, 4, 4, 4, 4]] * 2]
+    assert sizes[3][:6] == [8, 4, 4, 4, 4, 4], "the last one takes what is needed beyond it"
+    found = by_cell(report)
+    assert found["mocapsnet", 1].time.processes[:24] == [*[0] * 6, *[1] * 6, *[2] * 6, *[3] * 6]
+    assert found["mocapsnet", 2].time.processes == [0, 0, 1, 2, 3]
+
+
+def test_a_sweep_of_several_processes_that_was_cut_off_goes_on(tmp_path, process, monkeypatch):
+    interrupt_at(9, process, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        keep(tmp_path, plan_of(samples=5, processes=4))
+    found = by_cell(keep(tmp_path, plan_of(samples=5, processes=4)))
+    assert found["mocapsnet", 1].time.processes[:24] == [*[0] * 6, *[1] * 2, *[2] * 4, *[3] * 6, *[4] * 6]
 
 
 def test_a_cell_that_fails_in_one_process_is_left_out_of_the_next(tmp_path, process, monkeypatch):
@@ -353,9 +371,12 @@ def test_rounds_of_an_earlier_sweep_are_no_part_of_what_more_would_buy(tmp_path,
         plan = plan_of(cells(depths=depths), passes=["time"], budget_seconds=10, slope_share=0.01)
         Timekeeper(plan, Report(tmp_path), "abcd", notify=heard.append).run()
     assert "would narrow the interval by 50%" in heard[0]
-    taken = len(process.started[1].orders)
-    both = len(process.started[0].orders) + taken
-    assert f"would narrow the interval by {1 - (both / (both + 3 * taken)) ** 0.5:.0%}" in heard[1]
+    assert narrowed(heard[1]) < 0.4
+
+
+def narrowed(text):
+    """The share by which a longer run would narrow an interval, as a sweep said at its end."""
+    return int(re.search(r"would narrow the interval by (\d+)%", text)[1]) / 100
 
 
 def test_processes_that_differ_are_said_not_to_be_helped_by_rounds(tmp_path, process, monkeypatch):
@@ -366,7 +387,7 @@ def test_processes_that_differ_are_said_not_to_be_helped_by_rounds(tmp_path, pro
         plan = plan_of(cells(depths=depths, models=("mocapsnet",)), passes=["time"], budget_seconds=20)
         Timekeeper(plan, Report(tmp_path), "abcd", notify=heard.append).run()
     assert "would narrow" in heard[0]
-    assert "its processes differ by more than their rounds" in heard[1]
+    assert "processes differ by more than their rounds" in heard[1]
 
 
 def test_an_end_that_was_timed_alone_gets_rounds(tmp_path, process):
@@ -493,8 +514,12 @@ def test_the_state_is_what_observers_hear(tmp_path, process):
 @pytest.mark.parametrize(
     ("noise", "budget", "said"),
     [
-        (0.0, 20, ["known within ± 0%", "four times as many would narrow the interval by 50%"]),
-        (0.5, 10, ["not ± 10%", "40 seconds of `time_budget` would narrow the interval by 50%"]),
+        (
+            0.0,
+            20,
+            ["known within ± 5%", "four times as many would narrow the interval by 0%", "more `processes` would narrow it"],
+        ),
+        (0.5, 10, ["not ± 10%", "40 seconds of `time_budget` would narrow the interval by 4"]),
         (0.0, 0, ["5 rounds are too few"]),
     ],
 )
@@ -538,6 +563,7 @@ def test_under_load_rounds_go_on_to_the_budget_and_four_times_as_much_halves_the
         process.seed = seed
         short, said = widths_under_load(tmp_path / f"{seed} short", 50)
         long, _ = widths_under_load(tmp_path / f"{seed} long", 200)
-        assert "200 seconds of `time_budget` would narrow the interval by 50%" in said
+        assert "200 seconds of `time_budget`" in said
+        assert 0.3 < narrowed(said) <= 0.5, "all but what processes differ by"
         ratios += [one / other for one, other in zip(long, short, strict=True)]
     assert 0.4 < np.median(ratios) < 0.6
