@@ -239,7 +239,7 @@ class Configuration(BaseModel):
             of_model=True,
         ),
     ] = None
-    """Memory strategy of the stack; of a user's own network, of the members of its longest list (None: as it is)."""
+    """Memory strategy of the stack, or of the longest list of a user's own network (None: as it is)."""
 
     inverse: Annotated[
         str | None,
@@ -339,7 +339,7 @@ class Configuration(BaseModel):
             none="as the network has it",
         ),
     ] = None
-    """Forward and backward passes before each step of the optimizer, which divide their losses; None for a case's own, or 1."""
+    """Forward and backward passes before each step of the optimizer; None for a case's own, or 1."""
 
     compile: Annotated[
         str | None,

@@ -238,7 +238,7 @@ class MemoryFigures(Schema):
     at_peak: Contents | None = None
     """Contents of the highest point; None if the probe cannot tell blocks apart."""
     inference_peak_bytes: NonNegativeInt | None = None
-    """Highest bytes during an inference step, with weights and batch, without the optimizer's state. None before version 7."""
+    """Highest bytes during an inference step, without the optimizer's state. None before version 7."""
     inference_kept_bytes: int | None = None
     """Bytes alive after an inference step minus those before: its outputs, a cache of keys and values among them."""
     certainty: dict[str, Certainty] | None = None
@@ -269,7 +269,7 @@ class GrowingFigures(Schema):
     axis: str = "blocks"
     """Name of the axis along which they grow, and the rest of the step does not; before version 7 always `blocks`."""
     train_step_seconds: list[NonNegativeFloat]
-    """Seconds inside these modules in forward and backward, and their share of the optimizer's by the bytes of parameters."""
+    """Seconds inside these modules in forward and backward, and their share of the optimizer's."""
     forward_seconds: list[NonNegativeFloat]
     """Seconds inside these modules in the forward pass of a training step."""
     inference_seconds: list[NonNegativeFloat]
@@ -312,7 +312,7 @@ class TimeFigures(Schema):
     processes: list[NonNegativeInt] = []
     """Number of the process of each sample; a sweep that was resumed has several. Empty where `rounds` is."""
     growing: GrowingFigures | None = None
-    """Times of the parts that grow along an axis; None if they could not be told apart, or the cell was timed alone."""
+    """Times of the parts that grow along an axis; None if not told apart, or if the cell was timed alone."""
 
     @model_validator(mode="after")
     def _has_a_round_for_each_sample(self) -> "TimeFigures":
@@ -393,7 +393,7 @@ class StepFigures(Schema):
     floor_bytes: int | None = None
     """Memory that any computation of the step needs: weights, their gradients, the optimizer's state and the batch."""
     modelled_train_step_seconds: float | None = None
-    """Seconds of a training step by a model of its operators, not measured; None if it is run, and before version 7."""
+    """Seconds of a training step by a model of its operators; None if it is run, and before version 7."""
     modelled_forward_seconds: float | None = None
     """Seconds of its forward pass and loss by the same model."""
     notes: list[str] = []

@@ -313,7 +313,7 @@ def test_a_live_network_is_guarded_by_a_baseline(session, pytester):
     update = "--update-memory-baselines"
 
     def outcomes(width: int, *options: str):
-        return session(LIVE.replace("WIDTH", str(width)), *options)
+        return session(LIVE.replace("WIDTH", str(width)), *options, apart=True)
 
     result = outcomes(256)
     result.assert_outcomes(failed=2)
@@ -340,7 +340,8 @@ def test_inputs(memory_baseline):
 
 def test_line(memory_baseline):
     memory_baseline(nn.Linear(2, 2), torch.rand(2, 2), torch.Tensor.sum, file=FILE, name="another")
-""".replace("FILE", repr(str(ROOT / "baselines" / "predicted.json")))
+""".replace("FILE", repr(str(ROOT / "baselines" / "predicted.json"))),
+        apart=True,
     )
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*model 'Linear'*", "*has no line 'another'*"])

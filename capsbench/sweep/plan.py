@@ -423,8 +423,10 @@ def _check_settings_of_case(sweep: Sweep, model: str, settings: Mapping[str, Set
         if not values:
             raise ConfigurationError(f"`settings` {name} has no value", f"give one or several, or leave {name} out")
         if name not in settings:
+            # The name of an option is written as one, for the command line prints its flag.
+            what = f"`{name}`" if name in _OF_IMAGES else name
             raise ConfigurationError(
-                f"model '{model}' takes no {name}", f"it takes {', '.join(settings)}" if settings else "it takes no settings"
+                f"model '{model}' takes no {what}", f"it takes {', '.join(settings)}" if settings else "it takes no settings"
             )
         usual = settings[name]
         for value in values:

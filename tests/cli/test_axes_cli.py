@@ -152,3 +152,12 @@ WRONG = {
 @pytest.mark.parametrize("verb", ["run", "predict"])
 def test_wrong_axes_are_refused_in_two_lines(command, verb, typed, what, hint):
     assert_refused(command(verb, "--models", "mocapsnet", "--device", "cpu", *typed), what, hint)
+
+
+def test_a_case_takes_no_shape_of_images(command):
+    assert_refused(
+        command("run", *HERE, "--shape", "3x32x32"), "model 'tiny.py:gpt2' takes no --shape", "it takes blocks, length"
+    )
+    assert_refused(
+        command("run", *HERE, "--vary", "lenght=8,16"), "--vary lenght: model 'tiny.py:gpt2' takes no lenght", "length"
+    )

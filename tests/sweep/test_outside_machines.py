@@ -208,7 +208,7 @@ def test_an_older_report_never_lends_cells_of_another_source(edited, tmp_path):
     new = [record.model_copy(update={"started_at": "2031-01-01T00:00:00+00:00"}) for record in new]
     summary, notes = summarize([Report.of(old, "old"), Report.of(new, "new")])
     (line,) = summary.lines
-    assert [cell.blocks for cell in line.cells] == [2, 3]
+    assert [cell.position for cell in line.cells] == [2, 3]
     assert any("report old" in note for note in notes)
 
 

@@ -194,8 +194,8 @@ def test_a_shape_that_is_none(text):
 
 
 def test_a_shape_is_no_option_of_a_case():
-    assert f"model '{CASE}' takes no image_shape" in refused(CASE, None, image_shape="3x32x32")
-    assert f"model '{CASE}' takes no classes" in refused(CASE, None, classes=5)
+    assert f"model '{CASE}' takes no `image_shape`" in refused(CASE, None, image_shape="3x32x32")
+    assert f"model '{CASE}' takes no `classes`" in refused(CASE, None, classes=5)
 
 
 def test_axes_are_what_cells_of_one_series_differ_in():
