@@ -21,8 +21,10 @@ SUMMARIES = {
     "report": "Write one page of every report at or below the folders: no network, no server, opens from disk.",
     "reproduce": "Reproduce the paper's figures and tables, with its values beside your own.",
     "run": "Measure memory and time over depth or any other axis, fit the slopes, draw figures 3 and 4.",
-    "show": "Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth.",
-    "slopes": "Print the slope of every line: the cost of a block, with its 95 % interval and the ratio to ResCapsNet.",
+    "show": "Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth, "
+    "or over what was varied.",
+    "slopes": "Print the slope of every line: the cost of a block (a sample, a token), with its 95 % interval "
+    "and the ratio to ResCapsNet.",
     "timeline": "Look inside one training step of one network: memory alive and its purpose, the peak's operator, modules "
     "that retain.",
     "train": "Train a network to accuracy: checkpoints from which nothing is lost, the best epoch chosen on held-out images.",

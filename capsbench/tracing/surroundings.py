@@ -1,5 +1,6 @@
 """Parts of torch that behave differently while a step is followed on tensors without values."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
@@ -43,11 +44,13 @@ def whole_inputs() -> AbstractContextManager[None]:
 
     def lstm(*args: Any) -> Any:
         *_, batch_first = args
-        if not (torch.is_inference_mode_enabled() and batch_first is True):  # with gradients it is kept for backward
-            return real(*args)
-        held = args[0].transpose(0, 1).contiguous()
-        out, *states = real(held, *args[1:-1], False)
-        return out.transpose(0, 1), *states
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its remarks are on speed, and a measured step makes them too
+            if not (torch.is_inference_mode_enabled() and batch_first is True):  # with gradients it is kept for backward
+                return real(*args)
+            held = args[0].transpose(0, 1).contiguous()
+            out, *states = real(held, *args[1:-1], False)
+            return out.transpose(0, 1), *states
 
     return replaced(torch._VF, "lstm", lstm)
 
