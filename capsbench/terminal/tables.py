@@ -35,7 +35,9 @@ def slopes_table(table: pd.DataFrame) -> Table:
     """
     shown = [name for name in SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
-    title = f"slope per {axis_unit(axis_name(table))}, and its ratio to ResCapsNet"
+    title = f"slope per {axis_unit(axis_name(table))}"
+    if table.loc[table["metric"].isin(shown), "ratio_to_rescapsnet"].notna().any():
+        title += ", and its ratio to ResCapsNet"
     footnote = _footnote(table, basis_note(table[table["metric"].isin(shown)]))
     out = Table(title=title, title_justify="left", title_style="bold", box=None, **footnote)
     out.add_column("model", overflow="fold")

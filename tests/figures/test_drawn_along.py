@@ -106,6 +106,7 @@ def test_seconds_per_epoch_are_refused_over_the_batch_size(grid):
 
 def test_tables_on_a_terminal_name_the_unit(tokens, attention, grid):
     assert "slope per token" in printed(slopes_table(tokens.slopes))
+    assert "ResCapsNet" not in printed(slopes_table(tokens.slopes)), "nothing is compared to it here"
     text = " ".join(printed(slopes_table(attention.slopes)).split())
     assert "48 B per pair of tokens" in text
     cells = printed(cells_table(grid.frame))

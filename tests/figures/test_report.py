@@ -287,7 +287,7 @@ def rendered(table):
 def test_slopes_fit_a_terminal(sweep_frame):
     text = rendered(slopes_table(slopes(sweep_frame)))
     assert max(map(len, text.splitlines())) <= 80
-    for words in ("ResCapsNet", "10.00 MiB", "20.0 ms", "30.0 ms", "× 1.5", "× 0"):
+    for words in ("slope per block, and its ratio to ResCapsNet", "10.00 MiB", "20.0 ms", "30.0 ms", "× 1.5", "× 0"):
         assert words in text
     assert "…" not in text
 
