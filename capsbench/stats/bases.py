@@ -6,8 +6,7 @@ of an allocator lie on a curve by accident, but no cost shrinks with the square 
 
 Times are noisy, so that n² is added to {1, n} only if an F-test of the two nested models, or the rounds in which cells took
 turns, say so (`linearity`, `paired`), if the line is off by more than a share of the range, and if a cubic is not better still.
-Nothing that is timed is divided by its axis alone, nor grows with the square
-of a number of blocks.
+Nothing that is timed is divided by its axis alone, nor grows with the square of a number of blocks.
 """
 
 from collections.abc import Sequence

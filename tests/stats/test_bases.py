@@ -55,6 +55,21 @@ def test_three_positions_have_no_square_and_two_no_share():
     assert exact_curve(np.array([1.0, 2]), np.array([8.0, 4])) is None
 
 
+def test_the_explained_variance_is_that_of_the_curve():
+    report = make_varied(
+        lambda at: 64 + at["length"],
+        lambda at: 1e-8 * at["length"] ** 2 * (1 + 0.01 * (at["length"] % 3)),
+        length=range(16, 160, 16),
+    )
+    row = report.slopes.set_index("metric").loc["train"]
+    assert row["shape"] == "quadratic"
+    lengths = np.arange(16.0, 160, 16)
+    values = 1e-8 * lengths**2 * (1 + 0.01 * (lengths % 3))
+    residuals = values - row["intercept"] - row["slope"] * lengths - row["term"] * lengths**2
+    assert row["r2"] == pytest.approx(1 - (residuals**2).sum() / ((values - values.mean()) ** 2).sum(), rel=1e-12)
+    assert row["r2"] < 1
+
+
 MIB = 2**20
 
 
