@@ -33,7 +33,7 @@ from capsbench.foreign import (
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import OPTIONS, OWN_INPUTS, Configuration, Setting
 from capsbench.phases import UNOBSERVED, Phases, StepObserver
-from capsbench.reversible import keep_less, lists_kept_less
+from capsbench.reversible import keep_less, lists_kept_less, refuse_uncalled
 from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
@@ -130,6 +130,8 @@ class Facts(NamedTuple):
     """The settings of a function that makes cases, by name with their defaults; None for any other."""
     builder: Builder | None = None
     """The arguments of a function that builds a network for images; None for any other."""
+    own_memory: bool = False
+    """True if a user's function that makes a classifier has an argument `memory`, which takes the option's place."""
 
 
 def facts_of(name: str) -> Facts:
@@ -142,7 +144,8 @@ def facts_of(name: str) -> Facts:
     builder = None if name in BUILT_IN else builder_of(factory)
     settings = None if name in BUILT_IN or builder is not None else settings_of(factory)
     simple = None if settings is None else {key: one for key, one in settings.items() if type(one) in (bool, int, float, str)}
-    return Facts(fingerprint_of(name), simple, builder)
+    own_memory = name not in BUILT_IN and builder is None and settings is None and _names(factory, "memory")
+    return Facts(fingerprint_of(name), simple, builder, own_memory)
 
 
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:
@@ -186,11 +189,12 @@ def _builder_of(configuration: Configuration) -> Builder | None:
 def _keeping_less(module: nn.Module, configuration: Configuration) -> nn.Module:
     """The network, whose layers keep less for backward if the configuration of a user's own network says so.
 
-    A factory with an argument `memory` has its own way.
+    A factory of classifiers with an argument `memory` has its own way.
     """
     if configuration.model in BUILT_IN or configuration.memory is None:
         return module
-    if configuration.settings is not None or not _names(resolve_model(configuration.model), "memory"):
+    is_classifier = configuration.dataset != OWN_INPUTS and _builder_of(configuration) is None
+    if not (is_classifier and _names(resolve_model(configuration.model), "memory")):
         keep_less(module, configuration.memory)
     return module
 
@@ -344,6 +348,7 @@ class Workload:
         self.case = case
         lists = [f"{count} of '{name}'" for name, count in lists_kept_less(case.module).items()]
         self._notes += [f"memory '{configuration.memory}' is that of the layers {', '.join(lists)}"] if lists else []
+        self._layers_unseen = bool(lists)
         # One that trains may have parts in evaluation mode, such as frozen statistics.
         self.model = case.module if case.module.training else case.module.train()
         self.given = case.tensors()
@@ -432,8 +437,16 @@ class Workload:
             observer: observer of its phases.
 
         Raises:
-            ConfigurationError: a step of the case's own never calls backward, or steps an optimizer that is unknown.
+            ConfigurationError: a step of the case's own never calls backward, or steps an optimizer that is unknown; or the
+                step calls none of the layers that should keep less.
         """
+        self._step(observer)
+        if self._layers_unseen:
+            refuse_uncalled(self.model)
+            self._layers_unseen = False
+
+    def _step(self, observer: StepObserver) -> None:
+        """Run a step, whichever layers it calls."""
         with Phases(observer) as phases:
             if self.case.train is not None:
                 self._own_step(self.case.train, phases)

@@ -12,6 +12,7 @@ from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.options import Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import MemoryFigures
+from capsbench.reversible import keep_less
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.workload import Workload
 from helpers import networks_of_others as others
@@ -20,6 +21,7 @@ from helpers.comparing import assert_all_close
 FIGURES = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_allocated_bytes", "inference_peak_bytes")
 NETWORKS = ("gpt2", "llama", "bert", "t5", "vit", "swin", "timm_vit", "transformer", "deep")
 MORE_BLOCKS = 3
+OWN = ("deep", "classifier", "bypassing", "with_own")
 
 
 class Block(nn.Module):
@@ -44,11 +46,42 @@ def classifier(in_shape, num_classes, blocks):
     return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 16), layers, nn.Linear(16, num_classes))
 
 
+class OwnMethod(Block):
+    """A block that its network computes by another method than forward."""
+
+    def run(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Bypassing(nn.Module):
+    """A network that calls another method of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(OwnMethod() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer.run(x)
+        return x
+
+
+def bypassing():
+    return Case(Bypassing(), torch.rand(8, 16), loss=Tensor.sum)
+
+
+def with_own(in_shape, num_classes, blocks, memory="checkpoint"):
+    """A classifier that checkpoints its layers by itself unless it is told otherwise."""
+    made = classifier(in_shape, num_classes, blocks)
+    keep_less(made[2], memory)
+    return made
+
+
 def configured(name: str, memory: str | None, blocks: int = MORE_BLOCKS, device: str = "cpu", **options: Any) -> Configuration:
     """The configuration of a network, with a memory strategy."""
     if name in others.PACKAGES:
         pytest.importorskip(others.PACKAGES[name])
-    model = f"{__name__ if name in ('deep', 'classifier') else others.__name__}:{name}"
+    model = f"{__name__ if name in OWN else others.__name__}:{name}"
     usual = {"threads": 1} if device == "cpu" else {}
     (cell,) = expand(Sweep((model,), [blocks], device, memory=memory, **usual | options))
     return cell.configuration
@@ -114,3 +147,20 @@ def test_other_strategies_are_refused(memory, words):
 def test_a_network_without_layers_is_refused():
     with pytest.raises(ConfigurationError, match="finds no list of layers in UNet"):
         Workload(configured("unet", "checkpoint", depths_chosen=False))
+
+
+def test_layers_that_are_not_called_are_refused_after_a_step():
+    Workload(configured("bypassing", "stored", depths_chosen=False)).train_step()
+    load = Workload(configured("bypassing", "checkpoint", depths_chosen=False))
+    with pytest.raises(ConfigurationError, match="no layer OwnMethod is called"):
+        load.train_step()
+
+
+def test_a_classifier_with_an_argument_memory_is_given_every_strategy():
+    retained = {
+        memory: figures(configured("with_own", memory, batch_size=8))[0].retained_bytes
+        for memory in (None, "stored", "checkpoint", "offload")
+    }
+    assert retained[None] == retained["checkpoint"] < retained["stored"] == retained["offload"]
+    assert configured("with_own", "stored").memory == "stored"
+    assert configured("with_own", None).memory is configured("classifier", "stored").memory is None

@@ -7,12 +7,13 @@ gradients are computed, nothing changes.
 
 from collections.abc import Iterator, Mapping
 from functools import update_wrapper
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from capsbench.errors import ConfigurationError
 from capsbench.reversible.strategies import REVERSIBLE_STRATEGIES, Offloading, refuse_lost_hooks, run_checkpointed
@@ -35,27 +36,94 @@ class KeptLess:
     def __init__(self, member: nn.Module, memory: str) -> None:
         self._member, self._own, self.memory = member, member.forward, memory
         update_wrapper(self, self._own)
+        self.called = False
+        """True once it has been called with gradients."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the member's own forward."""
         if not torch.is_grad_enabled():
             return self._own(*args, **kwargs)
+        self.called = True
         refuse_lost_hooks(self.memory, [self._member])
-        leaves, structure = tree_flatten((args, kwargs), is_leaf=lambda one: hasattr(one, "get_seq_length"))
+        leaves, structure = _flat((args, kwargs))
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         if self.memory == "offload":
             with Offloading([self._member], pin_memory=any(one.is_cuda for one in tensors)):
                 return self._own(*args, **kwargs)
         others = [_TENSOR if isinstance(leaf, Tensor) else _without_cache(leaf) for leaf in leaves]
+        objects = _Objects(others)
 
         def evaluated(*state: Tensor) -> Any:
+            if objects.changed():
+                raise self._refusal("is given an object that is changed before backward")
             left = iter(state)
             again = [next(left) if other is _TENSOR else other for other in others]
             positional, named = tree_unflatten(again, structure)
-            return self._own(*positional, **named)
+            out = self._own(*positional, **named)
+            # Lists and dictionaries are copies, so that a change would be lost, and an object would be changed once more.
+            after, made = _flat((positional, named))
+            if made != structure or any(one is not other for one, other in zip(after, again, strict=True)):
+                raise self._refusal("changes a list or dictionary that it is given")
+            if objects.changed():
+                raise self._refusal("changes an object that it is given")
+            return out
 
         # All tensors are inputs of the checkpoint, wherever they lie, or a change of one in place would go unnoticed.
         return run_checkpointed([evaluated], tensors, [self._member])
+
+    def _refusal(self, what: str) -> ConfigurationError:
+        """The error of a member that another evaluation would not repeat."""
+        return ConfigurationError(
+            f"layer {type(self._member).__name__} {what}, which a checkpoint cannot repeat", "use memory 'stored' or 'offload'"
+        )
+
+
+class _Objects:
+    """The attributes of objects among arguments, and of the objects that these hold, to find changes of them.
+
+    Modules and what has no `__dict__`, such as an iterator, are not followed; nothing is, while the compiler traces, which
+    takes no such changes into the graph of a checkpoint.
+
+    Args:
+        objects: arguments.
+    """
+
+    def __init__(self, objects: list[Any]) -> None:
+        self._objects = [] if torch.compiler.is_compiling() else [one for one in objects if _has_parts(one)]
+        self._before = self._found()
+
+    def changed(self) -> bool:
+        """Return whether an attribute is another object than before, or a tensor was changed in place."""
+        now = self._found()
+        return len(now) != len(self._before) or any(
+            one is not other or version != earlier for (one, version), (other, earlier) in zip(now, self._before, strict=True)
+        )
+
+    def _found(self) -> list[tuple[Any, int]]:
+        """All that is held, each with the number of its changes in place."""
+        found: list[tuple[Any, int]] = []
+        left, seen = list(self._objects), set()
+        while left:
+            one = left.pop()
+            is_counted = isinstance(one, Tensor) and not one.is_inference()
+            found.append((one, one._version if is_counted else 0))
+            if _has_parts(one) and id(one) not in seen:
+                seen.add(id(one))
+                parts = dict(enumerate(one)) if isinstance(one, set) else vars(one)
+                # Names are found, too, for one may be added whose value is an empty list.
+                left += [*parts, *_flat(list(parts.values()))[0]]
+        return found
+
+
+def _has_parts(one: Any) -> bool:
+    """Return whether the parts of an argument are followed."""
+    whole = Tensor | nn.Module | type | FunctionType | MethodType | ModuleType
+    return isinstance(one, set) or (hasattr(one, "__dict__") and not isinstance(one, whole))
+
+
+def _flat(tree: Any) -> tuple[list[Any], TreeSpec]:
+    """The leaves and the structure of arguments, of which a cache of keys and values is a leaf."""
+    return tree_flatten(tree, is_leaf=lambda one: hasattr(one, "get_seq_length"))
 
 
 def _without_cache(argument: Any) -> Any:
@@ -124,6 +192,21 @@ def lists_kept_less(module: nn.Module) -> dict[str, int]:
         for name, container in _lists(module)
     }
     return {name: count for name, count in found.items() if count}
+
+
+def refuse_uncalled(module: nn.Module) -> None:
+    """Refuse a network none of whose members that keep less was called with gradients, as if another method computes them.
+
+    Raises:
+        ConfigurationError: the network has such members, and none was called.
+    """
+    kept = [(one, forward) for one in module.modules() if isinstance(forward := vars(one).get("forward"), KeptLess)]
+    if kept and not any(forward.called for _, forward in kept):
+        member, forward = kept[0]
+        raise ConfigurationError(
+            f"memory '{forward.memory}' has no effect: no layer {type(member).__name__} is called, as in layer(x)",
+            "call the layers themselves rather than another of their methods, or use memory 'stored'",
+        )
 
 
 def _lists(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -278,7 +278,7 @@ def _series_of(sweep: Sweep, model: str, facts: Facts) -> Iterator[Configuration
         yield from _cases(sweep, model, [name for name in names if name not in _OF_IMAGES], facts.settings)
         return
     given = _given_to_builder(sweep, facts)
-    for values in product(*(_fitting(sweep, model, name) for name in names), *given.values()):
+    for values in product(*(_fitting(sweep, model, name, own_memory=facts.own_memory) for name in names), *given.values()):
         asked = dict(zip(names, values, strict=False))
         made = tuple(zip(given, values[len(names) :], strict=True))
         if "routing" not in asked or _has_kernel(asked["routing"], asked["kernel"]):
@@ -315,11 +315,13 @@ def _cases(sweep: Sweep, model: str, names: Sequence[str], settings: Mapping[str
             ) from None
 
 
-def _fitting(sweep: Sweep, model: str, name: str) -> tuple[Any, ...]:
-    """The values of an option that this model can have."""
+def _fitting(sweep: Sweep, model: str, name: str, *, own_memory: bool = False) -> tuple[Any, ...]:
+    """The values of an option that this model can have; a factory with an argument `memory` is given each as it is."""
     values = sweep.values[name]
     if name != "memory":
         return values
+    if own_memory:
+        return tuple(memory for memory in values if memory in (None, *MEMBER_STRATEGIES))
     if model not in MODELS:
         return tuple(None if memory == "stored" else memory for memory in values if memory in (None, *MEMBER_STRATEGIES))
     if values == (None,):

@@ -176,7 +176,7 @@ def step_figures(configuration: Configuration, step: TracedStep, *, build: Build
         ConfigurationError: the network cannot be made, or followed without values.
     """
     # The floor is forward, and the gradients that its operators need in backward, with nothing evaluated twice.
-    changed = _NOTHING_TWICE if configuration.model in BUILT_IN else {"memory": None}
+    changed = _NOTHING_TWICE if configuration.model in BUILT_IN else {"memory": "stored" if configuration.memory == "stored" else None}
     once = configuration.model_copy(update=changed)
     with _following(once, inside=False) as follow:
         workload = _started(follow, once, build)

@@ -3,6 +3,7 @@
 import copy
 import random
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from capsbench.errors import ConfigurationError
-from capsbench.reversible.members import keep_less, lists_kept_less
+from capsbench.reversible.members import keep_less, lists_kept_less, refuse_uncalled
 from helpers.comparing import assert_all_close, saved_by_autograd
 
 WIDTH = 6
@@ -231,3 +232,108 @@ def test_an_empty_cache_is_not_written_to_twice(by_name):
     assert cache.keys == []
     with pytest.raises(ConfigurationError, match="has a cache of 1 tokens"):
         layers[0](x, Cache([x]))
+
+
+class Changing(nn.Module):
+    """A layer that does something to what it is given."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.linear, self.change = nn.Linear(WIDTH, WIDTH), change
+
+    def forward(self, x: Tensor, aux: Any) -> Tensor:
+        y = self.linear(x).tanh()
+        self.change(aux, y)
+        return x + y
+
+
+def setting(name: str) -> Any:
+    return lambda aux, y: setattr(aux, name, y)
+
+
+CHANGES = {
+    "a list": (list, list.append),
+    "an item": (lambda: [1], lambda aux, y: aux.__setitem__(0, y.sum())),
+    "the order": (lambda: [1, 2], lambda aux, y: aux.reverse()),
+    "a dictionary": (dict, lambda aux, y: aux.update(loss=y.sum())),
+    "a list inside": (lambda: {"a": ([],)}, lambda aux, y: aux["a"][0].append(y.sum())),
+    "an attribute": (SimpleNamespace, setting("loss")),
+    "a list of an object": (lambda: SimpleNamespace(aux=[]), lambda aux, y: aux.aux.append(y.sum())),
+    "an empty list of an object": (SimpleNamespace, lambda aux, y: setattr(aux, "aux", [])),
+    "an object of an object": (
+        lambda: [SimpleNamespace(one=SimpleNamespace(count=0))],
+        lambda aux, y: setting("count")(aux[0].one, 1),
+    ),
+    "a tensor of an object": (lambda: SimpleNamespace(sum=torch.zeros(())), lambda aux, y: aux.sum.add_(y.detach().sum())),
+    "a set": (set, lambda aux, y: aux.add(3)),
+}
+
+
+@pytest.mark.parametrize(("make", "change"), CHANGES.values(), ids=CHANGES)
+def test_what_a_member_changes_of_its_arguments_is_refused(make, change):
+    """An outcome in it would be lost, or be there twice, and gradients would be wrong without an error."""
+    x = example()[0]
+    for memory in ("stored", "offload"):
+        layers = nn.ModuleList([Changing(change)])
+        keep_less(layers, memory)
+        layers[0](x, make()).sum().backward()
+    layers = nn.ModuleList([Changing(change)])
+    keep_less(layers, "checkpoint")
+    with pytest.raises(ConfigurationError, match=r"layer Changing changes an? .* that it is given") as raised:
+        layers[0](x, make())
+    assert raised.value.hint == "use memory 'stored' or 'offload'"
+
+
+def test_arguments_that_are_only_read_are_no_change():
+    x = example()[0]
+    layers = nn.ModuleList([Changing(lambda aux, y: [*aux["a"], aux["b"].scale])])
+    keep_less(layers, "checkpoint")
+    aux = {"a": [x, 1000.5, None, {"c": [x]}], "b": SimpleNamespace(scale=x, more=[{}, {3}]), "c": torch.float32, "d": layers}
+    aux["b"].self = aux["b"]
+    layers[0](x, aux).sum().backward()
+    assert layers[0].linear.weight.grad is not None
+
+
+def test_an_object_that_the_network_changes_between_layers_is_refused_in_backward():
+    """The first layer would be evaluated again with the value of the last one."""
+    x, state = example()[0], SimpleNamespace(index=0)
+    layers = nn.ModuleList([Changing(lambda aux, y: y.mul_(aux.index + 1)) for _ in range(2)])
+    keep_less(layers, "checkpoint")
+    for index, layer in enumerate(layers):
+        state.index = index
+        x = layer(x, state)
+    with pytest.raises(ConfigurationError, match="is given an object that is changed before backward"):
+        x.sum().backward()
+
+
+def test_a_compiled_member_that_changes_a_list_is_refused_too():
+    layers = nn.ModuleList([Changing(lambda aux, y: aux.append(y))])
+    keep_less(layers, "checkpoint")
+
+    def loss(x: Tensor) -> Tensor:
+        aux: list[Tensor] = []
+        y: Tensor = layers[0](x, aux).sum()
+        return y + sum(one.sum() for one in aux)
+
+    with pytest.raises(Exception, match="changes a list"):
+        torch.compile(loss, backend="eager")(example()[0])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_members_that_are_never_called_are_refused(compiled):
+    x = example()[0]
+    net = nn.ModuleList(Changing(lambda aux, y: None) for _ in range(2))
+    refuse_uncalled(net)
+    keep_less(net, "checkpoint")
+    with pytest.raises(ConfigurationError, match="memory 'checkpoint' has no effect: no layer Changing is called"):
+        refuse_uncalled(net)
+    with torch.no_grad():
+        net[0](x, None)
+    with pytest.raises(ConfigurationError, match="no layer Changing"):
+        refuse_uncalled(net)
+
+    def one(x: Tensor) -> Any:
+        return net[0](x, None)
+
+    (torch.compile(one, backend="eager") if compiled else one)(x)
+    refuse_uncalled(net)
