@@ -100,16 +100,17 @@ class Phases:
         def seen(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
             signature = inspect.signature(real)
 
-            def call(roots: Any, *args: Any, **kwargs: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
                 nonlocal inside
-                given = signature.bind(roots, *args, **kwargs).arguments
+                given = signature.bind(*args, **kwargs).arguments
+                roots = next(iter(given.values()))
                 # Gradients that have a graph themselves, such as those of a penalty, are a part of forward.
                 if not (inside or (name == "grad" and given.get("create_graph"))):
                     roots_here = [roots] if isinstance(roots, Tensor) else roots
                     self.begin_backward([one for one in roots_here if isinstance(one, Tensor)])
                 inside += 1
                 try:
-                    return real(roots, *args, **kwargs)
+                    return real(*args, **kwargs)
                 finally:
                     inside -= 1
 

@@ -69,10 +69,10 @@ def memory_slope_fixture(request: pytest.FixtureRequest) -> "Iterator[Callable[.
         found = memory_slope(*args, **kwargs)
         if limit is None:
             return found
-        unit = axis_unit(found.axis)
+        unit, varied = axis_unit(found.axis), found.axis.replace("_", " ")
         if unit != limit.unit:
             pytest.fail(
-                f"memory_slope({_PREFIX}{limit.unit.replace(' ', '_')}=…) limits no {unit}, which was varied\n"
+                f"memory_slope({_PREFIX}{limit.unit.replace(' ', '_')}=…) sets no limit per {unit}, but {varied} was varied\n"
                 f"mark the test with {_PREFIX}{unit.replace(' ', '_')}=",
                 pytrace=False,
             )
@@ -81,7 +81,7 @@ def memory_slope_fixture(request: pytest.FixtureRequest) -> "Iterator[Callable[.
         if found.worst_step() > limit.nbytes:
             at = zip(found.positions, found.retained_bytes, strict=True)
             sizes = ", ".join(f"{number_text(position)}: {nbytes}" for position, nbytes in at)
-            where = "depth" if unit == "block" else found.axis.replace("_", " ")
+            where = "depth" if unit == "block" else varied
             pytest.fail(
                 f"a {unit} retains {found.worst_step():.0f} bytes, and may {limit.nbytes:.0f} (bytes at each {where}: {sizes})\n"
                 f"{found.explain()}",
@@ -101,7 +101,8 @@ def memory_baseline_fixture(request: pytest.FixtureRequest) -> "Callable[..., Me
     """Provide `capsbench.estimate` of a live network, which fails the test if the step takes more than its baseline.
 
     The function that the fixture returns has the arguments of `capsbench.estimate`, and two more: `file`, by default
-    memory_baseline.json beside the test, and `name`, by default the test's own. Bytes that are guessed are compared, too.
+    memory_baseline.json beside the test, and `name`, by default the test's own with its file and class. Bytes that are guessed
+    are compared, too.
     """
     from capsbench.errors import CapsbenchError
     from capsbench.estimation import estimate
@@ -112,7 +113,7 @@ def memory_baseline_fixture(request: pytest.FixtureRequest) -> "Callable[..., Me
         update = bool(request.config.getoption(_UPDATE))
         try:
             found = estimate(*args, **kwargs)
-            grown = grown_memory(found, path, name=name or request.node.name, update=update)
+            grown = grown_memory(found, path, name=name or request.node.nodeid.rpartition("/")[2], update=update)
         except CapsbenchError as error:
             pytest.fail(str(error), pytrace=False)
         if grown:

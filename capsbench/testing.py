@@ -59,6 +59,11 @@ class MemorySlope:
     """Name of the axis."""
 
     @property
+    def depths(self) -> tuple[float, ...]:
+        """The positions, of a network whose blocks were varied."""
+        return self.positions
+
+    @property
     def retained_per_unit(self) -> float:
         """Bytes that a unit of the axis adds to what backward will need: a block, a sample, a token."""
         return self.retained.slope
@@ -87,7 +92,7 @@ class MemorySlope:
 
 def memory_slope(
     model_factory: ModelFactory,
-    depths: Sequence[int] = (1, 2, 4),
+    depths: Sequence[int] | None = None,
     *,
     vary: Mapping[str, Sequence[float]] | None = None,
     dataset: str = "sample",
@@ -99,7 +104,7 @@ def memory_slope(
     Args:
         model_factory: function that takes `(in_shape, num_classes, blocks)` and returns a module with outputs `[B, classes]` or
             a `CapsuleOutput`, or one that takes numbers by keyword and returns a `Case`.
-        depths: blocks; at least two different ones.
+        depths: blocks, by default 1, 2 and 4; at least two different ones.
         vary: the one axis in place of depth, and its values: `{"batch_size": (2, 4, 8)}`, or any number that a case takes.
         dataset: data set that sets shape and classes of a classifier.
         batch_size: images of the step, by default 8; a case has its own default.
@@ -111,7 +116,9 @@ def memory_slope(
     """
     if vary is not None and len(vary) != 1:
         raise ConfigurationError(f"`vary` names {len(vary)} axes", "give the one over which the slope is fitted")
-    ((axis, values),) = (vary or {"blocks": depths}).items()
+    if vary is not None and depths is not None:
+        raise ConfigurationError("`depths` and `vary` are both given", "give depths, or one axis and its values in `vary`")
+    ((axis, values),) = (vary or {"blocks": depths or (1, 2, 4)}).items()
     asked = tuple(sorted(set(values)))
     if len(asked) < 2 or asked[0] < 0:
         given = f"depths {tuple(values)}" if axis == "blocks" else f"{axis} {tuple(values)}"

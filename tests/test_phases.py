@@ -79,6 +79,8 @@ CALLS = {
     "backward": lambda: torch.autograd.backward([W.sum()]),
     "grad": lambda: torch.autograd.grad(W.sum(), W),
     "backward with a graph": lambda: W.square().sum().backward(create_graph=True),
+    "grad by keywords": lambda: torch.autograd.grad(outputs=W.sum(), inputs=W),
+    "backward by keywords": lambda: torch.autograd.backward(tensors=W.sum()),
     "grad of several": lambda: torch.autograd.grad(W.sum(), [W, V], allow_unused=True),
 }
 

@@ -162,7 +162,9 @@ def test_right(memory_slope):
     )
     result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(["*a sample retains * bytes, and may 1 (bytes at each batch size: 1: *"])
-    result.stdout.fnmatch_lines(["*limits no sample, which was varied*", "*mark the test with max_bytes_per_sample=*"])
+    result.stdout.fnmatch_lines(
+        ["*sets no limit per sample, but batch size was varied*", "*mark the test with max_bytes_per_sample=*"]
+    )
 
 
 @pytest.mark.slow

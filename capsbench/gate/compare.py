@@ -57,7 +57,7 @@ def _match(
 
     A series is matched on any machine, unless a run has several series that differ in the machine alone.
     """
-    old, new = {series.key(): series for series in before}, {series.key(): series for series in after}
+    old, new = _by_key(before), _by_key(after)
     found = {key: (old.pop(key), new.pop(key)) for key in old.keys() & new.keys()}
     by_name = [Counter(series.portable_key() for series in all_series.values()) for all_series in (old, new)]
     others = {series.portable_key(): key for key, series in new.items()}
@@ -65,8 +65,16 @@ def _match(
         name = series.portable_key()
         if all(count[name] == 1 for count in by_name):
             found[key] = old.pop(key), new.pop(others[name])
-    order = [series.key() for series in before]
+    order = dict.fromkeys(series.key() for series in before)
     return [found[key] for key in order if key in found], list(old.values()), list(new.values())
+
+
+def _by_key(all_series: Sequence[SeriesSummary]) -> dict[str, SeriesSummary]:
+    """Series by key; if one lies along the first axis of a report and a further one of another, the former has the cells."""
+    found: dict[str, SeriesSummary] = {}
+    for series in sorted(all_series, key=lambda one: one.further):
+        found.setdefault(series.key(), series)
+    return found
 
 
 def _nearest(before: Sequence[SeriesSummary], after: Sequence[SeriesSummary]) -> str:

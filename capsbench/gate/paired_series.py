@@ -18,6 +18,7 @@ from capsbench.gate.paces import (
 )
 from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, ScatterSummary, SeriesSummary, SlopeSummary, Summary
 from capsbench.records import Status, adds_up
+from capsbench.stats.bases import HALF_A_BYTE, exact_curve
 from capsbench.stats.intervals import StandardError
 from capsbench.stats.least_squares import fit_slope
 from capsbench.words.modules import module_changes
@@ -117,9 +118,12 @@ class PairedSeries:
         values = [(old.bytes[name], new.bytes[name]) for old, new in cells]
         if len({old.position for old, _ in cells}) > 1:
             places = [old.position for old, _ in cells]
-            before, after = (fit_slope(places, side).slope for side in zip(*values, strict=True))
-            last = max(cells, key=lambda it: it[0].position)
-            yield self._bytes_comparison("slope", name, before, after, last)
+            sides = [list(side) for side in zip(*values, strict=True)]
+            # A line through a curve has a slope that depends on where it was measured; its cells are compared all the same.
+            if not any(_bends(places, side) for side in sides):
+                before, after = (fit_slope(places, side).slope for side in sides)
+                last = max(cells, key=lambda it: it[0].position)
+                yield self._bytes_comparison("slope", name, before, after, last)
         for (before, after), cell in zip(values, cells, strict=True):
             yield self._bytes_comparison("cell", name, before, after, cell)
 
@@ -283,6 +287,13 @@ def _paces(cells: Cells, name: str) -> tuple[list[float], list[float], bool]:
         [value * speeds.get(unit, 1.0) for value, unit in zip(side, units, strict=True)] for side in zip(*scaled, strict=True)
     )
     return before, after, True
+
+
+def _bends(positions: Sequence[float], nbytes: Sequence[int]) -> bool:
+    """Return whether bytes lie on a curve exactly, and on no line."""
+    line, places, values = fit_slope(positions, nbytes), np.array(positions, float), np.array(nbytes, float)
+    off = np.abs(values - line.intercept - line.slope * places).max()
+    return bool(off > HALF_A_BYTE) and exact_curve(places, values) is not None
 
 
 def _has(cell: CellSummary, name: str) -> bool:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from capsbench import paper
 from capsbench.axes import axis_unit
-from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, plain
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, POSITIONS_COLUMN, plain
 from capsbench.gate.summary import mapping
 from capsbench.page.cells import AllSeries
 from capsbench.page.room import LONGEST_NAME
@@ -178,8 +178,9 @@ def _without_slope(cells: pd.DataFrame) -> list[Piece]:
     verb = "was predicted" if row["kind"] == "predicted" else "was measured"
     figures = f": {', '.join(parts)}" if parts else ""
     axis, places = str(row[AXIS_COLUMN]), sorted(set(good[POSITION_COLUMN]))
-    if row[POSITION_COLUMN] == 0 and axis == "blocks":
-        return [(False, f"has no blocks, and so no slope{figures}.")]
+    lacks = row[POSITION_COLUMN] == 0 if axis == "blocks" else axis not in row.get(POSITIONS_COLUMN, {axis})
+    if lacks:
+        return [(False, f"has no {axis.replace('_', ' ')}, and so no slope{figures}.")]
     if len(places) > 1:
         return [(False, f"{verb} at {_places(axis, places)}, no two of which have a figure in common: that gives no slope.")]
     return [(False, f"{verb} at {_places(axis, places)} only, which gives no slope{figures}.")]

@@ -161,7 +161,14 @@ def axis_values(name: str, given: object) -> tuple[Any, ...]:
         raise ConfigurationError(f"`vary` {name} {given!r} has no value", AXIS_FORMS)
     if name in SHAPE_NAMES and name != IMAGE_SIZE:
         with naming("vary"):
-            return tuple(sorted(dict.fromkeys(map(str, values)), key=lambda text: parse_shape(text)[1:]))
+            shapes = {str(value): parse_shape(str(value)) for value in values}
+        channels, pixels = {shape[0] for shape in shapes.values()}, {shape[1] * shape[2] for shape in shapes.values()}
+        if len(channels) > 1 or len(pixels) < len(shapes):
+            raise ConfigurationError(
+                f"`vary` {name} {','.join(shapes)}: these shapes differ in more than their number of pixels",
+                "vary one number of channels, each time with another number of pixels",
+            )
+        return tuple(sorted(shapes, key=lambda text: shapes[text][1:]))
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigurationError(f"`vary` {name} {value!r} is not a number", AXIS_FORMS)

@@ -8,7 +8,7 @@ The command line makes a plan of its own from its options, and passes it to `mea
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from inspect import signature
@@ -152,7 +152,7 @@ def run(
         depths_chosen=depths is not None,
         vary=vary,
         settings=settings,
-        **where(device, gpu, threads),
+        **where(device, gpu, threads, vary or ()),
         **options,
     )
     cells = expand(sweep)
@@ -209,7 +209,7 @@ def predict(
         depths_chosen=depths is not None,
         vary=vary,
         settings=settings,
-        **where(f"{device}:predicted", gpu, None),
+        **where(f"{device}:predicted", gpu, None, vary or ()),
         **options,
     )
     cells = expand(sweep)
@@ -324,15 +324,16 @@ def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
     return parse_depths(",".join(map(str, listed)))
 
 
-def where(device: str, gpu: str | None, threads: int | None) -> dict[str, Any]:
-    """The options of a sweep for the machine that it runs on."""
+def where(device: str, gpu: str | None, threads: int | None, vary: Container[str] = ()) -> dict[str, Any]:
+    """The options of a sweep for the machine that it runs on, but for threads that are varied."""
     resolved = resolve_device(device)
     if gpu and resolved != "cuda:predicted":
         raise ConfigurationError(
             f"`gpu` {gpu} does not go with `device` {device}", "add `device` cuda:predicted, or leave it out"
         )
     name = gpu_of(gpu or DEFAULT_GPU).name if resolved == "cuda:predicted" else None
-    return {"device": resolved, "gpu": name, "threads": threads or default_threads()}
+    own = {} if threads is None and "threads" in vary else {"threads": threads or default_threads()}
+    return {"device": resolved, "gpu": name} | own
 
 
 def _plan(**fields: Any) -> Plan:

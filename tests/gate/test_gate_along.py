@@ -36,6 +36,31 @@ def test_bytes_at_one_position_name_it():
     assert any("retained at length 256 1.50 MiB → 2.50 MiB" in line and "in 3 of 3 cells" in line for line in lines)
 
 
+def test_a_curve_is_compared_cell_by_cell():
+    def squared(factor):
+        return summary_of(make_varied(lambda at: MIB + factor * at["length"] ** 2, length=(64, 128, 192, 256)))
+
+    found = judge(squared(8), squared(8)).compared.comparisons
+    assert {it.scope for it in found if it.quantity == "retained"} == {"cell"}, "a line through it has no slope of its own"
+    assert judge(squared(8), squared(8)).passed
+    assert not judge(squared(16), squared(8)).passed
+
+
+def test_a_failed_cell_is_seen_although_another_report_has_the_series_along_a_further_axis():
+    def reports(status):
+        grid = make_varied(lambda at: MIB * at["batch_size"], blocks=(2, 4), batch_size=(8, 16))
+        return summarize(
+            [grid, make_varied(lambda at: MIB * at["batch_size"], batch_size=(8, 16, 32), blocks=(4,), status=status)]
+        )[0]
+
+    def fails(at):
+        return "error" if at["batch_size"] == 32 else "ok"
+
+    judged = judge(reports(fails), reports(lambda at: "ok"))
+    assert not judged.passed
+    assert [one.position for one in judged.compared.outcomes] == [32]
+
+
 def test_a_baseline_along_an_axis_comes_back_as_it_was(tmp_path):
     summary = per_token(2048)
     write_baseline(summary, tmp_path / "base.json")

@@ -33,6 +33,19 @@ def test_a_byte_more_is_a_change(name):
     assert unchanged([record(128), changed.model_copy(update={"memory": memory})], ("length",)) == []
 
 
+def test_nobody_knows_a_step_whose_operations_were_not_counted():
+    assert unchanged([record(length).model_copy(update={"step": None}) for length in (128, 256)], ("length",)) == []
+
+
+def test_threads_change_the_time_alone():
+    several = []
+    for threads in (1, 2):
+        made = record(128)
+        configuration = made.cell.configuration.model_copy(update={"threads": threads})
+        several.append(made.model_copy(update={"cell": Cell(configuration=configuration)}))
+    assert unchanged(several, ("threads",)) == []
+
+
 def test_an_operation_more_is_a_change():
     changed = record(256)
     changed = changed.model_copy(update={"step": changed.step.model_copy(update={"flops": 101})})

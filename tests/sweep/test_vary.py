@@ -11,6 +11,7 @@ from capsbench.records import Plan
 from capsbench.report import Report
 from capsbench.sweep.plan import Sweep, axes_asked, axes_of, axis_values, expand
 from capsbench.sweep.session import begin, check_data
+from capsbench.sweep.verbs import where
 from capsbench.workload import Workload
 
 
@@ -243,3 +244,14 @@ def test_a_network_of_another_shape_steps(model):
     again = Workload(cell.configuration)
     assert all(torch.equal(one, other) for one, other in zip(workload.given, again.given, strict=True))
     assert workload.given[1].max() < 5
+
+
+@pytest.mark.parametrize("shapes", [["1x20x20", "3x24x24"], ["1x16x64", "1x32x32"]])
+def test_shapes_of_one_axis_differ_in_their_pixels_alone(shapes):
+    with pytest.raises(ConfigurationError, match="differ in more than their number of pixels"):
+        axis_values("shape", shapes)
+
+
+def test_threads_can_be_varied_from_python():
+    assert "threads" not in where("cpu", None, None, {"threads": [1, 2]})
+    assert where("cpu", None, None)["threads"]
