@@ -126,6 +126,15 @@ class ImagesCase(Case):
     shape: tuple[int, int, int] = (1, 1, 1)
     """Shape of an image."""
 
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"model '{self.model}' is no classifier of images: {error.what}",
+                "write a function that returns a capsbench.Case with its inputs",
+            ) from error
+
     def output(self, *, training: bool) -> Any:
         """Call the network, and return its output.
 

@@ -9,7 +9,6 @@ from capsbench.cli.command import Command, echo
 from capsbench.cli.flags import ALONG_OPTION, FOLDER
 from capsbench.cli.output import console_of, load_records, no_slopes
 from capsbench.cli.streams import signs_of
-from capsbench.figures.sparks import BLOCKS, PLAIN
 
 
 @click.command("show", cls=Command)
@@ -24,6 +23,7 @@ def command(reports: Path, along: str | None) -> None:
       capsbench show reports/mine --along batch-size
     """
     from capsbench import frame as frames
+    from capsbench.figures.sparks import BLOCKS, PLAIN
     from capsbench.stats.slopes import fitted_slopes
     from capsbench.terminal.show import show_lines
 
