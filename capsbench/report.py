@@ -96,7 +96,7 @@ class Report(ReportFolder):
 
         Raises:
             StoreError: the folder holds no record that can be read.
-            ConfigurationError: no record lies on one of these axes.
+            ConfigurationError: no record lies on one of these axes, all lie at one position of it, or a position is impossible.
         """
         from capsbench.stats.surface import predicted_at
 

@@ -1,10 +1,12 @@
 """Costs that are no line over their axis: with a square, as attention's over its length, or divided by it, as of shards.
 
 Bytes repeat, so that a basis is chosen by what fits all of them exactly, the fewest terms first: {1, n}, {1, 1/n}, {1, n, n²};
-and only if there are more positions than terms. Times are noisy, so that n² is added to {1, n} only if an F-test of the two
-nested models, or the rounds in which cells took turns, say so (`linearity`, `paired`), if the line is off by more than a share
-of the range, and if a cubic is not better still. Nothing that is timed is divided by its axis alone, nor grows with the square
-of a number of blocks.
+and only if there are more positions than terms, two more where an allocator rounds. The last term must be positive: a few steps
+of an allocator lie on a curve by accident, but no cost shrinks with the square of its axis or grows towards a bound.
+
+Times are noisy, so that n² is added to {1, n} only if an F-test of the two nested models, or the rounds in which cells took
+turns, say so (`linearity`, `paired`), if the line is off by more than a share of the range, and if a cubic is not better still.
+Nothing that is timed is divided by its axis alone, nor grows with the square of a number of blocks.
 """
 
 from collections.abc import Sequence
@@ -16,13 +18,15 @@ import numpy as np
 
 from capsbench.stats.intervals import Floats, Interval, StandardError, half_width, interval
 from capsbench.stats.linearity import LARGEST_DEVIATION, cubic_is_better
+from capsbench.stats.metrics import Metric
 from capsbench.stats.paired import FEWEST_ROUNDS, centre
+from capsbench.stats.processes import pooled_centre
 from capsbench.stats.scatter import Points, joined, noise_levels, sample_errors_of
 
 Form = Literal["inverse", "quadratic"]
 
 FEWEST_POSITIONS: dict[Form, int] = {"inverse": 3, "quadratic": 4}
-"""Least number of positions: one more than there are terms."""
+"""Least number of positions: one more than there are terms, or two more if values are rounded to more than a byte."""
 
 HALF_A_BYTE = 0.5
 
@@ -52,6 +56,23 @@ class Curve:
         further = position**2 if self.form == "quadratic" else 1 / position
         return self.intercept + self.slope * position + self.term * further
 
+    def r2(self, positions: Floats, values: Floats) -> float | None:
+        """Share of the variance of values that the curve explains; None where they do not vary."""
+        squares = float(((values - values.mean()) ** 2).sum())
+        residuals = values - np.array([self.at(place) for place in positions.tolist()])
+        if not squares:
+            return None
+        return 1 - float((residuals**2).sum()) / squares if self.deviation else 1.0
+
+
+def curves_of(metric: Metric, axis: str) -> tuple[Form, ...]:
+    """Forms other than a line that a metric may have over an axis: none for segments of 2 MiB, and blocks divide nothing."""
+    if metric.name == "reserved":
+        return ()
+    if axis == "blocks":
+        return ("quadratic",) if metric.repeats else ()
+    return ("inverse", "quadratic") if metric.repeats else ("quadratic",)
+
 
 def terms_of(form: Form, positions: Floats) -> Floats:
     """`[n, terms]`, the terms of a form at these positions: 1 and 1/n, or 1, n and n²."""
@@ -68,32 +89,40 @@ def _contrasts(form: Form, positions: Floats) -> Floats:
     return np.asarray(scales * np.linalg.pinv(terms_of(form, positions / size)))
 
 
-def exact_curve(positions: Floats, values: Floats, rounding: float = HALF_A_BYTE) -> Curve | None:
+def exact_curve(
+    positions: Floats, values: Floats, rounding: float = HALF_A_BYTE, forms: Sequence[Form] = ("inverse", "quadratic")
+) -> Curve | None:
     """The curve with the fewest terms that all these bytes lie on; None if there is none.
 
     Args:
         positions: `[n]`, at least two different ones.
         values: `[n]`, bytes.
         rounding: largest distance from the curve, as that of an allocator that rounds.
+        forms: forms that the curve may have (`curves_of`).
     """
     distinct, whole = np.unique(positions), (np.floor(values) == values).all()
     for form, fewest in FEWEST_POSITIONS.items():
-        if distinct.size < fewest or not whole or (form == "inverse" and distinct[0] <= 0):
+        if form not in forms or distinct.size < fewest or not whole or (form == "inverse" and distinct[0] <= 0):
             continue
         powers = (0, -1) if form == "inverse" else (0, 1, 2)
         rows = [[Fraction(place) ** power for power in powers] for place in positions.tolist()]
         given = [Fraction(value) for value in values.tolist()]
         found = least_squares(rows, given)
         residuals = [value - sum(a * b for a, b in zip(row, found, strict=True)) for row, value in zip(rows, given, strict=True)]
-        if max(map(abs, residuals)) <= rounding and found[-1]:
-            span = float(np.ptp(values))
-            curve = _curve(form, [float(one) for one in found], float(max(map(abs, residuals))) / span if span else 0.0)
-            return (
-                curve
-                if max(map(abs, residuals)) <= HALF_A_BYTE
-                else _with_errors(curve, Points(positions, values), relative=False)
-            )
+        off, span = float(max(map(abs, residuals))), float(np.ptp(values))
+        curve = _curve(form, [float(one) for one in found], off / span if span else 0.0)
+        # Rounding leaves so much room that one spare position fits by accident.
+        if off > rounding or (off > HALF_A_BYTE and distinct.size <= fewest) or not _grows(curve, distinct, off):
+            continue
+        return curve if off <= HALF_A_BYTE else _with_errors(curve, Points(positions, values), relative=False)
     return None
+
+
+def _grows(curve: Curve, distinct: Floats, off: float) -> bool:
+    """Return whether a curve of bytes is one that costs can have: shares of something, or a square that never falls here."""
+    steps = np.diff([curve.at(place) for place in distinct.tolist()])
+    # The square of an image's size less its margin has a negative slope, but falls nowhere.
+    return curve.term > 0 and (curve.form == "inverse" or bool((steps >= -2 * max(off, HALF_A_BYTE)).all()))
 
 
 def least_squares(rows: Sequence[Sequence[Fraction]], values: Sequence[Fraction]) -> list[Fraction]:
@@ -126,22 +155,24 @@ def timed_curve(points: Points) -> Curve | None:
     return _accepted(_with_errors(curve, points, relative=True), positions, values)
 
 
-def turns_curve(positions: Floats, rounds: Floats, at: Sequence[float]) -> Curve | None:
+def turns_curve(positions: Floats, rounds: Floats, at: Sequence[float], processes: Sequence[int]) -> Curve | None:
     """The square in times of cells that took turns, from the parabola of each whole round; None if they do not call for one.
 
     Args:
         positions: `[n]`, all different.
         rounds: `[rounds, n]`, seconds; NaN where a cell did not take part.
         at: `[n]`, the time at each position, without what drifted between rounds.
+        processes: `[rounds]`, the process that took each round.
     """
-    whole = rounds[~np.isnan(rounds).any(axis=1)]
+    there = ~np.isnan(rounds).any(axis=1)
+    whole, of = rounds[there], np.asarray(processes)[there].tolist()
     if positions.size < FEWEST_POSITIONS["quadratic"] or len(whole) < FEWEST_ROUNDS:
         return None
     _, slopes, squares = _contrasts("quadratic", positions) @ whole.T
     certain = centre(squares, _CERTAIN).interval
     if certain is None or certain[0] <= 0:
         return None
-    slope, square = centre(slopes), centre(squares)
+    slope, square = pooled_centre(slopes, of), pooled_centre(squares, of)
     values = np.array(at)
     intercept = float(np.mean(values - slope.value * positions - square.value * positions**2))
     deviation = _deviation(positions, values, [intercept, slope.value, square.value])

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from capsbench.axes import axis_unit, over_the, per_pair
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, SAMPLE_COLUMNS, SERIES_COLUMNS, along
 from capsbench.options import NETWORK_OPTIONS, OPTIONS
-from capsbench.stats.bases import HALF_A_BYTE, Curve, exact_curve, timed_curve, turns_curve
-from capsbench.stats.intervals import half_width, interval, ratio_interval
+from capsbench.stats.bases import HALF_A_BYTE, Curve, curves_of, exact_curve, timed_curve, turns_curve
+from capsbench.stats.intervals import Floats, half_width, interval, ratio_interval
 from capsbench.stats.least_squares import SlopeFit, fit_slope
 from capsbench.stats.linearity import LARGEST_DEVIATION, ROUNDING_BYTES, Shape, bytes_are_linear, shape_of, times_are_linear
 from capsbench.stats.metrics import METRICS, Metric
@@ -57,13 +57,13 @@ class LineFit:
         """The fitted value at a position."""
         return self.curve.at(position) if self.curve else self.fit.intercept + self.fit.slope * position
 
-    def bent(self, curve: Curve | None) -> "LineFit":
-        """The fit with a curve in place of the line; the line itself where there is no curve."""
+    def bent(self, curve: Curve | None, positions: Floats, values: Floats) -> "LineFit":
+        """The fit with a curve through these values in place of the line; the line itself where there is no curve."""
         if curve is None:
             return self
         fit = replace(
             self.fit, slope=curve.slope, slope_interval=curve.slope_interval, intercept=curve.intercept,
-            intercept_interval=None, slope_error=None, deviation=curve.deviation,
+            intercept_interval=None, slope_error=None, deviation=curve.deviation, r2=curve.r2(positions, values),
         )  # fmt: skip
         return replace(self, fit=fit, linear=False, curve=curve)
 
@@ -132,18 +132,19 @@ def _fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
         points=int(cells[metric.column].notna().sum()),
     )  # fmt: skip
     line = LineFit(taken, linear, turns)
-    if _kind_of(cells).bends and fit.deviation > LARGEST_DEVIATION and times is not None:
+    if curves_of(metric, _kind_of(cells).axis) and fit.deviation > LARGEST_DEVIATION and times is not None:
         part = times.growing if turns.basis == "edges" and times.growing is not None else times.whole
         known = np.isin(times.depths, blocks)
-        line = line.bent(turns_curve(times.depths[known], part[:, known], values))
+        curve = turns_curve(times.depths[known], part[:, known], values, times.processes)
+        line = line.bent(curve, np.array(blocks), np.array(values))
     return line
 
 
 class _Kind(NamedTuple):
     """The facts on which the basis of a series' costs depends."""
 
-    bends: bool
-    """True if its times may grow with the square of the axis."""
+    axis: str
+    """Name of its axis."""
     rounding: float
     """Bytes by which its allocator rounds."""
 
@@ -155,7 +156,7 @@ def _kind_of(cells: pd.DataFrame) -> _Kind:
 
 
 def _kind(axis: str, device: str) -> _Kind:
-    return _Kind(axis != "blocks", ROUNDING_BYTES if device.startswith("cuda") else HALF_A_BYTE)
+    return _Kind(axis, ROUNDING_BYTES if device.startswith("cuda") else HALF_A_BYTE)
 
 
 def _points(cells: pd.DataFrame, metric: Metric) -> Points:
@@ -190,12 +191,12 @@ def _fit(points: Points, metric: Metric, kind: _Kind) -> LineFit | None:
         residuals = values - fit.intercept - fit.slope * blocks
         linear = bytes_are_linear(residuals, fit.deviation)
         bent = metric.repeats and not fit.exact and float(np.abs(residuals).max()) > kind.rounding
-        curve = exact_curve(blocks, values, kind.rounding) if bent else None
+        curve = exact_curve(blocks, values, kind.rounding, curves_of(metric, kind.axis)) if bent else None
     else:
         linear = times_are_linear(blocks, values, fit.deviation)
-        curve = timed_curve(points) if kind.bends and not linear else None
+        curve = timed_curve(points) if curves_of(metric, kind.axis) and not linear else None
     if fit.slope_interval is None or (fit.exact and metric.is_bytes) or curve is not None:
-        return LineFit(fit, linear).bent(curve)
+        return LineFit(fit, linear).bent(curve, blocks, values)
     errors = line_errors(points, relative=not metric.is_bytes, exact=fit.exact)
     slope, intercept = (interval(fit.slope, half_width(errors.slope)), interval(fit.intercept, half_width(errors.intercept)))
     return LineFit(replace(fit, slope_interval=slope, intercept_interval=intercept), linear)

@@ -2,18 +2,19 @@
 
 A cost over several axes is a sum of products of their terms: {1, x, y, xy} over two lines, so that the factor of xy is what one
 more block costs for one more sample. It carries over to other sizes, which slopes at one batch size do not. Bytes repeat, so that
-the terms of each axis are those with which the products fit all cells exactly, the fewest first (`bases`); times are weighted
-by their size, as noise is a share of them, and an axis other than blocks gets a square if an F-test of the nested models asks
-for it.
+the terms of each axis are those with which the products fit all cells exactly, the fewest first, and curves must meet the demands
+of one axis (`bases`); times are weighted by their size, as noise is a share of them, and an axis other than blocks gets a square
+if an F-test of the nested models asks for it.
 
 Every prediction comes with a check: the cell farthest out is left out once and predicted from all others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import product
-from math import prod
+from math import isfinite, prod
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from scipy import special, stats
 from capsbench.axes import axis_title, axis_unit, plural_unit
 from capsbench.errors import ConfigurationError
 from capsbench.frame import axes_in, positions, without_axis
-from capsbench.stats.bases import HALF_A_BYTE, least_squares
+from capsbench.stats.bases import FEWEST_POSITIONS, HALF_A_BYTE, Form, curves_of, least_squares
 from capsbench.stats.intervals import Floats, Interval
 from capsbench.stats.linearity import BENT_BY_CHANCE, ROUNDING_BYTES
 from capsbench.stats.median import CONFIDENCE
@@ -34,6 +35,8 @@ AxisForm = Literal["line", "inverse", "quadratic"]
 
 POWERS: dict[AxisForm, tuple[int, ...]] = {"line": (0, 1), "inverse": (0, -1), "quadratic": (0, 1, 2)}
 """Powers of an axis by its form."""
+
+_POSSIBLE = ("a position is a finite number above 0", "a number of blocks is finite, and 0 or above")
 
 Powers = tuple[int, ...]
 """The power of each axis in one term."""
@@ -54,7 +57,7 @@ class Surface:
     factors: tuple[float, ...]
     """Factor of each term."""
     exact: bool
-    """True if every cell lies on it, within the rounding of its allocator."""
+    """True if every cell lies on it, within half a byte."""
     covariance: Floats
     """`[terms, terms]`, the covariance of the factors for a noise of 1."""
     noise: float
@@ -63,6 +66,10 @@ class Surface:
     """Degrees of freedom of the noise."""
     relative: bool
     """True if noise is a share of the value."""
+    rounding: float = 0.0
+    """Bytes by which an allocator rounded the cells, which all lie on it but for that."""
+    possible: tuple["Surface", ...] = ()
+    """Surfaces with further terms, which the rounding may hide in these cells, though not far from them."""
 
     def at(self, place: Sequence[float]) -> Estimate:
         """The cost at a point that need not have been measured, with the interval of one measurement there."""
@@ -73,8 +80,9 @@ class Surface:
         if self.degrees < 1:
             return Estimate(value, None)
         own = abs(value) if self.relative else 1.0
-        half = self._reach() * self.noise * float(np.sqrt(own**2 + row @ self.covariance @ row))
-        return Estimate(value, (value - half, value + half))
+        spread = float(row @ self.covariance @ row)
+        half = max(self._reach() * self.noise * float(np.sqrt(own**2 + spread)), self.rounding / 2 + self._rounded(spread))
+        return _joined(Estimate(value, (value - half, value + half)), [one.at(place) for one in self.possible])
 
     def factor(self, term: Powers) -> Estimate:
         """The factor of a term."""
@@ -84,15 +92,27 @@ class Surface:
             return Estimate(value, (value, value))
         if self.degrees < 1:
             return Estimate(value, None)
-        half = self._reach() * self.noise * float(np.sqrt(self.covariance[number, number]))
-        return Estimate(value, (value - half, value + half))
+        spread = float(self.covariance[number, number])
+        half = max(self._reach() * self.noise * float(np.sqrt(spread)), self._rounded(spread))
+        return _joined(Estimate(value, (value - half, value + half)), [one.factor(term) for one in self.possible])
 
     def _reach(self) -> float:
         return float(special.stdtrit(self.degrees, (1 + CONFIDENCE) / 2))
 
+    def _rounded(self, spread: float) -> float:
+        """The largest error that rounding gives an estimate, from its variance for a noise of 1."""
+        # Rounding up shifts all cells by half a step, and each by half a step more or less: Cauchy and Schwarz bound the sum.
+        return self.rounding / 2 * float(np.sqrt((self.degrees + len(self.terms)) * spread))
+
+
+def _joined(own: Estimate, others: Iterable[Estimate]) -> Estimate:
+    """An estimate whose interval contains those of others."""
+    known = [one.interval for one in (own, *others) if one.interval]
+    return Estimate(own.value, (min(low for low, _ in known), max(high for _, high in known)))
+
 
 def fit_surface(
-    places: Floats, values: Floats, *, repeats: bool, bends: Sequence[bool], rounding: float = HALF_A_BYTE
+    places: Floats, values: Floats, *, repeats: bool, curves: Sequence[Sequence[Form]], rounding: float = HALF_A_BYTE
 ) -> Surface | None:
     """The surface through the cells of a grid; None if there are not more points than terms.
 
@@ -100,23 +120,22 @@ def fit_surface(
         places: `[cells, axes]`, their positions.
         values: `[cells]`, bytes or seconds.
         repeats: whether a second run gives the same values, as for bytes.
-        bends: whether times may grow with the square of each axis.
-        rounding: largest distance of bytes from a surface that counts as exact.
+        curves: forms other than a line that each axis may have; times are divided by none.
+        rounding: largest distance of bytes from their surface, as that of an allocator that rounds.
     """
     if repeats:
-        for forms in _forms(places):
-            terms = _terms(forms)
-            found = _exact(places, values, terms, rounding)
+        for forms in _forms(places, curves):
+            found = _exact(places, values, forms, rounding)
             if found is not None:
-                return found
+                return found if found.exact else replace(found, possible=_with_more(found, places, values, curves))
         return _fitted(places, values, _terms(("line",) * places.shape[1]), relative=False)
     best = _fitted(places, values, _terms(("line",) * places.shape[1]), relative=True)
-    for axis, may_bend in enumerate(bends):
-        if best is None or not may_bend:
+    for axis, own in enumerate(curves):
+        if best is None or "quadratic" not in own:
             continue
         forms = tuple(
             "quadratic" if number == axis or max(term[number] for term in best.terms) > 1 else "line"
-            for number in range(len(bends))
+            for number in range(len(curves))
         )
         better = _fitted(places, values, _terms(forms), relative=True)
         if better is not None and _is_better(best, better):
@@ -124,15 +143,13 @@ def fit_surface(
     return best
 
 
-def _forms(places: Floats) -> Iterable[tuple[AxisForm, ...]]:
+def _forms(places: Floats, curves: Sequence[Sequence[Form]]) -> Iterable[tuple[AxisForm, ...]]:
     """Forms of the axes, those with fewest terms first; only forms that the positions on an axis allow."""
     possible: list[list[AxisForm]] = []
-    for column in places.T:
+    for column, allowed in zip(places.T, curves, strict=True):
         distinct = np.unique(column)
-        own: list[AxisForm] = ["line"]
-        own += ["inverse"] if distinct.size >= 3 and distinct[0] > 0 else []
-        own += ["quadratic"] if distinct.size >= 4 else []
-        possible.append(own)
+        fits = [form for form in allowed if distinct.size >= FEWEST_POSITIONS[form] and (form == "quadratic" or distinct[0] > 0)]
+        possible.append(["line", *fits])
     return sorted(product(*possible), key=lambda forms: prod(len(POWERS[form]) for form in forms))
 
 
@@ -144,9 +161,11 @@ def _row(place: Sequence[float], terms: Sequence[Powers]) -> Floats:
     return np.array([prod(float(at) ** power for at, power in zip(place, term, strict=True)) for term in terms])
 
 
-def _exact(places: Floats, values: Floats, terms: tuple[Powers, ...], rounding: float) -> Surface | None:
-    """The surface that all bytes lie on, in rational arithmetic; None if they do not."""
-    if len(values) <= len(terms) or np.linalg.matrix_rank(_scaled(places, terms)) < len(terms):
+def _exact(places: Floats, values: Floats, forms: Sequence[AxisForm], rounding: float) -> Surface | None:
+    """The surface that all bytes lie on but for rounding, in rational arithmetic; None if they do not."""
+    terms = _terms(forms)
+    fitted = _fitted(places, values, terms, relative=False)
+    if fitted is None:
         return None
     rows = [
         [Fraction(1) * prod(Fraction(at) ** power for at, power in zip(place, term, strict=True)) for term in terms]
@@ -155,9 +174,32 @@ def _exact(places: Floats, values: Floats, terms: tuple[Powers, ...], rounding: 
     given = [Fraction(value) for value in values.tolist()]
     factors = least_squares(rows, given)
     off = max(abs(value - sum(a * b for a, b in zip(row, factors, strict=True))) for row, value in zip(rows, given, strict=True))
-    if off > rounding:
+    found = replace(fitted, factors=tuple(map(float, factors)), exact=off <= HALF_A_BYTE)
+    if off > rounding or not all(_grows(found, places, axis, float(off)) for axis, form in enumerate(forms) if form != "line"):
         return None
-    return Surface(terms, tuple(map(float, factors)), True, np.zeros((len(terms), len(terms))), 0.0, 0, relative=False)
+    if found.exact:
+        return found
+    # Rounding leaves so much room that one spare position fits by accident.
+    spare = [
+        form == "line" or np.unique(column).size > FEWEST_POSITIONS[form] for form, column in zip(forms, places.T, strict=True)
+    ]
+    return replace(found, rounding=rounding) if all(spare) else None
+
+
+def _with_more(found: Surface, places: Floats, values: Floats, curves: Sequence[Sequence[Form]]) -> tuple[Surface, ...]:
+    """The surfaces through rounded bytes that have all terms of one and further ones."""
+    larger = [terms for terms in map(_terms, _forms(places, curves)) if set(terms) > set(found.terms)]
+    fitted = [_fitted(places, values, terms, relative=False) for terms in larger]
+    return tuple(replace(one, rounding=found.rounding) for one in fitted if one is not None)
+
+
+def _grows(surface: Surface, places: Floats, axis: int, off: float) -> bool:
+    """Return whether the curved terms of an axis add to the bytes of cells and take from none, but for what rounding explains."""
+    curved = np.array([term[axis] not in POWERS["line"] for term in surface.terms])
+    parts = np.array([_row(place, surface.terms) for place in places.tolist()]) * curved
+    added = parts @ np.array(surface.factors)
+    unsure = max(off, HALF_A_BYTE) * np.sqrt(len(places) * ((parts @ surface.covariance) * parts).sum(axis=1))
+    return bool((added >= -unsure).all() and added.sum() > 0)
 
 
 def _scaled(places: Floats, terms: Sequence[Powers]) -> Floats:
@@ -219,13 +261,14 @@ def _surface(grid: _Grid, metric: Metric, axes: Sequence[str]) -> tuple[Surface,
     """The surface of one metric, the share by which it misses the cell farthest out, and that cell's place."""
     known = grid.cells[metric.column].notna().to_numpy()
     places, values = grid.places[known], grid.cells[metric.column][known].to_numpy(dtype=float)
-    how = {"repeats": metric.repeats, "bends": [axis != "blocks" for axis in axes], "rounding": grid.rounding}
-    found = fit_surface(places, values, **how) if len(values) else None  # type: ignore[arg-type]
+    curves = [curves_of(metric, axis) for axis in axes]
+    fit = partial(fit_surface, repeats=metric.repeats, curves=curves, rounding=grid.rounding)
+    found = fit(places, values) if len(values) else None
     if found is None:
         return None
     farthest = int(np.argmax((places / np.maximum(places.max(axis=0), 1e-300)).sum(axis=1)))
     others = (places != places[farthest]).any(axis=1)
-    without = fit_surface(places[others], values[others], **how)  # type: ignore[arg-type]
+    without = fit(places[others], values[others])
     if without is None or not values[farthest]:
         return found, None, places[farthest]
     return found, without.at(places[farthest].tolist()).value / values[farthest] - 1, places[farthest]
@@ -261,7 +304,12 @@ def cross_terms(frame: pd.DataFrame) -> pd.DataFrame:
                         "high": high,
                     }
                     rows.append(grid.series | row | {"exact": found[0].exact, "held_out_error": found[1]})
-    return pd.DataFrame(rows)
+    return _table(frame, rows, ["metric", "axes"])
+
+
+def _table(frame: pd.DataFrame, rows: Sequence[Mapping[str, object]], heads: Sequence[str]) -> pd.DataFrame:
+    """A table of estimates, which has its columns even if it has no rows."""
+    return pd.DataFrame(rows, columns=[*series_columns(frame), *heads, "unit", "value", "low", "high", "exact", "held_out_error"])
 
 
 def _per(axes: Sequence[str], term: Powers) -> str:
@@ -288,7 +336,8 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
         `cross_terms`.
 
     Raises:
-        ConfigurationError: no axis is named, or no record lies on one.
+        ConfigurationError: no axis is named, no record lies on one, all lie at one position of it, or a position is not a number
+            above 0 (for blocks, 0 or above).
     """
     axes = list(at)
     if not axes:
@@ -297,6 +346,13 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
         if positions(frame, axis).isna().all():
             raise ConfigurationError(
                 f"no record here lies on the axis '{axis}'", f"the axes here are {', '.join(axes_in(frame))}"
+            )
+        if not isfinite(at[axis]) or at[axis] < 0 or (at[axis] == 0 and axis != "blocks"):
+            raise ConfigurationError(f"`at` has the position {at[axis]:g} on the axis '{axis}'", _POSSIBLE[axis == "blocks"])
+        there = positions(frame[frame["status"] == "ok"], axis).dropna().unique()
+        if len(there) == 1:
+            raise ConfigurationError(
+                f"`at` names the axis '{axis}', which was {there[0]:g} in every cell", "name axes with several measured positions"
             )
     rows = []
     for grid in _grids(frame, axes):
@@ -313,4 +369,4 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
                     "high": high,
                 }
                 rows.append(grid.series | row | {"exact": found[0].exact, "held_out_error": found[1]})
-    return pd.DataFrame(rows)
+    return _table(frame, rows, ["metric"])

@@ -5,7 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from capsbench.stats.bases import exact_curve, least_squares, timed_curve, turns_curve
+from capsbench.stats.bases import curves_of, exact_curve, least_squares, timed_curve, turns_curve
+from capsbench.stats.metrics import METRICS
+from capsbench.stats.processes import BETWEEN_PROCESSES
 from capsbench.stats.scatter import Points
 from helpers.made import make_varied
 
@@ -53,6 +55,51 @@ def test_three_positions_have_no_square_and_two_no_share():
     assert exact_curve(np.array([1.0, 2]), np.array([8.0, 4])) is None
 
 
+def test_the_explained_variance_is_that_of_the_curve():
+    report = make_varied(
+        lambda at: 64 + at["length"],
+        lambda at: 1e-8 * at["length"] ** 2 * (1 + 0.01 * (at["length"] % 3)),
+        length=range(16, 160, 16),
+    )
+    row = report.slopes.set_index("metric").loc["train"]
+    assert row["shape"] == "quadratic"
+    lengths = np.arange(16.0, 160, 16)
+    values = 1e-8 * lengths**2 * (1 + 0.01 * (lengths % 3))
+    residuals = values - row["intercept"] - row["slope"] * lengths - row["term"] * lengths**2
+    assert row["r2"] == pytest.approx(1 - (residuals**2).sum() / ((values - values.mean()) ** 2).sum(), rel=1e-12)
+    assert row["r2"] < 1
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(("places", "sizes"), [((1, 2, 4), (20, 24, 26)), ((1, 2, 3, 4), (20, 26, 30, 32))])
+def test_a_few_steps_that_lie_on_a_falling_curve_are_an_accident(places, sizes):
+    for rounding in (0.5, 512):
+        assert exact_curve(np.array(places, dtype=float), np.array(sizes, dtype=float) * MIB, rounding) is None
+
+
+def test_rounding_by_an_allocator_asks_for_one_more_position():
+    values = np.ceil((1000 * LENGTHS + 48 * LENGTHS**2 + 100 * (LENGTHS % 3)) / 512) * 512 + 200 * np.array([0, 1, 0, 1, 0, 1])
+    assert exact_curve(LENGTHS[:4], values[:4], 512) is None
+    assert exact_curve(LENGTHS[:5], values[:5], 512) is not None
+
+
+def test_the_square_of_an_image_less_its_margin_is_a_curve_and_one_that_falls_is_not():
+    sizes = np.array([16.0, 24, 28, 32])
+    curve = exact_curve(sizes, 64 * (sizes - 8) ** 2)
+    assert curve is not None
+    assert (curve.slope, curve.term) == (-1024, 64)
+    assert exact_curve(sizes, 64 * (sizes - 24) ** 2) is None
+
+
+def test_segments_have_no_curve_and_blocks_divide_nothing():
+    found = [curves_of(METRICS[name], axis) for name in ("reserved", "retained", "train") for axis in ("blocks", "length")]
+    assert found == [(), (), ("quadratic",), ("inverse", "quadratic"), (), ("quadratic",)]
+    ranks = np.array([1.0, 2, 4, 8])
+    assert exact_curve(ranks, 77 + 2**33 / ranks, forms=("quadratic",)) is None
+
+
 def test_least_squares_agrees_with_numpy():
     random = np.random.default_rng(3)
     rows, values = random.integers(-9, 9, (12, 4)), random.integers(-99, 99, 12)
@@ -90,10 +137,14 @@ def test_rounds_of_cells_in_turn_tell_a_square_from_a_line():
 
     def curve_of(cost):
         rounds = cost * drift * np.exp(0.005 * random.standard_normal((24, 4)))
-        return turns_curve(places, rounds, np.median(rounds, axis=0).tolist())
+        return turns_curve(places, rounds, np.median(rounds, axis=0).tolist(), [0] * 24)
 
     square = curve_of(5 + places + 0.1 * places**2)
     assert square is not None
+    # Rounds of one process show nothing of what the next process would, whose prior has 16 degrees of freedom.
+    for value, ends in ((square.slope, square.slope_interval), (square.term, square.term_interval)):
+        assert ends is not None
+        assert ends[1] - ends[0] > 2 * 2.12 * BETWEEN_PROCESSES * value
     assert square.term == pytest.approx(0.11, rel=0.1)
     assert curve_of(5 + places) is None
     assert curve_of(9 + places - 0.05 * places**2) is None
@@ -104,6 +155,7 @@ def test_a_report_over_length_says_which_term_is_what():
     row = report.slopes.set_index("metric").loc["retained"]
     assert (row["shape"], row["linear"], row["slope"], row["term"]) == ("quadratic", False, 12_595, 48)
     assert (row["unit"], row["term_unit"]) == ("bytes per token", "bytes per pair of tokens")
+    assert row["r2"] == 1
     assert np.isnan(row["ratio_to_rescapsnet"])
 
 

@@ -61,9 +61,7 @@ def test_intervals_of_times_hold_the_truth():
     truth = 0.01 + 0.002 * places[:, 0] + 1e-4 * places[:, 1] + 5e-4 * places[:, 0] * places[:, 1]
     inside = [0, 0]
     for _ in range(400):
-        found = fit_surface(
-            places, truth * np.exp(0.02 * random.standard_normal(len(truth))), repeats=False, bends=(False, False)
-        )
+        found = fit_surface(places, truth * np.exp(0.02 * random.standard_normal(len(truth))), repeats=False, curves=((), ()))
         assert found is not None
         factor = found.factor((1, 1)).interval
         there, value = found.at((16, 64)).interval, 0.01 + 0.032 + 0.0064 + 5e-4 * 16 * 64
@@ -76,8 +74,70 @@ def test_intervals_of_times_hold_the_truth():
     assert inside[1] / 400 > 0.95
 
 
+def test_bytes_that_an_allocator_rounds_are_not_exact_and_their_intervals_hold_the_truth():
+    places = np.array([(blocks, length) for blocks in (1.0, 2, 3) for length in (8.0, 16, 24, 32, 40)])
+    blocks, length = places.T
+    exact = 1000 * blocks * length + blocks * length**2
+    curves = (("quadratic",), ("inverse", "quadratic"))
+    for seed in range(50):
+        values = exact + np.floor(512 * np.random.default_rng(seed).random(len(exact)))
+        rounded = fit_surface(places, values, repeats=True, curves=curves, rounding=512)
+        assert rounded is not None
+        assert not rounded.exact
+        ends = rounded.at((2, 32)).interval
+        assert ends is not None
+        assert ends[0] < 1000 * 2 * 32 + 2 * 32**2 < ends[1]
+        factor = rounded.factor((1, 1)).interval
+        assert factor is not None
+        assert factor[0] < factor[1]
+
+
+def test_rounded_cells_far_away_are_no_exact_prediction():
+    places = np.array([(blocks, length) for blocks in (1.0, 2, 3) for length in (8.0, 16, 24, 32)])
+    blocks, length = places.T
+    truth = 1000 * blocks * length + blocks * length**2
+    found = fit_surface(
+        places, np.ceil(truth / 512) * 512, repeats=True, curves=(("quadratic",), ("inverse", "quadratic")), rounding=512
+    )
+    assert found is not None
+    ends = found.at((48, 4096)).interval
+    assert ends is not None
+    assert not found.exact
+    # The square is hidden by the rounding here, but not there.
+    assert found.terms == ((0, 0), (0, 1), (1, 0), (1, 1))
+    assert ends[0] <= 1000 * 48 * 4096 + 48 * 4096**2 <= ends[1]
+
+
+@pytest.mark.parametrize(("places", "sizes"), [((1, 2, 4), (20, 24, 26)), ((1, 2, 3, 4), (20, 26, 30, 32))])
+def test_steps_on_a_falling_curve_are_no_exact_surface(places, sizes):
+    at, values = np.array(places, dtype=float)[:, None], np.array(sizes, dtype=float) * 2**20
+    found = fit_surface(at, values, repeats=True, curves=[("inverse", "quadratic")], rounding=512)
+    assert found is not None
+    assert (found.terms, found.exact) == (((0,), (1,)), False)
+
+
 def test_as_many_terms_as_points_are_no_surface():
-    assert make_varied(bilinear, blocks=(1, 2), batch_size=(1, 2)).at(blocks=3, batch_size=3).empty
+    table = make_varied(bilinear, blocks=(1, 2), batch_size=(1, 2)).at(blocks=3, batch_size=3)
+    assert table.empty
+    assert list(table.columns) == list(make_varied(bilinear, **GRID).at(blocks=3, batch_size=3).columns)
+
+
+@pytest.mark.parametrize("place", [float("nan"), float("inf"), -3, 0])
+def test_a_position_that_no_cell_can_have_is_refused(place):
+    report = make_varied(bilinear, **GRID)
+    with pytest.raises(ConfigurationError, match=r"position \S+ on the axis 'batch_size'\n.*above 0"):
+        report.at(blocks=2, batch_size=place)
+    if place != 0:
+        with pytest.raises(ConfigurationError, match=r"position \S+ on the axis 'blocks'\n.*0 or above"):
+            report.at(blocks=place, batch_size=2)
+    else:
+        assert not report.at(blocks=place, batch_size=2).empty
+
+
+def test_an_axis_with_one_value_is_refused():
+    report = make_varied(bilinear, blocks=(1, 2, 4), batch_size=(8,))
+    with pytest.raises(ConfigurationError, match=r"'batch_size', which was 8 in every cell\n.*several"):
+        report.at(blocks=2, batch_size=16)
 
 
 def test_a_point_on_no_axis_is_refused():
