@@ -252,6 +252,10 @@ def estimate(
         raise ConfigurationError(
             f"`precision` {precision!r} is not known", f"choose among {', '.join(OPTIONS['precision'].choices)}"
         )
+    if optimizer_step not in OPTIONS["optimizer_step"].choices:
+        raise ConfigurationError(
+            f"`optimizer_step` {optimizer_step!r} is not known", f"choose {' or '.join(OPTIONS['optimizer_step'].choices)}"
+        )
     case = _case_of(model, inputs, loss, optimizer, targets)
     configuration = Configuration(
         model=type(getattr(case.module, "_orig_mod", case.module)).__name__,

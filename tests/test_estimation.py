@@ -4,8 +4,10 @@ import copy
 import random
 import subprocess
 import sys
+from array import array
+from collections import Counter, UserDict, deque
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.figures.one_step import timeline_text
 from capsbench.options import OWN_INPUTS, Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
+from capsbench.tracing.twins import Twins
 from helpers import networks_of_others as others
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -65,8 +68,20 @@ def everything(case: Case) -> dict[str, Any]:
 
 
 def contents(value: Any) -> Any:
-    """A container with what it holds now; any other object itself."""
-    return copy.copy(value) if isinstance(value, dict | list | set) else value
+    """Contents of a container, or the state of a generator; any other object itself."""
+    if isinstance(value, dict | UserDict):
+        return {key: contents(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return [id(value), *map(contents, value)]
+    if isinstance(value, Slots):
+        return {name: contents(getattr(value, name)) for name in ("seen", "_Slots__calls")}
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    return copy.copy(value) if isinstance(value, np.ndarray | bytearray | array) else value
 
 
 def same(one: Any, other: Any) -> bool:
@@ -88,6 +103,82 @@ def small() -> Case:
     module[1].eval()
     module(torch.rand(5, 4)).sum().backward()
     return Case(module, torch.rand(5, 4), loss=Tensor.sum)
+
+
+class Sequence(list[Any]):
+    """A list with an attribute, which is filled only by `add`."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def extend(self, values: Any) -> None:
+        raise NotImplementedError
+
+    def add(self, value: Any) -> None:
+        self.calls += 1
+        self.append(value)
+
+
+class Group(set[Any]):
+    """A set of a class of its own."""
+
+
+class Slots:
+    """An object without a dictionary, one of whose attributes is private and another is empty."""
+
+    __slots__ = ("__calls", "empty", "seen")
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.__calls = 0
+
+    def add(self, value: Any) -> None:
+        self.__calls += 1
+        self.seen.append(value)
+
+
+class Pair(NamedTuple):
+    """A tuple of two."""
+
+    first: list[Any]
+    second: int
+
+
+ACTIVATIONS: dict[str, Any] = {}
+RECENT: deque[Any] = deque()
+SEEN: list[Any] = []
+NUMBERS = np.random.default_rng(0)
+
+
+KEPT = {
+    "deque": (lambda: deque(maxlen=3), lambda held, x: held.append(x)),
+    "list": (list, lambda held, x: held.append(x)),
+    "subclass of list": (lambda: Sequence(2), lambda held, x: held.add(x)),
+    "subclass of set": (Group, lambda held, x: held.add(x)),
+    "subclass of dict": (Counter, lambda held, x: held.update([x.shape])),
+    "UserDict": (UserDict, lambda held, x: held.update(x=x)),
+    "slots": (Slots, lambda held, x: held.add(x)),
+    "tuple of a list": (lambda: Pair([], 2), lambda held, x: held.first.append(x)),
+    "array": (lambda: np.zeros(2), lambda held, x: held.__iadd__(len(x))),
+    "array of Python": (lambda: array("i", [0]), lambda held, x: held.append(len(x))),
+    "bytes": (lambda: bytearray(b"2"), lambda held, x: held.extend(b"1")),
+    "generator of NumPy": (lambda: np.random.default_rng(0), lambda held, x: held.random()),
+    "generator of Python": (lambda: random.Random(0), lambda held, x: held.random()),
+    "generator of torch": (torch.Generator, lambda held, x: held.manual_seed(7)),
+}
+"""Objects that a network may keep, with a function that changes one in its forward pass."""
+
+
+class Keeps(nn.Module):
+    """A network that keeps an object, and changes it in each forward pass."""
+
+    def __init__(self, held: Any, change: Any) -> None:
+        super().__init__()
+        self.linear, self.held, self.change = nn.Linear(4, 2), held, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change(self.held, x)
+        return self.linear(x)
 
 
 CHANGES = {
@@ -115,6 +206,53 @@ def test_the_comparison_itself_notices_a_change(change):
     assert same(before, everything(case))
     change(case)
     assert not same(before, everything(case))
+
+
+@pytest.mark.parametrize(("make", "change"), KEPT.values(), ids=KEPT)
+def test_nothing_that_a_network_keeps_is_changed(make, change):
+    case = Case(Keeps(make(), change), torch.rand(3, 4), loss=Tensor.sum)
+    before = everything(case)
+    capsbench.estimate(case, device="cpu")
+    assert same(before, everything(case))
+    case.module(case.inputs)
+    assert not same(before, everything(case)), "the comparison notices what the network changes"
+
+
+def test_twins_of_containers_are_as_they_were():
+    held = (deque([1], maxlen=3), Sequence(2), Counter("aab"), Pair([1], 2), Slots(), torch.Size((2, 3)), random.Random(3))
+    held[1].add("x")
+    held[4].add("y")
+    twins = Twins(lambda tensor, registered: tensor)
+    twin = twins.of(held)
+    assert [type(one) for one in twin] == [type(one) for one in held]
+    assert list(twin[:4]) == list(held[:4])
+    assert (twin[0].maxlen, twin[1].calls, twin[4].seen, twin[4]._Slots__calls) == (3, 3, ["y"], 1)
+    assert not hasattr(twin[4], "empty")
+    assert twin[6].random() == held[6].random()
+    assert all(one is not other for one, other in zip(twin, held, strict=True) if not isinstance(other, torch.Size))
+    assert twins.of(held[0]) is twin[0]
+    fixed = np.zeros(2)
+    fixed.flags.writeable = False
+    assert twins.of(fixed) is fixed
+
+
+def test_nothing_global_is_changed_by_hooks_and_losses():
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+    seen: deque[Tensor] = deque()
+    kept: dict[str, Any] = {}
+    module[0].register_forward_hook(lambda one, given, out: ACTIVATIONS.update(x=out))
+    module[0].register_forward_hook(lambda one, given, out, kept=kept: kept.update(x=out))
+    module[1].register_forward_hook(lambda one, given, out: (RECENT.append(out), seen.append(out), NUMBERS.random())[:0] or None)
+
+    def loss(out: Tensor, *, last: list[Tensor] = SEEN) -> Tensor:
+        last.append(out)
+        assert ACTIVATIONS["x"].shape == kept["x"].shape == RECENT[-1].shape
+        return out.sum() + ACTIVATIONS["x"].sum()
+
+    state = NUMBERS.bit_generator.state
+    capsbench.estimate(module, torch.rand(3, 4), loss, device="cpu")
+    assert (ACTIVATIONS, kept, list(RECENT), list(seen), SEEN) == ({}, {}, [], [], [])
+    assert NUMBERS.bit_generator.state == state
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -253,19 +391,28 @@ def test_an_optimizer_that_steps_inside_backward_by_hooks():
 
 
 LABELS = torch.randint(8, (16,))
+BATCH = {"labels": LABELS}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_labels_of_a_loss_may_be_enclosed_or_global_or_given(device):
     module, given, labels = nn.Linear(4, 8), torch.rand(16, 4), LABELS
+
+    def by_name(out: Tensor, *, labels: Tensor = labels) -> Tensor:
+        return cross_entropy(out, labels)
+
     ways = [
         {"loss": lambda out: cross_entropy(out, labels)},
         {"loss": lambda out: cross_entropy(out, LABELS)},
+        {"loss": lambda out: cross_entropy(out, BATCH["labels"])},
+        {"loss": lambda out, labels=labels: cross_entropy(out, labels)},
+        {"loss": by_name},
         {"loss": cross_entropy, "targets": labels},
         {"loss": nn.CrossEntropyLoss(), "targets": labels},
     ]
     found = [capsbench.estimate(module, given, device=device, **way) for way in ways]
     assert len({one.retained_bytes for one in found}) == 1
+    assert len({one.largest("batch_size", "1GiB") for one in found}) == 1
 
 
 def test_evaluation_of_a_part_is_kept():
@@ -402,6 +549,10 @@ WRONG = {
     "an unknown device": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), device="tpu"), "'tpu' is no kind of device"),
     "a GPU for a CPU": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), gpu="h100", device="cpu"), "does not go with"),
     "an unknown precision": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), precision="fp8"), "`precision` 'fp8'"),
+    "an unknown time of the optimizer's step": (
+        lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), Tensor.sum, optimizer_step="in_backward"),
+        "`optimizer_step` 'in_backward'",
+    ),
     "another's parameters": (
         lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), Tensor.sum, torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)),
         "none of the network's",

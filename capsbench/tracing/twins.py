@@ -4,13 +4,15 @@ A twin has the structure of its original: modules inside modules, tied parameter
 enclose. Its tensors are new and have no values, so that twins of a network of many gigabytes take neither memory nor time.
 """
 
+import copy
 import random
 import weakref
-from collections import OrderedDict, defaultdict
+from array import array
+from collections import OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,17 @@ _NEVER_CHANGED = {str, int, float, bool, complex, bytes, type(None), torch.dtype
 _CUSTOM_COPIES = ("__copy__", "__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__")
 """Methods of classes that say themselves how they are copied: their objects are shared."""
 
+_OF_NUMPY = (np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+
+_GLOBALS = (
+    Tensor, nn.Module, Optimizer, dict, list, tuple, set, deque, UserDict, UserList, bytearray, array, np.ndarray,
+    torch.Generator, random.Random, *_OF_NUMPY,
+)  # fmt: skip
+"""Types of global variables that get twins where a function names them."""
+
+_FILLED = ((list, list.extend), (set, set.update), (deque, deque.extend))
+"""Types of containers that change, with the method that fills one, which a subclass may have replaced."""
+
 
 class Twins:
     """Twins of objects, made on demand; two references to one object become two references to one twin.
@@ -47,6 +60,8 @@ class Twins:
     def __init__(self, make: MakeTensor) -> None:
         self._make = make
         self._made: dict[int, Any] = {}
+        self._copies: dict[int, Any] = {}
+        """Copies of NumPy's generators, and of what they share."""
         self._originals: list[Any] = []
         """Everything that has a twin, so that no other object gets its number."""
         self.scripts: list[torch.jit.ScriptModule] = []
@@ -56,11 +71,17 @@ class Twins:
             (nn.Module, self._module),
             (Optimizer, self._optimizer),
             (dict, self._dictionary),
-            ((list, tuple, set, frozenset), self._sequence),
+            ((list, set, deque), self._filled),
+            ((tuple, frozenset), self._constant),
             (FunctionType, self._function),
             (MethodType, lambda method: MethodType(method.__func__, self.of(method.__self__))),
             (partial, lambda call: partial(self.of(call.func), *map(self.of, call.args), **self.of(call.keywords))),
             (weakref.ref, self._reference),
+            (np.ndarray, self._array),
+            ((bytearray, array), lambda value: self.give(value, copy.copy(value))),
+            (torch.Generator, lambda generator: self.give(generator, generator.clone_state())),
+            (random.Random, self._random),
+            (_OF_NUMPY, lambda generator: self.give(generator, copy.deepcopy(generator, self._copies))),
         ]
 
     def give(self, original: Any, twin: Any) -> Any:
@@ -137,19 +158,53 @@ class Twins:
         put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else dict.__setitem__
         for key, one in list(value.items()):
             put(twin, self.of(key), self.of(one))
-        if hasattr(value, "__dict__"):
-            vars(twin).update({name: self.of(one) for name, one in vars(value).items()})
+        return self._with_attributes(twin, value)
+
+    def _filled(self, value: Any) -> Any:
+        base, fill = next((base, fill) for base, fill in _FILLED if isinstance(value, base))
+        twin = self.give(value, base.__new__(type(value)))
+        if isinstance(value, deque):
+            deque.__init__(twin, (), value.maxlen)
+        fill(twin, [self.of(one) for one in base.__iter__(value)])
+        return self._with_attributes(twin, value)
+
+    def _constant(self, value: Any) -> Any:
+        parts = [self.of(one) for one in value]
+        if all(one is other for one, other in zip(value, parts, strict=True)) and not hasattr(value, "__dict__"):
+            return self.give(value, value)
+        if type(value) in (tuple, frozenset):
+            return self.give(value, type(value)(parts))
+        if hasattr(value, "_fields"):
+            return self.give(value, type(value)(*parts))
+        base = tuple if isinstance(value, tuple) else frozenset
+        try:
+            return self._with_attributes(self.give(value, base.__new__(type(value), parts)), value)
+        except TypeError:  # one of C, such as a size
+            return self.give(value, value)
+
+    def _array(self, value: Any) -> Any:
+        # One that cannot be written may be a file that does not fit the memory.
+        return self.give(value, value.copy(order="K") if value.flags.writeable else value)
+
+    def _random(self, generator: random.Random) -> random.Random:
+        if isinstance(generator, random.SystemRandom):  # it has no state
+            return generator
+        twin = self.give(generator, random.Random.__new__(type(generator)))
+        self._with_attributes(twin, generator)
+        random.Random.setstate(twin, random.Random.getstate(generator))
         return twin
 
-    def _sequence(self, value: Any) -> Any:
-        if type(value) is list:
-            twin = self.give(value, [])
-            twin.extend(map(self.of, value))
-            return twin
-        parts = [self.of(one) for one in value]
-        if type(value) in (tuple, set, frozenset):
-            return self.give(value, type(value)(parts))
-        return self.give(value, type(value)(*parts) if hasattr(value, "_fields") else value)
+    def _with_attributes(self, twin: Any, value: Any) -> Any:
+        """The twin of an object, with twins of its attributes, those in slots included."""
+        if hasattr(value, "__dict__"):
+            vars(twin).update({name: self.of(one) for name, one in vars(value).items()})
+        for slot in _slots(type(value)):
+            try:
+                held = slot.__get__(value)
+            except AttributeError:  # empty so far
+                continue
+            slot.__set__(twin, self.of(held))
+        return twin
 
     def _function(self, function: FunctionType) -> Any:
         compiled = getattr(function, "_torchdynamo_orig_callable", None)
@@ -158,16 +213,21 @@ class Twins:
         self.give(function, function)  # for one that encloses itself
         before, cells = function.__closure__ or (), [self._cell(cell) for cell in function.__closure__ or ()]
         named = {name: function.__globals__[name] for name in names_in(function.__code__) & function.__globals__.keys()}
-        outside = {name: self.of(value) for name, value in named.items() if isinstance(value, Tensor | nn.Module | Optimizer)}
-        if not outside and all(one is other for one, other in zip(before, cells, strict=True)):
+        own = function.__globals__.get("__name__", "").partition(".")[0] != "torch"  # whose tables are no user's
+        twins = {name: self.of(value) for name, value in named.items() if own and isinstance(value, _GLOBALS)}
+        outside = {name: twin for name, twin in twins.items() if twin is not named[name]}
+        defaults = tuple(map(self.of, function.__defaults__ or ()))
+        by_name = {name: self.of(value) for name, value in (function.__kwdefaults__ or {}).items()}
+        pairs = [
+            *zip(before, cells, strict=True),
+            *zip(function.__defaults__ or (), defaults, strict=True),
+            *((one, by_name[name]) for name, one in (function.__kwdefaults__ or {}).items()),
+        ]
+        if not outside and all(one is other for one, other in pairs):
             return function
         around = function.__globals__ | outside if outside else function.__globals__
-        twin = FunctionType(function.__code__, around, function.__name__, function.__defaults__, tuple(cells))
-        twin.__kwdefaults__, twin.__qualname__, twin.__module__ = (
-            function.__kwdefaults__,
-            function.__qualname__,
-            function.__module__,
-        )
+        twin = FunctionType(function.__code__, around, function.__name__, defaults or None, tuple(cells))
+        twin.__kwdefaults__, twin.__qualname__, twin.__module__ = by_name or None, function.__qualname__, function.__module__
         vars(twin).update(vars(function))
         return self.give(function, twin)
 
@@ -186,17 +246,23 @@ class Twins:
 
     def _object(self, value: Any) -> Any:
         kind = type(value)
-        plain = hasattr(value, "__dict__") and not isinstance(value, type) and kind.__module__.partition(".")[0] != "torch"
+        holds = hasattr(value, "__dict__") or any(_slots(kind))
+        plain = holds and not isinstance(value, type) and kind.__module__.partition(".")[0] != "torch"
         custom = any(getattr(kind, name, None) is not getattr(object, name, None) for name in _CUSTOM_COPIES)
-        if (custom or not plain) and not isinstance(value, RemovableHandle):
+        if (custom or not plain) and not isinstance(value, RemovableHandle | UserDict | UserList):
             return value
         try:
             twin = object.__new__(kind)
         except TypeError:  # it is made of more than its attributes
             return value
-        self.give(value, twin)
-        vars(twin).update({name: self.of(one) for name, one in vars(value).items()})
-        return twin
+        return self._with_attributes(self.give(value, twin), value)
+
+
+def _slots(kind: type) -> Iterator[MemberDescriptorType]:
+    """Attributes that the classes of Python among a class and its bases keep in slots."""
+    for one in kind.__mro__:
+        if "__slots__" in vars(one):
+            yield from (held for held in vars(one).values() if isinstance(held, MemberDescriptorType))
 
 
 @contextmanager
