@@ -59,22 +59,17 @@ def largest_fit(configuration: Configuration, what: What) -> Fit:
 
     if what == "depth" and at(CHECKED[-1]).fits:
         return _deeper(at, known)
-    most = (
-        CHECKED[-1]
-        if what == "depth"
-        else _MOST_SAMPLES
-        if configuration.dataset == OWN_INPUTS
-        else spec_of(configuration.dataset).train_size
-    )
+    # A batch of images ends with the epoch, and that of a case nowhere.
+    if what == "depth":
+        most, bound = CHECKED[-1], ""
+    elif configuration.dataset == OWN_INPUTS:
+        most, bound = _MOST_SAMPLES, f"no more than {_MOST_SAMPLES:,} were looked at"
+    else:
+        most = spec_of(configuration.dataset).train_size
+        bound = f"an epoch has no more than {most:,} images"
     fitting, failing = neighbours(at, most)
     taken = _taken(at(fitting)) if fitting else None
-    reason = (
-        f"no more than {most:,} were looked at"
-        if configuration.dataset == OWN_INPUTS
-        else f"an epoch has no more than {most:,} images"
-        if failing is None
-        else f"{failing:,} do not: {at(failing).reason}"
-    )
+    reason = bound if failing is None else f"{failing:,} do not: {at(failing).reason}"
     return Fit(what, fitting, taken, bounded=failing is not None, traced=True, reason=reason, looked_at=max(known))
 
 

@@ -284,6 +284,21 @@ def test_the_deepest_that_is_traced_fits_and_the_next_does_not(room, monkeypatch
     assert "it is full" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("dataset", "room", "reason"),
+    [
+        ("own", 195, "11 do not: it is full"),
+        ("own", None, "no more than 100,000 were looked at"),
+        ("sample", 195, "11 do not: it is full"),
+    ],
+)
+def test_the_reason_for_the_largest_batch_names_the_next_one(dataset, room, reason, monkeypatch):
+    pretend_device(monkeypatch, lambda batch: 90 + 10 * batch, room, name="batch_size")
+    found = largest_fit(make_configuration(dataset=dataset), "batch")
+    assert (found.value, found.bounded) == ((10, True) if room else (100_000, False))
+    assert found.reason == reason
+
+
 @pytest.mark.parametrize("room", [1_000, 1_009, 1_010, 123_456])
 def test_depth_beyond_what_is_checked_is_extrapolated_and_looked_at_where_it_can_be(room, monkeypatch):
     asked = pretend_device(monkeypatch, lambda blocks: 90 + 10 * blocks, room)
