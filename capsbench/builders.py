@@ -112,7 +112,7 @@ def built(factory: Callable[..., object], builder: Builder, model: str, classes:
         raise ConfigurationError(
             f"model '{model}' takes no {refused}", f"it takes {', '.join(builder.names)}, and arguments of what it builds"
         )
-    # What it hands its arguments on to has a number of classes of its own.
+    # The function that it passes its arguments to chooses the number of classes itself.
     del given[refused]
     return factory(**given)
 

@@ -54,10 +54,11 @@ GPUS: dict[str, Gpu] = {
         Gpu("b200", 183_359 * MIB, (10, 0), 8000e9, 75e12, 2250e12),
     )
 }
-"""Known GPUs by name, with the sizes that nvidia-smi prints, and the speeds of NVIDIA's data sheets.
+"""Known GPUs by name, with the sizes that nvidia-smi prints, and speeds as NVIDIA states them.
 
-The sheets are those of T4, V100 (SXM2), A10, A100 (SXM), L4, L40S, H100 (SXM), H200 (SXM) and HGX B200, and the white papers of
-the Turing, GA102 and Ada GPU architectures. Where a sheet has a figure with sparsity, half of it is taken.
+The speeds were written down from memory of the data sheets of T4, V100 (SXM2), A10, A100 (SXM), L4, L40S, H100 (SXM), H200 (SXM)
+and HGX B200, and of the white papers of the Turing, GA102 and Ada architectures; they have not been checked against these, nor
+against a GPU. Where a sheet has a figure with sparsity, half of it is taken.
 """
 
 DEFAULT_GPU = "h100"

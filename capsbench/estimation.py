@@ -311,7 +311,7 @@ def _samples(case: Case) -> int:
     if len(lengths) != 1 or lengths[0] < 1:
         found = f"have first dimensions of {', '.join(map(str, lengths))}" if lengths else "have no first dimension"
         raise ConfigurationError(
-            f"the inputs {found}, so that the batch cannot be told",
+            f"the inputs {found}, so that the size of the batch is not known",
             "give tensors that all begin with the batch, as in [batch, …]",
         )
     return lengths[0]

@@ -231,7 +231,7 @@ def _longest_lists(module: nn.Module) -> Mapping[str, nn.Module]:
 
     longest = max(found, key=lambda name: worth(found[name]))
     kind = _kind(found[longest])
-    if kind is nn.Sequential:  # a class that says nothing of what is inside
+    if kind is nn.Sequential:  # a class of any contents
         return {longest: found[longest]}
     alike = {name: container for name, container in found.items() if _kind(container) is kind}
     # A member may have lists of its own class inside, which it evaluates as a whole.

@@ -157,8 +157,8 @@ class Timekeeper:
             if not last and not self._lacking(alive, had, fewest, fewest_of_ends):
                 continue
             number, process_number = self._free_numbers()
-            # Where a cell's weights lie in memory can make it slower for as long as the process lives. Cells are built in another
-            # order in each process, so that such differences do not follow depth.
+            # The place of a cell's weights in memory can make it slower for as long as the process lives. Cells are built in
+            # another order in each process, so that such differences do not follow depth.
             request = TurnsRequest(
                 cells={cell.key(): cell.configuration for cell in random.sample(alive, len(alive))},
                 axes=self._plan.axes,
