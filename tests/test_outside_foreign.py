@@ -377,7 +377,7 @@ def test_on_cuda_both_are_rounded_by_the_same_allocator(monkeypatch):
         worker,
         "probed_step",
         lambda *_: SimpleNamespace(
-            workload=SimpleNamespace(data_source=None, notes=[]), probe=SimpleNamespace(notes=list), gradient_bytes=0
+            workload=SimpleNamespace(data_source=None, notes=list), probe=SimpleNamespace(notes=list), gradient_bytes=0
         ),
     )
     monkeypatch.setattr(worker, "memory_figures", lambda _: figures)

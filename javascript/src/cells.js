@@ -162,7 +162,7 @@ export function startSlopes() {
       { label: "noise", value: ({ fit }) => fit.noise },
     ],
     also: [
-      ["unit", ({ metric }) => (metric.bytes ? "bytes" : "seconds")],
+      ["unit", ({ metric, fit }) => `${metric.bytes ? "bytes" : "seconds"} per ${fit.per}`],
       ...numbers.map((name) => [name, ({ fit }) => fit[name]]),
     ],
   });
