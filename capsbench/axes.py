@@ -2,10 +2,24 @@
 
 An axis is `blocks`, another number that a cell has as an option (`batch_size`, `capsules`, `classes`, `iterations`), the shape of
 images (`image_shape`: a cell lies at its number of pixels), or a setting of a case (`length`). `Configuration.position` gives the
-place of a cell on an axis. Nothing here needs torch.
+place of a cell on an axis. All units of costs are written here, and the bases that a cost may have over an axis. Nothing here
+needs torch.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from capsbench.errors import ConfigurationError
 from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
+
+AxisForm = Literal["line", "inverse", "quadratic"]
+"""Form of a cost over an axis: {1, n}, {1, 1/n} or {1, n, n²}."""
+
+BASES: dict[AxisForm, str] = {"line": "1,n", "inverse": "1,1/n", "quadratic": "1,n,n²"}
+"""The basis of each form, as it is typed: `--basis length=1,n,n²`."""
+
+POWERS: dict[AxisForm, tuple[int, ...]] = {"line": (0, 1), "inverse": (0, -1), "quadratic": (0, 1, 2)}
+"""Powers of an axis in each form."""
 
 _UNITS = {
     "accumulate": "pass",
@@ -16,7 +30,13 @@ _UNITS = {
     "iterations": "round",
     "image_shape": "pixel",
     "threads": "thread",
-    **dict.fromkeys(("context", "context_length", "length", "seq_len", "seq_length", "sequence_length", "tokens"), "token"),
+    "world_size": "rank",
+    **dict.fromkeys(("context", "context_length", "length", "seq_len", "seq_length", "sequence_length"), "token"),
+    **{
+        f"{before}{noun}s": noun
+        for before in ("", "n_", "num_")
+        for noun in ("channel", "edge", "expert", "feature", "frame", "head", "image", "layer", "node", "rank", "step", "token")
+    },
 }
 """Units of axes with a well-known one, in the singular."""
 
@@ -29,16 +49,19 @@ def axis_title(axis: str) -> str:
 
 
 def axis_unit(axis: str) -> str:
-    """Unit of an axis in the singular: `block`, `sample`, `pixel`, `token`; a setting without a known unit is its own."""
-    return _UNITS.get(axis, axis.replace("_", " "))
+    """Unit of an axis in the singular: `block`, `sample`, `pixel`, `token`; `unit of width` for a setting without a known one."""
+    return _UNITS.get(axis, f"unit of {axis.replace('_', ' ')}")
 
 
 def plural_unit(axis: str) -> str:
-    """The unit of an axis in the plural: `blocks`, `tokens`, `classes`; a setting that is its own unit stays as it is."""
-    unit = axis_unit(axis)
-    if unit == axis.replace("_", " "):
-        return unit
-    return f"{unit}es" if unit.endswith("s") else f"{unit}s"
+    """The unit of an axis in the plural: `blocks`, `tokens`, `classes`, `units of width`."""
+    noun, of, rest = axis_unit(axis).partition(" of ")
+    return f"{noun}{'es' if noun.endswith('s') else 's'}{of}{rest}"
+
+
+def per_unit(axis: str) -> str:
+    """Unit of a slope: `per block`, `per token`."""
+    return f"per {axis_unit(axis)}"
 
 
 def per_pair(axis: str) -> str:
@@ -49,6 +72,66 @@ def per_pair(axis: str) -> str:
 def over_the(axis: str) -> str:
     """Unit of a cost that is shared: `divided by world size`."""
     return f"divided by {axis_title(axis).lower()}"
+
+
+def term_unit(axis: str, form: AxisForm) -> str:
+    """Unit of the term that gives a form its name."""
+    return {"line": per_unit, "inverse": over_the, "quadratic": per_pair}[form](axis)
+
+
+def shared_unit(axes: Sequence[str], powers: Sequence[int]) -> str:
+    """Unit of a product of powers of several axes: `per block and pair of tokens`, `per block, divided by world size`."""
+    known = list(zip(axes, powers, strict=True))
+    multiplied = [(per_unit if power == 1 else per_pair)(axis).removeprefix("per ") for axis, power in known if power > 0]
+    divided = [over_the(axis) for axis, power in known if power < 0]
+    return ", ".join([f"per {' and '.join(multiplied)}"] * bool(multiplied) + divided)
+
+
+def basis_form(axis: str, basis: str | Iterable[str]) -> AxisForm:
+    """The form of a basis that was declared: `1,n,n²`, `1,n,n^2`, or the terms one by one.
+
+    Args:
+        axis: name of its axis, for errors.
+        basis: the terms.
+
+    Raises:
+        ConfigurationError: no cost has this basis.
+    """
+    given = basis if isinstance(basis, str) else ",".join(map(str, basis))
+    plain = given.lower().replace(" ", "").replace("**", "^").replace("n^2", "n²").replace("n2", "n²").strip("{}")
+    terms = set(plain.split(","))
+    found = next((form for form, text in BASES.items() if terms == set(text.split(","))), None)
+    if found is None:
+        raise ConfigurationError(
+            f"`basis` '{given}' of the axis '{axis}' is none that a cost has", f"give one of {'; '.join(BASES.values())}"
+        )
+    return found
+
+
+def basis_text(form: AxisForm) -> str:
+    """The basis of a form in words: `{1, n, n²}`."""
+    return f"{{{BASES[form].replace(',', ', ')}}}"
+
+
+def declared_forms(bases: Mapping[str, str | Iterable[str]] | None, axes: Sequence[str]) -> dict[str, AxisForm]:
+    """The forms that are declared for axes, by name of the axis.
+
+    Args:
+        bases: basis of each axis by its name; `image_size` stands for the number of pixels of the images.
+        axes: names of the axes that there are.
+
+    Raises:
+        ConfigurationError: a basis is none, or an axis is not there.
+    """
+    found: dict[str, AxisForm] = {}
+    for name, basis in (bases or {}).items():
+        axis = "image_shape" if name == "image_size" and name not in axes else name
+        if axis not in axes:
+            raise ConfigurationError(
+                f"`basis` names the axis '{name}', which is not varied", f"the axes here are {', '.join(axes)}"
+            )
+        found[axis] = basis_form(name, basis)
+    return found
 
 
 def axis_flag(axis: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from capsbench.axes import AxisForm
 from capsbench.catalog import SPECS
 from capsbench.errors import ConfigurationError
 from capsbench.options import AXES_OF_FIELDS, settings_text
@@ -22,6 +23,9 @@ SERIES_COLUMNS = tuple(Configuration.model_fields)
 
 AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN = "axes", "positions", "settings_by_name"
 """Columns of what a report varies, of where a cell lies on each axis that its network has, and of the settings of a case."""
+
+BASES_COLUMN = "bases"
+"""Column of the declared forms of costs over axes, by the axis's name (`capsbench.axes.AxisForm`)."""
 
 AXIS_COLUMN, POSITION_COLUMN = "axis", "position"
 """Columns that `along` adds: the name of the axis, and where a cell lies on it."""
@@ -46,13 +50,18 @@ _STEP_COLUMNS = ("flops", "floor_flops", "floor_bytes")
 _QUOTIENTS = ("train_step_relative", "flops_per_second", "floor_ratio_bytes", "floor_ratio_time")
 
 
-def to_frame(records: Iterable[tuple[str, Record]], axes: Iterable[Sequence[str]] | None = None) -> pd.DataFrame:
+def to_frame(
+    records: Iterable[tuple[str, Record]],
+    axes: Iterable[Sequence[str]] | None = None,
+    bases: Iterable[Mapping[str, AxisForm]] | None = None,
+) -> pd.DataFrame:
     """A row per record, with the name of its report; times are medians of their samples in seconds, memory is in bytes.
 
     Beside the fields of records:
 
     - `axes`: names of what the report varies, such as `("blocks",)` or `("length", "batch_size")`.
     - `positions`: where the cell lies on each axis that its network has, by the axis's name.
+    - `bases`: declared forms of costs over axes, by the axis's name; empty where the basis is to be found.
     - `settings`, `settings_by_name`: settings of a case as one text, and as a dictionary; missing for other networks.
 
     - `noise`: names of the disturbances of the times, joined by commas; empty if there were none, or nothing was timed.
@@ -72,6 +81,7 @@ def to_frame(records: Iterable[tuple[str, Record]], axes: Iterable[Sequence[str]
     Args:
         records: names of reports, and their records.
         axes: what the report of each record varies; by default blocks.
+        bases: forms that are declared in the report of each record; by default none.
     """
     columns = ["report", *Configuration.model_fields, "replicate", "status", "kind", "message", "data_source"]
     columns += ["environment", "source", "probe", *MEMORY_COLUMNS, *TIME_COLUMNS, "noise", *_STEP_COLUMNS, *_QUOTIENTS]
@@ -83,9 +93,11 @@ def to_frame(records: Iterable[tuple[str, Record]], axes: Iterable[Sequence[str]
         GROWING_AXIS_COLUMN,
         "notes",
     ]
-    columns += [AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN]
-    named = zip(records, repeat(("blocks",)) if axes is None else axes, strict=False)
-    rows = [_row(report, record) | {AXES_COLUMN: tuple(names)} for (report, record), names in named]
+    columns += [AXES_COLUMN, POSITIONS_COLUMN, SETTINGS_COLUMN, BASES_COLUMN]
+    named = zip(records, repeat(("blocks",)) if axes is None else axes, repeat({}) if bases is None else bases, strict=False)
+    rows = [
+        _row(report, record) | {AXES_COLUMN: tuple(names), BASES_COLUMN: dict(forms)} for (report, record), names, forms in named
+    ]
     frame = pd.DataFrame(rows, columns=columns)
     # Whole numbers stay whole even if some cells have none.
     whole = dict.fromkeys((*MEMORY_COLUMNS, *_STEP_COLUMNS), "Int64")
@@ -95,7 +107,11 @@ def to_frame(records: Iterable[tuple[str, Record]], axes: Iterable[Sequence[str]
 def frame_of(reports: Iterable["ReportFolder"]) -> pd.DataFrame:
     """The records of several reports as one data frame."""
     records = [(report, record) for report in reports for record in report.records]
-    return to_frame(((report.name, record) for report, record in records), [report.axes for report, _ in records])
+    return to_frame(
+        ((report.name, record) for report, record in records),
+        [report.axes for report, _ in records],
+        [report.bases for report, _ in records],
+    )
 
 
 def _row(report: str, record: Record) -> dict[str, object]:

@@ -7,13 +7,17 @@
     def test_a_step_takes_no_more_than_before(memory_baseline):
         memory_baseline(model, inputs, loss=loss, file="baselines/memory.json")
 
+    @pytest.mark.memory_slope(max_bytes_per_token=40_000, max_bytes_per_pair_of_tokens=96)
+    def test_a_token_costs_no_more(memory_slope):
+        memory_slope(gpt2, vary={"length": (64, 128, 192, 256)})
+
 Without the marker the first fixture measures and leaves the verdict to the test. `pytest --update-memory-baselines` writes the
 files of the second.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -21,8 +25,8 @@ if TYPE_CHECKING:
     from capsbench.estimation import MemoryEstimate
     from capsbench.testing import MemorySlope
 
-_PREFIX = "max_bytes_per_"
-"""Beginning of the marker's argument, which the unit of the axis follows."""
+_PREFIX = "max_bytes_"
+"""Beginning of the marker's arguments, which the unit of a term follows: `per_token`, `per_pair_of_tokens`."""
 _UPDATE = "--update-memory-baselines"
 _BASELINE = "memory_baseline.json"
 """Name of a baseline beside the file of its tests."""
@@ -39,8 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     config.addinivalue_line(
         "markers",
-        "memory_slope(max_bytes_per_block): the most that a block (a sample, a token) may add to what a training step retains "
-        "(capsbench)",
+        "memory_slope(max_bytes_per_block): the most that a block (a sample, a token, a pair of tokens) may add to what a "
+        "training step retains (capsbench)",
     )
 
 
@@ -58,39 +62,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def memory_slope_fixture(request: pytest.FixtureRequest) -> "Iterator[Callable[..., MemorySlope]]":
     """Provide `capsbench.testing.memory_slope`, which fails the test if its marker's limit is passed."""
     # Imported on use, so that other tests need not wait for torch.
-    from capsbench.axes import axis_unit
     from capsbench.testing import memory_slope
-    from capsbench.words.along import number_text
 
-    limit, asked = _limit(request), list[bool]()
+    limits, asked = _limits(request), list[bool]()
 
     def measure(*args: Any, **kwargs: Any) -> "MemorySlope":
         asked.append(True)
         found = memory_slope(*args, **kwargs)
-        if limit is None:
-            return found
-        unit, varied = axis_unit(found.axis), found.axis.replace("_", " ")
-        if unit != limit.unit:
-            pytest.fail(
-                f"memory_slope({_PREFIX}{limit.unit.replace(' ', '_')}=…) sets no limit per {unit}, but {varied} was varied\n"
-                f"mark the test with {_PREFIX}{unit.replace(' ', '_')}=",
-                pytrace=False,
-            )
-        if found.notes:
-            warnings.warn(f"the bytes that a {unit} may retain are not exact: {'; '.join(found.notes)}", stacklevel=2)
-        if found.worst_step() > limit.nbytes:
-            at = zip(found.positions, found.retained_bytes, strict=True)
-            sizes = ", ".join(f"{number_text(position)}: {nbytes}" for position, nbytes in at)
-            where = "depth" if unit == "block" else varied
-            pytest.fail(
-                f"a {unit} retains {found.worst_step():.0f} bytes, and may {limit.nbytes:.0f} (bytes at each {where}: {sizes})\n"
-                f"{found.explain()}",
-                pytrace=False,
-            )
+        if limits:
+            _judge(found, limits)
         return found
 
     yield measure
-    if limit is not None and not asked:
+    if limits and not asked:
         pytest.fail(
             f"{request.node.name} is marked memory_slope and measured nothing\ncall memory_slope(make_net) in it", pytrace=False
         )
@@ -123,25 +107,67 @@ def memory_baseline_fixture(request: pytest.FixtureRequest) -> "Callable[..., Me
     return check
 
 
-class _Limit(NamedTuple):
-    """The limit that a marker sets."""
+def _judge(found: "MemorySlope", limits: Mapping[str, float]) -> None:
+    """Fail the test if a term of what is retained exceeds its limit, or a term or limit has no counterpart."""
+    from capsbench.axes import BASES, axis_unit, per_unit, term_unit
+    from capsbench.words.along import number_text
 
-    nbytes: float
-    unit: str
-    """Unit of the axis: `block`, `token`."""
+    varied, unit = found.axis.replace("_", " "), per_unit(found.axis)
+    terms = {unit: found.worst_step()} if found.curve is None else found.terms
+    possible = {term_unit(found.axis, form) for form in BASES}
+    odd = next((name for name in limits if name not in possible), None)
+    if odd is not None:
+        _refuse(f"memory_slope({_argument(odd)}…) sets no limit {unit}, but {varied} was varied", terms)
+    # A limit of a term that there is not is kept.
+    if not terms.keys() <= limits.keys():
+        given = ", ".join(f"{_argument(name)}…" for name in limits)
+        kept = found.in_words if found.curve else f"up to {found.worst_step():.0f} B {unit}"
+        _refuse(f"memory_slope({given}) does not limit all of what is retained: {kept}", terms)
+    if found.notes:
+        warnings.warn(
+            f"the bytes that a {axis_unit(found.axis)} may retain are not exact: {'; '.join(found.notes)}", stacklevel=3
+        )
+    at = zip(found.positions, found.retained_bytes, strict=True)
+    sizes = ", ".join(f"{number_text(position)}: {nbytes}" for position, nbytes in at)
+    for name, nbytes in terms.items():
+        if nbytes > limits[name]:
+            subject = f"a {name.removeprefix('per ')} retains" if name.startswith("per ") else f"what is {name} retains"
+            where = "depth" if found.axis == "blocks" else varied
+            pytest.fail(
+                f"{subject} {nbytes:.0f} bytes, and may {limits[name]:.0f} (bytes at each {where}: {sizes})\n{found.explain()}",
+                pytrace=False,
+            )
 
 
-def _limit(request: pytest.FixtureRequest) -> _Limit | None:
+def _argument(unit: str) -> str:
+    """The marker's argument for a unit: `max_bytes_per_pair_of_tokens=`."""
+    return f"{_PREFIX}{unit.replace(' ', '_')}="
+
+
+def _refuse(what: str, units: Iterable[str]) -> NoReturn:
+    """Fail the test, and name the limits that its marker should have."""
+    pytest.fail(f"{what}\nmark the test with {' and '.join(map(_argument, units))}", pytrace=False)
+
+
+def _limits(request: pytest.FixtureRequest) -> dict[str, float]:
+    """The limits that a marker sets, in bytes by unit: `per block`, `per pair of tokens`; none without a marker."""
     marker = request.node.get_closest_marker("memory_slope")
     if marker is None:
-        return None
-    name, limit = next(iter(marker.kwargs.items()), ("", None))
-    number = float(limit) if isinstance(limit, int | float) and not isinstance(limit, bool) else -1.0
-    if marker.args or len(marker.kwargs) != 1 or not name.startswith(_PREFIX) or not number >= 0:
+        return {}
+    found = {
+        name.removeprefix(_PREFIX).replace("_", " "): float(limit) if _is_number(limit) else -1.0
+        for name, limit in marker.kwargs.items()
+        if name.startswith(_PREFIX)
+    }
+    if marker.args or not marker.kwargs or len(found) != len(marker.kwargs) or not all(limit >= 0 for limit in found.values()):
         given = ", ".join([*map(repr, marker.args), *(f"{name}={value!r}" for name, value in marker.kwargs.items())])
         pytest.fail(
             f"memory_slope({given}) does not say how much a block may retain\n"
             "give max_bytes_per_block=, a number of bytes, 0 or more; or max_bytes_per_token= and so on, over another axis",
             pytrace=False,
         )
-    return _Limit(number, name.removeprefix(_PREFIX).replace("_", " "))
+    return found
+
+
+def _is_number(limit: object) -> bool:
+    return isinstance(limit, int | float) and not isinstance(limit, bool)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
+from capsbench.axes import AxisForm
 from capsbench.options import MODELS, OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WRITTEN, noun_of, value_in_words
 from capsbench.options import PREDICTED as PREDICTED
 from capsbench.options import Configuration as Configuration
@@ -483,6 +484,8 @@ class Plan(Schema):
     """Name of the paper's figure or table that is reproduced, if any, which decides how the report is drawn."""
     axes: tuple[str, ...] = ("blocks",)
     """Names of what the sweep varies: `blocks`, `batch_size`, another numeric option, `image_shape`, or a setting of a case."""
+    bases: dict[str, AxisForm] = {}
+    """Declared forms of costs over these axes: `line`, `inverse` or `quadratic`; over all others they are found."""
     cells: list[Cell]
     """Cells in the order in which they are measured."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from capsbench import files
+from capsbench.axes import AxisForm, declared_forms
 from capsbench.durable import replace_file
 from capsbench.errors import StoreError
 from capsbench.locks import alone_in
@@ -34,6 +35,7 @@ class ReportFolder:
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self._folder = None if folder is None else expanded(folder)
         self._name: str | None = None
+        self._bases: dict[str, AxisForm] = {}
         self._held = 0
         self._forget()
 
@@ -121,6 +123,23 @@ class ReportFolder:
         renamed._forget_results()
         return renamed
 
+    def with_basis(self, **bases: str | Iterable[str]) -> Self:
+        """Return the report with declared bases, which its slopes, figures, page and predictions then have.
+
+        A cost over an axis is a sum of the terms of its basis: {1, n}, {1, n, n²} or {1, 1/n}. By default the report finds it.
+        A declared basis that does not fit is reported with its largest residual.
+
+        Args:
+            bases: basis of each axis by its name, such as `length="1,n,n²"`.
+
+        Raises:
+            ConfigurationError: a basis is none that a cost has, or the report does not vary an axis.
+        """
+        declared = copy.copy(self)
+        declared._bases = self._bases | declared_forms(bases, self.axes)
+        declared._forget_results()
+        return declared
+
     @property
     def records(self) -> list[Record]:
         """The last record of each cell, in the order of first mention.
@@ -163,6 +182,15 @@ class ReportFolder:
             return ("blocks",) if self.plan is None else self.plan.axes
         except StoreError:
             return ("blocks",)
+
+    @property
+    def bases(self) -> dict[str, AxisForm]:
+        """The declared forms of costs over axes: those of `with_basis`, and then those of the plan."""
+        try:
+            planned = {} if self.plan is None else self.plan.bases
+        except StoreError:
+            planned = {}
+        return planned | self._bases
 
     @property
     def environments(self) -> dict[str, Any]:

@@ -6,7 +6,9 @@
         assert memory_slope(make_net, depths=(1, 2, 4)).retained_per_block == 0
 
     def test_memory_per_token():
-        assert memory_slope(gpt2, vary={"length": (64, 128, 256)}).worst_step() <= 40_000
+        found = memory_slope(gpt2, vary={"length": (64, 128, 192, 256)})
+        assert found.terms["per token"] <= 40_000
+        assert found.terms["per pair of tokens"] <= 96
 
     def test_a_step_takes_no_more_than_before():
         assert not grown_memory(capsbench.estimate(model, inputs), "baselines/memory.json", name="my step")
@@ -22,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from capsbench.axes import basis_form, basis_text, per_unit, term_unit
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.estimation import MemoryEstimate
@@ -35,9 +38,14 @@ from capsbench.options import OWN_INPUTS, Setting
 from capsbench.paths import absolute
 from capsbench.records import Cell, Configuration, Record, StepFigures
 from capsbench.report import Report
-from capsbench.stats.least_squares import SlopeFit, fit_slope
+from capsbench.stats.bases import Curve
+from capsbench.stats.least_squares import SlopeFit
+from capsbench.stats.linearity import Shape
+from capsbench.stats.metrics import METRICS
+from capsbench.stats.slopes import fit_bytes
 from capsbench.tracing.step_trace import TracedStep, trace_step
-from capsbench.words.along import places_text
+from capsbench.words.along import number_text, places_text
+from capsbench.words.units import bytes_text
 from capsbench.workload import ModelFactory, as_module
 
 
@@ -50,13 +58,45 @@ class MemorySlope:
     retained_bytes: tuple[int, ...]
     """Bytes alive after forward minus those before, at each position."""
     retained: SlopeFit
-    """The line through these bytes."""
+    """The line through these bytes, or the part of their curve that is one."""
     per_module: dict[str, int]
     """Bytes that the network retains at the last position and not at the first, by module; largest first."""
     notes: tuple[str, ...] = ()
     """Assumptions of the traces, each once. Without any the bytes are exact."""
     axis: str = "blocks"
     """Name of the axis."""
+    curve: Curve | None = None
+    """The curve that the bytes lie on, if they lie on no line: with a square, or divided by the axis."""
+    linear: bool = True
+    """False if the bytes lie on no line."""
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the bytes, as a report has it: `line`, `quadratic`, `inverse` or `not a line`."""
+        return self.curve.form if self.curve else "line" if self.linear else "not a line"
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Bytes by unit: `per token`, beside it `per pair of tokens` of a square, or alone `divided by world size`.
+
+        Raises:
+            ConfigurationError: the bytes lie on no line, and on no curve that costs have.
+        """
+        if self.shape == "not a line":
+            places = ", ".join(
+                f"{number_text(at)}: {nbytes}" for at, nbytes in zip(self.positions, self.retained_bytes, strict=True)
+            )
+            raise ConfigurationError(
+                f"what is retained is no line over {self.axis.replace('_', ' ')} ({places} bytes)",
+                "read `worst_step()`, or give four positions or more: a square does not show in fewer",
+            )
+        slope = {} if self.shape == "inverse" else {per_unit(self.axis): self.retained.slope}
+        return slope if self.curve is None else slope | {term_unit(self.axis, self.curve.form): self.curve.term}
+
+    @property
+    def in_words(self) -> str:
+        """The terms in words: `16 B per token and 96 B per pair of tokens`."""
+        return " and ".join(f"{bytes_text(nbytes)} {unit}" for unit, nbytes in self.terms.items())
 
     @property
     def depths(self) -> tuple[float, ...]:
@@ -65,19 +105,28 @@ class MemorySlope:
 
     @property
     def retained_per_unit(self) -> float:
-        """Bytes that a unit of the axis adds to what backward will need: a block, a sample, a token."""
-        return self.retained.slope
+        """Bytes that a unit of the axis adds to what backward will need: a block, a sample, a token.
+
+        Raises:
+            ConfigurationError: the bytes lie on no line, so that this depends on the position.
+        """
+        if self.curve is not None:
+            raise ConfigurationError(
+                f"there is no one number of bytes {per_unit(self.axis)}: {self.in_words} are retained",
+                "read `terms`, or `worst_step()` for these positions",
+            )
+        return self.terms[per_unit(self.axis)]
 
     @property
     def retained_per_block(self) -> float:
         """Bytes that a block adds to what backward will need.
 
         Raises:
-            ConfigurationError: blocks are not what was varied.
+            ConfigurationError: blocks are not what was varied, or the bytes lie on no line.
         """
         if self.axis != "blocks":
             raise ConfigurationError(f"there are no bytes per block: {self.axis} was varied", "read `retained_per_unit`")
-        return self.retained.slope
+        return self.retained_per_unit
 
     def worst_step(self) -> float:
         """Most bytes that a unit of the axis added between two neighbouring positions, since a line may hide a step."""
@@ -95,24 +144,29 @@ def memory_slope(
     depths: Sequence[int] | None = None,
     *,
     vary: Mapping[str, Sequence[float]] | None = None,
+    basis: str | None = None,
     dataset: str = "sample",
     batch_size: int | None = None,
     **settings: Setting,
 ) -> MemorySlope:
     """Measure the retained bytes of a training step over an axis, without running it: to the byte unless `notes` say otherwise.
 
+    The bytes of what attends to all pairs of tokens, or is divided among ranks, lie on no line: `terms` has their bytes per token
+    and per pair of tokens.
+
     Args:
         model_factory: function that takes `(in_shape, num_classes, blocks)` and returns a module with outputs `[B, classes]` or
             a `CapsuleOutput`, or one that takes numbers by keyword and returns a `Case`.
         depths: blocks, by default 1, 2 and 4; at least two different ones.
         vary: the one axis in place of depth, and its values: `{"batch_size": (2, 4, 8)}`, or any number that a case takes.
+        basis: terms of the bytes over the axis, such as `1,n,n²`; by default the report's way finds them.
         dataset: data set that sets shape and classes of a classifier.
         batch_size: images of the step, by default 8; a case has its own default.
         settings: further settings of a case.
 
     Raises:
         ConfigurationError: fewer than two positions, an axis that the network does not have, a network that cannot be made or
-            traced, or one that differs each time.
+            traced, or one that differs each time; or `basis` does not fit, or has more terms than there are positions.
     """
     if vary is not None and len(vary) != 1:
         raise ConfigurationError(f"`vary` names {len(vary)} axes", "give the one over which the slope is fitted")
@@ -148,7 +202,12 @@ def memory_slope(
     more = {name: nbytes - first.get(name, 0) for name, nbytes in last.items() if nbytes > first.get(name, 0)}
     most_first = dict(sorted(more.items(), key=lambda item: -item[1]))
     notes = tuple(dict.fromkeys(note for step in steps for note in (*step.notes, *step.unsure)))
-    return MemorySlope(asked, retained, fit_slope(asked, retained), most_first, notes, axis)
+    declared = None if basis is None else basis_form(axis, basis)
+    fit = fit_bytes(asked, retained, METRICS["retained"], axis, declared=declared)
+    if declared is not None and (fit.misfit is not None or (fit.curve.form if fit.curve else "line") != declared):
+        off = f"is off by up to {bytes_text(fit.misfit)}" if fit.misfit is not None else f"needs more than {len(asked)} positions"
+        raise ConfigurationError(f"`basis` {basis_text(declared)} {off}", "leave it out, and read `shape` and `terms`")
+    return MemorySlope(asked, retained, fit.fit, most_first, notes, axis, fit.curve, fit.linear)
 
 
 def _traced(factory: ModelFactory, own: Mapping[str, Any], dataset: str) -> TracedStep:

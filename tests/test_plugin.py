@@ -87,7 +87,9 @@ def test_a_step_that_a_line_would_hide_counts():
             return scores.exp().log() if self.blocks > 1 else scores
 
     found = memory_slope(lambda _shape, _classes, blocks: Once(blocks), (1, 2, 60))
-    assert found.worst_step() > 20 * found.retained_per_block
+    assert found.worst_step() > 20 * found.retained.slope
+    with pytest.raises(ConfigurationError, match="no line over blocks"):
+        _ = found.retained_per_block
 
 
 class Attention(nn.Module):
@@ -111,9 +113,39 @@ def test_memory_per_token_of_a_case():
     ]
     assert (found.axis, found.positions) == ("length", (4, 8, 16, 32))
     assert found.worst_step() == 3 * 4 * (16 + 32)
-    assert found.retained_per_unit > 0
+    assert (found.shape, found.terms) == ("quadratic", {"per token": 0, "per pair of tokens": 12})
     with pytest.raises(ConfigurationError, match="no bytes per block"):
         _ = found.retained_per_block
+
+
+def test_bytes_on_a_curve_have_no_one_slope():
+    found = memory_slope(attention, vary={"length": (4, 8, 16, 32)}, batch_size=3)
+    with pytest.raises(ConfigurationError, match="no one number of bytes per token") as error:
+        _ = found.retained_per_unit
+    assert "0 B per token and 12 B per pair of tokens" in error.value.what
+    assert "terms" in error.value.hint
+
+
+def test_bytes_on_no_line_have_no_slope():
+    found = memory_slope(attention, vary={"length": (4, 8, 16)})
+    assert found.shape == "not a line"
+    for read in (lambda: found.retained_per_unit, lambda: found.terms):
+        with pytest.raises(ConfigurationError, match=r"no line over length \(4: \d+, 8: \d+, 16: \d+ bytes\)") as error:
+            read()
+        assert "four positions" in error.value.hint
+    assert found.worst_step() == 2 * 4 * 24
+
+
+def test_a_declared_basis_needs_fewer_positions_and_must_fit():
+    found = memory_slope(attention, vary={"length": (4, 8, 16)}, basis="1,n,n²", batch_size=3)
+    assert found.terms == {"per token": 0, "per pair of tokens": 12}
+    with pytest.raises(ConfigurationError, match=r"`basis` \{1, n\} is off by up to") as error:
+        memory_slope(attention, vary={"length": (4, 8, 16, 32)}, basis="1,n")
+    assert len(str(error.value).splitlines()) == 2
+    with pytest.raises(ConfigurationError, match=r"\{1, n, n²\} needs more than 2 positions"):
+        memory_slope(attention, vary={"length": (4, 8)}, basis="1,n,n²")
+    with pytest.raises(ConfigurationError, match="none that a cost has"):
+        memory_slope(attention, vary={"length": (4, 8)}, basis="n log n")
 
 
 def test_memory_per_sample():
@@ -165,6 +197,58 @@ def test_right(memory_slope):
     result.stdout.fnmatch_lines(
         ["*sets no limit per sample, but batch size was varied*", "*mark the test with max_bytes_per_sample=*"]
     )
+
+
+ATTENTION = """
+from capsbench import Case
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+    def forward(self, x):
+        return (self.inner(x) @ x.transpose(1, 2)).softmax(-1) @ x
+
+def attention(length=4):
+    return Case(Attention(), torch.zeros(3, length, 8), loss=lambda out: out.sum())
+
+LENGTHS = {"length": (4, 8, 16, 32)}
+"""
+
+
+@pytest.mark.slow
+def test_the_marker_limits_each_term_of_a_curve(session):
+    result = session(
+        ATTENTION
+        + """
+@pytest.mark.memory_slope(max_bytes_per_token=0, max_bytes_per_pair_of_tokens=12)
+def test_right(memory_slope):
+    memory_slope(attention, vary=LENGTHS)
+
+@pytest.mark.memory_slope(max_bytes_per_token=0, max_bytes_per_pair_of_tokens=11)
+def test_grown(memory_slope):
+    memory_slope(attention, vary=LENGTHS)
+
+@pytest.mark.memory_slope(max_bytes_per_token=10**9)
+def test_no_one_slope(memory_slope):
+    memory_slope(attention, vary=LENGTHS)
+
+@pytest.mark.memory_slope(max_bytes_per_sample=1, max_bytes_per_pair_of_samples=0)
+def test_a_line_may_have_a_limit_for_pairs(memory_slope):
+    memory_slope(make, vary={"batch_size": (1, 2)}).retained_per_unit
+""",
+        apart=True,
+    )
+    result.assert_outcomes(passed=1, failed=3)
+    result.stdout.fnmatch_lines(["*a pair of tokens retains 12 bytes, and may 11 (bytes at each length: 4: *"])
+    result.stdout.fnmatch_lines(
+        [
+            "*memory_slope(max_bytes_per_token=…) does not limit all of what is retained: "
+            "0 B per token and 12 B per pair of tokens*",
+            "*mark the test with max_bytes_per_token= and max_bytes_per_pair_of_tokens=*",
+        ]
+    )
+    result.stdout.fnmatch_lines(["*a sample retains * bytes, and may 1 *"])
 
 
 @pytest.mark.slow

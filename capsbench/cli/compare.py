@@ -33,7 +33,8 @@ def command(
     """
     from capsbench.gate.compare import compare
     from capsbench.gate.comparison import Thresholds
-    from capsbench.gate.verdicts import comparison_json, comparison_markdown, comparison_remarks, comparison_table
+    from capsbench.gate.verdicts import comparison_json, comparison_markdown, comparison_remarks
+    from capsbench.terminal.comparison import comparison_table
 
     if as_json and markdown:
         raise ConfigurationError("--json and --markdown both want standard output", "give one of them")

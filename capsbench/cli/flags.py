@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from capsbench.axes import BASES, basis_form
 from capsbench.errors import ConfigurationError
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Setting, type_of
 from capsbench.typed_values import parsed_values
@@ -274,6 +275,31 @@ ALONG_OPTION = click.option(
     help="Axis: depth, batch-size, or what --vary named; by default each that a report varies.",
 )
 """The axis over which reports are drawn."""
+
+
+def parse_basis(flag: str, text: str) -> tuple[str, str]:
+    """Parse the name of an axis and its basis: `length=1,n,n²`.
+
+    Raises:
+        ConfigurationError: it is not a name with a basis.
+    """
+    name, _, basis = (part.strip() for part in text.partition("="))
+    if not name or not basis:
+        raise ConfigurationError(
+            f"{flag} '{text}' is not a name with a basis", f"write NAME=BASIS: length={'; '.join(BASES.values())}"
+        )
+    basis_form(name, basis)
+    return axis_named(name), basis
+
+
+BASIS_OPTION = click.option(
+    "--basis",
+    "basis",
+    type=Parsed("name=basis", parse_basis),
+    multiple=True,
+    help="Terms of costs over an axis, instead of those that fit: length=1,n,n² (or n^2), world-size=1,1/n, batch-size=1,n.",
+)
+"""The bases that a user declares."""
 
 DATA_DIR_OPTION = click.option("--data-dir", type=FOLDER, help="Folder of the real data sets; by default $CAPSBENCH_DATA.")
 DOWNLOAD_OPTION = click.option("--download", is_flag=True, help="Fetch a data set that is not on disk.")

@@ -1,6 +1,6 @@
 """Reading of reports and printing, for all commands."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from capsbench.axes import BASES, declared_forms
 from capsbench.cli.command import echo, in_words_of_command
 from capsbench.cli.streams import signs_of
 from capsbench.errors import StoreError
@@ -50,11 +51,16 @@ def warn(text: str) -> None:
     echo(f"warning: {printable(text)}", err=True)
 
 
-def load_records(folder: Path) -> "pd.DataFrame":
+def load_records(folder: Path, bases: Iterable[tuple[str, str]] = ()) -> "pd.DataFrame":
     """Return the records at or below a folder; damaged lines are reported on standard error.
+
+    Args:
+        folder: folder of reports.
+        bases: bases that are declared for axes.
 
     Raises:
         StoreError: there are none, or they cannot be read.
+        ConfigurationError: a basis is declared for an axis that no report varies.
     """
     from capsbench.frame import frame_of
 
@@ -62,7 +68,18 @@ def load_records(folder: Path) -> "pd.DataFrame":
     warn_of_damages(reports)
     if not any(report.records for report in reports):
         raise nothing_to_read(folder)
-    return frame_of(reports)
+    return frame_of(declared(reports, bases))
+
+
+def declared(reports: Sequence[Report], bases: Iterable[tuple[str, str]]) -> list[Report]:
+    """Return reports with declared bases, each with those of its own axes.
+
+    Raises:
+        ConfigurationError: no report varies an axis.
+    """
+    forms = declared_forms(dict(bases), list(dict.fromkeys(axis for report in reports for axis in report.axes)))
+    own = [{axis: BASES[form] for axis, form in forms.items() if axis in report.axes} for report in reports]
+    return [report.with_basis(**some) if some else report for report, some in zip(reports, own, strict=True)]
 
 
 def warn_of_damages(reports: Iterable[Report]) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import ALONG_OPTION, FOLDER, NameList
-from capsbench.cli.output import warn_of_damages
+from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION, FOLDER, NameList
+from capsbench.cli.output import declared, warn_of_damages
 from capsbench.errors import StoreError
 from capsbench.files import nothing_to_read
 from capsbench.report import reports_below
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 @click.option("--per", type=click.Choice(["step", "epoch"]), default="step", help="Seconds per step or epoch.")
 @click.option("--paper", "with_paper", is_flag=True, help="Draw the paper's table 4 where comparable (process, reserved).")
 @ALONG_OPTION
-def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool, along: str | None) -> None:
+@BASIS_OPTION
+def command(
+    reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool, along: str | None,
+    basis: tuple[tuple[str, str], ...],
+) -> None:  # fmt: skip
     """Draw figures 3 and 4 of every report at or below a folder again from its records, and the report's page.
 
     A report of `reproduce` is drawn as `reproduce` draws it, unless an option asks for something else.
@@ -42,7 +46,7 @@ def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_pape
         echo(f"nothing here compares with table 4: add --metric {' or '.join(COMPARABLE_METRICS)}", err=True)
     comparable = False
     empty: list[StoreError] = []
-    for one in reports_below(reports):
+    for one in declared(reports_below(reports), basis):
         warn_of_damages([one])
         if not one.records:
             # The other reports are still drawn.

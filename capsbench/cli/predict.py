@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json, typed_command
-from capsbench.cli.flags import FOLDER, MODEL_OPTIONS, cell_option, cell_options, refuse_given
+from capsbench.cli.flags import BASIS_OPTION, FOLDER, MODEL_OPTIONS, cell_option, cell_options, refuse_given
 from capsbench.cli.output import console_of, say
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("predict", cls=Command)
 @MODEL_OPTIONS
+@BASIS_OPTION
 @cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
 @cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
 @cell_option("device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
@@ -44,12 +45,14 @@ def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, 
       capsbench predict --models my_package.models:make_net --depth 1,2,4 --device cpu
       capsbench predict --models mocapsnet --vary image-size=32-96:32 --depth 4
     """
-    from capsbench.cli.sweeps import asked_cells, sweep, typed_axes
+    from capsbench.cli.sweeps import asked_cells, sweep, typed_axes, typed_forms
 
     target = _target(device, gpu, fit=fit, kept=out is not None, resume=resume, capacity=given["capacity"])
     if fit is not None:
         searched = {"depth": "blocks", "batch": "batch_size"}[fit]
         refuse_given("depth" if fit == "depth" else "batch_size", f"--fit {fit}", "it is what is searched for")
+        if given["basis"]:
+            raise ConfigurationError(f"`basis` has no effect beside --fit {fit}, which fits no slopes", "leave `basis` out")
         if any(name == searched for name, _ in given["vary"]):
             raise ConfigurationError(
                 f"`vary` {searched} has no effect beside --fit {fit}: it is what is searched for", f"leave `vary` {searched} out"
@@ -57,7 +60,10 @@ def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, 
     cells = asked_cells(given | {"device": f"{device}:predicted", "gpu": target, "threads": None, "repeats": 1})
     if fit is not None:
         return _print_fits(cells, fit, as_json=as_json)
-    plan = Plan(command=typed_command(), cells=cells, passes=["memory"], budget_seconds=0, axes=typed_axes(cells, given))
+    axes = typed_axes(cells, given)
+    plan = Plan(
+        command=typed_command(), cells=cells, passes=["memory"], budget_seconds=0, axes=axes, bases=typed_forms(axes, given)
+    )
     if out is not None:
         return sweep(plan, out=out, resume=resume, as_json=as_json, only_these=True)
     return _print_predictions(plan, as_json=as_json)
@@ -95,7 +101,7 @@ def _print_predictions(plan: Plan, *, as_json: bool) -> int:
         echo_json([record.model_dump(mode="json", exclude_none=True) for record in records])
     elif any(record.status != "error" for record in records):
         console = console_of()
-        console.print(predictions_table(records))
+        console.print(predictions_table(records, plan.axes))
         say(console, certainty_note(records))
     # One error for each model.
     failed = {record.cell.configuration.model: record.message for record in reversed(records) if record.status == "error"}

@@ -5,13 +5,14 @@ from typing import Any
 import click
 
 from capsbench.cli.command import Command
-from capsbench.cli.flags import MODEL_OPTIONS, SWEEP_OPTIONS, cell_options
+from capsbench.cli.flags import BASIS_OPTION, MODEL_OPTIONS, SWEEP_OPTIONS, cell_options
 from capsbench.options import SWEPT_OPTIONS
 from capsbench.records import BOTH, Pass
 
 
 @click.command("run", cls=Command)
 @MODEL_OPTIONS
+@BASIS_OPTION
 @cell_options(*SWEPT_OPTIONS)
 @SWEEP_OPTIONS
 @click.option("--only", type=click.Choice(BOTH), help="Measure memory or time alone; by default both.")

@@ -6,7 +6,7 @@ import click
 from rich.text import Text
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import ALONG_OPTION, FOLDER
+from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION, FOLDER
 from capsbench.cli.output import console_of, load_records, no_slopes
 from capsbench.cli.streams import signs_of
 
@@ -14,7 +14,8 @@ from capsbench.cli.streams import signs_of
 @click.command("show", cls=Command)
 @click.argument("reports", type=FOLDER)
 @ALONG_OPTION
-def command(reports: Path, along: str | None) -> None:
+@BASIS_OPTION
+def command(reports: Path, along: str | None, basis: tuple[tuple[str, str], ...]) -> None:
     """Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth, or over what was varied.
 
     \b
@@ -27,7 +28,7 @@ def command(reports: Path, along: str | None) -> None:
     from capsbench.stats.slopes import fitted_slopes
     from capsbench.terminal.show import show_lines
 
-    frame = frames.along(load_records(reports), along)
+    frame = frames.along(load_records(reports, basis), along)
     console = console_of()
     signs = BLOCKS
     try:

@@ -5,20 +5,23 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import Command
-from capsbench.cli.flags import ALONG_OPTION, FOLDER, Parsed, parse_place
+from capsbench.cli.flags import ALONG_OPTION, BASIS_OPTION, FOLDER, Parsed, parse_place
 from capsbench.cli.output import load_records, print_estimates, print_slopes
 
 
 @click.command("slopes", cls=Command)
 @click.argument("reports", type=FOLDER)
 @ALONG_OPTION
+@BASIS_OPTION
 @click.option(
     "--at",
     type=Parsed("position", parse_place),
     help="Predict every cost at a point that need not have been measured: blocks=16,batch-size=256.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: bytes and seconds per block, or per unit of another axis.")
-def command(reports: Path, along: str | None, at: dict[str, float] | None, as_json: bool) -> None:
+def command(
+    reports: Path, along: str | None, basis: tuple[tuple[str, str], ...], at: dict[str, float] | None, as_json: bool
+) -> None:
     """Print the slope of every line: the cost of a block (a sample, a token), with its 95 % interval and the ratio to ResCapsNet.
 
     \b
@@ -26,11 +29,12 @@ def command(reports: Path, along: str | None, at: dict[str, float] | None, as_js
       capsbench slopes reports/
       capsbench slopes reports/mine --along batch-size --json
       capsbench slopes reports/grid --at blocks=16,batch-size=256
+      capsbench slopes reports/length --basis length=1,n,n²
     """
     from capsbench.stats.slopes import fitted_slopes
     from capsbench.stats.surface import predicted_at
 
-    frame = load_records(reports)
+    frame = load_records(reports, basis)
     if at is not None:
         print_estimates(predicted_at(frame, at), at, as_json=as_json)
         return

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from capsbench.axes import position_in_words
+from capsbench.axes import AxisForm, declared_forms, position_in_words
 from capsbench.cli.command import command_to_resume, typed_command
 from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
 from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
@@ -48,8 +48,13 @@ def typed_axes(cells: Sequence[Cell], given: Mapping[str, Any]) -> tuple[str, ..
     return axes_of(cells, axes_asked(name for name, _ in given.get("vary", ())))
 
 
-def _once(pairs: Sequence[tuple[str, T]], flag: str) -> dict[str, T]:
-    """The values of each name.
+def typed_forms(axes: Sequence[str], given: Mapping[str, Any]) -> dict[str, AxisForm]:
+    """Return the forms of costs over these axes that a command's options declare."""
+    return declared_forms(_once(given.get("basis", ()), "--basis", "1,n,n²"), axes)
+
+
+def _once(pairs: Sequence[tuple[str, T]], flag: str, example: str = "1,2,4") -> dict[str, T]:
+    """The values of each name; `example` is one of several.
 
     Raises:
         ConfigurationError: a name was typed twice.
@@ -57,7 +62,7 @@ def _once(pairs: Sequence[tuple[str, T]], flag: str) -> dict[str, T]:
     found = dict(pairs)
     twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
     if twice is not None:
-        raise ConfigurationError(f"{flag} {twice} is given twice", f"give all of its values at once: {flag} {twice}=1,2,4")
+        raise ConfigurationError(f"{flag} {twice} is given twice", f"give all of its values at once: {flag} {twice}={example}")
     return found
 
 
@@ -72,10 +77,12 @@ def sweep_as_typed(
         passes: measurements of each cell.
         experiment: the paper's name of the figure or table that is reproduced, if any.
     """
+    axes = typed_axes(cells, given)
     plan = Plan(
         command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
         budget_seconds=given["time_budget"], slope_share=given["slope_share"], timeout_seconds=given["timeout"],
-        processes=given["processes"], experiment=experiment, axes=typed_axes(cells, given),
+        processes=given["processes"], experiment=experiment, axes=axes,
+        bases=typed_forms(axes, given),
     )  # fmt: skip
     return sweep(plan, **{name: given[name] for name in ("out", "resume", "as_json", "dry_run", "data_dir", "wait")})
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from capsbench import paper
-from capsbench.axes import axis_unit, over_the, per_pair
+from capsbench.axes import per_unit, term_unit
 from capsbench.catalog import SPECS
 from capsbench.devices import MIB
 from capsbench.figures.legends import legend_text
@@ -25,7 +25,7 @@ from capsbench.stats.slopes import LineFit, fit_line, values_by_position
 from capsbench.words.along import axis_label
 from capsbench.words.labels import Names, Series, model_title
 from capsbench.words.slopes_in_words import within_text
-from capsbench.words.units import slope_text
+from capsbench.words.units import quantity_text, slope_text
 
 Per = Literal["step", "epoch"]
 
@@ -129,31 +129,36 @@ def draw_panel(
 
 
 def _fit_text(fit: LineFit, metric: Metric, scale: float, axis: str) -> str:
-    """Text `8.3 ± 0.4 ms/block`, a note that no change is measurable, or one that the values are not a line."""
+    """Text `8.3 ± 0.4 ms per block`, a note that no change is measurable, or one that the values are not a line."""
     if fit.shape == "not a line":
         return fit.shape
     factor = 1.0 if metric.is_bytes else scale
     slope, low, high = (factor * one for one in (fit.fit.slope, *(fit.fit.slope_interval or (fit.fit.slope, fit.fit.slope))))
     if fit.shape == "no change measurable":
         # A panel is too narrow for more.
-        return f"no change {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)}/{axis_unit(axis)}"
+        return f"no change {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)} {per_unit(axis)}"
     if fit.curve is not None:
-        return _curve_text(fit.curve, metric, factor, axis)
+        return _curve_text(fit.curve, metric, factor, axis) + _off_text(fit, metric, scale)
     alone = " (no interval)" if fit.fit.slope_interval is None and not metric.repeats else ""
-    return f"{slope_text(slope, low, high, is_bytes=metric.is_bytes)}/{axis_unit(axis)}{alone}"
+    return f"{slope_text(slope, low, high, is_bytes=metric.is_bytes)} {per_unit(axis)}{alone}{_off_text(fit, metric, scale)}"
 
 
 def _curve_text(curve: Curve, metric: Metric, factor: float, axis: str) -> str:
-    """Text `12.3 KiB/token, 48 B per pair of tokens`, or `8.00 GiB divided by world size`."""
+    """Text `12.3 KiB per token, 48 B per pair of tokens`, or `8.00 GiB divided by world size`."""
 
     def text(value: float, ends: Interval | None) -> str:
         low, high = ends or (value, value)
         return slope_text(factor * value, factor * low, factor * high, is_bytes=metric.is_bytes)
 
-    term = text(curve.term, curve.term_interval)
-    if curve.form == "inverse":
-        return f"{term} {over_the(axis)}"
-    return f"{text(curve.slope, curve.slope_interval)}/{axis_unit(axis)}, {term} {per_pair(axis)}"
+    term = f"{text(curve.term, curve.term_interval)} {term_unit(axis, curve.form)}"
+    return term if curve.form == "inverse" else f"{text(curve.slope, curve.slope_interval)} {per_unit(axis)}, {term}"
+
+
+def _off_text(fit: LineFit, metric: Metric, scale: float) -> str:
+    """Text ` (off by up to 12.00 KiB)` of a declared basis that does not fit."""
+    if fit.misfit is None:
+        return ""
+    return f" (off by up to {quantity_text((1.0 if metric.is_bytes else scale) * fit.misfit, is_bytes=metric.is_bytes)})"
 
 
 def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: SeriesStyle, scale: float) -> None:

@@ -26,9 +26,15 @@ class Thresholds:
     time_share: float = 0.10
     """Share of the time before."""
 
-    def bytes_matter(self, before: float, after: float) -> bool:
-        """Return whether bytes, or bytes per block, differ by more."""
-        return abs(after - before) > max(self.bytes_share * abs(before), self.bytes_least)
+    def bytes_matter(self, before: float, after: float, scale: float = 1.0) -> bool:
+        """Return whether bytes, or bytes per block, differ by more.
+
+        Args:
+            before: bytes before.
+            after: bytes after.
+            scale: factor of the number of bytes, for terms of a curve.
+        """
+        return abs(after - before) > max(self.bytes_share * abs(before), self.bytes_least * scale)
 
     def time_matters(self, change: Change) -> bool:
         """Return whether seconds differ by more."""
@@ -64,6 +70,8 @@ class Comparison:
     """The shapes of a time over the axis in the first run and in the second."""
     within: tuple[float, float] | None = None
     """Seconds per unit of the axis that the slope of a time exceeds in neither run, whatever its sign."""
+    unit: str = ""
+    """Unit of a term that only a curve has, such as `per pair of tokens`; empty for a slope, which is per unit of the axis."""
 
     @property
     def is_bytes(self) -> bool:

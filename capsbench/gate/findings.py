@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from capsbench.axes import axis_unit
+from capsbench.axes import per_unit
 from capsbench.frame import AXIS_COLUMN
 from capsbench.gate.check import Fault, Finding, LeftOut
 from capsbench.gate.comparison import Comparison, Outcome
@@ -50,12 +50,17 @@ class Labels:
 
 
 def figure_name(it: Comparison) -> str:
-    """Name of a figure: `retained / block`, `train step`, `retained at 8 blocks`."""
+    """Name of a figure: `retained per block`, `train step`, `retained at 8 blocks`."""
     title = QUANTITY_TITLES[it.quantity]
     if it.scope == "slope":
-        return f"{title} / {axis_unit(_axis(it.series))}"
+        return f"{title} {slope_unit(it)}"
     replicate = f" #{it.replicate + 1}" if it.replicate else ""
     return title if it.scope == "level" else f"{title} at {places_text(_axis(it.series), [it.position or 0])}{replicate}"
+
+
+def slope_unit(it: Comparison) -> str:
+    """Unit of a slope, or of a term of a curve: `per block`, `per pair of tokens`."""
+    return it.unit or per_unit(_axis(it.series))
 
 
 def value_text(it: Comparison, run: Literal["before", "after"]) -> str:
@@ -97,7 +102,7 @@ def _sign(change: float) -> str:
 
 
 def finding_text(finding: Finding, labels: Labels) -> str:
-    """A finding in text: `ResCapsNet: retained / block 1.00 MiB → 2.00 MiB, +1.00 MiB (+100.0 %); blocks.*.0 +1.00 MiB each`."""
+    """A finding in text: `ResCapsNet: retained per block 1.00 MiB → 2.00 MiB, +1.00 MiB (+100.0 %); blocks.* +1.00 MiB each`."""
     it = finding.comparison
     text = f"{labels.of(it.series)}: {figure_name(it)} {value_text(it, 'before')} → {value_text(it, 'after')}, {change_text(it)}"
     if finding.cells:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from capsbench.axes import basis_text, term_unit
 from capsbench.gate.comparison import Comparison, Outcome, Scope, Thresholds, Verdict
 from capsbench.gate.paces import (
     FEWEST_CELLS,
@@ -16,9 +17,18 @@ from capsbench.gate.paces import (
     paired_slope_change,
     slope_change,
 )
-from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, ScatterSummary, SeriesSummary, SlopeSummary, Summary
+from capsbench.gate.summary import (
+    BYTES,
+    HARDWARE,
+    TIMES,
+    CellSummary,
+    ScatterSummary,
+    SeriesSummary,
+    SlopeSummary,
+    Summary,
+    curve_of,
+)
 from capsbench.records import Status, adds_up
-from capsbench.stats.bases import HALF_A_BYTE, exact_curve
 from capsbench.stats.intervals import StandardError
 from capsbench.stats.least_squares import fit_slope
 from capsbench.words.modules import module_changes
@@ -115,31 +125,64 @@ class PairedSeries:
         yield from figures(name, [it for it, reason in with_reasons if not reason])
 
     def _bytes(self, name: str, cells: Cells) -> Iterator[Comparison]:
-        values = [(old.bytes[name], new.bytes[name]) for old, new in cells]
         if len({old.position for old, _ in cells}) > 1:
-            places = [old.position for old, _ in cells]
-            sides = [list(side) for side in zip(*values, strict=True)]
-            # A line through a curve has a slope that depends on where it was measured; its cells are compared all the same.
-            if not any(_bends(places, side) for side in sides):
-                before, after = (fit_slope(places, side).slope for side in sides)
-                last = max(cells, key=lambda it: it[0].position)
-                yield self._bytes_comparison("slope", name, before, after, last)
-        for (before, after), cell in zip(values, cells, strict=True):
-            yield self._bytes_comparison("cell", name, before, after, cell)
+            yield from self._bytes_slopes(name, cells)
+        for old, new in cells:
+            yield self._bytes_comparison("cell", name, old.bytes[name], new.bytes[name], (old, new))
+
+    def _bytes_slopes(self, name: str, cells: Cells) -> Iterator[Comparison]:
+        """Comparisons of the slope of bytes, or of the terms of their curve: a line through it depends on its positions."""
+        axis, device = self.old.axis, self.old.configuration.device
+        last, places = max(cells, key=lambda it: it[0].position), [old.position for old, _ in cells]
+        sides = [[cell.bytes[name] for cell in side] for side in zip(*cells, strict=True)]
+        curves = [
+            series.curves.get(name) or curve_of(name, places, side, axis, device)
+            for series, side in zip((self.old, self.new), sides, strict=True)
+        ]
+        forms = {curve.form for curve in curves if curve is not None}
+        if not forms:
+            before, after = (fit_slope(places, side).slope for side in sides)
+            yield self._bytes_comparison("slope", name, before, after, last)
+            return
+        # A line is a curve whose further term is 0.
+        form = min(forms)
+        terms = [curve or curve_of(name, places, side, axis, device, form) for curve, side in zip(curves, sides, strict=True)]
+        old, new = terms
+        if len(forms) > 1 or old is None or new is None:
+            why = f"its bytes are not a sum of {basis_text(form)} in both runs, and are compared cell by cell"
+            yield Comparison(self.series, "slope", name, "not comparable", why=why)
+            return
+        scale = min(places) if form == "inverse" else 1 / max(places)
+        term = self._bytes_comparison("slope", name, old.term, new.term, last, term_unit(axis, form), scale)
+        if form == "quadratic":
+            slope = self._bytes_comparison("slope", name, old.slope, new.slope, last)
+            at_last = [one.slope + 2 * one.term * max(places) for one in (old, new)]
+            if slope.verdict == "worse" and term.verdict == "better" and at_last[1] <= at_last[0]:
+                slope = replace(slope, verdict="same", why=f"outweighed by what is saved {term.unit}")
+            yield slope
+        yield term
 
     def _bytes_comparison(
-        self, scope: Scope, name: str, before: float, after: float, cells: tuple[CellSummary, CellSummary]
+        self,
+        scope: Scope,
+        name: str,
+        before: float,
+        after: float,
+        cells: tuple[CellSummary, CellSummary],
+        unit: str = "",
+        scale: float = 1.0,
     ) -> Comparison:
+        """The comparison of two numbers of bytes; `unit` and `scale` are those of a term of a curve."""
         old, new = cells
         held = _by_module(self.old, old), _by_module(self.new, new)
         compared = name in HELD_BY_MODULES and before != after and all(held)
         modules = tuple(module_changes(*held)) if compared else ()
-        matters = self.limits.bytes_matter(before, after)
+        matters = self.limits.bytes_matter(before, after, scale)
         verdict = _side(before, after) if matters else "same"
         why = "" if matters or before == after else "within the threshold"
         return Comparison(
             self.series, scope, name, verdict, before, after,
-            why=why, position=old.position, replicate=old.replicate, modules=modules,
+            why=why, position=old.position, replicate=old.replicate, modules=modules, unit=unit,
         )  # fmt: skip
 
     def _times(self, name: str, cells: Cells) -> Iterator[Comparison]:
@@ -287,13 +330,6 @@ def _paces(cells: Cells, name: str) -> tuple[list[float], list[float], bool]:
         [value * speeds.get(unit, 1.0) for value, unit in zip(side, units, strict=True)] for side in zip(*scaled, strict=True)
     )
     return before, after, True
-
-
-def _bends(positions: Sequence[float], nbytes: Sequence[int]) -> bool:
-    """Return whether bytes lie on a curve exactly, and on no line."""
-    line, places, values = fit_slope(positions, nbytes), np.array(positions, float), np.array(nbytes, float)
-    off = np.abs(values - line.intercept - line.slope * places).max()
-    return bool(off > HALF_A_BYTE) and exact_curve(places, values) is not None
 
 
 def _has(cell: CellSummary, name: str) -> bool:

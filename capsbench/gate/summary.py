@@ -7,21 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from capsbench.axes import AxisForm
 from capsbench.frame import AXIS_COLUMN, SERIES_COLUMNS, along, to_frame
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
+from capsbench.stats.bases import Form
 from capsbench.stats.median import is_host_bound
+from capsbench.stats.metrics import METRICS
 from capsbench.stats.processes import PooledCentre, equal_processes
+from capsbench.stats.slopes import fit_bytes
 from capsbench.stats.turn_times import fit_turns, turn_times
 
 if TYPE_CHECKING:
     from capsbench.report import Report
 
-BASELINE_VERSION = 4
+BASELINE_VERSION = 5
 """Version of the format, raised whenever an older capsbench could not understand a new baseline."""
 
-READABLE_VERSIONS = (1, 2, 3, 4)
+READABLE_VERSIONS = (1, 2, 3, 4, 5)
 """Versions of the format that can be read; series of version 1 have no slopes, cells before version 3 no `tf32`, and before
-version 4 slopes have no `scatter`, and series no axis: they lie along blocks."""
+version 4 slopes have no `scatter`, and series no axis: they lie along blocks. Before version 5 series have no `curves`, which are
+then found in their cells."""
 
 PROGRAM: Literal["capsbench baseline"] = "capsbench baseline"
 
@@ -105,6 +110,17 @@ class SlopeSummary(_Schema):
     """Seconds of a hundred launches in these rounds, if the device waits for the host in all cells; None if it does not."""
 
 
+class CurveSummary(_Schema):
+    """The terms of bytes that are no line over an axis."""
+
+    form: Form
+    """Their form: `quadratic` for 1, n and n², `inverse` for 1 and 1/n."""
+    slope: float
+    """Bytes per unit of the axis; 0 where the form is `inverse`."""
+    term: float
+    """Bytes per pair of units, or those that the axis divides."""
+
+
 class CellSummary(_Schema):
     """One cell."""
 
@@ -156,6 +172,8 @@ class SeriesSummary(_Schema):
     """Cells by position and replicate."""
     slopes: dict[str, SlopeSummary] = {}
     """Slopes by the names of `TIMES`, if its cells took turns."""
+    curves: dict[str, CurveSummary] = {}
+    """Terms of bytes by the names of `BYTES`, of those that are no line."""
 
     def options(self) -> dict[str, object]:
         """Values that distinguish this series from another, as columns of `load`."""
@@ -195,8 +213,9 @@ class Summary(_Schema):
                 del series["configuration"]["blocks"], series["axis"]
             if not series["further"]:
                 del series["further"]
-            if not series["slopes"]:
-                del series["slopes"]
+            for name in ("slopes", "curves"):
+                if not series[name]:
+                    del series[name]
             series["cells"] = [{name: value for name, value in cell.items() if value not in ([], {})} for cell in series["cells"]]
         return data
 
@@ -254,12 +273,16 @@ def summarize(reports: Sequence["Report"]) -> tuple[Summary, list[str]]:
                 passed_over[report.name] = passed_over.get(report.name, 0) + 1
             else:
                 taken.update(cells)
+    forms = {axis: form for report in reversed(latest_first) for axis, form in report.bases.items()}
     environments = {key: entry for report in reports for key, entry in report.environments.items()}
     used = {record.environment for cells in all_series.values() for record in cells.values()}
     summary = Summary(
         measured_by=list(dict.fromkeys(report.plan.command for report in reports if report.plan is not None)),
         environments={key: machine_parts(environments[key]) for key in sorted(environments) if key in used},
-        lines=[_series_summary(all_series[key], key) for key in sorted(all_series, key=lambda key: (key.further, key.series))],
+        lines=[
+            _series_summary(all_series[key], key, forms.get(key.axis))
+            for key in sorted(all_series, key=lambda key: (key.further, key.series))
+        ],
     )
     count = ((name, f"{number} line{'s' if number > 1 else ''}") for name, number in passed_over.items())
     notes = [f"{text} of report {name} were measured again by a later report, which counts" for name, text in count]
@@ -303,16 +326,52 @@ def _source(series: Iterable[Record]) -> str | None:
     return max(reversed(list(series)), key=lambda record: record.started_at or "").cell.source
 
 
-def _series_summary(cells: Mapping[_CellKey, Record], key: _SeriesKey) -> SeriesSummary:
+def _series_summary(cells: Mapping[_CellKey, Record], key: _SeriesKey, declared: AxisForm | None) -> SeriesSummary:
     some = next(iter(cells.values()))
+    listed = [_cell(cells[at], at[0]) for at in sorted(cells)]
     return SeriesSummary(
         kind=some.kind,
         configuration=some.cell.configuration.without(key.axis),
         axis=key.axis,
         further=key.further,
-        cells=[_cell(cells[at], at[0]) for at in sorted(cells)],
+        cells=listed,
         slopes=_slopes(cells.values(), key.axis),
+        curves=_curves(listed, key.axis, some.cell.configuration.device, declared),
     )
+
+
+def _curves(cells: Sequence[CellSummary], axis: str, device: str, declared: AxisForm | None) -> dict[str, CurveSummary]:
+    """Terms of the bytes that are no line over an axis."""
+    found = {}
+    for name in BYTES:
+        known = [(cell.position, cell.bytes[name]) for cell in cells if cell.status == "ok" and name in cell.bytes]
+        curve = curve_of(name, [place for place, _ in known], [value for _, value in known], axis, device, declared)
+        if curve is not None:
+            found[name] = curve
+    return found
+
+
+def curve_of(
+    name: str, places: Sequence[float], nbytes: Sequence[int], axis: str, device: str, declared: AxisForm | None = None
+) -> CurveSummary | None:
+    """The terms of bytes that are no line over an axis; None for a line, for too few positions, and if a declared form is off.
+
+    Args:
+        name: a name of `BYTES`.
+        places: positions on the axis.
+        nbytes: as many numbers of bytes.
+        axis: name of the axis.
+        device: name of the device, on which the rounding of its allocator depends.
+        declared: form that they are to have, if any.
+    """
+    if len(set(places)) < 2:
+        return None
+    # Weights, gradients and the optimizer's state repeat as retained bytes do.
+    metric = METRICS.get(name, METRICS["retained"])
+    fit = fit_bytes(places, nbytes, metric, axis, device=device, declared=declared)
+    if fit.curve is None or fit.misfit is not None:
+        return None
+    return CurveSummary(form=fit.curve.form, slope=fit.curve.slope, term=fit.curve.term)
 
 
 def _slopes(records: Iterable[Record], axis: str) -> dict[str, SlopeSummary]:

@@ -1,14 +1,10 @@
-"""Comparisons and checks as a table, as Markdown for a pull request, as JUnit XML for a build server, and as JSON."""
+"""Comparisons and checks as rows of texts, as Markdown for a pull request, as JUnit XML for a build server, and as JSON."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
-from capsbench.axes import axis_unit
-from capsbench.frame import AXIS_COLUMN
 from capsbench.gate.check import Fault, Finding, Judgement
 from capsbench.gate.comparison import Compared, Comparison, Outcome
 from capsbench.gate.findings import (
@@ -21,14 +17,11 @@ from capsbench.gate.findings import (
     left_out_text,
     missing_text,
     modules_text,
+    slope_unit,
     value_text,
 )
 from capsbench.gate.summary import SeriesSummary
-from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
-
-_COLOURS = {"worse": "red", "better": "green", "not comparable": "yellow", "same": "default"}
-_NUMBERS = ("before", "after", "difference")
 
 
 def labels_of(compared: Compared) -> Labels:
@@ -64,21 +57,6 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
             figures = (value_text(it, "before"), value_text(it, "after"), change_text(it))
             rows.append(ComparisonRow(labels.of(it.series), figure, *figures, verdict))
     return rows
-
-
-def comparison_table(compared: Compared, *, cells: bool) -> Table:
-    """Two runs for a terminal."""
-    out = Table(box=None, pad_edge=False)
-    for head in ComparisonRow._fields[1:]:
-        out.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=head != "verdict")
-    last = ""
-    for label, figure, *numbers, verdict in comparison_rows(compared, cells=cells):
-        if label != last:
-            out.add_row(f"[bold]{text_cell(label)}[/]")
-        colour = _COLOURS[verdict.partition(":")[0]]
-        out.add_row(f"  {text_cell(figure)}", *map(text_cell, numbers), f"[{colour}]{text_cell(verdict)}[/]")
-        last = label
-    return out
 
 
 def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> list[str]:
@@ -232,7 +210,7 @@ def _json_of(it: Comparison | Outcome, labels: Labels) -> dict[str, Any]:
     data = asdict(it)
     del data["series"]
     if isinstance(it, Comparison):
-        per = f" per {axis_unit(str(it.series[AXIS_COLUMN]))}" if it.scope == "slope" else ""
+        per = f" {slope_unit(it)}" if it.scope == "slope" else ""
         data["unit"] = ("bytes" if it.is_bytes else "seconds") + per
         data["retained_more_by"] = modules_text(it.modules, grown=True)
     known = {name: value for name, value in it.series.items() if value is not None}

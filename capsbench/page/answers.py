@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from capsbench import paper
-from capsbench.axes import axis_unit
+from capsbench.axes import per_unit
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, POSITIONS_COLUMN, plain
 from capsbench.gate.summary import mapping
 from capsbench.page.cells import AllSeries
@@ -72,7 +72,7 @@ def answers(
     for index in first[:most]:
         series = page_series[index]
         cells = rows[rows["line"] == index]
-        unit = axis_unit(str(series["axis"]))
+        unit = per_unit(str(series["axis"]))
         sentence, where = [*_cost(series["fits"], cells, unit), *_ending(cells)], _where(all_series.listed[index], cells, reports)
         found.append(Answer(str(series["label"]), int(series["look"]["colour"]), sentence, where))
     return found
@@ -129,27 +129,28 @@ def _memory(fit: Mapping[str, Any], metric: str, unit: str) -> list[Piece]:
     """Bytes that each further block, or other unit, takes."""
     title = METRICS[metric].title
     if fit["shape"] == "no change measurable":
-        return [(False, f"shows in its memory ({title}) {fit['text']} per {unit}")]
+        return [(False, f"shows in its memory ({title}) {fit['text']} {unit}")]
     if fit["shape"] in CURVES:
-        return [(False, "retains " if metric == "retained" else f"needs ({title}) "), (True, str(fit["text"]))]
+        verb = "retains " if metric == "retained" else f"needs ({title}) "
+        return [(False, verb), (not fit["declared"], str(fit["text"])), *_shape_note(fit)]
     text: Piece = (fit["shape"] == "line", str(fit["text"]))
     if fit["slope"] < 0:
-        return [(False, f"changes its memory ({title}) by "), text, (False, f" per {unit}"), *_ratio(fit), *_shape_note(fit)]
+        return [(False, f"changes its memory ({title}) by "), text, (False, f" {unit}"), *_ratio(fit), *_shape_note(fit)]
     verb = "retains " if metric == "retained" else f"needs ({title}) "
-    return [(False, verb), text, (False, f" more per {unit}"), *_ratio(fit), *_shape_note(fit)]
+    return [(False, verb), text, (False, f" more {unit}"), *_ratio(fit), *_shape_note(fit)]
 
 
 def _time(fit: Mapping[str, Any], unit: str) -> list[Piece]:
     """Time that each further block, or other unit, takes, or a note that it is not known."""
     text: Piece = (fit["shape"] == "line" and fit["slope_low"] is not None, str(fit["text"]))
     if fit["shape"] in CURVES:
-        pieces: list[Piece] = [(False, "takes "), (True, str(fit["text"])), (False, " longer")]
+        pieces: list[Piece] = [(False, "takes "), (not fit["declared"], str(fit["text"])), (False, " longer")]
     elif fit["shape"] == "no change measurable":
-        pieces = [(False, f"shows {fit['text']} per {unit}")]
+        pieces = [(False, f"shows {fit['text']} {unit}")]
     elif fit["slope"] < 0:
-        pieces = [(False, "changes by "), text, (False, f" per {unit}")]
+        pieces = [(False, "changes by "), text, (False, f" {unit}")]
     else:
-        pieces = [(False, "takes "), text, (False, f" longer per {unit}"), *_ratio(fit)]
+        pieces = [(False, "takes "), text, (False, f" longer {unit}"), *_ratio(fit)]
     if fit["slope_low"] is None:
         pieces.append((False, " (by two values alone, which give no interval)"))
     noise: list[Piece] = [(False, f" (noisy: {fit['noise'].replace(',', ', ')})")] if fit["noise"] else []
@@ -164,7 +165,8 @@ def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
 
 
 def _shape_note(fit: Mapping[str, Any]) -> list[Piece]:
-    return [(False, " (though it is not a line)")] if fit["shape"] == "not a line" else []
+    found = ["though it is not a line"] if fit["shape"] == "not a line" else []
+    return [(False, f" ({', '.join(texts)})")] if (texts := [*found, *filter(None, [fit["declared"]])]) else []
 
 
 def _without_slope(cells: pd.DataFrame) -> list[Piece]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from capsbench import paper
-from capsbench.axes import axis_title, axis_unit
+from capsbench.axes import axis_title, axis_unit, per_unit
 from capsbench.figures.styles import COLOURS, MODEL_STYLES, SeriesStyle, style_key, styles_of
 from capsbench.frame import (
     AXES_COLUMN,
@@ -31,7 +31,7 @@ from capsbench.stats.slopes import REFERENCE_MODEL, series_columns, values_by_po
 from capsbench.words.along import axis_label, over_text
 from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
 from capsbench.words.printable import printable
-from capsbench.words.slopes_in_words import row_basis, row_ratio, row_remarks, row_shape, row_slope
+from capsbench.words.slopes_in_words import declared_remarks, row_basis, row_ratio, row_remarks, row_shape, row_slope
 
 if TYPE_CHECKING:
     from capsbench.report import Report
@@ -52,6 +52,7 @@ _FIT_NUMBERS = (
     "term",
     "term_low",
     "term_high",
+    "misfit",
     "ratio_to_rescapsnet",
     "ratio_low",
     "ratio_high",
@@ -234,13 +235,17 @@ def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Rec
 
 
 def axes_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Words of every axis, by its name: label of a chart's axis, noun before a position, unit, and whether options have it."""
+    """Words of every axis, by its name: label of a chart's axis, noun before a position, unit, and whether options have it.
+
+    `unit` is that of the axis, `per` that of a slope.
+    """
     return {
         axis: {
             "label": axis_label(axis),
             "title": axis_title(axis),
             "noun": axis_title(axis).lower(),
             "unit": axis_unit(axis),
+            "per": per_unit(axis),
             "over": over_text(axis),
             "option": axis in OPTIONS,
         }
@@ -341,6 +346,7 @@ def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
         "text": row_slope(row),
         "remarks": ", ".join(filter(None, [*row_remarks(row), row_basis(row)])),
         "basis": row_basis(row),
+        "declared": ", ".join(declared_remarks(row)),
         "isReference": row["model"] == REFERENCE_MODEL and row["memory"] == "stored",
         "ratioText": row_ratio(row),
     }

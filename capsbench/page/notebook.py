@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from capsbench.axes import axis_unit
+from capsbench.axes import per_unit
 from capsbench.figures.sparks import SparkPoints, scale_of, svg, value_ranges
 from capsbench.figures.styles import style_key, styles_of
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN
@@ -50,7 +50,7 @@ class SlopesFrame(pd.DataFrame):
             "line",
             "quantity",
             over_text(alone) if alone else "chart",
-            f"slope per {axis_unit(alone)}" if alone else "slope",
+            f"slope {per_unit(alone)}" if alone else "slope",
         )
         rows = [
             _row(labels.of(series), row, points, looks[style_key(series)].colour, ranges, per=not alone)
@@ -62,7 +62,7 @@ class SlopesFrame(pd.DataFrame):
 
 _NEEDED = (
     "axis", "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "shape", "noise", "ratio_to_rescapsnet",
-    "ratio_low", "ratio_high", "basis", "rest_low", "term", "term_low", "term_high",
+    "ratio_low", "ratio_high", "basis", "rest_low", "term", "term_low", "term_high", "declared", "misfit",
 )  # fmt: skip
 
 

@@ -7,17 +7,20 @@ of an allocator lie on a curve by accident, but no cost shrinks with the square 
 Times are noisy, so that n² is added to {1, n} only if an F-test of the two nested models, or the rounds in which cells took
 turns, say so (`linearity`, `paired`), if the line is off by more than a share of the range, and if a cubic is not better still.
 Nothing that is timed is divided by its axis alone, nor grows with the square of a number of blocks.
+
+A basis that a user declares is not tried but fitted, whatever its factors are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 
+from capsbench.axes import POWERS, AxisForm
 from capsbench.stats.intervals import Floats, Interval, StandardError, half_width, interval
-from capsbench.stats.linearity import LARGEST_DEVIATION, cubic_is_better
+from capsbench.stats.linearity import LARGEST_DEVIATION, cubic_is_better, inverse_is_enough
 from capsbench.stats.metrics import Metric
 from capsbench.stats.paired import FEWEST_ROUNDS, centre
 from capsbench.stats.processes import pooled_centre
@@ -74,18 +77,21 @@ def curves_of(metric: Metric, axis: str) -> tuple[Form, ...]:
     return ("inverse", "quadratic") if metric.repeats else ("quadratic",)
 
 
+def forms_of(metric: Metric, axis: str, declared: AxisForm | None = None) -> tuple[AxisForm, ...]:
+    """Forms that a metric may have over an axis, those with fewest terms first; the declared one alone if there is one."""
+    return ("line", *curves_of(metric, axis)) if declared is None else (declared,)
+
+
 def terms_of(form: Form, positions: Floats) -> Floats:
     """`[n, terms]`, the terms of a form at these positions: 1 and 1/n, or 1, n and n²."""
-    ones = np.ones_like(positions)
-    return np.column_stack([ones, 1 / positions] if form == "inverse" else [ones, positions, positions**2])
+    return np.column_stack([positions.astype(float) ** power for power in POWERS[form]])
 
 
 def _contrasts(form: Form, positions: Floats) -> Floats:
     """`[terms, n]`, the factors that give the least-squares coefficients from the values."""
     # Squares of pixels and ones differ by many powers of ten, so positions are shares of the largest.
     size = float(np.abs(positions).max())
-    powers = (0, -1) if form == "inverse" else (0, 1, 2)
-    scales = np.array([[size**-power] for power in powers])
+    scales = np.array([[size**-power] for power in POWERS[form]])
     return np.asarray(scales * np.linalg.pinv(terms_of(form, positions / size)))
 
 
@@ -104,18 +110,50 @@ def exact_curve(
     for form, fewest in FEWEST_POSITIONS.items():
         if form not in forms or distinct.size < fewest or not whole or (form == "inverse" and distinct[0] <= 0):
             continue
-        powers = (0, -1) if form == "inverse" else (0, 1, 2)
-        rows = [[Fraction(place) ** power for power in powers] for place in positions.tolist()]
-        given = [Fraction(value) for value in values.tolist()]
-        found = least_squares(rows, given)
-        residuals = [value - sum(a * b for a, b in zip(row, found, strict=True)) for row, value in zip(rows, given, strict=True)]
-        off, span = float(max(map(abs, residuals))), float(np.ptp(values))
-        curve = _curve(form, [float(one) for one in found], off / span if span else 0.0)
+        curve, off = _rational(form, positions, values)
         # Rounding leaves so much room that one spare position fits by accident.
         if off > rounding or (off > HALF_A_BYTE and distinct.size <= fewest) or not _grows(curve, distinct, off):
             continue
         return curve if off <= HALF_A_BYTE else _with_errors(curve, Points(positions, values), relative=False)
     return None
+
+
+def declared_curve(form: Form, points: Points, *, relative: bool) -> Curve | None:
+    """The least-squares curve of a form that was declared; None where the positions do not determine it.
+
+    Its intervals are missing if it has as many terms as there are positions.
+
+    Args:
+        form: its form.
+        points: values over the axis.
+        relative: True for times, whose noise is a share of them; False for bytes.
+    """
+    positions, values = points.blocks, points.values
+    if not _is_determined(form, positions):
+        return None
+    if relative:
+        coefficients = (_contrasts(form, positions) @ values).tolist()
+        curve, off = _curve(form, coefficients, _deviation(form, positions, values, coefficients)), np.inf
+    else:
+        curve, off = _rational(form, positions, values)
+    if np.unique(positions).size == len(POWERS[form]):
+        return replace(curve, slope_interval=None, term_interval=None)
+    return curve if off <= HALF_A_BYTE else _with_errors(curve, points, relative=relative)
+
+
+def _is_determined(form: Form, positions: Floats) -> bool:
+    """Return whether there are as many positions as terms, and none at which a term has no value."""
+    return np.unique(positions).size >= len(POWERS[form]) and (form == "quadratic" or float(positions.min()) > 0)
+
+
+def _rational(form: Form, positions: Floats, values: Floats) -> tuple[Curve, float]:
+    """The least-squares curve in rational arithmetic, and its largest residual."""
+    rows = [[Fraction(place) ** power for power in POWERS[form]] for place in positions.tolist()]
+    given = [Fraction(value) for value in values.tolist()]
+    found = least_squares(rows, given)
+    residuals = [value - sum(a * b for a, b in zip(row, found, strict=True)) for row, value in zip(rows, given, strict=True)]
+    off, span = float(max(map(abs, residuals))), float(np.ptp(values))
+    return _curve(form, [float(one) for one in found], off / span if span else 0.0), off
 
 
 def _grows(curve: Curve, distinct: Floats, off: float) -> bool:
@@ -151,7 +189,7 @@ def timed_curve(points: Points) -> Curve | None:
     if np.unique(positions).size < FEWEST_POSITIONS["quadratic"] + 1:
         return None
     coefficients = (_contrasts("quadratic", positions) @ values).tolist()
-    curve = _curve("quadratic", coefficients, _deviation(positions, values, coefficients))
+    curve = _curve("quadratic", coefficients, _deviation("quadratic", positions, values, coefficients))
     return _accepted(_with_errors(curve, points, relative=True), positions, values)
 
 
@@ -164,20 +202,54 @@ def turns_curve(positions: Floats, rounds: Floats, at: Sequence[float], processe
         at: `[n]`, the time at each position, without what drifted between rounds.
         processes: `[rounds]`, the process that took each round.
     """
-    there = ~np.isnan(rounds).any(axis=1)
-    whole, of = rounds[there], np.asarray(processes)[there].tolist()
+    whole, of = _whole_rounds(rounds, processes)
     if positions.size < FEWEST_POSITIONS["quadratic"] or len(whole) < FEWEST_ROUNDS:
         return None
-    _, slopes, squares = _contrasts("quadratic", positions) @ whole.T
+    *_, squares = _contrasts("quadratic", positions) @ whole.T
     certain = centre(squares, _CERTAIN).interval
     if certain is None or certain[0] <= 0:
         return None
-    slope, square = pooled_centre(slopes, of), pooled_centre(squares, of)
     values = np.array(at)
-    intercept = float(np.mean(values - slope.value * positions - square.value * positions**2))
-    deviation = _deviation(positions, values, [intercept, slope.value, square.value])
-    curve = Curve("quadratic", intercept, slope.value, square.value, slope.interval, square.interval, deviation)
-    return _accepted(curve, positions, values)
+    return _accepted(_turned("quadratic", positions, whole, of, values), positions, values)
+
+
+def declared_turns_curve(
+    form: Form, positions: Floats, rounds: Floats, at: Sequence[float], processes: Sequence[int]
+) -> Curve | None:
+    """The curve of a declared form in times of cells that took turns; None with too few positions or whole rounds.
+
+    The arguments are those of `turns_curve`, and the form.
+    """
+    whole, of = _whole_rounds(rounds, processes)
+    if not _is_determined(form, positions) or len(whole) < FEWEST_ROUNDS:
+        return None
+    return _turned(form, positions, whole, of, np.array(at))
+
+
+def _whole_rounds(rounds: Floats, processes: Sequence[int]) -> tuple[Floats, list[int]]:
+    """The rounds in which all cells took part, and the process of each."""
+    there = ~np.isnan(rounds).any(axis=1)
+    return rounds[there], np.asarray(processes)[there].tolist()
+
+
+def _turned(form: Form, positions: Floats, whole: Floats, of: Sequence[int], values: Floats) -> Curve:
+    """The curve with the centres of the factors of whole rounds, at the level of these values."""
+    _, *slopes, terms = _contrasts(form, positions) @ whole.T
+    term = pooled_centre(terms, of)
+    slope, ends = (0.0, (0.0, 0.0)) if form == "inverse" else pooled_centre(slopes[0], of)[:2]
+    curve = Curve(form, 0.0, slope, term.value, ends, term.interval, 0.0)
+    intercept = float(np.mean(values - np.array([curve.at(place) for place in positions.tolist()])))
+    coefficients = [intercept, *([slope] if form == "quadratic" else []), term.value]
+    return replace(curve, intercept=intercept, deviation=_deviation(form, positions, values, coefficients))
+
+
+def times_fit(curve: Curve, positions: Floats, values: Floats) -> bool:
+    """Return whether chance explains the distance of times from a curve that was declared, or none is 2 % of the range."""
+    if curve.deviation <= LARGEST_DEVIATION:
+        return True
+    if curve.form == "inverse":
+        return inverse_is_enough(positions, values)
+    return not cubic_is_better(positions, values)
 
 
 def _accepted(curve: Curve, positions: Floats, values: Floats) -> Curve | None:
@@ -196,8 +268,8 @@ def _curve(form: Form, coefficients: Sequence[float], deviation: float) -> Curve
     return Curve(form, intercept, linear, term, (linear, linear), (term, term), deviation)
 
 
-def _deviation(positions: Floats, values: Floats, coefficients: Sequence[float]) -> float:
-    residuals = values - terms_of("quadratic", positions) @ np.array(coefficients)
+def _deviation(form: Form, positions: Floats, values: Floats, coefficients: Sequence[float]) -> float:
+    residuals = values - terms_of(form, positions) @ np.array(coefficients)
     span = float(np.ptp(values))
     return float(np.abs(residuals).max()) / span if span else 0.0
 

@@ -74,6 +74,15 @@ def cubic_is_better(positions: Floats, values: Floats) -> bool:
     return _chance(_squares(positions, values, 2), _squares(positions, values, 3), 1, spare) < BENT_BY_CHANCE
 
 
+def inverse_is_enough(positions: Floats, values: Floats) -> bool:
+    """Return whether n beside 1/n fits times no better than chance allows (p ≥ 0.01); fewer than five positions always do."""
+    if np.unique(positions).size < _FEWEST_DEPTHS:
+        return True
+    terms = np.column_stack([np.ones_like(positions), 1 / positions, positions])
+    squares = [float(((values - some @ np.linalg.lstsq(some, values)[0]) ** 2).sum()) for some in (terms[:, :2], terms)]
+    return _chance(squares[0], squares[1], 1, positions.size - 3) >= BENT_BY_CHANCE
+
+
 def _chance(line: float, better: float, terms: int, spare: int) -> float:
     """Probability that a model with this many more terms leaves this much smaller a sum of squares if the line is true."""
     gained = max(line - better, 0.0) / terms

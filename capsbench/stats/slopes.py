@@ -13,10 +13,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from capsbench.axes import axis_unit, over_the, per_pair
-from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, SAMPLE_COLUMNS, SERIES_COLUMNS, along
+from capsbench.axes import BASES, AxisForm, per_unit, term_unit
+from capsbench.errors import ConfigurationError
+from capsbench.frame import AXIS_COLUMN, BASES_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, SAMPLE_COLUMNS, SERIES_COLUMNS, along
 from capsbench.options import NETWORK_OPTIONS, OPTIONS
-from capsbench.stats.bases import HALF_A_BYTE, Curve, curves_of, exact_curve, timed_curve, turns_curve
+from capsbench.stats.bases import (
+    HALF_A_BYTE,
+    Curve,
+    Form,
+    curves_of,
+    declared_curve,
+    declared_turns_curve,
+    exact_curve,
+    timed_curve,
+    times_fit,
+    turns_curve,
+)
 from capsbench.stats.intervals import Floats, half_width, interval, ratio_interval
 from capsbench.stats.least_squares import SlopeFit, fit_slope
 from capsbench.stats.linearity import LARGEST_DEVIATION, ROUNDING_BYTES, Shape, bytes_are_linear, shape_of, times_are_linear
@@ -41,7 +53,11 @@ class LineFit:
     turns: TurnFit | None = None
     """The slopes of all rounds, if it is a time of cells that took turns."""
     curve: Curve | None = None
-    """The curve that fits where a line does not; its slope is also that of `fit`."""
+    """The curve that fits where a line does not, or that was declared; its slope is also that of `fit`."""
+    declared: AxisForm | None = None
+    """The form that was declared, which the positions may be too few for; None if it was found."""
+    misfit: float | None = None
+    """Largest residual, in bytes or seconds, of a declared form that does not fit; None if it does."""
 
     @property
     def basis(self) -> Basis:
@@ -120,7 +136,7 @@ def _fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
     """The line through a time of cells that took turns; None if these, or enough of them, did not."""
     times = None if metric.is_bytes else turn_times(cells[cells[metric.column].notna()], metric.column)
     turns = fit_turns(times) if times is not None else None
-    if turns is None or len(turns.at) < 2:
+    if times is None or turns is None or len(turns.at) < 2:
         return None
     blocks, values = list(turns.at), [one.seconds for one in turns.at.values()]
     fit = fit_slope(blocks, values)
@@ -131,13 +147,16 @@ def _fit_in_turn(cells: pd.DataFrame, metric: Metric) -> LineFit | None:
         fit, slope=slope, slope_interval=ends, intercept=intercept, intercept_interval=None, slope_error=None, exact=False,
         points=int(cells[metric.column].notna().sum()),
     )  # fmt: skip
-    line = LineFit(taken, linear, turns)
-    if curves_of(metric, _kind_of(cells).axis) and fit.deviation > LARGEST_DEVIATION and times is not None:
-        part = times.growing if turns.basis == "edges" and times.growing is not None else times.whole
-        known = np.isin(times.depths, blocks)
+    line, kind = LineFit(taken, linear, turns), _kind_of(cells)
+    places, heights = np.array(blocks), np.array(values)
+    part = times.growing if turns.basis == "edges" and times.growing is not None else times.whole
+    known = np.isin(times.depths, blocks)
+    curve = None
+    if kind.curve:
+        curve = declared_turns_curve(kind.curve, times.depths[known], part[:, known], values, times.processes)
+    elif kind.curves_found(metric) and fit.deviation > LARGEST_DEVIATION:
         curve = turns_curve(times.depths[known], part[:, known], values, times.processes)
-        line = line.bent(curve, np.array(blocks), np.array(values))
-    return line
+    return _against_declared(line.bent(curve, places, heights), places, heights, metric, kind)
 
 
 class _Kind(NamedTuple):
@@ -147,16 +166,28 @@ class _Kind(NamedTuple):
     """Name of its axis."""
     rounding: float
     """Bytes by which its allocator rounds."""
+    declared: AxisForm | None = None
+    """The form that was declared for its axis, if any."""
+
+    @property
+    def curve(self) -> Form | None:
+        """The form that was declared, if it is no line."""
+        return None if self.declared is None or self.declared == "line" else self.declared
+
+    def curves_found(self, metric: Metric) -> Sequence[Form]:
+        """Forms other than a line that are looked for."""
+        return () if self.declared == "line" else curves_of(metric, self.axis)
 
 
 def _kind_of(cells: pd.DataFrame) -> _Kind:
     """The kind of a series, from its rows."""
     axis, device = (str(cells[name].iloc[0]) if name in cells.columns and len(cells) else "" for name in (AXIS_COLUMN, "device"))
-    return _kind(axis, device)
+    bases = cells[BASES_COLUMN].iloc[0] if BASES_COLUMN in cells.columns and len(cells) else {}
+    return _kind(axis, device, bases)
 
 
-def _kind(axis: str, device: str) -> _Kind:
-    return _Kind(axis, ROUNDING_BYTES if device.startswith("cuda") else HALF_A_BYTE)
+def _kind(axis: str, device: str, bases: Mapping[str, AxisForm]) -> _Kind:
+    return _Kind(axis, ROUNDING_BYTES if device.startswith("cuda") else HALF_A_BYTE, bases.get(axis))
 
 
 def _points(cells: pd.DataFrame, metric: Metric) -> Points:
@@ -180,21 +211,77 @@ def _taken(points: Points, places: NDArray[np.intp]) -> Points:
     )
 
 
+def fit_bytes(
+    positions: Sequence[float],
+    nbytes: Sequence[int],
+    metric: Metric,
+    axis: str,
+    *,
+    device: str = "cpu",
+    declared: AxisForm | None = None,
+) -> LineFit:
+    """The line or curve through bytes, as a report fits them.
+
+    Args:
+        positions: positions on the axis, at least two different ones.
+        nbytes: as many numbers of bytes.
+        metric: metric of these bytes.
+        axis: name of the axis.
+        device: name of the device, on which the rounding of its allocator depends.
+        declared: form that was declared for the axis, if any.
+
+    Raises:
+        ConfigurationError: there are fewer than two positions.
+    """
+    points = Points(np.array(positions, dtype=float), np.array(nbytes, dtype=float))
+    found = _fit(points, metric, _kind(axis, device, {} if declared is None else {axis: declared}))
+    if found is None:
+        raise ConfigurationError(f"a slope over {len(set(positions))} positions", "a line needs two different positions")
+    return found
+
+
 def _fit(points: Points, metric: Metric, kind: _Kind) -> LineFit | None:
     """The line of `fit_line` for values of which some may be missing."""
     points = _taken(points, np.flatnonzero(~np.isnan(points.values)))
     blocks, values = points.blocks, points.values
     if np.unique(blocks).size < 2:
         return None
+    curve = declared_curve(kind.curve, points, relative=not metric.is_bytes) if kind.curve else None
+    if curve is None:
+        found = _found(points, metric, kind)
+    else:
+        found = LineFit(fit_slope(blocks.tolist(), values.tolist()), False).bent(curve, blocks, values)
+    return _against_declared(found, blocks, values, metric, kind)
+
+
+def _against_declared(found: LineFit, positions: Floats, values: Floats, metric: Metric, kind: _Kind) -> LineFit:
+    """A fit with the form that was declared, and its largest residual if it does not fit."""
+    if kind.declared is None:
+        return found
+    span = float(np.ptp(values))
+    off = found.fit.deviation * span
+    if metric.is_bytes:
+        exact = metric.repeats and metric.name != "reserved"
+        fits = off <= (kind.rounding if exact else max(ROUNDING_BYTES, LARGEST_DEVIATION * span))
+    else:
+        fits = times_fit(found.curve, positions, values) if found.curve else found.linear
+    # A line in place of a curve that the positions do not determine has a residual of its own.
+    as_declared = (found.curve.form if found.curve else "line") == kind.declared
+    return replace(found, declared=kind.declared, misfit=off if as_declared and not fits else None)
+
+
+def _found(points: Points, metric: Metric, kind: _Kind) -> LineFit:
+    """The line or curve of values, whose basis is found unless a line was declared."""
+    blocks, values = points.blocks, points.values
     fit = fit_slope(blocks.tolist(), values.tolist())
     if metric.is_bytes:
         residuals = values - fit.intercept - fit.slope * blocks
         linear = bytes_are_linear(residuals, fit.deviation)
         bent = metric.repeats and not fit.exact and float(np.abs(residuals).max()) > kind.rounding
-        curve = exact_curve(blocks, values, kind.rounding, curves_of(metric, kind.axis)) if bent else None
+        curve = exact_curve(blocks, values, kind.rounding, kind.curves_found(metric)) if bent else None
     else:
         linear = times_are_linear(blocks, values, fit.deviation)
-        curve = timed_curve(points) if curves_of(metric, kind.axis) and not linear else None
+        curve = timed_curve(points) if kind.curves_found(metric) and not linear else None
     if fit.slope_interval is None or (fit.exact and metric.is_bytes) or curve is not None:
         return LineFit(fit, linear).bent(curve, blocks, values)
     errors = line_errors(points, relative=not metric.is_bytes, exact=fit.exact)
@@ -222,6 +309,9 @@ def fitted_slopes(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
         - `term`, `term_low`, `term_high`, `term_unit`: the factor of n² (`bytes per pair of tokens`) where the shape is
           `quadratic`, or of 1/n (`bytes divided by world size`) where it is `inverse`, and its interval
           (`capsbench.stats.bases`); missing for lines.
+        - `declared`, `misfit`: the basis that was declared for the axis (`1,n,n²`), and the largest residual from it in bytes or
+          seconds where it does not fit; missing where the basis was found, or fits. The shape is another one where the positions
+          are too few for it.
         - `linear`: False where a line does not fit; `shape`: one of `capsbench.stats.linearity.Shape`, which distinguishes lines
           whose slope cannot be distinguished from 0; `deviation`: the largest residual over the range of the values.
         - `noise`: disturbances of the times of this series, joined by commas; empty for bytes.
@@ -245,7 +335,8 @@ def fitted_slopes(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
     for values, numbers in numbered.groupby(keys, dropna=False, sort=False)["_place"]:
         series, places = dict(zip(keys, values, strict=True)), numbers.to_numpy()
         order = places[np.argsort(places_on_axis[places], kind="stable")]
-        kind = _kind(str(series[AXIS_COLUMN]), str(series.get("device", "")))
+        bases = good[BASES_COLUMN].iloc[order[0]] if BASES_COLUMN in good.columns else {}
+        kind = _kind(str(series[AXIS_COLUMN]), str(series.get("device", "")), bases)
         noise = "" if disturbed is None else ",".join(noises(disturbed.iloc[order]))
         for metric in METRICS.values():
             found = _fit_in_turn(good.iloc[order], metric) if in_turn[places].any() else None
@@ -256,8 +347,12 @@ def fitted_slopes(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
                 rows.append(series | {"metric": metric.name} | more)
     heads = [*keys, "metric", "unit", "slope", "slope_low", "slope_high", "intercept", "intercept_low", "intercept_high"]
     table = pd.DataFrame(
-        rows, columns=[*heads, "r2", "points", "linear", "shape", "deviation", "noise", "basis", "rest_low", "rest_high", *_TERM]
-    )
+        rows,
+        columns=[
+            *heads, "r2", "points", "linear", "shape", "deviation", "noise", "basis", "rest_low", "rest_high", *_TERM, "declared",
+            "misfit",
+        ],
+    )  # fmt: skip
     references = _references(table, keys)
     ratios = [_ratio(rows, turned, place, references[place]) for place in range(len(rows))]
     return table.join(pd.DataFrame(ratios, columns=["ratio_to_rescapsnet", "ratio_low", "ratio_high"], dtype="float64"))
@@ -272,7 +367,7 @@ def _numbers(found: LineFit, metric: Metric, axis: str) -> dict[str, object]:
     intercept_low, intercept_high = fit.intercept_interval or (np.nan, np.nan)
     rest_low, rest_high = (found.turns and found.turns.rest) or (np.nan, np.nan)
     return {
-        "unit": f"{'bytes' if metric.is_bytes else 'seconds'} per {axis_unit(axis)}",
+        "unit": f"{'bytes' if metric.is_bytes else 'seconds'} {per_unit(axis)}",
         "slope": fit.slope,
         "slope_low": low,
         "slope_high": high,
@@ -287,6 +382,8 @@ def _numbers(found: LineFit, metric: Metric, axis: str) -> dict[str, object]:
         "basis": found.basis,
         "rest_low": rest_low,
         "rest_high": rest_high,
+        "declared": found.declared and BASES[found.declared],
+        "misfit": np.nan if found.misfit is None else found.misfit,
     } | _further(found.curve, metric, axis)
 
 
@@ -294,9 +391,8 @@ def _further(curve: Curve | None, metric: Metric, axis: str) -> dict[str, object
     """The term of a curve, with its interval and unit; missing for a line."""
     if curve is None:
         return dict.fromkeys(_TERM[:3], np.nan) | {_TERM[3]: None}
-    per = per_pair(axis) if curve.form == "quadratic" else over_the(axis)
-    ends = curve.term_interval or (np.nan, np.nan)
-    return dict(zip(_TERM, (curve.term, *ends, f"{'bytes' if metric.is_bytes else 'seconds'} {per}"), strict=True))
+    ends, unit = curve.term_interval or (np.nan, np.nan), "bytes" if metric.is_bytes else "seconds"
+    return dict(zip(_TERM, (curve.term, *ends, f"{unit} {term_unit(axis, curve.form)}"), strict=True))
 
 
 def noises(cells: pd.DataFrame) -> list[str]:

@@ -4,7 +4,8 @@ A cost over several axes is a sum of products of their terms: {1, x, y, xy} over
 more block costs for one more sample. It carries over to other sizes, which slopes at one batch size do not. Bytes repeat, so that
 the terms of each axis are those with which the products fit all cells exactly, the fewest first, and curves must meet the demands
 of one axis (`bases`); times are weighted by their size, as noise is a share of them, and an axis other than blocks gets a square
-if an F-test of the nested models asks for it.
+if an F-test of the nested models asks for it. Where the cells took turns, their times are those beside each other in one round,
+so that what the machine did in a round drops out, and intervals contain what processes differ by, as those of slopes do.
 
 Every prediction comes with a check: the cell farthest out is left out once and predicted from all others.
 """
@@ -15,26 +16,31 @@ from fractions import Fraction
 from functools import partial
 from itertools import product
 from math import isfinite, prod
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from capsbench.axes import axis_title, axis_unit, plural_unit
+from capsbench.axes import POWERS, AxisForm, shared_unit
 from capsbench.errors import ConfigurationError
-from capsbench.frame import axes_in, positions, without_axis
-from capsbench.stats.bases import FEWEST_POSITIONS, HALF_A_BYTE, Form, curves_of, least_squares
-from capsbench.stats.intervals import Floats, Interval
+from capsbench.frame import BASES_COLUMN, axes_in, positions, without_axis
+from capsbench.stats.bases import FEWEST_POSITIONS, HALF_A_BYTE, forms_of, least_squares
+from capsbench.stats.intervals import Floats, Interval, StandardError, StandardErrors, half_width
 from capsbench.stats.linearity import BENT_BY_CHANCE, ROUNDING_BYTES
 from capsbench.stats.median import CONFIDENCE
 from capsbench.stats.metrics import METRICS, Metric
+from capsbench.stats.paired import centre
+from capsbench.stats.processes import (
+    BETWEEN_PROCESSES,
+    PRIOR_DEGREES,
+    equal_processes,
+    moderated,
+    process_error,
+    rounds_error,
+)
 from capsbench.stats.slopes import series_columns
-
-AxisForm = Literal["line", "inverse", "quadratic"]
-
-POWERS: dict[AxisForm, tuple[int, ...]] = {"line": (0, 1), "inverse": (0, -1), "quadratic": (0, 1, 2)}
-"""Powers of an axis by its form."""
+from capsbench.stats.turn_times import CommonRounds, common_rounds
 
 _POSSIBLE = ("a position is a finite number above 0", "a number of blocks is finite, and 0 or above")
 
@@ -70,6 +76,10 @@ class Surface:
     """Bytes by which an allocator rounded the cells, which all lie on it but for that."""
     possible: tuple["Surface", ...] = ()
     """Surfaces with further terms, which the rounding may hide in these cells, though not far from them."""
+    shared: StandardErrors = ()
+    """Shares by which all times are off that took turns in the same rounds and processes; none for bytes."""
+    single: StandardErrors = ()
+    """Shares by which those of one further process are."""
 
     def at(self, place: Sequence[float]) -> Estimate:
         """The cost at a point that need not have been measured, with the interval of one measurement there."""
@@ -82,6 +92,8 @@ class Surface:
         own = abs(value) if self.relative else 1.0
         spread = float(row @ self.covariance @ row)
         half = max(self._reach() * self.noise * float(np.sqrt(own**2 + spread)), self.rounding / 2 + self._rounded(spread))
+        # A measurement there is of a process of its own.
+        half = float(np.hypot(half, abs(value) * half_width([*self.shared, *self.single])))
         return _joined(Estimate(value, (value - half, value + half)), [one.at(place) for one in self.possible])
 
     def factor(self, term: Powers) -> Estimate:
@@ -94,6 +106,7 @@ class Surface:
             return Estimate(value, None)
         spread = float(self.covariance[number, number])
         half = max(self._reach() * self.noise * float(np.sqrt(spread)), self._rounded(spread))
+        half = float(np.hypot(half, abs(value) * half_width(self.shared)))
         return _joined(Estimate(value, (value - half, value + half)), [one.factor(term) for one in self.possible])
 
     def _reach(self) -> float:
@@ -112,7 +125,7 @@ def _joined(own: Estimate, others: Iterable[Estimate]) -> Estimate:
 
 
 def fit_surface(
-    places: Floats, values: Floats, *, repeats: bool, curves: Sequence[Sequence[Form]], rounding: float = HALF_A_BYTE
+    places: Floats, values: Floats, *, repeats: bool, forms: Sequence[Sequence[AxisForm]], rounding: float = HALF_A_BYTE
 ) -> Surface | None:
     """The surface through the cells of a grid; None if there are not more points than terms.
 
@@ -120,36 +133,41 @@ def fit_surface(
         places: `[cells, axes]`, their positions.
         values: `[cells]`, bytes or seconds.
         repeats: whether a second run gives the same values, as for bytes.
-        curves: forms other than a line that each axis may have; times are divided by none.
+        forms: forms that each axis may have, the first of which is taken where none is exact; a single one was declared.
         rounding: largest distance of bytes from their surface, as that of an allocator that rounds.
     """
+    declared = [len(own) == 1 for own in forms]
+    taken = [own[0] for own in forms]
+    if any(form == "inverse" and column.min() <= 0 for form, column in zip(taken, places.T, strict=True)):
+        return None
     if repeats:
-        for forms in _forms(places, curves):
-            found = _exact(places, values, forms, rounding)
+        for some in _forms(places, forms):
+            found = _exact(places, values, some, rounding, declared)
             if found is not None:
-                return found if found.exact else replace(found, possible=_with_more(found, places, values, curves))
-        return _fitted(places, values, _terms(("line",) * places.shape[1]), relative=False)
-    best = _fitted(places, values, _terms(("line",) * places.shape[1]), relative=True)
-    for axis, own in enumerate(curves):
-        if best is None or "quadratic" not in own:
+                return found if found.exact else replace(found, possible=_with_more(found, places, values, forms))
+        return _fitted(places, values, _terms(taken), relative=False)
+    best = _fitted(places, values, _terms(taken), relative=True)
+    for axis, own in enumerate(forms):
+        if best is None or "quadratic" not in own[1:]:
             continue
-        forms = tuple(
-            "quadratic" if number == axis or max(term[number] for term in best.terms) > 1 else "line"
-            for number in range(len(curves))
-        )
-        better = _fitted(places, values, _terms(forms), relative=True)
+        bent = [*taken[:axis], "quadratic", *taken[axis + 1 :]]
+        better = _fitted(places, values, _terms(bent), relative=True)
         if better is not None and _is_better(best, better):
-            best = better
+            best, taken = better, bent
     return best
 
 
-def _forms(places: Floats, curves: Sequence[Sequence[Form]]) -> Iterable[tuple[AxisForm, ...]]:
-    """Forms of the axes, those with fewest terms first; only forms that the positions on an axis allow."""
+def _forms(places: Floats, forms: Sequence[Sequence[AxisForm]]) -> Iterable[tuple[AxisForm, ...]]:
+    """Forms of the axes, those with fewest terms first; but for the first of each, only those that the positions allow."""
     possible: list[list[AxisForm]] = []
-    for column, allowed in zip(places.T, curves, strict=True):
+    for column, (first, *others) in zip(places.T, forms, strict=True):
         distinct = np.unique(column)
-        fits = [form for form in allowed if distinct.size >= FEWEST_POSITIONS[form] and (form == "quadratic" or distinct[0] > 0)]
-        possible.append(["line", *fits])
+        fits = [
+            form
+            for form in others
+            if form != "line" and distinct.size >= FEWEST_POSITIONS[form] and (form == "quadratic" or distinct[0] > 0)
+        ]
+        possible.append([first, *fits])
     return sorted(product(*possible), key=lambda forms: prod(len(POWERS[form]) for form in forms))
 
 
@@ -161,7 +179,9 @@ def _row(place: Sequence[float], terms: Sequence[Powers]) -> Floats:
     return np.array([prod(float(at) ** power for at, power in zip(place, term, strict=True)) for term in terms])
 
 
-def _exact(places: Floats, values: Floats, forms: Sequence[AxisForm], rounding: float) -> Surface | None:
+def _exact(
+    places: Floats, values: Floats, forms: Sequence[AxisForm], rounding: float, declared: Sequence[bool]
+) -> Surface | None:
     """The surface that all bytes lie on but for rounding, in rational arithmetic; None if they do not."""
     terms = _terms(forms)
     fitted = _fitted(places, values, terms, relative=False)
@@ -175,20 +195,19 @@ def _exact(places: Floats, values: Floats, forms: Sequence[AxisForm], rounding: 
     factors = least_squares(rows, given)
     off = max(abs(value - sum(a * b for a, b in zip(row, factors, strict=True))) for row, value in zip(rows, given, strict=True))
     found = replace(fitted, factors=tuple(map(float, factors)), exact=off <= HALF_A_BYTE)
-    if off > rounding or not all(_grows(found, places, axis, float(off)) for axis, form in enumerate(forms) if form != "line"):
+    tried = [axis for axis, form in enumerate(forms) if form != "line" and not declared[axis]]
+    if off > rounding or not all(_grows(found, places, axis, float(off)) for axis in tried):
         return None
     if found.exact:
         return found
     # Rounding leaves so much room that one spare position fits by accident.
-    spare = [
-        form == "line" or np.unique(column).size > FEWEST_POSITIONS[form] for form, column in zip(forms, places.T, strict=True)
-    ]
+    spare = [np.unique(places[:, axis]).size > FEWEST_POSITIONS[form] for axis in tried if (form := forms[axis]) != "line"]
     return replace(found, rounding=rounding) if all(spare) else None
 
 
-def _with_more(found: Surface, places: Floats, values: Floats, curves: Sequence[Sequence[Form]]) -> tuple[Surface, ...]:
+def _with_more(found: Surface, places: Floats, values: Floats, forms: Sequence[Sequence[AxisForm]]) -> tuple[Surface, ...]:
     """The surfaces through rounded bytes that have all terms of one and further ones."""
-    larger = [terms for terms in map(_terms, _forms(places, curves)) if set(terms) > set(found.terms)]
+    larger = [terms for terms in map(_terms, _forms(places, forms)) if set(terms) > set(found.terms)]
     fitted = [_fitted(places, values, terms, relative=False) for terms in larger]
     return tuple(replace(one, rounding=found.rounding) for one in fitted if one is not None)
 
@@ -242,6 +261,8 @@ class _Grid(NamedTuple):
     """`[cells, axes]`."""
     cells: pd.DataFrame
     rounding: float
+    forms: Mapping[str, AxisForm]
+    """Forms that were declared, by the axis's name."""
 
 
 def _grids(frame: pd.DataFrame, axes: Sequence[str]) -> Iterable[_Grid]:
@@ -254,24 +275,61 @@ def _grids(frame: pd.DataFrame, axes: Sequence[str]) -> Iterable[_Grid]:
     keys = series_columns(good)
     for values, rows in good.groupby(keys, dropna=False, sort=False):
         rounding = ROUNDING_BYTES if str(rows["device"].iloc[0]).startswith("cuda") else HALF_A_BYTE
-        yield _Grid(dict(zip(keys, values, strict=True)), places.loc[rows.index].to_numpy(dtype=float), rows, rounding)
+        declared = rows[BASES_COLUMN].iloc[0] if BASES_COLUMN in rows.columns else {}
+        yield _Grid(dict(zip(keys, values, strict=True)), places.loc[rows.index].to_numpy(dtype=float), rows, rounding, declared)
 
 
 def _surface(grid: _Grid, metric: Metric, axes: Sequence[str]) -> tuple[Surface, float | None, Floats] | None:
     """The surface of one metric, the share by which it misses the cell farthest out, and that cell's place."""
     known = grid.cells[metric.column].notna().to_numpy()
     places, values = grid.places[known], grid.cells[metric.column][known].to_numpy(dtype=float)
-    curves = [curves_of(metric, axis) for axis in axes]
-    fit = partial(fit_surface, repeats=metric.repeats, curves=curves, rounding=grid.rounding)
+    forms = [forms_of(metric, axis, grid.forms.get(axis)) for axis in axes]
+    fit = partial(fit_surface, repeats=metric.repeats, forms=forms, rounding=grid.rounding)
+    turns = [] if metric.is_bytes else common_rounds(grid.cells[known], metric.column)
+    for one in turns:
+        values = beside_each_other(values, one)
     found = fit(places, values) if len(values) else None
     if found is None:
         return None
+    if turns:
+        shared, single = errors_of_turns(turns)
+        found = replace(found, shared=shared, single=single)
     farthest = int(np.argmax((places / np.maximum(places.max(axis=0), 1e-300)).sum(axis=1)))
     others = (places != places[farthest]).any(axis=1)
     without = fit(places[others], values[others])
     if without is None or not values[farthest]:
         return found, None, places[farthest]
     return found, without.at(places[farthest].tolist()).value / values[farthest] - 1, places[farthest]
+
+
+def beside_each_other(values: Floats, turns: CommonRounds) -> Floats:
+    """`[cells]`, times without what drifted between rounds; cells that are not in these keep theirs.
+
+    Args:
+        values: `[cells]`, median seconds of each.
+        turns: rounds of most cells of a replicate.
+    """
+    # What a round does to its cells is a factor of all of them, so that logarithms are compared.
+    logs = np.log(turns.seconds)
+    level = np.median(logs.mean(axis=1))
+    found = values.copy()
+    found[turns.cells] = np.exp(level + np.median(logs - logs.mean(axis=1, keepdims=True), axis=0))
+    return found
+
+
+def errors_of_turns(turns: Iterable[CommonRounds]) -> tuple[StandardErrors, StandardErrors]:
+    """The shares by which all times of common rounds are off, and those of one further process.
+
+    Rounds scatter, and processes by as much as these show and earlier runs did.
+    """
+    processes = [process for one in turns for process in one.processes]
+    levels = np.concatenate([np.exp(np.log(one.seconds).mean(axis=1)) for one in turns])
+    shares = levels / np.median(levels)
+    ends = centre(shares).interval
+    rounds = [] if ends is None else [rounds_error(ends, len(levels))]
+    process = moderated([StandardError(BETWEEN_PROCESSES, PRIOR_DEGREES), process_error(shares, processes)])
+    mean = process._replace(value=process.value / equal_processes(processes) ** 0.5)
+    return (mean, *rounds), (process, *rounds)
 
 
 def cross_terms(frame: pd.DataFrame) -> pd.DataFrame:
@@ -294,7 +352,7 @@ def cross_terms(frame: pd.DataFrame) -> pd.DataFrame:
                 if found and sum(power != 0 for power in term) > 1:
                     value, ends = found[0].factor(term)
                     low, high = ends or (np.nan, np.nan)
-                    unit = f"{'bytes' if metric.is_bytes else 'seconds'} {_per(axes, term)}"
+                    unit = f"{'bytes' if metric.is_bytes else 'seconds'} {shared_unit(axes, term)}"
                     row = {
                         "metric": metric.name,
                         "axes": " × ".join(axes),
@@ -310,17 +368,6 @@ def cross_terms(frame: pd.DataFrame) -> pd.DataFrame:
 def _table(frame: pd.DataFrame, rows: Sequence[Mapping[str, object]], heads: Sequence[str]) -> pd.DataFrame:
     """A table of estimates, which has its columns even if it has no rows."""
     return pd.DataFrame(rows, columns=[*series_columns(frame), *heads, "unit", "value", "low", "high", "exact", "held_out_error"])
-
-
-def _per(axes: Sequence[str], term: Powers) -> str:
-    """The unit of a term: `per block and sample`, `per block and pair of tokens`, `per block, divided by world size`."""
-    multiplied = [
-        axis_unit(axis) if power == 1 else f"pair of {plural_unit(axis)}"
-        for axis, power in zip(axes, term, strict=True)
-        if power > 0
-    ]
-    divided = [f"divided by {axis_title(axis).lower()}" for axis, power in zip(axes, term, strict=True) if power < 0]
-    return ", ".join([f"per {' and '.join(multiplied)}"] * bool(multiplied) + divided)
 
 
 def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:

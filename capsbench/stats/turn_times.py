@@ -33,6 +33,9 @@ REST_CONFIDENCE = 0.99
 Basis = Literal["edges", "turns", "cells"]
 """Origin of a slope: the parts that grow, in turn; whole steps, in turn; or values of cells that were each measured alone."""
 
+_FEWEST_CELLS = 3
+"""Least number of cells in common rounds: two are no part of a grid."""
+
 RoundKey = tuple[int, int]
 """Replicate and number of a round."""
 
@@ -124,6 +127,49 @@ def turn_times(cells: pd.DataFrame, column: str) -> TurnTimes | None:
             table[here, at] = row[name]
     whole, *growing = tables
     return TurnTimes(np.array(depths), turns, [process_of[turn] for turn in turns], whole, growing[0] if growing else None)
+
+
+class CommonRounds(NamedTuple):
+    """Seconds of the cells of one replicate, on any axes, in the rounds in which most of them took part."""
+
+    cells: list[int]
+    """`[cells]`, the indices of their rows."""
+    seconds: Floats
+    """`[rounds, cells]`."""
+    processes: list[int]
+    """`[rounds]`, the process that took each, numbered over all replicates."""
+
+
+def common_rounds(rows: pd.DataFrame, column: str) -> list[CommonRounds]:
+    """The rounds that most cells of each replicate have in common, if there are six or more, of three cells or more.
+
+    Args:
+        rows: rows of one series that have this time.
+        column: the time's column.
+    """
+    if not {ROUNDS_COLUMN, SAMPLE_COLUMNS[column]} <= set(rows.columns):
+        return []
+    taken: dict[RoundKey, dict[int, float]] = {}
+    process_of: dict[RoundKey, int] = {}
+    for number, row in enumerate(rows.to_dict("records")):
+        if _filled(row[ROUNDS_COLUMN]) and _filled(row[SAMPLE_COLUMNS[column]]):
+            turns = [(int(row.get("replicate", 0)), one) for one in row[ROUNDS_COLUMN]]
+            process_of |= dict(zip(turns, row[PROCESSES_COLUMN], strict=True))
+            for turn, seconds in zip(turns, row[SAMPLE_COLUMNS[column]], strict=True):
+                taken.setdefault(turn, {})[number] = seconds
+    # Rounds of fewer cells, such as those of the ends of series, show nothing of the others.
+    groups: dict[int, dict[tuple[int, ...], list[RoundKey]]] = {}
+    for turn, by_cell in taken.items():
+        groups.setdefault(turn[0], {}).setdefault(tuple(sorted(by_cell)), []).append(turn)
+    names: dict[tuple[int, int], int] = {}
+    found = []
+    for replicate, of_replicate in sorted(groups.items()):
+        cells, turns = max(of_replicate.items(), key=lambda one: (len(one[1]) >= FEWEST_ROUNDS, len(one[0]), len(one[1])))
+        if len(turns) >= FEWEST_ROUNDS and len(cells) >= _FEWEST_CELLS:
+            seconds = np.array([[taken[turn][cell] for cell in cells] for turn in sorted(turns)])
+            processes = [names.setdefault((replicate, process_of[turn]), len(names)) for turn in sorted(turns)]
+            found.append(CommonRounds(list(cells), seconds, processes))
+    return found
 
 
 def _grows_along_its_axis(row: Mapping[Any, Any]) -> bool:

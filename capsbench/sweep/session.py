@@ -133,6 +133,7 @@ def begin(report: Report, plan: Plan, *, resume: bool) -> Plan:
             update={
                 "cells": cells,
                 "axes": axes_of(cells, dict.fromkeys([*earlier.axes, *plan.axes])),
+                "bases": earlier.bases | plan.bases,
                 "passes": [what for what in BOTH if what in earlier.passes or what in plan.passes],
                 "samples": max(earlier.samples, plan.samples),
                 "budget_seconds": max(earlier.budget_seconds, plan.budget_seconds),

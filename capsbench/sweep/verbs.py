@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import ValidationError
 
+from capsbench.axes import declared_forms
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError
 from capsbench.files import damage_in_words
@@ -91,6 +92,7 @@ def run(
     *,
     depths: int | str | Iterable[int] | None = None,
     vary: Mapping[str, Any] | None = None,
+    basis: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -120,6 +122,7 @@ def run(
         depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or, beside `vary`, a case's own and 1 of any other network.
         vary: axes over which slopes are fitted in place of depth, by name, each with its values (numbers, or a text such as
             "128-1024:128"): `batch_size`, `capsules`, `image_size`, `classes`, a number that a case takes … Several make a grid.
+        basis: terms of costs over an axis, such as `{"length": "1,n,n²"}`; by default those that fit.
         settings: values of what cases take by name, each a value or a list of values.
         out: folder of the report; by default reports/ and the time.
         resume: add to the report that is there; without `out`, to the newest unfinished one with these cells.
@@ -156,8 +159,9 @@ def run(
         **options,
     )
     cells = expand(sweep)
+    axes = axes_of(cells, axes_asked(vary or ()))
     plan = _plan(
-        command=_call(run, names, blocks, given), cells=cells, axes=axes_of(cells, axes_asked(vary or ())),
+        command=_call(run, names, blocks, given), cells=cells, axes=axes, bases=declared_forms(basis, axes),
         passes=BOTH if only is None else [only], samples=samples, budget_seconds=time_budget, slope_share=slope_share,
         timeout_seconds=timeout, strict=strict, processes=processes,
     )  # fmt: skip
@@ -174,6 +178,7 @@ def predict(
     *,
     depths: int | str | Iterable[int] | None = None,
     vary: Mapping[str, Any] | None = None,
+    basis: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
     device: Literal["cuda", "cpu"] = "cuda",
     gpu: str | None = None,
@@ -189,6 +194,7 @@ def predict(
         depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or, beside `vary`, a case's own and 1 of any other network.
         vary: axes over which slopes are fitted in place of depth, by name, each with its values (numbers, or a text such as
             "128-1024:128"): `batch_size`, `capsules`, `image_size`, `classes`, a number that a case takes … Several make a grid.
+        basis: terms of costs over an axis, such as `{"length": "1,n,n²"}`; by default those that fit.
         settings: values of what cases take by name, each a value or a list of values.
         device: the kind of device to predict for.
         gpu: the GPU to predict for, by default an H100.
@@ -213,8 +219,9 @@ def predict(
         **options,
     )
     cells = expand(sweep)
+    axes = axes_of(cells, axes_asked(vary or ()))
     plan = _plan(
-        command=_call(predict, names, blocks, given), cells=cells, axes=axes_of(cells, axes_asked(vary or ())),
+        command=_call(predict, names, blocks, given), cells=cells, axes=axes, bases=declared_forms(basis, axes),
         passes=["memory"], budget_seconds=0,
     )  # fmt: skip
     if out is None:

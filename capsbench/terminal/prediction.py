@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
+from capsbench.axes import axis_title
 from capsbench.gate.findings import Labels
 from capsbench.records import Configuration, Record
+from capsbench.terminal.named_rows import NamedRows
+from capsbench.words.along import number_text
 from capsbench.words.labels import model_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.units import bytes_text, seconds_text
@@ -21,31 +22,37 @@ CPU_PEAK_MARGIN = "measured ones were up to 1 % higher and 5 % lower"
 _MARKS = {"exact": "", "modelled": "", "guessed": "≈ "}
 
 
-def predictions_table(records: Sequence[Record]) -> Table:
-    """A table with a row per record, in which guesses are marked."""
+def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks",)) -> NamedRows:
+    """A table with a row per record beneath the name of its line, in which guesses are marked.
+
+    Args:
+        records: predicted records.
+        axes: what they vary, which has a column each.
+    """
     known = [record.memory for record in records if record.memory]
     shown = {head: name for head, name in _COLUMNS.items() if any(getattr(one, name) is not None for one in known)}
-    lines = [record.cell.configuration.options() for record in records]
-    for line in lines:
-        del line["blocks"]
+    lines = []
+    for record in records:
+        configuration = record.cell.configuration
+        for axis in axes:
+            configuration = configuration.without(axis)
+        lines.append(configuration.options())
     names = Labels(lines)
-    out = Table(box=None, pad_edge=False)
-    out.add_column("line", overflow="fold")
-    for head in ("blocks", *shown):
-        out.add_column(head, justify="right", no_wrap=True)
-    out.add_column("step, modelled", justify="right", no_wrap=True)
+    out = NamedRows([*(axis_title(axis).lower() for axis in axes), *shown, "step, modelled"])
     for line, record in zip(lines, records, strict=True):
-        title = [text_cell(names.of(line)), str(record.cell.configuration.blocks)]
+        places = [record.cell.configuration.position(axis) for axis in axes]
+        name, at = text_cell(names.of(line)), ["-" if place is None else number_text(place) for place in places]
         memory, certainty = record.memory, record.memory.certainty if record.memory else None
         if memory is None:
-            out.add_row(*title, f"[yellow]{record.status}[/]")
+            # The first of the figures' columns; there may be none but that of the seconds.
+            out.add(name, [*at, f"[yellow]{record.status}[/]", *[""] * len(shown)])
             continue
         cells = []
         for name in shown.values():
             value = getattr(memory, name)
             cells.append("-" if value is None else _MARKS[(certainty or {}).get(name, "exact")] + bytes_text(value))
         seconds = record.step.modelled_train_step_seconds if record.step else None
-        out.add_row(*title, *cells, "-" if seconds is None else f"≈ {seconds_text(seconds)}")
+        out.add(name, [*at, *cells, "-" if seconds is None else f"≈ {seconds_text(seconds)}"])
     return out
 
 

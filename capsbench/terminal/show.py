@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.text import Text
 
-from capsbench.axes import axis_unit
+from capsbench.axes import per_unit
 from capsbench.figures.sparks import BLOCKS, scale_of, spark, value_ranges
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along, plain
 from capsbench.gate.findings import Labels
@@ -56,7 +56,7 @@ def _lines_along(axis: str, frame: pd.DataFrame, table: pd.DataFrame, blocks: st
             own = values.get((name, scale), [])
             chart = spark(own, *ranges[scale], blocks) if own else ""
             found += map(Text, _filled(f"  {HEADS[metric.name]:<{_NAME}}{chart:<{_CHART}}", _figures(by_metric[metric.name])))
-    per = f"per {axis_unit(axis)}"
+    per = per_unit(axis)
     over = over_text(axis) if len(over_text(axis)) <= _CHART else "chart"
     head = Text(f"  {per:<{_NAME}}{over:<{_CHART}}{'slope':>20}{'× ResCapsNet':>20}", style="dim")
     ended = [text for series, at in unfitted for text in _title(labels.of(series), axis, at)]

@@ -40,9 +40,9 @@ def table4_slopes(table: pd.DataFrame) -> Table:
     # The peak lies outside the blocks, so its slope is that of weights, gradients and optimizer state in every column.
     columns = [name for name in table.columns if name not in _CELL and "peak_allocated" not in name]
     out = Table(title="table 4, MiB per block", title_justify="left", title_style="bold", box=None)
-    out.add_column("model", no_wrap=True)
+    out.add_column("model", overflow="fold")
     for name in columns:
-        out.add_column(name.removesuffix("_bytes").replace("_", "\n"), justify="right")
+        out.add_column(name.removesuffix("_bytes").replace("_", "\n"), justify="right", overflow="fold")
     for (dataset, model), cells in table.groupby(["dataset", "model"], sort=False):
         if cells["blocks"].nunique() > 1:
             slopes = [_slope(cells, name) for name in columns]

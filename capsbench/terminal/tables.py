@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from capsbench.axes import axis_title, axis_unit
+from capsbench.axes import axis_title, per_unit
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along, axes_in, positions, without_axis
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS, Metric
@@ -35,14 +35,14 @@ def slopes_table(table: pd.DataFrame) -> Table:
     """
     shown = [name for name in SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
-    title = f"slope per {axis_unit(axis_name(table))}"
+    title = f"slope {per_unit(axis_name(table))}"
     if table.loc[table["metric"].isin(shown), "ratio_to_rescapsnet"].notna().any():
         title += ", and its ratio to ResCapsNet"
     footnote = _footnote(table, basis_note(table[table["metric"].isin(shown)]))
     out = Table(title=title, title_justify="left", title_style="bold", box=None, **footnote)
     out.add_column("model", overflow="fold")
     if datasets:
-        out.add_column("dataset", no_wrap=True)
+        out.add_column("dataset", overflow="fold")
     for name in shown:
         out.add_column(HEADS[name], justify="right", overflow="fold")
     groups = list(by_series(table))
@@ -107,9 +107,9 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     datasets = frame["dataset"].nunique() > 1
     out = Table(box=None, pad_edge=False, **_footnote(rows))
     for head in ("model", *(["dataset"] if datasets else []), *(axis_title(axis).lower() for axis in axes)):
-        out.add_column(head)
+        out.add_column(head, overflow="fold")
     for name in _OF_A_CELL:
-        out.add_column(HEADS[name], justify="right")
+        out.add_column(HEADS[name], justify="right", overflow="fold")
     for (_, row), at in zip(rows.iterrows(), zip(*(places[axis][rows.index] for axis in axes), strict=True), strict=True):
         dataset = [dataset_title(row["dataset"])] if datasets else []
         names = [everyone.of(dict(row[keys])), *dataset, *("-" if pd.isna(place) else number_text(place) for place in at)]
@@ -138,7 +138,8 @@ def accuracies_table(rows: pd.DataFrame, title: str) -> Table:
     out = Table(title=title, title_justify="left", title_style="bold", box=None)
     heads, lines = accuracy_cells(rows)
     for head in heads:
-        out.add_column(head, justify="left" if head in ("data set", "model", "optimizer", "routing") else "right", no_wrap=True)
+        left = head in ("data set", "model", "optimizer", "routing")
+        out.add_column(head, justify="left" if left else "right", overflow="fold")
     for line in lines:
         out.add_row(*line)
     return out

@@ -13,7 +13,7 @@ def number_text(value: float) -> str:
 def axis_label(axis: str) -> str:
     """Label of an axis of a chart, with its unit: `blocks`, `batch size (samples)`, `width`."""
     title, unit = axis_title(axis).lower(), plural_unit(axis)
-    return title if title == unit else f"{title} ({unit})"
+    return title if unit in (title, f"units of {title}") else f"{title} ({unit})"
 
 
 def over_text(axis: str) -> str:

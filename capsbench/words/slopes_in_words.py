@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capsbench.axes import axis_unit, over_the, per_pair
+from capsbench.axes import basis_form, basis_text, per_unit, term_unit
 from capsbench.frame import AXIS_COLUMN
 from capsbench.stats.linearity import CURVES, Shape
 from capsbench.stats.metrics import METRICS
@@ -52,18 +52,18 @@ def row_slope(row: Row) -> str:
 
 def curve_in_words(row: Row, *, is_bytes: bool) -> str:
     """The terms of a curve: `12.30 KiB per token and 48 B per pair of tokens`, `8.00 GiB divided by world size`."""
-    axis = str(row[AXIS_COLUMN])
+    axis, shape = str(row[AXIS_COLUMN]), row_shape(row)
     term = slope_text(row["term"], row["term_low"], row["term_high"], is_bytes=is_bytes)
-    if row_shape(row) == "inverse":
-        return f"{term} {over_the(axis)}"
+    if shape == "inverse":
+        return f"{term} {term_unit(axis, shape)}"
     slope = slope_text(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
-    return f"{slope} per {axis_unit(axis)} and {term} {per_pair(axis)}"
+    return f"{slope} {per_unit(axis)} and {term} {term_unit(axis, 'quadratic')}"
 
 
 def row_cost(row: Row) -> str:
     """The slope of a row with its unit: `10.00 MiB per block`."""
     text = row_slope(row)
-    return text if row_shape(row) in CURVES else f"{text} per {axis_unit(str(row[AXIS_COLUMN]))}"
+    return text if row_shape(row) in CURVES else f"{text} {per_unit(str(row[AXIS_COLUMN]))}"
 
 
 def row_ratio(row: Row) -> str:
@@ -73,11 +73,28 @@ def row_ratio(row: Row) -> str:
 
 
 def row_remarks(row: Row) -> list[str]:
-    """Remarks on the slope of a row: `not a line`, `no interval` if two values alone give none, that the rest grows too."""
+    """Remarks on the slope of a row: `not a line`, `no interval` if two values alone give none, that the rest grows too.
+
+    A declared basis has one if it does not fit, or if the positions are too few for it or for a check of it.
+    """
     found = ["not a line"] if row_shape(row) == "not a line" else []
     unknown = bool(np.isnan(float(row["slope_low"])))
     found += ["no interval"] if unknown and not METRICS[row["metric"]].repeats else []
+    found += declared_remarks(row)
     return [*found, "whole step: its rest grows too"] if row["basis"] == "turns" and not np.isnan(row["rest_low"]) else found
+
+
+def declared_remarks(row: Row) -> list[str]:
+    """Remarks on a basis that was declared: `off {1, n} by up to 12.00 KiB`."""
+    if pd.isna(row["declared"]):
+        return []
+    axis, shape, metric = str(row[AXIS_COLUMN]), row_shape(row), METRICS[row["metric"]]
+    form = basis_form(axis, str(row["declared"]))
+    if not pd.isna(row["misfit"]):
+        return [f"off {basis_text(form)} by up to {quantity_text(row['misfit'], is_bytes=metric.is_bytes)}"]
+    if form != "line" and shape != form:
+        return [f"too few positions for {basis_text(form)}"]
+    return [f"no position left to check {basis_text(form)}"] if shape in CURVES and pd.isna(row["term_low"]) else []
 
 
 def row_basis(row: Row) -> str:

@@ -65,3 +65,49 @@ def test_a_grid_is_plotted_over_each_axis(command, grid):
 def test_a_grid_is_checked(command, grid):
     assert command("check", "grid", "--baseline", "base.json", "--update").status == 0
     assert command("check", "grid", "--baseline", "base.json").status == 0
+
+
+@pytest.fixture
+def attention(tmp_path):
+    """A folder with a report over three lengths, which are too few to find a square."""
+    made = make_varied(lambda at: 1000 + 24 * at["length"] + 3 * at["length"] ** 2, length=(64, 128, 256))
+    from capsbench.report import Report
+
+    report = Report(tmp_path / "attention")
+    report.folder.mkdir()
+    for record in made.records:
+        report.append(record)
+    report.write_plan(made.plan)
+    return report.folder
+
+
+def test_a_basis_is_declared(command, attention):
+    rows = json.loads(command("slopes", "attention", "--basis", "length=1,n,n^2", "--json").stdout)
+    (retained,) = [row for row in rows if row["metric"] == "retained"]
+    assert (retained["shape"], retained["slope"], retained["term"], retained["declared"]) == ("quadratic", 24, 3, "1,n,n²")
+    text = " ".join(command("slopes", "attention", "--basis", "length=1,n").stdout.split())
+    assert "off {1, n} by up to" in text
+    assert "3 B per pair of tokens" in command("show", "attention", "--basis", "length=1,n,n²").stdout
+    assert command("plot", "attention", "--basis", "length=1,n,n²").status == 0
+    assert "bytes per pair of tokens" in (attention / "slopes.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("length", "--basis 'length' is not a name with a basis"),
+        ("length=n log n", "--basis 'n log n' of the axis 'length' is none that a cost has"),
+        ("width=1,n", "--basis names the axis 'width', which is not varied"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["slopes", "show", "plot"])
+def test_a_basis_that_is_none_gets_two_lines(command, attention, verb, typed, said):
+    result = command(verb, "attention", "--basis", typed)
+    assert (result.status, len(result.stderr.splitlines())) == (2, 2)
+    assert said in result.stderr
+
+
+def test_bases_of_two_reports_are_each_its_own(command, grid, attention):
+    rows = json.loads(command("slopes", ".", "--basis", "batch-size=1,n", "--json").stdout)
+    assert {row["declared"] for row in rows if row["axis"] == "batch_size"} == {"1,n"}
+    assert {row["declared"] for row in rows if row["axis"] == "length"} == {None}

@@ -161,3 +161,14 @@ def test_a_case_takes_no_shape_of_images(command):
     assert_refused(
         command("run", *HERE, "--vary", "lenght=8,16"), "--vary lenght: model 'tiny.py:gpt2' takes no lenght", "length"
     )
+
+
+def test_a_basis_is_kept_in_the_plan_and_resuming_adds_another(command, tmp_path):
+    typed = ("predict", "--models", "tiny.py:gpt2", "--device", "cpu", "--vary", "length=8,16,32", "--out", "declared")
+    assert command(*typed, "--basis", "length=1,n,n²").status == 0
+    assert plan(tmp_path / "declared")["bases"] == {"length": "quadratic"}
+    assert command(*typed, "--vary", "batch-size=1,2", "--basis", "batch-size=1,n", "--resume").status == 0
+    assert plan(tmp_path / "declared")["bases"] == {"length": "quadratic", "batch_size": "line"}
+    assert "bytes per pair of tokens" in (tmp_path / "declared" / "slopes.csv").read_text(encoding="utf-8")
+    assert_refused(command(*typed, "--basis", "width=1,n", "--resume"), "--basis names the axis 'width'", "length")
+    assert_refused(command("predict", "--models", "mocapsnet", "--fit", "--basis", "blocks=1,n"), "--basis", "--fit depth")

@@ -72,8 +72,8 @@ def test_a_figure_over_length_names_its_axis_and_unit(draw, tokens):
 
 
 def test_figure_4_has_slopes_per_token(tokens, attention):
-    assert "2.00 KiB/token" in legend_of(figure4(tokens.frame).axes[0])
-    assert "12.00 KiB/token, 48 B per pair of tokens" in legend_of(figure4(attention.frame).axes[0])
+    assert "2.00 KiB per token" in legend_of(figure4(tokens.frame).axes[0])
+    assert "12.00 KiB per token, 48 B per pair of tokens" in legend_of(figure4(attention.frame).axes[0])
 
 
 def test_a_curve_is_drawn_through_its_points(attention):

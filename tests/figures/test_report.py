@@ -107,8 +107,16 @@ def test_every_point_is_in_sight(sweep_frame, draw):
 
 def test_figure_4_has_the_slopes_in_its_legend(sweep_frame):
     figure = figure4(sweep_frame)
-    assert texts(panel(figure, "retained")) == ["CapsNet: 10.00 MiB/block", "ResCapsNet: 10.00 MiB/block", "MoCapsNet: 0 B/block"]
-    assert texts(panel(figure, "training")) == ["CapsNet: 20.0 ms/block", "ResCapsNet: 20.0 ms/block", "MoCapsNet: 30.0 ms/block"]
+    assert texts(panel(figure, "retained")) == [
+        "CapsNet: 10.00 MiB per block",
+        "ResCapsNet: 10.00 MiB per block",
+        "MoCapsNet: 0 B per block",
+    ]
+    assert texts(panel(figure, "training")) == [
+        "CapsNet: 20.0 ms per block",
+        "ResCapsNet: 20.0 ms per block",
+        "MoCapsNet: 30.0 ms per block",
+    ]
 
 
 def test_figure_4_draws_the_fitted_line(sweep_frame):
@@ -156,7 +164,7 @@ def test_an_epoch_is_the_paper_s_set(dataset, steps):
     for blocks in DEPTHS:
         assert markers(by_epoch)["ResCapsNet"][blocks] == pytest.approx(steps * markers(by_step)["ResCapsNet"][blocks])
     assert by_epoch.get_ylabel() == "seconds per epoch of the paper's set"
-    assert texts(panel(figure4(frame, per="epoch"), "training")) == [f"ResCapsNet: {steps * 0.02:.2f} s/block"]
+    assert texts(panel(figure4(frame, per="epoch"), "training")) == [f"ResCapsNet: {steps * 0.02:.2f} s per block"]
     assert markers(panel(figure3(frame, per="epoch"), "retained"))["ResCapsNet"][1] == pytest.approx(11)
 
 
@@ -546,7 +554,7 @@ def test_long_names_are_wrapped_and_keep_their_slopes():
     ]  # fmt: skip
     legend = legend_of(figures.figure4(make_frame(records))[0][0])
     assert all(len(row) <= 43 for text in legend for row in text.split("\n"))
-    assert all(text.replace("\n", " ").endswith("MiB/block") for text in legend)
+    assert all(text.replace("\n", " ").endswith("MiB per block") for text in legend)
     assert len({*legend}) == 8
 
 

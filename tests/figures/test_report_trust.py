@@ -246,4 +246,4 @@ def test_noise_between_and_within_processes_is_in_the_legend():
     (found,) = [row for _, row in slopes(frame).iterrows() if row["metric"] == "train"]
     text = slope_text(found["slope"], found["slope_low"], found["slope_high"], is_bytes=False)
     assert "±" in text
-    assert legend(panel(figure4(frame), "training")) == [f"ResCapsNet: {text}/block"]
+    assert legend(panel(figure4(frame), "training")) == [f"ResCapsNet: {text} per block"]

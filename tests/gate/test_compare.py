@@ -299,7 +299,7 @@ def reports(tmp_path):
 def test_compare_prints_a_table(command, reports):
     result = command("compare", *reports)
     assert (result.status, result.stderr) == (0, "")
-    row = [line for line in result.stdout.splitlines() if line.startswith("  retained / block")][-1]
+    row = [line for line in result.stdout.splitlines() if line.startswith("  retained per block")][-1]
     assert row.split()[3:] == ["10.00", "MiB", "11.00", "MiB", "+1.00", "MiB", "(+10.0", "%)", "worse"]
     assert "--cells shows them" in result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines()[:-1])

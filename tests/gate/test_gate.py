@@ -44,11 +44,12 @@ def test_a_run_like_its_baseline_passes(gate):
     [
         (
             {"blocks.{block}.0": MIB},
-            "ResCapsNet: retained / block 10.00 MiB → 11.00 MiB, +1.00 MiB (+10.0 %); blocks.*.0 +1.00 MiB each",
+            "ResCapsNet: retained per block 10.00 MiB → 11.00 MiB, +1.00 MiB (+10.0 %); blocks.*.0 +1.00 MiB each",
         ),
         (
             {"blocks.{block}.0.routing.votes": 32 * MIB},
-            "ResCapsNet: retained / block 10.00 MiB → 42.00 MiB, +32.00 MiB (+320.0 %); blocks.*.0.routing.votes +32.00 MiB each",
+            "ResCapsNet: retained per block 10.00 MiB → 42.00 MiB, +32.00 MiB (+320.0 %); "
+            "blocks.*.0.routing.votes +32.00 MiB each",
         ),
         (
             {"front.conv1": 4 * MIB},
@@ -82,7 +83,7 @@ def test_a_reversible_path_that_is_lost_turns_it_red(gate):
         seeded_run(["rescapsnet"]) + seeded_run(["mocapsnet"], modules={"blocks.{block}.0": MIB, "blocks.{block}.1": MIB})
     )
     assert result.status == 1
-    assert told(result)[0].startswith("worse: MoCapsNet: retained / block 0 B → 2.00 MiB, +2.00 MiB; blocks.*.* +1.00 MiB each")
+    assert told(result)[0].startswith("worse: MoCapsNet: retained per block 0 B → 2.00 MiB, +2.00 MiB; blocks.*.* +1.00 MiB each")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_fewer_replicates_are_no_regression_but_said(gate, command, tmp_path):
 def test_an_improvement_is_told_with_the_command_that_keeps_it(gate, command):
     result = gate(seeded_run(["rescapsnet"], modules={"blocks.{block}.1": -2 * MIB}) + seeded_run(["mocapsnet"]))
     assert result.status == 0
-    line = "better: ResCapsNet: retained / block 10.00 MiB → 8.00 MiB, -2.00 MiB (-20.0 %); blocks.*.1 -2.00 MiB each"
+    line = "better: ResCapsNet: retained per block 10.00 MiB → 8.00 MiB, -2.00 MiB (-20.0 %); blocks.*.1 -2.00 MiB each"
     assert told(result, "better")[0] == line
     again = next(line for line in result.stdout.splitlines() if line.startswith("to keep what is better: capsbench "))
     arguments = again.partition("capsbench ")[2].split()
@@ -261,7 +262,7 @@ def test_a_jump_since_the_last_run_within_the_threshold_is_a_note(gate, command,
     for last in ("lean", "lean.json"):
         result = gate(seeded_run(["rescapsnet"]) + seeded_run(["mocapsnet"]), "--last", last)
         assert result.status == 0
-        note = "note: since the last run: ResCapsNet: retained / block 9.00 MiB → 10.00 MiB, +1.00 MiB (+11.1 %); blocks.*.0 "
+        note = "note: since the last run: ResCapsNet: retained per block 9.00 MiB → 10.00 MiB, +1.00 MiB (+11.1 %); blocks.*.0 "
         assert any(line.startswith(note) for line in told(result, "note"))
     other = write_report(tmp_path / "other", seeded_run(batch_size=99))
     assert "note: the last run was not compared: the two have no line in common" in gate(seeded_run(), "--last", other).stdout
@@ -324,7 +325,8 @@ def test_markdown_goes_to_files_and_to_standard_output(gate, tmp_path):
     assert result.stdout.startswith("### capsbench: failed: ")
     # Stars of module names are no emphasis.
     assert (
-        "- ResCapsNet: retained / block 10.00 MiB → 11.00 MiB, +1.00 MiB (+10.0 %); blocks.\\*.0 +1.00 MiB each" in result.stdout
+        "- ResCapsNet: retained per block 10.00 MiB → 11.00 MiB, +1.00 MiB (+10.0 %); blocks.\\*.0 +1.00 MiB each"
+        in result.stdout
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from capsbench.gate.baseline import read_baseline, write_baseline
 from capsbench.gate.check import judge
+from capsbench.gate.findings import figure_name
 from capsbench.gate.summary import summarize
 from capsbench.gate.verdicts import CheckText, comparison_json
 from helpers.made import MIB, make_record, make_varied
@@ -26,7 +27,7 @@ def test_memory_per_token_that_grew_turns_it_red():
     judged = judge(per_token(4096), per_token(2048))
     assert not judged.passed
     lines = CheckText(judged, "base.json", "").regressions
-    assert "cases:gpt2: retained / token 2.00 KiB → 4.00 KiB, +2.00 KiB (+100.0 %)" in lines
+    assert "cases:gpt2: retained per token 2.00 KiB → 4.00 KiB, +2.00 KiB (+100.0 %)" in lines
     assert judge(per_token(2048), per_token(2048)).passed
 
 
@@ -36,14 +37,102 @@ def test_bytes_at_one_position_name_it():
     assert any("retained at length 256 1.50 MiB → 2.50 MiB" in line and "in 3 of 3 cells" in line for line in lines)
 
 
-def test_a_curve_is_compared_cell_by_cell():
-    def squared(factor):
-        return summary_of(make_varied(lambda at: MIB + factor * at["length"] ** 2, length=(64, 128, 192, 256)))
+CURVE_LENGTHS = (64, 128, 192, 256)
 
-    found = judge(squared(8), squared(8)).compared.comparisons
-    assert {it.scope for it in found if it.quantity == "retained"} == {"cell"}, "a line through it has no slope of its own"
-    assert judge(squared(8), squared(8)).passed
-    assert not judge(squared(16), squared(8)).passed
+
+def curved(slope, term, lengths=CURVE_LENGTHS):
+    return summary_of(make_varied(lambda at: MIB + slope * at["length"] + term * at["length"] ** 2, length=lengths))
+
+
+def retained_slopes(judged):
+    """Before and after of the slope and terms of retained bytes, and the verdict, by unit."""
+    known = [it for it in judged.compared.comparisons if it.scope == "slope" and it.quantity == "retained"]
+    return {figure_name(it): (it.before, it.after, it.verdict) for it in known}
+
+
+def test_the_terms_of_a_curve_are_compared():
+    assert retained_slopes(judge(curved(1024, 8), curved(1024, 8))) == {
+        "retained per token": (1024, 1024, "same"),
+        "retained per pair of tokens": (8, 8, "same"),
+    }
+    assert judge(curved(1024, 8), curved(1024, 8)).passed
+
+
+def test_bytes_per_pair_of_tokens_that_grew_turn_it_red():
+    judged = judge(curved(1024, 16), curved(1024, 8))
+    assert not judged.passed
+    lines = CheckText(judged, "base.json", "").regressions
+    assert "cases:gpt2: retained per pair of tokens 8 B → 16 B, +8 B (+100.0 %)" in lines
+    units = {it["unit"] for it in comparison_json(judged.compared)["comparisons"] if it["scope"] == "slope"}
+    assert {"bytes per token", "bytes per pair of tokens"} <= units
+
+
+def test_a_line_that_bends_now_turns_it_red_and_the_other_way_round_is_better():
+    before, after = per_token(4096, length=CURVE_LENGTHS), curved(4096, 8)
+    judged = judge(after, before)
+    assert retained_slopes(judged)["retained per pair of tokens"] == (0, 8, "worse")
+    assert not judged.passed
+    assert judge(before, after).passed
+    assert retained_slopes(judge(before, after))["retained per pair of tokens"] == (8, 0, "better")
+
+
+def test_more_per_token_is_outweighed_by_less_per_pair_only_where_cells_gain():
+    judged = judge(curved(1536, 0), curved(1024, 8))
+    assert retained_slopes(judged)["retained per token"] == (1024, 1536, "same")
+    assert judged.passed
+    judged = judge(curved(16 * 1024, 0), curved(1024, 8))
+    assert retained_slopes(judged)["retained per token"] == (1024, 16 * 1024, "worse")
+    assert not judged.passed
+
+
+def test_a_small_change_of_a_term_is_within_the_threshold():
+    assert retained_slopes(judge(curved(1024, 9), curved(1024, 8)))["retained per pair of tokens"][2] == "same"
+
+
+def test_three_positions_are_enough_for_a_run_whose_baseline_has_a_curve():
+    judged = judge(curved(1024, 16, (64, 128, 256)), curved(1024, 8))
+    assert retained_slopes(judged)["retained per pair of tokens"] == (8, 16, "worse")
+
+
+def test_shares_of_bytes_are_compared():
+    def shared(term):
+        return summary_of(make_varied(lambda at: MIB + term // at["batch_size"], batch_size=(1, 2, 4, 8)))
+
+    assert not judge(shared(2**24), shared(2**23)).passed
+    assert retained_slopes(judge(shared(2**24), shared(2**23))) == {"retained divided by batch size": (2**23, 2**24, "worse")}
+    assert judge(shared(2**23), shared(2**23)).passed
+
+
+def test_bytes_that_leave_their_curve_are_compared_cell_by_cell_and_reported():
+    odd = summary_of(make_varied(lambda at: MIB + 8 * at["length"] ** 3, length=CURVE_LENGTHS))
+    judged = judge(odd, curved(1024, 8))
+    assert not judged.passed
+    (left,) = [it for it in judged.left_out if "retained" in it.quantities]
+    assert "not a sum of {1, n, n²} in both runs" in left.why
+
+
+def test_a_baseline_has_the_terms_and_one_without_them_is_read_as_before(tmp_path):
+    write_baseline(curved(1024, 8), tmp_path / "base.json")
+    assert read_baseline(tmp_path / "base.json") == curved(1024, 8)
+    data = json.loads((tmp_path / "base.json").read_text())
+    (line,) = data["lines"]
+    assert line["curves"]["retained"] == {"form": "quadratic", "slope": 1024, "term": 8}
+    assert "curves" not in per_token(2048).as_json()["lines"][0]
+    del line["curves"]
+    data["schema_version"] = 4
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    old = read_baseline(tmp_path / "old.json")
+    assert judge(curved(1024, 8), old).passed
+    assert retained_slopes(judge(curved(1024, 16), old))["retained per pair of tokens"] == (8, 16, "worse")
+
+
+def test_a_declared_basis_is_that_of_the_gate():
+    def declared(term):
+        made = make_varied(lambda at: MIB + term * at["length"] ** 2, length=(64, 128, 256))
+        return summary_of(made.with_basis(length="1,n,n²"))
+
+    assert declared(8).lines[0].curves["retained"].term == 8
+    assert retained_slopes(judge(declared(16), declared(8)))["retained per pair of tokens"] == (8, 16, "worse")
 
 
 def test_a_failed_cell_is_seen_although_another_report_has_the_series_along_a_further_axis():

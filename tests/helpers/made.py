@@ -154,6 +154,44 @@ def make_varied(
     return Report.of(records, "varied", plan=plan)
 
 
+def make_grid_in_turn(
+    seconds: Callable[[dict[str, int]], float], *, rounds: int = 12, noise: float = 0.02, drift: float = 0.1, cells: float = 0.0,
+    replicates: int = 1, processes: int = 1, between: float = 0.0, seed: int = 0, growth: Callable[[int], float] = lambda _: 1.0,
+    **values: Sequence[int],
+) -> Report:  # fmt: skip
+    """A report of a case over a grid whose cells took turns, on a machine that drifts from round to round.
+
+    Args:
+        seconds: seconds of a training step at a position.
+        rounds: number of rounds of each replicate.
+        noise: standard deviation of a sample, as a share.
+        drift: standard deviation of a round, as a share, which all its cells have.
+        cells: standard deviation of a cell in all rounds, as a share.
+        replicates: number of replicates, with rounds of their own.
+        processes: number of processes among which the rounds of a replicate are divided.
+        between: standard deviation of a process, as a share.
+        seed: seed of the noise.
+        growth: pace of the machine in each replicate.
+        values: positions on each axis.
+    """
+    random, records = np.random.default_rng(seed), []
+    for replicate in range(replicates):
+        of = np.arange(rounds) * processes // rounds
+        pace = growth(replicate) * np.exp(
+            drift * random.standard_normal(rounds) + (between * random.standard_normal(processes))[of]
+        )
+        for record in make_varied(lambda at: at.get("length", 16), seconds, **values).records:
+            assert record.time is not None
+            truth = record.time.train_step_seconds[0] * np.exp(cells * random.standard_normal())
+            taken = (truth * pace * np.exp(noise * random.standard_normal(rounds))).tolist()
+            times = dict.fromkeys(("train_step_seconds", "forward_seconds", "inference_seconds"), taken)
+            time = record.time.model_copy(update=times | {"rounds": list(range(rounds)), "processes": of.tolist()})
+            cell = record.cell.model_copy(update={"replicate": replicate})
+            records.append(record.model_copy(update={"time": time, "cell": cell}))
+    plan = Plan(command="capsbench run --vary", cells=[record.cell for record in records], axes=tuple(values))
+    return Report.of(records, "grid", plan=plan)
+
+
 def make_timeline(configuration: Configuration, operator: str = "aten::convolution_backward") -> Timeline:
     """A look inside a step whose peak is 7 MiB."""
     names = ("state", "gradient", "optimizer", "batch", "retained", "temporary", "other")

@@ -517,7 +517,7 @@ def test_what_compare_and_check_remark_is_on_the_page():
     assert "note: not in the baseline: MoCapsNet" in after["remarks"]
     # Numbers beside texts: what is downloaded needs no reading.
     rows = [dict(zip(told["columns"], row, strict=True)) for row in told["rows"]]
-    slope = next(row for row in rows if row["figure"] == "retained / block")
+    slope = next(row for row in rows if row["figure"] == "retained per block")
     assert (slope["unit"], slope["before_value"], slope["after_value"]) == ("bytes", 10 * MIB, 10 * MIB)
 
 

@@ -338,18 +338,18 @@ def test_reports_beside_each_other_with_history_and_verdicts(show):
         assert verdicts.index("day 1") < verdicts.index("day 2") < verdicts.index("day 3")
         assert re.search(r"commit2.*passed", verdicts)
         assert re.search(r"commit3.*failed: 3 regressions against day 1", verdicts)
-        assert "retained / block 10.00 MiB → 15.00 MiB" in verdicts
+        assert "retained per block 10.00 MiB → 15.00 MiB" in verdicts
         assert "2 remarks" in verdicts
         assert "left out: peak allocated" in page.page.locator("#history-table").inner_html()
         page.choose("compare-with", "1")
-        assert "retained / block" in page.text("#compare-table")
+        assert "retained per block" in page.text("#compare-table")
         assert page.text("#compare-remarks") == ""
         page.choose("compare-with", "0")
         assert "only in the second: " in page.text("#compare-remarks")
         with page.page.expect_download() as waiting:
             page.page.locator("#compare-table").get_by_role("button", name="Download CSV").click()
         rows = [*csv.DictReader(io.StringIO(waiting.value.path().read_text(encoding="utf-8")))]
-    slope = next(row for row in rows if row["line"] == "CapsNet (recompute)" and row["figure"] == "retained / block")
+    slope = next(row for row in rows if row["line"] == "CapsNet (recompute)" and row["figure"] == "retained per block")
     assert [float(slope[name]) for name in ("before", "after", "difference")] == [10 * MIB, 15 * MIB, 5 * MIB]
     assert slope["unit"] == "bytes"
 

@@ -252,10 +252,10 @@ def test_a_comparison_prints_no_sign_of_what_cannot_be_distinguished_from_0():
     rows = {
         figure: (before, after, difference) for _, figure, before, after, difference, _ in comparison_rows(compared, cells=True)
     }
-    before, after, difference = rows["train step / block"]
+    before, after, difference = rows["train step per block"]
     for text in (before, after, difference):
         assert re.fullmatch(r"within ± [\d.]+ ms", text)
-    levels = [texts for figure, texts in rows.items() if figure.startswith("train step") and "/" not in figure]
+    levels = [texts for figure, texts in rows.items() if figure.startswith("train step") and " per " not in figure]
     assert levels
     for texts in levels:
         assert not texts[2].startswith(("+", "-")) or not texts[2].startswith(("+0.0", "-0.0"))

@@ -1,12 +1,15 @@
 """Costs over a grid: the term that two axes share, and predictions of other points."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from capsbench.errors import ConfigurationError
-from capsbench.stats.surface import fit_surface
-from helpers.made import make_varied
+from capsbench.stats.surface import beside_each_other, errors_of_turns, fit_surface
+from capsbench.stats.turn_times import CommonRounds
+from helpers.made import make_grid_in_turn, make_varied
 
 
 def bilinear(at):
@@ -61,7 +64,9 @@ def test_intervals_of_times_hold_the_truth():
     truth = 0.01 + 0.002 * places[:, 0] + 1e-4 * places[:, 1] + 5e-4 * places[:, 0] * places[:, 1]
     inside = [0, 0]
     for _ in range(400):
-        found = fit_surface(places, truth * np.exp(0.02 * random.standard_normal(len(truth))), repeats=False, curves=((), ()))
+        found = fit_surface(
+            places, truth * np.exp(0.02 * random.standard_normal(len(truth))), repeats=False, forms=(("line",), ("line",))
+        )
         assert found is not None
         factor = found.factor((1, 1)).interval
         there, value = found.at((16, 64)).interval, 0.01 + 0.032 + 0.0064 + 5e-4 * 16 * 64
@@ -78,10 +83,10 @@ def test_bytes_that_an_allocator_rounds_are_not_exact_and_their_intervals_hold_t
     places = np.array([(blocks, length) for blocks in (1.0, 2, 3) for length in (8.0, 16, 24, 32, 40)])
     blocks, length = places.T
     exact = 1000 * blocks * length + blocks * length**2
-    curves = (("quadratic",), ("inverse", "quadratic"))
+    forms = (("line", "quadratic"), ("line", "inverse", "quadratic"))
     for seed in range(50):
         values = exact + np.floor(512 * np.random.default_rng(seed).random(len(exact)))
-        rounded = fit_surface(places, values, repeats=True, curves=curves, rounding=512)
+        rounded = fit_surface(places, values, repeats=True, forms=forms, rounding=512)
         assert rounded is not None
         assert not rounded.exact
         ends = rounded.at((2, 32)).interval
@@ -97,7 +102,11 @@ def test_rounded_cells_far_away_are_no_exact_prediction():
     blocks, length = places.T
     truth = 1000 * blocks * length + blocks * length**2
     found = fit_surface(
-        places, np.ceil(truth / 512) * 512, repeats=True, curves=(("quadratic",), ("inverse", "quadratic")), rounding=512
+        places,
+        np.ceil(truth / 512) * 512,
+        repeats=True,
+        forms=(("line", "quadratic"), ("line", "inverse", "quadratic")),
+        rounding=512,
     )
     assert found is not None
     ends = found.at((48, 4096)).interval
@@ -111,7 +120,7 @@ def test_rounded_cells_far_away_are_no_exact_prediction():
 @pytest.mark.parametrize(("places", "sizes"), [((1, 2, 4), (20, 24, 26)), ((1, 2, 3, 4), (20, 26, 30, 32))])
 def test_steps_on_a_falling_curve_are_no_exact_surface(places, sizes):
     at, values = np.array(places, dtype=float)[:, None], np.array(sizes, dtype=float) * 2**20
-    found = fit_surface(at, values, repeats=True, curves=[("inverse", "quadratic")], rounding=512)
+    found = fit_surface(at, values, repeats=True, forms=[("line", "inverse", "quadratic")], rounding=512)
     assert found is not None
     assert (found.terms, found.exact) == (((0,), (1,)), False)
 
@@ -153,3 +162,84 @@ def test_cells_that_ended_badly_are_left_out():
     there = report.at(blocks=4, batch_size=16).set_index("metric").loc["retained"]
     assert there["value"] == bilinear({"blocks": 4, "batch_size": 16})
     assert isinstance(report.cross_terms, pd.DataFrame)
+
+
+def seconds(at):
+    return 0.01 + 0.002 * at["blocks"] + 1e-4 * at["batch_size"] + 5e-4 * at["blocks"] * at["batch_size"]
+
+
+IN_TURN = {"blocks": (1, 2, 4, 8), "batch_size": (8, 16, 32)}
+
+
+def train_row(table):
+    return table.set_index("metric").loc["train"]
+
+
+def test_times_of_common_rounds_are_without_the_drift_of_the_machine():
+    """The rounds differ by a half, and cells hardly: medians of cells would show neither line."""
+    report = make_grid_in_turn(seconds, drift=0.5, noise=1e-4, **IN_TURN)
+    row = train_row(report.cross_terms)
+    pace = row["value"] / 5e-4
+    there = train_row(report.at(blocks=16, batch_size=64))
+    assert there["value"] == pytest.approx(pace * seconds({"blocks": 16, "batch_size": 64}), rel=1e-3)
+    assert abs(row["held_out_error"]) < 1e-3
+    quiet = train_row(make_grid_in_turn(seconds, drift=0.02, noise=1e-4, **IN_TURN).cross_terms)
+    assert (quiet["high"] - quiet["low"]) / quiet["value"] < 0.12, "what processes differ by, and little more"
+
+
+def test_replicates_that_drifted_apart_have_rounds_of_their_own():
+    report = make_grid_in_turn(
+        seconds, noise=1e-4, replicates=3, growth=lambda replicate: 1 + 0.1 * replicate, drift=0.2, **IN_TURN
+    )
+    assert abs(train_row(report.cross_terms)["held_out_error"]) < 0.2
+    one = train_row(make_grid_in_turn(seconds, noise=1e-4, replicates=1, **IN_TURN).cross_terms)
+    assert abs(one["held_out_error"]) < 1e-3
+
+
+def test_cells_that_missed_the_rounds_keep_their_times():
+    turns = CommonRounds([0, 2, 3], np.array([[1.0, 2, 4], [2, 4, 8], [3, 6, 12]]), [0, 0, 0])
+    assert beside_each_other(np.array([9.0, 7, 9, 9]), turns).tolist() == pytest.approx([2, 7, 4, 8])
+
+
+def test_five_rounds_are_too_few_and_medians_stand():
+    report = make_grid_in_turn(lambda at: seconds(at), rounds=5, noise=0, drift=0.3, **IN_TURN)
+    plain = train_row(make_varied(lambda at: 16, seconds, **IN_TURN).cross_terms)["value"]
+    # All cells of a round have its pace, so that medians agree here.
+    assert train_row(report.cross_terms)["value"] / plain == pytest.approx(
+        report.frame["train_step_seconds"].iloc[0] / seconds({"blocks": 1, "batch_size": 8})
+    )
+
+
+@pytest.mark.parametrize(
+    ("processes", "cells"), [(1, 0.0), (1, 0.01), (4, 0.005)], ids=["one process", "layouts", "four processes"]
+)
+def test_intervals_of_times_in_turn_hold_a_cell_that_was_left_out_and_the_truth(processes, cells):
+    """The cell farthest out is measured in a process of its own, which is as fast as processes are."""
+    random, runs, rounds = np.random.default_rng(7), 400, 24
+    places = np.array([(x, y) for x in IN_TURN["blocks"] for y in IN_TURN["batch_size"]], dtype=float)
+    truth = np.array([seconds({"blocks": x, "batch_size": y}) for x, y in places])
+    of = np.arange(rounds) * processes // rounds
+    inside = {"cell": 0, "factor": 0}
+
+    def paces(of):
+        return np.exp(0.05 * random.standard_normal(rounds) + (0.025 * random.standard_normal(of.max() + 1))[of])
+
+    def samples(values, of):
+        values = values * np.exp(cells * random.standard_normal(len(values)))
+        return values * paces(of)[:, None] * np.exp(0.02 * random.standard_normal((rounds, len(values))))
+
+    for _ in range(runs):
+        turns = CommonRounds(list(range(11)), samples(truth[:11], of), of.tolist())
+        found = fit_surface(
+            places[:11], beside_each_other(np.zeros(11), turns), repeats=False, forms=(("line",), ("line", "quadratic"))
+        )
+        assert found is not None
+        shared, single = errors_of_turns([turns])
+        found = replace(found, shared=shared, single=single)
+        measured = float(np.median(samples(truth[11:], np.zeros(rounds, dtype=int))))
+        there, factor = found.at(places[11].tolist()).interval, found.factor((1, 1)).interval
+        assert there is not None
+        assert factor is not None
+        inside["cell"] += there[0] <= measured <= there[1]
+        inside["factor"] += factor[0] <= 5e-4 <= factor[1]
+    assert min(inside.values()) >= 0.93 * runs, inside

@@ -1,0 +1,85 @@
+"""Rows of several lines on a terminal, each line beneath its name: a long name takes no room from the figures."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+_GAP = 2
+"""Columns between two figures, and before the first."""
+
+
+class NamedRows:
+    """A table in which a row of its own names the line that the next rows are of. Cells wrap where the terminal is narrow.
+
+    Args:
+        heads: heads of the columns.
+        left: heads of the columns whose texts begin at the left; all others end at the right.
+    """
+
+    def __init__(self, heads: Sequence[str], left: Sequence[str] = ()) -> None:
+        self._heads, self._left = list(heads), set(left)
+        self._rows: list[tuple[str, list[str]]] = []
+
+    def add(self, name: str, cells: Sequence[str]) -> None:
+        """Add a row; its name is printed where it differs from that of the row before.
+
+        Args:
+            name: name of its line, as markup.
+            cells: a text for each column, as markup.
+        """
+        self._rows.append((name, list(cells)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render header, names and rows; where even single words have no room beside each other, one text for each row."""
+        columns = [
+            [console.render_str(cell) for cell in (head, *own)] for head, own in zip(self._heads, self._by_column(), strict=True)
+        ]
+        gap, widths = _widths([[cell.plain for cell in column] for column in columns], options.max_width)
+        if widths:
+            yield self._part([column[0] for column in columns], widths, gap, style="bold")
+        last: str | None = None
+        for number, (name, _) in enumerate(self._rows, start=1):
+            if name != last:
+                named = console.render_str(name, overflow="fold")
+                named.stylize("bold")
+                yield named
+            last = name
+            row = [column[number] for column in columns]
+            if widths:
+                yield self._part(row, widths, gap)
+            else:
+                named_cells = [Text.assemble(f"{head} ", cell) for head, cell in zip(self._heads, row, strict=True) if cell.plain]
+                yield Padding(Text(", ").join(named_cells), (0, 0, 0, _GAP))
+
+    def _part(self, cells: Sequence[Text], widths: Sequence[int], gap: int, style: str = "") -> Table:
+        part = Table(box=None, show_header=False, padding=(0, 0, 0, gap), style=style)
+        for head, width in zip(self._heads, widths, strict=True):
+            justify: Literal["left", "right"] = "left" if head in self._left else "right"
+            part.add_column(justify=justify, overflow="fold", width=width, style=style)
+        part.add_row(*cells)
+        return part
+
+    def _by_column(self) -> list[list[str]]:
+        return [[cells[number] for _, cells in self._rows] for number in range(len(self._heads))]
+
+
+def _widths(columns: Sequence[Sequence[str]], most: int) -> tuple[int, list[int]]:
+    """The gap before each column, and its width: that of its longest cell, or of its longest word where there is no room for that.
+
+    There are none where even the words have no room.
+    """
+    widths = [max(map(cell_len, column)) for column in columns]
+    least = [max((cell_len(word) for text in column for word in text.split()), default=1) for column in columns]
+    gap = _GAP if sum(least) + _GAP * len(least) <= most else 1
+    if sum(least) + gap * len(least) > most:
+        return gap, []
+    while sum(widths) + gap * len(widths) > most:
+        # The column with most room above its longest word.
+        _, number = max((width - fewest, number) for number, (width, fewest) in enumerate(zip(widths, least, strict=True)))
+        widths[number] -= 1
+    return gap, widths
