@@ -69,9 +69,9 @@ class NamedRows:
 
 
 def _widths(columns: Sequence[Sequence[str]], most: int) -> tuple[int, list[int]]:
-    """The gap before each column, and its width: that of its longest cell, or of its longest word where there is no room for that.
+    """The gap before each column, and its width: that of its longest cell, or of its longest word where there is no room.
 
-    There are none where even the words have no room.
+    There are no widths where even the words have no room.
     """
     widths = [max(map(cell_len, column)) for column in columns]
     least = [max((cell_len(word) for text in column for word in text.split()), default=1) for column in columns]
