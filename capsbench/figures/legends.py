@@ -15,6 +15,8 @@ _LEGEND_WIDTH, _SMALL_LEGEND_WIDTH = 42, 34
 """Characters in a row of a legend, and in one on a printed page."""
 _MOST_INSIDE = 7
 """Number of legend rows that a panel has room for."""
+_MOST_IN_A_NEW_FIGURE = 5
+"""Number of rows from which on a new figure, which may be higher, has them beneath the panel."""
 LEGEND_ROW = 1.35
 """Height of a legend row over its font's size."""
 
@@ -33,7 +35,7 @@ def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
     if not may_grow:
         handles = _few(handles)
     rows = sum(map(_rows, handles))
-    inside = rows <= _MOST_INSIDE or not may_grow
+    inside = rows <= _MOST_IN_A_NEW_FIGURE or not may_grow
     _fit_range(ax, entries=min(rows, _MOST_INSIDE) if inside else 0)
     if handles and inside:
         ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
@@ -76,7 +78,7 @@ def legend_text(label: str, fit: str) -> str:
     if fit and len(rows[-1]) + len(fit) < width:
         rows[-1] += f" {fit}"
     elif fit:
-        rows.append(fit)
+        rows += textwrap.wrap(fit, width)
     return "\n".join(rows) if not rows[0].startswith("_") else "\n".join(["\u200b" + rows[0], *rows[1:]])
 
 
