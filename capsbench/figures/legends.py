@@ -1,5 +1,6 @@
 """Legends of panels over an axis: inside a panel that has room, beneath one that has none."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from itertools import accumulate
@@ -78,7 +79,9 @@ def legend_text(label: str, fit: str) -> str:
     if fit and len(rows[-1]) + len(fit) < width:
         rows[-1] += f" {fit}"
     elif fit:
-        rows += textwrap.wrap(fit, width)
+        # A number stays beside its sign and unit.
+        bound = re.sub(r"(?<=[\d±]) (?=\w)", "\u00a0", fit)
+        rows += [row.replace("\u00a0", " ") for row in textwrap.wrap(bound, width)]
     return "\n".join(rows) if not rows[0].startswith("_") else "\n".join(["\u200b" + rows[0], *rows[1:]])
 
 

@@ -96,9 +96,10 @@ def answers(all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], rep
     for index in first:
         series, ending = page_series[index], _ending(cells[index])
         sentence = [*_cost(series["fits"], cells[index], axis_unit(str(series["axis"]))), *ending]
-        where = ", ".join(one for one in conditions[index] if one not in shared)
+        label = str(series["label"])
+        where = ", ".join(one for one in conditions[index] if one not in shared and one.rpartition(" ")[2] not in label)
         words = "".join(text for _, text in ending).strip()
-        found.append(Answer(str(series["label"]), int(series["look"]["colour"]), costs[index], sentence, words, where))
+        found.append(Answer(label, int(series["look"]["colour"]), costs[index], sentence, words, where))
     return Answers(heads, _joined(shared), found)
 
 

@@ -95,7 +95,7 @@ function levelName({ bytes, title }) {
 function tracesOf({ index, metric, fit }, most) {
   const cells = cellsOf(index).filter((cell) => isGood(cell, metric));
   const places = cells.map(placeOf);
-  const [colour, last] = [colourOf(LINES[index]), Math.max(...places)];
+  const [colour, last] = [colourOf(LINES[index]), Math.max(1, ...places)];
   const beyond = [last];
   while (beyond.at(-1) < most) beyond.push(Math.min(most, beyond.at(-1) * 1.25));
   const name = plotText(LINES[index].short);

@@ -67,5 +67,6 @@ export function errorBars(above, below, colour, width) {
 export function roomyRange(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const span = Math.max(high - low, 0.1 * high, 1e-12);
-  return [low - 0.14 * span, high + 0.14 * span];
+  const middle = (low + high) / 2;
+  return [middle - 0.64 * span, middle + 0.64 * span];
 }

@@ -107,5 +107,8 @@ export function startLinks(show) {
   if (isSelection) restore();
   else write("replaceState", section);
   if (isSelection) byId(section)?.scrollIntoView({ behavior: "instant" });
-  addEventListener("popstate", (event) => (event.state === OWN ? restore() : write("replaceState", sectionNow())));
+  addEventListener("popstate", ({ state: mark }) => {
+    if (mark === OWN || location.hash.includes("?")) restore();
+    else write("replaceState", sectionNow());
+  });
 }

@@ -126,7 +126,7 @@ function buildTradeoff(node) {
     annotations: pointLabels(node, namedPoints(shown), ranges, MARGIN),
   };
   const what = `${memory.title} against ${time.title} at ${placeText(axisNow(), state.tradeoff.place)}`;
-  const data = linesOf(points).map((index) => pointsTrace(index, shown, across));
+  const data = linesOf(points).map((index) => pointsTrace(index, shown, across, [memory, time]));
   return { data, layout, label: `${what}, ${plural(points.length, "record")}; the numbers are in a table below.` };
 }
 
@@ -142,7 +142,7 @@ function namedPoints(shown) {
     });
 }
 
-function pointsTrace(index, shown, [size]) {
+function pointsTrace(index, shown, [size], metrics) {
   const points = shown.filter((point) => lineIndexOf(point.cell) === index);
   const { look } = LINES[index];
   const [colour, paper] = [colourOf(LINES[index]), variable("--paper")];
@@ -158,7 +158,7 @@ function pointsTrace(index, shown, [size]) {
     y: points.map(({ y }) => y),
     mode: "markers",
     customdata: points.map((point) => point.cell),
-    hovertext: points.map((point) => hoverText(point.cell, metricsNow())),
+    hovertext: points.map((point) => hoverText(point.cell, metrics)),
     hoverinfo: "text",
     marker,
     error_x: errorBars(

@@ -538,7 +538,7 @@ def test_slopes_are_copied_as_markdown_and_latex(show):
         assert r"MoCapsNet & Fashion-MNIST sample & retained for backward & 0 B per block & 0 \\" in text
         # A browser that does not allow it shows the text.
         page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')); }")
-        page.page.get_by_role("button", name="Copied").click()
+        page.page.locator("#slopes-table .controls button").nth(1).click()
         assert page.page.locator("#slopes textarea").input_value() == text
 
 
@@ -563,7 +563,7 @@ def test_a_table_that_is_wider_than_its_place_says_so(show, width):
         page.page.wait_for_selector("html[data-drawn]", state="attached")
         wide = "one => one.scrollWidth > one.clientWidth + 1"
         told = "one => one.previousElementSibling?.matches('.cue:not([hidden])') ?? false"
-        shown = "[...document.querySelectorAll('.scroll')].filter(one => one.clientWidth)"
+        shown = "[...document.querySelectorAll('.scroll')].filter(one => one.checkVisibility())"
         found = page.evaluate(f"() => {shown}.map(one => [({wide})(one), ({told})(one)])")
         assert [cue for _, cue in found] == [is_wide for is_wide, _ in found]
         assert any(cue for _, cue in found) or width == 1400
