@@ -16,8 +16,8 @@ _LEGEND_WIDTH, _SMALL_LEGEND_WIDTH = 42, 34
 """Characters in a row of a legend, and in one on a printed page."""
 _MOST_INSIDE = 7
 """Number of legend rows that a panel has room for."""
-_MOST_IN_A_NEW_FIGURE = 5
-"""Number of rows from which on a new figure, which may be higher, has them beneath the panel."""
+_MOST_SERIES_INSIDE = 5
+"""Number of series that a panel of a new figure, which may be higher, names inside."""
 LEGEND_ROW = 1.35
 """Height of a legend row over its font's size."""
 
@@ -36,7 +36,7 @@ def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
     if not may_grow:
         handles = _few(handles)
     rows = sum(map(_rows, handles))
-    inside = rows <= _MOST_IN_A_NEW_FIGURE or not may_grow
+    inside = (rows <= _MOST_INSIDE and len(handles) <= _MOST_SERIES_INSIDE) or not may_grow
     _fit_range(ax, entries=min(rows, _MOST_INSIDE) if inside else 0)
     if handles and inside:
         ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
