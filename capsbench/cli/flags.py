@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from capsbench.axes import BASES, basis_form
+from capsbench.axes import BASES
 from capsbench.errors import ConfigurationError
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Setting, type_of
 from capsbench.typed_values import parsed_values
@@ -288,7 +288,6 @@ def parse_basis(flag: str, text: str) -> tuple[str, str]:
         raise ConfigurationError(
             f"{flag} '{text}' is not a name with a basis", f"write NAME=BASIS: length={'; '.join(BASES.values())}"
         )
-    basis_form(name, basis)
     return axis_named(name), basis
 
 

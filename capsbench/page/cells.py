@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from capsbench import paper
-from capsbench.axes import axis_title, axis_unit, per_unit
+from capsbench.axes import axis_title, axis_unit
 from capsbench.figures.styles import COLOURS, MODEL_STYLES, SeriesStyle, style_key, styles_of
 from capsbench.frame import (
     AXES_COLUMN,
@@ -235,17 +235,13 @@ def cells_data(all_series: AllSeries, frame: pd.DataFrame, records: Sequence[Rec
 
 
 def axes_data(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Words of every axis, by its name: label of a chart's axis, noun before a position, unit, and whether options have it.
-
-    `unit` is that of the axis, `per` that of a slope.
-    """
+    """Words of every axis, by its name: label of a chart's axis, noun before a position, unit, and whether options have it."""
     return {
         axis: {
             "label": axis_label(axis),
             "title": axis_title(axis),
             "noun": axis_title(axis).lower(),
             "unit": axis_unit(axis),
-            "per": per_unit(axis),
             "over": over_text(axis),
             "option": axis in OPTIONS,
         }

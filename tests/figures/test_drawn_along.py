@@ -41,7 +41,7 @@ def printed(table):
 
 
 def legend_of(ax):
-    return " ".join(text.get_text() for text in ax.get_legend().get_texts())
+    return " ".join(" ".join(text.get_text() for text in ax.get_legend().get_texts()).split())
 
 
 def data_of(html):

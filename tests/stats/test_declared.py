@@ -163,7 +163,7 @@ def test_bytes_of_a_gate_and_of_a_test_are_fitted_as_a_report_fits_them():
     found = fit_bytes(LENGTHS, values, METRICS["retained"], "length")
     assert found.curve is not None
     assert (found.shape, found.curve.term, found.declared) == ("quadratic", 3, None)
-    values[2] += 1
+    values[2] += 4
     assert fit_bytes(LENGTHS, values, METRICS["retained"], "length").curve is None
     with pytest.raises(ConfigurationError, match="1 positions"):
         fit_bytes([3, 3], [1, 1], METRICS["retained"], "length")
