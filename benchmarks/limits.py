@@ -155,7 +155,6 @@ def blocks() -> Iterator[Row]:
             device="cpu",
             samples=12,
             processes=2,
-            slope_share=0.1,
             batch_size=32,
             memory=["stored", "reversible", "reversible-kept"],
             inverse=["float", "exact"],
