@@ -113,7 +113,7 @@ FITTED = (
     "step that is slower as a whole. Of the six others, 0 of 6 unchanged pairs failed, 9 of 9 pairs with slower blocks, and 2 of",
     "6 pairs of slower-block among themselves: one of its runs was 8 % slower than the other two in all networks.",
 )
-"""What a reader should know about the table."""
+"""Limits of the table, for its reader."""
 
 CHANGES = {
     "unchanged": ("", ""),

@@ -43,8 +43,8 @@ SHARED = 0.5
 """Part of the variance of a slope in seconds that the processes of a run share: 0.54 in training and 0.35 in inference."""
 
 SHARED_OF_RATIO = 0.25
-"""This part where the unit is another time of the same rounds, so that the speed of the machine drops out. The runs had 0.1, and
-are compatible with up to 0.4."""
+"""Part that they share where the unit is another time of the same rounds, so that the speed of the machine drops out. The runs
+had 0.1, and are compatible with up to 0.4."""
 
 
 class PooledCentre(NamedTuple):
