@@ -3,11 +3,10 @@
     python -m benchmarks.limits [--only layers,step,blocks,depth,wide] [--write]
 
 prints the rows, and with `--write` puts them into `benchmarks/limits.md` and the README. Ratios only, of medians taken in
-turn in one process, with a heap that keeps its memory (`QUIET_MALLOC`) and subnormal numbers flushed, as every timing process
-of `capsbench run`; memory is counted by fresh processes, as there too. Each part has a process of its own, because the heap
-that an earlier part left moved a ratio by more than its limit's margin. The cost of a block is that of a sweep, which times the
-blocks alone: between whole steps of 8 and 40 blocks, a network that is slower by the place of its weights in memory moved the
-ratio by half. Takes about eight minutes on two cores; run nothing beside it.
+turn in one process (A B A B), with a heap that keeps its memory (`QUIET_MALLOC`) and subnormal numbers flushed, as every
+timing process of `capsbench run`; memory is counted by fresh processes, as there too. Each part has a process of its own,
+because the heap that an earlier part left moved a ratio by more than its limit's margin. Takes about eight minutes on two
+cores; run nothing beside it.
 """
 
 import itertools
@@ -19,11 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from random import Random
-from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from scipy.stats import bootstrap
 from torch import Tensor, nn
 
 from benchmarks.command_line import parser_of, print_page
@@ -35,7 +34,6 @@ from capsbench.measure.worker import Request
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.reversible import MomentumStack
 from capsbench.routing import resolve_kernel
-from capsbench.sweep.verbs import run
 from capsbench.workload import Workload
 
 TARGET = Path(__file__).with_suffix(".md")
@@ -54,13 +52,12 @@ class Row(NamedTuple):
 
 
 def in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function, taken in turn in an order that is drawn anew each round, after one round to warm up."""
+    """Seconds of each function, taken one after the other in every round, after one round to warm up."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
-    random = Random(0)
     for turn in range(rounds + 1):
-        for name in random.sample(list(functions), len(functions)):
+        for name, function in functions.items():
             began = time.perf_counter()
-            functions[name]()
+            function()
             if turn:
                 taken[name].append(time.perf_counter() - began)
     return taken
@@ -69,6 +66,16 @@ def in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str
 def ratio(taken: dict[str, list[float]], name: str, to: str) -> float:
     """The median of the ratios within each round."""
     return statistics.median(mine / theirs for mine, theirs in zip(taken[name], taken[to], strict=True))
+
+
+def of_medians(mine: "np.ndarray[Any, Any]", theirs: "np.ndarray[Any, Any]") -> str:
+    """The ratio of two medians taken in the same rounds, with the interval that the rounds leave it (bootstrap, 95 %)."""
+
+    def value(one: "np.ndarray[Any, Any]", other: "np.ndarray[Any, Any]", axis: int) -> "np.ndarray[Any, Any]":
+        return np.median(one, axis) / np.median(other, axis)
+
+    found = bootstrap((mine, theirs), value, paired=True, vectorized=True, method="percentile", rng=0).confidence_interval
+    return f"{value(mine, theirs, 0):.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def memory(**options: object) -> MemoryFigures:
@@ -146,33 +153,27 @@ def whole_step() -> Iterator[Row]:
 
 def blocks() -> Iterator[Row]:
     """The cost of a block: time of MoCapsNet over ResCapsNet, and retained bytes."""
-    with TemporaryDirectory() as folder:
-        report = run(
-            ["rescapsnet", "mocapsnet"],
-            depths=(8, 40),
-            out=Path(folder) / "blocks",
-            only="time",
-            device="cpu",
-            samples=12,
-            processes=2,
-            batch_size=32,
-            memory=["stored", "reversible", "reversible-kept"],
-            inverse=["float", "exact"],
-        )
-        slopes = report.slopes
-    train = slopes[(slopes["metric"] == "train") & (slopes["model"] == "mocapsnet")].set_index(["memory", "inverse"])
-    # Past 8 blocks `auto` is `exact`.
+    ways = {
+        "stored": {"model": "rescapsnet", "memory": "stored"},
+        "reversible": {"model": "mocapsnet", "memory": "reversible", "inverse": "float"},
+        "reversible-kept": {"model": "mocapsnet", "memory": "reversible-kept", "inverse": "float"},
+        # Past 8 blocks `auto` is `exact`.
+        "exact": {"model": "mocapsnet", "memory": "reversible", "inverse": "exact"},
+        "exact-kept": {"model": "mocapsnet", "memory": "reversible-kept", "inverse": "exact"},
+    }
+    made = {(way, deep): workload(blocks=deep, batch_size=32, **options) for way, options in ways.items() for deep in (8, 40)}
+    taken = in_turn({f"{way} {deep}": one.train_step for (way, deep), one in made.items()}, 61)
+    cost = {way: np.subtract(taken[f"{way} 40"], taken[f"{way} 8"]) for way in ways}
     for way, limit, kept in (
-        (("reversible", "float"), "≤ 1.4", "nothing retained"),
-        (("reversible-kept", "float"), "≤ 1.15", "Σv kept"),
-        (("reversible", "exact"), "≤ 1.5", "as `auto` past 8 blocks, nothing retained"),
-        (("reversible-kept", "exact"), "≤ 1.25", "as `auto` past 8 blocks, Σv kept"),
+        ("reversible", "≤ 1.4", "nothing retained"),
+        ("reversible-kept", "≤ 1.15", "Σv kept"),
+        ("exact", "≤ 1.5", "as `auto` past 8 blocks, nothing retained"),
+        ("exact-kept", "≤ 1.25", "as `auto` past 8 blocks, Σv kept"),
     ):
-        value, low, high = train.loc[way, ["ratio_to_rescapsnet", "ratio_low", "ratio_high"]]
         yield Row(
             f"training time per block, MoCapsNet {kept}, over ResCapsNet stored",
             "1.8 (paper)",
-            f"{value:.2f} ({low:.2f} to {high:.2f})",
+            of_medians(cost[way], cost["stored"]),
             limit,
         )
     for routing, published in (("rba", "0.88 MiB (its code)"), ("sda", "—")):
