@@ -92,15 +92,16 @@ def row_remarks(row: Row) -> list[str]:
 
 def declared_remarks(row: Row) -> list[str]:
     """Remarks on a basis that was declared: `off {1, n} by up to 12.00 KiB`."""
-    if pd.isna(row["declared"]):
+    declared: object = row["declared"]
+    if not isinstance(declared, str):  # missing, if the basis was found
         return []
-    axis, shape, metric = str(row[AXIS_COLUMN]), row_shape(row), METRICS[row["metric"]]
-    form = basis_form(axis, str(row["declared"]))
-    if not pd.isna(row["misfit"]):
+    shape, metric = row_shape(row), METRICS[row["metric"]]
+    form = basis_form(str(row[AXIS_COLUMN]), declared)
+    if not np.isnan(float(row["misfit"])):
         return [f"off {basis_text(form)} by up to {quantity_text(row['misfit'], is_bytes=metric.is_bytes)}"]
     if form != "line" and shape != form:
         return [f"too few positions for {basis_text(form)}"]
-    return [f"no position left to check {basis_text(form)}"] if shape in CURVES and pd.isna(row["term_low"]) else []
+    return [f"no position left to check {basis_text(form)}"] if shape in CURVES and np.isnan(float(row["term_low"])) else []
 
 
 def row_basis(row: Row) -> str:

@@ -45,7 +45,7 @@ def curved(slope, term, lengths=CURVE_LENGTHS):
 
 
 def retained_slopes(judged):
-    """Before and after of the slope and terms of retained bytes, and the verdict, by unit."""
+    """Slope and terms of retained bytes in both runs, with the verdict, by name."""
     known = [it for it in judged.compared.comparisons if it.scope == "slope" and it.quantity == "retained"]
     return {figure_name(it): (it.before, it.after, it.verdict) for it in known}
 
