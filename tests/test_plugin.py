@@ -127,13 +127,13 @@ def test_bytes_on_a_curve_have_no_one_slope():
 
 
 def test_bytes_on_no_line_have_no_slope():
-    found = memory_slope(attention, vary={"length": (4, 8, 16)})
+    found = memory_slope(attention, vary={"length": (16, 64, 128)})
     assert found.shape == "not a line"
     for read in (lambda: found.retained_per_unit, lambda: found.terms):
-        with pytest.raises(ConfigurationError, match=r"no line over length \(4: \d+, 8: \d+, 16: \d+ bytes\)") as error:
+        with pytest.raises(ConfigurationError, match=r"no line over length \(16: \d+, 64: \d+, 128: \d+ bytes\)") as error:
             read()
         assert "four positions" in error.value.hint
-    assert found.worst_step() == 2 * 4 * 24
+    assert found.worst_step() == 2 * 4 * 192
 
 
 def test_a_declared_basis_needs_fewer_positions_and_must_fit():
