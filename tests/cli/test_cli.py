@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import shlex
 import signal
 import socket
@@ -28,7 +27,7 @@ from capsbench.routing import algorithms, kernels
 from capsbench.stats.metrics import MEMORY_METRICS
 from capsbench.terminal.progress import _one_line
 from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS
-from helpers.commands import assert_refused, briefly, is_gone, process_environment, subcommands, wait_for
+from helpers.commands import assert_refused, briefly, is_gone, process_environment, subcommands, wait_for, written
 from helpers.made import RETAINED_PER_BLOCK, make_record
 
 COMMANDS = sorted(subcommands())
@@ -90,21 +89,31 @@ def test_the_whole_explains_itself(capsbench):
 
 
 HELP = """
-import sys
+import json, sys
 from capsbench.cli import main
-sys.argv = ["capsbench", *sys.argv[2:], "--help"]
-heavy = {"torch", "pandas", "matplotlib", "scipy"} | ({"pydantic"} if len(sys.argv) == 2 else set())
-try:
-    main()
-finally:
-    assert not heavy & sys.modules.keys()
+for path in json.loads(sys.argv[1]):
+    sys.argv = ["capsbench", *path, "--help"]
+    try:
+        main()
+    except SystemExit as ended:
+        status = ended.code or 0
+    heavy = {"torch", "pandas", "matplotlib", "scipy"} | (set() if path else {"pydantic"})
+    print(json.dumps([path, status, sorted(heavy & sys.modules.keys())]), file=sys.stderr)
 """
+
+
+@pytest.fixture(scope="module")
+def helped():
+    """Status of each command's help and the heavy packages that are there after it, one after the other in one process."""
+    paths = [(), *LEAVES]
+    done = subprocess.run([sys.executable, "-c", HELP, json.dumps(paths)], check=True, capture_output=True, text=True)
+    return {tuple(path): (status, heavy) for path, status, heavy in map(json.loads, done.stderr.splitlines())}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [(), *LEAVES], ids=" ".join)
-def test_help_needs_no_heavy_package(path):
-    subprocess.run([sys.executable, "-c", HELP, "-", *path], check=True, capture_output=True)
+def test_help_needs_no_heavy_package(helped, path):
+    assert helped[path] == (0, [])
 
 
 def test_summaries_are_the_first_sentences_of_the_commands():
@@ -300,10 +309,8 @@ def test_errors_of_a_process_are_two_lines_too(capsbench):
 
 
 def test_a_depth_beyond_all_reason_is_refused_before_it_fills_the_memory(capsbench):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30, 3 * 2**30))
-
-    assert_refused(capsbench("run", "--depth", "1-1000000000", preexec_fn=limit), "--depth", "1000000000")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30, 3 * 2**30))"
+    assert_refused(capsbench("run", "--depth", "1-1000000000", setup=limit), "--depth", "1000000000")
 
 
 @pytest.fixture
@@ -545,26 +552,18 @@ def make(in_shape, num_classes, blocks):
 
 
 @pytest.fixture
-def caught(tmp_path):
+def caught(tmp_path, server):
     """A sweep of three depths that has measured the first and is in the middle of the second."""
     (tmp_path / "waiting.py").write_text(WAITING)
     arguments = ["run", "--models", "waiting:make", "--depth", "1-3", "--batch-size", "2", "--out", "report"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "capsbench.cli", *arguments],
-        cwd=tmp_path,
-        env=process_environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = server.start(tmp_path, *arguments, **process_environment(tmp_path))
     try:
-        wait_for(lambda: (tmp_path / "reached-2").exists() or process.poll() is not None)
+        wait_for(lambda: written(tmp_path / "reached-2") or process.poll())
         workers = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         assert int((tmp_path / "reached-2").read_text()) in workers
         yield process, arguments, workers
     finally:
         process.kill()
-        process.communicate()
 
 
 def measured(folder, *, in_turn=False):
@@ -576,7 +575,6 @@ def measured(folder, *, in_turn=False):
 def test_kill_9_costs_the_cell_in_flight_alone(caught, tmp_path, capsbench):
     process, arguments, workers = caught
     process.kill()
-    process.wait()
     wait_for(lambda: all(map(is_gone, workers)))
     assert measured(tmp_path / "report") == {1: 1}
     (tmp_path / "go").touch()
@@ -593,8 +591,9 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(caught, tmp_path, capsbench, 
     for more in ([], ["--resume"]):
         assert_refused(command(*arguments, *more), "report", "in use")
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=200)
-    assert process.returncode == 130
+    wait_for(process.poll)
+    status, stderr = process.end().status, process.end().stderr
+    assert status == 130
     assert "Traceback" not in stderr
     assert len(error_lines(stderr)) <= 2
     assert all(map(is_gone, workers))
@@ -660,7 +659,7 @@ def make(in_shape, num_classes, blocks):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_sweep_that_is_cut_off_while_cells_take_turns_keeps_its_rounds(tmp_path, capsbench, how):
+def test_a_sweep_that_is_cut_off_while_cells_take_turns_keeps_its_rounds(tmp_path, server, capsbench, how):
     (tmp_path / "turning_net.py").write_text(TURNING)
     arguments = [
         "run",
@@ -675,18 +674,14 @@ def test_a_sweep_that_is_cut_off_while_cells_take_turns_keeps_its_rounds(tmp_pat
         "--time-budget",
         "1",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "capsbench.cli", *arguments], cwd=tmp_path, env=process_environment(tmp_path),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = server.start(tmp_path, *arguments, **process_environment(tmp_path))
     try:
-        wait_for(lambda: (tmp_path / "turning").exists() or process.poll() is not None)
+        wait_for(lambda: (tmp_path / "turning").exists() or process.poll())
         workers = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(how)
-        _, errors = process.communicate(timeout=200)
+        wait_for(process.poll)
     finally:
-        process.kill()
-        process.communicate()
+        errors = process.kill().stderr
     assert "Traceback" not in errors
     wait_for(lambda: all(map(is_gone, workers)))
     kept = [Round.model_validate_json(line) for line in (tmp_path / "report" / "rounds.jsonl").read_text().splitlines()]
@@ -718,11 +713,8 @@ def test_a_full_disk_costs_nothing_that_was_measured(tmp_path, capsbench):
 
     # Room for a record elsewhere, but not for a second one here.
     room = len(before) * 3 // 2
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-
-    result = capsbench(*arguments, "--depth", "1-3", "--resume", preexec_fn=limit)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))"
+    result = capsbench(*arguments, "--depth", "1-3", "--resume", setup=limit)
     assert result.status == 1, result
     assert "Traceback" not in result.stderr
     assert "records.jsonl cannot be written" in result.stderr
