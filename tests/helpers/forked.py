@@ -302,7 +302,9 @@ def _pytest() -> None:
     import pytest
 
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "capsbench.pytest_plugin", *sys.argv[1:]]))
+    status = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "capsbench.pytest_plugin", *sys.argv[1:]])
+    sys.stdout.flush()
+    sys.exit(status)
 
 
 _PROGRAMS = {"capsbench": _capsbench, "python": _python, "pytest": _pytest}

@@ -194,7 +194,7 @@ def mnist(tmp_path):
     """A small MNIST of real images in its exact format."""
     sample = load_parts("sample").train
     folder = tmp_path / "data"
-    write_mnist(folder / "MNIST" / "raw", sample.images[:150].numpy(), sample.labels[:150].numpy())
+    write_mnist(folder / "MNIST" / "raw", sample.images[:300].numpy(), sample.labels[:300].numpy())
     return folder
 
 
