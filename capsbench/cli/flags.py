@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Setting, type_of
 from capsbench.typed_values import parsed_values
 from capsbench.words.units import parse_bytes
@@ -52,12 +52,11 @@ class NameList(Parsed):
     def parse(self, flag: str, text: str) -> tuple[str, ...]:
         """Return the names in a text, each once."""
         names = tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
-        hint = f"choose among {', '.join(self.known)}"
         if not names:
-            raise ConfigurationError(f"{flag} '{text}' names nothing", hint)
+            raise ConfigurationError(f"{flag} '{text}' names nothing", f"choose among {', '.join(self.known)}")
         for name in names:
             if not self.open_ended and name not in self.known:
-                raise ConfigurationError(f"{flag} '{name}' is not known", hint)
+                raise unknown_name(flag, name, self.known)
         return names
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -68,6 +67,16 @@ class NameList(Parsed):
         """Complete the last name of the list."""
         done, comma, last = incomplete.rpartition(",")
         return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
+
+
+class OneOf(click.Choice[str]):
+    """One of several names."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name."""
+        if value not in self.choices:
+            raise unknown_name(param.opts[0] if param else "choice", value, self.choices)
+        return value
 
 
 def _bytes_threshold(flag: str, text: str) -> tuple[float, float]:
@@ -225,7 +234,7 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     option = OPTIONS[name]
     kind: Any = type_of(name)
     if option.choices:
-        kind = click.Choice(tuple(option.choices)) if single else NameList(tuple(option.choices))
+        kind = OneOf(tuple(option.choices)) if single else NameList(tuple(option.choices))
     elif option.unit == "bytes":
         kind = Parsed("size", parse_bytes)
     elif kind is int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import ALONG_OPTION, FOLDER, NameList
+from capsbench.cli.flags import ALONG_OPTION, FOLDER, NameList, OneOf
 from capsbench.cli.output import warn_of_damages
 from capsbench.errors import StoreError
 from capsbench.files import nothing_to_read
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--metric", type=NameList(tuple(MEMORY_METRICS)), help="Memory to draw; by default retained, and peak beside it in figure 4."
 )
-@click.option("--per", type=click.Choice(["step", "epoch"]), default="step", help="Seconds per step or epoch.")
+@click.option("--per", type=OneOf(["step", "epoch"]), default="step", help="Seconds per step or epoch.")
 @click.option("--paper", "with_paper", is_flag=True, help="Draw the paper's table 4 where comparable (process, reserved).")
 @ALONG_OPTION
 def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool, along: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json, typed_command
-from capsbench.cli.flags import FOLDER, MODEL_OPTIONS, cell_option, cell_options, refuse_given
+from capsbench.cli.flags import FOLDER, MODEL_OPTIONS, OneOf, cell_option, cell_options, refuse_given
 from capsbench.cli.output import console_of, say
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 @MODEL_OPTIONS
 @cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
 @cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
-@cell_option("device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
+@cell_option("device", type=OneOf(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
 @cell_option("capacity", help="Memory of the device, such as 24GiB; by default the GPU's.")
 @click.option(
-    "--fit", type=click.Choice(["depth", "batch"]), is_flag=False, flag_value="depth",
+    "--fit", type=OneOf(["depth", "batch"]), is_flag=False, flag_value="depth",
     help="The deepest network, or the largest batch, that fits.",
 )  # fmt: skip
 @click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")

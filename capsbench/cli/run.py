@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from capsbench.cli.command import Command
-from capsbench.cli.flags import MODEL_OPTIONS, SWEEP_OPTIONS, cell_options
+from capsbench.cli.flags import MODEL_OPTIONS, SWEEP_OPTIONS, OneOf, cell_options
 from capsbench.options import SWEPT_OPTIONS
 from capsbench.records import BOTH, Pass
 
@@ -14,7 +14,7 @@ from capsbench.records import BOTH, Pass
 @MODEL_OPTIONS
 @cell_options(*SWEPT_OPTIONS)
 @SWEEP_OPTIONS
-@click.option("--only", type=click.Choice(BOTH), help="Measure memory or time alone; by default both.")
+@click.option("--only", type=OneOf(BOTH), help="Measure memory or time alone; by default both.")
 def command(only: Pass | None, **given: Any) -> int:
     """Measure memory and time over depth or any other axis, fit the slopes, draw figures 3 and 4.
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from capsbench.catalog import parse_shape, spec_of
-from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError, unknown_name
 from capsbench.models import resolve_front
 from capsbench.options import (
     AXES_OF_FIELDS,
@@ -456,7 +456,7 @@ def _check_value(name: str, value: Any) -> None:
         with naming(name):
             parse_shape(str(value))
     if option.choices and value not in option.choices:
-        raise ConfigurationError(f"`{name}` '{value}' is not known", f"choose among {', '.join(option.choices)}")
+        raise unknown_name(f"`{name}`", value, option.choices)
     kind = type_of(name)
     if kind is not str and (isinstance(value, bool) or not isinstance(value, int | kind)):
         raise ConfigurationError(f"`{name}` {value!r} is not a {'whole ' if kind is int else ''}number", "give a number")
