@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from capsbench.errors import ConfigurationError, unknown_name
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Setting, type_of
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, SWEPT_OPTIONS, Setting, type_of
 from capsbench.typed_values import parsed_values
 from capsbench.words.units import parse_bytes
 
@@ -239,9 +239,12 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
         kind = Parsed("size", parse_bytes)
     elif kind is int:
         kind = whole(option.least or 0)
-    usual = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
-    usual |= {"is_flag": False, "flag_value": option.alone} if option.alone else {}
-    return click.option(option.flag, parameter or name, **(usual | changed))
+    asked = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
+    asked |= {"is_flag": False, "flag_value": option.alone} if option.alone else {}
+    asked |= changed
+    if isinstance(asked["type"], NameList):
+        asked["help"] += f" Choices: {', '.join(asked['type'].known)}."
+    return click.option(option.flag, parameter or name, **asked)
 
 
 def cell_options(*names: str, single: bool = False) -> Callable[[Any], Any]:
@@ -356,6 +359,19 @@ SWEEP_OPTIONS = together(
     click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
 )
 """Options of every command that measures, besides those of a cell."""
+
+_WHAT = ("models", "depth", "vary", "settings", "dataset", "image_shape", "classes", "batch_size", "only", "fit")
+_WHERE = ("device", "gpu", "threads", "capacity", "strict", "wait", "data_dir")
+SECTIONS = {
+    "What": _WHAT,
+    "How": tuple(name for name in SWEPT_OPTIONS if name not in (*_WHAT, *_WHERE)),
+    "Where": _WHERE,
+    "How long": ("quick", "dry_run", "repeats", "samples", "time_budget", "slope_share", "processes", "timeout"),
+    "Result": ("out", "resume", "open_page", "as_json"),
+}
+"""Sections of --help, with the names of parameters, for commands that measure or predict cells."""
+
+OPEN_OPTION = click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 
 MACHINE_OPTIONS = ("batch_size", "device", "gpu", "threads", "capacity")
 """Options of a cell for the machine and the number of images."""

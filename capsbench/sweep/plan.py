@@ -67,6 +67,7 @@ class Sweep:
         depths_chosen: False if nobody chose the depths. A case that takes no blocks is not refused then; and if something else is
             varied, a case has its own default, and any other network one block.
         settings: values of what cases take, by name, each a value or a list of values that multiplies the sweep.
+        usual: values of options that nobody chose, by name, in place of their defaults; they reach no case.
         vary: values of the axes, by name: `blocks`, a numeric option, `image_size`, `image_shape`, or a setting of a case;
             they are numbers, or a text such as "128-1024:128".
         options: options of a cell by name (`capsbench.options.OPTIONS`), each with a value or a list of values; the others have
@@ -78,7 +79,8 @@ class Sweep:
 
     def __init__(
         self, models: Sequence[str], depths: Sequence[int], device: str, *, repeats: int = 1, depths_chosen: bool = True,
-        settings: Mapping[str, object] | None = None, vary: Mapping[str, object] | None = None, **options: object,
+        settings: Mapping[str, object] | None = None, vary: Mapping[str, object] | None = None,
+        usual: Mapping[str, object] | None = None, **options: object,
     ) -> None:  # fmt: skip
         self.models = tuple(models)
         self.varied = {
@@ -107,7 +109,7 @@ class Sweep:
         values: dict[str, tuple[Any, ...]] = {}
         for name in SWEPT_OPTIONS:
             values[name] = _several(_shapes(options.get(name)) if name == "image_shape" else options.get(name)) or (
-                OPTIONS[name].default,
+                (usual or {}).get(name, OPTIONS[name].default),
             )
         self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(values | {"device": (device,)})
         """The values of every option."""

@@ -8,7 +8,7 @@ from capsbench.gate.findings import Labels
 from capsbench.records import Configuration, Record
 from capsbench.words.labels import model_title
 from capsbench.words.printable import cell as text_cell
-from capsbench.words.units import bytes_text, seconds_text
+from capsbench.words.units import bytes_text, common_unit, quantity_text
 
 _COLUMNS = {
     "retained": "retained_bytes",
@@ -29,8 +29,11 @@ def predictions_table(records: Sequence[Record]) -> Table:
     for line in lines:
         del line["blocks"]
     names = Labels(lines)
+    units = {name: common_unit([getattr(one, name) or 0 for one in known], is_bytes=True) for name in shown.values()}
+    modelled = [record.step.modelled_train_step_seconds or 0 for record in records if record.step]
+    of_step = common_unit(modelled, is_bytes=False)
     out = Table(box=None, pad_edge=False)
-    out.add_column("line", overflow="fold")
+    out.add_column("series", overflow="fold")
     for head in ("blocks", *shown):
         out.add_column(head, justify="right", no_wrap=True)
     out.add_column("step, modelled", justify="right", no_wrap=True)
@@ -43,9 +46,10 @@ def predictions_table(records: Sequence[Record]) -> Table:
         cells = []
         for name in shown.values():
             value = getattr(memory, name)
-            cells.append("-" if value is None else _MARKS[(certainty or {}).get(name, "exact")] + bytes_text(value))
+            mark = _MARKS[(certainty or {}).get(name, "exact")]
+            cells.append("-" if value is None else mark + quantity_text(value, is_bytes=True, unit=units[name]))
         seconds = record.step.modelled_train_step_seconds if record.step else None
-        out.add_row(*title, *cells, "-" if seconds is None else f"≈ {seconds_text(seconds)}")
+        out.add_row(*title, *cells, "-" if seconds is None else f"≈ {quantity_text(seconds, is_bytes=False, unit=of_step)}")
     return out
 
 

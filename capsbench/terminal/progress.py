@@ -13,7 +13,7 @@ from capsbench.terminal.live import Display
 from capsbench.terminal.tables import cells_table
 from capsbench.timed_rounds import TurnsTaken
 from capsbench.words.printable import printable
-from capsbench.words.units import bytes_text, duration_text, seconds_text
+from capsbench.words.units import bytes_text, duration_range, duration_text, seconds_text
 
 _ROWS = 8
 
@@ -24,10 +24,10 @@ class Progress(Display):
     Args:
         console: console to draw on.
         cells: number of cells left to measure.
-        remaining: seconds that the cells not yet done will take.
+        remaining: the least and the most seconds that the cells not yet done will take.
     """
 
-    def __init__(self, console: Console, cells: int, remaining: Callable[[], float]) -> None:
+    def __init__(self, console: Console, cells: int, remaining: Callable[[], tuple[float, float]]) -> None:
         # Once a second, because a display that draws more often would disturb the measurement.
         super().__init__(console, per_second=1)
         self._cells = cells
@@ -66,7 +66,7 @@ class Progress(Display):
 
     def _times(self) -> str:
         elapsed = duration_text(time.monotonic() - self._began)
-        return f"{elapsed} elapsed, about {duration_text(self._remaining())} left"
+        return f"{elapsed} elapsed, {duration_range(*self._remaining())} left"
 
     def _render(self) -> RenderableType:
         head = Text(f"{self._counter()}  {self._current or 'done'}  ({self._times()})", style="bold")
