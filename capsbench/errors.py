@@ -34,7 +34,7 @@ class CapsbenchError(Exception):
 
 
 class ConfigurationError(CapsbenchError, ValueError):
-    """A request that makes no sense: an unknown name, a value out of range, an impossible combination."""
+    """A request that cannot be met: an unknown name, a value out of range, an impossible combination."""
 
 
 class ShapeError(CapsbenchError, ValueError):

@@ -45,7 +45,7 @@ def command(
 
     printed = STANDARD_OUTPUT in markdown
     if as_json and printed:
-        raise ConfigurationError("--json and --markdown - both want standard output", "give one of them")
+        raise ConfigurationError("--json and --markdown - both print on standard output", "give one of them")
     if update and (last or junit or markdown or badge or as_json):
         raise ConfigurationError(
             "--update writes a baseline and checks nothing: --last, --junit, --markdown, --badge and --json have no effect",

@@ -135,7 +135,7 @@ def parse_axis(flag: str, text: str) -> tuple[str, str]:
 def _no_name_with_values(flag: str, text: str) -> ConfigurationError:
     return ConfigurationError(
         f"{flag} '{text}' is not a name with values",
-        "write NAME=VALUES: length=128,256 or heads=1-8; a text with a comma stands in quotation marks",
+        "write NAME=VALUES: length=128,256 or heads=1-8; put a text with a comma in quotation marks",
     )
 
 
@@ -333,7 +333,7 @@ SWEEP_OPTIONS = together(
         "--time-budget",
         type=positive("seconds"),
         default=20,
-        help="Seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %.",
+        help="Most seconds of sampling per cell; timing ends earlier once all slopes are known, or a lone cell's time within 2 %.",
     ),
     click.option(
         "--slope-share",
@@ -353,9 +353,9 @@ SWEEP_OPTIONS = together(
     ),
     TIMEOUT_OPTION,
     DATA_DIR_OPTION,
-    click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
+    click.option("--out", type=FOLDER, help="Report folder; by default a new one in reports/, named after the time."),
     click.option("--resume", is_flag=True, help="Resume a report that was cut off."),
-    click.option("--dry-run", is_flag=True, help="Show how many cells there are and how long they take, and stop."),
+    click.option("--dry-run", is_flag=True, help="Show the grid of cells, their time and their memory, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
 )
 """Options of every command that measures, besides those of a cell."""
@@ -415,18 +415,18 @@ def refuse_for_own(models: Sequence[str]) -> None:
 
 
 def refuse_given(name: str, other: str, why: str) -> None:
-    """Refuse an option that was typed and has no effect beside another.
+    """Refuse an option that was typed and has no effect with another.
 
     Args:
         name: name of its parameter.
-        other: the option beside it.
+        other: the other option.
         why: reason that it has no effect.
 
     Raises:
         ConfigurationError: it was typed.
     """
     if was_typed(name):
-        raise ConfigurationError(f"`{name}` has no effect beside {other}: {why}", f"leave `{name}` out")
+        raise ConfigurationError(f"`{name}` has no effect with {other}: {why}", f"leave `{name}` out")
 
 
 def require_command(context: click.Context) -> None:

@@ -29,7 +29,7 @@ SUMMARIES = {
     "predict": "Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's "
     "allocator.",
     "report": "Write one page of every report at or below the folders: no network, no server, opens from disk.",
-    "reproduce": "Reproduce the paper's figures and tables, with its values beside your own.",
+    "reproduce": "Reproduce the paper's figures and tables, with its values next to yours.",
     "run": "Measure memory and time over depth or any other axis, fit the slopes, draw figures 3 and 4.",
     "show": "Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth, "
     "or over what was varied.",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command("plot", cls=Command)
 @click.argument("reports", type=FOLDER)
 @click.option(
-    "--metric", type=NameList(tuple(MEMORY_METRICS)), help="Memory to draw; by default retained, and peak beside it in figure 4."
+    "--metric", type=NameList(tuple(MEMORY_METRICS)), help="Memory to draw; by default retained, and peak as well in figure 4."
 )
 @click.option("--per", type=OneOf(["step", "epoch"]), default="step", help="Seconds per step or epoch.")
 @click.option("--paper", "with_paper", is_flag=True, help="Draw the paper's table 4 where comparable (process, reserved).")
@@ -62,4 +62,4 @@ def command(
     if empty:
         raise empty[0]
     if with_paper and not comparable:
-        echo("table 4 is not drawn: it stands beside records of a GPU, and there are none", err=True)
+        echo("table 4 is not drawn: it compares with records of a GPU, and there are none", err=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     help="The deepest network, or the largest batch, that fits.",
 )  # fmt: skip
 @click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")
-@click.option("--resume", is_flag=True, help="Add to an existing report: predicted lines are drawn dashed beside measured ones.")
+@click.option("--resume", is_flag=True, help="Add to an existing report, in which predicted lines are drawn dashed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
 def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
     """Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's allocator.
@@ -52,7 +52,7 @@ def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, 
         refuse_given("depth" if fit == "depth" else "batch_size", f"--fit {fit}", "it is what is searched for")
         if any(name == searched for name, _ in given["vary"]):
             raise ConfigurationError(
-                f"`vary` {searched} has no effect beside --fit {fit}: it is what is searched for", f"leave `vary` {searched} out"
+                f"`vary` {searched} has no effect with --fit {fit}: it is what is searched for", f"leave `vary` {searched} out"
             )
     cells = asked_cells(given | {"device": f"{device}:predicted", "gpu": target, "threads": None, "repeats": 1})
     if fit is not None:

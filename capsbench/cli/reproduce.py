@@ -43,7 +43,7 @@ TRAINED = {
 @click.group("reproduce", cls=Group, invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
-    """Reproduce the paper's figures and tables, with its values beside your own.
+    """Reproduce the paper's figures and tables, with its values next to yours.
 
     \b
     Examples:
@@ -105,7 +105,7 @@ def _table(what: str, **given: Any) -> int:
 for _what, _says in SWEPT.items():
     _more = f"""{_says}
 
-    It measures the published kernel and rule at the paper's sizes, and capsbench's own beside them. On a CPU this takes
+    It measures the published kernel and rule at the paper's sizes, and capsbench's own for comparison. On a CPU this takes
     hours, which it estimates first; --batch-size, --depth and --dataset shorten it.
 
     \b
@@ -118,7 +118,7 @@ for _what, _says in SWEPT.items():
 for _what, _says in TRAINED.items():
     _more = f"""{_says}
 
-    It trains or resumes the networks that are not done, and prints mean and standard deviation over seeds beside the
+    It trains or resumes the networks that are not done, and prints mean and standard deviation over seeds next to the
     paper's. This needs a GPU at full length: --scale shortens epochs and data alike.
 
     \b

@@ -362,7 +362,7 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
 
 
 def _check(sweep: Sweep) -> dict[str, Facts]:
-    """Refuse options that make no sense, and return the facts about each model."""
+    """Refuse options that cannot be met, and return the facts about each model."""
     with naming("models"):
         facts = {model: _facts_of(model) for model in sweep.models}
     for model, found in facts.items():

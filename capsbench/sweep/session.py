@@ -165,7 +165,7 @@ def check_data(cells: Iterable[Cell], directory: Path | None) -> list[str]:
         text = {
             "sample": f"{dataset}: {len(data.images):,} Fashion-MNIST images that ship with capsbench",
             "real": f"{dataset}: {len(data.images):,} images on disk",
-            "stand-in": f"{dataset}: not found in {directory or data_directory()}; the packaged sample stands in with "
+            "stand-in": f"{dataset}: not found in {directory or data_directory()}; the packaged sample is used with "
             "its shape and classes (memory and time do not depend on pixels)",
         }
         words.append(text[data.source])

@@ -56,17 +56,17 @@ def predictions_table(records: Sequence[Record]) -> Table:
 def certainty_note(records: Sequence[Record]) -> str:
     """Notes on the certainty of the figures, and on memory that is not in them."""
     lines = [
-        "retained bytes are exact and the others modelled, but for what ≈ marks as a guess: process is reserved and CUDA's "
+        "retained bytes are exact and the others modelled; ≈ marks a guess: process memory is reserved memory and CUDA's "
         "context, which depends on the driver"
     ]
     on_cpu = any(record.cell.configuration.device_kind() == "cpu" for record in records)
     if on_cpu:
         lines.append(f"peaks of a CPU: {CPU_PEAK_MARGIN}")
     speeds = "this CPU's speeds, measured just now" if on_cpu else "the speeds of the GPU's data sheet"
-    lines.append(f"seconds are modelled operator by operator from {speeds}: a bound from below where libraries are slower")
+    lines.append(f"seconds are modelled operator by operator from {speeds}: libraries may be slower")
     scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)
     if scratch:
-        lines.append(f"not in the peaks: what libraries take as scratch for {', '.join(scratch)}")
+        lines.append(f"not in the peaks: scratch memory of libraries for {', '.join(scratch)}")
     notes = dict.fromkeys(note for record in records if record.step for note in record.step.notes)
     lines += [f"note: {note}" for note in notes]
     full = [record for record in records if record.status == "oom"]

@@ -452,7 +452,7 @@ def test_plot_draws_every_report_and_what_was_asked(command, report):
     Report(report / "inner").append(make_record(status="oom"))
     result = command("plot", ".", "--metric", "process,peak", "--per", "epoch", "--paper", drawn=True)
     assert result.status == 0
-    assert result.stderr == "table 4 is not drawn: it stands beside records of a GPU, and there are none\n"
+    assert result.stderr == "table 4 is not drawn: it compares with records of a GPU, and there are none\n"
     assert len(result.stdout.splitlines()) == 16
     # The page as well, which `run` has drawn before.
     assert {"report/index.html", "report/inner/index.html"} <= set(result.stdout.splitlines())

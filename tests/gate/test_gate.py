@@ -386,8 +386,8 @@ def edited(path, **changes):
         (lambda path: path.write_text("[1]"), ["is not a baseline of capsbench", "--update"]),
         (lambda path: path.write_text('{"version": 3}'), ["is not a baseline of capsbench", "--update"]),
         (lambda path: edited(path, schema_version=99), ["schema version 99", "versions up to 4", "upgrade capsbench"]),
-        (lambda path: edited(path, schema_version=0), ["schema version 0", "write it anew with --update"]),
-        (lambda path: edited(path, lines=[{"kind": "measured"}]), ["is damaged: lines.0.", "write it anew with --update"]),
+        (lambda path: edited(path, schema_version=0), ["schema version 0", "write a new one with --update"]),
+        (lambda path: edited(path, lines=[{"kind": "measured"}]), ["is damaged: lines.0.", "write a new one with --update"]),
         (lambda path: edited(path, lines=[]), ["no line in common", "one of them is empty"]),
     ],
 )
