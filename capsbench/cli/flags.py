@@ -333,7 +333,7 @@ SWEEP_OPTIONS = together(
         "--time-budget",
         type=positive("seconds"),
         default=20,
-        help="Most seconds of sampling per cell; timing ends earlier once all slopes are known, or a lone cell's time within 2 %.",
+        help="Most seconds of sampling per cell; timing ends once all slopes are known, or a lone cell's time within 2 %.",
     ),
     click.option(
         "--slope-share",

@@ -140,7 +140,7 @@ def run(
         options: any option of a cell (`batch_size`, `kernel`, `memory` …), a value or a list of values that multiplies the sweep.
 
     Raises:
-        ConfigurationError: an argument is unknown, out of range or excluded by another, or the folder holds a report without `resume`.
+        ConfigurationError: an argument is unknown or out of range, or the folder holds a report without `resume`.
         StoreError: the folder cannot be read or written.
     """
     given = locals()
@@ -198,7 +198,7 @@ def predict(
         options: any option of a cell (`batch_size`, `capacity`, `memory` …), a value or a list of values.
 
     Raises:
-        ConfigurationError: an argument is unknown, out of range or excluded by another, or the folder holds a report without `resume`.
+        ConfigurationError: an argument is unknown or out of range, or the folder holds a report without `resume`.
         StoreError: the folder cannot be read or written.
     """
     given = locals()
