@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json, typed_command
-from capsbench.cli.flags import FOLDER, MODEL_OPTIONS, OneOf, cell_option, cell_options, refuse_given
+from capsbench.cli.flags import FOLDER, MODEL_OPTIONS, SECTIONS, OneOf, cell_option, cell_options, refuse_given
 from capsbench.cli.output import console_of, say
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from capsbench.prediction.fit import What
 
 
-@click.command("predict", cls=Command)
+@click.command("predict", cls=Command, sections=SECTIONS)
 @MODEL_OPTIONS
 @cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
 @cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")

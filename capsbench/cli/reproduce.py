@@ -13,6 +13,7 @@ from capsbench.cli.flags import (
     DOWNLOAD_OPTION,
     FOLDER,
     MACHINE_OPTIONS,
+    SECTIONS,
     SWEEP_OPTIONS,
     NameList,
     OneOf,
@@ -113,7 +114,7 @@ for _what, _says in SWEPT.items():
       capsbench reproduce {_what}
       capsbench reproduce {_what} --dataset cifar10 --depth 1,8 --batch-size 16
     """
-    command.command(_what, help=_more)(_swept_options(partial(_sweep, _what)))
+    command.command(_what, help=_more, sections=SECTIONS)(_swept_options(partial(_sweep, _what)))
 
 for _what, _says in TRAINED.items():
     _more = f"""{_says}

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from statistics import median
 
 from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from capsbench.frame import to_frame
@@ -16,6 +18,8 @@ from capsbench.words.printable import printable
 from capsbench.words.units import bytes_text, duration_range, duration_text, seconds_text
 
 _ROWS = 8
+_BAR = 16
+"""Columns of the bar, whose length is the share of the time that has passed."""
 
 
 class Progress(Display):
@@ -69,7 +73,10 @@ class Progress(Display):
         return f"{elapsed} elapsed, {duration_range(*self._remaining())} left"
 
     def _render(self) -> RenderableType:
-        head = Text(f"{self._counter()}  {self._current or 'done'}  ({self._times()})", style="bold")
+        elapsed, (_, most) = time.monotonic() - self._began, self._remaining()
+        bar = ProgressBar(total=max(elapsed + most, 1e-9), completed=elapsed, width=_BAR)
+        head = Table.grid(padding=(0, 1))
+        head.add_row(bar, Text(f"{self._counter()}  {self._current or 'done'}  ({self._times()})", style="bold"))
         if not self._records:
             return head
         return Group(cells_table(to_frame(("", record) for record in self._records.values()), last=_ROWS), head)
