@@ -120,7 +120,7 @@ def test_commands_and_options_of_a_sweep_are_in_sections(command):
     text = command("run", "--help").stdout
     places = [text.index(f"\n{head}:\n") for head in ("What", "How", "Where", "How long", "Result", "Other options")]
     assert places == sorted(places)
-    for flag, head in (("--models", 0), ("--kernel", 1), ("--device", 2), ("--quick", 3), ("--open", 4), ("--help", 5)):
+    for flag, head in (("--models", 0), ("--kernel", 1), ("--device", 2), ("--quick", 3), ("--open", 4), ("-h", 5)):
         assert places[head] < text.index(f"  {flag}") < [*places[1:], len(text)][head]
     assert "reference, published, recompute," in " ".join(text.split())
 
