@@ -1,4 +1,4 @@
-"""What a plan will measure, before anything runs: its cells by series, and the predicted peaks at the ends of each series."""
+"""Forecast of a sweep before anything runs: its cells by series, and the predicted peaks at both ends of each series."""
 
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.prediction.predict import predict_cell

@@ -1,7 +1,8 @@
 """Slopes as tables for LaTeX, in the style of the package booktabs."""
 
+import math
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from capsbench.terminal.tables import HEADS, SHOWN
 from capsbench.words.slopes_in_words import column_unit, row_shape, row_slope
 from capsbench.words.units import joined_text, slope_values
 
-Row = Mapping[Hashable, Any]
+Row = Mapping[Any, Any]
 
 _PLAIN = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -66,7 +67,7 @@ def _tabular(axis: str, table: pd.DataFrame) -> str:
     )
 
 
-def _has(groups: list[tuple[dict[str, object], dict[str, Row]]], metric: str) -> bool:
+def _has(groups: Sequence[tuple[object, Mapping[str, object]]], metric: str) -> bool:
     return any(metric in rows for _, rows in groups)
 
 
@@ -104,10 +105,10 @@ class _Column:
 
 def _ratio(row: Row) -> str:
     """The ratio of a row to ResCapsNet's slope with its interval; empty where there is none, or where it is that slope."""
-    if pd.isna(row["ratio_to_rescapsnet"]) or (row["model"] == REFERENCE_MODEL and row["memory"] == "stored"):
+    if math.isnan(float(row["ratio_to_rescapsnet"])) or (row["model"] == REFERENCE_MODEL and row["memory"] == "stored"):
         return ""
     value, low, high = (f"{row[name] + 0.0:.3g}" for name in ("ratio_to_rescapsnet", "ratio_low", "ratio_high"))
-    return value if pd.isna(row["ratio_low"]) or low == high == value else f"{value} ({low}--{high})"
+    return value if math.isnan(float(row["ratio_low"])) or low == high == value else f"{value} ({low}--{high})"
 
 
 def _escaped(text: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from capsbench.cli.output import files_line
+from capsbench.report import Report
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.terminal.latex import slopes_latex
 from capsbench.terminal.prediction import predictions_table
@@ -137,8 +138,7 @@ def test_what_latex_reads_as_a_command_is_escaped():
 
 
 def test_latex_is_printed_and_excludes_other_forms(command, tmp_path):
-    from capsbench.report import Report
-
+    (tmp_path / "mine").mkdir()
     for record in (make_record("mocapsnet", blocks) for blocks in DEPTHS):
         Report(tmp_path / "mine").append(record)
     assert r"\begin{tabular}" in command("slopes", "mine", "--latex").stdout
