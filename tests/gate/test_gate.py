@@ -329,7 +329,7 @@ def test_markdown_goes_to_files_and_to_standard_output(gate, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("modules", "message"), [({}, "no growth"), ({"blocks.{block}.0": MIB}, "2 regressions")])
+@pytest.mark.parametrize(("modules", "message"), [({}, "no growth"), ({"blocks.{block}.0": MIB}, "4 regressions")])
 def test_a_badge_has_the_verdict(gate, tmp_path, modules, message):
     result = gate(seeded_run(modules=modules), "--badge", "out/badge.svg")
     assert result.status == bool(modules)

@@ -172,7 +172,7 @@ def test_a_column_has_one_unit():
 def test_a_unit_suits_the_largest_value():
     assert common_unit([3, 5 * MIB, float("nan")], is_bytes=True)[1] == "MiB"
     assert common_unit([], is_bytes=False)[1] == "µs"
-    assert quantity_text(MIB / 2, is_bytes=True, unit=common_unit([2**30], is_bytes=True)) == "0.00 GiB"
+    assert quantity_text(MIB / 2, is_bytes=True, unit=common_unit([2**30], is_bytes=True)) == "0.0005 GiB"
     assert quantity_text(0, is_bytes=True, unit=common_unit([MIB], is_bytes=True)) == "0 MiB"
 
 
