@@ -138,7 +138,7 @@ class Configuration(BaseModel):
 
     batch_size: Annotated[
         int | None, Option(flag="--batch-size", title="Batch size", noun="batch", help="Images per step.", default=128, least=1)
-    ] = Field(ge=1)
+    ] = Field(default=None, ge=1)
     """Images per step; None for a case that takes no `batch_size`."""
 
     kernel: Annotated[

@@ -211,7 +211,7 @@ def _conclude(console: Console, report: Report, *, as_json: bool, open_page: boo
         say(console, "the paper's values are nvidia-smi readings at batch 128: context, cache and fragmentation included")
     if not as_json:
         for sentence in cost_sentences(report.slopes):
-            say(console, sentence)
+            say(console_of(), sentence)
     *others, page = paths
     say(console, files_line(page, others))
     if open_page:
