@@ -107,7 +107,7 @@ class PairedSeries:
 
     def _of(self, name: str, cells: Cells, figures: Callable[[str, Cells], Iterator[Comparison]]) -> Iterator[Comparison]:
         """Comparisons of one quantity, for the cells whose machines allow it."""
-        on_any_machine = name in PORTABLE or self.old.kind == "predicted"
+        on_any_machine = name in PORTABLE or "predicted" in (self.old.kind, self.new.kind)
         with_reasons = [(it, "" if on_any_machine else self._difference(*it)) for it in cells]
         reason = next((reason for _, reason in with_reasons if reason), "")
         if reason:

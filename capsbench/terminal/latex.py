@@ -12,9 +12,9 @@ from capsbench.frame import AXIS_COLUMN
 from capsbench.gate.findings import Labels
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import REFERENCE_MODEL, by_series
+from capsbench.stats.slopes import by_series
 from capsbench.terminal.tables import HEADS, SHOWN
-from capsbench.words.slopes_in_words import column_unit, row_shape, row_slope
+from capsbench.words.slopes_in_words import column_unit, is_reference, row_shape, row_slope
 from capsbench.words.units import joined_text, slope_values
 
 Row = Mapping[Any, Any]
@@ -105,7 +105,7 @@ class _Column:
 
 def _ratio(row: Row) -> str:
     """The ratio of a row to ResCapsNet's slope with its interval; empty where there is none, or where it is that slope."""
-    if math.isnan(float(row["ratio_to_rescapsnet"])) or (row["model"] == REFERENCE_MODEL and row["memory"] == "stored"):
+    if math.isnan(float(row["ratio_to_rescapsnet"])) or is_reference(row):
         return ""
     value, low, high = (f"{row[name] + 0.0:.3g}" for name in ("ratio_to_rescapsnet", "ratio_low", "ratio_high"))
     return value if math.isnan(float(row["ratio_low"])) or low == high == value else f"{value} ({low}--{high})"

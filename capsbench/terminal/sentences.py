@@ -10,7 +10,7 @@ from capsbench.frame import AXIS_COLUMN
 from capsbench.gate.findings import Labels
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
-from capsbench.stats.slopes import REFERENCE_MODEL, by_series
+from capsbench.stats.slopes import by_series
 from capsbench.words.slopes_in_words import row_cost, row_ratio, row_shape, row_slope
 
 _MEMORY = ("retained", "peak", "reserved")
@@ -72,8 +72,7 @@ def _time(row: Row) -> str:
 
 def _ratio(row: Row) -> str:
     """The ratio to ResCapsNet's slope; empty where there is none, or where it is that slope."""
-    is_reference = row["model"] == REFERENCE_MODEL and row["memory"] == "stored"
-    text = "" if is_reference else row_ratio(row)
+    text = row_ratio(row)
     return f", {text} × ResCapsNet's" if text else ""
 
 
