@@ -64,7 +64,7 @@ class TimeSummary(_Schema):
 
 
 class ScatterSummary(_Schema):
-    """The scatter of a slope among the processes of a run."""
+    """The scatter of a slope among the processes of a run, which a slope of whole steps also shows by its cells."""
 
     deviation: float
     """Standard deviation in the unit of the slope, beyond what the scatter of rounds explains."""
