@@ -340,7 +340,7 @@ def test_a_live_network_is_guarded_by_a_baseline(session_apart, pytester):
     result = outcomes(512)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
-        ["*test_a_step*retained*32.00 KiB*64.00 KiB*+32.00 KiB*", "*anew with pytest --update-memory-baselines*"]
+        ["*test_a_step*retained*32.00 KiB*64.00 KiB*+32.00 KiB*", "*a new baseline with pytest --update-memory-baselines*"]
     )
     assert (pytester.path / "memory_baseline.json").read_text() == before
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from click.shell_completion import ShellComplete
 from capsbench import load
 from capsbench.catalog import SPECS
 from capsbench.cli.group import SUMMARIES, cli
+from capsbench.errors import unknown_name
 from capsbench.models import FRONTS, RULES
 from capsbench.records import SCHEMA_VERSION, Record, Round
 from capsbench.report import Report
@@ -114,6 +116,47 @@ def helped():
 @pytest.mark.parametrize("path", [(), *LEAVES], ids=" ".join)
 def test_help_needs_no_heavy_package(helped, path):
     assert helped[path] == (0, [])
+
+
+def test_commands_and_options_of_a_sweep_are_in_sections(command):
+    text = command("--help").stdout
+    heads = [line.removesuffix(":") for line in text.splitlines() if re.fullmatch(r"[A-Z].*:", line)]
+    assert heads == ["Options", "Measure", "Read", "Guard", "Train", "Reproduce the paper", "This machine"]
+    # All names are as wide as the widest, so that sentences begin at one column.
+    named = [line for line in text.splitlines() if line.startswith("  ") and line.split()[0] in COMMANDS]
+    assert len(named) == len(COMMANDS)
+    assert len({re.match(r"  [a-z-]+ +", line).end() for line in named}) == 1
+    text = command("run", "--help").stdout
+    places = [text.index(f"\n{head}:\n") for head in ("What", "How", "Where", "How long", "Result", "Other options")]
+    assert places == sorted(places)
+    for flag, head in (("--models", 0), ("--kernel", 1), ("--device", 2), ("--quick", 3), ("--open", 4), ("-h", 5)):
+        assert places[head] < text.index(f"  {flag}") < [*places[1:], len(text)][head]
+    assert "reference, published, recompute," in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        ("run --models mocapsnt", "mocapsnet"),
+        ("run --kernel recomputed,auto", "recompute"),
+        ("run --routing SDAA", "sda"),
+        ("run --dataset minst", "mnist"),
+        ("run --memory chekpoint", "checkpoint"),
+        ("run --device cude", "cuda"),
+        ("run --only memroy", "memory"),
+        ("predict --gpu h10", "h100"),
+        ("train --optimizer adm", "adam"),
+        ("train --dataset cifar-10", "cifar10"),
+        ("plot . --metric peek", "peak"),
+    ],
+)
+def test_a_misspelt_value_is_answered_with_the_nearest(command, words, near):
+    result = command(*words.split())
+    assert_refused(result, f"did you mean {near}? If not, choose among ", f"{words.split()[-2]}")
+
+
+def test_a_value_like_no_other_is_answered_with_all():
+    assert str(unknown_name("`kernel`", "xyz", ["auto", "triton"])) == "`kernel` 'xyz' is not known\nchoose among auto, triton"
 
 
 def test_summaries_are_the_first_sentences_of_the_commands():
@@ -416,7 +459,7 @@ def test_plot_draws_every_report_and_what_was_asked(command, report):
     Report(report / "inner").append(make_record(status="oom"))
     result = command("plot", ".", "--metric", "process,peak", "--per", "epoch", "--paper", drawn=True)
     assert result.status == 0
-    assert result.stderr == "table 4 is not drawn: it stands beside records of a GPU, and there are none\n"
+    assert result.stderr == "table 4 is not drawn: it compares with records of a GPU, and there are none\n"
     assert len(result.stdout.splitlines()) == 16
     # The page as well, which `run` has drawn before.
     assert {"report/index.html", "report/inner/index.html"} <= set(result.stdout.splitlines())
@@ -426,10 +469,38 @@ def test_plot_draws_every_report_and_what_was_asked(command, report):
 
 
 def test_a_dry_run_says_what_would_be_and_does_nothing(command, tmp_path):
-    result = command("run", "--models", "all", "--depth", "1-2", "--repeats", "2", "--dry-run", "--out", "there")
+    models = ["--models", "rescapsnet,mocapsnet", "--batch-size", "4"]
+    result = command("run", *models, "--depth", "1-2", "--repeats", "2", "--dry-run", "--out", "there")
     assert result.status == 0
-    assert "12 cells" in result.stderr
+    assert "8 cells" in result.stderr
+    assert re.search(r"\d+ (s|min \d\d s) to \d|about \d", result.stderr)
+    lines = [re.split(r" {2,}", line.strip()) for line in result.stdout.splitlines()]
+    assert lines[0] == ["series", "measured at", "cells", "peak, predicted"]
+    assert [line[:3] for line in lines[1:]] == [["ResCapsNet", "1, 2 blocks", "4"], ["MoCapsNet", "1, 2 blocks", "4"]]
+    peaks = [list(map(float, re.fullmatch(r"([\d.]+) MiB to ([\d.]+) MiB", line[3]).groups())) for line in lines[1:]]
+    assert all(0 < small < large for small, large in peaks)
     assert not (tmp_path / "there").exists()
+    assert command("run", *models, "--depth", "1", "--dry-run", "--json").stdout == ""
+
+
+def test_a_quick_run_has_values_of_its_own_where_none_is_typed(command, tmp_path):
+    (tmp_path / "cases.py").write_text(
+        "import torch\nfrom torch import nn\nfrom capsbench import Case\n\ndef make(blocks=2):\n"
+        "    layers = nn.Sequential(*[nn.Linear(4, 4) for _ in range(blocks)])\n"
+        "    return Case(layers, torch.rand(3, 4), loss=lambda out: out.sum())\n"
+    )
+
+    def planned(*words):
+        result = command("run", *words, "--quick", "--device", "cpu:predicted", "--out", "quick")
+        assert result.status == 0, result
+        asked = [cell.configuration for cell in Report(tmp_path / "quick").plan.cells]
+        shutil.rmtree(tmp_path / "quick")
+        return [(it.blocks, it.batch_size) for it in asked]
+
+    assert planned("--models", "mocapsnet") == [(1, 16), (2, 16), (3, 16)]
+    assert planned("--models", "mocapsnet", "--depth", "1", "--batch-size", "4") == [(1, 4)]
+    # A case keeps the batch that it has.
+    assert planned("--models", "cases.py:make") == [(1, None), (2, None), (3, None)]
 
 
 # Real sweeps.
