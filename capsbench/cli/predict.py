@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json, typed_command
-from capsbench.cli.flags import BASIS_OPTION, FOLDER, MODEL_OPTIONS, cell_option, cell_options, refuse_given
+from capsbench.cli.flags import BASIS_OPTION, FOLDER, MODEL_OPTIONS, SECTIONS, OneOf, cell_option, cell_options, refuse_given
 from capsbench.cli.output import console_of, say
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from capsbench.prediction.fit import What
 
 
-@click.command("predict", cls=Command)
+@click.command("predict", cls=Command, sections=SECTIONS)
 @MODEL_OPTIONS
 @BASIS_OPTION
 @cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
 @cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
-@cell_option("device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
+@cell_option("device", type=OneOf(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
 @cell_option("capacity", help="Memory of the device, such as 24GiB; by default the GPU's.")
 @click.option(
-    "--fit", type=click.Choice(["depth", "batch"]), is_flag=False, flag_value="depth",
+    "--fit", type=OneOf(["depth", "batch"]), is_flag=False, flag_value="depth",
     help="The deepest network, or the largest batch, that fits.",
 )  # fmt: skip
 @click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")
-@click.option("--resume", is_flag=True, help="Add to an existing report: predicted lines are drawn dashed beside measured ones.")
+@click.option("--resume", is_flag=True, help="Add to an existing report, in which predicted lines are drawn dashed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
 def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
     """Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's allocator.
@@ -55,7 +55,7 @@ def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, 
             raise ConfigurationError(f"`basis` has no effect beside --fit {fit}, which fits no slopes", "leave `basis` out")
         if any(name == searched for name, _ in given["vary"]):
             raise ConfigurationError(
-                f"`vary` {searched} has no effect beside --fit {fit}: it is what is searched for", f"leave `vary` {searched} out"
+                f"`vary` {searched} has no effect with --fit {fit}: it is what is searched for", f"leave `vary` {searched} out"
             )
     cells = asked_cells(given | {"device": f"{device}:predicted", "gpu": target, "threads": None, "repeats": 1})
     if fit is not None:

@@ -9,7 +9,7 @@ from capsbench.terminal.named_rows import NamedRows
 from capsbench.words.along import number_text
 from capsbench.words.labels import model_title
 from capsbench.words.printable import cell as text_cell
-from capsbench.words.units import bytes_text, seconds_text
+from capsbench.words.units import bytes_text, common_unit, quantity_text
 
 _COLUMNS = {
     "retained": "retained_bytes",
@@ -38,6 +38,9 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
             configuration = configuration.without(axis)
         lines.append(configuration.options())
     names = Labels(lines)
+    units = {name: common_unit([getattr(one, name) or 0 for one in known], is_bytes=True) for name in shown.values()}
+    modelled = [record.step.modelled_train_step_seconds or 0 for record in records if record.step]
+    of_step = common_unit(modelled, is_bytes=False)
     out = NamedRows([*(axis_title(axis).lower() for axis in axes), *shown, "step, modelled"])
     for line, record in zip(lines, records, strict=True):
         places = [record.cell.configuration.position(axis) for axis in axes]
@@ -50,26 +53,28 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
         cells = []
         for name in shown.values():
             value = getattr(memory, name)
-            cells.append("-" if value is None else _MARKS[(certainty or {}).get(name, "exact")] + bytes_text(value))
+            mark = _MARKS[(certainty or {}).get(name, "exact")]
+            cells.append("-" if value is None else mark + quantity_text(value, is_bytes=True, unit=units[name]))
         seconds = record.step.modelled_train_step_seconds if record.step else None
-        out.add(name, [*at, *cells, "-" if seconds is None else f"≈ {seconds_text(seconds)}"])
+        step = "-" if seconds is None else f"≈ {quantity_text(seconds, is_bytes=False, unit=of_step)}"
+        out.add(name, [*at, *cells, step])
     return out
 
 
 def certainty_note(records: Sequence[Record]) -> str:
     """Notes on the certainty of the figures, and on memory that is not in them."""
     lines = [
-        "retained bytes are exact and the others modelled, but for what ≈ marks as a guess: process is reserved and CUDA's "
+        "retained bytes are exact and the others modelled; ≈ marks a guess: process memory is reserved memory and CUDA's "
         "context, which depends on the driver"
     ]
     on_cpu = any(record.cell.configuration.device_kind() == "cpu" for record in records)
     if on_cpu:
         lines.append(f"peaks of a CPU: {CPU_PEAK_MARGIN}")
     speeds = "this CPU's speeds, measured just now" if on_cpu else "the speeds of the GPU's data sheet"
-    lines.append(f"seconds are modelled operator by operator from {speeds}: a bound from below where libraries are slower")
+    lines.append(f"seconds are modelled operator by operator from {speeds}: libraries may be slower")
     scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)
     if scratch:
-        lines.append(f"not in the peaks: what libraries take as scratch for {', '.join(scratch)}")
+        lines.append(f"not in the peaks: scratch memory of libraries for {', '.join(scratch)}")
     notes = dict.fromkeys(note for record in records if record.step for note in record.step.notes)
     lines += [f"note: {note}" for note in notes]
     full = [record for record in records if record.status == "oom"]
