@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from capsbench.errors import ConfigurationError
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Setting, type_of
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Option, Setting, type_of
 from capsbench.typed_values import parsed_values
 from capsbench.words.units import parse_bytes
 
@@ -42,12 +42,16 @@ class NameList(Parsed):
     Args:
         known: names that are offered for completion, and required unless `open_ended`.
         open_ended: allow other names too.
+        allows: returns whether a name is allowed, though it is not among those that are offered.
     """
 
-    def __init__(self, known: Sequence[str], *, open_ended: bool = False) -> None:
+    def __init__(
+        self, known: Sequence[str], *, open_ended: bool = False, allows: Callable[[str], bool] = lambda _: False
+    ) -> None:
         super().__init__("names", self.parse)
         self.known = known
         self.open_ended = open_ended
+        self.allows = allows
 
     def parse(self, flag: str, text: str) -> tuple[str, ...]:
         """Return the names in a text, each once."""
@@ -56,7 +60,7 @@ class NameList(Parsed):
         if not names:
             raise ConfigurationError(f"{flag} '{text}' names nothing", hint)
         for name in names:
-            if not self.open_ended and name not in self.known:
+            if not self.open_ended and name not in self.known and not self.allows(name):
                 raise ConfigurationError(f"{flag} '{name}' is not known", hint)
         return names
 
@@ -225,7 +229,7 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     option = OPTIONS[name]
     kind: Any = type_of(name)
     if option.choices:
-        kind = click.Choice(tuple(option.choices)) if single else NameList(tuple(option.choices))
+        kind = _one_choice(option) if single else NameList(tuple(option.choices), allows=option.knows)
     elif option.unit == "bytes":
         kind = Parsed("size", parse_bytes)
     elif kind is int:
@@ -233,6 +237,19 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     usual = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
     usual |= {"is_flag": False, "flag_value": option.alone} if option.alone else {}
     return click.option(option.flag, parameter or name, **(usual | changed))
+
+
+def _one_choice(option: Option) -> ParamType:
+    """A choice of an option, with names of parts of a network where these may follow."""
+    if not option.named:
+        return click.Choice(tuple(option.choices))
+
+    def parse(flag: str, text: str) -> str:
+        if not option.knows(text):
+            raise ConfigurationError(f"{flag} '{text}' is not known", f"choose among {', '.join(option.choices)}")
+        return text
+
+    return Parsed("name", parse)
 
 
 def cell_options(*names: str, single: bool = False) -> Callable[[Any], Any]:

@@ -18,7 +18,7 @@ export const startTradeoff = () => addChart(byId("tradeoff-chart"), buildTradeof
 
 export function drawTradeoff() {
   const good = chosenCells().filter((cell) => statusOf(cell) === "ok");
-  const places = [...new Set(good.map(placeOf))].sort((a, b) => a - b);
+  const places = [...new Set(good.filter((cell) => !lineOf(cell).lacks).map(placeOf))].sort((a, b) => a - b);
   // A position that the filters leave out cannot stay chosen.
   if (!places.includes(state.tradeoff.place)) state.tradeoff.place = places.at(-1);
   drawControls(places);
@@ -50,11 +50,12 @@ function drawControls(places) {
 // The options that decide how much work a step is: only records that agree in them can beat each other.
 const workOf = ({ cell }) => JSON.stringify([lineOf(cell).dataset, lineOf(cell).batch_size]);
 
-// The records at this position that have both figures; no record of the same work beats those on the front.
+// The records at this position that have both figures, with those of networks that lack the axis; no record of the same work beats those on the front.
 export function tradePoints() {
   const [memory, time] = metricsNow();
   if (!memory || !time) return [];
-  const isShown = (cell) => placeOf(cell) === state.tradeoff.place && isGood(cell, memory) && isGood(cell, time);
+  const isThere = (cell) => lineOf(cell).lacks || placeOf(cell) === state.tradeoff.place;
+  const isShown = (cell) => isThere(cell) && isGood(cell, memory) && isGood(cell, time);
   const pointOf = (cell) => ({ cell, memory: figure(cell, memory), time: figure(cell, time), front: false });
   const points = chosenCells().filter(isShown).map(pointOf);
   const best = new Map();
