@@ -206,11 +206,13 @@ def along_with_levels(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
         frame: frame from `load`, or from `along`.
         axis: name of the axis.
     """
-    placed = along(frame, axis)
     if AXIS_COLUMN in frame.columns:
-        return placed
+        return along(frame, axis)
     levels = along(along(frame), axis)
     levels = levels[lacking(levels)]
+    if len(levels) and positions(frame, axis).isna().all():
+        return levels
+    placed = along(frame, axis)
     return pd.concat([placed, levels], ignore_index=True) if len(levels) else placed
 
 

@@ -98,13 +98,13 @@ class _SharedState:
         if id(kind) in self._before or origin == "known" or issubclass(kind, Enum):
             return
         own = {name: value for name, value in vars(kind).items() if not _is_special(name)}
+        functions = [function for value in vars(kind).values() for function in _functions_of(value)]
         if origin == "user":
             self._replace(kind, own, whole=True)
         else:
             self._replace(kind, [name for name, value in own.items() if isinstance(value, CACHE)])
-        for value in vars(kind).values():
-            for function in _functions_of(value):
-                self._visit(function)
+        for function in functions:
+            self._visit(function)
 
     def _replace(self, owner: Namespace, names: Iterable[str], *, whole: bool = False) -> None:
         """Replace the values of names by their twins."""

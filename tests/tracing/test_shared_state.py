@@ -17,6 +17,7 @@ from capsbench.tracing.shared_state import shared_state_replaced
 from capsbench.tracing.twins import Twins
 from helpers import other_state
 
+CPU = torch.device("cpu")
 SEEN: list[Any] = []
 BY_NAME: dict[str, Any] = {}
 COUNT = 0
@@ -60,13 +61,13 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @remembering
-def positions(length: int) -> Tensor:
-    return torch.arange(length)
+def positions(length: int, device: torch.device) -> Tensor:
+    return torch.arange(length, device=device)
 
 
 @cache
-def mask(length: int) -> Tensor:
-    return torch.ones(length)
+def mask(length: int, device: torch.device) -> Tensor:
+    return torch.ones(length, device=device)
 
 
 def appended(x: Tensor, seen: list[Any] = []) -> Tensor:  # noqa: B006  (which is the point)
@@ -91,8 +92,8 @@ class Base(nn.Module):
 
     @staticmethod
     @lru_cache(maxsize=2)
-    def scale(size: int) -> Tensor:
-        return torch.full((size,), 2.0)
+    def scale(size: int, device: torch.device) -> Tensor:
+        return torch.full((size,), 2.0, device=device)
 
     @classmethod
     def count(cls) -> None:
@@ -115,7 +116,7 @@ class Net(Base):
         other_state.LATEST = x
         other_state.note(x)
         x = appended(rebound(counted(self.linear(x))))
-        return (x * mask(4) * self.scale(4) + positions(4)).sum()
+        return (x * mask(4, x.device) * self.scale(4, x.device) + positions(4, x.device)).sum()
 
 
 def everything() -> dict[str, Any]:
@@ -142,8 +143,7 @@ def test_nothing_outside_a_network_is_changed(case, device):
     found = capsbench.estimate(case, device=device)
     assert found.notes == ()
     assert everything() == before
-    assert isinstance(mask(4), Tensor)
-    assert type(mask(4)) is type(positions(4)) is Tensor, "no cache has a tensor without values"
+    assert type(mask(4, CPU)) is type(positions(4, CPU)) is Tensor, "no cache has a tensor without values"
 
 
 def test_nothing_is_changed_by_a_step_that_fails():
