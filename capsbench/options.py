@@ -60,8 +60,13 @@ def _pairs(given: Any) -> Any:
     return tuple(sorted(given.items() if isinstance(given, Mapping) else map(tuple, given)))
 
 
+def _by_name(pairs: Iterable[tuple[str, Setting]]) -> dict[str, Setting]:
+    """Settings as an object of JSON; older releases of pydantic need a function with a signature, which `dict` has none of."""
+    return dict(pairs)
+
+
 Settings = Annotated[
-    tuple[tuple[str, Setting], ...], BeforeValidator(_pairs), PlainSerializer(dict, return_type=dict[str, Setting])
+    tuple[tuple[str, Setting], ...], BeforeValidator(_pairs), PlainSerializer(_by_name, return_type=dict[str, Setting])
 ]
 """Settings by name; in JSON an object."""
 

@@ -136,20 +136,23 @@ class Report(ReportFolder):
         earlier = None if last is None else summary_in(last)[0]
         return judge(self.summary, summary_in(baseline)[0], earlier, thresholds)
 
-    def compare(self, other: "str | os.PathLike[str] | Report", *, thresholds: "Thresholds | None" = None) -> "Compared":
+    def compare(
+        self, other: "str | os.PathLike[str] | Report", *, thresholds: "Thresholds | None" = None, across: Sequence[str] = ()
+    ) -> "Compared":
         """Compare this report with a later one, figure by figure, as `capsbench compare` does.
 
         Args:
             other: the later report, or a baseline file.
             thresholds: differences from which on a change matters.
+            across: options in which the two may differ, such as `kernel`; `kind` compares predicted with measured.
 
         Raises:
             StoreError: one of them cannot be read.
-            ConfigurationError: the two have no series in common.
+            ConfigurationError: the two have no series in common, or `across` leaves several series of one of them alike.
         """
         from capsbench.gate.compare import compare
 
-        return compare(self.summary, summary_in(other)[0], thresholds)
+        return compare(self.summary, summary_in(other)[0], thresholds, across=across)
 
     # Drawings
 

@@ -5,21 +5,29 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import Command, echo, echo_json
-from capsbench.cli.flags import FOLDER, THRESHOLD_OPTIONS
+from capsbench.cli.flags import FOLDER, THRESHOLD_OPTIONS, NameList
 from capsbench.cli.output import console_of, load_summary, say
 from capsbench.errors import ConfigurationError
+from capsbench.options import OPTIONS
 
 
 @click.command("compare", cls=Command)
 @click.argument("a", type=FOLDER)
 @click.argument("b", type=FOLDER)
 @click.option("--cells", is_flag=True, help="Show every cell, beside slopes and levels.")
+@click.option(
+    "--across",
+    type=NameList((*OPTIONS, "kind")),
+    default=(),
+    help="Options in which the two may differ, such as kernel; kind compares predicted with measured.",
+)
 @THRESHOLD_OPTIONS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every cell in it.")
 @click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
 def command(
-    a: Path, b: Path, cells: bool, bytes_threshold: tuple[float, float], time_threshold: float, as_json: bool, markdown: bool
-) -> None:
+    a: Path, b: Path, cells: bool, across: tuple[str, ...], bytes_threshold: tuple[float, float], time_threshold: float,
+    as_json: bool, markdown: bool,
+) -> None:  # fmt: skip
     """Compare two reports (or baselines), slope by slope and cell by cell: difference, interval, verdict.
 
     Worse means significantly different and beyond a threshold. Times are scaled to the first report's machine: each was
@@ -29,6 +37,7 @@ def command(
     Examples:
       capsbench compare reports/before reports/after
       capsbench compare baselines/cpu.json reports/mine --cells
+      capsbench compare reports/published reports/compiled --across kernel
       capsbench compare reports/before reports/after --time-threshold 5% --markdown
     """
     from capsbench.gate.compare import compare
@@ -37,7 +46,7 @@ def command(
 
     if as_json and markdown:
         raise ConfigurationError("--json and --markdown both want standard output", "give one of them")
-    compared = compare(load_summary(a), load_summary(b), Thresholds(*bytes_threshold, time_threshold))
+    compared = compare(load_summary(a), load_summary(b), Thresholds(*bytes_threshold, time_threshold), across=across)
     hint = "--cells shows them"
     if as_json:
         echo_json(comparison_json(compared))

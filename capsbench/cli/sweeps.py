@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -18,16 +19,20 @@ from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, noun_of
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
 from capsbench.sweep.estimate import Estimate
+from capsbench.sweep.inside import add_timelines
 from capsbench.sweep.plan import Sweep, axes_asked, axes_of, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining
 from capsbench.sweep.session import check_data, choose_report
 from capsbench.sweep.verbs import measure
 from capsbench.terminal.progress import Progress
-from capsbench.terminal.table4 import table4, table4_slopes
+from capsbench.terminal.table4 import table4, table4_slopes, time_ratios
 from capsbench.words.units import duration_text
 from capsbench.workload import without_effect
 
 T = TypeVar("T")
+
+LONG_SECONDS = 60.0
+"""Duration of a sweep from which on the seconds that predicted timelines take do not matter."""
 
 
 def asked_cells(given: dict[str, Any]) -> list[Cell]:
@@ -107,7 +112,7 @@ def sweep(
         return 0
     again = command_to_resume(report.folder, named=out is not None, resumed=resume)
     go_on = Interrupted("interrupted; all that was measured is kept", again)
-    interrupted = False
+    interrupted, began = False, monotonic()
     with report.lock(screen.notify):
         try:
             measure(plan, report, resume=resume, only_these=only_these, data_directory=data_dir, wait=wait, watcher=screen)
@@ -115,6 +120,9 @@ def sweep(
             screen.notify("interrupted; what was measured is drawn, which a second Ctrl-C leaves out")
             interrupted = True
         try:
+            if not interrupted and monotonic() - began > LONG_SECONDS:
+                with suppress(OSError):
+                    add_timelines(report)
             status = _conclude(console, report, as_json=as_json)
         except KeyboardInterrupt:
             if interrupted:
@@ -181,9 +189,11 @@ def _conclude(console: Console, report: Report, *, as_json: bool) -> int:
         print_slopes(report.frame, report.slopes, as_json=as_json)
         raise
     print_slopes(report.frame, report.slopes, as_json=as_json)
-    if report.plan is not None and report.plan.experiment == "table4" and not as_json:
+    if report.plan is not None and report.plan.experiment is not None and not as_json:
         console.print(table4_slopes(table4(report.frame)))
         say(console, "the paper's values are nvidia-smi readings at batch 128: context, cache and fragmentation included")
+        if "time" in report.plan.passes:
+            console.print(time_ratios(report.slopes))
     for path in paths:
         say(console, f"wrote {path}")
     faults = [record for record in report.records if record.status in ("error", "timeout")]

@@ -5,6 +5,7 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import matplotlib as mpl
@@ -24,7 +25,8 @@ from capsbench.frame import AXIS_COLUMN, along_with_levels, axes_in
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.stats.slopes import fit_line, noises, series_of
 from capsbench.words.along import places_text
-from capsbench.words.labels import Names, Series, cut, dataset_title, on_gpu
+from capsbench.words.labels import Names, Series, cut, dataset_title, model_title, on_gpu
+from capsbench.words.units import bytes_text
 
 _LONGEST_TITLE = 36
 _MOST_SERIES = 12
@@ -34,6 +36,9 @@ _SMALL_MARKER = 0.6
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.35, 7.0
 """Widths in inches of one column of a paper, and of both."""
+
+_NARROWEST = 2.0
+"""Least width of a panel in inches; panels that would be narrower stand below each other."""
 
 AxesGrid = NDArray[np.object_]
 """`[data sets, columns]`, the axes."""
@@ -57,7 +62,8 @@ def figure3(
         per: seconds per `step`, or per `epoch` of the set's size in the paper.
         with_paper: draw the paper's table 4 as a pale line, where the drawn memory is comparable.
         ax: axes to draw on, `[data sets, columns]`, or one for a single panel; by default those of a new figure.
-        width: width of a new figure in inches; by default 3.7 for each column.
+        width: width of a new figure in inches, whose panels stand below each other where one would be narrower than 2 inches; by
+            default 3.7 for each column.
         axis: what the figure is drawn over; by default the first axis of the frame's reports.
 
     Returns:
@@ -129,13 +135,18 @@ def _grid(
     shown = [metric for metric in columns if frame[metric.column].notna().any()]
     with mpl.rc_context(STYLE | (SMALL if width is not None else {})):
         axes = _axes_of(ax, len(datasets), max(1, len(shown)), width)
-        below = 0
-        for row, dataset in zip(axes, datasets, strict=True):
-            part = frame[frame["dataset"] == dataset]
-            handles_of = _draw_row(row, part, shown, styles, per=per, with_fit=with_fit, with_paper=with_paper)
-            rows = [place_legend(panel, handles, may_grow=ax is None) for panel, handles in zip(row, handles_of, strict=False)]
-            below += max(rows, default=0)
-            for panel, metric in zip(row, shown, strict=False):
+        below: dict[int, int] = {}
+        parts = [frame[frame["dataset"] == dataset] for dataset in datasets]
+        drawn = [
+            _draw_row(row, part, shown, styles, per=per, with_fit=with_fit, with_paper=with_paper)
+            for row, part in zip(axes, parts, strict=True)
+        ]
+        rows_above = _common_legend(axes[0][0].figure, drawn) if ax is None and not with_fit else 0
+        for row, dataset, handles_of in zip(axes, datasets, drawn, strict=True):
+            for panel, metric, handles in zip(row, shown, handles_of, strict=False):
+                count = place_legend(panel, [] if rows_above else handles, may_grow=ax is None)
+                line = panel.get_subplotspec().rowspan.start if ax is None else 0
+                below[line] = max(below.get(line, 0), count)
                 of_a_cpu = metric.name == "process" and not on_gpu(frame).any()
                 title = f"{cut(dataset_title(dataset), _LONGEST_TITLE)}: {'largest resident set' if of_a_cpu else metric.title}"
                 panel.set_title(title, loc="left", fontsize=mpl.rcParams["axes.titlesize"])
@@ -143,7 +154,13 @@ def _grid(
             why = "every cell ran out of memory" if (frame["status"] == "oom").any() else "no cell was measured"
             axes[0][0].text(0.5, 0.5, why, ha="center", transform=axes[0][0].transAxes)
         if ax is None:
-            _finish(axes[0][0].figure, _caption(frame, timed=any(not metric.is_bytes for metric in shown)), below, width)
+            bars = [bar for row in axes for panel in row for bar in panel.containers]
+            alone = not with_fit and any(bar.lines[0].get_linestyle() == "None" for bar in bars)
+            caption = _caption(frame, timed=any(not metric.is_bytes for metric in shown), points_alone=alone)
+            over_depth = bool((frame[AXIS_COLUMN] == "blocks").any())
+            if with_paper and over_depth and not any(_is_beside_paper(part, shown) for part in parts):
+                caption += _paper_caption(datasets)
+            _finish(axes[0][0].figure, caption, rows_above + sum(below.values()), width)
     return axes
 
 
@@ -153,9 +170,7 @@ def _draw_row(
 ) -> list[list[Line2D]]:  # fmt: skip
     """Draw the panels of one data set, and return the handles of each one's legend; without fits the first has them all."""
     every = list(series_of(frame))
-    # The paper's nvidia-smi readings can stand beside memory of a device at the paper's batch alone.
-    comparable = on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE) & (frame[AXIS_COLUMN] == "blocks")
-    beside_paper = with_paper and bool(comparable.any())
+    beside_paper = with_paper and _is_beside_paper(frame, shown)
     names = Names(series for series, _ in every)
     handles_of: list[list[Line2D]] = []
     left: dict[str, int] = {}
@@ -169,6 +184,33 @@ def _draw_row(
         left[metric.title] = more
         handles_of.append(handles)
     return handles_of if with_fit else [_united(handles_of, left), *([] for _ in handles_of[1:])]
+
+
+def _is_beside_paper(frame: pd.DataFrame, shown: Sequence[Metric]) -> bool:
+    """Return whether the paper's nvidia-smi readings can stand in a panel: beside memory of a device at the paper's batch."""
+    comparable = on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE) & (frame[AXIS_COLUMN] == "blocks")
+    return bool(comparable.any()) and any(metric.name in paper.COMPARABLE_METRICS for metric in shown)
+
+
+def _paper_caption(datasets: Sequence[str]) -> str:
+    """The paper's memory per block, for a figure in which it cannot be drawn; empty if the paper has none of the data sets."""
+    slopes = {
+        dataset: [f"{model_title(model)} {bytes_text(slope)}" for model, slope in paper.memory_slopes(dataset).items()]
+        for dataset in datasets
+    }
+    texts = [f"{dataset_title(dataset)}: {', '.join(found)}" for dataset, found in slopes.items() if found]
+    return f"; in the paper a block takes (nvidia-smi, batch {paper.BATCH_SIZE}) {'; '.join(texts)}" if texts else ""
+
+
+def _common_legend(figure: Figure, drawn: Sequence[Sequence[Sequence[Line2D]]]) -> int:
+    """Place one legend above all rows of a figure that have the same, and return the number of its lines; 0 if they differ."""
+    legends = [handles_of[0] if handles_of else [] for handles_of in drawn]
+    if len(legends) < 2 or len({tuple(str(handle.get_label()) for handle in handles) for handles in legends}) > 1:
+        return 0
+    columns = max(1, min(len(legends[0]), int(figure.get_figwidth() / (0.4 * mpl.rcParams["legend.fontsize"]))))
+    figure.legend(handles=legends[0], loc="outside upper left", ncols=columns)
+    lines = ceil(len(legends[0]) / columns)
+    return lines * max((1 + str(handle.get_label()).count("\n") for handle in legends[0]), default=1) + 1
 
 
 def _drawn(
@@ -200,9 +242,16 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
     """`[rows, columns]`, the axes of a new figure, or those that were given."""
     if ax is None:
         across = 3.7 * columns if width is None else width
+        # Panels that are too narrow beside each other take further lines of the figure, filled evenly.
+        lines = ceil(columns / max(1, min(columns, int(across // _NARROWEST))))
+        each = ceil(columns / lines)
         # Panels keep their shape, unless one would be too low for its legend.
-        height = max(2.3, 3.1 * across / (3.7 * columns))
-        return Figure(figsize=(across, height * rows + 0.3), layout="constrained").subplots(rows, columns, squeeze=False)
+        height = max(2.3, 3.1 * across / (3.7 * each))
+        figure = Figure(figsize=(across, height * rows * lines + 0.3), layout="constrained")
+        drawn = figure.subplots(rows * lines, each, squeeze=False).reshape(rows, lines * each)
+        for unused in drawn[:, columns:].flat:
+            unused.remove()
+        return drawn[:, :columns]
     given = np.array(ax, dtype=object)
     if given.size != rows * columns:
         raise ConfigurationError(
@@ -212,8 +261,8 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
     return given.reshape(rows, columns)
 
 
-def _caption(frame: pd.DataFrame, *, timed: bool) -> str:
-    """The settings that all cells share, and the meaning of error bars and crosses."""
+def _caption(frame: pd.DataFrame, *, timed: bool, points_alone: bool) -> str:
+    """The settings that all cells share, and the meaning of error bars, crosses and points without a line."""
     shared = []
     blocks = frame["blocks"].dropna().unique()
     if len(blocks) == 1 and blocks[0]:
@@ -231,6 +280,8 @@ def _caption(frame: pd.DataFrame, *, timed: bool) -> str:
         shared.append("markers that would lie on each other stand side by side")
     if timed and (disturbed := noises(frame)):
         shared.append(f"crossed markers are noisy: {', '.join(disturbed)}")
+    if points_alone:
+        shared.append("points without a line: no change measurable")
     return "; ".join([*shared, "axes need not start at 0"])
 
 

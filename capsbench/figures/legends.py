@@ -1,5 +1,6 @@
 """Legends of panels over an axis: inside a panel that has room, beneath one that has none."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from itertools import accumulate
@@ -15,6 +16,8 @@ _LEGEND_WIDTH, _SMALL_LEGEND_WIDTH = 42, 34
 """Characters in a row of a legend, and in one on a printed page."""
 _MOST_INSIDE = 7
 """Number of legend rows that a panel has room for."""
+_MOST_SERIES_INSIDE = 5
+"""Number of series that a panel of a new figure, which may be higher, names inside."""
 LEGEND_ROW = 1.35
 """Height of a legend row over its font's size."""
 
@@ -33,7 +36,7 @@ def place_legend(ax: Axes, handles: Sequence[Line2D], *, may_grow: bool) -> int:
     if not may_grow:
         handles = _few(handles)
     rows = sum(map(_rows, handles))
-    inside = rows <= _MOST_INSIDE or not may_grow
+    inside = (rows <= _MOST_INSIDE and len(handles) <= _MOST_SERIES_INSIDE) or not may_grow
     _fit_range(ax, entries=min(rows, _MOST_INSIDE) if inside else 0)
     if handles and inside:
         ax.legend(handles=handles, loc="upper left", borderaxespad=0.2).set_in_layout(False)
@@ -76,7 +79,9 @@ def legend_text(label: str, fit: str) -> str:
     if fit and len(rows[-1]) + len(fit) < width:
         rows[-1] += f" {fit}"
     elif fit:
-        rows.append(fit)
+        # A number stays beside its sign and unit.
+        bound = re.sub(r"(?<=[\d±]) (?=\w)", "\u00a0", fit)
+        rows += [row.replace("\u00a0", " ") for row in textwrap.wrap(bound, width)]
     return "\n".join(rows) if not rows[0].startswith("_") else "\n".join(["\u200b" + rows[0], *rows[1:]])
 
 

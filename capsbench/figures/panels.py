@@ -112,13 +112,15 @@ def draw_panel(
         if with_fit and fit is not None:
             _draw_fit(ax, fit, mean, metric, style, scale)
         at = mean.index + shift if shift else mean.index
+        points_alone = fit is not None and fit.shape == "no change measurable"
+        joined = "none" if with_fit or points_alone else style.dash
         ax.errorbar(
             at, mean, bars, marker=style.marker, color=style.colour, mfc="white", mew=1.2,
-            ms=style.size, lw=1.2, ls="none" if with_fit else style.dash, drawstyle=_joined(metric, fit), capsize=2, label=label,
+            ms=style.size, lw=1.2, ls=joined, drawstyle=_joined(metric, fit), capsize=2, label=label,
         )  # fmt: skip
         _mark_noise(ax, measured, mean, metric, style, shift)
-        points_alone = with_fit and fit is not None and fit.shape == "no change measurable"
-        dash = "none" if points_alone else style.dash
+        # Without slopes a legend is of all panels, and a series may have a line in another one.
+        dash = "none" if points_alone and with_fit else style.dash
         handles.append(
             Line2D([], [], color=style.colour, marker=style.marker, ls=dash, ms=style.size, mfc="white", lw=1, label=label)
         )
@@ -145,8 +147,7 @@ def _fit_text(fit: LineFit, metric: Metric, scale: float, axis: str) -> str:
     factor = 1.0 if metric.is_bytes else scale
     slope, low, high = (factor * one for one in (fit.fit.slope, *(fit.fit.slope_interval or (fit.fit.slope, fit.fit.slope))))
     if fit.shape == "no change measurable":
-        # A panel is too narrow for more.
-        return f"no change {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)}/{axis_unit(axis)}"
+        return f"{fit.shape} {within_text(max(abs(low), abs(high)), is_bytes=metric.is_bytes)}/{axis_unit(axis)}"
     if fit.curve is not None:
         return _curve_text(fit.curve, metric, factor, axis)
     alone = " (no interval)" if fit.fit.slope_interval is None and not metric.repeats else ""
@@ -215,13 +216,14 @@ def _mark_end(ax: Axes, frame: pd.DataFrame, series: Series, mean: pd.Series, st
 
 
 def draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
-    """Draw table 4, pale, behind one's own lines."""
-    table, drawn = paper.memory(), []
+    """Draw table 4, pale, behind one's own lines, and return the handles for a legend: one for all networks."""
+    table, drawn = paper.memory(), False
     for model, cells in table[table["dataset"] == dataset].groupby("model"):
         colour, marker, _ = MODEL_STYLES[str(model)]
-        drawn += ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3,
-                label=f"paper's {model_title(str(model))} (nvidia-smi)")  # fmt: skip
-    return drawn
+        label, drawn = f"paper's {model_title(str(model))} (nvidia-smi)", True
+        ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3, label=label)
+    pale = Line2D([], [], color="#888888", alpha=0.5, marker="o", ms=3, lw=1, label="pale: the paper (nvidia-smi)")
+    return [pale] if drawn else []
 
 
 def _steps_per_epoch(series: Series) -> float:

@@ -5,12 +5,15 @@ from itertools import pairwise
 from typing import Any
 
 from capsbench.frame import AXIS_COLUMN
+from capsbench.stats.bases import Curve
+from capsbench.stats.linearity import CURVES
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 PLAIN = "_.-~=+*#"
 """Characters for a terminal that has no block characters."""
 
 _WIDEST = 12
+_CURVE_POINTS = 13
 
 SparkPoints = Sequence[tuple[float, float]]
 """Pairs of position and value."""
@@ -51,6 +54,25 @@ def spark(values: Sequence[float], low: float, high: float, blocks: str = BLOCKS
     last = len(blocks) - 1
     span = high - low
     return "".join(blocks[round(last * (value - low) / span) if span > 0 else 0] for value in _few(values))
+
+
+def fitted_points(fit: Mapping[Any, Any], points: SparkPoints) -> list[tuple[float, float]]:
+    """The ends of the fitted line, or points of the curve; empty where neither fits.
+
+    Args:
+        fit: `shape`, `intercept`, `slope` and `term` of a fit, as in a row of `capsbench.slopes`.
+        points: position and value of what was fitted.
+    """
+    shape, places = fit["shape"], [place for place, _ in points]
+    if not points or shape not in ("line", *CURVES):
+        return []
+    if shape == "line":
+        return [(place, fit["intercept"] + fit["slope"] * place) for place in (min(places), max(places))]
+    curve = Curve(
+        "quadratic" if shape == "quadratic" else "inverse", fit["intercept"], fit["slope"], fit["term"], None, None, 0.0
+    )
+    step = (max(places) - min(places)) / (_CURVE_POINTS - 1)
+    return [(place, curve.at(place)) for place in (min(places) + step * number for number in range(_CURVE_POINTS))]
 
 
 def svg(

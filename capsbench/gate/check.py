@@ -86,7 +86,7 @@ def judge(run: Summary, baseline: Summary, last: Summary | None = None, threshol
     since_last, last_differs = _since(run, last, thresholds, worse) if last is not None else ([], "")
     regressions: list[Finding | Fault] = [*_faults(compared.outcomes, "worse"), *worse]
     improvements: list[Finding | Fault] = [*_faults(compared.outcomes, "better"), *findings(compared, "better")]
-    left_out, fewer = _left_out(compared.comparisons), _faults(compared.outcomes, "not comparable")
+    left_out, fewer = not_comparable(compared.comparisons), _faults(compared.outcomes, "not comparable")
     return Judgement(compared, regressions, improvements, left_out, fewer, compared.only_before, since_last, last_differs)
 
 
@@ -113,7 +113,8 @@ def _faults(outcomes: Iterable[Outcome], verdict: Verdict) -> list[Fault]:
     return [Fault(tuple(group)) for group in alike.values()]
 
 
-def _left_out(comparisons: Sequence[Comparison]) -> list[LeftOut]:
+def not_comparable(comparisons: Iterable[Comparison]) -> list[LeftOut]:
+    """Figures that could not be compared, together for each reason."""
     reasons: dict[str, list[Comparison]] = {}
     for it in comparisons:
         if it.verdict == "not comparable":

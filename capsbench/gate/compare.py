@@ -13,26 +13,35 @@ from capsbench.gate.comparison import Compared, Comparison, Outcome, Thresholds
 from capsbench.gate.paces import adjusted
 from capsbench.gate.paired_series import FAULTS, PairedSeries
 from capsbench.gate.summary import SeriesSummary, Summary
+from capsbench.options import OPTIONS
 from capsbench.stats.median import CONFIDENCE
 
+_Pair = tuple[SeriesSummary, SeriesSummary]
+"""A series of the first run, and the one of the second that is compared with it."""
 
-def compare(before: Summary, after: Summary, thresholds: Thresholds | None = None) -> Compared:
+ACROSS = (*OPTIONS, "kind")
+"""Names of what two runs may be compared across."""
+
+
+def compare(before: Summary, after: Summary, thresholds: Thresholds | None = None, *, across: Sequence[str] = ()) -> Compared:
     """Compare every figure that both runs have.
 
     Args:
         before: the first run, or a baseline.
         after: the second.
         thresholds: differences from which on a change matters.
+        across: names of `ACROSS`, options in which the two may differ: `kernel`, or `kind` for predicted beside measured.
 
     Raises:
-        ConfigurationError: they have no series in common.
+        ConfigurationError: they have no series in common, several series of one run differ in `across` alone, or a name in it is
+            not known.
     """
     limits = thresholds or Thresholds()
-    pairs, only_before, only_after = _match(before.lines, after.lines)
+    if unknown := [name for name in across if name not in ACROSS]:
+        raise ConfigurationError(f"`across` '{unknown[0]}' is not known", f"choose among {', '.join(ACROSS)}")
+    pairs, only_before, only_after = _match_across(before, after, across) if across else _match(before.lines, after.lines)
     if not pairs:
-        raise ConfigurationError(
-            "the two have no line in common" + _nearest(before.lines, after.lines), "measure the same models and options"
-        )
+        raise _nothing_in_common(before.lines, after.lines)
     comparisons: list[Comparison] = []
     outcomes: list[Outcome] = []
     for old, new in pairs:
@@ -47,12 +56,45 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
         for cell in series.cells
         if cell.status in FAULTS
     ]
-    return Compared(_judged(comparisons), outcomes, only_before, only_after)
+    return Compared(_judged(comparisons), outcomes, only_before, only_after, _differences(pairs, across))
+
+
+def _match_across(
+    before: Summary, after: Summary, across: Sequence[str]
+) -> tuple[list[_Pair], list[SeriesSummary], list[SeriesSummary]]:
+    """Pairs of series that differ in some options alone, in the order of the first run; then the series of each run alone."""
+    old: dict[str, SeriesSummary] = {}
+    new: dict[str, SeriesSummary] = {}
+    for found, summary, which in ((old, before, "first"), (new, after, "second")):
+        for series in _by_key(summary.lines).values():
+            twin = found.setdefault(series.key_across(across), series)
+            if twin is not series:
+                values = ", ".join(f"{name} {one.options()[name]}" for one in (twin, series) for name in across)
+                raise ConfigurationError(
+                    f"`across` {','.join(across)} leaves several lines of the {which} run alike: {values}",
+                    "compare reports that have one of these each",
+                )
+    return (
+        [(series, new[key]) for key, series in old.items() if key in new],
+        [series for key, series in old.items() if key not in new],
+        [series for key, series in new.items() if key not in old],
+    )
+
+
+def _differences(pairs: Sequence[_Pair], across: Sequence[str]) -> tuple[str, ...]:
+    """The values of each run in the options that pairs were matched across, where they differ."""
+    found = (
+        f"{name}: {one.options()[name]} in the first, {other.options()[name]} in the second"
+        for name in across
+        for one, other in pairs
+        if one.options()[name] != other.options()[name]
+    )
+    return tuple(dict.fromkeys(found))
 
 
 def _match(
     before: Sequence[SeriesSummary], after: Sequence[SeriesSummary]
-) -> tuple[list[tuple[SeriesSummary, SeriesSummary]], list[SeriesSummary], list[SeriesSummary]]:
+) -> tuple[list[_Pair], list[SeriesSummary], list[SeriesSummary]]:
     """Pairs of series of both runs, in the order of the first; then the series of each run alone.
 
     A series is matched on any machine, unless a run has several series that differ in the machine alone.
@@ -77,19 +119,30 @@ def _by_key(all_series: Sequence[SeriesSummary]) -> dict[str, SeriesSummary]:
     return found
 
 
-def _nearest(before: Sequence[SeriesSummary], after: Sequence[SeriesSummary]) -> str:
-    """The smallest difference between a series of one run and a series of the other."""
-    nearest: tuple[list[str], SeriesSummary, SeriesSummary] | None = None
+def _nearest_pair(before: Sequence[SeriesSummary], after: Sequence[SeriesSummary]) -> tuple[list[str], _Pair] | None:
+    """The series of either run that differ in fewest options, with the names of these; None if a run is empty."""
+    nearest: tuple[list[str], _Pair] | None = None
     for old in before:
         for new in after:
             there = new.options()
             names = [name for name, value in old.options().items() if value != there[name]]
             if nearest is None or len(names) < len(nearest[0]):
-                nearest = names, old, new
+                nearest = names, (old, new)
+    return nearest
+
+
+def _nothing_in_common(before: Sequence[SeriesSummary], after: Sequence[SeriesSummary]) -> ConfigurationError:
+    """The error of two runs without a series in common, with the smallest difference between two of theirs."""
+    nearest = _nearest_pair(before, after)
     if nearest is None:
-        return ": one of them is empty"
-    names, old, new = nearest
-    return f"; the nearest differ in {', '.join(f'{name} ({old.options()[name]}, {new.options()[name]})' for name in names)}"
+        return ConfigurationError("the two have no line in common: one of them is empty", "measure the same models and options")
+    names, (old, new) = nearest
+    apart = f", or compare with `across` {','.join(names)}" if set(names) <= set(ACROSS) else ""
+    differences = ", ".join(f"{name} ({old.options()[name]}, {new.options()[name]})" for name in names)
+    return ConfigurationError(
+        f"the two have no line in common; the nearest differ in {differences}",
+        f"measure the same models and options{apart}",
+    )
 
 
 def _judged(comparisons: Sequence[Comparison]) -> list[Comparison]:

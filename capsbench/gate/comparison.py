@@ -94,3 +94,5 @@ class Compared:
     outcomes: list[Outcome]
     only_before: list[SeriesSummary]
     only_after: list[SeriesSummary]
+    across: tuple[str, ...] = ()
+    """Differences that the two were compared across: `kernel: compiled in the first, recompute in the second`."""

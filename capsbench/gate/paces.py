@@ -17,7 +17,7 @@ from scipy import stats
 from capsbench.stats.intervals import Floats, StandardError, half_width, p_value
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.linearity import Shape, shape_of, times_are_linear
-from capsbench.stats.processes import BETWEEN_PROCESSES, PRIOR_DEGREES, moderated, rounds_error
+from capsbench.stats.processes import BETWEEN_PROCESSES, SHARED, error_of_run, moderated, of_mean, rounds_error
 from capsbench.stats.scatter import Points, line_errors
 
 TRIMMED = 0.2
@@ -127,6 +127,8 @@ class PairedPace(NamedTuple):
     """Number of its rounds."""
     scatter: StandardError = StandardError(0.0, 0.0)
     """The error that its process gives the slope of a single one, as far as its processes showed it."""
+    processes: float = 1
+    """Number of its processes."""
 
     def scaled(self, factor: float) -> "PairedPace":
         """The slope in another unit."""
@@ -134,20 +136,24 @@ class PairedPace(NamedTuple):
         return self._replace(slope=factor * self.slope, low=factor * self.low, high=factor * self.high, scatter=scatter)
 
 
-def paired_slope_change(before: PairedPace, after: PairedPace) -> Change:
-    """The change of the slope of cells that took turns in either run.
-
-    Processes of both scatter alike, so that both show by how much. That is not divided by their number: in runs of
-    `benchmarks.gate` with four processes each, those of one run agreed, and runs differed as if they had one.
+def paired_slope_change(
+    before: PairedPace, after: PairedPace, *, shared: float = SHARED, lasting: StandardError | None = None
+) -> Change:
+    """The change of the slope of cells that took turns in either run, whose processes show together how much they scatter.
 
     Args:
         before: slope of the first run, in seconds per block.
         after: slope of the second, scaled to the speed of the first.
+        shared: part of the variance of a single process that all processes of a run share.
+        lasting: error that lasting effects of cells are expected to give the slope of a single process; None where it has none.
     """
-    level = float(np.hypot(before.slope, after.slope)) / 2**0.5
-    single = moderated([StandardError(BETWEEN_PROCESSES * level, PRIOR_DEGREES), before.scatter, after.scatter])
-    of_means = single._replace(value=single.value * 2**0.5)
-    errors = [*(rounds_error((one.low, one.high), one.rounds) for one in (before, after)), of_means]
+    expected = BETWEEN_PROCESSES * float(np.hypot(before.slope, after.slope)) / 2**0.5
+    shown = [before.scatter, after.scatter]
+    errors = [rounds_error((one.low, one.high), one.rounds) for one in (before, after)]
+    for one in (before, after):
+        errors.append(error_of_run(expected, [] if lasting else shown, one.processes, shared))
+        if lasting:
+            errors.append(of_mean(moderated([lasting, *shown]), one.processes))
     change, half = after.slope - before.slope, half_width(errors)
     shapes = shape_of(True, before.low, before.high), shape_of(True, after.low, after.high)
     return Change(

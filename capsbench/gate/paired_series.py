@@ -20,7 +20,9 @@ from capsbench.gate.summary import BYTES, HARDWARE, TIMES, CellSummary, ScatterS
 from capsbench.records import Status, adds_up
 from capsbench.stats.bases import HALF_A_BYTE, exact_curve
 from capsbench.stats.intervals import StandardError
+from capsbench.stats.lasting import expected_lasting
 from capsbench.stats.least_squares import fit_slope
+from capsbench.stats.processes import SHARED_OF_RATIO
 from capsbench.words.modules import module_changes
 
 PORTABLE = frozenset({"retained", "state", "gradient", "optimizer", "inference-kept"})
@@ -36,6 +38,8 @@ SHARE_IN_TURN = 0.5
 """Threshold of slopes of cells that took turns, over that of other times."""
 
 NO_YARDSTICK = "no yardstick"
+
+CONTRADICTED = "yardstick and rest of the step contradict each other"
 
 LOAD = "load"
 """The noise that no statistics see through: processes that share the cores may double a time for long, yardstick included."""
@@ -107,7 +111,7 @@ class PairedSeries:
 
     def _of(self, name: str, cells: Cells, figures: Callable[[str, Cells], Iterator[Comparison]]) -> Iterator[Comparison]:
         """Comparisons of one quantity, for the cells whose machines allow it."""
-        on_any_machine = name in PORTABLE or self.old.kind == "predicted"
+        on_any_machine = name in PORTABLE or "predicted" in (self.old.kind, self.new.kind)
         with_reasons = [(it, "" if on_any_machine else self._difference(*it)) for it in cells]
         reason = next((reason for _, reason in with_reasons if reason), "")
         if reason:
@@ -154,12 +158,14 @@ class PairedSeries:
 
     def _slope_in_turn(self, name: str, old: SlopeSummary, new: SlopeSummary, cells: Cells) -> Comparison:
         """The comparison of slopes of cells that took turns, which are known well enough for a threshold of their own."""
-        change, remark, agree = _change_in_turn(old, new, self.limits.time_share)
+        # Parts that grow are timed without the rest of the step, and have no lasting effects but their own.
+        lasting = _expected_lasting(name, cells) if old.basis == "turns" else None
+        change, remark, agree = _change_in_turn(old, new, self.limits.time_share, lasting)
         half, threshold = (change.high - change.low) / 2, self.limits.time_share * SHARE_IN_TURN
         beyond = abs(change.after - change.before) > threshold * abs(change.before)
         matters = beyond and agree
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
-        remarks = [remark if beyond or agree else "", f"noisy: {', '.join(noises)}" if noises else ""]
+        remarks = [remark, CONTRADICTED if beyond and not agree else "", f"noisy: {', '.join(noises)}" if noises else ""]
         if not matters and half > self.limits.time_share * abs(change.before) > 0:
             remarks.append(f"known within {100 * half / abs(change.before):.0f} % only")
         last = max(cell.position for cell, _ in cells)
@@ -238,20 +244,21 @@ class PairedSeries:
         return ""
 
 
-def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float) -> tuple[Change, str, bool]:
-    """The change of a slope, scaled to the machine of the first run, a remark, and whether the yardstick does not contradict it.
+def _change_in_turn(
+    old: SlopeSummary, new: SlopeSummary, share: float, lasting: StandardError | None
+) -> tuple[Change, str, bool]:
+    """The change of a slope, scaled to the machine of the first run, a remark, and whether rest and yardstick show one direction.
 
-    The rest of the step is the best measure of a machine's speed, as it was timed in the same rounds, unless it has changed
-    itself: by more than `share` in units of the yardstick.
+    The rest of the step is the best measure of a machine's speed, as it was timed in the same rounds. If it has changed itself,
+    by more than `share` in units of the yardstick, one of the two does not measure the speed: a change counts if both show it. A
+    rest that is slower is seen in the level.
     """
     yardsticks = (old.launches, new.launches) if old.launches and new.launches else (old.yardstick, new.yardstick)
     speed = yardsticks[0] / yardsticks[1] if yardsticks[0] and yardsticks[1] else None
-    paces = [PairedPace(one.seconds, one.low, one.high, one.rounds, _scatter(one.scatter)) for one in (old, new)]
-    by_yardstick = paired_slope_change(paces[0], paces[1].scaled(speed or 1.0))
+    paces = [PairedPace(it.seconds, it.low, it.high, it.rounds, _scatter(it.scatter), it.processes) for it in (old, new)]
+    by_yardstick = paired_slope_change(paces[0], paces[1].scaled(speed or 1.0), lasting=lasting)
     if not old.rest or not new.rest:
         return by_yardstick, "" if speed else NO_YARDSTICK, True
-    if speed and abs(new.rest * speed - old.rest) > share * old.rest:
-        return by_yardstick, "the rest of the step has changed too", True
     shares = [
         PairedPace(
             one.of_rest or 0.0,
@@ -259,12 +266,24 @@ def _change_in_turn(old: SlopeSummary, new: SlopeSummary, share: float) -> tuple
             one.of_rest_high or 0.0,
             one.rounds,
             _scatter(one.of_rest_scatter),
+            one.processes,
         )
         for one in (old, new)
     ]
-    by_rest = paired_slope_change(*(one.scaled(old.rest) for one in shares))
+    by_rest = paired_slope_change(*(one.scaled(old.rest) for one in shares), shared=SHARED_OF_RATIO)
     agree = not speed or (by_rest.after > by_rest.before) == (by_yardstick.after > by_yardstick.before)
-    return by_rest, "" if agree else "the yardstick contradicts it", agree
+    if speed and abs(new.rest * speed - old.rest) > share * old.rest:
+        return max(by_rest, by_yardstick, key=lambda it: it.p_value), "the rest of the step has changed too", agree
+    return by_rest, "", agree
+
+
+def _expected_lasting(name: str, cells: Cells) -> StandardError | None:
+    """The error that lasting effects are expected to give the slope of whole steps of one process; None for a single position."""
+    places = np.array(sorted({old.position for old, _ in cells}), float)
+    if places.size < 2:
+        return None
+    seconds = float(np.median([old.times[name].seconds for old, _ in cells]))
+    return expected_lasting(seconds / float(np.linalg.norm(places - places.mean())))
 
 
 def _scatter(known: ScatterSummary | None) -> StandardError:

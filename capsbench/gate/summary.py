@@ -1,6 +1,6 @@
 """A summary of a report, and the content of a baseline file: the figures of each series and cell by which runs are compared."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -64,7 +64,7 @@ class TimeSummary(_Schema):
 
 
 class ScatterSummary(_Schema):
-    """The scatter of a slope among the processes of a run."""
+    """The scatter of a slope among the processes of a run, which a slope of whole steps also shows by its cells."""
 
     deviation: float
     """Standard deviation in the unit of the slope, beyond what the scatter of rounds explains."""
@@ -165,6 +165,17 @@ class SeriesSummary(_Schema):
     def key(self) -> str:
         """A key that is equal for series that are one series on one machine."""
         return f"{self.kind} {self.axis} {self.configuration.series(self.axis)}"
+
+    def key_across(self, names: Collection[str]) -> str:
+        """A key that is equal for series that differ in these columns of `load`, or in the machine alone.
+
+        A prediction names its GPU, and a measurement does not, so that across `kind` this distinguishes nothing.
+        """
+        ignored = {*names, "threads"} | ({"gpu"} if "kind" in names else set())
+        kept = {name: value for name, value in self.options().items() if name not in ignored}
+        if "device" in kept:
+            kept["device"] = self.configuration.device_kind()
+        return repr(sorted((name, str(value)) for name, value in kept.items()))
 
     def portable_key(self) -> str:
         """A key that is equal for series that differ in the machine alone: number of threads, and index of the GPU."""

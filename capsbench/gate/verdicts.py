@@ -9,7 +9,7 @@ from rich.table import Table
 
 from capsbench.axes import axis_unit
 from capsbench.frame import AXIS_COLUMN
-from capsbench.gate.check import Fault, Finding, Judgement
+from capsbench.gate.check import Fault, Finding, Judgement, not_comparable
 from capsbench.gate.comparison import Compared, Comparison, Outcome
 from capsbench.gate.findings import (
     QUANTITY_TITLES,
@@ -27,7 +27,7 @@ from capsbench.gate.summary import SeriesSummary
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
 
-_COLOURS = {"worse": "red", "better": "green", "not comparable": "yellow", "same": "default"}
+_COLOURS = {"worse": "red", "better": "green", "same": "default"}
 _NUMBERS = ("before", "after", "difference")
 
 
@@ -49,7 +49,7 @@ class ComparisonRow(NamedTuple):
 
 
 def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
-    """The texts of every figure.
+    """The texts of every figure that could be compared.
 
     Args:
         compared: two runs.
@@ -58,31 +58,36 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
     labels = labels_of(compared)
     rows: list[ComparisonRow] = []
     for it in compared.comparisons:
-        if cells or it.scope != "cell":
-            figure = QUANTITY_TITLES[it.quantity] if it.verdict == "not comparable" and it.before is None else figure_name(it)
+        if it.verdict != "not comparable" and (cells or it.scope != "cell"):
             verdict = ": ".join(filter(None, [it.verdict, it.why]))
             figures = (value_text(it, "before"), value_text(it, "after"), change_text(it))
-            rows.append(ComparisonRow(labels.of(it.series), figure, *figures, verdict))
+            rows.append(ComparisonRow(labels.of(it.series), figure_name(it), *figures, verdict))
     return rows
 
 
 def comparison_table(compared: Compared, *, cells: bool) -> Table:
-    """Two runs for a terminal."""
+    """Two runs for a terminal: the verdict first, which no width cuts off, and remarks last, which are wrapped."""
+    rows = comparison_rows(compared, cells=cells)
     out = Table(box=None, pad_edge=False)
-    for head in ComparisonRow._fields[1:]:
-        out.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=head != "verdict")
+    out.add_column("verdict", no_wrap=True)
+    out.add_column("figure", overflow="fold")
+    for head in _NUMBERS:
+        out.add_column(head, justify="right", no_wrap=True)
+    if any(":" in row.verdict for row in rows):
+        out.add_column("remark", overflow="fold", min_width=12)
     last = ""
-    for label, figure, *numbers, verdict in comparison_rows(compared, cells=cells):
+    for label, figure, *numbers, text in rows:
         if label != last:
-            out.add_row(f"[bold]{text_cell(label)}[/]")
-        colour = _COLOURS[verdict.partition(":")[0]]
-        out.add_row(f"  {text_cell(figure)}", *map(text_cell, numbers), f"[{colour}]{text_cell(verdict)}[/]")
+            out.add_row("", f"[bold]{text_cell(label)}[/]")
+        verdict, _, remark = text.partition(": ")
+        texts = (figure, *numbers, *([remark] if remark else []))
+        out.add_row(f"[{_COLOURS[verdict]}]{verdict}[/]", *map(text_cell, texts))
         last = label
     return out
 
 
 def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> list[str]:
-    """Remarks that the rows lack: outcomes of cells, series of one run alone, and cells that changed and are not shown.
+    """Remarks that the rows lack: figures that are not comparable, outcomes of cells, series of one run alone, hidden cells.
 
     Args:
         compared: two runs.
@@ -90,7 +95,9 @@ def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> li
         hint: the way to see them, for the remark on cells that are not shown.
     """
     labels = labels_of(compared)
-    remarks = [printable(f"{it.verdict}: {fault_text(Fault((it,)), labels)}") for it in compared.outcomes]
+    remarks = [f"compared across {text}" for text in compared.across]
+    remarks += [printable(f"not comparable: {left_out_text(it, labels)}") for it in not_comparable(compared.comparisons)]
+    remarks += [printable(f"{it.verdict}: {fault_text(Fault((it,)), labels)}") for it in compared.outcomes]
     for lines, where in ((compared.only_before, "first"), (compared.only_after, "second")):
         remarks += [f"only in the {where}: {labels.of(series.options())}" for series in lines]
     judged = [it for it in compared.comparisons if it.scope == "cell"]

@@ -1,8 +1,8 @@
-"""The answers that a page begins with: the cost of a block for each model in a sentence, and whether the paper agrees."""
+"""The answers that a page begins with: the costs of each series in a row and in a sentence, and whether the paper agrees."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ from capsbench.axes import axis_unit
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, POSITIONS_COLUMN, plain
 from capsbench.gate.summary import mapping
 from capsbench.page.cells import AllSeries
+from capsbench.page.costs import Cost, cost_table
 from capsbench.page.room import LONGEST_NAME
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.linearity import CURVES
@@ -30,14 +31,29 @@ Piece = tuple[bool, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """One series of the records in a sentence."""
+    """One series of the records: its costs as a row, and in a sentence."""
 
     label: str
     colour: int
     """Index in the page's palettes."""
+    costs: list[Cost | None]
+    """Costs in the quantities of the table."""
     sentence: list[Piece]
+    ending: str
+    """End of a series that does not end well."""
     where: str
-    """The conditions of the measurement and its machine."""
+    """Conditions of the measurement and its machine that not all series share."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The first statements of a page."""
+
+    heads: list[str]
+    """Heads of the table's columns of costs."""
+    where: str
+    """Conditions that all series share."""
+    each: list[Answer]
 
 
 @dataclass(frozen=True)
@@ -54,28 +70,40 @@ class PaperVerdict:
     why: str
 
 
-def answers(
-    all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], reports: Sequence["Report"], most: int
-) -> list[Answer]:
-    """A sentence for each of the first series.
+def answers(all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], reports: Sequence["Report"], most: int) -> Answers:
+    """The first series, those of the latest report first, and of these the one whose memory grows least.
 
     Args:
         all_series: series of the records.
         page_series: result of `series_data`.
         reports: the reports.
-        most: largest number of sentences.
+        most: largest number of series.
     """
-    rows = all_series.placed
-    found = []
     latest = latest_of(reports)
-    first = sorted(range(len(page_series)), key=lambda index: page_series[index]["report"] != latest)
-    for index in first[:most]:
-        series = page_series[index]
-        cells = rows[rows["line"] == index]
-        unit = axis_unit(str(series["axis"]))
-        sentence, where = [*_cost(series["fits"], cells, unit), *_ending(cells)], _where(all_series.listed[index], cells, reports)
-        found.append(Answer(str(series["label"]), int(series["look"]["colour"]), sentence, where))
-    return found
+
+    def rank(index: int) -> tuple[bool, float]:
+        fits = page_series[index]["fits"]
+        grows = next((fits[name]["slope"] for name in _MEMORY if name in fits), inf)
+        return page_series[index]["report"] != latest, grows
+
+    first = sorted(range(len(page_series)), key=rank)[:most]
+    rows = all_series.placed
+    cells = {index: rows[rows["line"] == index] for index in first}
+    conditions = {index: _conditions(all_series.listed[index], cells[index], reports) for index in first}
+    shared = [one for one in conditions[first[0]] if all(one in others for others in conditions.values())] if first else []
+    heads, costs = cost_table({index: page_series[index] for index in first}, cells)
+    found = []
+    for index in first:
+        series, ending = page_series[index], _ending(cells[index])
+        sentence = [*_cost(series["fits"], cells[index], axis_unit(str(series["axis"]))), *ending]
+        label = str(series["label"])
+        where = ", ".join(one for one in conditions[index] if one not in shared and one.rpartition(" ")[2] not in label)
+        words = "".join(text for _, text in ending).strip()
+        found.append(Answer(label, int(series["look"]["colour"]), costs[index], sentence, words, where))
+    return Answers(heads, _joined(shared), found)
+
+
+_MEMORY = ("retained", "peak", "reserved", "process")
 
 
 def paper_verdicts(
@@ -117,7 +145,7 @@ def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame, unit: str)
     if not fits:
         return _without_slope(cells)
     pieces: list[Piece] = []
-    memory = next((name for name in ("retained", "peak", "reserved", "process") if name in fits), None)
+    memory = next((name for name in _MEMORY if name in fits), None)
     if memory is not None:
         pieces += _memory(fits[memory], memory, unit)
     if "train" in fits:
@@ -158,7 +186,7 @@ def _time(fit: Mapping[str, Any], unit: str) -> list[Piece]:
 
 
 def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
-    if fit["ratio_to_rescapsnet"] is None or fit["isReference"]:
+    if not fit["ratioText"]:
         return []
     return [(False, ", "), (True, f"{fit['ratioText']} ×"), (False, " ResCapsNet’s")]
 
@@ -202,12 +230,12 @@ def _ending(cells: pd.DataFrame) -> list[Piece]:
     return pieces
 
 
-def _where(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]) -> str:
-    """Conditions and machine: `Measured at 1 to 8 blocks: MNIST, batch 128, kernel compiled, Intel Xeon, 2 threads.`."""
+def _conditions(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]) -> list[str]:
+    """Conditions and machine: `Measured at 1 to 8 blocks`, `MNIST`, `batch 128`, `kernel compiled`, `Intel Xeon, 2 threads`."""
     good = cells[cells["status"] == "ok"]
     axis, places = str(series[AXIS_COLUMN]), sorted(set((good if len(good) else cells)[POSITION_COLUMN]))
     how = "Predicted" if is_predicted(series) else "Measured" if len(good) else "Tried"
-    parts = [dataset_title(str(series["dataset"]))]
+    parts = [f"{how}{f' at {_places(axis, places)}' if places != [0] else ''}", dataset_title(str(series["dataset"]))]
     parts += [places_text("blocks", [float(str(series["blocks"]))])] if plain(series.get("blocks")) else []
     parts += [] if plain(series.get("batch_size")) is None else [f"batch {plain(series['batch_size'])}"]
     parts += [] if plain(series.get("settings")) is None else [str(series["settings"])]
@@ -216,7 +244,17 @@ def _where(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]) -> 
     parts = [cut(part, LONGEST_NAME) for part in parts]
     if (cells["data_source"] == "stand-in").any():
         parts.append("the packaged images stand in for a set that was not on disk")
-    return f"{how}{f' at {_places(axis, places)}' if places != [0] else ''}: {', '.join(part for part in parts if part)}."
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def _joined(conditions: Sequence[str]) -> str:
+    """Conditions as a sentence: `Measured at 1 to 8 blocks: MNIST, batch 128.`; empty without any."""
+    if not conditions:
+        return ""
+    first, *rest = conditions
+    if first.startswith(("Measured", "Predicted", "Tried")):
+        return f"{first}{': ' if rest else ''}{', '.join(rest)}."
+    return f"All lines: {', '.join(conditions)}."
 
 
 def _machine(series: Series, reports: Sequence["Report"]) -> str:
@@ -244,7 +282,7 @@ def _places(axis: str, places: Sequence[float]) -> str:
 def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
     """The ratio of MoCapsNet's slope to ResCapsNet's: in the paper memory falls and time rises."""
     memory = row["metric"] == "retained"
-    theirs = _printed_ratio("memory" if memory else "train_time")
+    theirs = paper.slope_ratio("memory" if memory else "train_time")
     claim = "A block costs MoCapsNet less memory than ResCapsNet" if memory else "and more training time"
     if pd.isna(row["ratio_to_rescapsnet"]):
         # The reason lies in this slope or in ResCapsNet's.
@@ -259,14 +297,6 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
         verdict = "open" if low <= 1 <= high else "agrees" if (high < 1) == memory else "contradicts"
         why = "the interval contains 1" if verdict == "open" else ""
     return PaperVerdict(claim, f"× {theirs:.3g}", here, f"{label}, {METRICS[row['metric']].title}", verdict, why)
-
-
-@cache
-def _printed_ratio(quantity: str) -> float:
-    """The ratio of MoCapsNet's slope to ResCapsNet's in the paper, which prints one line for CapsNet and ResCapsNet together."""
-    printed = paper.table("figure4_slopes")
-    by_model = printed[printed["quantity"] == quantity].set_index("model")["slope_per_block"]
-    return float(by_model["mocapsnet"] / by_model["capsnet"])
 
 
 def _slope_verdict(row: Mapping[Any, Any], series: Series, label: str) -> list[PaperVerdict]:

@@ -16,6 +16,7 @@ from capsbench.figures.styles import COLOURS, DARK_COLOURS
 from capsbench.frame import SAMPLE_COLUMNS, axes_in, frame_of
 from capsbench.page import cells
 from capsbench.page.answers import answers, latest_of, paper_verdicts
+from capsbench.page.gpus import gpus_data
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.page.runs import comparisons_data, environments_data, history_data, reports_data
 from capsbench.page.steps import contents_data, modules_data, timelines_data
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from capsbench.files import SavedTimeline
     from capsbench.report import Report
 
-_ANSWERS = 12
+_ANSWERS = 8
+_VERDICTS = 12
 _NOTES = 20
 _ROOM = 3_600_000
 """Bytes that records may take, so that the page with its charting library stays below 6 MB."""
@@ -87,6 +89,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         "contents": contents_data(records, texts),
         "timelines": timelines,
         "paper": cells.paper_data(frame),
+        "gpus": gpus_data(),
         "latest": latest_of(apart),
         "reports": reports_data(apart),
         "environments": environments_data(apart),
@@ -102,8 +105,8 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     return _template().render(
         title=title, reports=data["reports"], lines=len(page_series), cells=len(records),
         over=" and ".join(map(over_text, axes_in(frame))), per=" or ".join(map(axis_unit, axes_in(frame))),
-        answers=answers(all_series, page_series, apart, _ANSWERS),
-        verdicts=verdicts[:_ANSWERS], left_out=max(0, len(verdicts) - _ANSWERS),
+        answers=answers(all_series, page_series, apart, _ANSWERS), latest=(data["history"]["points"] or [None])[-1],
+        verdicts=verdicts[:_VERDICTS], left_out=max(0, len(verdicts) - _VERDICTS),
         light=COLOURS, dark=DARK_COLOURS, style=_asset("style.css"), script=_asset("page.js"), library=_library(),
         data=text, limits=limits, notes=notes,
     )  # fmt: skip

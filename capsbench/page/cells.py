@@ -28,7 +28,7 @@ from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
 from capsbench.stats.metrics import METRICS, TIME_METRICS
-from capsbench.stats.slopes import REFERENCE_MODEL, series_columns, values_by_position
+from capsbench.stats.slopes import series_columns, values_by_position
 from capsbench.words.along import axis_label, over_text
 from capsbench.words.labels import Names, Series, cut, dataset_title, model_title
 from capsbench.words.printable import printable
@@ -350,7 +350,6 @@ def _fit(row: Mapping[Any, Any]) -> dict[str, Any]:
         "text": row_slope(row),
         "remarks": ", ".join(filter(None, [*row_remarks(row), row_basis(row)])),
         "basis": row_basis(row),
-        "isReference": row["model"] == REFERENCE_MODEL and row["memory"] == "stored",
         "ratioText": row_ratio(row),
     }
 

@@ -7,17 +7,15 @@ from typing import Any
 import pandas as pd
 
 from capsbench.axes import axis_unit
-from capsbench.figures.sparks import SparkPoints, scale_of, svg, value_ranges
+from capsbench.figures.sparks import SparkPoints, fitted_points, scale_of, svg, value_ranges
 from capsbench.figures.styles import style_key, styles_of
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN
 from capsbench.frame import along as placed_along
 from capsbench.gate.findings import Labels
-from capsbench.stats.bases import Curve
-from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series, fitted_slopes, series_columns, series_of, values_by_position
 from capsbench.words.along import over_text
-from capsbench.words.slopes_in_words import row_basis, row_cost, row_ratio, row_remarks, row_shape, row_slope
+from capsbench.words.slopes_in_words import row_basis, row_cost, row_ratio, row_remarks, row_slope
 
 _Key = tuple[str, ...]
 
@@ -56,7 +54,8 @@ class SlopesFrame(pd.DataFrame):
             _row(labels.of(series), row, points, looks[style_key(series)].colour, ranges, per=not alone)
             for series, row, points in shown
         ]
-        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in (*heads, "× ResCapsNet", ""))
+        ratio = "× ResCapsNet" if any(row_ratio(row) for _, row, _ in shown) else ""
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in (*heads, ratio, ""))
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
 
 
@@ -101,26 +100,9 @@ def _key(row: Mapping[Any, Any] | Mapping[Hashable, Any], names: Iterable[str]) 
     )
 
 
-_CURVE_POINTS = 13
-
-
-def _fitted(row: Mapping[Hashable, Any], points: SparkPoints) -> list[tuple[float, float]]:
-    """The ends of the fitted line, or points of the curve; empty where neither fits."""
-    shape, places = row_shape(row), [place for place, _ in points]
-    if not points or shape not in ("line", *CURVES):
-        return []
-    if shape == "line":
-        return [(place, row["intercept"] + row["slope"] * place) for place in (min(places), max(places))]
-    curve = Curve(
-        "quadratic" if shape == "quadratic" else "inverse", row["intercept"], row["slope"], row["term"], None, None, 0.0
-    )
-    step = (max(places) - min(places)) / (_CURVE_POINTS - 1)
-    return [(place, curve.at(place)) for place in (min(places) + step * number for number in range(_CURVE_POINTS))]
-
-
 def _heights(row: Mapping[Hashable, Any], points: SparkPoints) -> list[float]:
     """Values in a row's chart: those of the records, and those of the fitted line or curve."""
-    return [value for _, value in (*points, *_fitted(row, points))]
+    return [value for _, value in (*points, *fitted_points(row, points))]
 
 
 def _row(
@@ -138,7 +120,7 @@ def _row(
     texts = [
         escape(label),
         METRICS[row["metric"]].title,
-        svg(points, _fitted(row, points), colour, *ranges[scale_of(row, row["metric"])]) if points else "",
+        svg(points, fitted_points(row, points), colour, *ranges[scale_of(row, row["metric"])]) if points else "",
         row_cost(row) if per else row_slope(row),
         row_ratio(row),
         escape(", ".join(remarks)),

@@ -97,7 +97,7 @@ def _comparison(before: Summary, notes: Sequence[str], other: "Report", most: in
         nothing: dict[str, Any] = {"columns": [], "rows": [], "more": 0}
         return nothing | {"remarks": cut_list(remarks, _MOST_REMARKS), "why": cut(error.what, LONGEST_TEXT)}
     remarks += comparison_remarks(compared, cells=False)
-    wide = [it for it in compared.comparisons if it.scope != "cell"]
+    wide = [it for it in compared.comparisons if it.scope != "cell" and it.verdict != "not comparable"]
     rows: list[list[object]] = []
     for it, texts in zip(wide[:most], comparison_rows(compared, cells=False)[:most], strict=True):
         numbers = ["bytes" if it.is_bytes else "seconds", it.before, it.after, it.low, it.high]

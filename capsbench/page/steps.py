@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from capsbench.figures.one_step import LOOKS, NOBODY, caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
+from capsbench.figures.styles import COLOURS
 from capsbench.page.cells import Texts
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.records import Contents, Record, Timeline
@@ -96,6 +97,12 @@ def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any]) -> Mod
     return [*rows, [None, sum(it.nbytes * it.count for it in rest), sum(it.count for it in rest)]] if rest else rows
 
 
+def _colour(category: str) -> int | str:
+    """The colour of a category: its index in the page's palettes, or itself if it suits both."""
+    colour, _ = LOOKS[category]
+    return COLOURS.index(colour) if colour in COLOURS else colour
+
+
 def _timeline(timeline: Timeline) -> dict[str, Any]:
     stacks = {name: np.array(nbytes) for name, nbytes in timeline.bytes_by_category.items() if any(nbytes)}
     total = np.sum([np.array(nbytes) for nbytes in timeline.bytes_by_category.values()], axis=0)
@@ -109,7 +116,7 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
         "events": shown.tolist(),
         "places": [at[event] for event in shown.tolist()],
         "categories": [
-            {"name": name, "colour": LOOKS[name][0], "bytes": nbytes[shown].tolist(), "atPeak": at_peak[name]}
+            {"name": name, "colour": _colour(name), "bytes": nbytes[shown].tolist(), "atPeak": at_peak[name]}
             for name, nbytes in stacks.items()
         ],
         "phases": [

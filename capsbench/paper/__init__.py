@@ -7,6 +7,7 @@ and with reserved memory apart from the context.
 
 from importlib import resources
 
+import numpy as np
 import pandas as pd
 
 from capsbench.devices import MIB
@@ -28,3 +29,21 @@ def memory() -> pd.DataFrame:
     """Table 4: `dataset`, `model`, `blocks`, and `bytes`; the source is nvidia-smi, which prints MiB."""
     read = table("table4_memory_mb")
     return read.assign(bytes=read["memory_mb"] * MIB)
+
+
+def memory_slopes(dataset: str) -> dict[str, float]:
+    """Bytes per block by network, by least squares over table 4; empty for a data set that it does not have."""
+    read = memory()
+    own = read[read["dataset"] == dataset].groupby("model", sort=False)
+    return {str(model): float(np.polyfit(rows["blocks"], rows["bytes"], 1)[0]) for model, rows in own}
+
+
+def slope_ratio(quantity: str) -> float:
+    """The ratio of MoCapsNet's slope to ResCapsNet's in figure 4, which prints one line for CapsNet and ResCapsNet together.
+
+    Args:
+        quantity: `memory` or `train_time`.
+    """
+    printed = table("figure4_slopes")
+    by_model = printed[printed["quantity"] == quantity].set_index("model")["slope_per_block"]
+    return float(by_model["mocapsnet"] / by_model["capsnet"])

@@ -32,13 +32,32 @@ def interval(centre: float, half: float) -> Interval:
     return float(centre - half), float(centre + half)
 
 
-def half_width(errors: Iterable[StandardError]) -> float:
-    """Half the width of the 95 % interval: half widths of independent sources add as squares, which errs on the wide side.
+def half_width(errors: Iterable[StandardError], confidence: float = CONFIDENCE) -> float:
+    """Half the width of an interval: half widths of independent sources add as squares, which errs on the wide side.
 
     Their degrees of freedom are not averaged: an error with one degree of freedom is small by chance now and then, and the
     average would let another source's degrees shrink the interval.
+
+    Args:
+        errors: one per source.
+        confidence: level of the interval.
     """
-    return math.hypot(*(one.value * float(special.stdtrit(one.degrees, (1 + CONFIDENCE) / 2)) for one in errors if one.value))
+    return math.hypot(*(one.value * float(special.stdtrit(one.degrees, (1 + confidence) / 2)) for one in errors if one.value))
+
+
+def error_beyond(seen: float, explained: float, degrees: float) -> StandardError:
+    """The error that is left of a variance when another source explains a part of it.
+
+    Its degrees of freedom are those of a difference of variances (Satterthwaite 1946): few, where the other source explains
+    most of it, and none, where it explains all.
+
+    Args:
+        seen: variance of estimates.
+        explained: variance that the other source gives them.
+        degrees: degrees of freedom of the first.
+    """
+    left = seen - explained
+    return StandardError(left**0.5, degrees * (left / seen) ** 2) if left > 0 else StandardError(0.0, 0.0)
 
 
 def p_value(estimate: float, errors: Sequence[StandardError]) -> float:

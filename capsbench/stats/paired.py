@@ -17,6 +17,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from capsbench.stats.intervals import Floats, Interval
@@ -49,13 +50,26 @@ def row_slopes(depths: Floats, values: Floats) -> Floats:
         `[rounds]`, NaN for rounds with fewer than two depths.
     """
     there = ~np.isnan(values)
-    count = there.sum(axis=1, keepdims=True)
-    few = np.maximum(count, 1)
-    centred = np.where(there, depths - np.where(there, depths, 0.0).sum(axis=1, keepdims=True) / few, 0.0)
-    # `centred` adds up to 0 but for rounding, which a common offset would magnify.
-    above = np.where(there, values - np.where(there, values, 0.0).sum(axis=1, keepdims=True) / few, 0.0)
-    squares = np.where(count[:, 0] > 1, (centred**2).sum(axis=1), np.nan)
-    return np.asarray((centred * above).sum(axis=1) / squares)
+    # Weights add up to 0 but for rounding, which a common offset would magnify.
+    above = np.where(there, values - _row_means(np.where(there, values, 0.0), there), 0.0)
+    return np.asarray((row_weights(depths, there) * above).sum(axis=1))
+
+
+def row_weights(depths: Floats, there: NDArray[np.bool_]) -> Floats:
+    """`[rounds, depths]`, the factors by which the values of a round give its slope; NaN for rounds with fewer than two depths.
+
+    Args:
+        depths: `[depths]`, all different.
+        there: `[rounds, depths]`, true where a depth took part.
+    """
+    centred = np.where(there, depths - _row_means(np.where(there, depths, 0.0), there), 0.0)
+    squares = np.where(there.sum(axis=1) > 1, (centred**2).sum(axis=1), np.nan)
+    return np.asarray(centred / squares[:, None])
+
+
+def _row_means(values: Floats, there: NDArray[np.bool_]) -> Floats:
+    """`[rounds, 1]`, the mean of each row, of which values that are not there are 0."""
+    return np.asarray(values.sum(axis=1, keepdims=True) / np.maximum(there.sum(axis=1, keepdims=True), 1))
 
 
 def centre(values: Sequence[float] | Floats, confidence: float = CONFIDENCE) -> Centre:

@@ -3,6 +3,7 @@
 A block may be half a percent of a step, and its slope is lost in the noise of the rest. Where the clock was also read at the
 edges of the modules that grow, the slope is that of these parts and their share of the optimizer, provided that the rest of the
 step does not grow: the interval of its own slope contains 0, at 99 %. At 95 %, one series in twenty would seem to grow by chance.
+A cell that is slower in the rest of its step for as long as its process lives does not grow either (`lasting`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,10 @@ from capsbench.frame import (
     SAMPLE_COLUMNS,
 )
 from capsbench.stats.intervals import Floats, Interval, ratio_interval
+from capsbench.stats.lasting import lasting_effects
 from capsbench.stats.median import median_interval
-from capsbench.stats.paired import FEWEST_ROUNDS, centre, row_slopes
-from capsbench.stats.processes import PooledCentre, pooled_centre, pooled_ratio_interval
+from capsbench.stats.paired import FEWEST_ROUNDS, row_slopes
+from capsbench.stats.processes import PooledCentre, pooled_centre, pooled_ratio_interval, widened
 
 REST_CONFIDENCE = 0.99
 """Level of the interval of the rest's slope."""
@@ -137,36 +139,48 @@ def _filled(samples: object) -> bool:
 
 def fit_turns(times: TurnTimes) -> TurnFit | None:
     """The slope of cells that took turns; None with fewer than six rounds of two depths or more."""
-    whole = row_slopes(times.depths, times.whole)
-    used = ~np.isnan(whole)
+    slopes = row_slopes(times.depths, times.whole)
+    used = ~np.isnan(slopes)
     if used.sum() < FEWEST_ROUNDS:
         return None
+    slopes, whole = slopes[used], times.whole[used]
     turns = [turn for turn, there in zip(times.turns, used.tolist(), strict=True) if there]
     processes = [process for process, there in zip(times.processes, used.tolist(), strict=True) if there]
+    of_process = dict(zip(turns, processes, strict=True))
     if times.growing is None:
         return TurnFit(
-            "turns", pooled_centre(whole[used], processes), None, dict(_effects(times, times.whole)),
-            dict(zip(turns, whole[used].tolist(), strict=True)), dict(zip(turns, processes, strict=True)),
+            "turns", _of_whole_steps(times.depths, whole, processes), None, dict(_effects(times, times.whole)),
+            dict(zip(turns, slopes.tolist(), strict=True)), of_process,
         )  # fmt: skip
-    remaining, growing = times.whole - times.growing, row_slopes(times.depths, times.growing)[used]
-    of_rest = row_slopes(times.depths, remaining)[used]
-    # So few rounds may have no interval at this level, and their range stands for it.
-    rest = centre(of_rest, REST_CONFIDENCE).interval or (float(of_rest.min()), float(of_rest.max()))
+    remaining, growing = whole - times.growing[used], row_slopes(times.depths, times.growing[used])
+    rest, speeds = _slope_of_rest(times.depths, remaining, processes), np.nanmedian(remaining, axis=1)
+    of_growing = pooled_centre(growing, processes)
     by_edges = rest[0] <= 0 <= rest[1]
-    level = float(np.nanmedian(remaining)) if by_edges else 0.0
-    slopes = growing if by_edges else whole[used]
-    speeds = np.nanmedian(remaining[used], axis=1)
+    level = float(np.nanmedian(times.whole - times.growing)) if by_edges else 0.0
     return TurnFit(
         "edges" if by_edges else "turns",
-        pooled_centre(slopes, processes),
+        of_growing if by_edges else _of_whole_steps(times.depths, whole, processes),
         rest,
         {depth: one.above(level) for depth, one in _effects(times, times.growing if by_edges else times.whole)},
-        dict(zip(turns, slopes.tolist(), strict=True)),
-        dict(zip(turns, processes, strict=True)),
+        dict(zip(turns, (growing if by_edges else slopes).tolist(), strict=True)),
+        of_process,
         float(np.median(speeds)),
-        pooled_centre(growing, processes),
+        of_growing,
         pooled_centre(growing / speeds, processes),
     )
+
+
+def _of_whole_steps(depths: Floats, whole: Floats, processes: Sequence[int]) -> PooledCentre:
+    """The slope of whole steps, in which the rest of a step has lasting effects too."""
+    return pooled_centre(row_slopes(depths, whole), processes, lasting=lasting_effects(depths, whole, processes))
+
+
+def _slope_of_rest(depths: Floats, remaining: Floats, processes: Sequence[int]) -> Interval:
+    """The 99 % interval of the slope of the rest of a step."""
+    slopes, lasting = row_slopes(depths, remaining), lasting_effects(depths, remaining, processes)
+    found = pooled_centre(slopes, processes, share=0.0, lasting=lasting, confidence=REST_CONFIDENCE)
+    # So few rounds may have no interval at this level, and their range stands for it.
+    return found.interval or widened(found.value, (float(slopes.min()), float(slopes.max())), found.of_processes)
 
 
 def _effects(times: TurnTimes, part: Floats) -> list[tuple[float, DepthTime]]:
@@ -216,10 +230,11 @@ def _beside(depths: Floats, part: Floats, place: int, pair: tuple[int, int], fou
 def turns_ratio_interval(own: TurnFit, reference: TurnFit) -> Interval | None:
     """The 95 % interval of the ratio of two slopes; None if the reference's may be 0.
 
-    Slopes of the same rounds are compared round by round, those of series that had no six rounds together by their intervals.
+    Slopes of the same rounds are compared round by round. Those of series that had no six rounds together are compared by their
+    intervals, and so are those of whole steps, as the lasting effects of either's cells are its own.
     """
     common = [turn for turn in own.slopes if turn in reference.slopes]
-    if len(common) < FEWEST_ROUNDS:
+    if len(common) < FEWEST_ROUNDS or "turns" in (own.basis, reference.basis):
         if own.slope.interval is None or reference.slope.interval is None:
             return None
         halves = [(one[1] - one[0]) / 2 for one in (own.slope.interval, reference.slope.interval)]

@@ -1,13 +1,19 @@
-"""Table 4 of *Momentum Capsule Networks* beside one's own records."""
+"""Memory and time per block in *Momentum Capsule Networks* beside one's own records."""
+
+from math import nan
 
 import pandas as pd
 from rich.table import Table
 
 from capsbench import paper
 from capsbench.devices import MIB
+from capsbench.frame import AXIS_COLUMN
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import MEMORY_METRICS
 from capsbench.words.labels import dataset_title, model_title, on_gpu
+from capsbench.words.printable import cell as text_cell
+from capsbench.words.slopes_in_words import row_ratio, row_shape, row_slope
+from capsbench.words.units import ratio_text
 
 _CELL = ["dataset", "model", "blocks"]
 
@@ -39,7 +45,7 @@ def table4_slopes(table: pd.DataFrame) -> Table:
     """The slope of each column of `table4`, MiB per block."""
     # The peak lies outside the blocks, so its slope is that of weights, gradients and optimizer state in every column.
     columns = [name for name in table.columns if name not in _CELL and "peak_allocated" not in name]
-    out = Table(title="table 4, MiB per block", title_justify="left", title_style="bold", box=None)
+    out = Table(title="memory of table 4, MiB per block", title_justify="left", title_style="bold", box=None)
     out.add_column("model", no_wrap=True)
     for name in columns:
         out.add_column(name.removesuffix("_bytes").replace("_", "\n"), justify="right")
@@ -47,6 +53,27 @@ def table4_slopes(table: pd.DataFrame) -> Table:
         if cells["blocks"].nunique() > 1:
             slopes = [_slope(cells, name) for name in columns]
             out.add_row(f"{dataset_title(str(dataset))} {model_title(str(model))}", *slopes)
+    return out
+
+
+def time_ratios(slopes: pd.DataFrame) -> Table:
+    """The training time of a block of MoCapsNet over that of ResCapsNet: the paper's, and one's own by data set and kernel.
+
+    Args:
+        slopes: the table of `capsbench.slopes`.
+    """
+    out = Table(title="training time per block, MoCapsNet over ResCapsNet", title_justify="left", title_style="bold", box=None)
+    out.add_column("of", no_wrap=True)
+    out.add_column("ratio", overflow="fold")
+    out.add_row("the paper, CIFAR-10 (figure 4)", f"× {ratio_text(paper.slope_ratio('train_time'), nan, nan)}")
+    own = slopes[(slopes["model"] == "mocapsnet") & (slopes["metric"] == "train") & (slopes[AXIS_COLUMN] == "blocks")]
+    for row in own.to_dict("records"):
+        text = str(row_shape(row))
+        if row_shape(row) == "line":
+            text = f"× {row_ratio(row)}" if row_ratio(row) else "no slope of ResCapsNet beside it that differs from 0"
+        elif row_shape(row) == "no change measurable":
+            text = row_slope(row)
+        out.add_row(text_cell(f"{dataset_title(str(row['dataset']))}, {row['kernel']}"), text_cell(text))
     return out
 
 

@@ -16,7 +16,7 @@ from capsbench.words.along import number_text, places_text
 from capsbench.words.labels import Names, dataset_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
-from capsbench.words.slopes_in_words import basis_note, row_remarks, row_shape, row_slope, within_text
+from capsbench.words.slopes_in_words import basis_note, row_ratio, row_remarks, row_shape, row_slope, within_text
 from capsbench.words.units import bytes_text, quantity_text, ratio_text, slope_text
 
 _NOISY = "~"
@@ -36,7 +36,7 @@ def slopes_table(table: pd.DataFrame) -> Table:
     shown = [name for name in SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
     title = f"slope per {axis_unit(axis_name(table))}"
-    if table.loc[table["metric"].isin(shown), "ratio_to_rescapsnet"].notna().any():
+    if any(row_ratio(row) for row in table[table["metric"].isin(shown)].to_dict("records")):
         title += ", and its ratio to ResCapsNet"
     footnote = _footnote(table, basis_note(table[table["metric"].isin(shown)]))
     out = Table(title=title, title_justify="left", title_style="bold", box=None, **footnote)
@@ -172,12 +172,14 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
         return None
     own = max(owns)
     good = frame[(frame["status"] == "ok") & frame["peak_allocated_bytes"].notna()]
-    deepest = good[good[POSITION_COLUMN] == good[POSITION_COLUMN].max()]
-    depth = number_text(deepest[POSITION_COLUMN].iloc[0])
+    # Each report has a last depth of its own.
+    deepest = good[good[POSITION_COLUMN] == good.groupby("report")[POSITION_COLUMN].transform("max")]
+    depths = sorted(set(deepest[POSITION_COLUMN]))
+    where = f"at {number_text(depths[0])} blocks" if len(depths) == 1 else "at the last depth of each report"
     low, high = (bytes_text(float(value)) for value in deepest["peak_allocated_bytes"].agg(["min", "max"]))
     in_backward = (deepest["peak_backward_bytes"] >= deepest["peak_forward_bytes"]).all()
     return (
-        f"The peak ({low if low == high else f'{low} to {high}'} at {depth} blocks) is reached "
+        f"The peak ({low if low == high else f'{low} to {high}'} {where}) is reached "
         f"{'in backward ' if in_backward else ''}outside the blocks, so a block moves it only by its weights, gradients and "
         f"optimizer state: {bytes_text(own)}."
     )
@@ -191,6 +193,6 @@ def _slope_cell(row: pd.Series | None) -> str:
         reach = max(abs(row["slope_low"]), abs(row["slope_high"]))
         return f"{shape}\n{within_text(reach, is_bytes=METRICS[row['metric']].is_bytes)}{noisy}"
     below = row_remarks(row)
-    if shape == "line" and not pd.isna(ratio := row["ratio_to_rescapsnet"]):
-        below.append(f"× {ratio_text(ratio, row['ratio_low'], row['ratio_high'])}")
+    if shape == "line" and row_ratio(row):
+        below.append(f"× {ratio_text(row['ratio_to_rescapsnet'], row['ratio_low'], row['ratio_high'])}")
     return "\n".join([row_slope(row) + noisy, *below])

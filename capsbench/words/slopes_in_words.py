@@ -10,6 +10,7 @@ from capsbench.axes import axis_unit, over_the, per_pair
 from capsbench.frame import AXIS_COLUMN
 from capsbench.stats.linearity import CURVES, Shape
 from capsbench.stats.metrics import METRICS
+from capsbench.stats.slopes import REFERENCE_MODEL
 from capsbench.words.units import quantity_text, ratio_in_words, slope_text
 
 Row = Mapping[Any, Any] | pd.Series
@@ -66,10 +67,15 @@ def row_cost(row: Row) -> str:
     return text if row_shape(row) in CURVES else f"{text} per {axis_unit(str(row[AXIS_COLUMN]))}"
 
 
+def is_reference(row: Row) -> bool:
+    """Return whether a row is of the series that others are compared with, and which needs no ratio to itself."""
+    return bool(row["model"] == REFERENCE_MODEL and row["memory"] == "stored")
+
+
 def row_ratio(row: Row) -> str:
-    """The ratio of a row with its interval; empty where there is none."""
+    """The ratio of a row with its interval; empty where there is none, and for the reference itself."""
     ratio = row["ratio_to_rescapsnet"]
-    return "" if pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"])
+    return "" if is_reference(row) or pd.isna(ratio) else ratio_in_words(ratio, row["ratio_low"], row["ratio_high"])
 
 
 def row_remarks(row: Row) -> list[str]:

@@ -16,9 +16,10 @@ import {
   takenOf,
   textOf,
 } from "./data.js";
-import { badge, button, byId, element, field } from "./dom.js";
+import { badge, button, byId, copyButton, element, field } from "./dom.js";
 import { chosenCells, chosenLines } from "./filters.js";
 import { recordDetail } from "./record.js";
+import { asLatex, asMarkdown } from "./slopetext.js";
 import { ALL, change, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable, setRows } from "./tables.js";
@@ -58,7 +59,7 @@ function cellColumns() {
     ...(differ(CELLS.replicate) ? [replicate] : []),
     ...DATA.metrics.map(metricColumn),
     { label: "status", column: "status", value: statusOf, node: statusBadge },
-    { label: "noise", column: "noise", value: noiseOf },
+    ...(CELLS.noise.some(Boolean) ? [{ label: "noise", column: "noise", value: noiseOf }] : []),
     { label: "record", column: "key", value: (cell) => CELLS.key[cell] },
   ];
 }
@@ -142,26 +143,43 @@ function slopeColumns() {
   return [fitColumn(`slope per ${unit}`, "slope", "text", `slope_per_${unit.replaceAll(" ", "_")}`)];
 }
 
+// Shows a text below the table of slopes, to be copied by hand.
+function showText(text) {
+  const area = element("textarea", { class: "copied", readonly: true, rows: "8", "aria-label": "Slopes as text" });
+  area.value = text;
+  byId("slopes").querySelector(".copied")?.remove();
+  byId("slopes").append(area);
+  area.select();
+}
+
 export function startSlopes() {
+  const copies = [
+    copyButton("Copy as Markdown", () => asMarkdown(shownSlopes()), showText),
+    copyButton("Copy as LaTeX", () => asLatex(shownSlopes()), showText),
+  ];
   const shown = ["slope", "ratio_to_rescapsnet"];
+  const ratio = fitColumn("× ResCapsNet", "ratio_to_rescapsnet", "ratioText");
+  const hasRatio = LINES.some((line) => Object.values(line.fits).some((fit) => fit.ratioText));
   const numbers = DATA.columns.slopes.filter((name) => !shown.includes(name));
   makeTable(byId("slopes-table"), "slopes-table", {
     name: "All slopes",
     rows: shownSlopes(),
     file: "slopes.csv",
     search: true,
+    extra: copies,
     columns: [
       ...reportColumn(({ line }) => line),
       { label: "line", value: ({ line }) => line.short, name: true },
       { label: "data set", value: ({ line }) => line.datasetTitle },
       { label: "quantity", value: ({ metric }) => metric.title },
       ...slopeColumns(),
-      fitColumn("× ResCapsNet", "ratio_to_rescapsnet", "ratioText"),
+      ...(hasRatio ? [ratio] : []),
       { label: "points", value: ({ fit }) => fit.points, number: true },
       { label: "a line", value: shapeText },
       { label: "noise", value: ({ fit }) => fit.noise },
     ],
     also: [
+      ...(hasRatio ? [] : [["ratio_to_rescapsnet", ({ fit }) => fit.ratio_to_rescapsnet]]),
       ["unit", ({ metric, fit }) => `${metric.bytes ? "bytes" : "seconds"} per ${fit.per}`],
       ...numbers.map((name) => [name, ({ fit }) => fit[name]]),
     ],

@@ -89,7 +89,7 @@ export function redrawAll() {
 }
 
 export function drawAll() {
-  for (const node of CHARTS.keys()) drawChart(node);
+  for (const node of CHARTS.keys()) if (node.clientWidth > 0) drawChart(node);
 }
 
 function drawChart(node) {

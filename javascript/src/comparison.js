@@ -7,7 +7,6 @@ import { makeTable } from "./tables.js";
 import { plural } from "./words.js";
 
 const ALL = DATA.comparisons;
-const KINDS = { "not comparable": "open" };
 
 export function startComparison() {
   if (ALL.length < 2) return;
@@ -34,7 +33,7 @@ function differenceOf({ before_value: before, after_value: after }) {
 
 function verdictNode({ verdict }) {
   const [word, ...why] = verdict.split(":");
-  return element("span", {}, badge(word, KINDS[word] ?? word), element("small", {}, why.join(":")));
+  return element("span", {}, badge(word, word), element("small", {}, why.join(":")));
 }
 
 function drawDifferences({ before, after, columns, rows }) {

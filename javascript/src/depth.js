@@ -15,6 +15,7 @@ import {
   lineIndexOf,
   lineOf,
   METRICS,
+  noiseOf,
   placeOf,
   statusOf,
 } from "./data.js";
@@ -93,9 +94,10 @@ function captionText(metric, { drawn, all }) {
   const sentences = [
     [drawn.length < all, `${drawn.length} of ${all} lines are drawn: choose above.`],
     [true, "Every point is a record; click one to look inside its step."],
-    [!metric.bytes, "Bars: 95 % intervals of medians; filled markers are noisy."],
+    [!metric.bytes, "Bars: 95 % intervals of medians."],
+    [!metric.bytes && cells.some(noiseOf), "Points that are crossed out are noisy."],
     [drawn.some((index) => isPredicted(LINES[index])), "Dashed: predicted."],
-    [drawn.some((index) => fullOf(index).length), "Crosses: out of memory."],
+    [drawn.some((index) => fullOf(index).length), "Crosses at the end of a dotted line: out of memory."],
     [cells.some((cell) => hasFailed(cell, metric)), "Crossed circles: cells that failed, which are in no slope."],
     [axis !== "zero", "The axis need not start at 0."],
     [axis === "log" && cells.some(isZero), "It is not logarithmic, since such an axis cannot show 0."],
@@ -136,7 +138,7 @@ function drawFigure3() {
   const datasets = [...new Set(drawn.flatMap(({ indices }) => indices.map((index) => LINES[index].dataset)))].slice(0, 4);
   const panels = datasets.flatMap((dataset) => drawn.map((one) => panelOf(dataset, one, datasets.length > 1)));
   host.replaceChildren(...panels.map((panel) => panel.node));
-  drawFigure3Notes(new Set(panels.flatMap((panel) => panel.indices)));
+  drawFigure3Notes(new Set(panels.flatMap((panel) => panel.indices)), metrics);
 }
 
 function panelOf(dataset, { metric, indices }, named) {
@@ -149,13 +151,15 @@ function panelOf(dataset, { metric, indices }, named) {
 }
 
 // The key of lines that only the small charts draw, since they lack the quantity above.
-function drawFigure3Notes(drawn) {
+function drawFigure3Notes(drawn, metrics) {
   const metric = METRICS[state.depth.metric];
   const above = metric ? drawnLines(metric).drawn : [];
   const others = [...drawn].filter((index) => !above.includes(index)).sort((a, b) => a - b);
   const names = namesOf([...above, ...others]);
   const which = `Colours and markers are those of the figure above${others.length ? ", and of the key below" : ""}.`;
-  const text = drawn.size ? `${which} Lines join the means over replicates.` : NOTHING;
+  const isFlat = (index) => metrics.some(({ name }) => LINES[index].fits[name]?.shape === "no change measurable");
+  const flat = [...drawn].some(isFlat) ? " Points without a line: no change measurable." : "";
+  const text = drawn.size ? `${which} Lines join the means over replicates.${flat}` : NOTHING;
   const entries = others.map((index) => keyOf(LINES[index], names.get(index)));
   byId("figure3-caption").replaceChildren(note(text), ...(others.length ? [keys(entries)] : []));
 }

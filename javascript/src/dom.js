@@ -24,6 +24,22 @@ export const badge = (text, kind) => element("span", { class: `verdict ${kind}` 
 export const bullets = (texts) => element("ul", { class: "findings" }, ...texts.map((text) => element("li", {}, text)));
 export const button = (text, onclick) => element("button", { type: "button", onclick }, text);
 
+// A button that copies a text; where a browser does not allow it, `instead` shows the text.
+export function copyButton(label, text, instead) {
+  const copy = button(label, async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      copy.textContent = "Copied";
+      setTimeout(() => {
+        copy.textContent = label;
+      }, 2000);
+    } catch {
+      instead(text());
+    }
+  });
+  return copy;
+}
+
 export function scrolled(name, node) {
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, node);
 }

@@ -62,3 +62,11 @@ export function levelRange(values, [size]) {
 export function errorBars(above, below, colour, width) {
   return { type: "data", symmetric: false, array: above, arrayminus: below, color: colour, thickness: 0.8, width };
 }
+
+// A range with room beside its values for names of points, which keeps level values looking level.
+export function roomyRange(values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const span = Math.max(high - low, 0.1 * high, 1e-12);
+  const middle = (low + high) / 2;
+  return [middle - 0.64 * span, middle + 0.64 * span];
+}

@@ -3,13 +3,16 @@
 import { drawCells, drawSlopes, startCells, startSlopes } from "./cells.js";
 import { drawRest, redrawAll, whenWider } from "./charts.js";
 import { drawComparison, startComparison } from "./comparison.js";
+import { startCues } from "./cues.js";
 import { drawDepth, startDepth } from "./depth.js";
 import { byId } from "./dom.js";
 import { clearHeadings, startFilters } from "./filters.js";
+import { drawFits, startFits } from "./fits.js";
 import { drawHistory, startHistory } from "./history.js";
+import { remember, startLinks } from "./links.js";
 import { startMachines, startReports } from "./machines.js";
 import { drawWith, state } from "./state.js";
-import { drawStep, startStep } from "./step.js";
+import { drawStep, showCell, startStep } from "./step.js";
 import { drawRows } from "./tables.js";
 import { drawLook, startTheme } from "./theme.js";
 import { drawTradeoff, startTradeoff } from "./tradeoff.js";
@@ -28,6 +31,7 @@ const VIEWS = [
   [drawLook, [state.look]],
   [drawDepth, [state.filters, state.depth]],
   [drawTradeoff, [state.filters, state.tradeoff]],
+  [drawFits, [state.filters]],
   [drawStep, [state.step]],
   [drawCells, [state.filters, state.cells]],
   [drawSlopes, [state.filters]],
@@ -38,6 +42,7 @@ const VIEWS = [
 
 function draw(part) {
   for (const [view, parts] of VIEWS) if (parts.includes(part)) view();
+  remember(part);
 }
 
 function start() {
@@ -47,6 +52,7 @@ function start() {
   clearHeadings();
   startDepth();
   startTradeoff();
+  startFits();
   startCells();
   startSlopes();
   startReports();
@@ -55,9 +61,12 @@ function start() {
   if (byId("runs")) startComparison();
   drawDepth();
   drawTradeoff();
+  drawFits();
   startStep();
   drawHistory();
   drawComparison();
+  startCues();
+  startLinks(showCell);
   addEventListener("resize", clearHeadings);
   addEventListener("resize", whenWider(redrawAll));
   addEventListener("load", () => setTimeout(drawRest));

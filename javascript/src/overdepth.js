@@ -89,13 +89,13 @@ function lineTraces(index, plot) {
   const cells = cellsOf(index).filter((cell) => isGood(cell, plot.metric));
   const failed = cellsOf(index).filter((cell) => hasFailed(cell, plot.metric));
   const found = failed.length ? [failedTrace(failed, plot, colourOf(line))] : [];
-  return cells.length ? [...found, ...throughTraces(line, cells, plot), pointsTrace(line, cells, plot)] : found;
+  return cells.length ? [...found, ...throughTraces(line, cells, plot), ...pointTraces(line, cells, plot)] : found;
 }
 
 function throughTraces(line, cells, plot) {
   const fit = line.fits[plot.metric.name];
-  if (plot.fits && fit && isFitted(fit)) return [fittedTrace(line, fit, cells, plot)];
-  return plot.fits && fit && fit.shape !== "not a line" ? [] : [joinTrace(line, cells, plot)];
+  if (fit?.shape === "no change measurable") return [];
+  return plot.fits && fit && isFitted(fit) ? [fittedTrace(line, fit, cells, plot)] : [joinTrace(line, cells, plot)];
 }
 
 const lineStyle = (line, width) => ({ color: colourOf(line), width, dash: line.look.dash });
@@ -132,13 +132,28 @@ function recordPoints(cells, { metric, unit }, marker) {
   return { x: placesOf(cells), y, mode: "markers", ...hover, marker };
 }
 
-function pointsTrace(line, cells, plot) {
+function pointTraces(line, cells, plot) {
   const { metric } = plot;
   const colour = colourOf(line);
-  const inside = cells.map((cell) => (!metric.bytes && noiseOf(cell) ? colour : variable("--paper")));
-  const marker = { symbol: line.look.symbol, size: line.look.size, color: inside, line: { color: colour, width: 1.6 } };
+  const marker = {
+    symbol: line.look.symbol,
+    size: line.look.size,
+    color: variable("--paper"),
+    line: { color: colour, width: 1.6 },
+  };
   const points = recordPoints(cells, plot, marker);
-  return metric.bytes ? points : { ...points, error_y: medianBars(cells, plot, colour) };
+  if (metric.bytes) return [points];
+  const noisy = cells.filter((cell) => noiseOf(cell));
+  const crossed = noisy.length
+    ? [crossTrace(noisy, plot, { ...CROSS, size: line.look.size + 6, line: { color: colour, width: 1 } })]
+    : [];
+  return [{ ...points, error_y: medianBars(cells, plot, colour) }, ...crossed];
+}
+
+// Crosses over noisy points.
+function crossTrace(cells, { metric, unit }, marker) {
+  const y = cells.map((cell) => figure(cell, metric) / unit[0]);
+  return { x: placesOf(cells), y, mode: "markers", hoverinfo: "skip", marker };
 }
 
 // Cells that failed, which are in no line and no slope.

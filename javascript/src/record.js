@@ -1,20 +1,17 @@
 // All that is known of one record, and the commands to measure it again.
 
 import { CELLS, commandOf, DATA, hasFigure, isPredicted, lineOf, METRICS, samplesOf, statusOf, takenOf, textOf } from "./data.js";
-import { button, element, factList, note } from "./dom.js";
+import { copyButton, element, factList, note } from "./dom.js";
 import { exactly } from "./words.js";
 
 export function command(text) {
   if (!text) return note("The command is too long for this page; the record has its options.");
   const code = element("code", {}, text);
-  const copy = button("Copy", async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      copy.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(code);
-    }
-  });
+  const copy = copyButton(
+    "Copy",
+    () => text,
+    () => getSelection().selectAllChildren(code),
+  );
   return element("div", { class: "command" }, code, copy);
 }
 

@@ -5,15 +5,15 @@ import { DATA, METRICS } from "./data.js";
 export const ALL = "*";
 export const MOST_LINES = 12;
 
-const memories = DATA.metrics.filter((metric) => metric.bytes);
 const times = DATA.metrics.filter((metric) => !metric.bytes);
 const unsorted = () => ({ by: -1, down: false, page: 0, words: "" });
 
 export const state = {
   filters: Object.fromEntries(DATA.options.filters.map(({ name }) => [name, ALL])),
   depth: { metric: (METRICS.retained ?? DATA.metrics[0])?.name, axis: "close", paper: true },
-  tradeoff: { memory: (METRICS.peak ?? memories[0])?.name, time: times[0]?.name, place: null },
-  step: { cell: null, timeline: null },
+  // A memory that is not chosen is the one that differs most.
+  tradeoff: { memory: null, time: times[0]?.name, place: null },
+  step: { cell: null, timeline: null, jumped: false },
   history: { metric: null },
   comparison: { index: 0 },
   cells: { status: ALL },
@@ -23,6 +23,7 @@ export const state = {
     "slopes-table": unsorted(),
     "figure4-numbers": unsorted(),
     "tradeoff-numbers": unsorted(),
+    "fits-table": unsorted(),
     "history-table": unsorted(),
     "compare-table": unsorted(),
   },

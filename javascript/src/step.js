@@ -2,9 +2,10 @@
 
 import { forgetCharts } from "./charts.js";
 import { COUNT, DATA, lineOf, placeOf, statusOf, textOf, timelineCommandOf } from "./data.js";
-import { byId, element, field, note, scrolled } from "./dom.js";
+import { button, byId, element, field, note, scrolled } from "./dom.js";
 import { chosenCells } from "./filters.js";
 import { keyColour } from "./layout.js";
+import { jumpBack, jumpTo } from "./links.js";
 import { command, recordDetail } from "./record.js";
 import { change, state } from "./state.js";
 import { timelineParts } from "./timeline.js";
@@ -17,8 +18,19 @@ const hasModules = (cell) => DATA.modules.of[cell] >= 0;
 
 export function startStep() {
   if (DATA.timelines.length) byId("step-controls").append(timelineField());
+  byId("step-controls").append(button("← Back to where you were", jumpBack));
+  showFirst();
+}
+
+function showFirst() {
   if (DATA.timelines.length) selectTimeline(DATA.timelines[0]);
-  else if (COUNT) change(state.step, { cell: firstCell(), timeline: null });
+  else if (COUNT) change(state.step, { cell: firstCell(), timeline: null, jumped: false });
+}
+
+// Shows the step of a cell that an address names, or the first one.
+export function showCell(cell) {
+  if (cell === null) showFirst();
+  else change(state.step, { cell, timeline: timelineOf(cell), jumped: true });
 }
 
 function timelineField() {
@@ -36,18 +48,20 @@ function firstCell() {
 }
 
 function selectTimeline(timeline) {
-  change(state.step, { cell: timeline.cells[0] ?? null, timeline });
+  change(state.step, { cell: timeline.cells[0] ?? null, timeline, jumped: false });
 }
 
 export function selectCell(cell) {
-  change(state.step, { cell, timeline: timelineOf(cell) });
+  showCell(cell);
+  jumpTo("step");
   byId("step").scrollIntoView();
   // A keyboard user continues from here.
   byId("step-name").focus({ preventScroll: true });
 }
 
 export function drawStep() {
-  const { cell, timeline } = state.step;
+  const { cell, timeline, jumped } = state.step;
+  byId("step-controls").lastElementChild.hidden = !jumped;
   const body = byId("step-body");
   forgetCharts(body);
   const select = byId("step-timeline");

@@ -3,7 +3,7 @@
 import { addChart } from "./charts.js";
 import { CELLS } from "./data.js";
 import { element, factList, note, shortened, variable } from "./dom.js";
-import { axisTitle, widthOf } from "./layout.js";
+import { axisTitle, keyColour, widthOf } from "./layout.js";
 import { exactBytes, grouped, plotText, quantity, unitFor } from "./words.js";
 
 const bytesOf = (value) => quantity(value, true);
@@ -20,7 +20,7 @@ export function timelineParts(timeline, cell) {
 
 function categoryKey({ name, colour, atPeak }) {
   const block = element("span", { class: "block", "aria-hidden": "true" });
-  block.style.background = colour;
+  block.style.background = Number.isInteger(colour) ? keyColour(colour) : colour;
   return element("li", {}, block, element("span", {}, `${name}: ${bytesOf(atPeak)} at the peak`));
 }
 
@@ -61,13 +61,15 @@ function buildTimeline(node, timeline) {
   return { data, layout, label };
 }
 
+const fillOf = ({ colour }) => (Number.isInteger(colour) ? variable(`--c${colour}`) : colour);
+
 function categoryTrace(timeline, category, unit) {
   const name = plotText(category.name);
   const text = (value, index) => {
     return `${name}: <b>${bytesOf(value)}</b> (${exactBytes(value)})<br>event ${grouped(timeline.events[index])}`;
   };
   const points = { x: timeline.places, y: category.bytes.map((value) => value / unit[0]), mode: "lines", stackgroup: "alive" };
-  const style = { line: { width: 0.5, shape: "hv", color: variable("--paper") }, fillcolor: category.colour };
+  const style = { line: { width: 0.5, shape: "hv", color: variable("--paper") }, fillcolor: fillOf(category) };
   return { ...points, ...style, hoverinfo: "text", hovertext: category.bytes.map(text) };
 }
 

@@ -1,18 +1,23 @@
-// Memory against time at one position on the axis, as a basis for a choice.
+// Memory against time at one position on the axis, as a basis for a choice. It begins with the memory that differs most.
 
 import { addChart, redraw } from "./charts.js";
-import { axisNow, CELLS, DATA, figure, isGood, LINES, lineIndexOf, lineOf, METRICS, placeOf, statusOf } from "./data.js";
+import { axisNow, CELLS, DATA, endsOf, figure, isGood, LINES, lineIndexOf, lineOf, METRICS, placeOf, statusOf } from "./data.js";
 import { byId, field, note, variable } from "./dom.js";
 import { chosenCells, metricOptions, namesOf } from "./filters.js";
 import { keyOf, keys, moreKeys } from "./keys.js";
-import { axisTitle, colourOf, levelRange } from "./layout.js";
+import { pointLabels } from "./labels.js";
+import { axisTitle, colourOf, errorBars, roomyRange } from "./layout.js";
 import { change, MOST_LINES, state } from "./state.js";
 import { selectCell } from "./step.js";
 import { makeTable } from "./tables.js";
 import { exactly, hoverText, placeText, plural, unitFor } from "./words.js";
 
-const metricsNow = () => [METRICS[state.tradeoff.memory], METRICS[state.tradeoff.time]];
+const MARGIN = { l: 72, r: 16, t: 14, b: 52 };
+
 const linesOf = (points) => [...new Set(points.map((point) => lineIndexOf(point.cell)))];
+
+// The options that decide how much work a step is: only records that agree in them can beat each other.
+const workOf = (cell) => JSON.stringify([lineOf(cell).dataset, lineOf(cell).batch_size]);
 
 export const startTradeoff = () => addChart(byId("tradeoff-chart"), buildTradeoff, selectCell);
 
@@ -21,6 +26,11 @@ export function drawTradeoff() {
   const places = [...new Set(good.filter((cell) => !lineOf(cell).lacks).map(placeOf))].sort((a, b) => a - b);
   // A position that the filters leave out cannot stay chosen.
   if (!places.includes(state.tradeoff.place)) state.tradeoff.place = places.at(-1);
+  // Without a memory that differs there is no choice to make.
+  const nothing = !places.some((place) => memories().some((metric) => spread(metric, place) > 0));
+  byId("tradeoff").hidden = nothing;
+  document.querySelector(".bar a[href='#tradeoff']").parentElement.hidden = nothing;
+  if (nothing) return;
   drawControls(places);
   redraw(byId("tradeoff-chart"));
   const points = tradePoints();
@@ -28,84 +38,113 @@ export function drawTradeoff() {
   drawNumbers(points);
 }
 
+const memories = () => DATA.metrics.filter((metric) => metric.bytes);
+
+// The largest difference of a memory between records of the same work at a position, as a share of the larger one.
+function spread(memory, place) {
+  const groups = new Map();
+  for (const point of pointsAt(memory, METRICS[state.tradeoff.time], place)) {
+    const [low, high] = groups.get(point.work) ?? [Infinity, 0];
+    groups.set(point.work, [Math.min(low, point.memory), Math.max(high, point.memory)]);
+  }
+  return Math.max(0, ...[...groups.values()].map(([low, high]) => (high ? 1 - low / high : 0)));
+}
+
+// The reader's memory, or the one that differs most.
+function memoryNow() {
+  const { memory, place } = state.tradeoff;
+  if (memory) return METRICS[memory];
+  return memories().reduce((best, metric) => (spread(metric, place) > spread(best, place) ? metric : best), memories()[0]);
+}
+
+const metricsNow = () => [memoryNow(), METRICS[state.tradeoff.time]];
+
 function drawControls(places) {
-  const { memory, time, place } = state.tradeoff;
   const choose =
     (name, of = (value) => value) =>
     (value) =>
       change(state.tradeoff, { [name]: of(value) });
+  const [memory, time] = metricsNow();
   const texts = places.map((one) => [String(one), String(one)]);
   const focused = document.activeElement?.id;
   const controls = byId("tradeoff-controls");
-  controls.replaceChildren();
-  if (!memory || !time || !places.length) return;
-  const memories = metricOptions((metric) => metric.bytes);
-  const times = metricOptions((metric) => !metric.bytes);
-  controls.append(field(DATA.axes[axisNow()].title, texts, String(place), choose("place", Number), "trade-place"));
-  controls.append(field("Memory", memories, memory, choose("memory"), "trade-memory"));
-  controls.append(field("Time", times, time, choose("time"), "trade-time"));
+  const memoryOptions = metricOptions((metric) => metric.bytes);
+  const timeOptions = metricOptions((metric) => !metric.bytes);
+  controls.replaceChildren(
+    field(DATA.axes[axisNow()].title, texts, String(state.tradeoff.place), choose("place", Number), "trade-place"),
+    field("Memory", memoryOptions, memory.name, choose("memory"), "trade-memory"),
+    field("Time", timeOptions, time.name, choose("time"), "trade-time"),
+  );
   if (focused && controls.querySelector(`#${CSS.escape(focused)}`)) byId(focused).focus();
 }
 
-// The options that decide how much work a step is: only records that agree in them can beat each other.
-const workOf = ({ cell }) => JSON.stringify([lineOf(cell).dataset, lineOf(cell).batch_size]);
+function pointOf(cell, memory, time) {
+  const value = figure(cell, time);
+  const [low, high] = endsOf(cell, time);
+  return { cell, work: workOf(cell), memory: figure(cell, memory), time: value, low: low ?? value, high: high ?? value };
+}
 
-// The records at this position that have both figures, with those of networks that lack the axis; no record of the same work beats those on the front.
-export function tradePoints() {
-  const [memory, time] = metricsNow();
+// The chosen records at a position that have both figures, and those of networks that lack the axis.
+function pointsAt(memory, time, place) {
   if (!memory || !time) return [];
-  const isThere = (cell) => lineOf(cell).lacks || placeOf(cell) === state.tradeoff.place;
+  const isThere = (cell) => lineOf(cell).lacks || placeOf(cell) === place;
   const isShown = (cell) => isThere(cell) && isGood(cell, memory) && isGood(cell, time);
-  const pointOf = (cell) => ({ cell, memory: figure(cell, memory), time: figure(cell, time), front: false });
-  const points = chosenCells().filter(isShown).map(pointOf);
-  const best = new Map();
-  for (const point of [...points].sort((a, b) => a.time - b.time || a.memory - b.memory)) {
-    if (isBeaten(point, best.get(workOf(point)))) continue;
-    point.front = true;
-    best.set(workOf(point), point);
-  }
-  return points;
+  return chosenCells()
+    .filter(isShown)
+    .map((cell) => pointOf(cell, memory, time));
 }
 
-// A record that equals the last one in both is beaten by it in neither.
-function isBeaten(point, last) {
-  return last && point.memory >= last.memory && (point.memory > last.memory || point.time > last.time);
+// A record is beaten by one of the same work that needs no more memory and whose time is shorter beyond both intervals.
+const beats = (one, other) => one.memory <= other.memory && one.high < other.low && one.work === other.work;
+
+// The records at the chosen position, those on the front marked: no other one beats them.
+export function tradePoints() {
+  const points = pointsAt(...metricsNow(), state.tradeoff.place);
+  return points.map((point) => ({ ...point, front: !points.some((other) => beats(other, point)) }));
 }
 
-function buildTradeoff() {
+function buildTradeoff(node) {
   const points = tradePoints();
   if (!points.length) return { empty: "No chosen cell has both memory and time at one position." };
   const [memory, time] = metricsNow();
-  const [memories, times] = [points.map((point) => point.memory), points.map((point) => point.time)];
-  const [across, up] = [unitFor(times, false), unitFor(memories, true)];
-  const scaled = (some) => ({
-    x: some.map((point) => point.time / across[0]),
-    y: some.map((point) => point.memory / up[0]),
-  });
-  const pointsOf = (index) => points.filter((point) => lineIndexOf(point.cell) === index);
-  const data = [
-    ...frontsOf(points).map((front) => ({ ...scaled(front), ...frontStyle() })),
-    ...linesOf(points).map((index) => ({ ...scaled(pointsOf(index)), ...pointsStyle(index, pointsOf(index)) })),
+  const across = unitFor(
+    points.map((point) => point.time),
+    false,
+  );
+  const up = unitFor(
+    points.map((point) => point.memory),
+    true,
+  );
+  const shown = points.map((point) => ({ ...point, x: point.time / across[0], y: point.memory / up[0] }));
+  const ranges = [
+    roomyRange(points.flatMap((point) => [point.low / across[0], point.high / across[0]])),
+    roomyRange(shown.map(({ y }) => y)),
   ];
   const layout = {
-    xaxis: { title: axisTitle(`${time.title}, ${across[1]} per step`), ...levelRange(times, across) },
-    yaxis: { title: axisTitle(`${memory.title}, ${up[1]}`), ...levelRange(memories, up) },
+    margin: MARGIN,
+    xaxis: { title: axisTitle(`${time.title}, ${across[1]} per step`), range: ranges[0], automargin: false },
+    yaxis: { title: axisTitle(`${memory.title}, ${up[1]}`), range: ranges[1], automargin: false },
+    annotations: pointLabels(node, namedPoints(shown), ranges, MARGIN),
   };
   const what = `${memory.title} against ${time.title} at ${placeText(axisNow(), state.tradeoff.place)}`;
+  const data = linesOf(points).map((index) => pointsTrace(index, shown, across, [memory, time]));
   return { data, layout, label: `${what}, ${plural(points.length, "record")}; the numbers are in a table below.` };
 }
 
-// The points on the front of each amount of work, in the order of time.
-function frontsOf(points) {
-  const front = points.filter((point) => point.front).sort((a, b) => a.time - b.time);
-  return [...new Set(front.map(workOf))].map((work) => front.filter((point) => workOf(point) === work));
+// The points that have a name beside them: one of each line, those on the front first.
+function namedPoints(shown) {
+  const names = namesOf(linesOf(shown));
+  const first = [...shown].sort((a, b) => b.front - a.front);
+  return linesOf(first)
+    .slice(0, MOST_LINES)
+    .map((index) => {
+      const { x, y } = first.find((point) => lineIndexOf(point.cell) === index);
+      return { x, y, name: names.get(index), colour: colourOf(LINES[index]) };
+    });
 }
 
-function frontStyle() {
-  return { mode: "lines", line: { color: variable("--soft"), width: 1.2, shape: "hv", dash: "dot" }, hoverinfo: "skip" };
-}
-
-function pointsStyle(index, points) {
+function pointsTrace(index, shown, [size], metrics) {
+  const points = shown.filter((point) => lineIndexOf(point.cell) === index);
   const { look } = LINES[index];
   const [colour, paper] = [colourOf(LINES[index]), variable("--paper")];
   const marker = {
@@ -115,8 +154,21 @@ function pointsStyle(index, points) {
     color: points.map((point) => (point.front ? colour : paper)),
     line: { color: colour, width: 1.6 },
   };
-  const hovertext = points.map((point) => hoverText(point.cell, metricsNow()));
-  return { mode: "markers", customdata: points.map((point) => point.cell), hovertext, hoverinfo: "text", marker };
+  return {
+    x: points.map(({ x }) => x),
+    y: points.map(({ y }) => y),
+    mode: "markers",
+    customdata: points.map((point) => point.cell),
+    hovertext: points.map((point) => hoverText(point.cell, metrics)),
+    hoverinfo: "text",
+    marker,
+    error_x: errorBars(
+      points.map((point) => (point.high - point.time) / size),
+      points.map((point) => (point.time - point.low) / size),
+      colour,
+      3,
+    ),
+  };
 }
 
 function drawCaption(points) {
@@ -126,8 +178,9 @@ function drawCaption(points) {
   const names = namesOf(indices);
   const nameOf = (index) => names.get(index) + (front.has(index) ? " (on the front)" : "");
   const entry = (index) => ({ ...keyOf(LINES[index], nameOf(index)), dash: null });
-  const several = new Set(points.map(workOf)).size > 1 ? " Each batch size of each data set has a front of its own." : "";
-  const text = `Filled markers lie on the front, which the dotted line joins: less of one only for more of the other.${several}`;
+  const several =
+    new Set(points.map(({ work }) => work)).size > 1 ? " Each batch size of each data set has a front of its own." : "";
+  const text = `Filled markers are on the front: no record with as little memory has a time that is shorter beyond both intervals. Bars: 95 % intervals of medians.${several}`;
   const legend = [keys(indices.slice(0, MOST_LINES).map(entry)), moreKeys(indices.slice(MOST_LINES), entry), note(text)];
   byId("tradeoff-caption").replaceChildren(...(points.length ? legend.filter(Boolean) : []));
 }

@@ -14,7 +14,7 @@ from rich.console import Console
 from capsbench import paper, slopes
 from capsbench.durable import write_csv
 from capsbench.figures import depth as figures
-from capsbench.figures.depth import PAGE_WIDTH, save
+from capsbench.figures.depth import COLUMN_WIDTH, PAGE_WIDTH, save
 from capsbench.figures.styles import series_styles
 from capsbench.report import Report
 from capsbench.terminal.table4 import table4, table4_slopes
@@ -518,11 +518,57 @@ def test_lines_that_are_drawn_beside_each_other_look_unlike():
     ]
     looks = [(one.colour, one.marker, one.dash) for one in series_styles(make_frame(records)).values()]
     assert len(set(looks)) == len(looks) == 168
-    # A model keeps its own marker for as many lines as an ordinary sweep has, such as four memory strategies.
-    few = series_styles(
-        make_frame(make_record("capsnet", blocks, batch_size=batch) for batch in range(1, 5) for blocks in (1, 2))
-    )
-    assert {one.marker for one in few.values()} == {"^"}
+
+
+def looks_of(*reports):
+    """Colour and marker of each series of reports, given as name and records."""
+    frame = pd.concat([make_frame(records, name) for name, records in reports], ignore_index=True)
+    return [(one.colour, one.marker) for one in series_styles(frame).values()]
+
+
+def strategies(model):
+    names = ("stored", "checkpoint", "offload", "checkpoint-sqrt")
+    return [make_record(model, blocks, memory=name) for name in names for blocks in (1, 2)]
+
+
+def test_series_of_one_network_differ_in_colour():
+    looks = looks_of(("mine", strategies("rescapsnet")))
+    assert len({colour for colour, _ in looks}) == 4
+    assert looks[0] == ("#D55E00", "s")
+    # Among other networks the colour is the network's, and markers differ.
+    both = looks_of(("mine", [*strategies("rescapsnet"), *strategies("capsnet")]))
+    assert [colour for colour, _ in both] == ["#D55E00"] * 4 + ["#009E73"] * 4
+    assert len(set(both)) == 8
+
+
+def test_two_reports_of_one_network_differ_in_colour():
+    records = [make_record("mocapsnet", blocks) for blocks in (1, 2)]
+    one, other = looks_of(("before", records), ("after", records))
+    assert one[0] != other[0]
+    several = looks_of(("before", strategies("rescapsnet")), ("after", strategies("rescapsnet")))
+    assert [len({colour for colour, _ in half}) for half in (several[:4], several[4:])] == [1, 1]
+    assert len(set(several)) == 8
+
+
+def test_predictions_have_the_colours_of_their_measurements():
+    measured = strategies("rescapsnet")
+    predicted = [one.model_copy(update={"kind": "predicted"}) for one in measured]
+    looks = looks_of(("mine", [*measured, *predicted]))
+    assert looks[:4] == looks[4:]
+
+
+@pytest.mark.parametrize(("width", "columns"), [(COLUMN_WIDTH, 1), (PAGE_WIDTH, 3), (4.5, 2)])
+def test_panels_that_would_be_narrow_stand_below_each_other(width, columns):
+    axes = figures.figure4(make_frame(strategies("rescapsnet")), width=width)
+    assert axes.shape == (1, 3)
+    figure = axes[0][0].figure
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 3
+    assert len({round(panel.get_position().x0, 2) for panel in axes[0]}) == columns
+    assert figure.get_figwidth() == pytest.approx(width)
+    for panel in axes[0]:
+        assert panel.get_position().width * width > 1.4
+        assert panel.get_position().height * figure.get_figheight() > 1.2
 
 
 @pytest.mark.parametrize(("lines", "below"), [(3, False), (10, True)])

@@ -286,6 +286,41 @@ def test_nothing_in_common_says_what_is_nearest():
         compare(in_brief(seeded_run()), Summary(lines=[]))
 
 
+def test_runs_are_compared_across_options():
+    before = in_brief(seeded_run(["rescapsnet"]))
+    after = in_brief(seeded_run(["rescapsnet"], kernel="published", modules={"blocks.{block}.0": MIB}))
+    compared = compare(before, after, across=["kernel"])
+    slope = one(compared, "retained")
+    assert (slope.before, slope.after, slope.verdict) == (10 * MIB, 11 * MIB, "worse")
+    assert compared.across == ("kernel: recompute in the first, published in the second",)
+    assert not compared.only_before
+    assert not compared.only_after
+    # Across something else they still have nothing in common.
+    with pytest.raises(ConfigurationError, match="no line in common") as refused:
+        compare(before, after, across=["memory"])
+    assert refused.value.hint == "measure the same models and options, or compare with `across` kernel"
+
+
+def test_predictions_are_compared_with_measurements():
+    measured = seeded_run(["rescapsnet"], device="cuda:0")
+    predicted = [
+        one.model_copy(update={"kind": "predicted", "time": None})
+        for one in seeded_run(["rescapsnet"], device="cuda:predicted", gpu="h100", threads=None, modules={"front.conv1": MIB})
+    ]
+    compared = compare(in_brief(predicted), in_brief(measured), across=["kind"])
+    assert one(compared, "retained", "cell", blocks=4).verdict == "better"
+    assert one(compared, "retained").verdict == "same"
+    assert compared.across == ("kind: predicted in the first, measured in the second",)
+
+
+def test_lines_that_an_option_alone_distinguishes_are_not_compared_across_it():
+    both = in_brief([*seeded_run(["rescapsnet"]), *seeded_run(["rescapsnet"], kernel="published")])
+    with pytest.raises(ConfigurationError, match="of the first run alike: kernel published, kernel recompute"):
+        compare(both, in_brief(seeded_run(["rescapsnet"])), across=["kernel"])
+    with pytest.raises(ConfigurationError, match="'colour' is not known"):
+        compare(both, both, across=["colour"])
+
+
 # The command.
 
 
@@ -299,13 +334,34 @@ def reports(tmp_path):
 def test_compare_prints_a_table(command, reports):
     result = command("compare", *reports)
     assert (result.status, result.stderr) == (0, "")
-    row = [line for line in result.stdout.splitlines() if line.startswith("  retained / block")][-1]
-    assert row.split()[3:] == ["10.00", "MiB", "11.00", "MiB", "+1.00", "MiB", "(+10.0", "%)", "worse"]
+    row = [line for line in result.stdout.splitlines() if "retained / block" in line][-1]
+    assert row.split() == ["worse", "retained", "/", "block", "10.00", "MiB", "11.00", "MiB", "+1.00", "MiB", "(+10.0", "%)"]
     assert "--cells shows them" in result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines()[:-1])
     with_cells = command("compare", *reports, "--cells").stdout
-    assert "retained at 4 blocks" in with_cells
+    assert "at 4 blocks" in with_cells
     assert "--cells" not in with_cells
+
+
+def test_verdicts_are_whole_at_80_columns_and_reasons_are_given_once(command, tmp_path):
+    before = write_report(tmp_path / "before", seeded_run())
+    elsewhere = "A processor with a name that is longer than any column of a table, at 2.0 GHz"
+    after = write_report(tmp_path / "after", seeded_run(slower=2), {**MACHINE, "cpu": {"model": elsewhere}})
+    text = command("compare", before, after).stdout
+    assert text.count(elsewhere) == 1
+    assert {line.split()[0] for line in text.splitlines() if " / block" in line} == {"same"}
+    remark = "not comparable: peak allocated, train step, inference of all lines: CPU"
+    assert any(line.startswith(remark) for line in text.splitlines())
+
+
+def test_compare_across_kernels(command, tmp_path):
+    write_report(tmp_path / "before", seeded_run(["rescapsnet"]))
+    write_report(tmp_path / "after", seeded_run(["rescapsnet"], kernel="published"))
+    refused = command("compare", "before", "after")
+    assert (refused.status, "--across kernel" in refused.stderr) == (2, True)
+    result = command("compare", "before", "after", "--across", "kernel")
+    assert result.status == 0
+    assert "compared across kernel: recompute in the first, published in the second" in result.stdout
 
 
 def test_compare_as_json_has_every_digit_and_cell(command, reports):

@@ -1,6 +1,7 @@
 """Slopes of cells that took turns in two runs: a slower block is found, another machine or too few rounds are no alarm."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from capsbench.gate.comparison import Comparison
 from capsbench.gate.paces import PairedPace, paired_slope_change
 from capsbench.gate.summary import BASELINE_VERSION, Summary
 from capsbench.stats.intervals import StandardError
+from capsbench.stats.lasting import LASTING
 from helpers.made import make_turns
 from helpers.seeded import in_brief, seeded_run
 
@@ -127,6 +129,20 @@ def test_a_rest_that_is_faster_makes_no_block_slower() -> None:
     assert "the rest of the step has changed too" in found.why
 
 
+def test_a_machine_that_is_slower_than_its_yardstick_shows_makes_no_block_slower() -> None:
+    slow = run(1, pace=1.0, noise=0.01, slower=1.25, rest=1.0)
+    found = slope(judge(slow, run(0, pace=1.0, noise=0.01)))
+    assert found.verdict == "same"
+    assert "the rest of the step has changed too" in found.why
+
+
+def test_a_block_that_is_slower_by_both_measures_is_found() -> None:
+    for rest in (0.65, 1.0):
+        found = slope(judge(run(1, pace=1.0, noise=0.01, slower=1.6, rest=rest), run(0, pace=1.0, noise=0.01)))
+        assert found.verdict == "worse"
+        assert "the rest of the step has changed too" in found.why
+
+
 def test_the_yardstick_may_contradict_the_rest() -> None:
     found = slope(judge(run(2, pace=1.0, noise=0.01, rest=0.74, slower=0.96), run(3, pace=1.0, noise=0.01)))
     assert found.verdict == "same"
@@ -161,6 +177,30 @@ def test_a_baseline_without_slopes_is_compared_by_its_cells(tmp_path: Path) -> N
 
 def test_series_of_whole_steps_are_compared_by_the_yardstick() -> None:
     kinds: dict[str, Any] = {"growing": False, "noise": 0.002}
-    worse = judge(run(0, slower=1.2, **kinds), run(1, **kinds))
+    worse = judge(run(0, slower=1.5, **kinds), run(1, **kinds))
     assert slope(worse).verdict == "worse"
     assert slope(judge(run(0, **kinds), run(1, **kinds))).verdict == "same"
+
+
+def test_lasting_effects_of_cells_are_no_change_of_whole_steps() -> None:
+    def effects(seed: int) -> Summary:
+        random, slowed = np.random.default_rng(seed), []
+        for record in make_turns(MODELS, seed=seed, growing=False, noise=0.002, depths=(1, 2, 8), full=40, ends=0):
+            assert record.time is not None
+            steps = [float(1 + LASTING * random.standard_normal()) * one for one in record.time.train_step_seconds]
+            slowed.append(record.model_copy(update={"time": record.time.model_copy(update={"train_step_seconds": steps})}))
+        return in_brief(slowed)
+
+    runs = [effects(seed) for seed in range(12)]
+    found = [it for old, new in pairwise(runs) for it in judge(new, old).compared.comparisons if it.scope == "slope"]
+    slopes = [it for it in found if it.quantity == "train"]
+    assert len(slopes) == 33
+    assert sum(it.verdict != "same" for it in slopes) <= 1
+
+
+@pytest.mark.parametrize("cells", [(1,), (1, 8)])
+def test_whole_steps_of_a_run_that_lost_depths_are_compared(cells: tuple[int, ...]) -> None:
+    kinds: dict[str, Any] = {"growing": False, "noise": 0.002, "depths": (1, 2, 8)}
+    kept = [record for record in make_turns(MODELS, **kinds) if record.cell.configuration.blocks in cells]
+    found = judge(in_brief(kept), run(1, **kinds)).compared.comparisons
+    assert {it.verdict for it in found if it.scope == "slope" and it.quantity == "train"} <= {"same"}

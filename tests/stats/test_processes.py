@@ -1,4 +1,4 @@
-"""Intervals of slopes contain what processes differ by, whether a run has one process or several, and not more than that."""
+"""Intervals of slopes contain what processes and runs differ by, whether a run has one process or several, and not much more."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,17 @@ from numpy.typing import NDArray
 from scipy import special
 
 from capsbench.stats.intervals import Interval, StandardError
+from capsbench.stats.lasting import Lasting
 from capsbench.stats.paired import centre, paired_ratio_interval
 from capsbench.stats.processes import (
     BETWEEN_PROCESSES,
     PRIOR_DEGREES,
     RATIO_BETWEEN_PROCESSES,
+    SHARED,
     equal_processes,
+    error_of_run,
     moderated,
+    of_mean,
     pooled_centre,
     pooled_ratio_interval,
     process_error,
@@ -25,10 +29,11 @@ QUANTILE = float(special.stdtrit(PRIOR_DEGREES, 0.975))
 
 
 def taken(
-    random: np.random.Generator, processes: int, between: float, rounds: int = ROUNDS, noise: float = 0.05
+    random: np.random.Generator, processes: int, between: float, rounds: int = ROUNDS, noise: float = 0.05, shared: float = 0.0
 ) -> NDArray[np.float64]:
-    """Slopes of rounds that processes divide among them, about 1."""
-    of_process = 1 + between * random.standard_normal(processes)
+    """Slopes of rounds that processes divide among them, about 1; `shared` is the share of their variance that a run has."""
+    own = (1 - shared) ** 0.5 * random.standard_normal(processes)
+    of_process = 1 + between * (own + shared**0.5 * random.standard_normal())
     return np.asarray(np.repeat(of_process, rounds // processes) * (1 + noise * random.standard_normal(rounds)))
 
 
@@ -37,35 +42,51 @@ def numbers(processes: int, rounds: int = ROUNDS) -> list[int]:
     return [number for number in range(processes) for _ in range(rounds // processes)]
 
 
-def covered(processes: int, between: float, count: int = 400, truth: float = 1.0, *, drawn: bool = False) -> float:
+def covered(
+    processes: int, between: float, count: int = 400, truth: float = 1.0, *, shared: float = 0.0, drawn: bool = False
+) -> float:
     """Share of simulated intervals that hold the true slope.
 
     Args:
+        shared: share of the variance that processes of one run have in common.
         drawn: whether the scatter of each run is drawn from the prior, which has `between` in its middle.
     """
     random, held = np.random.default_rng(17), 0
     for _ in range(count):
         scatter = between * float((PRIOR_DEGREES / random.chisquare(PRIOR_DEGREES)) ** 0.5) if drawn else between
-        interval = pooled_centre(taken(random, processes, scatter), numbers(processes)).interval
+        interval = pooled_centre(taken(random, processes, scatter, shared=shared), numbers(processes)).interval
         assert interval is not None
         held += interval[0] <= truth <= interval[1]
     return held / count
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("shared", [0.0, SHARED])
 @pytest.mark.parametrize("between", [0.0, BETWEEN_PROCESSES])
-def test_the_interval_holds_the_slope_where_the_prior_is_right(processes: int, between: float) -> None:
-    assert covered(processes, between) >= 0.93
+def test_the_interval_holds_the_slope_where_the_prior_is_right(processes: int, shared: float, between: float) -> None:
+    assert covered(processes, between, shared=shared) >= 0.93
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_interval_holds_the_slope_where_the_scatter_is_drawn_from_the_prior(processes: int) -> None:
-    assert covered(processes, BETWEEN_PROCESSES, drawn=True) >= 0.93
+@pytest.mark.parametrize("shared", [0.0, SHARED])
+def test_the_interval_holds_the_slope_where_the_scatter_is_drawn_from_the_prior(processes: int, shared: float) -> None:
+    assert covered(processes, BETWEEN_PROCESSES, shared=shared, drawn=True) >= 0.93
 
 
-@pytest.mark.parametrize(("processes", "share"), [(1, 0.72), (2, 0.79), (4, 0.83)])
-def test_the_docstring_says_how_often_it_holds_it_where_processes_differ_by_twice_as_much(processes: int, share: float) -> None:
-    assert covered(processes, 2 * BETWEEN_PROCESSES, 1000) == pytest.approx(share, abs=0.03)
+def test_the_variance_of_runs_is_divided_as_far_as_their_processes_do_not_share_it() -> None:
+    single = error_of_run(0.1, [], 1)
+    assert single == StandardError(pytest.approx(0.1), PRIOR_DEGREES)
+    assert error_of_run(0.1, [], 4).value == pytest.approx(0.1 * (SHARED + (1 - SHARED) / 4) ** 0.5)
+    assert error_of_run(0.1, [], 4, 0.0).value == pytest.approx(0.05)
+    seen = StandardError(0.3, 1e9)
+    assert error_of_run(0.1, [seen], 1, 0.25).value == pytest.approx(0.3 / 0.75**0.5)
+
+
+@pytest.mark.parametrize(("processes", "shared", "share"), [(1, 0.5, 0.73), (4, 0.0, 0.96), (4, 0.5, 0.78), (4, 1.0, 0.64)])
+def test_the_docstring_says_how_often_it_holds_it_where_processes_differ_by_twice_as_much(
+    processes: int, shared: float, share: float
+) -> None:
+    assert covered(processes, 2 * BETWEEN_PROCESSES, 1000, shared=shared) == pytest.approx(share, abs=0.03)
     assert f"{share:.0%}".replace("%", " %") in (pooled_centre.__doc__ or "")
 
 
@@ -106,10 +127,27 @@ def test_too_few_values_have_no_interval() -> None:
     assert (found.value, found.interval, found.of_rounds) == (1.0, None, None)
 
 
-def test_several_processes_halve_what_they_differ_by() -> None:
+def test_several_processes_narrow_what_runs_differ_by_but_not_by_half() -> None:
     values = np.ones(40)
     one, four = (pooled_centre(values, numbers(count)).of_processes for count in (1, 4))
+    assert four == pytest.approx((SHARED + (1 - SHARED) / 4) ** 0.5 * one)
+
+
+def test_lasting_effects_are_drawn_anew_by_each_process() -> None:
+    values, lasting = np.ones(40), Lasting(StandardError(0.1, 6.0), StandardError(0.0, 0.0))
+    one, four = (pooled_centre(values, numbers(count), share=0.0, lasting=lasting).of_processes for count in (1, 4))
     assert four == pytest.approx(one / 2)
+    assert one == pytest.approx(0.1 * float(special.stdtrit(6.0, 0.975)))
+    wider = pooled_centre(values, numbers(1), share=0.0, lasting=lasting, confidence=0.99).of_processes
+    assert wider == pytest.approx(0.1 * float(special.stdtrit(6.0, 0.995)))
+    both = pooled_centre(values, numbers(1), lasting=lasting).of_processes
+    assert both == pytest.approx(np.hypot(one, pooled_centre(values, numbers(1)).of_processes))
+
+
+def test_lasting_effects_that_cells_show_are_in_the_scatter() -> None:
+    shown = StandardError(0.2, 5.0)
+    found = pooled_centre(np.ones(40), numbers(1), lasting=Lasting(StandardError(0.1, 6.0), shown))
+    assert found.scatter == shown
 
 
 @pytest.mark.parametrize("between", [0.02, 0.05])
@@ -137,6 +175,11 @@ def test_processes_with_few_rounds_show_no_scatter() -> None:
 def test_estimates_of_one_error_are_weighted_by_their_degrees() -> None:
     assert moderated([StandardError(3.0, 8.0), StandardError(5.0, 2.0)]) == StandardError(pytest.approx(12.2**0.5), 10.0)
     assert moderated([StandardError(3.0, 8.0), StandardError(0.0, 0.0)]) == StandardError(3.0, 8.0)
+    assert moderated([StandardError(0.0, 0.0)]) == StandardError(0.0, 0.0)
+
+
+def test_the_mean_of_estimates_is_as_good_as_their_number() -> None:
+    assert of_mean(StandardError(3.0, 8.0), 9) == StandardError(1.0, 8.0)
 
 
 def test_unequal_processes_count_for_fewer() -> None:

@@ -2,20 +2,24 @@
 
 import pytest
 
-from capsbench.records import Cell, Record, TimeFigures
+from capsbench.records import Cell, GrowingFigures, Record, TimeFigures
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.sweep.slopes_so_far import slopes_so_far
 from helpers.made import make_configuration, make_frame, make_turns
 
 
-def records_of(slopes, depths=(1, 2, 4)):
-    """Records of one series in whose rounds a block took these seconds."""
+def records_of(slopes, depths=(1, 2, 4), *, edges=True):
+    """Records of one series in whose rounds a block took these seconds; `edges` is whether the parts that grow are known."""
     found = []
     for blocks in depths:
-        seconds = [1 + slope * blocks for slope in slopes]
+        parts = [slope * blocks for slope in slopes]
+        seconds = [1 + part for part in parts]
+        growing = GrowingFigures(
+            modules=["blocks"], train_step_seconds=parts, forward_seconds=parts, inference_seconds=parts, edges_seconds=1e-5
+        )
         time = TimeFigures(
             clock="made up", warmup_steps=2, train_step_seconds=seconds, forward_seconds=seconds, inference_seconds=seconds,
-            rounds=list(range(len(slopes))), processes=[0] * len(slopes),
+            rounds=list(range(len(slopes))), processes=[0] * len(slopes), growing=growing if edges else None,
         )  # fmt: skip
         found.append(Record(cell=Cell(configuration=make_configuration("mocapsnet", blocks)), status="ok", time=time))
     return found
@@ -80,6 +84,13 @@ def test_no_round_is_taken_for_what_only_processes_would_narrow():
     rough = looked_at(records_of([0.009, 0.01, 0.011] * 4))
     assert not rough.are_enough(0.05), "its rounds are not known within the share"
     assert not looked_at(records_of([0.0] * 12)).are_enough(0.2)
+
+
+def test_whole_steps_contain_the_lasting_effects_of_cells():
+    whole = looked_at(records_of([0.01] * 12, edges=False))
+    assert whole.processes_prevail
+    assert whole.share > 5 * looked_at(records_of([0.01] * 12)).share
+    assert whole.are_enough(0.2)
 
 
 def test_rounds_narrow_their_own_part_of_the_interval():

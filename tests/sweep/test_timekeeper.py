@@ -484,10 +484,10 @@ def test_timing_ends_by_the_slopes_that_a_report_gives(tmp_path, process):
     table = report.slopes[report.slopes["metric"] == "train"]
     assert set(table["basis"]) == {"turns"}
     widths = (table["slope_high"] - table["slope_low"]) / table["slope"]
-    assert max(widths) <= 0.2
     (one,) = process.started
     assert len(one.orders) > 12, "the parts that grow would have been enough after twelve rounds"
     assert f"known within ± {max(widths) / 2:.0%} after {len(one.orders)} rounds" in heard[0]
+    assert "so that more `processes` would narrow it" in heard[0]
 
 
 def test_slopes_are_fitted_once_for_each_look(tmp_path, process, monkeypatch):

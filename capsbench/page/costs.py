@@ -1,0 +1,92 @@
+"""The costs of series as a table with small charts, which the page begins with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from capsbench.axes import axis_unit
+from capsbench.figures.sparks import SparkPoints, fitted_points, scale_of, svg, value_ranges
+from capsbench.stats.linearity import CURVES
+from capsbench.stats.metrics import METRICS, Metric
+from capsbench.stats.slopes import values_by_position
+from capsbench.words.along import places_text
+from capsbench.words.units import quantity_text
+
+_SHOWN = ("retained", "peak", "train", "inference")
+"""The quantities of the table."""
+_WIDTH, _HEIGHT = 76, 26
+"""Size of a chart in pixels."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a series in one quantity."""
+
+    text: str
+    """Slope of the quantity, or its last value where it has no slope."""
+    ratio: str
+    """The ratio to ResCapsNet's slope; empty where there is none."""
+    remark: str
+    chart: str
+    """A small chart as SVG, in the current colour."""
+
+
+def cost_table(
+    page_series: Mapping[int, Mapping[str, Any]], cells: Mapping[int, pd.DataFrame]
+) -> tuple[list[str], dict[int, list[Cost | None]]]:
+    """The costs of some series: charts of one quantity share their scale, so that level lines look level.
+
+    Args:
+        page_series: entries of `series_data` by index.
+        cells: their records along their axes, by index.
+
+    Returns:
+        The heads of the columns, and the costs of each series in their order; None where it has no value.
+    """
+    metrics = [METRICS[name] for name in _SHOWN if any(rows[METRICS[name].column].notna().any() for rows in cells.values())]
+    axes = {str(series["axis"]) for series in page_series.values()}
+    heads = [f"{metric.title} per {axis_unit(axes.copy().pop())}" if len(axes) == 1 else metric.title for metric in metrics]
+    points = {(index, metric.name): _points(rows, metric) for index, rows in cells.items() for metric in metrics}
+    scales = {(index, name): scale_of(page_series[index], name) for index, name in points}
+    ranges = value_ranges(
+        (scales[key], [value for _, value in (*known, *_fitted(page_series[key[0]], key[1], known))])
+        for key, known in points.items()
+    )
+    costs: dict[int, list[Cost | None]] = {index: [] for index in page_series}
+    for (index, name), known in points.items():
+        series = page_series[index]
+        if not known:
+            costs[index].append(None)
+            continue
+        chart = svg(
+            known, _fitted(series, name, known), "currentColor", *ranges[scales[index, name]], width=_WIDTH, height=_HEIGHT
+        )
+        costs[index].append(_cost(series, METRICS[name], known, chart, named=len(axes) > 1))
+    return heads, costs
+
+
+def _points(cells: pd.DataFrame, metric: Metric) -> SparkPoints:
+    """Position and value of the cells that ended well."""
+    good = cells[(cells["status"] == "ok") & cells[metric.column].notna()]
+    return sorted(values_by_position(good, metric).items()) if len(good) else []
+
+
+def _fitted(series: Mapping[str, Any], metric: str, points: SparkPoints) -> SparkPoints:
+    return fitted_points(series["fits"][metric], points) if metric in series["fits"] else []
+
+
+def _cost(series: Mapping[str, Any], metric: Metric, points: SparkPoints, chart: str, *, named: bool) -> Cost:
+    """The cost of a series in a quantity; `named` gives the unit of its axis, which the head does not have."""
+    fit, axis = series["fits"].get(metric.name), str(series["axis"])
+    if fit is None:
+        place, value = points[-1]
+        where = f"at {places_text(axis, [place])}" if place else ""
+        return Cost(quantity_text(value, is_bytes=metric.is_bytes), "", where, chart)
+    text = str(fit["text"]) + (f" per {axis_unit(axis)}" if named and fit["shape"] not in CURVES else "")
+    ratio = f"{fit['ratioText']} × ResCapsNet’s" if fit["ratioText"] else ""
+    remarks = ["not a line"] if fit["shape"] == "not a line" else []
+    remarks += ["no interval"] if fit["slope_low"] is None and not metric.repeats else []
+    remarks += [f"noisy: {fit['noise'].replace(',', ', ')}"] if fit["noise"] else []
+    return Cost(text, ratio, ", ".join(remarks), chart)

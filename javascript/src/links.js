@@ -1,0 +1,114 @@
+// The reader's choices in the address, as far as they differ from how the page began: a link to it shows the same selection.
+
+import { COUNT, drawAlong, METRICS } from "./data.js";
+import { byId } from "./dom.js";
+import { change, state } from "./state.js";
+
+const KEPT = { depth: ["metric", "axis", "paper"], tradeoff: ["memory", "time", "place"] };
+
+// The mark of an entry of the browser's history whose address has the selection; an entry of a link inside the page has none.
+const OWN = "selection";
+
+let began = new Map();
+let showCell = () => {};
+
+function choices() {
+  const filters = Object.entries(state.filters).map(([name, value]) => [`filter-${name}`, value]);
+  const others = Object.entries(KEPT).flatMap(([part, names]) => names.map((name) => [`${part}-${name}`, state[part][name]]));
+  const all = [...filters, ...others, ["cell", state.step.jumped ? state.step.cell : null]];
+  return all.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => [name, String(value)]);
+}
+
+function address(section) {
+  const changed = choices().filter(([name, value]) => began.get(name) !== value);
+  const hash = section + (changed.length ? `?${new URLSearchParams(changed)}` : "");
+  return hash ? `#${hash}` : location.pathname;
+}
+
+function write(way, section) {
+  try {
+    history[way](OWN, "", address(section));
+  } catch {
+    // A browser may refuse this to a page from a disk, or to one that changes its address often.
+  }
+}
+
+const sectionNow = () => location.hash.slice(1).split("?")[0];
+const SECTIONS = new Map([
+  [state.depth, "depth"],
+  [state.tradeoff, "tradeoff"],
+  [state.filters, "depth"],
+]);
+
+// Keeps a choice in the address.
+export function remember(part) {
+  if (began.size && SECTIONS.has(part)) write("replaceState", SECTIONS.get(part));
+}
+
+// A jump inside the page: the browser's way back leads to where the reader was.
+export const jumpTo = (section) => write("pushState", section);
+export const jumpBack = () => history.back();
+
+const isOffered = (select, value) => select && [...select.options].some((option) => option.value === value);
+
+// Takes a choice into a control and the state, if it is one of those that the control offers.
+function take(part, name, control, value) {
+  const node = byId(control);
+  if (value === null || !node || (node.options && !isOffered(node, value))) return;
+  if (node.type === "checkbox") {
+    node.checked = value === "true";
+    part[name] = node.checked;
+  } else {
+    node.value = value;
+    part[name] = value;
+  }
+}
+
+function restoreTradeoff(chosen) {
+  const { tradeoff } = state;
+  const known = (name, otherwise) => (chosen(`tradeoff-${name}`) in METRICS ? chosen(`tradeoff-${name}`) : otherwise);
+  Object.assign(tradeoff, {
+    memory: known("memory", null),
+    time: known("time", tradeoff.time),
+    place: Number(chosen("tradeoff-place")),
+  });
+}
+
+// The cell that an address names; null if it names none.
+function cellIn(given) {
+  const cell = Number(given.get("cell") ?? -1);
+  return Number.isInteger(cell) && cell >= 0 && cell < COUNT ? cell : null;
+}
+
+function restore() {
+  const section = sectionNow();
+  const given = new URLSearchParams(location.hash.split("?")[1] ?? "");
+  const chosen = (name) => given.get(name) ?? began.get(name) ?? null;
+  for (const name of Object.keys(state.filters)) take(state.filters, name, `filter-${name}`, chosen(`filter-${name}`));
+  if (byId("filter-axis")) drawAlong(state.filters.axis);
+  for (const [name, control] of [
+    ["metric", "metric"],
+    ["axis", "axis"],
+    ["paper", "with-paper"],
+  ])
+    take(state.depth, name, control, chosen(`depth-${name}`));
+  restoreTradeoff(chosen);
+  for (const part of SECTIONS.keys()) change(part, {});
+  showCell(cellIn(given));
+  write("replaceState", section);
+}
+
+// Begins once everything is drawn: `show` shows the step of a cell, or without one the step that the page began with.
+export function startLinks(show) {
+  showCell = show;
+  const section = sectionNow();
+  const isSelection = location.hash.includes("?");
+  began = new Map(choices());
+  if (isSelection) restore();
+  else write("replaceState", section);
+  if (isSelection) byId(section)?.scrollIntoView({ behavior: "instant" });
+  addEventListener("popstate", ({ state: mark }) => {
+    if (mark === OWN || location.hash.includes("?")) restore();
+    else write("replaceState", sectionNow());
+  });
+}
