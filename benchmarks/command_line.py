@@ -13,12 +13,11 @@ def parser_of(description: str | None, target: Path | None = None) -> argparse.A
     return parser
 
 
-def print_page(lines: Iterable[str], target: Path, *, write: bool) -> list[str]:
-    """Print lines as they come, write them to the target at the end if that was asked for, and return them."""
+def print_page(lines: Iterable[str], target: Path, *, write: bool) -> None:
+    """Print lines as they come, and write them to the target at the end if that was asked for."""
     page = []
     for line in lines:
         print(line, flush=True)
         page.append(line)
     if write:
         target.write_text("\n".join(page) + "\n", encoding="utf-8")
-    return page

@@ -1,8 +1,8 @@
-"""Performance of the operators beside the published memory pattern: the table of the README's section on performance.
+"""Performance of the operators compared with the published memory pattern, and with the goals that this project set itself.
 
     python -m benchmarks.limits [--only layers,step,blocks,depth,wide] [--write]
 
-prints the rows, and with `--write` puts them into `benchmarks/limits.md` and the README. Ratios only, of medians taken in
+prints the rows, and with `--write` puts them into `benchmarks/limits.md`. Ratios only, of medians taken in
 turn in one process (A B A B), with a heap that keeps its memory (`QUIET_MALLOC`) and subnormal numbers flushed, as every
 timing process of `capsbench run`; memory is counted by fresh processes, as there too. Each part has a process of its own,
 because the heap that an earlier part left moved a ratio by more than its limit's margin. Takes about eight minutes on two
@@ -37,9 +37,17 @@ from capsbench.routing import resolve_kernel
 from capsbench.workload import Workload
 
 TARGET = Path(__file__).with_suffix(".md")
-README = TARGET.parent.parent / "README.md"
-MARKS = ("<!-- limits -->\n", "<!-- /limits -->")
 DEEP, GAMMA = 2000, 0.9
+EXPLAINED = """\
+*Published* is the memory pattern of the published routing in this package's network (`kernel='published'`), or the paper's
+own figure where it is named; *asked for* is the goal that this project set itself. The *first layer* of capsules follows the
+convolutions, a *block layer* is one of the two in a block, and the *classes layer* is the last. *Σv kept* is the memory
+strategy `reversible-kept`, and γ is the factor of MoCapsNet's momentum.
+
+The Triton kernels are checked against `reference` by Triton's interpreter, and compiled ahead of time for sm_80 and sm_90
+without spills ([registers and shared memory](triton.md)). They have not been timed on a GPU yet; `tox -e cuda` does that.
+
+"""
 
 
 class Row(NamedTuple):
@@ -247,12 +255,6 @@ def _alone(part: str) -> Iterator[str]:
         raise SystemExit(f"the part {part!r} ended with status {child.returncode}.\nIts traceback is above.")
 
 
-def _into_readme(table: list[str]) -> None:
-    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    README.write_text(before + MARKS[0] + "\n".join([*table, MARKS[1]]) + after, encoding="utf-8")
-
-
 def main() -> None:
     """The command line."""
     parser = parser_of(__doc__, TARGET)
@@ -268,16 +270,14 @@ def main() -> None:
         "# What the operators reach",
         "",
         f"Made by `python -m benchmarks.limits --write`, {torch.get_num_threads()} CPU threads, torch {torch.__version__};",
-        "its docstring describes how. *published* is the memory pattern of the published routing in this package's network",
-        "(`kernel='published'`), or the paper's own figure where it is named.",
+        "its docstring describes how: medians taken in turn in one process, and bytes counted by the allocator's events.",
         "",
+        *EXPLAINED.splitlines(),
         "| what | published | here | asked for |",
         "| --- | --- | --- | --- |",
     ]
     rows = (row for part in options.only.split(",") for row in _alone(part))
-    page = print_page(itertools.chain(head, rows), TARGET, write=options.write)
-    if options.write:
-        _into_readme([line for line in page if line.startswith("|")])
+    print_page(itertools.chain(head, rows), TARGET, write=options.write)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def spec_of(name: str) -> DatasetSpec:
         ConfigurationError: there is no such data set.
     """
     if name not in SPECS:
-        raise ConfigurationError(f"dataset '{name}' is not known", f"choose one of {', '.join(SPECS)}")
+        raise unknown_name("dataset", name, SPECS)
     return SPECS[name]
 
 

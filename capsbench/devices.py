@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from capsbench.errors import ConfigurationError
+from capsbench.errors import unknown_name
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 """Bytes of a KiB, a MiB and a GiB."""
@@ -72,7 +72,5 @@ def gpu_of(name: str) -> Gpu:
     """
     found = GPUS.get(name.lower())
     if found is None:
-        raise ConfigurationError(
-            f"`gpu` '{name}' is not known", f"choose one of {', '.join(GPUS)}, and give its memory as `capacity`"
-        )
+        raise unknown_name("`gpu`", name, GPUS, ", and give its memory as `capacity`")
     return found

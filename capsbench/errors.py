@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -33,7 +34,7 @@ class CapsbenchError(Exception):
 
 
 class ConfigurationError(CapsbenchError, ValueError):
-    """A request that makes no sense: an unknown name, a value out of range, an impossible combination."""
+    """A request that cannot be met: an unknown name, a value out of range, an impossible combination."""
 
 
 class ShapeError(CapsbenchError, ValueError):
@@ -72,6 +73,21 @@ class Interrupted(CapsbenchError):
     """An interruption by Ctrl-C. Earlier measurements are kept."""
 
     exit_status = 130
+
+
+def unknown_name(what: str, name: object, known: Iterable[str], more: str = "") -> ConfigurationError:
+    """Return the error of a name that is not known, whose hint begins with the nearest one that is.
+
+    Args:
+        what: what has the name: a field in backticks, or a noun.
+        name: the name.
+        known: the names that would be right.
+        more: what else would be right, to follow the names.
+    """
+    names = list(known)
+    near = get_close_matches(str(name).lower(), names, n=1)
+    hint = f"choose among {', '.join(names)}{more}"
+    return ConfigurationError(f"{what} '{name}' is not known", f"did you mean {near[0]}? If not, {hint}" if near else hint)
 
 
 def unwritable(path: Path, error: OSError) -> StoreError:

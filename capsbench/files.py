@@ -170,7 +170,7 @@ def nothing_to_read(*roots: Path) -> StoreError:
 
 
 def _unreadable(error: OSError) -> NoReturn:
-    raise StoreError(f"{error.filename} cannot be read: {error.strerror}", "check its permissions, or name folders beside it")
+    raise StoreError(f"{error.filename} cannot be read: {error.strerror}", "check its permissions, or name other folders")
 
 
 def _line_of(line: bytes, kind: type[Line], path: Path, number: int) -> Line | Damage:

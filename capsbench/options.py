@@ -136,7 +136,7 @@ class Configuration(BaseModel):
         Option(
             flag="--dataset",
             title="Data set",
-            help="Data sets; the packaged sample stands in for one that is not on disk.",
+            help="Data sets; the packaged sample is used in place of one that is not on disk.",
             choices={name: spec.title for name, spec in SPECS.items()},
             default="sample",
         ),
@@ -145,7 +145,7 @@ class Configuration(BaseModel):
 
     batch_size: Annotated[
         int | None, Option(flag="--batch-size", title="Batch size", noun="batch", help="Images per step.", default=128, least=1)
-    ] = Field(ge=1)
+    ] = Field(default=None, ge=1)
     """Images per step; None for a case that takes no `batch_size`."""
 
     kernel: Annotated[
@@ -283,7 +283,7 @@ class Configuration(BaseModel):
             help="MoCapsNet's rule.",
             choices={
                 "paper": "one velocity through the whole stack of capsule layers: Algorithm 1",
-                "published": "the velocity begins anew in every block, which keeps its own shortcut: the published code",
+                "published": "the velocity restarts in every block, which keeps its own shortcut: the published code",
             },
             default="paper",
             networks=MOMENTUM_NETWORKS,

@@ -117,7 +117,7 @@ def memory_baseline_fixture(request: pytest.FixtureRequest) -> "Callable[..., Me
         except CapsbenchError as error:
             pytest.fail(str(error), pytrace=False)
         if grown:
-            pytest.fail("\n".join([*grown, f"write the baseline anew with pytest {_UPDATE} if this is meant"]), pytrace=False)
+            pytest.fail("\n".join([*grown, f"write a new baseline with pytest {_UPDATE} if this is meant"]), pytrace=False)
         return found
 
     return check

@@ -312,7 +312,7 @@ class TimeFigures(Schema):
     processes: list[NonNegativeInt] = []
     """Number of the process of each sample; a sweep that was resumed has several. Empty where `rounds` is."""
     growing: GrowingFigures | None = None
-    """Times of the parts that grow along an axis; None if not told apart, or if the cell was timed alone."""
+    """Times of the parts that grow along an axis; None if they are not known, or the cell was timed alone."""
 
     @model_validator(mode="after")
     def _has_a_round_for_each_sample(self) -> "TimeFigures":

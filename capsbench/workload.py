@@ -19,7 +19,7 @@ from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainS
 from capsbench.catalog import DatasetSpec
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
-from capsbench.errors import CapsbenchError, ConfigurationError, error_line
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line, unknown_name
 from capsbench.fingerprint import Fingerprint, fingerprint
 from capsbench.foreign import (
     call_with_images,
@@ -82,8 +82,7 @@ def resolve_model(name: str) -> ModelFactory:
     elif (sent := carried(name)) is not None:
         factory = sent.function
     else:
-        known = ", ".join([*BUILT_IN, *registered])
-        raise ConfigurationError(f"model '{name}' is not known", f"choose {known}, or package.module:name")
+        raise unknown_name("model", name, [*BUILT_IN, *registered], ", or package.module:name")
     if not callable(factory):
         raise ConfigurationError(
             f"model '{name}' is {type(factory).__name__}, not callable",
@@ -695,7 +694,7 @@ def check_optimizer_step(step: str, precision: str, accumulate: int | None = Non
         ConfigurationError: it is none of `OPTIMIZER_STEPS`, or `backward` at fp16 or after several passes.
     """
     if step not in OPTIMIZER_STEPS:
-        raise ConfigurationError(f"optimizer step '{step}' is not known", f"choose one of {', '.join(OPTIMIZER_STEPS)}")
+        raise unknown_name("optimizer step", step, OPTIMIZER_STEPS)
     if step == "backward" and precision == "fp16":
         raise ConfigurationError(
             "optimizer step 'backward' is not possible with precision 'fp16': its scaler needs all gradients before the step",

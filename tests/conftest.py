@@ -1,18 +1,21 @@
 """Fixtures that more than one test file uses: records without measuring, and the command line as a process."""
 
+import gc
 import itertools
+import random
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import settings
 
 from helpers import ROOT
 from helpers.commands import Result, briefly, process_environment
@@ -22,6 +25,10 @@ from helpers.made import RETAINED_PER_BLOCK, make_frame, make_record
 # Whoever runs the tests in the background may have had Ctrl-C ignored, which processes inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# The same examples in every run, on a machine that may be busy.
+settings.register_profile("capsbench", derandomize=True, deadline=None)
+settings.load_profile("capsbench")
 
 # They start processes that import torch, or a browser, and take seconds.
 _SLOW_FIXTURES = {"server", "browser", "sweep"}
@@ -33,6 +40,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not _SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+# Imported packages have a million objects. To look for garbage among them takes longer than most tests.
+_MANY_OBJECTS = 100_000
+
+
+def seed() -> None:
+    """Seed the generators that all share."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.default_generator.manual_seed(0)  # without a queue for devices that are not here
+
+
+def pytest_collection_finish() -> None:
+    """Let no test look for garbage among the packages and tests that were imported."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tests_of_a_file() -> Iterator[None]:
+    """Fixtures of a file have the same random numbers, too, and packages that its tests have imported stay."""
+    seed()
+    yield
+    if len(gc.get_objects()) > _MANY_OBJECTS:
+        gc.collect()
+        gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _random_numbers_are_those_of_this_test() -> None:
+    """A test has the same random numbers whichever tests came before it."""
+    seed()
 
 
 @pytest.fixture(autouse=True)
@@ -63,19 +103,23 @@ def forked(server: Server) -> Callable[..., Done]:
 
 
 @pytest.fixture
-def capsbench(tmp_path: Path, server: Server) -> Callable[..., Result]:
-    """Run the command line as a process: `capsbench("run", "--depth", "1")`; with options of `subprocess.run` a fresh one."""
+def session_in_fork(server: Server) -> Callable[..., pytest.RunResult]:
+    """Run the tests of a folder, with the plugin of the package, in a fork: `session_in_fork(pytester.path)`."""
 
-    def call(*arguments: object, cwd: Path = tmp_path, drawn: bool = False, **options: Any) -> Result:
-        environment = process_environment(cwd)
-        if not options:
-            ended = server(cwd, *briefly(arguments), drawn=drawn, **environment)
-            return Result(ended.status, ended.stdout, ended.stderr)
-        command = [sys.executable, "-m", "capsbench.cli", *briefly(arguments)]
-        done = subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500, check=False, **options
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+    def run(folder: Path, *options: str) -> pytest.RunResult:
+        done = server(folder, *options, program="pytest")
+        return pytest.RunResult(done.status, done.stdout.splitlines(), done.stderr.splitlines(), 0.0)
+
+    return run
+
+
+@pytest.fixture
+def capsbench(tmp_path: Path, server: Server) -> Callable[..., Result]:
+    """Run the command line as a process, to its end: `capsbench("run", "--depth", "1")`; options are those of `Server.start`."""
+
+    def call(*arguments: object, cwd: Path = tmp_path, **options: Any) -> Result:
+        ended = server(cwd, *briefly(arguments), forks=True, **process_environment(cwd), **options)
+        return Result(ended.status, ended.stdout, ended.stderr)
 
     return call
 

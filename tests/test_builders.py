@@ -175,12 +175,12 @@ class Pixels(nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["run", "predict"])
 @pytest.mark.parametrize(("name", "settings", "options", "words"), REFUSED.values(), ids=REFUSED)
-def test_wrong_use_is_two_clear_lines(command, verb, name, settings, options, words):
+def test_wrong_use_is_two_clear_lines(capsbench, verb, name, settings, options, words):
     usual = {} if options is None else {"shape": "3x32x32", "classes": 7, "batch_size": 2} | options
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in usual.items()]
     flags += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     # By its file, which processes of a measurement can import.
-    found = command(verb, "--models", f"{__file__}:{name}", *flags, "--device", "cpu")
+    found = capsbench(verb, "--models", f"{__file__}:{name}", *flags, "--device", "cpu")
     assert found.status != 0
     text = " ".join((found.stdout + found.stderr).split())
     for word in words:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,21 @@ def run_script(folder: Path, text: str, *arguments: str) -> str:
     return ended.stdout.strip()
 
 
+@pytest.fixture
+def run_fork(server, tmp_path) -> Callable[..., str]:
+    """Run a script as a fork, whose processes are forks, too."""
+
+    def run(text: str, *arguments: str) -> str:
+        (tmp_path / "script.py").write_text(text, encoding="utf-8")
+        ended = server(tmp_path, "script.py", *arguments, program="python")
+        assert ended.status == 0, ended.stderr
+        return ended.stdout.strip()
+
+    return run
+
+
 @pytest.mark.slow
-def test_a_script_measures_its_own_function_and_resumes(tmp_path):
+def test_a_script_measures_its_own_function_and_resumes(tmp_path, run_fork):
     assert run_script(tmp_path, SCRIPT) == "2"
     records = Report(tmp_path / "mine").records
     assert [(one.status, one.cell.configuration.model, one.cell.configuration.blocks) for one in records] == [
@@ -81,8 +95,8 @@ def test_a_script_measures_its_own_function_and_resumes(tmp_path):
     assert len({one.cell.source for one in records}) == 1
     assert records[0].cell.source
     # Another line and a comment change nothing; another width does.
-    assert run_script(tmp_path, "# the same\n\n" + SCRIPT, "--resume") == "2"
-    assert run_script(tmp_path, SCRIPT.replace("WIDTH = 8", "WIDTH = 16"), "--resume") == "4"
+    assert run_fork("# the same\n\n" + SCRIPT, "--resume") == "2"
+    assert run_fork(SCRIPT.replace("WIDTH = 8", "WIDTH = 16"), "--resume") == "4"
 
 
 @pytest.mark.slow

@@ -301,14 +301,6 @@ def test_nothing_of_a_network_is_changed(device):
     assert len(seen) == 1, "the hook is there"
 
 
-@pytest.mark.parametrize("name", others.NETWORKS)
-def test_nothing_of_others_is_changed(name):
-    case = made(name)
-    before = everything(case)
-    capsbench.estimate(case)
-    assert same(before, everything(case))
-
-
 class Fails(nn.Module):
     """A network whose backward or forward pass fails after it has changed all that it can."""
 
@@ -368,8 +360,11 @@ def predicted(name: str, device: str) -> tuple[dict[str, Any], dict[str, int]]:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", others.NETWORKS)
-def test_an_estimate_has_every_byte_of_a_prediction(name, device):
-    found = capsbench.estimate(made(name), device=device)
+def test_an_estimate_has_every_byte_of_a_prediction_and_changes_nothing(name, device):
+    case = made(name)
+    before = everything(case)
+    found = capsbench.estimate(case, device=device)
+    assert same(before, everything(case))
     figures, by_module = predicted(name, device)
     assert {field: getattr(found.memory, field) for field in FIGURES} == figures
     assert found.by_module == by_module
@@ -495,19 +490,22 @@ peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 module = nn.Sequential(*(skip_init(nn.Linear, 8192, 8192) for _ in range(16)))
 assert sum(one.nbytes for one in module.parameters()) > 4 * 2**30
 capsbench.estimate(nn.Linear(2, 2), torch.rand(2, 2), torch.Tensor.sum)
-before, began = peak(), time.monotonic()
+small = nn.Sequential(*(nn.Linear(8, 8) for _ in range(16)))
+began = time.process_time()
+capsbench.estimate(small, torch.rand(4, 8), torch.Tensor.sum, gpu="h100")
+before, between = peak(), time.process_time()
 found = capsbench.estimate(module, torch.rand(4, 8192), torch.Tensor.sum, gpu="h100")
 assert found.peak_bytes > 16 * 2**30
-print(peak() - before, time.monotonic() - began)
+print(peak() - before, (time.process_time() - between) / (between - began))
 """
 
 
 @pytest.mark.slow
 def test_a_network_of_four_gigabytes_takes_neither_memory_nor_time():
     printed = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True).stdout
-    nbytes, seconds = map(float, printed.split())
+    nbytes, times_as_long = map(float, printed.split())
     assert nbytes < 100 * 2**20
-    assert seconds < 60
+    assert times_as_long < 10, "as a network of as many small layers"
 
 
 # What fits

@@ -109,7 +109,7 @@ def test_checkpoints_keep_less_to_the_byte_and_compute_the_same_bits(name):
     assert stored == plain
     checkpoint = configured(name, "checkpoint")
     assert_all_close(trained(checkpoint), trained(stored), relative=0)
-    (before, _), (measured, predicted) = figures(stored), figures(checkpoint)
+    before, (measured, predicted) = memory_figures(probed_step(stored)), figures(checkpoint)
     assert {one: getattr(predicted, one) for one in FIGURES} == {one: getattr(measured, one) for one in FIGURES}
     assert measured.retained_bytes < before.retained_bytes
     assert measured.inference_peak_bytes == before.inference_peak_bytes
@@ -121,13 +121,13 @@ def test_a_note_names_the_layers():
 
 
 def test_a_classifier_has_it_too():
-    before, _ = figures(configured("classifier", None, batch_size=8))
+    before = memory_figures(probed_step(configured("classifier", None, batch_size=8)))
     measured, predicted = figures(configured("classifier", "checkpoint", batch_size=8))
     assert measured.retained_bytes == predicted.retained_bytes < before.retained_bytes
 
 
 def test_offloading_keeps_less_on_a_gpu_and_nothing_less_on_a_cpu():
-    stored, offloaded = (figures(configured("deep", memory))[0].retained_bytes for memory in (None, "offload"))
+    stored, offloaded = (memory_figures(probed_step(configured("deep", memory))).retained_bytes for memory in (None, "offload"))
     assert stored == offloaded
     gpu = {"device": "cuda:predicted", "gpu": "h100"}
     stored, offloaded = (trace_for(configured("deep", memory, **gpu)).retained_bytes for memory in (None, "offload"))
@@ -158,7 +158,7 @@ def test_layers_that_are_not_called_are_refused_after_a_step():
 
 def test_a_classifier_with_an_argument_memory_is_given_every_strategy():
     retained = {
-        memory: figures(configured("with_own", memory, batch_size=8))[0].retained_bytes
+        memory: memory_figures(probed_step(configured("with_own", memory, batch_size=8))).retained_bytes
         for memory in (None, "stored", "checkpoint", "offload")
     }
     assert retained[None] == retained["checkpoint"] < retained["stored"] == retained["offload"]

@@ -128,8 +128,7 @@ def test_a_predicted_compiled_network_has_no_exact_figure(command, own_model):
 
 
 @pytest.mark.slow
-def test_a_guard_of_a_compiled_network_fails_where_it_grows_and_warns(pytester, monkeypatch):
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+def test_a_guard_of_a_compiled_network_fails_where_it_grows_and_warns(pytester, session_in_fork):
     pytester.makepyfile("""
         import pytest, torch
         from torch import nn
@@ -142,7 +141,7 @@ def test_a_guard_of_a_compiled_network_fails_where_it_grows_and_warns(pytester, 
         def test_it(memory_slope):
             memory_slope(make, depths=(1, 2))
     """)
-    result = pytester.runpytest_subprocess("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider")
+    result = session_in_fork(pytester.path)
     result.assert_outcomes(failed=1, warnings=1)
     result.stdout.fnmatch_lines([f"*a block retains {PER_BLOCK} bytes, and may 0*"])
 

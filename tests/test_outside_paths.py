@@ -73,7 +73,7 @@ def test_a_home_folder_means_the_same_in_every_option(forked, tmp_path, home):
         "show ~/good",
         "report ~/good --out=~/page.html",
         "check ~/good --baseline=~/base.json --update",
-        "check ~/good --baseline ~/base.json --last ~/good --junit=~/check.xml --markdown=~/check.md",
+        "check ~/good --baseline ~/base.json --last ~/good --junit=~/check.xml --markdown=~/check.md --badge=~/check.svg",
         "compare ~/good ~/base.json",
         "run --models helpers.tiny:make_plain --depth 1,2 --batch-size 2 --device cpu:predicted --out=~/x --data-dir=~/data",
         "timeline --model helpers.tiny:make_plain --batch-size 2 --device cpu:predicted --out=~/t",
@@ -87,7 +87,7 @@ def test_a_home_folder_means_the_same_in_every_option(forked, tmp_path, home):
         done = forked(here, given, HOME=str(home))
         assert done.status == 0, (given, done)
     assert names(here) == []
-    written = {"good", "data", "page.html", "base.json", "check.xml", "check.md", "x", "t", "trained", "picture.png"}
+    written = {"good", "data", "page.html", "base.json", "check.xml", "check.md", "check.svg", "x", "t", "trained", "picture.png"}
     assert set(names(home)) - {".cache", ".config", ".local"} == written
     assert {"plan.json", "records.jsonl", "slopes.csv", "figure3.svg", "index.html"} <= set(names(home / "x"))
 

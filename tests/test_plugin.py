@@ -1,4 +1,4 @@
-"""The pytest plugin in sessions of its own: one is a process, as its users have it."""
+"""The pytest plugin in sessions of its own: forks, and one fresh process, as its users have it."""
 
 import re
 
@@ -36,13 +36,24 @@ def make(in_shape, num_classes, blocks):
 
 @pytest.fixture
 def session(pytester, monkeypatch):
+    """Run tests in a session of this process."""
     # What this session's plugins need of one another is not there in theirs.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
-    def run(test: str, *options: str, apart: bool = False):
+    def run(test: str):
         pytester.makepyfile(NET + test)
-        call = pytester.runpytest_subprocess if apart else pytester.runpytest_inprocess
-        return call("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider", *options)
+        return pytester.runpytest_inprocess("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider")
+
+    return run
+
+
+@pytest.fixture
+def session_apart(pytester, session_in_fork):
+    """Run tests in a session of a fork."""
+
+    def run(test: str, *options: str):
+        pytester.makepyfile(NET + test)
+        return session_in_fork(pytester.path, *options)
 
     return run
 
@@ -143,8 +154,8 @@ def test_a_classifier_has_no_length():
 
 
 @pytest.mark.slow
-def test_the_marker_names_the_unit_of_the_axis(session):
-    result = session(
+def test_the_marker_names_the_unit_of_the_axis(session_apart):
+    result = session_apart(
         """
 @pytest.mark.memory_slope(max_bytes_per_sample=1)
 def test_grown(memory_slope):
@@ -157,8 +168,7 @@ def test_wrong_unit(memory_slope):
 @pytest.mark.memory_slope(max_bytes_per_sample=10**9)
 def test_right(memory_slope):
     memory_slope(make, vary={"batch_size": (1, 2)})
-""",
-        apart=True,
+"""
     )
     result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(["*a sample retains * bytes, and may 1 (bytes at each batch size: 1: *"])
@@ -168,9 +178,11 @@ def test_right(memory_slope):
 
 
 @pytest.mark.slow
-def test_the_plugin_passes_and_fails(session):
-    result = session(
-        """
+def test_the_plugin_passes_and_fails(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile(
+        NET
+        + """
 @pytest.mark.memory_slope(max_bytes_per_block=1024)
 def test_right(memory_slope):
     assert memory_slope(make, depths=(1, 2)).retained_per_block == 1024
@@ -181,9 +193,9 @@ def test_wrong(memory_slope):
 
 def test_no_limit(memory_slope):
     memory_slope(make, depths=(1, 2))
-""",
-        apart=True,
+"""
     )
+    result = pytester.runpytest_subprocess("-p", "capsbench.pytest_plugin", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*a block retains 1024 bytes, and may 1023*", "*3.inner +512 B*"])
 
@@ -311,11 +323,11 @@ def test_another_file(memory_baseline):
 
 
 @pytest.mark.slow
-def test_a_live_network_is_guarded_by_a_baseline(session, pytester):
+def test_a_live_network_is_guarded_by_a_baseline(session_apart, pytester):
     update = "--update-memory-baselines"
 
     def outcomes(width: int, *options: str):
-        return session(LIVE.replace("WIDTH", str(width)), *options, apart=True)
+        return session_apart(LIVE.replace("WIDTH", str(width)), *options)
 
     result = outcomes(256)
     result.assert_outcomes(failed=2)
@@ -328,22 +340,21 @@ def test_a_live_network_is_guarded_by_a_baseline(session, pytester):
     result = outcomes(512)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
-        ["*test_a_step*retained*32.00 KiB*64.00 KiB*+32.00 KiB*", "*anew with pytest --update-memory-baselines*"]
+        ["*test_a_step*retained*32.00 KiB*64.00 KiB*+32.00 KiB*", "*a new baseline with pytest --update-memory-baselines*"]
     )
     assert (pytester.path / "memory_baseline.json").read_text() == before
 
 
 @pytest.mark.slow
-def test_wrong_use_of_the_baseline_is_two_lines(session):
-    result = session(
+def test_wrong_use_of_the_baseline_is_two_lines(session_apart):
+    result = session_apart(
         """
 def test_inputs(memory_baseline):
     memory_baseline(nn.Linear(2, 2), torch.rand(2, 3), torch.Tensor.sum)
 
 def test_line(memory_baseline):
     memory_baseline(nn.Linear(2, 2), torch.rand(2, 2), torch.Tensor.sum, file=FILE, name="another")
-""".replace("FILE", repr(str(ROOT / "baselines" / "predicted.json"))),
-        apart=True,
+""".replace("FILE", repr(str(ROOT / "baselines" / "predicted.json")))
     )
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*model 'Linear'*", "*has no line 'another'*"])

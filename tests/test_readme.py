@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from capsbench.measure.environment import describe
+from capsbench.options import STACKED
+from capsbench.report import Report
+from capsbench.words.slopes_in_words import row_ratio, row_slope
 from helpers import reading
 from helpers.reading import DOCUMENTS, ROOT, Reader, Wrong, blocks, check, check_inline, check_links, commands, shortened
 
@@ -71,10 +74,26 @@ def test_examples_of_the_readme_are_short():
     assert max(len(block.text.splitlines()) for block in blocks(text_of(ROOT / "README.md"))) <= 10
 
 
-def test_the_figures_are_those_of_the_benchmark():
-    table = [line for line in text_of(ROOT / "benchmarks" / "limits.md").splitlines() if line.startswith("|")]
-    assert len(table) > 10
-    assert "\n".join(table) in text_of(ROOT / "README.md")
+def test_the_findings_are_those_of_the_reports():
+    """Each figure of the README's findings is what the committed report says of that slope."""
+
+    def cost(report, model, metric):
+        table = slopes[report]
+        (row,) = table[(table["model"] == model) & (table["metric"] == metric)].to_dict("records")
+        return row_slope(row), row_ratio(row)
+
+    slopes = {name: Report(ROOT / "reports" / name).slopes for name in ("example-cpu", "published-cpu")}
+    rows = [line for line in text_of(ROOT / "README.md").splitlines() if re.search(r"\| \[\w+-cpu\] \|$", line)]
+    retained, published, peak, times = rows
+    assert {cost("example-cpu", model, "retained")[0] for model in ("capsnet", "rescapsnet")} == {"768.00 KiB"}
+    assert "768.00 KiB in CapsNet and ResCapsNet" in retained
+    assert f"{cost('example-cpu', 'mocapsnet', 'retained')[0]} in MoCapsNet" in retained
+    assert f"{cost('published-cpu', 'rescapsnet', 'retained')[0]} in ResCapsNet" in published
+    assert {cost("example-cpu", model, "peak")[0] for model in STACKED} == {"2.00 MiB"}
+    assert "2.00 MiB in all three" in peak
+    for model, title in (("rescapsnet", "ResCapsNet"), ("mocapsnet", "MoCapsNet")):
+        assert f"{cost('example-cpu', model, 'train')[0]} in {title}" in times
+    assert f"× {cost('example-cpu', 'mocapsnet', 'train')[1]}" in times
 
 
 @pytest.mark.slow

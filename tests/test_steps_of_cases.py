@@ -29,6 +29,7 @@ from capsbench.workload import Workload, build_case, seed_everything
 from helpers import own_steps
 from helpers.commands import assert_refused
 from helpers.comparing import assert_all_close, kept_bytes
+from helpers.forked import in_fork
 from helpers.measured import EVERY_FIGURE, Measured, configured, measured
 from helpers.own_steps import BACKWARD_CALLS, FIRST_LOSSES, adam, case_of, layers, loss_of
 
@@ -116,7 +117,7 @@ def test_gradients_that_forward_frees_are_not_subtracted():
 
 
 def test_gradients_of_a_transform_end_forward():
-    """They have a graph themselves, as those of a penalty have, which here are a part of forward."""
+    """Gradients that have a graph themselves are a part of forward where there are others, as those of a penalty."""
     found = seen("functional")
     assert found.differing() == {}
     assert found.measured.retained_bytes > 0
@@ -560,7 +561,7 @@ def test_what_a_step_raises_is_said_alike_by_predictions_and_measurements():
         model = f"{__file__}:{name}"
         (traced,) = capsbench.predict(model, depths=[1], device="cpu").records
         configuration = traced.cell.configuration.model_copy(update={"device": "cpu"})
-        run = run_pass(Request(configuration=configuration, what="memory", samples=5), 300)
+        run = in_fork(run_pass, Request(configuration=configuration, what="memory", samples=5), 300)
         for message in (traced.message, run.message):
             what, _, hint = message.partition(" - ")
             assert what.startswith(f"model '{model}'")

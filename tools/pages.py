@@ -13,6 +13,7 @@ DOCUMENTS = (
     "*.md",
     "docs/*.md",
     "docs/*.css",
+    "docs/images/*.png",
     "benchmarks/*.md",
     "reports/*/*.md",
     "reports/*/*.png",

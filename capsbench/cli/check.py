@@ -21,10 +21,11 @@ from capsbench.report import reports_below, summary_of
 @THRESHOLD_OPTIONS
 @click.option("--junit", type=FOLDER, help="Write JUnit XML to this file.")
 @click.option("--markdown", type=FOLDER, multiple=True, help="Write Markdown to this file; - prints it instead.")
+@click.option("--badge", type=FOLDER, help="Write a badge for a README to this file, as SVG.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     reports: Path, baseline: Path, update: bool, last: Path | None, bytes_threshold: tuple[float, float],
-    time_threshold: float, junit: Path | None, markdown: tuple[Path, ...], as_json: bool,
+    time_threshold: float, junit: Path | None, markdown: tuple[Path, ...], badge: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Fail, with exit status 1, where memory or time grew against a baseline, or a cell is missing or failed.
 
@@ -44,10 +45,10 @@ def command(
 
     printed = STANDARD_OUTPUT in markdown
     if as_json and printed:
-        raise ConfigurationError("--json and --markdown - both want standard output", "give one of them")
-    if update and (last or junit or markdown or as_json):
+        raise ConfigurationError("--json and --markdown - both print on standard output", "give one of them")
+    if update and (last or junit or markdown or badge or as_json):
         raise ConfigurationError(
-            "--update writes a baseline and checks nothing: --last, --junit, --markdown and --json have no effect",
+            "--update writes a baseline and checks nothing: --last, --junit, --markdown, --badge and --json have no effect",
             "leave them out, or check first and update then",
         )
     run, notes = summary_of(reports_below(reports))
@@ -68,11 +69,10 @@ def command(
     name = as_typed(str(baseline))
     again = shlex.join(["capsbench", "check", as_typed(str(reports)), "--baseline", name, "--update"])
     text = CheckText(judgement, name, again, map(as_typed, notes))
-    for path in markdown:
-        if path != STANDARD_OUTPUT:
-            write_text(path, text.markdown(), "--markdown")
-    if junit:
-        write_text(junit, text.junit(), "--junit")
+    summaries = [("--markdown", path, text.markdown) for path in markdown if path != STANDARD_OUTPUT]
+    for flag, path, written in (*summaries, ("--junit", junit, text.junit), ("--badge", badge, text.badge)):
+        if path:
+            write_text(path, written(), flag)
     if as_json:
         echo_json(text.as_json())
     else:

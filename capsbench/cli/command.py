@@ -1,9 +1,9 @@
-"""The common base of all commands: paths that keep their meaning, and text that any encoding can show."""
+"""The common base of all commands: options in sections, paths that keep their meaning, and text that any encoding can show."""
 
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,26 @@ STANDARD_OUTPUT = Path("-")
 
 
 class Command(click.Command):
-    """A command whose paths keep their meaning, even if modules that it imports change the working directory."""
+    """A command whose paths keep their meaning, even if modules that it imports change the working directory.
+
+    Args:
+        sections: names of parameters under the heads of their sections in --help; the others follow.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._sections = sections or {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        left = {param.name: line for param in self.get_params(ctx) if (line := param.get_help_record(ctx)) is not None}
+        for head, names in self._sections.items():
+            lines = [left.pop(name) for name in names if name in left]
+            if lines:
+                with formatter.section(head):
+                    formatter.write_dl(lines)
+        with formatter.section("Other options" if self._sections else "Options"):
+            formatter.write_dl(list(left.values()))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command on absolute paths."""

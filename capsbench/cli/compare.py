@@ -14,7 +14,7 @@ from capsbench.options import OPTIONS
 @click.command("compare", cls=Command)
 @click.argument("a", type=FOLDER)
 @click.argument("b", type=FOLDER)
-@click.option("--cells", is_flag=True, help="Show every cell, beside slopes and levels.")
+@click.option("--cells", is_flag=True, help="Show every cell, in addition to slopes and levels.")
 @click.option(
     "--across",
     type=NameList((*OPTIONS, "kind")),
@@ -30,8 +30,8 @@ def command(
 ) -> None:  # fmt: skip
     """Compare two reports (or baselines), slope by slope and cell by cell: difference, interval, verdict.
 
-    Worse means significantly different and beyond a threshold. Times are scaled to the first report's machine: each was
-    measured beside a yardstick, which distinguishes a slower machine from slower code.
+    Worse means significantly different and beyond a threshold. Times are scaled to the first report's machine: a yardstick
+    was timed with each, which distinguishes a slower machine from slower code.
 
     \b
     Examples:
@@ -45,7 +45,7 @@ def command(
     from capsbench.gate.verdicts import comparison_json, comparison_markdown, comparison_remarks, comparison_table
 
     if as_json and markdown:
-        raise ConfigurationError("--json and --markdown both want standard output", "give one of them")
+        raise ConfigurationError("--json and --markdown both print on standard output", "give one of them")
     compared = compare(load_summary(a), load_summary(b), Thresholds(*bytes_threshold, time_threshold), across=across)
     hint = "--cells shows them"
     if as_json:

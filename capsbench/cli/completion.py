@@ -4,11 +4,12 @@ import click
 from click.shell_completion import get_completion_class
 
 from capsbench.cli.command import Command, echo
+from capsbench.cli.flags import OneOf
 from capsbench.errors import ConfigurationError
 
 
 @click.command("completion", cls=Command)
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
     """Print shell completion; for bash: eval "$(capsbench completion bash)"."""

@@ -76,7 +76,7 @@ def diagnostics(run: Path, out: Path | None) -> None:
 def reconstructions(
     checkpoint: Path, images: tuple[Path, ...], out: Path | None, device: str, data_dir: Path | None, download: bool
 ) -> None:
-    """Draw inputs beside reconstructions, and the first input's class capsule with each dimension moved from -0.25 to 0.25.
+    """Draw inputs with their reconstructions, and the first input's class capsule with each dimension moved from -0.25 to 0.25.
 
     CHECKPOINT is a file that 'capsbench train' has written, or the folder of a run, whose best epoch is used. Without IMAGES
     (png or jpg) it draws the first test image of each class, up to 10.

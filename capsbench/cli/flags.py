@@ -10,8 +10,8 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from capsbench.errors import ConfigurationError
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, Option, Setting, type_of
+from capsbench.errors import ConfigurationError, unknown_name
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, SWEPT_OPTIONS, Option, Setting, type_of
 from capsbench.typed_values import parsed_values
 from capsbench.words.units import parse_bytes
 
@@ -56,12 +56,11 @@ class NameList(Parsed):
     def parse(self, flag: str, text: str) -> tuple[str, ...]:
         """Return the names in a text, each once."""
         names = tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
-        hint = f"choose among {', '.join(self.known)}"
         if not names:
-            raise ConfigurationError(f"{flag} '{text}' names nothing", hint)
+            raise ConfigurationError(f"{flag} '{text}' names nothing", f"choose among {', '.join(self.known)}")
         for name in names:
             if not self.open_ended and name not in self.known and not self.allows(name):
-                raise ConfigurationError(f"{flag} '{name}' is not known", hint)
+                raise unknown_name(flag, name, self.known)
         return names
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -72,6 +71,16 @@ class NameList(Parsed):
         """Complete the last name of the list."""
         done, comma, last = incomplete.rpartition(",")
         return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
+
+
+class OneOf(click.Choice[str]):
+    """One of several names."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name."""
+        if value not in self.choices:
+            raise unknown_name(param.opts[0] if param else "choice", value, self.choices)
+        return value
 
 
 def _bytes_threshold(flag: str, text: str) -> tuple[float, float]:
@@ -130,7 +139,7 @@ def parse_axis(flag: str, text: str) -> tuple[str, str]:
 def _no_name_with_values(flag: str, text: str) -> ConfigurationError:
     return ConfigurationError(
         f"{flag} '{text}' is not a name with values",
-        "write NAME=VALUES: length=128,256 or heads=1-8; a text with a comma stands in quotation marks",
+        "write NAME=VALUES: length=128,256 or heads=1-8; put a text with a comma in quotation marks",
     )
 
 
@@ -234,19 +243,22 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
         kind = Parsed("size", parse_bytes)
     elif kind is int:
         kind = whole(option.least or 0)
-    usual = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
-    usual |= {"is_flag": False, "flag_value": option.alone} if option.alone else {}
-    return click.option(option.flag, parameter or name, **(usual | changed))
+    asked = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
+    asked |= {"is_flag": False, "flag_value": option.alone} if option.alone else {}
+    asked |= changed
+    if isinstance(asked["type"], NameList):
+        asked["help"] += f" Choices: {', '.join(asked['type'].known)}."
+    return click.option(option.flag, parameter or name, **asked)
 
 
 def _one_choice(option: Option) -> ParamType:
     """A choice of an option, with names of parts of a network where these may follow."""
     if not option.named:
-        return click.Choice(tuple(option.choices))
+        return OneOf(tuple(option.choices))
 
     def parse(flag: str, text: str) -> str:
         if not option.knows(text):
-            raise ConfigurationError(f"{flag} '{text}' is not known", f"choose among {', '.join(option.choices)}")
+            raise unknown_name(flag, text, option.choices)
         return text
 
     return Parsed("name", parse)
@@ -338,7 +350,7 @@ SWEEP_OPTIONS = together(
         "--time-budget",
         type=positive("seconds"),
         default=20,
-        help="Seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %.",
+        help="Most seconds of sampling per cell; timing ends once all slopes are known, or a lone cell's time within 2 %.",
     ),
     click.option(
         "--slope-share",
@@ -358,12 +370,25 @@ SWEEP_OPTIONS = together(
     ),
     TIMEOUT_OPTION,
     DATA_DIR_OPTION,
-    click.option("--out", type=FOLDER, help="Report folder; by default reports/ and the time."),
+    click.option("--out", type=FOLDER, help="Report folder; by default a new one in reports/, named after the time."),
     click.option("--resume", is_flag=True, help="Resume a report that was cut off."),
-    click.option("--dry-run", is_flag=True, help="Show how many cells there are and how long they take, and stop."),
+    click.option("--dry-run", is_flag=True, help="Show the grid of cells, their time and their memory, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
 )
 """Options of every command that measures, besides those of a cell."""
+
+_WHAT = ("models", "depth", "vary", "settings", "dataset", "image_shape", "classes", "batch_size", "only", "fit")
+_WHERE = ("device", "gpu", "threads", "capacity", "strict", "wait", "data_dir")
+SECTIONS = {
+    "What": _WHAT,
+    "How": tuple(name for name in SWEPT_OPTIONS if name not in (*_WHAT, *_WHERE)),
+    "Where": _WHERE,
+    "How long": ("quick", "dry_run", "repeats", "samples", "time_budget", "slope_share", "processes", "timeout"),
+    "Result": ("out", "resume", "open_page", "as_json"),
+}
+"""Sections of --help, with the names of parameters, for commands that measure or predict cells."""
+
+OPEN_OPTION = click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 
 MACHINE_OPTIONS = ("batch_size", "device", "gpu", "threads", "capacity")
 """Options of a cell for the machine and the number of images."""
@@ -407,18 +432,18 @@ def refuse_for_own(models: Sequence[str]) -> None:
 
 
 def refuse_given(name: str, other: str, why: str) -> None:
-    """Refuse an option that was typed and has no effect beside another.
+    """Refuse an option that was typed and has no effect with another.
 
     Args:
         name: name of its parameter.
-        other: the option beside it.
+        other: the other option.
         why: reason that it has no effect.
 
     Raises:
         ConfigurationError: it was typed.
     """
     if was_typed(name):
-        raise ConfigurationError(f"`{name}` has no effect beside {other}: {why}", f"leave `{name}` out")
+        raise ConfigurationError(f"`{name}` has no effect with {other}: {why}", f"leave `{name}` out")
 
 
 def require_command(context: click.Context) -> None:

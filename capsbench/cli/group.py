@@ -6,6 +6,16 @@ import click
 
 from capsbench.cli.command import Group, echo
 
+_SECTIONS = {
+    "Measure": ("run", "predict", "timeline"),
+    "Read": ("show", "slopes", "plot", "report", "compare"),
+    "Guard": ("check", "init-ci"),
+    "Train": ("train", "classify", "figure"),
+    "Reproduce the paper": ("reproduce",),
+    "This machine": ("list", "env", "completion"),
+}
+"""Sections of --help, each with its commands."""
+
 SUMMARIES = {
     "check": "Fail, with exit status 1, where memory or time grew against a baseline, or a cell is missing or failed.",
     "classify": "Classify png or jpg images with a trained network: its class, and the length of that class's capsule (0 to 1).",
@@ -19,7 +29,7 @@ SUMMARIES = {
     "predict": "Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's "
     "allocator.",
     "report": "Write one page of every report at or below the folders: no network, no server, opens from disk.",
-    "reproduce": "Reproduce the paper's figures and tables, with its values beside your own.",
+    "reproduce": "Reproduce the paper's figures and tables, with its values next to yours.",
     "run": "Measure memory and time over depth or any other axis, fit the slopes, draw figures 3 and 4.",
     "show": "Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth, "
     "or over what was varied.",
@@ -43,10 +53,13 @@ class LazyGroup(Group):
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the names and first sentences of the commands."""
-        room = formatter.width - 6 - max(map(len, SUMMARIES))
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, one.get_short_help_str(room)) for name, one in self.commands.items()])
+        """Write the names and first sentences of the commands, section by section."""
+        width = max(map(len, SUMMARIES))
+        room = formatter.width - 6 - width
+        for head, names in _SECTIONS.items():
+            with formatter.section(head):
+                # Names of one width, so that the columns of all sections begin at one place.
+                formatter.write_dl([(f"{name:<{width}}", self.commands[name].get_short_help_str(room)) for name in names])
 
 
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -70,12 +83,12 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit.")
 def cli() -> None:
-    """Measure what depth costs: memory and time per block of capsule networks.
+    """Measure what one more block of a network costs, in bytes and milliseconds.
 
     \b
-    Examples:
-      capsbench run --models all --depth 1-8
-      capsbench plot reports/
-      capsbench slopes reports/ --json
-      capsbench reproduce figure4 --batch-size 16
+    Examples, the quickest first:
+      capsbench predict --models all --depth 1-8    # seconds: the memory of a GPU that need not be here
+      capsbench run --models all --quick            # a minute: memory and time on this machine
+      capsbench run --models all --depth 1-8        # ten minutes: the same, known better
+      capsbench show reports/
     """

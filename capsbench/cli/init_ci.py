@@ -8,7 +8,7 @@ from capsbench.cli.command import Command, echo
 from capsbench.cli.flags import NameList
 from capsbench.cli.output import write_text
 from capsbench.errors import ConfigurationError
-from capsbench.gate.workflows import GITHUB_PATH, github_workflow, gitlab_pipeline, where_from
+from capsbench.gate.workflows import GITHUB_PATH, github_workflow, gitlab_pipeline, requirement_of, where_from
 from capsbench.options import MODELS
 from capsbench.paths import anchored, start
 
@@ -18,8 +18,9 @@ from capsbench.paths import anchored, start
 @click.option("--depth", default="1,2,8", help="Depths to guard, as 'capsbench run' takes them.")
 @click.option("--baseline", default="baselines/ci.json", help="Path of the baseline in the repository.")
 @click.option(
-    "--install",
-    help="What pip installs as capsbench there: git+https://HOST/PATH.git@v1, a wheel, or . for the repository itself; "
+    "--from",
+    "install",
+    help="Source of capsbench on the build server: pypi, the address of a git repository, or a path in this one; "
     "by default the source that this capsbench was installed from.",
 )
 @click.option("--gitlab", is_flag=True, help="Print a GitLab pipeline on standard output instead.")
@@ -27,19 +28,20 @@ from capsbench.paths import anchored, start
 def command(models: str, depth: str, baseline: str, install: str | None, gitlab: bool, force: bool) -> None:
     """Write .github/workflows/capsbench.yml: a check of every pull request, on predicted and CPU-exact memory.
 
-    No public index has capsbench, so --install names the source for a build server.
+    The build server installs PyTorch's build for CPUs, and capsbench from where --from says.
 
     \b
     Examples:
       capsbench init-ci
       capsbench init-ci --models rescapsnet,my_package.models:make_net --depth 1,2,4
-      capsbench init-ci --install git+https://git.example.org/tools/capsbench.git@v1
+      capsbench init-ci --from pypi
+      capsbench init-ci --from https://git.example.org/tools/capsbench.git@v1
       capsbench init-ci --gitlab
     """
     from capsbench.sweep.plan import naming
     from capsbench.workload import resolve_model
 
-    install = install or where_from(start())
+    install = requirement_of(install, start()) if install is not None else where_from(start())
     text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline, install)
     for model in NameList(tuple(MODELS), open_ended=True).parse("--models", models):
         # A user's own model need not be installed where the workflow is written.
@@ -55,6 +57,6 @@ def command(models: str, depth: str, baseline: str, install: str | None, gitlab:
     write_text(path, text, "the workflow")
     echo(f"wrote {GITHUB_PATH}; it says at its top how to make {baseline}")
     if install is None:
-        echo("it fails until its step 'Install' says where pip gets capsbench: give that with --install (and --force)")
+        echo("it fails until its step 'Install' says where pip gets capsbench: give that with --from (and --force)")
     else:
         echo(f"a build server installs capsbench with: pip install {shlex.quote(install)}")

@@ -40,7 +40,7 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
 
     registered = asked(lambda: {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}) or {}
     options = OPTIONS.values()
-    sources = {"sample": "ships with capsbench", "real": "on disk", "stand-in": "not on disk: the sample stands in"}
+    sources = {"sample": "ships with capsbench", "real": "on disk", "stand-in": "not on disk: the sample is used in its place"}
     return {
         "models": {name: (kind.__doc__ or "").splitlines()[0] for name, kind in BUILT_IN.items()} | registered,
         f"datasets (looked for in {directory or data_directory()})": {

@@ -146,6 +146,31 @@ def writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
+def files_line(page: Path, others: Iterable[Path]) -> str:
+    """The files that a report was drawn into, on one line: `wrote x/index.html, with figure3, figure4 (pdf, png, svg)…`.
+
+    Args:
+        page: path of the page.
+        others: paths of the other files, in the same folder.
+    """
+    kinds: dict[str, list[str]] = {}
+    for path in others:
+        kinds.setdefault(path.stem, []).append(path.suffix.removeprefix("."))
+    alike: dict[str, list[str]] = {}
+    for stem, suffixes in kinds.items():
+        alike.setdefault(", ".join(sorted(suffixes)), []).append(stem)
+    texts = [f"{', '.join(stems)} ({suffixes})" for suffixes, stems in alike.items()]
+    return f"wrote {page}" + (f", with {' and '.join(texts)} in its folder" if texts else "")
+
+
+def open_in_browser(page: Path) -> None:
+    """Open a page in the user's browser; if there is none, a warning says so."""
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        warn(f"no browser could be started for {page}")
+
+
 def write_text(path: Path, text: str, what: str) -> None:
     """Write a text to a file that may be in a new folder.
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import ALONG_OPTION, FOLDER, NameList
-from capsbench.cli.output import warn_of_damages
+from capsbench.cli.flags import ALONG_OPTION, FOLDER, OPEN_OPTION, NameList, OneOf
+from capsbench.cli.output import open_in_browser, warn_of_damages
 from capsbench.errors import StoreError
 from capsbench.files import nothing_to_read
 from capsbench.report import reports_below
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 @click.command("plot", cls=Command)
 @click.argument("reports", type=FOLDER)
 @click.option(
-    "--metric", type=NameList(tuple(MEMORY_METRICS)), help="Memory to draw; by default retained, and peak beside it in figure 4."
+    "--metric", type=NameList(tuple(MEMORY_METRICS)), help="Memory to draw; by default retained, and peak as well in figure 4."
 )
-@click.option("--per", type=click.Choice(["step", "epoch"]), default="step", help="Seconds per step or epoch.")
+@click.option("--per", type=OneOf(["step", "epoch"]), default="step", help="Seconds per step or epoch.")
 @click.option("--paper", "with_paper", is_flag=True, help="Draw the paper's table 4 where comparable (process, reserved).")
 @ALONG_OPTION
-def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool, along: str | None) -> None:
+@OPEN_OPTION
+def command(
+    reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool, along: str | None, open_page: bool
+) -> None:
     """Draw figures 3 and 4 of every report at or below a folder again from its records, and the report's page.
 
     A report of `reproduce` is drawn as `reproduce` draws it, unless an option asks for something else.
@@ -48,12 +51,15 @@ def command(reports: Path, metric: tuple[str, ...] | None, per: "Per", with_pape
             # The other reports are still drawn.
             empty.append(nothing_to_read(one.folder))
             continue
-        for path in one.write(memory=metric, per=per, with_paper=with_paper, along=along):
+        paths = one.write(memory=metric, per=per, with_paper=with_paper, along=along)
+        for path in paths:
             echo(path)
+        if open_page:
+            open_in_browser(paths[-1])
         comparable = comparable or bool(on_gpu(one.frame).any())
     for other in empty[1:]:
         echo(f"error: {other.what}", err=True)
     if empty:
         raise empty[0]
     if with_paper and not comparable:
-        echo("table 4 is not drawn: it stands beside records of a GPU, and there are none", err=True)
+        echo("table 4 is not drawn: it compares with records of a GPU, and there are none", err=True)

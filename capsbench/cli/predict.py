@@ -8,7 +8,17 @@ from typing import Any
 import click
 
 from capsbench.cli.command import Command, echo, echo_json, typed_command
-from capsbench.cli.flags import FOLDER, MODEL_OPTIONS, Parsed, axis_named, cell_option, cell_options, refuse_given
+from capsbench.cli.flags import (
+    FOLDER,
+    MODEL_OPTIONS,
+    SECTIONS,
+    OneOf,
+    Parsed,
+    axis_named,
+    cell_option,
+    cell_options,
+    refuse_given,
+)
 from capsbench.cli.output import console_of, say
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
@@ -19,11 +29,11 @@ _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
 """Names of what is searched for that are not those of axes, with the axis of each."""
 
 
-@click.command("predict", cls=Command)
+@click.command("predict", cls=Command, sections=SECTIONS)
 @MODEL_OPTIONS
 @cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
 @cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
-@cell_option("device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
+@cell_option("device", type=OneOf(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
 @cell_option("threads", help="Threads of the CPU that seconds are modelled for; by default torch's own number.")
 @cell_option("capacity", help="Memory of the device, such as 24GiB; by default the GPU's.")
 @click.option(
@@ -31,7 +41,7 @@ _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
     help="The deepest network that fits, or the largest batch, image-size, or whole number that a case takes: --fit length.",
 )  # fmt: skip
 @click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")
-@click.option("--resume", is_flag=True, help="Add to an existing report: predicted lines are drawn dashed beside measured ones.")
+@click.option("--resume", is_flag=True, help="Add to an existing report, in which predicted lines are drawn dashed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
 def command(gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
     """Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's allocator.
@@ -77,7 +87,7 @@ def _refuse_searched(fit: str, given: Mapping[str, Any]) -> None:
         refuse_given(parameter, f"--fit {fit}", why)
     for field in ("vary", "settings"):
         if any(name == axis for name, _ in given[field]):
-            raise ConfigurationError(f"`{field}` {axis} has no effect beside --fit {fit}: {why}", f"leave `{field}` {axis} out")
+            raise ConfigurationError(f"`{field}` {axis} has no effect with --fit {fit}: {why}", f"leave `{field}` {axis} out")
 
 
 def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume: bool, capacity: int | None) -> str | None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from capsbench.cli.command import Command, echo
-from capsbench.cli.flags import FOLDER
-from capsbench.cli.output import warn
+from capsbench.cli.flags import FOLDER, OPEN_OPTION
+from capsbench.cli.output import open_in_browser, warn
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.files import nothing_to_read
 from capsbench.paths import typed
@@ -18,7 +18,8 @@ from capsbench.report import PAGE, loose_timelines, reports_below
 @click.command("report", cls=Command)
 @click.argument("reports", type=FOLDER, nargs=-1, required=True)
 @click.option("--out", type=FOLDER, help="The file to write; by default index.html in the folder, or in the one that all share.")
-def command(reports: tuple[Path, ...], out: Path | None) -> None:
+@OPEN_OPTION
+def command(reports: tuple[Path, ...], out: Path | None, open_page: bool) -> None:
     """Write one page of every report at or below the folders: no network, no server, opens from disk.
 
     Several reports are shown side by side, with their history and the gate's verdicts.
@@ -45,6 +46,8 @@ def command(reports: tuple[Path, ...], out: Path | None) -> None:
     except OSError as error:
         raise StoreError(f"--out {path} cannot be written: {error.strerror}", "choose a file that you may write to") from None
     echo(path)
+    if open_page:
+        open_in_browser(path)
 
 
 def _common(roots: Sequence[Path]) -> Path:

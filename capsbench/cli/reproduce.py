@@ -13,8 +13,10 @@ from capsbench.cli.flags import (
     DOWNLOAD_OPTION,
     FOLDER,
     MACHINE_OPTIONS,
+    SECTIONS,
     SWEEP_OPTIONS,
     NameList,
+    OneOf,
     cell_option,
     cell_options,
     machine_of,
@@ -42,7 +44,7 @@ TRAINED = {
 @click.group("reproduce", cls=Group, invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
-    """Reproduce the paper's figures and tables, with its values beside your own.
+    """Reproduce the paper's figures and tables, with its values next to yours.
 
     \b
     Examples:
@@ -70,7 +72,7 @@ _trained_options = together(
     click.option("--epochs", type=whole(1), help="Passes over the training set; by default the paper's."),
     scale_option("The fraction of epochs and training images that is used; every row says so."),
     validation_option("Images held out to choose the best epoch; 0 trains on everything, as the paper did."),
-    click.option("--preprocess", type=click.Choice(["paper", "published"]), default="paper"),
+    click.option("--preprocess", type=OneOf(["paper", "published"]), default="paper"),
     cell_option("precision", single=True),
     cell_option("kernel", single=True),
     DEVICE_OPTION,
@@ -104,7 +106,7 @@ def _table(what: str, **given: Any) -> int:
 for _what, _says in SWEPT.items():
     _more = f"""{_says}
 
-    It measures the published kernel and rule at the paper's sizes, and capsbench's own beside them. On a CPU this takes
+    It measures the published kernel and rule at the paper's sizes, and capsbench's own for comparison. On a CPU this takes
     hours, which it estimates first; --batch-size, --depth and --dataset shorten it.
 
     \b
@@ -112,12 +114,12 @@ for _what, _says in SWEPT.items():
       capsbench reproduce {_what}
       capsbench reproduce {_what} --dataset cifar10 --depth 1,8 --batch-size 16
     """
-    command.command(_what, help=_more)(_swept_options(partial(_sweep, _what)))
+    command.command(_what, help=_more, sections=SECTIONS)(_swept_options(partial(_sweep, _what)))
 
 for _what, _says in TRAINED.items():
     _more = f"""{_says}
 
-    It trains or resumes the networks that are not done, and prints mean and standard deviation over seeds beside the
+    It trains or resumes the networks that are not done, and prints mean and standard deviation over seeds next to the
     paper's. This needs a GPU at full length: --scale shortens epochs and data alike.
 
     \b

@@ -5,23 +5,26 @@ from typing import Any
 import click
 
 from capsbench.cli.command import Command
-from capsbench.cli.flags import MODEL_OPTIONS, SWEEP_OPTIONS, cell_options
+from capsbench.cli.flags import MODEL_OPTIONS, OPEN_OPTION, SECTIONS, SWEEP_OPTIONS, OneOf, cell_options, was_left_out
 from capsbench.options import SWEPT_OPTIONS
 from capsbench.records import BOTH, Pass
 
 
-@click.command("run", cls=Command)
+@click.command("run", cls=Command, sections=SECTIONS)
 @MODEL_OPTIONS
 @cell_options(*SWEPT_OPTIONS)
 @SWEEP_OPTIONS
-@click.option("--only", type=click.Choice(BOTH), help="Measure memory or time alone; by default both.")
-def command(only: Pass | None, **given: Any) -> int:
+@click.option("--only", type=OneOf(BOTH), help="Measure memory or time alone; by default both.")
+@click.option("--quick", is_flag=True, help="Take a minute: depths 1-3, batch 16 and 2 s of sampling per cell, unless given.")
+@OPEN_OPTION
+def command(only: Pass | None, quick: bool, **given: Any) -> int:
     """Measure memory and time over depth or any other axis, fit the slopes, draw figures 3 and 4.
 
     Options that name a choice take a comma list, which multiplies the sweep. --depth 1-8 is --vary blocks=1-8.
 
     \b
     Examples:
+      capsbench run --models all --quick --open
       capsbench run --models all --depth 1-8
       capsbench run --models rescapsnet,mocapsnet --kernel published,auto --batch-size 16
       capsbench run --models mocapsnet --front plain,chunked --optimizer-step after,backward
@@ -32,6 +35,8 @@ def command(only: Pass | None, **given: Any) -> int:
       capsbench run --models all --device cuda:predicted --gpu a100
       capsbench run --models all --out reports/mine --resume
     """
-    from capsbench.cli.sweeps import asked_cells, sweep_as_typed
+    from capsbench.cli.sweeps import QUICK, asked_cells, sweep_as_typed
 
-    return sweep_as_typed(asked_cells(given), given, passes=BOTH if only is None else [only])
+    usual = {name: value for name, value in QUICK.items() if was_left_out(name)} if quick else {}
+    cells = asked_cells(given | usual, usual)
+    return sweep_as_typed(cells, given | usual, passes=BOTH if only is None else [only])

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from capsbench.cli.command import Command
+from capsbench.cli.command import Command, echo
 from capsbench.cli.flags import ALONG_OPTION, FOLDER, Parsed, parse_place
 from capsbench.cli.output import load_records, print_estimates, print_slopes
+from capsbench.errors import ConfigurationError
 
 
 @click.command("slopes", cls=Command)
@@ -18,20 +19,29 @@ from capsbench.cli.output import load_records, print_estimates, print_slopes
     help="Predict every cost at a point that need not have been measured: blocks=16,batch-size=256.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: bytes and seconds per block, or per unit of another axis.")
-def command(reports: Path, along: str | None, at: dict[str, float] | None, as_json: bool) -> None:
+@click.option("--latex", is_flag=True, help="Print a table for LaTeX (booktabs), with the units in its head.")
+def command(reports: Path, along: str | None, at: dict[str, float] | None, as_json: bool, latex: bool) -> None:
     """Print the slope of every line: the cost of a block (a sample, a token), with its 95 % interval and the ratio to ResCapsNet.
 
     \b
     Examples:
       capsbench slopes reports/
       capsbench slopes reports/mine --along batch-size --json
+      capsbench slopes reports/mine --latex
       capsbench slopes reports/grid --at blocks=16,batch-size=256
     """
     from capsbench.stats.slopes import fitted_slopes
     from capsbench.stats.surface import predicted_at
+    from capsbench.terminal.latex import slopes_latex
 
+    if latex and (as_json or at is not None):
+        raise ConfigurationError(f"--latex cannot be combined with {'--json' if as_json else '--at'}", "leave one of the two out")
     frame = load_records(reports)
     if at is not None:
         print_estimates(predicted_at(frame, at), at, as_json=as_json)
         return
-    print_slopes(frame, fitted_slopes(frame, along), as_json=as_json)
+    table = fitted_slopes(frame, along)
+    if latex and len(table):
+        echo(slopes_latex(table))
+        return
+    print_slopes(frame, table, as_json=as_json)

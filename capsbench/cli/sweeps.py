@@ -13,20 +13,23 @@ from rich.console import Console
 from capsbench.axes import position_in_words
 from capsbench.cli.command import command_to_resume, typed_command
 from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
-from capsbench.cli.output import console_of, print_slopes, say, warn_of_damages
+from capsbench.cli.output import console_of, files_line, open_in_browser, print_slopes, say, warn_of_damages
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
 from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, noun_of
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
 from capsbench.sweep.estimate import Estimate
+from capsbench.sweep.forecast import MOST_TRACED, cells_by_series, predicted_peaks
 from capsbench.sweep.inside import add_timelines
 from capsbench.sweep.plan import Sweep, axes_asked, axes_of, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining
 from capsbench.sweep.session import check_data, choose_report
 from capsbench.sweep.verbs import measure
+from capsbench.terminal.grid import grid_table
 from capsbench.terminal.progress import Progress
+from capsbench.terminal.sentences import cost_sentences
 from capsbench.terminal.table4 import table4, table4_slopes, time_ratios
-from capsbench.words.units import duration_text
+from capsbench.words.units import duration_range
 from capsbench.workload import without_effect
 
 T = TypeVar("T")
@@ -35,8 +38,17 @@ LONG_SECONDS = 60.0
 """Duration of a sweep from which on the seconds that predicted timelines take do not matter."""
 
 
-def asked_cells(given: dict[str, Any]) -> list[Cell]:
-    """Return the cells that a command's options ask for."""
+QUICK = {"depth": "1-3", "batch_size": 16, "time_budget": 2.0}
+"""Values of --quick for options that were not typed: enough for a line, in about a minute."""
+
+
+def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None) -> list[Cell]:
+    """Return the cells that a command's options ask for.
+
+    Args:
+        given: the command's options.
+        usual: values of options that were not typed, in place of their defaults.
+    """
     refuse_for_own(given["models"])
     models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
     vary = _once(given.get("vary", ()), "--vary")
@@ -45,7 +57,8 @@ def asked_cells(given: dict[str, Any]) -> list[Cell]:
     options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given) | left
     depths, settings = parse_depths(given["depth"]), _once(given["settings"], SETTINGS_FLAG)
     chosen = not was_left_out("depth")
-    return expand(Sweep(tuple(models), depths, depths_chosen=chosen, settings=settings, vary=vary, **options))
+    usual = {name: value for name, value in (usual or {}).items() if name in SWEPT_OPTIONS}
+    return expand(Sweep(tuple(models), depths, depths_chosen=chosen, settings=settings, vary=vary, usual=usual, **options))
 
 
 def typed_axes(cells: Sequence[Cell], given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -82,12 +95,13 @@ def sweep_as_typed(
         budget_seconds=given["time_budget"], slope_share=given["slope_share"], timeout_seconds=given["timeout"],
         processes=given["processes"], experiment=experiment, axes=typed_axes(cells, given),
     )  # fmt: skip
-    return sweep(plan, **{name: given[name] for name in ("out", "resume", "as_json", "dry_run", "data_dir", "wait")})
+    more = {name: given[name] for name in ("out", "resume", "as_json", "dry_run", "data_dir", "wait")}
+    return sweep(plan, **more, open_page=given.get("open_page", False))
 
 
 def sweep(
     plan: Plan, *, out: Path | None, resume: bool, as_json: bool, dry_run: bool = False, only_these: bool = False,
-    data_dir: Path | None = None, wait: float | None = None,
+    data_dir: Path | None = None, wait: float | None = None, open_page: bool = False,
 ) -> int:  # fmt: skip
     """Measure a plan into a report, draw it, print its slopes, and return the exit status.
 
@@ -96,10 +110,11 @@ def sweep(
         out: report folder, or None for one named after the time.
         resume: add to a report that was cut off.
         as_json: slopes as JSON.
-        dry_run: announce and stop.
+        dry_run: announce, print the grid of cells, and stop.
         only_these: do not measure other cells of the report's plan.
         data_dir: folder of the real data sets.
         wait: seconds that a cell waits for other sweeps on its device; None for no limit.
+        open_page: open the page in a browser.
 
     Raises:
         Interrupted: Ctrl-C, after what was measured has been drawn.
@@ -109,6 +124,8 @@ def sweep(
     report = choose_report(plan, out, resume=resume, now=datetime.now(), make=not dry_run, notify=screen.notify)
     if dry_run:
         screen.announce(plan, report, remaining(plan, report))
+        if not as_json:
+            _print_grid(plan)
         return 0
     again = command_to_resume(report.folder, named=out is not None, resumed=resume)
     go_on = Interrupted("interrupted; all that was measured is kept", again)
@@ -123,7 +140,7 @@ def sweep(
             if not interrupted and monotonic() - began > LONG_SECONDS:
                 with suppress(OSError):
                     add_timelines(report)
-            status = _conclude(console, report, as_json=as_json)
+            status = _conclude(console, report, as_json=as_json, open_page=open_page)
         except KeyboardInterrupt:
             if interrupted:
                 raise go_on from None
@@ -166,7 +183,7 @@ class Screen:
             self.notify(f"data {text}")
         for text in dict.fromkeys(text for one in asked for text in without_effect(one)):
             self.notify(f"note: {text}")
-        self.notify(f"about {duration_text(estimate.seconds_left())}; records go to {report.path}")
+        self.notify(f"{duration_range(*estimate.seconds_left())}; records go to {report.path}")
         return estimate
 
     @contextmanager
@@ -177,8 +194,16 @@ class Screen:
             yield estimate, progress
 
 
-def _conclude(console: Console, report: Report, *, as_json: bool) -> int:
-    """Draw figures, print slopes and faults, and return the exit status."""
+def _print_grid(plan: Plan) -> None:
+    """Print which cells a plan has, and how much memory they will take, on standard output."""
+    groups = cells_by_series(plan)
+    traced = MOST_TRACED // 2
+    peaks = [predicted_peaks(group) for group in groups[:traced]] + [[]] * len(groups[traced:])
+    console_of().print(grid_table(groups, plan.axes, peaks))
+
+
+def _conclude(console: Console, report: Report, *, as_json: bool, open_page: bool) -> int:
+    """Draw figures, print slopes, answers and faults, and return the exit status."""
     if not report.records:
         return 0
     warn_of_damages([report])
@@ -194,8 +219,13 @@ def _conclude(console: Console, report: Report, *, as_json: bool) -> int:
         say(console, "the paper's values are nvidia-smi readings at batch 128: context, cache and fragmentation included")
         if "time" in report.plan.passes:
             console.print(time_ratios(report.slopes))
-    for path in paths:
-        say(console, f"wrote {path}")
+    if not as_json:
+        for sentence in cost_sentences(report.slopes):
+            say(console_of(), sentence)
+    *others, page = paths
+    say(console, files_line(page, others))
+    if open_page:
+        open_in_browser(page)
     faults = [record for record in report.records if record.status in ("error", "timeout")]
     axes = report.plan.axes if report.plan is not None else ("blocks",)
     for record in faults:

@@ -14,6 +14,7 @@ from capsbench.cli.flags import (
     DEVICE_OPTION,
     DOWNLOAD_OPTION,
     FOLDER,
+    OneOf,
     Parsed,
     cell_option,
     cell_options,
@@ -71,7 +72,7 @@ _data_options = together(
     cell_option("dataset", single=True, help="Data set; sample is the part of Fashion-MNIST that ships with capsbench."),
     click.option(
         "--preprocess",
-        type=click.Choice(("paper", "published")),
+        type=OneOf(("paper", "published")),
         default="paper",
         help="Preparation of images: as in the paper, or in its code.",
     ),
@@ -87,7 +88,7 @@ _training_options = together(
     click.option("--accumulate", type=whole(1), default=1, help="Parts of a batch; gradients add up."),
     click.option(
         "--optimizer",
-        type=click.Choice(("adam", "ranger21")),
+        type=OneOf(("adam", "ranger21")),
         default="adam",
         help="Ranger21 has a schedule of its own (pip install pytorch-optimizer).",
     ),

@@ -37,6 +37,6 @@ def check_archives(name: str, root: Path) -> None:
             )
         if gzip.decompress(archive.read_bytes()) != plain.read_bytes():
             raise ConfigurationError(
-                f"dataset '{name}': {plain} is not what {archive.name} beside it contains",
+                f"dataset '{name}': {plain} is not what {archive.name} next to it contains",
                 f"unpack {archive.name} again, or remove both and add `download`",
             )

@@ -35,7 +35,7 @@ def read_baseline(path: Path) -> Summary:
         newer = isinstance(version, int) and version > BASELINE_VERSION
         raise StoreError(
             f"baseline {path} has schema version {version}; this capsbench reads versions up to {BASELINE_VERSION}",
-            "upgrade capsbench" if newer else "measure again and write it anew with `update`",
+            "upgrade capsbench" if newer else "measure again, and write a new one with `update`",
         )
     try:
         return Summary.model_validate(data)
@@ -43,7 +43,7 @@ def read_baseline(path: Path) -> Summary:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"])) or "baseline"
         damage = f"baseline {path} is damaged: {place}: {fault['msg']}"
-        raise StoreError(damage, "restore it, or write it anew with `update`") from None
+        raise StoreError(damage, "restore it, or write a new one with `update`") from None
 
 
 def write_baseline(summary: Summary, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Comparisons and checks as a table, as Markdown for a pull request, as JUnit XML for a build server, and as JSON."""
+"""Comparisons and checks as a table, as Markdown for a pull request, as JUnit XML for a build server, as JSON, and as a badge."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,7 @@ from rich.table import Table
 
 from capsbench.axes import axis_unit
 from capsbench.frame import AXIS_COLUMN
+from capsbench.gate.badge import badge_of
 from capsbench.gate.check import Fault, Finding, Judgement, not_comparable
 from capsbench.gate.comparison import Compared, Comparison, Outcome
 from capsbench.gate.findings import (
@@ -214,6 +215,10 @@ class CheckText:
                 cases[case] = comparison.why
             cases.setdefault((case[0], "cells"), "")
         return _junit(cases, failures)
+
+    def badge(self) -> str:
+        """The check as a badge, in SVG."""
+        return badge_of(len(self.regressions))
 
     def _text(self, it: Finding | Fault) -> str:
         return printable(finding_text(it, self._labels) if isinstance(it, Finding) else fault_text(it, self._labels))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capsbench.errors import ConfigurationError
+from capsbench.errors import unknown_name
 from capsbench.models.convolution import LibraryGradients, OffsetGradients
 from capsbench.pretend import kind_of
 from capsbench.reversible import is_altered
@@ -41,7 +41,7 @@ def check_front(front: str) -> None:
         ConfigurationError: it is none of `FRONTS`.
     """
     if front not in FRONTS:
-        raise ConfigurationError(f"front '{front}' is not known", f"choose one of {', '.join(FRONTS)}")
+        raise unknown_name("front", front, FRONTS)
 
 
 def resolve_front(front: str, batch_size: int, device_type: str) -> str:

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from capsbench.errors import ConfigurationError, ShapeError
+from capsbench.errors import ConfigurationError, ShapeError, unknown_name
 from capsbench.exporting import is_exporting
 from capsbench.models.decoder import Decoder
 from capsbench.models.front import can_chunk, check_front, chunked_front, resolve_front
@@ -222,7 +222,7 @@ class MoCapsNet(CapsuleNetwork):
     ) -> None:
         check_strategy(memory, STRATEGIES)
         if rule not in RULES:
-            raise ConfigurationError(f"rule '{rule}' is not known", f"choose one of {', '.join(RULES)}")
+            raise unknown_name("rule", rule, RULES)
 
         def stack(layers: list[nn.Module]) -> nn.Module:
             gammas = spread(gamma, blocks, "block")  # also for the published rule, whose stacks have one block each

@@ -16,7 +16,7 @@ from capsbench.words.units import quantity_text
 
 _SHOWN = ("retained", "peak", "train", "inference")
 """The quantities of the table."""
-_WIDTH, _HEIGHT = 76, 26
+_WIDTH, _HEIGHT = 58, 24
 """Size of a chart in pixels."""
 
 
@@ -85,7 +85,7 @@ def _cost(series: Mapping[str, Any], metric: Metric, points: SparkPoints, chart:
         where = f"at {places_text(axis, [place])}" if place else ""
         return Cost(quantity_text(value, is_bytes=metric.is_bytes), "", where, chart)
     text = str(fit["text"]) + (f" per {axis_unit(axis)}" if named and fit["shape"] not in CURVES else "")
-    ratio = f"{fit['ratioText']} × ResCapsNet’s" if fit["ratioText"] else ""
+    ratio = f"{fit['ratioText']} × ResCapsNet" if fit["ratioText"] else ""
     remarks = ["not a line"] if fit["shape"] == "not a line" else []
     remarks += ["no interval"] if fit["slope_low"] is None and not metric.repeats else []
     remarks += [f"noisy: {fit['noise'].replace(',', ', ')}"] if fit["noise"] else []

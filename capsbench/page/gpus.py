@@ -4,7 +4,7 @@ from typing import Any
 
 from capsbench.devices import GIB, GPUS
 
-_SHOWN = ("rtx2080ti", "t4", "rtx4090", "a100", "h100", "h200")
+_SHOWN = ("rtx2080ti", "rtx4090", "a100", "h100", "h200")
 """GPUs of different sizes, the smallest first."""
 
 

@@ -16,7 +16,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.reversible import passes
 from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, bound_of, check_drift, has_values, is_capturing, segment_length
 from capsbench.reversible.fixed_point import (
@@ -323,7 +323,7 @@ def check_inverse(inverse: str, gamma: Gamma, *, learnt: bool = False) -> None:
         ConfigurationError: the inverse is unknown, or cannot compute with γ.
     """
     if inverse not in INVERSES:
-        raise ConfigurationError(f"inverse '{inverse}' is not known", f"choose one of {', '.join(INVERSES)}")
+        raise unknown_name("inverse", inverse, INVERSES)
     if inverse != "exact":
         return
     if learnt:

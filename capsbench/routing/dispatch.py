@@ -8,7 +8,7 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from capsbench.errors import ConfigurationError, ShapeError
+from capsbench.errors import ConfigurationError, ShapeError, unknown_name
 from capsbench.routing import compiled, published, recompute_em, reference
 from capsbench.routing.autograd import full_precision
 from capsbench.routing.compiled import CompiledPasses
@@ -89,7 +89,7 @@ def algorithm_of(name: str) -> Algorithm:
         ConfigurationError: there is no such algorithm.
     """
     if name not in ALGORITHMS:
-        raise ConfigurationError(f"routing '{name}' is not known", f"choose one of {', '.join(ALGORITHMS)}")
+        raise unknown_name("routing", name, ALGORITHMS)
     return ALGORITHMS[name]
 
 
@@ -122,9 +122,7 @@ def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | s
         compilable = kind == "cpu" and "compiled" in known and out_capsules <= compiled.MOST_OUTPUTS
         return "compiled" if compilable and compiled.available() else "recompute"
     if kernel not in known:
-        raise ConfigurationError(
-            f"kernel '{kernel}' is not known for routing '{algorithm}'", f"choose one of auto, {', '.join(known)}"
-        )
+        raise unknown_name(f"for routing '{algorithm}' the kernel", kernel, ("auto", *known))
     return kernel
 
 

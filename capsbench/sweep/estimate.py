@@ -48,6 +48,7 @@ class Estimate:
         self._speed = _convolution_flops_per_second() if on_cpu else _CUDA_FLOPS
         in_turn = {cell.key() for group in groups_of(plan) for cell in group}
         self._left = {cell.key(): self._guess(cell, in_turn=cell.key() in in_turn) for cell in left}
+        """The least and the most seconds of each cell."""
         self._of_turns: dict[str, float] = {}
         self._guessed = 0.0
         self._taken = 0.0
@@ -56,10 +57,15 @@ class Estimate:
         """Number of cells that are not done."""
         return len(self._left)
 
-    def seconds_left(self) -> float:
-        """Seconds that the remaining cells will take together."""
+    def seconds_left(self) -> tuple[float, float]:
+        """The least and the most seconds that the remaining cells will take together.
+
+        On a quiet machine the times are known early; on a busy one all of the time budget is spent.
+        """
         factor = self._taken / self._guessed if self._guessed else 1.0
-        return factor * sum(guess for key, guess in self._left.items() if key not in self._of_turns) + self._turns_left()
+        guesses = [guess for key, guess in self._left.items() if key not in self._of_turns]
+        least, most = (factor * sum(guess[end] for guess in guesses) for end in (0, 1))
+        return least, most + self._turns_left()
 
     def started(self, cell: Cell) -> None:
         """Note a cell that is about to be measured."""
@@ -76,7 +82,7 @@ class Estimate:
         if record.status == "ok" and record.time is None and "time" in self._plan.passes:
             self._left[key] = self._guess(record.cell, in_turn=True, passes=("time",))
             return
-        guess = self._left.pop(key, 0.0)
+        _, guess = self._left.pop(key, (0.0, 0.0))
         if key in self._of_turns:
             # With the first of their records the turns of all are over, whatever was left of the budget.
             self._of_turns = dict.fromkeys(self._of_turns, 0.0)
@@ -88,18 +94,21 @@ class Estimate:
     def _turns_left(self) -> float:
         return sum(share for key, share in self._of_turns.items() if key in self._left)
 
-    def _guess(self, cell: Cell, *, in_turn: bool, passes: Sequence[Pass] = ()) -> float:
+    def _guess(self, cell: Cell, *, in_turn: bool, passes: Sequence[Pass] = ()) -> tuple[float, float]:
         if cell.configuration.is_predicted():
-            return _TRACE_SECONDS + _TRACE_SECONDS_PER_BLOCK * cell.configuration.blocks
+            traced = _TRACE_SECONDS + _TRACE_SECONDS_PER_BLOCK * cell.configuration.blocks
+            return traced, traced
         kind = cell.configuration.device.partition(":")[0]
         step = step_flops(cell) / self._speed
         sample = 4 / 3 * step  # an inference is a third of a step
-        # Most machines are so noisy that the budget is spent; others show it with their first cells.
-        sampling = max(self._plan.samples * sample, min(self._plan.budget_seconds, MAX_SAMPLES * sample or math.inf))
+        fewest = self._plan.samples * sample
+        longest = max(fewest, min(self._plan.budget_seconds, MAX_SAMPLES * sample or math.inf))
         start = _START_SECONDS.get(kind, 8.0)
         # Cells that take turns have one process together.
-        seconds = {"time": (_BUILD_SECONDS if in_turn else start) + WARMUP_STEPS * step + sampling, "memory": start + 2 * step}
-        return sum(seconds[what] for what in passes or self._plan.passes)
+        settled = {"time": (_BUILD_SECONDS if in_turn else start) + WARMUP_STEPS * step, "memory": start + 2 * step}
+        asked = passes or self._plan.passes
+        known = sum(settled[what] for what in asked)
+        return (known + fewest, known + longest) if "time" in asked else (known, known)
 
 
 def step_flops(cell: Cell) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from capsbench.catalog import parse_shape, spec_of
-from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError, unknown_name
 from capsbench.models import resolve_front
 from capsbench.options import (
     AXES_OF_FIELDS,
@@ -68,6 +68,7 @@ class Sweep:
         depths_chosen: False if nobody chose the depths. A case that takes no blocks is not refused then; and if something else is
             varied, a case has its own default, and any other network one block.
         settings: values of what cases take, by name, each a value or a list of values that multiplies the sweep.
+        usual: values of options that nobody chose, by name, in place of their defaults; they reach no case.
         vary: values of the axes, by name: `blocks`, a numeric option, `image_size`, `image_shape`, or a setting of a case;
             they are numbers, or a text such as "128-1024:128".
         options: options of a cell by name (`capsbench.options.OPTIONS`), each with a value or a list of values; the others have
@@ -79,7 +80,8 @@ class Sweep:
 
     def __init__(
         self, models: Sequence[str], depths: Sequence[int], device: str, *, repeats: int = 1, depths_chosen: bool = True,
-        settings: Mapping[str, object] | None = None, vary: Mapping[str, object] | None = None, **options: object,
+        settings: Mapping[str, object] | None = None, vary: Mapping[str, object] | None = None,
+        usual: Mapping[str, object] | None = None, **options: object,
     ) -> None:  # fmt: skip
         self.models = tuple(models)
         self.varied = {
@@ -111,7 +113,7 @@ class Sweep:
             given = options.get(name)
             values[name] = several(_shapes(given) if name == "image_shape" else given)
             if given is None:
-                values[name] = (OPTIONS[name].default,)
+                values[name] = ((usual or {}).get(name, OPTIONS[name].default),)
             elif not values[name]:
                 raise ConfigurationError(f"`{name}` {given!r} has no value", f"give one or several, or leave `{name}` out")
         self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(values | {"device": (device,)})
@@ -398,7 +400,7 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
 
 
 def _check(sweep: Sweep) -> dict[str, Facts]:
-    """Refuse options that make no sense, and return the facts about each model."""
+    """Refuse options that cannot be met, and return the facts about each model."""
     with naming("models"):
         facts = {model: _facts_of(model) for model in sweep.models}
     _check_axes(sweep, facts)
@@ -521,7 +523,7 @@ def _check_value(name: str, value: Any) -> None:
         with naming(name):
             parse_shape(str(value))
     if option.choices and not option.knows(value):
-        raise ConfigurationError(f"`{name}` '{value}' is not known", f"choose among {', '.join(option.choices)}")
+        raise unknown_name(f"`{name}`", value, option.choices)
     kind = type_of(name)
     if kind is not str and (isinstance(value, bool) or not isinstance(value, int | kind)):
         raise ConfigurationError(f"`{name}` {value!r} is not a {'whole ' if kind is int else ''}number", "give a number")

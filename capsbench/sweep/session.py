@@ -12,7 +12,7 @@ import torch
 
 from capsbench.catalog import OWN_INPUTS
 from capsbench.data.datasets import data_directory, load_images
-from capsbench.errors import ConfigurationError, StoreError
+from capsbench.errors import ConfigurationError, StoreError, unknown_name
 from capsbench.files import PLAN
 from capsbench.paths import anchored, new_folder
 from capsbench.records import BOTH, Cell, Plan
@@ -47,9 +47,7 @@ def resolve_device(name: str) -> str:
                 f"`device` {name} is not here: this machine has {count} CUDA devices{why}", "choose cpu or auto"
             )
         return f"cuda:{index}"
-    raise ConfigurationError(
-        f"`device` '{name}' is not known", f"choose auto, cpu, cuda, cuda:N, {' or '.join(PREDICTED_DEVICES)}"
-    )
+    raise unknown_name("`device`", name, ("auto", "cpu", "cuda", "cuda:N", *PREDICTED_DEVICES))
 
 
 def choose_report(
@@ -167,7 +165,7 @@ def check_data(cells: Iterable[Cell], directory: Path | None) -> list[str]:
         text = {
             "sample": f"{dataset}: {len(data.images):,} Fashion-MNIST images that ship with capsbench",
             "real": f"{dataset}: {len(data.images):,} images on disk",
-            "stand-in": f"{dataset}: not found in {directory or data_directory()}; the packaged sample stands in with "
+            "stand-in": f"{dataset}: not found in {directory or data_directory()}; the packaged sample is used with "
             "its shape and classes (memory and time do not depend on pixels)",
         }
         words.append(text[data.source])

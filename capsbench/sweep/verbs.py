@@ -141,7 +141,7 @@ def run(
         options: any option of a cell (`batch_size`, `kernel`, `memory` …), a value or a list of values that multiplies the sweep.
 
     Raises:
-        ConfigurationError: the arguments make no sense, or the folder holds a report without `resume`.
+        ConfigurationError: an argument is unknown or out of range, or the folder holds a report without `resume`.
         StoreError: the folder cannot be read or written.
     """
     given = locals()
@@ -201,7 +201,7 @@ def predict(
         options: any option of a cell (`batch_size`, `capacity`, `memory` …), a value or a list of values.
 
     Raises:
-        ConfigurationError: the arguments make no sense, or the folder holds a report without `resume`.
+        ConfigurationError: an argument is unknown or out of range, or the folder holds a report without `resume`.
         StoreError: the folder cannot be read or written.
     """
     given = locals()
@@ -350,7 +350,7 @@ def _plan(**fields: Any) -> Plan:
         fault = error.errors(include_url=False)[0]
         name = str(fault["loc"][0])
         wrong = f"`{_ARGUMENTS.get(name, name)}` {fault['input']!r}"
-        raise ConfigurationError(f"{wrong} makes no sense: {fault['msg']}", "give another value, or leave it out") from None
+        raise ConfigurationError(f"{wrong} cannot be used: {fault['msg']}", "give another value, or leave it out") from None
 
 
 def _call(verb: Callable[..., Report], names: list[str], depths: tuple[int, ...], given: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, Record
 from capsbench.words.labels import model_title
 from capsbench.words.printable import cell as text_cell
-from capsbench.words.units import bytes_text, seconds_text
+from capsbench.words.units import bytes_text, common_unit, quantity_text
 
 _COLUMNS = {
     "retained": "retained_bytes",
@@ -31,8 +31,11 @@ def predictions_table(records: Sequence[Record]) -> Table:
     for line in lines:
         del line["blocks"]
     names = Labels(lines)
+    units = {name: common_unit([getattr(one, name) or 0 for one in known], is_bytes=True) for name in shown.values()}
+    modelled = [record.step.modelled_train_step_seconds or 0 for record in records if record.step]
+    of_step = common_unit(modelled, is_bytes=False)
     out = Table(box=None, pad_edge=False)
-    out.add_column("line", overflow="fold")
+    out.add_column("series", overflow="fold")
     for head in ("blocks", *shown):
         out.add_column(head, justify="right", no_wrap=True)
     out.add_column("step, modelled", justify="right", no_wrap=True)
@@ -45,26 +48,27 @@ def predictions_table(records: Sequence[Record]) -> Table:
         cells = []
         for name in shown.values():
             value = getattr(memory, name)
-            cells.append("-" if value is None else _MARKS[(certainty or {}).get(name, "exact")] + bytes_text(value))
+            mark = _MARKS[(certainty or {}).get(name, "exact")]
+            cells.append("-" if value is None else mark + quantity_text(value, is_bytes=True, unit=units[name]))
         seconds = record.step.modelled_train_step_seconds if record.step else None
-        out.add_row(*title, *cells, "-" if seconds is None else f"≈ {seconds_text(seconds)}")
+        out.add_row(*title, *cells, "-" if seconds is None else f"≈ {quantity_text(seconds, is_bytes=False, unit=of_step)}")
     return out
 
 
 def certainty_note(records: Sequence[Record]) -> str:
     """Notes on the certainty of the figures, and on memory that is not in them."""
     lines = [
-        "retained bytes are exact and the others modelled, but for what ≈ marks as a guess: process is reserved and CUDA's "
+        "retained bytes are exact and the others modelled; ≈ marks a guess: process memory is reserved memory and CUDA's "
         "context, which depends on the driver"
     ]
     on_cpu = any(record.cell.configuration.device_kind() == "cpu" for record in records)
     if on_cpu:
         lines.append(f"peaks of a CPU: {CPU_PEAK_MARGIN}")
     speeds = "this CPU's speeds, measured just now" if on_cpu else "the speeds of the GPU's data sheet"
-    lines.append(f"seconds are modelled operator by operator from {speeds}: a bound from below where libraries are slower")
+    lines.append(f"seconds are modelled operator by operator from {speeds}: libraries may be slower")
     scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)
     if scratch:
-        lines.append(f"not in the peaks: what libraries take as scratch for {', '.join(scratch)}")
+        lines.append(f"not in the peaks: scratch memory of libraries for {', '.join(scratch)}")
     notes = dict.fromkeys(note for record in records if record.step for note in record.step.notes)
     lines += [f"note: {note}" for note in notes]
     full = [record for record in records if record.status == "oom"]

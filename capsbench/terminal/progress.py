@@ -5,6 +5,8 @@ from collections.abc import Callable
 from statistics import median
 
 from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from capsbench.frame import to_frame
@@ -13,9 +15,11 @@ from capsbench.terminal.live import Display
 from capsbench.terminal.tables import cells_table
 from capsbench.timed_rounds import TurnsTaken
 from capsbench.words.printable import printable
-from capsbench.words.units import bytes_text, duration_text, seconds_text
+from capsbench.words.units import bytes_text, duration_range, duration_text, seconds_text
 
 _ROWS = 8
+_BAR = 16
+"""Columns of the bar, whose length is the share of the time that has passed."""
 
 
 class Progress(Display):
@@ -24,10 +28,10 @@ class Progress(Display):
     Args:
         console: console to draw on.
         cells: number of cells left to measure.
-        remaining: seconds that the cells not yet done will take.
+        remaining: the least and the most seconds that the cells not yet done will take.
     """
 
-    def __init__(self, console: Console, cells: int, remaining: Callable[[], float]) -> None:
+    def __init__(self, console: Console, cells: int, remaining: Callable[[], tuple[float, float]]) -> None:
         # Once a second, because a display that draws more often would disturb the measurement.
         super().__init__(console, per_second=1)
         self._cells = cells
@@ -66,10 +70,13 @@ class Progress(Display):
 
     def _times(self) -> str:
         elapsed = duration_text(time.monotonic() - self._began)
-        return f"{elapsed} elapsed, about {duration_text(self._remaining())} left"
+        return f"{elapsed} elapsed, {duration_range(*self._remaining())} left"
 
     def _render(self) -> RenderableType:
-        head = Text(f"{self._counter()}  {self._current or 'done'}  ({self._times()})", style="bold")
+        elapsed, (_, most) = time.monotonic() - self._began, self._remaining()
+        bar = ProgressBar(total=max(elapsed + most, 1e-9), completed=elapsed, width=_BAR)
+        head = Table.grid(padding=(0, 1))
+        head.add_row(bar, Text(f"{self._counter()}  {self._current or 'done'}  ({self._times()})", style="bold"))
         if not self._records:
             return head
         return Group(cells_table(to_frame(("", record) for record in self._records.values()), last=_ROWS), head)

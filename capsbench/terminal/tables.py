@@ -16,8 +16,8 @@ from capsbench.words.along import number_text, places_text
 from capsbench.words.labels import Names, dataset_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
-from capsbench.words.slopes_in_words import basis_note, row_ratio, row_remarks, row_shape, row_slope, within_text
-from capsbench.words.units import bytes_text, quantity_text, ratio_text, slope_text
+from capsbench.words.slopes_in_words import basis_note, column_unit, row_ratio, row_remarks, row_shape, row_slope, within_text
+from capsbench.words.units import Unit, bytes_text, common_unit, quantity_text, ratio_text, slope_text
 
 _NOISY = "~"
 SHOWN = ("retained", "peak", "reserved", "train", "inference")
@@ -47,9 +47,10 @@ def slopes_table(table: pd.DataFrame) -> Table:
         out.add_column(HEADS[name], justify="right", overflow="fold")
     groups = list(by_series(table))
     everyone = Names(series for series, _ in groups)
+    units = {name: column_unit(table[table["metric"] == name].to_dict("records")) for name in shown}
     for series, rows in groups:
         by_metric = {row["metric"]: row for _, row in rows.iterrows()}
-        cells = [_slope_cell(by_metric.get(name)) for name in shown]
+        cells = [_slope_cell(by_metric.get(name), units[name]) for name in shown]
         names = [text_cell(everyone.of(series))] + ([text_cell(dataset_title(str(series["dataset"])))] if datasets else [])
         out.add_row(*names, *cells)
     return out
@@ -110,19 +111,26 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
         out.add_column(head)
     for name in _OF_A_CELL:
         out.add_column(HEADS[name], justify="right")
+    finished = rows[rows["status"] == "ok"]
+    units = {name: _unit(finished, METRICS[name]) for name in _OF_A_CELL}
     for (_, row), at in zip(rows.iterrows(), zip(*(places[axis][rows.index] for axis in axes), strict=True), strict=True):
         dataset = [dataset_title(row["dataset"])] if datasets else []
         names = [everyone.of(dict(row[keys])), *dataset, *("-" if pd.isna(place) else number_text(place) for place in at)]
         ended = f"[yellow]{row['status']}[/]"
-        figures = [ended] if row["status"] != "ok" else [_figure(row, METRICS[name]) for name in _OF_A_CELL]
+        figures = [ended] if row["status"] != "ok" else [_figure(row, METRICS[name], units[name]) for name in _OF_A_CELL]
         out.add_row(*map(text_cell, names), *figures)
     return out
 
 
-def _figure(row: pd.Series, metric: Metric) -> str:
+def _unit(rows: pd.DataFrame, metric: Metric) -> Unit:
+    """The one unit of a column of values."""
+    return common_unit(rows[metric.column].dropna().map(float), is_bytes=metric.is_bytes)
+
+
+def _figure(row: pd.Series, metric: Metric, unit: Unit) -> str:
     if pd.isna(row[metric.column]):
         return "-"
-    text = quantity_text(float(row[metric.column]), is_bytes=metric.is_bytes)
+    text = quantity_text(float(row[metric.column]), is_bytes=metric.is_bytes, unit=unit)
     return text + _NOISY if row["noise"] and not metric.is_bytes else text
 
 
@@ -185,14 +193,14 @@ def peak_note(table: pd.DataFrame, frame: pd.DataFrame) -> str | None:
     )
 
 
-def _slope_cell(row: pd.Series | None) -> str:
+def _slope_cell(row: pd.Series | None, unit: Unit) -> str:
     if row is None:
         return "-"
     shape, noisy = row_shape(row), _NOISY if row["noise"] else ""
     if shape == "no change measurable":
         reach = max(abs(row["slope_low"]), abs(row["slope_high"]))
-        return f"{shape}\n{within_text(reach, is_bytes=METRICS[row['metric']].is_bytes)}{noisy}"
+        return f"{shape}\n{within_text(reach, is_bytes=METRICS[row['metric']].is_bytes, unit=unit)}{noisy}"
     below = row_remarks(row)
     if shape == "line" and row_ratio(row):
         below.append(f"× {ratio_text(row['ratio_to_rescapsnet'], row['ratio_low'], row['ratio_high'])}")
-    return "\n".join([row_slope(row) + noisy, *below])
+    return "\n".join([row_slope(row, unit) + noisy, *below])

@@ -163,8 +163,33 @@ def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, Imag
             f"`validation` {settings.validation:g} holds all {len(held_out.images)} images out",
             "give a fraction below 1, or a number of images that leaves some to train on",
         )
-    check_batch_size(settings.network.images(), len(train_set.images), settings.network.dataset)
+    check_batch_size(settings.network.images(), len(data.images), settings.network.dataset)
+    _check_left(settings, len(data.images), len(train_set.images), 0 if held_out is None else len(held_out.images))
     return train_set, held_out
+
+
+def _check_left(settings: TrainingSettings, images: int, left: int, held_out: int) -> None:
+    """Refuse a batch that is larger than the part of the data that is trained on.
+
+    Args:
+        settings: settings of the run.
+        images: number of images in the training set.
+        left: number of those that are trained on.
+        held_out: number of those that are held out.
+
+    Raises:
+        ConfigurationError: it is larger.
+    """
+    batch, dataset = settings.network.images(), settings.network.dataset
+    if batch <= left:
+        return
+    reasons = [f"`scale` {settings.scale:g} takes {left + held_out}"] * (settings.scale < 1)
+    reasons += [f"`validation` holds {held_out} out"] * (held_out > 0)
+    raise ConfigurationError(
+        f"`batch_size` {batch} is larger than the data: {left} of the {images:,} images of '{dataset}' are trained on, since "
+        + " and ".join(reasons),
+        f"choose 1 to {left}, or train on more images: a larger `scale`, or a larger set on disk ('capsbench list' says where)",
+    )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A slope in words, alike wherever it is printed: a number, no measurable change, or no line."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from capsbench.frame import AXIS_COLUMN
 from capsbench.stats.linearity import CURVES, Shape
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import REFERENCE_MODEL
-from capsbench.words.units import quantity_text, ratio_in_words, slope_text
+from capsbench.words.units import Unit, common_unit, quantity_text, ratio_in_words, slope_text, slope_values
 
 Row = Mapping[Any, Any] | pd.Series
 """A row of the table of slopes."""
@@ -23,12 +23,12 @@ def row_shape(row: Row) -> Shape:
     return shape
 
 
-def within_text(reach: float, *, is_bytes: bool) -> str:
+def within_text(reach: float, *, is_bytes: bool, unit: Unit | None = None) -> str:
     """Bound on a slope that cannot be distinguished from 0: `within ± 76.6 ms`."""
-    return f"within ± {quantity_text(reach, is_bytes=is_bytes)}"
+    return f"within ± {quantity_text(reach, is_bytes=is_bytes, unit=unit)}"
 
 
-def slope_in_words(shape: Shape, slope: float, low: float, high: float, *, is_bytes: bool) -> str:
+def slope_in_words(shape: Shape, slope: float, low: float, high: float, *, is_bytes: bool, unit: Unit | None = None) -> str:
     """Text `8.3 ± 0.4 ms`, or `no change measurable within ± 76.6 ms` for a slope that cannot be distinguished from 0.
 
     Args:
@@ -37,18 +37,31 @@ def slope_in_words(shape: Shape, slope: float, low: float, high: float, *, is_by
         low: one end of its interval; NaN where there is none.
         high: the other end.
         is_bytes: whether its unit is bytes.
+        unit: unit to print it in; by default the one that suits it.
     """
     if shape == "no change measurable":
-        return f"{shape} {within_text(max(abs(low), abs(high)), is_bytes=is_bytes)}"
-    return slope_text(slope, low, high, is_bytes=is_bytes)
+        return f"{shape} {within_text(max(abs(low), abs(high)), is_bytes=is_bytes, unit=unit)}"
+    return slope_text(slope, low, high, is_bytes=is_bytes, unit=unit)
 
 
-def row_slope(row: Row) -> str:
+def column_unit(rows: Iterable[Row]) -> Unit:
+    """The unit in which the slopes of several rows of one metric are printed in one column."""
+    known, is_bytes = [], True
+    for row in rows:
+        is_bytes = METRICS[row["metric"]].is_bytes
+        if row_shape(row) == "no change measurable":
+            known.append(max(abs(row["slope_low"]), abs(row["slope_high"])))
+        elif row_shape(row) not in CURVES:
+            known += slope_values(row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
+    return common_unit(known, is_bytes=is_bytes)
+
+
+def row_slope(row: Row, unit: Unit | None = None) -> str:
     """The slope of a row in words, without its unit; a curve has both: `12.30 KiB per token and 48 B per pair of tokens`."""
     is_bytes = METRICS[row["metric"]].is_bytes
     if row_shape(row) in CURVES:
         return curve_in_words(row, is_bytes=is_bytes)
-    return slope_in_words(row_shape(row), row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes)
+    return slope_in_words(row_shape(row), row["slope"], row["slope_low"], row["slope_high"], is_bytes=is_bytes, unit=unit)
 
 
 def curve_in_words(row: Row, *, is_bytes: bool) -> str:

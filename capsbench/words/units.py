@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 from capsbench.devices import GIB, KIB, MIB
 from capsbench.errors import ConfigurationError
@@ -55,23 +56,50 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 86400:,} days {whole % 86400 // 3600} h"
 
 
-def quantity_text(*values: float, is_bytes: bool) -> str:
-    """A value with its unit, or several joined by ±, in the unit that suits the largest; `-` where there is none."""
+Unit = tuple[float, str, int]
+"""Size of a unit in bytes or seconds, its name, and the decimals of its values."""
+
+
+def common_unit(values: Iterable[float], *, is_bytes: bool) -> Unit:
+    """The unit that suits the largest of some values, in which all values of a column are printed."""
+    units = BYTES if is_bytes else SECONDS
+    largest = max((abs(value) for value in values if not math.isnan(value)), default=0.0)
+    return next((unit for unit in units if largest >= unit[0]), units[-1])
+
+
+def quantity_text(*values: float, is_bytes: bool, unit: Unit | None = None) -> str:
+    """A value with its unit, or several joined by ±; `-` where there is none.
+
+    Args:
+        values: bytes or seconds.
+        is_bytes: whether they are bytes.
+        unit: unit to print them in; by default the one that suits the largest.
+    """
     if any(math.isnan(value) for value in values):
         return "-"
-    units = BYTES if is_bytes else SECONDS
-    largest = max(map(abs, values))
-    size, name, decimals = next((unit for unit in units if largest >= unit[0]), units[-1])
-    return f"{joined_text(*(value / size for value in values), decimals=decimals)} {name}"
+    size, name, decimals = unit or common_unit(values, is_bytes=is_bytes)
+    # An exact 0 has no decimals in any unit.
+    return f"{joined_text(*(value / size for value in values), decimals=decimals if any(values) else 0)} {name}"
 
 
-def slope_text(slope: float, low: float, high: float, *, is_bytes: bool) -> str:
+def slope_text(slope: float, low: float, high: float, *, is_bytes: bool, unit: Unit | None = None) -> str:
     """A slope with half the width of its interval: `8.3 ± 0.4 ms`; exact slopes have none."""
+    return quantity_text(*slope_values(slope, low, high, is_bytes=is_bytes), is_bytes=is_bytes, unit=unit)
+
+
+def slope_values(slope: float, low: float, high: float, *, is_bytes: bool) -> tuple[float, ...]:
+    """The values that are printed of a slope: it and half the width of its interval, or it alone if it is exact."""
     reach = (high - low) / 2
     # Rounding errors of an exact line are not uncertainty.
-    if math.isnan(reach) or reach <= 1e-6 * abs(slope) or (is_bytes and reach < 0.5):
-        return quantity_text(slope, is_bytes=is_bytes)
-    return quantity_text(slope, reach, is_bytes=is_bytes)
+    exact = math.isnan(reach) or reach <= 1e-6 * abs(slope) or (is_bytes and reach < 0.5)
+    return (slope,) if exact else (slope, reach)
+
+
+def duration_range(least: float, most: float) -> str:
+    """A duration that is known roughly, as text: `45 s to 2 min 10 s`, `at most 40 s`, `about 5 min 20 s`."""
+    if most < 1.2 * least:
+        return f"about {duration_text((least + most) / 2)}"
+    return f"{duration_text(least)} to {duration_text(most)}" if least >= 1 else f"at most {duration_text(most)}"
 
 
 def ratio_text(ratio: float, low: float, high: float) -> str:

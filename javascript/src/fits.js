@@ -69,7 +69,7 @@ function buildFits() {
   const most = Math.max(...found.map((one) => largest(one, DATA.gpus.at(-1).bytes) ?? 1));
   const first = Math.min(...found.flatMap(({ index }) => cellsOf(index).map(placeOf)).filter((place) => place > 0));
   const layout = {
-    margin: { l: 64, r: 96, t: 14, b: 46 },
+    margin: { l: 64, r: 116, t: 14, b: 46 },
     xaxis: { title: axisTitle(DATA.axes[axisNow()].label), type: "log", range: [Math.log10(first), Math.log10(1.2 * most)] },
     yaxis: { title: axisTitle("GiB"), type: "log" },
     shapes: DATA.gpus.map(levelOf),

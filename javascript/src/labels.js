@@ -7,12 +7,12 @@ import { plotText } from "./words.js";
 const [LETTER, LINE, GAP] = [6.3, 15, 9];
 const LONGEST = 34;
 
-// Where a name may stand from its point, by which of its edges is there: the best place first.
+// Where a name may stand from its point, by which of its edges is there: the best place first, as bars run sideways.
 const SIDES = [
-  ["left", "middle"],
-  ["right", "middle"],
   ["center", "bottom"],
   ["center", "top"],
+  ["left", "middle"],
+  ["right", "middle"],
   ["left", "bottom"],
   ["left", "top"],
   ["right", "bottom"],

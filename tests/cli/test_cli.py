@@ -2,8 +2,8 @@
 
 import json
 import re
-import resource
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +20,7 @@ from click.shell_completion import ShellComplete
 from capsbench import load
 from capsbench.catalog import SPECS
 from capsbench.cli.group import SUMMARIES, cli
+from capsbench.errors import unknown_name
 from capsbench.models import FRONTS, RULES
 from capsbench.records import SCHEMA_VERSION, Record, Round
 from capsbench.report import Report
@@ -28,7 +29,7 @@ from capsbench.routing import algorithms, kernels
 from capsbench.stats.metrics import MEMORY_METRICS
 from capsbench.terminal.progress import _one_line
 from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS
-from helpers.commands import assert_refused, briefly, is_gone, process_environment, subcommands, wait_for
+from helpers.commands import assert_refused, briefly, is_gone, process_environment, subcommands, wait_for, written
 from helpers.made import RETAINED_PER_BLOCK, make_record
 
 COMMANDS = sorted(subcommands())
@@ -90,21 +91,72 @@ def test_the_whole_explains_itself(capsbench):
 
 
 HELP = """
-import sys
+import json, sys
 from capsbench.cli import main
-sys.argv = ["capsbench", *sys.argv[2:], "--help"]
-heavy = {"torch", "pandas", "matplotlib", "scipy"} | ({"pydantic"} if len(sys.argv) == 2 else set())
-try:
-    main()
-finally:
-    assert not heavy & sys.modules.keys()
+for path in json.loads(sys.argv[1]):
+    sys.argv = ["capsbench", *path, "--help"]
+    try:
+        main()
+    except SystemExit as ended:
+        status = ended.code or 0
+    heavy = {"torch", "pandas", "matplotlib", "scipy"} | (set() if path else {"pydantic"})
+    print(json.dumps([path, status, sorted(heavy & sys.modules.keys())]), file=sys.stderr)
 """
+
+
+@pytest.fixture(scope="module")
+def helped():
+    """Status of each command's help and the heavy packages that are there after it, one after the other in one process."""
+    paths = [(), *LEAVES]
+    done = subprocess.run([sys.executable, "-c", HELP, json.dumps(paths)], check=True, capture_output=True, text=True)
+    return {tuple(path): (status, heavy) for path, status, heavy in map(json.loads, done.stderr.splitlines())}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [(), *LEAVES], ids=" ".join)
-def test_help_needs_no_heavy_package(path):
-    subprocess.run([sys.executable, "-c", HELP, "-", *path], check=True, capture_output=True)
+def test_help_needs_no_heavy_package(helped, path):
+    assert helped[path] == (0, [])
+
+
+def test_commands_and_options_of_a_sweep_are_in_sections(command):
+    text = command("--help").stdout
+    heads = [line.removesuffix(":") for line in text.splitlines() if re.fullmatch(r"[A-Z].*:", line)]
+    assert heads == ["Options", "Measure", "Read", "Guard", "Train", "Reproduce the paper", "This machine"]
+    # All names are as wide as the widest, so that sentences begin at one column.
+    named = [line for line in text.splitlines() if line.startswith("  ") and line.split()[0] in COMMANDS]
+    assert len(named) == len(COMMANDS)
+    assert len({re.match(r"  [a-z-]+ +", line).end() for line in named}) == 1
+    text = command("run", "--help").stdout
+    places = [text.index(f"\n{head}:\n") for head in ("What", "How", "Where", "How long", "Result", "Other options")]
+    assert places == sorted(places)
+    for flag, head in (("--models", 0), ("--kernel", 1), ("--device", 2), ("--quick", 3), ("--open", 4), ("-h", 5)):
+        assert places[head] < text.index(f"  {flag}") < [*places[1:], len(text)][head]
+    assert "reference, published, recompute," in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        ("run --models mocapsnt", "mocapsnet"),
+        ("run --kernel recomputed,auto", "recompute"),
+        ("run --routing SDAA", "sda"),
+        ("run --dataset minst", "mnist"),
+        ("run --memory chekpoint", "checkpoint"),
+        ("run --device cude", "cuda"),
+        ("run --only memroy", "memory"),
+        ("predict --gpu h10", "h100"),
+        ("train --optimizer adm", "adam"),
+        ("train --dataset cifar-10", "cifar10"),
+        ("plot . --metric peek", "peak"),
+    ],
+)
+def test_a_misspelt_value_is_answered_with_the_nearest(command, words, near):
+    result = command(*words.split())
+    assert_refused(result, f"did you mean {near}? If not, choose among ", f"{words.split()[-2]}")
+
+
+def test_a_value_like_no_other_is_answered_with_all():
+    assert str(unknown_name("`kernel`", "xyz", ["auto", "triton"])) == "`kernel` 'xyz' is not known\nchoose among auto, triton"
 
 
 def test_summaries_are_the_first_sentences_of_the_commands():
@@ -300,10 +352,8 @@ def test_errors_of_a_process_are_two_lines_too(capsbench):
 
 
 def test_a_depth_beyond_all_reason_is_refused_before_it_fills_the_memory(capsbench):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30, 3 * 2**30))
-
-    assert_refused(capsbench("run", "--depth", "1-1000000000", preexec_fn=limit), "--depth", "1000000000")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30, 3 * 2**30))"
+    assert_refused(capsbench("run", "--depth", "1-1000000000", setup=limit), "--depth", "1000000000")
 
 
 @pytest.fixture
@@ -409,7 +459,7 @@ def test_plot_draws_every_report_and_what_was_asked(command, report):
     Report(report / "inner").append(make_record(status="oom"))
     result = command("plot", ".", "--metric", "process,peak", "--per", "epoch", "--paper", drawn=True)
     assert result.status == 0
-    assert result.stderr == "table 4 is not drawn: it stands beside records of a GPU, and there are none\n"
+    assert result.stderr == "table 4 is not drawn: it compares with records of a GPU, and there are none\n"
     assert len(result.stdout.splitlines()) == 16
     # The page as well, which `run` has drawn before.
     assert {"report/index.html", "report/inner/index.html"} <= set(result.stdout.splitlines())
@@ -419,10 +469,38 @@ def test_plot_draws_every_report_and_what_was_asked(command, report):
 
 
 def test_a_dry_run_says_what_would_be_and_does_nothing(command, tmp_path):
-    result = command("run", "--models", "all", "--depth", "1-2", "--repeats", "2", "--dry-run", "--out", "there")
+    models = ["--models", "rescapsnet,mocapsnet", "--batch-size", "4"]
+    result = command("run", *models, "--depth", "1-2", "--repeats", "2", "--dry-run", "--out", "there")
     assert result.status == 0
-    assert "12 cells" in result.stderr
+    assert "8 cells" in result.stderr
+    assert re.search(r"\d+ (s|min \d\d s) to \d|about \d", result.stderr)
+    lines = [re.split(r" {2,}", line.strip()) for line in result.stdout.splitlines()]
+    assert lines[0] == ["series", "measured at", "cells", "peak, predicted"]
+    assert [line[:3] for line in lines[1:]] == [["ResCapsNet", "1, 2 blocks", "4"], ["MoCapsNet", "1, 2 blocks", "4"]]
+    peaks = [list(map(float, re.fullmatch(r"([\d.]+) MiB to ([\d.]+) MiB", line[3]).groups())) for line in lines[1:]]
+    assert all(0 < small < large for small, large in peaks)
     assert not (tmp_path / "there").exists()
+    assert command("run", *models, "--depth", "1", "--dry-run", "--json").stdout == ""
+
+
+def test_a_quick_run_has_values_of_its_own_where_none_is_typed(command, tmp_path):
+    (tmp_path / "cases.py").write_text(
+        "import torch\nfrom torch import nn\nfrom capsbench import Case\n\ndef make(blocks=2):\n"
+        "    layers = nn.Sequential(*[nn.Linear(4, 4) for _ in range(blocks)])\n"
+        "    return Case(layers, torch.rand(3, 4), loss=lambda out: out.sum())\n"
+    )
+
+    def planned(*words):
+        result = command("run", *words, "--quick", "--device", "cpu:predicted", "--out", "quick")
+        assert result.status == 0, result
+        asked = [cell.configuration for cell in Report(tmp_path / "quick").plan.cells]
+        shutil.rmtree(tmp_path / "quick")
+        return [(it.blocks, it.batch_size) for it in asked]
+
+    assert planned("--models", "mocapsnet") == [(1, 16), (2, 16), (3, 16)]
+    assert planned("--models", "mocapsnet", "--depth", "1", "--batch-size", "4") == [(1, 4)]
+    # A case keeps the batch that it has.
+    assert planned("--models", "cases.py:make") == [(1, None), (2, None), (3, None)]
 
 
 # Real sweeps.
@@ -545,26 +623,18 @@ def make(in_shape, num_classes, blocks):
 
 
 @pytest.fixture
-def caught(tmp_path):
+def caught(tmp_path, server):
     """A sweep of three depths that has measured the first and is in the middle of the second."""
     (tmp_path / "waiting.py").write_text(WAITING)
     arguments = ["run", "--models", "waiting:make", "--depth", "1-3", "--batch-size", "2", "--out", "report"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "capsbench.cli", *arguments],
-        cwd=tmp_path,
-        env=process_environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = server.start(tmp_path, *arguments, **process_environment(tmp_path))
     try:
-        wait_for(lambda: (tmp_path / "reached-2").exists() or process.poll() is not None)
+        wait_for(lambda: written(tmp_path / "reached-2") or process.poll())
         workers = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         assert int((tmp_path / "reached-2").read_text()) in workers
         yield process, arguments, workers
     finally:
         process.kill()
-        process.communicate()
 
 
 def measured(folder, *, in_turn=False):
@@ -576,7 +646,6 @@ def measured(folder, *, in_turn=False):
 def test_kill_9_costs_the_cell_in_flight_alone(caught, tmp_path, capsbench):
     process, arguments, workers = caught
     process.kill()
-    process.wait()
     wait_for(lambda: all(map(is_gone, workers)))
     assert measured(tmp_path / "report") == {1: 1}
     (tmp_path / "go").touch()
@@ -593,8 +662,9 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(caught, tmp_path, capsbench, 
     for more in ([], ["--resume"]):
         assert_refused(command(*arguments, *more), "report", "in use")
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=200)
-    assert process.returncode == 130
+    wait_for(process.poll)
+    status, stderr = process.end().status, process.end().stderr
+    assert status == 130
     assert "Traceback" not in stderr
     assert len(error_lines(stderr)) <= 2
     assert all(map(is_gone, workers))
@@ -660,7 +730,7 @@ def make(in_shape, num_classes, blocks):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_sweep_that_is_cut_off_while_cells_take_turns_keeps_its_rounds(tmp_path, capsbench, how):
+def test_a_sweep_that_is_cut_off_while_cells_take_turns_keeps_its_rounds(tmp_path, server, capsbench, how):
     (tmp_path / "turning_net.py").write_text(TURNING)
     arguments = [
         "run",
@@ -675,18 +745,14 @@ def test_a_sweep_that_is_cut_off_while_cells_take_turns_keeps_its_rounds(tmp_pat
         "--time-budget",
         "1",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "capsbench.cli", *arguments], cwd=tmp_path, env=process_environment(tmp_path),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = server.start(tmp_path, *arguments, **process_environment(tmp_path))
     try:
-        wait_for(lambda: (tmp_path / "turning").exists() or process.poll() is not None)
+        wait_for(lambda: (tmp_path / "turning").exists() or process.poll())
         workers = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(how)
-        _, errors = process.communicate(timeout=200)
+        wait_for(process.poll)
     finally:
-        process.kill()
-        process.communicate()
+        errors = process.kill().stderr
     assert "Traceback" not in errors
     wait_for(lambda: all(map(is_gone, workers)))
     kept = [Round.model_validate_json(line) for line in (tmp_path / "report" / "rounds.jsonl").read_text().splitlines()]
@@ -718,11 +784,8 @@ def test_a_full_disk_costs_nothing_that_was_measured(tmp_path, capsbench):
 
     # Room for a record elsewhere, but not for a second one here.
     room = len(before) * 3 // 2
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-
-    result = capsbench(*arguments, "--depth", "1-3", "--resume", preexec_fn=limit)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))"
+    result = capsbench(*arguments, "--depth", "1-3", "--resume", setup=limit)
     assert result.status == 1, result
     assert "Traceback" not in result.stderr
     assert "records.jsonl cannot be written" in result.stderr

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import resource
 import shlex
 import signal
 import socket
@@ -28,7 +27,7 @@ from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import OPTIMIZERS, PREPROCESSINGS
 from capsbench.workload import BUILT_IN, PRECISIONS
 from helpers import TESTS
-from helpers.commands import assert_refused, process_environment, subcommands, wait_for
+from helpers.commands import assert_refused, process_environment, subcommands, together, wait_for
 from helpers.comparing import assert_all_close, assert_close
 from helpers.made import make_configuration
 
@@ -55,27 +54,6 @@ def curve(folder):
 
 def weights(folder, name="best.pt"):
     return list(load_checkpoint(folder / name).weights.values())
-
-
-def environment(folder):
-    """Finds `tiny`; one thread, so that several tests run beside each other."""
-    paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**process_environment(folder), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-
-
-def start(folder, *arguments, before=(), **more):
-    """A command as a process."""
-    return subprocess.Popen(
-        [sys.executable, *(before or ("-m", "capsbench.cli")), *map(str, arguments)],
-        cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
-    )  # fmt: skip
-
-
-def run(folder, *arguments, **more):
-    """Run the command to its end: status, stdout, stderr."""
-    with start(folder, *arguments, **more) as process:
-        stdout, stderr = process.communicate(timeout=300)
-    return process.returncode, stdout, stderr
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +173,16 @@ def test_kill_9_again_and_again(at, uncut, tmp_path, server):
     assert not list((tmp_path / "run").glob("*.new"))
 
 
-def test_ctrl_c_says_how_to_go_on(uncut, tmp_path):
-    process = start(tmp_path, *TINY, "--epochs", 2000, "--out", "run")
-    wait_for(lambda: len(curve(tmp_path / "run")) > 40 or process.poll() is not None)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=100)
-    assert (process.returncode, stdout) == (130, ""), stderr
+def test_ctrl_c_says_how_to_go_on(uncut, tmp_path, server):
+    process = server.start(tmp_path, *TINY, "--epochs", 2000, "--out", "run")
+    try:
+        wait_for(lambda: len(curve(tmp_path / "run")) > 40 or process.poll())
+        process.send_signal(signal.SIGINT)
+        wait_for(process.poll, 100)
+    finally:
+        ended = process.kill()
+    stderr = ended.stderr
+    assert (ended.status, ended.stdout) == (130, ""), stderr
     assert "Traceback" not in stderr
     (again,) = re.findall(r"resume with: (.*)$", stderr, re.MULTILINE)
     assert shlex.split(again) == ["capsbench", *map(str, [*TINY, "--epochs", 2000, "--out", "run", "--resume"])]
@@ -211,16 +193,15 @@ def test_ctrl_c_says_how_to_go_on(uncut, tmp_path):
     assert curve(tmp_path / "run")[:33] == curve(uncut[0])
 
 
-def test_a_disk_that_fills_during_a_checkpoint(uncut, tmp_path, command):
+def test_a_disk_that_fills_during_a_checkpoint(uncut, tmp_path, command, server):
     one_thread = [*TINY, "--threads", "1"]
     assert command(*one_thread, "--epochs", 1, "--out", "run").status == 0
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
-
-    status, _, stderr = run(tmp_path, *one_thread, "--out", "run", "--resume", preexec_fn=limit)
-    assert status == 1, stderr
+    room = len(before) // 2
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))"
+    ended = server(tmp_path, *one_thread, "--out", "run", "--resume", setup=limit)
+    stderr = ended.stderr
+    assert ended.status == 1, stderr
     assert "Traceback" not in stderr
     assert re.search(r"error: checkpoint run/checkpoint.pt cannot be written: .*; the one before it is kept\nmake room", stderr)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
@@ -240,14 +221,13 @@ def test_a_run_without_a_name_is_found_again(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_folder(tmp_path, command):
-    process = start(tmp_path, *TINY, "--epochs", 2000, "--out", "run")
+def test_two_runs_in_one_folder(tmp_path, command, server):
+    process = server.start(tmp_path, *TINY, "--epochs", 2000, "--out", "run")
     try:
-        wait_for(lambda: (tmp_path / "run" / "checkpoint.pt").exists() or process.poll() is not None)
+        wait_for(lambda: (tmp_path / "run" / "checkpoint.pt").exists() or process.poll())
         assert_refused(command(*TINY, "--epochs", 2000, "--out", "run", "--resume"), "--out run is in use")
     finally:
         process.kill()
-        process.communicate()
 
 
 # In two processes
@@ -259,23 +239,40 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def under_torchrun(folder, arguments, server):
+    """Status and output of two processes that torchrun starts."""
+    paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "capsbench.cli"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        env={**process_environment(folder), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def as_forks(folder, arguments, server):
+    """Status and output of two forks with the variables that torchrun sets."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ended = together([server.start(folder, *arguments, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")])
+    return max(abs(one.status) for one in ended), *("".join(getattr(one, name) for one in ended) for name in ("stdout", "stderr"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "more"),
+    ("model", "more", "start"),
     [
-        pytest.param("helpers.tiny:make_plain", (), marks=pytest.mark.slow),
-        ("helpers.tiny:make_plain", ("--accumulate", "3")),
-        ("helpers.tiny:make_capsules", ()),
+        ("helpers.tiny:make_plain", (), under_torchrun),
+        ("helpers.tiny:make_plain", ("--accumulate", "3"), as_forks),
+        ("helpers.tiny:make_capsules", (), as_forks),
     ],
     ids=["whole", "in parts", "a reversible capsule network"],
 )
-def test_two_processes_train_as_one(model, more, tmp_path, command):
+def test_two_processes_train_as_one(model, more, start, tmp_path, command, server):
     """The last batch of an epoch has one image: one process has none."""
     arguments = ["train", "--model", model, "--batch-size", "46", "--learning-rate", "0.01", "--epochs", "3"]
     arguments += ["--device", "cpu", *more]
     assert command(*arguments, "--out", "one").status == 0
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), "-m", "capsbench.cli"]
-    status, stdout, stderr = run(tmp_path, *arguments, "--out", "two", before=list(map(str, torchrun)))
+    status, stdout, stderr = start(tmp_path, [*arguments, "--out", "two"], server)
     assert status == 0, stderr
     assert stdout.count("test accuracy") == 1
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")

@@ -252,7 +252,7 @@ def test_archives_beside_the_files(name, damage, tmp_path, monkeypatch, no_syste
     if not damage:
         assert len(load_parts(name, tmp_path).train.images) == COUNT
         return
-    with pytest.raises(ConfigurationError, match="checksum" if damage == "archive" else "is not what .*gz beside it contains"):
+    with pytest.raises(ConfigurationError, match="checksum" if damage == "archive" else "is not what .*gz next to it contains"):
         load_parts(name, tmp_path)
 
 

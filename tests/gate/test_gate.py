@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from capsbench.gate.badge import badge_of
 from capsbench.gate.check import judge
 from helpers.made import MIB, make_record
 from helpers.seeded import DEPTHS, ELSEWHERE, in_brief, noisy_run, seeded_record, seeded_run, write_report
@@ -328,6 +329,27 @@ def test_markdown_goes_to_files_and_to_standard_output(gate, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("modules", "message"), [({}, "no growth"), ({"blocks.{block}.0": MIB}, "4 regressions")])
+def test_a_badge_has_the_verdict(gate, tmp_path, modules, message):
+    result = gate(seeded_run(modules=modules), "--badge", "out/badge.svg")
+    assert result.status == bool(modules)
+    root = ET.parse(tmp_path / "out/badge.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.find(f"{space}title").text == f"capsbench: {message}"
+    assert [it.text for it in root.findall(f"{space}text")] == ["capsbench", message]
+    # Both parts lie beside each other, and each is wide enough for its text.
+    parts = [(int(it.get("x")), int(it.get("width"))) for it in root.findall(f"{space}rect")]
+    assert parts[1][0] == parts[0][1]
+    assert sum(width for _, width in parts) == int(root.get("width"))
+    assert all(int(it.get("textLength")) < width for it, (_, width) in zip(root.findall(f"{space}text"), parts, strict=True))
+
+
+def test_a_badge_of_one_regression_and_of_none_differ():
+    green, red = badge_of(0), badge_of(1)
+    assert "1 regression<" in red
+    assert {it.get("fill") for it in ET.fromstring(green).iter()} != {it.get("fill") for it in ET.fromstring(red).iter()}
+
+
 def test_json_has_verdict_and_digits(gate):
     result = gate(seeded_run(modules={"blocks.{block}.0": MIB}), "--json")
     found = json.loads(result.stdout)
@@ -364,8 +386,8 @@ def edited(path, **changes):
         (lambda path: path.write_text("[1]"), ["is not a baseline of capsbench", "--update"]),
         (lambda path: path.write_text('{"version": 3}'), ["is not a baseline of capsbench", "--update"]),
         (lambda path: edited(path, schema_version=99), ["schema version 99", "versions up to 4", "upgrade capsbench"]),
-        (lambda path: edited(path, schema_version=0), ["schema version 0", "write it anew with --update"]),
-        (lambda path: edited(path, lines=[{"kind": "measured"}]), ["is damaged: lines.0.", "write it anew with --update"]),
+        (lambda path: edited(path, schema_version=0), ["schema version 0", "write a new one with --update"]),
+        (lambda path: edited(path, lines=[{"kind": "measured"}]), ["is damaged: lines.0.", "write a new one with --update"]),
         (lambda path: edited(path, lines=[]), ["no line in common", "one of them is empty"]),
     ],
 )
@@ -407,7 +429,7 @@ def test_a_baseline_of_failures_is_refused(gate, command, tmp_path):
 
 
 def test_what_cannot_be_written_is_said(gate, command):
-    for arguments in (["--junit", "base.json/x"], ["--markdown", "base.json/x"]):
+    for arguments in (["--junit", "base.json/x"], ["--markdown", "base.json/x"], ["--badge", "base.json/x"]):
         result = gate(seeded_run(), *arguments)
         assert (result.status, len(result.stderr.splitlines())) == (2, 2)
     assert command("check", "good", "--baseline", "base.json/x", "--update").status == 2

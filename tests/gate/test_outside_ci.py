@@ -12,7 +12,7 @@ from importlib import metadata
 import pytest
 import yaml
 
-from capsbench.gate.workflows import UNKNOWN, github_workflow, gitlab_pipeline, where_from
+from capsbench.gate.workflows import CPU_INDEX, UNKNOWN, github_workflow, gitlab_pipeline, requirement_of, where_from
 from helpers import ROOT
 
 PATH = ".github/workflows/capsbench.yml"
@@ -20,10 +20,10 @@ URL = "git+https://git.example.org/tools/capsbench.git@v1"
 
 
 def install_of(text):
-    """The script of the step that installs."""
+    """The script of the step that installs capsbench."""
     found = yaml.safe_load(text)
     if "capsbench" in found:
-        (script,) = [it for it in found["capsbench"]["script"] if "pip install" in it]
+        (script,) = [it for it in found["capsbench"]["script"] if "pip install" in it and CPU_INDEX not in it]
         return script
     (step,) = [it for it in found["jobs"]["check"]["steps"] if it.get("id") == "install"]
     return step["run"]
@@ -89,7 +89,35 @@ def test_a_workflow_that_knows_nothing_fails_and_says_what_is_missing(write, tmp
 
 
 @pytest.mark.parametrize("write", [github_workflow, gitlab_pipeline])
-def test_a_workflow_installs_what_it_is_told(write, tmp_path):
+def test_a_workflow_installs_the_small_build_of_torch_first(write):
+    lines = [line.strip(" -") for line in write("all", "1-3", "b.json", URL).splitlines() if "pip install" in line]
+    torch, own = (line.removeprefix("run: ") for line in lines if not line.startswith("#"))
+    assert shlex.split(torch) == ["pip", "install", "torch", "torchvision", "--index-url", CPU_INDEX]
+    assert shlex.split(own) == ["pip", "install", URL]
+
+
+@pytest.mark.parametrize(
+    ("source", "install"),
+    [
+        ("pypi", "capsbench"),
+        (URL, URL),
+        (URL.removeprefix("git+"), URL),
+        ("https://git.example.org/c.git", "git+https://git.example.org/c.git"),
+        ("ssh://git@git.example.org/c.git", "git+ssh://git@git.example.org/c.git"),
+        ("https://example.org/capsbench-1.2.3-py3-none-any.whl", "https://example.org/capsbench-1.2.3-py3-none-any.whl"),
+        (".", "."),
+        ("tools/capsbench", "./tools/capsbench"),
+        ("capsbench==1.2", "capsbench==1.2"),
+        ("capsbench[train] >= 1", "capsbench[train] >= 1"),
+    ],
+)
+def test_a_source_is_what_pip_installs(tmp_path, source, install):
+    (tmp_path / "tools" / "capsbench").mkdir(parents=True)
+    assert requirement_of(source, tmp_path) == install
+
+
+@pytest.mark.parametrize("write", [github_workflow, gitlab_pipeline])
+def test_a_workflow_installs_from_a_given_source(write, tmp_path):
     # A wheel with a version of its own stands for what a build server would fetch.
     wheel = tmp_path / "capsbench-9.9-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
@@ -121,7 +149,7 @@ def test_what_is_installed_is_one_word_of_the_shell(install):
 
 
 def test_init_ci_says_what_is_installed(command, tmp_path):
-    result = command("init-ci", "--install", URL)
+    result = command("init-ci", "--from", URL)
     assert (result.status, result.stderr) == (0, "")
     assert result.stdout.splitlines()[1] == f"a build server installs capsbench with: pip install {URL}"
     text = (tmp_path / PATH).read_text()
@@ -133,14 +161,17 @@ def test_init_ci_says_that_it_does_not_know(command, tmp_path, monkeypatch):
     monkeypatch.setattr(metadata, "distribution", lambda name: Installed({"url": "file:///here", "dir_info": {}}))
     result = command("init-ci")
     assert result.status == 0
-    assert "--install" in result.stdout.splitlines()[1]
+    assert "--from" in result.stdout.splitlines()[1]
     assert install_of((tmp_path / PATH).read_text()).strip() == UNKNOWN
     assert install_of(command("init-ci", "--gitlab").stdout).strip() == UNKNOWN
 
 
-@pytest.mark.parametrize("install", ["x; rm -r .", "$(id)", "`id`", "-r evil.txt", "a\nb", "${{ secrets.X }}", "it's"])
-def test_init_ci_refuses_what_is_no_requirement(command, tmp_path, install):
-    result = command("init-ci", "--install", install)
+@pytest.mark.parametrize(
+    "source",
+    ["x; rm -r .", "$(id)", "`id`", "-r evil.txt", "a\nb", "${{ secrets.X }}", "it's", "pipy", "no/such/folder", "/", ""],
+)
+def test_init_ci_refuses_what_is_no_source(command, tmp_path, source):
+    result = command("init-ci", "--from", source)
     assert (result.status, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: --install ")
+    assert result.stderr.startswith("error: --from ")
     assert not any(tmp_path.iterdir())

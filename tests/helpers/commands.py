@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import click
 import psutil
 
 from capsbench.cli.group import cli
+from helpers.forked import Done, Running
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,20 @@ def wait_for(what: Callable[[], object], seconds: float = 200.0) -> None:
     while not what():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def written(path: Path) -> str:
+    """Return the text of a file that another process writes; none if it is not there yet."""
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def together(running: Sequence[Running], seconds: float = 300.0) -> list[Done]:
+    """Return the ends of commands that wait for one another; one that is left alone is ended after some time."""
+    try:
+        wait_for(lambda: all(one.poll() for one in running), seconds)
+    finally:
+        ended = [one.kill() for one in running]
+    return ended
 
 
 def is_gone(pid: int) -> bool:

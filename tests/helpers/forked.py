@@ -6,11 +6,13 @@ test changes that process first, the processes in which the command measures and
 
 import atexit
 import base64
+import gc
 import io
 import json
 import os
 import pickle
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,9 @@ WHERE = ("file", "gone", "full", "closed")
 # Here are the networks that commands are given, as `helpers.tiny:make`.
 _TESTS = os.fspath(Path(__file__).parents[1])
 
+_RUNS = 1000
+"""The answer for a fork that has not ended; no status is as large."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -50,17 +55,21 @@ class Server:
     """
 
     def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
+        self._scratch, self._started = scratch, 0
         environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def __call__(
+    def __call__(self, folder: Path, *arguments: object, **options: Any) -> Done:
+        """Run a command to its end, with the arguments of `start`."""
+        return self.start(folder, *arguments, **options).end()
+
+    def start(
         self, folder: Path, *arguments: object, program: str = "capsbench", out: str = "file", err: str = "file",
         stdin: str = "file", setup: str = "", forks: bool = False, drawn: bool = False, **variables: str,
-    ) -> Done:  # fmt: skip
-        """Run a command to its end.
+    ) -> "Running":  # fmt: skip
+        """Start a command, which runs until it ends or a signal ends it.
 
         Args:
             folder: where it is typed.
@@ -79,9 +88,7 @@ class Server:
             "setup": setup, "forks": forks or not setup or program == "python", "drawn": drawn,
             "variables": {"COLUMNS": "80", **variables},
         }  # fmt: skip
-        status, raw, errors = self._ask(request)
-        encoding = variables.get("PYTHONIOENCODING", "utf-8")
-        return Done(status, raw.decode(encoding, "replace"), errors.decode(encoding, "replace"), raw)
+        return self._begin(request, variables.get("PYTHONIOENCODING", "utf-8"))
 
     def call(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call a function in a process with this one's folder and variables; the processes that it starts are forks.
@@ -95,26 +102,76 @@ class Server:
             "folder": str(Path.cwd()), "streams": ["file"] * 3, "variables": dict(os.environ),
             "call": base64.b64encode(pickle.dumps((function, args, options))).decode(),
         }  # fmt: skip
-        status, raw, errors = self._ask(request)
-        assert status == 0, errors.decode(errors="replace")
-        found: T = pickle.loads(raw)
+        done = self._begin(request).end()
+        assert done.status == 0, done.stderr
+        found: T = pickle.loads(done.raw)
         return found
 
-    def _ask(self, request: Mapping[str, Any]) -> tuple[int, bytes, bytes]:
-        """Have a request answered by a fork: its status, and what it wrote to both streams."""
-        files = [self._scratch / "out", self._scratch / "err"]
+    def _begin(self, request: Mapping[str, Any], encoding: str = "utf-8") -> "Running":
+        """Have a fork made that answers a request."""
+        self._started += 1
+        files = self._scratch / f"{self._started}.out", self._scratch / f"{self._started}.err"
         for file in files:
             file.write_bytes(b"")
+        return Running(self, self.ask({**request, "files": [os.devnull, *map(str, files)]}), files, encoding)
+
+    def ask(self, question: Mapping[str, Any]) -> int:
+        """Return the number with which the process answers."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({**request, "files": [os.devnull, *map(str, files)]}) + "\n")
+        self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
-        status = int(self._process.stdout.readline())
-        return status, files[0].read_bytes(), files[1].read_bytes()
+        return int(self._process.stdout.readline())
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
+
+
+class Running:
+    """A command that a server has started, which may run while the server starts others.
+
+    Args:
+        server: the server.
+        pid: number of the fork.
+        files: what it writes to standard output and standard error, if these are files.
+        encoding: of its streams.
+    """
+
+    def __init__(self, server: Server, pid: int, files: tuple[Path, Path], encoding: str) -> None:
+        self._server, self.pid, self._files, self._encoding = server, pid, files, encoding
+        self._ended: Done | None = None
+
+    def poll(self) -> Done | None:
+        """Return the end of the command; None while it runs."""
+        return self._ended or self._status_of("poll")
+
+    def end(self) -> Done:
+        """Wait for the end of the command."""
+        ended = self._ended or self._status_of("wait")
+        assert ended is not None
+        return ended
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if the command still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> Done:
+        """End the command at once."""
+        self.send_signal(signal.SIGKILL)
+        return self.end()
+
+    def _status_of(self, how: str) -> Done | None:
+        answer = self._server.ask({how: self.pid})
+        if answer == _RUNS:
+            return None
+        raw, errors = (file.read_bytes() for file in self._files)
+        for file in self._files:
+            file.unlink()
+        text = [it.decode(self._encoding, "replace") for it in (raw, errors)]
+        self._ended = Done(answer, *text, raw)
+        return self._ended
 
 
 @cache
@@ -245,7 +302,9 @@ def _pytest() -> None:
     import pytest
 
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "capsbench.pytest_plugin", *sys.argv[1:]]))
+    status = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "capsbench.pytest_plugin", *sys.argv[1:]])
+    sys.stdout.flush()
+    sys.exit(status)
 
 
 _PROGRAMS = {"capsbench": _capsbench, "python": _python, "pytest": _pytest}
@@ -304,14 +363,30 @@ def serve() -> None:
     figure.text(0, 0, "text")
     for written in ("png", "svg", "pdf"):
         figure.savefig(io.BytesIO(), format=written)
+    # So does a first trace; of forward alone, since after a backward pass no fork could run another.
+    torch = sys.modules["torch"]
+    with sys.modules["capsbench.tracing.follow"].following(inside=False):
+        torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU())(torch.empty(1, 1)).sum()
     _IMPORTED.update(sys.modules)
+    # What is here stays: no fork need look through it for garbage.
+    gc.collect()
+    gc.freeze()
     # Lines, not the buffered file: a child must not find what its parent has read ahead.
     for line in iter(sys.stdin.readline, ""):
-        child = os.fork()
-        if not child:
-            _end_as(partial(_become, json.loads(line)))
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        sys.stdout.write(f"{_answer(json.loads(line))}\n")
         sys.stdout.flush()
+
+
+def _answer(question: Mapping[str, Any]) -> int:
+    """The status of a fork that is waited for or looked at, `_RUNS` if it has none yet; else the number of a new fork."""
+    for how, options in (("wait", 0), ("poll", os.WNOHANG)):
+        if how in question:
+            child, status = os.waitpid(question[how], options)
+            return os.waitstatus_to_exitcode(status) if child else _RUNS
+    child = os.fork()
+    if not child:
+        _end_as(partial(_become, question))
+    return child
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Gradients of a stack in two processes, beside those in one: `python two_processes.py FILE` writes how far they differ.
+"""Gradients of a stack in two processes, beside those in one: `python two_processes.py RANK FILE` writes how far they differ.
 
-Run by `test_citizen`. Each case trains two steps in DistributedDataParallel (gloo), each process on its half of the batch.
+Run by `test_citizen`, as ranks 0 and 1. Each case trains two steps in DistributedDataParallel (gloo), each process on its half of
+the batch.
 """
 
 import gc
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -87,19 +87,18 @@ def difference(way: str, option: str, rank: int) -> float:
     return worst
 
 
-def work(rank: int, directory: str, output: str) -> None:
+def work(rank: int, output: Path) -> None:
     """One process."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{output.parent}/meeting", rank=rank, world_size=2)
     found = {f"{way} {option}": difference(way, option, rank) for way in WAYS for option in OPTIONS}
     gathered: list[dict[str, float]] = [{}, {}]
     dist.all_gather_object(gathered, found)
     if rank == 0:
-        Path(output).write_text(json.dumps({name: [one[name] for one in gathered] for name in found}))
+        output.write_text(json.dumps({name: [one[name] for one in gathered] for name in found}))
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    mp.spawn(work, (str(target.parent), str(target)), nprocs=2)
+    work(int(sys.argv[1]), Path(sys.argv[2]))

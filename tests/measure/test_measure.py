@@ -208,7 +208,7 @@ def test_a_cell_whose_first_pass_fails_is_not_measured_further(own_model, tmp_pa
     cell = Cell(
         configuration=make_configuration(own_model("def make(*_):\n    open('log', 'a').write('x')\n    raise OSError(7)"))
     )
-    record = measure_cell(cell, Plan(command="", cells=[cell]), environment="abcd")
+    record = in_fork(measure_cell, cell, Plan(command="", cells=[cell]), environment="abcd")
     assert (record.status, record.memory, record.time) == ("error", None, None)
     assert (tmp_path / "log").read_text() == "x"
 
@@ -260,10 +260,10 @@ def make(in_shape, num_classes, blocks):
 
 @pytest.mark.slow
 def test_a_model_that_never_ends_is_ended_with_all_it_started(own_model, tmp_path):
-    # Long enough for the worker to get there, on any machine.
-    reply = run(own_model(SLEEP), timeout=12)
+    # Long enough for a fork to get there, on any machine.
+    reply = run(own_model(SLEEP), timeout=6)
     assert reply.status == "timeout"
-    assert "12 s" in reply.message
+    assert "6 s" in reply.message
     worker, child = map(int, (tmp_path / "pids").read_text().split())
     wait_for(lambda: is_gone(worker) and is_gone(child))
 

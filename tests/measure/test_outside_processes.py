@@ -28,6 +28,7 @@ from capsbench.tracing.step_trace import trace_step
 from capsbench.training import TrainingSettings
 from capsbench.training.checkpoint import build_network
 from capsbench.workload import resolve_model
+from helpers import odd_systems
 from helpers.commands import assert_refused, is_gone, wait_for
 from helpers.forked import in_fork
 from helpers.made import make_configuration
@@ -236,8 +237,8 @@ def test_also_where_the_cell_ends_badly(own_model, tmp_path, ending):
     name = own_model(source(top=LEFT_BEHIND, make=ending))
     configuration = make_configuration(name, 1)
     cell = Cell(configuration=configuration)
-    plan = Plan(command="", cells=[cell], timeout_seconds=15)
-    assert measure_cell(cell, plan, environment="abcd").status in ("error", "timeout")
+    plan = Plan(command="", cells=[cell], timeout_seconds=5)
+    assert in_fork(measure_cell, cell, plan, environment="abcd").status in ("error", "timeout")
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
@@ -398,27 +399,18 @@ def test_a_process_apart_may_use_cuda(tmp_path, monkeypatch):
 # Systems that say less of processes.
 
 
-def without_pidfd(_):
-    raise PermissionError(1, "Operation not permitted")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["time", "memory"])
 @pytest.mark.parametrize("missing", [True, False])
-def test_a_pass_that_fails_ends_at_once_where_the_system_shows_no_end_of_processes(own_model, monkeypatch, what, missing):
-    if missing:
-        monkeypatch.delattr(os, "pidfd_open", raising=False)
-    else:
-        monkeypatch.setattr(os, "pidfd_open", without_pidfd, raising=False)
+def test_a_pass_that_fails_ends_at_once_where_the_system_shows_no_end_of_processes(own_model, what, missing):
     name = own_model(source(make="raise ValueError('too wide')"))
-    reply = run_pass(Request(configuration=make_configuration(name, 1), what=what, samples=5), 45)
+    reply = in_fork(odd_systems.without_pidfd, asked_for(name, what), 45, missing=missing)
     assert reply.status == "error"
     assert "too wide" in reply.message
 
 
-def test_a_pass_is_timed_where_the_system_shows_no_end_of_processes(own_model, monkeypatch):
-    monkeypatch.setattr(os, "pidfd_open", without_pidfd, raising=False)
-    assert measured(own_model(source()), "time").time is not None
+def test_a_pass_is_timed_where_the_system_shows_no_end_of_processes(own_model):
+    assert in_fork(odd_systems.without_pidfd, asked_for(own_model(source()), "time"), 300).time is not None
 
 
 @pytest.mark.slow
@@ -444,7 +436,7 @@ def test_a_system_that_lists_no_processes_ends_no_cell(own_model, monkeypatch, e
 
     monkeypatch.setattr(psutil, "process_iter", raises)
     end_family("one")
-    assert measured(own_model(source())).status == "ok"
+    assert in_fork(odd_systems.without_processes, asked_for(own_model(source())), 300, error).status == "ok"
 
 
 # What a call apart is given and gives back.

@@ -274,10 +274,10 @@ def test_counting_costs_little_of_a_step():
     values = torch.rand(64, 64)
 
     def seconds():
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(300):
             values.exp().sum()
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     seconds()
     plain, counted = [], []

@@ -405,8 +405,8 @@ def test_json_is_all_that_is_printed(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_measured_step_by_command(command, own, tmp_path):
-    result = command("timeline", "--model", own("wide"), "--device", "cpu", "--batch-size", 2, "--out", "deep/out")
+def test_a_measured_step_by_command(capsbench, own, tmp_path):
+    result = capsbench("timeline", "--model", own("wide"), "--device", "cpu", "--batch-size", 2, "--out", "deep/out")
     assert result.status == 0, result.stderr
     assert "aten::cumsum" in result.stdout
     assert "measured" in result.stdout
@@ -443,8 +443,8 @@ def test_what_makes_no_sense_is_refused(command, tmp_path, arguments, told):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("device", "status"), [("cpu", 1), ("cpu:predicted", 2)])
-def test_a_network_that_raises_is_told_in_two_lines(command, own, tmp_path, device, status):
-    result = command("timeline", "--model", own("broken"), "--device", device, "--batch-size", 2, "--out", "out")
+def test_a_network_that_raises_is_told_in_two_lines(capsbench, own, tmp_path, device, status):
+    result = capsbench("timeline", "--model", own("broken"), "--device", device, "--batch-size", 2, "--out", "out")
     lines = [line for line in result.stderr.splitlines() if not line.startswith("data ")]
     assert (result.status, result.stdout, len(lines)) == (status, "", 2), result
     assert "ValueError: not today" in lines[0]

@@ -61,8 +61,11 @@ def test_networks_of_the_package_take_turns():
         assert 0 <= one.edges_seconds < 0.01
         for turn in one.turns:
             assert 0 < turn.growing_forward_seconds < turn.growing_train_step_seconds < turn.train_step_seconds
-            assert 0 < turn.growing_inference_seconds < turn.inference_seconds < turn.train_step_seconds
+            assert 0 < turn.growing_inference_seconds < turn.inference_seconds
             assert turn.growing_forward_seconds < turn.forward_seconds < turn.train_step_seconds
+    turns = [turn for _, one in rounds for turn in one.turns]
+    # Other processes may delay any one of them.
+    assert min(turn.inference_seconds for turn in turns) < min(turn.train_step_seconds for turn in turns)
 
 
 def test_networks_of_a_user_take_turns(own_model):
@@ -304,9 +307,9 @@ def test_the_end_of_the_process_is_laid_at_the_cell_that_had_its_turn(own_model,
 
 @pytest.mark.slow
 def test_a_turn_that_takes_too_long_ends_the_process(own_model):
-    _, _, ended = in_fork(take_rounds, faulty(own_model, "if self.blocks == 2: time.sleep(600)"), 6, 10)
+    _, _, ended = in_fork(take_rounds, faulty(own_model, "if self.blocks == 2: time.sleep(600)"), 6, 5)
     assert (ended[0], ended[2]) == ("timeout", "cell 2")
-    assert "10 s" in ended[1]
+    assert "5 s" in ended[1]
 
 
 @pytest.mark.slow

@@ -6,10 +6,7 @@ What needs no capsules and no second process is in `test_reversible`.
 import copy
 import json
 import pickle
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +18,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.models.layers import CapsuleLayer
 from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, MomentumStack, strategies
 from helpers import two_processes
+from helpers.commands import together
 from helpers.comparing import assert_alive, assert_all_close, assert_close, relative_error
 
 WAYS = {memory: {"memory": memory} for memory in STRATEGIES} | {
@@ -127,12 +125,12 @@ def test_inputs_of_any_dtype(way, dtype, relative):
 
 
 @pytest.fixture(scope="module")
-def in_two_processes(tmp_path_factory) -> dict[str, list[float]]:
+def in_two_processes(tmp_path_factory, server) -> dict[str, list[float]]:
     """Differences of gradients in two processes from those in one, by case and process."""
     found = tmp_path_factory.mktemp("processes") / "found.json"
-    script = Path(two_processes.__file__)
-    done = subprocess.run([sys.executable, script, found], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    script = two_processes.__file__
+    for done in together([server.start(found.parent, script, rank, found, program="python") for rank in range(2)]):
+        assert done.status == 0, done.stderr[-2000:]
     return json.loads(found.read_text())
 
 

@@ -2,8 +2,6 @@
 
 import copy
 import random
-import subprocess
-import sys
 import textwrap
 import warnings
 
@@ -18,6 +16,7 @@ from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models.layers import CapsuleLayer
 from capsbench.reversible import STRATEGIES, DriftWarning, MomentumStack, strategies
 from capsbench.routing import route
+from helpers.commands import together
 from helpers.comparing import assert_alive, assert_all_close, assert_close, relative_error, saved_by_autograd
 
 WIDTH = 8
@@ -540,17 +539,16 @@ SHARDED = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("which", "said"), [("each", "refused function 0 (FSDPLinear)"), ("whole", "largest difference")])
-def test_sharded_stacks(which, said, tmp_path):
+def test_sharded_stacks(which, said, tmp_path, server):
     script = tmp_path / "sharded.py"
     script.write_text(textwrap.dedent(SHARDED))
-    commands = [[sys.executable, str(script), which, str(rank), str(tmp_path / "store")] for rank in range(2)]
-    running = [subprocess.Popen(one, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for one in commands]
-    results = [one.communicate(timeout=120) for one in running]
-    assert all(said in out for out, _ in results), results
+    both = [server.start(tmp_path, script, which, rank, tmp_path / "store", program="python") for rank in range(2)]
+    results = [done.stdout for done in together(both)]
+    assert all(said in out for out in results), results
     if which == "whole":
-        assert all(float(out.split()[-1]) < 1e-5 for out, _ in results)
+        assert all(float(out.split()[-1]) < 1e-5 for out in results)
     else:
-        assert all("fully_shard" in out for out, _ in results)
+        assert all("fully_shard" in out for out in results)
 
 
 # Precisions

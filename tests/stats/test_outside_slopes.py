@@ -236,7 +236,7 @@ def test_two_values_of_a_time_are_said_to_have_no_interval():
     assert "no interval" in printed(table)
     assert "no interval" in capsbench.slopes(frame)._repr_html_()
     (sentence,) = re.findall(
-        r'<p class="sentence">(.*?)</p>',
+        r'<p class="sentence first">(.*?)</p>',
         page_html([source([record("rescapsnet", 1, seconds=1.0), record("rescapsnet", 2, seconds=0.9856)])]),
     )
     assert "which give no interval" in sentence

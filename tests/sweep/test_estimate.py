@@ -12,4 +12,4 @@ def test_ends_that_take_turns_again_take_no_part_of_the_budget_away():
     cells = [Cell(configuration=make_configuration("mocapsnet", blocks)) for blocks in (1, 4, 8)]
     estimate = Estimate(Plan(command="", cells=cells), cells[2:])
     estimate.took_turns(TurnsTaken(cells, 3, 45.0, None))
-    assert estimate.seconds_left() == pytest.approx(45)
+    assert estimate.seconds_left() == pytest.approx((0, 45))

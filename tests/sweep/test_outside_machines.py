@@ -33,6 +33,7 @@ from capsbench.sweep.plan import Sweep, expand
 from capsbench.sweep.runner import remaining
 from capsbench.sweep.session import begin, choose_report
 from capsbench.words.labels import Names
+from helpers.commands import wait_for
 from helpers.fakes import fake_nvml
 from helpers.made import make_configuration, make_record
 
@@ -370,23 +371,28 @@ from capsbench.report import Report
 from capsbench.sweep.local import alone_on
 folder = Path(sys.argv[1])
 with Report(folder).lock(), alone_on("cpu", print, folder=folder):
-    print("held", flush=True)
+    Path(sys.argv[2]).touch()
     time.sleep(600)
 """
 
 
-@contextmanager
-def stranger(folder, scratch):
-    """Another sweep that holds a folder and the CPU."""
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as holder:
+@pytest.fixture
+def stranger(server, tmp_path):
+    """Start another sweep that holds a folder and the CPU, whose lock is in another folder: `with stranger(folder, scratch)`."""
+
+    @contextmanager
+    def start(folder, scratch):
+        script = tmp_path / "hold.py"
+        script.write_text(HOLD)
+        holder = server.start(tmp_path, script, folder, tmp_path / "held", program="python", TMPDIR=str(scratch))
         try:
-            assert holder.stdout.readline() == "held\n"
+            wait_for(lambda: (tmp_path / "held").exists() or holder.poll())
+            assert holder.poll() is None
             yield holder
         finally:
             holder.kill()
-            holder.wait()
+
+    return start
 
 
 @pytest.fixture
@@ -398,7 +404,7 @@ def scratch(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_who_holds_a_folder_is_named(tmp_path, scratch):
+def test_who_holds_a_folder_is_named(tmp_path, scratch, stranger):
     theirs = tmp_path / "theirs"
     with stranger(theirs, scratch) as holder, pytest.raises(StoreError) as raised, Report(theirs).lock():
         pytest.fail("two hold one folder")
@@ -406,7 +412,7 @@ def test_who_holds_a_folder_is_named(tmp_path, scratch):
 
 
 @pytest.mark.slow
-def test_who_holds_a_device_is_named_and_waited_for_no_longer_than_is_allowed(tmp_path, scratch):
+def test_who_holds_a_device_is_named_and_waited_for_no_longer_than_is_allowed(tmp_path, scratch, stranger):
     with stranger(tmp_path / "theirs", scratch) as holder:
         told = []
         with pytest.raises(CapsbenchError) as raised, alone_on("cpu", told.append, patience=0.3):
@@ -463,7 +469,7 @@ def test_a_workload_is_built_before_its_turn_and_waiting_is_no_work(tmp_path, ow
     assert turns.asked.wait(60)
     assert built.exists(), "a turn was taken before the workload was built"
     waited_from = time.monotonic()
-    time.sleep(1.5)
+    time.sleep(0.5)
     assert not found
     waited = time.monotonic() - waited_from
     turns.free.set()
@@ -536,7 +542,7 @@ def test_a_workload_that_fails_takes_no_turn(own_model):
 
 
 @pytest.mark.slow
-def test_a_sweep_says_whom_it_waits_for_and_gives_up_when_it_is_told_to(capsbench, tmp_path, own_model):
+def test_a_sweep_says_whom_it_waits_for_and_gives_up_when_it_is_told_to(capsbench, tmp_path, own_model, stranger):
     name = own_model(SLOW.format(built=os.devnull))
     (tmp_path / "scratch").mkdir()
     with stranger(tmp_path / "theirs", tmp_path / "scratch") as holder:

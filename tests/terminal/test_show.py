@@ -281,7 +281,8 @@ def test_no_row_is_wider_than_80_columns(label):
 def test_nothing_is_wrapped_that_fits(sweep_frame):
     lines = [line.plain for line in show_lines(sweep_frame, fitted_slopes(sweep_frame))]
     assert len(lines) == 1 + 3 * (1 + 4)
-    assert {len(line) for line in lines if "MiB" in line} == {66}
+    # ResCapsNet has no ratio to itself.
+    assert {len(line) for line in lines if "MiB" in line} == {46, 66}
 
 
 EVIL = "evil\x1b[31m\x9b2J\r\n\u202ename\udce9"

@@ -3,6 +3,7 @@
 import json
 import math
 import types
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -156,7 +157,9 @@ def test_several_networks_decide_together_and_once(tmp_path, monkeypatch):
     monkeypatch.setattr(table_runs.Member, "result", lambda self: types.SimpleNamespace(test_loss=float(losses[self.seed])))
     losses = [1, 2, 3]
     trial = table_runs.Trial(row, 0, members)
-    test = load_parts("sample").test
+    parts = load_parts("sample")
+    test = replace(parts.test, images=parts.test.images[:40], labels=parts.test.labels[:40])
+    monkeypatch.setattr(table_runs, "load_parts", lambda *_: parts._replace(test=test))
     images, labels, _ = prepare(test.images, test.labels, "paper", "sample")
     with torch.inference_mode():
         lengths = torch.stack([network(images).lengths for network in networks])

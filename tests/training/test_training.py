@@ -608,8 +608,13 @@ def test_no_memory(tmp_path, monkeypatch):
     [
         ({"validation": 768}, "`validation` 768 holds all 768 images out"),
         ({"validation": 1000}, "`validation` 1000 holds all"),
-        ({"batch_size": 700}, "`batch_size` 700 is larger than the data: 'sample' has 691"),
-        ({"scale": 0.01}, "`batch_size` 64 is larger"),
+        ({"batch_size": 700}, "691 of the 768 images of 'sample' are trained on, since `validation` holds 77 out"),
+        ({"batch_size": 900}, "`batch_size` 900 is larger than the data: 'sample' has 768 images here"),
+        (
+            {"scale": 0.05},
+            "34 of the 768 images of 'sample' are trained on, since `scale` 0.05 takes 38 and `validation` holds",
+        ),
+        ({"scale": 0.05, "validation": 0}, "`batch_size` 64 is larger than the data: 38 of the 768 images"),
     ],
     ids=str,
 )

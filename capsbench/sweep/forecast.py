@@ -1,0 +1,42 @@
+"""Forecast of a sweep before anything runs: its cells by series, and the predicted peaks at both ends of each series."""
+
+from capsbench.devices import DEFAULT_GPU, gpu_of
+from capsbench.prediction.predict import predict_cell
+from capsbench.records import PREDICTED, Cell, Plan
+
+MOST_TRACED = 8
+"""Most cells whose peak is predicted, for each takes about a second."""
+
+_DEEPEST = 64
+"""Largest number of blocks of a cell whose peak is predicted."""
+
+
+def cells_by_series(plan: Plan) -> list[list[Cell]]:
+    """The cells of a plan that differ along its axes alone, or are replicates, together."""
+    found: dict[str, list[Cell]] = {}
+    for cell in plan.cells:
+        shared = cell.configuration
+        for axis in plan.axes:
+            shared = shared.without(axis)
+        found.setdefault(shared.model_dump_json(), []).append(cell)
+    return list(found.values())
+
+
+def predicted_peaks(cells: list[Cell]) -> list[int]:
+    """The predicted peaks of the first and the last of some cells, in bytes; none if one of the two is not predicted."""
+    ends = list(dict.fromkeys((cells[0], cells[-1])))
+    if max(cell.configuration.blocks for cell in ends) > _DEEPEST:
+        return []
+    memories = [predict_cell(_without_device(cell)).memory for cell in ends]
+    peaks = [memory.peak_allocated_bytes for memory in memories if memory is not None and memory.peak_allocated_bytes is not None]
+    return sorted(peaks) if len(peaks) == len(ends) else []
+
+
+def _without_device(cell: Cell) -> Cell:
+    """The prediction of a cell."""
+    it = cell.configuration
+    if it.is_predicted():
+        return cell
+    kind = it.device_kind()
+    asked = {"device": kind + PREDICTED, "threads": None, "gpu": gpu_of(DEFAULT_GPU).name if kind == "cuda" else None}
+    return cell.model_copy(update={"configuration": it.model_copy(update=asked)})

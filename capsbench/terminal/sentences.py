@@ -1,0 +1,80 @@
+"""Costs in sentences, with which a sweep ends on a terminal."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from capsbench.axes import axis_unit
+from capsbench.frame import AXIS_COLUMN
+from capsbench.gate.findings import Labels
+from capsbench.stats.linearity import CURVES
+from capsbench.stats.metrics import METRICS
+from capsbench.stats.slopes import by_series
+from capsbench.words.slopes_in_words import row_cost, row_ratio, row_shape, row_slope
+
+_MEMORY = ("retained", "peak", "reserved")
+
+Row = Mapping[Hashable, Any]
+
+
+def cost_sentences(table: pd.DataFrame, most: int = 4) -> list[str]:
+    """A sentence for each series: `MoCapsNet retains 0 B per block; its training step takes 3.7 ± 0.2 ms longer per block.`.
+
+    Args:
+        table: result of `fitted_slopes`.
+        most: largest number of sentences; of more series, those with the smallest and the largest slopes of memory have one.
+    """
+    groups = [(series, {row["metric"]: row for row in rows.to_dict("records")}) for series, rows in by_series(table)]
+    labels = Labels(series for series, _ in groups)
+    by_memory = sorted(range(len(groups)), key=lambda index: _memory_slope(groups[index][1]))
+    chosen = sorted({*by_memory[: (most + 1) // 2], *by_memory[len(groups) - most // 2 :]})
+    return [f"{labels.of(groups[index][0])} {_costs(groups[index][1])}." for index in chosen]
+
+
+def _memory_slope(by_metric: Mapping[str, Row]) -> float:
+    row = _memory(by_metric)
+    return 0.0 if row is None else float(row["slope"])
+
+
+def _memory(by_metric: Mapping[str, Row]) -> Row | None:
+    """The row of the memory that a sentence names: what is retained, if it is known."""
+    return next((by_metric[name] for name in _MEMORY if name in by_metric), None)
+
+
+def _costs(by_metric: Mapping[str, Row]) -> str:
+    """The cost in memory and in time."""
+    parts = []
+    if (memory := _memory(by_metric)) is not None:
+        title = METRICS[memory["metric"]].title
+        if row_shape(memory) == "no change measurable":
+            parts.append(f"has in its memory ({title}) {row_cost(memory)}")
+        else:
+            verb = "retains" if memory["metric"] == "retained" else f"needs ({title})"
+            parts.append(f"{verb} {row_cost(memory)}{_ratio(memory)}{_not_a_line(memory)}")
+    if (train := by_metric.get("train")) is not None:
+        parts.append(f"its training step {_time(train)}")
+    return "; ".join(parts) or "has no slope"
+
+
+def _time(row: Row) -> str:
+    """The cost in time: `takes 3.7 ± 0.2 ms longer per block, 1.27 (1.2–1.36) × ResCapsNet's`."""
+    shape = row_shape(row)
+    if shape == "no change measurable":
+        return f"has {row_cost(row)}"
+    if shape in CURVES:
+        return f"takes {row_slope(row)} longer"
+    unit = axis_unit(str(row[AXIS_COLUMN]))
+    if row["slope"] < 0:
+        return f"changes by {row_slope(row)} per {unit}{_not_a_line(row)}"
+    return f"takes {row_slope(row)} longer per {unit}{_ratio(row)}{_not_a_line(row)}"
+
+
+def _ratio(row: Row) -> str:
+    """The ratio to ResCapsNet's slope; empty where there is none, or where it is that slope."""
+    text = row_ratio(row)
+    return f", {text} × ResCapsNet's" if text else ""
+
+
+def _not_a_line(row: Row) -> str:
+    return " (not a line)" if row_shape(row) == "not a line" else ""

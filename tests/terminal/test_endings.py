@@ -1,0 +1,184 @@
+"""The ends of commands: costs in sentences, files on one line, a page in a browser, tables for LaTeX, one unit in a column."""
+
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from capsbench.cli.output import files_line
+from capsbench.report import Report
+from capsbench.stats.slopes import fitted_slopes
+from capsbench.terminal.latex import slopes_latex
+from capsbench.terminal.prediction import predictions_table
+from capsbench.terminal.sentences import cost_sentences
+from capsbench.terminal.tables import cells_table, slopes_table
+from capsbench.words.units import common_unit, duration_range, quantity_text
+from helpers.made import MIB, make_frame, make_record, make_turns
+
+DEPTHS = (1, 2, 3, 4)
+
+
+def swept(*models, depths=DEPTHS, **fields):
+    return make_frame(make_record(model, blocks, **fields) for model in models for blocks in depths)
+
+
+def noisy_frame():
+    """A frame in which no change of time is measurable."""
+    records = [make_record("rescapsnet", blocks) for blocks in DEPTHS]
+    return make_frame(
+        record.model_copy(update={"time": record.time.model_copy(update={"train_step_seconds": [seconds] * 9})})
+        for record, seconds in zip(records, (0.2, 0.1, 0.25, 0.15), strict=True)
+    )
+
+
+def bent_frame():
+    """A frame in which memory is no line."""
+    records = [make_record("rescapsnet", blocks) for blocks in (*DEPTHS, 5)]
+    return make_frame(
+        record.model_copy(update={"memory": record.memory.model_copy(update={"retained_bytes": size * MIB})})
+        for record, size in zip(records, (1, 4, 9, 1, 25), strict=True)
+    )
+
+
+# Sentences.
+
+
+def test_each_series_has_a_sentence():
+    first, second = cost_sentences(fitted_slopes(swept("rescapsnet", "mocapsnet")))
+    assert first == "ResCapsNet retains 10.00 MiB per block; its training step takes 20.0 ms longer per block."
+    assert second == (
+        "MoCapsNet retains 0 B per block, 0 × ResCapsNet's; its training step takes 30.0 ms longer per block, 1.5 × ResCapsNet's."
+    )
+
+
+def test_what_is_no_slope_is_named_as_elsewhere():
+    (text,) = cost_sentences(fitted_slopes(noisy_frame()))
+    assert "its training step has no change measurable within ±" in text
+    (text,) = cost_sentences(fitted_slopes(bent_frame()))
+    assert "(not a line)" in text
+
+
+def test_of_many_series_the_cheapest_and_the_dearest_have_one():
+    frame = make_frame(
+        make_record(model, blocks, kernel=kernel)
+        for kernel in ("recompute", "published", "reference")
+        for model in ("rescapsnet", "mocapsnet")
+        for blocks in DEPTHS
+    )
+    found = cost_sentences(fitted_slopes(frame), most=4)
+    assert len(found) == 4
+    assert [text.partition(" ")[0] for text in found].count("MoCapsNet") == 2
+    assert cost_sentences(fitted_slopes(swept("rescapsnet", depths=[1]))) == []
+
+
+# Files and the page.
+
+
+def test_all_files_are_on_one_line():
+    others = [Path("x") / name for name in ("slopes.csv", "figure3.svg", "figure3.png", "figure4.svg", "figure4.png")]
+    assert files_line(Path("x/index.html"), others) == (
+        "wrote x/index.html, with slopes (csv) and figure3, figure4 (png, svg) in its folder"
+    )
+    assert files_line(Path("x/index.html"), []) == "wrote x/index.html"
+
+
+@pytest.mark.slow
+def test_a_page_is_opened_where_it_was_asked_for(command, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address)))
+    small = ["--device", "cpu:predicted", "--models", "mocapsnet", "--depth", "1,2", "--batch-size", "2"]
+    result = command("run", *small, "--out", "mine", "--open")
+    assert result.status == 0, result
+    assert "retains 0 B per block" in result.stdout.splitlines()[-1]
+    assert result.stderr.count("wrote ") == 1
+    page = (tmp_path / "mine" / "index.html").resolve()
+    assert opened == [page.as_uri()]
+    # There was no browser.
+    assert "warning: no browser could be started for mine/index.html" in result.stderr
+    for again in (["plot", "mine"], ["report", "mine"]):
+        assert command(*again, "--open").status == 0
+        assert command(*again).status == 0
+    assert opened == [page.as_uri()] * 3
+
+
+# LaTeX.
+
+
+def test_slopes_for_latex_have_their_units_in_the_head():
+    text = slopes_latex(fitted_slopes(make_frame(make_turns())))
+    lines = text.splitlines()
+    assert lines[0].startswith("% ")
+    assert [line for line in lines if line.startswith("\\")] == [
+        lines[1],
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    heads, units, first, second = (line for line in lines if "&" in line)
+    assert heads.startswith(r"Network & Retained & $\times$ ResCapsNet & Peak")
+    assert units.startswith(" & (MiB/block) & ")
+    assert "(ms/block)" in units
+    assert first.startswith("ResCapsNet & 10.00 &  & ")
+    assert second.startswith("MoCapsNet & 0 & 0 & ")
+    assert re.search(r"& [\d.]+ \$\\pm\$ [\d.]+ & 1\.\d+ \(1\.\d+--1\.\d+\)", second)
+    # Every row has a cell for each column.
+    columns = len(re.search(r"\{([lr]+)\}", lines[1])[1])
+    assert {line.count("&") for line in (heads, units, first, second)} == {columns - 1}
+
+
+def test_what_latex_reads_as_a_command_is_escaped():
+    text = slopes_latex(fitted_slopes(swept("my_nets:make_100%_$x", depths=(1, 2))))
+    assert r"my\_nets:make\_100\%\_\$x & " in text
+    assert "n.s." not in text
+    text = slopes_latex(fitted_slopes(noisy_frame()))
+    assert re.search(r"\\textit\{n\.s\.\} \(\$\\pm\$[\d.]+\)", text)
+    assert "% n.s.: no change measurable" in text
+
+
+def test_latex_is_printed_and_excludes_other_forms(command, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for record in (make_record("mocapsnet", blocks) for blocks in DEPTHS):
+        Report(tmp_path / "mine").append(record)
+    assert r"\begin{tabular}" in command("slopes", "mine", "--latex").stdout
+    for other in (["--json"], ["--at", "blocks=3"]):
+        result = command("slopes", "mine", "--latex", *other)
+        assert (result.status, result.stderr.splitlines()[0]) == (2, f"error: --latex cannot be combined with {other[0]}")
+
+
+# Units and ranges.
+
+
+def printed(table):
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(table)
+    return console.export_text()
+
+
+def test_a_column_has_one_unit():
+    frame = make_frame(
+        [*(make_record("mocapsnet", blocks) for blocks in DEPTHS), *(make_record("rescapsnet", blocks) for blocks in DEPTHS)]
+    )
+    text = printed(slopes_table(fitted_slopes(frame)))
+    assert "10.00 MiB" in text
+    assert "0 MiB" in text
+    assert not re.search(r"\d (B|KiB|GiB|µs|s)\b", text)
+    assert set(re.findall(r"\d (B|KiB|MiB|GiB)\b", printed(cells_table(frame)))) == {"MiB"}
+    predicted = [make_record("mocapsnet", blocks, device="cuda:predicted", threads=None) for blocks in DEPTHS]
+    assert set(re.findall(r"\d (B|KiB|MiB|GiB)\b", printed(predictions_table(predicted)))) == {"MiB"}
+
+
+def test_a_unit_suits_the_largest_value():
+    assert common_unit([3, 5 * MIB, float("nan")], is_bytes=True)[1] == "MiB"
+    assert common_unit([], is_bytes=False)[1] == "µs"
+    assert quantity_text(MIB / 2, is_bytes=True, unit=common_unit([2**30], is_bytes=True)) == "0.0005 GiB"
+    assert quantity_text(0, is_bytes=True, unit=common_unit([MIB], is_bytes=True)) == "0 MiB"
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "text"),
+    [(10, 100, "10 s to 1 min 40 s"), (100, 110, "about 1 min 45 s"), (0, 45, "at most 45 s"), (0, 0, "at most 0 s")],
+)
+def test_a_rough_duration_is_a_range(least, most, text):
+    assert duration_range(least, most) == text
