@@ -7,15 +7,17 @@ processes of its own: the cases of `tests/helpers/networks_of_others.py`, and th
 *MemTracker* is `torch.distributed._tools.mem_tracker.MemTracker` of the same release of torch, over the same step on fake
 tensors. Times are modelled (`capsbench/prediction/seconds.py`) and measured, medians of several steps; they are taken after all
 bytes, with a heap that keeps its memory (`QUIET_MALLOC`), and nothing should run beside them. Takes five minutes on two cores.
+Bytes are kept in `runs/predictions` as they come, so that a command that was cut off resumes where it stopped.
 """
 
 import os
+import pickle
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -26,14 +28,16 @@ from benchmarks.command_line import parser_of, print_page
 from benchmarks.gpu.results import PartResults
 from benchmarks.networks import NETWORKS
 from capsbench.devices import DEFAULT_GPU
+from capsbench.durable import replacing
 from capsbench.errors import error_line
+from capsbench.fingerprint import package_digest
 from capsbench.foreign import imported
 from capsbench.measure.cell import QUIET_MALLOC
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.options import Configuration
 from capsbench.prediction.apart import call, close
 from capsbench.prediction.predict import predict_memory, trace_for
-from capsbench.prediction.seconds import modelled_seconds
+from capsbench.prediction.seconds import calibrated_speed, modelled_seconds
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.tracing.surroundings import replaced
 from capsbench.tracing.work import Work
@@ -45,6 +49,8 @@ CASES = "tests/helpers/networks_of_others.py"
 BATCH, BLOCKS = 8, 2
 """Sizes of the classifiers; the cases have their own."""
 SAMPLED_SECONDS, MOST_SAMPLES = 0.7, 15
+KEPT = Path("runs/predictions")
+"""Folder of the bytes of each network, as far as they are known for this source and release of torch."""
 GPU_RESULTS = Path(__file__).parent / "gpu" / "results"
 
 
@@ -97,6 +103,20 @@ def bytes_of(name: str, configuration: Configuration) -> Row:
         (predicted.certainty or {})["retained_bytes"],
         {phase: list(work) for phase, work in traced.work.items()},
     )
+
+
+def kept_bytes(name: str, configuration: Configuration) -> Row:
+    """The row of `bytes_of` for one network, from the folder if it is there."""
+    path, key = KEPT / f"{name}.pickle", (package_digest(), torch.__version__, configuration.model_dump_json())
+    if path.is_file():
+        known, row = pickle.loads(path.read_bytes())
+        if known == key:
+            return cast("Row", row)
+    row = call(bytes_of, name, configuration)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(pickle.dumps((key, row)))
+    return row
 
 
 def seconds_of(row: Row, configuration: Configuration) -> Row:
@@ -181,10 +201,11 @@ def page(only: Sequence[str]) -> Iterator[str]:
     )
     yield "| --- |" + " ---: |" * 10
     asked = {name: one for name, one in configurations().items() if not only or name in only}
-    rows = [call(bytes_of, name, configuration) for name, configuration in asked.items()]
+    rows = [kept_bytes(name, configuration) for name, configuration in asked.items()]
     print("all bytes are known; seconds are measured from here on", file=sys.stderr, flush=True)
     close()  # the next process has a heap that keeps its memory, as every timing process of `capsbench run`
     os.environ.update(QUIET_MALLOC)
+    calibrated_speed()  # once for all of them
     rows = [call(seconds_of, row, asked[row.name]) for row in rows]
     of_gpu = measured_reserved()
     for row in rows:

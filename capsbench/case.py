@@ -6,8 +6,9 @@ return capsbench.Case(module, inputs={"input_ids": ids, "labels": ids}, loss=lam
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from copy import copy
+from dataclasses import KW_ONLY, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -63,8 +64,8 @@ class Arguments:
 class Case:
     """A network, the inputs that it is given, its loss and its optimizer.
 
-    Tensors of `inputs`, `inference` and `targets` may be nested in tuples, lists and dictionaries; they are moved to the device
-    that is measured.
+    Tensors of `inputs`, `inference` and `targets` can lie in tuples, lists, dictionaries and data classes. They are moved to
+    the device that is measured.
     """
 
     module: nn.Module
@@ -124,7 +125,7 @@ class Case:
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that the network and the loss are given, each once."""
-        leaves = tree_leaves((_unpacked(self.inputs), self.targets, _unpacked(self.inference)))
+        leaves = _leaves((_unpacked(self.inputs), self.targets, _unpacked(self.inference)))
         return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Case":
@@ -137,10 +138,10 @@ class Case:
             return known.get(id(leaf), leaf)
 
         inputs, inference = (
-            Arguments(*tree_map(moved, _unpacked(one))) if isinstance(one, Arguments) else tree_map(moved, _unpacked(one))
+            Arguments(*_mapped(moved, _unpacked(one))) if isinstance(one, Arguments) else _mapped(moved, _unpacked(one))
             for one in (self.inputs, self.inference)
         )
-        return replace(self, inputs=inputs, inference=inference, targets=tree_map(moved, self.targets))
+        return replace(self, inputs=inputs, inference=inference, targets=_mapped(moved, self.targets))
 
     def to(self, device: torch.device) -> "Case":
         """Return the case on a device; the network itself is moved."""
@@ -179,11 +180,63 @@ class Case:
         return found
 
 
+def check_loss(case: Case) -> None:
+    """Refuse a loss with parameters that are none of the network's, whose gradients no optimizer would use or free.
+
+    Raises:
+        ConfigurationError: it has some.
+    """
+    own = {id(parameter) for parameter in case.module.parameters()}
+    if isinstance(case.loss, nn.Module) and any(one.requires_grad and id(one) not in own for one in case.loss.parameters()):
+        raise ConfigurationError(
+            f"a case's loss, {type(case.loss).__name__}, has parameters of its own, which the optimizer does not get",
+            "make it a part of the module, whose output is then the loss",
+        )
+
+
 def _unpacked(given: Any) -> Any:
     """Inputs as nested tuples, lists and dictionaries, which other mappings are not to `tree_leaves`."""
     if isinstance(given, Arguments):
         return given.args, dict(given.kwargs)
     return dict(given) if isinstance(given, Mapping) else given
+
+
+def _parts(leaf: Any) -> dict[str, Any] | None:
+    """The parts of a data class or a mapping, which are leaves to `tree_leaves`; None for anything else."""
+    if is_dataclass(leaf) and not isinstance(leaf, type):
+        return {one.name: getattr(leaf, one.name) for one in fields(leaf)}
+    return dict(leaf) if isinstance(leaf, Mapping) else None
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """The leaves of nested tuples, lists, dictionaries and data classes."""
+    for leaf in tree_leaves(tree):
+        parts = _parts(leaf)
+        if parts is None:
+            yield leaf
+        else:
+            yield from _leaves(parts)
+
+
+def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Nested tuples, lists, dictionaries and data classes with another value for each leaf."""
+
+    def mapped(leaf: Any) -> Any:
+        parts = _parts(leaf)
+        if parts is None:
+            return function(leaf)
+        made = {name: _mapped(function, value) for name, value in parts.items()}
+        if isinstance(leaf, Mapping) and not isinstance(leaf, MutableMapping):
+            return made
+        twin = copy(leaf)
+        for name, value in made.items():
+            if isinstance(leaf, MutableMapping):
+                twin[name] = value
+            else:
+                object.__setattr__(twin, name, value)  # a frozen one, too
+        return twin
+
+    return tree_map(mapped, tree)
 
 
 def _call_of(given: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

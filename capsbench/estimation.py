@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from capsbench.case import Case, OptimizerFactory, adam, described
+from capsbench.case import Case, OptimizerFactory, adam, check_loss, described
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError
 from capsbench.options import OPTIONS, OWN_INPUTS
@@ -257,6 +257,7 @@ def estimate(
             f"`optimizer_step` {optimizer_step!r} is not known", f"choose {' or '.join(OPTIONS['optimizer_step'].choices)}"
         )
     case = _case_of(model, inputs, loss, optimizer, targets)
+    check_loss(case)
     configuration = Configuration(
         model=type(getattr(case.module, "_orig_mod", case.module)).__name__,
         blocks=0,

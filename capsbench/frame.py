@@ -10,7 +10,7 @@ import pandas as pd
 from capsbench.axes import AxisForm
 from capsbench.catalog import SPECS
 from capsbench.errors import ConfigurationError
-from capsbench.options import AXES_OF_FIELDS, settings_text
+from capsbench.options import AXES_OF_FIELDS, channels_of, settings_text
 from capsbench.records import Configuration, MemoryFigures, Record, StepFigures, TimeFigures
 
 if TYPE_CHECKING:
@@ -215,6 +215,23 @@ def along(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def along_with_levels(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """A frame along one axis, with the rows of networks that lack it though it is the first axis of their report.
+
+    Args:
+        frame: frame from `load`, or from `along`.
+        axis: name of the axis.
+    """
+    if AXIS_COLUMN in frame.columns:
+        return along(frame, axis)
+    levels = along(along(frame), axis)
+    levels = levels[lacking(levels)]
+    if len(levels) and positions(frame, axis).isna().all():
+        return levels
+    placed = along(frame, axis)
+    return pd.concat([placed, levels], ignore_index=True) if len(levels) else placed
+
+
 def positions(frame: pd.DataFrame, axis: str) -> pd.Series:
     """Positions on an axis of the rows of a frame from `load`; NaN for those that do not lie on it."""
     if POSITIONS_COLUMN not in frame.columns:
@@ -222,8 +239,19 @@ def positions(frame: pd.DataFrame, axis: str) -> pd.Series:
     return pd.Series([known.get(axis, float("nan")) for known in frame[POSITIONS_COLUMN]], index=frame.index, dtype="float64")
 
 
+def lacking(frame: pd.DataFrame) -> pd.Series:
+    """Mask of the rows of a frame along an axis whose networks do not have it."""
+    if POSITIONS_COLUMN not in frame.columns:
+        return pd.Series(False, index=frame.index)
+    pairs = zip(frame[AXIS_COLUMN], frame[POSITIONS_COLUMN], strict=True)
+    return pd.Series([axis not in known for axis, known in pairs], index=frame.index, dtype=bool)
+
+
 def without_axis(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
     """A frame whose options no longer tell positions on an axis apart."""
+    if axis == "image_shape" and axis in frame.columns:
+        shapes = [channels_of(str(dataset), plain(shape)) for dataset, shape in zip(frame["dataset"], frame[axis], strict=True)]
+        return frame.assign(**{axis: pd.Series(shapes, index=frame.index, dtype=object)})
     if axis in frame.columns and axis in Configuration.model_fields:
         return frame.assign(**{axis: None})
     if SETTINGS_COLUMN not in frame.columns:

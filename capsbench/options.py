@@ -91,6 +91,8 @@ class Option:
     """Noun before a number in a label; by default the field's name in words."""
     choices: Mapping[str, str] = field(default_factory=dict)
     """The possible values, each with an explanation; empty if any value of the type is possible."""
+    named: tuple[str, ...] = ()
+    """Choices that a colon and names of parts of a network may follow: `checkpoint:encoder.layers`."""
     default: Any = None
     """Value of the option by default; None leaves it to the network or the machine."""
     networks: Networks = EVERY_NETWORK
@@ -111,6 +113,11 @@ class Option:
     """Words of the page's filter for series without a value."""
     alone: str = ""
     """Value of the flag where it is typed without one; empty if it needs one."""
+
+    def knows(self, value: object) -> bool:
+        """Return whether a value is one of the choices, which may be followed by names of parts of a network."""
+        choice, colon, names = value.partition(":") if isinstance(value, str) else ("", "", "")
+        return choice in self.choices and (not colon or (choice in self.named and bool(names)))
 
 
 class Configuration(BaseModel):
@@ -229,7 +236,8 @@ class Configuration(BaseModel):
         Option(
             flag="--memory",
             title="Memory strategy",
-            help="Memory strategies; by default each model's own. Of other networks: stored, checkpoint or offload.",
+            help="Memory strategies; by default each model's own. Of other networks: stored, checkpoint or offload; a colon and "
+            "names of lists of layers may follow: checkpoint:encoder+decoder.",
             choices={
                 "stored": "every activation is kept",
                 "checkpoint": "the input of each block is kept, and the block evaluated again",
@@ -240,11 +248,13 @@ class Configuration(BaseModel):
                     "as reversible, with the summed outputs of each layer that spare its routing in backward (not of em)"
                 ),
             },
+            named=("checkpoint", "offload"),
             networks=NETWORKS_WITH_LAYERS,
             of_model=True,
         ),
     ] = None
-    """Memory strategy of the stack, or of the longest list of a user's own network (None: as it is)."""
+    """Memory strategy of the stack, or of lists of a user's own network: of the longest, or `checkpoint:encoder+decoder` of those
+    that it names (None: as it is)."""
 
     inverse: Annotated[
         str | None,
@@ -456,6 +466,8 @@ class Configuration(BaseModel):
         """
         if self._is_setting(axis):
             return self.model_copy(update={"settings": tuple(pair for pair in self.settings or () if pair[0] != axis)})
+        if axis == "image_shape":
+            return self.model_copy(update={axis: channels_of(self.dataset, self.image_shape)})
         return self.model_copy(update={axis: 0 if axis == "blocks" else None})
 
     def series(self, axis: str = "blocks") -> str:
@@ -523,6 +535,18 @@ class Configuration(BaseModel):
         return {name: value for name in NETWORK_OPTIONS if (value := getattr(self, name)) is not None}
 
 
+_WITHOUT_SIZE = "x0x0"
+"""End of the shape of images whose channels alone are known."""
+
+
+def channels_of(dataset: str, image_shape: str | None) -> str | None:
+    """The shape of images without their size, `3x0x0`; None for the channels of the data set."""
+    if image_shape is None or dataset not in SPECS:
+        return None
+    channels = int(image_shape.partition("x")[0])
+    return None if channels == SPECS[dataset].shape[0] else f"{channels}{_WITHOUT_SIZE}"
+
+
 def settings_text(settings: Iterable[tuple[str, Setting]]) -> str:
     """Settings of a case as one text, `length=128, width=64`."""
     return ", ".join(f"{name}={as_typed(value)}" for name, value in settings)
@@ -580,4 +604,6 @@ def value_in_words(name: str, value: object) -> str:
     """Words of a label for an option's value: `batch 32`, `sda`, `step in backward`."""
     if not isinstance(value, str):
         return f"{noun_of(name)} {value}"
+    if name == "image_shape" and value.endswith(_WITHOUT_SIZE):
+        return f"{value.removesuffix(_WITHOUT_SIZE)} channels"
     return OPTIONS[name].words.get(value, value) if name in OPTIONS else value

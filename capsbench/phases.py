@@ -5,10 +5,10 @@ and backward passes has the phases of its first one: later passes belong to back
 optimizer's phase from there on.
 """
 
-import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ class Phases:
         self._current = ""
         self.passes = 0
         """Calls of backward so far, without those inside another one."""
+        self.parts_of_loss = 0
+        """Gradients so far that have a graph themselves, such as those of a penalty."""
 
     def __enter__(self) -> "Phases":
         self._begin("forward")
@@ -89,50 +91,47 @@ class Phases:
             self._begin("optimizer")
 
     @contextmanager
-    def following_calls(self, stepping: Callable[[torch.optim.Optimizer], None]) -> Iterator[None]:
+    def following_calls(self, stepping: Callable[[torch.optim.Optimizer], None], *, with_graphs: bool = False) -> Iterator[None]:
         """Find the phases by what the body calls: backward, by any function of torch, and the step of any optimizer of torch.
 
         Args:
             stepping: function that is called with each optimizer before it steps.
+            with_graphs: let gradients that have a graph themselves be backward, too, not a part of forward.
         """
-        inside = 0
+        real = torch.autograd._make_grads
 
-        def seen(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-            signature = inspect.signature(real)
-
-            def call(*args: Any, **kwargs: Any) -> Any:
-                nonlocal inside
-                given = signature.bind(*args, **kwargs).arguments
-                roots = next(iter(given.values()))
-                # Gradients that have a graph themselves, such as those of a penalty, are a part of forward.
-                if not (inside or (name == "grad" and given.get("create_graph"))):
-                    roots_here = [roots] if isinstance(roots, Tensor) else roots
-                    self.begin_backward([one for one in roots_here if isinstance(one, Tensor)])
-                inside += 1
-                try:
-                    return real(*args, **kwargs)
-                finally:
-                    inside -= 1
-
-            return call
+        # `backward` and `grad` call it first, by whatever name a user knows them.
+        def gradients_of(roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+            if not _inside_backward():
+                if _has_graph(sys._getframe(1)) and not with_graphs:
+                    self.parts_of_loss += 1
+                else:
+                    self.begin_backward([one for one in roots if isinstance(one, Tensor)])
+            return real(roots, *args, **kwargs)
 
         def step(optimizer: torch.optim.Optimizer, *_: object) -> None:
             stepping(optimizer)
-            if not inside:
+            if not _inside_backward():
                 self.begin_optimizer()
 
-        # A method of tensors calls the function of this name.
-        real = {name: getattr(torch.autograd, name) for name in ("backward", "grad")}
         hook = register_optimizer_step_pre_hook(step)
-        for name, function in real.items():
-            setattr(torch.autograd, name, seen(name, function))
+        setattr(torch.autograd, real.__name__, gradients_of)
         try:
             yield
         finally:
-            for name, function in real.items():
-                setattr(torch.autograd, name, function)
+            setattr(torch.autograd, real.__name__, real)
             hook.remove()
 
     def _begin(self, name: str) -> None:
         self._current = name
         self._open.enter_context(self._observer.phase(name))
+
+
+def _inside_backward() -> bool:
+    """Return whether backward is running, which may call hooks, and a checkpoint's own backward."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _has_graph(call: FrameType) -> bool:
+    """Return whether a call of `grad` computes gradients that have a graph themselves, such as those of a penalty."""
+    return call.f_code.co_name == "grad" and bool(call.f_locals.get("create_graph"))

@@ -1,9 +1,13 @@
-"""Values of settings and axes as they are typed: `128`, `0.5`, `true`, `128-1024:128`, `adam`, `"a, b"`, and lists of these."""
+"""Values of settings and axes, as they are typed and as Python gives them.
+
+Typed are `128`, `0.5`, `true`, `128-1024:128`, `adam`, `"a, b"`, and lists of these.
+"""
 
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 Setting = bool | int | float | str
 """A value that a case's function takes."""
@@ -13,6 +17,8 @@ _PART = re.compile(rf"\s*({_QUOTED}|[^,]*?)\s*,")
 _SETTING = re.compile(rf"[^=,\s]+=(?:{_QUOTED}|[^,]*)")
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)(?:\s*:\s*(\d+))?")
 _LONGEST_RANGE = 100_000
+_LARGEST = 2**63
+_LONGEST_REPR = 60
 
 
 def parsed_values(text: str) -> tuple[Setting, ...]:
@@ -47,6 +53,45 @@ def _values_of(part: str) -> Sequence[Setting]:
         if math.isfinite(value):
             return (value,)
     return (part,)
+
+
+def several(given: object) -> tuple[Any, ...]:
+    """The values of what may be one or several, none for None; numbers of NumPy and torch are Python's own.
+
+    A text is one value, and so is an object that no list of values is, such as a dictionary or a class.
+    """
+    if given is None:
+        return ()
+    values: tuple[Any, ...] = (given,)
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | bytearray | Mapping | type):
+        try:
+            values = tuple(given)
+        except TypeError:  # a tensor without dimensions
+            values = (given,)
+    return tuple(map(_own, values))
+
+
+def _own(value: Any) -> Any:
+    """A number of NumPy or torch as Python's own; anything else as it is."""
+    if isinstance(value, type) or not callable(getattr(value, "item", None)):
+        return value
+    try:
+        return value.item()
+    except Exception:  # it has several elements, or is something else
+        return value
+
+
+def fault_of(value: object) -> str:
+    """The reason that a value is no setting, in words: `None is no number, text or flag`; empty if it is one."""
+    if type(value) not in (bool, int, float, str):
+        text = repr(value)
+        text = text if len(text) <= _LONGEST_REPR else f"{text[: _LONGEST_REPR - 1]}…"
+        return f"{' '.join(text.split())} is no number, text or flag"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not finite"
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        return f"a number of {len(str(abs(value)))} digits is too large"
+    return ""
 
 
 def as_typed(value: Setting) -> str:

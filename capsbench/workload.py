@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from capsbench.builders import Builder, ImagesCase, builder_of, built
 from capsbench.carried import carried, carry, imported_name
-from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainStep, described
+from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainStep, check_loss, described
 from capsbench.catalog import DatasetSpec
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
@@ -33,7 +33,7 @@ from capsbench.foreign import (
 from capsbench.models import CapsNet, CapsuleLoss, CapsuleOutput, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import OPTIONS, OWN_INPUTS, Configuration, Setting
 from capsbench.phases import UNOBSERVED, Phases, StepObserver
-from capsbench.reversible import keep_less, lists_kept_less, refuse_uncalled
+from capsbench.reversible import keep_less, lists_kept_less, named_lists, refuse_uncalled
 from capsbench.stepping import step_in_backward
 
 ModelFactory = Callable[..., nn.Module]
@@ -131,6 +131,8 @@ class Facts(NamedTuple):
     """The arguments of a function that builds a network for images; None for any other."""
     own_memory: bool = False
     """True if a user's function that makes a classifier has an argument `memory`, which takes the option's place."""
+    unset: tuple[str, ...] = ()
+    """Arguments of a function that makes cases whose defaults no record can hold, and which a sweep cannot set."""
 
 
 def facts_of(name: str) -> Facts:
@@ -144,7 +146,8 @@ def facts_of(name: str) -> Facts:
     settings = None if name in BUILT_IN or builder is not None else settings_of(factory)
     simple = None if settings is None else {key: one for key, one in settings.items() if type(one) in (bool, int, float, str)}
     own_memory = name not in BUILT_IN and builder is None and settings is None and _names(factory, "memory")
-    return Facts(fingerprint_of(name), simple, builder, own_memory)
+    unset = tuple(key for key in settings or () if key not in (simple or ()))
+    return Facts(fingerprint_of(name), simple, builder, own_memory, unset)
 
 
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:
@@ -270,6 +273,8 @@ def build_case(configuration: Configuration, device: torch.device, factory: Mode
     try:
         with nullcontext() if device.type == "cpu" else device:
             case: object = factory(**given)
+            if isinstance(case, Case):
+                check_loss(case)
     except ConfigurationError as error:
         raise ConfigurationError(f"model '{name}': {error.what}", error.hint) from None
     if not isinstance(case, Case):
@@ -361,6 +366,8 @@ class Workload:
             _check_own_step(configuration)
         _check_scaling(configuration, self.model)
         self._passes = self.accumulate
+        self._with_graphs = False
+        """True if backward is gradients that have a graph themselves, as those of `torch.func` have."""
         parameters = trainable(self.model, configuration.model)
         factory = OPTIMIZERS[configuration.optimizer] if configuration.optimizer else case.optimizer
         self.optimizer = None if factory is None else self._made_optimizer(factory, parameters)
@@ -460,10 +467,13 @@ class Workload:
 
     def _own_step(self, train: TrainStep, phases: Phases) -> None:
         """Run the step of the case's own."""
-        with phases.following_calls(self._check_known):
+        with phases.following_calls(self._check_known, with_graphs=self._with_graphs):
             train(self.model, self.optimizer, self.case.inputs)
-        self._passes = phases.passes
         if not phases.passes:
+            # The first step, which nobody observes, shows that there are no others.
+            self._with_graphs = phases.parts_of_loss > 0
+        self._passes = phases.passes or phases.parts_of_loss
+        if not self._passes:
             raise ConfigurationError(
                 f"model '{self.configuration.model}': its train function never calls backward",
                 "call loss.backward() in it: forward ends there, and what is alive then is what backward needs",
@@ -610,7 +620,7 @@ def _check_own_step(configuration: Configuration) -> None:
 
 def without_effect(configuration: Configuration) -> list[str]:
     """Notes on options of a configuration that have no effect on its device."""
-    if configuration.memory == "offload" and configuration.device_kind() == "cpu":
+    if named_lists(configuration.memory or "")[0] == "offload" and configuration.device_kind() == "cpu":
         return ["memory 'offload' has no effect on a CPU, which is 'stored' there: the tensors are in that memory already"]
     return []
 

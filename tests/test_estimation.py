@@ -1,12 +1,14 @@
 """Estimates of live networks: the bytes of a prediction of the same case, and nothing of the network is changed."""
 
 import copy
+import itertools
 import random
 import subprocess
 import sys
 from array import array
 from collections import Counter, UserDict, deque
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +75,10 @@ def contents(value: Any) -> Any:
         return {key: contents(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset | deque):
         return [id(value), *map(contents, value)]
+    if isinstance(value, Pickled | SimpleNamespace):
+        return {name: contents(one) for name, one in vars(value).items()}
+    if isinstance(value, itertools.count):
+        return repr(value)
     if isinstance(value, Slots):
         return {name: contents(getattr(value, name)) for name in ("seen", "_Slots__calls")}
     if isinstance(value, np.random.Generator):
@@ -144,6 +150,23 @@ class Pair(NamedTuple):
     second: int
 
 
+class Pickled:
+    """An object that says how it is pickled."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def fixed_array() -> np.ndarray:
+    """An array that cannot be written, until somebody changes that."""
+    array = np.zeros(2)
+    array.flags.writeable = False
+    return array
+
+
 ACTIVATIONS: dict[str, Any] = {}
 RECENT: deque[Any] = deque()
 SEEN: list[Any] = []
@@ -160,6 +183,10 @@ KEPT = {
     "slots": (Slots, lambda held, x: held.add(x)),
     "tuple of a list": (lambda: Pair([], 2), lambda held, x: held.first.append(x)),
     "array": (lambda: np.zeros(2), lambda held, x: held.__iadd__(len(x))),
+    "array that cannot be written": (fixed_array, lambda held, x: (held.setflags(write=True), held.__iadd__(len(x)))),
+    "counter": (itertools.count, lambda held, x: next(held)),
+    "namespace": (SimpleNamespace, lambda held, x: setattr(held, "seen", x)),
+    "object that is pickled in its own way": (Pickled, lambda held, x: held.seen.append(x)),
     "array of Python": (lambda: array("i", [0]), lambda held, x: held.append(len(x))),
     "bytes": (lambda: bytearray(b"2"), lambda held, x: held.extend(b"1")),
     "generator of NumPy": (lambda: np.random.default_rng(0), lambda held, x: held.random()),
@@ -231,9 +258,14 @@ def test_twins_of_containers_are_as_they_were():
     assert twin[6].random() == held[6].random()
     assert all(one is not other for one, other in zip(twin, held, strict=True) if not isinstance(other, torch.Size))
     assert twins.of(held[0]) is twin[0]
-    fixed = np.zeros(2)
-    fixed.flags.writeable = False
-    assert twins.of(fixed) is fixed
+    for size in (2, 2**24):
+        fixed = np.broadcast_to(np.zeros(1), size).view() if size > 2 else np.zeros(size)
+        fixed.flags.writeable = False
+        twin = twins.of(fixed)
+        assert twin is not fixed
+        assert not twin.flags.writeable
+        assert np.array_equal(twin, fixed)
+        assert np.shares_memory(twin, fixed) == (size > 2), "a large one is not copied"
 
 
 def test_nothing_global_is_changed_by_hooks_and_losses():

@@ -116,6 +116,15 @@ def test_gradients_that_forward_frees_are_not_subtracted():
     assert seen("zeroes_between").measured.at_peak.gradient_bytes == gradients
 
 
+def test_gradients_of_a_transform_end_forward():
+    """Gradients that have a graph themselves are a part of forward where there are others, as those of a penalty."""
+    found = seen("functional")
+    assert found.differing() == {}
+    assert found.measured.retained_bytes > 0
+    assert found.measured.gradient_bytes == sum(one.nbytes for one in found.step.workload.model.parameters())
+    assert found.step.workload.remarks() == []
+
+
 def test_every_optimizer_of_a_step_is_counted():
     found = seen("adversarial")
     assert len(found.step.workload.optimizers) == 2

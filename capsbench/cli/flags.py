@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from capsbench.axes import BASES
 from capsbench.errors import ConfigurationError, unknown_name
-from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, SWEPT_OPTIONS, Setting, type_of
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, SWEPT_OPTIONS, Option, Setting, type_of
 from capsbench.typed_values import parsed_values
 from capsbench.words.units import parse_bytes
 
@@ -43,12 +43,16 @@ class NameList(Parsed):
     Args:
         known: names that are offered for completion, and required unless `open_ended`.
         open_ended: allow other names too.
+        allows: returns whether a name is allowed, though it is not among those that are offered.
     """
 
-    def __init__(self, known: Sequence[str], *, open_ended: bool = False) -> None:
+    def __init__(
+        self, known: Sequence[str], *, open_ended: bool = False, allows: Callable[[str], bool] = lambda _: False
+    ) -> None:
         super().__init__("names", self.parse)
         self.known = known
         self.open_ended = open_ended
+        self.allows = allows
 
     def parse(self, flag: str, text: str) -> tuple[str, ...]:
         """Return the names in a text, each once."""
@@ -56,7 +60,7 @@ class NameList(Parsed):
         if not names:
             raise ConfigurationError(f"{flag} '{text}' names nothing", f"choose among {', '.join(self.known)}")
         for name in names:
-            if not self.open_ended and name not in self.known:
+            if not self.open_ended and name not in self.known and not self.allows(name):
                 raise unknown_name(flag, name, self.known)
         return names
 
@@ -235,7 +239,7 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     option = OPTIONS[name]
     kind: Any = type_of(name)
     if option.choices:
-        kind = OneOf(tuple(option.choices)) if single else NameList(tuple(option.choices))
+        kind = _one_choice(option) if single else NameList(tuple(option.choices), allows=option.knows)
     elif option.unit == "bytes":
         kind = Parsed("size", parse_bytes)
     elif kind is int:
@@ -246,6 +250,19 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     if isinstance(asked["type"], NameList):
         asked["help"] += f" Choices: {', '.join(asked['type'].known)}."
     return click.option(option.flag, parameter or name, **asked)
+
+
+def _one_choice(option: Option) -> ParamType:
+    """A choice of an option, with names of parts of a network where these may follow."""
+    if not option.named:
+        return OneOf(tuple(option.choices))
+
+    def parse(flag: str, text: str) -> str:
+        if not option.knows(text):
+            raise unknown_name(flag, text, option.choices)
+        return text
+
+    return Parsed("name", parse)
 
 
 def cell_options(*names: str, single: bool = False) -> Callable[[Any], Any]:

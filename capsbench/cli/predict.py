@@ -1,21 +1,33 @@
 """`capsbench predict`: the memory of a device that is not here."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from capsbench.cli.command import Command, echo, echo_json, typed_command
-from capsbench.cli.flags import BASIS_OPTION, FOLDER, MODEL_OPTIONS, SECTIONS, OneOf, cell_option, cell_options, refuse_given
+from capsbench.cli.flags import (
+    BASIS_OPTION,
+    FOLDER,
+    MODEL_OPTIONS,
+    SECTIONS,
+    OneOf,
+    Parsed,
+    axis_named,
+    cell_option,
+    cell_options,
+    refuse_given,
+)
 from capsbench.cli.output import console_of, say
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.options import SWEPT_OPTIONS
 from capsbench.records import Cell, Configuration, Plan
 
-if TYPE_CHECKING:
-    from capsbench.prediction.fit import What
+_FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
+"""Names of what is searched for that are not those of axes, with the axis of each."""
 
 
 @click.command("predict", cls=Command, sections=SECTIONS)
@@ -24,15 +36,16 @@ if TYPE_CHECKING:
 @cell_options(*(name for name in SWEPT_OPTIONS if name not in ("device", "gpu", "threads", "capacity")))
 @cell_option("gpu", help="GPU to predict for (h100); 'capsbench list' has them.")
 @cell_option("device", type=OneOf(["cuda", "cpu"]), default="cuda", help="Kind of device to predict for.")
+@cell_option("threads", help="Threads of the CPU that seconds are modelled for; by default torch's own number.")
 @cell_option("capacity", help="Memory of the device, such as 24GiB; by default the GPU's.")
 @click.option(
-    "--fit", type=OneOf(["depth", "batch"]), is_flag=False, flag_value="depth",
-    help="The deepest network, or the largest batch, that fits.",
+    "--fit", type=Parsed("axis", lambda _, text: _searched(text)), is_flag=False, flag_value="depth",
+    help="The deepest network that fits, or the largest batch, image-size, or whole number that a case takes: --fit length.",
 )  # fmt: skip
 @click.option("--out", type=FOLDER, help="Keep the records in this report folder, and draw them.")
 @click.option("--resume", is_flag=True, help="Add to an existing report, in which predicted lines are drawn dashed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
-def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
+def command(gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
     """Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's allocator.
 
     Bytes of tensors are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess.
@@ -42,22 +55,20 @@ def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, 
       capsbench predict --models all --depth 1-8 --gpu h100
       capsbench predict --models mocapsnet --depth 8 --gpu rtx3090 --fit batch
       capsbench predict --models rescapsnet,mocapsnet --capacity 24GiB --fit depth
+      capsbench predict --models my_cases.py:encoder --gpu a100 --fit length
       capsbench predict --models my_package.models:make_net --depth 1,2,4 --device cpu
       capsbench predict --models mocapsnet --vary image-size=32-96:32 --depth 4
     """
     from capsbench.cli.sweeps import asked_cells, sweep, typed_axes, typed_forms
 
     target = _target(device, gpu, fit=fit, kept=out is not None, resume=resume, capacity=given["capacity"])
+    if device != "cpu" and given["threads"] is not None:
+        raise ConfigurationError(f"--threads {given['threads']} does not go with --device {device}", "leave one of them out")
     if fit is not None:
-        searched = {"depth": "blocks", "batch": "batch_size"}[fit]
-        refuse_given("depth" if fit == "depth" else "batch_size", f"--fit {fit}", "it is what is searched for")
+        _refuse_searched(fit, given)
         if given["basis"]:
-            raise ConfigurationError(f"`basis` has no effect beside --fit {fit}, which fits no slopes", "leave `basis` out")
-        if any(name == searched for name, _ in given["vary"]):
-            raise ConfigurationError(
-                f"`vary` {searched} has no effect with --fit {fit}: it is what is searched for", f"leave `vary` {searched} out"
-            )
-    cells = asked_cells(given | {"device": f"{device}:predicted", "gpu": target, "threads": None, "repeats": 1})
+            raise ConfigurationError(f"`basis` has no effect with --fit {fit}, which fits no slopes", "leave `basis` out")
+    cells = asked_cells(given | {"device": f"{device}:predicted", "gpu": target, "repeats": 1})
     if fit is not None:
         return _print_fits(cells, fit, as_json=as_json)
     axes = typed_axes(cells, given)
@@ -67,6 +78,23 @@ def command(gpu: str | None, device: str, fit: "What | None", out: Path | None, 
     if out is not None:
         return sweep(plan, out=out, resume=resume, as_json=as_json, only_these=True)
     return _print_predictions(plan, as_json=as_json)
+
+
+def _searched(text: str) -> str:
+    """The name of what is searched for: `depth`, `batch`, or another axis."""
+    axis = axis_named(text)
+    return next((name for name, field in _FIELDS.items() if axis in (name, field)), axis)
+
+
+def _refuse_searched(fit: str, given: Mapping[str, Any]) -> None:
+    """Refuse values of what is searched for."""
+    why, axis = "it is what is searched for", _FIELDS.get(fit, fit)
+    parameter = "depth" if fit == "depth" else axis
+    if parameter in given:
+        refuse_given(parameter, f"--fit {fit}", why)
+    for field in ("vary", "settings"):
+        if any(name == axis for name, _ in given[field]):
+            raise ConfigurationError(f"`{field}` {axis} has no effect with --fit {fit}: {why}", f"leave `{field}` {axis} out")
 
 
 def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume: bool, capacity: int | None) -> str | None:
@@ -111,15 +139,17 @@ def _print_predictions(plan: Plan, *, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def _print_fits(cells: list[Cell], what: "What", *, as_json: bool) -> int:
-    """Print the deepest network or the largest batch of each line (a batch for each depth), and return the exit status."""
+def _print_fits(cells: list[Cell], what: str, *, as_json: bool) -> int:
+    """Print the largest value that fits of each line (a batch for each depth), and return the exit status."""
     from capsbench.prediction.apart import call_for
-    from capsbench.prediction.fit import largest_fit
+    from capsbench.prediction.fit import check_axis, largest_fit
     from capsbench.terminal.prediction import fit_text
 
     fits = []
     asked: dict[str, Configuration] = {}
     for cell in cells:
+        if what not in ("depth", "batch"):
+            check_axis(cell.configuration, what)
         # If depth is searched for, the depths of a line are one question.
         asked.setdefault(cell.configuration.series() if what == "depth" else cell.key(), cell.configuration)
     failed: dict[str, CapsbenchError] = {}

@@ -21,7 +21,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn
 from capsbench.figures.styles import SMALL, STYLE, SeriesStyle, series_styles
-from capsbench.frame import AXIS_COLUMN, along, axes_in
+from capsbench.frame import AXIS_COLUMN, along_with_levels, axes_in
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.stats.slopes import fit_line, noises, series_of
 from capsbench.words.along import places_text
@@ -125,7 +125,7 @@ def _grid(
     ax: Axes | AxesGrid | None, width: float | None, axis: str | None,
 ) -> AxesGrid:  # fmt: skip
     """Panels over an axis: a row for each data set, and a column for each metric that has values."""
-    frame = along(frame, axis or axes_in(frame)[0])
+    frame = along_with_levels(frame, axis or axes_in(frame)[0])
     if per == "epoch" and (frame[AXIS_COLUMN] == "batch_size").any():
         raise ConfigurationError("`per` is epoch along batch_size, which changes the steps of an epoch", "draw seconds per step")
     datasets = list(dict.fromkeys(frame["dataset"])) or [""]

@@ -17,7 +17,7 @@ from capsbench.catalog import SPECS
 from capsbench.devices import MIB
 from capsbench.figures.legends import legend_text
 from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key
-from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN
+from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, lacking
 from capsbench.stats.bases import Curve
 from capsbench.stats.intervals import Interval
 from capsbench.stats.metrics import Metric
@@ -99,10 +99,13 @@ def draw_panel(
 ) -> list[Line2D]:  # fmt: skip
     """Draw one metric over an axis for some series of a frame along it, and return the handles for a legend."""
     axis = str(frame[AXIS_COLUMN].iloc[0]) if len(frame) else "blocks"
-    found = [one for series, cells in drawn if (one := _points(series, cells, metric, per)) is not None]
+    points = [one for series, cells in drawn if (one := _points(series, cells, metric, per)) is not None]
+    found = [one for one in points if not lacking(one.cells).any()]
+    levels = [one for one in points if lacking(one.cells).any()]
+    frame = frame[~lacking(frame)] if found else frame
     step = 1.0 if axis == "blocks" else float(np.ptp(frame[POSITION_COLUMN])) / 7
     shifts = [step * one for one in _shifts([one.values for one in found])] if in_turn(frame).any() else [0.0] * len(found)
-    handles = []
+    handles: list[Line2D] = []
     for (series, measured, fit, mean, bars, scale), shift in zip(found, shifts, strict=True):
         style = styles[style_key(series)]
         label = legend_text(names.of(series), _fit_text(fit, metric, scale, axis) if with_fit and fit else "")
@@ -122,12 +125,19 @@ def draw_panel(
             Line2D([], [], color=style.colour, marker=style.marker, ls=dash, ms=style.size, mfc="white", lw=1, label=label)
         )
         _mark_end(ax, frame, series, mean, style)
+    handles += [_draw_level(ax, one, names, axis, styles[style_key(one.series)]) for one in levels]
     ax.set_xlabel(axis_label(axis))
     times = "seconds per step" if per == "step" else "seconds per epoch of the paper's set"
     ax.set_ylabel("MiB" if metric.is_bytes else times)
     if (frame[POSITION_COLUMN] == frame[POSITION_COLUMN].round()).all():
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return handles
+
+
+def _draw_level(ax: Axes, level: DrawnPoints, names: Names, axis: str, style: SeriesStyle) -> Line2D:
+    """Draw the value of a network that lacks the axis as a level across the panel, and return its handle."""
+    label = legend_text(names.of(level.series), f"no {axis.replace('_', ' ')}")
+    return ax.axhline(float(level.values.iloc[0]), color=style.colour, ls=style.dash, lw=1, alpha=0.7, label=label)
 
 
 def _fit_text(fit: LineFit, metric: Metric, scale: float, axis: str) -> str:

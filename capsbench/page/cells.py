@@ -18,10 +18,11 @@ from capsbench.frame import (
     SERIES_COLUMNS,
     along,
     axes_in,
+    lacking,
     plain,
 )
 from capsbench.gate.findings import Labels
-from capsbench.options import OPTIONS, noun_of
+from capsbench.options import OPTIONS, noun_of, value_in_words
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
@@ -108,10 +109,12 @@ class AllSeries:
         }
         """The series of each record along each axis; None where its report does not vary this axis."""
         self.places: dict[str, list[float | None]] = {
-            str(axis): self._spread(rows[POSITION_COLUMN], rows[_RECORD], len(frame))
+            str(axis): self._spread(rows[POSITION_COLUMN].mask(lacking(rows)), rows[_RECORD], len(frame))
             for axis, rows in self.placed.groupby(AXIS_COLUMN, sort=False)
         }
-        """The position of each record on each axis."""
+        """The position of each record on each axis; None if its network does not have the axis."""
+        self.lacking = {int(line) for line in self.placed.loc[lacking(self.placed), "line"]}
+        """The series of networks that do not have their axis."""
         first = [names[0] for names in frame[AXES_COLUMN]] if AXES_COLUMN in frame.columns else ["blocks"] * len(frame)
         self.of_record = [self.along[axis][record] or 0 for record, axis in enumerate(first)]
         """The series of each record along the first axis of its report."""
@@ -165,7 +168,7 @@ def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["R
     found = []
     for index, series in enumerate(all_series.listed):
         label = labels.of(series)
-        known = {name: _short(series[name]) for name in SERIES_COLUMNS if series.get(name) is not None}
+        known = {name: _short(_shown(name, series[name])) for name in SERIES_COLUMNS if series.get(name) is not None}
         found.append(
             known
             | {
@@ -177,6 +180,7 @@ def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["R
                 "kind": series["kind"],
                 "environment": _short(series.get("environment")),
                 "look": _look(looks[style_key(series)]),
+                "lacks": index in all_series.lacking,
                 "command": _whole(series_command(series, plans.get(str(series["report"])))),
                 "timelineCommand": _whole(timeline_command(series)),
                 # The paper's readings can stand beside it.
@@ -188,6 +192,11 @@ def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["R
             }
         )
     return found
+
+
+def _shown(name: str, value: object) -> object:
+    """The value of an option as the page shows it: the channels of images whose size is an axis in words."""
+    return value_in_words(name, value) if name == "image_shape" else value
 
 
 def _beside(series: Series) -> tuple[object, ...]:

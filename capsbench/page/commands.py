@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from capsbench.axes import axis_flag
+from capsbench.frame import AXIS_COLUMN
 from capsbench.options import OPTIONS, OWN_INPUTS, PREDICTED, REPEATED_FLAGS, SETTINGS_FLAG, SWEPT_OPTIONS
 from capsbench.records import Configuration, Plan
 from capsbench.typed_values import settings_in
@@ -49,6 +50,8 @@ def _words(series: Series) -> list[str]:
     words = []
     for name in SWEPT_OPTIONS:
         option, value = OPTIONS[name], series.get(name)
+        if name == "image_shape" and series.get(AXIS_COLUMN) == name:
+            continue  # a cell's own options have it
         if value is None and option.networks.have(series["model"]):
             # Records that are older than the option do not have its value.
             value = option.before

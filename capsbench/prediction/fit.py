@@ -1,19 +1,24 @@
-"""The deepest network, or the largest batch, that fits a device: by search over traced steps."""
+"""The deepest network, or the largest batch or value of any other axis, that fits a device: by search over traced steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from capsbench.catalog import spec_of
-from capsbench.options import DEEPEST, OWN_INPUTS
+from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.options import AXES_OF_FIELDS, DEEPEST, OPTIONS, OWN_INPUTS
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
 from capsbench.records import Configuration, MemoryFigures
 
-What = Literal["depth", "batch"]
-
 _MOST_SAMPLES = 100_000
 """Largest batch of a case that is looked at; that of images is an epoch."""
+_MOST_ON_AXIS = 2**20
+"""Largest value of any other axis that is looked at."""
+_STRIDES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Distances of values that are tried: a width may have to be a multiple of the number of heads."""
+IMAGE_SIZE = "image_size"
+"""The axis of the side of square images."""
 
 CHECKED = (8, 16, 24, 32)
 """Depths at which the growth of bytes is examined first."""
@@ -27,9 +32,10 @@ DEEPEST_TRACED = 256
 class Fit:
     """The largest size that fits, and the reason that no larger one does."""
 
-    what: What
+    what: str
+    """Name of what was searched for: `depth`, `batch`, or the name of another axis."""
     value: int
-    """Blocks, or images; 0 if not even one fits."""
+    """Blocks, images, or the value of the axis; 0 if not even one fits."""
     memory_bytes: int | None
     """Bytes that the process takes there: context and reserved memory on a GPU, the highest point of the step on a CPU."""
     bounded: bool
@@ -42,12 +48,18 @@ class Fit:
     """The largest size that was traced."""
 
 
-def largest_fit(configuration: Configuration, what: What) -> Fit:
-    """The largest depth or batch of a configuration that fits the device it names.
+def largest_fit(configuration: Configuration, what: str) -> Fit:
+    """The largest depth, batch or value of another axis of a configuration that fits the device it names.
+
+    Args:
+        configuration: configuration, whose value of another axis is the one that the search begins with.
+        what: `depth`, `batch`, or the name of an axis: a whole number that a case takes, an option, or `image_size`.
 
     Raises:
-        ConfigurationError: the network cannot be made, or followed without values.
+        ConfigurationError: the network cannot be made, or followed without values, or does not take the axis.
     """
+    if what not in ("depth", "batch"):
+        return _largest_on_axis(configuration, what)
     name = "blocks" if what == "depth" else "batch_size"
     known: dict[int, Prediction] = {}
 
@@ -73,16 +85,101 @@ def largest_fit(configuration: Configuration, what: What) -> Fit:
     return Fit(what, fitting, taken, bounded=failing is not None, traced=True, reason=reason, looked_at=max(known))
 
 
-def neighbours(at: Callable[[int], Prediction], most: int, *, first: int = 1, share: float = 0.01) -> tuple[int, int | None]:
+def _largest_on_axis(configuration: Configuration, axis: str) -> Fit:
+    """The largest value of an axis that fits."""
+    start, known = _value_on(configuration, axis), dict[int, Prediction | str]()
+
+    def at(value: int) -> Prediction | str:
+        """The prediction of a value, or the reason that it makes no network."""
+        if value not in known:
+            changed = _changed(configuration, axis, value)
+            try:
+                known[value] = predict_memory(changed, trace_for(changed))
+            except CapsbenchError as error:
+                if value == start:
+                    raise
+                known[value] = error.what
+        return known[value]
+
+    first = at(start)
+    stride = next((one for one in _STRIDES if not isinstance(at(start + one), str)), start)
+    larger = next((one for one in (at(2 * start), at(start + stride)) if not isinstance(one, str)), None)
+    if isinstance(first, Prediction) and larger is not None and larger.memory == first.memory:
+        raise ConfigurationError(
+            f"`fit` {axis}: it changes nothing of the memory of model '{configuration.model}'",
+            f"search for one that does: {', '.join(axes_to_fit(configuration))}",
+        )
+    offset = start % stride
+    value, failing = neighbours(
+        lambda number: at(offset + number * stride), (_MOST_ON_AXIS - offset) // stride, first=(start - offset) // stride or 1
+    )
+    fitting = offset + value * stride if value else 0
+    reason = f"no more than {_MOST_ON_AXIS:,} was looked at"
+    if failing is not None:
+        beyond = at(offset + failing * stride)
+        why = f"makes no network: {beyond}" if isinstance(beyond, str) else f"does not: {beyond.reason}"
+        reason = f"{offset + failing * stride:,} {why}"
+    if stride > 1:
+        reason += f"; in steps of {stride:,}, as {start + 1:,} makes no network"
+    found = at(fitting) if fitting else ""
+    taken = None if isinstance(found, str) else _taken(found)
+    return Fit(axis, fitting, taken, bounded=failing is not None, traced=True, reason=reason, looked_at=max(known))
+
+
+def axes_to_fit(configuration: Configuration) -> list[str]:
+    """Names of all that can be searched for in a configuration."""
+    taken = [name for name, value in configuration.settings or () if type(value) is int]
+    if configuration.dataset != OWN_INPUTS:
+        fields = [name for name in AXES_OF_FIELDS if name not in ("blocks", "batch_size", "image_shape", "threads")]
+        positions = {name: configuration.position(name) for name in fields if OPTIONS[name].networks.have(configuration.model)}
+        taken += [name for name, place in positions.items() if place is not None and place.is_integer()] + [IMAGE_SIZE]
+    named = {"depth": configuration.blocks, "batch": configuration.batch_size}
+    return [*(name for name, value in named.items() if value), *taken]
+
+
+def check_axis(configuration: Configuration, axis: str) -> None:
+    """Refuse an axis other than depth and batch on which a configuration has no whole number.
+
+    Raises:
+        ConfigurationError: it has none.
+    """
+    if axis not in axes_to_fit(configuration):
+        raise ConfigurationError(
+            f"`fit` {axis}: model '{configuration.model}' takes no whole number of this name",
+            f"search for one of {', '.join(axes_to_fit(configuration))}",
+        )
+
+
+def _value_on(configuration: Configuration, axis: str) -> int:
+    """The value of a configuration on an axis."""
+    check_axis(configuration, axis)
+    if axis == IMAGE_SIZE and axis not in dict(configuration.settings or ()):
+        return configuration.spec().shape[1]
+    return max(1, int(configuration.position(axis) or 1))
+
+
+def _changed(configuration: Configuration, axis: str, value: int) -> Configuration:
+    """The configuration with another value on an axis."""
+    if axis in dict(configuration.settings or ()):
+        made = tuple((name, value if name == axis else one) for name, one in configuration.settings or ())
+        return configuration.model_copy(update={"settings": made})
+    if axis == IMAGE_SIZE:
+        return configuration.model_copy(update={"image_shape": f"{configuration.spec().shape[0]}x{value}x{value}"})
+    return configuration.model_copy(update={axis: value})
+
+
+def neighbours(
+    at: Callable[[int], Prediction | str], most: int, *, first: int = 1, share: float = 0.01
+) -> tuple[int, int | None]:
     """The largest size that fits (0 if none does) and the next that was found not to (None if `most` fits).
 
     Args:
-        at: predicts a size, and remembers what it predicted.
+        at: predicts a size, and remembers what it predicted; a text is the reason that there is none of this size.
         most: largest size that is looked at.
         first: size to begin with.
         share: distance of the two sizes, as a share of the smaller, at which the search ends; 0 to look at every one between.
     """
-    fitting, failing = (first, most + 1) if at(first).fits else (0, first)
+    fitting, failing = (first, most + 1) if _fits(at(first)) else (0, first)
     # Bytes grow nearly evenly, so a line through two known values gives the next guess.
     known = {first, min(first + 31, most)}
     while failing - fitting > max(1, int(fitting * share)):
@@ -95,14 +192,21 @@ def neighbours(at: Callable[[int], Prediction], most: int, *, first: int = 1, sh
             guess = min(max(guess, fitting + margin), failing - margin)
         else:
             guess = min(max(guess, fitting + 1), 32 * fitting, most)
-        fitting, failing = (guess, failing) if at(guess).fits else (fitting, guess)
+        fitting, failing = (guess, failing) if _fits(at(guess)) else (fitting, guess)
         known.add(guess)
     return fitting, failing if failing <= most else None
 
 
-def _on_line(at: Callable[[int], Prediction], low: int, high: int) -> int:
-    """The size at which a line through two values reaches the room."""
-    below, above, room = _taken(at(low)), _taken(at(high)), at(high).room_bytes
+def _fits(found: Prediction | str) -> bool:
+    return not isinstance(found, str) and found.fits
+
+
+def _on_line(at: Callable[[int], Prediction | str], low: int, high: int) -> int:
+    """The size at which a line through two values reaches the room; the middle where one of them has no value."""
+    small, large = at(low), at(high)
+    if isinstance(small, str) or isinstance(large, str):
+        return (low + high) // 2
+    below, above, room = _taken(small), _taken(large), large.room_bytes
     if room is None or above <= below or high == low:
         return 2 * high
     return low + int((high - low) * (room - below) / (above - below))

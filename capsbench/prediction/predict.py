@@ -1,14 +1,18 @@
 """The figures of a step without its device: traced on shapes alone, replayed through a model of CUDA's allocator."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
+
+import torch
 
 from capsbench.case import Case
 from capsbench.devices import Gpu, gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, one_line
 from capsbench.prediction.apart import call_for
-from capsbench.prediction.seconds import modelled_seconds
+from capsbench.prediction.seconds import calibrated_speed, modelled_seconds
 from capsbench.records import Cell, Certainty, Configuration, MemoryFigures, Record
 from capsbench.tracing.cuda_allocator import CachingAllocator, OutOfMemory
 from capsbench.tracing.step_trace import TracedInference, TracedStep, step_figures, trace_step
@@ -44,6 +48,8 @@ class Prediction(NamedTuple):
 
 def predict_cell(cell: Cell) -> Record:
     """A record of kind `predicted`, which holds any failure. A user's own network is traced in a process apart."""
+    if cell.configuration.device_kind() == "cpu":
+        calibrated_speed(cell.configuration.threads)  # here, so that the processes of all cells take the same speeds
     try:
         return call_for(cell.configuration.model, predicted_here, cell)
     except CapsbenchError as error:
@@ -56,7 +62,8 @@ def predicted_here(cell: Cell) -> Record:
     configuration = cell.configuration
     record = Record(kind="predicted", cell=cell, status="error", started_at=started.isoformat(timespec="seconds"))
     try:
-        step = trace_for(configuration, inference=True)
+        with _on_threads(configuration.threads):  # which the scratch memory of a CPU's libraries depends on
+            step = trace_for(configuration, inference=True)
         found = predict_memory(configuration, step)
         seconds = modelled_seconds(configuration, step.work)
         figures = step_figures(configuration, step).model_copy(
@@ -76,6 +83,17 @@ def predicted_here(cell: Cell) -> Record:
         "notes": [*without_effect(configuration), *step.remarks, *_assumed(step.inference)],
     }
     return record.model_copy(update=filled)
+
+
+@contextmanager
+def _on_threads(threads: int | None) -> Iterator[None]:
+    """Run on this number of threads; None for torch's own."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def trace_for(configuration: Configuration, *, live: Case | None = None, inference: bool = False) -> TracedStep:

@@ -4,9 +4,12 @@ This is the roofline model (Williams, Waterman, Patterson, CACM 52, 2009), opera
 reaches the peak of the device and reads each of its tensors from memory once, and that none runs beside another.
 """
 
+import json
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -28,8 +31,8 @@ _COPIED_BYTES = 32 * 2**20
 _LAYERS = 4
 """Layers of a transformer so small that nothing but the overhead of its operators counts."""
 _REPEATS = 5
-_CALIBRATED: dict[int, "DeviceSpeed"] = {}
-"""Speeds of this CPU by torch's number of threads."""
+_SPEEDS = "CAPSBENCH_CPU_SPEEDS"
+"""Variable of the environment that hands the speeds of a CPU, by number of threads, to other processes."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,30 @@ def speed_of(gpu: Gpu) -> DeviceSpeed:
     return DeviceSpeed(gpu.flops, gpu.half_flops, gpu.bandwidth, LAUNCH_SECONDS)
 
 
-def calibrated_speed() -> DeviceSpeed:
-    """The speeds of this CPU, measured in a tenth of a second: products of matrices, a copy, and a step of a tiny network."""
-    threads = torch.get_num_threads()
-    if threads not in _CALIBRATED:
-        _CALIBRATED[threads] = _measured_speed()
-    return _CALIBRATED[threads]
+def calibrated_speed(threads: int | None = None) -> DeviceSpeed:
+    """The speeds of this CPU, measured in a tenth of a second: products of matrices, a copy, and a step of a tiny network.
+
+    They are measured once for each number of threads. Processes that this one starts later take them from here, so that all
+    cells of a sweep have the same ones.
+
+    Args:
+        threads: number of threads; by default torch's own.
+    """
+    before = torch.get_num_threads()
+    count = threads or before
+    key, known = f"{platform.node()}, {count} threads", _known_speeds()
+    if key not in known:
+        torch.set_num_threads(count)
+        try:
+            known[key] = asdict(_measured_speed())
+        finally:
+            torch.set_num_threads(before)
+        os.environ[_SPEEDS] = json.dumps(known)
+    return DeviceSpeed(**known[key])
+
+
+def _known_speeds() -> dict[str, dict[str, float]]:
+    return json.loads(os.environ.get(_SPEEDS, "{}"))
 
 
 def _measured_speed() -> DeviceSpeed:
@@ -115,9 +136,9 @@ def modelled_seconds(configuration: Configuration, work: Mapping[str, Sequence[W
     """The modelled seconds of each phase of a step, on the device of a configuration.
 
     Args:
-        configuration: configuration of the step; a CPU is taken for this one.
+        configuration: configuration of the step; a CPU is taken for this one, with the threads that it names.
         work: the work of each phase.
     """
     on_gpu = configuration.device_kind() == "cuda"
-    speed = speed_of(gpu_of(configuration.gpu or DEFAULT_GPU)) if on_gpu else calibrated_speed()
+    speed = speed_of(gpu_of(configuration.gpu or DEFAULT_GPU)) if on_gpu else calibrated_speed(configuration.threads)
     return {phase: speed.seconds(of_phase) for phase, of_phase in work.items()}

@@ -2,7 +2,14 @@
 
 from capsbench.reversible.drift import DRIFT_BOUND, LIPSCHITZ, DriftWarning, drift_bound, segment_length
 from capsbench.reversible.evaluate import is_altered
-from capsbench.reversible.members import MEMBER_STRATEGIES, check_members_strategy, keep_less, lists_kept_less, refuse_uncalled
+from capsbench.reversible.members import (
+    MEMBER_STRATEGIES,
+    check_members_strategy,
+    keep_less,
+    lists_kept_less,
+    named_lists,
+    refuse_uncalled,
+)
 from capsbench.reversible.momentum import Gamma, check_gamma, spread
 from capsbench.reversible.pair import INVERSES, resolve_inverse, retained_bits
 from capsbench.reversible.stack import MomentumStack
@@ -26,6 +33,7 @@ __all__ = [
     "is_altered",
     "keep_less",
     "lists_kept_less",
+    "named_lists",
     "refuse_uncalled",
     "resolve_inverse",
     "retained_bits",

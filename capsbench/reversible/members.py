@@ -1,5 +1,6 @@
-"""Memory strategies of the members of a network's own list, such as the layers of a transformer.
+"""Memory strategies of the members of a network's own lists, such as the layers of a transformer.
 
+A strategy is that of the longest list, or of the lists that it names: `checkpoint:encoder.layers`, `offload:layer3+layer4`.
 `checkpoint` evaluates each member again in backward, so that its inputs alone are kept; `offload` moves what a member saves to
 the host's memory and back. The network is changed in place: each member gets another `forward`, and all names stay. Where no
 gradients are computed, nothing changes.
@@ -21,6 +22,9 @@ from capsbench.reversible.strategies import REVERSIBLE_STRATEGIES, Offloading, r
 MEMBER_STRATEGIES = ("stored", "checkpoint", "offload")
 """Strategies that the members of any list can have."""
 
+_MOST_NAMES = 12
+"""Largest number of lists that an error names."""
+
 _TENSOR = object()
 """The place of a tensor among arguments."""
 
@@ -31,10 +35,11 @@ class KeptLess:
     Args:
         member: module whose own forward this calls.
         memory: `checkpoint` or `offload`.
+        named: name of its list, if the list was chosen by name.
     """
 
-    def __init__(self, member: nn.Module, memory: str) -> None:
-        self._member, self._own, self.memory = member, member.forward, memory
+    def __init__(self, member: nn.Module, memory: str, named: str = "") -> None:
+        self._member, self._own, self.memory, self.named = member, member.forward, memory, named
         update_wrapper(self, self._own)
         self.called = False
         """True once it has been called with gradients."""
@@ -143,53 +148,65 @@ def _without_cache(argument: Any) -> Any:
     return None
 
 
+def named_lists(memory: str) -> tuple[str, tuple[str, ...]]:
+    """The strategy and the names of lists in a memory strategy: `checkpoint:encoder+decoder`; no names for the longest list."""
+    strategy, _, names = memory.partition(":")
+    return strategy, tuple(dict.fromkeys(name for name in names.split("+") if name))
+
+
 def check_members_strategy(memory: str) -> None:
     """Refuse a memory strategy that the members of a list cannot have.
 
     Raises:
-        ConfigurationError: it is none of `MEMBER_STRATEGIES`.
+        ConfigurationError: it is none of `MEMBER_STRATEGIES`, or has names without effect.
     """
-    if memory in REVERSIBLE_STRATEGIES:
+    strategy, names = named_lists(memory)
+    if strategy in REVERSIBLE_STRATEGIES:
         raise ConfigurationError(
             f"memory '{memory}' needs functions that can be inverted, and any layers cannot",
             "put the residual functions of the network into a capsbench.MomentumStack, which is reversible by itself",
         )
-    if memory not in MEMBER_STRATEGIES:
+    if strategy not in MEMBER_STRATEGIES:
         raise ConfigurationError(
             f"memory '{memory}' is not offered for the members of a list", f"choose one of {', '.join(MEMBER_STRATEGIES)}"
         )
+    if strategy == "stored" and names:
+        raise ConfigurationError(f"memory '{memory}' changes nothing of the lists that it names", "give stored alone")
 
 
 def keep_less(module: nn.Module, memory: str) -> None:
-    """Let the members of a network's longest list keep less for backward; lists of the same class of members go along.
+    """Let the members of lists of a network keep less for backward.
+
+    Without names these are the members of its longest list, and those of other lists with members of the same class.
 
     Args:
         module: network, which is changed in place.
-        memory: one of `MEMBER_STRATEGIES`; with `stored` nothing changes.
+        memory: one of `MEMBER_STRATEGIES`, which the names of lists may follow; with `stored` nothing changes.
 
     Raises:
-        ConfigurationError: there is no list of like members, or the strategy needs a `MomentumStack`.
+        ConfigurationError: there is no list of like members, or none of a name, or the strategy needs a `MomentumStack`.
     """
     check_members_strategy(memory)
-    if memory == "stored":
+    strategy, names = named_lists(memory)
+    if strategy == "stored":
         return
-    lists = _longest_lists(module)
+    lists = _lists_of_names(module, memory, names) if names else _longest_lists(module)
     if not lists:
         raise ConfigurationError(
             f"memory '{memory}' finds no list of layers in {type(module).__name__}",
             "put layers of one class into an nn.ModuleList or nn.Sequential, or use memory 'stored'",
         )
-    for container in lists.values():
+    for name, container in lists.items():
         for member in container.children():
             if not isinstance(vars(member).get("forward"), KeptLess):  # a list may hold one module twice
-                vars(member)["forward"] = KeptLess(member, memory)
+                vars(member)["forward"] = KeptLess(member, strategy, name if names else "")
 
 
 def lists_kept_less(module: nn.Module) -> dict[str, int]:
     """The number of members that keep less, by the name of their list."""
     found = {
         name: sum(isinstance(vars(member).get("forward"), KeptLess) for member in container.children())
-        for name, container in _lists(module)
+        for name, container in _containers(module)
     }
     return {name: count for name, count in found.items() if count}
 
@@ -198,24 +215,57 @@ def refuse_uncalled(module: nn.Module) -> None:
     """Refuse a network none of whose members that keep less was called with gradients, as if another method computes them.
 
     Raises:
-        ConfigurationError: the network has such members, and none was called.
+        ConfigurationError: the network has such members, and none of them, or none of a list that was named, was called.
     """
     kept = [(one, forward) for one in module.modules() if isinstance(forward := vars(one).get("forward"), KeptLess)]
-    if kept and not any(forward.called for _, forward in kept):
-        member, forward = kept[0]
+    called = {forward.named for _, forward in kept if forward.called}
+    unseen = next(((member, forward) for member, forward in kept if forward.named not in called), None)
+    if unseen is not None:
+        member, forward = unseen
+        of = f" of '{forward.named}'" if forward.named else ""
         raise ConfigurationError(
-            f"memory '{forward.memory}' has no effect: no layer {type(member).__name__} is called, as in layer(x)",
+            f"memory '{forward.memory}' has no effect: no layer {type(member).__name__}{of} is called, as in layer(x)",
             "call the layers themselves rather than another of their methods, or use memory 'stored'",
         )
 
 
-def _lists(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Lists of modules of one class, by name."""
+def _containers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Lists of modules, by name."""
     for name, container in module.named_modules():
         members = list(container.children())
-        alike = len({type(member) for member in members}) == 1
-        if isinstance(container, nn.ModuleList | nn.Sequential) and alike and not isinstance(members[0], torch.jit.ScriptModule):
+        scripted = any(isinstance(member, torch.jit.ScriptModule) for member in members)
+        if isinstance(container, nn.ModuleList | nn.Sequential) and members and not scripted:
             yield name, container
+
+
+def _lists(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Lists of modules of one class, by name."""
+    return ((name, one) for name, one in _containers(module) if len({type(member) for member in one.children()}) == 1)
+
+
+def _lists_of_names(module: nn.Module, memory: str, names: tuple[str, ...]) -> Mapping[str, nn.Module]:
+    """The lists of these names.
+
+    Raises:
+        ConfigurationError: there is none of a name, or one lies inside another.
+    """
+    known = {name: container for name, container in _containers(module) if name}
+    for name in names:
+        if name not in known:
+            # The lists that are most likely meant come first.
+            longest = sorted(known, key=lambda one: (one.count("."), -len(known[one]._modules)))
+            shown = ", ".join(longest[:_MOST_NAMES]) + (", …" if len(longest) > _MOST_NAMES else "")
+            raise ConfigurationError(
+                f"memory '{memory}': {type(module).__name__} has no list of layers '{name}'",
+                f"it has {shown}" if known else "it has none with a name: leave the name out, or use memory 'stored'",
+            )
+        outer = next((other for other in names if _is_inside(name, other)), None)
+        if outer is not None:
+            raise ConfigurationError(
+                f"memory '{memory}': the list '{name}' lies inside '{outer}', whose layers are evaluated as a whole",
+                f"name one of the two: {memory.partition(':')[0]}:{outer}",
+            )
+    return {name: known[name] for name in names}
 
 
 def _longest_lists(module: nn.Module) -> Mapping[str, nn.Module]:

@@ -33,10 +33,11 @@ from capsbench.reversible import (
     STRATEGIES,
     check_gamma,
     check_members_strategy,
+    named_lists,
     resolve_inverse,
 )
 from capsbench.routing import check_routing, compiled, kernels, resolve_kernel
-from capsbench.typed_values import parsed_values
+from capsbench.typed_values import fault_of, parsed_values, several
 from capsbench.workload import Facts, check_optimizer_step, facts_of
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
@@ -84,10 +85,11 @@ class Sweep:
     ) -> None:  # fmt: skip
         self.models = tuple(models)
         self.varied = {
-            name.replace("-", "_"): axis_values(name.replace("-", "_"), values) for name, values in (vary or {}).items()
+            name: axis_values(name, values)
+            for name, values in ((name.replace("-", "_"), values) for name, values in _by_name("vary", vary).items())
         }
         """The values of each axis by its name, ascending."""
-        self.settings = {name: _several(value) for name, value in (settings or {}).items()}
+        self.settings = {name: _setting_values(name, value) for name, value in _by_name("settings", settings).items()}
         """The values of what cases take, by name."""
         self.chosen = frozenset(name for name, value in options.items() if value is not None)
         """Options that were given a value, other than as an axis."""
@@ -108,9 +110,12 @@ class Sweep:
             raise ConfigurationError(f"a sweep takes no {unknown}", f"choose among {', '.join(SWEPT_OPTIONS)}")
         values: dict[str, tuple[Any, ...]] = {}
         for name in SWEPT_OPTIONS:
-            values[name] = _several(_shapes(options.get(name)) if name == "image_shape" else options.get(name)) or (
-                (usual or {}).get(name, OPTIONS[name].default),
-            )
+            given = options.get(name)
+            values[name] = several(_shapes(given) if name == "image_shape" else given)
+            if given is None:
+                values[name] = ((usual or {}).get(name, OPTIONS[name].default),)
+            elif not values[name]:
+                raise ConfigurationError(f"`{name}` {given!r} has no value", f"give one or several, or leave `{name}` out")
         self.values: Mapping[str, tuple[Any, ...]] = MappingProxyType(values | {"device": (device,)})
         """The values of every option."""
 
@@ -128,11 +133,32 @@ class Sweep:
         return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in self.values[name])
 
 
-def _several(given: object) -> tuple[Any, ...]:
-    """The values of an option that may have several; none for None."""
+def _by_name(field: str, given: object) -> Mapping[str, object]:
+    """Values of a field by their names."""
     if given is None:
-        return ()
-    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ConfigurationError(
+            f"`{field}` {given!r} is no dictionary of values by name", f"give {field}={{'length': [128, 256]}}, for example"
+        )
+    return given
+
+
+def _setting_values(name: str, given: object) -> tuple[Setting, ...]:
+    """The values of one of `settings`.
+
+    Raises:
+        ConfigurationError: there is none, or one is no number, text or flag.
+    """
+    values = several(given)
+    if not values:
+        raise ConfigurationError(f"`settings` {name} has no value", f"give one or several, or leave {name} out")
+    for value in values:
+        if fault := fault_of(value):
+            raise ConfigurationError(
+                f"`settings` {name}: {fault}", "give numbers, texts or flags; anything else the function itself can make of them"
+            )
+    return values
 
 
 def _shapes(given: object) -> object:
@@ -154,11 +180,9 @@ def axis_values(name: str, given: object) -> tuple[Any, ...]:
         ConfigurationError: it is none of these.
     """
     try:
-        values = parsed_values(given) if isinstance(given, str) else _several(_shapes(given) if name in SHAPE_NAMES else given)
+        values = parsed_values(given) if isinstance(given, str) else several(_shapes(given) if name in SHAPE_NAMES else given)
     except ValueError:
         values = ()
-    # Numbers of numpy and torch as Python's own.
-    values = tuple(value.item() if hasattr(value, "item") else value for value in values)
     if not values:
         raise ConfigurationError(f"`vary` {name} {given!r} has no value", AXIS_FORMS)
     if name in SHAPE_NAMES and name != IMAGE_SIZE:
@@ -174,6 +198,8 @@ def axis_values(name: str, given: object) -> tuple[Any, ...]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigurationError(f"`vary` {name} {value!r} is not a number", AXIS_FORMS)
+        if fault := fault_of(value):
+            raise ConfigurationError(f"`vary` {name}: {fault}", AXIS_FORMS)
         if name in ("blocks", IMAGE_SIZE) and (not isinstance(value, int) or not 1 <= value <= DEEPEST):
             things = "pixels" if name == IMAGE_SIZE else name
             raise ConfigurationError(f"`vary` {name} {value!r} is not a number of {things}", f"give 1 to {DEEPEST:,}")
@@ -284,14 +310,16 @@ def _series_of(sweep: Sweep, model: str, facts: Facts) -> Iterator[Configuration
         asked = dict(zip(names, values, strict=False))
         made = tuple(zip(given, values[len(names) :], strict=True))
         if "routing" not in asked or _has_kernel(asked["routing"], asked["kernel"]):
-            yield Configuration(model=model, blocks=0, settings=made or None, **_resolved(asked, sweep))
+            yield _configuration(model, blocks=0, settings=made or None, **_resolved(asked, sweep))
 
 
 def _given_to_builder(sweep: Sweep, facts: Facts) -> dict[str, tuple[Any, ...]]:
     """The values that a function that builds a network is given, by name; none for any other."""
     if facts.builder is None:
         return {}
-    return sweep.settings | {name: values for name, values in sweep.varied.items() if name not in (*OPTIONS, *SHAPE_NAMES)}
+    own = {name for name in sweep.varied if name not in (*OPTIONS, *SHAPE_NAMES)}
+    own = own if facts.builder.takes_more else own.intersection(facts.builder.names)
+    return sweep.settings | {name: values for name, values in sweep.varied.items() if name in own}
 
 
 def _cases(sweep: Sweep, model: str, names: Sequence[str], settings: Mapping[str, Setting]) -> Iterator[Configuration]:
@@ -307,14 +335,23 @@ def _cases(sweep: Sweep, model: str, names: Sequence[str], settings: Mapping[str
         made = {name: float(value) if isinstance(settings[name], float) else value for name, value in made.items()}
         own = {name: made.pop(name) for name in ("blocks", "batch_size") if name in made}
         fields = {"blocks": own.get("blocks", 0), "batch_size": own.get("batch_size"), "settings": tuple(made.items())}
-        try:
-            yield Configuration(model=model, dataset=OWN_INPUTS, **fields, **asked)
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            raise ConfigurationError(
-                f"model '{model}': {'.'.join(map(str, fault['loc']))} {fault['input']!r} makes no case: {fault['msg']}",
-                "give another value, or another default",
-            ) from None
+        yield _configuration(model, dataset=OWN_INPUTS, **fields, **asked)
+
+
+def _configuration(model: str, **fields: Any) -> Configuration:
+    """A configuration of these fields.
+
+    Raises:
+        ConfigurationError: a value makes none.
+    """
+    try:
+        return Configuration(model=model, **fields)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ConfigurationError(
+            f"model '{model}': {'.'.join(map(str, fault['loc']))} {fault['input']!r} makes no cell: {fault['msg']}",
+            "give another value, or another default",
+        ) from None
 
 
 def _fitting(sweep: Sweep, model: str, name: str, *, own_memory: bool = False) -> tuple[Any, ...]:
@@ -325,7 +362,8 @@ def _fitting(sweep: Sweep, model: str, name: str, *, own_memory: bool = False) -
     if own_memory:
         return tuple(memory for memory in values if memory in (None, *MEMBER_STRATEGIES))
     if model not in MODELS:
-        return tuple(None if memory == "stored" else memory for memory in values if memory in (None, *MEMBER_STRATEGIES))
+        of_members = (memory for memory in values if memory is None or named_lists(memory)[0] in MEMBER_STRATEGIES)
+        return tuple(None if memory == "stored" else memory for memory in of_members)
     if values == (None,):
         return ("reversible",) if model == "mocapsnet" else ("stored",)
     return tuple(memory for memory in values if memory in _strategies(model))
@@ -365,8 +403,7 @@ def _check(sweep: Sweep) -> dict[str, Facts]:
     """Refuse options that cannot be met, and return the facts about each model."""
     with naming("models"):
         facts = {model: _facts_of(model) for model in sweep.models}
-    for model, found in facts.items():
-        _check_axes(sweep, model, found)
+    _check_axes(sweep, facts)
     for name in SWEPT_OPTIONS:
         # An axis that is a setting of every case here is no option.
         if name not in sweep.varied or any(name not in (found.settings or ()) for found in facts.values()):
@@ -379,8 +416,27 @@ def _check(sweep: Sweep) -> dict[str, Facts]:
     return facts
 
 
-def _check_axes(sweep: Sweep, model: str, facts: Facts) -> None:
-    """Refuse axes that a model does not have."""
+def _check_axes(sweep: Sweep, all_facts: Mapping[str, Facts]) -> None:
+    """Refuse axes that no model has; a model that lacks one which another has is measured once for all of its values."""
+    known = {model: _axes_had(sweep, model, facts) for model, facts in all_facts.items()}
+    for name in sweep.varied:
+        for model, facts in all_facts.items():
+            _refuse_unset(model, facts, name)
+            usual = (facts.settings or {}).get(name)
+            if usual is not None and name not in known[model]:
+                raise ConfigurationError(
+                    f"`vary` {name}: its default {usual!r} in model '{model}' is not a number",
+                    "give its values by `settings`: they multiply the sweep",
+                )
+        if not any(name in had for had in known.values()):
+            model, had = next(iter(known.items()))
+            raise ConfigurationError(
+                f"`vary` {name}: model '{model}' takes no {name}", f"it takes {', '.join(dict.fromkeys(had))}"
+            )
+
+
+def _axes_had(sweep: Sweep, model: str, facts: Facts) -> list[str]:
+    """Names of the axes that a model has."""
     settings, builder = facts.settings, facts.builder
     if settings is None:
         fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.have(model)]
@@ -392,22 +448,19 @@ def _check_axes(sweep: Sweep, model: str, facts: Facts) -> None:
         numbers = [name for name, usual in settings.items() if isinstance(usual, int | float) and not isinstance(usual, bool)]
         fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.names is None]
         known = [*numbers, *(name for name in fields if name not in ("blocks", *_OF_IMAGES))]
-    known = [name for name in known if name != "threads" or sweep.kind == "cpu"]
-    for name in sweep.varied:
-        if name in known:
-            continue
-        if name in (settings or {}):
-            raise ConfigurationError(
-                f"`vary` {name}: its default {(settings or {})[name]!r} in model '{model}' is not a number",
-                "give its values by `settings`: they multiply the sweep",
-            )
-        raise ConfigurationError(f"`vary` {name}: model '{model}' takes no {name}", f"it takes {', '.join(dict.fromkeys(known))}")
+    return [name for name in known if name != "threads" or sweep.kind == "cpu"]
+
+
+def axis_lacked(cells: Iterable[Cell], axis: str) -> list[str]:
+    """Notes on networks of a sweep that lack its first axis, and are measured once for all values of it."""
+    lacking = dict.fromkeys(cell.configuration.model for cell in cells if cell.configuration.position(axis) is None)
+    return [f"model '{model}' takes no {axis.replace('_', ' ')}: it has no slope, and is drawn as a level" for model in lacking]
 
 
 def _check_settings(sweep: Sweep, model: str, facts: Facts) -> None:
     """Refuse settings that a model does not take, and values of another kind than their defaults."""
     if facts.settings is not None:
-        _check_settings_of_case(sweep, model, facts.settings)
+        _check_settings_of_case(sweep, model, facts, facts.settings)
     elif facts.builder is not None:
         if sweep.depths_chosen:
             raise ConfigurationError(
@@ -421,7 +474,7 @@ def _check_settings(sweep: Sweep, model: str, facts: Facts) -> None:
         )
 
 
-def _check_settings_of_case(sweep: Sweep, model: str, settings: Mapping[str, Setting]) -> None:
+def _check_settings_of_case(sweep: Sweep, model: str, facts: Facts, settings: Mapping[str, Setting]) -> None:
     """Refuse settings that a function of cases does not take, and values of another kind than their defaults."""
     given: dict[str, tuple[Any, ...]] = dict(sweep.settings)
     if "blocks" in given:
@@ -431,8 +484,7 @@ def _check_settings_of_case(sweep: Sweep, model: str, settings: Mapping[str, Set
     given |= {name: sweep.values[name] for name in _OF_IMAGES if name in sweep.chosen}
     given |= {name: values for name, values in sweep.varied.items() if name in settings}
     for name, values in given.items():
-        if not values:
-            raise ConfigurationError(f"`settings` {name} has no value", f"give one or several, or leave {name} out")
+        _refuse_unset(model, facts, name)
         if name not in settings:
             # The name of an option is written as one, for the command line prints its flag.
             what = f"`{name}`" if name in _OF_IMAGES else name
@@ -449,15 +501,28 @@ def _check_settings_of_case(sweep: Sweep, model: str, settings: Mapping[str, Set
                 )
 
 
+def _refuse_unset(model: str, facts: Facts, name: str) -> None:
+    """Refuse an argument of a function that makes cases whose default no record can hold."""
+    if name in facts.unset:
+        raise ConfigurationError(
+            f"`{name}` of model '{model}' cannot be set: its default is no number, text or flag",
+            "give it a default of the kind that it takes, such as 0 or ''",
+        )
+
+
 def _check_value(name: str, value: Any) -> None:
     """Refuse a value that an option cannot have in any combination."""
     option = OPTIONS[name]
+    if value is None and option.default is None:
+        return
+    if fault := fault_of(value):
+        raise ConfigurationError(f"`{name}`: {fault}", f"give {'a text' if type_of(name) is str else 'a number'}")
     if value == option.default:
         return
     if name == "image_shape" and type(value) is not int:
         with naming(name):
             parse_shape(str(value))
-    if option.choices and value not in option.choices:
+    if option.choices and not option.knows(value):
         raise unknown_name(f"`{name}`", value, option.choices)
     kind = type_of(name)
     if kind is not str and (isinstance(value, bool) or not isinstance(value, int | kind)):
@@ -524,6 +589,10 @@ def _check_combinations(sweep: Sweep) -> None:
         if model not in MODELS and not _fitting(sweep, model, "memory"):
             with naming("memory"):
                 check_members_strategy(memories[0])
+            raise ConfigurationError(
+                f"`memory` {sweep.shown('memory')} leaves nothing for {model}, whose function is given it and knows no lists",
+                f"give one of {', '.join(MEMBER_STRATEGIES)}",
+            )
         if model in STACKED and memories != (None,) and not _fitting(sweep, model, "memory"):
             raise ConfigurationError(
                 f"`memory` {sweep.shown('memory')} leaves nothing for {model}",

@@ -28,12 +28,13 @@ from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
 from capsbench.sweep.local import Sources, local_launcher
-from capsbench.sweep.plan import Sweep, axes_asked, axes_of, expand, parse_depths
+from capsbench.sweep.plan import Sweep, axes_asked, axes_of, axis_lacked, expand, parse_depths
 from capsbench.sweep.runner import Observer, remaining, run_sweep, uninterrupted
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
 from capsbench.sweep.timekeeper import Timekeeper
 from capsbench.sweep.unchanged import unchanged
 from capsbench.timed_rounds import TurnsTaken
+from capsbench.typed_values import several
 from capsbench.workload import name_of
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
@@ -182,6 +183,7 @@ def predict(
     settings: Mapping[str, Any] | None = None,
     device: Literal["cuda", "cpu"] = "cuda",
     gpu: str | None = None,
+    threads: int | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     watcher: Watcher | None = None,
@@ -198,6 +200,7 @@ def predict(
         settings: values of what cases take by name, each a value or a list of values.
         device: the kind of device to predict for.
         gpu: the GPU to predict for, by default an H100.
+        threads: threads of the CPU to predict for, by default torch's own number.
         out: folder of the report; by default it is in memory alone.
         resume: add to the report that is there.
         watcher: object that is informed of the progress; by default the log `capsbench`.
@@ -215,7 +218,7 @@ def predict(
         depths_chosen=depths is not None,
         vary=vary,
         settings=settings,
-        **where(f"{device}:predicted", gpu, None, vary or ()),
+        **where(f"{device}:predicted", gpu, threads, vary or ()),
         **options,
     )
     cells = expand(sweep)
@@ -240,6 +243,8 @@ def traced(plan: Plan, watcher: Watcher | None = None) -> Report:
         watcher: object that is informed of the progress.
     """
     report, watcher = Report.of([], "predicted", plan=plan), watcher or Logged()
+    for text in axis_lacked(plan.cells, plan.axes[0]):
+        watcher.notify(f"note: {text}")
     with watcher.measuring(plan, report, plan.cells) as observers:
         for cell in plan.cells:
             for observer in observers:
@@ -279,6 +284,8 @@ def measure(
         plan = begin(report, plan, resume=resume)
         if only_these:
             plan = plan.model_copy(update={"cells": cells})
+        for text in axis_lacked(plan.cells, plan.axes[0]):
+            watcher.notify(f"note: {text}")
         for text in damage_in_words(report.damages):
             watcher.notify(f"warning: {text}; lost cells are measured again")
         environment = describe()
@@ -313,7 +320,7 @@ def note_unchanged(plan: Plan, report: Report, watcher: Watcher) -> None:
 
 def _names(models: Model | Iterable[Model]) -> list[str]:
     """The names by which other processes find networks."""
-    listed = [models] if isinstance(models, str) or callable(models) else list(models)
+    listed: list[Any] = [models] if callable(models) else list(several(models))
     if not listed:
         raise ConfigurationError("`models` names no network", "give one or several, such as 'mocapsnet'")
     found: dict[str, Model] = {}
@@ -327,8 +334,7 @@ def _names(models: Model | Iterable[Model]) -> list[str]:
 
 
 def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
-    listed = [depths] if isinstance(depths, int | str) else list(depths)
-    return parse_depths(",".join(map(str, listed)))
+    return parse_depths(",".join(map(str, several(depths))))
 
 
 def where(device: str, gpu: str | None, threads: int | None, vary: Container[str] = ()) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from capsbench.axes import axis_title
 from capsbench.gate.findings import Labels
+from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, Record
 from capsbench.terminal.named_rows import NamedRows
 from capsbench.words.along import number_text
@@ -86,13 +87,18 @@ def fit_text(
     configuration: Configuration, what: str, value: int, memory_bytes: int | None, *, bounded: bool, traced: bool, reason: str,
     looked_at: int,
 ) -> str:  # fmt: skip
-    """Text `MoCapsNet: 123 blocks fit …`, `about 1,234 …` if extrapolated, `at least 256 …` if more may fit."""
-    unit = "blocks" if what == "depth" else f"images at {configuration.blocks} blocks"
-    where = configuration.gpu or "this CPU"
+    """Text `MoCapsNet: 123 blocks fit …` or `GPT2: length 512 fits …`; `about` if extrapolated, `at least` if more may fit."""
+    title, where = model_title(configuration.model), configuration.gpu or "this CPU"
+    images = "samples" if configuration.dataset == OWN_INPUTS else "images"
+    at_depth = f" at {configuration.blocks} blocks" if configuration.blocks else ""
+    unit = {"depth": "blocks", "batch": f"{images}{at_depth}"}.get(what)
+    noun = axis_title(what).lower()
     if not value:
-        return f"{model_title(configuration.model)}: not even 1 of {unit} fits {where}: {reason}"
+        smallest = f"1 of {unit}" if unit else f"a smaller {noun}"
+        return f"{title}: not even {smallest} fits {where}: {reason}"
     found = "" if memory_bytes is None else f", {bytes_text(memory_bytes)} of its memory"
     sure = "at least " if not bounded else "" if traced else "about "
     how = "" if traced else f", extrapolated from how bytes grow up to {looked_at} blocks"
     why = f"; {reason}" if reason else ""
-    return f"{model_title(configuration.model)}: {sure}{value:,} {unit} fit {where}{found}{how}{why}"
+    fitting = f"{sure}{value:,} {unit} fit" if unit else f"{noun} {sure}{value:,} fits"
+    return f"{title}: {fitting} {where}{found}{how}{why}"

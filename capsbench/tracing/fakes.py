@@ -77,6 +77,7 @@ def fake_like(tensor: Tensor, device: torch.device, values: Values, memory: Memo
         values: receives the values.
         memory: counterparts so far, of which those on a CPU share memory as the originals do.
     """
+    _check_kind(tensor)
     if device.type == "cpu":
         moved = shared_like(tensor, device, {} if memory is None else memory)
     else:
@@ -104,17 +105,23 @@ def twin_like(tensor: Tensor, device: torch.device, values: Values, memory: Memo
         with _disable_current_modes():  # it has no bytes yet
             kind: Any = type(tensor)
             return kind(requires_grad=tensor.requires_grad, dtype=tensor.data.dtype)
-    wrapped: bool = is_traceable_wrapper_subclass(tensor)
-    if wrapped or tensor.layout is not torch.strided:
-        named = type(tensor).__name__ if wrapped else str(tensor.layout)
-        raise ConfigurationError(
-            f"the network has a tensor of kind {named}, whose bytes a trace does not know", "give a network of plain tensors"
-        )
+    _check_kind(tensor)
     stays = not registered and tensor.dim() == 0 and tensor.device.type == "cpu"
     twin = fake_like(tensor, tensor.device if stays else device, values, memory)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(twin, tensor.requires_grad)
     return twin.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+
+
+def _check_kind(tensor: Tensor) -> None:
+    """Refuse a tensor that is made of others, such as a sparse one."""
+    wrapped: bool = is_traceable_wrapper_subclass(tensor)
+    if wrapped or tensor.layout is not torch.strided:
+        named = type(tensor).__name__ if wrapped else str(tensor.layout)
+        raise ConfigurationError(
+            f"there is a tensor of kind {named}, whose bytes a trace does not know",
+            "measure its step with 'run', or give plain tensors",
+        )
 
 
 def give_values(moved: Tensor, tensor: Tensor, values: Values) -> None:
@@ -127,6 +134,7 @@ def give_values(moved: Tensor, tensor: Tensor, values: Values) -> None:
 
 def shared_like(tensor: Tensor, device: torch.device, memory: Memory) -> Tensor:
     """The counterpart of a tensor on a device; tensors that share memory share it there too, in `memory`."""
+    _check_kind(tensor)
     storage = tensor.untyped_storage()
     key = storage._cdata, tensor.dtype
     if key not in memory:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.autograd.graph import _engine_run_backward
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from capsbench.errors import ConfigurationError
 from capsbench.pretend import pretending
@@ -36,6 +37,8 @@ register_formulas()
 
 _MOST_READS = 10_000
 _READS = "the model reads a tensor's value, for which the trace takes 0"
+_ALL = {torch.ops.aten.all, torch.ops.aten._is_all_true}
+"""Operators whose outcome is taken to be true: a program that asks whether all values are as they should be goes on then."""
 _MASKS = "the sizes of tensors depend on values, such as a mask's, for which the trace takes 0: nothing is chosen"
 _OTHER_FORMS = "CUDA tensors cannot be followed here without a C++ compiler: operators have the forms that they have on a CPU"
 _STATE_SHAPES = {torch.get_rng_state().shape, torch.Size([16])}
@@ -110,6 +113,8 @@ class Follow(Operators):
         self._numbers: dict[int, int] = {}
         """The block reserved for the number that an autograd node may keep, by the node's number."""
         self._reads = 0
+        self._true: Any = WeakTensorKeyDictionary()
+        """Outcomes of operators that are taken to be true."""
         self.work: list[Work] = []
         """The work of every operator so far."""
         self._recordings: dict[str, tuple[Recording, int, list[Work]]] = {}
@@ -178,6 +183,10 @@ class Follow(Operators):
         known = self.values.computed(call)
         if known is not None:
             return known
+        if self._true.get(call.tensors[0]):
+            if not _is_validation():
+                self.notes[_READS] = None
+            return True
         self._reads += 1
         if self._reads > _MOST_READS:
             raise ConfigurationError(
@@ -214,6 +223,8 @@ class Follow(Operators):
         for one in tensors_in(out):
             if one.untyped_storage()._cdata not in outside:
                 self.blocks.follow(one)
+        if call.packet in _ALL and isinstance(out, Tensor) and out.numel() == 1:
+            self._true[out] = True
         if _sums_gradients(call):
             self.blocks.follow_sum(call.tensors[0], out)
         self._take_scratch(call)
@@ -290,6 +301,16 @@ class Follow(Operators):
             nbytes = max(nbytes or 0, numbers_bytes(call))
         if nbytes:
             self.blocks.free(self.blocks.add(nbytes), nbytes)
+
+
+def _is_validation() -> bool:
+    """Return whether a distribution of torch checks its arguments, which decides nothing of what it computes."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith("torch.distributions."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_mask(index: Tensor | None) -> bool:

@@ -3,7 +3,7 @@
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from capsbench.tracing.follow import Follow, following
 from capsbench.tracing.known import Values
 from capsbench.tracing.observed_inference import INFERENCE_NOT_KNOWN, run_inference, unneeded_bytes
 from capsbench.tracing.observed_step import GradientObserver
+from capsbench.tracing.shared_state import shared_state_replaced
 from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
 from capsbench.tracing.surroundings import lazy_parameters
 from capsbench.tracing.trace import Trace
@@ -136,8 +137,8 @@ def trace_step(
     if live is None:
         with _following(configuration, **options) as follow:
             return _traced(follow, _started(follow, configuration, build, factory), inference=inference)
-    with untouched(live.module, live.tensors()), _following(configuration, **options) as follow:
-        return _traced(follow, _started_live(follow, configuration, live), inference=inference)
+    with untouched(live.module, live.tensors()), _following(configuration, **options) as follow, ExitStack() as stack:
+        return _traced(follow, _started_live(follow, configuration, live, stack), inference=inference)
 
 
 @contextmanager
@@ -248,16 +249,24 @@ def _started(follow: Follow, configuration: Configuration, build: Build | None, 
     return Workload(configuration.model_copy(update={"compile": None}), case=case)
 
 
-def _started_live(follow: Follow, configuration: Configuration, live: Case) -> Workload:
-    """The twin of a live network and of its optimizer, on shapes."""
+def _started_live(follow: Follow, configuration: Configuration, live: Case, stack: ExitStack) -> Workload:
+    """The twin of a live network and of its optimizer, on shapes.
+
+    Args:
+        follow: follows its tensors.
+        configuration: the step.
+        live: case of the network.
+        stack: puts the state back that the network shares with other objects.
+    """
     device, values = follow.blocks.device, follow.values
     live = live.map_tensors(lambda tensor: tensor)  # its inputs are plain dictionaries from here on
     memory: Memory = {}
-    twins = Twins(lambda tensor, registered: twin_like(tensor, device, values, memory, registered=registered))
+    twins = Twins(lambda tensor, registered: twin_like(tensor, device, values, memory, registered=registered), with_globals=False)
     module = twins.of(live.module)
     for tensor in live.tensors():
         twins.give(tensor, _input_like(tensor, device, values, memory))
     given = {name: twins.of(getattr(live, name)) for name in ("inputs", "loss", "targets", "inference", "optimizer", "train")}
+    stack.enter_context(shared_state_replaced(twins))
     for script in twins.scripts:
         made_fake(script, device, values)
     case = replace(live, module=module, **given)

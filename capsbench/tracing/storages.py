@@ -1,6 +1,6 @@
 """The memory behind tensors: address, size and owner."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +8,32 @@ from torch.utils._pytree import tree_leaves
 
 from capsbench.tracing.cuda_allocator import SMALLEST
 
+_PARTS: dict[torch.layout, tuple[str, ...]] = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+"""Methods that return the dense tensors of a sparse one, by its layout."""
+
+
+def dense_parts(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The dense tensors that tensors are made of: those of a sparse one have its indices and values."""
+    for tensor in tensors:
+        names = _PARTS.get(tensor.layout)
+        yield from [tensor] if names is None else [getattr(tensor, name)() for name in names]
+
 
 def addresses(tensors: Iterable[Tensor]) -> list[int]:
     """Addresses of the storages behind tensors."""
-    return [tensor.untyped_storage().data_ptr() for tensor in tensors]
+    return [tensor.untyped_storage().data_ptr() for tensor in dense_parts(tensors)]
 
 
 def storages_of(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Bytes of the storages behind tensors, by the number of each."""
-    return {storage._cdata: storage.nbytes() for tensor in tensors if (storage := tensor.untyped_storage()).nbytes()}
+    storages = (tensor.untyped_storage() for tensor in dense_parts(tensors))
+    return {storage._cdata: storage.nbytes() for storage in storages if storage.nbytes()}
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

@@ -26,16 +26,30 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
 
 
-def random_states(follow: Callable[[Tensor], None]) -> AbstractContextManager[None]:
-    """Show `follow` the random states that are taken, which are real tensors that no operator makes."""
-    real = torch.get_rng_state
+class _Followed:
+    """A generator whose states are shown to a function.
 
-    def followed() -> Tensor:
-        state = real()
-        follow(state)
+    Args:
+        generator: the generator.
+        follow: function that is called with each state that is taken.
+    """
+
+    def __init__(self, generator: torch.Generator, follow: Callable[[Tensor], None]) -> None:
+        self._generator, self._follow = generator, follow
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+    def get_state(self) -> Tensor:
+        state = self._generator.get_state()
+        self._follow(state)
         return state
 
-    return replaced(torch, "get_rng_state", followed)
+
+def random_states(follow: Callable[[Tensor], None]) -> AbstractContextManager[None]:
+    """Show `follow` the random states that are taken, which are real tensors that no operator makes."""
+    # `get_rng_state` takes them of this generator, by whatever name a user knows that function.
+    return replaced(torch.random, "default_generator", _Followed(torch.default_generator, follow))
 
 
 def whole_inputs() -> AbstractContextManager[None]:
@@ -116,15 +130,13 @@ def lazy_parameters(model: nn.Module, device: torch.device) -> AbstractContextMa
 
 
 def offloading() -> AbstractContextManager[None]:
-    """Replace `save_on_cpu`, which would move nothing where CUDA's tensors report that they are on a CPU."""
+    """Let `save_on_cpu` take tensors away, and bring new ones back: it would move none where CUDA's appear to be on a CPU."""
 
-    class OffDevice(torch.autograd.graph.saved_tensors_hooks):
-        """Hooks under which a saved tensor leaves the device, and comes back as a new one."""
+    def init(hooks: Any, *_: Any, **__: Any) -> None:
+        torch.autograd.graph.saved_tensors_hooks.__init__(
+            hooks,
+            lambda tensor: (tensor.size(), tensor.stride(), tensor.dtype),
+            lambda saved: torch.empty_strided(saved[0], saved[1], dtype=saved[2]),
+        )
 
-        def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
-            super().__init__(
-                lambda tensor: (tensor.size(), tensor.stride(), tensor.dtype),
-                lambda saved: torch.empty_strided(saved[0], saved[1], dtype=saved[2]),
-            )
-
-    return replaced(torch.autograd.graph, "save_on_cpu", OffDevice)
+    return replaced(torch.autograd.graph.save_on_cpu, "__init__", init)

@@ -5,15 +5,18 @@ enclose. Its tensors are new and have no values, so that twins of a network of m
 """
 
 import copy
+import itertools
 import random
+import sys
 import weakref
 from array import array
 from collections import OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from types import CellType, FunctionType, MemberDescriptorType, MethodType
-from typing import Any
+from functools import lru_cache, partial
+from pathlib import Path
+from types import CellType, FunctionType, MemberDescriptorType, MethodType, SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,16 +35,28 @@ MakeTensor = Callable[[Tensor, bool], Tensor]
 _NEVER_CHANGED = {str, int, float, bool, complex, bytes, type(None), torch.dtype, torch.device}
 """Types of most values that modules hold, asked first because vocabularies are long."""
 
-_CUSTOM_COPIES = ("__copy__", "__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__")
+_COPIES = ("__copy__", "__deepcopy__")
 """Methods of classes that say themselves how they are copied: their objects are shared."""
+_PICKLES = ("__getstate__", "__reduce__", "__reduce_ex__")
+"""Methods of classes that say how they are pickled. Those of packages may be made of more than their attributes."""
 
 _OF_NUMPY = (np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 
-_GLOBALS = (
+CACHE = type(lru_cache(repr))
+"""Type of functions that keep what they returned."""
+
+TWINNED = (
     Tensor, nn.Module, Optimizer, dict, list, tuple, set, deque, UserDict, UserList, bytearray, array, np.ndarray,
-    torch.Generator, random.Random, *_OF_NUMPY,
+    torch.Generator, random.Random, *_OF_NUMPY, CACHE, SimpleNamespace, itertools.count,
 )  # fmt: skip
 """Types of global variables that get twins where a function names them."""
+
+_KNOWN = frozenset({"torch", "numpy", "capsbench", *sys.stdlib_module_names})
+"""Packages whose code keeps nothing of a network."""
+_INSTALLED = {"site-packages", "dist-packages"}
+
+_COPIED_BYTES = 2**24
+"""Largest array that cannot be written and is copied all the same."""
 
 _FILLED = ((list, list.extend), (set, set.update), (deque, deque.extend))
 """Types of containers that change, with the method that fills one, which a subclass may have replaced."""
@@ -55,10 +70,12 @@ class Twins:
 
     Args:
         make: makes the twin of a tensor.
+        with_globals: give functions twins of the global variables that they name; otherwise these are replaced where they are.
     """
 
-    def __init__(self, make: MakeTensor) -> None:
+    def __init__(self, make: MakeTensor, *, with_globals: bool = True) -> None:
         self._make = make
+        self._with_globals = with_globals
         self._made: dict[int, Any] = {}
         self._copies: dict[int, Any] = {}
         """Copies of NumPy's generators, and of what they share."""
@@ -66,6 +83,8 @@ class Twins:
         """Everything that has a twin, so that no other object gets its number."""
         self.scripts: list[torch.jit.ScriptModule] = []
         """Modules of TorchScript that were found, which are shared."""
+        self.code: dict[int, FunctionType | type] = {}
+        """Functions, and classes of objects, that were found."""
         self._makers: list[tuple[Any, Callable[[Any], Any]]] = [
             (Tensor, self._tensor),
             (nn.Module, self._module),
@@ -74,13 +93,16 @@ class Twins:
             ((list, set, deque), self._filled),
             ((tuple, frozenset), self._constant),
             (FunctionType, self._function),
-            (MethodType, lambda method: MethodType(method.__func__, self.of(method.__self__))),
+            (MethodType, self._method),
+            (CACHE, self._cache),
             (partial, lambda call: partial(self.of(call.func), *map(self.of, call.args), **self.of(call.keywords))),
             (weakref.ref, self._reference),
             (np.ndarray, self._array),
             ((bytearray, array), lambda value: self.give(value, copy.copy(value))),
             (torch.Generator, lambda generator: self.give(generator, generator.clone_state())),
             (random.Random, self._random),
+            (SimpleNamespace, lambda held: self._with_attributes(self.give(held, type(held)()), held)),
+            (itertools.count, lambda counter: self.give(counter, copy.copy(counter))),
             (_OF_NUMPY, lambda generator: self.give(generator, copy.deepcopy(generator, self._copies))),
         ]
 
@@ -90,12 +112,17 @@ class Twins:
         self._made[id(original)] = twin
         return twin
 
+    def has(self, value: Any) -> bool:
+        """Return whether an object has a twin already."""
+        return id(value) in self._made
+
     def of(self, value: Any) -> Any:
         """Return the twin of an object, which may be the object itself."""
         if type(value) in _NEVER_CHANGED:
             return value
         if id(value) in self._made:
             return self._made[id(value)]
+        self.code.setdefault(id(type(value)), type(value))
         for kinds, make in self._makers:
             if isinstance(value, kinds):
                 return make(value)
@@ -183,8 +210,10 @@ class Twins:
             return self.give(value, value)
 
     def _array(self, value: Any) -> Any:
-        # One that cannot be written may be a file that does not fit the memory.
-        return self.give(value, value.copy(order="K") if value.flags.writeable else value)
+        # A large one that cannot be written may be a file that does not fit the memory; its view cannot be written either.
+        twin = value.copy(order="K") if value.flags.writeable or value.nbytes <= _COPIED_BYTES else value.view()
+        twin.flags.writeable = value.flags.writeable
+        return self.give(value, twin)
 
     def _random(self, generator: random.Random) -> random.Random:
         if isinstance(generator, random.SystemRandom):  # it has no state
@@ -206,7 +235,17 @@ class Twins:
             slot.__set__(twin, self.of(held))
         return twin
 
+    def _method(self, method: MethodType) -> MethodType:
+        if isinstance(method.__func__, FunctionType):
+            self.code.setdefault(id(method.__func__), method.__func__)
+        return MethodType(method.__func__, self.of(method.__self__))
+
+    def _cache(self, function: Any) -> Any:
+        """A function that keeps what it returned, with nothing kept so far."""
+        return self.give(function, lru_cache(**function.cache_parameters())(self.of(function.__wrapped__)))
+
     def _function(self, function: FunctionType) -> Any:
+        self.code.setdefault(id(function), function)
         compiled = getattr(function, "_torchdynamo_orig_callable", None)
         if compiled is not None and not getattr(function, "_torchdynamo_disable", False):
             return self.give(function, torch.compile(self.of(compiled)))
@@ -214,7 +253,8 @@ class Twins:
         before, cells = function.__closure__ or (), [self._cell(cell) for cell in function.__closure__ or ()]
         named = {name: function.__globals__[name] for name in names_in(function.__code__) & function.__globals__.keys()}
         own = function.__globals__.get("__name__", "").partition(".")[0] != "torch"  # whose tables are no user's
-        twins = {name: self.of(value) for name, value in named.items() if own and isinstance(value, _GLOBALS)}
+        own = own and self._with_globals
+        twins = {name: self.of(value) for name, value in named.items() if own and isinstance(value, TWINNED)}
         outside = {name: twin for name, twin in twins.items() if twin is not named[name]}
         defaults = tuple(map(self.of, function.__defaults__ or ()))
         by_name = {name: self.of(value) for name, value in (function.__kwdefaults__ or {}).items()}
@@ -228,8 +268,9 @@ class Twins:
         around = function.__globals__ | outside if outside else function.__globals__
         twin = FunctionType(function.__code__, around, function.__name__, defaults or None, tuple(cells))
         twin.__kwdefaults__, twin.__qualname__, twin.__module__ = by_name or None, function.__qualname__, function.__module__
-        vars(twin).update(vars(function))
-        return self.give(function, twin)
+        self.give(function, twin)
+        vars(twin).update({name: self.of(value) for name, value in vars(function).items()})
+        return twin
 
     def _reference(self, reference: "weakref.ref[Any]") -> "weakref.ref[Any]":
         target = reference()
@@ -248,7 +289,8 @@ class Twins:
         kind = type(value)
         holds = hasattr(value, "__dict__") or any(_slots(kind))
         plain = holds and not isinstance(value, type) and kind.__module__.partition(".")[0] != "torch"
-        custom = any(getattr(kind, name, None) is not getattr(object, name, None) for name in _CUSTOM_COPIES)
+        methods = _COPIES if origin_of(kind.__module__) == "user" else (*_COPIES, *_PICKLES)
+        custom = any(getattr(kind, name, None) is not getattr(object, name, None) for name in methods)
         if (custom or not plain) and not isinstance(value, RemovableHandle | UserDict | UserList):
             return value
         try:
@@ -256,6 +298,14 @@ class Twins:
         except TypeError:  # it is made of more than its attributes
             return value
         return self._with_attributes(self.give(value, twin), value)
+
+
+def origin_of(module: str) -> Literal["known", "installed", "user"]:
+    """The origin of a module: Python, torch, NumPy or this package, another installed package, or a user's own code."""
+    if module.partition(".")[0] in _KNOWN:
+        return "known"
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return "installed" if file is not None and not _INSTALLED.isdisjoint(Path(file).parts) else "user"
 
 
 def _slots(kind: type) -> Iterator[MemberDescriptorType]:

@@ -13,6 +13,7 @@ import {
   isPredicted,
   LINES,
   lineIndexOf,
+  lineOf,
   METRICS,
   noiseOf,
   placeOf,
@@ -109,6 +110,8 @@ function figureText(cell, metric) {
   return exactly(cell, metric) + (hasFailed(cell, metric) ? `, ${statusOf(cell)}` : "");
 }
 
+const axisText = (cell) => (lineOf(cell).lacks ? "none" : String(placeOf(cell)));
+
 function drawNumbers(metric, cells, names) {
   const value = { value: (cell) => figure(cell, metric), text: (cell) => figureText(cell, metric), number: true };
   makeTable(byId("figure4-numbers").lastElementChild, "figure4-numbers", {
@@ -117,7 +120,7 @@ function drawNumbers(metric, cells, names) {
     size: 10,
     columns: [
       { label: "line", value: (cell) => names.get(lineIndexOf(cell)), name: true },
-      { label: DATA.axes[axisNow()].label, value: placeOf, number: true },
+      { label: DATA.axes[axisNow()].label, value: placeOf, text: axisText, number: true },
       { label: metric.title, ...value },
       { label: "interval", value: (cell) => (hasFigure(cell, metric) ? interval(cell, metric) : "") },
       { label: "record", value: (cell) => CELLS.key[cell] },

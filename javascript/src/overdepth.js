@@ -31,15 +31,20 @@ export function overAxis(node, metric, indices, { fits, axis, paper }) {
   const values = [...measured.map((cell) => figure(cell, metric)), ...pale.flatMap((line) => line.bytes)];
   const plot = { metric, fits, unit: unitFor(values, metric.bytes) };
   const nowhere = indices.filter((index) => fullOf(index).length && !cellsOf(index).some((cell) => isGood(cell, metric)));
-  const places = placesOf([...measured, ...indices.flatMap(fullOf)]);
+  // Lines of networks that lack the axis have no place on it: they are levels from its first place to its last.
+  const [levels, placed] = [indices.filter(isLevel), indices.filter((index) => !isLevel(index))];
+  const onAxis = [...measured, ...indices.flatMap(fullOf)].filter((cell) => !lineOf(cell).lacks);
+  const places = onAxis.length ? placesOf(onAxis) : [0];
+  const ends = [Math.min(...places), Math.max(...places)];
   const data = [
     ...pale.map((one) => paperTrace(one, plot)),
-    ...indices.flatMap((index) => [...lineTraces(index, plot), ...endTraces(index, plot)]),
-    ...nowhere.map((index, row) => fullTrace(index, row, fits)),
+    ...levels.flatMap((index) => levelTraces(index, plot, ends)),
+    ...placed.flatMap((index) => [...lineTraces(index, plot), ...endTraces(index, plot)]),
+    ...nowhere.map((index, row) => fullTrace(index, row, fits, ends)),
   ];
-  const middle = (Math.min(...places) + Math.max(...places)) / 2;
+  const middle = (ends[0] + ends[1]) / 2;
   const layout = {
-    annotations: indices.flatMap((index) => endAnnotations(index, plot, middle)),
+    annotations: placed.flatMap((index) => endAnnotations(index, plot, middle)),
     xaxis: { title: axisTitle(DATA.axes[axisNow()].label), ...wholeTicks(places, node) },
     yaxis: { title: axisTitle(heightTitle(plot)), ...heights(plot, axis, values, measured) },
   };
@@ -48,6 +53,17 @@ export function overAxis(node, metric, indices, { fits, axis, paper }) {
   if (layout.yaxis.type === "log") for (const one of layout.annotations) one.y = Math.log10(one.y);
   const label = `${metric.title} ${DATA.axes[axisNow()].over}, ${plural(indices.length, "line")}; the numbers are in a table below.`;
   return { data, layout, label };
+}
+
+const isLevel = (index) => LINES[index].lacks;
+
+// The level of a network that lacks the axis; its ends show its record, and open its step when they are clicked.
+function levelTraces(index, { metric, unit }, ends) {
+  const [cell] = cellsOf(index).filter((one) => isGood(one, metric));
+  if (cell === undefined) return [];
+  const y = figure(cell, metric) / unit[0];
+  const hover = { customdata: [cell, cell], hovertext: ends.map(() => hoverText(cell, [metric])), hoverinfo: "text" };
+  return [{ x: ends, y: [y, y], mode: "lines", opacity: 0.8, ...hover, line: lineStyle(LINES[index], 1.4) }];
 }
 
 function whyEmpty(metric, indices) {
@@ -168,11 +184,12 @@ function fullPoint(cell, y, colour) {
 }
 
 // The mark of a line that is out of memory everywhere.
-function fullTrace(index, row, named) {
+function fullTrace(index, row, named, ends) {
   const colour = colourOf(LINES[index]);
   const text = [`${plotText(shortened(LINES[index].short, 30))}: out of memory`];
   const words = { text, textposition: "middle right", textfont: { color: colour, size: 11 }, cliponaxis: false };
   const point = fullPoint(fullOf(index)[0], 0.97 - 0.05 * row, colour);
+  if (isLevel(index)) point.x = [ends[0]];
   return { ...point, ...words, yaxis: "y2", mode: named ? "markers+text" : "markers" };
 }
 

@@ -23,7 +23,7 @@ export const startTradeoff = () => addChart(byId("tradeoff-chart"), buildTradeof
 
 export function drawTradeoff() {
   const good = chosenCells().filter((cell) => statusOf(cell) === "ok");
-  const places = [...new Set(good.map(placeOf))].sort((a, b) => a - b);
+  const places = [...new Set(good.filter((cell) => !lineOf(cell).lacks).map(placeOf))].sort((a, b) => a - b);
   // A position that the filters leave out cannot stay chosen.
   if (!places.includes(state.tradeoff.place)) state.tradeoff.place = places.at(-1);
   // Without a memory that differs there is no choice to make.
@@ -84,10 +84,11 @@ function pointOf(cell, memory, time) {
   return { cell, work: workOf(cell), memory: figure(cell, memory), time: value, low: low ?? value, high: high ?? value };
 }
 
-// The chosen records at a position that have both figures.
+// The chosen records at a position that have both figures, and those of networks that lack the axis.
 function pointsAt(memory, time, place) {
   if (!memory || !time) return [];
-  const isShown = (cell) => placeOf(cell) === place && isGood(cell, memory) && isGood(cell, time);
+  const isThere = (cell) => lineOf(cell).lacks || placeOf(cell) === place;
+  const isShown = (cell) => isThere(cell) && isGood(cell, memory) && isGood(cell, time);
   return chosenCells()
     .filter(isShown)
     .map((cell) => pointOf(cell, memory, time));

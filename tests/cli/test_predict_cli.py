@@ -100,6 +100,14 @@ def test_json_alone_is_on_standard_output(command, own_model):
         (("--fit", "depth", "--capacity", "1GiB"), ("--depth", "--fit depth")),
         (("--fit", "batch", "--batch-size", "4"), ("--batch-size", "--fit batch")),
         (("--fit", "batch", "--out", "x"), ("--fit batch", "--out")),
+        (
+            ("--fit", "tokens"),
+            ("--fit tokens", "takes no whole number of this name", "search for one of depth, batch, iterations,"),
+        ),
+        (("--fit", "capsules", "--capsules", "8"), ("--capsules has no effect with --fit capsules",)),
+        (("--fit", "image-size", "--vary", "image-size=32"), ("--vary image_size has no effect with --fit image_size",)),
+        (("--fit", "length", "--set", "length=3"), ("--set length has no effect with --fit length",)),
+        (("--threads", "2"), ("--threads 2", "--device cuda")),
         (("--resume",), ("--resume", "--out")),
         (("--kernel", "compiled"), ("--kernel compiled", "cuda")),
         (("--models", "nothing:here"), ("--models", "nothing:here")),
@@ -158,6 +166,25 @@ def test_what_fits(command, own_model):
     told = command("predict", "--models", found[0]["model"], "--batch-size", "4", *small, "--fit")
     assert told.status == 0
     assert "blocks fit this CPU" in told.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "axis", "step"), [("helpers.networks_of_others:gpt2", "length", 1), ("helpers.networks_of_others:gpt2", "width", 4)]
+)
+def test_the_largest_value_of_an_axis_that_fits(command, model, axis, step):
+    pytest.importorskip("transformers")
+    small = ("--device", "cpu", "--capacity", "8MiB")
+    result = command("predict", "--models", model, *small, "--fit", axis, "--json")
+    assert result.status == 0, result.stderr
+    (found,) = json.loads(result.stdout)
+    assert (found["what"], found["bounded"], found["value"] % step) == (axis, True, 0)
+    assert 0.9 * 8 * 2**20 < found["memory_bytes"] <= 8 * 2**20
+    larger = found["value"] + max(step, found["value"] // 100)
+    beyond = command("predict", "--models", model, *small, "--set", f"{axis}={larger}", "--json")
+    assert [one["status"] for one in json.loads(beyond.stdout)] == ["oom"]
+    told = command("predict", "--models", model, *small, "--fit", axis)
+    assert f"{axis} {found['value']:,} fits this CPU" in " ".join(told.stdout.split())
 
 
 @pytest.mark.slow

@@ -99,6 +99,21 @@ def test_series_of_a_grid_are_named_by_the_other_axis(grid):
     assert "length=64" in legend_of(grid.figure4(along="batch_size").axes[0])
 
 
+def test_a_network_without_the_axis_is_a_level(tokens):
+    other = make_record("cases:plain", 0, dataset="own", batch_size=4, settings={"width": 8})
+    report = Report.of([*tokens.records, other], "mine", plan=tokens.plan)
+    for figure in (report.figure3(), report.figure4()):
+        ax = figure.axes[0]
+        (level,) = [line for line in ax.lines if list(line.get_xdata()) == [0, 1]]
+        assert list(level.get_ydata()) == [other.memory.retained_bytes / MIB] * 2
+        assert "no length" in legend_of(ax)
+        assert ax.get_xlim()[0] > 32, "it has no place on the axis"
+    lines = data_of(page_html([report]))["lines"]
+    assert [line["lacks"] for line in lines] == [False, True]
+    alone = Report.of([other], "mine", plan=tokens.plan)
+    assert len(alone.figure4().axes) > 0
+
+
 def test_seconds_per_epoch_are_refused_over_the_batch_size(grid):
     with pytest.raises(ConfigurationError, match="epoch along"):
         grid.figure4(along="batch_size", per="epoch")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import backward, grad
 
 from capsbench import Case
 
@@ -104,6 +105,37 @@ def by_hand(blocks=2, batch_size=7):
                 parameter.sub_(gradient, alpha=0.1)
 
     return case_of(train, blocks, batch_size, None)
+
+
+def by_imported_names(blocks=2, batch_size=7):
+    """Gradients by functions that are known by their own names: the first half of them, and then the other."""
+
+    def train(module, optimizer, batch):
+        optimizer.zero_grad()
+        loss = loss_of(module, batch)
+        first, *others = module.parameters()
+        (first.grad,) = grad(loss, [first], retain_graph=True)
+        backward(loss, inputs=others)
+        optimizer.step()
+
+    return case_of(train, blocks, batch_size)
+
+
+def functional(blocks=2, batch_size=7):
+    """Gradients by a transform, which have a graph themselves."""
+
+    def train(module, optimizer, batch):
+        def loss(parameters):
+            images, labels = batch
+            return nn.functional.cross_entropy(torch.func.functional_call(module, parameters, (images,)), labels)
+
+        gradients = torch.func.grad(loss)({name: one.detach() for name, one in module.named_parameters()})
+        for name, parameter in module.named_parameters():
+            parameter.grad = gradients[name]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return case_of(train, blocks, batch_size)
 
 
 def penalized_loss(module: nn.Module, batch: Any) -> Tensor:
@@ -209,7 +241,16 @@ def with_a_closure(blocks=2, batch_size=7):
 
 FIRST_LOSSES: dict[str, Callable[[nn.Module, Any], Tensor]] = {
     **dict.fromkeys(
-        ("zeroes_first", "zeroes_between", "zeroes_last", "fills_with_zeros", "with_momentum", "by_hand", "with_a_closure"),
+        (
+            "zeroes_first",
+            "zeroes_between",
+            "zeroes_last",
+            "fills_with_zeros",
+            "with_momentum",
+            "by_hand",
+            "by_imported_names",
+            "with_a_closure",
+        ),
         loss_of,
     ),
     "in_two_parts": lambda module, batch: loss_of(module, [one.chunk(2)[0] for one in batch]),
@@ -219,5 +260,5 @@ FIRST_LOSSES: dict[str, Callable[[nn.Module, Any], Tensor]] = {
 }
 """The loss from which backward first starts in each step."""
 
-BACKWARD_CALLS = {"in_two_parts": 2, "adversarial": 2, "adversarial_at_once": 2, "with_a_closure": 2}
+BACKWARD_CALLS = {"in_two_parts": 2, "by_imported_names": 2, "adversarial": 2, "adversarial_at_once": 2, "with_a_closure": 2}
 """Calls of backward in a step, if there are several."""

@@ -894,3 +894,15 @@ def test_a_grid_is_drawn_along_each_of_its_axes(show):
         ]
         page.choose("trade-place", "1")
         assert len(page.points("tradeoff-chart")) == 4
+
+
+def test_a_network_without_the_axis_is_a_level_across_it(show):
+    varied = make_varied(lambda at: MIB * at["length"], length=(16, 32, 64))
+    other = make_record("cases:plain", 0, dataset="own", batch_size=4, settings={"width": 8})
+    with show(Report.of([*varied.records, other], "mine", plan=varied.plan)) as page:
+        levels = [trace for trace in page.drawn("figure4") if trace["mode"] == "lines" and len(set(trace["y"])) == 1]
+        assert [trace["x"] for trace in levels] == [[16, 64]]
+        assert levels[0]["y"][0] == pytest.approx(other.memory.retained_bytes / MIB)
+        assert len(page.points("figure4")) == 3
+        assert "none" in page.text("#figure4-numbers")
+        assert "length 0" not in page.text("body")

@@ -16,7 +16,7 @@ from capsbench.models.front import CHUNKS, FORWARD
 from capsbench.options import DEEPEST
 from capsbench.prediction import fit, predict
 from capsbench.prediction.fit import CHECKED, DEEPEST_TRACED, largest_fit
-from capsbench.prediction.predict import predict_cell
+from capsbench.prediction.predict import Prediction, predict_cell
 from capsbench.records import Cell, Configuration, Record
 from capsbench.routing import compiled, route, route_and_vjp
 from capsbench.tracing.flops import votes_flops
@@ -346,6 +346,92 @@ def test_depth_that_costs_more_and_more_is_traced_and_not_extrapolated(monkeypat
     found = largest_fit(make_configuration(), "depth")
     assert (found.value, found.bounded, found.traced) == (DEEPEST_TRACED, False, True)
     assert "each block adds more than the one before" in found.reason
+
+
+AXES = {
+    "length": lambda length: 1_000 + 7 * length + length**2,
+    "line": lambda length: 1_000 + 70 * length,
+    "flat": lambda length: 1_000,
+}
+
+
+def own_case(**settings: int | float | str) -> Configuration:
+    """The configuration of a case with these settings."""
+    fields = {"dataset": "own", "settings": settings, "capsules": None, "kernel": None, "batch_size": None}
+    return make_configuration("own:make", 0, **fields)
+
+
+def pretend_lengths(monkeypatch: pytest.MonkeyPatch, kind: str, room: int | None, *, valid: Callable[[int], bool]) -> list[int]:
+    """A device on which a step of a length takes what `AXES` says, if the length makes a network."""
+    asked: list[int] = []
+
+    def trace(configuration: Configuration) -> int:
+        length = dict(configuration.settings)["length"]
+        asked.append(length)
+        if not valid(length):
+            raise ConfigurationError(f"model 'own:make' fails at {length}", "choose another")
+        return length
+
+    def answer(_: Configuration, length: int) -> Any:
+        nbytes = AXES[kind](length)
+        memory = SimpleNamespace(peak_allocated_bytes=nbytes, process_bytes=None)
+        fits = room is None or nbytes <= room
+        return Prediction(memory, fits, "" if fits else "it is full", room)
+
+    monkeypatch.setattr(fit, "trace_for", trace)
+    monkeypatch.setattr(fit, "predict_memory", answer)
+    return asked
+
+
+@pytest.mark.parametrize("stride", [1, 4, 12])
+@pytest.mark.parametrize("start", [12, 48, 1200])
+@pytest.mark.parametrize("room", [900, 5_000, 100_000, 3_000_000])
+@pytest.mark.parametrize("kind", ["length", "line"])
+def test_the_largest_value_of_any_axis(kind, room, start, stride, monkeypatch):
+    """Exact up to a hundred steps, within 1 % beyond; of values that make a network, and never one that does not fit."""
+    asked = pretend_lengths(monkeypatch, kind, room, valid=lambda length: length % stride == 0)
+    found = largest_fit(own_case(length=start, width=3), "length")
+    every = [length for length in range(stride, 60_000, stride) if AXES[kind](length) <= room]
+    best = every[-1] if every else 0
+    step = {1: 1, 4: 4, 12: start}[stride]
+    assert found.value <= best
+    assert best - found.value < max(step, found.value // 100 + stride)
+    assert found.memory_bytes == (AXES[kind](found.value) if found.value else None)
+    assert found.bounded
+    assert "it is full" in found.reason
+    assert (f"{start + 1:,} makes no network" in found.reason) == (stride > 1)
+    assert len(asked) == len(set(asked)) < 50
+
+
+def test_values_that_make_no_network_end_an_axis(monkeypatch):
+    pretend_lengths(monkeypatch, "line", None, valid=lambda length: length <= 1024)
+    found = largest_fit(own_case(length=100), "length")
+    assert 1014 <= found.value <= 1024
+    assert "makes no network: model 'own:make' fails at" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("axis", "words"),
+    [
+        ("length", "`fit` length: it changes nothing of the memory of model 'own:make'\nsearch for one that does: length, width"),
+        ("tokens", "`fit` tokens: model 'own:make' takes no whole number of this name\nsearch for one of length, width"),
+        ("rate", "`fit` rate: model 'own:make' takes no whole number of this name"),
+        ("kind", "`fit` kind: model 'own:make' takes no whole number of this name"),
+        ("image_size", "`fit` image_size: model 'own:make' takes no whole number of this name"),
+    ],
+)
+def test_axes_that_cannot_be_searched(axis, words, monkeypatch):
+    pretend_lengths(monkeypatch, "flat", 2_000, valid=lambda _: True)
+    with pytest.raises(ConfigurationError) as raised:
+        largest_fit(own_case(length=16, width=8, rate=0.5, kind="mean"), axis)
+    assert words in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 2
+
+
+def test_a_network_that_cannot_be_made_ends_the_search_with_its_error(monkeypatch):
+    pretend_lengths(monkeypatch, "line", 2_000, valid=lambda length: length != 16)
+    with pytest.raises(ConfigurationError, match="fails at 16"):
+        largest_fit(own_case(length=16), "length")
 
 
 BATCHES = {

@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 from capsbench import Case, estimate
 from capsbench.devices import GPUS
-from capsbench.prediction.seconds import LAUNCH_SECONDS, DeviceSpeed, modelled_seconds, speed_of
+from capsbench.options import Configuration
+from capsbench.prediction import seconds
+from capsbench.prediction.apart import call
+from capsbench.prediction.seconds import LAUNCH_SECONDS, DeviceSpeed, calibrated_speed, modelled_seconds, speed_of
 from capsbench.tracing.step_trace import TracedStep
 from capsbench.tracing.work import Work
 
@@ -62,11 +65,36 @@ def test_half_precision():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_step_has_seconds_on_a_device(device):
     found = estimate(nn.Linear(512, 512), torch.rand(512, 512), Tensor.sum, device=device)
-    seconds = modelled_seconds(found.configuration, found._step.work)
-    assert seconds.keys() == {"forward", "backward", "optimizer"}
-    assert 1e-6 < sum(seconds.values()) < 10
+    modelled = modelled_seconds(found.configuration, found._step.work)
+    assert modelled.keys() == {"forward", "backward", "optimizer"}
+    assert 1e-6 < sum(modelled.values()) < 10
     if device == "cuda":
-        assert seconds["forward"] >= 2 * 512**3 / GPUS["h100"].flops + 2 * LAUNCH_SECONDS
+        assert modelled["forward"] >= 2 * 512**3 / GPUS["h100"].flops + 2 * LAUNCH_SECONDS
+
+
+def test_a_cpu_is_calibrated_once_for_each_number_of_threads(monkeypatch):
+    measured: list[int] = []
+
+    def measure() -> DeviceSpeed:
+        measured.append(torch.get_num_threads())
+        return DeviceSpeed(flops=measured[-1], half_flops=2, bandwidth=3, launch_seconds=4)
+
+    monkeypatch.setattr(seconds, "_measured_speed", measure)
+    monkeypatch.setenv(seconds._SPEEDS, "{}")
+    before = torch.get_num_threads()
+    assert [calibrated_speed(count).flops for count in (3, 2, 3, None, 2)] == [3, 2, 3, before, 2]
+    assert measured == list(dict.fromkeys([3, 2, before]))
+    assert torch.get_num_threads() == before
+    configuration = Configuration(model="rescapsnet", blocks=1, dataset="sample", batch_size=2, device="cpu:predicted", threads=3)
+    assert modelled_seconds(configuration, {"forward": [Work(6, 0, half=False)]}) == {"forward": 6 / 3 + 4}
+    assert len(measured) == len(set(measured))
+
+
+def test_other_processes_take_the_same_speeds(monkeypatch):
+    monkeypatch.setenv(seconds._SPEEDS, "{}")
+    here = calibrated_speed(1)
+    assert call(calibrated_speed, 1) == here
+    assert call(seconds._measured_speed) != here, "another measurement differs"
 
 
 def test_every_gpu_has_plausible_speeds():

@@ -178,6 +178,62 @@ def test_lists_whose_members_keep_less(make, expected):
     assert lists_kept_less(net) == expected
 
 
+NAMED = {
+    "the heads": ("checkpoint:heads", {"heads": 7}),
+    "a list inside another": ("checkpoint:encoder.1.layers", {"encoder.1.layers": 3}),
+    "two lists": ("offload:encoder+decoder", {"encoder": 2, "decoder": 1}),
+    "one list twice": ("checkpoint:decoder+decoder", {"decoder": 1}),
+}
+
+
+@pytest.mark.parametrize(("memory", "expected"), NAMED.values(), ids=NAMED)
+def test_lists_are_chosen_by_name(memory, expected):
+    net = Two()
+    keep_less(net, memory)
+    assert lists_kept_less(net) == expected
+
+
+def test_a_list_that_is_named_may_have_layers_of_several_classes():
+    net = nn.ModuleDict({"a": like(nn.Linear, Layer), "b": like(Layer, Layer)})
+    keep_less(net, "checkpoint:a")
+    assert lists_kept_less(net) == {"a": 2}
+
+
+@pytest.mark.parametrize("memory", ["checkpoint:layers", "offload:layers"])
+def test_every_bit_of_a_named_list_is_the_same(memory):
+    assert_all_close(outcome(memory), outcome("stored"), relative=0)
+
+
+def test_each_list_that_is_named_must_be_called():
+    x = example()[0]
+    net = nn.ModuleDict({name: nn.ModuleList([Changing(lambda aux, y: None)]) for name in ("encoder", "decoder")})
+    keep_less(net, "checkpoint:encoder+decoder")
+    net["encoder"][0](x, None)
+    with pytest.raises(ConfigurationError, match="no layer Changing of 'decoder' is called"):
+        refuse_uncalled(net)
+    net["decoder"][0](x, None)
+    refuse_uncalled(net)
+
+
+@pytest.mark.parametrize(
+    ("memory", "make", "words", "hint"),
+    [
+        ("checkpoint:layer", Two, "Two has no list of layers 'layer'", "it has heads, encoder, decoder, encoder.0.layers"),
+        ("offload:heads+none", Two, "no list of layers 'none'", "it has heads"),
+        ("checkpoint:encoder.", Two, "no list of layers 'encoder.'", "it has heads"),
+        ("checkpoint:0", lambda: like(nn.Linear, nn.Linear), "no list of layers '0'", "leave the name out"),
+        ("checkpoint:encoder.0.layers+encoder", Two, "'encoder.0.layers' lies inside 'encoder'", "checkpoint:encoder"),
+        ("stored:encoder", Two, "changes nothing of the lists", "stored alone"),
+        ("reversible:encoder", Two, "can be inverted", "MomentumStack"),
+    ],
+)
+def test_names_of_lists_that_are_none(memory, make, words, hint):
+    with pytest.raises(ConfigurationError) as raised:
+        keep_less(make(), memory)
+    assert words in raised.value.what
+    assert hint in raised.value.hint
+
+
 @pytest.mark.parametrize(
     ("memory", "make", "words"),
     [

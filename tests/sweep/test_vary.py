@@ -1,18 +1,24 @@
 """Axes of a sweep: their values, the cells along them, and what makes none."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import capsbench
 from capsbench import Case
 from capsbench.errors import ConfigurationError
+from capsbench.frame import along, to_frame
 from capsbench.models.front import CHUNKS
+from capsbench.options import value_in_words
 from capsbench.records import Plan
 from capsbench.report import Report
-from capsbench.sweep.plan import Sweep, axes_asked, axes_of, axis_values, expand
+from capsbench.stats.slopes import series_of
+from capsbench.sweep.plan import Sweep, axes_asked, axes_of, axis_lacked, axis_values, expand
 from capsbench.sweep.session import begin, check_data
 from capsbench.sweep.verbs import where
 from capsbench.workload import Workload
+from helpers.made import make_record
 
 
 def case(blocks=2, length=16, batch_size=4, width=8, tied=False, kind="mean"):
@@ -50,6 +56,9 @@ def refused(models, vary, **fields):
     [
         ("length", [256, 128, 256], (128, 256)),
         ("length", range(1, 4), (1, 2, 3)),
+        ("length", np.arange(3), (0, 1, 2)),
+        ("length", torch.tensor(7), (7,)),
+        ("length", np.float64(0.5), (0.5,)),
         ("length", 128, (128,)),
         ("length", "128-512:128", (128, 256, 384, 512)),
         ("gamma", "0.5,0.9", (0.5, 0.9)),
@@ -70,6 +79,14 @@ def test_values_of_an_axis_ascend(name, given, values):
         ("length", "", "`vary` length '' has no value"),
         ("length", "128,,256", "has no value"),
         ("length", "short", "`vary` length 'short' is not a number"),
+        ("length", None, "`vary` length None has no value"),
+        ("length", {"length": 128}, "`vary` length {'length': 128} is not a number"),
+        ("length", b"12", "`vary` length b'12' is not a number"),
+        ("length", torch.Tensor, "`vary` length <class 'torch.Tensor'> is not a number"),
+        ("length", [[1, 2]], "`vary` length [1, 2] is not a number"),
+        ("length", float("nan"), "`vary` length: nan is not finite"),
+        ("length", [1, float("inf")], "`vary` length: inf is not finite"),
+        ("length", [10**400], "`vary` length: a number of 401 digits is too large"),
         ("length", [True], "`vary` length True is not a number"),
         ("length", range(2000), "`vary` length has 2,000 values"),
         ("blocks", [0], "`vary` blocks 0 is not a number of blocks"),
@@ -90,6 +107,126 @@ def test_a_setting_of_a_case_is_an_axis():
     assert [dict(it.settings)["length"] for it in found] == [16, 32]
     assert {(it.blocks, it.batch_size, dict(it.settings)["width"]) for it in found} == {(2, 4, 8)}, "the case's own defaults"
     assert len({it.series("length") for it in found}) == 1
+
+
+def plain(num_classes: int = 3, width: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Linear(width, num_classes))
+
+
+def open_ended(blocks=1, width=None, rate=0.5):
+    return case(blocks)
+
+
+BUILDER, OPEN_ENDED = f"{__name__}:plain", f"{__name__}:open_ended"
+
+ODD = {
+    "None": (None, "`settings` width has no value"),
+    "nothing": ([], "`settings` width has no value"),
+    "None among others": ([8, None], "`settings` width: None is no number, text or flag"),
+    "a class": (int, "`settings` width: <class 'int'> is no number, text or flag"),
+    "a dictionary": ({"a": 1}, "`settings` width: {'a': 1} is no number, text or flag"),
+    "bytes": (b"8", "`settings` width: b'8' is no number, text or flag"),
+    "a function": (max, "`settings` width: <built-in function max> is no number"),
+    "a network": (nn.Linear(2, 2), "`settings` width: Linear(in_features=2"),
+    "several numbers": ([[1, 2]], "`settings` width: [1, 2] is no number"),
+    "no number": (float("nan"), "`settings` width: nan is not finite"),
+    "infinity": (-float("inf"), "`settings` width: -inf is not finite"),
+    "too much": (10**400, "`settings` width: a number of 401 digits is too large"),
+    "an imaginary number": (1j, "`settings` width: 1j is no number"),
+}
+
+
+@pytest.mark.parametrize(("value", "words"), ODD.values(), ids=ODD)
+@pytest.mark.parametrize("model", [CASE, BUILDER])
+def test_settings_that_no_record_can_hold_are_refused(model, value, words):
+    assert words in refused(model, None, settings={"width": value})
+
+
+@pytest.mark.parametrize("given", [[("width", 8)], "width=8", {8: "width"}, 8])
+@pytest.mark.parametrize("field", ["settings", "vary"])
+def test_settings_without_names_are_refused(field, given):
+    fields = {"vary": None} | {field: given}
+    assert f"`{field}` {given!r} is no dictionary" in refused(CASE, **fields)
+
+
+@pytest.mark.parametrize(
+    "value", [np.int64(8), torch.tensor(8), np.array(8), torch.tensor([8]), (8,), {8}, range(8, 9)], ids=repr
+)
+@pytest.mark.parametrize("model", [CASE, BUILDER])
+def test_numbers_of_numpy_and_torch_are_settings(model, value):
+    (one,) = configurations(model, None, depths=(2,) if model == CASE else (1,), settings={"width": value})
+    assert dict(one.settings)["width"] == 8
+    assert type(dict(one.settings)["width"]) is int
+
+
+@pytest.mark.parametrize("name", ["batch_size", "memory", "gamma", "dataset"])
+@pytest.mark.parametrize("value", [[], {}, [[1]], int, float("nan"), b"1", 10**400], ids=repr)
+def test_options_of_odd_values_are_refused(name, value):
+    assert f"`{name}`" in refused("mocapsnet", None, **{name: value})
+
+
+def test_an_argument_whose_default_no_record_can_hold_is_named():
+    for fields in ({"vary": {"width": [8]}}, {"vary": None, "settings": {"width": 8}}):
+        assert "`width` of model" in refused(OPEN_ENDED, **fields)
+        assert "cannot be set: its default is no number" in refused(OPEN_ENDED, **fields)
+    (one,) = configurations(OPEN_ENDED, None, depths=(1,), settings={"rate": 1})
+    assert dict(one.settings) == {"rate": 1.0}
+
+
+@pytest.mark.parametrize("models", [None, [], 5, [5], [None], {}], ids=repr)
+def test_models_that_are_none_are_refused(models):
+    with pytest.raises(ConfigurationError, match="`models`") as raised:
+        capsbench.predict(models)
+    assert len(str(raised.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("depths", [[], {}, 1.5, [None], float("nan"), object], ids=repr)
+def test_depths_that_are_none_are_refused(depths):
+    with pytest.raises(ConfigurationError, match="`depth`") as raised:
+        capsbench.predict("mocapsnet", depths=depths)
+    assert len(str(raised.value).splitlines()) == 2
+
+
+def test_a_network_without_the_axis_is_measured_once():
+    found = configurations((CASE, BUILDER, "mocapsnet"), {"length": [16, 32, 64]})
+    assert [(it.model, it.position("length")) for it in found] == [
+        (BUILDER, None), ("mocapsnet", None), (CASE, 16), (CASE, 32), (CASE, 64)
+    ]  # fmt: skip
+    cells = expand(sweep((CASE, BUILDER), {"width": [8, 16], "length": [16, 32]}))
+    assert axes_of(cells, axes_asked(["width", "length"])) == ("width", "length")
+    assert axis_lacked(cells, "width") == []
+    assert axis_lacked(cells, "length") == [f"model '{BUILDER}' takes no length: it has no slope, and is drawn as a level"]
+    assert [dict(it.configuration.settings)["width"] for it in cells if it.configuration.model == BUILDER] == [8, 16]
+
+
+def test_an_axis_that_no_network_has_is_refused():
+    words = refused((CASE, BUILDER), {"lenght": [16]})
+    assert f"`vary` lenght: model '{CASE}' takes no lenght\nit takes blocks, length, batch_size, width" in words
+    assert "`vary` tied: its default False" in refused((BUILDER, CASE), {"tied": [0, 1]})
+
+
+def test_images_of_other_channels_are_another_series():
+    """No slope joins those of a report that holds both."""
+    cells = [
+        cell
+        for shape in ("1x24x24", "3x24x24", "1x32x32", "3x32x32")
+        for cell in expand(sweep("rescapsnet", None, depths=(1,), dataset="mnist", image_shape=shape))
+    ]
+    assert len({cell.key() for cell in cells}) == 4
+    series = [cell.configuration.series("image_shape") for cell in cells]
+    assert series[0] == series[2] != series[1] == series[3]
+    assert cells[0].configuration.without("image_shape").image_shape is None
+    placed = along(
+        to_frame([("", make_record(dataset="mnist", image_shape=cell.configuration.image_shape)) for cell in cells]),
+        "image_shape",
+    )
+    assert [len(rows) for _, rows in series_of(placed)] == [2, 2]
+    assert value_in_words("image_shape", placed["image_shape"].iloc[1]) == "3 channels"
+    svhn = [
+        expand(sweep("rescapsnet", None, depths=(1,), dataset="svhn", image_shape=shape))[0].configuration
+        for shape in (None, "3x24x24", "1x24x24")
+    ]
+    assert svhn[0].series("image_shape") == svhn[1].series("image_shape") != svhn[2].series("image_shape")
 
 
 def test_two_axes_are_a_grid():
