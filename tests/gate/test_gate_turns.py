@@ -153,7 +153,7 @@ def test_a_baseline_keeps_the_slopes(tmp_path: Path) -> None:
     write_baseline(summary, tmp_path / "base.json")
     again = read_baseline(tmp_path / "base.json")
     assert again == summary
-    assert again.schema_version == BASELINE_VERSION == 4
+    assert again.schema_version == BASELINE_VERSION == 5
     first = next(line for line in again.lines if line.configuration.model == "rescapsnet").slopes["train"]
     assert (first.basis, first.rounds) == ("edges", 40)
     assert first.low < first.seconds < first.high
