@@ -103,19 +103,6 @@ FATTER = """
 _plain = CapsuleLayer.forward
 CapsuleLayer.forward = lambda self, x: (out := _plain(self, x)) * out.detach().sign().abs()
 """
-FITTED = (
-    "",
-    "The runs of 2026-11-28 do not test everything in the check. The prior and its degrees of freedom are from thirteen earlier",
-    "runs with one process each, and the thresholds are older. The part of the variance that the processes of a run share",
-    "(`SHARED_OF_RATIO`) is from these runs and six others of that day: the fit gave 0.1, and 0.25 was chosen after a look at the",
-    "verdicts with 0.1, 0.25, 0.5 and 0.9. That a slope must be slower by both measures, where the rest of the step changed too,",
-    "was decided on these runs as well: with the yardstick alone, 2 of the 20 unchanged pairs failed. So they are not held out.",
-    "Other processes took part of the cores during all of these runs, so that levels of times were left out, which alone show a",
-    "step that is slower as a whole. Of the six others, 0 of 6 unchanged pairs failed, 9 of 9 pairs with slower blocks, and 2 of",
-    "6 pairs of slower-block among themselves: one of its runs was 8 % slower than the other two in all networks.",
-)
-"""Limits of the table, for its reader."""
-
 CHANGES = {
     "unchanged": ("", ""),
     "slower": ("workload.py", SLOWER),
@@ -203,7 +190,8 @@ def main() -> int:
             "Every run is the baseline of every other one; two runs of one copy of the package are an unchanged pair.",
             "",
             *pairs(reports),
-            *FITTED,
+            "",
+            "[Methods](../docs/methods.md#two-runs-compared) say what these runs show and what they do not.",
         ]
     print_page(page, TARGET, write=given["write"])
     return int(wrong > 0)

@@ -11,7 +11,7 @@ from capsbench.gate.findings import Labels
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series
-from capsbench.words.slopes_in_words import row_cost, row_ratio, row_shape, row_slope
+from capsbench.words.slopes_in_words import row_basis, row_cost, row_ratio, row_shape, row_slope
 
 _MEMORY = ("retained", "peak", "reserved")
 
@@ -58,7 +58,7 @@ def _costs(by_metric: Mapping[str, Row]) -> str:
 
 
 def _time(row: Row) -> str:
-    """The cost in time: `takes 3.7 ± 0.2 ms longer per block, 1.27 (1.2–1.36) × ResCapsNet's`."""
+    """The cost in time: `takes 3.7 ± 0.2 ms longer per block, 1.27 × ResCapsNet's (blocks and optimizer, in turn)`."""
     shape = row_shape(row)
     if shape == "no change measurable":
         return f"has {row_cost(row)}"
@@ -67,7 +67,8 @@ def _time(row: Row) -> str:
     unit = axis_unit(str(row[AXIS_COLUMN]))
     if row["slope"] < 0:
         return f"changes by {row_slope(row)} per {unit}{_not_a_line(row)}"
-    return f"takes {row_slope(row)} longer per {unit}{_ratio(row)}{_not_a_line(row)}"
+    basis = row_basis(row)
+    return f"takes {row_slope(row)} longer per {unit}{_ratio(row)}{_not_a_line(row)}{f' ({basis})' if basis else ''}"
 
 
 def _ratio(row: Row) -> str:

@@ -52,6 +52,14 @@ def test_each_series_has_a_sentence():
     )
 
 
+@pytest.mark.parametrize(("basis", "part"), [("edges", "blocks and optimizer, in turn"), ("turns", "whole step, in turn")])
+def test_a_sentence_says_which_part_of_a_step_was_timed(basis, part):
+    table = fitted_slopes(swept("rescapsnet")).assign(basis=basis)
+    assert cost_sentences(table) == [
+        f"ResCapsNet retains 10.00 MiB per block; its training step takes 20.0 ms longer per block ({part})."
+    ]
+
+
 def test_what_is_no_slope_is_named_as_elsewhere():
     (text,) = cost_sentences(fitted_slopes(noisy_frame()))
     assert "its training step has no change measurable within ±" in text
