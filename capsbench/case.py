@@ -181,7 +181,7 @@ class Case:
 
 
 def check_loss(case: Case) -> None:
-    """Refuse a loss with parameters that are none of the network's, whose gradients no optimizer would use or free.
+    """Refuse a loss with parameters that are none of the network's, whose memory would not be counted.
 
     Raises:
         ConfigurationError: it has some.
@@ -189,7 +189,7 @@ def check_loss(case: Case) -> None:
     own = {id(parameter) for parameter in case.module.parameters()}
     if isinstance(case.loss, nn.Module) and any(one.requires_grad and id(one) not in own for one in case.loss.parameters()):
         raise ConfigurationError(
-            f"a case's loss, {type(case.loss).__name__}, has parameters of its own, which the optimizer does not get",
+            f"a case's loss, {type(case.loss).__name__}, has parameters that are none of the network's, and would not be counted",
             "make it a part of the module, whose output is then the loss",
         )
 
@@ -204,39 +204,50 @@ def _unpacked(given: Any) -> Any:
 def _parts(leaf: Any) -> dict[str, Any] | None:
     """The parts of a data class or a mapping, which are leaves to `tree_leaves`; None for anything else."""
     if is_dataclass(leaf) and not isinstance(leaf, type):
-        return {one.name: getattr(leaf, one.name) for one in fields(leaf)}
+        return {one.name: getattr(leaf, one.name) for one in fields(leaf) if hasattr(leaf, one.name)}  # some may not be set yet
     return dict(leaf) if isinstance(leaf, Mapping) else None
 
 
-def _leaves(tree: Any) -> Iterator[Any]:
-    """The leaves of nested tuples, lists, dictionaries and data classes."""
+def _leaves(tree: Any, around: tuple[Any, ...] = ()) -> Iterator[Any]:
+    """The leaves of nested tuples, lists, dictionaries and data classes, which may hold themselves."""
     for leaf in tree_leaves(tree):
         parts = _parts(leaf)
         if parts is None:
             yield leaf
-        else:
-            yield from _leaves(parts)
+        elif not any(leaf is one for one in around):
+            yield from _leaves(parts, (*around, leaf))
 
 
-def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+def _mapped(function: Callable[[Any], Any], tree: Any, made: dict[int, Any] | None = None) -> Any:
     """Nested tuples, lists, dictionaries and data classes with another value for each leaf."""
+    twins: dict[int, Any] = {} if made is None else made
 
     def mapped(leaf: Any) -> Any:
         parts = _parts(leaf)
         if parts is None:
             return function(leaf)
-        made = {name: _mapped(function, value) for name, value in parts.items()}
+        if id(leaf) in twins:  # it holds itself
+            return twins[id(leaf)]
         if isinstance(leaf, Mapping) and not isinstance(leaf, MutableMapping):
-            return made
-        twin = copy(leaf)
-        for name, value in made.items():
+            return {name: _mapped(function, value, twins) for name, value in parts.items()}
+        twin = twins[id(leaf)] = _copied(leaf)
+        for name, value in parts.items():
             if isinstance(leaf, MutableMapping):
-                twin[name] = value
+                twin[name] = _mapped(function, value, twins)
             else:
-                object.__setattr__(twin, name, value)  # a frozen one, too
+                object.__setattr__(twin, name, _mapped(function, value, twins))  # a frozen one, too
         return twin
 
     return tree_map(mapped, tree)
+
+
+def _copied(held: Any) -> Any:
+    """A copy of a mapping or a data class that shares no dictionary or list with it, as a mapping may keep its items in one."""
+    twin = copy(held)
+    for name, value in vars(twin).items() if hasattr(twin, "__dict__") else ():
+        if isinstance(value, dict | list) and value is vars(held).get(name):
+            object.__setattr__(twin, name, copy(value))
+    return twin
 
 
 def _call_of(given: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

@@ -98,6 +98,7 @@ class Option:
     networks: Networks = EVERY_NETWORK
     """The networks that have it. If these are not all, it is an argument of their constructors."""
     least: int | None = None
+    most: int | None = None
     """The smallest number."""
     unit: str = ""
     """Unit `bytes` for an amount of memory; empty otherwise."""
@@ -117,7 +118,7 @@ class Option:
     def knows(self, value: object) -> bool:
         """Return whether a value is one of the choices, which may be followed by names of parts of a network."""
         choice, colon, names = value.partition(":") if isinstance(value, str) else ("", "", "")
-        return choice in self.choices and (not colon or (choice in self.named and bool(names)))
+        return choice in self.choices and (not colon or (choice in self.named and all(names.split("+"))))
 
 
 class Configuration(BaseModel):
@@ -408,7 +409,9 @@ class Configuration(BaseModel):
 
     threads: Annotated[
         int | None,
-        Option(flag="--threads", title="Threads", help="Threads of a CPU run; by default torch's own number.", least=1),
+        Option(
+            flag="--threads", title="Threads", help="Threads of a CPU run; by default torch's own number.", least=1, most=1024
+        ),
     ] = None
     """Threads of a CPU run; None elsewhere."""
 

@@ -109,17 +109,25 @@ def _largest_on_axis(configuration: Configuration, axis: str) -> Fit:
             f"`fit` {axis}: it changes nothing of the memory of model '{configuration.model}'",
             f"search for one that does: {', '.join(axes_to_fit(configuration))}",
         )
-    offset = start % stride
-    value, failing = neighbours(
-        lambda number: at(offset + number * stride), (_MOST_ON_AXIS - offset) // stride, first=(start - offset) // stride or 1
-    )
-    fitting = offset + value * stride if value else 0
+    doubles = stride == start > 1 and isinstance(at(3 * start), str) and not isinstance(at(2 * start), str)
+    odd, below = start // (start & -start or 1), (start - 1) % stride + 1 - stride
+
+    def value_of(number: int) -> int:
+        """The value of a number from 1: the smallest of the same steps, or of the same doubles, is that of 1."""
+        return odd << (number - 1) if doubles else below + number * stride
+
+    most = (_MOST_ON_AXIS // odd).bit_length() if doubles else (_MOST_ON_AXIS - below) // stride
+    first_number = (start // odd).bit_length() if doubles else (start - below) // stride
+    value, failing = neighbours(lambda number: at(value_of(number)), most, first=first_number)
+    fitting = value_of(value) if value else 0
     reason = f"no more than {_MOST_ON_AXIS:,} was looked at"
     if failing is not None:
-        beyond = at(offset + failing * stride)
+        beyond = at(value_of(failing))
         why = f"makes no network: {beyond}" if isinstance(beyond, str) else f"does not: {beyond.reason}"
-        reason = f"{offset + failing * stride:,} {why}"
-    if stride > 1:
+        reason = f"{value_of(failing):,} {why}"
+    if doubles:
+        reason += f"; of values that double, as {3 * start:,} makes no network"
+    elif stride > 1:
         reason += f"; in steps of {stride:,}, as {start + 1:,} makes no network"
     found = at(fitting) if fitting else ""
     taken = None if isinstance(found, str) else _taken(found)

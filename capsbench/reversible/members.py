@@ -249,7 +249,9 @@ def _lists_of_names(module: nn.Module, memory: str, names: tuple[str, ...]) -> M
     Raises:
         ConfigurationError: there is none of a name, or one lies inside another.
     """
-    known = {name: container for name, container in _containers(module) if name}
+    by_name = module.named_modules(remove_duplicate=False)  # a list may have several names
+    lists = {id(container) for _, container in _containers(module)}
+    known = {name: container for name, container in by_name if name and id(container) in lists}
     for name in names:
         if name not in known:
             # The lists that are most likely meant come first.

@@ -14,11 +14,14 @@ from capsbench.report import Report
 MOST = 3
 """Largest number of networks whose step is predicted."""
 
+_FOLDER = "inside-"
+
 
 def add_timelines(report: Report) -> list[Path]:
     """Predict the timeline of a step of each of the first networks, those that retain least first, and return their files.
 
-    Nothing is done for a report that has a timeline. A network that cannot be followed without values is left out.
+    Nothing is done for a report that has a timeline from elsewhere; those of an earlier call are made again. A network that cannot
+    be followed without values is left out.
 
     Args:
         report: report in a folder.
@@ -26,8 +29,12 @@ def add_timelines(report: Report) -> list[Path]:
     Raises:
         OSError: a file cannot be written.
     """
-    if any(report.folder.rglob(TIMELINE)):
+    there = list(report.folder.rglob(TIMELINE))
+    earlier = [path for path in there if path.parent.parent == report.folder and path.parent.name.startswith(_FOLDER)]
+    if len(earlier) < len(there):
         return []
+    for path in earlier:
+        path.unlink()
     axis = report.axes[0]
     good = [record for record in report.records if record.status == "ok" and record.memory is not None]
     good.sort(key=lambda record: record.cell.configuration.position(axis) or 0.0)
@@ -38,7 +45,7 @@ def add_timelines(report: Report) -> list[Path]:
             timeline = _predicted(record)
         except CapsbenchError:
             continue
-        path = report.folder / f"inside-{len(paths) + 1}" / TIMELINE
+        path = report.folder / f"{_FOLDER}{len(paths) + 1}" / TIMELINE
         path.parent.mkdir(exist_ok=True)
         path.write_text(timeline.model_dump_json() + "\n", encoding="utf-8")
         paths.append(path)

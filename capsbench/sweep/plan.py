@@ -529,6 +529,8 @@ def _check_value(name: str, value: Any) -> None:
         raise ConfigurationError(f"`{name}` {value!r} is not a {'whole ' if kind is int else ''}number", "give a number")
     if option.least is not None and value < option.least:
         raise ConfigurationError(f"`{name}` {value} is too small", f"give {option.least} or more")
+    if option.most is not None and value > option.most:
+        raise ConfigurationError(f"`{name}` {value} is too large", f"give {option.most:,} or less")
 
 
 def _facts_of(name: str) -> Facts:

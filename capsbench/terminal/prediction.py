@@ -52,10 +52,10 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
             out.add(name, [*at, f"[yellow]{record.status}[/]", *[""] * len(shown)])
             continue
         cells = []
-        for name in shown.values():
-            value = getattr(memory, name)
-            mark = _MARKS[(certainty or {}).get(name, "exact")]
-            cells.append("-" if value is None else mark + quantity_text(value, is_bytes=True, unit=units[name]))
+        for figure in shown.values():
+            value = getattr(memory, figure)
+            mark = _MARKS[(certainty or {}).get(figure, "exact")]
+            cells.append("-" if value is None else mark + quantity_text(value, is_bytes=True, unit=units[figure]))
         seconds = record.step.modelled_train_step_seconds if record.step else None
         step = "-" if seconds is None else f"≈ {quantity_text(seconds, is_bytes=False, unit=of_step)}"
         out.add(name, [*at, *cells, step])

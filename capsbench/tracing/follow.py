@@ -37,6 +37,7 @@ register_formulas()
 
 _MOST_READS = 10_000
 _READS = "the model reads a tensor's value, for which the trace takes 0"
+_ALL_TRUE = "the model asks if all values of a tensor are true, which the trace takes to be so"
 _ALL = {torch.ops.aten.all, torch.ops.aten._is_all_true}
 """Operators whose outcome is taken to be true: a program that asks whether all values are as they should be goes on then."""
 _MASKS = "the sizes of tensors depend on values, such as a mask's, for which the trace takes 0: nothing is chosen"
@@ -178,6 +179,19 @@ class Follow(Operators):
             self.values.give(shape, host_copy(one))
         return shape
 
+    def _count_read(self) -> None:
+        """Count a value that was read, and refuse a step that reads too many.
+
+        Raises:
+            ConfigurationError: a loop may be waiting for a value that the trace never gives.
+        """
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise ConfigurationError(
+                f"the step reads values of tensors over {_MOST_READS} times; a trace, which guesses them, may never end",
+                "measure it with 'run'",
+            )
+
     def _read(self, call: Call) -> Any:
         """The value of a tensor, or whether two are equal."""
         known = self.values.computed(call)
@@ -185,14 +199,10 @@ class Follow(Operators):
             return known
         if self._true.get(call.tensors[0]):
             if not _is_validation():
-                self.notes[_READS] = None
+                self._count_read()
+                self.notes[_ALL_TRUE] = None
             return True
-        self._reads += 1
-        if self._reads > _MOST_READS:
-            raise ConfigurationError(
-                f"the step reads values of tensors over {_MOST_READS} times; a trace, which takes 0 for each, may never end",
-                "measure it with 'run'",
-            )
+        self._count_read()
         self.notes[_READS] = None
         if call.packet is torch.ops.aten.equal:
             return True

@@ -12,6 +12,9 @@ from enum import Enum
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from capsbench.fingerprint import names_in
 from capsbench.tracing.twins import CACHE, TWINNED, Twins, origin_of
 
@@ -120,6 +123,8 @@ class _SharedState:
 
     def _twin(self, value: Any) -> Any:
         """The twin of a value that code may change; the value itself if it may not."""
+        if isinstance(value, Tensor) and value.layout is not torch.strided:
+            return value  # a trace cannot follow it, and refuses it where an operator is given it
         if isinstance(value, staticmethod | classmethod):
             twin = self._twin(value.__func__)
             return value if twin is value.__func__ else type(value)(twin)

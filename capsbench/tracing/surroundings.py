@@ -26,30 +26,27 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
 
 
-class _Followed:
-    """A generator whose states are shown to a function.
+def _shown_state() -> Tensor:
+    """The random state, which is shown to the function that `random_states` has left in `torch.random`."""
+    import torch
 
-    Args:
-        generator: the generator.
-        follow: function that is called with each state that is taken.
-    """
-
-    def __init__(self, generator: torch.Generator, follow: Callable[[Tensor], None]) -> None:
-        self._generator, self._follow = generator, follow
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._generator, name)
-
-    def get_state(self) -> Tensor:
-        state = self._generator.get_state()
-        self._follow(state)
-        return state
+    state: Tensor = torch.random.default_generator.get_state()
+    vars(torch.random)["shown_to"](state)
+    return state
 
 
-def random_states(follow: Callable[[Tensor], None]) -> AbstractContextManager[None]:
+@contextmanager
+def random_states(follow: Callable[[Tensor], None]) -> Iterator[None]:
     """Show `follow` the random states that are taken, which are real tensors that no operator makes."""
-    # `get_rng_state` takes them of this generator, by whatever name a user knows that function.
-    return replaced(torch.random, "default_generator", _Followed(torch.default_generator, follow))
+    # The code is replaced and not the function, which a user may know by another name. Operators must be given a real generator.
+    function: Any = torch.random.get_rng_state
+    before, vars(torch.random)["shown_to"] = function.__code__, follow
+    function.__code__ = _shown_state.__code__
+    try:
+        yield
+    finally:
+        function.__code__ = before
+        del vars(torch.random)["shown_to"]
 
 
 def whole_inputs() -> AbstractContextManager[None]:

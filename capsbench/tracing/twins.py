@@ -8,6 +8,7 @@ import copy
 import itertools
 import random
 import sys
+import warnings
 import weakref
 from array import array
 from collections import OrderedDict, UserDict, UserList, defaultdict, deque
@@ -35,8 +36,9 @@ MakeTensor = Callable[[Tensor, bool], Tensor]
 _NEVER_CHANGED = {str, int, float, bool, complex, bytes, type(None), torch.dtype, torch.device}
 """Types of most values that modules hold, asked first because vocabularies are long."""
 
-_COPIES = ("__copy__", "__deepcopy__")
-"""Methods of classes that say themselves how they are copied: their objects are shared."""
+_COPIES = ("__copy__", "__deepcopy__", "__del__")
+"""Methods of classes that say themselves how they are copied, or that free what an object holds when it ends, which the end of
+a twin would do too: their objects are shared."""
 _PICKLES = ("__getstate__", "__reduce__", "__reduce_ex__")
 """Methods of classes that say how they are pickled. Those of packages may be made of more than their attributes."""
 
@@ -101,8 +103,8 @@ class Twins:
             ((bytearray, array), lambda value: self.give(value, copy.copy(value))),
             (torch.Generator, lambda generator: self.give(generator, generator.clone_state())),
             (random.Random, self._random),
-            (SimpleNamespace, lambda held: self._with_attributes(self.give(held, type(held)()), held)),
-            (itertools.count, lambda counter: self.give(counter, copy.copy(counter))),
+            (SimpleNamespace, lambda held: self._with_attributes(self.give(held, type(held).__new__(type(held))), held)),
+            (itertools.count, self._counter),
             (_OF_NUMPY, lambda generator: self.give(generator, copy.deepcopy(generator, self._copies))),
         ]
 
@@ -242,7 +244,18 @@ class Twins:
 
     def _cache(self, function: Any) -> Any:
         """A function that keeps what it returned, with nothing kept so far."""
-        return self.give(function, lru_cache(**function.cache_parameters())(self.of(function.__wrapped__)))
+        twin = self.give(function, lru_cache(**function.cache_parameters())(self.of(function.__wrapped__)))
+        vars(twin).update({name: self.of(value) for name, value in vars(function).items() if name != "__wrapped__"})
+        return twin
+
+    def _counter(self, counter: "itertools.count[Any]") -> "itertools.count[Any]":
+        """A counter at the same number; the counter itself where Python cannot copy one, from 3.14 on."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            try:
+                return self.give(counter, copy.copy(counter))
+            except TypeError:
+                return counter
 
     def _function(self, function: FunctionType) -> Any:
         self.code.setdefault(id(function), function)
