@@ -15,7 +15,7 @@ from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series
 from capsbench.terminal.tables import HEADS, SHOWN
 from capsbench.words.slopes_in_words import column_unit, is_reference, row_shape, row_slope
-from capsbench.words.units import joined_text, slope_values
+from capsbench.words.units import joined_text, ratio_parts, slope_values
 
 Row = Mapping[Any, Any]
 
@@ -107,8 +107,8 @@ def _ratio(row: Row) -> str:
     """The ratio of a row to ResCapsNet's slope with its interval; empty where there is none, or where it is that slope."""
     if math.isnan(float(row["ratio_to_rescapsnet"])) or is_reference(row):
         return ""
-    value, low, high = (f"{row[name] + 0.0:.3g}" for name in ("ratio_to_rescapsnet", "ratio_low", "ratio_high"))
-    return value if math.isnan(float(row["ratio_low"])) or low == high == value else f"{value} ({low}--{high})"
+    value, *ends = ratio_parts(row["ratio_to_rescapsnet"], row["ratio_low"], row["ratio_high"])
+    return f"{value} ({'--'.join(ends)})" if ends else value
 
 
 def _escaped(text: str) -> str:

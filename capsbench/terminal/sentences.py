@@ -58,7 +58,7 @@ def _costs(by_metric: Mapping[str, Row]) -> str:
 
 
 def _time(row: Row) -> str:
-    """The cost in time: `takes 3.7 ± 0.2 ms longer per block, 1.27 (1.2–1.36) × ResCapsNet's`."""
+    """The cost in time: `takes 3.7 ± 0.2 ms longer per block, 1.27 (1.20–1.36) × ResCapsNet's`."""
     shape = row_shape(row)
     if shape == "no change measurable":
         return f"has {row_cost(row)}"
