@@ -98,8 +98,9 @@ class Option:
     networks: Networks = EVERY_NETWORK
     """The networks that have it. If these are not all, it is an argument of their constructors."""
     least: int | None = None
-    most: int | None = None
     """The smallest number."""
+    most: int | None = None
+    """The largest number; None if nothing limits it."""
     unit: str = ""
     """Unit `bytes` for an amount of memory; empty otherwise."""
     of_model: bool = False

@@ -5,7 +5,7 @@ compared by `paces`, in units of a yardstick that was timed beside them, so that
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from capsbench.errors import ConfigurationError
@@ -39,7 +39,11 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
     limits = thresholds or Thresholds()
     if unknown := [name for name in across if name not in ACROSS]:
         raise ConfigurationError(f"`across` '{unknown[0]}' is not known", f"choose among {', '.join(ACROSS)}")
-    pairs, only_before, only_after = _match_across(before, after, across) if across else _match(before.lines, after.lines)
+    if across:
+        first, second = _by_key_across(before.lines, across, "first"), _by_key_across(after.lines, across, "second")
+        pairs, only_before, only_after = _match(first, second, lambda series: series.portable_key_across(across))
+    else:
+        pairs, only_before, only_after = _match(_by_key(before.lines), _by_key(after.lines), SeriesSummary.portable_key)
     if not pairs:
         raise _nothing_in_common(before.lines, after.lines)
     comparisons: list[Comparison] = []
@@ -59,26 +63,28 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
     return Compared(_judged(comparisons), outcomes, only_before, only_after, _differences(pairs, across))
 
 
-def _match_across(
-    before: Summary, after: Summary, across: Sequence[str]
-) -> tuple[list[_Pair], list[SeriesSummary], list[SeriesSummary]]:
-    """Pairs of series that differ in some options alone, in the order of the first run; then the series of each run alone."""
-    old: dict[str, SeriesSummary] = {}
-    new: dict[str, SeriesSummary] = {}
-    for found, summary, which in ((old, before, "first"), (new, after, "second")):
-        for series in _by_key(summary.lines).values():
-            twin = found.setdefault(series.key_across(across), series)
-            if twin is not series:
-                values = ", ".join(f"{name} {one.options()[name]}" for one in (twin, series) for name in across)
-                raise ConfigurationError(
-                    f"`across` {','.join(across)} leaves several lines of the {which} run alike: {values}",
-                    "compare reports that have one of these each",
-                )
-    return (
-        [(series, new[key]) for key, series in old.items() if key in new],
-        [series for key, series in old.items() if key not in new],
-        [series for key, series in new.items() if key not in old],
-    )
+def _by_key_across(all_series: Sequence[SeriesSummary], across: Sequence[str], which: str) -> dict[str, SeriesSummary]:
+    """Series of one run by their keys across options.
+
+    Args:
+        all_series: series of the run.
+        across: names of `ACROSS`.
+        which: name of the run for the error, `first` or `second`.
+
+    Raises:
+        ConfigurationError: two of them differ in these options alone.
+    """
+    found: dict[str, SeriesSummary] = {}
+    for series in _by_key(all_series).values():
+        twin = found.setdefault(series.key_across(across), series)
+        if twin is not series:
+            names = [name for name, value in twin.options().items() if value != series.options()[name]]
+            values = ", ".join(f"{name} {one.options()[name]}" for one in (twin, series) for name in names)
+            raise ConfigurationError(
+                f"`across` {','.join(across)} leaves several lines of the {which} run alike: {values}",
+                "compare reports that have one of these each",
+            )
+    return found
 
 
 def _differences(pairs: Sequence[_Pair], across: Sequence[str]) -> tuple[str, ...]:
@@ -93,22 +99,26 @@ def _differences(pairs: Sequence[_Pair], across: Sequence[str]) -> tuple[str, ..
 
 
 def _match(
-    before: Sequence[SeriesSummary], after: Sequence[SeriesSummary]
+    before: Mapping[str, SeriesSummary], after: Mapping[str, SeriesSummary], portable_key: Callable[[SeriesSummary], str]
 ) -> tuple[list[_Pair], list[SeriesSummary], list[SeriesSummary]]:
     """Pairs of series of both runs, in the order of the first; then the series of each run alone.
 
     A series is matched on any machine, unless a run has several series that differ in the machine alone.
+
+    Args:
+        before: series of the first run by their keys.
+        after: series of the second by theirs.
+        portable_key: function that returns a key in which the machine does not count.
     """
-    old, new = _by_key(before), _by_key(after)
+    old, new = dict(before), dict(after)
     found = {key: (old.pop(key), new.pop(key)) for key in old.keys() & new.keys()}
-    by_name = [Counter(series.portable_key() for series in all_series.values()) for all_series in (old, new)]
-    others = {series.portable_key(): key for key, series in new.items()}
+    by_name = [Counter(portable_key(series) for series in all_series.values()) for all_series in (old, new)]
+    others = {portable_key(series): key for key, series in new.items()}
     for key, series in list(old.items()):
-        name = series.portable_key()
+        name = portable_key(series)
         if all(count[name] == 1 for count in by_name):
             found[key] = old.pop(key), new.pop(others[name])
-    order = dict.fromkeys(series.key() for series in before)
-    return [found[key] for key in order if key in found], list(old.values()), list(new.values())
+    return [found[key] for key in before if key in found], list(old.values()), list(new.values())
 
 
 def _by_key(all_series: Sequence[SeriesSummary]) -> dict[str, SeriesSummary]:

@@ -185,15 +185,18 @@ class SeriesSummary(_Schema):
         return f"{self.kind} {self.axis} {self.configuration.series(self.axis)}"
 
     def key_across(self, names: Collection[str]) -> str:
-        """A key that is equal for series that differ in these columns of `load`, or in the machine alone.
+        """A key that is equal for series that differ in these columns of `load` alone.
 
         A prediction names its GPU, and a measurement does not, so that across `kind` this distinguishes nothing.
         """
-        ignored = {*names, "threads"} | ({"gpu"} if "kind" in names else set())
+        ignored = {*names} | ({"gpu"} if "kind" in names else set())
         kept = {name: value for name, value in self.options().items() if name not in ignored}
-        if "device" in kept:
-            kept["device"] = self.configuration.device_kind()
         return repr(sorted((name, str(value)) for name, value in kept.items()))
+
+    def portable_key_across(self, names: Collection[str]) -> str:
+        """A key that is equal for series that differ in these columns of `load`, or in the machine alone."""
+        elsewhere = self.configuration.model_copy(update={"threads": None, "device": self.configuration.device_kind()})
+        return self.model_copy(update={"configuration": elsewhere}).key_across(names)
 
     def portable_key(self) -> str:
         """A key that is equal for series that differ in the machine alone: number of threads, and index of the GPU."""

@@ -20,8 +20,8 @@ _FOLDER = "inside-"
 def add_timelines(report: Report) -> list[Path]:
     """Predict the timeline of a step of each of the first networks, those that retain least first, and return their files.
 
-    Nothing is done for a report that has a timeline from elsewhere; those of an earlier call are made again. A network that cannot
-    be followed without values is left out.
+    Nothing is done for a report that has a timeline from elsewhere; those of an earlier call are made again. A network that
+    cannot be followed without values is left out.
 
     Args:
         report: report in a folder.

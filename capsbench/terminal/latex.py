@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from string import ascii_lowercase
 from typing import Any
 
 import pandas as pd
@@ -14,8 +15,8 @@ from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series
 from capsbench.terminal.tables import HEADS, SHOWN
-from capsbench.words.slopes_in_words import column_unit, is_reference, row_shape, row_slope
-from capsbench.words.units import joined_text, slope_values
+from capsbench.words.slopes_in_words import column_unit, is_reference, row_remarks, row_shape, row_slope
+from capsbench.words.units import joined_text, ratio_parts, slope_values
 
 Row = Mapping[Any, Any]
 
@@ -27,28 +28,46 @@ _PLAIN = {
 """Signs that LaTeX reads as commands, or lacks."""
 
 _UNKNOWN = r"\textit{n.s.}"
-_BENT = r"$^\ast$"
-_LEGEND = {
-    _UNKNOWN: r"% n.s.: no change measurable within the bound that follows it",
-    _BENT: r"% *: not a line",
-}
+
+
+class _Marks:
+    """The letters beside slopes, one for each different remark, and the legend that explains them."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+        self._has_unknown = False
+
+    def beside(self, row: Row) -> str:
+        """The marks of a row's remarks; those of a slope that is not measurable are its noise alone."""
+        unknown = row_shape(row) == "no change measurable"
+        self._has_unknown |= unknown
+        remarks = [] if unknown else row_remarks(row)
+        remarks += [f"noisy: {', '.join(row['noise'].split(','))}"] if row["noise"] else []
+        letters = [self._letters.setdefault(remark, _letter(len(self._letters))) for remark in remarks]
+        return f"$^{{{','.join(letters)}}}$" if letters else ""
+
+    def legend(self) -> list[str]:
+        """A comment for each sign and letter that was used."""
+        unknown = ["% n.s.: no change measurable within the bound that follows it"] * self._has_unknown
+        return [*unknown, *(f"% {letter}: {remark}" for remark, letter in self._letters.items())]
 
 
 def slopes_latex(table: pd.DataFrame) -> str:
     """The table of `fitted_slopes` for LaTeX: a tabular per axis, a row per series, the unit of each column in its head.
 
     Slopes have half the width of their 95 % intervals, and ratios to ResCapsNet a column of their own with their intervals.
+    Letters refer to remarks in the legend above the table: that a slope has no interval, that its times are noisy.
     """
-    parts = [_tabular(str(axis), rows) for axis, rows in table.groupby(AXIS_COLUMN, sort=False)]
+    marks = _Marks()
+    parts = [_tabular(str(axis), rows, marks) for axis, rows in table.groupby(AXIS_COLUMN, sort=False)]
     body = "\n\n".join(parts)
-    legend = [text for sign, text in _LEGEND.items() if sign in body]
-    return "\n".join([r"% \usepackage{booktabs}; slopes with half the width of their 95 % intervals", *legend, body])
+    return "\n".join([r"% \usepackage{booktabs}; slopes with half the width of their 95 % intervals", *marks.legend(), body])
 
 
-def _tabular(axis: str, table: pd.DataFrame) -> str:
+def _tabular(axis: str, table: pd.DataFrame, marks: _Marks) -> str:
     groups = [(series, {row["metric"]: row for row in rows.to_dict("records")}) for series, rows in by_series(table)]
     labels = Labels(series for series, _ in groups)
-    columns = [_Column(name, [rows[name] for _, rows in groups if name in rows]) for name in SHOWN if _has(groups, name)]
+    columns = [_Column(name, [rows[name] for _, rows in groups if name in rows], marks) for name in SHOWN if _has(groups, name)]
     heads = ["Network", *(text for column in columns for text in column.heads())]
     units = ["", *(text for column in columns for text in column.units(axis_unit(axis)))]
     lines = [[_escaped(labels.of(series)), *(text for it in columns for text in it.cells(rows))] for series, rows in groups]
@@ -74,21 +93,24 @@ def _has(groups: Sequence[tuple[object, Mapping[str, object]]], metric: str) -> 
 class _Column:
     """One metric: a column of slopes in one unit, and one of ratios if there are any."""
 
-    def __init__(self, metric: str, rows: list[Row]) -> None:
+    def __init__(self, metric: str, rows: list[Row], marks: _Marks) -> None:
         self._metric = metric
+        self._marks = marks
         self._is_bytes = METRICS[metric].is_bytes
         self._unit = column_unit(rows)
+        # The terms of a curve have units of their own.
+        self._shares_unit = any(row_shape(row) not in CURVES for row in rows)
         self.has_ratios = any(_ratio(row) for row in rows)
 
     def heads(self) -> list[str]:
         return [HEADS[self._metric].capitalize(), *([r"$\times$ ResCapsNet"] if self.has_ratios else [])]
 
     def units(self, per: str) -> list[str]:
-        return [_escaped(f"({self._unit[1]}/{per})"), *([""] if self.has_ratios else [])]
+        return [_escaped(f"({self._unit[1]}/{per})") if self._shares_unit else "", *([""] if self.has_ratios else [])]
 
     def cells(self, rows: Mapping[str, Row]) -> list[str]:
         row = rows.get(self._metric)
-        slope, ratio = ("--", "") if row is None else (self._slope(row), _ratio(row))
+        slope, ratio = ("--", "") if row is None else (self._slope(row) + self._marks.beside(row), _ratio(row))
         return [slope, *([ratio] if self.has_ratios else [])]
 
     def _slope(self, row: Row) -> str:
@@ -99,16 +121,20 @@ class _Column:
         if row_shape(row) == "no change measurable":
             return rf"{_UNKNOWN} ($\pm${joined_text(max(abs(low), abs(high)) / size, decimals=decimals)})"
         values = slope_values(row["slope"], low, high, is_bytes=self._is_bytes)
-        text = _escaped(joined_text(*(value / size for value in values), decimals=decimals if any(values) else 0))
-        return text + (_BENT if row_shape(row) == "not a line" else "")
+        return _escaped(joined_text(*(value / size for value in values), decimals=decimals if any(values) else 0))
 
 
 def _ratio(row: Row) -> str:
     """The ratio of a row to ResCapsNet's slope with its interval; empty where there is none, or where it is that slope."""
     if math.isnan(float(row["ratio_to_rescapsnet"])) or is_reference(row):
         return ""
-    value, low, high = (f"{row[name] + 0.0:.3g}" for name in ("ratio_to_rescapsnet", "ratio_low", "ratio_high"))
-    return value if math.isnan(float(row["ratio_low"])) or low == high == value else f"{value} ({low}--{high})"
+    value, *ends = ratio_parts(row["ratio_to_rescapsnet"], row["ratio_low"], row["ratio_high"])
+    return f"{value} ({'--'.join(ends)})" if ends else value
+
+
+def _letter(index: int) -> str:
+    """The letter of a remark: a to z, then aa, bb and so on."""
+    return ascii_lowercase[index % 26] * (index // 26 + 1)
 
 
 def _escaped(text: str) -> str:

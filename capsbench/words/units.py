@@ -102,14 +102,32 @@ def duration_range(least: float, most: float) -> str:
     return f"{duration_text(least)} to {duration_text(most)}" if least >= 1 else f"at most {duration_text(most)}"
 
 
+def ratio_parts(ratio: float, low: float, high: float) -> tuple[str, ...]:
+    """A ratio and the ends of its interval as texts, or the ratio alone if the interval is unknown or too narrow to be seen.
+
+    The three have equal decimals: three significant digits of the largest, and more where the width of the interval would
+    otherwise have fewer than two, so that an end near 1 does not read as 1.
+    """
+    rounded = tuple(f"{one + 0.0:.3g}" for one in (ratio, low, high))
+    if math.isnan(low) or low == high or len(set(rounded)) == 1:
+        return rounded[:1]
+    largest = max(map(abs, (ratio, low, high)))
+    if not 0 < largest < 1000:
+        return rounded
+    decimals = max(2 - math.floor(math.log10(largest)), 1 - math.floor(math.log10(abs(high - low))))
+    decimals = min(decimals, _MOST_DECIMALS)
+    # Adding 0 makes -0 a 0.
+    return tuple(f"{round(one, decimals) + 0.0:.{decimals}f}" for one in (ratio, low, high))
+
+
 def ratio_text(ratio: float, low: float, high: float) -> str:
-    """A ratio with its interval on a second line: `1.5`, `1.3–1.8`; without one if both ends print as the ratio does."""
-    value, *ends = (f"{one + 0.0:.3g}" for one in (ratio, low, high))
-    return value if math.isnan(low) or low == high or ends == [value, value] else f"{value}\n{'–'.join(ends)}"
+    """A ratio with its interval on a second line: `1.50`, `1.30–1.80`; without one where `ratio_parts` has none."""
+    value, *ends = ratio_parts(ratio, low, high)
+    return f"{value}\n{'–'.join(ends)}" if ends else value
 
 
 def ratio_in_words(ratio: float, low: float, high: float) -> str:
-    """A ratio and its interval on one line: `1.5 (1.3–1.8)`."""
+    """A ratio and its interval on one line: `1.50 (1.30–1.80)`."""
     value, *interval = ratio_text(ratio, low, high).split("\n")
     return value + "".join(f" ({text})" for text in interval)
 

@@ -301,6 +301,44 @@ def test_runs_are_compared_across_options():
     assert refused.value.hint == "measure the same models and options, or compare with `across` kernel"
 
 
+def test_runs_with_several_thread_counts_are_compared_across_options():
+    def run(*counts, **fields):
+        return in_brief([record for threads in counts for record in seeded_run(["rescapsnet"], threads=threads, **fields)])
+
+    def threads_of(compared):
+        return [it.series["threads"] for it in compared.comparisons if (it.quantity, it.scope) == ("retained", "slope")]
+
+    before, after = run(1, 2, kernel="published"), run(1, 2, modules={"blocks.{block}.0": MIB})
+    compared = compare(before, after, across=["kernel"])
+    assert threads_of(compared) == [1, 2]
+    assert {it.verdict for it in compared.comparisons if it.quantity == "retained"} == {"worse"}
+    assert compared.across == ("kernel: published in the first, recompute in the second",)
+    assert not compared.only_before
+    assert not compared.only_after
+    # A line without another like it is compared with that of any number of threads; of several, those of the same number are.
+    assert len(threads_of(compare(run(1, kernel="published"), run(4), across=["kernel"]))) == 1
+    compared = compare(before, run(2, 4, 8), across=["kernel"])
+    assert threads_of(compared) == [2]
+    assert [[it.configuration.threads for it in lines] for lines in (compared.only_before, compared.only_after)] == [[1], [4, 8]]
+    # Across the number of threads itself they are alike, and the error names what differs.
+    with pytest.raises(ConfigurationError, match=r"of the first run alike: threads 1, threads 2\n"):
+        compare(before, after, across=["kernel", "threads"])
+    with pytest.raises(ConfigurationError, match=r"the nearest differ in kernel \(published, recompute\), threads \(1, 4\)"):
+        compare(before, run(4), across=["kernel"])
+
+
+def test_predictions_for_two_gpus_are_alike_across_the_kind():
+    predicted = [
+        record
+        for gpu in ("h100", "a100")
+        for record in seeded_run(["rescapsnet"], device="cuda:predicted", gpu=gpu, threads=None)
+    ]
+    predicted = in_brief([record.model_copy(update={"kind": "predicted", "time": None}) for record in predicted])
+    measured = in_brief(seeded_run(["rescapsnet"], device="cuda:0"))
+    with pytest.raises(ConfigurationError, match=r"of the first run alike: gpu a100, gpu h100\n"):
+        compare(predicted, measured, across=["kind"])
+
+
 def test_predictions_are_compared_with_measurements():
     measured = seeded_run(["rescapsnet"], device="cuda:0")
     predicted = [

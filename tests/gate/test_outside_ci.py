@@ -12,6 +12,7 @@ from importlib import metadata
 import pytest
 import yaml
 
+from capsbench.errors import ConfigurationError
 from capsbench.gate.workflows import CPU_INDEX, UNKNOWN, github_workflow, gitlab_pipeline, requirement_of, where_from
 from helpers import ROOT
 
@@ -51,6 +52,7 @@ class Installed:
             "git+https://git.example.org/capsbench.git@a65a61a",
         ),
         ({"url": "https://example.org/capsbench-1.2.3-py3-none-any.whl", "archive_info": {}}, None),
+        ({"url": "file:///home/me/capsbench", "vcs_info": {"vcs": "git", "commit_id": "a65a61a"}}, None),
         ({"url": "file:///home/me/capsbench", "dir_info": {"editable": True}}, None),
         ({"url": "file:///home/me/capsbench-1.2.3-py3-none-any.whl", "archive_info": {}}, None),
     ],
@@ -105,15 +107,44 @@ def test_a_workflow_installs_the_small_build_of_torch_first(write):
         ("https://git.example.org/c.git", "git+https://git.example.org/c.git"),
         ("ssh://git@git.example.org/c.git", "git+ssh://git@git.example.org/c.git"),
         ("https://example.org/capsbench-1.2.3-py3-none-any.whl", "https://example.org/capsbench-1.2.3-py3-none-any.whl"),
+        ("https://example.org/capsbench.whl#sha256=ab", "https://example.org/capsbench.whl#sha256=ab"),
+        ("https://github.com/me/capsbench/archive/v1.tar.gz", "https://github.com/me/capsbench/archive/v1.tar.gz"),
+        ("https://github.com/me/capsbench", "git+https://github.com/me/capsbench"),
+        ("https://github.com/me/capsbench/", "git+https://github.com/me/capsbench"),
+        ("https://github.com/me/capsbench@v1", "git+https://github.com/me/capsbench@v1"),
+        ("git+https://github.com/me/capsbench", "git+https://github.com/me/capsbench"),
+        ("ssh://git@github.com/me/capsbench", "git+ssh://git@github.com/me/capsbench"),
+        ("git@github.com:me/x.git", "git+ssh://git@github.com/me/x.git"),
+        ("git@github.com:me/x@v1", "git+ssh://git@github.com/me/x@v1"),
+        ("git@git.example.org:/srv/x.git", "git+ssh://git@git.example.org/srv/x.git"),
+        ("capsbench @ https://example.org/c.whl", "capsbench @ https://example.org/c.whl"),
+        ("capsbench[train] @ https://github.com/me/x", "capsbench[train] @ git+https://github.com/me/x"),
         (".", "."),
+        ("./", "."),
+        ("tools/..", "."),
+        (".[train]", ".[train]"),
+        (".hidden", "./.hidden"),
         ("tools/capsbench", "./tools/capsbench"),
+        ("./tools/capsbench", "./tools/capsbench"),
+        ("./tools/../tools/capsbench[train]", "./tools/capsbench[train]"),
         ("capsbench==1.2", "capsbench==1.2"),
         ("capsbench[train] >= 1", "capsbench[train] >= 1"),
     ],
 )
 def test_a_source_is_what_pip_installs(tmp_path, source, install):
     (tmp_path / "tools" / "capsbench").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
     assert requirement_of(source, tmp_path) == install
+
+
+def test_a_path_that_leads_out_of_the_repository_is_refused(tmp_path):
+    repository, beside = tmp_path / "repository", tmp_path / "capsbench"
+    for folder in (repository, beside):
+        folder.mkdir()
+    (repository / "link").symlink_to(beside)
+    for source in ("..", "../capsbench", "../repository/../capsbench", "link", str(beside)):
+        with pytest.raises(ConfigurationError, match="nor a path in the repository that exists"):
+            requirement_of(source, repository)
 
 
 @pytest.mark.parametrize("write", [github_workflow, gitlab_pipeline])
@@ -168,7 +199,37 @@ def test_init_ci_says_that_it_does_not_know(command, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "source",
-    ["x; rm -r .", "$(id)", "`id`", "-r evil.txt", "a\nb", "${{ secrets.X }}", "it's", "pipy", "no/such/folder", "/", ""],
+    [
+        "x; rm -r .",
+        "$(id)",
+        "`id`",
+        "-r evil.txt",
+        "a\nb",
+        "${{ secrets.X }}",
+        "it's",
+        "pipy",
+        "no/such/folder",
+        "/",
+        "",
+        "..",
+        "../capsbench",
+        ".nothing",
+        "./not-there",
+        "~/capsbench",
+        "C:/capsbench",
+        "file:///home/me/capsbench",
+        "file:capsbench",
+        "git+file:///home/me/capsbench",
+        "capsbench @ file:///home/me/capsbench",
+        "capsbench@file:///home/me/capsbench",
+        "capsbench @ ../capsbench",
+        "capsbench @",
+        "capsbench@v1",
+        "http://example.org/c.whl",
+        "https://",
+        "https://github.com",
+        "https://example.org/a b.git",
+    ],
 )
 def test_init_ci_refuses_what_is_no_source(command, tmp_path, source):
     result = command("init-ci", "--from", source)

@@ -22,4 +22,16 @@ def test_the_last_step_of_each_network_is_predicted_for_its_record(tmp_path):
     shown, _ = timelines_data([found], [])
     assert [one["cells"] for one in shown] == [[2], [0]]
     assert len(paths) == 2
-    assert add_timelines(found) == []
+
+
+def test_timelines_of_an_earlier_call_are_made_again_and_others_are_left_alone(tmp_path):
+    report = Report(tmp_path / "mine")
+    report.folder.mkdir()
+    report.append(make_record("rescapsnet", 1, **SMALL))
+    add_timelines(report)
+    report.append(make_record("rescapsnet", 2, **SMALL))
+    assert len(add_timelines(report)) == 1
+    assert [one.timeline.configuration.blocks for one in Report(report.folder).timelines] == [2]
+    (path,) = report.folder.rglob("timeline.json")
+    path.parent.rename(report.folder / "own")
+    assert add_timelines(report) == []

@@ -145,6 +145,46 @@ def test_what_latex_reads_as_a_command_is_escaped():
     assert "% n.s.: no change measurable" in text
 
 
+def latex_rows(text):
+    """The cells of each row below the head, and those of the two lines of the head."""
+    lines = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if " & " in line]
+    return lines[2:], lines[:2]
+
+
+def test_a_remark_on_a_slope_is_a_letter_with_a_line_in_the_legend():
+    text = slopes_latex(fitted_slopes(swept("rescapsnet", "mocapsnet", depths=(1, 2))))
+    rows, (heads, _) = latex_rows(text)
+    # Two values alone give no interval to a time; bytes repeat exactly and need none.
+    assert [row[heads.index("Train step")] for row in rows] == ["20.0$^{a}$", "30.0$^{a}$"]
+    assert rows[0][1] == "10.00"
+    assert [line for line in text.splitlines() if line.startswith("%")][1:] == ["% a: no interval"]
+    text = slopes_latex(fitted_slopes(make_frame(make_turns(rest_per_block=0.05))))
+    assert "% a: whole step: its rest grows too" in text.splitlines()
+    assert text.count("$^{a}$") == 4
+    table = fitted_slopes(bent_frame()).assign(noise="busy,drift")
+    text = slopes_latex(table)
+    assert "$^{a,b}$" in text
+    assert text.splitlines()[1:3] == ["% a: not a line", "% b: noisy: busy, drift"]
+    # Without a measurable change the noise is the only remark.
+    text = slopes_latex(fitted_slopes(noisy_frame()).assign(noise="busy"))
+    assert re.search(r"n\.s\.\} \(\$\\pm\$[\d.]+\)\$\^\{a\}\$", text)
+    assert [line for line in text.splitlines() if line.startswith("%")][2:] == ["% a: noisy: busy"]
+
+
+def test_a_column_of_curves_has_no_unit_in_its_head():
+    def curved(table, where):
+        return table.assign(shape=table["shape"].mask(where, "quadratic"), term=48.0, term_low=48.0, term_high=48.0)
+
+    table = fitted_slopes(swept("rescapsnet"))
+    rows, (heads, units) = latex_rows(slopes_latex(curved(table, table["metric"] == "retained")))
+    assert rows[0][1] == "10.00 MiB per block and 48 B per pair of blocks"
+    assert (heads[1], units[1], units[2]) == ("Retained", "", "(MiB/block)")
+    # A column that has a line as well has its unit.
+    table = fitted_slopes(swept("rescapsnet", "mocapsnet"))
+    _, (_, units) = latex_rows(slopes_latex(curved(table, table["model"] == "mocapsnet")))
+    assert units[1] == "(MiB/block)"
+
+
 def test_latex_is_printed_and_excludes_other_forms(command, tmp_path):
     (tmp_path / "mine").mkdir()
     for record in (make_record("mocapsnet", blocks) for blocks in DEPTHS):

@@ -15,9 +15,13 @@ GITHUB_PATH = Path(".github/workflows/capsbench.yml")
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,\-]+")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9_./:,+@=<>!~\[\]#&%? -]+")
-_GIT = re.compile(r"(https|ssh)://\S+\.git(@[\w./-]+)?$")
+_ADDRESS = re.compile(r"(?:git\+)?(?:https|ssh)://[^\s/]+/\S+")
+_SSH_SHORT = re.compile(r"([\w.-]+@[\w.-]+):/*([^\s:]+)")
+_FILE = re.compile(r"[^?#]+\.(whl|zip|tgz|tar|tar\.(gz|bz2|xz))([?#]\S*)?")
 _OF_CAPSBENCH = re.compile(r"capsbench\s*($|[\[@=<>!~])")
-_SOURCES = "give pypi, the address of a git repository (git+https://HOST/PATH.git@v1), or a path in this one (.)"
+_AT_ADDRESS = re.compile(r"(capsbench\s*(?:\[[^\]]*\])?\s*@)\s*(.*)")
+_PATH = re.compile(r"([^/\[\]][^\[\]]*)(\[[\w, -]+\])?")
+_SOURCES = "give pypi, an address (https://HOST/PATH@v1 of a git repository, or of a wheel), or a path in this repository (.)"
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyTorch's index of builds for CPUs."""
@@ -45,6 +49,8 @@ def where_from(folder: Path) -> str | None:
         return f"capsbench=={found.version}"  # pip found it in an index by its name
     url, vcs = str(origin.get("url", "")), origin.get("vcs_info")
     if vcs:
+        if url.startswith("file:"):
+            return None
         return f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
     return url if url.startswith("https://") else None
 
@@ -53,27 +59,57 @@ def requirement_of(source: str, folder: Path) -> str:
     """The requirement with which pip installs capsbench from a source.
 
     Args:
-        source: `pypi`, the address of a git repository, a path in the repository that gets the workflow, a wheel's address, or
-            a requirement of pip's, such as `capsbench>=1.2`.
+        source: `pypi`, the address of a git repository, a path in the repository that gets the workflow, the address of a wheel
+            or an archive, or a requirement of pip's, such as `capsbench>=1.2`.
         folder: folder of that repository.
 
     Raises:
-        ConfigurationError: it is none of these.
+        ConfigurationError: it is none of these, or it is on this machine alone.
     """
     source = source.strip()
     if source == "pypi":
         return "capsbench"
-    if _GIT.match(source):
-        return f"git+{source}"
-    if "://" in source or _OF_CAPSBENCH.match(source):
-        return source
-    # A folder outside the repository is not on the build server, and pip reads a bare name as that of a package, which anybody
-    # may have published.
-    if source.startswith("."):
-        return source
-    if source and not source.startswith("/") and (folder / source).exists():
-        return f"./{source}"
-    raise ConfigurationError(f"`install` '{source}' is neither pypi, nor an address, nor a path that is there", _SOURCES)
+    if named := _AT_ADDRESS.fullmatch(source):
+        found = _address(named[2])
+        found = found and f"{named[1]} {found}"
+    elif _OF_CAPSBENCH.match(source):
+        found = source
+    else:
+        found = _address(source) or _path_inside(source, folder)
+    if found is None:
+        raise ConfigurationError(
+            f"`install` '{source}' is neither pypi, nor an address that a build server can reach, nor a path in the repository "
+            "that exists",
+            _SOURCES,
+        )
+    return found
+
+
+def _address(text: str) -> str | None:
+    """The address as pip takes it: that of a git repository begins with `git+`. None if the text is no address, or a file's."""
+    if short := _SSH_SHORT.fullmatch(text):
+        return f"git+ssh://{short[1]}/{short[2]}"
+    text = text.rstrip("/")
+    if not _ADDRESS.fullmatch(text):
+        return None
+    return text if text.startswith("git+") or (text.startswith("https:") and _FILE.fullmatch(text)) else f"git+{text}"
+
+
+def _path_inside(text: str, folder: Path) -> str | None:
+    """The path, with the extras behind it, from the folder; None if nothing exists there, or it lies outside the folder.
+
+    A folder outside the repository is not on the build server, and pip reads a bare name as that of a package, which anybody may
+    have published.
+    """
+    parts = _PATH.fullmatch(text)
+    if parts is None:
+        return None
+    root = folder.resolve()
+    place = (root / parts[1]).resolve()
+    if not place.exists() or not place.is_relative_to(root):
+        return None
+    path = "." if place == root else f"./{place.relative_to(root).as_posix()}"
+    return path + (parts[2] or "")
 
 
 def github_workflow(models: str, depth: str, baseline: str, install: str | None = None) -> str:
