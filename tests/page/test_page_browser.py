@@ -557,6 +557,22 @@ def test_what_fits_follows_the_line_of_the_peak(show):
         assert len(rows_of(page, "fits-table")) == 1
 
 
+def test_what_fits_follows_what_is_alive_where_it_grows_faster_than_the_peak(show):
+    # The peak of small networks lies in their first layers, and grows by 2 MiB a block. Their weights and the optimizer's state
+    # grow by 1.5 MiB, from 120 MiB, and what is retained by 10 MiB, from 1 MiB.
+    records = [changed(one, peak=(3000 + 2 * one.cell.configuration.blocks) * MIB) for one in models()]
+    with show(source(records)) as page:
+        rows = {row.split("\t")[0]: row.split("\t")[2:] for row in rows_of(page, "fits-table")}
+        gpus = page.evaluate("() => capsbench.DATA.gpus")
+        assert rows["ResCapsNet"] == [f"{int((one['bytes'] / MIB - 121) // 11.5):,}" for one in gpus]
+        assert rows["MoCapsNet"] == [f"{int((one['bytes'] / MIB - 3000) // 2):,}" for one in gpus]
+        x, y = next((one["x"], one["y"]) for one in page.drawn("fits-chart") if one.get("line", {}).get("dash") == "dot")
+        assert y[-1] == pytest.approx((121 + 11.5 * x[-1]) / 1024)
+        caption = page.text("#fits-caption")
+        assert "alive at the end of forward" in caption
+        assert "The inverse float drifts in deep stacks" in caption
+
+
 @pytest.mark.parametrize("width", [1400, 400])
 def test_a_table_that_is_wider_than_its_place_says_so(show, width):
     with show(source(models()), width=width) as page:
