@@ -588,6 +588,33 @@ def test_what_has_no_blocks_has_no_slope():
     assert "has no figures. Out of memory." in html
 
 
+def costs_of(records):
+    """The heads of the page's first table, and the words of its cells by row."""
+    (table,) = re.findall(r'<table class="plain costs">.*?</table>', page_html([source(records)]), re.DOTALL)
+    heads, body = table.split("</thead>")
+    rows = [re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL) for row in body.split("<tr ")[1:]]
+
+    def words(text):
+        return " ".join(re.sub(r"<[^>]+>", " ", text).split())
+
+    return re.findall(r'scope="col">([^<]+)<', heads), {words(row[0]): [words(cell) for cell in row[1:]] for row in rows}
+
+
+def test_a_value_without_a_slope_is_not_under_the_unit_of_one():
+    heads, rows = costs_of([make_record(blocks=1), make_record(blocks=2), make_record("capsnet-1conv", 0)])
+    assert heads[1] == "retained for backward per block"
+    (level,) = [cells for name, cells in rows.items() if not name.startswith("ResCapsNet")]
+    assert level[0] == "- 1.00 MiB in all, no blocks"
+    # A series of one depth, beside one that has a slope.
+    heads, rows = costs_of([make_record(blocks=1), make_record(blocks=2), make_record("mocapsnet", 3)])
+    (one,) = [cells for name, cells in rows.items() if name.startswith("MoCapsNet")]
+    assert one[0] == "- 1.00 MiB in all, at 3 blocks"
+    # Where no series has a slope, the heads have no unit of one.
+    heads, rows = costs_of([make_record("mocapsnet", 3)])
+    assert heads[1] == "retained for backward"
+    assert next(iter(rows.values()))[0] == "1.00 MiB at 3 blocks"
+
+
 def test_a_depth_that_ran_out_of_memory_between_others_is_named():
     records = [make_record(blocks=1), make_record(blocks=2, status="oom"), make_record(blocks=3)]
     assert "Out of memory at 2 blocks." in page_html([source(records)])
