@@ -66,10 +66,13 @@ function take(part, name, control, value) {
 
 function restoreTradeoff(chosen) {
   const { tradeoff } = state;
-  const known = (name, otherwise) => (chosen(`tradeoff-${name}`) in METRICS ? chosen(`tradeoff-${name}`) : otherwise);
+  const known = (name, bytes, otherwise) => {
+    const metric = chosen(`tradeoff-${name}`);
+    return Object.hasOwn(METRICS, metric) && METRICS[metric].bytes === bytes ? metric : otherwise;
+  };
   Object.assign(tradeoff, {
-    memory: known("memory", null),
-    time: known("time", tradeoff.time),
+    memory: known("memory", true, null),
+    time: known("time", false, tradeoff.time),
     place: Number(chosen("tradeoff-place")),
   });
 }

@@ -514,6 +514,12 @@ def test_a_link_shows_the_same_selection_and_a_jump_has_a_way_back(show, browser
         other.goto(link.partition("#")[0] + "#depth?metric=gold&filter-kernel=none&cell=999")
         other.reload()
         assert other.evaluate("() => [capsbench.state.depth.metric, capsbench.state.filters.kernel]") == ["retained", "*"]
+        # Neither a name that every object has, nor a time as a memory or a memory as a time, is one of the quantities.
+        for memory, time in (("toString", "constructor"), ("train", "retained")):
+            other.goto(link.partition("#")[0] + f"#tradeoff?tradeoff-memory={memory}&tradeoff-time={time}")
+            other.reload()
+            other.wait_for_selector("html[data-ready]", state="attached")
+            assert other.evaluate("() => [capsbench.state.tradeoff.memory, capsbench.state.tradeoff.time]") == [None, "train"]
         context.close()
         before = page.evaluate("() => scrollY")
         page.evaluate("() => capsbench.selectCell(15)")
