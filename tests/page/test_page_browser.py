@@ -511,7 +511,7 @@ def test_a_link_shows_the_same_selection_and_a_jump_has_a_way_back(show, browser
         assert shown == ["published", "train", "log"]
         assert other.evaluate("() => [capsbench.state.depth.metric, capsbench.state.filters.kernel]") == ["train", "published"]
         # Nonsense in a link leaves what the page begins with.
-        other.goto(link.partition("#")[0] + "#depth?metric=gold&filter-kernel=none&cell=999")
+        other.goto(link.partition("#")[0] + "#depth?metric=gold&filter-kernel=none&record=999&report=mine")
         other.reload()
         assert other.evaluate("() => [capsbench.state.depth.metric, capsbench.state.filters.kernel]") == ["retained", "*"]
         # Neither a name that every object has, nor a time as a memory or a memory as a time, is one of the quantities.
@@ -523,11 +523,33 @@ def test_a_link_shows_the_same_selection_and_a_jump_has_a_way_back(show, browser
         context.close()
         before = page.evaluate("() => scrollY")
         page.evaluate("() => capsbench.selectCell(15)")
-        page.page.wait_for_function("() => location.hash.includes('cell=15')")
+        key = page.evaluate("() => capsbench.CELLS.key[15]")
+        page.page.wait_for_function("key => location.hash.includes(`record=${key}&report=mine`)", arg=key)
+        jumped_to = page.evaluate("() => location.href")
+        # A filter that is chosen there leaves the way back as it is, and so does a reload.
+        page.choose("filter-kernel", "published")
+        page.page.reload()
+        page.page.wait_for_selector("html[data-ready]", state="attached")
+        assert page.evaluate("() => capsbench.state.step.cell") == 15
         page.page.get_by_role("button", name="Back to where you were").click()
         page.page.wait_for_function("before => Math.abs(scrollY - before) < 200", arg=before)
         assert page.page.get_by_role("button", name="Back to where you were").count() == 0
         assert page.evaluate("() => capsbench.state.step.cell") != 15
+        # Whoever opens the link of the step was nowhere on this page before.
+        opened_link = page.page.context.new_page()
+        opened_link.goto(jumped_to)
+        opened_link.wait_for_selector("html[data-ready]", state="attached")
+        assert opened_link.evaluate("() => capsbench.state.step.cell") == 15
+        assert opened_link.get_by_role("button", name="Back to where you were").count() == 0
+        # The link names the record, wherever it lies in the page.
+        opened_link.close()
+    with show(source(models(), "another"), source([*models(), *models(kernel="published")])) as page:
+        page.page.goto(page.evaluate("() => location.href").partition("#")[0] + "#" + jumped_to.partition("#")[2])
+        page.page.reload()
+        page.page.wait_for_selector("html[data-ready]", state="attached")
+        cell = page.evaluate("() => capsbench.state.step.cell")
+        assert cell != 15
+        assert page.evaluate(f"() => capsbench.CELLS.key[{cell}]") == key
 
 
 def test_slopes_are_copied_as_markdown_and_latex(show):
