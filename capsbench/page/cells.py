@@ -24,6 +24,7 @@ from capsbench.frame import (
 from capsbench.gate.findings import Labels
 from capsbench.options import OPTIONS, noun_of, value_in_words
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
+from capsbench.page.gpus import continued_memory
 from capsbench.page.room import LONGEST_COMMAND, LONGEST_NAME
 from capsbench.records import Record
 from capsbench.stats.median import median_interval
@@ -148,7 +149,7 @@ class AllSeries:
 
 
 def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["Report"]) -> list[dict[str, Any]]:
-    """The page's data of each series: name, options, look, slopes, means over replicates, and the command to measure it again.
+    """The page's data of each series: name, options, look, slopes, means over replicates, further memory, and command.
 
     Args:
         all_series: series of the records.
@@ -165,6 +166,8 @@ def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["R
     for row in table.to_dict("records"):
         fits[all_series.index_of({str(name): value for name, value in row.items()})][row["metric"]] = _fit(row)
     means = _means(all_series.placed)
+    good = all_series.placed[all_series.placed["status"] == "ok"]
+    continued = {int(str(index)): continued_memory(fits[int(str(index))], rows) for index, rows in good.groupby("line")}
     found = []
     for index, series in enumerate(all_series.listed):
         label = labels.of(series)
@@ -188,6 +191,7 @@ def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["R
                 and series["batch_size"] == paper.BATCH_SIZE
                 and series[AXIS_COLUMN] == "blocks",
                 "fits": fits[index],
+                "continued": continued.get(index),
                 "means": means.get(index, {}),
             }
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from capsbench.axes import per_unit
+from capsbench.axes import axis_title, per_unit
 from capsbench.figures.sparks import SparkPoints, fitted_points, scale_of, svg, value_ranges
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS, Metric
@@ -25,10 +25,11 @@ class Cost:
     """The cost of a series in one quantity."""
 
     text: str
-    """Slope of the quantity, or its last value where it has no slope."""
+    """Slope of the quantity. A value without a slope stands here only where the head of the column has no unit of a slope."""
     ratio: str
     """The ratio to ResCapsNet's slope; empty where there is none."""
     remark: str
+    """Further facts, such as the value of a quantity without a slope."""
     chart: str
     """A small chart as SVG, in the current colour."""
 
@@ -47,7 +48,9 @@ def cost_table(
     """
     metrics = [METRICS[name] for name in _SHOWN if any(rows[METRICS[name].column].notna().any() for rows in cells.values())]
     axes = {str(series["axis"]) for series in page_series.values()}
-    heads = [f"{metric.title} {per_unit(axes.copy().pop())}" if len(axes) == 1 else metric.title for metric in metrics]
+    alike = per_unit(axes.copy().pop()) if len(axes) == 1 else ""
+    with_unit = {metric.name for metric in metrics if alike and any(metric.name in page_series[index]["fits"] for index in cells)}
+    heads = [f"{metric.title} {alike}" if metric.name in with_unit else metric.title for metric in metrics]
     points = {(index, metric.name): _points(rows, metric) for index, rows in cells.items() for metric in metrics}
     scales = {(index, name): scale_of(page_series[index], name) for index, name in points}
     ranges = value_ranges(
@@ -63,7 +66,7 @@ def cost_table(
         chart = svg(
             known, _fitted(series, name, known), "currentColor", *ranges[scales[index, name]], width=_WIDTH, height=_HEIGHT
         )
-        costs[index].append(_cost(series, METRICS[name], known, chart, named=len(axes) > 1))
+        costs[index].append(_cost(series, METRICS[name], known, chart, named=name not in with_unit))
     return heads, costs
 
 
@@ -78,12 +81,14 @@ def _fitted(series: Mapping[str, Any], metric: str, points: SparkPoints) -> Spar
 
 
 def _cost(series: Mapping[str, Any], metric: Metric, points: SparkPoints, chart: str, *, named: bool) -> Cost:
-    """The cost of a series in a quantity; `named` gives the unit of its axis, which the head does not have."""
+    """The cost of a series in a quantity; `named` if the head does not name the unit of its axis."""
     fit, axis = series["fits"].get(metric.name), str(series["axis"])
     if fit is None:
         place, value = points[-1]
-        where = f"at {places_text(axis, [place])}" if place else ""
-        return Cost(quantity_text(value, is_bytes=metric.is_bytes), "", where, chart)
+        amount = quantity_text(value, is_bytes=metric.is_bytes)
+        # A value is no slope, so it cannot stand under the unit of one.
+        at = f"at {places_text(axis, [place])}" if place else _without(axis)
+        return Cost(amount, "", at, chart) if named else Cost("-", "", f"{amount} in all, {at}", chart)
     text = str(fit["text"]) + (f" {per_unit(axis)}" if named and fit["shape"] not in CURVES else "")
     ratio = f"{fit['ratioText']} × ResCapsNet" if fit["ratioText"] else ""
     remarks = ["not a line"] if fit["shape"] == "not a line" else []
@@ -91,3 +96,8 @@ def _cost(series: Mapping[str, Any], metric: Metric, points: SparkPoints, chart:
     remarks += [fit["declared"]] if fit["declared"] else []
     remarks += [f"noisy: {fit['noise'].replace(',', ', ')}"] if fit["noise"] else []
     return Cost(text, ratio, ", ".join(remarks), chart)
+
+
+def _without(axis: str) -> str:
+    """Text `no blocks` of a network that does not have an axis."""
+    return "no blocks" if axis == "blocks" else f"no {axis_title(axis).lower()}"

@@ -53,7 +53,8 @@ function differs({ name }) {
 
 // A machine, by its processor or GPU and the key in its records.
 function machineTitle(key) {
-  const title = DATA.environments.titles[key];
+  const { titles } = DATA.environments;
+  const title = Object.hasOwn(titles, key) && titles[key];
   return title ? `${title} (${key})` : key;
 }
 

@@ -1,4 +1,4 @@
-// The largest networks that fit: memory over the axis, continued along its line, against the sizes of common GPUs.
+// The largest networks that may fit: memory over the axis, continued beyond what was measured, against the sizes of common GPUs.
 
 import { addChart, redraw } from "./charts.js";
 import { axisNow, cellsOf, DATA, figure, isGood, LINES, METRICS, placeOf } from "./data.js";
@@ -10,22 +10,31 @@ import { MOST_LINES } from "./state.js";
 import { makeTable } from "./tables.js";
 import { grouped, heightOn, placeText, plotText, plural, quantity } from "./words.js";
 
-const [FIRST, SECOND] = ["reserved", "peak"];
 const GIB = 2 ** 30;
 const DEEPEST = 100_000;
 
-// A line's memory can be continued if it lies exactly on a line that rises.
+// The memory of a line that can be continued; null if it cannot.
 function fitOf(index) {
-  const name = [FIRST, SECOND].find((one) => LINES[index].fits[one]?.shape === "line" && LINES[index].fits[one].slope > 0);
-  return name ? { index, metric: METRICS[name], fit: LINES[index].fits[name] } : null;
+  const { continued } = LINES[index];
+  return continued && { index, metric: METRICS[continued.metric], terms: continued.terms };
 }
 
 const fitted = () => chosenLines().map(fitOf).filter(Boolean).slice(0, MOST_LINES);
 
-// The last position whose memory is at most that of a GPU; null if even the first one does not fit.
-function largest({ fit }, nbytes) {
-  const place = Math.floor((nbytes - fit.intercept) / fit.slope);
-  return place < 1 ? null : Math.min(place, DEEPEST);
+// The least memory at a position: the largest of the line of the peak and those of what is alive at the end of each phase.
+const leastAt = (terms, place) => Math.max(...terms.map((term) => heightOn(term, place)));
+
+// The last position whose least memory is at most that of a GPU; null if even the first one does not fit.
+function largest({ terms }, nbytes) {
+  const fits = (place) => leastAt(terms, place) <= nbytes;
+  if (!fits(1)) return null;
+  let [fitting, failing] = [1, DEEPEST + 1];
+  while (failing - fitting > 1) {
+    const middle = Math.floor((fitting + failing) / 2);
+    if (fits(middle)) fitting = middle;
+    else failing = middle;
+  }
+  return fitting;
 }
 
 export function startFits() {
@@ -41,11 +50,12 @@ export function drawFits() {
   const names = namesOf(found.map(({ index }) => index));
   const { unit } = DATA.axes[axisNow()];
   const text =
-    `Solid as far as it was measured, dotted beyond: memory continued along its line (${quantitiesText(found)}). ` +
+    `Solid as far as it was measured, dotted beyond: the least memory (${quantitiesText(found)}) of a larger network, which is on ` +
+    `its line or on that of all that is alive at the end of forward or of backward, whichever is higher. ${driftText(found)}` +
     `Dashed levels: what a GPU has for a process's tensors, without CUDA's context. A device needs room for fragments beside it.`;
   byId("fits-caption").replaceChildren(keys(found.map(({ index }) => keyOf(LINES[index], names.get(index)))), note(text));
   makeTable(byId("fits-table"), "fits-table", {
-    name: `The most ${unit}s that fit`,
+    name: `The most ${unit}s that may fit`,
     rows: found,
     columns: [
       { label: "line", value: ({ index }) => names.get(index), name: true },
@@ -62,6 +72,12 @@ export function drawFits() {
 
 const quantitiesText = (found) => [...new Set(found.map(({ metric }) => metric.title))].join(" or ");
 const fitText = (place) => (place === null ? "none" : place === DEEPEST ? `over ${grouped(DEEPEST)}` : grouped(place));
+
+// The inverse `float` retains nothing at any depth, but gives usable gradients only to some depth.
+function driftText(found) {
+  if (axisNow() !== "blocks" || !found.some(({ index }) => LINES[index].inverse === "float")) return "";
+  return "The inverse float drifts in deep stacks, where another inverse is needed that retains more with each block. ";
+}
 
 function buildFits() {
   const found = fitted();
@@ -92,7 +108,7 @@ function levelName({ bytes, title }) {
 }
 
 // The measured part of a line, and what lies beyond it.
-function tracesOf({ index, metric, fit }, most) {
+function tracesOf({ index, metric, terms }, most) {
   const cells = cellsOf(index).filter((cell) => isGood(cell, metric));
   const places = cells.map(placeOf);
   const [colour, last] = [colourOf(LINES[index]), Math.max(1, ...places)];
@@ -113,11 +129,11 @@ function tracesOf({ index, metric, fit }, most) {
     },
     {
       x: beyond,
-      y: beyond.map((place) => heightOn(fit, place) / GIB),
+      y: beyond.map((place) => leastAt(terms, place) / GIB),
       mode: "lines",
       line: { color: colour, width: 1.4, dash: "dot" },
       hoverinfo: "text",
-      hovertext: beyond.map((place) => hover(Math.floor(place), heightOn(fit, Math.floor(place)))),
+      hovertext: beyond.map((place) => hover(Math.floor(place), leastAt(terms, Math.floor(place)))),
     },
   ];
 }

@@ -1,13 +1,14 @@
 // The reader's choices in the address, as far as they differ from how the page began: a link to it shows the same selection.
 
-import { COUNT, drawAlong, METRICS } from "./data.js";
+import { CELLS, drawAlong, LINES, METRICS } from "./data.js";
 import { byId } from "./dom.js";
 import { change, state } from "./state.js";
 
 const KEPT = { depth: ["metric", "axis", "paper"], tradeoff: ["memory", "time", "place"] };
 
-// The mark of an entry of the browser's history whose address has the selection; an entry of a link inside the page has none.
-const OWN = "selection";
+// The marks of entries of the browser's history whose address has the selection, the second of those that a jump on this page made.
+// An entry of a link inside the page has none.
+const [OWN, JUMP] = ["selection", "jump"];
 
 let began = new Map();
 let showCell = () => {};
@@ -15,8 +16,16 @@ let showCell = () => {};
 function choices() {
   const filters = Object.entries(state.filters).map(([name, value]) => [`filter-${name}`, value]);
   const others = Object.entries(KEPT).flatMap(([part, names]) => names.map((name) => [`${part}-${name}`, state[part][name]]));
-  const all = [...filters, ...others, ["cell", state.step.jumped ? state.step.cell : null]];
+  const all = [...filters, ...others, ...recordChosen()];
   return all.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => [name, String(value)]);
+}
+
+const reportOf = (cell) => LINES[CELLS.line[cell]].report;
+
+// The record of the chosen cell by its key and report, since its index is another one in a page of other reports.
+function recordChosen() {
+  const { cell, chosen } = state.step;
+  return chosen ? Object.entries({ record: CELLS.key[cell], report: reportOf(cell) }) : [];
 }
 
 function address(section) {
@@ -25,9 +34,9 @@ function address(section) {
   return hash ? `#${hash}` : location.pathname;
 }
 
-function write(way, section) {
+function write(way, section, mark = OWN) {
   try {
-    history[way](OWN, "", address(section));
+    history[way](mark, "", address(section));
   } catch {
     // A browser may refuse this to a page from a disk, or to one that changes its address often.
   }
@@ -40,13 +49,15 @@ const SECTIONS = new Map([
   [state.filters, "depth"],
 ]);
 
+const markNow = () => (history.state === JUMP ? JUMP : OWN);
+
 // Keeps a choice in the address.
 export function remember(part) {
-  if (began.size && SECTIONS.has(part)) write("replaceState", SECTIONS.get(part));
+  if (began.size && SECTIONS.has(part)) write("replaceState", SECTIONS.get(part), markNow());
 }
 
 // A jump inside the page: the browser's way back leads to where the reader was.
-export const jumpTo = (section) => write("pushState", section);
+export const jumpTo = (section) => write("pushState", section, JUMP);
 export const jumpBack = () => history.back();
 
 const isOffered = (select, value) => select && [...select.options].some((option) => option.value === value);
@@ -66,18 +77,22 @@ function take(part, name, control, value) {
 
 function restoreTradeoff(chosen) {
   const { tradeoff } = state;
-  const known = (name, otherwise) => (chosen(`tradeoff-${name}`) in METRICS ? chosen(`tradeoff-${name}`) : otherwise);
+  const known = (name, bytes, otherwise) => {
+    const metric = chosen(`tradeoff-${name}`);
+    return Object.hasOwn(METRICS, metric) && METRICS[metric].bytes === bytes ? metric : otherwise;
+  };
   Object.assign(tradeoff, {
-    memory: known("memory", null),
-    time: known("time", tradeoff.time),
+    memory: known("memory", true, null),
+    time: known("time", false, tradeoff.time),
     place: Number(chosen("tradeoff-place")),
   });
 }
 
-// The cell that an address names; null if it names none.
+// The cell whose record an address names; null if it names none of this page.
 function cellIn(given) {
-  const cell = Number(given.get("cell") ?? -1);
-  return Number.isInteger(cell) && cell >= 0 && cell < COUNT ? cell : null;
+  const [key, report] = [given.get("record"), given.get("report")];
+  const cell = CELLS.key.findIndex((one, index) => one === key && reportOf(index) === report);
+  return cell < 0 ? null : cell;
 }
 
 function restore() {
@@ -94,8 +109,8 @@ function restore() {
     take(state.depth, name, control, chosen(`depth-${name}`));
   restoreTradeoff(chosen);
   for (const part of SECTIONS.keys()) change(part, {});
-  showCell(cellIn(given));
-  write("replaceState", section);
+  showCell(cellIn(given), history.state === JUMP);
+  write("replaceState", section, markNow());
 }
 
 // Begins once everything is drawn: `show` shows the step of a cell, or without one the step that the page began with.
@@ -108,7 +123,7 @@ export function startLinks(show) {
   else write("replaceState", section);
   if (isSelection) byId(section)?.scrollIntoView({ behavior: "instant" });
   addEventListener("popstate", ({ state: mark }) => {
-    if (mark === OWN || location.hash.includes("?")) restore();
+    if (mark === OWN || mark === JUMP || location.hash.includes("?")) restore();
     else write("replaceState", sectionNow());
   });
 }

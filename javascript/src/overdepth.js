@@ -239,7 +239,8 @@ export function endText(index) {
 export function paperLines(metric, indices) {
   if (!DATA.paper.metrics.includes(metric.name)) return [];
   const datasets = new Set(indices.filter((index) => LINES[index].paper).map((index) => LINES[index].dataset));
-  return [...datasets].flatMap((dataset) => (DATA.paper.memory[dataset] ?? []).map((line) => ({ ...line, dataset })));
+  const known = [...datasets].filter((dataset) => Object.hasOwn(DATA.paper.memory, dataset));
+  return known.flatMap((dataset) => DATA.paper.memory[dataset].map((line) => ({ ...line, dataset })));
 }
 
 function paperTrace(one, { unit }) {

@@ -13,7 +13,8 @@ export const state = {
   depth: { metric: (METRICS.retained ?? DATA.metrics[0])?.name, axis: "close", paper: true },
   // A memory that is not chosen is the one that differs most.
   tradeoff: { memory: null, time: times[0]?.name, place: null },
-  step: { cell: null, timeline: null, jumped: false },
+  // A cell that was chosen is kept in the address; one that was jumped to has a way back.
+  step: { cell: null, timeline: null, chosen: false, jumped: false },
   history: { metric: null },
   comparison: { index: 0 },
   cells: { status: ALL },

@@ -24,13 +24,13 @@ export function startStep() {
 
 function showFirst() {
   if (DATA.timelines.length) selectTimeline(DATA.timelines[0]);
-  else if (COUNT) change(state.step, { cell: firstCell(), timeline: null, jumped: false });
+  else if (COUNT) change(state.step, { cell: firstCell(), timeline: null, chosen: false, jumped: false });
 }
 
-// Shows the step of a cell that an address names, or the first one.
-export function showCell(cell) {
+// Shows the step of a chosen cell, or the first one; `jumped` if a jump on this page leads to it.
+export function showCell(cell, jumped) {
   if (cell === null) showFirst();
-  else change(state.step, { cell, timeline: timelineOf(cell), jumped: true });
+  else change(state.step, { cell, timeline: timelineOf(cell), chosen: true, jumped });
 }
 
 function timelineField() {
@@ -48,11 +48,11 @@ function firstCell() {
 }
 
 function selectTimeline(timeline) {
-  change(state.step, { cell: timeline.cells[0] ?? null, timeline, jumped: false });
+  change(state.step, { cell: timeline.cells[0] ?? null, timeline, chosen: false, jumped: false });
 }
 
 export function selectCell(cell) {
-  showCell(cell);
+  showCell(cell, true);
   jumpTo("step");
   byId("step").scrollIntoView();
   // A keyboard user continues from here.

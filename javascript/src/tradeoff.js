@@ -1,7 +1,21 @@
 // Memory against time at one position on the axis, as a basis for a choice. It begins with the memory that differs most.
 
 import { addChart, redraw } from "./charts.js";
-import { axisNow, CELLS, DATA, endsOf, figure, isGood, LINES, lineIndexOf, lineOf, METRICS, placeOf, statusOf } from "./data.js";
+import {
+  AXES,
+  axisNow,
+  CELLS,
+  DATA,
+  endsOf,
+  figure,
+  isGood,
+  LINES,
+  lineIndexOf,
+  lineOf,
+  METRICS,
+  placeOf,
+  statusOf,
+} from "./data.js";
 import { byId, field, note, variable } from "./dom.js";
 import { chosenCells, metricOptions, namesOf } from "./filters.js";
 import { keyOf, keys, moreKeys } from "./keys.js";
@@ -16,8 +30,10 @@ const MARGIN = { l: 72, r: 16, t: 14, b: 52 };
 
 const linesOf = (points) => [...new Set(points.map((point) => lineIndexOf(point.cell)))];
 
-// The options that decide how much work a step is: only records that agree in them can beat each other.
-const workOf = (cell) => JSON.stringify([lineOf(cell).dataset, lineOf(cell).batch_size]);
+// The options that decide how much work a step is, and those that a report varies as further axes: only records that agree in them
+// can beat each other. The settings of a case have its own axes, such as the length.
+const WORK = [...new Set(["dataset", "batch_size", "image_shape", "classes", "settings", ...AXES])];
+const workOf = (cell) => JSON.stringify(WORK.filter((name) => name !== axisNow()).map((name) => lineOf(cell)[name] ?? null));
 
 export const startTradeoff = () => addChart(byId("tradeoff-chart"), buildTradeoff, selectCell);
 
@@ -179,7 +195,9 @@ function drawCaption(points) {
   const nameOf = (index) => names.get(index) + (front.has(index) ? " (on the front)" : "");
   const entry = (index) => ({ ...keyOf(LINES[index], nameOf(index)), dash: null });
   const several =
-    new Set(points.map(({ work }) => work)).size > 1 ? " Each batch size of each data set has a front of its own." : "";
+    new Set(points.map(({ work }) => work)).size > 1
+      ? " Each amount of work has a front of its own: a data set, batch size, shape of images, number of classes, the settings of a case, and a position on each other axis."
+      : "";
   const text = `Filled markers are on the front: no record with as little memory has a time that is shorter beyond both intervals. Bars: 95 % intervals of medians.${several}`;
   const legend = [keys(indices.slice(0, MOST_LINES).map(entry)), moreKeys(indices.slice(MOST_LINES), entry), note(text)];
   byId("tradeoff-caption").replaceChildren(...(points.length ? legend.filter(Boolean) : []));

@@ -19,7 +19,8 @@ from capsbench.frame import frame_of
 from capsbench.page import build, page_html, write_page
 from capsbench.page.build import script_json, told_apart
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
-from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, StepFigures, StepPhase, Timeline
+from capsbench.prediction.predict import predict_memory, trace_for
+from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, Record, StepFigures, StepPhase, Timeline
 from capsbench.report import Report, loose_timelines, reports_below
 from capsbench.stats.median import median_interval
 from helpers.commands import subcommands
@@ -587,7 +588,66 @@ def test_what_has_no_blocks_has_no_slope():
     assert "has no figures. Out of memory." in html
 
 
+def costs_of(records):
+    """The heads of the page's first table, and the words of its cells by row."""
+    (table,) = re.findall(r'<table class="plain costs">.*?</table>', page_html([source(records)]), re.DOTALL)
+    heads, body = table.split("</thead>")
+    rows = [re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL) for row in body.split("<tr ")[1:]]
+
+    def words(text):
+        return " ".join(re.sub(r"<[^>]+>", " ", text).split())
+
+    return re.findall(r'scope="col">([^<]+)<', heads), {words(row[0]): [words(cell) for cell in row[1:]] for row in rows}
+
+
+def test_a_value_without_a_slope_is_not_under_the_unit_of_one():
+    heads, rows = costs_of([make_record(blocks=1), make_record(blocks=2), make_record("capsnet-1conv", 0)])
+    assert heads[1] == "retained for backward per block"
+    (level,) = [cells for name, cells in rows.items() if not name.startswith("ResCapsNet")]
+    assert level[0] == "- 1.00 MiB in all, no blocks"
+    # A series of one depth, beside one that has a slope.
+    heads, rows = costs_of([make_record(blocks=1), make_record(blocks=2), make_record("mocapsnet", 3)])
+    (one,) = [cells for name, cells in rows.items() if name.startswith("MoCapsNet")]
+    assert one[0] == "- 1.00 MiB in all, at 3 blocks"
+    # Where no series has a slope, the heads have no unit of one.
+    heads, rows = costs_of([make_record("mocapsnet", 3)])
+    assert heads[1] == "retained for backward"
+    assert next(iter(rows.values()))[0] == "1.00 MiB at 3 blocks"
+
+
 def test_a_depth_that_ran_out_of_memory_between_others_is_named():
     records = [make_record(blocks=1), make_record(blocks=2, status="oom"), make_record(blocks=3)]
     assert "Out of memory at 2 blocks." in page_html([source(records)])
     assert "Out of memory from 2 blocks on." in page_html([source(records[:2])])
+
+
+def continued(html):
+    """The lines of the first series' memory beyond what was measured, as intercept and slope."""
+    return [(term["intercept"], term["slope"]) for term in data_of(html)["lines"][0]["continued"]["terms"]]
+
+
+def test_memory_is_continued_along_what_is_alive_at_the_end_of_each_phase():
+    # The state is 40 MiB and half a MiB a block, the optimizer's twice that, and the gradients as large as the state.
+    html = page_html([source([make_record("rescapsnet", blocks) for blocks in (1, 2, 4)])])
+    assert continued(html) == [(162 * MIB, 22 * MIB), (121 * MIB, 11.5 * MIB), (160 * MIB, 2 * MIB)]
+    # What is retained jumps, so that nobody knows what more blocks retain.
+    records = [make_record("rescapsnet", blocks) for blocks in (1, 2, 3, 4)]
+    memory = records[-1].memory.model_copy(update={"retained_bytes": 900 * MIB})
+    jumped = records[-1].model_copy(update={"memory": memory})
+    assert data_of(page_html([source([*records[:-1], jumped])]))["lines"][0]["continued"] is None
+
+
+@pytest.mark.slow
+def test_memory_is_continued_to_what_is_traced():
+    configurations = {blocks: make_configuration("rescapsnet", blocks, kernel="published") for blocks in (1, 2, 3, 36)}
+    traced = {blocks: predict_memory(one, trace_for(one)).memory for blocks, one in configurations.items()}
+    small = [
+        Record(cell=Cell(configuration=configurations[blocks]), status="ok", kind="predicted", memory=traced[blocks])
+        for blocks in (1, 2, 3)
+    ]
+    terms = continued(page_html([source(small)]))
+    least = max(intercept + slope * 36 for intercept, slope in terms)
+    assert 0.95 * traced[36].peak_allocated_bytes < least <= traced[36].peak_allocated_bytes
+    # The line of the peak alone is not enough.
+    intercept, slope = terms[0]
+    assert intercept + slope * 36 < least
