@@ -255,8 +255,7 @@ class Configuration(BaseModel):
             of_model=True,
         ),
     ] = None
-    """Memory strategy of the stack, or of lists of a user's own network: of the longest, or `checkpoint:encoder+decoder` of those
-    that it names (None: as it is)."""
+    """Memory strategy of the stack, or of a user's own lists: the longest, or those named, as in `checkpoint:encoder+decoder`."""
 
     inverse: Annotated[
         str | None,

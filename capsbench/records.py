@@ -485,7 +485,7 @@ class Plan(Schema):
     axes: tuple[str, ...] = ("blocks",)
     """Names of what the sweep varies: `blocks`, `batch_size`, another numeric option, `image_shape`, or a setting of a case."""
     bases: dict[str, AxisForm] = {}
-    """Declared forms of costs over these axes: `line`, `inverse` or `quadratic`; over all others they are found."""
+    """Declared forms of costs over axes: `line`, `inverse` or `quadratic`; others are found."""
     cells: list[Cell]
     """Cells in the order in which they are measured."""
 

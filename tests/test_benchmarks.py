@@ -22,7 +22,7 @@ def test_a_benchmark_can_be_imported(name):
 @pytest.mark.parametrize("write", [False, True])
 def test_a_page_is_printed_and_written_if_asked_for(write, tmp_path, capsys):
     target = tmp_path / "page.md"
-    assert print_page(iter(["# Title", "row"]), target, write=write) == ["# Title", "row"]
+    print_page(iter(["# Title", "row"]), target, write=write)
     assert capsys.readouterr().out == "# Title\nrow\n"
     assert target.exists() == write
     if write:

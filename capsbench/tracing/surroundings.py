@@ -30,7 +30,7 @@ def _shown_state() -> Tensor:
     """The random state, which is shown to the function that `random_states` has left in `torch.random`."""
     import torch
 
-    state: Tensor = torch.random.default_generator.get_state()
+    state: Tensor = torch.default_generator.get_state()
     vars(torch.random)["shown_to"](state)
     return state
 

@@ -103,7 +103,7 @@ class Twins:
             ((bytearray, array), lambda value: self.give(value, copy.copy(value))),
             (torch.Generator, lambda generator: self.give(generator, generator.clone_state())),
             (random.Random, self._random),
-            (SimpleNamespace, lambda held: self._with_attributes(self.give(held, type(held).__new__(type(held))), held)),
+            (SimpleNamespace, lambda held: self._with_attributes(self.give(held, SimpleNamespace.__new__(type(held))), held)),
             (itertools.count, self._counter),
             (_OF_NUMPY, lambda generator: self.give(generator, copy.deepcopy(generator, self._copies))),
         ]

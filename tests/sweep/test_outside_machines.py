@@ -787,7 +787,8 @@ def test_variables_that_figures_do_not_depend_on_are_none_of_the_machine(describ
     from capsbench.measure.environment import key_of
 
     plain = described()
-    for name in ("TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TORCH_LOGS", "TORCH_EXTENSIONS_DIR", "HOME", "CAPSBENCH_DATA"):
+    inductor = ("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS")
+    for name in (*inductor, "TORCH_HOME", "TORCH_LOGS", "TORCH_EXTENSIONS_DIR", "HOME", "CAPSBENCH_DATA"):
         monkeypatch.setenv(name, str(tmp_path))
     assert key_of(described()) == key_of(plain)
     assert key_of(described(OMP_NUM_THREADS="")) == key_of(plain)

@@ -137,7 +137,7 @@ def inverses(depths, **fields):
     return {cell.configuration.inverse for cell in expand(sweep("mocapsnet", depths=depths, **fields))}
 
 
-@pytest.mark.parametrize(("model", "memories"), [("rescapsnet", ()), ("mocapsnet", ("stored",))])
+@pytest.mark.parametrize(("model", "memories"), [("rescapsnet", None), ("mocapsnet", ("stored",))])
 def test_an_inverse_with_nothing_to_invert(model, memories):
     with pytest.raises(ConfigurationError, match=r"`inverse` exact.*\n.*reversible"):
         expand(sweep(model, inverse=("exact",), memory=memories))
@@ -281,7 +281,7 @@ def test_gamma_0_runs_where_nothing_is_inverted():
         ({"precision": ("nonsense",)}, "nonsense"),
         ({"iterations": 0}, "`iterations` 0"),
         ({"gamma": 1.5}, "gamma 1.5"),
-        ({"gamma": float("nan")}, "gamma nan"),
+        ({"gamma": float("nan")}, "`gamma`: nan"),
         ({"gamma": 0}, "gamma 0"),
         ({"gamma": 0, "memory": ("stored", "reversible")}, "gamma 0"),
         ({"gamma": 0, "memory": ("stored", "reversible-kept")}, "gamma 0"),
