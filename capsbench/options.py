@@ -255,7 +255,7 @@ class Configuration(BaseModel):
             of_model=True,
         ),
     ] = None
-    """Memory strategy of the stack, or of a user's own lists: the longest, or those named, as in `checkpoint:encoder+decoder`."""
+    """Memory strategy of the stack, or of a user's own lists, as in `checkpoint:encoder`."""
 
     inverse: Annotated[
         str | None,
