@@ -403,6 +403,21 @@ def test_the_largest_value_of_any_axis(kind, room, start, stride, monkeypatch):
     assert len(asked) == len(set(asked)) < 50
 
 
+@pytest.mark.parametrize(("start", "room", "best"), [(1, 1_000, 0), (1, 1_100, 1), (3, 1_100, 1), (3, 1_300, 3), (1, 2_000, 13)])
+def test_odd_values_are_searched_from_the_smallest(start, room, best, monkeypatch):
+    pretend_lengths(monkeypatch, "line", room, valid=lambda length: length % 2 == 1)
+    assert largest_fit(own_case(length=start), "length").value == best
+
+
+@pytest.mark.parametrize(("room", "best"), [(2_000, 8), (20_000, 256), (1_060, 0), (1_080, 1)])
+def test_values_that_double_are_searched_by_doubling(room, best, monkeypatch):
+    pretend_lengths(monkeypatch, "line", room, valid=lambda length: length.bit_count() == 1)
+    found = largest_fit(own_case(length=64), "length")
+    assert found.value == best
+    assert "of values that double, as 192 makes no network" in found.reason
+    assert f"{2 * best or 1:,} does not: it is full" in found.reason
+
+
 def test_values_that_make_no_network_end_an_axis(monkeypatch):
     pretend_lengths(monkeypatch, "line", None, valid=lambda length: length <= 1024)
     found = largest_fit(own_case(length=100), "length")
