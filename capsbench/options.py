@@ -461,17 +461,22 @@ class Configuration(BaseModel):
         """Kind of the device: `cpu` or `cuda`."""
         return self.device.partition(":")[0]
 
-    def without(self, axis: str) -> "Configuration":
-        """Return what all cells of one series along an axis share: the configuration with 0 blocks, or without the axis's value.
+    def without(self, *axes: str) -> "Configuration":
+        """Return what all cells of one series along axes share: the configuration with 0 blocks, or without the axes' values.
 
         Args:
-            axis: name of an axis, as in `Plan.axes`.
+            axes: names of axes, as in `Plan.axes`.
         """
-        if self._is_setting(axis):
-            return self.model_copy(update={"settings": tuple(pair for pair in self.settings or () if pair[0] != axis)})
-        if axis == "image_shape":
-            return self.model_copy(update={axis: channels_of(self.dataset, self.image_shape)})
-        return self.model_copy(update={axis: 0 if axis == "blocks" else None})
+        found = self
+        for axis in axes:
+            if found._is_setting(axis):
+                value: object = tuple(pair for pair in found.settings or () if pair[0] != axis)
+                found = found.model_copy(update={"settings": value})
+            elif axis == "image_shape":
+                found = found.model_copy(update={axis: channels_of(found.dataset, found.image_shape)})
+            else:
+                found = found.model_copy(update={axis: 0 if axis == "blocks" else None})
+        return found
 
     def series(self, axis: str = "blocks") -> str:
         """A key of everything but an axis, which all cells of one series along it share.

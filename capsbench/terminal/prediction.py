@@ -32,12 +32,7 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
     """
     known = [record.memory for record in records if record.memory]
     shown = {head: name for head, name in _COLUMNS.items() if any(getattr(one, name) is not None for one in known)}
-    lines = []
-    for record in records:
-        configuration = record.cell.configuration
-        for axis in axes:
-            configuration = configuration.without(axis)
-        lines.append(configuration.options())
+    lines = [record.cell.configuration.without(*axes).options() for record in records]
     names = Labels(lines)
     units = {name: common_unit([getattr(one, name) or 0 for one in known], is_bytes=True) for name in shown.values()}
     modelled = [record.step.modelled_train_step_seconds or 0 for record in records if record.step]
