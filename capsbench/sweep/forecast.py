@@ -2,7 +2,7 @@
 
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.prediction.predict import predict_cell
-from capsbench.records import PREDICTED, Cell, Plan
+from capsbench.records import PREDICTED, Cell, Configuration, Plan
 
 MOST_TRACED = 8
 """Most cells whose peak is predicted, for each takes about a second."""
@@ -15,10 +15,7 @@ def cells_by_series(plan: Plan) -> list[list[Cell]]:
     """The cells of a plan that differ along its axes alone, or are replicates, together."""
     found: dict[str, list[Cell]] = {}
     for cell in plan.cells:
-        shared = cell.configuration
-        for axis in plan.axes:
-            shared = shared.without(axis)
-        found.setdefault(shared.model_dump_json(), []).append(cell)
+        found.setdefault(cell.configuration.without(*plan.axes).model_dump_json(), []).append(cell)
     return list(found.values())
 
 
@@ -27,16 +24,16 @@ def predicted_peaks(cells: list[Cell]) -> list[int]:
     ends = list(dict.fromkeys((cells[0], cells[-1])))
     if max(cell.configuration.blocks for cell in ends) > _DEEPEST:
         return []
-    memories = [predict_cell(_without_device(cell)).memory for cell in ends]
+    predictions = [cell.model_copy(update={"configuration": prediction_of(cell.configuration)}) for cell in ends]
+    memories = [predict_cell(cell).memory for cell in predictions]
     peaks = [memory.peak_allocated_bytes for memory in memories if memory is not None and memory.peak_allocated_bytes is not None]
     return sorted(peaks) if len(peaks) == len(ends) else []
 
 
-def _without_device(cell: Cell) -> Cell:
-    """The prediction of a cell."""
-    it = cell.configuration
+def prediction_of(it: Configuration) -> Configuration:
+    """The configuration that predicts the step of a measured one on its kind of device; a prediction as it is."""
     if it.is_predicted():
-        return cell
+        return it
     kind = it.device_kind()
     asked = {"device": kind + PREDICTED, "threads": None, "gpu": gpu_of(DEFAULT_GPU).name if kind == "cuda" else None}
-    return cell.model_copy(update={"configuration": it.model_copy(update=asked)})
+    return it.model_copy(update=asked)

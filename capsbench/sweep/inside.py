@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from capsbench.devices import DEFAULT_GPU
 from capsbench.errors import CapsbenchError
 from capsbench.files import TIMELINE
-from capsbench.options import PREDICTED
 from capsbench.prediction import apart
 from capsbench.prediction.timelines import predicted_timeline
 from capsbench.records import Record, Timeline
 from capsbench.report import Report
+from capsbench.sweep.forecast import prediction_of
 
 MOST = 3
 """Largest number of networks whose step is predicted."""
@@ -59,9 +58,6 @@ def _retained(record: Record) -> int:
 def _predicted(record: Record) -> Timeline:
     """The timeline of a record's step on its kind of device, of the record's own configuration."""
     own = record.cell.configuration
-    if own.device_kind() == "cuda" and not own.is_predicted():
-        traced = own.model_copy(update={"device": "cuda" + PREDICTED, "gpu": own.gpu or DEFAULT_GPU, "threads": None})
-    else:
-        traced = own
+    traced = prediction_of(own) if own.device_kind() == "cuda" else own
     found: Timeline = apart.call_for(own.model, predicted_timeline, traced)
     return found.model_copy(update={"configuration": own})
