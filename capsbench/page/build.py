@@ -24,6 +24,7 @@ from capsbench.records import Record
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.words.along import over_text
 from capsbench.words.labels import cut
+from capsbench.words.latex import LATEX_SIGNS
 from capsbench.words.units import BYTES, SECONDS
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     fit, packed = cells.packed_fits(page_series)
     data: dict[str, Any] = {
         "units": {"bytes": BYTES, "seconds": SECONDS},
+        "latexSigns": LATEX_SIGNS,
         "options": cells.options_data(),
         "columns": cells.columns_data(),
         "samples": cells.time_samples(),

@@ -32,7 +32,7 @@ def gpus_data() -> list[dict[str, Any]]:
 
 
 def continued_memory(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame) -> dict[str, Any] | None:
-    """Least memory of a series at positions beyond the measured ones; None where it cannot be told.
+    """Least memory of a series at positions beyond the measured ones; None where it is not known.
 
     The highest point of a small network may lie in its first layers, whose bytes do not grow with depth. In a larger network it
     moves to the end of forward or of backward, and grows with what is alive there. So the memory is the largest of several lines.

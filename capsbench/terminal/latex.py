@@ -1,7 +1,6 @@
 """Slopes as tables for LaTeX, in the style of the package booktabs."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from string import ascii_lowercase
 from typing import Any
@@ -15,17 +14,11 @@ from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series
 from capsbench.terminal.tables import HEADS, SHOWN
+from capsbench.words.latex import latex_text
 from capsbench.words.slopes_in_words import column_unit, is_reference, row_remarks, row_shape, row_slope
 from capsbench.words.units import joined_text, ratio_parts, slope_values
 
 Row = Mapping[Any, Any]
-
-_PLAIN = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--",
-    "γ": r"$\gamma$", "µ": r"\textmu{}", "√": r"$\surd$", "²": r"$^2$",
-}  # fmt: skip
-"""Signs that LaTeX reads as commands, or lacks."""
 
 _UNKNOWN = r"\textit{n.s.}"
 
@@ -70,7 +63,7 @@ def _tabular(axis: str, table: pd.DataFrame, marks: _Marks) -> str:
     columns = [_Column(name, [rows[name] for _, rows in groups if name in rows], marks) for name in SHOWN if _has(groups, name)]
     heads = ["Network", *(text for column in columns for text in column.heads())]
     units = ["", *(text for column in columns for text in column.units(axis_unit(axis)))]
-    lines = [[_escaped(labels.of(series)), *(text for it in columns for text in it.cells(rows))] for series, rows in groups]
+    lines = [[latex_text(labels.of(series)), *(text for it in columns for text in it.cells(rows))] for series, rows in groups]
     aligned = "l" + "".join("rl" if column.has_ratios else "r" for column in columns)
     return "\n".join(
         [
@@ -106,7 +99,7 @@ class _Column:
         return [HEADS[self._metric].capitalize(), *([r"$\times$ ResCapsNet"] if self.has_ratios else [])]
 
     def units(self, per: str) -> list[str]:
-        return [_escaped(f"({self._unit[1]}/{per})") if self._shares_unit else "", *([""] if self.has_ratios else [])]
+        return [latex_text(f"({self._unit[1]}/{per})") if self._shares_unit else "", *([""] if self.has_ratios else [])]
 
     def cells(self, rows: Mapping[str, Row]) -> list[str]:
         row = rows.get(self._metric)
@@ -117,11 +110,11 @@ class _Column:
         size, _, decimals = self._unit
         low, high = row["slope_low"], row["slope_high"]
         if row_shape(row) in CURVES:
-            return _escaped(row_slope(row))
+            return latex_text(row_slope(row))
         if row_shape(row) == "no change measurable":
             return rf"{_UNKNOWN} ($\pm${joined_text(max(abs(low), abs(high)) / size, decimals=decimals)})"
         values = slope_values(row["slope"], low, high, is_bytes=self._is_bytes)
-        return _escaped(joined_text(*(value / size for value in values), decimals=decimals if any(values) else 0))
+        return latex_text(joined_text(*(value / size for value in values), decimals=decimals if any(values) else 0))
 
 
 def _ratio(row: Row) -> str:
@@ -135,10 +128,6 @@ def _ratio(row: Row) -> str:
 def _letter(index: int) -> str:
     """The letter of a remark: a to z, then aa, bb and so on."""
     return ascii_lowercase[index % 26] * (index // 26 + 1)
-
-
-def _escaped(text: str) -> str:
-    return re.sub("|".join(map(re.escape, _PLAIN)), lambda sign: _PLAIN[sign[0]], text)
 
 
 def _line(cells: list[str]) -> str:

@@ -1,5 +1,6 @@
 // The chosen slopes as text for a document.
 
+import { DATA } from "./data.js";
 import { isFitted } from "./words.js";
 
 const HEADS = ["line", "data set", "quantity", "cost", "times ResCapsNet's"];
@@ -18,15 +19,7 @@ export function asMarkdown(rows) {
   return [row(HEADS), row(HEADS.map(() => "---")), ...rows.map((one) => row(textsOf(one).map(inMarkdown)))].join("\n");
 }
 
-const SIGNS = {
-  "\\": "\\textbackslash{}",
-  "~": "\\textasciitilde{}",
-  "^": "\\textasciicircum{}",
-  "±": "$\\pm$",
-  "×": "$\\times$",
-  "−": "$-$",
-};
-const inLatex = (text) => text.replace(/[\\~^±×−]|[&%$#_{}]/g, (sign) => SIGNS[sign] ?? `\\${sign}`);
+const inLatex = (text) => Array.from(text, (sign) => DATA.latexSigns[sign] ?? sign).join("");
 
 export function asLatex(rows) {
   const row = (texts) => `${texts.map(inLatex).join(" & ")} \\\\`;
