@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import EntryPoint
 from itertools import product
@@ -29,6 +29,7 @@ from capsbench.workload import Workload, build_case, case_on_device, facts_of
 from helpers import networks_of_others as others
 from helpers.commands import assert_refused
 from helpers.comparing import bytes_beside, kept_bytes, tensors_within
+from helpers.held import Held
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -217,22 +218,6 @@ class Adds(nn.Module):
         self.saw.append((args, kwargs))
         leaves, _ = torch.utils._pytree.tree_flatten((args, dict(kwargs)))
         return self.scale * sum(leaf.sum() for leaf in leaves if isinstance(leaf, Tensor))
-
-
-class Held(Mapping):
-    """A dictionary that is none, as those of tokenizers are."""
-
-    def __init__(self, **held: Tensor) -> None:
-        self._held = held
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._held[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
 
 
 ONE, TWO = torch.ones(2), torch.full((2,), 2.0)

@@ -4,21 +4,14 @@ import json
 
 import pytest
 
-from helpers.made import make_varied
+from helpers.made import make_varied, write_report
 
 
 @pytest.fixture
 def grid(tmp_path):
     """A folder with a report over a grid of length and batch size."""
     made = make_varied(lambda at: 512 + 4096 * at["length"] * at["batch_size"], length=(64, 128, 256), batch_size=(1, 2, 4))
-    from capsbench.report import Report
-
-    report = Report(tmp_path / "grid")
-    report.folder.mkdir()
-    for record in made.records:
-        report.append(record)
-    report.write_plan(made.plan)
-    return report.folder
+    return write_report(made, tmp_path / "grid")
 
 
 def test_slopes_along_both_axes_and_what_they_share(command, grid):
@@ -71,14 +64,7 @@ def test_a_grid_is_checked(command, grid):
 def attention(tmp_path):
     """A folder with a report over three lengths, which are too few to find a square."""
     made = make_varied(lambda at: 1000 + 24 * at["length"] + 3 * at["length"] ** 2, length=(64, 128, 256))
-    from capsbench.report import Report
-
-    report = Report(tmp_path / "attention")
-    report.folder.mkdir()
-    for record in made.records:
-        report.append(record)
-    report.write_plan(made.plan)
-    return report.folder
+    return write_report(made, tmp_path / "attention")
 
 
 def test_a_basis_is_declared(command, attention):

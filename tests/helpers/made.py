@@ -216,3 +216,14 @@ def make_timeline(configuration: Configuration, operator: str = "aten::convoluti
 def make_frame(records: Iterable[Record], report: str = "made") -> pd.DataFrame:
     """The frame that `load` would make of these records."""
     return to_frame((Path(report).name, record) for record in records)
+
+
+def write_report(made: Report, folder: Path) -> Path:
+    """Write the records and the plan of a report in memory into a new folder, and return the folder."""
+    report = Report(folder)
+    folder.mkdir()
+    for record in made.records:
+        report.append(record)
+    if made.plan is not None:
+        report.write_plan(made.plan)
+    return folder

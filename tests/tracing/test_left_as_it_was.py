@@ -1,6 +1,6 @@
 """Networks and inputs that an estimate leaves as they are, and whose steps it follows all the same."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import SimpleNamespace
@@ -13,28 +13,17 @@ from torch import Tensor, nn
 import capsbench
 from capsbench import Case
 from capsbench.errors import ConfigurationError
+from helpers.held import Held
 
 
-class Stored(MutableMapping[str, Any]):
+class Stored(Held, MutableMapping[str, Any]):
     """A mapping that keeps its items in a dictionary, and says nothing of copies."""
 
-    def __init__(self, **items: Any) -> None:
-        self.items_inside = items
-
-    def __getitem__(self, name: str) -> Any:
-        return self.items_inside[name]
-
     def __setitem__(self, name: str, value: Any) -> None:
-        self.items_inside[name] = value
+        self._held[name] = value
 
     def __delitem__(self, name: str) -> None:
-        del self.items_inside[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.items_inside)
-
-    def __len__(self) -> int:
-        return len(self.items_inside)
+        del self._held[name]
 
 
 class Net(nn.Module):
