@@ -4,7 +4,7 @@ A process builds its cells once, and a cell's weights lie where they lie in memo
 agree about it, so that a slope over a few cells looks certain and is an accident of their places. Every process builds its cells
 in another order, so that these effects neither follow depth nor repeat. Their size shows in the distances of the cells of a
 process from a line, and in the scatter of slopes among processes. Two depths of one process show neither of them: what earlier
-runs showed is all that is known there, and a growth within its interval cannot be told from such effects.
+runs showed is all that is known there, and a growth within its interval cannot be distinguished from such effects.
 """
 
 from collections.abc import Sequence

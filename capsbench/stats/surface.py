@@ -309,7 +309,7 @@ def beside_each_other(values: Floats, turns: CommonRounds) -> Floats:
         values: `[cells]`, median seconds of each.
         turns: rounds of most cells of a replicate.
     """
-    # What a round does to its cells is a factor of all of them, so that logarithms are compared.
+    # A slow round multiplies the times of all its cells by one factor, so that logarithms are compared.
     logs = np.log(turns.seconds)
     level = np.median(logs.mean(axis=1))
     found = values.copy()
