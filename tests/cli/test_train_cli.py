@@ -313,7 +313,7 @@ def test_two_processes_train_as_one(model, more, start, tmp_path, command, serve
         (["--gamma", "0.9,0.8,0.7", "--depth", "2"], ["--gamma 0.9,0.8,0.7", "2 blocks"]),
         (["--model", "resnet"], ["--model", "'resnet'", "mocapsnet"]),
         (["--model", "nowhere:make"], ["nowhere:make"]),
-        (["--dataset", "imagenet"], ["--dataset", "imagenet", "--help"]),
+        (["--dataset", "imagenet"], ["--dataset", "imagenet", "sample", "cifar100"]),
         (["--kernel", "fast"], ["--kernel", "fast"]),
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--device", "cpu:predicted"], ["cpu:predicted"]),
