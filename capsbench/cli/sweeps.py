@@ -42,12 +42,13 @@ QUICK = {"depth": "1-3", "batch_size": 16, "time_budget": 2.0}
 """Values of --quick for options that were not typed: enough for a line, in about a minute."""
 
 
-def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None) -> list[Cell]:
+def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None, *, searched: str | None = None) -> list[Cell]:
     """Return the cells that a command's options ask for.
 
     Args:
         given: the command's options.
         usual: values of options that were not typed, in place of their defaults.
+        searched: axis of a case whose largest value is searched for; networks then have one depth, unless depths were typed.
     """
     refuse_for_own(given["models"])
     models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
@@ -55,8 +56,9 @@ def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None
     # Options that were not typed are left to the sweep, since a case has defaults of its own, and an axis has its values.
     left = {name: None for name in ("dataset", "batch_size", *vary) if name in SWEPT_OPTIONS and was_left_out(name)}
     options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given) | left
-    depths, settings = parse_depths(given["depth"]), _once(given["settings"], SETTINGS_FLAG)
     chosen = not was_left_out("depth")
+    depths = None if searched is not None and not chosen else parse_depths(given["depth"])
+    settings = _once(given["settings"], SETTINGS_FLAG)
     usual = {name: value for name, value in (usual or {}).items() if name in SWEPT_OPTIONS}
     return expand(Sweep(tuple(models), depths, depths_chosen=chosen, settings=settings, vary=vary, usual=usual, **options))
 

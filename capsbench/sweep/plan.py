@@ -62,7 +62,7 @@ class Sweep:
 
     Args:
         models: built-in names, entry points, or `package.module:name`.
-        depths: blocks, ascending.
+        depths: blocks, ascending; None stands for the depth that a network has by default.
         device: a device that exists, or one that a prediction is for.
         repeats: replicates of every cell.
         depths_chosen: False if nobody chose the depths. A case that takes no blocks is not refused then; and if something else is
@@ -79,7 +79,7 @@ class Sweep:
     """
 
     def __init__(
-        self, models: Sequence[str], depths: Sequence[int], device: str, *, repeats: int = 1, depths_chosen: bool = True,
+        self, models: Sequence[str], depths: Sequence[int] | None, device: str, *, repeats: int = 1, depths_chosen: bool = True,
         settings: Mapping[str, object] | None = None, vary: Mapping[str, object] | None = None,
         usual: Mapping[str, object] | None = None, **options: object,
     ) -> None:  # fmt: skip
@@ -95,9 +95,10 @@ class Sweep:
         """Options that were given a value, other than as an axis."""
         fields = {name: name for name in self.chosen} | dict.fromkeys(self.settings, "settings")
         _refuse_twice(self.varied, fields | ({"blocks": "depth"} if depths_chosen else {}))
-        self.usual_depth = bool(self.varied) and not depths_chosen and "blocks" not in self.varied
-        """True if networks have the depth that they have by default, because something else is varied."""
-        self.depths: tuple[int, ...] = (1,) if self.usual_depth else tuple(self.varied.get("blocks", depths))
+        self.usual_depth = depths is None or (bool(self.varied) and not depths_chosen and "blocks" not in self.varied)
+        """True if networks have the depth that they have by default, because something else is varied or searched for."""
+        chosen = (1,) if depths is None or self.usual_depth else depths
+        self.depths: tuple[int, ...] = tuple(self.varied.get("blocks", chosen))
         self.depths_chosen = depths_chosen or "blocks" in self.varied
         options |= {name: values for name, values in self.varied.items() if name in AXES_OF_FIELDS and name != "blocks"}
         for name in SHAPE_NAMES:
