@@ -17,6 +17,7 @@ import capsbench
 from capsbench import Case, workload
 from capsbench.case import Arguments
 from capsbench.errors import ConfigurationError
+from capsbench.factories import facts_of
 from capsbench.foreign import settings_of
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.options import OWN_INPUTS, Configuration
@@ -25,7 +26,7 @@ from capsbench.records import Cell, MemoryFigures
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.tracing.step_trace import TracedStep
 from capsbench.tracing.storages import state_of, storage_bytes
-from capsbench.workload import Workload, build_case, case_on_device, facts_of
+from capsbench.workload import Workload, build_case, case_on_device
 from helpers import networks_of_others as others
 from helpers.commands import assert_refused
 from helpers.comparing import bytes_beside, kept_bytes, tensors_within

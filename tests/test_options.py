@@ -30,7 +30,7 @@ from capsbench.records import Record
 from capsbench.stats.slopes import series_of
 from capsbench.sweep.plan import Sweep, expand
 from capsbench.words.labels import Names
-from capsbench.workload import build_model
+from capsbench.factories import build_model
 
 cells = expand(Sweep(("rescapsnet",), (1,), "cpu", threads=1, class_dim=(8, 16)))
 frame = to_frame(("made", Record(cell=cell, status="ok")) for cell in cells)

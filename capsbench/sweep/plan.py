@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from capsbench.catalog import parse_shape, spec_of
 from capsbench.errors import CapsbenchError, ConfigurationError, unknown_name
+from capsbench.factories import Facts, facts_of
 from capsbench.models import resolve_front
 from capsbench.options import (
     AXES_OF_FIELDS,
@@ -38,7 +39,7 @@ from capsbench.reversible import (
 )
 from capsbench.routing import check_routing, compiled, kernels, resolve_kernel
 from capsbench.typed_values import fault_of, parsed_values, several
-from capsbench.workload import Facts, check_optimizer_step, facts_of
+from capsbench.workload import check_optimizer_step
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 AXIS_FORMS = "give numbers (128,256), a range (1-8), or one with a step (128-1024:128)"

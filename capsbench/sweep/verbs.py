@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from capsbench.axes import declared_forms
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError
+from capsbench.factories import name_of
 from capsbench.files import damage_in_words
 from capsbench.measure.environment import default_threads, describe, key_of
 from capsbench.options import STACKED
@@ -35,7 +36,6 @@ from capsbench.sweep.timekeeper import Timekeeper
 from capsbench.sweep.unchanged import unchanged
 from capsbench.timed_rounds import TurnsTaken
 from capsbench.typed_values import several
-from capsbench.workload import name_of
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
 """Fields of a plan by the arguments that fill them, where these have another name."""

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from capsbench.catalog import SPECS
 from capsbench.cli.training import TrainingProgress, print_result
+from capsbench.factories import BUILT_IN
 from capsbench.models import FRONTS, RULES
 from capsbench.options import MODELS, OPTIONS
 from capsbench.reversible import INVERSES, STRATEGIES
@@ -25,7 +26,7 @@ from capsbench.training import TrainingSettings, load_checkpoint, load_network
 from capsbench.training.log import TrainingStep, read_metrics
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import OPTIMIZERS, PREPROCESSINGS
-from capsbench.workload import BUILT_IN, PRECISIONS
+from capsbench.workload import PRECISIONS
 from helpers import TESTS
 from helpers.commands import assert_refused, process_environment, subcommands, together, wait_for
 from helpers.comparing import assert_all_close, assert_close
