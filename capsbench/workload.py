@@ -17,12 +17,7 @@ from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line, unknown_name
 from capsbench.factories import ModelFactory, build_model, builder_behind, keeping_less, option_not_taken, resolve_model
-from capsbench.foreign import (
-    keeping_threads,
-    make_lazy_parameters,
-    settings_of,
-    takes_labels,
-)
+from capsbench.foreign import keeping_threads, make_lazy_parameters, settings_of, takes_labels
 from capsbench.models import CapsuleLoss, CapsuleOutput
 from capsbench.options import OPTIONS, OWN_INPUTS, Configuration
 from capsbench.phases import UNOBSERVED, Phases, StepObserver

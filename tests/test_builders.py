@@ -13,7 +13,8 @@ from capsbench.factories import build_model
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.options import Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.workload import Workload
 
 HERE = __name__

@@ -18,10 +18,11 @@ from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_f
 from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, noun_of
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
+from capsbench.sweep.asked import Sweep, parse_depths
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.forecast import MOST_TRACED, cells_by_series, predicted_peaks
 from capsbench.sweep.inside import add_timelines
-from capsbench.sweep.plan import Sweep, axes_asked, axes_of, expand, parse_depths
+from capsbench.sweep.plan import axes_asked, axes_of, expand
 from capsbench.sweep.runner import Observer, remaining
 from capsbench.sweep.session import check_data, choose_report
 from capsbench.sweep.verbs import measure

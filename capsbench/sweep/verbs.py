@@ -28,8 +28,9 @@ from capsbench.paths import absolute
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
+from capsbench.sweep.asked import Sweep, parse_depths
 from capsbench.sweep.local import Sources, local_launcher
-from capsbench.sweep.plan import Sweep, axes_asked, axes_of, axis_lacked, expand, parse_depths
+from capsbench.sweep.plan import axes_asked, axes_of, axis_lacked, expand
 from capsbench.sweep.runner import Observer, remaining, run_sweep, uninterrupted
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
 from capsbench.sweep.timekeeper import Timekeeper

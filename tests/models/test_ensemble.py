@@ -11,7 +11,8 @@ from capsbench.factories import BUILT_IN, build_model
 from capsbench.models import CapsNet, CapsuleLoss, Ensemble, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import WITHOUT_BLOCKS
 from capsbench.routing import route
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.workload import Workload
 from helpers.comparing import assert_alive, assert_all_close, assert_close
 from helpers.made import make_configuration

@@ -6,7 +6,8 @@ from torch import nn
 from capsbench.errors import ConfigurationError
 from capsbench.factories import build_model
 from capsbench.options import NETWORK_OPTIONS
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.training import TrainingSettings
 from capsbench.training.checkpoint import build_network
 from helpers.commands import assert_refused
