@@ -189,18 +189,24 @@ def neighbours(
     """
     fitting, failing = (first, most + 1) if _fits(at(first)) else (0, first)
     # Bytes grow nearly evenly, so a line through two known values gives the next guess.
-    known = {first, min(first + 31, most)}
-    while failing - fitting > max(1, int(fitting * share)):
+    known, stride, halved = {first, min(first + 31, most)}, 1, True
+    while (width := failing - fitting) > max(1, int(fitting * share)):
+        bounded = failing <= most
         low = max((size for size in known if size <= fitting), default=min(known))
         high = min((size for size in known if size >= failing and size != low), default=max(known))
-        guess = _on_line(at, low if low < high else min(known), high)
-        if failing <= most:
-            # Stay off both ends, so that each look narrows the range.
-            margin = max(1, (failing - fitting) // 8)
-            guess = min(max(guess, fitting + margin), failing - margin)
+        # Before any that does not fit, the last two that were looked at: the first ones may have grown faster.
+        guess = _on_line(at, low if low < high else max((size for size in known if size < high), default=high), high)
+        if bounded:
+            # Stay off both ends, so that each look narrows the range, and take the middle after one that did not halve it.
+            margin = max(1, int(fitting * share), width // 16)
+            guess = min(max(guess, fitting + margin), failing - margin) if halved else (fitting + failing) // 2
         else:
-            guess = min(max(guess, fitting + 1), 32 * fitting, most)
+            if guess <= fitting:
+                # It should not fit; if it does, the line was too steep, and longer strides find the end sooner.
+                guess, stride = fitting + stride, 2 * stride
+            guess = min(guess, 32 * max(fitting, 1), most)
         fitting, failing = (guess, failing) if _fits(at(guess)) else (fitting, guess)
+        halved = not bounded or 2 * (failing - fitting) <= width
         known.add(guess)
     return fitting, failing if failing <= most else None
 

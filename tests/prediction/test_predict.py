@@ -403,6 +403,27 @@ def test_the_largest_value_of_any_axis(kind, room, start, stride, monkeypatch):
     assert len(asked) == len(set(asked)) < 50
 
 
+STEEP_AT_FIRST = {
+    "chunks": (lambda size: 400 * min(size, 100) + 2 * size, 5000),
+    "pieces": (lambda size: 1000 + 37 * size // 2048 * 2048, 1328),
+    "roots": (lambda size: 1000 * size**0.5, 2500),
+}
+
+
+@pytest.mark.parametrize(("growth", "best"), STEEP_AT_FIRST.values(), ids=STEEP_AT_FIRST)
+@pytest.mark.parametrize("first", [1, 4])
+def test_a_search_takes_few_looks_where_the_first_sizes_add_most(growth, best, first):
+    asked = set()
+
+    def at(size: int) -> Prediction:
+        asked.add(size)
+        memory = SimpleNamespace(peak_allocated_bytes=growth(size), process_bytes=None)
+        return Prediction(memory, growth(size) <= 50_000, "", 50_000)
+
+    assert fit.neighbours(at, 100_000, first=first, share=0) == (best, best + 1)
+    assert len(asked) <= 20
+
+
 @pytest.mark.parametrize(("start", "room", "best"), [(1, 1_000, 0), (1, 1_100, 1), (3, 1_100, 1), (3, 1_300, 3), (1, 2_000, 13)])
 def test_odd_values_are_searched_from_the_smallest(start, room, best, monkeypatch):
     pretend_lengths(monkeypatch, "line", room, valid=lambda length: length % 2 == 1)
