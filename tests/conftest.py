@@ -102,6 +102,15 @@ def forked(server: Server) -> Callable[..., Done]:
     return lambda folder, typed, **more: server(folder, *shlex.split(typed), **more)
 
 
+@pytest.fixture(scope="module")
+def warm(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Functions of this file are called apart without importing anew each time what it imports, and what its `WARM` names."""
+    from helpers.warm import warm_server
+
+    with warm_server(*getattr(request.module, "WARM", ())):
+        yield
+
+
 @pytest.fixture
 def session_in_fork(server: Server) -> Callable[..., pytest.RunResult]:
     """Run the tests of a folder, with the plugin of the package, in a fork: `session_in_fork(pytester.path)`."""

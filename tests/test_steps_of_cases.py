@@ -33,6 +33,8 @@ from helpers.forked import in_fork
 from helpers.measured import EVERY_FIGURE, Measured, configured, measured
 from helpers.own_steps import BACKWARD_CALLS, FIRST_LOSSES, adam, case_of, layers, loss_of
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 CPU = torch.device("cpu")
 READS = {"with_a_closure"}
 """Steps that read values, whose predictions are guesses."""

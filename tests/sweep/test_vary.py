@@ -21,6 +21,8 @@ from capsbench.sweep.verbs import where
 from capsbench.workload import Workload
 from helpers.made import make_record
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 def case(blocks=2, length=16, batch_size=4, width=8, tied=False, kind="mean"):
     layers = [nn.Linear(width, width) for _ in range(blocks)]
