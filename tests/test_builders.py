@@ -17,6 +17,9 @@ from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand
 from capsbench.workload import Workload
 
+pytestmark = pytest.mark.usefixtures("warm")
+
+WARM = ("torchvision.models", "timm")
 HERE = __name__
 EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "inference_kept_bytes")
 Heads = namedtuple("Heads", ["scores", "aux", "more"])
