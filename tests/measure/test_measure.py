@@ -95,9 +95,9 @@ def test_a_published_block_retains_what_the_published_code_does():
         one, two = (memory_of(blocks=blocks, batch_size=batch_size, kernel="published").retained_bytes for blocks in (1, 2))
         return two - one
 
-    eight, sixteen = per_block(8), per_block(16)
+    two, four = per_block(2), per_block(4)
     # The published value is that of batch 128, on the line through two smaller ones.
-    measured = eight + (sixteen - eight) * (128 - 8) / 8
+    measured = two + (four - two) * (128 - 2) / 2
     assert measured / MIB == pytest.approx(73.8, rel=0.02)
     fields = {"batch_size": 128, "kernel": "published", "device": "cpu:predicted"}
     cells = [Cell(configuration=make_configuration(blocks=blocks, **fields)) for blocks in (1, 2)]

@@ -987,7 +987,7 @@ def test_an_activation_that_is_changed_on_a_cpu_is_an_error_as_without_offload()
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:predicted", "cuda:predicted"])
 def test_where_offload_has_no_effect_is_said_once(command, device):
-    sweep = ["run", "--models", "rescapsnet,mocapsnet", "--memory", "stored,offload", "--depth", "1,2", "--batch-size", "2"]
+    sweep = ["run", "--models", "rescapsnet,mocapsnet", "--memory", "stored,offload", "--depth", "1", "--batch-size", "2"]
     found = command(*sweep, "--device", device, "--dry-run")
     assert found.status == 0
     assert found.stderr.count("'offload' has no effect on a CPU") == (device != "cuda:predicted")
