@@ -39,11 +39,10 @@ TINY = [
 KILLER = """
 # The command's process kills itself when it asks for the fsync of this number: on the way to a checkpoint.
 import os, signal
-def fsync(descriptor, count=[{}], real=os.fsync):
+def fsync(descriptor, count=[{}]):
     count[0] -= 1
     if count[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    real(descriptor)
 os.fsync = fsync
 """
 
