@@ -24,6 +24,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from capsbench.prediction.seconds import calibrated_speed
+
 T = TypeVar("T")
 
 WHERE = ("file", "gone", "full", "closed")
@@ -56,6 +58,7 @@ class Server:
 
     def __init__(self, scratch: Path) -> None:
         self._scratch, self._started = scratch, 0
+        calibrated_speed(1)  # whose result all commands find in their environment
         environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -363,7 +366,10 @@ def serve() -> None:
     figure.text(0, 0, "text")
     for written in ("png", "svg", "pdf"):
         figure.savefig(io.BytesIO(), format=written)
-    # So does a first trace; of forward alone, since after a backward pass no fork could run another.
+    # A first page compresses the library of its charts.
+    build = sys.modules["capsbench.page.build"]
+    build._library(), build._template()
+    # A first trace imports much, too; of forward alone, since after a backward pass no fork could run another.
     torch = sys.modules["torch"]
     with sys.modules["capsbench.tracing.follow"].following(inside=False):
         torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU())(torch.empty(1, 1)).sum()
