@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import capsbench
-from capsbench import Case, workload
+from capsbench import Case, factories
 from capsbench.case import Arguments
 from capsbench.errors import ConfigurationError
 from capsbench.factories import facts_of
@@ -33,7 +33,10 @@ from helpers.commands import assert_refused
 from helpers.comparing import bytes_beside, kept_bytes, tensors_within
 from helpers.held import Held
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("warm"),
+]
 
 FIGURES = (
     "state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "peak_allocated_bytes", "inference_peak_bytes",
@@ -518,7 +521,7 @@ def test_a_file_with_the_name_of_another_module_is_refused(folder):
 
 def test_an_entry_point_is_a_name(monkeypatch):
     point = EntryPoint("mine", CASE_NAME, "capsbench.models")
-    monkeypatch.setattr(workload, "entry_points", lambda group: [point] if group == "capsbench.models" else [])
+    monkeypatch.setattr(factories, "entry_points", lambda group: [point] if group == "capsbench.models" else [])
     assert facts_of("mine").settings == facts_of(CASE_NAME).settings
 
 
