@@ -81,11 +81,11 @@ def slopes(frame: pd.DataFrame, along: str | None = None) -> SlopesFrame:
     points: dict[_Key, list[tuple[float, float]]] = {}
     for series, cells in series_of(frame):
         for metric in METRICS.values():
-            known = cells[cells[metric.column].notna()]
-            in_turn = not metric.is_bytes and known[ROUNDS_COLUMN].map(bool).any()
-            pairs = zip(known[POSITION_COLUMN].astype(float), known[metric.column].astype(float), strict=True)
+            known = cells[metric.column].notna()
+            in_turn = not metric.is_bytes and cells.loc[known, ROUNDS_COLUMN].map(bool).any()
+            pairs = zip(*(cells.loc[known, name].astype(float) for name in (POSITION_COLUMN, metric.column)), strict=True)
             points[_key(series | {"metric": metric.name}, keys)] = list(
-                values_by_position(known, metric).items() if in_turn else pairs
+                values_by_position(cells[known], metric).items() if in_turn else pairs
             )
     # As attributes, not columns; pandas would warn otherwise.
     object.__setattr__(found, "_keys", keys)
