@@ -10,7 +10,7 @@ A row is a kernel as `capsbench.routing.triton.operators` launches it. Nothing i
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,17 +161,21 @@ def _number(pattern: str, log: io.StringIO) -> int:
     return int(found[1])
 
 
-def row(size: Size, launch: Launch) -> str:
-    """A line of the table."""
+def row(size: Size, launch: Launch, compiled: Iterable[Compiled]) -> str:
+    """A line of the table: a launch, compiled for each of `ARCHITECTURES`."""
     cells = [launch.title, *size, 32 * launch.plan.warps]
-    for architecture in ARCHITECTURES:
-        cells += compile_for(launch, architecture).figures
+    for one in compiled:
+        cells += one.figures
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def rows(sizes: Sequence[Size] = SIZES) -> Iterator[str]:
     """The lines of these sizes."""
-    return (row(size, launch) for size in sizes for launch in launches(size))
+    return (
+        row(size, launch, (compile_for(launch, architecture) for architecture in ARCHITECTURES))
+        for size in sizes
+        for launch in launches(size)
+    )
 
 
 def kept() -> dict[str, list[str]]:
