@@ -114,7 +114,7 @@ def test_a_kernel_that_spills_is_seen(compiler, monkeypatch):
 
 @pytest.mark.slow
 def test_no_offset_can_overflow(compiler):
-    """Also not with slices of K and padded votes, which no size of the table has: offsets are multiplied in 64 bits."""
+    """Offsets are multiplied in 64 bits with slices of K and padded votes, too, which no size of the table has."""
     for launched in compiler.launches(compiler.Size(40, 31, 9)):
         assert narrow_products(compiler.compile_for(launched, 90).ttir) == [], launched.title
 
