@@ -115,6 +115,8 @@ class Option:
     """Words of the page's filter for series without a value."""
     alone: str = ""
     """Value of the flag where it is typed without one; empty if it needs one."""
+    several: bool = False
+    """True if the flag of a number takes several, which multiply a sweep."""
 
     def knows(self, value: object) -> bool:
         """Return whether a value is one of the choices, which may be followed by names of parts of a network."""
@@ -449,6 +451,39 @@ class Configuration(BaseModel):
         ),
     ] = None
     """Number of classes of random images; None for the data set's."""
+
+    parallel: Annotated[
+        str | None,
+        Option(
+            flag="--parallel",
+            title="Parallel training",
+            help="Way in which several processes train the network together, each with a whole batch; needs --world-size.",
+            choices={
+                "none": "one process",
+                "ddp": "a copy in each process: DistributedDataParallel, as it is by default",
+                "fsdp": "parameters, gradients and optimizer state in parts: fully_shard of each layer of the longest list, "
+                "and of the rest",
+            },
+            default="none",
+            unwritten="none",
+            words={"none": "one process"},
+            none="one process",
+        ),
+    ] = None
+    """Way in which several processes train together: `ddp`, `fsdp`, or None for one process."""
+
+    world_size: Annotated[
+        int | None,
+        Option(
+            flag="--world-size",
+            title="World size",
+            help="Processes that train together: 2, 1,2,4 or 1-8.",
+            least=1,
+            several=True,
+            none="one process",
+        ),
+    ] = None
+    """Processes that train together; None for one that trains alone."""
 
     settings: Settings | None = None
     """Settings of a case, beside `blocks` and `batch_size`."""

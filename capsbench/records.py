@@ -91,6 +91,10 @@ class Contents(Schema):
     """Bytes made in this step that are none of the others."""
     other_bytes: int
     """Bytes left over from before this step that are none of the others."""
+    communication_bytes: int | None = None
+    """Bytes of parameters that were gathered from other processes, and of buffers that are sent and received.
+
+    None in a step of one process."""
 
     def total(self) -> int:
         """Sum of all bytes."""
@@ -169,7 +173,7 @@ class Timeline(Schema):
 
 def _events(bytes_by_category: dict[str, list[int]]) -> int:
     categories = {name.removesuffix("_bytes") for name, field in Contents.model_fields.items() if field.annotation is int}
-    if bytes_by_category.keys() != categories:
+    if bytes_by_category.keys() - {"communication"} != categories:
         raise ValueError(f"bytes_by_category does not have just {', '.join(sorted(categories))}")
     counts = {len(nbytes) for nbytes in bytes_by_category.values()}
     if len(counts) > 1 or 0 in counts:
@@ -423,7 +427,9 @@ class Record(Schema):
     duration_seconds: float | None = None
     """Wall time of all the cell's processes."""
     memory: MemoryFigures | None = None
-    """Bytes; None if there was no memory pass."""
+    """Bytes; None if there was no memory pass. Of several processes they are those of the one with the highest peak."""
+    mean_memory: MemoryFigures | None = None
+    """Mean bytes of several processes that trained together; None of one process, and of a prediction, which is of the first."""
     time: TimeFigures | None = None
     """Seconds; None if nothing was timed."""
     step: StepFigures | None = None

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from capsbench.factories import ModelFactory, build_model, builder_behind, keepi
 from capsbench.foreign import keeping_threads, make_lazy_parameters, settings_of, takes_labels
 from capsbench.models import CapsuleLoss, CapsuleOutput
 from capsbench.options import OPTIONS, OWN_INPUTS, Configuration
+from capsbench.parallel import distributed, reshard
 from capsbench.phases import UNOBSERVED, Phases, StepObserver
 from capsbench.reversible import lists_kept_less, named_lists, refuse_uncalled
 from capsbench.stepping import step_in_backward
@@ -132,7 +134,6 @@ class Workload:
             if case is None:
                 seed_everything()
                 case, self.data_source = case_on_device(configuration, data_directory)
-        self.case = case
         lists = [f"{count} of '{name}'" for name, count in lists_kept_less(case.module).items()]
         self._notes += [f"memory '{configuration.memory}' is that of the layers {', '.join(lists)}"] if lists else []
         self._layers_unseen = bool(lists)
@@ -142,6 +143,18 @@ class Workload:
         """The tensors that the network and the loss are given."""
         # A step that is traced without its device comes with a case that has the device.
         self.device = next((tensor.device for tensor in [*self.given, *self.model.parameters()]), torch.device("cpu"))
+        if configuration.parallel is not None:
+            called = distributed(
+                self.model,
+                name=configuration.model,
+                parallel=configuration.parallel,
+                world_size=configuration.world_size or 1,
+                kind=self.device.type,
+            )
+            case = replace(case, module=called)
+        self.case = case
+        self.first_steps = 2 if configuration.parallel == "ddp" else 1
+        """Steps after which all others are alike: DistributedDataParallel arranges its buckets when the second one begins."""
         self.accumulate = configuration.accumulate or case.accumulate
         """Forward and backward passes of a step, unless it is the case's own."""
         check_optimizer_step(step, configuration.precision, self.accumulate)
@@ -251,7 +264,7 @@ class Workload:
     def _own_step(self, train: TrainStep, phases: Phases) -> None:
         """Run the step of the case's own."""
         with phases.following_calls(self._check_known, with_graphs=self._with_graphs):
-            train(self.model, self.optimizer, self.case.inputs)
+            train(self.case.module, self.optimizer, self.case.inputs)
         if not phases.passes:
             # The first step, which nobody observes, shows that there are no others.
             self._with_graphs = phases.parts_of_loss > 0
@@ -313,6 +326,8 @@ class Workload:
             self.model.train()
             for module in evaluated:
                 module.training = False
+            if self.configuration.parallel == "fsdp":
+                reshard(self.model)
 
     def inference(self) -> Any:
         """Run a forward pass under inference mode (TorchScript: without gradients), without labels, and return its output.

@@ -163,6 +163,24 @@ def whole(least: int, most: int | None = None) -> Parsed:
     return Parsed("integer", parse)
 
 
+def whole_numbers(least: int) -> Parsed:
+    """Several whole numbers of at least `least`, as a list or a range."""
+
+    def parse(flag: str, text: str) -> tuple[int, ...]:
+        try:
+            values = parsed_values(text)
+        except ValueError:
+            values = ()
+        numbers = tuple(value for value in values if isinstance(value, int) and not isinstance(value, bool))
+        if not numbers or len(numbers) < len(values):
+            raise ConfigurationError(f"{flag} '{text}' is not one or several whole numbers", "write 4, 1,2,4 or 1-8")
+        if min(numbers) < least:
+            raise ConfigurationError(f"{flag} {min(numbers)} is too small", f"give {least} or more")
+        return numbers
+
+    return Parsed("integers", parse)
+
+
 def number(what: str, fits: Callable[[float], bool], *, unit: str = "number", hint: str | None = None) -> Parsed:
     """A finite number that fits.
 
@@ -243,7 +261,7 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     elif option.unit == "bytes":
         kind = Parsed("size", parse_bytes)
     elif kind is int:
-        kind = whole(option.least or 0)
+        kind = whole_numbers(option.least or 0) if option.several else whole(option.least or 0)
     asked = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
     asked |= {"is_flag": False, "flag_value": option.alone} if option.alone else {}
     asked |= changed

@@ -58,6 +58,7 @@ def command(gpu: str | None, device: str, fit: str | None, out: Path | None, res
       capsbench predict --models my_cases.py:encoder --gpu a100 --fit length
       capsbench predict --models my_package.models:make_net --depth 1,2,4 --device cpu
       capsbench predict --models mocapsnet --vary image-size=32-96:32 --depth 4
+      capsbench predict --models rescapsnet --parallel fsdp --world-size 2,8,64
     """
     from capsbench.cli.sweeps import asked_cells, sweep, typed_axes, typed_forms
 

@@ -43,6 +43,7 @@ def command(only: Pass | None, quick: bool, **given: Any) -> int:
       capsbench run --models mocapsnet --depth 1-4 --vary batch-size=32,64,128
       capsbench run --models mocapsnet --shape 3x64x64 --classes 196 --batch-size 16
       capsbench run --models all --device cuda:predicted --gpu a100
+      capsbench run --models mocapsnet --parallel fsdp --world-size 2 --device cpu --only memory
       capsbench run --models all --out reports/mine --resume
     """
     from capsbench.cli.sweeps import QUICK, asked_cells, sweep_as_typed

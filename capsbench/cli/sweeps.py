@@ -15,6 +15,7 @@ from capsbench.cli.command import command_to_resume, typed_command
 from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
 from capsbench.cli.output import console_of, files_line, open_in_browser, print_slopes, say, warn_of_damages
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
+from capsbench.measure.group import check_measurable
 from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, noun_of
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
@@ -129,6 +130,7 @@ def sweep(
     Raises:
         Interrupted: Ctrl-C, after what was measured has been drawn.
     """
+    check_measurable(plan)
     console = console_of(err=True)
     screen = Screen(console, check_data(plan.cells, data_dir))
     report = choose_report(plan, out, resume=resume, now=datetime.now(), make=not dry_run, notify=screen.notify)

@@ -22,6 +22,7 @@ LOOKS = {
     "optimizer": ("#56B4E9", ""),
     "batch": ("#000000", ""),
     "retained": ("#D55E00", ""),
+    "communication": ("#CC79A7", "|||"),
     "temporary": ("#F0E442", "..."),
     "other": ("#999999", "xxx"),
 }

@@ -72,6 +72,7 @@ def measure_cell(
         started_at=started.isoformat(timespec="seconds"),
         duration_seconds=round(time.monotonic() - began - sum(reply.waited_seconds for reply in replies), 3),
         memory=next((reply.memory for reply in replies if reply.memory), None),
+        mean_memory=next((reply.mean_memory for reply in replies if reply.mean_memory), None),
         time=next((reply.time for reply in replies if reply.time), None),
         step=next((reply.step for reply in replies if reply.step), None),
         tf32=last.tf32,

@@ -1,7 +1,7 @@
 """The memory of one training step and one inference step: the run under a probe, and its figures."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from capsbench.errors import error_line
 from capsbench.measure.compiling import run_until_compiled
 from capsbench.measure.memory import MemoryProbe, probe_for
 from capsbench.records import Configuration, MemoryFigures
+from capsbench.tracing.collectives import communicated
 from capsbench.tracing.cuda_allocator import SMALLEST
 from capsbench.tracing.observed_inference import INFERENCE_NOT_KNOWN, run_inference, unneeded_bytes
 from capsbench.tracing.observed_step import GradientObserver
@@ -65,12 +66,16 @@ def probed_step(
     with probe:
         workload = Workload(configuration, data_directory)
         run_until_compiled(workload.train_step)
+        for _ in range(workload.first_steps - 1):
+            workload.train_step()
         probe.tag("batch", workload.given)
         probe.tag("state", state_of(workload.model))
         probe.tag("optimizer", optimizer_state(workload.optimizers))
         probe.tag("gradient", gradients_of(workload.model))
         seen = _Probing(probe, workload.model)
-        workload.train_step(seen)
+        communicating = communicated(lambda tensors: probe.tag("communication", tensors))
+        with communicating if configuration.parallel is not None else nullcontext():
+            workload.train_step(seen)
         afterwards(probe, workload)
     return ProbedStep(workload, probe, seen.gradient_bytes, seen.freed_gradients)
 

@@ -15,15 +15,17 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line, error_place, one_line
 from capsbench.families import FAMILY, end_family
 from capsbench.foreign import keeping_threads, step_error
+from capsbench.measure.group import joined, reply_of_group
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
+from capsbench.measure.messages import Reply as Reply
+from capsbench.measure.messages import Request as Request
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
-from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
+from capsbench.records import Configuration, MemoryFigures, StepFigures
 from capsbench.tf32 import allows_tf32, forbid_tf32
 from capsbench.tracing import counting
 from capsbench.tracing.step_trace import traced_figures
@@ -40,53 +42,24 @@ READY = b"1"
 """A byte that a worker sends once its workload is built, and its parent when it may be timed."""
 
 
-class Request(BaseModel):
-    """The request of the parent."""
+def memory_pass(configuration: Configuration, data_directory: Path | None = None, *, rank: int | None = None) -> Reply:
+    """The bytes of one step, and the name of the probe that counted them.
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    configuration: Configuration
-    what: Pass
-    samples: int
-    budget_seconds: float = 10.0
-    """Time of sampling, beyond the fewest samples, while the time is not yet known within 2 %."""
-    data_directory: Path | None = None
-    timeline: bool = False
-    """True if the memory pass is to report one step allocation by allocation, instead of its figures."""
-    snapshot: Path | None = None
-    """File for the timeline pass's account of a CUDA device's own allocator."""
-    strict: bool = False
-    """True if nothing is to be measured beside other processes on a CUDA device."""
-    turn: int | None = None
-    """A socket's descriptor: the worker reports there that its workload is built, and learns there when it may be timed."""
-
-
-class Reply(BaseModel):
-    """The findings of the child."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    status: Status
-    message: str | None = None
-    data_source: str | None = None
-    memory: MemoryFigures | None = None
-    time: TimeFigures | None = None
-    step: StepFigures | None = None
-    timeline: Timeline | None = None
-    notes: list[str] = []
-    tf32: bool | None = None
-    """True if the step was allowed to use TF32; None on a CPU."""
-    waited_seconds: float = 0.0
-    """Seconds that the pass waited for other sweeps on its device."""
-
-
-def memory_pass(configuration: Configuration, data_directory: Path | None = None) -> Reply:
-    """The bytes of one step, and the name of the probe that counted them."""
-    step = probed_step(configuration, data_directory)
-    figures = memory_figures(step)
+    Args:
+        configuration: the step.
+        data_directory: folder of the real data sets.
+        rank: number of this process among those that train together; None for one that is alone.
+    """
+    with joined(configuration):
+        step = probed_step(configuration, data_directory)
+        figures = memory_figures(step)
+        source, of_step = step.workload.data_source, [*step.probe.notes(), *step.workload.notes()]
+        del step  # what it holds of the group must be gone before the group is
     why = _who_counted(figures.probe)
-    with keeping_threads(configuration.model):  # it is made again
-        traced, notes = traced_figures(configuration)
+    traced, notes = None, list[str]()
+    if not rank:  # a trace is of the first process
+        with keeping_threads(configuration.model):  # it is made again
+            traced, notes = traced_figures(configuration)
     if traced is not None:
         counted, of_trace = _compared(figures, traced)
         traced = traced.model_copy(update={"agrees": None if counted is None else counted == of_trace})
@@ -95,8 +68,7 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
                 f"{counted} bytes retained were counted, and the trace of the step retains {of_trace}: the count is believed, "
                 "and what the trace says of modules and operations is not used"
             ]
-    notes = [*why, *step.probe.notes(), *step.workload.notes(), *notes]
-    return Reply(status="ok", data_source=step.workload.data_source, memory=figures, step=traced, notes=notes)
+    return Reply(status="ok", data_source=source, memory=figures, step=traced, notes=[*why, *of_step, *notes])
 
 
 def _compared(figures: MemoryFigures, traced: StepFigures) -> tuple[int | None, int | None]:
@@ -142,10 +114,12 @@ def run_request(request: Request) -> Reply:
         notes = [*found, *unknown, *without_effect(request.configuration)]
         if request.strict:
             refuse_others(found, unknown)
-        if request.timeline:
+        if request.configuration.parallel is not None and request.rank is None:
+            reply = reply_of_group(request)
+        elif request.timeline:
             reply = timeline_pass(request)
         elif request.what == "memory":
-            reply = memory_pass(request.configuration, request.data_directory)
+            reply = memory_pass(request.configuration, request.data_directory, rank=request.rank)
         else:
             reply = time_pass(request)
         check_threads(request.configuration)

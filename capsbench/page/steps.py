@@ -51,12 +51,12 @@ def contents_data(records: Sequence[Record], texts: Texts) -> dict[str, Any]:
     Returns:
         `names` of the categories; `lists`: a phase (a number of `texts`), then bytes by category; `of` as in `modules_data`.
     """
-    names = [name for name, field in Contents.model_fields.items() if field.annotation is int]
+    names = [name for name in Contents.model_fields if name.endswith("_bytes")]
     known: dict[tuple[int, ...], int] = {}
     of = []
     for record in records:
         held = record.memory.at_peak if record.memory else None
-        key = (texts.number(held.phase), *(getattr(held, name) for name in names)) if held else None
+        key = (texts.number(held.phase), *(getattr(held, name) or 0 for name in names)) if held else None
         of.append(known.setdefault(key, len(known)) if key else -1)
     return {"names": [name.removesuffix("_bytes") for name in names], "lists": list(known), "of": of}
 

@@ -80,9 +80,20 @@ def predicted_here(cell: Cell) -> Record:
         "memory": found.memory if found.fits else None,
         "step": figures,
         "duration_seconds": round(time.monotonic() - began, 3),
-        "notes": [*without_effect(configuration), *step.remarks, *_assumed(step.inference)],
+        "notes": [*without_effect(configuration), *_of_several(configuration), *step.remarks, *_assumed(step.inference)],
     }
     return record.model_copy(update=filled)
+
+
+def _of_several(configuration: Configuration) -> list[str]:
+    """Notes on the prediction of a step of several processes."""
+    if configuration.parallel is None:
+        return []
+    own = "" if configuration.device_kind() == "cpu" else ", and what NCCL takes for itself is not in its bytes"
+    return [
+        f"bytes are those of the first of {configuration.world_size} processes, each with a whole batch{own}",
+        "modelled seconds are without communication",
+    ]
 
 
 @contextmanager
@@ -119,14 +130,16 @@ def predict_memory(configuration: Configuration, step: TracedStep) -> Prediction
         peak, room = max(phase.peak for phase in step.trace.phases().values()), configuration.capacity
         fits = room is None or peak <= room
         reason = "" if fits else f"{peak} bytes at the highest point of the step, and room for {room}"
-        return Prediction(_figures(step, step.trace, None, None), fits, reason, room)
+        return Prediction(_figures(configuration, step, step.trace, None, None), fits, reason, room)
     room = configuration.capacity or gpu.memory_bytes
     # The device's allocator frees its cache before it gives up; the figure is then the one that it would take with room to spare.
     limited, endless = CachingAllocator(room - gpu.context_bytes), CachingAllocator()
     try:
-        return Prediction(_figures(step, step.trace.replay(limited), limited.reserved_peak, gpu), True, "", room)
+        figures = _figures(configuration, step, step.trace.replay(limited), limited.reserved_peak, gpu)
+        return Prediction(figures, True, "", room)
     except OutOfMemory as error:
-        return Prediction(_figures(step, step.trace.replay(endless), endless.reserved_peak, gpu), False, error.what, room)
+        figures = _figures(configuration, step, step.trace.replay(endless), endless.reserved_peak, gpu)
+        return Prediction(figures, False, error.what, room)
 
 
 def _gpu(configuration: Configuration) -> Gpu | None:
@@ -137,7 +150,9 @@ def _gpu(configuration: Configuration) -> Gpu | None:
     return gpu_of(configuration.gpu)
 
 
-def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | None) -> MemoryFigures:
+def _figures(
+    configuration: Configuration, step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | None
+) -> MemoryFigures:
     phases, inference = counted.phases(), _inference(step, gpu)
     context, of_step = gpu.context_bytes if gpu else None, CachingAllocator()
     if gpu:
@@ -167,6 +182,9 @@ def _figures(step: TracedStep, counted: Trace, reserved: int | None, gpu: Gpu | 
     of_inference = {"inference_peak_bytes", "inference_kept_bytes"} & certainty.keys()
     if _assumed(step.inference):
         certainty |= dict.fromkeys(of_inference, "guessed")
+    if configuration.parallel == "fsdp":
+        # Buffers of its own streams have segments of their own, which the model of the allocator does not have.
+        certainty |= dict.fromkeys({"peak_reserved_bytes", "step_reserved_bytes"} & certainty.keys(), "guessed")
     if step.notes:
         # An assumption decides what the step computes.
         certainty = dict.fromkeys(certainty, "guessed")

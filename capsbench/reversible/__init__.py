@@ -7,6 +7,7 @@ from capsbench.reversible.members import (
     check_members_strategy,
     keep_less,
     lists_kept_less,
+    longest_lists,
     named_lists,
     refuse_uncalled,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "is_altered",
     "keep_less",
     "lists_kept_less",
+    "longest_lists",
     "named_lists",
     "refuse_uncalled",
     "resolve_inverse",

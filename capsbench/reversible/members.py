@@ -190,7 +190,7 @@ def keep_less(module: nn.Module, memory: str) -> None:
     strategy, names = named_lists(memory)
     if strategy == "stored":
         return
-    lists = _lists_of_names(module, memory, names) if names else _longest_lists(module)
+    lists = _lists_of_names(module, memory, names) if names else longest_lists(module)
     if not lists:
         raise ConfigurationError(
             f"memory '{memory}' finds no list of layers in {type(module).__name__}",
@@ -270,7 +270,7 @@ def _lists_of_names(module: nn.Module, memory: str, names: tuple[str, ...]) -> M
     return {name: known[name] for name in names}
 
 
-def _longest_lists(module: nn.Module) -> Mapping[str, nn.Module]:
+def longest_lists(module: nn.Module) -> Mapping[str, nn.Module]:
     """The longest list of modules that are made of others, or else of any, and those of the same class of members."""
     found = dict(_lists(module))
     if not found:

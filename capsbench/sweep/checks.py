@@ -18,6 +18,7 @@ from capsbench.options import (
     Setting,
     type_of,
 )
+from capsbench.parallel import check_parallel
 from capsbench.prediction.apart import call_for
 from capsbench.reversible import MEMBER_STRATEGIES, REVERSIBLE_STRATEGIES, check_gamma, check_members_strategy
 from capsbench.routing import check_routing, compiled, kernels
@@ -201,6 +202,7 @@ def _check_combinations(sweep: Sweep) -> None:
     with naming("optimizer_step"):
         for step, precision, passes in product(*(sweep.values[name] for name in ("optimizer_step", "precision", "accumulate"))):
             check_optimizer_step(step, precision, passes)
+    _check_processes(sweep)
     memories = sweep.values["memory"]
     reversible = sweep.has("gamma") and (memories == (None,) or not set(REVERSIBLE_STRATEGIES).isdisjoint(memories))
     with naming("gamma"):
@@ -224,6 +226,15 @@ def _check_combinations(sweep: Sweep) -> None:
                 f"`memory` {sweep.shown('memory')} leaves nothing for {model}",
                 f"give one of {', '.join(strategies_of(model))}, or another model",
             )
+
+
+def _check_processes(sweep: Sweep) -> None:
+    """Refuse several processes without a way or a number, and what they do not go with."""
+    names = ("parallel", "world_size", "optimizer_step", "compile", "precision")
+    several = any(parallel not in (None, "none") for parallel in sweep.values["parallel"])
+    for parallel, world_size, step, compilation, precision in product(*(sweep.values[name] for name in names)):
+        if not several or parallel not in (None, "none"):  # one process may be a cell beside several
+            check_parallel(parallel, world_size, optimizer_step=step, compilation=compilation, precision=precision)
 
 
 def _check_kernels(sweep: Sweep) -> None:

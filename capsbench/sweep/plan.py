@@ -127,6 +127,8 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
     resolved = dict(asked)
     if sweep.kind != "cpu":
         resolved["threads"] = None
+    if resolved.get("parallel") in (None, "none"):
+        resolved["world_size"] = None
     if isinstance(resolved.get("image_shape"), int):
         channels, side = spec_of(resolved["dataset"]).shape[0], resolved["image_shape"]
         resolved["image_shape"] = f"{channels}x{side}x{side}"

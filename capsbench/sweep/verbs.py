@@ -23,6 +23,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.factories import name_of
 from capsbench.files import damage_in_words
 from capsbench.measure.environment import default_threads, describe, key_of
+from capsbench.measure.group import check_measurable
 from capsbench.options import STACKED
 from capsbench.paths import absolute
 from capsbench.prediction.predict import predict_cell
@@ -168,6 +169,7 @@ def run(
         timeout_seconds=timeout, strict=strict, processes=processes,
     )  # fmt: skip
     folder, data = (None if one is None else absolute(one) for one in (out, data_dir))
+    check_measurable(plan)
     check_data(plan.cells, data)
     watcher = watcher or Logged()
     report = choose_report(plan, folder, resume=resume, now=datetime.now(), make=True, notify=watcher.notify)

@@ -66,6 +66,11 @@ def certainty_note(records: Sequence[Record]) -> str:
     on_cpu = any(record.cell.configuration.device_kind() == "cpu" for record in records)
     if on_cpu:
         lines.append(f"peaks of a CPU: {CPU_PEAK_MARGIN}")
+    if any(record.cell.configuration.parallel is not None for record in records):
+        own = "" if on_cpu else ", and leave out what NCCL takes for itself"
+        lines.append(
+            f"of several processes the bytes are the first one's, which has a whole batch{own}; seconds leave out communication"
+        )
     speeds = "this CPU's speeds, measured just now" if on_cpu else "the speeds of the GPU's data sheet"
     lines.append(f"seconds are modelled operator by operator from {speeds}: libraries may be slower")
     scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)

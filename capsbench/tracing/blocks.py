@@ -12,6 +12,9 @@ from torch import Tensor
 
 from capsbench.tracing.trace import Category, Trace
 
+_NO_BLOCK = -1
+"""The block of a storage that has no bytes at present."""
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -119,6 +122,17 @@ class Blocks:
         block = self.add(nbytes)
         self._known[key] = (weakref.ref(storage, lambda _: self._drop(key)), block, nbytes)
 
+    def resize(self, storage: torch.UntypedStorage) -> None:
+        """Follow a storage that was given another size outside operators, as FSDP lets parameters go and makes room for them."""
+        key, nbytes = storage._cdata, storage.nbytes()
+        known = self._known.get(key)
+        if known is None or known[2] == nbytes:
+            return
+        self._drop(key)
+        block = self.add(nbytes) if nbytes else _NO_BLOCK
+        self._known[key] = (weakref.ref(storage, lambda _: self._drop(key)), block, nbytes)
+        self._tags.setdefault("communication", set()).add(block)
+
     def follow_sum(self, addend: Tensor, total: Tensor) -> None:
         """Take a sum for written over an addend of another node's making, if that is freed before anything else happens.
 
@@ -151,6 +165,8 @@ class Blocks:
     def _drop(self, key: int) -> None:
         found = self._known.pop(key, None)
         if found is None:
+            return
+        if found[1] == _NO_BLOCK:
             return
         if self._summed is not None and self._summed[0] == key and self._summed[2] == self.events():
             self._join(found[1], self._summed[1])

@@ -7,7 +7,7 @@ engine would ask the driver. Where there is none, or this process has not begun 
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +120,9 @@ def _answers(capability: Capability) -> dict[str, Any]:
         "default_generators": (generator,),
         "get_rng_state": lambda *_: state,
         "set_rng_state": _nothing(),
+        "Stream": _Stream,
+        "Event": _Stream,
+        "stream": lambda *_: nullcontext(),
         "current_stream": lambda *_: _STREAM,
         "default_stream": lambda *_: _STREAM,
         "set_device": _nothing(),
@@ -143,11 +146,16 @@ def _conv_backend(select: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Stream:
-    """The only stream of the device, on which no work waits."""
+    """A stream of the device, on which no work waits, or an event on one."""
 
     cuda_stream = 0
 
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Take the arguments of a stream."""
+
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # of what it is not, such as a function
+            raise AttributeError(name)
         return _nothing()
 
 

@@ -6,7 +6,7 @@ would on a CPU, and nothing is allocated. Below them a dispatch mode sees each o
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -22,6 +22,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.pretend import pretending
 from capsbench.tracing import fake_cuda
 from capsbench.tracing.blocks import Blocks, Recording, current_node
+from capsbench.tracing.collectives import collective_bytes, is_collective, resized_storages
 from capsbench.tracing.cuda_forms import CudaForms
 from capsbench.tracing.fake_cuda import Capability
 from capsbench.tracing.fakes import Shapes
@@ -30,7 +31,15 @@ from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 from capsbench.tracing.outputs import output
 from capsbench.tracing.scratch import may_take, numbers_bytes, scratch_bytes
-from capsbench.tracing.surroundings import deep_copies, initial_values, offloading, random_states, unseen, whole_inputs
+from capsbench.tracing.surroundings import (
+    deep_copies,
+    initial_values,
+    offloading,
+    random_states,
+    replaced,
+    unseen,
+    whole_inputs,
+)
 from capsbench.tracing.work import Work, work_of
 
 register_formulas()
@@ -56,7 +65,10 @@ def following(kind: str = "cpu", *, capability: Capability | None = None, **opti
         options: the other arguments of `Follow`.
     """
     follow = Follow(kind, capability=capability, **options)
-    with pretending(kind), _forms_of_device(follow, capability), unseen(), deep_copies(), initial_values(), follow.shapes, follow:
+    with (
+        pretending(kind), _forms_of_device(follow, capability), unseen(), deep_copies(), initial_values(),
+        resized_storages(follow.blocks.resize), follow.shapes, follow,
+    ):  # fmt: skip
         yield follow
 
 
@@ -114,6 +126,8 @@ class Follow(Operators):
         self._numbers: dict[int, int] = {}
         """The block reserved for the number that an autograd node may keep, by the node's number."""
         self._reads = 0
+        self._indices = False
+        """True while whole numbers keep their values."""
         self._true: Any = WeakTensorKeyDictionary()
         """Outcomes of operators that are taken to be true."""
         self.work: list[Work] = []
@@ -130,6 +144,26 @@ class Follow(Operators):
             if block is not None and isinstance(number, Tensor):
                 self.blocks.fill(block, number)
 
+    @contextmanager
+    def rebuilding_buckets(self) -> Iterator[None]:
+        """Let DistributedDataParallel rebuild its buckets by the indices of its parameters, which need values."""
+        kind: Any = vars(torch.distributed)["Reducer"]
+        real = kind._rebuild_buckets
+
+        def rebuild(reducer: Any) -> Any:
+            self._indices = True
+            try:
+                return real(reducer)
+            finally:
+                self._indices = False
+
+        with ExitStack() as entered:
+            entered.enter_context(replaced(kind, "_rebuild_buckets", rebuild))
+            if self.blocks.device.type == "cuda":
+                # It would begin to time steps by events of the driver.
+                entered.enter_context(replaced(kind, "prepare_for_forward", lambda _: None))
+            yield
+
     def run(self, call: Call) -> Any:
         """Run an operator on shapes, and note what it made."""
         if call.func.namespace == "prim":
@@ -144,6 +178,9 @@ class Follow(Operators):
         if call.tensors and all(_is_random_state(one) for one in call.tensors):
             with unset_fake_temporarily():
                 return call.run()
+        if self._indices and _is_of_indices(call):
+            with unset_fake_temporarily():
+                return Call(call.func, call.args, {**call.kwargs, "device": None} if not call.tensors else call.kwargs).run()
         if call.packet is torch.ops.aten.lift_fresh and not isinstance(call.tensors[0], FakeTensor):
             # These are numbers of which `torch.tensor` makes one.
             lifted = self.values.stand_in(call.tensors[0], call.tensors[0].device)
@@ -233,6 +270,8 @@ class Follow(Operators):
         for one in tensors_in(out):
             if one.untyped_storage()._cdata not in outside:
                 self.blocks.follow(one)
+        if is_collective(call):
+            self.blocks.tag("communication", call.tensors)
         if call.packet in _ALL and isinstance(out, Tensor) and out.numel() == 1:
             self._true[out] = True
         if _sums_gradients(call):
@@ -307,10 +346,19 @@ class Follow(Operators):
         elif self._try_scratch and may_take(call):
             with suppress(Exception):  # not every operator takes random numbers
                 nbytes = scratch_bytes(call)
+        if self.kind == "cpu":
+            nbytes = collective_bytes(call) or nbytes
         if self.kind == "cpu" and torch.is_inference_mode_enabled():
             nbytes = max(nbytes or 0, numbers_bytes(call))
         if nbytes:
             self.blocks.free(self.blocks.add(nbytes), nbytes)
+
+
+def _is_of_indices(call: Call) -> bool:
+    """Return whether an operator makes whole numbers, or computes with ones that have values alone."""
+    if call.tensors:
+        return not any(isinstance(one, FakeTensor) for one in call.tensors)
+    return call.kwargs.get("dtype") == torch.int32
 
 
 def _is_validation() -> bool:

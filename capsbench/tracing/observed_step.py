@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from capsbench.phases import StepObserver
-from capsbench.tracing.storages import gradients_of, storage_bytes, storages_of
+from capsbench.tracing.storages import gradients_in, storage_bytes, storages_of
 
 
 class GradientObserver(StepObserver):
@@ -16,8 +16,9 @@ class GradientObserver(StepObserver):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._before = storages_of(gradients_of(model))
+        # FSDP has others in the place of some between forward and backward.
+        self._parameters = list(model.parameters())
+        self._before = storages_of(gradients_in(self._parameters))
         self.gradient_bytes = 0
         """Bytes of the gradients that are alive after backward."""
         self.freed_gradients: list[int] = []
@@ -25,12 +26,12 @@ class GradientObserver(StepObserver):
 
     def after_forward(self, roots: Sequence[Tensor]) -> None:
         """Find the gradients that are gone."""
-        still = storages_of(gradients_of(self._model))
+        still = storages_of(gradients_in(self._parameters))
         self.freed_gradients = [nbytes for storage, nbytes in self._before.items() if storage not in still]
 
     def after_backward(self) -> None:
         """Count the gradients that are alive."""
-        gradients = gradients_of(self._model)
+        gradients = gradients_in(self._parameters)
         self.gradient_bytes = storage_bytes(gradients)
         self.see_gradients(gradients)
 

@@ -113,11 +113,19 @@ class Operators(TorchDispatchMode, ABC):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(_is_in_parts, types)):
+            return NotImplemented  # it calls operators on this process's part
         return self.run(Call(func, args, kwargs or {}))
 
     @abstractmethod
     def run(self, call: Call) -> Any:
         """Run an operator, and return its outputs."""
+
+
+@cache
+def _is_in_parts(kind: type) -> bool:
+    """Return whether a type of tensors is torch's own of tensors in parts, one in each of several processes."""
+    return kind.__name__ == "DTensor" and kind.__module__.startswith("torch.distributed.")
 
 
 @cache

@@ -3,7 +3,7 @@
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -23,13 +23,14 @@ from capsbench.records import Configuration, StepFigures
 from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import COMPILED, eagerly, note_scripted
+from capsbench.tracing.fake_group import fake_group
 from capsbench.tracing.fakes import Memory, give_values, made_fake, shared_like, twin_like
 from capsbench.tracing.follow import Follow, following
 from capsbench.tracing.known import Values
 from capsbench.tracing.observed_inference import INFERENCE_NOT_KNOWN, run_inference, unneeded_bytes
 from capsbench.tracing.observed_step import GradientObserver
 from capsbench.tracing.shared_state import shared_state_replaced
-from capsbench.tracing.storages import gradients_of, optimizer_state, state_of, storage_bytes
+from capsbench.tracing.storages import gradients_of, optimizer_state, own_parts, state_of, storage_bytes
 from capsbench.tracing.surroundings import lazy_parameters
 from capsbench.tracing.trace import Trace
 from capsbench.tracing.twins import Twins, untouched
@@ -128,7 +129,7 @@ def trace_step(
     """
     options = {"workspace_bytes": workspace_bytes, "inside": inside, "try_scratch": try_scratch}
     if live is None:
-        with _following(configuration, **options) as follow:
+        with fake_group(configuration), _following(configuration, **options) as follow:
             return _traced(follow, _started(follow, configuration, build, factory), inference=inference)
     with untouched(live.module, live.tensors()), _following(configuration, **options) as follow, ExitStack() as stack:
         return _traced(follow, _started_live(follow, configuration, live, stack), inference=inference)
@@ -138,7 +139,11 @@ def trace_step(
 def _following(configuration: Configuration, **options: Any) -> Iterator[Follow]:
     """Follow a step on the kind of device that a configuration names, in plain PyTorch."""
     capability = gpu_of(configuration.gpu).capability if configuration.gpu else None
-    with following(configuration.device_kind(), capability=capability, **options) as follow, eagerly(follow.notes):
+    with (
+        following(configuration.device_kind(), capability=capability, **options) as follow,
+        eagerly(follow.notes),
+        follow.rebuilding_buckets() if configuration.parallel == "ddp" else nullcontext(),
+    ):
         try:
             yield follow
         except CapsbenchError:
@@ -154,6 +159,11 @@ def untraceable(model: str, error: BaseException) -> ConfigurationError:
         return ConfigurationError(
             f"model '{model}' has tensors on two devices: {reason}",
             "make tensors on the device of the input, or register them as buffers, which move with the network",
+        )
+    if "mixed torch.Tensor and DTensor" in str(error):
+        return ConfigurationError(
+            f"model '{model}' computes with a parameter of a layer that it does not call, which fully_shard leaves in parts",
+            "call the layer itself, as in layer(x), or choose `parallel` ddp",
         )
     if any(word in f"{type(error).__module__} {error}".lower() for word in _VALUES):
         return ConfigurationError(
@@ -172,7 +182,7 @@ def step_figures(configuration: Configuration, step: TracedStep, *, build: Build
     # The floor is forward, and the gradients that its operators need in backward, with nothing evaluated twice.
     others = {"memory": "stored" if configuration.memory == "stored" else None}
     changed = _NOTHING_TWICE if configuration.model in BUILT_IN else others
-    once = configuration.model_copy(update=changed)
+    once = configuration.model_copy(update=changed | {"parallel": None, "world_size": None})
     with _following(once, inside=False) as follow:
         workload = _started(follow, once, build)
         if workload.case.train is None:
@@ -305,7 +315,8 @@ def _built(model: str, build: Callable[[], T], hint: str, *, with_values: Callab
 
 def _traced(follow: Follow, workload: Workload, *, inference: bool) -> TracedStep:
     model, blocks = workload.model, follow.blocks
-    workload.train_step()
+    for _ in range(workload.first_steps):
+        workload.train_step()
     gc.collect()
     blocks.tag("state", state_of(model))
     blocks.tag("optimizer", optimizer_state(workload.optimizers))
@@ -328,7 +339,7 @@ def _traced(follow: Follow, workload: Workload, *, inference: bool) -> TracedSte
         flops=seen.flops,
         retained_by_module=seen.retained_by_module(_saved(calls, workload, seen.made), _retained(trace) + freed),
         origin=partial(_origin, blocks.made_in, blocks.made_by, calls.spans),
-        largest_parameter_bytes=max(parameter.nbytes for parameter in model.parameters()),
+        largest_parameter_bytes=max(parameter.nbytes for parameter in own_parts(model.parameters())),
         scratch=tuple(follow.scratch),
         notes=notes,
         unsure=unsure,

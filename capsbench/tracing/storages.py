@@ -47,17 +47,28 @@ def handed_out_bytes(tensors: Iterable[Tensor], device_kind: str) -> int:
     return sum(-(-nbytes // multiple) * multiple for nbytes in storages_of(tensors).values())
 
 
+def own_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Parts, in this process, of tensors that lie in several; other tensors as they are."""
+    with torch.no_grad():  # with gradients it would be an operator
+        return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+
+
 def state_of(model: nn.Module) -> list[Tensor]:
-    """A model's parameters and buffers."""
-    return [*model.parameters(), *model.buffers()]
+    """A model's parameters and buffers, or this process's parts of them."""
+    return own_parts([*model.parameters(), *model.buffers()])
 
 
 def gradients_of(model: nn.Module) -> list[Tensor]:
-    """The gradients that a model's parameters hold now."""
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    """The gradients that a model's parameters hold now, or this process's parts of them."""
+    return gradients_in(model.parameters())
+
+
+def gradients_in(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients that parameters hold now, or this process's parts of them."""
+    return own_parts(parameter.grad for parameter in parameters if parameter.grad is not None)
 
 
 def optimizer_state(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
-    """The tensors of the states of optimizers."""
+    """The tensors of the states of optimizers, or this process's parts of them."""
     leaves = tree_leaves([list(optimizer.state.values()) for optimizer in optimizers])
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return own_parts(leaf for leaf in leaves if isinstance(leaf, Tensor))

@@ -15,9 +15,12 @@ from capsbench.tracing.cuda_allocator import Block, CachingAllocator
 
 Integers = NDArray[np.int64]
 
-Category = Literal["state", "gradient", "optimizer", "batch", "retained", "temporary", "other"]
+Category = Literal["state", "gradient", "optimizer", "batch", "retained", "communication", "temporary", "other"]
 CATEGORIES: tuple[Category, ...] = ("state", "gradient", "optimizer", "batch", "retained", "temporary", "other")
-"""Purposes of a block of memory, in the order in which figures stack them."""
+"""Purposes of a block of memory in a step of one process, in the order in which figures stack them."""
+
+COMMUNICATION: Category = "communication"
+"""A further purpose in a step of several processes: gathered parameters, and buffers that are sent and received."""
 
 PHASES = ("forward", "backward", "optimizer")
 """Parts of a step, in their order."""
@@ -88,9 +91,14 @@ class Trace:
         for index, block in enumerate(self.blocks.tolist()):
             found.setdefault(block, "other" if index < start else "temporary")
         found |= dict.fromkeys(self.retained_blocks(), "retained")
-        for category in CATEGORIES:
+        # A buffer that was received may become a gradient.
+        for category in (COMMUNICATION, *CATEGORIES):
             found |= dict.fromkeys(self.tags.get(category, set()) & found.keys(), category)
         return found
+
+    def purposes(self) -> tuple[Category, ...]:
+        """The categories that blocks may have, in the order in which figures stack them."""
+        return (*CATEGORIES[:-2], COMMUNICATION, *CATEGORIES[-2:]) if COMMUNICATION in self.tags else CATEGORIES
 
     def peak(self) -> tuple[str, int]:
         """The phase of the highest point of the step, and the number of events before it."""
@@ -104,7 +112,7 @@ class Trace:
         """The blocks that are alive at the highest point of the step."""
         phase, at = self.peak()
         categories = self.categories()
-        sums = dict.fromkeys(CATEGORIES, 0)
+        sums = dict.fromkeys(self.purposes(), 0)
         for block, nbytes in self.alive_blocks(at).items():
             sums[categories[block]] += nbytes
         return Contents(phase=phase, **{f"{name}_bytes": nbytes for name, nbytes in sums.items()})
@@ -112,10 +120,11 @@ class Trace:
     def stacked(self) -> dict[Category, Integers]:
         """`[N + 1]` bytes alive of each category before the first event and after each: the timeline."""
         categories = self.categories()
-        of_event = np.array([CATEGORIES.index(categories[block]) for block in self.blocks.tolist()], dtype=np.int64)
+        purposes = self.purposes()
+        of_event = np.array([purposes.index(categories[block]) for block in self.blocks.tolist()], dtype=np.int64)
         return {
             name: np.concatenate(([0], np.cumsum(np.where(of_event == index, self.nbytes, 0))))
-            for index, name in enumerate(CATEGORIES)
+            for index, name in enumerate(purposes)
         }
 
     def replay(self, allocator: CachingAllocator, *, empty_first: bool = False) -> "Trace":

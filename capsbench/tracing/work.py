@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from capsbench.tracing.collectives import is_collective
 from capsbench.tracing.operator_calls import Call, tensors_in, written
 
 _HALF = {torch.bfloat16, torch.float16}
@@ -26,14 +27,14 @@ class Work(NamedTuple):
 
 
 def work_of(call: Call, out: Any, flops: int = 0) -> Work | None:
-    """The work of a call; None for one that moves no data, such as a view or memory that is not filled.
+    """The work of a call; None for one that moves no data inside the device: views, memory that is not filled, communication.
 
     Args:
         call: the call.
         out: its outputs.
         flops: its floating-point operations.
     """
-    if call.func.is_view or "empty" in call.func._schema.name:
+    if call.func.is_view or "empty" in call.func._schema.name or is_collective(call):
         return None
     storages = {one.untyped_storage()._cdata for one in call.tensors}
     made = [one for one in tensors_in(out) if one.untyped_storage()._cdata not in storages]

@@ -232,7 +232,7 @@ def test_lists_multiply():
 def test_options_that_do_not_apply_are_none(model, lacking):
     (cell,) = expand(sweep(model, depths=(1,), threads=2))
     none = {name for name, value in cell.configuration if value is None}
-    left_out = {"optimizer_step", "accumulate", "capacity", "gpu", "image_shape", "classes"}
+    left_out = {"optimizer_step", "accumulate", "capacity", "gpu", "image_shape", "classes", "world_size"}
     assert none >= lacking | left_out
     # Beside these, an option is absent if it has the value that cells without it have.
     others = none - lacking - left_out - {"settings"}

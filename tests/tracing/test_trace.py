@@ -65,6 +65,7 @@ def test_what_is_alive_at_the_peak():
         "retained_bytes": 5000,
         "temporary_bytes": 0,
         "other_bytes": 0,
+        "communication_bytes": None,
     }
     assert peak.total() == 13200
 
