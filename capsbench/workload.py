@@ -19,7 +19,7 @@ from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainS
 from capsbench.catalog import DatasetSpec
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
-from capsbench.errors import CapsbenchError, ConfigurationError, error_line, unknown_name
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line, suggesting, unknown_name
 from capsbench.fingerprint import Fingerprint, fingerprint
 from capsbench.foreign import (
     call_with_images,
@@ -268,8 +268,9 @@ def build_case(configuration: Configuration, device: torch.device, factory: Mode
     given = case_settings(configuration)
     refused = _not_taken(factory, (), given)
     if refused is not None:
-        known = ", ".join(settings_of(factory) or {}) or "nothing"
-        raise ConfigurationError(f"model '{name}' takes no {refused}", f"it takes {known}")
+        known = list(settings_of(factory) or {})
+        hint = suggesting(refused, known, f"it takes {', '.join(known) or 'nothing'}")
+        raise ConfigurationError(f"model '{name}' takes no {refused}", hint)
     try:
         with nullcontext() if device.type == "cpu" else device:
             case: object = factory(**given)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from capsbench.catalog import parse_shape, spec_of
-from capsbench.errors import CapsbenchError, ConfigurationError, unknown_name
+from capsbench.errors import CapsbenchError, ConfigurationError, suggesting, unknown_name
 from capsbench.models import resolve_front
 from capsbench.options import (
     AXES_OF_FIELDS,
@@ -107,7 +107,8 @@ class Sweep:
         self.repeats = repeats
         unknown = next((name for name in options if name not in SWEPT_OPTIONS), None)
         if unknown is not None:
-            raise ConfigurationError(f"a sweep takes no {unknown}", f"choose among {', '.join(SWEPT_OPTIONS)}")
+            hint = suggesting(unknown, SWEPT_OPTIONS, f"choose among {', '.join(SWEPT_OPTIONS)}")
+            raise ConfigurationError(f"a sweep takes no {unknown}", hint)
         values: dict[str, tuple[Any, ...]] = {}
         for name in SWEPT_OPTIONS:
             given = options.get(name)
@@ -349,7 +350,7 @@ def _configuration(model: str, **fields: Any) -> Configuration:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise ConfigurationError(
-            f"model '{model}': {'.'.join(map(str, fault['loc']))} {fault['input']!r} makes no cell: {fault['msg']}",
+            f"model '{model}': {'.'.join(map(str, fault['loc']))} {fault['input']!r} is not possible: {fault['msg']}",
             "give another value, or another default",
         ) from None
 
@@ -431,7 +432,8 @@ def _check_axes(sweep: Sweep, all_facts: Mapping[str, Facts]) -> None:
         if not any(name in had for had in known.values()):
             model, had = next(iter(known.items()))
             raise ConfigurationError(
-                f"`vary` {name}: model '{model}' takes no {name}", f"it takes {', '.join(dict.fromkeys(had))}"
+                f"`vary` {name}: model '{model}' takes no {name}",
+                suggesting(name, had, f"it takes {', '.join(dict.fromkeys(had))}"),
             )
 
 
@@ -469,7 +471,7 @@ def _check_settings(sweep: Sweep, model: str, facts: Facts) -> None:
         facts.builder.arguments(model, 1, _given_to_builder(sweep, facts))
     elif sweep.settings:
         raise ConfigurationError(
-            f"`settings` {', '.join(sweep.settings)}: model '{model}' is no case and takes none",
+            f"`settings` {', '.join(sweep.settings)}: model '{model}' is not a case, and takes no settings",
             "give the options of a cell by their own names, or a function that makes a capsbench.Case",
         )
 
@@ -489,7 +491,8 @@ def _check_settings_of_case(sweep: Sweep, model: str, facts: Facts, settings: Ma
             # The name of an option is written as one, for the command line prints its flag.
             what = f"`{name}`" if name in _OF_IMAGES else name
             raise ConfigurationError(
-                f"model '{model}' takes no {what}", f"it takes {', '.join(settings)}" if settings else "it takes no settings"
+                f"model '{model}' takes no {what}",
+                suggesting(name, settings, f"it takes {', '.join(settings)}" if settings else "it takes no settings"),
             )
         usual = settings[name]
         for value in values:
@@ -592,12 +595,12 @@ def _check_combinations(sweep: Sweep) -> None:
             with naming("memory"):
                 check_members_strategy(memories[0])
             raise ConfigurationError(
-                f"`memory` {sweep.shown('memory')} leaves nothing for {model}, whose function is given it and knows no lists",
+                f"`memory` {sweep.shown('memory')} leaves no strategy for {model}, whose function is given it and knows no lists",
                 f"give one of {', '.join(MEMBER_STRATEGIES)}",
             )
         if model in STACKED and memories != (None,) and not _fitting(sweep, model, "memory"):
             raise ConfigurationError(
-                f"`memory` {sweep.shown('memory')} leaves nothing for {model}",
+                f"`memory` {sweep.shown('memory')} leaves no strategy for {model}",
                 f"give one of {', '.join(_strategies(model))}, or another model",
             )
 
@@ -619,7 +622,7 @@ def _check_kernels(sweep: Sweep) -> None:
     for routing in sweep.values["routing"] if sweep.has("routing") else ():
         if not any(_has_kernel(routing, kernel) for kernel in sweep.values["kernel"]):
             raise ConfigurationError(
-                f"`kernel` {sweep.shown('kernel')} leaves nothing for routing {routing}",
+                f"`kernel` {sweep.shown('kernel')} leaves no kernel for routing {routing}",
                 f"add one of auto, {', '.join(kernels(routing))}, or leave {routing} out of `routing`",
             )
 
