@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from capsbench.errors import ConfigurationError, ShapeError, unknown_name
 from capsbench.exporting import is_exporting
 from capsbench.models.decoder import Decoder
-from capsbench.models.front import can_chunk, check_front, chunked_front, resolve_front
+from capsbench.models.front import can_chunk, check_front, resolve_front
 from capsbench.models.layers import CapsuleLayer, PrimaryCapsules
 from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, Gamma, MomentumStack, check_strategy, is_altered, run_steps, spread
 from capsbench.routing import length
@@ -137,7 +137,8 @@ class CapsuleNetwork(nn.Module):
         for conv in earlier:
             images = torch.relu(conv(images))
         if chunks and own and isinstance(last, nn.Conv2d) and can_chunk(last, primary.conv):
-            return primary.cut(chunked_front(images, last, primary.conv))
+            # Within the call of the module, so that what it retains is found under its name.
+            return primary(images, last)
         return primary(torch.relu(last(images)))
 
 
