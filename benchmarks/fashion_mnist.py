@@ -26,7 +26,8 @@ from capsbench.durable import replace_file
 from capsbench.figures.depth import save
 from capsbench.figures.styles import MODEL_STYLES, STYLE
 from capsbench.measure.environment import default_threads
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.training import TrainingSettings, train
 from capsbench.training.log import TrainingStep, read_metrics
 from capsbench.training.loop import CHECKPOINT

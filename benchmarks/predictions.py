@@ -38,7 +38,8 @@ from capsbench.options import Configuration
 from capsbench.prediction.apart import call, close
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.prediction.seconds import calibrated_speed, modelled_seconds
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.tracing.surroundings import replaced
 from capsbench.tracing.work import Work
 from capsbench.words.units import bytes_text, seconds_text

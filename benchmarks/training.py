@@ -21,7 +21,8 @@ from capsbench.data.datasets import load_parts
 from capsbench.data.feed import Feed
 from capsbench.data.preprocess import Batch
 from capsbench.records import Configuration
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.training import TrainingSettings
 from capsbench.training.checkpoint import build_network
 from capsbench.training.distributed import Processes

@@ -23,7 +23,8 @@ from benchmarks.command_line import parser_of, print_page
 from capsbench.measure.cell import measure_cell
 from capsbench.records import Cell, Plan
 from capsbench.report import Report
-from capsbench.sweep.plan import Sweep, expand, parse_depths
+from capsbench.sweep.asked import Sweep, parse_depths
+from capsbench.sweep.plan import expand
 
 MODELS = ("rescapsnet", "mocapsnet")
 TARGET = Path(__file__).with_suffix(".md")

@@ -16,6 +16,7 @@ from capsbench.data.classes import CLASSES
 from capsbench.data.images import ImageSource, read_images
 from capsbench.data.preprocess import prepare
 from capsbench.errors import ConfigurationError, StoreError
+from capsbench.factories import BUILT_IN
 from capsbench.models import CapsuleNetwork, CapsuleOutput, Ensemble
 from capsbench.models.layers import CapsuleLayer
 from capsbench.paths import expanded
@@ -26,7 +27,6 @@ from capsbench.tf32 import without_tf32
 from capsbench.training.checkpoint import load_network
 from capsbench.training.loop import BEST
 from capsbench.training.settings import TrainingSettings
-from capsbench.workload import BUILT_IN
 
 IMAGES_AT_ONCE = 128
 STEPS = tuple(round(0.05 * step, 2) for step in range(-5, 6))

@@ -28,6 +28,7 @@ from capsbench.axes import basis_form, basis_text, per_unit, term_unit
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.estimation import MemoryEstimate
+from capsbench.factories import ModelFactory, as_module
 from capsbench.foreign import settings_of
 from capsbench.gate.baseline import read_baseline, write_baseline
 from capsbench.gate.check import Finding, judge
@@ -47,7 +48,6 @@ from capsbench.tracing.step_trace import TracedStep, trace_step
 from capsbench.words.along import number_text, places_text
 from capsbench.words.modules import OUTSIDE
 from capsbench.words.units import bytes_text
-from capsbench.workload import ModelFactory, as_module
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from capsbench.builders import Builder, builder_of
 from capsbench.errors import ConfigurationError
+from capsbench.factories import build_model
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.options import Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
-from capsbench.sweep.plan import Sweep, expand
-from capsbench.workload import Workload, build_model
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
+from capsbench.workload import Workload
 
 HERE = __name__
 EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes", "inference_kept_bytes")

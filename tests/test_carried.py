@@ -14,9 +14,9 @@ import pytest
 import capsbench
 from capsbench.carried import carried, imported_name
 from capsbench.errors import ConfigurationError
+from capsbench.factories import name_of
 from capsbench.fingerprint import fingerprint_of_function
 from capsbench.report import Report
-from capsbench.workload import name_of
 from helpers import ROOT
 from helpers import networks_of_others as others
 

@@ -17,15 +17,17 @@ import capsbench
 from capsbench import Case, workload
 from capsbench.case import Arguments
 from capsbench.errors import ConfigurationError
+from capsbench.factories import facts_of
 from capsbench.foreign import settings_of
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.options import OWN_INPUTS, Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import Cell, MemoryFigures
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.tracing.step_trace import TracedStep
 from capsbench.tracing.storages import state_of, storage_bytes
-from capsbench.workload import Workload, build_case, case_on_device, facts_of
+from capsbench.workload import Workload, build_case, case_on_device
 from helpers import networks_of_others as others
 from helpers.commands import assert_refused
 from helpers.comparing import bytes_beside, kept_bytes, tensors_within

@@ -13,7 +13,8 @@ from capsbench.options import Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import MemoryFigures
 from capsbench.reversible import keep_less
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.workload import Workload
 from helpers import networks_of_others as others
 from helpers.comparing import assert_all_close

@@ -13,7 +13,8 @@ import pytest
 from capsbench.errors import ConfigurationError
 from capsbench.models import CapsNet, MoCapsNet
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SWEPT_OPTIONS, Configuration, noun_of, type_of, value_in_words
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from helpers.made import make_configuration
 from helpers.reading import ROOT, blocks
 
@@ -28,9 +29,10 @@ from capsbench.page.cells import options_data
 from capsbench.page.commands import series_command, timeline_command
 from capsbench.records import Record
 from capsbench.stats.slopes import series_of
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.words.labels import Names
-from capsbench.workload import build_model
+from capsbench.factories import build_model
 
 cells = expand(Sweep(("rescapsnet",), (1,), "cpu", threads=1, class_dim=(8, 16)))
 frame = to_frame(("made", Record(cell=cell, status="ok")) for cell in cells)

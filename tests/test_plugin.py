@@ -91,11 +91,11 @@ def test_a_step_that_a_line_would_hide_counts():
     class Once(nn.Module):
         def __init__(self, blocks: int) -> None:
             super().__init__()
-            self.last, self.blocks = nn.Linear(28 * 28, 10), blocks
+            self.first, self.last, self.blocks = nn.Linear(28 * 28, 256), nn.Linear(256, 10), blocks
 
         def forward(self, images: Tensor) -> Tensor:
-            scores = self.last(images.flatten(1))
-            return scores.exp().log() if self.blocks > 1 else scores
+            hidden = self.first(images.flatten(1))
+            return self.last(hidden.exp().log() if self.blocks > 1 else hidden)
 
     found = memory_slope(lambda _shape, _classes, blocks: Once(blocks), (1, 2, 60))
     assert found.worst_step() > 20 * found.retained.slope
@@ -227,8 +227,8 @@ LENGTHS = {"length": (4, 8, 16, 32)}
 
 
 @pytest.mark.slow
-def test_the_marker_limits_each_term_of_a_curve(session):
-    result = session(
+def test_the_marker_limits_each_term_of_a_curve(session_apart):
+    result = session_apart(
         ATTENTION
         + """
 @pytest.mark.memory_slope(max_bytes_per_token=0, max_bytes_per_pair_of_tokens=12)
@@ -246,8 +246,7 @@ def test_no_one_slope(memory_slope):
 @pytest.mark.memory_slope(max_bytes_per_sample=1, max_bytes_per_pair_of_samples=0)
 def test_a_line_may_have_a_limit_for_pairs(memory_slope):
     memory_slope(make, vary={"batch_size": (1, 2)}).retained_per_unit
-""",
-        apart=True,
+"""
     )
     result.assert_outcomes(passed=1, failed=3)
     result.stdout.fnmatch_lines(["*a pair of tokens retains 12 bytes, and may 11 (bytes at each length: 4: *"])

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from capsbench import workload
+from capsbench import factories, workload
 from capsbench.data.preprocess import Batch
 from capsbench.errors import ConfigurationError
+from capsbench.factories import build_model, resolve_model
 from capsbench.models import CapsNet, CapsuleOutput, MoCapsNet, ResCapsNet
 from capsbench.records import Configuration
 from capsbench.stepping import step_in_backward
-from capsbench.workload import Workload, build_model, check_batch_size, classifier_case, resolve_model
+from capsbench.workload import Workload, check_batch_size, classifier_case
 from helpers.comparing import assert_alive, assert_all_close
 
 BUILT_IN = {"capsnet": CapsNet, "rescapsnet": ResCapsNet, "mocapsnet": MoCapsNet}
@@ -154,10 +155,10 @@ def test_a_model_that_is_not_callable():
 
 def test_registered_models(monkeypatch):
     points = [
-        EntryPoint("mine", "own_models:Scores", workload.ENTRY_POINTS),
-        EntryPoint("odd", "own_models:not_callable", workload.ENTRY_POINTS),
+        EntryPoint("mine", "own_models:Scores", factories.ENTRY_POINTS),
+        EntryPoint("odd", "own_models:not_callable", factories.ENTRY_POINTS),
     ]
-    monkeypatch.setattr(workload, "entry_points", lambda group: points if group == "capsbench.models" else [])
+    monkeypatch.setattr(factories, "entry_points", lambda group: points if group == "capsbench.models" else [])
     assert resolve_model("mine").__name__ == "Scores"
     assert resolve_model("capsnet") is CapsNet
     refused("odd", resolve_model, "odd")
@@ -238,7 +239,7 @@ class Tied(nn.Module):
 )
 def test_stepping_inside_backward_gives_the_same_weights(name, fields, monkeypatch):
     if name == "tied":
-        monkeypatch.setattr(workload, "resolve_model", lambda _: Tied)
+        monkeypatch.setattr(factories, "resolve_model", lambda _: Tied)
     after = Workload(configuration(name, **fields))
     inside = Workload(configuration(name, **fields, optimizer_step="backward"))
     before = parameters(after)

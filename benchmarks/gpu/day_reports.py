@@ -16,8 +16,9 @@ from capsbench.measure.environment import describe, key_of
 from capsbench.options import STACKED
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
+from capsbench.sweep.asked import Sweep
 from capsbench.sweep.experiments import EXPERIMENTS, cells_of
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.plan import expand
 from capsbench.sweep.session import begin
 from capsbench.sweep.verbs import measure, where
 

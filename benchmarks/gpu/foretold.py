@@ -16,7 +16,8 @@ from capsbench.measure.worker import Request
 from capsbench.prediction.predict import predicted_here
 from capsbench.records import Cell, Configuration, MemoryFigures, Record
 from capsbench.report import Report
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.sweep.verbs import where
 
 FIGURES = {

@@ -12,7 +12,8 @@ from benchmarks.gpu.stopwatch import profiled, timed
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.measure.worker import prepare_process
 from capsbench.records import Configuration
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.sweep.verbs import where
 from capsbench.workload import Workload
 

@@ -451,7 +451,7 @@ def refuse_for_own(models: Sequence[str]) -> None:
     not_had = [name for name in NETWORK_OPTIONS if not OPTIONS[name].networks.have(own)]
     typed = next((name for name in not_had if was_typed(name)), None) if own else None
     if own is not None and typed is not None:
-        from capsbench.sweep.plan import no_effect
+        from capsbench.sweep.checks import no_effect
 
         raise no_effect(OPTIONS[typed].flag, own)
 

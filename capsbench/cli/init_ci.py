@@ -39,8 +39,8 @@ def command(models: str, depth: str, baseline: str, install: str | None, gitlab:
       capsbench init-ci --from https://git.example.org/tools/capsbench.git@v1
       capsbench init-ci --gitlab
     """
-    from capsbench.sweep.plan import naming
-    from capsbench.workload import resolve_model
+    from capsbench.factories import resolve_model
+    from capsbench.sweep.asked import naming
 
     install = requirement_of(install, start()) if install is not None else where_from(start())
     text = (gitlab_pipeline if gitlab else github_workflow)(models, depth, baseline, install)

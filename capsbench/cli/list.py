@@ -37,9 +37,9 @@ def offers(directory: Path | None = None) -> dict[str, dict[str, str]]:
     from importlib.metadata import entry_points
 
     from capsbench.data.datasets import data_directory, load_images
+    from capsbench.factories import BUILT_IN, ENTRY_POINTS
     from capsbench.measure.facts import asked
     from capsbench.routing import algorithms, kernels
-    from capsbench.workload import BUILT_IN, ENTRY_POINTS
 
     registered = asked(lambda: {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}) or {}
     options = OPTIONS.values()

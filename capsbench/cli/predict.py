@@ -70,7 +70,8 @@ def command(gpu: str | None, device: str, fit: str | None, out: Path | None, res
         _refuse_searched(fit, given)
         if given["basis"]:
             raise ConfigurationError(f"`basis` has no effect with --fit {fit}, which fits no slopes", "leave `basis` out")
-    cells = asked_cells(given | {"device": f"{device}:predicted", "gpu": target, "repeats": 1})
+    searched = None if fit in ("depth", "batch") else fit
+    cells = asked_cells(given | {"device": f"{device}:predicted", "gpu": target, "repeats": 1}, searched=searched)
     if fit is not None:
         return _print_fits(cells, fit, as_json=as_json)
     axes = typed_axes(cells, given)

@@ -104,8 +104,8 @@ _trained_options = together(
 
 def _sweep(what: str, depth: str, dataset: tuple[str, ...] | None, **given: Any) -> int:
     from capsbench.cli.sweeps import sweep_as_typed
+    from capsbench.sweep.asked import parse_depths
     from capsbench.sweep.experiments import EXPERIMENTS, cells_of
-    from capsbench.sweep.plan import parse_depths
 
     experiment = EXPERIMENTS[what]
     cells = cells_of(experiment, depths=parse_depths(depth), datasets=dataset, **machine_of(given))

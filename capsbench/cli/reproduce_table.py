@@ -18,7 +18,7 @@ from capsbench.figures.beside_paper import write_accuracy
 from capsbench.paper.accuracy_tables import EPOCHS, PrintedRow, accuracy_table
 from capsbench.paths import anchored
 from capsbench.stats.seeds import beside_paper
-from capsbench.sweep.plan import parse_depths
+from capsbench.sweep.asked import parse_depths
 from capsbench.terminal.tables import accuracies_table
 from capsbench.training import Result, TrainingSettings, train
 from capsbench.training.table_runs import Configure, Train, accuracy_of, line_of, networks_of, run_members, trials_of

@@ -19,10 +19,11 @@ from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_f
 from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, noun_of
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
+from capsbench.sweep.asked import Sweep, parse_depths
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.forecast import MOST_TRACED, cells_by_series, predicted_peaks
 from capsbench.sweep.inside import add_timelines
-from capsbench.sweep.plan import Sweep, axes_asked, axes_of, expand, parse_depths
+from capsbench.sweep.plan import axes_asked, axes_of, expand
 from capsbench.sweep.runner import Observer, remaining
 from capsbench.sweep.session import check_data, choose_report
 from capsbench.sweep.verbs import measure
@@ -43,12 +44,13 @@ QUICK = {"depth": "1-3", "batch_size": 16, "time_budget": 2.0}
 """Values of --quick for options that were not typed: enough for a line, in about a minute."""
 
 
-def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None) -> list[Cell]:
+def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None, *, searched: str | None = None) -> list[Cell]:
     """Return the cells that a command's options ask for.
 
     Args:
         given: the command's options.
         usual: values of options that were not typed, in place of their defaults.
+        searched: axis of a case whose largest value is searched for; networks then have one depth, unless depths were typed.
     """
     refuse_for_own(given["models"])
     models = dict.fromkeys(name for asked in given["models"] for name in (STACKED if asked == "all" else (asked,)))
@@ -56,8 +58,9 @@ def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None
     # Options that were not typed are left to the sweep, since a case has defaults of its own, and an axis has its values.
     left = {name: None for name in ("dataset", "batch_size", *vary) if name in SWEPT_OPTIONS and was_left_out(name)}
     options = {name: given[name] for name in SWEPT_OPTIONS} | machine_of(given) | left
-    depths, settings = parse_depths(given["depth"]), _once(given["settings"], SETTINGS_FLAG)
     chosen = not was_left_out("depth")
+    depths = None if searched is not None and not chosen else parse_depths(given["depth"])
+    settings = _once(given["settings"], SETTINGS_FLAG)
     usual = {name: value for name, value in (usual or {}).items() if name in SWEPT_OPTIONS}
     return expand(Sweep(tuple(models), depths, depths_chosen=chosen, settings=settings, vary=vary, usual=usual, **options))
 

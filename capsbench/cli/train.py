@@ -186,7 +186,8 @@ def settings_of(given: dict[str, Any]) -> "TrainingSettings":
         ConfigurationError: they make no network.
     """
     from capsbench.records import PREDICTED
-    from capsbench.sweep.plan import Sweep, expand
+    from capsbench.sweep.asked import Sweep
+    from capsbench.sweep.plan import expand
     from capsbench.sweep.verbs import where
     from capsbench.training import TrainingSettings
 

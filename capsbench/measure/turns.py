@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from capsbench.errors import CapsbenchError, error_line, one_line
+from capsbench.factories import resolve_model
 from capsbench.foreign import keeping_threads, module_of, step_error
 from capsbench.measure.clock import clock_for
 from capsbench.measure.device_time import device_seconds
@@ -32,7 +33,7 @@ from capsbench.measure.watch import Watch
 from capsbench.measure.worker import LONGEST_MESSAGE, check_threads, end_with_parent, prepare_process
 from capsbench.records import Configuration, Round, Status, Turn
 from capsbench.tf32 import allows_tf32
-from capsbench.workload import Workload, resolve_model, without_effect
+from capsbench.workload import Workload, without_effect
 
 T = TypeVar("T")
 

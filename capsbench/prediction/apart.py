@@ -28,11 +28,11 @@ import torch
 from torch import nn
 
 from capsbench.errors import CapsbenchError, EndedProcessError, error_line
+from capsbench.factories import BUILT_IN
 from capsbench.families import FAMILY, end_family, ended_words
 from capsbench.foreign import module_of
 from capsbench.paths import start
 from capsbench.tracing.follow import following
-from capsbench.workload import BUILT_IN
 
 T = TypeVar("T")
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from capsbench.factories import BUILT_IN
 from capsbench.measure.timing import MAX_SAMPLES, WARMUP_STEPS
 from capsbench.records import Cell, Pass, Plan, Record
 from capsbench.sweep.groups import groups_of
 from capsbench.timed_rounds import TurnsTaken
-from capsbench.workload import BUILT_IN
 
 _START_SECONDS = {"cpu": 3.0, "cuda": 8.0}
 """Seconds for a process's imports, and for a GPU's context."""

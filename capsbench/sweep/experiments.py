@@ -6,7 +6,8 @@ from typing import Any
 
 from capsbench.options import STACKED
 from capsbench.records import BOTH, Cell, Pass
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from capsbench.errors import BusyDeviceError, CapsbenchError
+from capsbench.factories import fingerprint_of
 from capsbench.fingerprint import Fingerprint
 from capsbench.locks import Busy, holding
 from capsbench.measure.cell import measure_cell
@@ -15,7 +16,6 @@ from capsbench.measure.processes import device_identity
 from capsbench.prediction import apart
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan, Record
-from capsbench.workload import fingerprint_of
 
 Launcher = Callable[[Cell], Record]
 

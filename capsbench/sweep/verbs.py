@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from capsbench.axes import declared_forms
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError
+from capsbench.factories import name_of
 from capsbench.files import damage_in_words
 from capsbench.measure.environment import default_threads, describe, key_of
 from capsbench.options import STACKED
@@ -27,15 +28,15 @@ from capsbench.paths import absolute
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
+from capsbench.sweep.asked import Sweep, parse_depths
 from capsbench.sweep.local import Sources, local_launcher
-from capsbench.sweep.plan import Sweep, axes_asked, axes_of, axis_lacked, expand, parse_depths
+from capsbench.sweep.plan import axes_asked, axes_of, axis_lacked, expand
 from capsbench.sweep.runner import Observer, remaining, run_sweep, uninterrupted
 from capsbench.sweep.session import begin, changed_sources, check_data, choose_report, resolve_device
 from capsbench.sweep.timekeeper import Timekeeper
 from capsbench.sweep.unchanged import unchanged
 from capsbench.timed_rounds import TurnsTaken
 from capsbench.typed_values import several
-from capsbench.workload import name_of
 
 _ARGUMENTS = {"budget_seconds": "time_budget", "timeout_seconds": "timeout", "passes": "only"}
 """Fields of a plan by the arguments that fill them, where these have another name."""

@@ -16,6 +16,7 @@ from capsbench.case import Case
 from capsbench.data.preprocess import Batch
 from capsbench.devices import gpu_of
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line
+from capsbench.factories import BUILT_IN, ModelFactory, build_model
 from capsbench.foreign import make_lazy_parameters, step_error
 from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, StepFigures
@@ -33,15 +34,7 @@ from capsbench.tracing.surroundings import lazy_parameters
 from capsbench.tracing.trace import Trace
 from capsbench.tracing.twins import Twins, untouched
 from capsbench.tracing.work import Work
-from capsbench.workload import (
-    BUILT_IN,
-    ModelFactory,
-    Workload,
-    build_case,
-    build_model,
-    classifier_case,
-    seed_everything,
-)
+from capsbench.workload import Workload, build_case, classifier_case, seed_everything
 
 Build = Callable[[], nn.Module]
 T = TypeVar("T")

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from capsbench.durable import replacing
 from capsbench.errors import ConfigurationError, LostWorkError, StoreError, error_line
+from capsbench.factories import build_model
 from capsbench.foreign import keeping_threads
 from capsbench.paths import expanded
 from capsbench.records import Configuration
 from capsbench.reversible import resolve_inverse
 from capsbench.training.settings import TrainingSettings, differences
-from capsbench.workload import build_model
 
 FORMAT = "capsbench checkpoint"
 VERSION = 1

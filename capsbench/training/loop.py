@@ -16,6 +16,7 @@ from torch import nn
 from capsbench.data.feed import Feed
 from capsbench.durable import replace_file
 from capsbench.errors import CapsbenchError, Interrupted, StoreError, TrainingError, error_line
+from capsbench.factories import BUILT_IN
 from capsbench.foreign import refusing_exit
 from capsbench.measure.environment import describe
 from capsbench.measure.facts import asked
@@ -29,7 +30,7 @@ from capsbench.training.optimizers import learning_rate, set_learning_rate
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import TrainingSettings
 from capsbench.training.step import StepOutcome, Stepper
-from capsbench.workload import BUILT_IN, seed_everything
+from capsbench.workload import seed_everything
 
 CHECKPOINT, BEST, RESULT = "checkpoint.pt", "best.pt", "result.json"
 """Files of a run's folder: the checkpoint to resume from, the chosen weights, and the result."""

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from capsbench.data.preprocess import Batch
 from capsbench.errors import TrainingError
+from capsbench.factories import BUILT_IN
 from capsbench.foreign import takes_labels
 from capsbench.models import CapsuleLoss, CapsuleOutput
 from capsbench.training.distributed import Processes, without_exchange
 from capsbench.training.health import where_it_began
 from capsbench.training.optimizers import make_optimizer
 from capsbench.training.settings import TrainingSettings
-from capsbench.workload import BUILT_IN, Output, autocast, loss_of, trainable
+from capsbench.workload import Output, autocast, loss_of, trainable
 
 DIVERGED = 100.0
 """Multiple of the first loss from which a run counts as diverged."""

@@ -163,7 +163,6 @@ def _divided(settings: TrainingSettings, data: ImageSet) -> tuple[ImageSet, Imag
             f"`validation` {settings.validation:g} holds all {len(held_out.images)} images out",
             "give a fraction below 1, or a number of images that leaves some to train on",
         )
-    check_batch_size(settings.network.images(), len(data.images), settings.network.dataset)
     _check_left(settings, len(data.images), len(train_set.images), 0 if held_out is None else len(held_out.images))
     return train_set, held_out
 
@@ -185,6 +184,8 @@ def _check_left(settings: TrainingSettings, images: int, left: int, held_out: in
         return
     reasons = [f"`scale` {settings.scale:g} takes {left + held_out}"] * (settings.scale < 1)
     reasons += [f"`validation` holds {held_out} out"] * (held_out > 0)
+    if not reasons:
+        check_batch_size(batch, images, dataset)
     raise ConfigurationError(
         f"`batch_size` {batch} is larger than the data: {left} of the {images:,} images of '{dataset}' are trained on, since "
         + " and ".join(reasons),

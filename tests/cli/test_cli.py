@@ -21,6 +21,7 @@ from capsbench import load
 from capsbench.catalog import SPECS
 from capsbench.cli.group import SUMMARIES, cli
 from capsbench.errors import unknown_name
+from capsbench.factories import BUILT_IN
 from capsbench.models import FRONTS, RULES
 from capsbench.records import SCHEMA_VERSION, Record, Round
 from capsbench.report import Report
@@ -28,7 +29,7 @@ from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
 from capsbench.stats.metrics import MEMORY_METRICS
 from capsbench.terminal.progress import _one_line
-from capsbench.workload import BUILT_IN, OPTIMIZER_STEPS, PRECISIONS
+from capsbench.workload import OPTIMIZER_STEPS, PRECISIONS
 from helpers.commands import assert_refused, briefly, is_gone, process_environment, subcommands, wait_for, written
 from helpers.made import RETAINED_PER_BLOCK, make_record
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from capsbench.catalog import SPECS
 from capsbench.cli.training import TrainingProgress, print_result
+from capsbench.factories import BUILT_IN
 from capsbench.models import FRONTS, RULES
 from capsbench.options import MODELS, OPTIONS
 from capsbench.reversible import INVERSES, STRATEGIES
@@ -25,7 +26,7 @@ from capsbench.training import TrainingSettings, load_checkpoint, load_network
 from capsbench.training.log import TrainingStep, read_metrics
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import OPTIMIZERS, PREPROCESSINGS
-from capsbench.workload import BUILT_IN, PRECISIONS
+from capsbench.workload import PRECISIONS
 from helpers import TESTS
 from helpers.commands import assert_refused, process_environment, subcommands, together, wait_for
 from helpers.comparing import assert_all_close, assert_close
@@ -313,7 +314,7 @@ def test_two_processes_train_as_one(model, more, start, tmp_path, command, serve
         (["--gamma", "0.9,0.8,0.7", "--depth", "2"], ["--gamma 0.9,0.8,0.7", "2 blocks"]),
         (["--model", "resnet"], ["--model", "'resnet'", "mocapsnet"]),
         (["--model", "nowhere:make"], ["nowhere:make"]),
-        (["--dataset", "imagenet"], ["--dataset", "imagenet", "--help"]),
+        (["--dataset", "imagenet"], ["--dataset", "imagenet", "sample", "cifar100"]),
         (["--kernel", "fast"], ["--kernel", "fast"]),
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--device", "cpu:predicted"], ["cpu:predicted"]),

@@ -6,7 +6,8 @@ from capsbench.measure.step_memory import ProbedStep, memory_figures, probed_ste
 from capsbench.options import Configuration
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import MemoryFigures
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.tracing.step_trace import TracedStep
 
 EVERY_FIGURE = (

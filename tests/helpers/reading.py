@@ -501,7 +501,7 @@ def check_json(text: str) -> None:
 
 
 def _check_toml(text: str) -> None:
-    from capsbench.workload import ENTRY_POINTS
+    from capsbench.factories import ENTRY_POINTS
 
     try:
         data = tomllib.loads(text)

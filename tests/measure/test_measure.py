@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from capsbench.factories import build_model
 from capsbench.measure import clock as clocks
 from capsbench.measure import worker
 from capsbench.measure.cell import measure_cell, run_pass
@@ -20,7 +21,6 @@ from capsbench.measure.memory import AllocatorProbe, CudaProbe, probe_for
 from capsbench.measure.worker import Request
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan
-from capsbench.workload import build_model
 from helpers.commands import is_gone, wait_for
 from helpers.fakes import FakeCuda
 from helpers.forked import in_fork

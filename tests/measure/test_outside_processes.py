@@ -16,6 +16,7 @@ import torch
 
 from capsbench.cli import timeline
 from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.factories import resolve_model
 from capsbench.families import FAMILY, end_family
 from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.worker import Reply, Request, memory_pass
@@ -27,7 +28,6 @@ from capsbench.testing import memory_slope
 from capsbench.tracing.step_trace import trace_step
 from capsbench.training import TrainingSettings
 from capsbench.training.checkpoint import build_network
-from capsbench.workload import resolve_model
 from helpers import odd_systems
 from helpers.commands import assert_refused, is_gone, wait_for
 from helpers.forked import in_fork
@@ -293,7 +293,7 @@ def test_a_step_that_mixes_dtypes_is_predicted_to_fail_as_it_does(monkeypatch, l
                 return self.layer(x.double()).flatten(1)[:, :10]
             return self.layer(*[x.flatten(1)] * (2 if isinstance(self.layer, torch.nn.Bilinear) else 1))
 
-    monkeypatch.setattr("capsbench.workload.resolve_model", lambda _: lambda *_: Net())
+    monkeypatch.setattr("capsbench.factories.resolve_model", lambda _: lambda *_: Net())
     with pytest.raises(ConfigurationError, match=r"dtype|type"):
         trace_step(make_configuration("own:make", 1, device=device))
 

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from capsbench.errors import ConfigurationError
+from capsbench.factories import BUILT_IN, build_model
 from capsbench.models import CapsNet, CapsuleLoss, Ensemble, MoCapsNet, ResCapsNet, SabourCapsNet, capsnet_2conv
 from capsbench.options import WITHOUT_BLOCKS
 from capsbench.routing import route
-from capsbench.sweep.plan import Sweep, expand
-from capsbench.workload import BUILT_IN, Workload, build_model
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
+from capsbench.workload import Workload
 from helpers.comparing import assert_alive, assert_all_close, assert_close
 from helpers.made import make_configuration
 from helpers.networks import example, small

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from capsbench.factories import BUILT_IN
 from capsbench.options import WITHOUT_BLOCKS
 from capsbench.reversible import STRATEGIES, MomentumStack
-from capsbench.workload import BUILT_IN
 
 SMALL = {"channels": 8}
 OPTIONS = [

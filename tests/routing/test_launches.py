@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from capsbench.data.preprocess import Batch
+from capsbench.factories import build_model
 from capsbench.tracing import fake_cuda
 from capsbench.tracing.fakes import made_fake
 from capsbench.tracing.known import Values
-from capsbench.workload import Workload, build_model, classifier_case
+from capsbench.workload import Workload, classifier_case
 from helpers import ROOT
 from helpers.made import make_configuration
 

@@ -28,8 +28,9 @@ from capsbench.gate.summary import summarize
 from capsbench.records import Plan
 from capsbench.report import Report
 from capsbench.sweep import local
+from capsbench.sweep.asked import Sweep
 from capsbench.sweep.local import alone_on
-from capsbench.sweep.plan import Sweep, expand
+from capsbench.sweep.plan import expand
 from capsbench.sweep.runner import remaining
 from capsbench.sweep.session import begin, choose_report
 from capsbench.words.labels import Names

@@ -18,9 +18,10 @@ from capsbench.records import Plan
 from capsbench.report import Report
 from capsbench.reversible import resolve_inverse
 from capsbench.routing import algorithms, compiled, kernels, resolve_kernel
+from capsbench.sweep.asked import Sweep, parse_depths
 from capsbench.sweep.estimate import step_flops
 from capsbench.sweep.experiments import EXPERIMENTS, cells_of
-from capsbench.sweep.plan import Sweep, expand, parse_depths
+from capsbench.sweep.plan import expand
 from capsbench.sweep.session import begin, check_data, choose_report, resolve_device
 from capsbench.words.units import parse_bytes
 

@@ -14,7 +14,8 @@ from capsbench.options import value_in_words
 from capsbench.records import Plan
 from capsbench.report import Report
 from capsbench.stats.slopes import series_of
-from capsbench.sweep.plan import Sweep, axes_asked, axes_of, axis_lacked, axis_values, expand
+from capsbench.sweep.asked import Sweep, axis_values
+from capsbench.sweep.plan import axes_asked, axes_of, axis_lacked, expand
 from capsbench.sweep.session import begin, check_data
 from capsbench.sweep.verbs import where
 from capsbench.workload import Workload

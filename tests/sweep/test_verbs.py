@@ -8,9 +8,9 @@ import pytest
 
 import capsbench
 from capsbench.errors import ConfigurationError
+from capsbench.factories import BUILT_IN
 from capsbench.report import Report
 from capsbench.sweep import verbs
-from capsbench.workload import BUILT_IN
 from helpers.made import make_record
 
 SMALL = {"batch_size": 1, "capsules": 2, "kernel": "reference"}

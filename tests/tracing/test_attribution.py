@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from capsbench.factories import build_model
 from capsbench.tracing.attribution import Modules
 from capsbench.tracing.step_trace import TracedStep, trace_step
-from capsbench.workload import build_model
 from helpers.made import make_configuration
 from helpers.strangers import Doubled, Functional, Net, Remembering
 
