@@ -85,7 +85,7 @@ class _Nested(NamedTuple):
 
 
 def _nested(drawn: Sequence[pd.Series], sizes: Sequence[float]) -> list[_Nested]:
-    """A look for each series, in the order in which they are drawn: where values agree, the last is the smallest, so that all are seen.
+    """A look for each series, in the order in which they are drawn: where values agree, each lies inside those before it.
 
     Args:
         drawn: values of each series by position.

@@ -62,7 +62,7 @@ def _check_axes(sweep: Sweep, all_facts: Mapping[str, Facts]) -> None:
             model, had = next(iter(known.items()))
             raise ConfigurationError(
                 f"`vary` {name}: model '{model}' takes no {name}",
-                suggesting(name, had, f"it takes {', '.join(dict.fromkeys(had))}"),
+                suggesting("blocks" if name == "depth" else name, had, f"it takes {', '.join(dict.fromkeys(had))}"),
             )
 
 

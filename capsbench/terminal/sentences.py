@@ -45,14 +45,15 @@ def fault_sentences(records: Iterable[Record], axes: Sequence[str]) -> list[str]
     for record in records:
         key = (record.status, record.cell.configuration.model, record.message or "")
         alike.setdefault(key, []).append(record.cell.configuration)
-    return [f"{status}: {model} at {_where(cells, axes)}: {message}" for (status, model, message), cells in alike.items()]
+    return [f"{status}: {model}{_where(cells, axes)}: {message}" for (status, model, message), cells in alike.items()]
 
 
 def _where(cells: Sequence[Configuration], axes: Sequence[str]) -> str:
-    """Positions of cells: `1, 2, 4 blocks`, or cell by cell on several axes: `1 block, batch 32; 2 blocks, batch 64`."""
+    """Positions of cells: ` at 1, 2, 4 blocks`, or cell by cell on several axes: ` at 1 block, batch 32; 2 blocks, batch 64`."""
     if len(axes) > 1 or any(it.position(axes[0]) is None for it in cells) or axes[0] == "image_shape":
-        return "; ".join(dict.fromkeys(", ".join(position_in_words(it, axis) for axis in axes) for it in cells))
-    return places_text(axes[0], sorted({it.position(axes[0]) or 0.0 for it in cells}))
+        return f" at {'; '.join(dict.fromkeys(', '.join(position_in_words(it, axis) for axis in axes) for it in cells))}"
+    places = sorted({it.position(axes[0]) or 0.0 for it in cells})
+    return f" at {places_text(axes[0], places)}" if places != [0] else ""
 
 
 def _memory_slope(by_metric: Mapping[str, Row]) -> float:

@@ -78,6 +78,7 @@ def test_cells_that_failed_alike_share_a_sentence():
         "error: rescapsnet at 1, 2, 4 blocks: it was error",
         "timeout: mocapsnet at 8 blocks: it was timeout",
     ]
+    assert fault_sentences([make_record("cases:gpt2", 0, status="error")], ["blocks"]) == ["error: cases:gpt2: it was error"]
     grid = [make_record("rescapsnet", blocks, status="error", batch_size=size) for blocks, size in ((1, 8), (2, 16))]
     assert fault_sentences(grid, ["blocks", "batch_size"]) == [
         "error: rescapsnet at 1 block, batch 8; 2 blocks, batch 16: it was error"
