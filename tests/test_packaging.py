@@ -100,7 +100,7 @@ def test_everything_names_the_same_paper():
 def test_the_patterns_of_contributing_give_every_path_of_the_readme_an_address():
     """An index has no other file of the repository."""
     release = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## A release")[2].partition("\n## ")[0]
-    pictures, others = re.findall(r"`(\(\S*\(\?!https\?:\S*)`", release)
+    pictures, others = re.findall(r"`(\([^`]*\(\?!https\?:[^`]*)`", release)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(pictures, r"\1https://raw.example.org/", text)
     text = re.sub(others, r"\1https://example.org/", text, flags=re.MULTILINE)

@@ -18,7 +18,7 @@ def command(context: click.Context, shell: str) -> None:
     Examples:
       eval "$(capsbench completion bash)"
       eval "$(capsbench completion zsh)"
-      capsbench completion fish | source
+      capsbench completion fish
     """
     kind = get_completion_class(shell)
     if kind is None:
