@@ -94,7 +94,7 @@ class Together:
                 stdin=request_end,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                env={**variables_of("time"), FAMILY: family},
+                env={**variables_of("time", shared=self._request.shared), FAMILY: family},
                 cwd=start(),  # a user's module is found here, although it may have changed this process's folder
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other
                 pass_fds=[theirs.fileno()],

@@ -22,7 +22,18 @@ are shared, and little on a quiet machine, where it takes time to wake a thread.
 _CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def variables_of(what: Literal["memory", "time"], given: Mapping[str, str] | None = None) -> dict[str, str]:
+def wait_is_chosen(given: Mapping[str, str] | None = None) -> bool:
+    """Return whether a user has chosen how threads wait.
+
+    Args:
+        given: variables of this process; by default `os.environ`.
+    """
+    return any(name in (os.environ if given is None else given) for name in _CHOSEN_BY_USER)
+
+
+def variables_of(
+    what: Literal["memory", "time"], given: Mapping[str, str] | None = None, *, shared: bool = False
+) -> dict[str, str]:
     """Return the environment variables of a process that counts bytes or takes times.
 
     The wait of threads does not change bytes. Settings of the wait that a user has chosen are kept.
@@ -30,8 +41,9 @@ def variables_of(what: Literal["memory", "time"], given: Mapping[str, str] | Non
     Args:
         what: values that the process measures.
         given: variables of this process; by default `os.environ`.
+        shared: True if other work has much of the cores, where times are to be taken.
     """
     variables = dict(os.environ if given is None else given)
-    if not any(name in variables for name in _CHOSEN_BY_USER):
-        variables |= SLEEPING if what == "memory" else SPINNING_BRIEFLY
+    if not wait_is_chosen(variables):
+        variables |= SLEEPING if what == "memory" or shared else SPINNING_BRIEFLY
     return variables | (QUIET_MALLOC if what == "time" else {})

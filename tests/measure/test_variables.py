@@ -3,7 +3,7 @@
 import pytest
 
 from capsbench.measure import cell
-from capsbench.measure.variables import QUIET_MALLOC, SLEEPING, SPINNING_BRIEFLY, variables_of
+from capsbench.measure.variables import QUIET_MALLOC, SLEEPING, SPINNING_BRIEFLY, variables_of, wait_is_chosen
 from capsbench.measure.worker import Request
 from capsbench.records import Configuration
 
@@ -13,13 +13,16 @@ GIVEN = {"PATH": "/usr/bin"}
 def test_threads_sleep_where_bytes_are_counted_and_spin_briefly_where_times_are_taken():
     assert variables_of("memory", GIVEN) == GIVEN | SLEEPING
     assert variables_of("time", GIVEN) == GIVEN | SPINNING_BRIEFLY | QUIET_MALLOC
+    assert variables_of("time", GIVEN, shared=True) == GIVEN | SLEEPING | QUIET_MALLOC
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
 @pytest.mark.parametrize("what", ["memory", "time"])
 def test_a_wait_that_a_user_has_chosen_is_kept(what, name):
     given = GIVEN | {name: "7"}
-    assert variables_of(what, given) == given | (QUIET_MALLOC if what == "time" else {})
+    assert wait_is_chosen(given)
+    for shared in (False, True):
+        assert variables_of(what, given, shared=shared) == given | (QUIET_MALLOC if what == "time" else {})
 
 
 class Started(Exception):
