@@ -152,9 +152,9 @@ def draw_panel(
         _mark_noise(ax, measured, mean, metric, style.colour, look.size)
         # Without slopes a legend is of all panels, and a series may have a line in another one.
         dash = "none" if points_alone and with_fit else style.dash
-        wide = _WIDTH + look.wider
-        looks = {"color": style.colour, "marker": style.marker, "ls": dash, "ms": look.size, "mfc": "white", "lw": wide}
-        handles.append(Line2D([], [], label=label, **looks))
+        handle = Line2D([], [], color=style.colour, marker=style.marker, ls=dash, mfc="white", label=label)
+        handle.set(markersize=look.size, linewidth=_WIDTH + look.wider)
+        handles.append(handle)
         _mark_end(ax, frame, series, mean, style)
     handles += [_draw_level(ax, one, names, axis, styles[style_key(one.series)]) for one in levels]
     ax.set_xlabel(axis_label(axis))
