@@ -9,7 +9,7 @@ needs torch.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, suggesting
 from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
 
 AxisForm = Literal["line", "inverse", "quadratic"]
@@ -103,7 +103,7 @@ def basis_form(axis: str, basis: str | Iterable[str]) -> AxisForm:
     found = next((form for form, text in BASES.items() if terms == set(text.split(","))), None)
     if found is None:
         raise ConfigurationError(
-            f"`basis` '{given}' of the axis '{axis}' is none that a cost has", f"give one of {'; '.join(BASES.values())}"
+            f"`basis` '{given}' of the axis '{axis}' is not one that costs can have", f"give one of {'; '.join(BASES.values())}"
         )
     return found
 
@@ -128,7 +128,8 @@ def declared_forms(bases: Mapping[str, str | Iterable[str]] | None, axes: Sequen
         axis = "image_shape" if name == "image_size" and name not in axes else name
         if axis not in axes:
             raise ConfigurationError(
-                f"`basis` names the axis '{name}', which is not varied", f"the axes here are {', '.join(axes)}"
+                f"`basis` names the axis '{name}', which is not varied",
+                suggesting(name, axes, f"the axes here are {', '.join(axes)}"),
             )
         found[axis] = basis_form(name, basis)
     return found

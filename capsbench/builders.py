@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from capsbench.case import Case
-from capsbench.errors import CapsbenchError, ConfigurationError, error_line
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line, suggesting
 
 _SCALARS = (bool, int, float, str)
 _LONGEST_REASON = 200
@@ -43,7 +43,8 @@ class Builder:
         """
         unknown = [name for name in settings if name not in self.names and not self.takes_more]
         if unknown:
-            raise ConfigurationError(f"model '{model}' takes no {unknown[0]}", f"it takes {', '.join(self.names) or 'nothing'}")
+            hint = suggesting(unknown[0], self.names, f"it takes {', '.join(self.names) or 'nothing'}")
+            raise ConfigurationError(f"model '{model}' takes no {unknown[0]}", hint)
         missing = [name for name in self.required if name not in settings and name != "num_classes"]
         if missing:
             raise ConfigurationError(
@@ -109,9 +110,8 @@ def built(factory: Callable[..., object], builder: Builder, model: str, classes:
         if refused is None or refused in builder.names:
             raise
     if refused in settings:
-        raise ConfigurationError(
-            f"model '{model}' takes no {refused}", f"it takes {', '.join(builder.names)}, and arguments of what it builds"
-        )
+        hint = f"it takes {', '.join(builder.names)}, and arguments of what it builds"
+        raise ConfigurationError(f"model '{model}' takes no {refused}", suggesting(refused, builder.names, hint))
     # The function that it passes its arguments to chooses the number of classes itself.
     del given[refused]
     return factory(**given)

@@ -85,9 +85,25 @@ def unknown_name(what: str, name: object, known: Iterable[str], more: str = "") 
         more: what else would be right, to follow the names.
     """
     names = list(known)
-    near = get_close_matches(str(name).lower(), names, n=1)
-    hint = f"choose among {', '.join(names)}{more}"
-    return ConfigurationError(f"{what} '{name}' is not known", f"did you mean {near[0]}? If not, {hint}" if near else hint)
+    hint = suggesting(name, names, f"choose among {', '.join(names)}{more}")
+    return ConfigurationError(f"{what} '{name}' is not known", hint)
+
+
+def suggesting(name: object, known: Iterable[str], hint: str) -> str:
+    """Return the hint of an error of a name that is not known, which begins with the nearest one that is.
+
+    Args:
+        name: the name.
+        known: the names that would be right.
+        hint: what would be right, in words.
+    """
+    by_plain = {_plain(one): one for one in known}
+    near = get_close_matches(_plain(str(name)), by_plain, n=1)
+    return f"did you mean {by_plain[near[0]]}? If not, {hint}" if near else hint
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 def unwritable(path: Path, error: OSError) -> StoreError:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from capsbench.case import Case, OptimizerFactory, adam, check_loss, described
 from capsbench.devices import DEFAULT_GPU, gpu_of
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.options import OPTIONS, OWN_INPUTS
 from capsbench.prediction.fit import neighbours
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
@@ -25,7 +25,7 @@ from capsbench.tracing.known import MOST_ELEMENTS
 from capsbench.tracing.step_trace import TracedStep
 from capsbench.tracing.twins import Twins
 from capsbench.words.labels import model_title
-from capsbench.words.modules import ModuleChange, module_changes
+from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
 from capsbench.words.units import bytes_text, parse_bytes
 
 _MOST_SAMPLES = 2**20
@@ -242,20 +242,16 @@ def estimate(
         capacity: memory of the whole device, such as "24GiB", or in bytes; by default that of the GPU.
 
     Raises:
-        ConfigurationError: the arguments make no sense, the inputs do not fit, or the network cannot be followed without values.
+        ConfigurationError: arguments exclude each other, the inputs do not fit, or the network cannot be followed without values.
     """
     if device not in ("cuda", "cpu"):
-        raise ConfigurationError(f"`device` {device!r} is no kind of device", "choose cuda or cpu")
+        raise ConfigurationError(f"`device` {device!r} is not a kind of device", "choose cuda or cpu")
     if device == "cpu" and gpu is not None:
         raise ConfigurationError(f"`gpu` {gpu} does not go with `device` cpu", "leave one of them out")
     if precision not in OPTIONS["precision"].choices:
-        raise ConfigurationError(
-            f"`precision` {precision!r} is not known", f"choose among {', '.join(OPTIONS['precision'].choices)}"
-        )
+        raise unknown_name("`precision`", precision, OPTIONS["precision"].choices)
     if optimizer_step not in OPTIONS["optimizer_step"].choices:
-        raise ConfigurationError(
-            f"`optimizer_step` {optimizer_step!r} is not known", f"choose {' or '.join(OPTIONS['optimizer_step'].choices)}"
-        )
+        raise unknown_name("`optimizer_step`", optimizer_step, OPTIONS["optimizer_step"].choices)
     case = _case_of(model, inputs, loss, optimizer, targets)
     check_loss(case)
     configuration = Configuration(
@@ -303,7 +299,7 @@ def _as_factory(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
 def _module_text(module: ModuleChange) -> str:
     """A module's name, or that of several that retain the same."""
     each = f" ({module.count} × {bytes_text(module.nbytes)})" if module.count > 1 else ""
-    return f"{module.name or 'the network itself, and the loss'}{each}"
+    return f"{module.name or OUTSIDE}{each}"
 
 
 def _samples(case: Case) -> int:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from capsbench.axes import AxisForm
 from capsbench.catalog import SPECS
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, suggesting
 from capsbench.options import AXES_OF_FIELDS, channels_of, settings_text
 from capsbench.records import Configuration, MemoryFigures, Record, StepFigures, TimeFigures
 
@@ -199,7 +199,8 @@ def along(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
             return along(frame, "image_shape")  # the images of a network that has no setting of this name
         if len(frame) and at.isna().all():
             known = sorted({name for names in frame.get(POSITIONS_COLUMN, ()) for name in names})
-            raise ConfigurationError(f"no record here lies on the axis '{axis}'", f"`along` is one of {', '.join(known)}")
+            hint = suggesting(axis, known, f"`along` is one of {', '.join(known)}")
+            raise ConfigurationError(f"no record here lies on the axis '{axis}'", hint)
         return without_axis(frame, axis).assign(axis=axis, position=at)[at.notna()]
     names = axes_in(frame)
     if names == ["blocks"]:

@@ -291,6 +291,7 @@ class Configuration(BaseModel):
             default="paper",
             networks=MOMENTUM_NETWORKS,
             of_model=True,
+            words={"paper": "the paper's rule", "published": "published rule"},
         ),
     ] = None
     """MoCapsNet's rule."""
@@ -393,7 +394,7 @@ class Configuration(BaseModel):
         Option(
             flag="--device",
             title="Device",
-            help="auto, cpu, cuda, cuda:N; cpu:predicted, cuda:predicted.",
+            help="Device: auto, cpu, cuda or cuda:N to measure; cpu:predicted or cuda:predicted to predict.",
             default="auto",
         ),
     ]
@@ -573,6 +574,16 @@ class Configuration(BaseModel):
         known["settings"] = settings_text(self.settings or ()) or None
         return known
 
+    def with_known_values(self) -> "Configuration":
+        """Return the configuration with the values of options that are newer than its record, where these are known."""
+        known = {
+            name: option.before
+            for name, option in OPTIONS.items()
+            if option.before is not None and option.networks.have(self.model)
+        }
+        lacking = {name: value for name, value in known.items() if getattr(self, name) is None}
+        return self.model_copy(update=lacking) if lacking else self
+
     def arguments(self) -> dict[str, Any]:
         """Return the options for a network's constructor, by name."""
         return {name: value for name in NETWORK_OPTIONS if (value := getattr(self, name)) is not None}
@@ -641,6 +652,12 @@ def noun_of(name: str) -> str:
     """Noun of an option in a label: `batch`, `optimizer step`; any other column by its name."""
     own = OPTIONS[name].noun if name in OPTIONS else ""
     return own or name.replace("_", " ")
+
+
+def value_as_typed(name: str, value: object) -> str:
+    """Value of an option as it is typed: of a cell that leaves it out, the value that stands for; `none` if it has none."""
+    known = OPTIONS[name].unwritten if value is None and name in OPTIONS else value
+    return "none" if known is None else str(known)
 
 
 def value_in_words(name: str, value: object) -> str:

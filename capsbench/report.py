@@ -281,6 +281,15 @@ class Report(ReportFolder):
             raise self._nothing()
         return write_page([self], self.folder / PAGE if path is None else expanded(path))
 
+    def __repr__(self) -> str:
+        """Return the folder, and the slopes as a short table; records, if they give no slope."""
+        from capsbench.terminal.tables import report_text
+
+        try:
+            return f"{super().__repr__()}: {report_text(self.frame, self.slopes) if self.records else 'no records'}"
+        except StoreError as error:
+            return f"{super().__repr__()}: {error.what}"
+
     def _repr_html_(self) -> str:
         """Return the slopes as a table, and figure 4."""
         from capsbench.drawing import report_html

@@ -46,6 +46,7 @@ from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import fit_bytes
 from capsbench.tracing.step_trace import TracedStep, trace_step
 from capsbench.words.along import number_text, places_text
+from capsbench.words.modules import OUTSIDE
 from capsbench.words.units import bytes_text
 
 
@@ -135,7 +136,7 @@ class MemorySlope:
 
     def explain(self) -> str:
         """The modules that retain more at the last position, on a line."""
-        shown = [f"{name or 'the network itself'} +{nbytes} B" for name, nbytes in list(self.per_module.items())[:8]]
+        shown = [f"{name or OUTSIDE} +{nbytes} B" for name, nbytes in list(self.per_module.items())[:8]]
         return ", ".join(shown) or "no module retains more"
 
 

@@ -16,7 +16,7 @@ from capsbench.builders import ImagesCase
 from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainStep, check_loss, described
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
-from capsbench.errors import CapsbenchError, ConfigurationError, error_line, unknown_name
+from capsbench.errors import CapsbenchError, ConfigurationError, error_line, suggesting, unknown_name
 from capsbench.factories import ModelFactory, build_model, builder_behind, keeping_less, option_not_taken, resolve_model
 from capsbench.foreign import keeping_threads, make_lazy_parameters, settings_of, takes_labels
 from capsbench.models import CapsuleLoss, CapsuleOutput
@@ -53,8 +53,10 @@ def build_case(configuration: Configuration, device: torch.device, factory: Mode
     given = case_settings(configuration)
     refused = option_not_taken(factory, (), given)
     if refused is not None:
-        known = ", ".join(settings_of(factory) or {}) or "nothing"
-        raise ConfigurationError(f"model '{name}' takes no {refused}", f"it takes {known}")
+        known = list(settings_of(factory) or {})
+        raise ConfigurationError(
+            f"model '{name}' takes no {refused}", suggesting(refused, known, f"it takes {', '.join(known) or 'nothing'}")
+        )
     try:
         with nullcontext() if device.type == "cpu" else device:
             case: object = factory(**given)

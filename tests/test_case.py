@@ -444,7 +444,7 @@ def test_settings_that_make_no_sense_are_refused():
         assert f"`{name}` {value!r} is not of the type of its default" in refused(configured, CASE_NAME, **{name: value}).what
     assert dict(configured(CASE_NAME, rate=2).settings)["rate"] == 2
     assert "depth" in refused(configured, CASE_NAME, blocks=3).hint
-    assert "takes none" in refused(expand, Sweep(("rescapsnet",), [1], "cpu", settings={"width": 3})).what
+    assert "takes no settings" in refused(expand, Sweep(("rescapsnet",), [1], "cpu", settings={"width": 3})).what
     assert "takes no blocks" in refused(expand, Sweep((f"{__name__}:does_not_fit",), [1, 2], "cpu")).what
 
 

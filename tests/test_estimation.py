@@ -576,7 +576,7 @@ WRONG = {
     "an optimizer that is a number": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), Tensor.sum, 3), "`optimizer` is int"),
     "inputs that do not fit": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 5), Tensor.sum), "'Linear'"),
     "an unknown GPU": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), gpu="h1000"), "`gpu` 'h1000' is not known"),
-    "an unknown device": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), device="tpu"), "'tpu' is no kind of device"),
+    "an unknown device": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), device="tpu"), "'tpu' is not a kind of device"),
     "a GPU for a CPU": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), gpu="h100", device="cpu"), "does not go with"),
     "an unknown precision": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), precision="fp8"), "`precision` 'fp8'"),
     "an unknown time of the optimizer's step": (

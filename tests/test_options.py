@@ -221,7 +221,7 @@ def test_any_option_multiplies_a_sweep():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kernels": "auto"}, "a sweep takes no kernels\nchoose among dataset, "),
+        ({"kernels": "auto"}, "a sweep takes no kernels\ndid you mean kernel? If not, choose among dataset, "),
         ({"kernel": 3}, "`kernel` '3' is not known\nchoose among auto, "),
         ({"capsules": 0}, "`capsules` 0 is too small\ngive 1 or more"),
         ({"capsules": 1.5}, "`capsules` 1.5 is not a whole number\n"),

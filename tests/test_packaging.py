@@ -95,3 +95,19 @@ def test_everything_names_the_same_paper():
     assert REVIEWS in readme
     entries = re.findall(r"@(\w+)\{(\w+),", readme)
     assert entries == [("software", "capsbench"), ("article", "gugglberger2022momentum")]
+
+
+def test_the_patterns_of_contributing_give_every_path_of_the_readme_an_address():
+    """An index has no other file of the repository."""
+    release = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## A release")[2].partition("\n## ")[0]
+    pictures, others = re.findall(r"`(\([^`]*\(\?!https\?:[^`]*)`", release)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(pictures, r"\1https://raw.example.org/", text)
+    text = re.sub(others, r"\1https://example.org/", text, flags=re.MULTILINE)
+    targets = re.findall(r"\]\(([^)]*)\)|^\[[\w-]+\]: (.*)$", text, re.MULTILINE)
+    found = [inline or reference for inline, reference in targets]
+    assert len(found) > 20
+    assert all(re.match("https://|#", target) for target in found)
+    assert [target for target in found if "raw.example.org" in target] == [
+        "https://raw.example.org/docs/images/cost-of-depth.png"
+    ]

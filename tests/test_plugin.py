@@ -155,7 +155,7 @@ def test_a_declared_basis_needs_fewer_positions_and_must_fit():
     assert len(str(error.value).splitlines()) == 2
     with pytest.raises(ConfigurationError, match=r"\{1, n, n²\} needs more than 2 positions"):
         memory_slope(attention, vary={"length": (4, 8)}, basis="1,n,n²")
-    with pytest.raises(ConfigurationError, match="none that a cost has"):
+    with pytest.raises(ConfigurationError, match="is not one that costs can have"):
         memory_slope(attention, vary={"length": (4, 8)}, basis="n log n")
 
 

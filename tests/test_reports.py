@@ -34,9 +34,31 @@ def test_what_lies_in_the_folder(report):
     assert report.damages == report.notes == report.timelines == []
     assert report.plan.command == "capsbench run --made-up"
     assert report.environments == {"abcd": MACHINE}
-    assert repr(report) == f"Report({str(report.folder)!r})"
     pd.testing.assert_frame_equal(report.frame, capsbench.load(report.folder))
     pd.testing.assert_frame_equal(pd.DataFrame(report.slopes), pd.DataFrame(capsbench.slopes(capsbench.load(report.folder))))
+
+
+def test_it_prints_as_a_short_table(report, tmp_path):
+    name = f"Report({str(report.folder)!r})"
+    head, title, *rows = str(report).splitlines()
+    assert head == f"{name}: {len(report.records)} records"
+    assert title == "slope per block, and its ratio to ResCapsNet"
+    assert [row.split()[0] for row in rows[1:3]] == ["ResCapsNet", "MoCapsNet"]
+    assert "10.00 MiB" in rows[1]
+    assert "\x1b" not in str(report)
+    assert repr(report) == str(report)
+    # Without a slope it shows its records, without any of these it says so, and it fails on nothing.
+    alone = Report(write_report(tmp_path / "alone", [make_record("mocapsnet", 2)]))
+    assert str(alone).splitlines()[0].endswith(": 1 record")
+    assert str(alone).splitlines()[-1].split()[:2] == ["MoCapsNet", "2"]
+    assert str(Report(tmp_path / "nowhere")) == f"Report({str(tmp_path / 'nowhere')!r}): no records"
+
+
+def test_a_report_of_many_lines_prints_the_first_of_them(tmp_path):
+    records = [make_record("mocapsnet", blocks, batch_size=size) for size in range(1, 16) for blocks in (1, 2)]
+    text = str(Report(write_report(tmp_path / "mine", records)))
+    assert text.count("MoCapsNet (batch") == 12
+    assert "and 3 more lines" in text
 
 
 def test_the_constructor_touches_nothing(tmp_path):

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 def command(
     checkpoint: Path, images: tuple[Path, ...], others: tuple[Path, ...], reconstructions: Path | None, device: str, as_json: bool
 ) -> None:
-    """Classify png or jpg images with a trained network: its class, and the length of that class's capsule (0 to 1).
+    """Classify images with a trained network.
 
-    CHECKPOINT is a file that 'capsbench train' has written, or the folder of a run, whose best epoch is used.
+    For each png or jpg image it prints the class, and the length of that class's capsule (0 to 1). CHECKPOINT is a file that
+    'capsbench train' has written, or the folder of a run, whose best epoch is used.
 
     \b
     Examples:

@@ -29,7 +29,9 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, section by section."""
-        left = {param.name: line for param in self.get_params(ctx) if (line := param.get_help_record(ctx)) is not None}
+        # Newer releases of click list arguments too, which the line of usage and the text above name already.
+        options = [param for param in self.get_params(ctx) if not isinstance(param, click.Argument)]
+        left = {param.name: line for param in options if (line := param.get_help_record(ctx)) is not None}
         for head, names in self._sections.items():
             lines = [left.pop(name) for name in names if name in left]
             if lines:

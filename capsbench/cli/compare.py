@@ -28,10 +28,11 @@ def command(
     a: Path, b: Path, cells: bool, across: tuple[str, ...], bytes_threshold: tuple[float, float], time_threshold: float,
     as_json: bool, markdown: bool,
 ) -> None:  # fmt: skip
-    """Compare two reports (or baselines), slope by slope and cell by cell: difference, interval, verdict.
+    """Compare two reports: difference, interval and verdict.
 
-    Worse means significantly different and beyond a threshold. Times are scaled to the first report's machine: a yardstick
-    was timed with each, which distinguishes a slower machine from slower code.
+    A and B are reports, folders of reports or baselines, which are compared slope by slope and cell by cell. Worse means
+    significantly different and beyond a threshold. Times are scaled to the first report's machine: a yardstick was timed with
+    each, which distinguishes a slower machine from slower code.
 
     \b
     Examples:

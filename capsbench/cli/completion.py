@@ -12,7 +12,14 @@ from capsbench.errors import ConfigurationError
 @click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
-    """Print shell completion; for bash: eval "$(capsbench completion bash)"."""
+    """Print a script that completes names in a shell.
+
+    \b
+    Examples:
+      eval "$(capsbench completion bash)"
+      eval "$(capsbench completion zsh)"
+      capsbench completion fish
+    """
     kind = get_completion_class(shell)
     if kind is None:
         raise ConfigurationError(f"shell '{shell}' is not known", "choose bash, zsh or fish")

@@ -37,7 +37,9 @@ def command(context: click.Context) -> None:
 @click.argument("run", type=FOLDER)
 @click.option("--out", type=FOLDER, help="Folder to draw into; by default the run's own.")
 def diagnostics(run: Path, out: Path | None) -> None:
-    """Draw the diagnostics of each block over depth: bundle entropy, capsule lengths and gradients, of a run with --diagnostics.
+    """Draw the diagnostics of each block over depth.
+
+    They are bundle entropy, capsule lengths and gradients, of a run that was trained with --diagnostics.
 
     \b
     Examples:
@@ -76,8 +78,9 @@ def diagnostics(run: Path, out: Path | None) -> None:
 def reconstructions(
     checkpoint: Path, images: tuple[Path, ...], out: Path | None, device: str, data_dir: Path | None, download: bool
 ) -> None:
-    """Draw inputs with their reconstructions, and the first input's class capsule with each dimension moved from -0.25 to 0.25.
+    """Draw inputs with their reconstructions.
 
+    It also draws the reconstructions of the first input with each dimension of its class capsule moved from -0.25 to 0.25.
     CHECKPOINT is a file that 'capsbench train' has written, or the folder of a run, whose best epoch is used. Without IMAGES
     (png or jpg) it draws the first test image of each class, up to 10.
 

@@ -308,14 +308,14 @@ def parse_place(flag: str, text: str) -> dict[str, float]:
         except ValueError:
             number = math.nan
         if not math.isfinite(number) or not name.strip():
-            raise ConfigurationError(f"{flag} '{text}' is no position on axes", "write NAME=NUMBER: blocks=16,batch-size=256")
+            raise ConfigurationError(f"{flag} '{text}' is not a position on axes", "write NAME=NUMBER: blocks=16,batch-size=256")
         found[axis_named(name)] = number
     return found
 
 
 # Options of more than one command
 
-DEVICE_OPTION = cell_option("device", help="auto, cpu, cuda, cuda:N.")
+DEVICE_OPTION = cell_option("device", help="Device: auto, cpu, cuda or cuda:N.")
 ALONG_OPTION = click.option(
     "--along",
     type=Parsed("name", lambda _, text: axis_named(text)),
@@ -343,13 +343,13 @@ BASIS_OPTION = click.option(
     "basis",
     type=Parsed("name=basis", parse_basis),
     multiple=True,
-    help="Terms of costs over an axis, instead of those that fit: length=1,n,n² (or n^2), world-size=1,1/n, batch-size=1,n.",
+    help="Terms of the costs over an axis, in place of those that are found: length=1,n,n² (or n^2), world-size=1,1/n.",
 )
 """The bases that a user declares."""
 
 DATA_DIR_OPTION = click.option("--data-dir", type=FOLDER, help="Folder of the real data sets; by default $CAPSBENCH_DATA.")
 DOWNLOAD_OPTION = click.option("--download", is_flag=True, help="Fetch a data set that is not on disk.")
-TIMEOUT_OPTION = click.option("--timeout", type=positive("seconds"), default=1800, help="Seconds per process.")
+TIMEOUT_OPTION = click.option("--timeout", type=positive("seconds"), default=1800, help="Longest time of one process.")
 CHECKPOINT_OPTION = click.option(
     "--checkpoint-minutes", type=positive("minutes"), default=10, help="Minutes between checkpoints within an epoch."
 )
@@ -369,7 +369,7 @@ SETTINGS_OPTION = click.option(
     "settings",
     type=Parsed("name=values", parse_setting),
     multiple=True,
-    help="Values of what a case takes, which multiply the sweep: length=128,256.",
+    help="Values for the arguments of a case's function, which multiply the sweep: length=128,256.",
 )
 VARY_OPTION = click.option(
     "--vary",
@@ -420,7 +420,7 @@ SWEEP_OPTIONS = together(
 )
 """Options of every command that measures, besides those of a cell."""
 
-_WHAT = ("models", "depth", "vary", "settings", "dataset", "image_shape", "classes", "batch_size", "only", "fit")
+_WHAT = ("models", "depth", "vary", "basis", "settings", "dataset", "image_shape", "classes", "batch_size", "only", "fit")
 _WHERE = ("device", "gpu", "threads", "capacity", "strict", "wait", "data_dir")
 SECTIONS = {
     "What": _WHAT,

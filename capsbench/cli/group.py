@@ -17,29 +17,27 @@ _SECTIONS = {
 """Sections of --help, each with its commands."""
 
 SUMMARIES = {
-    "check": "Fail, with exit status 1, where memory or time grew against a baseline, or a cell is missing or failed.",
-    "classify": "Classify png or jpg images with a trained network: its class, and the length of that class's capsule (0 to 1).",
-    "compare": "Compare two reports (or baselines), slope by slope and cell by cell: difference, interval, verdict.",
-    "completion": 'Print shell completion; for bash: eval "$(capsbench completion bash)".',
+    "check": "Fail if memory or time grew against a baseline.",
+    "classify": "Classify images with a trained network.",
+    "compare": "Compare two reports: difference, interval and verdict.",
+    "completion": "Print a script that completes names in a shell.",
     "env": "Describe this machine as reports do.",
     "figure": "Draw figures of a trained network.",
-    "init-ci": "Write .github/workflows/capsbench.yml: a check of every pull request, on predicted and CPU-exact memory.",
-    "list": "List models, data sets (and whether they are on disk), and every name that an option takes.",
-    "plot": "Draw figures 3 and 4 of every report at or below a folder again from its records, and the report's page.",
-    "predict": "Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's "
-    "allocator.",
-    "report": "Write one page of every report at or below the folders: no network, no server, opens from disk.",
-    "reproduce": "Reproduce the paper's figures and tables, with its values next to yours.",
-    "run": "Measure memory and time over depth or any other axis, fit the slopes, draw figures 3 and 4.",
-    "show": "Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth, "
-    "or over what was varied.",
-    "slopes": "Print the slope of every line: the cost of a block (a sample, a token), with its 95 % interval "
-    "and the ratio to ResCapsNet.",
-    "timeline": "Look inside one training step of one network: memory alive and its purpose, the peak's operator, modules "
-    "that retain.",
-    "train": "Train a network to accuracy: checkpoints from which nothing is lost, the best epoch chosen on held-out images.",
+    "init-ci": "Write a workflow that checks every pull request.",
+    "list": "List the models, data sets and names that options take.",
+    "plot": "Draw figures 3 and 4 of reports again, and their pages.",
+    "predict": "Predict the memory of a GPU that need not be here.",
+    "report": "Write one page of reports, which opens from the disk.",
+    "reproduce": "Reproduce the paper's figures and tables.",
+    "run": "Measure memory and time over depth or another axis.",
+    "show": "Draw the slopes of a report on the terminal.",
+    "slopes": "Print what one more block costs, or one more sample.",
+    "timeline": "Look inside one training step: memory and its purpose.",
+    "train": "Train a network to accuracy.",
 }
-"""First sentences of the commands, so that help needs no module of a command. Each is `command` in the module of its name."""
+"""First sentences of the commands, so that help needs no module of a command; each fits into a line of 80 columns.
+
+Each command is `command` in the module of its name."""
 
 
 class LazyGroup(Group):
@@ -87,8 +85,8 @@ def cli() -> None:
 
     \b
     Examples, the quickest first:
-      capsbench predict --models all --depth 1-8    # seconds: the memory of a GPU that need not be here
-      capsbench run --models all --quick            # a minute: memory and time on this machine
-      capsbench run --models all --depth 1-8        # ten minutes: the same, known better
+      capsbench predict --models all --depth 1,8    # seconds: memory of a GPU
+      capsbench run --models all --quick            # two minutes, on this machine
+      capsbench run --models all --depth 1-8        # ten minutes, more precise
       capsbench show reports/
     """

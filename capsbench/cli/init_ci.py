@@ -26,9 +26,10 @@ from capsbench.paths import anchored, start
 @click.option("--gitlab", is_flag=True, help="Print a GitLab pipeline on standard output instead.")
 @click.option("--force", is_flag=True, help="Overwrite an existing workflow.")
 def command(models: str, depth: str, baseline: str, install: str | None, gitlab: bool, force: bool) -> None:
-    """Write .github/workflows/capsbench.yml: a check of every pull request, on predicted and CPU-exact memory.
+    """Write a workflow that checks every pull request.
 
-    The build server installs PyTorch's build for CPUs, and capsbench from where --from says.
+    It goes into .github/workflows/capsbench.yml, and compares predicted memory and the exact memory of a CPU. The build
+    server installs PyTorch's build for CPUs, and capsbench from the source that --from names.
 
     \b
     Examples:
@@ -53,10 +54,10 @@ def command(models: str, depth: str, baseline: str, install: str | None, gitlab:
         return
     path = anchored(GITHUB_PATH)
     if path.exists() and not force:
-        raise ConfigurationError(f"{GITHUB_PATH} is there already", "give --force to overwrite it")
+        raise ConfigurationError(f"{GITHUB_PATH} already exists", "give --force to overwrite it")
     write_text(path, text, "the workflow")
-    echo(f"wrote {GITHUB_PATH}; it says at its top how to make {baseline}")
+    echo(f"wrote {GITHUB_PATH}; the comment at its top describes how to make {baseline}")
     if install is None:
-        echo("it fails until its step 'Install' says where pip gets capsbench: give that with --from (and --force)")
+        echo("it fails until its step 'Install' names a source of capsbench for pip: give that with --from (and --force)")
     else:
         echo(f"a build server installs capsbench with: pip install {shlex.quote(install)}")

@@ -18,7 +18,10 @@ from capsbench.words.units import bytes_text
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @DATA_DIR_OPTION
 def command(as_json: bool, data_dir: Path | None) -> None:
-    """List models, data sets (and whether they are on disk), and every name that an option takes."""
+    """List the models, data sets and names that options take.
+
+    Of each data set it says whether it is on the disk.
+    """
     offered = offers(data_dir)
     if as_json:
         echo_json(offered)

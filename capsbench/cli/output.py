@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from capsbench.axes import BASES, declared_forms
+from capsbench.axes import BASES, axis_title, declared_forms
 from capsbench.cli.command import echo, in_words_of_command
 from capsbench.cli.streams import signs_of
 from capsbench.errors import StoreError
@@ -143,12 +143,18 @@ def print_estimates(table: "pd.DataFrame", at: Mapping[str, float], *, as_json: 
 
 
 def no_slopes(frame: "pd.DataFrame") -> str:
-    """The reason that there is no slope: `no slopes: a line needs two measured depths`."""
+    """The reason that there is no slope: `no slopes: a line needs two measured depths`, or that no cell has a result."""
     from capsbench.frame import axes_in
 
-    if axes_in(frame) == ["blocks"]:
-        return "no slopes: a line needs two measured depths"
-    return f"no slopes: a line needs two measured positions along {' or '.join(axes_in(frame))}"
+    ended = frame["status"][frame["status"] != "ok"]
+    statuses = ", ".join(sorted(set(ended)))
+    if len(ended) == len(frame):
+        cells = "the only cell" if len(frame) == 1 else f"all {len(frame)} cells"
+        return f"no slopes: {cells} ended without a result ({statuses})"
+    axes = axes_in(frame)
+    needed = "depths" if axes == ["blocks"] else f"positions along {' or '.join(axis_title(axis).lower() for axis in axes)}"
+    without = f"; {len(ended)} of {len(frame)} cells ended without a result ({statuses})" if len(ended) else ""
+    return f"no slopes: a line needs two measured {needed}{without}"
 
 
 @contextmanager

@@ -31,9 +31,10 @@ def command(
     reports: Path, metric: tuple[str, ...] | None, per: "Per", with_paper: bool, along: str | None,
     basis: tuple[tuple[str, str], ...], open_page: bool,
 ) -> None:  # fmt: skip
-    """Draw figures 3 and 4 of every report at or below a folder again from its records, and the report's page.
+    """Draw figures 3 and 4 of reports again, and their pages.
 
-    A report of `reproduce` is drawn as `reproduce` draws it, unless an option asks for something else.
+    REPORTS is a report, or a folder with reports below it; each is drawn from its records. A report of `reproduce` is drawn
+    as `reproduce` draws it, unless an option asks for something else.
 
     \b
     Examples:

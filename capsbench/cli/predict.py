@@ -46,9 +46,11 @@ _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
 @click.option("--resume", is_flag=True, help="Add to an existing report, in which predicted lines are drawn dashed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
 def command(gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
-    """Predict the memory of a step without its device, traced on shapes and replayed through a model of CUDA's allocator.
+    """Predict the memory of a GPU that need not be here.
 
-    Bytes of tensors are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess.
+    A step is followed on shapes, without being computed, and its memory replayed through a model of CUDA's allocator. Retained
+    bytes are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess. --device cpu predicts
+    the memory of a CPU.
 
     \b
     Examples:

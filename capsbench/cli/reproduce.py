@@ -29,22 +29,30 @@ from capsbench.cli.flags import (
 from capsbench.options import MODELS
 
 SWEPT = {
-    "figure3": "Memory, training and inference time over depth, on the paper's three data sets.",
-    "figure4": "The slopes of memory and time, on CIFAR-10.",
-    "table4": "Memory at every depth, and its slopes.",
+    "figure3": "Measure memory and time over depth, on three data sets.",
+    "figure4": "Measure the slopes of memory and time, on CIFAR-10.",
+    "table4": "Measure memory at every depth, and its slopes.",
 }
 TRAINED = {
-    "table1": "Accuracy over blocks on MNIST and SVHN, 30 epochs each.",
-    "table2": "Accuracy over blocks on CIFAR-10 and CIFAR-100, 60 epochs each.",
-    "table3": "Optimizers and routing on CIFAR-10, 60 epochs each; CapsNet with two convolutions, and four of those as one.",
-    "table5": "Learning rates, capsules and batch sizes on CIFAR-10: 2 blocks, Ranger21, 100 epochs each.",
+    "table1": ("Train over blocks on MNIST and SVHN.", "Each network trains for 30 epochs."),
+    "table2": ("Train over blocks on CIFAR-10 and CIFAR-100.", "Each network trains for 60 epochs."),
+    "table3": (
+        "Train with other optimizers and routing on CIFAR-10.",
+        "Each network trains for 60 epochs. CapsNet with two convolutions is among them, alone and as an ensemble of four.",
+    ),
+    "table5": (
+        "Train with other rates, capsules and batches on CIFAR-10.",
+        "Each network has 2 blocks, and trains for 100 epochs with Ranger21.",
+    ),
 }
 
 
 @click.group("reproduce", cls=Group, invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
-    """Reproduce the paper's figures and tables, with its values next to yours.
+    """Reproduce the paper's figures and tables.
+
+    The paper's values are printed and drawn next to yours.
 
     \b
     Examples:
@@ -63,23 +71,30 @@ _swept_options = together(
 )
 
 _trained_options = together(
-    cell_option("dataset", default=None, help="Only these of the table's data sets."),
-    click.option("--models", type=NameList(tuple(MODELS)), help="Only these of its models."),
-    cell_option("blocks", "depth", type=str, help="Only these of its depths, in blocks."),
-    click.option("--optimizer", type=NameList(("adam", "ranger21")), help="Only these of its optimizers."),
-    cell_option("routing", default=None, help="Only these of its routing algorithms."),
+    cell_option("dataset", default=None, help="Data sets of the table; by default all."),
+    click.option("--models", type=NameList(tuple(MODELS)), help="Models of the table; by default all."),
+    cell_option("blocks", "depth", type=str, help="Depths of the table, in blocks; by default all."),
+    click.option("--optimizer", type=NameList(("adam", "ranger21")), help="Optimizers of the table; by default all."),
+    cell_option("routing", default=None, help="Routing algorithms of the table; by default all."),
     click.option("--seeds", type=whole(1), default=3, help="Runs of each row."),
     click.option("--epochs", type=whole(1), help="Passes over the training set; by default the paper's."),
     scale_option("The fraction of epochs and training images that is used; every row says so."),
     validation_option("Images held out to choose the best epoch; 0 trains on everything, as the paper did."),
-    click.option("--preprocess", type=OneOf(["paper", "published"]), default="paper"),
+    click.option(
+        "--preprocess",
+        type=OneOf(["paper", "published"]),
+        default="paper",
+        help="Preparation of images: as in the paper, or in its code.",
+    ),
     cell_option("precision", single=True),
     cell_option("kernel", single=True),
     DEVICE_OPTION,
     cell_option("threads"),
     DATA_DIR_OPTION,
     DOWNLOAD_OPTION,
-    click.option("--out", type=FOLDER, help="Folder of the table and its runs; by default reports/ and its name."),
+    click.option(
+        "--out", type=FOLDER, help="Folder of the table and its runs; by default one in reports/ with the table's name."
+    ),
     CHECKPOINT_OPTION,
     click.option("--resume", is_flag=True, help="Add to a table that was begun; refused if none was."),
     click.option("--dry-run", is_flag=True, help="Show the networks left to train, and stop."),
@@ -116,11 +131,11 @@ for _what, _says in SWEPT.items():
     """
     command.command(_what, help=_more, sections=SECTIONS)(_swept_options(partial(_sweep, _what)))
 
-for _what, _says in TRAINED.items():
+for _what, (_says, _each) in TRAINED.items():
     _more = f"""{_says}
 
-    It trains or resumes the networks that are not done, and prints mean and standard deviation over seeds next to the
-    paper's. This needs a GPU at full length: --scale shortens epochs and data alike.
+    {_each} The command trains or resumes the networks that are not done, and prints mean and standard deviation over seeds
+    next to the paper's. This needs a GPU at full length: --scale shortens epochs and data alike.
 
     \b
     Examples:

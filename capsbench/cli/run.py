@@ -25,12 +25,13 @@ from capsbench.records import BOTH, Pass
 @cell_options(*SWEPT_OPTIONS)
 @SWEEP_OPTIONS
 @click.option("--only", type=OneOf(BOTH), help="Measure memory or time alone; by default both.")
-@click.option("--quick", is_flag=True, help="Take a minute: depths 1-3, batch 16 and 2 s of sampling per cell, unless given.")
+@click.option("--quick", is_flag=True, help="Take less than two minutes: depths 1-3, batch 16 and less sampling, unless given.")
 @OPEN_OPTION
 def command(only: Pass | None, quick: bool, **given: Any) -> int:
-    """Measure memory and time over depth or any other axis, fit the slopes, draw figures 3 and 4.
+    """Measure memory and time over depth or another axis.
 
-    Options that name a choice take a comma list, which multiplies the sweep. --depth 1-8 is --vary blocks=1-8.
+    It fits the slopes, draws figures 3 and 4, and writes a page. Options that name a choice take a comma list, which
+    multiplies the sweep. --depth 1-8 is --vary blocks=1-8.
 
     \b
     Examples:

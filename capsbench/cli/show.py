@@ -16,7 +16,9 @@ from capsbench.cli.streams import signs_of
 @ALONG_OPTION
 @BASIS_OPTION
 def command(reports: Path, along: str | None, basis: tuple[tuple[str, str], ...]) -> None:
-    """Draw the slopes of a report on the terminal, each with a small chart of memory or time over depth, or over what was varied.
+    """Draw the slopes of a report on the terminal.
+
+    Each has a small chart of memory or time over depth, or over what was varied. REPORTS is a report, or a folder of reports.
 
     \b
     Examples:

@@ -29,7 +29,9 @@ def command(
     as_json: bool,
     latex: bool,
 ) -> None:
-    """Print the slope of every line: the cost of a block (a sample, a token), with its 95 % interval and the ratio to ResCapsNet.
+    """Print what one more block costs, or one more sample.
+
+    The slope of each line is printed with its 95 % interval, and with its ratio to that of ResCapsNet if there is one.
 
     \b
     Examples:

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from capsbench.axes import AxisForm, declared_forms, position_in_words
+from capsbench.axes import AxisForm, declared_forms
 from capsbench.cli.command import command_to_resume, typed_command
 from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
 from capsbench.cli.output import console_of, files_line, open_in_browser, print_slopes, say, warn_of_damages
+from capsbench.drawing import SLOPES
 from capsbench.errors import ConfigurationError, Interrupted, StoreError, with_flags
 from capsbench.measure.group import check_measurable
 from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, noun_of
@@ -29,7 +30,7 @@ from capsbench.sweep.session import check_data, choose_report
 from capsbench.sweep.verbs import measure
 from capsbench.terminal.grid import grid_table
 from capsbench.terminal.progress import Progress
-from capsbench.terminal.sentences import cost_sentences
+from capsbench.terminal.sentences import cost_sentences, fault_sentences
 from capsbench.terminal.table4 import table4, table4_slopes, time_ratios
 from capsbench.words.units import duration_range
 from capsbench.workload import without_effect
@@ -41,7 +42,7 @@ LONG_SECONDS = 60.0
 
 
 QUICK = {"depth": "1-3", "batch_size": 16, "time_budget": 2.0}
-"""Values of --quick for options that were not typed: enough for a line, in about a minute."""
+"""Values of --quick for options that were not typed: enough for a line, in less than two minutes on two cores."""
 
 
 def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None, *, searched: str | None = None) -> list[Cell]:
@@ -235,13 +236,15 @@ def _conclude(console: Console, report: Report, *, as_json: bool, open_page: boo
         for sentence in cost_sentences(report.slopes):
             say(console_of(), sentence)
     *others, page = paths
-    say(console, files_line(page, others))
+    # A table of slopes without a row is no result.
+    say(console, files_line(page, [path for path in others if path.name != SLOPES or len(report.slopes)]))
     if open_page:
         open_in_browser(page)
     faults = [record for record in report.records if record.status in ("error", "timeout")]
+    if faults:
+        count, of = len(faults), len(report.records)
+        say(console, "the only cell failed:" if of == 1 else f"{'all' if count == of else f'{count} of'} {of} cells failed:")
     axes = report.plan.axes if report.plan is not None else ("blocks",)
-    for record in faults:
-        it = record.cell.configuration
-        at = ", ".join(position_in_words(it, axis) for axis in axes)
-        say(console, f"{record.status}: {it.model} at {at}: {record.message}")
-    return 1 if len(faults) else 0
+    for text in fault_sentences(faults, axes):
+        say(console, text)
+    return 1 if faults else 0

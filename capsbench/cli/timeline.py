@@ -39,14 +39,15 @@ _HINTS = {
 @cell_option("blocks", "depth", type=str, default="1", help="Blocks.")
 @cell_options(*SWEPT_OPTIONS)
 @SETTINGS_OPTION
-@click.option("--timeout", type=positive("seconds"), default=1800, help="Seconds for the process.")
+@click.option("--timeout", type=positive("seconds"), default=1800, help="Longest time of the process.")
 @DATA_DIR_OPTION
-@click.option("--out", type=FOLDER, help="Folder to write to; by default reports/timeline- and the time.")
+@click.option("--out", type=FOLDER, help="Folder to write to; by default a new one in reports/, named after the time.")
 @click.option("--json", "as_json", is_flag=True, help="Print the timeline as JSON on standard output.")
 def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bool, **given: Any) -> int:
-    """Look inside one training step of one network: memory alive and its purpose, the peak's operator, modules that retain.
+    """Look inside one training step: memory and its purpose.
 
-    It writes timeline.json and draws it, and on CUDA also writes snapshot.pickle, for pytorch.org/memory_viz.
+    It prints the operator at the peak, and the modules that retain memory. It writes timeline.json and draws it, and on CUDA
+    also writes snapshot.pickle, for pytorch.org/memory_viz.
 
     \b
     Examples:

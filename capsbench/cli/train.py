@@ -85,7 +85,7 @@ _data_options = together(
 _training_options = together(
     click.option("--epochs", type=whole(1), default=30, help="Passes over the training set."),
     cell_option("batch_size"),
-    click.option("--accumulate", type=whole(1), default=1, help="Parts of a batch; gradients add up."),
+    click.option("--accumulate", type=whole(1), default=1, help="Parts that a batch is divided into; their gradients add up."),
     click.option(
         "--optimizer",
         type=OneOf(("adam", "ranger21")),
@@ -104,7 +104,9 @@ _training_options = together(
 _run_options = together(
     DEVICE_OPTION,
     cell_option("threads"),
-    click.option("--out", type=FOLDER, help="Folder of the run; by default runs/, the network and the time."),
+    click.option(
+        "--out", type=FOLDER, help="Folder of the run; by default a new one in runs/, named after the network and the time."
+    ),
     click.option("--resume", is_flag=True, help="Resume a run that was cut off: the loss curve is as if it had not been."),
     CHECKPOINT_OPTION,
     click.option(
@@ -123,9 +125,10 @@ def command(
     out: Path | None, resume: bool, checkpoint_minutes: float, diagnostics: bool, as_json: bool,
     data_dir: Path | None, download: bool, **given: Any,
 ) -> int:  # fmt: skip
-    """Train a network to accuracy: checkpoints from which nothing is lost, the best epoch chosen on held-out images.
+    """Train a network to accuracy.
 
-    The test set is read once, at the end. Under torchrun several processes train one network on batches cut between them.
+    Checkpoints lose nothing, and the best epoch is chosen on held-out images. The test set is read once, at the end. Under
+    torchrun several processes train one network on batches cut between them.
 
     \b
     Examples:
@@ -196,7 +199,7 @@ def settings_of(given: dict[str, Any]) -> "TrainingSettings":
         )
     machine = where(given["device"], None, given["threads"])
     if machine["device"].endswith(PREDICTED):
-        raise ConfigurationError(f"--device {machine['device']} trains nothing", "choose auto, cpu or cuda")
+        raise ConfigurationError(f"--device {machine['device']} cannot train: nothing runs on it", "choose auto, cpu or cuda")
     options = {name: given[name] for name in (*NETWORK_OPTIONS, "dataset", "batch_size", "precision")}
     # The smallest momentum term decides the inverse of a stack.
     (cell,) = expand(Sweep((given["models"],), (given["depth"],), **options | machine | {"gamma": min(gammas)}))

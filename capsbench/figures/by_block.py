@@ -51,7 +51,7 @@ def diagnostics_figure(frame: pd.DataFrame, title: str) -> Figure:
         first = figure.axes[0]
         first.axhline(most, color="#888888", lw=0.9, ls=":")
         first.annotate(
-            "nothing is told apart", (0.02, most), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+            "no label can be distinguished", (0.02, most), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
             fontsize=7.5, color="#555555",
         )  # fmt: skip
         first.set_ylim(-0.04 * most, 1.18 * most)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from capsbench import paper
 from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
-from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn
+from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn, lies_around
 from capsbench.figures.styles import SMALL, STYLE, SeriesStyle, series_styles
 from capsbench.frame import AXIS_COLUMN, along_with_levels, axes_in
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
@@ -156,7 +156,8 @@ def _grid(
         if ax is None:
             bars = [bar for row in axes for panel in row for bar in panel.containers]
             alone = not with_fit and any(bar.lines[0].get_linestyle() == "None" for bar in bars)
-            caption = _caption(frame, timed=any(not metric.is_bytes for metric in shown), points_alone=alone)
+            nested = any(lies_around(handle) for handles_of in drawn for handles in handles_of for handle in handles)
+            caption = _caption(frame, timed=any(not metric.is_bytes for metric in shown), points_alone=alone, nested=nested)
             over_depth = bool((frame[AXIS_COLUMN] == "blocks").any())
             if with_paper and over_depth and not any(_is_beside_paper(part, shown) for part in parts):
                 caption += _paper_caption(datasets)
@@ -224,7 +225,11 @@ def _drawn(
 
 def _united(handles_of: Sequence[Sequence[Line2D]], left: Mapping[str, int]) -> list[Line2D]:
     """One legend for all panels of a row, whose series have no slopes, with the number of series that each panel leaves out."""
-    found = {str(handle.get_label()): handle for handles in handles_of for handle in handles}
+    found: dict[str, Line2D] = {}
+    for handle in (handle for handles in handles_of for handle in handles):
+        known = found.setdefault(str(handle.get_label()), handle)
+        # A line that lies around others in one of the panels does so in the legend.
+        found[str(handle.get_label())] = handle if lies_around(handle) else known
     alike = len(set(left.values())) == 1
     notes = {f"{more} more lines{'' if alike else f' of {title}'} are not drawn" for title, more in left.items() if more}
     return [*found.values(), *map(nothing_drawn, sorted(notes))]
@@ -261,8 +266,8 @@ def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float |
     return given.reshape(rows, columns)
 
 
-def _caption(frame: pd.DataFrame, *, timed: bool, points_alone: bool) -> str:
-    """The settings that all cells share, and the meaning of error bars, crosses and points without a line."""
+def _caption(frame: pd.DataFrame, *, timed: bool, points_alone: bool, nested: bool) -> str:
+    """The settings that all cells share, and the meaning of error bars, crosses, wide lines and points without a line."""
     shared = []
     blocks = frame["blocks"].dropna().unique()
     if len(blocks) == 1 and blocks[0]:
@@ -277,9 +282,10 @@ def _caption(frame: pd.DataFrame, *, timed: bool, points_alone: bool) -> str:
         shared.append("bars: standard deviation over replicates")
     if in_turn(frame).any():
         shared += _turns_caption(frame) if timed else []
-        shared.append("markers that would lie on each other stand side by side")
     if timed and (disturbed := noises(frame)):
         shared.append(f"crossed markers are noisy: {', '.join(disturbed)}")
+    if nested:
+        shared.append("where lines coincide, a wider one with larger markers lies below a narrower one")
     if points_alone:
         shared.append("points without a line: no change measurable")
     return "; ".join([*shared, "axes need not start at 0"])
@@ -293,7 +299,7 @@ def _turns_caption(frame: pd.DataFrame) -> list[str]:
     one, several, parts = ("depth", "depths", "blocks") if over_depth else ("position", "positions", "growing parts")
     notes = []
     if bases:
-        notes.append(f"times: {several} took turns, bars are 95 % intervals beside the first and last {one} of the same rounds")
+        notes.append(f"times: {several} took turns, bars are 95 % intervals of the difference from the first and last {one}")
     if "edges" in bases:
         notes.append(f"{parts} and optimizer are timed by themselves, and the rest of a step is drawn equal at all {several}")
     grows = any(line.turns.rest_grows for line in lines if line.turns is not None)

@@ -80,7 +80,7 @@ def legend_text(label: str, fit: str) -> str:
         rows[-1] += f" {fit}"
     elif fit:
         # A number stays beside its sign and unit.
-        bound = re.sub(r"(?<=[\d±]) (?=\w)", "\u00a0", fit)
+        bound = re.sub(r"(?<=[\d±)]) (?=\w)", "\u00a0", fit)
         rows += [row.replace("\u00a0", " ") for row in textwrap.wrap(bound, width)]
     return "\n".join(rows) if not rows[0].startswith("_") else "\n".join(["\u200b" + rows[0], *rows[1:]])
 

@@ -12,7 +12,7 @@ from capsbench.figures.styles import STYLE
 from capsbench.options import OPTIONS, noun_of, type_of
 from capsbench.records import Timeline
 from capsbench.words.labels import dataset_title, model_title
-from capsbench.words.modules import ModuleChange, module_changes
+from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
 from capsbench.words.units import bytes_text
 
 # Okabe and Ito's palette; neighbours in the stack differ in lightness, and hatches distinguish them in grey.
@@ -26,7 +26,6 @@ LOOKS = {
     "temporary": ("#F0E442", "..."),
     "other": ("#999999", "xxx"),
 }
-NOBODY = "(the network itself, and the loss)"
 _NARROWEST = 0.11
 _MOST_POINTS = 600
 _MOST_BARS = 12
@@ -54,7 +53,7 @@ def timeline_text(timeline: Timeline) -> str:
         title_of(timeline),
         _aligned("peak", f"{_exact(peak.allocated_bytes)} in {peak.contents.phase}"),
         _aligned("operator", peak.operator or "none, or not known"),
-        _aligned("module", "not known" if peak.module is None else peak.module or NOBODY),
+        _aligned("module", "not known" if peak.module is None else peak.module or OUTSIDE),
         "alive at the peak",
         *(_aligned(f"  {name}", _exact(nbytes)) for name, nbytes in contents_at_peak(timeline).items()),
         _aligned("  left over", _exact(peak.left_over_bytes)),
@@ -62,7 +61,7 @@ def timeline_text(timeline: Timeline) -> str:
     ]
     for module in modules_of(timeline)[:5]:
         each = f" ({module.count} × {bytes_text(module.nbytes)})" if module.count > 1 else ""
-        lines.append(f"  {bytes_text(module.nbytes * module.count):>12}  {module.name or NOBODY}{each}")
+        lines.append(f"  {bytes_text(module.nbytes * module.count):>12}  {module.name or OUTSIDE}{each}")
     return "\n".join([*lines, *(f"note: {note}" for note in timeline.notes)])
 
 
@@ -117,7 +116,7 @@ def _mark_peak(ax: Axes, timeline: Timeline, x: float, y: float) -> None:
 
 def _draw_modules(ax: Axes, timeline: Timeline) -> None:
     found = modules_of(timeline)
-    bars = [(module.name or NOBODY, module.nbytes * module.count, module) for module in found[:_MOST_BARS]]
+    bars = [(module.name or OUTSIDE, module.nbytes * module.count, module) for module in found[:_MOST_BARS]]
     if len(found) > _MOST_BARS:
         others = found[_MOST_BARS:]
         count = sum(module.count for module in others)

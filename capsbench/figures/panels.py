@@ -1,6 +1,7 @@
 """One metric over an axis as one panel of a figure: points, fitted lines, the end of a series, and the paper's own values."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import ceil
 from typing import Literal, NamedTuple
 
@@ -30,10 +31,14 @@ from capsbench.words.units import quantity_text, slope_text
 Per = Literal["step", "epoch"]
 
 
-_ASIDE = 0.16
-"""Distance between markers that would lie on each other, in blocks or else in sevenths of the positions' range."""
 _ALIKE = 0.03
 """Largest difference of values that lie on each other, as a share of the range of all values of a panel."""
+_INSIDE, _OUTERMOST, _INNERMOST = 0.8, 1.5, 0.7
+"""Largest size of a marker over that around it with which both are seen, and factors of the sizes that are used otherwise."""
+_WIDTH = 1.0
+"""Width of a line in points."""
+_WIDER, _MOST_WIDER = 2.0, 4.4
+"""Points by which a line is wider than the next one inside it, and by which it is wider than the innermost, at most."""
 
 
 class DrawnPoints(NamedTuple):
@@ -70,22 +75,50 @@ def _points(series: Series, cells: pd.DataFrame, metric: Metric, per: Per) -> Dr
     return DrawnPoints(series, measured, fit, by_position.mean() * scale, deviations, scale)
 
 
-def _shifts(drawn: Sequence[pd.Series]) -> list[float]:
-    """Distances by which markers are moved aside, in `_ASIDE`, so that those of series with equal values stand side by side."""
+class _Nested(NamedTuple):
+    """The look of a series where others have the same values: it lies inside those before it."""
+
+    size: float
+    """Size of its markers."""
+    wider: float
+    """Points that are added to the width of its lines."""
+
+
+def _nested(drawn: Sequence[pd.Series], sizes: Sequence[float]) -> list[_Nested]:
+    """A look for each series, in the order in which they are drawn: where values agree, each lies inside those before it.
+
+    Args:
+        drawn: values of each series by position.
+        sizes: sizes of their markers.
+    """
     span = max(one.max() for one in drawn) - min(one.min() for one in drawn) if drawn else 0.0
     groups: list[list[int]] = []
     for number, values in enumerate(drawn):
-        alike = (group for group in groups if bool(((drawn[group[0]] - values).abs().dropna() <= _ALIKE * span).all()))
-        group = next(alike, None)
+        group = next((group for group in groups if _agree(drawn[group[0]], values, _ALIKE * span)), None)
         if group is None:
             groups.append([number])
         else:
             group.append(number)
-    shifts = [0.0] * len(drawn)
+    looks = [_Nested(size, 0.0) for size in sizes]
     for group in groups:
-        for place, number in enumerate(group):
-            shifts[number] = _ASIDE * (place - (len(group) - 1) / 2)
-    return shifts
+        own = [sizes[number] for number in group]
+        if any(inner > _INSIDE * outer for outer, inner in pairwise(own)):
+            own = np.linspace(_OUTERMOST * max(own), _INNERMOST * max(own), len(own)).tolist()
+        each = min(_WIDER, _MOST_WIDER / max(1, len(group) - 1))
+        for place, (number, size) in enumerate(zip(group, own, strict=True)):
+            looks[number] = _Nested(size, each * (len(group) - 1 - place))
+    return looks
+
+
+def _agree(one: pd.Series, other: pd.Series, most: float) -> bool:
+    """Return whether two series have positions in common, and there values that differ by no more than this."""
+    differences = (one - other).abs().dropna()
+    return len(differences) > 0 and bool((differences <= most).all())
+
+
+def lies_around(handle: Line2D) -> bool:
+    """Return whether a handle of a legend is of a series that lies around others with the same values."""
+    return handle.get_marker() != "None" and float(handle.get_linewidth()) > _WIDTH
 
 
 def in_turn(frame: pd.DataFrame) -> pd.Series:
@@ -103,27 +136,25 @@ def draw_panel(
     found = [one for one in points if not lacking(one.cells).any()]
     levels = [one for one in points if lacking(one.cells).any()]
     frame = frame[~lacking(frame)] if found else frame
-    step = 1.0 if axis == "blocks" else float(np.ptp(frame[POSITION_COLUMN])) / 7
-    shifts = [step * one for one in _shifts([one.values for one in found])] if in_turn(frame).any() else [0.0] * len(found)
+    of_series = [styles[style_key(one.series)] for one in found]
+    nested = _nested([one.values for one in found], [style.size for style in of_series])
     handles: list[Line2D] = []
-    for (series, measured, fit, mean, bars, scale), shift in zip(found, shifts, strict=True):
-        style = styles[style_key(series)]
+    for (series, measured, fit, mean, bars, scale), style, look in zip(found, of_series, nested, strict=True):
         label = legend_text(names.of(series), _fit_text(fit, metric, scale, axis) if with_fit and fit else "")
         if with_fit and fit is not None:
-            _draw_fit(ax, fit, mean, metric, style, scale)
-        at = mean.index + shift if shift else mean.index
+            _draw_fit(ax, fit, mean, metric, style, scale, look.wider)
         points_alone = fit is not None and fit.shape == "no change measurable"
         joined = "none" if with_fit or points_alone else style.dash
         ax.errorbar(
-            at, mean, bars, marker=style.marker, color=style.colour, mfc="white", mew=1.2,
-            ms=style.size, lw=1.2, ls=joined, drawstyle=_joined(metric, fit), capsize=2, label=label,
+            mean.index, mean, bars, marker=style.marker, color=style.colour, mfc="white", mew=1.2, ms=look.size, label=label,
+            lw=1.2 + look.wider, ls=joined, drawstyle=_joined(metric, fit), capsize=2 + look.wider,
         )  # fmt: skip
-        _mark_noise(ax, measured, mean, metric, style, shift)
+        _mark_noise(ax, measured, mean, metric, style.colour, look.size)
         # Without slopes a legend is of all panels, and a series may have a line in another one.
         dash = "none" if points_alone and with_fit else style.dash
-        handles.append(
-            Line2D([], [], color=style.colour, marker=style.marker, ls=dash, ms=style.size, mfc="white", lw=1, label=label)
-        )
+        handle = Line2D([], [], color=style.colour, marker=style.marker, ls=dash, mfc="white", label=label)
+        handle.set(markersize=look.size, linewidth=_WIDTH + look.wider)
+        handles.append(handle)
         _mark_end(ax, frame, series, mean, style)
     handles += [_draw_level(ax, one, names, axis, styles[style_key(one.series)]) for one in levels]
     ax.set_xlabel(axis_label(axis))
@@ -172,16 +203,18 @@ def _off_text(fit: LineFit, metric: Metric, scale: float) -> str:
     return f" (off by up to {quantity_text((1.0 if metric.is_bytes else scale) * fit.misfit, is_bytes=metric.is_bytes)})"
 
 
-def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: SeriesStyle, scale: float) -> None:
+def _draw_fit(ax: Axes, fit: LineFit, mean: pd.Series, metric: Metric, style: SeriesStyle, scale: float, wider: float) -> None:
     """Draw the fitted line or curve; if none fits, join the points palely, and if no change is measurable, draw nothing."""
     if fit.shape == "no change measurable":
         return
     if fit.shape == "not a line":
-        ax.plot(mean.index, mean, ls=style.dash, drawstyle=_joined(metric, fit), color=style.colour, lw=0.8, alpha=0.4)
+        ax.plot(
+            mean.index, mean, ls=style.dash, drawstyle=_joined(metric, fit), color=style.colour, lw=0.8 + wider, alpha=0.4
+        )  # fmt: skip
         return
     ends = [mean.index.min(), mean.index.max()]
     at = ends if fit.curve is None else np.linspace(ends[0], ends[1], 60).tolist()
-    ax.plot(at, [scale * fit.at(x) for x in at], ls=style.dash, color=style.colour, lw=1)
+    ax.plot(at, [scale * fit.at(x) for x in at], ls=style.dash, color=style.colour, lw=_WIDTH + wider)
 
 
 def _joined(metric: Metric, fit: LineFit | None) -> Literal["default", "steps-mid"]:
@@ -189,19 +222,11 @@ def _joined(metric: Metric, fit: LineFit | None) -> Literal["default", "steps-mi
     return "steps-mid" if metric.name == "reserved" and fit is not None and not fit.linear else "default"
 
 
-def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, style: SeriesStyle, shift: float) -> None:
+def _mark_noise(ax: Axes, measured: pd.DataFrame, mean: pd.Series, metric: Metric, colour: str, size: float) -> None:
     """Draw a cross through the marker of each position whose times were disturbed."""
     noisy = [] if metric.is_bytes else sorted(set(measured.loc[measured["noise"] != "", POSITION_COLUMN]))
     if noisy:
-        ax.plot(
-            [place + shift for place in noisy] if shift else noisy,
-            mean.loc[noisy],
-            "x",
-            color=style.colour,
-            ms=style.size + 3,
-            mew=0.8,
-            zorder=4,
-        )
+        ax.plot(noisy, mean.loc[noisy], "x", color=colour, ms=size + 3, mew=0.8, zorder=4)
 
 
 def _mark_end(ax: Axes, frame: pd.DataFrame, series: Series, mean: pd.Series, style: SeriesStyle) -> None:

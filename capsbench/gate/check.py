@@ -84,9 +84,9 @@ def judge(run: Summary, baseline: Summary, last: Summary | None = None, threshol
     compared = compare(baseline, run, thresholds)
     worse = list(findings(compared, "worse"))
     since_last, last_differs = _since(run, last, thresholds, worse) if last is not None else ([], "")
-    regressions: list[Finding | Fault] = [*_faults(compared.outcomes, "worse"), *worse]
-    improvements: list[Finding | Fault] = [*_faults(compared.outcomes, "better"), *findings(compared, "better")]
-    left_out, fewer = not_comparable(compared.comparisons), _faults(compared.outcomes, "not comparable")
+    regressions: list[Finding | Fault] = [*faults(compared.outcomes, "worse"), *worse]
+    improvements: list[Finding | Fault] = [*faults(compared.outcomes, "better"), *findings(compared, "better")]
+    left_out, fewer = not_comparable(compared.comparisons), faults(compared.outcomes, "not comparable")
     return Judgement(compared, regressions, improvements, left_out, fewer, compared.only_before, since_last, last_differs)
 
 
@@ -105,7 +105,8 @@ def findings(compared: Compared, verdict: Verdict) -> Iterator[Finding]:
             yield Finding(max(changed, key=lambda it: it.position or 0), len(changed), len(cells))
 
 
-def _faults(outcomes: Iterable[Outcome], verdict: Verdict) -> list[Fault]:
+def faults(outcomes: Iterable[Outcome], verdict: Verdict) -> list[Fault]:
+    """The outcomes with this verdict, those of one series that are alike together."""
     alike: dict[tuple[object, ...], list[Outcome]] = {}
     for it in outcomes:
         if it.verdict == verdict:

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.gate.comparison import Compared, Comparison, Outcome, Thresholds
 from capsbench.gate.paces import adjusted
 from capsbench.gate.paired_series import FAULTS, PairedSeries
 from capsbench.gate.summary import SeriesSummary, Summary
-from capsbench.options import OPTIONS
+from capsbench.options import OPTIONS, value_as_typed
 from capsbench.stats.median import CONFIDENCE
 
 _Pair = tuple[SeriesSummary, SeriesSummary]
@@ -30,7 +30,7 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
         before: the first run, or a baseline.
         after: the second.
         thresholds: differences from which on a change matters.
-        across: names of `ACROSS`, options in which the two may differ: `kernel`, or `kind` for predicted beside measured.
+        across: names of `ACROSS`, options in which the two may differ: `kernel`, or `kind` to compare predicted with measured.
 
     Raises:
         ConfigurationError: they have no series in common, several series of one run differ in `across` alone, or a name in it is
@@ -38,7 +38,7 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
     """
     limits = thresholds or Thresholds()
     if unknown := [name for name in across if name not in ACROSS]:
-        raise ConfigurationError(f"`across` '{unknown[0]}' is not known", f"choose among {', '.join(ACROSS)}")
+        raise unknown_name("`across`", unknown[0], ACROSS)
     if across:
         first, second = _by_key_across(before.lines, across, "first"), _by_key_across(after.lines, across, "second")
         pairs, only_before, only_after = _match(first, second, lambda series: series.portable_key_across(across))
@@ -60,7 +60,7 @@ def compare(before: Summary, after: Summary, thresholds: Thresholds | None = Non
         for cell in series.cells
         if cell.status in FAULTS
     ]
-    return Compared(_judged(comparisons), outcomes, only_before, only_after, _differences(pairs, across))
+    return Compared(_judged(comparisons), outcomes, only_before, only_after, _differences(pairs, across), tuple(across))
 
 
 def _by_key_across(all_series: Sequence[SeriesSummary], across: Sequence[str], which: str) -> dict[str, SeriesSummary]:
@@ -79,7 +79,7 @@ def _by_key_across(all_series: Sequence[SeriesSummary], across: Sequence[str], w
         twin = found.setdefault(series.key_across(across), series)
         if twin is not series:
             names = [name for name, value in twin.options().items() if value != series.options()[name]]
-            values = ", ".join(f"{name} {one.options()[name]}" for one in (twin, series) for name in names)
+            values = ", ".join(f"{name} {_value(one, name)}" for one in (twin, series) for name in names)
             raise ConfigurationError(
                 f"`across` {','.join(across)} leaves several lines of the {which} run alike: {values}",
                 "compare reports that have one of these each",
@@ -87,10 +87,14 @@ def _by_key_across(all_series: Sequence[SeriesSummary], across: Sequence[str], w
     return found
 
 
+def _value(series: SeriesSummary, name: str) -> str:
+    return value_as_typed(name, series.options()[name])
+
+
 def _differences(pairs: Sequence[_Pair], across: Sequence[str]) -> tuple[str, ...]:
     """The values of each run in the options that pairs were matched across, where they differ."""
     found = (
-        f"{name}: {one.options()[name]} in the first, {other.options()[name]} in the second"
+        f"{name}: {_value(one, name)} in the first, {_value(other, name)} in the second"
         for name in across
         for one, other in pairs
         if one.options()[name] != other.options()[name]
@@ -148,7 +152,7 @@ def _nothing_in_common(before: Sequence[SeriesSummary], after: Sequence[SeriesSu
         return ConfigurationError("the two have no line in common: one of them is empty", "measure the same models and options")
     names, (old, new) = nearest
     apart = f", or compare with `across` {','.join(names)}" if set(names) <= set(ACROSS) else ""
-    differences = ", ".join(f"{name} ({old.options()[name]}, {new.options()[name]})" for name in names)
+    differences = ", ".join(f"{name} ({_value(old, name)}, {_value(new, name)})" for name in names)
     return ConfigurationError(
         f"the two have no line in common; the nearest differ in {differences}",
         f"measure the same models and options{apart}",

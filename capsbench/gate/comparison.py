@@ -104,3 +104,5 @@ class Compared:
     only_after: list[SeriesSummary]
     across: tuple[str, ...] = ()
     """Differences that the two were compared across: `kernel: compiled in the first, recompute in the second`."""
+    ignored: tuple[str, ...] = ()
+    """Names of the options that the two were compared across, which distinguish no series here."""

@@ -1,6 +1,6 @@
 """Findings of a comparison or a check in words: one line each, for a terminal, a pull request and a build server alike."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from capsbench.axes import per_unit
@@ -10,9 +10,9 @@ from capsbench.gate.comparison import Comparison, Outcome
 from capsbench.gate.summary import SeriesSummary
 from capsbench.words.along import places_text
 from capsbench.words.labels import Names, Series, dataset_title
-from capsbench.words.modules import ModuleChange
+from capsbench.words.modules import OUTSIDE, ModuleChange
 from capsbench.words.slopes_in_words import within_text
-from capsbench.words.units import bytes_text, joined_text, quantity_text, slope_text
+from capsbench.words.units import bytes_text, number_with, quantity_text, slope_text, with_interval
 
 QUANTITY_TITLES = {
     "retained": "retained",
@@ -32,21 +32,31 @@ _MODULES_TOLD = 4
 
 
 class Labels:
-    """Labels of series beside each other, as short as distinguishes them: `MoCapsNet (cpu), CIFAR-10`."""
+    """Labels of several series, as short as distinguishes them: `MoCapsNet (cpu), CIFAR-10`.
 
-    def __init__(self, all_series: Iterable[Series]) -> None:
-        self._series = list({repr(series): series for series in all_series}.values())
+    Args:
+        all_series: the series.
+        ignored: names of options that labels do not mention.
+    """
+
+    def __init__(self, all_series: Iterable[Series], ignored: Collection[str] = ()) -> None:
+        # A prediction names its GPU, and a measurement does not, so that across the kind a GPU distinguishes nothing.
+        self._ignored = {*ignored} | ({"gpu"} if "kind" in ignored else set())
+        self._series = list({repr(series): series for series in map(self._reduced, all_series)}.values())
         self._names = Names(self._series)
         self._datasets = len({series["dataset"] for series in self._series}) > 1
 
     def of(self, series: Series) -> str:
         """The label of one series, in printable form."""
-        return self._names.of(series) + (f", {dataset_title(str(series['dataset']))}" if self._datasets else "")
+        return self._names.of(self._reduced(series)) + (f", {dataset_title(str(series['dataset']))}" if self._datasets else "")
 
     def of_all(self, all_series: Iterable[Series]) -> str:
         """The labels of several series; `all lines` if they are all."""
         named = [self.of(series) for series in all_series]
         return "all lines" if 1 < len(named) == len(self._series) else ", ".join(named)
+
+    def _reduced(self, series: Series) -> Series:
+        return {name: value for name, value in series.items() if name not in self._ignored} if self._ignored else series
 
 
 def figure_name(it: Comparison) -> str:
@@ -89,12 +99,11 @@ def change_text(it: Comparison) -> str:
         reach = max(-it.low, it.high)
         if it.scope == "slope":
             return within_text(reach, is_bytes=it.is_bytes)
-        return f"within ± {joined_text(100 * reach / it.before, decimals=1)} %"
+        return f"within ± {number_with(100 * reach / it.before, 1)} %"
     if it.scope == "slope":
         return _sign(change) + slope_text(change, it.low, it.high, is_bytes=it.is_bytes)
-    # An interval of a ratio is wider on one side; the wider reach is printed for both.
-    reach = max(it.high - change, change - it.low)
-    return f"{_sign(change)}{joined_text(100 * change / it.before, 100 * reach / it.before, decimals=1)} %"
+    share, low, high = (100 * one / it.before for one in (change, it.low, it.high))
+    return f"{_sign(change)}{with_interval(share, low, high, decimals=1)} %"
 
 
 def _sign(change: float) -> str:
@@ -115,7 +124,7 @@ def modules_text(modules: Iterable[ModuleChange], *, grown: bool) -> str:
     """The largest changes of modules that retain more, or less: `blocks.*.0 +1.00 MiB each, decoder +512 B`."""
     changed = [it for it in modules if (it.nbytes > 0) == grown]
     parts = [
-        f"{it.name or 'outside any module'} {'+' if grown else ''}{bytes_text(it.nbytes)}{' each' if it.count > 1 else ''}"
+        f"{it.name or OUTSIDE} {'+' if grown else ''}{bytes_text(it.nbytes)}{' each' if it.count > 1 else ''}"
         for it in changed[:_MODULES_TOLD]
     ]
     return ", ".join([*parts, f"{len(changed) - _MODULES_TOLD} more"] if len(changed) > _MODULES_TOLD else parts)
@@ -130,6 +139,11 @@ def fault_text(fault: Fault, labels: Labels) -> str:
         how = first.after if first.before is None else f"{first.after} where it was {first.before}"
         how += f": {first.message}" if first.message and first.after != "ok" else ""
     return f"{labels.of(first.series)}: {_cells(fault.outcomes)}: {how}"
+
+
+def only_in_text(fault: Fault, labels: Labels) -> str:
+    """Cells of a series that one run alone has, in text: `MoCapsNet at 5, 6 blocks`."""
+    return f"{labels.of(fault.first.series)} at {_cells(fault.outcomes)}"
 
 
 def missing_text(series: SeriesSummary, labels: Labels) -> str:

@@ -122,7 +122,7 @@ class PairedSeries:
     def _of(self, name: str, cells: Cells, figures: Callable[[str, Cells], Iterator[Comparison]]) -> Iterator[Comparison]:
         """Comparisons of one quantity, for the cells whose machines allow it."""
         on_any_machine = name in PORTABLE or "predicted" in (self.old.kind, self.new.kind)
-        with_reasons = [(it, "" if on_any_machine else self._difference(*it)) for it in cells]
+        with_reasons = [(it, "" if on_any_machine else self._difference(*it, name)) for it in cells]
         reason = next((reason for _, reason in with_reasons if reason), "")
         if reason:
             yield Comparison(self.series, "slope", name, "not comparable", why=reason)
@@ -210,7 +210,8 @@ class PairedSeries:
         noises = sorted({noise for pair in cells for cell in pair for noise in cell.noise})
         remarks = [remark, CONTRADICTED if beyond and not agree else "", f"noisy: {', '.join(noises)}" if noises else ""]
         if not matters and half > self.limits.time_share * abs(change.before) > 0:
-            remarks.append(f"known within {100 * half / abs(change.before):.0f} % only")
+            within = 100 * half / abs(change.before)
+            remarks.append(f"known within {within:.0f} % only" if within <= 100 else "uncertain by more than its own size")
         last = max(cell.position for cell, _ in cells)
         found = self._time_comparison("slope", name, change, "; ".join(filter(None, remarks)), last)
         return replace(found, verdict=_side(change.before, change.after) if matters else "same")
@@ -266,12 +267,12 @@ class PairedSeries:
             p_value=change.p_value, shapes=change.shapes, within=change.within,
         )  # fmt: skip
 
-    def _difference(self, old: CellSummary, new: CellSummary) -> str:
-        """Differences of the machines of two cells that peaks and times depend on; empty if there are none."""
+    def _difference(self, old: CellSummary, new: CellSummary, name: str) -> str:
+        """A difference of two cells that keeps a quantity from being compared; empty if there is none."""
         here, there = self.new.configuration, self.old.configuration
         if here.threads != there.threads:
             return f"{here.threads} threads, {there.threads} before"
-        if old.probe and new.probe and old.probe != new.probe:
+        if name in BYTES and old.probe and new.probe and old.probe != new.probe:
             return f"memory counted by {new.probe}, by {old.probe} before"
         if bool(new.tf32) != bool(old.tf32):
             words = {True: "TF32 allowed", False: "TF32 not allowed"}

@@ -5,7 +5,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from capsbench.axes import AxisForm
 from capsbench.frame import AXIS_COLUMN, SERIES_COLUMNS, along, to_frame
@@ -162,7 +162,7 @@ class SeriesSummary(_Schema):
     """All cells of one configuration at any position on an axis."""
 
     kind: Literal["measured", "predicted"]
-    configuration: Annotated[Configuration, BeforeValidator(_without_blocks)]
+    configuration: Annotated[Configuration, BeforeValidator(_without_blocks), AfterValidator(Configuration.with_known_values)]
     """The configuration that its cells share: at 0 blocks, or without a value on the axis."""
     axis: str = "blocks"
     """Name of the axis along which it lies."""

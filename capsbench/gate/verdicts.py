@@ -3,13 +3,13 @@
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from rich.table import Table
 
 from capsbench.gate.badge import badge_of
-from capsbench.gate.check import Fault, Finding, Judgement, not_comparable
-from capsbench.gate.comparison import Compared, Comparison, Outcome
+from capsbench.gate.check import Fault, Finding, Judgement, faults, not_comparable
+from capsbench.gate.comparison import Compared, Comparison, Outcome, Verdict
 from capsbench.gate.findings import (
     QUANTITY_TITLES,
     Labels,
@@ -20,6 +20,7 @@ from capsbench.gate.findings import (
     left_out_text,
     missing_text,
     modules_text,
+    only_in_text,
     slope_unit,
     value_text,
 )
@@ -34,7 +35,8 @@ _NUMBERS = ("before", "after", "difference")
 def labels_of(compared: Compared) -> Labels:
     """Labels of every series of either run."""
     both = [it.series for it in compared.comparisons] + [it.series for it in compared.outcomes]
-    return Labels([*both, *(series.options() for series in (*compared.only_before, *compared.only_after))])
+    alone = [series.options() for series in (*compared.only_before, *compared.only_after)]
+    return Labels([*both, *alone], compared.ignored)
 
 
 class ComparisonRow(NamedTuple):
@@ -97,7 +99,11 @@ def comparison_remarks(compared: Compared, *, cells: bool, hint: str = "") -> li
     labels = labels_of(compared)
     remarks = [f"compared across {text}" for text in compared.across]
     remarks += [printable(f"not comparable: {left_out_text(it, labels)}") for it in not_comparable(compared.comparisons)]
-    remarks += [printable(f"{it.verdict}: {fault_text(Fault((it,)), labels)}") for it in compared.outcomes]
+    for fault in (one for verdict in get_args(Verdict) for one in faults(compared.outcomes, verdict)):
+        if fault.first.after is None and not fault.first.message:
+            remarks.append(printable(f"only in the first: {only_in_text(fault, labels)}"))
+        else:
+            remarks.append(printable(f"{fault.first.verdict}: {fault_text(fault, labels)}"))
     for lines, where in ((compared.only_before, "first"), (compared.only_after, "second")):
         remarks += [f"only in the {where}: {labels.of(series.options())}" for series in lines]
     judged = [it for it in compared.comparisons if it.scope == "cell"]

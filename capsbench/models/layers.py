@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from capsbench.models.front import chunked_front
 from capsbench.routing import RouteOptions, algorithm_of, check_routing, route, route_and_vjp, route_keeping, squash
 
 INITIAL_STD = 0.01
@@ -26,12 +27,14 @@ class PrimaryCapsules(nn.Module):
         self.conv = nn.Conv2d(channels, channels, kernel_size=9, stride=2)
         self.capsule_dim = capsule_dim
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The squashed capsules, in at least float32."""
-        return self.cut(self.conv(x))
+    def forward(self, x: Tensor, before: nn.Conv2d | None = None) -> Tensor:
+        """The squashed capsules, in at least float32.
 
-    def cut(self, maps: Tensor) -> Tensor:
-        """The squashed capsules of the convolution's maps `[B, C, H, W]`."""
+        Args:
+            x: what the convolution is given; or the images, if `before` is given.
+            before: the convolution before this one, to compute both a part of the batch at a time (`chunked_front`).
+        """
+        maps = self.conv(x) if before is None else chunked_front(x, before, self.conv)
         flat = maps.flatten(1)
         # Squares of half-precision values would leave its range.
         flat = flat.to(torch.promote_types(flat.dtype, torch.float32))

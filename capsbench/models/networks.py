@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from capsbench.errors import ConfigurationError, ShapeError, unknown_name
 from capsbench.exporting import is_exporting
 from capsbench.models.decoder import Decoder
-from capsbench.models.front import can_chunk, check_front, chunked_front, resolve_front
+from capsbench.models.front import can_chunk, check_front, resolve_front
 from capsbench.models.layers import CapsuleLayer, PrimaryCapsules
 from capsbench.reversible import PLAIN_STRATEGIES, STRATEGIES, Gamma, MomentumStack, check_strategy, is_altered, run_steps, spread
 from capsbench.routing import length
@@ -95,6 +95,8 @@ class CapsuleNetwork(nn.Module):
 
         self.conv = nn.Conv2d(in_shape[0], channels, kernel_size=9)
         self.more_convs = nn.ModuleList(nn.Conv2d(channels, channels, kernel_size=9) for _ in range(convolutions - 1))
+        # A module, so that what it retains has a name.
+        self.relu = nn.ReLU()
         self.primary = PrimaryCapsules(channels, capsule_dim)
         if make_blocks is None:
             self.first, self.blocks = nn.Identity(), nn.Identity()
@@ -135,10 +137,11 @@ class CapsuleNetwork(nn.Module):
         own = type(primary) is PrimaryCapsules and not is_altered(primary)
         *earlier, last = (self.conv, *self.more_convs)
         for conv in earlier:
-            images = torch.relu(conv(images))
+            images = self.relu(conv(images))
         if chunks and own and isinstance(last, nn.Conv2d) and can_chunk(last, primary.conv):
-            return primary.cut(chunked_front(images, last, primary.conv))
-        return primary(torch.relu(last(images)))
+            # Within the call of the module, so that what it retains is found under its name.
+            return primary(images, last)
+        return primary(self.relu(last(images)))
 
 
 class _PlainNetwork(CapsuleNetwork):

@@ -290,7 +290,7 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
         # The reason lies in this slope or in ResCapsNet's.
         why = row_slope(row) if row_shape(row) == "no change measurable" else "it is not a line"
         if row_shape(row) == "line":
-            why = "there is no ResCapsNet line beside it whose slope can be distinguished from 0"
+            why = "no ResCapsNet line with the same options has a slope that can be distinguished from 0"
         here, verdict = "-", "open"
     else:
         ratio = float(row["ratio_to_rescapsnet"])

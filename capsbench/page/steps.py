@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capsbench.figures.one_step import LOOKS, NOBODY, caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
+from capsbench.figures.one_step import LOOKS, caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
 from capsbench.figures.styles import COLOURS
 from capsbench.page.cells import Texts
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.records import Contents, Record, Timeline
 from capsbench.words.labels import cut
-from capsbench.words.modules import ModuleChange, module_changes
+from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
 
 if TYPE_CHECKING:
     from capsbench.files import SavedTimeline
@@ -92,7 +92,7 @@ def timelines_data(reports: Sequence["Report"], loose: Sequence["SavedTimeline"]
 
 def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any]) -> ModuleRows:
     """The modules that retain most, and all others as one."""
-    rows: ModuleRows = [[name(it.name or NOBODY), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
+    rows: ModuleRows = [[name(it.name or OUTSIDE), it.nbytes, it.count] for it in changes[:_MOST_MODULES]]
     rest = changes[_MOST_MODULES:]
     return [*rows, [None, sum(it.nbytes * it.count for it in rest), sum(it.count for it in rest)]] if rest else rows
 
@@ -130,7 +130,7 @@ def _timeline(timeline: Timeline) -> dict[str, Any]:
             "allocated": peak.allocated_bytes,
             "phase": cut(peak.contents.phase, LONGEST_NAME),
             "operator": None if peak.operator is None else cut(peak.operator, LONGEST_NAME),
-            "module": None if peak.module is None else cut(peak.module or NOBODY, LONGEST_NAME),
+            "module": None if peak.module is None else cut(peak.module or OUTSIDE, LONGEST_NAME),
             "leftOver": peak.left_over_bytes,
         },
         "modules": _modules(modules_of(timeline), lambda name: cut(name, LONGEST_NAME)),

@@ -23,7 +23,7 @@ import pandas as pd
 from scipy import special, stats
 
 from capsbench.axes import POWERS, AxisForm, shared_unit
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, suggesting
 from capsbench.frame import BASES_COLUMN, axes_in, positions, without_axis
 from capsbench.stats.bases import FEWEST_POSITIONS, HALF_A_BYTE, forms_of, least_squares
 from capsbench.stats.intervals import Floats, Interval, StandardError, StandardErrors, half_width
@@ -392,7 +392,8 @@ def predicted_at(frame: pd.DataFrame, at: Mapping[str, float]) -> pd.DataFrame:
     for axis in axes:
         if positions(frame, axis).isna().all():
             raise ConfigurationError(
-                f"no record here lies on the axis '{axis}'", f"the axes here are {', '.join(axes_in(frame))}"
+                f"no record here lies on the axis '{axis}'",
+                suggesting(axis, axes_in(frame), f"the axes here are {', '.join(axes_in(frame))}"),
             )
         if not isfinite(at[axis]) or at[axis] < 0 or (at[axis] == 0 and axis != "blocks"):
             raise ConfigurationError(f"`at` has the position {at[axis]:g} on the axis '{axis}'", _POSSIBLE[axis == "blocks"])

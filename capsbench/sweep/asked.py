@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from capsbench.catalog import parse_shape
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, suggesting
 from capsbench.factories import Facts
 from capsbench.options import AXES_OF_FIELDS, DEEPEST, MODELS, OPTIONS, SWEPT_OPTIONS, Setting
 from capsbench.reversible import MEMBER_STRATEGIES, PLAIN_STRATEGIES, STRATEGIES, named_lists
@@ -76,7 +76,8 @@ class Sweep:
         self.repeats = repeats
         unknown = next((name for name in options if name not in SWEPT_OPTIONS), None)
         if unknown is not None:
-            raise ConfigurationError(f"a sweep takes no {unknown}", f"choose among {', '.join(SWEPT_OPTIONS)}")
+            hint = suggesting(unknown, SWEPT_OPTIONS, f"choose among {', '.join(SWEPT_OPTIONS)}")
+            raise ConfigurationError(f"a sweep takes no {unknown}", hint)
         values: dict[str, tuple[Any, ...]] = {}
         for name in SWEPT_OPTIONS:
             given = options.get(name)

@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any
 
 from capsbench.catalog import parse_shape
-from capsbench.errors import CapsbenchError, ConfigurationError, unknown_name
+from capsbench.errors import CapsbenchError, ConfigurationError, suggesting, unknown_name
 from capsbench.factories import Facts, facts_of
 from capsbench.options import (
     AXES_OF_FIELDS,
@@ -62,7 +62,8 @@ def _check_axes(sweep: Sweep, all_facts: Mapping[str, Facts]) -> None:
         if not any(name in had for had in known.values()):
             model, had = next(iter(known.items()))
             raise ConfigurationError(
-                f"`vary` {name}: model '{model}' takes no {name}", f"it takes {', '.join(dict.fromkeys(had))}"
+                f"`vary` {name}: model '{model}' takes no {name}",
+                suggesting("blocks" if name == "depth" else name, had, f"it takes {', '.join(dict.fromkeys(had))}"),
             )
 
 
@@ -94,7 +95,7 @@ def _check_settings(sweep: Sweep, model: str, facts: Facts) -> None:
         facts.builder.arguments(model, 1, given_to_builder(sweep, facts))
     elif sweep.settings:
         raise ConfigurationError(
-            f"`settings` {', '.join(sweep.settings)}: model '{model}' is no case and takes none",
+            f"`settings` {', '.join(sweep.settings)}: model '{model}' is not a case, and takes no settings",
             "give the options of a cell by their own names, or a function that makes a capsbench.Case",
         )
 
@@ -114,7 +115,8 @@ def _check_settings_of_case(sweep: Sweep, model: str, facts: Facts, settings: Ma
             # The name of an option is written as one, for the command line prints its flag.
             what = f"`{name}`" if name in OF_IMAGES else name
             raise ConfigurationError(
-                f"model '{model}' takes no {what}", f"it takes {', '.join(settings)}" if settings else "it takes no settings"
+                f"model '{model}' takes no {what}",
+                suggesting(name, settings, f"it takes {', '.join(settings)}" if settings else "it takes no settings"),
             )
         usual = settings[name]
         for value in values:
@@ -218,12 +220,12 @@ def _check_combinations(sweep: Sweep) -> None:
             with naming("memory"):
                 check_members_strategy(memories[0])
             raise ConfigurationError(
-                f"`memory` {sweep.shown('memory')} leaves nothing for {model}, whose function is given it and knows no lists",
+                f"`memory` {sweep.shown('memory')} leaves no strategy for {model}, whose function is given it and knows no lists",
                 f"give one of {', '.join(MEMBER_STRATEGIES)}",
             )
         if model in STACKED and memories != (None,) and not fitting(sweep, model, "memory"):
             raise ConfigurationError(
-                f"`memory` {sweep.shown('memory')} leaves nothing for {model}",
+                f"`memory` {sweep.shown('memory')} leaves no strategy for {model}",
                 f"give one of {', '.join(strategies_of(model))}, or another model",
             )
 
@@ -254,6 +256,6 @@ def _check_kernels(sweep: Sweep) -> None:
     for routing in sweep.values["routing"] if sweep.has("routing") else ():
         if not any(has_kernel(routing, kernel) for kernel in sweep.values["kernel"]):
             raise ConfigurationError(
-                f"`kernel` {sweep.shown('kernel')} leaves nothing for routing {routing}",
+                f"`kernel` {sweep.shown('kernel')} leaves no kernel for routing {routing}",
                 f"add one of auto, {', '.join(kernels(routing))}, or leave {routing} out of `routing`",
             )

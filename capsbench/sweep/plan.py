@@ -117,7 +117,7 @@ def _configuration(model: str, **fields: Any) -> Configuration:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise ConfigurationError(
-            f"model '{model}': {'.'.join(map(str, fault['loc']))} {fault['input']!r} makes no cell: {fault['msg']}",
+            f"model '{model}': {'.'.join(map(str, fault['loc']))} {fault['input']!r} is not possible: {fault['msg']}",
             "give another value, or another default",
         ) from None
 

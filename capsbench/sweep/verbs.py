@@ -122,7 +122,7 @@ def run(
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
-        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or, beside `vary`, a case's own and 1 of any other network.
+        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or, with `vary`, a case's own and 1 of any other network.
         vary: axes over which slopes are fitted in place of depth, by name, each with its values (numbers, or a text such as
             "128-1024:128"): `batch_size`, `capsules`, `image_size`, `classes`, a number that a case takes … Several make a grid.
         basis: terms of costs over an axis, such as `{"length": "1,n,n²"}`; by default those that fit.
@@ -139,7 +139,7 @@ def run(
         slope_share: width of the slopes' 95 % intervals, as a share of the slope, at which timing ends.
         processes: number of processes that take the rounds, six or more each, since one may be faster than the next.
         timeout: seconds per process.
-        strict: measure nothing beside other processes on a CUDA device.
+        strict: measure nothing while other processes use the CUDA device.
         wait: longest wait for another sweep on the device, in seconds; None for no limit.
         data_dir: folder of the real data sets; by default $CAPSBENCH_DATA.
         watcher: object that is informed of the progress; by default the log `capsbench`.
@@ -196,7 +196,7 @@ def predict(
 
     Args:
         models: networks, by name; `all` stands for those of the paper.
-        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or, beside `vary`, a case's own and 1 of any other network.
+        depths: blocks: 3, `range(1, 9)` or "1-8"; by default 1 to 8, or, with `vary`, a case's own and 1 of any other network.
         vary: axes over which slopes are fitted in place of depth, by name, each with its values (numbers, or a text such as
             "128-1024:128"): `batch_size`, `capsules`, `image_size`, `classes`, a number that a case takes … Several make a grid.
         basis: terms of costs over an axis, such as `{"length": "1,n,n²"}`; by default those that fit.

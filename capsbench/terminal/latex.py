@@ -16,7 +16,7 @@ from capsbench.stats.slopes import by_series
 from capsbench.terminal.tables import HEADS, SHOWN
 from capsbench.words.latex import latex_text
 from capsbench.words.slopes_in_words import column_unit, is_reference, row_remarks, row_shape, row_slope
-from capsbench.words.units import joined_text, ratio_parts, slope_values
+from capsbench.words.units import number_with, range_text, ratio_parts, slope_number
 
 Row = Mapping[Any, Any]
 
@@ -48,13 +48,13 @@ class _Marks:
 def slopes_latex(table: pd.DataFrame) -> str:
     """The table of `fitted_slopes` for LaTeX: a tabular per axis, a row per series, the unit of each column in its head.
 
-    Slopes have half the width of their 95 % intervals, and ratios to ResCapsNet a column of their own with their intervals.
+    Slopes have their 95 % intervals, and ratios to ResCapsNet a column of their own with theirs.
     Letters refer to remarks in the legend above the table: that a slope has no interval, that its times are noisy.
     """
     marks = _Marks()
     parts = [_tabular(str(axis), rows, marks) for axis, rows in table.groupby(AXIS_COLUMN, sort=False)]
     body = "\n\n".join(parts)
-    return "\n".join([r"% \usepackage{booktabs}; slopes with half the width of their 95 % intervals", *marks.legend(), body])
+    return "\n".join([r"% \usepackage{booktabs}; slopes with their 95 % intervals", *marks.legend(), body])
 
 
 def _tabular(axis: str, table: pd.DataFrame, marks: _Marks) -> str:
@@ -112,9 +112,8 @@ class _Column:
         if row_shape(row) in CURVES:
             return latex_text(row_slope(row))
         if row_shape(row) == "no change measurable":
-            return rf"{_UNKNOWN} ($\pm${joined_text(max(abs(low), abs(high)) / size, decimals=decimals)})"
-        values = slope_values(row["slope"], low, high, is_bytes=self._is_bytes)
-        return latex_text(joined_text(*(value / size for value in values), decimals=decimals if any(values) else 0))
+            return rf"{_UNKNOWN} ($\pm${number_with(max(abs(low), abs(high)) / size, decimals)})"
+        return latex_text(slope_number(row["slope"], low, high, is_bytes=self._is_bytes, unit=self._unit))
 
 
 def _ratio(row: Row) -> str:
@@ -122,7 +121,7 @@ def _ratio(row: Row) -> str:
     if math.isnan(float(row["ratio_to_rescapsnet"])) or is_reference(row):
         return ""
     value, *ends = ratio_parts(row["ratio_to_rescapsnet"], row["ratio_low"], row["ratio_high"])
-    return f"{value} ({'--'.join(ends)})" if ends else value
+    return f"{value} ({latex_text(range_text(*ends))})" if ends else value
 
 
 def _letter(index: int) -> str:

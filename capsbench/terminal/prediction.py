@@ -20,16 +20,18 @@ _COLUMNS = {
 }
 CPU_PEAK_MARGIN = "measured ones were up to 1 % higher and 5 % lower"
 """Error of predicted peaks against measured ones, which the tests hold over networks of many kinds."""
-_MARKS = {"exact": "", "modelled": "", "guessed": "≈ "}
+_INEXACT = "≈ "
+"""Mark of every figure that is not exact."""
 
 
 def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks",)) -> NamedRows:
-    """A table with a row per record beneath the name of its line, in which guesses are marked.
+    """A table with a row per record beneath the name of its line, in which every figure that is not exact is marked.
 
     Args:
         records: predicted records.
-        axes: what they vary, which has a column each.
+        axes: what they vary, which has a column each, as has every setting of a case with several numbers.
     """
+    axes = [*axes, *_varied_settings(records, axes)]
     known = [record.memory for record in records if record.memory]
     shown = {head: name for head, name in _COLUMNS.items() if any(getattr(one, name) is not None for one in known)}
     lines = [record.cell.configuration.without(*axes).options() for record in records]
@@ -37,7 +39,7 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
     units = {name: common_unit([getattr(one, name) or 0 for one in known], is_bytes=True) for name in shown.values()}
     modelled = [record.step.modelled_train_step_seconds or 0 for record in records if record.step]
     of_step = common_unit(modelled, is_bytes=False)
-    out = NamedRows([*(axis_title(axis).lower() for axis in axes), *shown, "step, modelled"])
+    out = NamedRows([*(axis_title(axis).lower() for axis in axes), *shown, "train step"])
     for line, record in zip(lines, records, strict=True):
         places = [record.cell.configuration.position(axis) for axis in axes]
         name, at = text_cell(names.of(line)), ["-" if place is None else number_text(place) for place in places]
@@ -49,30 +51,48 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
         cells = []
         for figure in shown.values():
             value = getattr(memory, figure)
-            mark = _MARKS[(certainty or {}).get(figure, "exact")]
+            mark = "" if (certainty or {}).get(figure, "exact") == "exact" else _INEXACT
             cells.append("-" if value is None else mark + quantity_text(value, is_bytes=True, unit=units[figure]))
         seconds = record.step.modelled_train_step_seconds if record.step else None
-        step = "-" if seconds is None else f"≈ {quantity_text(seconds, is_bytes=False, unit=of_step)}"
+        step = "-" if seconds is None else _INEXACT + quantity_text(seconds, is_bytes=False, unit=of_step)
         out.add(name, [*at, *cells, step])
     return out
 
 
+def _varied_settings(records: Sequence[Record], axes: Sequence[str]) -> list[str]:
+    """Names of the settings of cases, beside the axes, that have several values, all of them numbers."""
+    found: dict[str, set[object]] = {}
+    for record in records:
+        for name, value in record.cell.configuration.settings or ():
+            found.setdefault(name, set()).add(value)
+    numbers = (name for name, values in found.items() if len(values) > 1 and all(map(_is_number, values)))
+    return [name for name in numbers if name not in axes]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def certainty_note(records: Sequence[Record]) -> str:
-    """Notes on the certainty of the figures, and on memory that is not in them."""
-    lines = [
-        "retained bytes are exact and the others modelled; ≈ marks a guess: process memory is reserved memory and CUDA's "
-        "context, which depends on the driver"
-    ]
+    """Notes on the certainty of the figures, each column's by its head, and on memory that is not in them."""
+    known = [(record.memory, record.memory.certainty or {}) for record in records if record.memory]
+    by_figure = {head: {certainty.get(name, "exact") for _, certainty in known} for head, name in _COLUMNS.items()}
+    lines = ["figures without a mark are exact, to the byte; ≈ marks all others"]
     on_cpu = any(record.cell.configuration.device_kind() == "cpu" for record in records)
-    if on_cpu:
-        lines.append(f"peaks of a CPU: {CPU_PEAK_MARGIN}")
+    modelled = " and ".join(head for head in ("peak", "reserved") if "modelled" in by_figure[head])
+    how = f"modelled; {CPU_PEAK_MARGIN}" if on_cpu else "modelled by the rules of CUDA's allocator"
+    lines += [f"≈ {modelled}: {how}"] * bool(modelled)
+    if any(memory.process_bytes is not None for memory, _ in known):
+        lines.append("≈ process: a guess, reserved memory and CUDA's context, which depends on the driver")
+    guessed = [head for head in ("retained", "peak", "reserved") if "guessed" in by_figure[head]]
+    lines += [f"≈ {', '.join(guessed)}: a guess where a note gives the reason"] * bool(guessed)
     if any(record.cell.configuration.parallel is not None for record in records):
         own = "" if on_cpu else ", and leave out what NCCL takes for itself"
         lines.append(
             f"of several processes the bytes are the first one's, which has a whole batch{own}; seconds leave out communication"
         )
     speeds = "this CPU's speeds, measured just now" if on_cpu else "the speeds of the GPU's data sheet"
-    lines.append(f"seconds are modelled operator by operator from {speeds}: libraries may be slower")
+    lines.append(f"≈ train step: modelled operator by operator from {speeds}; libraries may be slower")
     scratch = dict.fromkeys(name for record in records if record.memory for name in record.memory.scratch)
     if scratch:
         lines.append(f"not in the peaks: scratch memory of libraries for {', '.join(scratch)}")

@@ -20,6 +20,8 @@ from capsbench.words.units import bytes_text, duration_range, duration_text, sec
 _ROWS = 8
 _BAR = 16
 """Columns of the bar, whose length is the share of the time that has passed."""
+_LATE_SECONDS = 5.0
+"""Seconds after the expected end from which on a sweep takes longer than was estimated."""
 
 
 class Progress(Display):
@@ -40,6 +42,8 @@ class Progress(Display):
         self._current = ""
         self._records: dict[str, Record] = {}
         self._round = 0
+        self._ending: float | None = None
+        """Time from which on less than a second was expected to be left; None if more is."""
 
     def started(self, cell: Cell) -> None:
         """Show a cell that is about to be measured."""
@@ -53,7 +57,7 @@ class Progress(Display):
 
     def took_turns(self, state: TurnsTaken) -> None:
         """Show a round of cells that take turns."""
-        known = "" if state.slopes_share is None else f", slopes known within ± {state.slopes_share / 2:.0%}"
+        known = "" if state.slopes_share is None else f", {_known(state.slopes_share / 2)}"
         rounds = state.rounds
         self._current = f"{len(state.cells)} cells in turn: round {rounds}{known}"
         # A line for every round would be hundreds.
@@ -69,8 +73,14 @@ class Progress(Display):
         return f"{len(self._records)}/{self._cells}"
 
     def _times(self) -> str:
-        elapsed = duration_text(time.monotonic() - self._began)
-        return f"{elapsed} elapsed, {duration_range(*self._remaining())} left"
+        now = time.monotonic()
+        least, most = self._remaining()
+        self._ending = None if most >= 1 else self._ending or now
+        if self._ending is None:
+            left = f"{duration_range(least, most)} left"
+        else:
+            left = "almost done" if now - self._ending < _LATE_SECONDS else "longer than estimated"
+        return f"{duration_text(now - self._began)} elapsed, {left}"
 
     def _render(self) -> RenderableType:
         elapsed, (_, most) = time.monotonic() - self._began, self._remaining()
@@ -80,6 +90,11 @@ class Progress(Display):
         if not self._records:
             return head
         return Group(cells_table(to_frame(("", record) for record in self._records.values()), last=_ROWS), head)
+
+
+def _known(share: float) -> str:
+    """Text on the slopes so far, of which this is half the width of the widest interval over its slope."""
+    return f"slopes known within ± {share:.0%}" if share <= 1 else "slopes not yet known"
 
 
 def _one_line(record: Record) -> str:

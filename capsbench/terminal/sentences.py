@@ -1,16 +1,18 @@
-"""Costs in sentences, with which a sweep ends on a terminal."""
+"""Costs and faults in sentences, with which a sweep ends on a terminal."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from capsbench.axes import axis_unit
+from capsbench.axes import axis_unit, position_in_words
 from capsbench.frame import AXIS_COLUMN
 from capsbench.gate.findings import Labels
+from capsbench.records import Configuration, Record
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series
+from capsbench.words.along import places_text
 from capsbench.words.slopes_in_words import row_basis, row_cost, row_ratio, row_shape, row_slope
 
 _MEMORY = ("retained", "peak", "reserved")
@@ -32,6 +34,28 @@ def cost_sentences(table: pd.DataFrame, most: int = 4) -> list[str]:
     return [f"{labels.of(groups[index][0])} {_costs(groups[index][1])}." for index in chosen]
 
 
+def fault_sentences(records: Iterable[Record], axes: Sequence[str]) -> list[str]:
+    """A line for each network and message of cells that failed: `error: net at 1, 2, 4 blocks: ValueError: no such head`.
+
+    Args:
+        records: records of these cells.
+        axes: axes of their report.
+    """
+    alike: dict[tuple[str, str, str], list[Configuration]] = {}
+    for record in records:
+        key = (record.status, record.cell.configuration.model, record.message or "")
+        alike.setdefault(key, []).append(record.cell.configuration)
+    return [f"{status}: {model}{_where(cells, axes)}: {message}" for (status, model, message), cells in alike.items()]
+
+
+def _where(cells: Sequence[Configuration], axes: Sequence[str]) -> str:
+    """Positions of cells: ` at 1, 2, 4 blocks`, or cell by cell on several axes: ` at 1 block, batch 32; 2 blocks, batch 64`."""
+    if len(axes) > 1 or any(it.position(axes[0]) is None for it in cells) or axes[0] == "image_shape":
+        return f" at {'; '.join(dict.fromkeys(', '.join(position_in_words(it, axis) for axis in axes) for it in cells))}"
+    places = sorted({it.position(axes[0]) or 0.0 for it in cells})
+    return f" at {places_text(axes[0], places)}" if places != [0] else ""
+
+
 def _memory_slope(by_metric: Mapping[str, Row]) -> float:
     row = _memory(by_metric)
     return 0.0 if row is None else float(row["slope"])
@@ -48,7 +72,7 @@ def _costs(by_metric: Mapping[str, Row]) -> str:
     if (memory := _memory(by_metric)) is not None:
         title = METRICS[memory["metric"]].title
         if row_shape(memory) == "no change measurable":
-            parts.append(f"has in its memory ({title}) {row_cost(memory)}")
+            parts.append(f"shows in its memory ({title}) {row_cost(memory)}")
         else:
             verb = "retains" if memory["metric"] == "retained" else f"needs ({title})"
             parts.append(f"{verb} {row_cost(memory)}{_ratio(memory)}{_not_a_line(memory)}")
@@ -61,7 +85,7 @@ def _time(row: Row) -> str:
     """The cost in time: `takes 3.7 ± 0.2 ms longer per block, 1.27 × ResCapsNet's (blocks and optimizer, in turn)`."""
     shape = row_shape(row)
     if shape == "no change measurable":
-        return f"has {row_cost(row)}"
+        return f"shows {row_cost(row)}"
     if shape in CURVES:
         return f"takes {row_slope(row)} longer"
     unit = axis_unit(str(row[AXIS_COLUMN]))

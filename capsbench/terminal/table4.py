@@ -70,7 +70,7 @@ def time_ratios(slopes: pd.DataFrame) -> Table:
     for row in own.to_dict("records"):
         text = str(row_shape(row))
         if row_shape(row) == "line":
-            text = f"× {row_ratio(row)}" if row_ratio(row) else "no slope of ResCapsNet beside it that differs from 0"
+            text = f"× {row_ratio(row)}" if row_ratio(row) else "ResCapsNet has no slope here that differs from 0"
         elif row_shape(row) == "no change measurable":
             text = row_slope(row)
         out.add_row(text_cell(f"{dataset_title(str(row['dataset']))}, {row['kernel']}"), text_cell(text))

@@ -1,9 +1,11 @@
 """Slopes, cells and accuracies as tables for a terminal."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 from rich.table import Table
 
 from capsbench.axes import axis_title, per_unit
@@ -20,35 +22,43 @@ from capsbench.words.slopes_in_words import basis_note, column_unit, row_ratio, 
 from capsbench.words.units import Unit, bytes_text, common_unit, quantity_text, ratio_text, slope_text
 
 _NOISY = "~"
+_TEXT_WIDTH, _MOST_ROWS = 100, 12
+"""Columns and rows of a table in plain text."""
 SHOWN = ("retained", "peak", "reserved", "train", "inference")
 _OF_A_CELL = ("retained", "peak", "train", "inference")
 _STANDING = ("state_bytes", "gradient_bytes", "optimizer_bytes")
 HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
 
 
-def slopes_table(table: pd.DataFrame) -> Table:
+def slopes_table(table: pd.DataFrame, *, most: int | None = None) -> Table:
     """The table of `fitted_slopes` along one axis, a row per series, a column per metric.
 
     Beneath each slope stands its ratio to ResCapsNet with its interval, or that it is not a line. For a slope that cannot be
     distinguished from 0 the table gives its bound. `~` marks noisy times. A line beneath the table names the part of a step that
     slopes of times are of, where cells took turns.
+
+    Args:
+        table: the slopes.
+        most: largest number of rows; a line beneath the table counts the others. By default all are shown.
     """
     shown = [name for name in SHOWN if (table["metric"] == name).any()]
     datasets = table["dataset"].nunique() > 1
     title = f"slope {per_unit(axis_name(table))}"
     if any(row_ratio(row) for row in table[table["metric"].isin(shown)].to_dict("records")):
         title += ", and its ratio to ResCapsNet"
-    footnote = _footnote(table, basis_note(table[table["metric"].isin(shown)]))
+    groups = list(by_series(table))
+    further = 0 if most is None else max(0, len(groups) - most)
+    more = [f"and {further} more line{'' if further == 1 else 's'}"] * bool(further)
+    footnote = _footnote(table, *more, basis_note(table[table["metric"].isin(shown)]))
     out = Table(title=title, title_justify="left", title_style="bold", box=None, **footnote)
     out.add_column("model", overflow="fold")
     if datasets:
         out.add_column("dataset", overflow="fold")
     for name in shown:
         out.add_column(HEADS[name], justify="right", overflow="fold")
-    groups = list(by_series(table))
     everyone = Names(series for series, _ in groups)
     units = {name: column_unit(table[table["metric"] == name].to_dict("records")) for name in shown}
-    for series, rows in groups:
+    for series, rows in groups[:most]:
         by_metric = {row["metric"]: row for _, row in rows.iterrows()}
         cells = [_slope_cell(by_metric.get(name), units[name]) for name in shown]
         names = [text_cell(everyone.of(series))] + ([text_cell(dataset_title(str(series["dataset"])))] if datasets else [])
@@ -134,11 +144,29 @@ def _figure(row: pd.Series, metric: Metric, unit: Unit) -> str:
     return text + _NOISY if row["noise"] and not metric.is_bytes else text
 
 
-def _footnote(table: pd.DataFrame, note: str = "") -> dict[str, Any]:
-    """Arguments with which rich puts lines beneath a table: a note, and the meaning of `~` with the noise."""
+def _footnote(table: pd.DataFrame, *notes: str) -> dict[str, Any]:
+    """Arguments with which rich puts lines beneath a table: notes, and the meaning of `~` with the noise."""
     found = noises(table)
-    lines = [note] * bool(note) + [f"{_NOISY} noisy: {printable(', '.join(found))}"] * bool(found)
+    lines = [*filter(None, notes)] + [f"{_NOISY} noisy: {printable(', '.join(found))}"] * bool(found)
     return {"caption": "\n".join(lines), "caption_justify": "left"} if lines else {}
+
+
+def report_text(frame: pd.DataFrame, table: pd.DataFrame) -> str:
+    """A report in plain text: the number of its records, and its slopes, or the last of its records if it has none.
+
+    Args:
+        frame: all records.
+        table: their slopes.
+    """
+    tables = [slopes_table(rows, most=_MOST_ROWS) for _, rows in table.groupby(AXIS_COLUMN, sort=False)]
+    out = io.StringIO()
+    # A name may have colons, which would be read as emoji.
+    console = Console(file=out, width=_TEXT_WIDTH, color_system=None, emoji=False, highlight=False)
+    for one in tables or [cells_table(frame, last=_MOST_ROWS)]:
+        console.print(one)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    count = f"{len(frame)} record{'' if len(frame) == 1 else 's'}"
+    return "\n".join([count, *lines])
 
 
 def accuracies_table(rows: pd.DataFrame, title: str) -> Table:

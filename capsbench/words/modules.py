@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+OUTSIDE = "(the network's own code, the loss)"
+"""Name of the bytes that no module keeps: those of the code of the network itself, outside its modules, and of the loss."""
+
 Tokens = tuple[str, ...]
 
 

@@ -12,6 +12,9 @@ SECONDS = ((1.0, "s", 2), (1e-3, "ms", 1), (1e-6, "µs", 0))
 """Size, name and decimals of each unit, the largest first."""
 
 _MOST_DECIMALS = 9
+_LOPSIDED = 0.2
+"""Distance of a value from the middle of its interval, over half the interval's width, beyond which the ends are printed."""
+
 _SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
 
 
@@ -67,28 +70,47 @@ def common_unit(values: Iterable[float], *, is_bytes: bool) -> Unit:
     return next((unit for unit in units if largest >= unit[0]), units[-1])
 
 
-def quantity_text(*values: float, is_bytes: bool, unit: Unit | None = None) -> str:
-    """A value with its unit, or several joined by ±; `-` where there is none.
+def quantity_text(value: float, *, is_bytes: bool, unit: Unit | None = None) -> str:
+    """A value with its unit; `-` where there is none.
 
     Args:
-        values: bytes or seconds.
+        value: bytes or seconds.
         is_bytes: whether they are bytes.
-        unit: unit to print them in; by default the one that suits the largest.
+        unit: unit to print it in; by default the one that suits it.
     """
-    if any(math.isnan(value) for value in values):
+    if math.isnan(value):
         return "-"
-    size, name, decimals = unit or common_unit(values, is_bytes=is_bytes)
+    size, name, decimals = unit or common_unit([value], is_bytes=is_bytes)
     # An exact 0 has no decimals in any unit.
-    return f"{joined_text(*(value / size for value in values), decimals=decimals if any(values) else 0)} {name}"
+    return f"{number_with(value / size, decimals if value else 0)} {name}"
 
 
 def slope_text(slope: float, low: float, high: float, *, is_bytes: bool, unit: Unit | None = None) -> str:
-    """A slope with half the width of its interval: `8.3 ± 0.4 ms`; exact slopes have none."""
-    return quantity_text(*slope_values(slope, low, high, is_bytes=is_bytes), is_bytes=is_bytes, unit=unit)
+    """A slope with its interval and its unit: `8.3 ± 0.4 ms`, `2.9 (1.4–7.7) ms`; exact slopes have no interval.
+
+    Args:
+        slope: bytes or seconds per unit of an axis.
+        low: one end of its interval; NaN where there is none.
+        high: the other end.
+        is_bytes: whether its unit is bytes.
+        unit: unit to print it in; by default the one that suits it.
+    """
+    if math.isnan(slope):
+        return "-"
+    found = unit or common_unit(slope_values(slope, low, high, is_bytes=is_bytes), is_bytes=is_bytes)
+    return f"{slope_number(slope, low, high, is_bytes=is_bytes, unit=found)} {found[1]}"
+
+
+def slope_number(slope: float, low: float, high: float, *, is_bytes: bool, unit: Unit) -> str:
+    """A slope with its interval in a unit that is named elsewhere, such as in the head of its column."""
+    size, _, decimals = unit
+    if len(slope_values(slope, low, high, is_bytes=is_bytes)) == 1:
+        return number_with(slope / size, decimals if slope else 0)
+    return with_interval(slope / size, low / size, high / size, decimals=decimals)
 
 
 def slope_values(slope: float, low: float, high: float, *, is_bytes: bool) -> tuple[float, ...]:
-    """The values that are printed of a slope: it and half the width of its interval, or it alone if it is exact."""
+    """The values that decide a slope's unit: it and half the width of its interval, or it alone if it is exact."""
     reach = (high - low) / 2
     # Rounding errors of an exact line are not uncertainty.
     exact = math.isnan(reach) or reach <= 1e-6 * abs(slope) or (is_bytes and reach < 0.5)
@@ -96,7 +118,9 @@ def slope_values(slope: float, low: float, high: float, *, is_bytes: bool) -> tu
 
 
 def duration_range(least: float, most: float) -> str:
-    """A duration that is known roughly, as text: `45 s to 2 min 10 s`, `at most 40 s`, `about 5 min 20 s`."""
+    """A duration that is known roughly, as text: `45 s to 2 min 10 s`, `at most 40 s`, `about 5 min 20 s`, `less than 1 s`."""
+    if most < 1:
+        return "less than 1 s"
     if most < 1.2 * least:
         return f"about {duration_text((least + most) / 2)}"
     return f"{duration_text(least)} to {duration_text(most)}" if least >= 1 else f"at most {duration_text(most)}"
@@ -123,7 +147,7 @@ def ratio_parts(ratio: float, low: float, high: float) -> tuple[str, ...]:
 def ratio_text(ratio: float, low: float, high: float) -> str:
     """A ratio with its interval on a second line: `1.50`, `1.30–1.80`; without one where `ratio_parts` has none."""
     value, *ends = ratio_parts(ratio, low, high)
-    return f"{value}\n{'–'.join(ends)}" if ends else value
+    return f"{value}\n{range_text(*ends)}" if ends else value
 
 
 def ratio_in_words(ratio: float, low: float, high: float) -> str:
@@ -132,10 +156,42 @@ def ratio_in_words(ratio: float, low: float, high: float) -> str:
     return value + "".join(f" ({text})" for text in interval)
 
 
-def joined_text(*values: float, decimals: int) -> str:
-    """Values joined by ±, with `decimals` decimals, or more where the last one would otherwise read as 0."""
-    last = abs(values[-1])
-    if 0 < last < math.inf:
-        decimals = min(max(decimals, -math.floor(math.log10(last))), _MOST_DECIMALS)
+def range_text(low: str, high: str) -> str:
+    """A range from one number to another: `1.4–7.7`, and `-1.4 to 7.7` where a dash could be read as a minus sign."""
+    return f"{low} to {high}" if "-" in low + high else f"{low}–{high}"
+
+
+def with_interval(value: float, low: float, high: float, *, decimals: int) -> str:
+    """A number with its interval: `2.9 ± 0.2`, or with the ends, `2.9 (1.4–7.7)`, where one half is noticeably wider.
+
+    It is where one half is at least one and a half times the other, and the ends that ± would give differ from the true ones in
+    a printed digit.
+
+    Args:
+        value: the number.
+        low: lower end of its interval.
+        high: upper end.
+        decimals: decimals of the numbers; there are more where the width of the interval would otherwise read as 0.
+    """
+    reach = (high - low) / 2
+    decimals = _enough(reach, decimals)
+    off = abs((low + high) / 2 - value)
+    if off > _LOPSIDED * reach and round(off, decimals):
+        return f"{_fixed(value, decimals)} ({range_text(_fixed(low, decimals), _fixed(high, decimals))})"
+    return f"{_fixed(value, decimals)} ± {_fixed(reach, decimals)}"
+
+
+def number_with(value: float, decimals: int) -> str:
+    """A number with so many decimals, or more where it would otherwise read as 0."""
+    return _fixed(value, _enough(value, decimals))
+
+
+def _enough(value: float, decimals: int) -> int:
+    """Decimals with which a value that is not 0 does not read as 0."""
+    size = abs(value)
+    return min(max(decimals, -math.floor(math.log10(size))), _MOST_DECIMALS) if 0 < size < math.inf else decimals
+
+
+def _fixed(value: float, decimals: int) -> str:
     # Adding 0 makes -0 a 0.
-    return " ± ".join(f"{round(value, decimals) + 0.0:.{decimals}f}" for value in values)
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"

@@ -52,7 +52,7 @@ export function drawFits() {
   const text =
     `Solid as far as it was measured, dotted beyond: the least memory (${quantitiesText(found)}) of a larger network, which is on ` +
     `its line or on that of all that is alive at the end of forward or of backward, whichever is higher. ${driftText(found)}` +
-    `Dashed levels: what a GPU has for a process's tensors, without CUDA's context. A device needs room for fragments beside it.`;
+    `Dashed levels: what a GPU has for a process's tensors, without CUDA's context. A device needs room for fragments as well.`;
   byId("fits-caption").replaceChildren(keys(found.map(({ index }) => keyOf(LINES[index], names.get(index)))), note(text));
   makeTable(byId("fits-table"), "fits-table", {
     name: `The most ${unit}s that may fit`,

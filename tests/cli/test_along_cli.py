@@ -82,7 +82,7 @@ def test_a_basis_is_declared(command, attention):
     ("typed", "said"),
     [
         ("length", "--basis 'length' is not a name with a basis"),
-        ("length=n log n", "--basis 'n log n' of the axis 'length' is none that a cost has"),
+        ("length=n log n", "--basis 'n log n' of the axis 'length' is not one that costs can have"),
         ("width=1,n", "--basis names the axis 'width', which is not varied"),
     ],
 )

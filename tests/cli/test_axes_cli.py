@@ -137,7 +137,7 @@ def test_images_of_a_shape_and_classes_of_a_number(capsbench, tmp_path):
 
 
 WRONG = {
-    "no axis": (["--vary", "depth=1"], "--vary depth: model 'mocapsnet' takes no depth", "it takes blocks"),
+    "no axis": (["--vary", "depth=1"], "--vary depth: model 'mocapsnet' takes no depth", "did you mean blocks?"),
     "twice": (["--vary", "capsules=1", "--vary", "capsules=2"], "--vary capsules is given twice", "capsules=1,2,4"),
     "no values": (["--vary", "capsules="], "--vary 'capsules=' is not a name with values", "NAME=VALUES"),
     "no number": (["--vary", "capsules=many"], "--vary capsules 'many' is not a number", "128-1024:128"),
@@ -146,6 +146,15 @@ WRONG = {
     "no shape": (["--shape", "227x227"], "--shape: shape '227x227' is not that of an image", "3x227x227"),
     "no classes": (["--classes", "0"], "--classes 0 is too small", "give 1 or more"),
 }
+
+
+@pytest.mark.parametrize("name", ["batch-size", "batch_size"])
+def test_an_axis_is_typed_with_a_hyphen_or_an_underscore(command, name, tmp_path):
+    typed = ("run", "--models", "mocapsnet", "--device", "cpu:predicted", "--vary", f"{name}=2,4", "--out", "mine", "--dry-run")
+    done = command(*typed)
+    assert done.status == 0, done.stderr
+    assert "2 cells to measure over batch" in done.stderr
+    assert "batch size 2, 4" in done.stdout
 
 
 @pytest.mark.parametrize(("typed", "what", "hint"), WRONG.values(), ids=WRONG)

@@ -160,6 +160,34 @@ def test_a_value_like_no_other_is_answered_with_all():
     assert str(unknown_name("`kernel`", "xyz", ["auto", "triton"])) == "`kernel` 'xyz' is not known\nchoose among auto, triton"
 
 
+def help_of(found, *names):
+    """Help of a command at 80 columns; click keeps the first form of a command's -h that it makes."""
+    context = click.Context(cli, info_name="capsbench", terminal_width=80, **cli.context_settings)
+    for name in names:
+        context = click.Context(found, parent=context, info_name=name)
+    return found.get_help(context)
+
+
+def test_the_sentence_of_every_command_fits_80_columns():
+    texts = [help_of(cli), *(help_of(found, name) for name, found in subcommands().items() if isinstance(found, click.Group))]
+    assert len(texts) == 3  # the group of all, and those of figures
+    for text in texts:
+        assert "…" not in text
+        assert "..." not in text.replace("[ARGS]...", "")
+        assert max(map(len, text.splitlines())) <= 80
+        # A sentence on one line, with its full stop.
+        commands = re.findall(r"^  ([a-z][\w-]+)  +(.*)$", text, re.MULTILINE)
+        assert len(commands) >= 2
+        assert all(sentence.endswith(".") for name, sentence in commands if not name.startswith("-"))
+
+
+def test_help_lists_options_and_no_arguments():
+    for name, found in subcommands().items():
+        options = help_of(found, name).partition("ptions:\n")[2].partition("\nCommands:\n")[0]
+        named = [line.split()[0] for line in options.splitlines() if re.match(r"  \S", line)]
+        assert all(word.startswith("-") for word in named), (name, named)
+
+
 def test_summaries_are_the_first_sentences_of_the_commands():
     assert {name: command.get_short_help_str(1000) for name, command in subcommands().items()} == SUMMARIES
 

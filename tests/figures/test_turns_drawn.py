@@ -1,5 +1,6 @@
 """Figures, tables and words of cells that took turns."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -43,18 +44,46 @@ def test_times_rise_as_the_parts_that_grow_do() -> None:
     assert "depths took turns" in caption(panel)
 
 
-def test_markers_that_agree_stand_side_by_side() -> None:
-    drawn = markers(figure3(make_frame(make_turns(MODELS)))[0][0])
-    shifts = {name: points[0][0] - 1 for name, points in drawn.items()}
-    assert shifts["CapsNet"] == pytest.approx(-shifts["ResCapsNet"])
-    assert shifts["CapsNet"] < -0.05
-    assert shifts["MoCapsNet"] == 0
+def looks(panel: Axes) -> dict[str, tuple[float, float]]:
+    """Width of the line and size of the markers of each series in a panel's legend."""
+    found = {}
+    for handle in panel.get_legend().legend_handles:
+        line: Any = handle
+        found[line.get_label().split(":")[0]] = (line.get_linewidth(), line.get_markersize())
+    return found
 
 
-def test_cells_that_took_no_turns_are_drawn_where_they_were() -> None:
-    panel = figure3(make_frame([make_record(model, blocks) for model in MODELS for blocks in (1, 2, 3)]))[0][0]
-    assert {x for points in markers(panel).values() for x, _ in points} == {1, 2, 3}
-    assert "side by side" not in caption(panel)
+@pytest.mark.parametrize("draw", [figure3, figure4])
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_lines_that_agree_lie_in_each_other_where_they_were_measured(draw: Any, in_turn: bool) -> None:
+    alone = [make_record(model, blocks) for model in MODELS for blocks in (1, 2, 3, 4)]
+    panel = draw(make_frame(make_turns(MODELS) if in_turn else alone))[0][0]
+    assert {x for points in markers(panel).values() for x, _ in points} == {1, 2, 3, 4}
+    found = looks(panel)
+    assert found["CapsNet"][0] > found["ResCapsNet"][0] == found["MoCapsNet"][0] == 1
+    assert found["CapsNet"][1] > found["ResCapsNet"][1]
+    assert "where lines coincide, a wider one with larger markers lies below a narrower one" in caption(panel)
+    if draw is figure4:
+        widths = sorted(
+            line.get_linewidth() for line in panel.get_lines() if line.get_linestyle() == "-" and len(line.get_xdata()) == 2
+        )
+        assert widths == [1, 1, found["CapsNet"][0]]
+
+
+def test_series_of_one_look_are_nested_by_their_sizes() -> None:
+    records = [make_record("net:a", blocks, precision=one) for one in ("fp32", "bf16", "fp16") for blocks in (1, 2, 3)]
+    found = list(looks(figure4(make_frame(records))[0][0]).values())
+    assert found == sorted(found, reverse=True)
+    assert all(inner[1] < 0.85 * outer[1] for outer, inner in pairwise(found))
+
+
+def test_lines_apart_have_the_usual_width() -> None:
+    panel = figure4(make_frame([make_record(model, blocks) for model in MODELS[1:] for blocks in (1, 2, 3)]))[0][0]
+    assert {width for width, _ in looks(panel).values()} == {1}
+    assert "coincide" not in caption(panel)
+    # Lines without a common position agree nowhere.
+    records = [make_record("rescapsnet", blocks) for blocks in (1, 2, 3)] + [make_record("capsnet", blocks) for blocks in (4, 5)]
+    assert {width for width, _ in looks(figure4(make_frame(records))[0][0]).values()} == {1}
 
 
 def test_a_slope_that_cannot_be_told_from_0_has_no_line() -> None:

@@ -11,6 +11,7 @@ from capsbench.gate.compare import compare
 from capsbench.gate.comparison import Thresholds
 from capsbench.gate.paces import adjusted, cell_changes, level_change, slope_change
 from capsbench.gate.summary import Summary, machine_parts, summarize
+from capsbench.gate.verdicts import comparison_remarks, comparison_rows
 from capsbench.report import Report
 from capsbench.words.modules import ModuleChange, module_changes
 from helpers.made import MIB
@@ -299,6 +300,69 @@ def test_runs_are_compared_across_options():
     with pytest.raises(ConfigurationError, match="no line in common") as refused:
         compare(before, after, across=["memory"])
     assert refused.value.hint == "measure the same models and options, or compare with `across` kernel"
+
+
+def test_an_option_that_a_record_leaves_out_is_named_by_its_value():
+    """A record from before there was an option has the value that it was measured with, not Python's None."""
+    before = in_brief(seeded_run(["rescapsnet"], front="chunked", kernel="published", optimizer_step="backward"))
+    after = in_brief(seeded_run(["rescapsnet"], front=None))
+    names = ["kernel", "front", "optimizer_step"]
+    with pytest.raises(ConfigurationError) as refused:
+        compare(before, after)
+    assert refused.value.what.partition("; ")[2] == (
+        "the nearest differ in kernel (published, recompute), front (chunked, plain), optimizer_step (backward, after)"
+    )
+    assert compare(before, after, across=names).across == (
+        "kernel: published in the first, recompute in the second",
+        "front: chunked in the first, plain in the second",
+        "optimizer_step: backward in the first, after in the second",
+    )
+    limited = in_brief(seeded_run(["rescapsnet"], capacity=2**30))
+    assert compare(limited, in_brief(seeded_run(["rescapsnet"])), across=["capacity"]).across == (
+        "capacity: 1073741824 in the first, none in the second",
+    )
+    # A record without the value and one with it are of one line.
+    assert compare(after, in_brief(seeded_run(["rescapsnet"], front="plain"))).across == ()
+
+
+def test_labels_name_no_option_that_runs_were_compared_across():
+    before = in_brief(seeded_run(["rescapsnet", "mocapsnet"]))
+    after = in_brief(
+        [*seeded_run(["rescapsnet"], kernel="published"), *seeded_run(["mocapsnet"], kernel="published", rule="published")]
+    )
+    compared = compare(before, after, across=["kernel"])
+    assert {row.line for row in comparison_rows(compared, cells=True)} == {"ResCapsNet"}
+    assert comparison_remarks(compared, cells=True)[-2:] == [
+        "only in the first: MoCapsNet (the paper's rule)",
+        "only in the second: MoCapsNet (published rule)",
+    ]
+    predicted = [
+        record.model_copy(update={"kind": "predicted", "time": None})
+        for record in seeded_run(["rescapsnet"], device="cuda:predicted", gpu="h100", threads=None)
+    ]
+    compared = compare(in_brief(predicted), in_brief(seeded_run(["rescapsnet"], device="cuda:0")), across=["kind"])
+    assert {row.line for row in comparison_rows(compared, cells=True)} == {"ResCapsNet"}
+
+
+def test_cells_of_one_run_alone_are_no_worse():
+    whole, part = seeded_run(["rescapsnet"]), seeded_run(["rescapsnet"], depths=DEPTHS[:2])
+    remarks = comparison_remarks(compare(in_brief(whole), in_brief(part)), cells=True)
+    assert [text for text in remarks if "only in" in text] == ["only in the first: ResCapsNet at 3, 4 blocks"]
+    assert not any(text.startswith("worse") for text in remarks)
+    # A cell that failed is.
+    failed = [*part, *(seeded_record("rescapsnet", blocks, status="error") for blocks in DEPTHS[2:])]
+    (text,) = [text for text in comparison_remarks(compare(in_brief(whole), in_brief(failed)), cells=True) if "worse" in text]
+    assert text.startswith("worse: ResCapsNet: 3, 4 blocks: error where it was ok")
+
+
+def test_another_probe_keeps_no_times_from_being_compared():
+    def probed(name):
+        return in_brief(
+            one.model_copy(update={"memory": one.memory.model_copy(update={"probe": name})}) for one in seeded_run(["rescapsnet"])
+        )
+
+    compared = compare(probed("allocator"), probed("profiler"))
+    assert {it.quantity for it in compared.comparisons if it.verdict == "not comparable"} == {"peak"}
 
 
 def test_runs_with_several_thread_counts_are_compared_across_options():

@@ -58,7 +58,7 @@ def test_a_run_like_its_baseline_passes(gate):
         ),
         ({"class_capsules": MIB}, "class_capsules +1.00 MiB"),
         ({"decoder.2": 2 * MIB, "decoder.4": MIB}, "decoder.2 +2.00 MiB, decoder.4 +1.00 MiB"),
-        ({"": 3 * MIB}, "outside any module +3.00 MiB"),
+        ({"": 3 * MIB}, "(the network's own code, the loss) +3.00 MiB"),
         ({"blocks.2.1": 7 * MIB}, "blocks.2.1 +7.00 MiB"),
     ],
 )

@@ -18,8 +18,10 @@ from capsbench.models import front as front_module
 from capsbench.models.convolution import LibraryGradients, OffsetGradients
 from capsbench.models.front import CHUNKS, FRONTS, can_chunk, check_front, chunked_front, resolve_front
 from capsbench.records import Configuration
+from capsbench.tracing.step_trace import trace_step
 from helpers.card import DEVICE, needs_card
 from helpers.comparing import assert_alive, assert_all_close, assert_close, relative_error, saved_by_autograd
+from helpers.made import make_configuration
 
 PLACES = ("images", "weight 1", "bias 1", "weight 2", "bias 2")
 
@@ -353,6 +355,16 @@ def test_hooks_on_all_modules_are_called():
     finally:
         handle.remove()
     assert seen.count(nn.Conv2d) == 2
+
+
+@pytest.mark.parametrize("front", ["plain", "chunked"])
+def test_what_the_front_retains_is_found_under_its_modules(front):
+    options = {"batch_size": 4, "kernel": "recompute", "device": "cpu:predicted", "threads": None}
+    kept = trace_step(make_configuration("mocapsnet", 1, **options, front=front)).retained_by_module
+    primary, images, capsules = kept["primary"], 4 * 28 * 28 * 4, 4 * 1152 * 8 * 4
+    assert primary >= capsules
+    # Outside the modules there are lengths, losses and images: nothing of the size of capsules.
+    assert kept.get("", 0) < 2 * images
 
 
 def test_a_replaced_primary_layer_is_used():

@@ -204,7 +204,10 @@ def test_a_network_without_the_axis_is_measured_once():
 
 def test_an_axis_that_no_network_has_is_refused():
     words = refused((CASE, BUILDER), {"lenght": [16]})
-    assert f"`vary` lenght: model '{CASE}' takes no lenght\nit takes blocks, length, batch_size, width" in words
+    assert (
+        f"`vary` lenght: model '{CASE}' takes no lenght\ndid you mean length? If not, it takes blocks, length, batch_size, width"
+        in words
+    )
     assert "`vary` tied: its default False" in refused((BUILDER, CASE), {"tied": [0, 1]})
 
 

@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from capsbench.cli.output import files_line
+from capsbench.cli.output import console_of, files_line, no_slopes
+from capsbench.cli.sweeps import _conclude
+from capsbench.figures.legends import legend_text
+from capsbench.records import Plan
 from capsbench.report import Report
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.terminal.latex import slopes_latex
-from capsbench.terminal.prediction import predictions_table
-from capsbench.terminal.sentences import cost_sentences
+from capsbench.terminal.prediction import certainty_note, predictions_table
+from capsbench.terminal.sentences import cost_sentences, fault_sentences
 from capsbench.terminal.tables import cells_table, slopes_table
+from capsbench.words.slopes_in_words import row_cost
 from capsbench.words.units import common_unit, duration_range, quantity_text
 from helpers.made import MIB, make_frame, make_record, make_turns
 
@@ -62,9 +66,52 @@ def test_a_sentence_says_which_part_of_a_step_was_timed(basis, part):
 
 def test_what_is_no_slope_is_named_as_elsewhere():
     (text,) = cost_sentences(fitted_slopes(noisy_frame()))
-    assert "its training step has no change measurable within ±" in text
+    assert "its training step shows no change measurable within ±" in text
     (text,) = cost_sentences(fitted_slopes(bent_frame()))
     assert "(not a line)" in text
+
+
+def test_cells_that_failed_alike_share_a_sentence():
+    faults = [make_record("rescapsnet", blocks, status="error") for blocks in (1, 2, 4)]
+    faults += [make_record("mocapsnet", 8, status="timeout")]
+    assert fault_sentences(faults, ["blocks"]) == [
+        "error: rescapsnet at 1, 2, 4 blocks: it was error",
+        "timeout: mocapsnet at 8 blocks: it was timeout",
+    ]
+    assert fault_sentences([make_record("cases:gpt2", 0, status="error")], ["blocks"]) == ["error: cases:gpt2: it was error"]
+    grid = [make_record("rescapsnet", blocks, status="error", batch_size=size) for blocks, size in ((1, 8), (2, 16))]
+    assert fault_sentences(grid, ["blocks", "batch_size"]) == [
+        "error: rescapsnet at 1 block, batch 8; 2 blocks, batch 16: it was error"
+    ]
+
+
+def test_the_reason_that_there_is_no_slope_counts_the_cells_that_failed():
+    def failed(*depths):
+        return [make_record("rescapsnet", blocks, status="error") for blocks in depths]
+
+    assert no_slopes(make_frame([make_record("rescapsnet", 1)])) == "no slopes: a line needs two measured depths"
+    assert no_slopes(make_frame(failed(1))) == "no slopes: the only cell ended without a result (error)"
+    assert no_slopes(make_frame(failed(1, 2, 3))) == "no slopes: all 3 cells ended without a result (error)"
+    full = make_record("rescapsnet", 3, status="oom")
+    assert no_slopes(make_frame([make_record("rescapsnet", 1), *failed(2), full])) == (
+        "no slopes: a line needs two measured depths; 2 of 3 cells ended without a result (error, oom)"
+    )
+
+
+@pytest.mark.parametrize("depths", [(), (1,), (1, 2)])
+def test_a_sweep_that_failed_says_what_was_written(depths, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    report = Report(tmp_path / "mine")
+    report.write_plan(Plan(command="capsbench run", cells=[], passes=["memory"]))
+    for record in [*(make_record("rescapsnet", blocks) for blocks in depths), make_record("rescapsnet", 9, status="error")]:
+        report.append(record)
+    report.write = lambda: [report.folder / name for name in ("slopes.csv", "figure4.png", "index.html")]
+    assert _conclude(console_of(err=True), report, as_json=False, open_page=False) == 1
+    wrote, failed, fault = capsys.readouterr().err.splitlines()
+    assert ("slopes" in wrote) == (len(depths) > 1)
+    assert wrote.startswith(f"wrote {report.folder / 'index.html'}, with ")
+    assert failed == ("the only cell failed:" if not depths else f"1 of {len(depths) + 1} cells failed:")
+    assert fault == "error: rescapsnet at 9 blocks: it was error"
 
 
 def test_of_many_series_the_cheapest_and_the_dearest_have_one():
@@ -111,6 +158,15 @@ def test_a_page_is_opened_where_it_was_asked_for(command, tmp_path, monkeypatch)
 
 
 # LaTeX.
+
+
+def test_an_interval_that_is_not_symmetric_is_printed_alike_in_every_table():
+    table = fitted_slopes(make_frame(make_turns(["mocapsnet"])))
+    table = table.assign(slope=0.0029, slope_low=0.0014, slope_high=0.0077)[table["metric"] == "train"]
+    assert r"& 2.9 (1.4--7.7) \\" in slopes_latex(table)
+    assert "2.9 (1.4–7.7) ms" in printed(slopes_table(table))
+    assert "takes 2.9 (1.4–7.7) ms longer per block" in cost_sentences(table)[0]
+    assert "2.9 (1.4–7.7) ms per block" in legend_text("MoCapsNet", row_cost(table.iloc[0]))
 
 
 def test_slopes_for_latex_have_their_units_in_the_head():
@@ -217,6 +273,42 @@ def test_a_column_has_one_unit():
     assert set(re.findall(r"\d (B|KiB|MiB|GiB)\b", printed(predictions_table(predicted)))) == {"MiB"}
 
 
+def test_predictions_of_several_settings_have_a_column_for_each():
+    def predicted(blocks, **settings):
+        options = dict.fromkeys(("kernel", "routing", "iterations", "capsules", "threads"))
+        return make_record("cases:gpt2", blocks, dataset="own", device="cuda:predicted", settings=settings, **options)
+
+    def rows_of(records, axes=("blocks",)):
+        return [line.split() for line in printed(predictions_table(records, axes)).splitlines()]
+
+    heads, name, *rows = rows_of([predicted(2, length=length, width=64, name="a") for length in (32, 64)])
+    assert heads[:3] == ["blocks", "length", "retained"]
+    assert name == ["cases:gpt2"]
+    assert [row[:2] for row in rows] == [["2", "32"], ["2", "64"]]
+    # What is varied has its column already, and a setting that is no number stands in the name.
+    heads, *_ = rows_of([predicted(0, length=length) for length in (32, 64)], ("length",))
+    assert heads[:2] == ["length", "retained"]
+    _, first, _, second, _ = rows_of([predicted(2, kind=kind) for kind in ("gru", "lstm")])
+    assert (first, second) == (["cases:gpt2", "(kind=gru)"], ["cases:gpt2", "(kind=lstm)"])
+
+
+def test_figures_of_a_prediction_that_are_not_exact_have_a_mark_and_a_note():
+    def predicted(device, **certainty):
+        record = make_record("mocapsnet", 1, device=device, threads=None)
+        return record.model_copy(update={"memory": record.memory.model_copy(update={"certainty": certainty})})
+
+    sure = {"retained_bytes": "exact", "peak_allocated_bytes": "modelled", "process_bytes": "guessed"}
+    record = predicted("cuda:predicted", **sure)
+    *_, row = printed(predictions_table([record])).splitlines()
+    assert re.findall(r"(≈)? ([\d.]+) MiB", row) == [("", "1.00"), ("≈", "164.00"), ("≈", "901.00")]
+    first, *others = certainty_note([record]).splitlines()
+    assert first == "figures without a mark are exact, to the byte; ≈ marks all others"
+    assert [line.partition(":")[0] for line in others] == ["≈ peak", "≈ process", "≈ train step"]
+    doubtful = predicted("cpu:predicted", **(sure | {"retained_bytes": "guessed"}))
+    assert "≈ retained: a guess where a note gives the reason" in certainty_note([doubtful]).splitlines()
+    assert "≈ peak: modelled; measured ones were up to 1 % higher and 5 % lower" in certainty_note([doubtful]).splitlines()
+
+
 def test_a_unit_suits_the_largest_value():
     assert common_unit([3, 5 * MIB, float("nan")], is_bytes=True)[1] == "MiB"
     assert common_unit([], is_bytes=False)[1] == "µs"
@@ -226,7 +318,14 @@ def test_a_unit_suits_the_largest_value():
 
 @pytest.mark.parametrize(
     ("least", "most", "text"),
-    [(10, 100, "10 s to 1 min 40 s"), (100, 110, "about 1 min 45 s"), (0, 45, "at most 45 s"), (0, 0, "at most 0 s")],
+    [
+        (10, 100, "10 s to 1 min 40 s"),
+        (100, 110, "about 1 min 45 s"),
+        (0, 45, "at most 45 s"),
+        (0, 0, "less than 1 s"),
+        (0, 0.9, "less than 1 s"),
+        (0, 1, "at most 1 s"),
+    ],
 )
 def test_a_rough_duration_is_a_range(least, most, text):
     assert duration_range(least, most) == text

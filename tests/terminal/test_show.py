@@ -274,7 +274,8 @@ def test_no_row_is_wider_than_80_columns(label):
     lines = [line.plain for line in show_lines(frame, table)]
     assert all(len(line) <= 80 for line in lines if "x" * 100 not in line)
     text = " ".join(" ".join(lines).split())
-    for words in ("not a line, noisy", "-1.23e+06 (-2.35e+06–3.46e+06)", "-1023.99 ± 2048.00 GiB", "out of memory at 4 blocks"):
+    assert "out of memory at 4 blocks" in text
+    for words in ("not a line, noisy", "-1.23e+06 (-2.35e+06 to 3.46e+06)", "-1023.99 (-2048.00 to 2048.00) GiB"):
         assert words in text
 
 

@@ -351,7 +351,7 @@ def test_diagnostics_are_drawn(command, tmp_path, fields):
         "diagnostics.pdf",
     ]
     svg = (tmp_path / "run" / "diagnostics.svg").read_text(encoding="utf-8")
-    for words in ("bundle entropy", "mean capsule length", "nothing is told apart", "epoch"):
+    for words in ("bundle entropy", "mean capsule length", "no label can be distinguished", "epoch"):
         assert words in svg
     assert "mathdefault" not in svg
     # Of many epochs the first, the last and some between.

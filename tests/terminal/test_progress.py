@@ -1,0 +1,64 @@
+"""The progress of a sweep, line by line."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from capsbench.terminal import progress
+from capsbench.terminal.progress import Progress
+from capsbench.timed_rounds import TurnsTaken
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(progress, "time", made)
+    return made
+
+
+def shown(left, share=None):
+    """Text that a round of turns prints, while so many seconds are left and slopes are known within a share."""
+    out = io.StringIO()
+    with Progress(Console(file=out, width=200), 3, left) as made:
+        made.took_turns(TurnsTaken([], 4, 0.0, share))
+    return out.getvalue().strip()
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (None, "0 cells in turn: round 4;"),
+        (7.1, "round 4, slopes not yet known;"),
+        (2.0, "slopes known within ± 100%"),
+        (0.4, "slopes known within ± 20%"),
+    ],
+)
+def test_a_slope_that_is_hardly_known_is_called_so(share, text):
+    assert text in shown(lambda: (3.0, 9.0), share)
+
+
+def test_the_last_second_is_not_counted(clock):
+    out, left = io.StringIO(), [(3.0, 9.0), (0.0, 0.4), (0.0, 0.0), (0.0, 0.0), (20.0, 30.0), (0.0, 0.0)]
+    with Progress(Console(file=out, width=200), 3, lambda: left.pop(0)) as made:
+        for rounds, seconds in ((1, 0), (2, 10), (4, 4), (8, 20), (16, 1), (32, 1)):
+            clock.now += seconds
+            made.took_turns(TurnsTaken([], rounds, 0.0, None))
+    assert [line.rpartition(", ")[2] for line in out.getvalue().splitlines()] == [
+        "3 s to 9 s left",
+        "almost done",
+        "almost done",
+        "longer than estimated",
+        "20 s to 30 s left",
+        "almost done",
+    ]
