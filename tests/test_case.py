@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import capsbench
-from capsbench import Case, workload
+from capsbench import Case, factories
 from capsbench.case import Arguments
 from capsbench.errors import ConfigurationError
 from capsbench.factories import facts_of
@@ -518,7 +518,7 @@ def test_a_file_with_the_name_of_another_module_is_refused(folder):
 
 def test_an_entry_point_is_a_name(monkeypatch):
     point = EntryPoint("mine", CASE_NAME, "capsbench.models")
-    monkeypatch.setattr(workload, "entry_points", lambda group: [point] if group == "capsbench.models" else [])
+    monkeypatch.setattr(factories, "entry_points", lambda group: [point] if group == "capsbench.models" else [])
     assert facts_of("mine").settings == facts_of(CASE_NAME).settings
 
 
