@@ -102,8 +102,8 @@ def change_text(it: Comparison) -> str:
         return f"within ± {number_with(100 * reach / it.before, 1)} %"
     if it.scope == "slope":
         return _sign(change) + slope_text(change, it.low, it.high, is_bytes=it.is_bytes)
-    share, low, high = (100 * one / it.before for one in (change, it.low, it.high))
-    return f"{_sign(change)}{with_interval(share, low, high, decimals=1)} %"
+    percent, low, high = (100 * one / it.before for one in (change, it.low, it.high))
+    return f"{_sign(change)}{with_interval(percent, low, high, decimals=1)} %"
 
 
 def _sign(change: float) -> str:
