@@ -10,7 +10,6 @@ cores; run nothing beside it.
 """
 
 import itertools
-import os
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,8 @@ from benchmarks.command_line import parser_of, print_page
 from benchmarks.inverses import OF_PAIR, error, train_step
 from benchmarks.layers import LAYERS, Layer, make_step, peak_bytes, step
 from capsbench.devices import MIB
-from capsbench.measure.cell import QUIET_MALLOC, run_pass
+from capsbench.measure.cell import run_pass
+from capsbench.measure.variables import variables_of
 from capsbench.measure.worker import Request
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.reversible import MomentumStack
@@ -247,7 +247,7 @@ PARTS = {"layers": layers, "step": whole_step, "blocks": blocks, "depth": depth,
 def _alone(part: str) -> Iterator[str]:
     """The rows of one part, from a fresh process: glibc reads how its malloc is to behave when a process starts."""
     command = [sys.executable, "-m", "benchmarks.limits", "--rows", part]
-    with subprocess.Popen(command, env={**os.environ, **QUIET_MALLOC}, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(command, env=variables_of("time"), stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         for line in child.stdout:
             yield line.rstrip("\n")

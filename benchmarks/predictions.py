@@ -32,8 +32,8 @@ from capsbench.durable import replacing
 from capsbench.errors import error_line
 from capsbench.fingerprint import package_digest
 from capsbench.foreign import imported
-from capsbench.measure.cell import QUIET_MALLOC
 from capsbench.measure.step_memory import memory_figures, probed_step
+from capsbench.measure.variables import variables_of
 from capsbench.options import Configuration
 from capsbench.prediction.apart import call, close
 from capsbench.prediction.predict import predict_memory, trace_for
@@ -205,7 +205,7 @@ def page(only: Sequence[str]) -> Iterator[str]:
     rows = [kept_bytes(name, configuration) for name, configuration in asked.items()]
     print("all bytes are known; seconds are measured from here on", file=sys.stderr, flush=True)
     close()  # the next process has a heap that keeps its memory, as every timing process of `capsbench run`
-    os.environ.update(QUIET_MALLOC)
+    os.environ.update(variables_of("time"))
     calibrated_speed()  # once for all of them
     rows = [call(seconds_of, row, asked[row.name]) for row in rows]
     of_gpu = measured_reserved()

@@ -11,7 +11,6 @@ and subnormal numbers flushed; a ratio is the median of the ratios within each r
 nothing beside it.
 """
 
-import os
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from torch.autograd import Variable
 
 from benchmarks.command_line import parser_of, print_page
 from benchmarks.limits import in_turn, ratio
-from capsbench.measure.cell import QUIET_MALLOC
+from capsbench.measure.variables import variables_of
 from capsbench.models.layers import CapsuleLayer
 from capsbench.models.networks import BlockStack
 from capsbench.reversible import DriftWarning, MomentumStack
@@ -186,7 +185,7 @@ def lines(only: str) -> Iterator[str]:
         yield f"## {PARTS[part][1]}"
         yield ""
         command = [sys.executable, "-m", "benchmarks.stacks", "--rows", part]
-        with subprocess.Popen(command, env={**os.environ, **QUIET_MALLOC}, stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(command, env=variables_of("time"), stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             yield from (line.rstrip("\n") for line in child.stdout)
         if child.returncode:

@@ -24,16 +24,10 @@ from pydantic import ValidationError
 
 from capsbench.families import FAMILY, end_family, ended_words, last_line
 from capsbench.measure.limits import died_of_limit
+from capsbench.measure.variables import variables_of
 from capsbench.measure.worker import READY, Reply, Request
 from capsbench.paths import start
 from capsbench.records import Cell, Configuration, Plan, Record
-
-QUIET_MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "MALLOC_TOP_PAD_": "67108864",
-}
-"""Settings under which glibc keeps its memory: giving it back in every step is most of the noise of a CPU's time."""
 
 DeviceTurn = Callable[[], AbstractContextManager[None]]
 """A function that makes a context which waits until this process has a device to itself, and keeps it until it is left."""
@@ -120,7 +114,7 @@ def run_pass(request: Request, timeout_seconds: float, turn: DeviceTurn = nullco
             stdin=request_end,
             stdout=answer,
             stderr=errors,
-            env={**os.environ, **(QUIET_MALLOC if request.what == "time" else {}), FAMILY: family},
+            env={**variables_of("time" if request.what == "time" else "memory"), FAMILY: family},
             cwd=start(),  # a user's module is found here, although it may have changed this process's folder
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
             pass_fds=[theirs.fileno()],

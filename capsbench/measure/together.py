@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import IO, Any, Self
 
 from capsbench.families import FAMILY, end_family, ended_words, last_line
-from capsbench.measure.cell import QUIET_MALLOC, out_of_memory_kills
+from capsbench.measure.cell import out_of_memory_kills
 from capsbench.measure.turns import Built, Failed, Message, RoundRequest, TurnsRequest
+from capsbench.measure.variables import variables_of
 from capsbench.paths import start
 from capsbench.records import Round, Status
 
@@ -93,7 +94,7 @@ class Together:
                 stdin=request_end,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                env={**os.environ, **QUIET_MALLOC, FAMILY: family},
+                env={**variables_of("time", shared=self._request.shared), FAMILY: family},
                 cwd=start(),  # a user's module is found here, although it may have changed this process's folder
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other
                 pass_fds=[theirs.fileno()],

@@ -38,6 +38,12 @@ from capsbench.workload import Workload, without_effect
 T = TypeVar("T")
 
 
+THREADS_SLEPT = (
+    "threads slept while they waited for each other, since other work had much of the cores when times were first taken"
+)
+"""Note on a cell whose process was started with `SLEEPING`."""
+
+
 class TurnsRequest(BaseModel):
     """The cells that are to take turns."""
 
@@ -54,6 +60,8 @@ class TurnsRequest(BaseModel):
     """Descriptor of the socket to the parent."""
     process: int
     """Number of this process in the report."""
+    shared: bool = False
+    """True if other work had much of the cores before: threads of this process sleep while they wait, and rounds are marked."""
 
 
 class RoundRequest(BaseModel):
@@ -187,7 +195,13 @@ class Turns:
         workload = Workload(configuration, self._request.data_directory)
         workload.train_step()
         self._workloads[key] = workload
-        notes = [*notes, *without_effect(configuration), *self._notes_of_import[configuration.model], *workload.notes()]
+        notes = [
+            *notes,
+            *[THREADS_SLEPT] * self._request.shared,
+            *without_effect(configuration),
+            *self._notes_of_import[configuration.model],
+            *workload.notes(),
+        ]
         tf32 = allows_tf32() if self._device.type == "cuda" else None
         self._send(Message(built=Built(cell=key, data_source=workload.data_source, tf32=tf32, notes=notes)))
         if not workload.is_plain() or configuration.compile is not None:
@@ -278,13 +292,19 @@ class Turns:
                     launch_yardstick_seconds=list(self._yardstick.launch_seconds),
                     device_train_step_seconds=_of_cells(self._device_train, turns),
                     device_inference_seconds=_of_cells(self._device_inference, turns),
-                    noise=machine_noise(self._watch.seen()),
+                    noise=self._noise(),
                     modules=_of_cells(self._modules, turns),
                     growing_along=_of_cells(self._growing_along, turns),
                     edges_seconds=self._edges_seconds,
                 )
             )
         )
+
+    def _noise(self) -> list[str]:
+        """Names of `NOISES` that hold for a round."""
+        seen = machine_noise(self._watch.seen())
+        # Threads that sleep are woken in every step, so that its time is not one of a quiet machine even if the load has gone.
+        return ["load", *seen] if self._request.shared and "load" not in seen else seen
 
     def _turn(self, key: str) -> Turn:
         """Take one training step and one inference of a cell."""

@@ -20,6 +20,17 @@ _SHORTEST = 0.5
 _SLOWED = ("SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
 """NVML's reasons for a clock below the requested one; idleness and a user's own setting do not count."""
 
+SHARED = 0.2
+"""Share of the cores from which on threads that spin while they wait would take more from a step than waking them does."""
+
+
+def cores_are_shared() -> bool:
+    """Look at the cores for most of a second, and return whether other processes use much of them."""
+    watch = Watch(torch.device("cpu"))
+    time.sleep(1.2 * _SHORTEST)
+    others = watch.seen().others
+    return others is not None and others > SHARED
+
 
 class Watch:
     """An observer, which begins to watch when it is made.

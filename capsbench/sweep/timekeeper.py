@@ -17,6 +17,8 @@ from capsbench.measure.processes import available_bytes
 from capsbench.measure.timing import MAX_SAMPLES, SECONDS_WORTH_SAMPLING
 from capsbench.measure.together import ProcessEnded, Together
 from capsbench.measure.turns import Built, Failed, TurnsRequest
+from capsbench.measure.variables import wait_is_chosen
+from capsbench.measure.watch import cores_are_shared
 from capsbench.prediction import apart
 from capsbench.records import Cell, Plan, Record, Round, Status
 from capsbench.report import Report
@@ -26,6 +28,9 @@ from capsbench.sweep.local import Sources, alone_on, not_this_source
 from capsbench.sweep.runner import Observer, uninterrupted
 from capsbench.sweep.slopes_so_far import SlopesSoFar, slopes_so_far
 from capsbench.timed_rounds import TurnsTaken, with_rounds
+
+BUDGET_WORTH_A_LOOK = 10.0
+"""Seconds that a group's rounds may take from which on a look at the machine, of most of a second, does not matter."""
 
 
 class Timekeeper:
@@ -166,6 +171,7 @@ class Timekeeper:
                 strict=self._plan.strict,
                 channel=0,
                 process=process_number,
+                shared=self._cores_are_shared(alive[0].configuration.device, budget),
             )
             with Together(request, self._plan.timeout_seconds) as process:
                 process.failed |= failed
@@ -234,6 +240,10 @@ class Timekeeper:
             if record.status == "ok" and record.cell.key() not in keys and record.environment == self._environment
             if (record.cell.replicate, record.cell.source) == (some.replicate, some.source)
         ]
+
+    def _cores_are_shared(self, device: str, budget: float) -> bool:
+        """Return whether threads that spin while they wait would be in the way of other work, which is worth a look."""
+        return device == "cpu" and budget >= BUDGET_WORTH_A_LOOK and not wait_is_chosen() and cores_are_shared()
 
     def _say_what_more_would_buy(self, slopes: SlopesSoFar, rounds: int) -> None:
         """Report how well slopes are known, and what a longer run would give."""

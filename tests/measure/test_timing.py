@@ -16,7 +16,7 @@ from capsbench.measure import timing, watch
 from capsbench.measure.clock import CpuClock
 from capsbench.measure.noise import NOISES, Machine, is_settled, median_interval, noise_of
 from capsbench.measure.timing import MAX_SAMPLES, Yardstick, measure_time
-from capsbench.measure.watch import Watch
+from capsbench.measure.watch import Watch, cores_are_shared
 from capsbench.phases import Phases
 from capsbench.records import TimeFigures
 
@@ -334,6 +334,18 @@ def test_a_short_watch_says_nothing_of_others(monkeypatch):
     account.now += 0.1
     account.system["user"] += 0.4
     assert seen.seen().others is None
+
+
+@pytest.mark.parametrize(("share", "shared"), [(0.25, True), (0.15, False)])
+def test_a_look_tells_shared_cores_from_a_quiet_machine(monkeypatch, share, shared):
+    account = Account(monkeypatch)
+
+    def sleep(seconds):
+        account.now += seconds
+        account.system["user"] += share * seconds * len(os.sched_getaffinity(0))
+
+    monkeypatch.setattr("capsbench.measure.watch.time.sleep", sleep)
+    assert cores_are_shared() == shared
 
 
 def test_the_clock_is_that_of_the_fastest_core(monkeypatch):

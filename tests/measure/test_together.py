@@ -8,11 +8,11 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capsbench.measure.together import Together
-from capsbench.measure.turns import Turns, TurnsRequest
+from capsbench.measure.turns import THREADS_SLEPT, Turns, TurnsRequest
 from capsbench.timed_rounds import times_of
 from helpers.forked import in_fork
 from helpers.made import make_configuration
-from helpers.turns import PATIENCE, take_rounds
+from helpers.turns import PATIENCE, take_rounds, take_shared_round
 
 # A network of linear layers that does as its depth says in its third step.
 FAULTY = """
@@ -272,6 +272,12 @@ def test_timing_runs_the_operators_that_a_network_runs_without_it(own_model):
             assert turns._modules[key] == ["layers"]
             assert turn.growing_train_step_seconds > 0
             assert turn.growing_inference_seconds is None
+
+
+def test_rounds_of_threads_that_sleep_are_marked(own_model):
+    noise, notes = in_fork(take_shared_round, faulty(own_model, "pass", (1,)))
+    assert noise.count("load") == 1
+    assert THREADS_SLEPT in notes
 
 
 def test_a_round_in_which_nothing_is_left_is_none(own_model):

@@ -79,9 +79,10 @@ class Process:
 
 @pytest.fixture
 def process(monkeypatch):
-    """Made-up processes in place of real ones."""
+    """Made-up processes in place of real ones, on a machine that does nothing else."""
     made = type("Made", (Process,), {"started": []})
     monkeypatch.setattr(timekeeper, "Together", made)
+    monkeypatch.setattr(timekeeper, "cores_are_shared", lambda: False)
     return made
 
 
@@ -156,6 +157,15 @@ def test_all_cells_take_turns_until_the_slopes_are_known(tmp_path, process):
     assert [state.rounds for state in observer.states] == [*range(1, 13)]
     assert observer.states[-1].slopes_share == pytest.approx(0.12, abs=0.03), "rounds agree, but processes may differ"
     assert not (tmp_path / "rounds.jsonl").exists()
+
+
+@pytest.mark.parametrize(("budget", "chosen", "shared"), [(20, False, True), (1, False, False), (20, True, False)])
+def test_threads_are_to_sleep_while_other_work_has_the_cores(tmp_path, process, monkeypatch, budget, chosen, shared):
+    """Unless rounds are so short that the look would cost more, or a user has chosen how threads wait."""
+    monkeypatch.setattr(timekeeper, "cores_are_shared", lambda: True)
+    monkeypatch.setattr(timekeeper, "wait_is_chosen", lambda: chosen)
+    keep(tmp_path, plan_of(budget_seconds=budget))
+    assert [one.request.shared for one in process.started] == [shared]
 
 
 def test_rounds_are_divided_among_processes(tmp_path, process):
