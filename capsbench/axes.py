@@ -142,7 +142,7 @@ def axis_flag(axis: str) -> str:
 
 def position_in_words(configuration: Configuration, axis: str) -> str:
     """The place of a cell on an axis, in words: `4 blocks`, `batch 32`, `3x64x64`, `length 256`."""
-    if axis == "blocks":
+    if axis == "blocks" and configuration.blocks:
         return f"{configuration.blocks} block{'' if configuration.blocks == 1 else 's'}"
     position = configuration.position(axis)
     if position is None:

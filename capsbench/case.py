@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from capsbench.errors import ConfigurationError
@@ -64,14 +65,14 @@ class Arguments:
 class Case:
     """A network, the inputs that it is given, its loss and its optimizer.
 
-    Tensors of `inputs`, `inference` and `targets` can lie in tuples, lists, dictionaries and data classes. They are moved to
-    the device that is measured.
+    Tensors of `inputs`, `inference` and `targets` can lie in tuples, lists, dictionaries, data classes and packed sequences. They
+    are moved to the device that is measured.
     """
 
     module: nn.Module
     """The network."""
     inputs: Any
-    """Inputs of a training step: a tensor, a tuple or list of arguments, or a dictionary of arguments by name."""
+    """Inputs of a training step: a tensor or packed sequence, a tuple or list of arguments, or a dictionary of them by name."""
     _: KW_ONLY
     loss: Callable[..., Tensor] | None = None
     """Function from the network's output, and `targets` if there are any, to a loss of one element.
@@ -124,9 +125,16 @@ class Case:
             _check_call(self.loss, "loss function", given, hint="loss(output), or loss(output, targets) of a case with targets")
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors that the network and the loss are given, each once."""
-        leaves = _leaves((_unpacked(self.inputs), self.targets, _unpacked(self.inference)))
-        return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
+        """Return the tensors that the network and the loss are given, each once, without sizes of the batches of sequences."""
+        return list({id(leaf): leaf for leaf in self._leaves() if isinstance(leaf, Tensor)}.values())
+
+    def batch_sizes(self) -> list[Tensor]:
+        """Return the sizes of the batches of packed sequences, which stay in the host's memory on every device."""
+        return [leaf.batch_sizes for leaf in self._leaves() if isinstance(leaf, PackedSequence)]
+
+    def _leaves(self) -> Iterator[Any]:
+        """The leaves of all that the network and the loss are given, and the packed sequences among it."""
+        return _leaves((_unpacked(self.inputs), self.targets, _unpacked(self.inference)))
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Case":
         """Return the case with another tensor for each that the network and the loss are given; equal objects stay equal."""
@@ -201,20 +209,27 @@ def _unpacked(given: Any) -> Any:
     return dict(given) if isinstance(given, Mapping) else given
 
 
+def _is_packed(value: Any) -> bool:
+    """Return whether a value is a packed sequence, a tuple of which one part stays in the host's memory."""
+    return isinstance(value, PackedSequence)
+
+
 def _parts(leaf: Any) -> dict[str, Any] | None:
-    """The parts of a data class or a mapping, which are leaves to `tree_leaves`; None for anything else."""
+    """The parts of a data class, a mapping or a packed sequence, which are leaves here; None for anything else."""
+    if isinstance(leaf, PackedSequence):
+        return {name: getattr(leaf, name) for name in ("data", "sorted_indices", "unsorted_indices")}
     if is_dataclass(leaf) and not isinstance(leaf, type):
         return {one.name: getattr(leaf, one.name) for one in fields(leaf) if hasattr(leaf, one.name)}  # some may not be set yet
     return dict(leaf) if isinstance(leaf, Mapping) else None
 
 
 def _leaves(tree: Any, around: tuple[Any, ...] = ()) -> Iterator[Any]:
-    """The leaves of nested tuples, lists, dictionaries and data classes, which may hold themselves."""
-    for leaf in tree_leaves(tree):
+    """The leaves of nested tuples, lists, dictionaries and data classes, which may hold themselves, and the packed sequences."""
+    for leaf in tree_leaves(tree, is_leaf=_is_packed):
         parts = _parts(leaf)
-        if parts is None:
+        if parts is None or _is_packed(leaf):
             yield leaf
-        elif not any(leaf is one for one in around):
+        if parts is not None and not any(leaf is one for one in around):
             yield from _leaves(parts, (*around, leaf))
 
 
@@ -228,6 +243,10 @@ def _mapped(function: Callable[[Any], Any], tree: Any, made: dict[int, Any] | No
             return function(leaf)
         if id(leaf) in twins:  # it holds itself
             return twins[id(leaf)]
+        if isinstance(leaf, PackedSequence):
+            return PackedSequence(
+                batch_sizes=leaf.batch_sizes, **{name: _mapped(function, one, twins) for name, one in parts.items()}
+            )
         if isinstance(leaf, Mapping) and not isinstance(leaf, MutableMapping):
             return {name: _mapped(function, value, twins) for name, value in parts.items()}
         twin = twins[id(leaf)] = _copied(leaf)
@@ -238,7 +257,7 @@ def _mapped(function: Callable[[Any], Any], tree: Any, made: dict[int, Any] | No
                 object.__setattr__(twin, name, _mapped(function, value, twins))  # a frozen one, too
         return twin
 
-    return tree_map(mapped, tree)
+    return tree_map(mapped, tree, is_leaf=_is_packed)
 
 
 def _copied(held: Any) -> Any:
@@ -256,7 +275,7 @@ def _call_of(given: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         return given.args, given.kwargs
     if isinstance(given, Mapping):
         return (), given
-    return (tuple(given), {}) if isinstance(given, tuple | list) else ((given,), {})
+    return (tuple(given), {}) if isinstance(given, tuple | list) and not _is_packed(given) else ((given,), {})
 
 
 def _check_call(

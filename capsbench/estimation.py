@@ -304,6 +304,11 @@ def _module_text(module: ModuleChange) -> str:
 
 def _samples(case: Case) -> int:
     """The length that the first dimensions of all inputs have in common."""
+    if case.batch_sizes():
+        raise ConfigurationError(
+            "the inputs have packed sequences, whose lengths say nothing of those of other batches",
+            "give `largest` padded inputs, which forward packs",
+        )
     lengths = sorted({len(tensor) for tensor in replace(case, inference=None).tensors() if tensor.dim()})
     if len(lengths) != 1 or lengths[0] < 1:
         found = f"have first dimensions of {', '.join(map(str, lengths))}" if lengths else "have no first dimension"

@@ -204,7 +204,7 @@ def along(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
         return without_axis(frame, axis).assign(axis=axis, position=at)[at.notna()]
     names = axes_in(frame)
     if names == ["blocks"]:
-        return without_axis(frame, "blocks").assign(axis="blocks", position=positions(frame, "blocks"))
+        return without_axis(frame, "blocks").assign(axis="blocks", position=positions(frame, "blocks").fillna(0.0))
     parts = []
     for name in names:
         rows = frame[[name in own for own in frame[AXES_COLUMN]]]

@@ -523,7 +523,7 @@ class Configuration(BaseModel):
         return self.without(axis).model_dump_json()
 
     def position(self, axis: str) -> float | None:
-        """Return where a cell lies on an axis: its number of blocks (0 without any), samples, pixels, or a setting's number.
+        """Return where a cell lies on an axis: its number of blocks, samples, pixels, or a setting's number.
 
         Args:
             axis: name of an axis, as in `Plan.axes`.
@@ -533,6 +533,8 @@ class Configuration(BaseModel):
         """
         if self._is_setting(axis):
             value: object = dict(self.settings or ()).get(axis)
+        elif axis == "blocks":
+            value = self.blocks or None
         elif axis in ("image_shape", "classes") and self.dataset == OWN_INPUTS:
             value = None
         elif axis == "image_shape":

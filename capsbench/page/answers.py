@@ -208,8 +208,7 @@ def _without_slope(cells: pd.DataFrame) -> list[Piece]:
     verb = "was predicted" if row["kind"] == "predicted" else "was measured"
     figures = f": {', '.join(parts)}" if parts else ""
     axis, places = str(row[AXIS_COLUMN]), sorted(set(good[POSITION_COLUMN]))
-    lacks = row[POSITION_COLUMN] == 0 if axis == "blocks" else axis not in row.get(POSITIONS_COLUMN, {axis})
-    if lacks:
+    if axis not in row.get(POSITIONS_COLUMN, {axis}):
         return [(False, f"has no {axis.replace('_', ' ')}, and so no slope{figures}.")]
     if len(places) > 1:
         return [(False, f"{verb} at {_places(axis, places)}, no two of which have a figure in common: that gives no slope.")]

@@ -33,8 +33,8 @@ class Sweep:
         depths: blocks, ascending; None stands for the depth that a network has by default.
         device: a device that exists, or one that a prediction is for.
         repeats: replicates of every cell.
-        depths_chosen: False if nobody chose the depths. A case that takes no blocks is not refused then; and if something else is
-            varied, a case has its own default, and any other network one block.
+        depths_chosen: False if nobody chose the depths. Networks that take no blocks are not refused then, even alone; and if
+            something else is varied, a case has its own default, and any other network one block.
         settings: values of what cases take, by name, each a value or a list of values that multiplies the sweep.
         usual: values of options that nobody chose, by name, in place of their defaults; they reach no case.
         vary: values of the axes, by name: `blocks`, a numeric option, `image_size`, `image_shape`, or a setting of a case;

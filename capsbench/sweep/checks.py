@@ -50,19 +50,23 @@ def checked_facts(sweep: Sweep) -> dict[str, Facts]:
 def _check_axes(sweep: Sweep, all_facts: Mapping[str, Facts]) -> None:
     """Refuse axes that no model has; a model that lacks one which another has is measured once for all of its values."""
     known = {model: _axes_had(sweep, model, facts) for model, facts in all_facts.items()}
-    for name in sweep.varied:
+    asked = {name: f"`vary` {name}" for name in sweep.varied}
+    # A built-in network without blocks is measured at any depth.
+    if sweep.depths_chosen and not all(model in MODELS for model in all_facts):
+        asked.setdefault("blocks", "`depth`")
+    for name, field in asked.items():
         for model, facts in all_facts.items():
             _refuse_unset(model, facts, name)
             usual = (facts.settings or {}).get(name)
             if usual is not None and name not in known[model]:
                 raise ConfigurationError(
-                    f"`vary` {name}: its default {usual!r} in model '{model}' is not a number",
+                    f"{field}: its default {usual!r} in model '{model}' is not a number",
                     "give its values by `settings`: they multiply the sweep",
                 )
         if not any(name in had for had in known.values()):
             model, had = next(iter(known.items()))
             raise ConfigurationError(
-                f"`vary` {name}: model '{model}' takes no {name}",
+                f"{field}: model '{model}' takes no {name}",
                 suggesting("blocks" if name == "depth" else name, had, f"it takes {', '.join(dict.fromkeys(had))}"),
             )
 
@@ -75,7 +79,7 @@ def _axes_had(sweep: Sweep, model: str, facts: Facts) -> list[str]:
         has_blocks = model not in WITHOUT_BLOCKS and builder is None
         known = [name for name in (*fields, *SHAPE_NAMES) if name != "blocks" or has_blocks]
         if builder is not None:
-            known += sweep.varied if builder.takes_more else builder.names
+            known += [name for name in (sweep.varied if builder.takes_more else builder.names) if name != "blocks"]
     else:
         numbers = [name for name, usual in settings.items() if isinstance(usual, int | float) and not isinstance(usual, bool)]
         fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.names is None]
@@ -88,10 +92,6 @@ def _check_settings(sweep: Sweep, model: str, facts: Facts) -> None:
     if facts.settings is not None:
         _check_settings_of_case(sweep, model, facts, facts.settings)
     elif facts.builder is not None:
-        if sweep.depths_chosen:
-            raise ConfigurationError(
-                f"`depth`: model '{model}' takes no blocks", "leave `depth` out, and set what it takes by `settings`"
-            )
         facts.builder.arguments(model, 1, given_to_builder(sweep, facts))
     elif sweep.settings:
         raise ConfigurationError(
@@ -105,7 +105,7 @@ def _check_settings_of_case(sweep: Sweep, model: str, facts: Facts, settings: Ma
     given: dict[str, tuple[Any, ...]] = dict(sweep.settings)
     if "blocks" in given:
         raise ConfigurationError("`settings` blocks: depths are given by themselves", "give `depth` instead")
-    if sweep.depths_chosen:
+    if sweep.depths_chosen and "blocks" in settings:
         given["blocks"] = sweep.depths
     given |= {name: sweep.values[name] for name in OF_IMAGES if name in sweep.chosen}
     given |= {name: values for name, values in sweep.varied.items() if name in settings}

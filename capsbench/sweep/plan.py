@@ -148,5 +148,8 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
 
 def axis_lacked(cells: Iterable[Cell], axis: str) -> list[str]:
     """Notes on networks of a sweep that lack its first axis, and are measured once for all values of it."""
-    lacking = dict.fromkeys(cell.configuration.model for cell in cells if cell.configuration.position(axis) is None)
+    places = [(cell.configuration.model, cell.configuration.position(axis)) for cell in cells]
+    if all(place is None for _, place in places):  # nobody has asked for this axis
+        return []
+    lacking = dict.fromkeys(model for model, place in places if place is None)
     return [f"model '{model}' takes no {axis.replace('_', ' ')}: it has no slope, and is drawn as a level" for model in lacking]

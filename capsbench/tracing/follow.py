@@ -30,6 +30,7 @@ from capsbench.tracing.flops import register_formulas
 from capsbench.tracing.known import MOST_ELEMENTS, Values, host_copy
 from capsbench.tracing.operator_calls import Call, Operators, Trait, is_composite, tensors_in, written_in_torch
 from capsbench.tracing.outputs import output
+from capsbench.tracing.packed import PACK, UNKNOWN_LENGTHS, batch_sizes, packed_data, unpacking
 from capsbench.tracing.scratch import may_take, numbers_bytes, scratch_bytes
 from capsbench.tracing.surroundings import (
     deep_copies,
@@ -66,10 +67,17 @@ def following(kind: str = "cpu", *, capability: Capability | None = None, **opti
     """
     follow = Follow(kind, capability=capability, **options)
     with (
-        pretending(kind), _forms_of_device(follow, capability), unseen(), deep_copies(), initial_values(),
-        resized_storages(follow.blocks.resize), follow.shapes, follow,
+        pretending(kind), _forms_of_device(follow, capability), _forms_without_values(), resized_storages(follow.blocks.resize),
+        follow.shapes, follow,
     ):  # fmt: skip
         yield follow
+
+
+@contextmanager
+def _forms_without_values() -> Iterator[None]:
+    """Let torch and networks do without values where they would ask for them."""
+    with unseen(), deep_copies(), initial_values(), unpacking():
+        yield
 
 
 @contextmanager
@@ -186,6 +194,7 @@ class Follow(Operators):
             lifted = self.values.stand_in(call.tensors[0], call.tensors[0].device)
             self.blocks.follow(lifted)
             return lifted
+        given = call
         if any(not isinstance(one, FakeTensor) for one in call.tensors):
             call = call.changed(self._without_values)
         has_number = any(isinstance(one, int | float) for one in call.args)
@@ -202,10 +211,22 @@ class Follow(Operators):
             self._workspace = 0
         if is_composite(call.func):
             # Autograd has taken it apart by now, except under inference mode, and inside an operator written in torch. The form
-            # in Python that some have would make other tensors than devices do.
+            # in Python that some have would make other tensors than devices do. Tensors with values keep them: it may read those.
             with self:
-                return call.func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *call.args, **call.kwargs)
+                return call.func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *given.args, **given.kwargs)
+        if call.packet is PACK:
+            return self._packed(*call.args)
         return self._made(call)
+
+    def _packed(self, padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+        """Packed sequences without values, and the sizes of their batches with values."""
+        known = self.values.of(lengths)
+        if known is None:
+            self.notes[UNKNOWN_LENGTHS] = None
+        sizes = batch_sizes(padded, known, batch_first)
+        self.blocks.follow(sizes)
+        with self:
+            return packed_data(padded, sizes, batch_first), sizes
 
     def _without_values(self, one: Any) -> Any:
         """The stand-in for a tensor that was made outside; anything else is returned as it is."""

@@ -79,10 +79,13 @@ class Values:
             self._blank.update((one, True) for one in made)
             return
         blank = [one for one in call.tensors if self._blank.pop(one, False)]
-        if call.packet in _FILLING and blank and blank[0] is call.tensors[0]:
+        first = blank[0] if blank and blank[0] is call.tensors[0] else None
+        if first is not None and call.packet in _FILLING:
             # A tensor that has not been written or read yet is known from here on.
             with _disable_current_modes():
-                self.give(blank[0], torch.empty(blank[0].shape, dtype=blank[0].dtype))
+                self.give(first, torch.empty(first.shape, dtype=first.dtype))
+        elif first is not None and not self._overwrites(first, call):
+            self._twins.pop(first, None)
         if sum(one.numel() for one in made) <= MOST_ELEMENTS:
             real = self.computed(call)
             if real is not None:
@@ -94,6 +97,22 @@ class Values:
             if twin is not None:
                 storage = twin.untyped_storage()
                 self._lost[storage._cdata] = storage
+
+    def _overwrites(self, blank: Tensor, call: Call) -> bool:
+        """Return whether an operator writes known values into each element of a blank tensor, and give it these values.
+
+        An inverted permutation is made in this way: the outcome does not depend on what was there before.
+        """
+        if blank.numel() > MOST_ELEMENTS or _RANDOM in call.func.tags or not any(one is blank for one in written(call)):
+            return False
+        found: list[Tensor | None] = []
+        for number in (0, 1):
+            with _disable_current_modes():
+                self.give(blank, torch.full(blank.shape, number, dtype=blank.dtype))
+            found.append(None if self.computed(call) is None else self.of(blank))
+        one, other = found
+        with _disable_current_modes():
+            return one is not None and other is not None and torch.equal(one, other)
 
     def _real(self, one: Any) -> Any:
         if isinstance(one, Tensor):

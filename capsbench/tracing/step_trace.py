@@ -268,6 +268,8 @@ def _started_live(follow: Follow, configuration: Configuration, live: Case, stac
     module = twins.of(live.module)
     for tensor in live.tensors():
         twins.give(tensor, _input_like(tensor, device, values, memory))
+    for sizes in live.batch_sizes():
+        follow.blocks.follow(sizes)
     given = {name: twins.of(getattr(live, name)) for name in ("inputs", "loss", "targets", "inference", "optimizer", "train")}
     stack.enter_context(shared_state_replaced(twins))
     for script in twins.scripts:

@@ -55,9 +55,11 @@ def whole_inputs() -> AbstractContextManager[None]:
 
     def lstm(*args: Any) -> Any:
         *_, batch_first = args
+        packed = isinstance(args[1], Tensor)  # whose last argument is another one
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its remarks are on speed, and a measured step makes them too
-            if not (torch.is_inference_mode_enabled() and batch_first is True):  # with gradients it is kept for backward
+            # With gradients it is kept for backward.
+            if packed or not (torch.is_inference_mode_enabled() and batch_first is True):
                 return real(*args)
             held = args[0].transpose(0, 1).contiguous()
             out, *states = real(held, *args[1:-1], False)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -198,6 +199,8 @@ class Twins:
         return self._with_attributes(twin, value)
 
     def _constant(self, value: Any) -> Any:
+        if isinstance(value, PackedSequence):
+            self.give(value.batch_sizes, value.batch_sizes)  # torch reads them, and nothing changes them
         parts = [self.of(one) for one in value]
         if all(one is other for one, other in zip(value, parts, strict=True)) and not hasattr(value, "__dict__"):
             return self.give(value, value)

@@ -67,11 +67,14 @@ function buildHistory() {
   const metric = METRICS[state.history.metric];
   const series = shownSeries();
   if (!series.length) return { empty: "No chosen line is in two reports." };
-  const slopes = series.flat().map(([, index]) => fitOf(index).slope);
-  const unit = unitFor(slopes, metric.bytes);
+  const fits = series.flat().map(([, index]) => fitOf(index));
+  const unit = unitFor(
+    fits.map((fit) => fit.slope),
+    metric.bytes,
+  );
   const layout = {
     xaxis: { tickvals: [...POINTS.keys()], ticktext: POINTS.map(tickText), range: [-0.5, POINTS.length - 0.5] },
-    yaxis: { title: axisTitle(`${metric.title}, ${unit[1]} per block`) },
+    yaxis: { title: axisTitle(`${metric.title}, ${unit[1]} per ${fits[0].per}`) },
   };
   const data = series.map((pairs) => seriesTrace(pairs, unit));
   return { data, layout, label: `Slope of ${metric.title} over ${POINTS.length} reports` };
@@ -107,7 +110,7 @@ function seriesTrace(pairs, [size]) {
 
 function historyHover([report, index]) {
   const fit = fitOf(index);
-  const slope = fit.shape === "not a line" ? `slope ${fit.text} per block (not a line)` : slopeText(fit, "slope ");
+  const slope = fit.shape === "not a line" ? `slope ${fit.text} per ${fit.per} (not a line)` : slopeText(fit, "slope ");
   const [line, name] = [shortened(LINES[index].label, 60), shortened(POINTS[report].name, 60)].map(plotText);
   return `<b>${line}</b><br>${name}<br>${plotText(slope)}`;
 }

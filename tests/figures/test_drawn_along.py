@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from capsbench.axes import position_in_words
 from capsbench.errors import ConfigurationError
 from capsbench.page import page_html
 from capsbench.page.notebook import slopes
@@ -114,6 +115,21 @@ def test_a_network_without_the_axis_is_a_level(tokens):
     assert [line["lacks"] for line in lines] == [False, True]
     alone = Report.of([other], "mine", plan=tokens.plan)
     assert len(alone.figure4().axes) > 0
+
+
+def test_a_network_without_blocks_is_a_level():
+    deep = make_varied(lambda at: MIB * at["blocks"], blocks=(1, 2, 4))
+    other = make_record("cases:plain", 0, dataset="own", batch_size=4, settings={"width": 8})
+    report = Report.of([*deep.records, other], "mine", plan=deep.plan)
+    for figure in (report.figure3(), report.figure4()):
+        ax = figure.axes[0]
+        (level,) = [line for line in ax.lines if list(line.get_xdata()) == [0, 1]]
+        assert list(level.get_ydata()) == [other.memory.retained_bytes / MIB] * 2
+        assert "no blocks" in legend_of(ax)
+        assert ax.get_xlim()[0] > 0, "it has no place on the axis"
+    assert [line["lacks"] for line in data_of(page_html([report]))["lines"]] == [False, True]
+    assert position_in_words(other.cell.configuration, "blocks") == "no blocks"
+    assert len(Report.of([other], "mine", plan=deep.plan).figure4().axes) > 0
 
 
 def test_seconds_per_epoch_are_refused_over_the_batch_size(grid):

@@ -492,6 +492,20 @@ def test_history_follows_each_line_of_a_report(show):
         assert "against before" in page.text("#history-table")
 
 
+def test_history_names_the_unit_of_its_axis(show):
+    def report(name, day, per_token):
+        made = make_varied(lambda at: MIB + per_token * at["length"], length=(64, 128, 256))
+        records = [one.model_copy(update={"started_at": f"2030-01-0{day}T00:00:00+00:00"}) for one in made.records]
+        return Report.of(records, name, plan=made.plan)
+
+    with show(report("before", 1, 2048), report("after", 2, 4096)) as page:
+        (trace,) = page.drawn("history-chart")
+        assert trace["y"] == [2, 4]
+        title = page.evaluate("() => document.getElementById('history-chart').layout.yaxis.title.text")
+        assert title == "retained for backward, KiB per token"
+        assert "per token" in trace["hovertext"][0]
+
+
 def test_a_depth_beyond_one_that_was_out_of_memory(show):
     records = [make_record("mocapsnet", blocks) for blocks in (1, 4, 40)] + [make_record("mocapsnet", 10, status="oom")]
     with show(source(records)) as page:

@@ -116,6 +116,10 @@ def plain(num_classes: int = 3, width: int = 8) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Linear(width, num_classes))
 
 
+def without_blocks(width=8):
+    return case(1, width=width)
+
+
 def open_ended(blocks=1, width=None, rate=0.5):
     return case(blocks)
 
@@ -200,6 +204,30 @@ def test_a_network_without_the_axis_is_measured_once():
     assert axis_lacked(cells, "width") == []
     assert axis_lacked(cells, "length") == [f"model '{BUILDER}' takes no length: it has no slope, and is drawn as a level"]
     assert [dict(it.configuration.settings)["width"] for it in cells if it.configuration.model == BUILDER] == [8, 16]
+
+
+@pytest.mark.parametrize("fields", [{"vary": {"blocks": [1, 2]}}, {"vary": None, "depths_chosen": True}], ids=["vary", "depth"])
+def test_blocks_are_lacked_as_any_other_axis_is(fields):
+    lacking = (f"{__name__}:without_blocks", BUILDER, "capsnet-1conv")
+    models = (CASE, "mocapsnet", *lacking)
+    found = configurations(models, **fields)
+    assert sorted((it.model, it.position("blocks")) for it in found if it.model not in lacking) == [
+        ("mocapsnet", 1), ("mocapsnet", 2), (CASE, 1), (CASE, 2)
+    ]  # fmt: skip
+    assert {it.model: it.position("blocks") for it in found if it.model in lacking} == dict.fromkeys(lacking)
+    assert len(found) == len(models) + 2, "each that lacks blocks is measured once"
+    cells = expand(sweep(models, **fields))
+    assert len(axis_lacked(cells, "blocks")) == len(lacking)
+    words = f"model '{BUILDER}' takes no blocks: it has no slope, and is drawn as a level"
+    assert words in axis_lacked(cells, "blocks")
+    for alone in lacking[:2]:
+        assert f"model '{alone}' takes no blocks\nit takes " in refused(alone, **fields)
+
+
+def test_nobody_is_said_to_lack_what_is_not_varied():
+    cells = expand(sweep((f"{__name__}:without_blocks", "capsnet-1conv"), None))
+    assert axes_of(cells, axes_asked([])) == ("blocks",)
+    assert axis_lacked(cells, "blocks") == []
 
 
 def test_an_axis_that_no_network_has_is_refused():

@@ -399,7 +399,17 @@ def from_data(me: Any, x: Tensor) -> Tensor:
     return torch.cat([part.exp() for part in parts], 1) * torch.tensor(2.0)
 
 
+def inverted(me: Any, x: Tensor) -> Tensor:
+    """A permutation that is inverted in memory that held nothing, in the two ways that are common."""
+    order = torch.arange(24).flip(0)
+    by_scatter, by_index = torch.empty_like(order), torch.empty_like(order)
+    by_scatter.scatter_(0, order, torch.arange(24))
+    by_index[order] = torch.arange(24)
+    return x[:, : int(by_scatter[20]) + int(by_index[20])].exp()
+
+
 VALUES: dict[str, Build] = {
+    "an inverted permutation": lambda _: Net(Call(inverted)),
     "a mask": lambda _: Net(Call(masked)),
     "positions": lambda _: Net(Call(positions)),
     "chosen rows": lambda _: Net(Call(chosen)),
@@ -436,6 +446,12 @@ def overwritten_in_part(me: Any, x: Tensor) -> Tensor:
     return x.exp() if seen.sum() == 0 else x
 
 
+def scattered_in_part(me: Any, x: Tensor) -> Tensor:
+    seen = torch.empty(24)
+    seen.scatter_(0, torch.arange(12), torch.zeros(12))
+    return x.exp() if seen.sum() == 0 else x
+
+
 class Looking(Net):
     """A network that reads the images themselves."""
 
@@ -451,6 +467,7 @@ MADE_BEFORE = nn.Parameter(torch.ones(()))
 
 UNKNOWN: dict[str, Build] = {
     "overwritten": lambda _: Net(Call(overwritten)),
+    "scattered in part": lambda _: Net(Call(scattered_in_part)),
     "overwritten in part": lambda _: Net(Call(overwritten_in_part)),
     "drawn": lambda _: Net(Call(drawn)),
     "features": lambda _: Net(Call(lambda me, x: x.exp() if x.sum() > 0 else x)),
