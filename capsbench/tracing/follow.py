@@ -197,10 +197,7 @@ class Follow(Operators):
         given = call
         if any(not isinstance(one, FakeTensor) for one in call.tensors):
             call = call.changed(self._without_values)
-        has_number = any(isinstance(one, int | float) for one in call.args)
-        if self.kind == "cpu" and has_number and call.tensors and call.tensors[0].requires_grad:
-            # The node of this operator is the last one that was made.
-            self._numbers[torch._C._autograd._get_sequence_nr() - 1] = self.blocks.add(0)
+        self._expect_number(call)
         traits = call.traits
         if Trait.ONE_DTYPE in traits:
             _check_dtypes(call)
@@ -217,6 +214,13 @@ class Follow(Operators):
         if call.packet is PACK:
             return self._packed(*call.args)
         return self._made(call)
+
+    def _expect_number(self, call: Call) -> None:
+        """Make room in the log of memory for a number that the node of this operator may keep."""
+        has_number = any(isinstance(one, int | float) for one in call.args)
+        if self.kind == "cpu" and has_number and call.tensors and call.tensors[0].requires_grad:
+            # The node of this operator is the last one that was made.
+            self._numbers[torch._C._autograd._get_sequence_nr() - 1] = self.blocks.add(0)
 
     def _packed(self, padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         """Packed sequences without values, and the sizes of their batches with values."""
