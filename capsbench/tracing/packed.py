@@ -32,7 +32,7 @@ def batch_sizes(padded: Tensor, lengths: Tensor | None, batch_first: bool) -> Te
         steps, count = padded.shape[1::-1] if batch_first else padded.shape[:2]
         known = torch.full((count,), steps) if lengths is None else lengths
         # Torch itself refuses lengths that make no sense, here as in a step that is run.
-        return torch._VF._pack_padded_sequence(torch.zeros(()).expand(steps, count), known, False)[1]  # type: ignore[attr-defined]
+        return torch._VF._pack_padded_sequence(torch.zeros(()).expand(steps, count), known, False)[1]
 
 
 def packed_data(padded: Tensor, sizes: Tensor, batch_first: bool) -> Tensor:
