@@ -65,16 +65,16 @@ def probed_step(
     probe = probe_for(torch.device(configuration.device))
     with probe:
         workload = Workload(configuration, data_directory)
-        run_until_compiled(workload.train_step)
-        for _ in range(workload.first_steps - 1):
-            workload.train_step()
-        probe.tag("batch", workload.given)
-        probe.tag("state", state_of(workload.model))
-        probe.tag("optimizer", optimizer_state(workload.optimizers))
-        probe.tag("gradient", gradients_of(workload.model))
-        seen = _Probing(probe, workload.model)
         communicating = communicated(lambda tensors: probe.tag("communication", tensors))
         with communicating if configuration.parallel is not None else nullcontext():
+            run_until_compiled(workload.train_step)
+            for _ in range(workload.first_steps - 1):
+                workload.train_step()
+            probe.tag("batch", workload.given)
+            probe.tag("state", state_of(workload.model))
+            probe.tag("optimizer", optimizer_state(workload.optimizers))
+            probe.tag("gradient", gradients_of(workload.model))
+            seen = _Probing(probe, workload.model)
             workload.train_step(seen)
         afterwards(probe, workload)
     return ProbedStep(workload, probe, seen.gradient_bytes, seen.freed_gradients)

@@ -1,5 +1,6 @@
 """Communication of a step: the buffers that are sent and received, and the memory that gloo, which a CPU uses, takes for it."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ _FUNCTIONS = (
     "all_reduce", "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single", "broadcast",
 )  # fmt: skip
 """Functions of torch.distributed by which DistributedDataParallel and FSDP communicate; the names depend on the release."""
+
+_RELEASE_SECONDS = 0.02
+"""Time after each communication for gloo's threads, which let go of its buffers some moments after the result is there."""
 
 
 def is_collective(call: Call) -> bool:
@@ -65,7 +69,9 @@ def communicated(see: Callable[[Iterable[Tensor]], None]) -> Iterator[None]:
     def showing(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             see([one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)])
-            return real(*args, **kwargs)
+            out = real(*args, **kwargs)
+            time.sleep(_RELEASE_SECONDS)
+            return out
 
         return call
 
