@@ -17,8 +17,8 @@ from helpers.ranks import CASES, configuration_of
 
 EXACT = ("state_bytes", "gradient_bytes", "optimizer_bytes")
 PEAKS = {"peak_forward_bytes": 0.06, "peak_backward_bytes": 0.02, "peak_allocated_bytes": 0.02}
-"""Largest share by which each peak may be higher than predicted: in forward a CPU's attention takes memory that no trace has, even
-in one process."""
+"""Largest share by which each peak may be higher than predicted: in forward a CPU's attention takes memory that no trace has,
+even in one process."""
 LATE = 0.05
 """Share of a figure that gloo's threads may hold longer than they need to where other tests have the cores."""
 
