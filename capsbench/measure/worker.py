@@ -23,6 +23,7 @@ from capsbench.foreign import keeping_threads, step_error
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
+from capsbench.paths import starting_here
 from capsbench.records import Configuration, MemoryFigures, Pass, Status, StepFigures, TimeFigures, Timeline
 from capsbench.tf32 import allows_tf32, forbid_tf32
 from capsbench.tracing import counting
@@ -212,7 +213,8 @@ def main() -> None:
     os.dup2(2, 1)
     request = Request.model_validate_json(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
-    reply = run_request(request)
+    with starting_here():  # a network may go to another folder
+        reply = run_request(request)
     with answer, contextlib.suppress(BrokenPipeError):
         answer.write(reply.model_dump_json())
     sys.stderr.flush()
