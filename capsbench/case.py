@@ -170,11 +170,12 @@ class Case:
         Raises:
             ConfigurationError: there is no loss of one element that depends on a parameter.
         """
+        output_is_tensor = isinstance(output, Tensor)
         if self.loss is not None:
             found = self.loss(output) if self.targets is None else self.loss(output, self.targets)
             origin = "its loss function returned"
         else:
-            found, origin = _default_loss(output, name), "its output has as loss"
+            found, origin = _default_loss(output, name), "its output is" if output_is_tensor else "its output has as loss"
         if not isinstance(found, Tensor) or found.numel() != 1:
             raise ConfigurationError(
                 f"model '{name}': {origin} {described(found)}, which is no loss",
@@ -199,6 +200,20 @@ def check_loss(case: Case) -> None:
         raise ConfigurationError(
             f"a case's loss, {type(case.loss).__name__}, has parameters that are none of the network's, and would not be counted",
             "make it a part of the module, whose output is then the loss",
+        )
+
+
+def check_inputs(case: Case) -> None:
+    """Refuse inputs that belong to a graph, which the first backward pass frees.
+
+    Raises:
+        ConfigurationError: one does.
+    """
+    found = next((one for one in case.tensors() if one.requires_grad and not one.is_leaf), None)
+    if found is not None:
+        raise ConfigurationError(
+            f"a case's inputs have {described(found)} that was computed from another one that needs a gradient",
+            "detach it, and let it need a gradient itself: detach().requires_grad_()",
         )
 
 

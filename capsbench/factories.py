@@ -9,7 +9,7 @@ from torch import nn
 
 from capsbench.builders import Builder, builder_of, built
 from capsbench.carried import carried, carry, imported_name
-from capsbench.case import described
+from capsbench.case import Case, described
 from capsbench.catalog import DatasetSpec
 from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.fingerprint import Fingerprint, fingerprint
@@ -119,7 +119,29 @@ def facts_of(name: str) -> Facts:
     simple = None if settings is None else {key: one for key, one in settings.items() if type(one) in (bool, int, float, str)}
     own_memory = name not in BUILT_IN and builder is None and settings is None and _names(factory, "memory")
     unset = tuple(key for key in settings or () if key not in (simple or ()))
+    if name not in BUILT_IN and builder is None and settings is None:
+        _check_signature(name, factory)
     return Facts(fingerprint_of(name), simple, builder, own_memory, unset)
+
+
+def _check_signature(name: str, factory: ModelFactory) -> None:
+    """Refuse a function that can make neither a classifier nor a case.
+
+    Raises:
+        ConfigurationError: it takes other arguments.
+    """
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # a callable of C, whose call reports the error
+        return
+    memory = {"memory": None} if "memory" in signature.parameters else {}
+    try:
+        signature.bind(None, None, None, **memory)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"model '{name}' takes {signature}, which is neither a classifier's nor a case's: {error}",
+            "a classifier's function takes (in_shape, num_classes, blocks), a case's any arguments by name, all with defaults",
+        ) from None
 
 
 def build_model(configuration: Configuration, **more: Any) -> nn.Module:
@@ -216,6 +238,11 @@ def as_module(name: str, made: object, spec: DatasetSpec) -> nn.Module:
     Raises:
         ConfigurationError: it is no module, or one whose forward pass leaves a lazy parameter unmade.
     """
+    if isinstance(made, Case):
+        raise ConfigurationError(
+            f"model '{name}' returned a Case, but takes the arguments of a classifier: (in_shape, num_classes, blocks)",
+            "a case's function takes its arguments by name, all with defaults, and no *args",
+        )
     if not isinstance(made, nn.Module):
         raise ConfigurationError(
             f"model '{name}' returned {described(made)}", "it must return a torch.nn.Module, or a capsbench.Case"

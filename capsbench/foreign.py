@@ -179,6 +179,9 @@ def takes_labels(model: nn.Module) -> bool:
     return inner is not None and takes_labels(inner)
 
 
+_CLASSIFIERS_ARGUMENTS = len(("in_shape", "num_classes", "blocks"))
+
+
 def settings_of(factory: Callable[..., object]) -> dict[str, Any] | None:
     """The settings of a function that makes cases, by name with their defaults; None for one that makes classifiers.
 
@@ -191,7 +194,8 @@ def settings_of(factory: Callable[..., object]) -> dict[str, Any] | None:
         return None
     by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL}
     first = next(iter(parameters), None)
-    if first is not None and isinstance(first.default, tuple):  # a shape, with a default
+    places = sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
+    if first is not None and isinstance(first.default, tuple) and places >= _CLASSIFIERS_ARGUMENTS:  # a shape, with a default
         return None
     if any(
         one.name == "in_shape" or one.kind in by_position or (one.default is one.empty and one.kind is not one.VAR_KEYWORD)

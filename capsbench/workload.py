@@ -1,5 +1,6 @@
 """One training step and one inference step of a configuration, as they are measured."""
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from capsbench.builders import ImagesCase
-from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainStep, check_loss, described
+from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainStep, check_inputs, check_loss, described
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line, suggesting, unknown_name
@@ -62,6 +63,7 @@ def build_case(configuration: Configuration, device: torch.device, factory: Mode
             case: object = factory(**given)
             if isinstance(case, Case):
                 check_loss(case)
+                check_inputs(case)
     except ConfigurationError as error:
         raise ConfigurationError(f"model '{name}': {error.what}", error.hint) from None
     if not isinstance(case, Case):
@@ -309,6 +311,11 @@ class Workload:
                 f"model '{name}': its optimizer function returned {described(made)}",
                 "it must return a torch.optim.Optimizer: optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
             )
+        if self.case.train is None and _needs_closure(made):
+            raise ConfigurationError(
+                f"model '{name}': its optimizer, {type(made).__name__}, calls forward and backward itself",
+                "give the case a train function that ends with optimizer.step(closure)",
+            )
         own = {id(parameter) for parameter in self.model.parameters()}
         if not all(id(one) in own for optimizer in found for group in optimizer.param_groups for one in group["params"]):
             raise ConfigurationError(
@@ -384,6 +391,15 @@ def _optimizers_in(made: Any) -> list[torch.optim.Optimizer]:
             found[id(one)] = one
             left += vars(one).values()
     return list(found.values())
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step of an optimizer cannot be taken without a function that computes loss and gradients."""
+    try:
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+    except (TypeError, ValueError):  # a function of C
+        return False
+    return closure is not None and closure.default is closure.empty
 
 
 def _check_scaling(configuration: Configuration, model: nn.Module) -> None:

@@ -31,6 +31,7 @@ from capsbench.measure.timing import WARMUP_STEPS, Laps, Yardstick, warm_up
 from capsbench.measure.torch_flags import Flags, read_flags, set_flags
 from capsbench.measure.watch import Watch
 from capsbench.measure.worker import LONGEST_MESSAGE, check_threads, end_with_parent, prepare_process
+from capsbench.paths import starting_here
 from capsbench.records import Configuration, Round, Status, Turn
 from capsbench.tf32 import allows_tf32
 from capsbench.workload import Workload, without_effect
@@ -388,7 +389,8 @@ def main() -> None:
     unknown = [] if found else unknown_others(device)
     if request.strict:
         refuse_others(found, unknown)
-    with contextlib.suppress(BrokenPipeError, ConnectionError), socket.socket(fileno=request.channel) as channel:
+    lost = contextlib.suppress(BrokenPipeError, ConnectionError)
+    with lost, socket.socket(fileno=request.channel) as channel, starting_here():  # a network may go to another folder
         Turns(request, channel).run([*found, *unknown])
     sys.stderr.flush()
     # This skips the interpreter's own ending: the measured process has nothing that needs an orderly shutdown.

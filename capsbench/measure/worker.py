@@ -25,6 +25,7 @@ from capsbench.measure.messages import Reply as Reply
 from capsbench.measure.messages import Request as Request
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
+from capsbench.paths import starting_here
 from capsbench.records import Configuration, MemoryFigures, StepFigures
 from capsbench.tf32 import allows_tf32, forbid_tf32
 from capsbench.tracing import counting
@@ -186,7 +187,8 @@ def main() -> None:
     os.dup2(2, 1)
     request = Request.model_validate_json(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
-    reply = run_request(request)
+    with starting_here():  # a network may go to another folder
+        reply = run_request(request)
     with answer, contextlib.suppress(BrokenPipeError):
         answer.write(reply.model_dump_json())
     sys.stderr.flush()

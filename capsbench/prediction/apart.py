@@ -31,7 +31,7 @@ from capsbench.errors import CapsbenchError, EndedProcessError, error_line
 from capsbench.factories import BUILT_IN
 from capsbench.families import FAMILY, end_family, ended_words
 from capsbench.foreign import module_of
-from capsbench.paths import start
+from capsbench.paths import start, starting_here
 from capsbench.tracing.follow import following
 
 T = TypeVar("T")
@@ -265,7 +265,8 @@ def _called(question: bytes) -> _Answer:
         os.environ.clear()
         os.environ.update(environment)
         sys.path[:] = asked.path
-        return _Answer("value", asked.function(*asked.args))
+        with starting_here():  # a network may go to another folder
+            return _Answer("value", asked.function(*asked.args))
     except CapsbenchError as error:
         return _Answer("error", error)
     except BaseException as error:  # a user's network may raise anything

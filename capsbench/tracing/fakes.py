@@ -28,7 +28,8 @@ class Shapes(FakeTensorMode):
         # Torch asks again later, when the device appears to be there. A CPU's tensors need no answer, and where a process
         # has asked, no fork of it can use CUDA.
         self._without_driver = kind != "cpu" and stands_in(capability)
-        super().__init__(allow_non_fake_inputs=True)
+        # An operator without a form for shapes would be run for real, on the device.
+        super().__init__(allow_non_fake_inputs=True, allow_fallback_kernels=kind == "cpu")
 
     @property
     def avoid_device_init(self) -> bool:
@@ -117,11 +118,14 @@ def _check_kind(tensor: Tensor) -> None:
     """Refuse a tensor that is made of others, such as a sparse one."""
     wrapped: bool = is_traceable_wrapper_subclass(tensor)
     if wrapped or tensor.layout is not torch.strided:
-        named = type(tensor).__name__ if wrapped else str(tensor.layout)
-        raise ConfigurationError(
-            f"there is a tensor of kind {named}, whose bytes a trace does not know",
-            "measure its step with 'run', or give plain tensors",
-        )
+        raise unknown_bytes(f"kind {type(tensor).__name__ if wrapped else tensor.layout}")
+
+
+def unknown_bytes(kind: str) -> ConfigurationError:
+    """The error for a tensor that is made of others."""
+    return ConfigurationError(
+        f"there is a tensor of {kind}, whose bytes a trace does not know", "measure its step with 'run', or give plain tensors"
+    )
 
 
 def give_values(moved: Tensor, tensor: Tensor, values: Values) -> None:

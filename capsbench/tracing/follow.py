@@ -35,11 +35,13 @@ from capsbench.tracing.scratch import may_take, numbers_bytes, scratch_bytes
 from capsbench.tracing.surroundings import (
     deep_copies,
     initial_values,
+    lengths_as_numbers,
     offloading,
     random_states,
     replaced,
     unseen,
     whole_inputs,
+    without_its_log,
 )
 from capsbench.tracing.work import Work, work_of
 
@@ -76,7 +78,7 @@ def following(kind: str = "cpu", *, capability: Capability | None = None, **opti
 @contextmanager
 def _forms_without_values() -> Iterator[None]:
     """Let torch and networks do without values where they would ask for them."""
-    with unseen(), deep_copies(), initial_values(), unpacking():
+    with unseen(), deep_copies(), initial_values(), unpacking(), lengths_as_numbers(), without_its_log():
         yield
 
 
@@ -350,7 +352,8 @@ class Follow(Operators):
 
     def _smallest(self, call: Call) -> Any:
         """The outputs of an operator whose sizes depend on values: those that it has where all values are 0."""
-        self.notes[_MASKS] = None
+        if call.packet is not torch.ops.aten._ctc_loss or len(call.tensors) > 2:  # which has its lengths as numbers
+            self.notes[_MASKS] = None
         with unset_fake_temporarily(), torch.no_grad():
             made = call.changed(
                 lambda one: torch.zeros((), dtype=one.dtype).expand(one.shape) if isinstance(one, Tensor) else one
@@ -373,7 +376,8 @@ class Follow(Operators):
                 nbytes = scratch_bytes(call)
         if self.kind == "cpu":
             nbytes = collective_bytes(call) or nbytes
-        if self.kind == "cpu" and torch.is_inference_mode_enabled():
+        # With gradients autograd may keep the number, which `follow_numbers` finds.
+        if self.kind == "cpu" and not any(one.requires_grad for one in call.tensors):
             nbytes = max(nbytes or 0, numbers_bytes(call))
         if nbytes:
             self.blocks.free(self.blocks.add(nbytes), nbytes)

@@ -5,15 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._pytree import tree_map
 
 from capsbench.tracing.cuda_forms import ATTENTION, ONLY_DEVICE_KNOWS, PLAIN_ATTENTION, SHAPES
-from capsbench.tracing.operator_calls import Call
-from capsbench.tracing.scratch import Layout, layout, returned
+from capsbench.tracing.operator_calls import Call, tensors_in
+from capsbench.tracing.scratch import Layout, layout, returned, run_on_host
 
 _LOSSES = {getattr(torch.ops.aten, name) for name in ("mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy")}
 """Operators that keep one number in the memory of all elements, on every device; torch sums in place."""
 _SIZED_BY_LIBRARY = {torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only}
 """Operators whose outputs on a CPU differ in size from torch's fake tensors."""
+_AS_ON_A_CPU = "torch knows the outputs of {} only where it runs: counted as on a CPU"
 _GROUP_NORM = torch.ops.aten.native_group_norm
 _NORMALISATIONS = {
     getattr(torch.ops.aten, name)
@@ -32,7 +35,17 @@ def output(call: Call, *, kind: str, unsure: dict[str, None]) -> Any:
         unsure: receives a note of each operator whose bytes the device alone knows.
     """
     packet = call.packet
-    out = SHAPES.get(packet, call.func)(*call.args, **call.kwargs)
+    try:
+        out = SHAPES.get(packet, call.func)(*call.args, **call.kwargs)
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        raise
+    except Exception:  # torch's form without values knows fewer types and devices than the operator itself
+        out = _tried_on_host(call)
+        if out is None:
+            raise
+        if kind != "cpu":
+            unsure[_AS_ON_A_CPU.format(packet)] = None
+        return out
     if packet in _CORRECTED:
         return _CORRECTED[packet](packet, call.tensors, out, kind)
     if packet in _SIZED_BY_LIBRARY and kind == "cpu":
@@ -42,6 +55,29 @@ def output(call: Call, *, kind: str, unsure: dict[str, None]) -> Any:
     elif packet is PLAIN_ATTENTION and kind == "cuda":
         unsure[ATTENTION.format("plain")] = None
     return out
+
+
+def _tried_on_host(call: Call) -> Any:
+    """The outputs that an operator has on a CPU with any values; None if it does not run there."""
+    if len({one.device for one in call.tensors}) != 1:
+        return None
+    try:
+        tried = run_on_host(call)
+    except Exception:  # as it is refused everywhere
+        return None
+    if tried is None:
+        return None
+    given, out = tried
+    known = {id(real): one for real, one in zip(given.tensors, call.tensors, strict=True)}
+    storages = {real.untyped_storage()._cdata for real in given.tensors}
+    if any(id(one) not in known and one.untyped_storage()._cdata in storages for one in tensors_in(out)):
+        return None  # a view has to be one of its own tensor
+    device = call.tensors[0].device
+
+    def without_values(one: Any) -> Any:
+        return known.get(id(one), _laid(layout(one), device)) if isinstance(one, Tensor) else one
+
+    return tree_map(without_values, out)
 
 
 def _as_returned(call: Call, out: Any, unsure: dict[str, None]) -> Any:

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from capsbench.devices import GIB
 from capsbench.tracing import counting
-from capsbench.tracing.operator_calls import Call, Trait, tensors_in
+from capsbench.tracing.operator_calls import Call, Trait, tensors_in, written_in_torch
 
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, int]
 """A tensor's shape, strides and dtype, and the bytes behind it, which may be more."""
@@ -21,9 +21,15 @@ _NARROW = {torch.bfloat16, torch.float16}
 """Types whose matrix products a library computes in blocks that it rearranges first."""
 _WITH_BUFFERS = {
     getattr(torch.ops.aten, name)
-    for name in ("native_layer_norm_backward", "native_batch_norm", "_native_batch_norm_legit_no_training")
+    for name in (
+        "native_layer_norm_backward",
+        "native_batch_norm",
+        "_native_batch_norm_legit_no_training",
+        "_embedding_bag",
+        "_embedding_bag_forward_only",
+    )
 }
-"""Operators that sum the gradients of weight and bias in buffers of their threads, or fold statistics into a factor and a sum."""
+"""Operators that sum in buffers of their threads, fold statistics into a factor and a sum, or sort the words of bags."""
 _POINT_BY_POINT = {torch.Tag.pointwise, torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape}
 
 
@@ -31,9 +37,18 @@ def may_take(call: Call) -> bool:
     """Return whether a CPU's kernel may take memory: to copy arguments of an unsuitable layout, or to compute in another type."""
     if call.packet in _WITH_BUFFERS or (Trait.WORKSPACE in call.traits and call.tensors[0].dtype in _NARROW):
         return True
+    if _is_of_others(call):
+        return True
     if all(one.is_contiguous() for one in call.tensors):
         return False
     return not (call.func.is_view or Trait.ANY_LAYOUT in call.traits or _POINT_BY_POINT & set(call.func.tags))
+
+
+def _is_of_others(call: Call) -> bool:
+    """Return whether an operator is another package's, and in C++, so that all that it does is seen as one call."""
+    space = call.func.namespace
+    # Those of several processes would wait for the others.
+    return space not in ("aten", "prims") and "c10d" not in space and written_in_torch(call.func._schema.name) is None
 
 
 def scratch_bytes(call: Call) -> int | None:
@@ -89,6 +104,17 @@ def returned(call: Call) -> list[Layout | None] | None:
                 out = call.changed(_real).run()
             _RETURNED[key] = [layout(one) if isinstance(one, Tensor) else None for one in out]
     return _RETURNED[key]
+
+
+def run_on_host(call: Call) -> tuple[Call, Any] | None:
+    """A call with tensors of zeros in the host's memory, and what it returned; None if it would take too much."""
+    if _bytes_of(call.args) > _MOST_BYTES:
+        return None
+    with unset_fake_temporarily(), torch.no_grad():
+        given = call.changed(lambda one: torch.device("cpu") if isinstance(one, torch.device) else _real(one))
+        for one in given.tensors:
+            one.zero_()
+        return given, given.run()
 
 
 def layout(tensor: Tensor) -> Layout:

@@ -24,7 +24,7 @@ from capsbench.tracing.attribution import Calls, Origin, Spans, nodes_of
 from capsbench.tracing.cuda_allocator import CachingAllocator
 from capsbench.tracing.eager import COMPILED, eagerly, note_scripted
 from capsbench.tracing.fake_group import fake_group
-from capsbench.tracing.fakes import Memory, give_values, made_fake, shared_like, twin_like
+from capsbench.tracing.fakes import Memory, give_values, made_fake, shared_like, twin_like, unknown_bytes
 from capsbench.tracing.follow import Follow, following
 from capsbench.tracing.known import Values
 from capsbench.tracing.observed_inference import INFERENCE_NOT_KNOWN, run_inference, unneeded_bytes
@@ -155,6 +155,8 @@ def _following(configuration: Configuration, **options: Any) -> Iterator[Follow]
 def untraceable(model: str, error: BaseException) -> ConfigurationError:
     """The error for a model that needs values."""
     reason = error_line(error, _LONGEST_REASON)
+    if "SparseTensorImpl" in reason:
+        return unknown_bytes("a sparse kind")
     if "found two different devices" in reason or "same device" in reason:
         return ConfigurationError(
             f"model '{model}' has tensors on two devices: {reason}",
@@ -264,7 +266,16 @@ def _started_live(follow: Follow, configuration: Configuration, live: Case, stac
     device, values = follow.blocks.device, follow.values
     live = live.map_tensors(lambda tensor: tensor)  # its inputs are plain dictionaries from here on
     memory: Memory = {}
-    twins = Twins(lambda tensor, registered: twin_like(tensor, device, values, memory, registered=registered), with_globals=False)
+    state = state_of(live.module)
+    in_place = {id(tensor) for tensor in state}
+    real = any(not tensor.is_meta for tensor in state)
+
+    def twin(tensor: Tensor, registered: bool) -> Tensor:
+        # Beside weights that are in memory, those of a module on `meta` that is no part of the network lend it their shapes.
+        stays = registered and real and tensor.is_meta and id(tensor) not in in_place
+        return twin_like(tensor, tensor.device if stays else device, values, memory, registered=registered)
+
+    twins = Twins(twin, with_globals=False)
     module = twins.of(live.module)
     for tensor in live.tensors():
         twins.give(tensor, _input_like(tensor, device, values, memory))

@@ -1,5 +1,6 @@
 """Parts of torch that behave differently while a step is followed on tensors without values."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -68,6 +69,48 @@ def whole_inputs() -> AbstractContextManager[None]:
     return replaced(torch._VF, "lstm", lstm)
 
 
+def lengths_as_numbers() -> AbstractContextManager[None]:
+    """Give the CTC loss the lengths of sequences as numbers, which it makes of tensors unless these have no values."""
+    return replaced(torch, "ctc_loss", _ctc_loss)
+
+
+def _ctc_loss(
+    scores: Tensor, targets: Tensor, lengths: Any, target_lengths: Any, blank: int = 0, reduction: int = 0, zero: bool = False
+) -> Tensor:
+    """The loss by the operators that torch calls on a CPU, and on CUDA without cuDNN."""
+    of_scores, of_targets = ([int(length) for length in one] for one in (lengths, target_lengths))
+    batch = scores if scores.dim() == _DIMENSIONS_OF_SCORES else scores.unsqueeze(1)
+    given = targets.to(batch.device, torch.int64)
+    losses: Tensor = torch._ctc_loss(batch, given, of_scores, of_targets, blank, zero)[0]
+    if zero:
+        losses = torch.where(losses == float("inf"), torch.zeros((), dtype=losses.dtype, device=losses.device), losses)
+    if reduction == _MEAN:
+        return (losses / torch.tensor(of_targets, dtype=losses.dtype, device=losses.device).clamp_min(1)).mean()
+    if reduction == _SUM:
+        return losses.sum()
+    return losses if batch is scores else losses.squeeze(0)
+
+
+_DIMENSIONS_OF_SCORES = 3
+_MEAN, _SUM = 1, 2
+"""Numbers that torch gives reductions."""
+
+
+@contextmanager
+def without_its_log() -> Iterator[None]:
+    """Keep torch from printing the errors of operators on shapes, which are raised as well."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addFilter(_is_no_failure)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_failure)
+
+
+def _is_no_failure(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("failed while attempting to run meta")
+
+
 def unseen() -> AbstractContextManager[None]:
     """Hide from networks that tensors have no values: some ask, and take another path where they have none."""
     return replaced(torch._subclasses, "FakeTensor", _NoTensor)
@@ -117,7 +160,7 @@ def lazy_parameters(model: nn.Module, device: torch.device) -> AbstractContextMa
     """Put new tensors in the place of lazy parameters when these are made: memory without values cannot be put into them."""
 
     def made(lazy: Any, shape: Any, _device: Any = None, dtype: torch.dtype | None = None) -> None:
-        tensor = torch.empty(shape, dtype=dtype or lazy.data.dtype, device=device)
+        tensor = torch.empty(shape, dtype=dtype or lazy.dtype, device=device)
         filled: Any = nn.Parameter(tensor, lazy.requires_grad) if isinstance(lazy, nn.Parameter) else tensor
         for module in model.modules():
             for held in (module._parameters, module._buffers):

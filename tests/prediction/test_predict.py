@@ -19,6 +19,8 @@ from capsbench.prediction.fit import CHECKED, DEEPEST_TRACED, largest_fit
 from capsbench.prediction.predict import Prediction, predict_cell
 from capsbench.records import Cell, Configuration, Record
 from capsbench.routing import compiled, route, route_and_vjp
+from capsbench.sweep.asked import Sweep
+from capsbench.sweep.plan import expand
 from capsbench.tracing.flops import votes_flops
 from capsbench.tracing.follow import following
 from capsbench.tracing.step_trace import trace_step
@@ -517,3 +519,22 @@ def test_a_batch_in_earnest():
     for size, fits in ((found.value, True), (found.value + max(1, found.value // 100), False)):
         changed = configuration.model_copy(update={"batch_size": size})
         assert predict.predict_memory(changed, predict.trace_for(changed)).fits == fits
+
+
+AWAY = """
+import os, torch
+from capsbench import Case
+
+def make(width=4):
+    os.chdir("/")
+    return Case(torch.nn.Linear(width, width), torch.rand(2, width), loss=torch.Tensor.sum)
+"""
+
+
+def test_a_network_that_goes_to_another_folder_is_found_again(tmp_path, monkeypatch):
+    """The path of its file begins in the folder of the command, and the network is made twice."""
+    (tmp_path / "goes_away.py").write_text(AWAY, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (cell,) = expand(Sweep(("goes_away.py:make",), [1], "cpu", depths_chosen=False))
+    record = predict_cell(cell)
+    assert (record.status, record.message) == ("ok", None)

@@ -405,7 +405,7 @@ def inverted(me: Any, x: Tensor) -> Tensor:
     by_scatter, by_index = torch.empty_like(order), torch.empty_like(order)
     by_scatter.scatter_(0, order, torch.arange(24))
     by_index[order] = torch.arange(24)
-    return x[:, : int(by_scatter[20]) + int(by_index[20])].exp()
+    return x[:, : int(by_scatter[20]) + int(by_index[20]) + 18].exp()
 
 
 VALUES: dict[str, Build] = {
