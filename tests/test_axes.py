@@ -121,4 +121,4 @@ def test_bases_are_declared_for_axes_that_there_are():
     assert declared_forms(None, ("blocks",)) == {}
     with pytest.raises(ConfigurationError, match="the axis 'lenght', which is not varied") as error:
         declared_forms({"lenght": "1,n"}, ("length", "blocks"))
-    assert error.value.hint == "the axes here are length, blocks"
+    assert error.value.hint == "did you mean length? If not, the axes here are length, blocks"

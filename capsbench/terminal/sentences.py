@@ -50,10 +50,11 @@ def fault_sentences(records: Iterable[Record], axes: Sequence[str]) -> list[str]
 
 def _where(cells: Sequence[Configuration], axes: Sequence[str]) -> str:
     """Positions of cells: ` at 1, 2, 4 blocks`, or cell by cell on several axes: ` at 1 block, batch 32; 2 blocks, batch 64`."""
+    if all(it.position(axis) is None for it in cells for axis in axes):
+        return ""
     if len(axes) > 1 or any(it.position(axes[0]) is None for it in cells) or axes[0] == "image_shape":
         return f" at {'; '.join(dict.fromkeys(', '.join(position_in_words(it, axis) for axis in axes) for it in cells))}"
-    places = sorted({it.position(axes[0]) or 0.0 for it in cells})
-    return f" at {places_text(axes[0], places)}" if places != [0] else ""
+    return f" at {places_text(axes[0], sorted({it.position(axes[0]) or 0.0 for it in cells}))}"
 
 
 def _memory_slope(by_metric: Mapping[str, Row]) -> float:

@@ -394,7 +394,7 @@ def test_nobody_else_is_on_a_cpu(monkeypatch):
 def test_others_are_noted_or_refused(monkeypatch, what, strict):
     monkeypatch.setattr(worker, "prepare_process", lambda configuration: None)
     monkeypatch.setattr(worker, "other_processes", lambda device: ["1 other process computes on cuda: pid 7 (1 MiB)"])
-    monkeypatch.setattr(worker, "memory_pass", lambda *_: Reply(status="oom", notes=["more"]))
+    monkeypatch.setattr(worker, "memory_pass", lambda *_, **__: Reply(status="oom", notes=["more"]))
     monkeypatch.setattr(worker, "time_pass", lambda request: Reply(status="oom", notes=["more"]))
     reply = worker.run_request(
         Request(configuration=make_configuration(device="cuda", threads=None), what=what, samples=5, strict=strict)

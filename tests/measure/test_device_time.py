@@ -355,7 +355,7 @@ def test_a_network_that_lets_cudnn_tune_itself_has_a_note(monkeypatch, tunes):
     for name in ("other_processes", "unknown_others"):
         monkeypatch.setattr(worker, name, lambda _: [])
 
-    def passed(*_):
+    def passed(*_, **__):
         torch.backends.cudnn.benchmark = tunes
         return worker.Reply(status="ok")
 

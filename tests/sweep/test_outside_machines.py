@@ -852,7 +852,7 @@ def test_where_the_driver_does_not_answer_it_is_said_that_others_cannot_be_known
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(worker, "prepare_process", lambda configuration: None)
-    monkeypatch.setattr(worker, "memory_pass", lambda *_: Reply(status="ok"))
+    monkeypatch.setattr(worker, "memory_pass", lambda *_, **__: Reply(status="ok"))
     request = Request(configuration=make_configuration(device="cuda:0", threads=None), what="memory", samples=5, strict=strict)
     reply = worker.run_request(request)
     (note,) = reply.notes
@@ -1010,7 +1010,7 @@ def test_a_measured_record_says_where_offload_has_no_effect():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "prepare_process", lambda configuration: None)
-        patch.setattr(worker, "memory_pass", lambda *_: Reply(status="ok"))
+        patch.setattr(worker, "memory_pass", lambda *_, **__: Reply(status="ok"))
         notes = {
             memory: worker.run_request(
                 Request(configuration=make_configuration(memory=memory, threads=None), what="memory", samples=5)

@@ -189,14 +189,14 @@ def test_a_compiled_kernel_without_a_compiler(monkeypatch):
 def test_when_the_optimizer_steps():
     after, backward = expand(sweep(depths=(1,), optimizer_step=("after", "backward")))
     assert (after.configuration.optimizer_step, backward.configuration.optimizer_step) == (None, "backward")
-    own = expand(sweep("math:sqrt", depths=(1,), optimizer_step=("after", "backward")))
+    own = expand(sweep("builtins:max", depths=(1,), optimizer_step=("after", "backward")))
     assert [(cell.configuration.optimizer_step, cell.configuration.front) for cell in own] == [(None, None), ("backward", None)]
 
 
 def test_how_the_optimizer_steps():
     options = {"optimizer": ("own", "sgd"), "accumulate": (1, 4), "compile": ("none", "default")}
     every = set(product((None, "sgd"), (1, 4), (None, "default")))
-    for model in ("rescapsnet", "math:sqrt"):
+    for model in ("rescapsnet", "builtins:max"):
         found = [cell.configuration for cell in expand(sweep(model, depths=(1,), **options))]
         assert {(it.optimizer, it.accumulate, it.compile) for it in found} == every
     (usual,) = expand(sweep("rescapsnet", depths=(1,)))
@@ -226,7 +226,7 @@ def test_lists_multiply():
     [
         ("rescapsnet", {"inverse", "rule", "gamma"}),
         ("mocapsnet", set()),
-        ("math:sqrt", {"kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma"}),
+        ("builtins:max", {"kernel", "routing", "iterations", "capsules", "front", "memory", "inverse", "rule", "gamma"}),
     ],
 )
 def test_options_that_do_not_apply_are_none(model, lacking):
@@ -245,8 +245,8 @@ def test_threads_belong_to_a_cpu():
 
 
 def test_own_models_refuse_the_options_of_capsule_networks():
-    with pytest.raises(ConfigurationError, match=r"`kernel` recompute,published has no effect on model 'math:sqrt'"):
-        expand(sweep("math:sqrt", depths=(1,), kernel=("recompute", "published"), memory=("stored", "checkpoint")))
+    with pytest.raises(ConfigurationError, match=r"`kernel` recompute,published has no effect on model 'builtins:max'"):
+        expand(sweep("builtins:max", depths=(1,), kernel=("recompute", "published"), memory=("stored", "checkpoint")))
 
 
 def test_each_model_has_its_own_strategy():
