@@ -84,7 +84,7 @@ class Values:
             # A tensor that has not been written or read yet is known from here on.
             with _disable_current_modes():
                 self.give(first, torch.empty(first.shape, dtype=first.dtype))
-        elif first is not None and not self._overwrites(first, call):
+        elif first is not None and self.of(first) is None and not self._overwrites(first, call):
             self._twins.pop(first, None)
         if sum(one.numel() for one in made) <= MOST_ELEMENTS:
             real = self.computed(call)
