@@ -609,7 +609,8 @@ def test_no_memory(tmp_path, monkeypatch):
         ({"validation": 768}, "`validation` 768 holds all 768 images out"),
         ({"validation": 1000}, "`validation` 1000 holds all"),
         ({"batch_size": 700}, "691 of the 768 images of 'sample' are trained on, since `validation` holds 77 out"),
-        ({"batch_size": 900}, "`batch_size` 900 is larger than the data: 'sample' has 768 images here"),
+        ({"batch_size": 900}, "691 of the 768 images of 'sample' are trained on, since `validation` holds 77 out"),
+        ({"batch_size": 900, "validation": 0}, "`batch_size` 900 is larger than the data: 'sample' has 768 images here"),
         (
             {"scale": 0.05},
             "34 of the 768 images of 'sample' are trained on, since `scale` 0.05 takes 38 and `validation` holds",
