@@ -471,7 +471,7 @@ class Configuration(BaseModel):
             none="one process",
         ),
     ] = None
-    """Way in which several processes train together: `ddp`, `fsdp`, or None for one process."""
+    """Way in which several processes train together: `ddp`, `fsdp`, or None."""
 
     world_size: Annotated[
         int | None,

@@ -92,7 +92,7 @@ class Contents(Schema):
     other_bytes: int
     """Bytes left over from before this step that are none of the others."""
     communication_bytes: int | None = None
-    """Bytes of parameters that were gathered from other processes, and of buffers that are sent and received.
+    """Bytes of gathered parameters, and of buffers that are sent and received.
 
     None in a step of one process."""
 
@@ -429,7 +429,7 @@ class Record(Schema):
     memory: MemoryFigures | None = None
     """Bytes; None if there was no memory pass. Of several processes they are those of the one with the highest peak."""
     mean_memory: MemoryFigures | None = None
-    """Mean bytes of several processes that trained together; None of one process, and of a prediction, which is of the first."""
+    """Mean over processes that trained together; None for one process, and in a prediction."""
     time: TimeFigures | None = None
     """Seconds; None if nothing was timed."""
     step: StepFigures | None = None
