@@ -9,7 +9,7 @@ SAID = {
     "guard_memory": "0 of ",
     "make_a_network_reversible": "reversible: a block retains 0 bytes",
     "measure_two_networks": "rescapsnet: a block retains 24 KiB for backward\nmocapsnet: a block retains 0 KiB",
-    "predict_a_sharded_step": "ddp on 64: holds 157.",
+    "predict_a_sharded_step": "ddp on 64: holds 147.5 MiB",
     "predict_what_fits": "kernel published: does not fit",
     "train_on_the_sample": "9,272,336 parameters",
 }
