@@ -8,7 +8,6 @@ import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,11 +16,9 @@ from capsbench.carried import carried, imported_name
 from capsbench.errors import ConfigurationError
 from capsbench.factories import name_of
 from capsbench.fingerprint import fingerprint_of_function
-from capsbench.records import Record
 from capsbench.report import Report
 from helpers import ROOT
 from helpers import networks_of_others as others
-from helpers.forked import in_fork
 
 CELL = """
 import torch
@@ -90,45 +87,38 @@ def run_fork(server, tmp_path) -> Callable[..., str]:
 
 @pytest.mark.slow
 def test_a_script_measures_its_own_function_and_resumes(tmp_path, run_fork):
-    assert run_script(tmp_path, SCRIPT.replace("1,2", "1")) == "1"
-    # Another line and a comment change nothing; another width does.
-    assert run_fork("# the same\n\n" + SCRIPT, "--resume") == "2"
+    assert run_script(tmp_path, SCRIPT) == "2"
     records = Report(tmp_path / "mine").records
     assert [(one.status, one.cell.configuration.model, one.cell.configuration.blocks) for one in records] == [
         ("ok", "tiny", 1), ("ok", "tiny", 2)
     ]  # fmt: skip
     assert len({one.cell.source for one in records}) == 1
     assert records[0].cell.source
+    # Another line and a comment change nothing; another width does.
+    assert run_fork("# the same\n\n" + SCRIPT, "--resume") == "2"
     assert run_fork(SCRIPT.replace("WIDTH = 8", "WIDTH = 16"), "--resume") == "4"
-
-
-def measured(text: str, depths: str, **options: Any) -> list[Record]:
-    """The records of a report after a cell of a notebook has measured its own function."""
-    return capsbench.run([cells(text)["tiny"]], depths=depths, only="memory", device="cpu", **options).records
 
 
 @pytest.mark.slow
 def test_a_cell_measures_its_own_function_and_resumes(tmp_path):
-    records = in_fork(measured, CELL, "1,2", out=tmp_path / "mine")
-    assert [record.status for record in records] == ["ok", "ok"]
-    state = records[1].memory.state_bytes
+    tiny = cells(CELL)["tiny"]
+    report = capsbench.run([tiny], depths="1,2", only="memory", device="cpu", out=tmp_path / "mine")
+    assert [record.status for record in report.records] == ["ok", "ok"]
+    state = report.records[1].memory.state_bytes
     assert state == 2 * (8 * 8 + 8) * 4
-    again = in_fork(measured, CELL, "1-3", out=tmp_path / "mine", resume=True)
-    assert [record.cell.configuration.blocks for record in again] == [1, 2, 3]
-    in_fork(measured, CELL.replace("sigmoid", "exp"), "1", out=tmp_path / "mine", resume=True)
+    again = capsbench.run([cells(CELL)["tiny"]], depths="1-3", only="memory", device="cpu", out=tmp_path / "mine", resume=True)
+    assert [record.cell.configuration.blocks for record in again.records] == [1, 2, 3]
+    changed = cells(CELL.replace("sigmoid", "exp"))["tiny"]
+    capsbench.run([changed], depths=1, only="memory", device="cpu", out=tmp_path / "mine", resume=True)
     assert len({record.cell.source for record in Report(tmp_path / "mine").records}) == 2
     plan = json.loads((tmp_path / "mine" / "plan.json").read_text(encoding="utf-8"))
     assert "tiny" in plan["command"]
 
 
-def predicted(text: str) -> list[Record]:
-    """The records of a cell of a notebook that predicts its own function and one of a module."""
-    return capsbench.predict([cells(text)["tiny"], others.lora], depths="1,2", device="cpu").records
-
-
 @pytest.mark.slow
 def test_a_cell_predicts_its_own_function():
-    assert [(one.status, one.cell.configuration.model.rpartition(":")[2]) for one in in_fork(predicted, CELL)] == [
+    report = capsbench.predict([cells(CELL)["tiny"], others.lora], depths="1,2", device="cpu")
+    assert [(one.status, one.cell.configuration.model.rpartition(":")[2]) for one in report.records] == [
         ("ok", "tiny"), ("ok", "lora"), ("ok", "tiny"), ("ok", "lora")
     ]  # fmt: skip
 
