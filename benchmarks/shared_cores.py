@@ -5,7 +5,7 @@
 A thread that waits for the other threads of an operator spins, or sleeps. Times a training step of ResCapsNet with 4 blocks by
 each setting, in processes of their own, first with no other work and then while another process keeps a core busy. Prints the
 median step of each, over that of OpenMP's default on the quiet machine in the same round. `--write` writes them to
-benchmarks/shared_cores.md. Run nothing beside it; takes some six minutes on two cores.
+benchmarks/shared_cores.md. Run nothing beside it; takes some three minutes on two cores.
 """
 
 import os
@@ -22,15 +22,14 @@ from statistics import median
 import torch
 
 from benchmarks.command_line import parser_of, print_page
-from capsbench.measure.variables import QUIET_MALLOC, SLEEPING, SPINNING_BRIEFLY
+from capsbench.measure.variables import QUIET_MALLOC, SLEEPING
 from capsbench.records import Configuration
 from capsbench.workload import Workload
 
 TARGET = Path(__file__).with_suffix(".md")
 WAITS: dict[str, dict[str, str]] = {
-    "OpenMP's default": {},
-    "timing processes: " + " ".join(f"{name}={value}" for name, value in SPINNING_BRIEFLY.items()): SPINNING_BRIEFLY,
-    "processes that count bytes: " + " ".join(f"{name}={value}" for name, value in SLEEPING.items()): SLEEPING,
+    "spin (OpenMP's default)": {},
+    "sleep (`" + " ".join(f"{name}={value}" for name, value in SLEEPING.items()) + "`)": SLEEPING,
 }
 BUSY = "while True: pass"
 BATCH_SIZE, STEPS, WARM_UP = 32, 12, 2
@@ -77,7 +76,7 @@ def page(rounds: int) -> Iterator[str]:
         f"over that with OpenMP's default on the quiet machine; median of {rounds} rounds (smallest to largest)."
     )
     yield ""
-    yield "| threads that wait | no other work | one core is busy |"
+    yield "| threads that wait for others | no other work | one core is busy |"
     yield "| --- | --- | --- |"
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in WAITS}
     for _ in range(rounds):

@@ -13,11 +13,8 @@ QUIET_MALLOC = {
 
 SLEEPING = {"OMP_WAIT_POLICY": "passive"}
 """Setting under which a thread that waits for others sleeps. By default it spins: while other work takes one of two cores,
-threads that wait keep the other core from working, and a step takes several times as long (benchmarks/shared_cores.md)."""
-
-SPINNING_BRIEFLY = {"GOMP_SPINCOUNT": "20000"}
-"""Setting under which a thread of GNU's OpenMP spins for a fraction of a millisecond before it sleeps: much less is lost if cores
-are shared, and little on a quiet machine, where it takes time to wake a thread."""
+threads that wait keep the other core from working, and a step takes several times as long. On a quiet machine it takes time to
+wake a thread, so that a time taken there is one of threads that spin (benchmarks/shared_cores.md)."""
 
 _CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
@@ -45,5 +42,5 @@ def variables_of(
     """
     variables = dict(os.environ if given is None else given)
     if not wait_is_chosen(variables):
-        variables |= SLEEPING if what == "memory" or shared else SPINNING_BRIEFLY
+        variables |= SLEEPING if what == "memory" or shared else {}
     return variables | (QUIET_MALLOC if what == "time" else {})
