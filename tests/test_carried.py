@@ -64,7 +64,8 @@ def cells(*texts: str) -> dict[str, object]:
 
 def run_script(folder: Path, text: str, *arguments: str) -> str:
     (folder / "script.py").write_text(text, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # The number of threads is a part of the machine's description, and forks have one.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "script.py", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
