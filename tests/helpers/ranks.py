@@ -3,20 +3,19 @@
 Run by `measure/test_group`, once for each rank. One group measures all cases, since its processes take seconds to start.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from capsbench import Case
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.options import Configuration
 from helpers.measured import configured
+from helpers.meeting import write_found
 
 SMALL = {"batch_size": 2, "capsules": 4}
 OWN = f"{__name__ if __name__ != '__main__' else 'helpers.ranks'}:encoder"
@@ -79,22 +78,20 @@ def configuration_of(name: str, parallel: str, count: int) -> Configuration:
     return configured(options.pop("model"), parallel=parallel, world_size=None if parallel == "none" else count, **options)
 
 
-def work(rank: int, count: int, output: Path) -> None:
-    """One process."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{output.parent}/meeting", rank=rank, world_size=count)
+def figures(count: int) -> dict[str, Any]:
+    """The figures of this process of a group, by way and case."""
     found = {}
     for parallel in ("ddp", "fsdp"):
         for name in CASES:
             step = probed_step(configuration_of(name, parallel, count))
             found[f"{parallel} {name}"] = memory_figures(step).model_dump(mode="json")
             del step
-    gathered: list[dict[str, Any]] = [{} for _ in range(count)]
-    dist.all_gather_object(gathered, found)
-    if rank == 0:
-        output.write_text(json.dumps({name: [one[name] for one in gathered] for name in found}))
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
+
+
+def work(rank: int, count: int, output: Path) -> None:
+    """One process."""
+    write_found(rank, count, output, lambda: figures(count))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ the batch.
 """
 
 import gc
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from capsbench.models.layers import CapsuleLayer
 from capsbench.reversible import MomentumStack
+from helpers.meeting import write_found
 
 WAYS = {
     "checkpoint-sqrt": {"memory": "checkpoint-sqrt"},
@@ -89,15 +89,7 @@ def difference(way: str, option: str, rank: int) -> float:
 
 def work(rank: int, output: Path) -> None:
     """One process."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{output.parent}/meeting", rank=rank, world_size=2)
-    found = {f"{way} {option}": difference(way, option, rank) for way in WAYS for option in OPTIONS}
-    gathered: list[dict[str, float]] = [{}, {}]
-    dist.all_gather_object(gathered, found)
-    if rank == 0:
-        output.write_text(json.dumps({name: [one[name] for one in gathered] for name in found}))
-    dist.barrier()
-    dist.destroy_process_group()
+    write_found(rank, 2, output, lambda: {f"{way} {option}": difference(way, option, rank) for way in WAYS for option in OPTIONS})
 
 
 if __name__ == "__main__":
