@@ -29,8 +29,8 @@ from benchmarks.inverses import OF_PAIR, error, train_step
 from benchmarks.layers import LAYERS, Layer, make_step, peak_bytes, step
 from capsbench.devices import MIB
 from capsbench.measure.cell import run_pass
+from capsbench.measure.messages import Request
 from capsbench.measure.variables import variables_of
-from capsbench.measure.worker import Request
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.reversible import MomentumStack
 from capsbench.routing import resolve_kernel

@@ -21,7 +21,7 @@ from capsbench.data.images import read_images
 from capsbench.errors import ConfigurationError, StoreError
 from capsbench.inference import Classifier
 from capsbench.locks import holding
-from capsbench.measure.worker import Reply
+from capsbench.measure.messages import Reply
 from capsbench.paths import absolute, as_typed, expanded, new_folder, starting_here, typed
 from capsbench.report import Report, summary_in
 from capsbench.training import load_checkpoint, save_checkpoint

@@ -15,11 +15,11 @@ from capsbench.case import OPTIMIZERS
 from capsbench.errors import ConfigurationError
 from capsbench.measure.cell import run_pass
 from capsbench.measure.compiling import compilations, run_until_compiled
+from capsbench.measure.messages import Request
 from capsbench.measure.step_memory import probed_step
 from capsbench.measure.step_timeline import measured_timeline
 from capsbench.measure.timing import measure_time
 from capsbench.measure.turns import Turns, TurnsRequest
-from capsbench.measure.worker import Request
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.prediction.timelines import predicted_timeline
 from capsbench.records import MemoryFigures

@@ -12,7 +12,7 @@ from benchmarks.gpu.results import Found, PartResults
 from benchmarks.networks import NETWORKS
 from capsbench.devices import DEFAULT_GPU, GPUS
 from capsbench.measure.cell import run_pass
-from capsbench.measure.worker import Request
+from capsbench.measure.messages import Request
 from capsbench.prediction.predict import predicted_here
 from capsbench.records import Cell, Configuration, MemoryFigures, Record
 from capsbench.report import Report

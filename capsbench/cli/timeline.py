@@ -22,7 +22,7 @@ from capsbench.paths import absolute, anchored, new_folder
 from capsbench.records import Cell, Configuration
 
 if TYPE_CHECKING:
-    from capsbench.measure.worker import Reply
+    from capsbench.measure.messages import Reply
 
 _HINTS = {
     "oom": "choose a smaller --batch-size or --depth, or trace the step with --device cpu:predicted or cuda:predicted",
@@ -105,7 +105,7 @@ def _only(cells: Sequence[Cell]) -> Cell:
 
 def _look(configuration: Configuration, data_dir: Path | None, timeout: float, snapshot: Path, folder: Path) -> "Reply":
     from capsbench.measure.cell import run_pass
-    from capsbench.measure.worker import Reply, Request
+    from capsbench.measure.messages import Reply, Request
     from capsbench.prediction import apart
     from capsbench.prediction.timelines import predicted_timeline
     from capsbench.sweep.local import alone_on

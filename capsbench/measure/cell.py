@@ -24,8 +24,9 @@ from pydantic import ValidationError
 
 from capsbench.families import FAMILY, end_family, ended_words, last_line
 from capsbench.measure.limits import died_of_limit
+from capsbench.measure.messages import Reply, Request
 from capsbench.measure.variables import variables_of
-from capsbench.measure.worker import READY, Reply, Request
+from capsbench.measure.worker import READY
 from capsbench.paths import start
 from capsbench.records import Cell, Configuration, Plan, Record
 

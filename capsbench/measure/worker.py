@@ -21,8 +21,7 @@ from capsbench.families import FAMILY, end_family
 from capsbench.foreign import keeping_threads, step_error
 from capsbench.measure.group import joined, reply_of_group
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
-from capsbench.measure.messages import Reply as Reply
-from capsbench.measure.messages import Request as Request
+from capsbench.measure.messages import Reply, Request
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
 from capsbench.measure.step_memory import memory_figures, probed_step
 from capsbench.paths import starting_here

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import psutil
 
 from capsbench.measure.cell import run_pass
-from capsbench.measure.worker import Reply, Request
+from capsbench.measure.messages import Reply, Request
 
 
 def without_pidfd(request: Request, seconds: float, *, missing: bool = False) -> Reply:

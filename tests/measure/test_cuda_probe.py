@@ -12,10 +12,10 @@ from capsbench.errors import BusyDeviceError, ConfigurationError
 from capsbench.frame import to_frame
 from capsbench.measure import cuda_memory, worker
 from capsbench.measure.cuda_memory import CudaProbe, LaterSteps
+from capsbench.measure.messages import Reply, Request
 from capsbench.measure.processes import available_bytes, device_identity, nvml_process_bytes, other_processes, unknown_others
 from capsbench.measure.step_memory import ProbedStep, memory_figures
 from capsbench.measure.watch import Watch
-from capsbench.measure.worker import Reply, Request
 from capsbench.records import Record, StepFigures
 from capsbench.sweep.local import alone_on
 from capsbench.sweep.session import resolve_device

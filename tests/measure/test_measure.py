@@ -18,7 +18,7 @@ from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.clock import CpuClock, CudaClock, clock_for
 from capsbench.measure.environment import describe, key_of
 from capsbench.measure.memory import AllocatorProbe, CudaProbe, probe_for
-from capsbench.measure.worker import Request
+from capsbench.measure.messages import Request
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan
 from helpers.commands import is_gone, wait_for
@@ -293,7 +293,7 @@ def test_a_model_that_dies_leaves_no_child(own_model, tmp_path):
 PARENT = """
 import sys
 from capsbench.measure.cell import run_pass
-from capsbench.measure.worker import Request
+from capsbench.measure.messages import Request
 from capsbench.records import Configuration
 configuration = Configuration.model_validate_json(sys.argv[1])
 run_pass(Request(configuration=configuration, what="memory", samples=5), 600)

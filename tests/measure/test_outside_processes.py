@@ -19,7 +19,8 @@ from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.factories import resolve_model
 from capsbench.families import FAMILY, end_family
 from capsbench.measure.cell import measure_cell, run_pass
-from capsbench.measure.worker import Reply, Request, memory_pass
+from capsbench.measure.messages import Reply, Request
+from capsbench.measure.worker import memory_pass
 from capsbench.prediction import apart
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import Cell, Plan

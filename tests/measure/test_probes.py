@@ -13,8 +13,8 @@ from capsbench import native
 from capsbench.measure.cell import measure_cell, run_pass
 from capsbench.measure.cuda_memory import CudaProbe
 from capsbench.measure.memory import AllocatorProbe, ProfilerProbe, probe_for, trace_of_profile
+from capsbench.measure.messages import Request
 from capsbench.measure.step_memory import memory_figures, probed_step
-from capsbench.measure.worker import Request
 from capsbench.records import Cell, Plan
 from capsbench.tracing import counting
 from capsbench.tracing.storages import state_of, storage_bytes

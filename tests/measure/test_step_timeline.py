@@ -14,8 +14,8 @@ from capsbench.measure import cuda_memory, memory
 from capsbench.measure.cell import run_pass
 from capsbench.measure.close_look import embedded
 from capsbench.measure.cuda_memory import CudaProbe
+from capsbench.measure.messages import Request
 from capsbench.measure.step_timeline import measured_timeline
-from capsbench.measure.worker import Request
 from capsbench.prediction.timelines import predicted_timeline
 from capsbench.records import Timeline
 from capsbench.tracing import counting

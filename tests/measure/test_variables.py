@@ -3,8 +3,8 @@
 import pytest
 
 from capsbench.measure import cell
+from capsbench.measure.messages import Request
 from capsbench.measure.variables import QUIET_MALLOC, SLEEPING, variables_of, wait_is_chosen
-from capsbench.measure.worker import Request
 from capsbench.records import Configuration
 
 GIVEN = {"PATH": "/usr/bin"}

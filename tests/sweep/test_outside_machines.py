@@ -485,7 +485,7 @@ def test_a_workload_is_built_before_its_turn_and_waiting_is_no_work(tmp_path, ow
 @pytest.mark.slow
 def test_waiting_counts_towards_no_timeout(own_model):
     from capsbench.measure.cell import run_pass
-    from capsbench.measure.worker import Request
+    from capsbench.measure.messages import Request
 
     (cell,) = cells_of(own_model(SLOW.format(built=os.devnull)), 1)
     request = Request(configuration=cell.configuration, what="time", samples=5, budget_seconds=0)
@@ -518,7 +518,7 @@ def test_bytes_on_a_cpu_take_no_turn(own_model):
 @pytest.mark.parametrize("what", ["time", "memory"])
 def test_a_cuda_device_is_held_from_the_beginning(monkeypatch, what):
     from capsbench.measure import cell as module
-    from capsbench.measure.worker import Request
+    from capsbench.measure.messages import Request
 
     turns = Turns()
     turns.free.set()
@@ -532,7 +532,7 @@ def test_a_cuda_device_is_held_from_the_beginning(monkeypatch, what):
 @pytest.mark.slow
 def test_a_workload_that_fails_takes_no_turn(own_model):
     from capsbench.measure.cell import run_pass
-    from capsbench.measure.worker import Request
+    from capsbench.measure.messages import Request
 
     (cell,) = cells_of(own_model("def make(in_shape, num_classes, blocks): raise ValueError('never')"), 1)
     turns = Turns()
@@ -845,7 +845,7 @@ def test_an_edit_of_the_package_is_another_environment(described, monkeypatch):
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 def test_where_the_driver_does_not_answer_it_is_said_that_others_cannot_be_known(monkeypatch, options, why, strict):
     from capsbench.measure import worker
-    from capsbench.measure.worker import Reply, Request
+    from capsbench.measure.messages import Reply, Request
 
     module, state = fake_nvml(**options)
     monkeypatch.setitem(sys.modules, "pynvml", module)
@@ -1006,7 +1006,7 @@ def test_a_predicted_record_says_where_offload_has_no_effect():
 
 def test_a_measured_record_says_where_offload_has_no_effect():
     from capsbench.measure import worker
-    from capsbench.measure.worker import Reply, Request
+    from capsbench.measure.messages import Reply, Request
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "prepare_process", lambda configuration: None)
