@@ -117,9 +117,10 @@ def facts_of(name: str) -> Facts:
     builder = None if name in BUILT_IN else builder_of(factory)
     settings = None if name in BUILT_IN or builder is not None else settings_of(factory)
     simple = None if settings is None else {key: one for key, one in settings.items() if type(one) in (bool, int, float, str)}
-    own_memory = name not in BUILT_IN and builder is None and settings is None and _names(factory, "memory")
+    makes_classifiers = name not in BUILT_IN and builder is None and settings is None
+    own_memory = makes_classifiers and _names(factory, "memory")
     unset = tuple(key for key in settings or () if key not in (simple or ()))
-    if name not in BUILT_IN and builder is None and settings is None:
+    if makes_classifiers:
         _check_signature(name, factory)
     return Facts(fingerprint_of(name), simple, builder, own_memory, unset)
 
