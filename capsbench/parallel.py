@@ -74,7 +74,7 @@ def distributed(model: nn.Module, *, name: str, parallel: str, world_size: int, 
             warnings.simplefilter("ignore")  # on devices that processes choose by their number
             if parallel == "ddp":
                 return _in_ddp(model)
-            _shard(model, kind, world_size)
+            shard(model, kind, world_size)
             return model
     except CapsbenchError:
         raise
@@ -105,8 +105,14 @@ def _averaged(bucket: Any) -> torch.futures.Future[torch.Tensor]:
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def _shard(model: nn.Module, kind: str, world_size: int) -> None:
-    """Shard the parts of a network, then the rest."""
+def shard(model: nn.Module, kind: str, world_size: int) -> None:
+    """Replace the parameters of a network, part by part and then the rest, by this process's parts of them.
+
+    Args:
+        model: the network on its device, changed in place.
+        kind: kind of the device.
+        world_size: number of processes.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

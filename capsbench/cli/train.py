@@ -34,6 +34,7 @@ from capsbench.paths import anchored, new_folder, unless_empty
 
 if TYPE_CHECKING:
     from capsbench.training import TrainingSettings
+    from capsbench.training.distributed import Parallel
 
 RUNS = Path("runs")
 
@@ -110,6 +111,13 @@ _run_options = together(
     click.option("--resume", is_flag=True, help="Resume a run that was cut off: the loss curve is as if it had not been."),
     CHECKPOINT_OPTION,
     click.option(
+        "--parallel",
+        type=OneOf(("ddp", "fsdp")),
+        default="ddp",
+        help="Contents of each process under torchrun: a copy of the network, or a part of its parameters, gradients and "
+        "optimizer state.",
+    ),
+    click.option(
         "--diagnostics", is_flag=True, help="Keep diagnostics of each block after each epoch ('capsbench figure diagnostics')."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."),
@@ -122,7 +130,7 @@ _run_options = together(
 @_training_options
 @_run_options
 def command(
-    out: Path | None, resume: bool, checkpoint_minutes: float, diagnostics: bool, as_json: bool,
+    out: Path | None, resume: bool, checkpoint_minutes: float, parallel: "Parallel", diagnostics: bool, as_json: bool,
     data_dir: Path | None, download: bool, **given: Any,
 ) -> int:  # fmt: skip
     """Train a network to accuracy.
@@ -151,7 +159,7 @@ def command(
             TrainingProgress(console_of(err=True), settings) as progress,
         ):
             result = train(
-                settings, folder, data_directory=data_dir, download=download, resume=resume,
+                settings, folder, data_directory=data_dir, download=download, resume=resume, parallel=parallel,
                 checkpoint_minutes=checkpoint_minutes, diagnostics=diagnostics, observers=[progress], command=typed_command(),
             )  # fmt: skip
     except Interrupted as error:

@@ -26,6 +26,7 @@ from capsbench.paths import expanded
 from capsbench.records import Configuration
 from capsbench.reversible import resolve_inverse
 from capsbench.training.settings import TrainingSettings, differences
+from capsbench.training.whole import load_weights
 
 FORMAT = "capsbench checkpoint"
 VERSION = 1
@@ -168,7 +169,7 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
             f"and {_shape(own, differing)} in the network of its settings",
             "load it with the version of the model that it was trained with",
         )
-    network.load_state_dict(dict(weights))
+    load_weights(network, weights)
 
 
 def check_same(asked: TrainingSettings, found: TrainingSettings, what: str, *, free: frozenset[str] = frozenset()) -> None:

@@ -1,9 +1,12 @@
-"""Several processes that train one network together, as `torchrun` starts them; or one."""
+"""Several processes that train one network together, as `torchrun` starts them; or one.
+
+Each has a copy of the network (`ddp`), or a part of every parameter, gradient and state of the optimizer (`fsdp`).
+"""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -11,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from capsbench.data.feed import Share
-from capsbench.errors import ConfigurationError
+from capsbench.errors import ConfigurationError, error_line
+from capsbench.parallel import shard
+
+Parallel = Literal["ddp", "fsdp"]
 
 
 class Processes:
@@ -20,10 +26,13 @@ class Processes:
     Args:
         device: device of this process.
         share: its share of the work; all by default.
+        parallel: what each process holds: a copy (`ddp`), or a part of everything (`fsdp`).
     """
 
-    def __init__(self, device: torch.device, share: Share | None = None) -> None:
+    def __init__(self, device: torch.device, share: Share | None = None, parallel: Parallel = "ddp") -> None:
         self.device, self.share = device, share or Share()
+        self.sharded = self.several and parallel == "fsdp"
+        """Whether the network's parameters are in parts, so that every pass through it needs all processes."""
 
     @property
     def first(self) -> bool:
@@ -39,16 +48,36 @@ class Processes:
         """The network with its gradients summed over processes, since the loss is a sum over the batch.
 
         Args:
-            network: network on this process's device.
+            network: network on this process's device; sharded in place with `fsdp`, so that its parameters are other ones then.
             all_used: whether every parameter takes part in every step.
+
+        Raises:
+            ConfigurationError: it cannot be sharded.
         """
         if not self.several:
             return network
-
+        if self.sharded:
+            return self._shard(network)
         parallel = DistributedDataParallel(network, find_unused_parameters=not all_used)
         # A lambda has no annotations, of which torch would refuse any but its own class, which type checkers do not know.
         parallel.register_comm_hook(None, lambda _, bucket: _added_up(bucket))
         return parallel
+
+    def _shard(self, network: nn.Module) -> nn.Module:
+        from torch.distributed.fsdp import FSDPModule
+
+        try:
+            shard(network, self.device.type, self.share.of)
+        except Exception as error:  # torch refuses by errors of many types
+            raise ConfigurationError(
+                f"the network cannot be sharded: {error_line(error)}", "change what it names, or train with `parallel` ddp"
+            ) from error
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                # A mean by default. Only NCCL can scale within a collective, so that the sum is asked for by itself.
+                module.set_force_sum_reduction_for_comms(True)
+                module.set_gradient_divide_factor(1.0)
+        return network
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum values over processes, in place."""
@@ -64,6 +93,10 @@ class Processes:
         dist.all_gather_object(found, value)
         return found
 
+    def first_known(self, value: str | None) -> str | None:
+        """The value of the first process that has one."""
+        return next((one for one in self.gather(value) if one is not None), None)
+
     def one_after_the_other(self, do: Callable[[], Any]) -> Any:
         """Let the first process go first, for the files that it leaves on the disk."""
         made = do() if self.first else None
@@ -78,16 +111,23 @@ def is_first() -> bool:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Processes]:
+def process_group(device: str, parallel: Parallel = "ddp") -> Iterator[Processes]:
     """Join the other processes, if `torchrun` has set that there are some.
 
     Args:
         device: `cpu` or `cuda:N`; each of several processes takes the GPU of its own rank.
+        parallel: what each of several processes holds: a copy of the network, or a part of it.
 
     Raises:
-        ConfigurationError: WORLD_SIZE was not set by `torchrun`, or there are fewer GPUs than processes.
+        ConfigurationError: WORLD_SIZE was not set by `torchrun`, there are fewer GPUs than processes, or the network is to be
+            divided over a single process that `torchrun` has not started.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    if parallel == "fsdp" and "WORLD_SIZE" not in os.environ:
+        raise ConfigurationError(
+            "`parallel` fsdp divides a network over several processes, and this one is alone",
+            "start it with torchrun, or leave `parallel` out",
+        )
     if world == 1:
         yield Processes(torch.device(device))
         return
@@ -107,14 +147,35 @@ def process_group(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(own)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
-        yield Processes(own, Share(rank, world))
+        yield Processes(own, Share(rank, world), parallel)
     finally:
         dist.destroy_process_group()
 
 
 def without_exchange(network: nn.Module) -> AbstractContextManager[None]:
     """Keep the gradients of backward in this process; they are exchanged with those of the last part of a batch."""
-    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+    if isinstance(network, DistributedDataParallel):
+        return network.no_sync()
+    return _without_sharding(network) if is_sharded(network) else nullcontext()
+
+
+@contextmanager
+def _without_sharding(network: Any) -> Iterator[None]:
+    """Keep whole gradients in this process."""
+    network.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        network.set_requires_gradient_sync(True)
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Return whether each process holds a part of a network's parameters."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(network, FSDPModule)
 
 
 def _added_up(bucket: Any) -> torch.futures.Future[Tensor]:

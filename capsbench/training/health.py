@@ -5,17 +5,23 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from capsbench.training.whole import local_part
 
-def where_it_began(network: nn.Module, again: Callable[[], None]) -> str:
+
+def where_it_began(
+    network: nn.Module, again: Callable[[], None], first_known: Callable[[str | None], str | None] = lambda found: found
+) -> str:
     """The first layer, in the order of computation, whose output or gradient is not finite, in words.
 
     Args:
         network: network in its state before the step.
         again: function that repeats forward and backward of the step, and leaves the gradients in the parameters.
+        first_known: function that returns the finding of the first of several processes that has one; each has its own images.
     """
-    weights = [name for name, parameter in network.named_parameters() if not _finite([parameter])]
-    if weights:
-        return f"the weights: '{weights[0]}' is not finite"
+    weights = (name for name, parameter in network.named_parameters() if not _finite([parameter]))
+    broken = first_known(next(weights, None))
+    if broken is not None:
+        return f"the weights: '{broken}' is not finite"
     found: list[str] = []
     # The parts of a module finish before the module itself, so that the first one found is the innermost.
     hooks = [
@@ -30,9 +36,8 @@ def where_it_began(network: nn.Module, again: Callable[[], None]) -> str:
     parameters = network.named_parameters()
     gradients = [name for name, parameter in parameters if parameter.grad is not None and not _finite([parameter.grad])]
     network.zero_grad(set_to_none=True)
-    if found:
-        return found[0]
-    return f"the gradient of '{gradients[-1]}'" if gradients else "a step that was finite when it was repeated"
+    first = found[0] if found else f"the gradient of '{gradients[-1]}'" if gradients else None
+    return first_known(first) or "a step that was finite when it was repeated"
 
 
 def _watch(name: str, found: list[str]) -> Callable[[nn.Module, object, object], None]:
@@ -52,4 +57,4 @@ def _watch(name: str, found: list[str]) -> Callable[[nn.Module, object, object],
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(torch.isfinite(one).all()) for one in tensors if one.is_floating_point())
+    return all(bool(torch.isfinite(local_part(one)).all()) for one in tensors if one.is_floating_point())

@@ -30,6 +30,7 @@ from capsbench.training.optimizers import learning_rate, set_learning_rate
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import TrainingSettings
 from capsbench.training.step import StepOutcome, Stepper
+from capsbench.training.whole import load_optimizer_state, local_part, whole_optimizer_state, whole_weights
 from capsbench.workload import seed_everything
 
 CHECKPOINT, BEST, RESULT = "checkpoint.pt", "best.pt", "result.json"
@@ -244,20 +245,24 @@ class Run:
 
     def _save(self) -> None:
         # An update may leave weights that are not finite, which only the next step would show.
-        broken = next((name for name, one in self.network.named_parameters() if not torch.isfinite(one).all()), None)
+        finite = ((name, torch.isfinite(local_part(one)).all()) for name, one in self.network.named_parameters())
+        # Each process of a sharded network sees its part alone.
+        broken = self.processes.first_known(next((name for name, is_finite in finite if not is_finite), None))
         if broken is not None:
             raise TrainingError(
                 f"'{broken}' is not finite after epoch {len(self.epochs)}, step {self.step}",
                 "try a lower `learning_rate` in another `out`; the last checkpoint is kept, from before",
             )
         draws = self.processes.gather(random_state(self.processes.device))
+        weights, state = whole_weights(self.network), self._state(draws)
         if self.processes.first:
-            save_checkpoint(self.folder / CHECKPOINT, self.settings, self.network.state_dict(), self._state(draws))
+            save_checkpoint(self.folder / CHECKPOINT, self.settings, weights, state)
         self.saved_at = time.monotonic()
 
     def _save_best(self) -> None:
+        weights = whole_weights(self.network)
         if self.processes.first:
-            save_checkpoint(self.folder / BEST, self.settings, self.network.state_dict())
+            save_checkpoint(self.folder / BEST, self.settings, weights)
 
     def _state(self, draws: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -272,7 +277,7 @@ class Run:
             "epoch_seconds": self.epoch_seconds,
             "first_loss": self.stepper.first_loss,
             "skipped": self.stepper.skipped,
-            "optimizer": self.stepper.optimizer.state_dict(),
+            "optimizer": whole_optimizer_state(self.stepper.optimizer),
             "scaler": self.stepper.scaler.state_dict(),
             "random": draws,
         }
@@ -285,7 +290,7 @@ class Run:
             self.loss, self.correct, self.images = state["loss"], state["correct"], state["images"]
             self.epoch_seconds, self.stepper.first_loss = state["epoch_seconds"], state["first_loss"]
             self.stepper.skipped = state.get("skipped", 0)
-            self.stepper.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer_state(self.stepper.optimizer, state["optimizer"])
             self.stepper.scaler.load_state_dict(state["scaler"])
             draws = state["random"]
             set_random_state(draws[self.processes.share.rank % len(draws)], self.processes.device)

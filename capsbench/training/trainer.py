@@ -18,7 +18,7 @@ from capsbench.paths import absolute
 from capsbench.tf32 import without_tf32
 from capsbench.training.bundles import checked_network
 from capsbench.training.checkpoint import Checkpoint, build_network, check_same, load_checkpoint
-from capsbench.training.distributed import Processes, process_group
+from capsbench.training.distributed import Parallel, Processes, process_group
 from capsbench.training.log import TrainingObserver
 from capsbench.training.loop import CHECKPOINT, RESULT, Feeds, Run, naming_faults
 from capsbench.training.optimizers import check_optimizer
@@ -42,6 +42,7 @@ def train(
     data_directory: Path | None = None,
     download: bool = False,
     resume: bool = False,
+    parallel: Parallel = "ddp",
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     diagnostics: bool = False,
     observers: Sequence[TrainingObserver] = (),
@@ -50,7 +51,8 @@ def train(
     """Train a network, choose its best epoch, and read the test set once.
 
     Under `torchrun` the processes train together: the loss is that of one process with the same batch. Only SDA's temperature,
-    a mean over all samples that are routed together, is that of each part of a batch, here and with `accumulate`.
+    a mean over all samples that are routed together, is that of each part of a batch, here and with `accumulate`. Any number of
+    processes can resume what any other number of them, or a single one, has begun.
     Precision fp32 is float32 throughout, as in a measured step: products are never rounded to TF32.
 
     Args:
@@ -59,6 +61,8 @@ def train(
         data_directory: folder of the real data sets; by default `data_directory()`.
         download: fetch a set that is not on disk.
         resume: resume from the folder's last checkpoint.
+        parallel: what each of several processes holds: a copy of the network (`ddp`), or a part of its parameters, gradients and
+            optimizer state (`fsdp`).
         checkpoint_minutes: minutes between checkpoints within an epoch; there is one after each epoch in any case.
         diagnostics: write diagnostics of each block before training and after each epoch (`training.diagnostics`).
         observers: objects that are informed of steps and epochs.
@@ -70,11 +74,13 @@ def train(
         StoreError: the folder cannot be read or written. The last checkpoint is kept.
         Interrupted: Ctrl-C, after a checkpoint.
     """
-    with _threads(settings.network.threads), without_tf32(), process_group(settings.network.device) as processes:
+    with _threads(settings.network.threads), without_tf32(), process_group(settings.network.device, parallel) as processes:
         # The path is absolute, because a trained module may change the process's folder.
         folder = Path(processes.gather(os.fspath(absolute(folder)))[0])  # each may have named a folder after its own time
         # Settings that make no run are refused before anything is written.
         check_optimizer(settings)
+        if parallel == "fsdp":
+            _check_sharded(settings, diagnostics=diagnostics)
         if resume and not folder.is_dir():
             raise _nothing_to_resume(folder)
         parts: Parts = processes.one_after_the_other(
@@ -149,6 +155,20 @@ def _begun(folder: Path, settings: TrainingSettings, *, resume: bool) -> Checkpo
     longer = settings.optimizer == "adam" and settings.epochs >= before.epochs
     check_same(settings, before, f"the run in {folder}", free=MAY_DIFFER | ({"epochs"} if longer else set()))
     return begun
+
+
+def _check_sharded(settings: TrainingSettings, *, diagnostics: bool) -> None:
+    """Refuse what needs a whole network, or whole gradients, in one process."""
+    refused = {
+        "`precision` fp16": (settings.network.precision == "fp16", "processes would have to agree on the scale of the loss"),
+        f"`optimizer` {settings.optimizer}": (settings.optimizer != "adam", "it computes with whole gradients"),
+        "`diagnostics`": (diagnostics, "the first process examines the network alone"),
+    }
+    for name, (is_refused, why) in refused.items():
+        if is_refused:
+            raise ConfigurationError(
+                f"{name} is not possible with `parallel` fsdp: {why}", "leave it out, or train with `parallel` ddp"
+            )
 
 
 def _nothing_to_resume(folder: Path) -> ConfigurationError:

@@ -23,6 +23,7 @@ from capsbench.options import MODELS, OPTIONS
 from capsbench.reversible import INVERSES, STRATEGIES
 from capsbench.routing import algorithms, kernels
 from capsbench.training import TrainingSettings, load_checkpoint, load_network
+from capsbench.training.checkpoint import save_checkpoint
 from capsbench.training.log import TrainingStep, read_metrics
 from capsbench.training.result import EpochFigures, Result
 from capsbench.training.settings import OPTIMIZERS, PREPROCESSINGS
@@ -239,21 +240,38 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def under_torchrun(folder, arguments, server):
-    """Status and output of two processes that torchrun starts."""
+def torchrun(folder, words, arguments):
+    """A process of torchrun, which starts those that train."""
     paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "capsbench.cli"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *words, "-m", "capsbench.cli", *map(str, arguments)],
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**process_environment(folder), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
 
 
-def as_forks(folder, arguments, server):
-    """Status and output of two forks with the variables that torchrun sets."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ended = together([server.start(folder, *arguments, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")])
+def ended(processes):
+    """The largest status of some processes, and their output."""
+    outputs = [one.communicate(timeout=300) for one in processes]
+    return max(abs(one.returncode) for one in processes), *map("".join, zip(*outputs, strict=True))
+
+
+def under_torchrun(folder, arguments, server):
+    """Status and output of two processes that one torchrun starts."""
+    return ended([torchrun(folder, ["--nproc-per-node", "2", "--master-port", str(free_port())], arguments)])
+
+
+def on_two_nodes(folder, arguments, server):
+    """Status and output of two processes, each on a node of its own, whose torchruns meet by themselves."""
+    words = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    return ended([torchrun(folder, [*words, "--rdzv-id", "training"], arguments) for _ in range(2)])
+
+
+def as_forks(folder, arguments, server, count=2):
+    """Status and output of forks with the variables that torchrun sets."""
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = map(str, range(count))
+    ended = together([server.start(folder, *arguments, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ranks])
     return max(abs(one.status) for one in ended), *("".join(getattr(one, name) for one in ended) for name in ("stdout", "stderr"))
 
 
@@ -262,29 +280,104 @@ def as_forks(folder, arguments, server):
     ("model", "more", "start"),
     [
         ("helpers.tiny:make_plain", (), under_torchrun),
+        ("helpers.tiny:make_plain", (), on_two_nodes),
         ("helpers.tiny:make_plain", ("--accumulate", "3"), as_forks),
         ("helpers.tiny:make_capsules", (), as_forks),
+        ("helpers.tiny:make_plain", ("--accumulate", "3", "--parallel", "fsdp"), as_forks),
+        ("helpers.tiny:make_capsules", ("--parallel", "fsdp"), as_forks),
     ],
-    ids=["whole", "in parts", "a reversible capsule network"],
+    ids=["whole", "two nodes", "in parts", "a reversible capsule network", "in parts, sharded", "a reversible one, sharded"],
 )
 def test_two_processes_train_as_one(model, more, start, tmp_path, command, server):
     """The last batch of an epoch has one image: one process has none."""
     arguments = ["train", "--model", model, "--batch-size", "46", "--learning-rate", "0.01", "--epochs", "3"]
     arguments += ["--device", "cpu", *more]
-    assert command(*arguments, "--out", "one").status == 0
+    alone = [word for word in arguments if word not in ("--parallel", "fsdp")]
+    assert command(*alone, "--out", "one").status == 0
     status, stdout, stderr = start(tmp_path, [*arguments, "--out", "two"], server)
     assert status == 0, stderr
     assert stdout.count("test accuracy") == 1
-    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
-    assert len(one) == 3 * 16
-    assert [line["images"] for line in two] == [line["images"] for line in one]
-    assert one[15]["images"] == 1
-    for name in ("loss", "gradient_norm"):
-        assert_close(*(torch.tensor([line[name] for line in lines]) for lines in (two, one)), relative=1e-4)
-    assert_all_close(weights(tmp_path / "two"), weights(tmp_path / "one"), relative=1e-4)
+    assert len(curve(tmp_path / "one")) == 3 * 16
+    assert curve(tmp_path / "one")[15]["images"] == 1
+    assert_same_run(tmp_path / "two", tmp_path / "one")
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
     assert [one["processes"] for one in results] == [1, 2]
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+
+
+def assert_same_run(folder, other):
+    """Check that two runs have taken the same steps, up to the order of their sums."""
+    curves = curve(folder), curve(other)
+    assert [line["images"] for line in curves[0]] == [line["images"] for line in curves[1]]
+    for name in ("loss", "gradient_norm"):
+        assert_close(*(torch.tensor([line[name] for line in lines]) for lines in curves), relative=1e-4)
+    assert_all_close(weights(folder), weights(other), relative=1e-4)
+
+
+@pytest.mark.slow
+def test_other_numbers_of_processes_resume_a_run(tmp_path, command, server):
+    """One process begins, three shards go on, two copies go on, and one process ends it: as one process from the beginning."""
+    arguments = [
+        "train",
+        "--model",
+        "helpers.tiny:make_capsules",
+        "--batch-size",
+        "92",
+        "--learning-rate",
+        "0.01",
+        "--device",
+        "cpu",
+    ]
+    assert command(*arguments, "--epochs", 4, "--out", "one").status == 0
+    assert command(*arguments, "--epochs", 1, "--out", "many").status == 0
+    for epochs, count, parallel in ((2, 3, "fsdp"), (3, 2, "ddp")):
+        more = ["--epochs", epochs, "--parallel", parallel, "--out", "many", "--resume"]
+        status, _, stderr = as_forks(tmp_path, [*arguments, *more], server, count)
+        assert status == 0, stderr
+    assert command(*arguments, "--epochs", 4, "--out", "many", "--resume").status == 0
+    assert_same_run(tmp_path / "many", tmp_path / "one")
+
+
+def test_runs_that_are_no_longer_the_same_are_found(tmp_path):
+    """`assert_same_run` refuses other losses, and other weights."""
+    settings = TrainingSettings(network=make_configuration("mocapsnet", 1))
+    for name, loss, weight in (("one", 1.0, 1.0), ("two", 1.001, 1.0), ("three", 1.0, 1.001)):
+        (tmp_path / name).mkdir()
+        line = {"kind": "step", "epoch": 1, "step": 1, "images": 4, "loss": loss, "gradient_norm": 1.0}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        save_checkpoint(tmp_path / name / "best.pt", settings, {"weight": torch.full((3,), weight)})
+    assert_same_run(tmp_path / "one", tmp_path / "one")
+    for other in ("two", "three"):
+        with pytest.raises(AssertionError):
+            assert_same_run(tmp_path / "one", tmp_path / other)
+
+
+@pytest.mark.parametrize("network", ["make_explosive", "make_plain"])
+def test_shards_say_where_a_loss_became_infinite(network, tmp_path, server):
+    """Every process reports the layer, and none waits for another for ever."""
+    rate = () if network == "make_explosive" else ("--learning-rate", "1e30")
+    arguments = ["train", "--model", f"helpers.tiny:{network}", "--batch-size", "64", "--epochs", "1", "--device", "cpu", *rate]
+    status, _, stderr = as_forks(tmp_path, [*arguments, "--parallel", "fsdp", "--out", "run"], server)
+    assert status == 1
+    assert "is not finite" in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((), "--parallel fsdp divides a network over several processes"),
+        (("--diagnostics",), "--diagnostics is not possible with --parallel fsdp"),
+        (("--precision", "fp16"), "--precision fp16 is not possible with --parallel fsdp"),
+    ],
+)
+def test_shards_that_cannot_be(arguments, named, tmp_path, server):
+    """One process that torchrun has started is a group, and one that nobody has started is none."""
+    alone = {} if not arguments else {
+        "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    process = server.start(tmp_path, "train", "--parallel", "fsdp", "--device", "cpu", *arguments, **alone)
+    assert_refused(*together([process]), named, "leave")
 
 
 # Bad input
