@@ -161,6 +161,11 @@ class Timeline(Schema):
     notes: list[str] = []
     """Further remarks for the reader."""
 
+    @property
+    def retained_bytes(self) -> int:
+        """Retained bytes, as in `MemoryFigures`: without the gradients of the step before, which forward may free."""
+        return sum(self.retained_by_module.values())
+
     @model_validator(mode="after")
     def _is_one_step(self) -> "Timeline":
         """Refuse indices of events that do not exist, on which figures rely."""

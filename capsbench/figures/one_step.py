@@ -48,7 +48,7 @@ def draw_timeline(timeline: Timeline) -> Figure:
 
 def timeline_text(timeline: Timeline) -> str:
     """The step in words: the peak and its contents, and the modules that retain most."""
-    peak, forward = timeline.peak, timeline.phases["forward"]
+    peak = timeline.peak
     lines = [
         title_of(timeline),
         _aligned("peak", f"{_exact(peak.allocated_bytes)} in {peak.contents.phase}"),
@@ -57,7 +57,7 @@ def timeline_text(timeline: Timeline) -> str:
         "alive at the peak",
         *(_aligned(f"  {name}", _exact(nbytes)) for name, nbytes in contents_at_peak(timeline).items()),
         _aligned("  left over", _exact(peak.left_over_bytes)),
-        _aligned("retained", f"{_exact(forward.end_bytes - forward.start_bytes)} after forward, mostly in these modules:"),
+        _aligned("retained", f"{_exact(timeline.retained_bytes)} after forward, mostly in these modules:"),
     ]
     for module in modules_of(timeline)[:5]:
         each = f" ({module.count} × {bytes_text(module.nbytes)})" if module.count > 1 else ""
@@ -132,8 +132,7 @@ def _draw_modules(ax: Axes, timeline: Timeline) -> None:
     ax.grid(visible=False, axis="y")
     ax.set_xlim(0, 2 * max(sizes, default=1.0))
     ax.set_xlabel("MiB")
-    forward = timeline.phases["forward"]
-    ax.set_title(f"retained by module: {bytes_text(forward.end_bytes - forward.start_bytes)}", loc="left", fontsize=9.5, pad=14)
+    ax.set_title(f"retained by module: {bytes_text(timeline.retained_bytes)}", loc="left", fontsize=9.5, pad=14)
     if not bars:
         ax.text(0.5, 0.5, "nothing is retained", ha="center", transform=ax.transAxes)
 
