@@ -20,10 +20,11 @@ import torch
 
 import capsbench
 from benchmarks.command_line import parser_of, print_page
+from capsbench.axes import parse_depths
 from capsbench.measure.cell import measure_cell
 from capsbench.records import Cell, Plan
 from capsbench.report import Report
-from capsbench.sweep.asked import Sweep, parse_depths
+from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand
 
 MODELS = ("rescapsnet", "mocapsnet")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from capsbench.errors import ConfigurationError, suggesting
-from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
+from capsbench.options import AXES_OF_FIELDS, DEEPEST, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
 
 AxisForm = Literal["line", "inverse", "quadratic"]
 """Form of a cost over an axis: {1, n}, {1, 1/n} or {1, n, n²}."""
@@ -20,6 +20,8 @@ BASES: dict[AxisForm, str] = {"line": "1,n", "inverse": "1,1/n", "quadratic": "1
 
 POWERS: dict[AxisForm, tuple[int, ...]] = {"line": (0, 1), "inverse": (0, -1), "quadratic": (0, 1, 2)}
 """Powers of an axis in each form."""
+
+_DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 
 _UNITS = {
     "accumulate": "pass",
@@ -150,3 +152,27 @@ def position_in_words(configuration: Configuration, axis: str) -> str:
     if axis == "image_shape":
         return "x".join(map(str, configuration.spec().shape))
     return value_in_words(axis, int(position) if position.is_integer() else position)
+
+
+def parse_depths(text: str) -> tuple[int, ...]:
+    """Parse depths: `3`, `1-8`, `1,2,4`, `1-4,8` → ascending depths, each once.
+
+    Raises:
+        ConfigurationError: it is none of these, or names a depth below 1.
+    """
+    depths: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not (first.isascii() and first.isdigit() and (not dash or (last.isascii() and last.isdigit()))):
+            raise ConfigurationError(f"`depth` '{text}' is not a depth", _DEPTH_FORMS)
+        if len(max(first, last, key=len)) > len(str(DEEPEST)):
+            raise ConfigurationError(f"`depth` '{text[:40]}' goes beyond {DEEPEST} blocks", "choose depths that can be measured")
+        low, high = int(first), int(last) if dash else int(first)
+        if low < 1:
+            raise ConfigurationError(f"`depth` '{text}' begins below 1", "the smallest network has 1 block")
+        if high < low:
+            raise ConfigurationError(f"`depth` '{text}' runs backwards", f"write {high}-{low}")
+        if high > DEEPEST:
+            raise ConfigurationError(f"`depth` '{text}' goes beyond {DEEPEST} blocks", "choose depths that can be measured")
+        depths.update(range(low, high + 1))
+    return tuple(sorted(depths))

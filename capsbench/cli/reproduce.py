@@ -103,8 +103,8 @@ _trained_options = together(
 
 
 def _sweep(what: str, depth: str, dataset: tuple[str, ...] | None, **given: Any) -> int:
+    from capsbench.axes import parse_depths
     from capsbench.cli.sweeps import sweep_as_typed
-    from capsbench.sweep.asked import parse_depths
     from capsbench.sweep.experiments import EXPERIMENTS, cells_of
 
     experiment = EXPERIMENTS[what]

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from capsbench.axes import parse_depths
 from capsbench.cli.command import echo, typed_command
 from capsbench.cli.output import console_of, say, writing
 from capsbench.cli.train import command as train_command
@@ -18,7 +19,6 @@ from capsbench.figures.beside_paper import write_accuracy
 from capsbench.paper.accuracy_tables import EPOCHS, PrintedRow, accuracy_table
 from capsbench.paths import anchored
 from capsbench.stats.seeds import beside_paper
-from capsbench.sweep.asked import parse_depths
 from capsbench.terminal.tables import accuracies_table
 from capsbench.training import Result, TrainingSettings, train
 from capsbench.training.table_runs import Configure, Train, accuracy_of, line_of, networks_of, run_members, trials_of

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from capsbench.axes import AxisForm, declared_forms
+from capsbench.axes import AxisForm, declared_forms, parse_depths
 from capsbench.cli.command import command_to_resume, typed_command
 from capsbench.cli.flags import machine_of, refuse_for_own, was_left_out
 from capsbench.cli.output import console_of, files_line, open_in_browser, print_slopes, say, warn_of_damages
@@ -20,7 +20,7 @@ from capsbench.measure.group import check_measurable
 from capsbench.options import SETTINGS_FLAG, STACKED, SWEPT_OPTIONS, noun_of
 from capsbench.records import BOTH, Cell, Pass, Plan
 from capsbench.report import Report
-from capsbench.sweep.asked import Sweep, parse_depths
+from capsbench.sweep.asked import Sweep
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.forecast import MOST_TRACED, cells_by_series, predicted_peaks
 from capsbench.sweep.inside import add_timelines

@@ -13,7 +13,6 @@ from capsbench.reversible import MEMBER_STRATEGIES, PLAIN_STRATEGIES, STRATEGIES
 from capsbench.routing import kernels
 from capsbench.typed_values import fault_of, parsed_values, several
 
-DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 AXIS_FORMS = "give numbers (128,256), a range (1-8), or one with a step (128-1024:128)"
 IMAGE_SIZE = "image_size"
 """Name under which `vary` takes the side of square images."""
@@ -188,30 +187,6 @@ def _refuse_twice(varied: Iterable[str], fields: Mapping[str, str]) -> None:
                 f"`vary` {name}: its values are given by `{given[canonical]}` too", "leave one of the two out"
             )
         given[canonical] = "vary"
-
-
-def parse_depths(text: str) -> tuple[int, ...]:
-    """Parse depths: `3`, `1-8`, `1,2,4`, `1-4,8` → ascending depths, each once.
-
-    Raises:
-        ConfigurationError: it is none of these, or names a depth below 1.
-    """
-    depths: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not (first.isascii() and first.isdigit() and (not dash or (last.isascii() and last.isdigit()))):
-            raise ConfigurationError(f"`depth` '{text}' is not a depth", DEPTH_FORMS)
-        if len(max(first, last, key=len)) > len(str(DEEPEST)):
-            raise ConfigurationError(f"`depth` '{text[:40]}' goes beyond {DEEPEST} blocks", "choose depths that can be measured")
-        low, high = int(first), int(last) if dash else int(first)
-        if low < 1:
-            raise ConfigurationError(f"`depth` '{text}' begins below 1", "the smallest network has 1 block")
-        if high < low:
-            raise ConfigurationError(f"`depth` '{text}' runs backwards", f"write {high}-{low}")
-        if high > DEEPEST:
-            raise ConfigurationError(f"`depth` '{text}' goes beyond {DEEPEST} blocks", "choose depths that can be measured")
-        depths.update(range(low, high + 1))
-    return tuple(sorted(depths))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import ValidationError
 
-from capsbench.axes import declared_forms
+from capsbench.axes import declared_forms, parse_depths
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError
 from capsbench.factories import name_of
@@ -29,7 +29,7 @@ from capsbench.paths import absolute
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
-from capsbench.sweep.asked import Sweep, parse_depths
+from capsbench.sweep.asked import Sweep
 from capsbench.sweep.local import Sources, local_launcher
 from capsbench.sweep.plan import axes_asked, axes_of, axis_lacked, expand
 from capsbench.sweep.runner import Observer, remaining, run_sweep, uninterrupted

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capsbench.axes import parse_depths
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.models.front import CHUNKS
 from capsbench.native import NativeLibrary
@@ -18,7 +19,7 @@ from capsbench.records import Plan
 from capsbench.report import Report
 from capsbench.reversible import resolve_inverse
 from capsbench.routing import algorithms, compiled, kernels, resolve_kernel
-from capsbench.sweep.asked import Sweep, parse_depths
+from capsbench.sweep.asked import Sweep
 from capsbench.sweep.estimate import step_flops
 from capsbench.sweep.experiments import EXPERIMENTS, cells_of
 from capsbench.sweep.plan import expand

@@ -138,7 +138,7 @@ def gitlab_pipeline(models: str, depth: str, baseline: str, install: str | None 
 
 
 def _filled(template: str, models: str, depth: str, baseline: str, install: str | None) -> str:
-    from capsbench.sweep.asked import parse_depths
+    from capsbench.axes import parse_depths
 
     for field, value in (("models", models), ("baseline", baseline)):
         # The value ends up in YAML and in a shell.
