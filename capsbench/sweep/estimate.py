@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -37,6 +38,25 @@ _TRACE_SECONDS, _TRACE_SECONDS_PER_BLOCK = 1.5, 0.1
 class Estimate:
     """Expected seconds of the remaining cells, corrected by those that are done.
 
+class _Guess(NamedTuple):
+    """Expected seconds of a cell."""
+
+    settled: float
+    """Those that do not depend on its samples."""
+    fewest: float = 0.0
+    """Those of the least number of samples."""
+    longest: float = 0.0
+    """Those of its samples if the time budget is spent, which does not grow on a slower machine."""
+
+    def least(self, factor: float = 1.0) -> float:
+        """The least seconds on a machine that is slower by a factor."""
+        return factor * (self.settled + self.fewest)
+
+    def most(self, factor: float = 1.0) -> float:
+        """The most seconds there."""
+        return factor * self.settled + max(factor * self.fewest, self.longest)
+
+
     Args:
         plan: plan of the sweep.
         left: its cells that are not done.
@@ -64,8 +84,7 @@ class Estimate:
         """
         factor = self._taken / self._guessed if self._guessed else 1.0
         guesses = [guess for key, guess in self._left.items() if key not in self._of_turns]
-        least, most = (factor * sum(guess[end] for guess in guesses) for end in (0, 1))
-        return least, most + self._turns_left()
+        return sum(guess.least(factor) for guess in guesses), sum(guess.most(factor) for guess in guesses) + self._turns_left()
 
     def started(self, cell: Cell) -> None:
         """Note a cell that is about to be measured."""
@@ -82,22 +101,26 @@ class Estimate:
         if record.status == "ok" and record.time is None and "time" in self._plan.passes:
             self._left[key] = self._guess(record.cell, in_turn=True, passes=("time",))
             return
-        _, guess = self._left.pop(key, (0.0, 0.0))
+        guess = self._left.pop(key, _Guess(0.0))
         if key in self._of_turns:
+            self._compare(self._guess(record.cell, in_turn=True, passes=("memory",)), record)
             # With the first of their records the turns of all are over, whatever was left of the budget.
             self._of_turns = dict.fromkeys(self._of_turns, 0.0)
             return
         if record.duration_seconds is not None:
-            self._guessed += guess
+            self._guessed += guess.most()
             self._taken += record.duration_seconds
+        self._compare(guess, record)
+
+    def _compare(self, guess: _Guess, record: Record) -> None:
+        """Correct the estimate by the time that something took."""
 
     def _turns_left(self) -> float:
         return sum(share for key, share in self._of_turns.items() if key in self._left)
 
-    def _guess(self, cell: Cell, *, in_turn: bool, passes: Sequence[Pass] = ()) -> tuple[float, float]:
+    def _guess(self, cell: Cell, *, in_turn: bool, passes: Sequence[Pass] = ()) -> _Guess:
         if cell.configuration.is_predicted():
-            traced = _TRACE_SECONDS + _TRACE_SECONDS_PER_BLOCK * cell.configuration.blocks
-            return traced, traced
+            return _Guess(_TRACE_SECONDS + _TRACE_SECONDS_PER_BLOCK * cell.configuration.blocks)
         kind = cell.configuration.device.partition(":")[0]
         step = step_flops(cell) / self._speed
         sample = 4 / 3 * step  # an inference is a third of a step
@@ -108,7 +131,7 @@ class Estimate:
         settled = {"time": (_BUILD_SECONDS if in_turn else start) + WARMUP_STEPS * step, "memory": start + 2 * step}
         asked = passes or self._plan.passes
         known = sum(settled[what] for what in asked)
-        return (known + fewest, known + longest) if "time" in asked else (known, known)
+        return _Guess(known, fewest, longest) if "time" in asked else _Guess(known)
 
 
 def step_flops(cell: Cell) -> float:
@@ -130,12 +153,21 @@ def step_flops(cell: Cell) -> float:
 
 
 def _convolution_flops_per_second() -> float:
-    """Speed of this CPU on a small convolution, in a fifth of a second."""
+    """Speed of this CPU on a small convolution, in a fifth of a second.
+
+    One thread computes, and counts for all. Several would wait for each other, which beside other work takes ten times as long as
+    in the processes that measure, whose threads sleep then.
+    """
     images, weight = torch.rand(8, 64, 20, 20), torch.rand(64, 64, 9, 9)
     flops = 2 * 8 * 64 * 64 * 81 * 12 * 12
-    torch.nn.functional.conv2d(images, weight)
-    done, began = 0, time.perf_counter()
-    while time.perf_counter() - began < 0.2:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         torch.nn.functional.conv2d(images, weight)
-        done += 1
-    return done * flops / (time.perf_counter() - began)
+        done, began = 0, time.perf_counter()
+        while time.perf_counter() - began < 0.2:
+            torch.nn.functional.conv2d(images, weight)
+            done += 1
+        return threads * done * flops / (time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ import pytest
 from capsbench.records import Cell, Plan
 from capsbench.sweep.estimate import Estimate
 from capsbench.timed_rounds import TurnsTaken
-from helpers.made import make_configuration
+from helpers.made import make_configuration, make_record
 
 
 def test_ends_that_take_turns_again_take_no_part_of_the_budget_away():
@@ -13,3 +13,25 @@ def test_ends_that_take_turns_again_take_no_part_of_the_budget_away():
     estimate = Estimate(Plan(command="", cells=cells), cells[2:])
     estimate.took_turns(TurnsTaken(cells, 3, 45.0, None))
     assert estimate.seconds_left() == pytest.approx((0, 45))
+
+
+def finished(cell, seconds):
+    """The record of a cell of which memory alone was measured."""
+    record = make_record("mocapsnet", cell.configuration.blocks)
+    return record.model_copy(update={"cell": cell, "time": None, "duration_seconds": seconds})
+
+
+@pytest.mark.parametrize("slower", [1, 4])
+def test_bytes_that_took_longer_show_a_slower_machine_and_leave_the_time_budget_as_it_is(slower, monkeypatch):
+    """What is left of a sweep is known from its memory passes, of which the time budget is no part."""
+    monkeypatch.setattr("capsbench.sweep.estimate._convolution_flops_per_second", lambda: 1e11)
+    cells = [Cell(configuration=make_configuration("mocapsnet", blocks, batch_size=128)) for blocks in (1, 4, 8)]
+    plan = Plan(command="", cells=cells, samples=3, budget_seconds=100)
+    guessed = Estimate(plan.model_copy(update={"passes": ["memory"]}), cells).seconds_left()[1] / 3
+    estimate = Estimate(plan, cells)
+    least, most = estimate.seconds_left()
+    for cell in cells:
+        estimate.finished(finished(cell, slower * guessed))
+    times = estimate.seconds_left()
+    assert times[0] == pytest.approx(slower * (least - 3 * guessed), rel=1e-6)
+    assert 300 < times[1] < 300 + slower * (most - 300)
