@@ -479,7 +479,7 @@ class Plan(Schema):
     """Command that made the plan, as it would be typed again."""
     passes: list[Pass] = list(BOTH)
     """Measurements of each cell."""
-    samples: int = Field(default=5, ge=5)
+    samples: int = Field(default=5, ge=3)
     """Least number of samples of every time."""
     budget_seconds: float = Field(default=10, ge=0)
     """Seconds of sampling a cell while its time is not known within 2 %; of cells in turn, together, while a slope is not."""

@@ -388,7 +388,7 @@ MODEL_OPTIONS = together(
 )
 SWEEP_OPTIONS = together(
     click.option("--repeats", type=whole(1), default=1, help="Replicates of every cell."),
-    click.option("--samples", type=whole(5), default=5, help="Smallest number of samples of each time."),
+    click.option("--samples", type=whole(3), default=3, help="Smallest number of samples of each time."),
     click.option(
         "--time-budget",
         type=positive("seconds"),

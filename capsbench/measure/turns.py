@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from capsbench.errors import CapsbenchError, error_line, one_line
 from capsbench.factories import resolve_model
 from capsbench.foreign import keeping_threads, module_of, step_error
 from capsbench.measure.clock import clock_for
+from capsbench.measure.compiling import compilations
 from capsbench.measure.device_time import device_seconds
 from capsbench.measure.edges import Edges, Structure, edges_cost, growing_modules, hooks_change, optimizer_share, recorded
 from capsbench.measure.limits import is_out_of_memory
@@ -130,6 +132,8 @@ class Turns:
         self._edges_seconds = 0.0
         self._warmup_steps = 1
         """Steps of each cell before its first turn that counts; building takes the first one."""
+        self._turns_of: Counter[str] = Counter()
+        """Number of turns that each cell has taken."""
         self._device_train: dict[str, list[float]] = {}
         self._device_inference: dict[str, list[float]] = {}
         self._flags: Flags = {}
@@ -151,8 +155,12 @@ class Turns:
         for key in self._request.cells:
             with self._attempted(key):
                 structures |= self._build(key, notes)
+        before = compilations()
         self._place_edges(structures)
-        self._warmup_steps += warm_up(self._turn_each, self._device, fewest=WARMUP_STEPS - 1)
+        if compilations() == before:  # a turn that compiled is followed by others until none does
+            self._warmup_steps += min((self._turns_of[key] for key in self._workloads), default=0)
+        if self._warmup_steps < WARMUP_STEPS or self._device.type == "cuda":  # whose clock takes its time
+            self._warmup_steps += warm_up(self._turn_each, self._device, fewest=max(WARMUP_STEPS - self._warmup_steps, 1))
         for key in list(self._workloads):
             with self._attempted(key):
                 self._time_device(key)
@@ -309,6 +317,7 @@ class Turns:
 
     def _turn(self, key: str) -> Turn:
         """Take one training step and one inference of a cell."""
+        self._turns_of[key] += 1
         workload, clock = self._workloads[key], self._clock
         edges, edges_in_inference = self._edges.get(key), self._edges_in_inference.get(key)
         workload.train_step(Laps(clock, edges))

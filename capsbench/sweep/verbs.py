@@ -104,7 +104,7 @@ def run(
     gpu: str | None = None,
     threads: int | None = None,
     repeats: int = 1,
-    samples: int = 5,
+    samples: int = 3,
     time_budget: float = 20.0,
     slope_share: float = 0.2,
     processes: int = 1,

@@ -311,7 +311,7 @@ def test_names_written_out_are_the_package_s_own(command_name, option, known):
         ("--capsules", "0", "1"),
         ("--capacity", "3", "MiB"),
         ("--capacity", "lots", "24GiB"),
-        ("--samples", "1", "5"),
+        ("--samples", "1", "3"),
         ("--slope-share", "0%", "20%"),
         ("--slope-share", "0.2", "20%"),
         ("--repeats", "0", "1"),
