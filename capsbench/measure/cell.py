@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import IO
 from pydantic import ValidationError
 
 from capsbench.families import FAMILY, end_family, ended_words, last_line
+from capsbench.measure.forkserver import Fork, Forks
 from capsbench.measure.limits import died_of_limit
 from capsbench.measure.messages import Reply, Request
 from capsbench.measure.variables import variables_of
@@ -35,8 +36,9 @@ DeviceTurn = Callable[[], AbstractContextManager[None]]
 
 
 def measure_cell(
-    cell: Cell, plan: Plan, *, environment: str, data_directory: Path | None = None, turn: DeviceTurn = nullcontext
-) -> Record:
+    cell: Cell, plan: Plan, *, environment: str, data_directory: Path | None = None, turn: DeviceTurn = nullcontext,
+    forks: Forks | None = None,
+) -> Record:  # fmt: skip
     """Measure a cell; the record holds whatever happens to its processes.
 
     Args:
@@ -45,6 +47,7 @@ def measure_cell(
         environment: key of the machine in environment.json.
         data_directory: folder of the real data sets.
         turn: keeps other sweeps off the device. The time that it waits is no part of the cell's duration.
+        forks: makes the processes that count bytes on a CPU; by default each of them imports everything itself.
     """
     started, began = datetime.now(UTC), time.monotonic()
     replies: list[Reply] = []
@@ -58,7 +61,7 @@ def measure_cell(
             strict=plan.strict,
         )
         try:
-            replies.append(run_pass(request, plan.timeout_seconds, turn))
+            replies.append(run_pass(request, plan.timeout_seconds, turn, forks))
         except OSError as error:  # no process, no temporary file: a fault of this cell, not of the sweep
             replies.append(Reply(status="error", message=f"the {what} pass could not start: {error}"))
         if replies[-1].status != "ok":
@@ -81,7 +84,7 @@ def measure_cell(
     )
 
 
-def run_pass(request: Request, timeout_seconds: float, turn: DeviceTurn = nullcontext) -> Reply:
+def run_pass(request: Request, timeout_seconds: float, turn: DeviceTurn = nullcontext, forks: Forks | None = None) -> Reply:
     """Run one pass in a fresh process, which is gone when this returns or raises, with all that `end_family` finds of it.
 
     On a CPU bytes do not depend on other processes, and take no turn; times take a turn once their workload is built. On a
@@ -91,6 +94,7 @@ def run_pass(request: Request, timeout_seconds: float, turn: DeviceTurn = nullco
         request: measurement to make.
         timeout_seconds: time that the process may take, without the wait for its turn.
         turn: keeps other sweeps off the device.
+        forks: makes the process, if it counts bytes on a CPU.
     """
     kills_before, family = out_of_memory_kills(), secrets.token_hex(8)
     on_cpu = request.configuration.device == "cpu"
@@ -109,18 +113,13 @@ def run_pass(request: Request, timeout_seconds: float, turn: DeviceTurn = nullco
         waited = 0.0 if on_cpu else _enter(turn, held)
         if on_cpu and request.what == "time":
             request = request.model_copy(update={"turn": theirs.fileno()})
-        # -P: a folder `capsbench` in the working directory must not replace the installed package.
         # The worker ends when its standard input closes, so it cannot outlive this process, even a killed one.
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "capsbench.measure.worker"],
-            stdin=request_end,
-            stdout=answer,
-            stderr=errors,
-            env={**variables_of("time" if request.what == "time" else "memory"), FAMILY: family},
-            cwd=start(),  # a user's module is found here, although it may have changed this process's folder
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
-            pass_fds=[theirs.fileno()],
-        )
+        streams = (request_end, answer.fileno(), errors.fileno())
+        variables = {**variables_of("time" if request.what == "time" else "memory"), FAMILY: family}
+        forking = forks if on_cpu and request.what == "memory" else None
+        # A user's module is found in this folder, although it may have changed this process's own.
+        fork = None if forking is None else forking.start(streams, variables, start())
+        process = fork or _started(streams, variables, [theirs.fileno()])
         theirs.close()  # from here on the worker has the only one, so that `ours` shows that it has ended
         began = time.monotonic()
         try:
@@ -144,6 +143,22 @@ def run_pass(request: Request, timeout_seconds: float, turn: DeviceTurn = nullco
         return reply.model_copy(update={"waited_seconds": waited})
 
 
+def _started(streams: tuple[int, int, int], variables: Mapping[str, str], kept: Sequence[int]) -> subprocess.Popen[bytes]:
+    """A worker that imports everything itself."""
+    given, answer, errors = streams
+    # -P: a folder `capsbench` in the working directory must not replace the installed package.
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "capsbench.measure.worker"],
+        stdin=given,
+        stdout=answer,
+        stderr=errors,
+        env=variables,
+        cwd=start(),
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the worker
+        pass_fds=kept,
+    )
+
+
 def _enter(turn: DeviceTurn, held: ExitStack) -> float:
     """Wait for a turn, which lasts until `held` is left, and return the seconds that it took."""
     began = time.monotonic()
@@ -160,7 +175,7 @@ def out_of_memory_kills() -> int:
         return 0
 
 
-def _wait(process: subprocess.Popen[bytes], timeout_seconds: float, message: socket.socket | None = None) -> bool:
+def _wait(process: subprocess.Popen[bytes] | Fork, timeout_seconds: float, message: socket.socket | None = None) -> bool:
     """Sleep until a process ends or sends a message, and return whether it did in time: polling disturbs the measurement."""
     timeout_seconds = max(timeout_seconds, 0)
     sources: list[socket.socket | int] = [] if message is None else [message]

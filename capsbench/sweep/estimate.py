@@ -16,6 +16,9 @@ from capsbench.timed_rounds import TurnsTaken
 _START_SECONDS = {"cpu": 3.0, "cuda": 8.0}
 """Seconds for a process's imports, and for a GPU's context."""
 
+_FORK_SECONDS = 2.0
+"""Seconds for the building and the trace of a cell whose bytes are counted by a fork that has everything imported."""
+
 _BUILD_SECONDS = 0.5
 """Seconds to build a cell in a process that has everything imported."""
 
@@ -34,9 +37,6 @@ _CUDA_FLOPS = 1e13
 _TRACE_SECONDS, _TRACE_SECONDS_PER_BLOCK = 1.5, 0.1
 """Seconds of a step that is traced, not run."""
 
-
-class Estimate:
-    """Expected seconds of the remaining cells, corrected by those that are done.
 
 class _Guess(NamedTuple):
     """Expected seconds of a cell."""
@@ -57,6 +57,9 @@ class _Guess(NamedTuple):
         return factor * self.settled + max(factor * self.fewest, self.longest)
 
 
+class Estimate:
+    """Expected seconds of the remaining cells, corrected by those that are done.
+
     Args:
         plan: plan of the sweep.
         left: its cells that are not done.
@@ -68,7 +71,7 @@ class _Guess(NamedTuple):
         self._speed = _convolution_flops_per_second() if on_cpu else _CUDA_FLOPS
         in_turn = {cell.key() for group in groups_of(plan) for cell in group}
         self._left = {cell.key(): self._guess(cell, in_turn=cell.key() in in_turn) for cell in left}
-        """The least and the most seconds of each cell."""
+        """The expected seconds of each cell."""
         self._of_turns: dict[str, float] = {}
         self._guessed = 0.0
         self._taken = 0.0
@@ -100,20 +103,20 @@ class _Guess(NamedTuple):
         key = record.cell.key()
         if record.status == "ok" and record.time is None and "time" in self._plan.passes:
             self._left[key] = self._guess(record.cell, in_turn=True, passes=("time",))
+            self._compare(self._guess(record.cell, in_turn=True, passes=("memory",)), record)
             return
         guess = self._left.pop(key, _Guess(0.0))
         if key in self._of_turns:
-            self._compare(self._guess(record.cell, in_turn=True, passes=("memory",)), record)
             # With the first of their records the turns of all are over, whatever was left of the budget.
             self._of_turns = dict.fromkeys(self._of_turns, 0.0)
             return
-        if record.duration_seconds is not None:
-            self._guessed += guess.most()
-            self._taken += record.duration_seconds
         self._compare(guess, record)
 
     def _compare(self, guess: _Guess, record: Record) -> None:
         """Correct the estimate by the time that something took."""
+        if record.duration_seconds is not None:
+            self._guessed += guess.most()
+            self._taken += record.duration_seconds
 
     def _turns_left(self) -> float:
         return sum(share for key, share in self._of_turns.items() if key in self._left)
@@ -128,7 +131,10 @@ class _Guess(NamedTuple):
         longest = max(fewest, min(self._plan.budget_seconds, MAX_SAMPLES * sample or math.inf))
         start = _START_SECONDS.get(kind, 8.0)
         # Cells that take turns have one process together.
-        settled = {"time": (_BUILD_SECONDS if in_turn else start) + WARMUP_STEPS * step, "memory": start + 2 * step}
+        settled = {
+            "time": (_BUILD_SECONDS if in_turn else start) + WARMUP_STEPS * step,
+            "memory": (_FORK_SECONDS if kind == "cpu" else start) + 2 * step,
+        }
         asked = passes or self._plan.passes
         known = sum(settled[what] for what in asked)
         return _Guess(known, fewest, longest) if "time" in asked else _Guess(known)

@@ -12,6 +12,7 @@ from capsbench.factories import fingerprint_of
 from capsbench.fingerprint import Fingerprint
 from capsbench.locks import Busy, holding
 from capsbench.measure.cell import measure_cell
+from capsbench.measure.forkserver import Forks
 from capsbench.measure.processes import device_identity
 from capsbench.prediction import apart
 from capsbench.prediction.predict import predict_cell
@@ -23,6 +24,7 @@ Launcher = Callable[[Cell], Record]
 def local_launcher(
     plan: Plan, environment: str, data_directory: Path | None = None, notify: Callable[[str], None] = lambda _: None, *,
     folder: Path = Path(), patience: float | None = None, sources: "Sources | None" = None, timed_later: Container[str] = (),
+    forks: Forks | None = None,
 ) -> Launcher:  # fmt: skip
     """Make a launcher that measures cells in fresh processes of this machine.
 
@@ -37,6 +39,7 @@ def local_launcher(
         patience: seconds that a cell waits for other sweeps; None for no limit.
         sources: sources of the users' own networks; None to read them.
         timed_later: keys of cells of which memory alone is measured, because they take turns afterwards.
+        forks: makes the processes that count bytes on a CPU; by default each of them imports everything itself.
     """
     known, without_time = sources or Sources(plan), plan.model_copy(update={"passes": ["memory"]})
 
@@ -49,7 +52,7 @@ def local_launcher(
         apart.close()
         turn = partial(alone_on, cell.configuration.device, notify, folder=folder, patience=patience)
         passes = without_time if cell.key() in timed_later else plan
-        record = measure_cell(cell, passes, environment=environment, data_directory=data_directory, turn=turn)
+        record = measure_cell(cell, passes, environment=environment, data_directory=data_directory, turn=turn, forks=forks)
         return not_this_source(cell) if known.has_changed(cell) else record
 
     return launch

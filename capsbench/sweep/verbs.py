@@ -23,6 +23,7 @@ from capsbench.errors import ConfigurationError
 from capsbench.factories import name_of
 from capsbench.files import damage_in_words
 from capsbench.measure.environment import default_threads, describe, key_of
+from capsbench.measure.forkserver import Forks
 from capsbench.measure.group import check_measurable
 from capsbench.options import STACKED
 from capsbench.paths import absolute
@@ -294,7 +295,7 @@ def measure(
         environment = describe()
         key = key_of(environment)
         report.add_environment(key, environment)
-        with watcher.measuring(plan, report, remaining(plan, report)) as observers:
+        with watcher.measuring(plan, report, remaining(plan, report)) as observers, Forks() as forks:
             sources = Sources(plan)
             keeper = Timekeeper(
                 plan, report, key, data_directory, watcher.notify, patience=wait, sources=sources, observers=observers
@@ -302,8 +303,10 @@ def measure(
             launch = local_launcher(
                 plan, key, data_directory, watcher.notify,
                 folder=report.folder, patience=wait, sources=sources, timed_later=keeper.cells,
+                forks=forks,
             )  # fmt: skip
             run_sweep(plan, report, launch, observers, keeper.cells)
+            forks.close()  # nothing idle lies beside times
             note_unchanged(plan, report, watcher)
             keeper.run()
 

@@ -315,11 +315,11 @@ _PROGRAMS = {"capsbench": _capsbench, "python": _python, "pytest": _pytest}
 
 def _fork_workers() -> None:
     """Let commands fork the processes in which they measure and predict."""
-    from capsbench.measure import cell, together
+    from capsbench.measure import cell, forkserver, together
     from capsbench.prediction import apart
 
     forking = SimpleNamespace(**{name: getattr(subprocess, name) for name in subprocess.__all__} | {"Popen": _Fork})
-    cell.subprocess = together.subprocess = apart.subprocess = forking  # type: ignore[attr-defined]
+    cell.subprocess = forkserver.subprocess = together.subprocess = apart.subprocess = forking  # type: ignore[attr-defined]
 
 
 def _end_as(function: Callable[[], None]) -> None:
