@@ -7,7 +7,7 @@ import pytest
 
 from capsbench import load, slopes
 from capsbench.records import StepFigures
-from helpers import GOLDEN, ROOT
+from helpers import GOLDEN
 from helpers.made import MIB, make_frame, make_record
 
 STEP = StepFigures(retained_by_module={"": 1}, flops=6 * 10**9, floor_flops=4 * 10**9, floor_bytes=100 * MIB, notes=["assumed"])

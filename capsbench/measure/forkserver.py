@@ -168,7 +168,7 @@ class _Workers:
         self.running: dict[int, tuple[int, socket.socket]] = {}
         """Number and reply of those that run, by the descriptors of their processes."""
         self.ended: dict[int, tuple[int, socket.socket]] = {}
-        """Those that have ended, by the descriptors of their replies, which the caller closes."""
+        """Number and reply of those that have ended, by the descriptors of their replies, which the caller closes."""
 
     def add(self, pid: int, reply: socket.socket) -> None:
         """Watch a worker."""

@@ -42,11 +42,11 @@ class _Guess(NamedTuple):
     """Expected seconds of a cell."""
 
     settled: float
-    """Those that do not depend on its samples."""
+    """Seconds that do not depend on its samples."""
     fewest: float = 0.0
-    """Those of the least number of samples."""
+    """Seconds of the least number of samples."""
     longest: float = 0.0
-    """Those of its samples if the time budget is spent, which does not grow on a slower machine."""
+    """Seconds of its samples if the time budget is spent, which does not grow on a slower machine."""
 
     def least(self, factor: float = 1.0) -> float:
         """The least seconds on a machine that is slower by a factor."""

@@ -32,7 +32,7 @@ class Processes:
     def __init__(self, device: torch.device, share: Share | None = None, parallel: Parallel = "ddp") -> None:
         self.device, self.share = device, share or Share()
         self.sharded = self.several and parallel == "fsdp"
-        """Whether the network's parameters are in parts, so that every pass through it needs all processes."""
+        """True if the network's parameters are in parts, so that every pass through it needs all processes."""
 
     @property
     def first(self) -> bool:

@@ -40,7 +40,7 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def local_part(value: Tensor) -> Tensor:
-    """This process's part of a tensor, which is all of it unless it is sharded."""
+    """The part of a tensor that this process has: all of it unless it is sharded."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 

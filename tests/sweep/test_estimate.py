@@ -23,7 +23,7 @@ def finished(cell, seconds):
 
 @pytest.mark.parametrize("slower", [1, 4])
 def test_bytes_that_took_longer_show_a_slower_machine_and_leave_the_time_budget_as_it_is(slower, monkeypatch):
-    """What is left of a sweep is known from its memory passes, of which the time budget is no part."""
+    """Memory passes show how slow the machine is; the time budget is no part of them."""
     monkeypatch.setattr("capsbench.sweep.estimate._convolution_flops_per_second", lambda: 1e11)
     cells = [Cell(configuration=make_configuration("mocapsnet", blocks, batch_size=128)) for blocks in (1, 4, 8)]
     plan = Plan(command="", cells=cells, samples=3, budget_seconds=100)
