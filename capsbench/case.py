@@ -108,11 +108,11 @@ class Case:
             raise ConfigurationError(
                 f"a case's accumulate is {self.accumulate!r}", "give the number of forward and backward passes, 1 or more"
             )
-        beside = [name for name in ("loss", "targets") if getattr(self, name) is not None]
-        beside += ["accumulate"] if self.accumulate > 1 else []
-        if self.train is not None and beside:
+        unused = [name for name in ("loss", "targets") if getattr(self, name) is not None]
+        unused += ["accumulate"] if self.accumulate > 1 else []
+        if self.train is not None and unused:
             raise ConfigurationError(
-                f"a case has a train function, which has no use for {', '.join(beside)}",
+                f"a case with a train function takes no {' and no '.join(unused)}",
                 "leave one of them out: train(module, optimizer, batch) is the whole step, and its batch are the inputs",
             )
         if self.train is not None:
@@ -178,7 +178,7 @@ class Case:
             found, origin = _default_loss(output, name), "its output is" if output_is_tensor else "its output has as loss"
         if not isinstance(found, Tensor) or found.numel() != 1:
             raise ConfigurationError(
-                f"model '{name}': {origin} {described(found)}, which is no loss",
+                f"model '{name}': {origin} {described(found)}, which is not a loss",
                 "a loss is a tensor of one element: sum or average it over the batch",
             )
         if torch.is_grad_enabled() and not found.requires_grad:
@@ -190,7 +190,7 @@ class Case:
 
 
 def check_loss(case: Case) -> None:
-    """Refuse a loss with parameters that are none of the network's, whose memory would not be counted.
+    """Refuse a loss with parameters that are not parameters of the network, whose memory would not be counted.
 
     Raises:
         ConfigurationError: it has some.
@@ -198,7 +198,8 @@ def check_loss(case: Case) -> None:
     own = {id(parameter) for parameter in case.module.parameters()}
     if isinstance(case.loss, nn.Module) and any(one.requires_grad and id(one) not in own for one in case.loss.parameters()):
         raise ConfigurationError(
-            f"a case's loss, {type(case.loss).__name__}, has parameters that are none of the network's, and would not be counted",
+            f"a case's loss, {type(case.loss).__name__}, has parameters that are not parameters of the network, and would not be "
+            "counted",
             "make it a part of the module, whose output is then the loss",
         )
 
@@ -314,7 +315,7 @@ def _default_loss(output: Any, name: str) -> Any:
     found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if found is None:
         raise ConfigurationError(
-            f"model '{name}' returned {described(output)}, which is no loss and holds none",
+            f"model '{name}' returned {described(output)}, which is not a loss and has no `loss`",
             "give the case a loss, such as Case(module, inputs, loss=lambda out: out.logits.logsumexp(-1).sum())",
         )
     return found

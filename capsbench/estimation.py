@@ -247,7 +247,7 @@ def estimate(
     if device not in ("cuda", "cpu"):
         raise ConfigurationError(f"`device` {device!r} is not a kind of device", "choose cuda or cpu")
     if device == "cpu" and gpu is not None:
-        raise ConfigurationError(f"`gpu` {gpu} does not go with `device` cpu", "leave one of them out")
+        raise ConfigurationError(f"`gpu` {gpu} cannot be combined with `device` cpu", "leave one of them out")
     if precision not in OPTIONS["precision"].choices:
         raise unknown_name("`precision`", precision, OPTIONS["precision"].choices)
     if optimizer_step not in OPTIONS["optimizer_step"].choices:
@@ -306,7 +306,7 @@ def _samples(case: Case) -> int:
     """The length that the first dimensions of all inputs have in common."""
     if case.batch_sizes():
         raise ConfigurationError(
-            "the inputs have packed sequences, whose lengths say nothing of those of other batches",
+            "the inputs have packed sequences, whose lengths do not determine those of other batch sizes",
             "give `largest` padded inputs, which forward packs",
         )
     lengths = sorted({len(tensor) for tensor in replace(case, inference=None).tensors() if tensor.dim()})

@@ -87,7 +87,7 @@ class Classifier:
         name = resolve_device(device)
         if name.endswith(PREDICTED):
             raise ConfigurationError(
-                f"`device` {name} computes nothing: it only says what a step would take", "choose auto, cpu or cuda"
+                f"`device` {name} computes nothing: it is for predictions only", "choose auto, cpu or cuda"
             )
         self.device = torch.device(name)
         loaded = [load_network(path, str(self.device)) for path in paths]

@@ -131,7 +131,7 @@ def test_memory_per_token_of_a_case():
 
 def test_bytes_on_a_curve_have_no_one_slope():
     found = memory_slope(attention, vary={"length": (4, 8, 16, 32)}, batch_size=3)
-    with pytest.raises(ConfigurationError, match="no one number of bytes per token") as error:
+    with pytest.raises(ConfigurationError, match="bytes per token are not constant") as error:
         _ = found.retained_per_unit
     assert "0 B per token and 12 B per pair of tokens" in error.value.what
     assert "terms" in error.value.hint

@@ -58,7 +58,7 @@ def command(
         if faults:
             raise ConfigurationError(
                 f"--update: {len(faults)} cells ended in {' or '.join(sorted(set(faults)))}",
-                "a baseline holds results: mend them, and measure again with 'capsbench run --resume'",
+                "a baseline holds results: fix them, and measure again with 'capsbench run --resume'",
             )
         write_baseline(run.model_copy(update={"command": typed_command()}), baseline)
         for note in notes:

@@ -65,7 +65,7 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
         traced = traced.model_copy(update={"agrees": None if counted is None else counted == of_trace})
         if traced.agrees is False:
             notes += [
-                f"{counted} bytes retained were counted, and the trace of the step retains {of_trace}: the count is believed, "
+                f"{counted} bytes retained were counted, and the trace of the step retains {of_trace}: the count is used, "
                 "and what the trace says of modules and operations is not used"
             ]
     return Reply(status="ok", data_source=source, memory=figures, step=traced, notes=[*why, *of_step, *notes])

@@ -126,7 +126,7 @@ def _setting_values(name: str, given: object) -> tuple[Setting, ...]:
     for value in values:
         if fault := fault_of(value):
             raise ConfigurationError(
-                f"`settings` {name}: {fault}", "give numbers, texts or flags; anything else the function itself can make of them"
+                f"`settings` {name}: {fault}", "give numbers, texts or flags; the function can build other values from these"
             )
     return values
 
@@ -216,10 +216,12 @@ def parse_depths(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def naming(field: str) -> Iterator[None]:
-    """Put the name of an option or parameter before the package's error on its value."""
+    """Put the name of an option or parameter before the package's error on its value, unless the error names it."""
     try:
         yield
     except ConfigurationError as error:
+        if f"`{field}`" in error.what:
+            raise
         raise ConfigurationError(f"`{field}`: {error.what}", error.hint) from None
 
 

@@ -220,7 +220,8 @@ def _check_combinations(sweep: Sweep) -> None:
             with naming("memory"):
                 check_members_strategy(memories[0])
             raise ConfigurationError(
-                f"`memory` {sweep.shown('memory')} leaves no strategy for {model}, whose function is given it and knows no lists",
+                f"`memory` {sweep.shown('memory')} leaves no strategy for {model}, whose function takes `memory` itself, "
+                "which excludes names of lists",
                 f"give one of {', '.join(MEMBER_STRATEGIES)}",
             )
         if model in STACKED and memories != (None,) and not fitting(sweep, model, "memory"):
@@ -231,11 +232,11 @@ def _check_combinations(sweep: Sweep) -> None:
 
 
 def _check_processes(sweep: Sweep) -> None:
-    """Refuse several processes without a way or a number, and what they do not go with."""
+    """Refuse several processes without a way or a number, and options that exclude them."""
     names = ("parallel", "world_size", "optimizer_step", "compile", "precision")
     several = any(parallel not in (None, "none") for parallel in sweep.values["parallel"])
     for parallel, world_size, step, compilation, precision in product(*(sweep.values[name] for name in names)):
-        if not several or parallel not in (None, "none"):  # one process may be a cell beside several
+        if not several or parallel not in (None, "none"):  # one process may be a cell among several
             check_parallel(parallel, world_size, optimizer_step=step, compilation=compilation, precision=precision)
 
 

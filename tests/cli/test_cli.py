@@ -723,7 +723,7 @@ def test_a_second_ctrl_c_still_says_how_to_go_on(command, monkeypatch):
     ("arguments", "words"),
     [
         (["run", "--out", ""], ("--out is empty", "name a file or a folder")),
-        (["run", "--gpu", "h100"], ("--gpu h100 does not go with --device auto", "add --device cuda:predicted")),
+        (["run", "--gpu", "h100"], ("--gpu h100 cannot be combined with --device auto", "add --device cuda:predicted")),
     ],
 )
 def test_options_that_would_be_passed_over_are_refused(command, tmp_path, arguments, words):
