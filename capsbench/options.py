@@ -245,7 +245,7 @@ class Configuration(BaseModel):
             choices={
                 "stored": "every activation is kept",
                 "checkpoint": "the input of each block is kept, and the block evaluated again",
-                "checkpoint-sqrt": "as checkpoint, with √n blocks at a time: the least that checkpoints of n blocks keep",
+                "checkpoint-sqrt": "as checkpoint, with √n blocks per checkpoint, which keeps the least memory",
                 "offload": "saved tensors go to the host's memory; no effect on a CPU",
                 "reversible": "MoCapsNet: only the end of the stack is kept",
                 "reversible-kept": (
@@ -353,7 +353,8 @@ class Configuration(BaseModel):
             flag="--accumulate",
             title="Accumulation",
             noun="accumulation",
-            help="Forward and backward passes before each step of the optimizer, each of a whole batch; 1, or as a case has it.",
+            help="Forward and backward passes before each step of the optimizer, each of a whole batch; by default the case's "
+            "own number, or 1.",
             least=1,
             none="as the network has it",
         ),
@@ -366,7 +367,7 @@ class Configuration(BaseModel):
             flag="--compile",
             title="Compilation",
             noun="torch.compile",
-            help="Compilation of the network; alone it means default.",
+            help="Compilation of the network; without a value: default.",
             choices={"none": "as the network is", "default": "by torch.compile as it is by default"},
             default="none",
             unwritten="none",
@@ -487,7 +488,7 @@ class Configuration(BaseModel):
     """Processes that train together; None for one that trains alone."""
 
     settings: Settings | None = None
-    """Settings of a case, beside `blocks` and `batch_size`."""
+    """Settings of a case, other than `blocks` and `batch_size`."""
 
     def is_predicted(self) -> bool:
         """Return whether the step is traced without its device, not run."""
@@ -635,7 +636,7 @@ REPEATED_FLAGS = MappingProxyType(
         "budget_seconds": "--time-budget",
     }
 )
-"""Flags of a command that measures a cell again, besides those of options; `--model` names one network."""
+"""Flags of a command that measures a cell again, other than those of options; `--model` names one network."""
 
 
 def type_of(name: str) -> type:

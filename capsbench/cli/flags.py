@@ -405,7 +405,8 @@ SWEEP_OPTIONS = together(
         "--processes",
         type=whole(1),
         default=1,
-        help="Processes among which the rounds are divided, six or more each: one may be faster than the next.",
+        help="Processes among which the rounds are divided, at least six rounds each; several average out differences between "
+        "processes.",
     ),
     click.option("--strict", is_flag=True, help="Refuse to measure while other processes use the CUDA device."),
     click.option(
@@ -418,7 +419,7 @@ SWEEP_OPTIONS = together(
     click.option("--dry-run", is_flag=True, help="Show the grid of cells, their time and their memory, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
 )
-"""Options of every command that measures, besides those of a cell."""
+"""Options of every command that measures, other than those of a cell."""
 
 _WHAT = ("models", "depth", "vary", "basis", "settings", "dataset", "image_shape", "classes", "batch_size", "only", "fit")
 _WHERE = ("device", "gpu", "threads", "capacity", "strict", "wait", "data_dir")
