@@ -6,7 +6,7 @@ prints the rows, and with `--write` puts them into `benchmarks/limits.md`. Ratio
 turn in one process (A B A B), with a heap that keeps its memory (`QUIET_MALLOC`) and subnormal numbers flushed, as every
 timing process of `capsbench run`; memory is counted by fresh processes, as there too. Each part has a process of its own,
 because the heap that an earlier part left moved a ratio by more than its limit's margin. Takes about eight minutes on two
-cores; run nothing beside it.
+cores; run nothing else meanwhile.
 """
 
 import itertools

@@ -32,7 +32,7 @@ class Gpu:
 
     @property
     def context_bytes(self) -> int:
-        """Bytes of the driver's context and loaded kernels beside the allocator, guessed because they depend on the driver."""
+        """Bytes of the driver's context and loaded kernels outside the allocator, guessed because they depend on the driver."""
         return 512 * MIB if self.capability >= (8, 0) else 384 * MIB
 
 

@@ -29,7 +29,7 @@ _PREFIX = "max_bytes_"
 """Beginning of the marker's arguments, which the unit of a term follows: `per_token`, `per_pair_of_tokens`."""
 _UPDATE = "--update-memory-baselines"
 _BASELINE = "memory_baseline.json"
-"""Name of a baseline beside the file of its tests."""
+"""Name of a baseline in the folder of its tests."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,7 +85,7 @@ def memory_baseline_fixture(request: pytest.FixtureRequest) -> "Callable[..., Me
     """Provide `capsbench.estimate` of a live network, which fails the test if the step takes more than its baseline.
 
     The function that the fixture returns has the arguments of `capsbench.estimate`, and two more: `file`, by default
-    memory_baseline.json beside the test, and `name`, by default the test's own with its file and class. Bytes that are guessed
+    memory_baseline.json next to the test, and `name`, by default the test's own with its file and class. Bytes that are guessed
     are compared, too.
     """
     from capsbench.errors import CapsbenchError

@@ -230,7 +230,7 @@ class ReportFolder:
 
     @property
     def ended(self) -> str:
-        """Start of the last cell, which tells the later of two reports."""
+        """Start of the last cell, by which the later of two reports is known."""
         return max((record.started_at for record in self.records if record.started_at), default="")
 
     def settled(self, passes: Sequence[Pass] = BOTH) -> set[str]:

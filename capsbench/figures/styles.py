@@ -39,7 +39,7 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "legend.handlelength": 3.0,  # room for dashes beside the marker
+    "legend.handlelength": 3.0,  # room for dashes on both sides of the marker
     "text.parse_math": False,  # a name is no formula, whatever signs it has
     "svg.fonttype": "none",
     "pdf.fonttype": 42,  # TrueType, whole: type 3 is refused by many publishers

@@ -28,7 +28,7 @@ QUANTITY_TITLES = {
 }
 """Names of the quantities for people."""
 
-_MODULES_TOLD = 4
+_MODULES_NAMED = 4
 
 
 class Labels:
@@ -125,9 +125,9 @@ def modules_text(modules: Iterable[ModuleChange], *, grown: bool) -> str:
     changed = [it for it in modules if (it.nbytes > 0) == grown]
     parts = [
         f"{it.name or OUTSIDE} {'+' if grown else ''}{bytes_text(it.nbytes)}{' each' if it.count > 1 else ''}"
-        for it in changed[:_MODULES_TOLD]
+        for it in changed[:_MODULES_NAMED]
     ]
-    return ", ".join([*parts, f"{len(changed) - _MODULES_TOLD} more"] if len(changed) > _MODULES_TOLD else parts)
+    return ", ".join([*parts, f"{len(changed) - _MODULES_NAMED} more"] if len(changed) > _MODULES_NAMED else parts)
 
 
 def fault_text(fault: Fault, labels: Labels) -> str:

@@ -248,7 +248,7 @@ class PairedSeries:
     def _slope_matters(self, slope: Change, positions: Sequence[float], before: Sequence[float]) -> bool:
         """Return whether a slope of a time changed by more than its threshold, and the step with it.
 
-        If blocks cost little beside the rest of the network, any two runs differ by more than a tenth of their slope. So a
+        If blocks cost little relative to the rest of the network, any two runs differ by more than a tenth of their slope. So a
         change must also amount, from the shallowest network to the deepest, to more than the threshold's share of the deepest
         one's time.
         """

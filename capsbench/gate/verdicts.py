@@ -55,7 +55,7 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
 
     Args:
         compared: two runs.
-        cells: include each cell, beside slopes and levels.
+        cells: include each cell, in addition to slopes and levels.
     """
     labels = labels_of(compared)
     rows: list[ComparisonRow] = []

@@ -73,7 +73,7 @@ def unknown_others(device: torch.device) -> list[str]:
 
 
 def refuse_others(others: list[str], unknown: list[str]) -> None:
-    """Refuse to measure beside other processes, and where it cannot be known whether there are any.
+    """Refuse to measure while other processes use the device, and where it cannot be known whether there are any.
 
     Args:
         others: result of `other_processes`.

@@ -301,7 +301,7 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
 
 
 def _slope_verdict(row: Mapping[Any, Any], series: Series, label: str) -> list[PaperVerdict]:
-    """Table 4's slope beside one of the same kind of memory, at the same batch, on a GPU."""
+    """Table 4's slope compared with one of the same kind of memory, at the same batch, on a GPU."""
     table = paper.memory()
     theirs = table[(table["dataset"] == series["dataset"]) & (table["model"] == series["model"])]
     if theirs.empty or pd.isna(row["slope_low"]):

@@ -66,7 +66,7 @@ def write_page(reports: Sequence["Report"], path: Path, loose: Sequence["SavedTi
 
 def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = (), notes: Sequence[str] = ()) -> str:
     """The page of these reports; the same records give the same page."""
-    apart = told_apart(reports)
+    apart = with_unique_names(reports)
     records = [record for report in apart for record in report.records]
     alone = apart[0] if len(apart) == 1 else None  # it knows its frame and slopes where they were asked for before
     frame = alone.frame if alone else frame_of(apart)
@@ -114,7 +114,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     )  # fmt: skip
 
 
-def told_apart(reports: Iterable["Report"]) -> list["Report"]:
+def with_unique_names(reports: Iterable["Report"]) -> list["Report"]:
     """Return the same reports under names of their own: `mine`, `mine (2)`."""
     found: list[Report] = []
     taken: set[str] = set()

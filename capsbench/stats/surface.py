@@ -4,8 +4,8 @@ A cost over several axes is a sum of products of their terms: {1, x, y, xy} over
 more block costs for one more sample. It carries over to other sizes, which slopes at one batch size do not. Bytes repeat, so that
 the terms of each axis are those with which the products fit all cells exactly, the fewest first, and curves must meet the demands
 of one axis (`bases`); times are weighted by their size, as noise is a share of them, and an axis other than blocks gets a square
-if an F-test of the nested models asks for it. Where the cells took turns, their times are those beside each other in one round,
-so that what the machine did in a round drops out, and intervals contain what processes differ by, as those of slopes do.
+if an F-test of the nested models asks for it. Where the cells took turns, their times are compared within one round, so
+that the machine's changes from round to round cancel, and intervals contain the scatter of processes, as those of slopes do.
 
 Every prediction comes with a check: the cell farthest out is left out once and predicted from all others.
 """
@@ -287,7 +287,7 @@ def _surface(grid: _Grid, metric: Metric, axes: Sequence[str]) -> tuple[Surface,
     fit = partial(fit_surface, repeats=metric.repeats, forms=forms, rounding=grid.rounding)
     turns = [] if metric.is_bytes else common_rounds(grid.cells[known], metric.column)
     for one in turns:
-        values = beside_each_other(values, one)
+        values = relative_to_each_other(values, one)
     found = fit(places, values) if len(values) else None
     if found is None:
         return None
@@ -302,7 +302,7 @@ def _surface(grid: _Grid, metric: Metric, axes: Sequence[str]) -> tuple[Surface,
     return found, without.at(places[farthest].tolist()).value / values[farthest] - 1, places[farthest]
 
 
-def beside_each_other(values: Floats, turns: CommonRounds) -> Floats:
+def relative_to_each_other(values: Floats, turns: CommonRounds) -> Floats:
     """`[cells]`, times without what drifted between rounds; cells that are not in these keep theirs.
 
     Args:

@@ -123,7 +123,7 @@ def _configuration(model: str, **fields: Any) -> Configuration:
 
 
 def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
-    """A combination of options with `auto` resolved, and without options that do not apply beside the others."""
+    """A combination of options with `auto` resolved, and without options that do not apply with the others."""
     resolved = dict(asked)
     if sweep.kind != "cpu":
         resolved["threads"] = None

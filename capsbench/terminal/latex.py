@@ -24,13 +24,13 @@ _UNKNOWN = r"\textit{n.s.}"
 
 
 class _Marks:
-    """The letters beside slopes, one for each different remark, and the legend that explains them."""
+    """The letters after slopes, one for each different remark, and the legend that explains them."""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
         self._has_unknown = False
 
-    def beside(self, row: Row) -> str:
+    def letters(self, row: Row) -> str:
         """The marks of a row's remarks; those of a slope that is not measurable are its noise alone."""
         unknown = row_shape(row) == "no change measurable"
         self._has_unknown |= unknown
@@ -103,7 +103,7 @@ class _Column:
 
     def cells(self, rows: Mapping[str, Row]) -> list[str]:
         row = rows.get(self._metric)
-        slope, ratio = ("--", "") if row is None else (self._slope(row) + self._marks.beside(row), _ratio(row))
+        slope, ratio = ("--", "") if row is None else (self._slope(row) + self._marks.letters(row), _ratio(row))
         return [slope, *([ratio] if self.has_ratios else [])]
 
     def _slope(self, row: Row) -> str:

@@ -60,7 +60,7 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
 
 
 def _varied_settings(records: Sequence[Record], axes: Sequence[str]) -> list[str]:
-    """Names of the settings of cases, beside the axes, that have several values, all of them numbers."""
+    """Names of the settings of cases, other than the axes, that have several values, all of them numbers."""
     found: dict[str, set[object]] = {}
     for record in records:
         for name, value in record.cell.configuration.settings or ():

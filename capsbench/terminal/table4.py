@@ -1,4 +1,4 @@
-"""Memory and time per block in *Momentum Capsule Networks* beside one's own records."""
+"""Memory and time per block in *Momentum Capsule Networks*, compared with one's own records."""
 
 from math import nan
 

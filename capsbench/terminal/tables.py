@@ -170,7 +170,7 @@ def report_text(frame: pd.DataFrame, table: pd.DataFrame) -> str:
 
 
 def accuracies_table(rows: pd.DataFrame, title: str) -> Table:
-    """The rows of `stats.seeds.beside_paper` as a table."""
+    """The rows of `stats.seeds.compared_with_paper` as a table."""
     out = Table(title=title, title_justify="left", title_style="bold", box=None)
     heads, lines = accuracy_cells(rows)
     for head in heads:

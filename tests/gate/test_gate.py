@@ -110,7 +110,7 @@ def with_inference(records, peak, kept):
 
 def test_inference_is_held_to_a_baseline_that_has_it(gate, command, tmp_path):
     known = write_report(tmp_path / "with", with_inference(seeded_run(), 40 * MIB, 7 * MIB))
-    # A baseline from before inference was counted says nothing of it.
+    # A baseline from before inference was counted has no figures of it.
     assert command("check", known, "--baseline", "base.json").status == 0
     assert command("check", known, "--baseline", "base.json", "--update").status == 0
     result = gate(with_inference(seeded_run(), 40 * MIB, 8 * MIB))
@@ -339,7 +339,7 @@ def test_a_badge_has_the_verdict(gate, tmp_path, modules, message):
     space = "{http://www.w3.org/2000/svg}"
     assert root.find(f"{space}title").text == f"capsbench: {message}"
     assert [it.text for it in root.findall(f"{space}text")] == ["capsbench", message]
-    # Both parts lie beside each other, and each is wide enough for its text.
+    # Both parts lie next to each other, and each is wide enough for its text.
     parts = [(int(it.get("x")), int(it.get("width"))) for it in root.findall(f"{space}rect")]
     assert parts[1][0] == parts[0][1]
     assert sum(width for _, width in parts) == int(root.get("width"))

@@ -91,7 +91,7 @@ def lost(bench: Bench) -> Items:
 
 
 def says_error(bench: Bench) -> Items:
-    """An item that has figures, and an error beside them."""
+    """An item that has figures, and an error as well."""
     return {"item": lambda: {"passed": 5, "error": "1 test failed"}}
 
 

@@ -66,7 +66,7 @@ def make_record(model: str = "rescapsnet", blocks: int = 1, *, replicate: int = 
     time = TimeFigures(
         clock="monotonic",
         warmup_steps=2,
-        # The outlier tells the median from the mean, and is too rare to be the median of a resample.
+        # The outlier distinguishes the median from the mean, and is too rare to be the median of a resample.
         train_step_seconds=[step] * 8 + [100 * step],
         forward_seconds=[step / 3] * 9,
         inference_seconds=[step / 4] * 9,

@@ -26,7 +26,7 @@ def seeded_record(model="rescapsnet", blocks=1, *, modules=None, extra=None, slo
     Args:
         model: of `make_record`.
         blocks: depth.
-        modules: bytes that modules retain beside what they did; `{block}` in a name stands for each block's number.
+        modules: bytes that modules retain in addition to what they did; `{block}` in a name stands for each block's number.
         extra: bytes to add to other figures, by name.
         slower: factor on the step alone.
         pace: factor on all times: the machine's.
