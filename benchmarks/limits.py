@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.command_line import parser_of, print_page
 from benchmarks.inverses import OF_PAIR, error, train_step
 from benchmarks.layers import LAYERS, Layer, make_step, peak_bytes, step
-from capsbench.devices import MIB
+from capsbench.sizes import MIB
 from capsbench.measure.cell import run_pass
 from capsbench.measure.messages import Request
 from capsbench.measure.variables import variables_of

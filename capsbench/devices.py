@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 from capsbench.errors import unknown_name
-
-KIB, MIB, GIB = 2**10, 2**20, 2**30
-"""Bytes of a KiB, a MiB and a GiB."""
+from capsbench.sizes import MIB
 
 
 @dataclass(frozen=True)

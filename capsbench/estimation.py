@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capsbench.case import Case, OptimizerFactory, adam, check_loss, described
+from capsbench.colours import PURPOSES
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.options import OPTIONS, OWN_INPUTS
@@ -202,7 +203,7 @@ class MemoryEstimate:
         most = max((abs(one.nbytes * one.count) for one in self._modules()), default=1)
         rows += [
             f"<tr><td {left}>{escape(_module_text(one))}</td><td {right}>{bytes_text(one.nbytes * one.count)}</td>"
-            f"<td {left}><div style='background:#D55E00;height:0.7em;"
+            f"<td {left}><div style='background:{PURPOSES['retained']};height:0.7em;"
             f"width:{120 * abs(one.nbytes * one.count) / most:.0f}px'></div></td></tr>"
             for one in self._modules()
         ]

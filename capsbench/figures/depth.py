@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from capsbench import paper
+from capsbench.colours import CAPTION
 from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn, lies_around
@@ -25,7 +26,7 @@ from capsbench.frame import AXIS_COLUMN, along_with_levels, axes_in
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.stats.slopes import fit_line, noises, series_of
 from capsbench.words.along import places_text
-from capsbench.words.labels import Names, Series, cut, dataset_title, model_title, on_gpu
+from capsbench.words.labels import STAND_IN, Names, Series, cut, dataset_title, model_title, on_gpu
 from capsbench.words.units import bytes_text
 
 _LONGEST_TITLE = 36
@@ -240,7 +241,7 @@ def _finish(figure: Figure, caption: str, below: int, width: float | None) -> No
     across, height = figure.get_size_inches()
     figure.set_size_inches(across, height + below * LEGEND_ROW * mpl.rcParams["legend.fontsize"] / 72)
     text = "\n".join(textwrap.wrap(caption, int(22 * width if width is not None else 17 * across)))
-    figure.supxlabel(text, fontsize=7.5 if width is None else 6, color="#555555")
+    figure.supxlabel(text, fontsize=7.5 if width is None else 6, color=CAPTION)
 
 
 def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float | None) -> AxesGrid:
@@ -277,7 +278,7 @@ def _caption(frame: pd.DataFrame, *, timed: bool, points_alone: bool, nested: bo
         if len(values) == 1:
             shared.append(f"{column.replace('_', ' ')} {values[0]}")
     if "data_source" in frame and (frame["data_source"] == "stand-in").any():
-        shared.append("the packaged images stand in for a set that was not on disk")
+        shared.append(STAND_IN)
     if "replicate" in frame and frame["replicate"].nunique() > 1:
         shared.append("bars: standard deviation over replicates")
     if in_turn(frame).any():

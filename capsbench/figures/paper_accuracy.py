@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from capsbench.durable import write_csv
 from capsbench.figures.depth import save
-from capsbench.figures.styles import COLOURS, MODEL_STYLES, STYLE
+from capsbench.colours import COLOURS
+from capsbench.figures.styles import MODEL_STYLES, STYLE
 from capsbench.stats.seeds import KEY
 from capsbench.words.accuracy import NUMBERED, SETTING_TITLES, accuracy_markdown, length_text, setting_text, system_text
 from capsbench.words.labels import dataset_title, model_title

@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import torch
 
-from capsbench.devices import MIB
 from capsbench.errors import CapsbenchError, error_line
 from capsbench.measure.facts import asked
+from capsbench.sizes import MEBIBYTES
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
@@ -193,7 +193,7 @@ def _computing(device: torch.device) -> list[Any]:
 
 
 def _mib(nbytes: int | None) -> str:
-    return "memory unknown" if nbytes is None else f"{nbytes / MIB:.0f} MiB"
+    return "memory unknown" if nbytes is None else f"{nbytes / MEBIBYTES.size:.0f} {MEBIBYTES.name}"
 
 
 def _own_status(field: str) -> int | None:

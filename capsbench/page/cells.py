@@ -8,7 +8,8 @@ import pandas as pd
 
 from capsbench import paper
 from capsbench.axes import axis_title, axis_unit
-from capsbench.figures.styles import COLOURS, MODEL_STYLES, SeriesStyle, style_key, styles_of
+from capsbench.colours import COLOURS
+from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key, styles_of
 from capsbench.frame import (
     AXES_COLUMN,
     AXIS_COLUMN,
@@ -327,8 +328,7 @@ def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
             "name": metric.name,
             "column": metric.column,
             "title": metric.title,
-            # A table has no room for whole titles.
-            "head": "train step" if metric.name == "train" else metric.name,
+            "head": metric.head,
             "bytes": metric.is_bytes,
         }
         for metric in METRICS.values()

@@ -10,7 +10,7 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 
-from capsbench.devices import MIB
+from capsbench.sizes import MIB
 
 COMPARABLE_METRICS = ("process", "reserved")
 """Metrics with which table 4 can be compared."""

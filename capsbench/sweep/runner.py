@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Literal, Protocol
 
 from capsbench.axes import position_in_words
-from capsbench.devices import MIB
 from capsbench.errors import StoreError
 from capsbench.records import Cell, Configuration, Plan, Record
 from capsbench.report import Report
+from capsbench.sizes import MIB
 from capsbench.sweep.local import Launcher
 from capsbench.timed_rounds import TurnsTaken
 

@@ -13,7 +13,7 @@ from capsbench.gate.findings import Labels
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series
-from capsbench.terminal.tables import HEADS, SHOWN
+from capsbench.terminal.tables import SHOWN
 from capsbench.words.latex import latex_text
 from capsbench.words.slopes_in_words import column_unit, is_reference, row_remarks, row_shape, row_slope
 from capsbench.words.units import number_with, range_text, ratio_parts, slope_number
@@ -96,7 +96,7 @@ class _Column:
         self.has_ratios = any(_ratio(row) for row in rows)
 
     def heads(self) -> list[str]:
-        return [HEADS[self._metric].capitalize(), *([r"$\times$ ResCapsNet"] if self.has_ratios else [])]
+        return [METRICS[self._metric].head.capitalize(), *([r"$\times$ ResCapsNet"] if self.has_ratios else [])]
 
     def units(self, per: str) -> list[str]:
         return [latex_text(f"({self._unit[1]}/{per})") if self._shares_unit else "", *([""] if self.has_ratios else [])]

@@ -6,7 +6,7 @@ answers on recorded traces (`tests/golden/allocator_trace_*.npz`), allocated and
 
 from bisect import bisect_left, insort
 
-from capsbench.devices import MIB
+from capsbench.sizes import MIB
 from capsbench.errors import CapsbenchError
 
 SMALLEST = 512

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from capsbench.devices import GIB
+from capsbench.sizes import GIB
 from capsbench.tracing import counting
 from capsbench.tracing.operator_calls import Call, Trait, tensors_in, written_in_torch
 

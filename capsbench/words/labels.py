@@ -15,6 +15,9 @@ _NOT_IN_NAMES = {"model", "dataset", "kind", AXIS_COLUMN}
 # Each model has its own strategy and inverse, which distinguish series only if one model has several.
 _NAMED_WITHIN_A_MODEL = {"source", *(name for name, option in OPTIONS.items() if option.of_model)}
 
+STAND_IN = "the packaged images stand in for a set that was not on disk"
+"""Remark on records whose images are those of the sample, in the shape of another set."""
+
 Series = Mapping[str, object]
 
 

@@ -273,7 +273,7 @@ def test_another_machine_is_held_to_what_does_not_depend_on_it(gate):
     slow = seeded_run(slower=3, extra={"peak_allocated_bytes": 99 * MIB})
     result = gate(slow, machine=ELSEWHERE)
     assert result.status == 0
-    left = "left out: peak allocated, train step, inference of all lines: CPU Another CPU, Some CPU before"
+    left = "left out: peak, train step, inference of all lines: CPU Another CPU, Some CPU before"
     assert told(result, "left out") == [left]
     assert gate(seeded_run(modules={"blocks.{block}.0": MIB}), machine=ELSEWHERE).status == 1
 

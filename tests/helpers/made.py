@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capsbench.devices import MIB
+from capsbench.sizes import MIB
 from capsbench.frame import to_frame
 from capsbench.records import (
     Cell,
