@@ -78,7 +78,7 @@ class _Progress:
         print(f"  {text}")
 
 
-def settings_of(stage: Stage, threads: int) -> TrainingSettings:
+def training_settings(stage: Stage, threads: int) -> TrainingSettings:
     """Settings of the paper, on this CPU."""
     sweep = Sweep((stage.model,), (BLOCKS,), "cpu", dataset=("fashion-mnist",), batch_size=128, threads=threads)
     (cell,) = expand(sweep)
@@ -97,7 +97,7 @@ def steps_file(stage: Stage) -> Path:
 
 def run_stage(stage: Stage, runs: Path, data_directory: Path | None, threads: int) -> Result:
     """Train the rest of a stage, and keep its result in the report at once."""
-    asked = settings_of(stage, threads)
+    asked = training_settings(stage, threads)
     known = read_results().get(stage)
     if known is not None and differences(asked, known.settings).keys() <= MAY_DIFFER:
         return known

@@ -12,6 +12,9 @@ from typing import Literal
 from capsbench.errors import ConfigurationError, suggesting
 from capsbench.options import AXES_OF_FIELDS, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
 
+IMAGE_SIZE = "image_size"
+"""Name under which an axis of square images is asked for by their side; cells lie along `image_shape`."""
+
 AxisForm = Literal["line", "inverse", "quadratic"]
 """Form of a cost over an axis: {1, n}, {1, 1/n} or {1, n, n²}."""
 
@@ -125,7 +128,7 @@ def declared_forms(bases: Mapping[str, str | Iterable[str]] | None, axes: Sequen
     """
     found: dict[str, AxisForm] = {}
     for name, basis in (bases or {}).items():
-        axis = "image_shape" if name == "image_size" and name not in axes else name
+        axis = "image_shape" if name == IMAGE_SIZE and name not in axes else name
         if axis not in axes:
             raise ConfigurationError(
                 f"`basis` names the axis '{name}', which is not varied",

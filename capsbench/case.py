@@ -54,7 +54,7 @@ _FUNCTIONS = {
 
 
 @dataclass(frozen=True)
-class Arguments:
+class CallArguments:
     """Arguments of a call, by position and by name."""
 
     args: tuple[Any, ...]
@@ -146,7 +146,7 @@ class Case:
             return known.get(id(leaf), leaf)
 
         inputs, inference = (
-            Arguments(*_mapped(moved, _unpacked(one))) if isinstance(one, Arguments) else _mapped(moved, _unpacked(one))
+            CallArguments(*_mapped(moved, _unpacked(one))) if isinstance(one, CallArguments) else _mapped(moved, _unpacked(one))
             for one in (self.inputs, self.inference)
         )
         return replace(self, inputs=inputs, inference=inference, targets=_mapped(moved, self.targets))
@@ -220,7 +220,7 @@ def check_inputs(case: Case) -> None:
 
 def _unpacked(given: Any) -> Any:
     """Inputs as nested tuples, lists and dictionaries, which other mappings are not to `tree_leaves`."""
-    if isinstance(given, Arguments):
+    if isinstance(given, CallArguments):
         return given.args, dict(given.kwargs)
     return dict(given) if isinstance(given, Mapping) else given
 
@@ -287,7 +287,7 @@ def _copied(held: Any) -> Any:
 
 def _call_of(given: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Arguments by position and by name of a call with these inputs."""
-    if isinstance(given, Arguments):
+    if isinstance(given, CallArguments):
         return given.args, given.kwargs
     if isinstance(given, Mapping):
         return (), given

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from capsbench.axes import AxisForm
+from capsbench.axes import IMAGE_SIZE, AxisForm
 from capsbench.catalog import SPECS
 from capsbench.errors import ConfigurationError, suggesting
 from capsbench.options import AXES_OF_FIELDS, channels_of, settings_text
@@ -195,7 +195,7 @@ def along(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
         return frame if axis is None else frame[frame[AXIS_COLUMN] == axis]
     if axis is not None:
         at = positions(frame, axis)
-        if axis == "image_size" and at.isna().all():
+        if axis == IMAGE_SIZE and at.isna().all():
             return along(frame, "image_shape")  # the images of a network that has no setting of this name
         if len(frame) and at.isna().all():
             known = sorted({name for names in frame.get(POSITIONS_COLUMN, ()) for name in names})

@@ -17,7 +17,7 @@ from capsbench.catalog import OWN_INPUTS as OWN_INPUTS
 from capsbench.catalog import SPECS, DatasetSpec, parse_shape, spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.typed_values import Setting as Setting
-from capsbench.typed_values import as_typed
+from capsbench.typed_values import as_typed, is_number
 
 # Fields may be called "model", a prefix that pydantic otherwise reserves.
 WRITTEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
@@ -545,7 +545,7 @@ class Configuration(BaseModel):
             value = self.spec().classes if axis == "classes" else getattr(self, axis)
             if value is None and OPTIONS[axis].networks.have(self.model):
                 value = OPTIONS[axis].unwritten
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return float(value) if is_number(value) else None
 
     def _is_setting(self, axis: str) -> bool:
         """Return whether an axis is a setting of this case, or else a field or a part of the images."""

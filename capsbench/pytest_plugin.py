@@ -151,11 +151,13 @@ def _refuse(what: str, units: Iterable[str]) -> NoReturn:
 
 def _limits(request: pytest.FixtureRequest) -> dict[str, float]:
     """The limits that a marker sets, in bytes by unit: `per block`, `per pair of tokens`; none without a marker."""
+    from capsbench.typed_values import is_number
+
     marker = request.node.get_closest_marker("memory_slope")
     if marker is None:
         return {}
     found = {
-        name.removeprefix(_PREFIX).replace("_", " "): float(limit) if _is_number(limit) else -1.0
+        name.removeprefix(_PREFIX).replace("_", " "): float(limit) if is_number(limit) else -1.0
         for name, limit in marker.kwargs.items()
         if name.startswith(_PREFIX)
     }
@@ -167,7 +169,3 @@ def _limits(request: pytest.FixtureRequest) -> dict[str, float]:
             pytrace=False,
         )
     return found
-
-
-def _is_number(limit: object) -> bool:
-    return isinstance(limit, int | float) and not isinstance(limit, bool)

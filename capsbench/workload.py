@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from capsbench.builders import ImagesCase
-from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainStep, check_inputs, check_loss, described
+from capsbench.case import OPTIMIZERS, CallArguments, Case, OptimizerFactory, TrainStep, check_inputs, check_loss, described
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line, suggesting, unknown_name
@@ -106,7 +106,7 @@ def classifier_case(configuration: Configuration, model: nn.Module, batch: Batch
     labels = {"labels": batch.labels} if takes_labels(model) else {}
     return Case(
         model,
-        Arguments((batch.images,), labels),
+        CallArguments((batch.images,), labels),
         loss=lambda out, given: loss_of(out, Batch(*given), configuration, capsule_loss),
         targets=tuple(batch),
         inference=batch.images,

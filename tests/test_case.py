@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import capsbench
 from capsbench import Case, factories
-from capsbench.case import Arguments
+from capsbench.case import CallArguments
 from capsbench.errors import ConfigurationError
 from capsbench.factories import facts_of
 from capsbench.foreign import settings_of
@@ -233,7 +233,7 @@ INPUTS = {
     "dictionary": ({"x": ONE, "y": TWO}, 0, ("x", "y")),
     "mapping": (Held(x=ONE, y=TWO), 0, ("x", "y")),
     "nested": (({"x": ONE, "more": [TWO, (ONE,)]},), 1, ()),
-    "arguments": (Arguments((ONE,), {"y": TWO}), 1, ("y",)),
+    "arguments": (CallArguments((ONE,), {"y": TWO}), 1, ("y",)),
 }
 
 

@@ -144,7 +144,7 @@ def _no_name_with_values(flag: str, text: str) -> ConfigurationError:
     )
 
 
-def whole(least: int, most: int | None = None) -> Parsed:
+def whole_number(least: int, most: int | None = None) -> Parsed:
     """A whole number of at least `least`, and at most `most`."""
 
     def parse(flag: str, text: str) -> int:
@@ -261,7 +261,7 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     elif option.unit == "bytes":
         kind = Parsed("size", parse_bytes)
     elif kind is int:
-        kind = whole_numbers(option.least or 0) if option.several else whole(option.least or 0)
+        kind = whole_numbers(option.least or 0) if option.several else whole_number(option.least or 0)
     asked = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
     asked |= {"is_flag": False, "flag_value": option.alone} if option.alone else {}
     asked |= changed
@@ -387,8 +387,8 @@ MODEL_OPTIONS = together(
     SETTINGS_OPTION,
 )
 SWEEP_OPTIONS = together(
-    click.option("--repeats", type=whole(1), default=1, help="Replicates of every cell."),
-    click.option("--samples", type=whole(5), default=5, help="Smallest number of samples of each time."),
+    click.option("--repeats", type=whole_number(1), default=1, help="Replicates of every cell."),
+    click.option("--samples", type=whole_number(5), default=5, help="Smallest number of samples of each time."),
     click.option(
         "--time-budget",
         type=positive("seconds"),
@@ -403,7 +403,7 @@ SWEEP_OPTIONS = together(
     ),
     click.option(
         "--processes",
-        type=whole(1),
+        type=whole_number(1),
         default=1,
         help="Processes among which the rounds are divided, at least six rounds each; several average out differences between "
         "processes.",

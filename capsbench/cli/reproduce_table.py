@@ -10,7 +10,7 @@ from rich.console import Console
 from capsbench.cli.command import echo, typed_command
 from capsbench.cli.output import console_of, say, writing
 from capsbench.cli.train import command as train_command
-from capsbench.cli.train import settings_of
+from capsbench.cli.train import training_settings
 from capsbench.cli.training import TrainingProgress
 from capsbench.data.datasets import load_parts
 from capsbench.errors import ConfigurationError, Interrupted, TrainingError
@@ -109,7 +109,7 @@ def _configure(given: dict[str, Any], epochs: int, scale: float) -> Configure:
         names = ("dataset", "routing", "optimizer", "learning_rate", "capsules", "batch_size")
         own = {name: getattr(row, name) for name in names} | {"models": row.model, "depth": row.blocks}
         more = {name: given[name] for name in ("preprocess", "validation", "precision", "kernel", "device", "threads")}
-        return settings_of({**usual, **more, **own, "seed": seed, "epochs": epochs, "scale": scale})
+        return training_settings({**usual, **more, **own, "seed": seed, "epochs": epochs, "scale": scale})
 
     return configure
 

@@ -174,7 +174,8 @@ def caption_of(timeline: Timeline) -> list[str]:
     own = [it.options()["settings"]] if it.settings else []
     shown = [dataset_title(it.dataset), *batch, *own, *options, it.precision, f"device {it.device}"]
     stand_in = [STAND_IN] if timeline.data_source == "stand-in" else []
-    return [", ".join(shown), "; ".join([*stand_in, f"1 {MEBIBYTES.name} = 2²⁰ bytes", "* stands for every number", *timeline.notes])]
+    remarks = [*stand_in, f"1 {MEBIBYTES.name} = 2²⁰ bytes", "* stands for every number", *timeline.notes]
+    return [", ".join(shown), "; ".join(remarks)]
 
 
 def _short(name: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from capsbench.axes import IMAGE_SIZE
 from capsbench.catalog import spec_of
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.options import AXES_OF_FIELDS, DEEPEST, OPTIONS, OWN_INPUTS
@@ -17,8 +18,6 @@ _MOST_ON_AXIS = 2**20
 """Largest value of any other axis that is looked at."""
 _STRIDES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Distances of values that are tried: a width may have to be a multiple of the number of heads."""
-IMAGE_SIZE = "image_size"
-"""The axis of the side of square images."""
 
 CHECKED = (8, 16, 24, 32)
 """Depths at which the growth of bytes is examined first."""

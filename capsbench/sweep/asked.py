@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+from capsbench.axes import IMAGE_SIZE
 from capsbench.catalog import parse_shape
 from capsbench.errors import ConfigurationError, suggesting
-from capsbench.factories import Facts
+from capsbench.factories import NetworkFacts
 from capsbench.options import AXES_OF_FIELDS, DEEPEST, MODELS, OPTIONS, SWEPT_OPTIONS, Setting
 from capsbench.reversible import MEMBER_STRATEGIES, PLAIN_STRATEGIES, STRATEGIES, named_lists
 from capsbench.routing import kernels
@@ -15,8 +16,6 @@ from capsbench.typed_values import fault_of, parsed_values, several
 
 DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 AXIS_FORMS = "give numbers (128,256), a range (1-8), or one with a step (128-1024:128)"
-IMAGE_SIZE = "image_size"
-"""Name under which `vary` takes the side of square images."""
 SHAPE_NAMES = ("image_shape", "shape", IMAGE_SIZE)
 """Names under which `vary` takes the shape of images."""
 OF_IMAGES = ("dataset", "batch_size", "image_shape", "classes")
@@ -250,7 +249,7 @@ def has_kernel(routing: str, kernel: str) -> bool:
     return kernel in ("auto", *kernels(routing))
 
 
-def given_to_builder(sweep: Sweep, facts: Facts) -> dict[str, tuple[Any, ...]]:
+def given_to_builder(sweep: Sweep, facts: NetworkFacts) -> dict[str, tuple[Any, ...]]:
     """The values that a function that builds a network is given, by name; none for any other."""
     if facts.builder is None:
         return {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from capsbench.catalog import parse_shape
 from capsbench.errors import CapsbenchError, ConfigurationError, suggesting, unknown_name
-from capsbench.factories import Facts, facts_of
+from capsbench.factories import NetworkFacts, facts_of
 from capsbench.options import (
     AXES_OF_FIELDS,
     MODELS,
@@ -23,14 +23,14 @@ from capsbench.prediction.apart import call_for
 from capsbench.reversible import MEMBER_STRATEGIES, REVERSIBLE_STRATEGIES, check_gamma, check_members_strategy
 from capsbench.routing import check_routing, compiled, kernels
 from capsbench.sweep.asked import OF_IMAGES, SHAPE_NAMES, Sweep, fitting, given_to_builder, has_kernel, naming, strategies_of
-from capsbench.typed_values import fault_of
+from capsbench.typed_values import fault_of, is_number
 from capsbench.workload import check_optimizer_step
 
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone, with that kind."""
 
 
-def checked_facts(sweep: Sweep) -> dict[str, Facts]:
+def checked_facts(sweep: Sweep) -> dict[str, NetworkFacts]:
     """Refuse options that cannot be met, and return the facts about each model."""
     with naming("models"):
         facts = {model: _facts_of(model) for model in sweep.models}
@@ -47,7 +47,7 @@ def checked_facts(sweep: Sweep) -> dict[str, Facts]:
     return facts
 
 
-def _check_axes(sweep: Sweep, all_facts: Mapping[str, Facts]) -> None:
+def _check_axes(sweep: Sweep, all_facts: Mapping[str, NetworkFacts]) -> None:
     """Refuse axes that no model has; a model that lacks one which another has is measured once for all of its values."""
     known = {model: _axes_had(sweep, model, facts) for model, facts in all_facts.items()}
     asked = {name: f"`vary` {name}" for name in sweep.varied}
@@ -71,7 +71,7 @@ def _check_axes(sweep: Sweep, all_facts: Mapping[str, Facts]) -> None:
             )
 
 
-def _axes_had(sweep: Sweep, model: str, facts: Facts) -> list[str]:
+def _axes_had(sweep: Sweep, model: str, facts: NetworkFacts) -> list[str]:
     """Names of the axes that a model has."""
     settings, builder = facts.settings, facts.builder
     if settings is None:
@@ -81,13 +81,13 @@ def _axes_had(sweep: Sweep, model: str, facts: Facts) -> list[str]:
         if builder is not None:
             known += [name for name in (sweep.varied if builder.takes_more else builder.names) if name != "blocks"]
     else:
-        numbers = [name for name, usual in settings.items() if isinstance(usual, int | float) and not isinstance(usual, bool)]
+        numbers = [name for name, usual in settings.items() if is_number(usual)]
         fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.names is None]
         known = [*numbers, *(name for name in fields if name not in ("blocks", *OF_IMAGES))]
     return [name for name in known if name != "threads" or sweep.kind == "cpu"]
 
 
-def _check_settings(sweep: Sweep, model: str, facts: Facts) -> None:
+def _check_settings(sweep: Sweep, model: str, facts: NetworkFacts) -> None:
     """Refuse settings that a model does not take, and values of another kind than their defaults."""
     if facts.settings is not None:
         _check_settings_of_case(sweep, model, facts, facts.settings)
@@ -100,7 +100,7 @@ def _check_settings(sweep: Sweep, model: str, facts: Facts) -> None:
         )
 
 
-def _check_settings_of_case(sweep: Sweep, model: str, facts: Facts, settings: Mapping[str, Setting]) -> None:
+def _check_settings_of_case(sweep: Sweep, model: str, facts: NetworkFacts, settings: Mapping[str, Setting]) -> None:
     """Refuse settings that a function of cases does not take, and values of another kind than their defaults."""
     given: dict[str, tuple[Any, ...]] = dict(sweep.settings)
     if "blocks" in given:
@@ -128,7 +128,7 @@ def _check_settings_of_case(sweep: Sweep, model: str, facts: Facts, settings: Ma
                 )
 
 
-def _refuse_unset(model: str, facts: Facts, name: str) -> None:
+def _refuse_unset(model: str, facts: NetworkFacts, name: str) -> None:
     """Refuse an argument of a function that makes cases whose default no record can hold."""
     if name in facts.unset:
         raise ConfigurationError(
@@ -160,7 +160,7 @@ def _check_value(name: str, value: Any) -> None:
         raise ConfigurationError(f"`{name}` {value} is too large", f"give {option.most:,} or less")
 
 
-def _facts_of(name: str) -> Facts:
+def _facts_of(name: str) -> NetworkFacts:
     """The facts about a model; a module of the user's own is imported in a process apart."""
     try:
         return call_for(name, facts_of, name)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
-from capsbench.factories import Facts
+from capsbench.factories import NetworkFacts
 from capsbench.models import resolve_front
 from capsbench.options import OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WITHOUT_BLOCKS, Setting
 from capsbench.records import Cell, Configuration
@@ -68,14 +68,14 @@ def axes_of(cells: Iterable[Cell], axes: Iterable[str]) -> tuple[str, ...]:
     return tuple(found or known[:1] or ["blocks"])
 
 
-def _has_depth(sweep: Sweep, model: str, facts: Facts) -> bool:
+def _has_depth(sweep: Sweep, model: str, facts: NetworkFacts) -> bool:
     """Return whether a network is made of one of the sweep's numbers of blocks."""
     if facts.settings is not None:
         return "blocks" in facts.settings and not sweep.usual_depth
     return model not in WITHOUT_BLOCKS and facts.builder is None
 
 
-def _series_of(sweep: Sweep, model: str, facts: Facts) -> Iterator[Configuration]:
+def _series_of(sweep: Sweep, model: str, facts: NetworkFacts) -> Iterator[Configuration]:
     """One configuration for each combination of options that this model has in the sweep."""
     ordered = dict.fromkeys((*_SLOWEST, *SWEPT_OPTIONS))
     names = [name for name in ordered if OPTIONS[name].networks.have(model)]

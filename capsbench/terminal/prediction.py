@@ -8,6 +8,7 @@ from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, Record
 from capsbench.stats.metrics import METRICS
 from capsbench.terminal.named_rows import NamedRows
+from capsbench.typed_values import is_number
 from capsbench.words.along import number_text
 from capsbench.words.labels import model_title
 from capsbench.words.printable import cell as text_cell
@@ -62,12 +63,9 @@ def _varied_settings(records: Sequence[Record], axes: Sequence[str]) -> list[str
     for record in records:
         for name, value in record.cell.configuration.settings or ():
             found.setdefault(name, set()).add(value)
-    numbers = (name for name, values in found.items() if len(values) > 1 and all(map(_is_number, values)))
+    numbers = (name for name, values in found.items() if len(values) > 1 and all(map(is_number, values)))
     return [name for name in numbers if name not in axes]
 
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def certainty_note(records: Sequence[Record]) -> str:
