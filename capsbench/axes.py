@@ -2,7 +2,7 @@
 
 An axis is `blocks`, another number that a cell has as an option (`batch_size`, `capsules`, `classes`, `iterations`), the shape of
 images (`image_shape`: a cell lies at its number of pixels), or a setting of a case (`length`). `Configuration.position` gives the
-place of a cell on an axis. All units of costs are written here, and the bases that a cost may have over an axis. Nothing here
+place of a cell on an axis. The units of costs are made here, and the bases that a cost may have over an axis. Nothing here
 needs torch.
 """
 
@@ -24,16 +24,7 @@ BASES: dict[AxisForm, str] = {"line": "1,n", "inverse": "1,1/n", "quadratic": "1
 POWERS: dict[AxisForm, tuple[int, ...]] = {"line": (0, 1), "inverse": (0, -1), "quadratic": (0, 1, 2)}
 """Powers of an axis in each form."""
 
-_UNITS = {
-    "accumulate": "pass",
-    "blocks": "block",
-    "batch_size": "sample",
-    "capsules": "capsule",
-    "classes": "class",
-    "iterations": "round",
-    "image_shape": "pixel",
-    "threads": "thread",
-    "world_size": "rank",
+_UNITS_OF_SETTINGS = {
     **dict.fromkeys(("context", "context_length", "length", "seq_len", "seq_length", "sequence_length"), "token"),
     **{
         f"{before}{noun}s": noun
@@ -41,7 +32,7 @@ _UNITS = {
         for noun in ("channel", "edge", "expert", "feature", "frame", "head", "image", "layer", "node", "rank", "step", "token")
     },
 }
-"""Units of axes with a well-known one, in the singular."""
+"""Units of settings of cases whose names say what they count, in the singular; those of options are in their rows."""
 
 
 def axis_title(axis: str) -> str:
@@ -53,7 +44,8 @@ def axis_title(axis: str) -> str:
 
 def axis_unit(axis: str) -> str:
     """Unit of an axis in the singular: `block`, `sample`, `pixel`, `token`; `unit of width` for a setting without a known one."""
-    return _UNITS.get(axis, f"unit of {axis.replace('_', ' ')}")
+    of_option = OPTIONS[axis].unit if axis in OPTIONS else ""
+    return of_option or _UNITS_OF_SETTINGS.get(axis, f"unit of {axis.replace('_', ' ')}")
 
 
 def plural_unit(axis: str) -> str:

@@ -258,16 +258,33 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     kind: Any = type_of(name)
     if option.choices:
         kind = _one_choice(option) if single else NameList(tuple(option.choices), allows=option.knows)
-    elif option.unit == "bytes":
+    elif option.is_bytes:
         kind = Parsed("size", parse_bytes)
     elif kind is int:
-        kind = whole_numbers(option.least or 0) if option.several else whole_number(option.least or 0)
+        least = int(option.least or 0)
+        kind = whole_numbers(least) if option.several else whole_number(least)
+    elif kind is float:
+        kind = _number_within(option)
     asked = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
     asked |= {"is_flag": False, "flag_value": option.alone} if option.alone else {}
     asked |= changed
     if isinstance(asked["type"], NameList):
         asked["help"] += f" Choices: {', '.join(asked['type'].known)}."
     return click.option(option.flag, parameter or name, **asked)
+
+
+def _number_within(option: Option) -> Parsed:
+    """A number within the bounds of an option."""
+
+    def parse(flag: str, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ConfigurationError(f"{flag} '{text}' is not a number", f"give {option.bounds()}") from None
+        option.refuse_outside(flag, value)
+        return value
+
+    return Parsed("number", parse)
 
 
 def _one_choice(option: Option) -> ParamType:

@@ -29,7 +29,7 @@ from capsbench.cli.flags import (
 from capsbench.cli.output import console_of
 from capsbench.cli.streams import printing_aside
 from capsbench.errors import ConfigurationError, Interrupted
-from capsbench.options import MODELS, NETWORK_OPTIONS, WITHOUT_BLOCKS
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, WITHOUT_BLOCKS
 from capsbench.paths import anchored, new_folder, unless_empty
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def _gammas(flag: str, text: str) -> tuple[float, ...]:
         hint = "give one for all blocks (0.9), or one for each (0.9,0.8)"
         raise ConfigurationError(f"{flag} '{text}' is neither a number nor a comma list of numbers", hint) from None
     for gamma in gammas:
-        if not 0 <= gamma <= 1:
-            raise ConfigurationError(f"{flag} {gamma:g} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
+        OPTIONS["gamma"].refuse_outside(flag, gamma)
     return gammas
 
 

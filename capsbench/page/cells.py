@@ -318,7 +318,7 @@ def _filter(name: str) -> dict[str, Any]:
     if option is None:
         return {"name": name, "title": _COLUMN_TITLES[name], "none": "not known", "bytes": False}
     none = option.none or ("none" if option.unwritten is None else str(option.unwritten))
-    return {"name": name, "title": option.title, "none": none, "bytes": option.unit == "bytes"}
+    return {"name": name, "title": option.title, "none": none, "bytes": option.is_bytes}
 
 
 def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:

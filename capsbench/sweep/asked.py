@@ -215,12 +215,10 @@ def parse_depths(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def naming(field: str) -> Iterator[None]:
-    """Put the name of an option or parameter before the package's error on its value, unless the error names it."""
+    """Put the name of an option or parameter before an error of the package that does not name it."""
     try:
         yield
     except ConfigurationError as error:
-        if f"`{field}`" in error.what:
-            raise
         raise ConfigurationError(f"`{field}`: {error.what}", error.hint) from None
 
 

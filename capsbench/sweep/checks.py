@@ -154,10 +154,8 @@ def _check_value(name: str, value: Any) -> None:
     kind = type_of(name)
     if kind is not str and (isinstance(value, bool) or not isinstance(value, int | kind)):
         raise ConfigurationError(f"`{name}` {value!r} is not a {'whole ' if kind is int else ''}number", "give a number")
-    if option.least is not None and value < option.least:
-        raise ConfigurationError(f"`{name}` {value} is too small", f"give {option.least} or more")
-    if option.most is not None and value > option.most:
-        raise ConfigurationError(f"`{name}` {value} is too large", f"give {option.most:,} or less")
+    if kind is not str:
+        option.refuse_outside(f"`{name}`", value)
 
 
 def _facts_of(name: str) -> NetworkFacts:
@@ -198,18 +196,15 @@ def _check_combinations(sweep: Sweep) -> None:
     """Refuse values that exclude each other, or that this machine cannot run."""
     _check_kernels(sweep)
     rounds = sweep.values["iterations"] if sweep.has("iterations") else ()
-    with naming("iterations"):
-        for routing, iterations in product(sweep.values["routing"], rounds):
-            check_routing(routing, "auto", iterations)
-    with naming("optimizer_step"):
-        for step, precision, passes in product(*(sweep.values[name] for name in ("optimizer_step", "precision", "accumulate"))):
-            check_optimizer_step(step, precision, passes)
+    for routing, iterations in product(sweep.values["routing"], rounds):
+        check_routing(routing, "auto", iterations)
+    for step, precision, passes in product(*(sweep.values[name] for name in ("optimizer_step", "precision", "accumulate"))):
+        check_optimizer_step(step, precision, passes)
     _check_processes(sweep)
     memories = sweep.values["memory"]
     reversible = sweep.has("gamma") and (memories == (None,) or not set(REVERSIBLE_STRATEGIES).isdisjoint(memories))
-    with naming("gamma"):
-        for gamma in sweep.values["gamma"] if sweep.has("gamma") else ():
-            check_gamma(gamma, invertible=reversible)
+    for gamma in sweep.values["gamma"] if sweep.has("gamma") else ():
+        check_gamma(gamma, invertible=reversible)
     if sweep.values["inverse"] != ("auto",) and not reversible:
         raise ConfigurationError(
             f"`inverse` {sweep.shown('inverse')} has nothing to invert: nothing here is reversible",
@@ -217,8 +212,7 @@ def _check_combinations(sweep: Sweep) -> None:
         )
     for model in sweep.models:
         if model not in MODELS and not fitting(sweep, model, "memory"):
-            with naming("memory"):
-                check_members_strategy(memories[0])
+            check_members_strategy(memories[0])
             raise ConfigurationError(
                 f"`memory` {sweep.shown('memory')} leaves no strategy for {model}, whose function takes `memory` itself, "
                 "which excludes names of lists",

@@ -14,7 +14,7 @@ from capsbench.options import OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WITHOUT_BLOCKS
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import REVERSIBLE_STRATEGIES, resolve_inverse
 from capsbench.routing import resolve_kernel
-from capsbench.sweep.asked import OF_IMAGES, SHAPE_NAMES, Sweep, fitting, given_to_builder, has_kernel, naming
+from capsbench.sweep.asked import OF_IMAGES, SHAPE_NAMES, Sweep, fitting, given_to_builder, has_kernel
 from capsbench.sweep.checks import checked_facts
 
 _SLOWEST = ("dataset", "precision", "optimizer", "optimizer_step", "compile", "routing", "kernel", "front", "memory", "rule")
@@ -141,8 +141,7 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
         # The published rule restarts in every block, so that no stack is longer than one block.
         functions = 2 * (1 if resolved["rule"] == "published" else max(sweep.depths))
         reversible = resolved["memory"] in REVERSIBLE_STRATEGIES
-        with naming("inverse"):
-            resolved["inverse"] = resolve_inverse(resolved["inverse"], functions, resolved["gamma"]) if reversible else None
+        resolved["inverse"] = resolve_inverse(resolved["inverse"], functions, resolved["gamma"]) if reversible else None
     return {name: None if value == OPTIONS[name].unwritten else value for name, value in resolved.items()}
 
 
