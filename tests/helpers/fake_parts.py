@@ -37,8 +37,8 @@ def fails(bench: Bench) -> Items:
 
     def first() -> Found:
         _tried(bench, "fails-first")
-        if not (bench.folder / "mended").exists():
-            raise ValueError("not yet\nmended")
+        if not (bench.folder / "fixed").exists():
+            raise ValueError("not yet\nfixed")
         return {"figure": 1}
 
     return {"first": first, "second": partial(_tried, bench, "fails-second")}
@@ -48,7 +48,7 @@ def hangs(bench: Bench) -> Items:
     """The second item starts a process and waits for it in vain, until a file is there."""
 
     def second() -> Found:
-        if not (bench.folder / "mended").exists():
+        if not (bench.folder / "fixed").exists():
             child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({LONG})"])
             (bench.folder / "child.pid").write_text(str(child.pid))
             child.wait()

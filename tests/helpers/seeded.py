@@ -86,7 +86,7 @@ def noisy_run(random, lines=3, depths=range(1, 9), slower=(), between=0.05, with
         random: where noise comes from.
         lines: how many.
         depths: of each.
-        slower: factor on the steps of line 0, 1 …; 1 where it says nothing.
+        slower: factor on the steps of line 0, 1 …; 1 where it has no entry.
         between: standard deviation of the logarithm of processes.
         within: of samples.
         outliers: probability that a process takes half as long again.

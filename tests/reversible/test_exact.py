@@ -334,7 +334,7 @@ def test_a_batch_of_none(inverse):
 
 @pytest.mark.parametrize("inverse", INVERSES)
 def test_shapes_without_values(inverse):
-    """Memory is foretold on meta tensors."""
+    """Memory is predicted on meta tensors."""
     stack = MomentumStack(functions(40).float(), inverse=inverse).to("meta")
     x = torch.zeros(2, WIDTH, device="meta", requires_grad=True)
     stack(x).sum().backward()

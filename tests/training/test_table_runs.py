@@ -15,7 +15,7 @@ from capsbench.data.preprocess import prepare
 from capsbench.errors import ConfigurationError, TrainingError
 from capsbench.figures.paper_accuracy import accuracy_figure
 from capsbench.paper.accuracy_tables import ACCURACY_TABLES, accuracy_table
-from capsbench.stats.seeds import KEY, beside_paper
+from capsbench.stats.seeds import KEY, compared_with_paper
 from capsbench.training import table_runs
 from capsbench.training.settings import TrainingSettings
 from capsbench.words.accuracy import accuracy_markdown
