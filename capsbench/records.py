@@ -237,7 +237,7 @@ class MemoryFigures(Schema):
     process_bytes: NonNegativeInt | None = None
     """Bytes of this process: on CUDA as the driver reports them (NVML), on a CPU the largest resident set."""
     context_bytes: int | None = None
-    """Bytes that the process holds on CUDA outside the allocator after two steps: the driver's context, and loaded kernels."""
+    """Bytes of the process on CUDA outside the allocator after two steps: the driver's context, and loaded kernels."""
     warm_peak_allocated_bytes: NonNegativeInt | None = None
     """Highest bytes on CUDA over a step after several more, when libraries have settled on their algorithms."""
     at_peak: Contents | None = None
