@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from benchmarks.command_line import parser_of, print_page
 from benchmarks.inverses import OF_PAIR, error, train_step
 from benchmarks.layers import LAYERS, Layer, make_step, peak_bytes, step
-from capsbench.sizes import MIB
 from capsbench.measure.cell import run_pass
 from capsbench.measure.messages import Request
 from capsbench.measure.variables import variables_of
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.reversible import MomentumStack
 from capsbench.routing import resolve_kernel
+from capsbench.sizes import MIB
 from capsbench.workload import Workload
 
 TARGET = Path(__file__).with_suffix(".md")

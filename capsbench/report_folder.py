@@ -18,7 +18,7 @@ from capsbench.axes import AxisForm, declared_forms
 from capsbench.durable import replace_file
 from capsbench.errors import StoreError
 from capsbench.locks import alone_in
-from capsbench.paths import absolute, with_typed_paths, expanded
+from capsbench.paths import absolute, expanded, with_typed_paths
 from capsbench.records import BOTH, Pass, Plan, Record, Round
 from capsbench.timed_rounds import with_rounds, without_record
 

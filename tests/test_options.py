@@ -191,7 +191,9 @@ def test_a_row_alone_is_documented(widened):
     ]
     assert [one for one in written.splitlines() if one in lines] == lines
     # Nothing else changed.
-    assert [one for one in written.splitlines() if one not in lines] == (ROOT / "docs" / "record-schema.md").read_text().splitlines()
+    assert [one for one in written.splitlines() if one not in lines] == (
+        ROOT / "docs" / "record-schema.md"
+    ).read_text().splitlines()
 
 
 # The table itself.

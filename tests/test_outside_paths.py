@@ -22,7 +22,7 @@ from capsbench.errors import ConfigurationError, StoreError
 from capsbench.inference import Classifier
 from capsbench.locks import holding
 from capsbench.measure.messages import Reply
-from capsbench.paths import absolute, with_typed_paths, expanded, new_folder, starting_here, typed
+from capsbench.paths import absolute, expanded, new_folder, starting_here, typed, with_typed_paths
 from capsbench.report import Report, summary_in
 from capsbench.training import load_checkpoint, save_checkpoint
 from helpers.commands import process_environment, subcommands

@@ -141,7 +141,9 @@ def test_bytes_on_no_line_have_no_slope():
     found = memory_slope(attention, vary={"length": (16, 64, 128)})
     assert found.shape == "not a line"
     for read in (lambda: found.retained_per_unit, lambda: found.terms):
-        with pytest.raises(ConfigurationError, match=r"do not lie on a line over length \(16: \d+, 64: \d+, 128: \d+ bytes\)") as error:
+        with pytest.raises(
+            ConfigurationError, match=r"do not lie on a line over length \(16: \d+, 64: \d+, 128: \d+ bytes\)"
+        ) as error:
             read()
         assert "four positions" in error.value.hint
     assert found.worst_step() == 2 * 4 * 192

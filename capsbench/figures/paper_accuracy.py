@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from capsbench.colours import COLOURS
 from capsbench.durable import write_csv
 from capsbench.figures.depth import save
-from capsbench.colours import COLOURS
 from capsbench.figures.styles import MODEL_STYLES, STYLE
 from capsbench.stats.seeds import KEY
 from capsbench.words.accuracy import NUMBERED, SETTING_TITLES, accuracy_markdown, length_text, setting_text, system_text

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capsbench.axes import axis_unit
-from capsbench.durable import replacing
 from capsbench.colours import COLOURS, DARK_COLOURS, PALE
+from capsbench.durable import replacing
 from capsbench.frame import SAMPLE_COLUMNS, axes_in, frame_of
 from capsbench.page import cells
 from capsbench.page.answers import answers, latest_of, paper_verdicts

@@ -67,7 +67,6 @@ def _varied_settings(records: Sequence[Record], axes: Sequence[str]) -> list[str
     return [name for name in numbers if name not in axes]
 
 
-
 def certainty_note(records: Sequence[Record]) -> str:
     """Notes on the certainty of the figures, each column's by its head, and on memory that is not in them."""
     known = [(record.memory, record.memory.certainty or {}) for record in records if record.memory]

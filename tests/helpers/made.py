@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capsbench.sizes import MIB
 from capsbench.frame import to_frame
 from capsbench.records import (
     Cell,
@@ -24,6 +23,7 @@ from capsbench.records import (
     Timeline,
 )
 from capsbench.report import Report
+from capsbench.sizes import MIB
 
 # What a block adds, and what there is without one.
 RETAINED_PER_BLOCK = {"capsnet": 10 * MIB, "rescapsnet": 10 * MIB, "mocapsnet": 0}

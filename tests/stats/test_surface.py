@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from capsbench.errors import ConfigurationError
-from capsbench.stats.surface import relative_to_each_other, errors_of_turns, fit_surface
+from capsbench.stats.surface import errors_of_turns, fit_surface, relative_to_each_other
 from capsbench.stats.turn_times import CommonRounds
 from helpers.made import make_grid_in_turn, make_varied
 
