@@ -89,9 +89,9 @@ def test_two_points_have_no_interval(values):
     [
         ([1, 2], [1, float("nan")], "not finite"),
         ([1, float("inf")], [1, 2], "not finite"),
-        ([2, 2, 2], [1, 2, 3], "over 1 depths"),
-        ([1], [1], "over 1 depths"),
-        ([], [], "over 0 depths"),
+        ([2, 2, 2], [1, 2, 3], "got 1"),
+        ([1], [1], "got 1"),
+        ([], [], "got 0"),
         ([1, 2, 3], [1, 2], "3 blocks for 2 values"),
         ([[1, 2], [3, 4]], [[1, 2], [3, 4]], "4 blocks"),
     ],
