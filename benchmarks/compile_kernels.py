@@ -1,7 +1,7 @@
 """Resources of a GPU that the Triton kernels take, found by compiling them ahead of time, without a GPU.
 
     python -m benchmarks.compile_kernels            prints the table of the installed Triton
-    python -m benchmarks.compile_kernels --write    keeps it in benchmarks/triton.md, beside those of other releases
+    python -m benchmarks.compile_kernels --write    keeps it in benchmarks/triton.md, with those of other releases
 
 A row is a kernel as `capsbench.routing.triton.operators` launches it. Nothing in it depends on B of at least 8, or, but for
 `rounds_at_once`, on I.

@@ -1,4 +1,4 @@
-"""Fashion-MNIST in full, MoCapsNet beside ResCapsNet on the same seeds: the report in `reports/fashion-mnist`.
+"""Fashion-MNIST in full, MoCapsNet and ResCapsNet on the same seeds: the report in `reports/fashion-mnist`.
 
     python -m benchmarks.fashion_mnist [--runs runs/fashion-mnist] [--data-dir FOLDER] [--threads N] [--only mocapsnet-seed0,…]
     python -m benchmarks.fashion_mnist --draw
@@ -62,7 +62,7 @@ STAGES = [
 ]
 
 
-class _Told:
+class _Progress:
     """Print the progress of a stage."""
 
     def stepped(self, figures: TrainingStep) -> None:
@@ -78,7 +78,7 @@ class _Told:
         print(f"  {text}")
 
 
-def settings_of(stage: Stage, threads: int) -> TrainingSettings:
+def training_settings(stage: Stage, threads: int) -> TrainingSettings:
     """Settings of the paper, on this CPU."""
     sweep = Sweep((stage.model,), (BLOCKS,), "cpu", dataset=("fashion-mnist",), batch_size=128, threads=threads)
     (cell,) = expand(sweep)
@@ -97,13 +97,13 @@ def steps_file(stage: Stage) -> Path:
 
 def run_stage(stage: Stage, runs: Path, data_directory: Path | None, threads: int) -> Result:
     """Train the rest of a stage, and keep its result in the report at once."""
-    asked = settings_of(stage, threads)
+    asked = training_settings(stage, threads)
     known = read_results().get(stage)
     if known is not None and differences(asked, known.settings).keys() <= MAY_DIFFER:
         return known
     folder = runs / stage.network()
     going_on = (folder / CHECKPOINT).exists()
-    result = train(asked, folder, data_directory=data_directory, resume=going_on, observers=[_Told()], command=COMMAND)
+    result = train(asked, folder, data_directory=data_directory, resume=going_on, observers=[_Progress()], command=COMMAND)
     REPORT.mkdir(parents=True, exist_ok=True)
     steps = [line for line in read_metrics(folder) if line["kind"] == "step"]
     columns = ["epoch", "step", "images", "loss", "accuracy", "gradient_norm", "learning_rate"]

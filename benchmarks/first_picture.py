@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 import capsbench
-from capsbench.figures.styles import COLOURS, DARK_COLOURS, MODEL_STYLES, STYLE
+from capsbench.colours import COLOURS, DARK_COLOURS
+from capsbench.figures.styles import MODEL_STYLES, STYLE
 from capsbench.words.labels import model_title
 from capsbench.words.slopes_in_words import row_slope
 from capsbench.words.units import bytes_text

@@ -1,4 +1,4 @@
-"""The inverses of a reversible stack beside each other: bound of the drift, error of the gradients, and retained bits.
+"""The inverses of a reversible stack compared: bound of the drift, error of the gradients, and retained bits.
 
     python -m benchmarks.inverses [--write] [--std 0.1]
 

@@ -6,7 +6,7 @@ prints the rows, and with `--write` puts them into `benchmarks/limits.md`. Ratio
 turn in one process (A B A B), with a heap that keeps its memory (`QUIET_MALLOC`) and subnormal numbers flushed, as every
 timing process of `capsbench run`; memory is counted by fresh processes, as there too. Each part has a process of its own,
 because the heap that an earlier part left moved a ratio by more than its limit's margin. Takes about eight minutes on two
-cores; run nothing beside it.
+cores; run nothing else meanwhile.
 """
 
 import itertools
@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from benchmarks.command_line import parser_of, print_page
 from benchmarks.inverses import OF_PAIR, error, train_step
 from benchmarks.layers import LAYERS, Layer, make_step, peak_bytes, step
-from capsbench.devices import MIB
 from capsbench.measure.cell import run_pass
 from capsbench.measure.messages import Request
 from capsbench.measure.variables import variables_of
 from capsbench.records import Configuration, MemoryFigures
 from capsbench.reversible import MomentumStack
 from capsbench.routing import resolve_kernel
+from capsbench.sizes import MIB
 from capsbench.workload import Workload
 
 TARGET = Path(__file__).with_suffix(".md")

@@ -1,4 +1,4 @@
-"""Predictions of others' networks beside what their steps take on this CPU, and beside PyTorch's own estimator of memory.
+"""Predictions of others' networks, compared with what their steps take on this CPU, and with PyTorch's own estimator of memory.
 
     python -m benchmarks.predictions [--only gpt2,lstm] [--write]
 
@@ -6,7 +6,7 @@ prints a table, and with `--write` puts it into `benchmarks/predictions.md`. Eve
 processes of its own: the cases of `tests/helpers/networks_of_others.py`, and the classifiers of `benchmarks/networks.py`.
 *MemTracker* is `torch.distributed._tools.mem_tracker.MemTracker` of the same release of torch, over the same step on fake
 tensors. Times are modelled (`capsbench/prediction/seconds.py`) and measured, medians of several steps; they are taken after all
-bytes, with a heap that keeps its memory (`QUIET_MALLOC`), and nothing should run beside them. Takes five minutes on two cores.
+bytes, with a heap that keeps its memory (`QUIET_MALLOC`), and nothing else should run meanwhile. Takes five minutes on two cores.
 Bytes are kept in `runs/predictions` as they come, so that a command that was cut off resumes where it stopped.
 """
 

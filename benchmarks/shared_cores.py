@@ -5,7 +5,7 @@
 A thread that waits for the other threads of an operator spins, or sleeps. Times a training step of ResCapsNet with 4 blocks by
 each setting, in processes of their own, first with no other work and then while another process keeps a core busy. Prints the
 median step of each, over that of OpenMP's default on the quiet machine in the same round. `--write` writes them to
-benchmarks/shared_cores.md. Run nothing beside it; takes some three minutes on two cores.
+benchmarks/shared_cores.md. Run nothing else meanwhile; takes some three minutes on two cores.
 """
 
 import os

@@ -5,10 +5,10 @@
 prints four tables, and with `--write` puts them into `benchmarks/stacks.md`: every inverse, keeping nothing and keeping Σv,
 on blocks of 32 capsules of dimension 8; `inverse='auto'`, which is what a user gets, from 1 block to 1,000; the floor of both,
 which is the time of the compiled kernels alone, called for one layer again and again; and the overhead for each of a hundred
-functions that compute nearly nothing, beside the parts that no stack can save: torch's own evaluation of such a function with a
-graph, and the engine's call for its gradients. All ways of one row are timed in turn in one process with a quiet malloc
-and subnormal numbers flushed; a ratio is the median of the ratios within each round. Takes about three minutes on two cores; run
-nothing beside it.
+functions that compute nearly nothing, in addition to the parts that no stack can save: torch's own evaluation of such a
+function with a graph, and the engine's call for its gradients. All ways of one row are timed in turn in one process with a
+quiet malloc and subnormal numbers flushed; a ratio is the median of the ratios within each round. Takes about three minutes on
+two cores; run nothing else meanwhile.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""The routing kernels beside each other: time of forward + backward, and the peak of the same step.
+"""The routing kernels compared: time of forward + backward, and the peak of the same step.
 
     python -m pytest benchmarks --benchmark-only --benchmark-group-by=param:layer,param:routing
 

@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def measure(configuration: Configuration, steps: int) -> tuple[list[float], list[float]]:
-    """Ratios for each step: its time to that of the benchmark's step beside it, and the share of it spent on the batch."""
+    """Ratios for each step: its time to that of the benchmark's step next to it, and the share of it spent on the batch."""
     workload = Workload(configuration)
     settings = TrainingSettings(network=configuration)
     processes = Processes(workload.device)

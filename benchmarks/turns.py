@@ -1,11 +1,11 @@
-"""Cells that take turns in one process, beside cells in processes of their own: the step itself, and what is known of a slope.
+"""Cells that take turns in one process, compared with cells in processes of their own: the step itself, and its slope.
 
     python -m benchmarks.turns [--depth 1,4,8] [--write]
 
 Times ResCapsNet and MoCapsNet in processes of their own, then in turn, then in processes of their own again, within a quarter of
 an hour, with the time budget that a user has without options. Prints of every cell the median training step by each way and their
 ratio, and of each network the time of a block with its 95 % interval. `--write` writes them to benchmarks/turns.md. Run nothing
-beside it.
+else meanwhile.
 """
 
 import platform
@@ -89,7 +89,7 @@ def main() -> None:
         _ = turns.records
     after = alone(cells, "after")
     page = [
-        "# Cells in turn, beside cells in processes of their own",
+        "# Cells in turn, compared with cells in processes of their own",
         "",
         f"`python -m benchmarks.turns --depth {given.depth} --write`, {datetime.now(UTC).date()}, {threads} threads, "
         f"{platform.machine()}, torch {torch.__version__}. Training steps are medians.",

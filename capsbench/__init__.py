@@ -1,4 +1,4 @@
-"""capsbench measures what depth costs: memory and time per block of capsule networks.
+"""Cost of one more block, sample or token of any PyTorch network, in bytes and seconds.
 
 A measurement goes from left to right and never back: `sweep` makes the cells, `measure` runs the step of `workload` in fresh
 processes, `report` keeps the records, `stats` fits lines, and `figures`, `terminal` and `page` draw them. `prediction` gets

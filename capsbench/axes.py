@@ -2,7 +2,7 @@
 
 An axis is `blocks`, another number that a cell has as an option (`batch_size`, `capsules`, `classes`, `iterations`), the shape of
 images (`image_shape`: a cell lies at its number of pixels), or a setting of a case (`length`). `Configuration.position` gives the
-place of a cell on an axis. All units of costs are written here, and the bases that a cost may have over an axis. Nothing here
+place of a cell on an axis. The units of costs are made here, and the bases that a cost may have over an axis. Nothing here
 needs torch.
 """
 
@@ -11,6 +11,9 @@ from typing import Literal
 
 from capsbench.errors import ConfigurationError, suggesting
 from capsbench.options import AXES_OF_FIELDS, DEEPEST, OPTIONS, SETTINGS_FLAG, Configuration, value_in_words
+
+IMAGE_SIZE = "image_size"
+"""Name under which an axis of square images is asked for by their side; cells lie along `image_shape`."""
 
 AxisForm = Literal["line", "inverse", "quadratic"]
 """Form of a cost over an axis: {1, n}, {1, 1/n} or {1, n, n²}."""
@@ -23,16 +26,7 @@ POWERS: dict[AxisForm, tuple[int, ...]] = {"line": (0, 1), "inverse": (0, -1), "
 
 _DEPTH_FORMS = "give a depth (3), a range (1-8), or a list of both (1-4,8)"
 
-_UNITS = {
-    "accumulate": "pass",
-    "blocks": "block",
-    "batch_size": "sample",
-    "capsules": "capsule",
-    "classes": "class",
-    "iterations": "round",
-    "image_shape": "pixel",
-    "threads": "thread",
-    "world_size": "rank",
+_UNITS_OF_SETTINGS = {
     **dict.fromkeys(("context", "context_length", "length", "seq_len", "seq_length", "sequence_length"), "token"),
     **{
         f"{before}{noun}s": noun
@@ -40,7 +34,7 @@ _UNITS = {
         for noun in ("channel", "edge", "expert", "feature", "frame", "head", "image", "layer", "node", "rank", "step", "token")
     },
 }
-"""Units of axes with a well-known one, in the singular."""
+"""Units of settings of cases whose names say what they count, in the singular; those of options are in their rows."""
 
 
 def axis_title(axis: str) -> str:
@@ -52,7 +46,8 @@ def axis_title(axis: str) -> str:
 
 def axis_unit(axis: str) -> str:
     """Unit of an axis in the singular: `block`, `sample`, `pixel`, `token`; `unit of width` for a setting without a known one."""
-    return _UNITS.get(axis, f"unit of {axis.replace('_', ' ')}")
+    of_option = OPTIONS[axis].unit if axis in OPTIONS else ""
+    return of_option or _UNITS_OF_SETTINGS.get(axis, f"unit of {axis.replace('_', ' ')}")
 
 
 def plural_unit(axis: str) -> str:
@@ -127,7 +122,7 @@ def declared_forms(bases: Mapping[str, str | Iterable[str]] | None, axes: Sequen
     """
     found: dict[str, AxisForm] = {}
     for name, basis in (bases or {}).items():
-        axis = "image_shape" if name == "image_size" and name not in axes else name
+        axis = "image_shape" if name == IMAGE_SIZE and name not in axes else name
         if axis not in axes:
             raise ConfigurationError(
                 f"`basis` names the axis '{name}', which is not varied",

@@ -89,7 +89,9 @@ def _signature_of(factory: Callable[..., object]) -> inspect.Signature | None:
             return None
 
 
-def built(factory: Callable[..., object], builder: Builder, model: str, classes: int, settings: Mapping[str, Any]) -> object:
+def build_network(
+    factory: Callable[..., object], builder: Builder, model: str, classes: int, settings: Mapping[str, Any]
+) -> object:
     """Call a function that builds a network.
 
     Args:

@@ -54,7 +54,7 @@ _FUNCTIONS = {
 
 
 @dataclass(frozen=True)
-class Arguments:
+class CallArguments:
     """Arguments of a call, by position and by name."""
 
     args: tuple[Any, ...]
@@ -108,11 +108,11 @@ class Case:
             raise ConfigurationError(
                 f"a case's accumulate is {self.accumulate!r}", "give the number of forward and backward passes, 1 or more"
             )
-        beside = [name for name in ("loss", "targets") if getattr(self, name) is not None]
-        beside += ["accumulate"] if self.accumulate > 1 else []
-        if self.train is not None and beside:
+        unused = [name for name in ("loss", "targets") if getattr(self, name) is not None]
+        unused += ["accumulate"] if self.accumulate > 1 else []
+        if self.train is not None and unused:
             raise ConfigurationError(
-                f"a case has a train function, which has no use for {', '.join(beside)}",
+                f"a case with a train function takes no {' and no '.join(unused)}",
                 "leave one of them out: train(module, optimizer, batch) is the whole step, and its batch are the inputs",
             )
         if self.train is not None:
@@ -146,7 +146,7 @@ class Case:
             return known.get(id(leaf), leaf)
 
         inputs, inference = (
-            Arguments(*_mapped(moved, _unpacked(one))) if isinstance(one, Arguments) else _mapped(moved, _unpacked(one))
+            CallArguments(*_mapped(moved, _unpacked(one))) if isinstance(one, CallArguments) else _mapped(moved, _unpacked(one))
             for one in (self.inputs, self.inference)
         )
         return replace(self, inputs=inputs, inference=inference, targets=_mapped(moved, self.targets))
@@ -178,7 +178,7 @@ class Case:
             found, origin = _default_loss(output, name), "its output is" if output_is_tensor else "its output has as loss"
         if not isinstance(found, Tensor) or found.numel() != 1:
             raise ConfigurationError(
-                f"model '{name}': {origin} {described(found)}, which is no loss",
+                f"model '{name}': {origin} {described(found)}, which is not a loss",
                 "a loss is a tensor of one element: sum or average it over the batch",
             )
         if torch.is_grad_enabled() and not found.requires_grad:
@@ -190,7 +190,7 @@ class Case:
 
 
 def check_loss(case: Case) -> None:
-    """Refuse a loss with parameters that are none of the network's, whose memory would not be counted.
+    """Refuse a loss with parameters that are not parameters of the network, whose memory would not be counted.
 
     Raises:
         ConfigurationError: it has some.
@@ -198,7 +198,8 @@ def check_loss(case: Case) -> None:
     own = {id(parameter) for parameter in case.module.parameters()}
     if isinstance(case.loss, nn.Module) and any(one.requires_grad and id(one) not in own for one in case.loss.parameters()):
         raise ConfigurationError(
-            f"a case's loss, {type(case.loss).__name__}, has parameters that are none of the network's, and would not be counted",
+            f"a case's loss, {type(case.loss).__name__}, has parameters that are not parameters of the network, and would not be "
+            "counted",
             "make it a part of the module, whose output is then the loss",
         )
 
@@ -219,7 +220,7 @@ def check_inputs(case: Case) -> None:
 
 def _unpacked(given: Any) -> Any:
     """Inputs as nested tuples, lists and dictionaries, which other mappings are not to `tree_leaves`."""
-    if isinstance(given, Arguments):
+    if isinstance(given, CallArguments):
         return given.args, dict(given.kwargs)
     return dict(given) if isinstance(given, Mapping) else given
 
@@ -286,7 +287,7 @@ def _copied(held: Any) -> Any:
 
 def _call_of(given: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Arguments by position and by name of a call with these inputs."""
-    if isinstance(given, Arguments):
+    if isinstance(given, CallArguments):
         return given.args, given.kwargs
     if isinstance(given, Mapping):
         return (), given
@@ -314,7 +315,7 @@ def _default_loss(output: Any, name: str) -> Any:
     found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if found is None:
         raise ConfigurationError(
-            f"model '{name}' returned {described(output)}, which is no loss and holds none",
+            f"model '{name}' returned {described(output)}, which is not a loss and has no `loss`",
             "give the case a loss, such as Case(module, inputs, loss=lambda out: out.logits.logsumexp(-1).sum())",
         )
     return found

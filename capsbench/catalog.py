@@ -47,7 +47,7 @@ def spec_of(name: str) -> DatasetSpec:
         ConfigurationError: there is no such data set.
     """
     if name not in SPECS:
-        raise unknown_name("dataset", name, SPECS)
+        raise unknown_name("`dataset`", name, SPECS)
     return SPECS[name]
 
 

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 from capsbench.errors import unknown_name
-
-KIB, MIB, GIB = 2**10, 2**20, 2**30
-"""Bytes of a KiB, a MiB and a GiB."""
+from capsbench.sizes import MIB
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Gpu:
 
     @property
     def context_bytes(self) -> int:
-        """Bytes of the driver's context and loaded kernels beside the allocator, guessed because they depend on the driver."""
+        """Bytes of the driver's context and loaded kernels outside the allocator, guessed because they depend on the driver."""
         return 512 * MIB if self.capability >= (8, 0) else 384 * MIB
 
 

@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path`, which replaces `path` once all of it is on the disk.
+    """Open a file next to `path`, which replaces `path` once all of it is on the disk.
 
     A reader sees the old file or the new one, never half of one, and the old one stays if anything fails.
 
     Raises:
         OSError: it cannot be written.
     """
-    beside = path.with_name(f"{path.name}.new")
+    new = path.with_name(f"{path.name}.new")
     try:
-        with beside.open("wb") as file:
+        with new.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        new.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            new.unlink()
         raise
     sync_folder(path.parent)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capsbench.case import Case, OptimizerFactory, adam, check_loss, described
+from capsbench.colours import PURPOSES
 from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.options import OPTIONS, OWN_INPUTS
@@ -202,7 +203,7 @@ class MemoryEstimate:
         most = max((abs(one.nbytes * one.count) for one in self._modules()), default=1)
         rows += [
             f"<tr><td {left}>{escape(_module_text(one))}</td><td {right}>{bytes_text(one.nbytes * one.count)}</td>"
-            f"<td {left}><div style='background:#D55E00;height:0.7em;"
+            f"<td {left}><div style='background:{PURPOSES['retained']};height:0.7em;"
             f"width:{120 * abs(one.nbytes * one.count) / most:.0f}px'></div></td></tr>"
             for one in self._modules()
         ]
@@ -247,7 +248,7 @@ def estimate(
     if device not in ("cuda", "cpu"):
         raise ConfigurationError(f"`device` {device!r} is not a kind of device", "choose cuda or cpu")
     if device == "cpu" and gpu is not None:
-        raise ConfigurationError(f"`gpu` {gpu} does not go with `device` cpu", "leave one of them out")
+        raise ConfigurationError(f"`gpu` {gpu} cannot be combined with `device` cpu", "leave one of them out")
     if precision not in OPTIONS["precision"].choices:
         raise unknown_name("`precision`", precision, OPTIONS["precision"].choices)
     if optimizer_step not in OPTIONS["optimizer_step"].choices:
@@ -306,7 +307,7 @@ def _samples(case: Case) -> int:
     """The length that the first dimensions of all inputs have in common."""
     if case.batch_sizes():
         raise ConfigurationError(
-            "the inputs have packed sequences, whose lengths say nothing of those of other batches",
+            "the inputs have packed sequences, whose lengths do not determine those of other batch sizes",
             "give `largest` padded inputs, which forward packs",
         )
     lengths = sorted({len(tensor) for tensor in replace(case, inference=None).tensors() if tensor.dim()})

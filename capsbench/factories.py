@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Unpack, get_args, get_origin
 
 from torch import nn
 
-from capsbench.builders import Builder, builder_of, built
+from capsbench.builders import Builder, build_network, builder_of
 from capsbench.carried import carried, carry, imported_name
 from capsbench.case import Case, described
 from capsbench.catalog import DatasetSpec
@@ -92,7 +92,7 @@ def fingerprint_of(name: str) -> Fingerprint | None:
     return fingerprint(module_of(registered.get(name, name))) if sent is None else sent.fingerprint
 
 
-class Facts(NamedTuple):
+class NetworkFacts(NamedTuple):
     """Facts about a network that a sweep needs before it makes one."""
 
     fingerprint: Fingerprint | None
@@ -107,7 +107,7 @@ class Facts(NamedTuple):
     """Arguments of a function that makes cases whose defaults no record can hold, and which a sweep cannot set."""
 
 
-def facts_of(name: str) -> Facts:
+def facts_of(name: str) -> NetworkFacts:
     """The facts about the network of this name.
 
     Raises:
@@ -122,7 +122,7 @@ def facts_of(name: str) -> Facts:
     unset = tuple(key for key in settings or () if key not in (simple or ()))
     if makes_classifiers:
         _check_signature(name, factory)
-    return Facts(fingerprint_of(name), simple, builder, own_memory, unset)
+    return NetworkFacts(fingerprint_of(name), simple, builder, own_memory, unset)
 
 
 def _check_signature(name: str, factory: ModelFactory) -> None:
@@ -159,7 +159,7 @@ def build_model(configuration: Configuration, **more: Any) -> nn.Module:
     factory = resolve_model(configuration.model)
     builder = builder_behind(configuration)
     if builder is not None:
-        made = built(factory, builder, configuration.model, spec.classes, dict(configuration.settings or ()))
+        made = build_network(factory, builder, configuration.model, spec.classes, dict(configuration.settings or ()))
         return keeping_less(as_module(configuration.model, made, spec), configuration)
     options = configuration.arguments() | more
     if configuration.model not in BUILT_IN and not _names(factory, "memory"):

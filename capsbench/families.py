@@ -18,7 +18,7 @@ def end_family(token: str, *, spare: Container[int] = ()) -> None:
 
     Args:
         token: value with which the first of them was started.
-        spare: numbers of processes to leave alone, besides this one.
+        spare: numbers of processes to leave alone, in addition to this one.
     """
     # Try a few times, since a process may start another one meanwhile.
     for _ in range(5 if token else 0):

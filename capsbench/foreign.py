@@ -59,7 +59,7 @@ def module_of(path: str) -> str:
 
 
 def _module_of_file(name: str, file: str) -> str:
-    """Import a file under its own name, beside the modules of its folder, and return that name.
+    """Import a file under its own name, as its neighbours in its folder import it, and return that name.
 
     Raises:
         ConfigurationError: there is no such file, or another module has its name.
@@ -87,7 +87,7 @@ def _module_of_file(name: str, file: str) -> str:
         except BaseException as error:
             del sys.modules[stem]
             raise ConfigurationError(
-                f"model '{name}' cannot be imported: {error_line(error)}", "mend the file, or name another"
+                f"model '{name}' cannot be imported: {error_line(error)}", "fix the file, or name another"
             ) from (None if isinstance(error, Exception) else error)
     return stem
 
@@ -165,7 +165,7 @@ def step_error(model: str, error: BaseException, *, otherwise: str = "", most: i
 
 
 def takes_labels(model: nn.Module) -> bool:
-    """Return whether a network takes `labels` beside images, as capsule networks do.
+    """Return whether a network takes `labels` in addition to images, as capsule networks do.
 
     A wrapper that passes on its arguments (`torch.compile`, `DataParallel`, an adapter) takes what its network takes.
     """

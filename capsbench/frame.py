@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from capsbench.axes import AxisForm
+from capsbench.axes import IMAGE_SIZE, AxisForm
 from capsbench.catalog import SPECS
 from capsbench.errors import ConfigurationError, suggesting
 from capsbench.options import AXES_OF_FIELDS, channels_of, settings_text
@@ -57,7 +57,7 @@ def to_frame(
 ) -> pd.DataFrame:
     """A row per record, with the name of its report; times are medians of their samples in seconds, memory is in bytes.
 
-    Beside the fields of records:
+    In addition to the fields of records:
 
     - `axes`: names of what the report varies, such as `("blocks",)` or `("length", "batch_size")`.
     - `positions`: where the cell lies on each axis that its network has, by the axis's name.
@@ -195,7 +195,7 @@ def along(frame: pd.DataFrame, axis: str | None = None) -> pd.DataFrame:
         return frame if axis is None else frame[frame[AXIS_COLUMN] == axis]
     if axis is not None:
         at = positions(frame, axis)
-        if axis == "image_size" and at.isna().all():
+        if axis == IMAGE_SIZE and at.isna().all():
             return along(frame, "image_shape")  # the images of a network that has no setting of this name
         if len(frame) and at.isna().all():
             known = sorted({name for names in frame.get(POSITIONS_COLUMN, ()) for name in names})
@@ -249,7 +249,7 @@ def lacking(frame: pd.DataFrame) -> pd.Series:
 
 
 def without_axis(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """A frame whose options no longer tell positions on an axis apart."""
+    """A frame whose options no longer distinguish positions on an axis."""
     if axis == "image_shape" and axis in frame.columns:
         shapes = [channels_of(str(dataset), plain(shape)) for dataset, shape in zip(frame["dataset"], frame[axis], strict=True)]
         return frame.assign(**{axis: pd.Series(shapes, index=frame.index, dtype=object)})

@@ -49,7 +49,7 @@ def holding(
     """Hold a lock while the body runs.
 
     Args:
-        path: the lock's file; a description of its holder lies beside it.
+        path: the lock's file; a description of its holder lies next to it.
         folder: folder that the holder works on, for others to read.
         patience: seconds to wait for another holder; None waits without limit.
         waiting: called with the holder's description before this process waits for it.
@@ -121,7 +121,7 @@ def _waited_for(lock: BaseFileLock, path: Path, patience: float | None, waiting:
             raise Busy(_holder(path)) from None
     waiting(_holder(path))
     try:
-        # Look seldom, since a waiting process runs beside the measuring one.
+        # Look seldom, since a waiting process runs while another measures.
         lock.acquire(timeout=-1 if patience is None else patience, poll_interval=0.25)
     except Timeout:
         raise Busy(_holder(path)) from None
@@ -138,4 +138,4 @@ def _holder(path: Path) -> str:
         known = json.loads(_description(path).read_text(encoding="utf-8"))
         return f"pid {known['pid']} on host {known['host']}, at work on {known['folder']} since {known['since']}"
     except (OSError, ValueError, TypeError, KeyError):
-        return "a process that has not said who it is"
+        return "an unidentified process"

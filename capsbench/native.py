@@ -46,7 +46,7 @@ def built(source: Path, symbol: str) -> NativeLibrary:
     threads. C++ is for extensions of torch, against whose headers it compiles.
 
     Args:
-        source: `name.c` or `name.cpp`; all files beside it decide whether a cached library is current.
+        source: `name.c` or `name.cpp`; all files in its folder decide whether a cached library is current.
         symbol: one that the library must have.
     """
     if os.environ.get(DISABLED):
@@ -82,7 +82,7 @@ def _c_plus_plus() -> _Language:
     import torch
 
     home = Path(torch.__file__).parent
-    # The path of the headers does not tell their version, so the version is among the flags, which are part of the key.
+    # The path of the headers does not contain their version, so the version is among the flags, which are part of the key.
     version = f'-DCAPSBENCH_TORCH="{torch.__version__}"'
     flags = ("-std=c++20", "-O2", "-shared", "-fPIC", version, f"-I{home / 'include'}")
     libraries = (f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-lc10", "-ltorch_cpu")
@@ -107,7 +107,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _compiled(compiler: str, language: _Language, source: Path, folder: Path | None, name: str) -> ctypes.CDLL:
-    """Compile beside the target and rename: two processes may compile at once, and one may be killed."""
+    """Compile into the target's folder and rename: two processes may compile at once, and one may be killed."""
     # Without a writable cache, this process compiles for itself and keeps nothing.
     kept = folder if folder is not None and _is_writable(folder) else None
     with tempfile.TemporaryDirectory(dir=kept) as made:

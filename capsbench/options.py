@@ -6,6 +6,7 @@ reference of a slope's ratio, the filters, columns and commands of the page, `ca
 CONTRIBUTING.md adds an option as an example. Nothing here needs torch.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from capsbench.catalog import OWN_INPUTS as OWN_INPUTS
 from capsbench.catalog import SPECS, DatasetSpec, parse_shape, spec_of
 from capsbench.errors import ConfigurationError
 from capsbench.typed_values import Setting as Setting
-from capsbench.typed_values import as_typed
+from capsbench.typed_values import as_typed, is_number
 
 # Fields may be called "model", a prefix that pydantic otherwise reserves.
 WRITTEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
@@ -97,12 +98,18 @@ class Option:
     """Value of the option by default; None leaves it to the network or the machine."""
     networks: Networks = EVERY_NETWORK
     """The networks that have it. If these are not all, it is an argument of their constructors."""
-    least: int | None = None
-    """The smallest number."""
-    most: int | None = None
+    least: float | None = None
+    """The smallest number; None if nothing limits it."""
+    above: float | None = None
+    """A number that all values exceed, in place of a smallest one."""
+    most: float | None = None
     """The largest number; None if nothing limits it."""
     unit: str = ""
-    """Unit `bytes` for an amount of memory; empty otherwise."""
+    """Noun of one step along its axis, for slopes: `sample`, `block`; by default a unit of its title."""
+    more_memory: bool = False
+    """True if a larger value takes at least as much memory: if a cell runs out of it, a sweep skips those with a larger value."""
+    is_bytes: bool = False
+    """True for an amount of memory."""
     of_model: bool = False
     """True if each network has its own value, which does not distinguish networks from each other."""
     unwritten: Any = None
@@ -123,6 +130,32 @@ class Option:
         choice, colon, names = value.partition(":") if isinstance(value, str) else ("", "", "")
         return choice in self.choices and (not colon or (choice in self.named and all(names.split("+"))))
 
+    def bounds(self) -> str:
+        """The numbers that are possible, in words: `1 or more`, `0 to 1`, `a number above 0`."""
+        most = "" if self.most is None else f"{self.most:,g}"
+        if self.above is not None:
+            return f"a number above {self.above:,g}{f' and up to {most}' if most else ''}"
+        if self.least is not None:
+            return f"{self.least:,g} to {most}" if most else f"{self.least:,g} or more"
+        return f"{most} or less" if most else "a number"
+
+    def refuse_outside(self, name: str, value: float) -> None:
+        """Refuse a number that is out of these bounds.
+
+        Args:
+            name: the option, as the error names it.
+            value: the number.
+
+        Raises:
+            ConfigurationError: it is too small or too large, or not finite.
+        """
+        shown = value if isinstance(value, int) else f"{value:g}"
+        if not math.isfinite(value):
+            raise ConfigurationError(f"{name} {shown} is not a finite number", f"give {self.bounds()}")
+        too_small = (self.least is not None and value < self.least) or (self.above is not None and value <= self.above)
+        if too_small or (self.most is not None and value > self.most):
+            raise ConfigurationError(f"{name} {shown} is too {'small' if too_small else 'large'}", f"give {self.bounds()}")
+
 
 class Configuration(BaseModel):
     """Everything that decides what a step computes. Options of capsule networks are None for a user's own model."""
@@ -132,7 +165,9 @@ class Configuration(BaseModel):
     model: Annotated[str, Option(flag="--models", title="Model", help="Models, or package.module:name of your own.")]
     """Name of the network: built-in, an entry point, or `package.module:name`."""
 
-    blocks: Annotated[int, Option(flag="--depth", title="Blocks", help="Blocks: 3, 1-8, 1,2,4 or 1-4,8.")] = Field(ge=0)
+    blocks: Annotated[
+        int, Option(flag="--depth", title="Blocks", help="Blocks: 3, 1-8, 1,2,4 or 1-4,8.", unit="block", more_memory=True)
+    ] = Field(ge=0)
     """Depth in blocks."""
 
     dataset: Annotated[
@@ -148,7 +183,17 @@ class Configuration(BaseModel):
     """Data set of images and classes; `own` for a case, which brings its inputs."""
 
     batch_size: Annotated[
-        int | None, Option(flag="--batch-size", title="Batch size", noun="batch", help="Images per step.", default=128, least=1)
+        int | None,
+        Option(
+            flag="--batch-size",
+            title="Batch size",
+            noun="batch",
+            help="Images per step.",
+            default=128,
+            least=1,
+            unit="sample",
+            more_memory=True,
+        ),
     ] = Field(default=None, ge=1)
     """Images per step; None for a case that takes no `batch_size`."""
 
@@ -198,6 +243,8 @@ class Configuration(BaseModel):
             help="Rounds of routing.",
             default=3,
             least=1,
+            unit="round",
+            more_memory=True,
             networks=CAPSULE_NETWORKS,
         ),
     ] = None
@@ -211,6 +258,8 @@ class Configuration(BaseModel):
             help="Capsules per hidden layer.",
             default=32,
             least=1,
+            unit="capsule",
+            more_memory=True,
             networks=NETWORKS_WITH_BLOCKS,
         ),
     ] = None
@@ -245,7 +294,7 @@ class Configuration(BaseModel):
             choices={
                 "stored": "every activation is kept",
                 "checkpoint": "the input of each block is kept, and the block evaluated again",
-                "checkpoint-sqrt": "as checkpoint, with √n blocks at a time: the least that checkpoints of n blocks keep",
+                "checkpoint-sqrt": "as checkpoint, with √n blocks per checkpoint, which keeps the least memory",
                 "offload": "saved tensors go to the host's memory; no effect on a CPU",
                 "reversible": "MoCapsNet: only the end of the stack is kept",
                 "reversible-kept": (
@@ -303,6 +352,8 @@ class Configuration(BaseModel):
             title="Gamma",
             help="MoCapsNet's momentum term.",
             default=0.9,
+            least=0,
+            most=1,
             networks=MOMENTUM_NETWORKS,
             of_model=True,
         ),
@@ -353,8 +404,10 @@ class Configuration(BaseModel):
             flag="--accumulate",
             title="Accumulation",
             noun="accumulation",
-            help="Forward and backward passes before each step of the optimizer, each of a whole batch; 1, or as a case has it.",
+            help="Forward and backward passes before each step of the optimizer, each of a whole batch; by default the case's "
+            "own number, or 1.",
             least=1,
+            unit="pass",
             none="as the network has it",
         ),
     ] = None
@@ -366,7 +419,7 @@ class Configuration(BaseModel):
             flag="--compile",
             title="Compilation",
             noun="torch.compile",
-            help="Compilation of the network; alone it means default.",
+            help="Compilation of the network; without a value: default.",
             choices={"none": "as the network is", "default": "by torch.compile as it is by default"},
             default="none",
             unwritten="none",
@@ -413,7 +466,12 @@ class Configuration(BaseModel):
     threads: Annotated[
         int | None,
         Option(
-            flag="--threads", title="Threads", help="Threads of a CPU run; by default torch's own number.", least=1, most=1024
+            flag="--threads",
+            title="Threads",
+            help="Threads of a CPU run; by default torch's own number.",
+            least=1,
+            most=1024,
+            unit="thread",
         ),
     ] = None
     """Threads of a CPU run; None elsewhere."""
@@ -424,7 +482,7 @@ class Configuration(BaseModel):
             flag="--capacity",
             title="Capacity",
             help="Limit on the device's memory, such as 24GiB.",
-            unit="bytes",
+            is_bytes=True,
             none="no limit",
         ),
     ] = None
@@ -437,6 +495,8 @@ class Configuration(BaseModel):
             title="Image shape",
             help="Channels, height and width of random images in place of the data set's, such as 3x227x227.",
             none="the data set's",
+            unit="pixel",
+            more_memory=True,
         ),
     ] = Field(default=None, pattern=r"^\d+x\d+x\d+$")
     """Channels, height and width of random images, as `3x227x227`; None for the images of the data set."""
@@ -448,6 +508,8 @@ class Configuration(BaseModel):
             title="Classes",
             help="Number of classes of random images, in place of the data set's.",
             least=1,
+            unit="class",
+            more_memory=True,
             none="the data set's",
         ),
     ] = None
@@ -480,6 +542,7 @@ class Configuration(BaseModel):
             title="World size",
             help="Processes that train together: 2, 1,2,4 or 1-8.",
             least=1,
+            unit="rank",
             several=True,
             none="one process",
         ),
@@ -487,7 +550,7 @@ class Configuration(BaseModel):
     """Processes that train together; None for one that trains alone."""
 
     settings: Settings | None = None
-    """Settings of a case, beside `blocks` and `batch_size`."""
+    """Settings of a case, other than `blocks` and `batch_size`."""
 
     def is_predicted(self) -> bool:
         """Return whether the step is traced without its device, not run."""
@@ -544,7 +607,7 @@ class Configuration(BaseModel):
             value = self.spec().classes if axis == "classes" else getattr(self, axis)
             if value is None and OPTIONS[axis].networks.have(self.model):
                 value = OPTIONS[axis].unwritten
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return float(value) if is_number(value) else None
 
     def _is_setting(self, axis: str) -> bool:
         """Return whether an axis is a setting of this case, or else a field or a part of the images."""
@@ -635,7 +698,7 @@ REPEATED_FLAGS = MappingProxyType(
         "budget_seconds": "--time-budget",
     }
 )
-"""Flags of a command that measures a cell again, besides those of options; `--model` names one network."""
+"""Flags of a command that measures a cell again, other than those of options; `--model` names one network."""
 
 
 def type_of(name: str) -> type:
@@ -645,7 +708,7 @@ def type_of(name: str) -> type:
 
 
 AXES_OF_FIELDS = tuple(
-    name for name, option in OPTIONS.items() if name == "image_shape" or (type_of(name) is not str and option.unit != "bytes")
+    name for name, option in OPTIONS.items() if name == "image_shape" or (type_of(name) is not str and not option.is_bytes)
 )
 """Axes that are options of a cell: its numbers, except a limit, and the shape of its images. Any other is a setting of a case."""
 

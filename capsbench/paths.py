@@ -94,7 +94,7 @@ def typed(path: Path) -> Path:
     return absolute(path)
 
 
-def as_typed(text: str) -> str:
+def with_typed_paths(text: str) -> str:
     """A text for people in which paths begin where the command was typed, except those that were typed in full."""
     folder = _NOW[-1].folder if _NOW else None
     if folder is None or folder == Path(folder.anchor):

@@ -29,7 +29,7 @@ _PREFIX = "max_bytes_"
 """Beginning of the marker's arguments, which the unit of a term follows: `per_token`, `per_pair_of_tokens`."""
 _UPDATE = "--update-memory-baselines"
 _BASELINE = "memory_baseline.json"
-"""Name of a baseline beside the file of its tests."""
+"""Name of a baseline in the folder of its tests."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,7 +85,7 @@ def memory_baseline_fixture(request: pytest.FixtureRequest) -> "Callable[..., Me
     """Provide `capsbench.estimate` of a live network, which fails the test if the step takes more than its baseline.
 
     The function that the fixture returns has the arguments of `capsbench.estimate`, and two more: `file`, by default
-    memory_baseline.json beside the test, and `name`, by default the test's own with its file and class. Bytes that are guessed
+    memory_baseline.json next to the test, and `name`, by default the test's own with its file and class. Bytes that are guessed
     are compared, too.
     """
     from capsbench.errors import CapsbenchError
@@ -151,11 +151,13 @@ def _refuse(what: str, units: Iterable[str]) -> NoReturn:
 
 def _limits(request: pytest.FixtureRequest) -> dict[str, float]:
     """The limits that a marker sets, in bytes by unit: `per block`, `per pair of tokens`; none without a marker."""
+    from capsbench.typed_values import is_number
+
     marker = request.node.get_closest_marker("memory_slope")
     if marker is None:
         return {}
     found = {
-        name.removeprefix(_PREFIX).replace("_", " "): float(limit) if _is_number(limit) else -1.0
+        name.removeprefix(_PREFIX).replace("_", " "): float(limit) if is_number(limit) else -1.0
         for name, limit in marker.kwargs.items()
         if name.startswith(_PREFIX)
     }
@@ -167,7 +169,3 @@ def _limits(request: pytest.FixtureRequest) -> dict[str, float]:
             pytrace=False,
         )
     return found
-
-
-def _is_number(limit: object) -> bool:
-    return isinstance(limit, int | float) and not isinstance(limit, bool)

@@ -232,7 +232,7 @@ class MemoryFigures(Schema):
     peak_allocated_bytes: NonNegativeInt | None
     """Highest bytes over the whole step, the optimizer's part included."""
     retained_requested_bytes: int | None = None
-    """Retained bytes on CUDA as requested; None on a CPU, and if the allocator does not tell."""
+    """Retained bytes on CUDA as requested; None on a CPU, and if the allocator does not report it."""
     peak_requested_bytes: NonNegativeInt | None = None
     """Highest bytes on CUDA over the whole step as requested."""
     peak_reserved_bytes: NonNegativeInt | None = None
@@ -242,11 +242,11 @@ class MemoryFigures(Schema):
     process_bytes: NonNegativeInt | None = None
     """Bytes of this process: on CUDA as the driver reports them (NVML), on a CPU the largest resident set."""
     context_bytes: int | None = None
-    """Bytes that the process holds on CUDA beside it after two steps: the driver's context, and kernels loaded so far."""
+    """Bytes of the process on CUDA outside the allocator after two steps: the driver's context, and loaded kernels."""
     warm_peak_allocated_bytes: NonNegativeInt | None = None
     """Highest bytes on CUDA over a step after several more, when libraries have settled on their algorithms."""
     at_peak: Contents | None = None
-    """Contents of the highest point; None if the probe cannot tell blocks apart."""
+    """Contents of the highest point; None if the probe cannot distinguish blocks."""
     inference_peak_bytes: NonNegativeInt | None = None
     """Highest bytes during an inference step, without the optimizer's state. None before version 7."""
     inference_kept_bytes: int | None = None

@@ -18,7 +18,7 @@ from capsbench.axes import AxisForm, declared_forms
 from capsbench.durable import replace_file
 from capsbench.errors import StoreError
 from capsbench.locks import alone_in
-from capsbench.paths import absolute, as_typed, expanded
+from capsbench.paths import absolute, expanded, with_typed_paths
 from capsbench.records import BOTH, Pass, Plan, Record, Round
 from capsbench.timed_rounds import with_rounds, without_record
 
@@ -221,7 +221,7 @@ class ReportFolder:
         """Notes for the reader, on damaged lines and timelines."""
         if self._folder is not None:
             _ = self.timelines
-        return [*map(as_typed, files.damage_in_words(self.damages)), *self._notes]
+        return [*map(with_typed_paths, files.damage_in_words(self.damages)), *self._notes]
 
     @property
     def started(self) -> str:
@@ -230,7 +230,7 @@ class ReportFolder:
 
     @property
     def ended(self) -> str:
-        """Start of the last cell, which tells the later of two reports."""
+        """Start of the last cell, by which the later of two reports is known."""
         return max((record.started_at for record in self.records if record.started_at), default="")
 
     def settled(self, passes: Sequence[Pass] = BOTH) -> set[str]:
@@ -348,7 +348,8 @@ def saved_timelines(paths: Iterable[Path]) -> tuple[list[files.SavedTimeline], l
         StoreError: one is of a newer schema.
     """
     timelines, damages = files.read_timelines(paths)
-    return [files.SavedTimeline(timeline, as_typed(str(path))) for path, timeline in timelines], list(map(as_typed, damages))
+    saved = [files.SavedTimeline(timeline, with_typed_paths(str(path))) for path, timeline in timelines]
+    return saved, list(map(with_typed_paths, damages))
 
 
 def _report_of(path: Path) -> Path | None:

@@ -78,7 +78,7 @@ class MemorySlope:
 
     @property
     def terms(self) -> dict[str, float]:
-        """Bytes by unit: `per token`, beside it `per pair of tokens` of a square, or alone `divided by world size`.
+        """Bytes by unit: `per token`, and `per pair of tokens` of a square, or alone `divided by world size`.
 
         Raises:
             ConfigurationError: the bytes lie on no line, and on no curve that costs have.
@@ -88,7 +88,7 @@ class MemorySlope:
                 f"{number_text(at)}: {nbytes}" for at, nbytes in zip(self.positions, self.retained_bytes, strict=True)
             )
             raise ConfigurationError(
-                f"what is retained is no line over {self.axis.replace('_', ' ')} ({places} bytes)",
+                f"retained bytes do not lie on a line over {self.axis.replace('_', ' ')} ({places} bytes)",
                 "read `worst_step()`, or give four positions or more: a square does not show in fewer",
             )
         slope = {} if self.shape == "inverse" else {per_unit(self.axis): self.retained.slope}
@@ -113,7 +113,7 @@ class MemorySlope:
         """
         if self.curve is not None:
             raise ConfigurationError(
-                f"there is no one number of bytes {per_unit(self.axis)}: {self.in_words} are retained",
+                f"bytes {per_unit(self.axis)} are not constant: {self.in_words} are retained",
                 "read `terms`, or `worst_step()` for these positions",
             )
         return self.terms[per_unit(self.axis)]

@@ -26,7 +26,7 @@ def times_of(rounds: Sequence[Round], cell: str, noise: Collection[str] = ()) ->
     Args:
         rounds: rounds in the order in which they were taken.
         cell: key of the cell.
-        noise: reasons not to trust the samples, beside those of the rounds.
+        noise: reasons not to trust the samples, other than those of the rounds.
     """
     taken = [(one, turn) for one in rounds for turn in one.turns if turn.cell == cell]
     if not taken:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 Setting = bool | int | float | str
 """A value that a case's function takes."""
@@ -92,6 +92,11 @@ def fault_of(value: object) -> str:
     if isinstance(value, int) and abs(value) >= _LARGEST:
         return f"a number of {len(str(abs(value)))} digits is too large"
     return ""
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def as_typed(value: Setting) -> str:

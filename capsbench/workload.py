@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from capsbench.builders import ImagesCase
-from capsbench.case import OPTIMIZERS, Arguments, Case, OptimizerFactory, TrainStep, check_inputs, check_loss, described
+from capsbench.case import OPTIMIZERS, CallArguments, Case, OptimizerFactory, TrainStep, check_inputs, check_loss, described
 from capsbench.data.datasets import load_images, random_images
 from capsbench.data.preprocess import Batch, training_batch
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line, suggesting, unknown_name
@@ -106,7 +106,7 @@ def classifier_case(configuration: Configuration, model: nn.Module, batch: Batch
     labels = {"labels": batch.labels} if takes_labels(model) else {}
     return Case(
         model,
-        Arguments((batch.images,), labels),
+        CallArguments((batch.images,), labels),
         loss=lambda out, given: loss_of(out, Batch(*given), configuration, capsule_loss),
         targets=tuple(batch),
         inference=batch.images,
@@ -284,8 +284,8 @@ class Workload:
         if not any(optimizer is known for known in self.optimizers):
             raise ConfigurationError(
                 f"model '{self.configuration.model}': its train function steps an optimizer ({type(optimizer).__name__}) that "
-                "is none of its case's",
-                "make it in the case's optimizer function, as in optimizer=lambda parameters: torch.optim.SGD(parameters), "
+                "is not from its case's optimizer function",
+                "make it there, as in optimizer=lambda parameters: torch.optim.SGD(parameters), "
                 "and take it from train's second argument",
             )
 
@@ -319,7 +319,7 @@ class Workload:
         own = {id(parameter) for parameter in self.model.parameters()}
         if not all(id(one) in own for optimizer in found for group in optimizer.param_groups for one in group["params"]):
             raise ConfigurationError(
-                f"the optimizer of model '{name}' has parameters that are none of the network's",
+                f"the optimizer of model '{name}' has parameters that are not parameters of the network",
                 "make it of the network's parameters as they are then, such as those that a case's optimizer function is given",
             )
         return made
@@ -410,8 +410,8 @@ def _check_scaling(configuration: Configuration, model: nn.Module) -> None:
     """
     if configuration.precision == "fp16" and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
         raise ConfigurationError(
-            f"precision 'fp16' scales the loss, but model '{configuration.model}' has parameters of float16",
-            "choose precision fp32, which leaves a module in its own precision, or keep its parameters in float32",
+            f"`precision` fp16 scales the loss, but model '{configuration.model}' has parameters of float16",
+            "choose `precision` fp32, which leaves a module in its own precision, or keep its parameters in float32",
         )
 
 
@@ -450,7 +450,7 @@ def trainable(model: nn.Module, name: str) -> list[nn.Parameter]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ConfigurationError(
-            f"model '{name}' has no parameters to train", "choose one that has, of which at least one needs a gradient"
+            f"model '{name}' has no parameters to train", "use a network with a parameter that requires a gradient"
         )
     return parameters
 
@@ -489,7 +489,7 @@ def scores_loss(out: Any, batch: Batch, configuration: Configuration) -> Tensor:
     heads = [one for one in tree_leaves(out) if isinstance(one, Tensor) and tuple(one.shape) == expected]
     if not heads or (isinstance(out, Tensor | Mapping) and heads[0] is not out):
         raise ConfigurationError(
-            f"model '{configuration.model}' returned {described(out)}, which is no scores of classes, of shape {list(expected)}",
+            f"model '{configuration.model}' returned {described(out)}, which is not class scores of shape {list(expected)}",
             "give the number of its `classes`, or write a function that returns a capsbench.Case with a loss of its output",
         )
     losses = [nn.functional.cross_entropy(one.float(), batch.labels, reduction="sum") for one in heads]
@@ -510,16 +510,17 @@ def check_optimizer_step(step: str, precision: str, accumulate: int | None = Non
         ConfigurationError: it is none of `OPTIMIZER_STEPS`, or `backward` at fp16 or after several passes.
     """
     if step not in OPTIMIZER_STEPS:
-        raise unknown_name("optimizer step", step, OPTIMIZER_STEPS)
+        raise unknown_name("`optimizer_step`", step, OPTIMIZER_STEPS)
     if step == "backward" and precision == "fp16":
         raise ConfigurationError(
-            "optimizer step 'backward' is not possible with precision 'fp16': its scaler needs all gradients before the step",
-            "choose precision fp32 or bf16, or let the optimizer step after backward",
+            "`optimizer_step` backward is not possible with `precision` fp16: its scaler needs all gradients before the step",
+            "choose `precision` fp32 or bf16, or `optimizer_step` after",
         )
     if step == "backward" and (accumulate or 1) > 1:
         raise ConfigurationError(
-            f"optimizer step 'backward' is not possible after {accumulate} passes: it frees the gradients that they would add up",
-            "accumulate 1 pass, or let the optimizer step after backward",
+            f"`optimizer_step` backward is not possible with `accumulate` {accumulate}: it frees the gradients that would be "
+            "added up",
+            "give `accumulate` 1, or `optimizer_step` after",
         )
 
 

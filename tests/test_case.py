@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import capsbench
 from capsbench import Case, factories
-from capsbench.case import Arguments
+from capsbench.case import CallArguments
 from capsbench.errors import ConfigurationError
 from capsbench.factories import facts_of
 from capsbench.foreign import settings_of
@@ -30,7 +30,7 @@ from capsbench.tracing.storages import state_of, storage_bytes
 from capsbench.workload import Workload, build_case, case_on_device
 from helpers import networks_of_others as others
 from helpers.commands import assert_refused
-from helpers.comparing import bytes_beside, kept_bytes, tensors_within
+from helpers.comparing import bytes_other_than, kept_bytes, tensors_within
 from helpers.held import Held
 
 pytestmark = [
@@ -45,7 +45,7 @@ FIGURES = (
 PEAKS = {"peak_allocated_bytes", "inference_peak_bytes"}
 
 NUMBER = 8
-"""Bytes of a number that a tensor is multiplied by: autograd keeps it as a tensor, of which hooks are not told."""
+"""Bytes of a number that a tensor is multiplied by: autograd keeps it as a tensor, which hooks do not see."""
 NUMBERS = {"swin": 2, "gpt2": 6, "gpt2_checkpointed": 6, "t5": 1, "detector": 6}
 """Such numbers: of attention's scale, of GELU's formula, of the scale before T5's last layer, of the focal loss."""
 CHECKPOINTS = {"gpt2_checkpointed": 2}
@@ -132,7 +132,7 @@ def test_inference_keeps_its_outputs(name):
     load, measured, *_ = seen(name)
     with load.evaluating():
         output = load.inference()
-    kept = bytes_beside(tensors_within(output), [*state_of(load.model), *load.given])
+    kept = bytes_other_than(tensors_within(output), [*state_of(load.model), *load.given])
     if name == "scripted":  # TorchScript keeps what its backward would need even where there are no gradients
         assert measured.inference_kept_bytes >= kept
     else:
@@ -233,7 +233,7 @@ INPUTS = {
     "dictionary": ({"x": ONE, "y": TWO}, 0, ("x", "y")),
     "mapping": (Held(x=ONE, y=TWO), 0, ("x", "y")),
     "nested": (({"x": ONE, "more": [TWO, (ONE,)]},), 1, ()),
-    "arguments": (Arguments((ONE,), {"y": TWO}), 1, ("y",)),
+    "arguments": (CallArguments((ONE,), {"y": TWO}), 1, ("y",)),
 }
 
 
@@ -306,10 +306,10 @@ def test_losses(output, options, expected):
 
 
 NO_LOSSES = {
-    "of a batch": (lambda w: w, {}, "a tensor of shape [3], which is no loss"),
-    "none": (lambda w: None, {}, "None, which is no loss and holds none"),
-    "no loss inside": (lambda w: {"logits": w}, {}, "returned dict, which is no loss and holds none"),
-    "a number": (lambda w: w, {"loss": lambda out: out.sum().item()}, "returned float, which is no loss"),
+    "of a batch": (lambda w: w, {}, "a tensor of shape [3], which is not a loss"),
+    "none": (lambda w: None, {}, "None, which is not a loss and has no `loss`"),
+    "no loss inside": (lambda w: {"logits": w}, {}, "returned dict, which is not a loss and has no `loss`"),
+    "a number": (lambda w: w, {"loss": lambda out: out.sum().item()}, "returned float, which is not a loss"),
     "detached": (lambda w: w, {"loss": lambda out: out.detach().sum()}, "depends on no parameter"),
 }
 

@@ -411,7 +411,7 @@ def test_an_ensemble_has_no_one_capsule(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("own", [True, False])
 def test_reconstructions_are_drawn(command, runs, pictures, tmp_path, own):
-    """Figures of one's own images in another folder, or of test images beside the checkpoint."""
+    """Figures of one's own images in another folder, or of test images next to the checkpoint."""
     more = [*pictures[:3], "--out", "drawn"] if own else []
     done = command("figure", "reconstructions", runs.paths[0].parent, *more, "--device", "cpu", drawn=True)
     assert (done.status, done.stderr) == (0, "")

@@ -571,13 +571,13 @@ WRONG = {
     "no network": (lambda: capsbench.estimate(4, torch.rand(2, 4)), "`model` is int"),
     "no inputs": (lambda: capsbench.estimate(LINEAR), "`inputs` is missing"),
     "a case and inputs": (lambda: capsbench.estimate(small(), torch.rand(2)), "a case has its own inputs"),
-    "no loss": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4)), "which is no loss"),
+    "no loss": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4)), "which is not a loss"),
     "a loss that is a number": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), 3), "`loss` is int"),
     "an optimizer that is a number": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), Tensor.sum, 3), "`optimizer` is int"),
     "inputs that do not fit": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 5), Tensor.sum), "'Linear'"),
     "an unknown GPU": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), gpu="h1000"), "`gpu` 'h1000' is not known"),
     "an unknown device": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), device="tpu"), "'tpu' is not a kind of device"),
-    "a GPU for a CPU": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), gpu="h100", device="cpu"), "does not go with"),
+    "a GPU for a CPU": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), gpu="h100", device="cpu"), "cannot be combined"),
     "an unknown precision": (lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), precision="fp8"), "`precision` 'fp8'"),
     "an unknown time of the optimizer's step": (
         lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), Tensor.sum, optimizer_step="in_backward"),
@@ -585,7 +585,7 @@ WRONG = {
     ),
     "another's parameters": (
         lambda: capsbench.estimate(LINEAR, torch.rand(2, 4), Tensor.sum, torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)),
-        "none of the network's",
+        "not parameters of the network",
     ),
     "wrapped": (lambda: capsbench.estimate(nn.DataParallel(LINEAR), torch.rand(2, 4), Tensor.sum), "DataParallel"),
     "no capacity": (

@@ -13,8 +13,8 @@ from helpers.made import MIB, make_frame, make_record
 STEP = StepFigures(retained_by_module={"": 1}, flops=6 * 10**9, floor_flops=4 * 10**9, floor_bytes=100 * MIB, notes=["assumed"])
 
 
-def told(**fields):
-    """A record of a step of 2 s beside a yardstick of 0.5 s for 10⁹ operations."""
+def timed(**fields):
+    """A record of a step of 2 s with a yardstick of 0.5 s for 10⁹ operations."""
     record = make_record()
     time = {"train_step_seconds": [2.0, 1.9, 9.0], "yardstick_seconds": [0.5, 0.4, 0.6], "yardstick_flops": 10**9}
     memory = {"peak_allocated_bytes": 250 * MIB}
@@ -28,7 +28,7 @@ def told(**fields):
 
 
 def test_what_follows_from_several_figures():
-    (row,) = make_frame([told()]).to_dict("records")
+    (row,) = make_frame([timed()]).to_dict("records")
     assert row["train_step_relative"] == 4
     assert row["flops_per_second"] == 3e9
     assert row["floor_ratio_bytes"] == 2.5
@@ -56,12 +56,12 @@ QUOTIENTS = {"train_step_relative", "flops_per_second", "floor_ratio_bytes", "fl
     ids=["no trace", "no time", "no memory", "no operations", "no yardstick"],
 )
 def test_what_is_not_there_is_missing(missing, known):
-    (row,) = make_frame([told(**missing)]).to_dict("records")
+    (row,) = make_frame([timed(**missing)]).to_dict("records")
     assert {name for name in QUOTIENTS if not pd.isna(row[name])} == known
 
 
 def test_columns_have_one_type_whatever_the_records_are():
-    empty, failed, full = (make_frame(records) for records in ([], [make_record(status="oom")], [told()]))
+    empty, failed, full = (make_frame(records) for records in ([], [make_record(status="oom")], [timed()]))
     assert list(empty.columns) == list(failed.columns) == list(full.columns)
     assert len(set(full.columns)) == len(full.columns)
     numbers = [name for name in full.columns if name.endswith(("_bytes", "_seconds", "flops")) or name in QUOTIENTS]

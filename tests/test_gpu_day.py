@@ -47,7 +47,7 @@ def test_whatever_fails_the_next_part_begins(tmp_path):
     assert not done
     assert [status(tmp_path, one.name) for one in parts] == ["failed"] * 4 + ["done"]
     found = PartResults(tmp_path, "fails").items()
-    assert found["first"]["error"] == "ValueError: not yet - mended"
+    assert found["first"]["error"] == "ValueError: not yet - fixed"
     assert found["second"] == {"step_ms": 1.5, "peak_bytes": 3 * 2**20}
     assert PartResults(tmp_path, "says_error").items()["item"]["passed"] == 5
     assert "No module named 'no'" in PartResults(tmp_path, "absent").read()["message"]
@@ -87,7 +87,7 @@ def test_a_budget_is_kept(tmp_path, monkeypatch):
 def test_a_second_call_takes_what_is_missing(tmp_path):
     parts = [part("hangs", seconds=3), part("fails"), part("works")]
     run(tmp_path, *parts[:2])
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     lines, done = run(tmp_path, *parts)
     assert done
     assert [status(tmp_path, one.name) for one in parts] == ["done"] * 3

@@ -256,7 +256,7 @@ def test_tests_that_passed_are_not_run_again(tmp_path, monkeypatch):
 import pathlib, pytest
 pytestmark = pytest.mark.cuda
 def test_good(): pathlib.Path({str(ran)!r}).open("a").write("good ")
-def test_bad(): assert pathlib.Path({str(tmp_path / "mended")!r}).exists()
+def test_bad(): assert pathlib.Path({str(tmp_path / "fixed")!r}).exists()
 def test_left(): pytest.skip("not here")
 """
     (tests / "test_some.py").write_text(source)
@@ -265,7 +265,7 @@ def test_left(): pytest.skip("not here")
     assert found["error"] == "1 tests failed"
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
     assert "test_bad" in found["failed tests"]
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     found = suite.run(folder, 100, tests)
     assert (found["passed"], found["failed"], found["skipped"]) == (2, 0, 1)
     assert "error" not in found

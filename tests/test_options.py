@@ -1,6 +1,7 @@
-"""The table of options, and the example of CONTRIBUTING: its row alone is found wherever options are."""
+"""The table of options, and the examples of CONTRIBUTING: their rows alone are found wherever options are."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,17 +21,22 @@ from helpers.reading import ROOT, blocks
 
 LOOKED_AT = """
 import json
+from pathlib import Path
+
 from click.testing import CliRunner
 
+from capsbench.axes import per_unit
 from capsbench.cli.group import cli
 from capsbench.cli.list import offers
 from capsbench.frame import to_frame
 from capsbench.page.cells import options_data
 from capsbench.page.commands import series_command, timeline_command
-from capsbench.records import Record
+from capsbench.records import Plan, Record
+from capsbench.report import Report
 from capsbench.stats.slopes import series_of
 from capsbench.sweep.asked import Sweep
 from capsbench.sweep.plan import expand
+from capsbench.sweep.runner import run_sweep
 from capsbench.words.labels import Names
 from capsbench.factories import build_model
 
@@ -39,11 +45,17 @@ frame = to_frame(("made", Record(cell=cell, status="ok")) for cell in cells)
 known = [series for series, _ in series_of(frame)]
 along = expand(Sweep(("rescapsnet",), (1,), "cpu", threads=1, depths_chosen=False, vary={"class-dim": "8,16"}))
 refusals = []
-for models, value in ((("builtins:max",), 8), (("rescapsnet",), 0)):
+given = [(("builtins:max",), {"class_dim": 8}), (("rescapsnet",), {"class_dim": 0})]
+given += [(("rescapsnet",), {"learning_rate": value}) for value in (0, 1.5)]
+for models, options in given:
     try:
-        expand(Sweep(models, (1,), "cpu", class_dim=value))
+        expand(Sweep(models, (1,), "cpu", **options))
     except Exception as error:
         refusals.append(str(error))
+typed = [CliRunner().invoke(cli, ["run", "--learning-rate", value]).exception for value in ("0", "1.5", "fast", "nan")]
+full = Report(Path("full"))
+full.folder.mkdir()
+run_sweep(Plan(command="", cells=along, axes=("class_dim",)), full, lambda cell: Record(cell=cell, status="oom"))
 print(json.dumps({
     "help": {name: CliRunner().invoke(cli, [name, "--help"]).stdout for name in ("run", "predict", "timeline", "train")},
     "values": [cell.configuration.class_dim for cell in cells],
@@ -51,6 +63,14 @@ print(json.dumps({
     "positions": [cell.configuration.position("class_dim") for cell in along],
     "series": len({cell.configuration.series("class_dim") for cell in along}),
     "refusals": refusals,
+    "typed": list(map(str, typed)),
+    "rates": [cell.configuration.learning_rate for cell in expand(Sweep(("capsnet",), (1,), "cpu", learning_rate=(0.001, 0.1)))],
+    "along_rates": [
+        cell.configuration.position("learning_rate")
+        for cell in expand(Sweep(("capsnet",), (1,), "cpu", depths_chosen=False, vary={"learning_rate": (0.001, 0.1)}))
+    ],
+    "units": [per_unit("class_dim"), per_unit("learning_rate")],
+    "statuses": [record.status for record in full.records],
     "arguments": [build_model(cell.configuration).classes.weight.shape[-1] for cell in cells],
     "labels": [Names(known).of(line) for line in known],
     "filters": options_data(),
@@ -62,14 +82,15 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def example():
-    """The row that CONTRIBUTING adds, as it stands in the class."""
-    (block,) = [one for one in blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")) if one.language == "python"]
-    return indent(block.text[block.text.index("class_dim") :], "    ")
+    """The rows that CONTRIBUTING adds, as they stand in the class."""
+    written = [one.text for one in blocks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")) if one.language == "python"]
+    assert len(written) == 2
+    return indent("\n".join(text[re.search(r"^\w+: Annotated", text, re.MULTILINE).start() :] for text in written), "    ")
 
 
 @pytest.fixture(scope="module")
 def widened(tmp_path_factory, example):
-    """A copy of the package that has the row, and the documentation of its records."""
+    """A copy of the package that has the rows, and the documentation of its records."""
     folder = tmp_path_factory.mktemp("widened")
     for name in ("capsbench", "tools", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -99,20 +120,35 @@ def test_a_row_alone_is_a_flag_of_every_command_that_takes_networks(found):
     for text in found["help"].values():
         assert "--class-dim INTEGER" in text
         assert "Dimension of the class capsules." in text
+    assert "--learning-rate NUMBER" in found["help"]["run"]
 
 
 @pytest.mark.slow
 def test_a_row_alone_is_swept_and_refused_where_it_has_no_effect(found):
     assert found["values"] == [8, None]
-    own, small = found["refusals"]
+    own, small, *_ = found["refusals"]
     assert own.startswith("`class_dim` 8 has no effect on model 'builtins:max'")
     assert small == "`class_dim` 0 is too small\ngive 1 or more"
+
+
+@pytest.mark.slow
+def test_a_number_that_need_not_be_whole_has_the_bounds_of_its_row(found):
+    hint = "give a number above 0 and up to 1"
+    _, _, *refused = found["refusals"]
+    assert refused == [f"`learning_rate` 0 is too small\n{hint}", f"`learning_rate` 1.5 is too large\n{hint}"]
+    faults = ["0 is too small", "1.5 is too large", "'fast' is not a number", "nan is not a finite number"]
+    assert found["typed"] == [f"--learning-rate {fault}\n{hint}" for fault in faults]
+    assert found["rates"] == [None, 0.1]
+    assert found["along_rates"] == [0.001, 0.1]
 
 
 @pytest.mark.slow
 def test_a_row_alone_is_an_axis(found):
     assert found["positions"] == [8, 16]
     assert found["series"] == 1
+    assert found["units"] == ["per dimension", "per unit of learning rate"]
+    # The second cell takes at least the memory of the first, which ran out of it.
+    assert found["statuses"] == ["oom", "skipped"]
 
 
 @pytest.mark.slow
@@ -148,10 +184,16 @@ def test_a_row_alone_is_listed(found):
 def test_a_row_alone_is_documented(widened):
     run(widened, "tools/record_schema.py")
     written = (widened / "docs" / "record-schema.md").read_text(encoding="utf-8")
-    line = "| `class_dim` | int or null | Dimension of the class capsules; None for 16. Flag `--class-dim`, by default `16`. |"
-    assert written.splitlines().count(line) == 1
+    lines = [
+        "| `class_dim` | int or null | Dimension of the class capsules; None for 16. Flag `--class-dim`, by default `16`. |",
+        "| `learning_rate` | float or null | Learning rate of the optimizer; None for 0.001. Flag `--learning-rate`, by default "
+        "`0.001`. |",
+    ]
+    assert [one for one in written.splitlines() if one in lines] == lines
     # Nothing else changed.
-    assert [one for one in written.splitlines() if one != line] == (ROOT / "docs" / "record-schema.md").read_text().splitlines()
+    assert [one for one in written.splitlines() if one not in lines] == (
+        ROOT / "docs" / "record-schema.md"
+    ).read_text().splitlines()
 
 
 # The table itself.

@@ -325,7 +325,7 @@ def test_a_trace_that_does_not_agree_with_the_count_is_not_believed(contradictin
     (note,) = record.notes
     assert str(record.memory.retained_bytes) in note
     assert str(record.step.retained_bytes) in note
-    assert "the count is believed" in note
+    assert "the count is used" in note
     (row,) = make_frame([record]).to_dict("records")
     assert row["retained_bytes"] == record.memory.retained_bytes
     assert pd.isna(row["flops"])

@@ -22,7 +22,7 @@ from capsbench.errors import ConfigurationError, StoreError
 from capsbench.inference import Classifier
 from capsbench.locks import holding
 from capsbench.measure.messages import Reply
-from capsbench.paths import absolute, as_typed, expanded, new_folder, starting_here, typed
+from capsbench.paths import absolute, expanded, new_folder, starting_here, typed, with_typed_paths
 from capsbench.report import Report, summary_in
 from capsbench.training import load_checkpoint, save_checkpoint
 from helpers.commands import process_environment, subcommands
@@ -229,15 +229,15 @@ def test_paths_are_shown_as_they_were_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with starting_here():
         assert absolute("reports/mine") == tmp_path / "reports/mine"
-        assert as_typed(f"wrote {tmp_path}/reports/mine/x, {tmp_path}/y") == "wrote reports/mine/x, y"
-        assert as_typed(f"/other{tmp_path}/x") == f"/other{tmp_path}/x"
+        assert with_typed_paths(f"wrote {tmp_path}/reports/mine/x, {tmp_path}/y") == "wrote reports/mine/x, y"
+        assert with_typed_paths(f"/other{tmp_path}/x") == f"/other{tmp_path}/x"
         assert absolute(tmp_path / "reports") == tmp_path / "reports"
         assert typed(tmp_path / "full") == tmp_path / "full"
-        assert as_typed(f"{tmp_path}/full/x {tmp_path}/reports") == f"{tmp_path}/full/x reports"
+        assert with_typed_paths(f"{tmp_path}/full/x {tmp_path}/reports") == f"{tmp_path}/full/x reports"
         monkeypatch.chdir("/")
         assert absolute("reports") == tmp_path / "reports"
     assert absolute("reports") == Path("/reports")
-    assert as_typed(f"{tmp_path}/y") == f"{tmp_path}/y"
+    assert with_typed_paths(f"{tmp_path}/y") == f"{tmp_path}/y"
 
 
 def test_every_command_has_paths_that_stay():

@@ -11,7 +11,7 @@ from capsbench.phases import Phases, StepObserver
 
 
 class Log(StepObserver):
-    """An observer that notes everything that it is told."""
+    """An observer that notes everything that it receives."""
 
     def __init__(self) -> None:
         self.said: list[str] = []

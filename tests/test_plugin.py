@@ -99,7 +99,7 @@ def test_a_step_that_a_line_would_hide_counts():
 
     found = memory_slope(lambda _shape, _classes, blocks: Once(blocks), (1, 2, 60))
     assert found.worst_step() > 20 * found.retained.slope
-    with pytest.raises(ConfigurationError, match="no line over blocks"):
+    with pytest.raises(ConfigurationError, match="do not lie on a line over blocks"):
         _ = found.retained_per_block
 
 
@@ -131,7 +131,7 @@ def test_memory_per_token_of_a_case():
 
 def test_bytes_on_a_curve_have_no_one_slope():
     found = memory_slope(attention, vary={"length": (4, 8, 16, 32)}, batch_size=3)
-    with pytest.raises(ConfigurationError, match="no one number of bytes per token") as error:
+    with pytest.raises(ConfigurationError, match="bytes per token are not constant") as error:
         _ = found.retained_per_unit
     assert "0 B per token and 12 B per pair of tokens" in error.value.what
     assert "terms" in error.value.hint
@@ -141,7 +141,9 @@ def test_bytes_on_no_line_have_no_slope():
     found = memory_slope(attention, vary={"length": (16, 64, 128)})
     assert found.shape == "not a line"
     for read in (lambda: found.retained_per_unit, lambda: found.terms):
-        with pytest.raises(ConfigurationError, match=r"no line over length \(16: \d+, 64: \d+, 128: \d+ bytes\)") as error:
+        with pytest.raises(
+            ConfigurationError, match=r"do not lie on a line over length \(16: \d+, 64: \d+, 128: \d+ bytes\)"
+        ) as error:
             read()
         assert "four positions" in error.value.hint
     assert found.worst_step() == 2 * 4 * 192

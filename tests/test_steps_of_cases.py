@@ -41,7 +41,7 @@ READS = {"with_a_closure"}
 
 
 OTHERS = {"adversarial_at_once": 8 + 4 * 7 * own_steps.WIDTH}
-"""Bytes beside those that autograd saved: a number that it keeps as a tensor, and an output that the step itself holds."""
+"""Bytes other than those that autograd saved: a number that it keeps as a tensor, and an output that the step itself holds."""
 
 
 def named(name: str) -> str:
@@ -343,8 +343,11 @@ def without_inference(blocks=1, batch_size=2):
 
 REFUSED = {
     "never": ("its train function never calls backward", "loss.backward()"),
-    "of_another": ("its train function steps an optimizer (Adam) that is none", "train's second argument"),
-    "of_parameters_before": ("has parameters that are none of the network's", "optimizer function is given"),
+    "of_another": (
+        "its train function steps an optimizer (Adam) that is not from its case's optimizer function",
+        "train's second argument",
+    ),
+    "of_parameters_before": ("has parameters that are not parameters of the network", "optimizer function is given"),
     "of_no_parameters": ("its optimizer function raised ValueError: optimizer got an empty parameter list", "a list of all"),
     "of_no_optimizer": ("its optimizer function returned dict", "torch.optim.Optimizer"),
 }
@@ -415,7 +418,7 @@ IMPOSSIBLE = {
     ),
     "two steps": (
         lambda net, x: Case(net, x, train=print, loss=Tensor.sum, accumulate=2),
-        "which has no use for loss, accumulate",
+        "a case with a train function takes no loss and no accumulate",
         "the whole step",
     ),
 }
@@ -472,7 +475,7 @@ def test_modules_of_any_precision_are_predicted_to_the_byte(dtype, optimizer, pr
 
 
 def test_a_loss_of_float16_parameters_is_not_scaled():
-    with pytest.raises(ConfigurationError, match=r"precision 'fp16' .*float16\n.*fp32"):
+    with pytest.raises(ConfigurationError, match=r"`precision` fp16 .*float16\n.*fp32"):
         Workload(configured(own("half"), settings={"dtype": "float16"}, precision="fp16"))
 
 

@@ -191,7 +191,7 @@ def without_a_loss():
     ("make", "words"),
     [
         (with_a_graph, "inputs have a tensor of shape [4, 8] that was computed from another one that needs a gradient"),
-        (without_a_loss, "its output is a tensor of shape [4, 8], which is no loss"),
+        (without_a_loss, "its output is a tensor of shape [4, 8], which is not a loss"),
     ],
 )
 def test_inputs_and_outputs_that_make_no_step_are_named(function, make, words):

@@ -9,6 +9,7 @@ import ast
 import inspect
 import re
 import sys
+import textwrap
 from functools import reduce
 from itertools import pairwise
 from operator import or_
@@ -24,6 +25,8 @@ from capsbench.training import bundles, log, result, settings
 
 TARGET = Path(__file__).parent.parent / "docs" / "record-schema.md"
 MARK = "<!-- Below: made by `python tools/record_schema.py`. -->\n"
+WIDTH = 148
+"""Largest width of a line of prose."""
 CLASSES: tuple[type, ...] = (
     records.Record,
     records.Cell,
@@ -59,7 +62,9 @@ def text() -> str:
 def section(kind: type) -> str:
     """One class as a table: its fields with their types and docstrings."""
     said = sayings(kind)
-    lines = [f"## {kind.__name__}", "", re.sub(r"\s+", " ", inspect.getdoc(kind) or ""), ""]
+    prose = " ".join((inspect.getdoc(kind) or "").split())
+    lines_of_prose = textwrap.wrap(prose, WIDTH, break_long_words=False, break_on_hyphens=False)
+    lines = [f"## {kind.__name__}", "", *lines_of_prose, ""]
     lines += ["| field | type | content |", "| --- | --- | --- |"]
     for name, annotation in fields_of(kind).items():
         declared = name_of(annotation)

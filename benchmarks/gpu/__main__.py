@@ -84,7 +84,7 @@ def _packages(wheels: Path | None) -> Iterator[Path | None]:
     """Unpack wheels into a folder on the path of all processes that are started, for as long as they run.
 
     Yields:
-        The folder of the data sets that lay beside the wheels, if any did.
+        The folder of the data sets that lay next to the wheels, if any did.
     """
     if wheels is None:
         yield None

@@ -1,4 +1,4 @@
-"""Kernels of single layers beside `recompute`, and beside the time that this card needs for what they cannot do without.
+"""Kernels of single layers, compared with `recompute` and with the least time that this card needs for them.
 
 What a layer cannot do without are the bytes of its inputs, weights and outputs and of their gradients, each moved once, and
 the operations of one evaluation of the votes, of the rounds over them, and of the two gradients. The card's bandwidth and its

@@ -1,4 +1,4 @@
-"""The page `benchmarks/gpu.md`, from the results of every card: what was found beside what was expected. Needs no GPU."""
+"""The page `benchmarks/gpu.md`, from the results of every card: what was found and what was expected. Needs no GPU."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def write(out: Path, project: Path = ROOT) -> int:
 
 
 def _keep(card: dict[str, Any], out: Path, project: Path) -> None:
-    """Put a day's parts into the file of its card, beside earlier ones, and its reports into the project."""
+    """Put a day's parts into the file of its card, with earlier ones, and its reports into the project."""
     target = project / RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', card['card'].lower()).strip('-')}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {"parts": {}}
@@ -68,7 +68,7 @@ def _keep(card: dict[str, Any], out: Path, project: Path) -> None:
 
 
 def _draw(folder: Path) -> None:
-    """Draw a report anew; cells of the paper's data sets are drawn beside its values."""
+    """Draw a report anew; cells of the paper's data sets are drawn with its values."""
     from capsbench.report import Report
 
     report = Report(folder)

@@ -1,4 +1,4 @@
-"""Predicted figures beside measured ones: the day's cells, and networks that nobody here wrote (`benchmarks/networks.py`)."""
+"""Predicted figures and measured ones: the day's cells, and networks that nobody here wrote (`benchmarks/networks.py`)."""
 
 import multiprocessing
 import os
@@ -29,7 +29,7 @@ FIGURES = {
 """Figures that are compared, by their words."""
 
 AS_REQUESTED = {"retained_bytes": "retained_requested_bytes"}
-"""Figures that are predicted in requested bytes, by what they are compared with on a device whose allocator tells them."""
+"""Figures that are predicted in requested bytes, by what they are compared with on a device whose allocator reports them."""
 
 BATCH, BLOCKS = 32, 2
 """Sizes of the others' networks on a card."""

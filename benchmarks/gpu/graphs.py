@@ -1,4 +1,4 @@
-"""A stack of blocks captured as a CUDA graph, beside the same stack launched kernel by kernel."""
+"""A stack of blocks captured as a CUDA graph, compared with the same stack launched kernel by kernel."""
 
 from functools import partial
 

@@ -4,7 +4,7 @@
 
 downloads the wheels of all that capsbench and its tests need and such a machine lacks, in the releases that are installed here,
 and makes one of capsbench itself, for its version and entry points. `--also` names what must fit the machine's torch; `--data`
-puts Fashion-MNIST beside the wheels, if it is installed (Debian's package dataset-fashion-mnist). The folder then travels with
+puts Fashion-MNIST next to the wheels, if it is installed (Debian's package dataset-fashion-mnist). The folder then travels with
 the working tree to the machine, where `python3 -m benchmarks.gpu --wheels FOLDER --out OUT` unpacks it.
 """
 

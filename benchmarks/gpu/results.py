@@ -52,10 +52,10 @@ class PartResults:
 
 def replace(path: Path, content: object) -> None:
     """Write JSON to a file so that a reader sees the old contents or the new ones."""
-    beside = path.with_name(f"{path.name}.new")
-    with beside.open("w", encoding="utf-8") as file:
+    new = path.with_name(f"{path.name}.new")
+    with new.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    new.replace(path)

@@ -76,7 +76,7 @@ def _learns(bench: Bench, model: str, blocks: int) -> Found:
 
 
 def peers(bench: Bench) -> Items:
-    """The published code's step, in this package's network, beside the default."""
+    """The published code's step, in this package's network, compared with the default."""
     found: Items = {}
     for blocks in bench.sizes.ends:
         for model in ("rescapsnet", "mocapsnet"):
@@ -87,7 +87,7 @@ def peers(bench: Bench) -> Items:
 
 
 def inverses(bench: Bench) -> Items:
-    """Every inverse beside stored activations, keeping nothing in the stack."""
+    """Every inverse compared with stored activations, keeping nothing in the stack."""
     found: Items = {}
     for blocks in bench.sizes.deep:
         found[f"stored, {blocks} blocks"] = partial(of_step, bench, "mocapsnet", blocks, memory="stored")

@@ -9,7 +9,7 @@ from capsbench.cli.command import STANDARD_OUTPUT, Command, echo, echo_json, typ
 from capsbench.cli.flags import FOLDER, THRESHOLD_OPTIONS
 from capsbench.cli.output import load_summary, warn, write_text
 from capsbench.errors import ConfigurationError
-from capsbench.paths import as_typed
+from capsbench.paths import with_typed_paths
 from capsbench.report import reports_below, summary_of
 
 
@@ -58,7 +58,7 @@ def command(
         if faults:
             raise ConfigurationError(
                 f"--update: {len(faults)} cells ended in {' or '.join(sorted(set(faults)))}",
-                "a baseline holds results: mend them, and measure again with 'capsbench run --resume'",
+                "a baseline holds results: fix them, and measure again with 'capsbench run --resume'",
             )
         write_baseline(run.model_copy(update={"command": typed_command()}), baseline)
         for note in notes:
@@ -67,9 +67,9 @@ def command(
         return 0
     earlier = load_summary(last) if last else None
     judgement = judge(run, read_baseline(baseline), earlier, Thresholds(*bytes_threshold, time_threshold))
-    name = as_typed(str(baseline))
-    again = shlex.join(["capsbench", "check", as_typed(str(reports)), "--baseline", name, "--update"])
-    text = CheckText(judgement, name, again, map(as_typed, notes))
+    name = with_typed_paths(str(baseline))
+    again = shlex.join(["capsbench", "check", with_typed_paths(str(reports)), "--baseline", name, "--update"])
+    text = CheckText(judgement, name, again, map(with_typed_paths, notes))
     summaries = [("--markdown", path, text.markdown) for path in markdown if path != STANDARD_OUTPUT]
     for flag, path, written in (*summaries, ("--junit", junit, text.junit), ("--badge", badge, text.badge)):
         if path:

@@ -11,7 +11,7 @@ from capsbench.cli.flags import DEVICE_OPTION, FOLDER
 from capsbench.cli.output import writing
 from capsbench.cli.streams import printing_aside
 from capsbench.errors import ConfigurationError
-from capsbench.paths import as_typed
+from capsbench.paths import with_typed_paths
 
 if TYPE_CHECKING:
     from capsbench.inference import Classified
@@ -50,8 +50,8 @@ def command(
         data = []
         for image, one, path in zip(images, predictions, written, strict=True):
             classes = {"class": one.label, "name": one.name, "length": one.length, "lengths": list(one.lengths)}
-            picture = None if path is None else as_typed(str(path))
-            data.append({"image": as_typed(str(image)), **classes, "reconstruction": picture})
+            picture = None if path is None else with_typed_paths(str(path))
+            data.append({"image": with_typed_paths(str(image)), **classes, "reconstruction": picture})
         echo_json(data)
         return
     for image, one in zip(images, predictions, strict=True):

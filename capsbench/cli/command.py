@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from capsbench.errors import CapsbenchError, with_flags
-from capsbench.paths import as_typed, typed
+from capsbench.paths import typed, with_typed_paths
 
 STANDARD_OUTPUT = Path("-")
 """Name of standard output in place of a file."""
@@ -85,7 +85,7 @@ def echo_json(data: object, indent: int | None = 1) -> None:
 def in_words_of_command(text: str) -> str:
     """Return a text with paths as they were typed, and with the flags of the running command for the names of fields."""
     context = click.get_current_context(silent=True)
-    return as_typed(_naming_flags(text, context) if context else text)
+    return with_typed_paths(_naming_flags(text, context) if context else text)
 
 
 def _naming_flags(text: str, context: click.Context) -> str:

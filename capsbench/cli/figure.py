@@ -57,7 +57,7 @@ def diagnostics(run: Path, out: Path | None) -> None:
     lines = read_diagnostics(run)
     if not lines:
         hint = "give the folder of a run that was trained with --diagnostics"
-        raise StoreError(f"{run / DIAGNOSTICS} is not there, or holds nothing", hint)
+        raise StoreError(f"{run / DIAGNOSTICS} is missing or empty", hint)
     settings = read_settings(run)
     it = settings.network if settings else None
     title = network_title(it.model, it.blocks, it.dataset) if it else run.name
@@ -106,13 +106,13 @@ def reconstructions(
     network = network_title(it.model, it.blocks, it.dataset)
     captions = [f"{one.name}, {one.length:.2f}" for one in found]
     seen = torch.stack([one.reconstruction for one in found if one.reconstruction is not None])
-    beside = reconstructions_figure(_pictures(chosen / 255), _pictures(seen), captions, network)
+    pairs = reconstructions_figure(_pictures(chosen / 255), _pictures(seen), captions, network)
     steps = _pictures(moved.flatten(0, 1)).reshape(*moved.shape[:2], *moved.shape[3:], -1)
     folder = out or classifier.paths[0].parent
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         grid = perturbations_figure(steps, STEPS, f"{network}; {captions[0]}")
-        for path in [*save(beside, folder, "reconstructions"), *save(grid, folder, "perturbations")]:
+        for path in [*save(pairs, folder, "reconstructions"), *save(grid, folder, "perturbations")]:
             echo(path)
 
 

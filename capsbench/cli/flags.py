@@ -144,7 +144,7 @@ def _no_name_with_values(flag: str, text: str) -> ConfigurationError:
     )
 
 
-def whole(least: int, most: int | None = None) -> Parsed:
+def whole_number(least: int, most: int | None = None) -> Parsed:
     """A whole number of at least `least`, and at most `most`."""
 
     def parse(flag: str, text: str) -> int:
@@ -258,16 +258,33 @@ def cell_option(name: str, parameter: str | None = None, *, single: bool = False
     kind: Any = type_of(name)
     if option.choices:
         kind = _one_choice(option) if single else NameList(tuple(option.choices), allows=option.knows)
-    elif option.unit == "bytes":
+    elif option.is_bytes:
         kind = Parsed("size", parse_bytes)
     elif kind is int:
-        kind = whole_numbers(option.least or 0) if option.several else whole(option.least or 0)
+        least = int(option.least or 0)
+        kind = whole_numbers(least) if option.several else whole_number(least)
+    elif kind is float:
+        kind = _number_within(option)
     asked = {"type": kind, "default": option.default, "show_default": option.default is not None, "help": option.help}
     asked |= {"is_flag": False, "flag_value": option.alone} if option.alone else {}
     asked |= changed
     if isinstance(asked["type"], NameList):
         asked["help"] += f" Choices: {', '.join(asked['type'].known)}."
     return click.option(option.flag, parameter or name, **asked)
+
+
+def _number_within(option: Option) -> Parsed:
+    """A number within the bounds of an option."""
+
+    def parse(flag: str, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ConfigurationError(f"{flag} '{text}' is not a number", f"give {option.bounds()}") from None
+        option.refuse_outside(flag, value)
+        return value
+
+    return Parsed("number", parse)
 
 
 def _one_choice(option: Option) -> ParamType:
@@ -387,8 +404,8 @@ MODEL_OPTIONS = together(
     SETTINGS_OPTION,
 )
 SWEEP_OPTIONS = together(
-    click.option("--repeats", type=whole(1), default=1, help="Replicates of every cell."),
-    click.option("--samples", type=whole(3), default=3, help="Smallest number of samples of each time."),
+    click.option("--repeats", type=whole_number(1), default=1, help="Replicates of every cell."),
+    click.option("--samples", type=whole_number(3), default=3, help="Smallest number of samples of each time."),
     click.option(
         "--time-budget",
         type=positive("seconds"),
@@ -403,9 +420,10 @@ SWEEP_OPTIONS = together(
     ),
     click.option(
         "--processes",
-        type=whole(1),
+        type=whole_number(1),
         default=1,
-        help="Processes among which the rounds are divided, six or more each: one may be faster than the next.",
+        help="Processes among which the rounds are divided, at least six rounds each; several average out differences between "
+        "processes.",
     ),
     click.option("--strict", is_flag=True, help="Refuse to measure while other processes use the CUDA device."),
     click.option(
@@ -418,7 +436,7 @@ SWEEP_OPTIONS = together(
     click.option("--dry-run", is_flag=True, help="Show the grid of cells, their time and their memory, and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the slopes as JSON on standard output."),
 )
-"""Options of every command that measures, besides those of a cell."""
+"""Options of every command that measures, other than those of a cell."""
 
 _WHAT = ("models", "depth", "vary", "basis", "settings", "dataset", "image_shape", "classes", "batch_size", "only", "fit")
 _WHERE = ("device", "gpu", "threads", "capacity", "strict", "wait", "data_dir")

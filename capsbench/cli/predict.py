@@ -46,7 +46,7 @@ _FIELDS = {"depth": "blocks", "batch": "batch_size", "image_size": "image_size"}
 @click.option("--resume", is_flag=True, help="Add to an existing report, in which predicted lines are drawn dashed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the records, or what fits.")
 def command(gpu: str | None, device: str, fit: str | None, out: Path | None, resume: bool, as_json: bool, **given: Any) -> int:
-    """Predict the memory of a GPU that need not be here.
+    """Predict the memory of a step on a GPU that you do not have.
 
     A step is followed on shapes, without being computed, and its memory replayed through a model of CUDA's allocator. Retained
     bytes are exact, peaks and reserved memory are modelled, and the memory of CUDA's context is a guess. --device cpu predicts
@@ -66,7 +66,9 @@ def command(gpu: str | None, device: str, fit: str | None, out: Path | None, res
 
     target = _target(device, gpu, fit=fit, kept=out is not None, resume=resume, capacity=given["capacity"])
     if device != "cpu" and given["threads"] is not None:
-        raise ConfigurationError(f"--threads {given['threads']} does not go with --device {device}", "leave one of them out")
+        raise ConfigurationError(
+            f"--threads {given['threads']} cannot be combined with --device {device}", "leave one of them out"
+        )
     if fit is not None:
         _refuse_searched(fit, given)
         if given["basis"]:
@@ -109,7 +111,7 @@ def _target(device: str, gpu: str | None, *, fit: str | None, kept: bool, resume
         raise ConfigurationError(f"--fit {fit} makes no records to keep", "leave --out out")
     if device == "cpu":
         if gpu is not None:
-            raise ConfigurationError(f"--gpu {gpu} does not go with --device cpu", "leave one of them out")
+            raise ConfigurationError(f"--gpu {gpu} cannot be combined with --device cpu", "leave one of them out")
         if fit is not None and capacity is None:
             raise ConfigurationError(f"--fit {fit} on a CPU needs to know its memory", "give it with --capacity, such as 24GiB")
         return None

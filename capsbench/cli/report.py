@@ -20,7 +20,7 @@ from capsbench.report import PAGE, loose_timelines, reports_below
 @click.option("--out", type=FOLDER, help="The file to write; by default index.html in the folder, or in the one that all share.")
 @OPEN_OPTION
 def command(reports: tuple[Path, ...], out: Path | None, open_page: bool) -> None:
-    """Write one page of reports, which opens from the disk.
+    """Write reports as one self-contained HTML page.
 
     REPORTS are reports, or folders with reports below them. The page needs neither a network nor a server. It shows several
     reports side by side, with their history and the verdicts of the check.

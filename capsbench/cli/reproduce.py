@@ -24,7 +24,7 @@ from capsbench.cli.flags import (
     scale_option,
     together,
     validation_option,
-    whole,
+    whole_number,
 )
 from capsbench.options import MODELS
 
@@ -76,8 +76,8 @@ _trained_options = together(
     cell_option("blocks", "depth", type=str, help="Depths of the table, in blocks; by default all."),
     click.option("--optimizer", type=NameList(("adam", "ranger21")), help="Optimizers of the table; by default all."),
     cell_option("routing", default=None, help="Routing algorithms of the table; by default all."),
-    click.option("--seeds", type=whole(1), default=3, help="Runs of each row."),
-    click.option("--epochs", type=whole(1), help="Passes over the training set; by default the paper's."),
+    click.option("--seeds", type=whole_number(1), default=3, help="Runs of each row."),
+    click.option("--epochs", type=whole_number(1), help="Passes over the training set; by default the paper's."),
     scale_option("The fraction of epochs and training images that is used; every row says so."),
     validation_option("Images held out to choose the best epoch; 0 trains on everything, as the paper did."),
     click.option(

@@ -11,14 +11,14 @@ from capsbench.axes import parse_depths
 from capsbench.cli.command import echo, typed_command
 from capsbench.cli.output import console_of, say, writing
 from capsbench.cli.train import command as train_command
-from capsbench.cli.train import settings_of
+from capsbench.cli.train import training_settings
 from capsbench.cli.training import TrainingProgress
 from capsbench.data.datasets import load_parts
 from capsbench.errors import ConfigurationError, Interrupted, TrainingError
-from capsbench.figures.beside_paper import write_accuracy
+from capsbench.figures.paper_accuracy import write_accuracy
 from capsbench.paper.accuracy_tables import EPOCHS, PrintedRow, accuracy_table
 from capsbench.paths import anchored
-from capsbench.stats.seeds import beside_paper
+from capsbench.stats.seeds import compared_with_paper
 from capsbench.terminal.tables import accuracies_table
 from capsbench.training import Result, TrainingSettings, train
 from capsbench.training.table_runs import Configure, Train, accuracy_of, line_of, networks_of, run_members, trials_of
@@ -37,7 +37,7 @@ def reproduce_table(
     name: str, *, out: Path | None, resume: bool, seeds: int, epochs: int | None, scale: float, dry_run: bool, as_json: bool,
     data_dir: Path | None, download: bool, checkpoint_minutes: float, **given: Any,
 ) -> int:  # fmt: skip
-    """Train the rest of a table, print it beside the paper's, and return the exit status.
+    """Train the rest of a table, print it with the paper's, and return the exit status.
 
     Raises:
         ConfigurationError: no row is left by the options, a data set is not there, or there is nothing to resume.
@@ -72,7 +72,7 @@ def reproduce_table(
                 say(console, f"{member.folder.name}: {found.what}\nit is left out; remove its folder to begin it again")
     except Interrupted as error:
         raise Interrupted(error.what, f"resume with: {typed_command()}") from None
-    table = beside_paper(pd.DataFrame([line_of(trial, accuracy_of(trial, data_dir), EPOCHS[name]) for trial in trials]))
+    table = compared_with_paper(pd.DataFrame([line_of(trial, accuracy_of(trial, data_dir), EPOCHS[name]) for trial in trials]))
     if as_json:
         echo(table.to_json(orient="records", indent=1))
     else:
@@ -109,7 +109,7 @@ def _configure(given: dict[str, Any], epochs: int, scale: float) -> Configure:
         names = ("dataset", "routing", "optimizer", "learning_rate", "capsules", "batch_size")
         own = {name: getattr(row, name) for name in names} | {"models": row.model, "depth": row.blocks}
         more = {name: given[name] for name in ("preprocess", "validation", "precision", "kernel", "device", "threads")}
-        return settings_of({**usual, **more, **own, "seed": seed, "epochs": epochs, "scale": scale})
+        return training_settings({**usual, **more, **own, "seed": seed, "epochs": epochs, "scale": scale})
 
     return configure
 

@@ -65,8 +65,8 @@ def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bo
     for text in check_data([cell], data_dir):
         echo(f"data {text}", err=True)
     folder = out or new_folder(anchored(REPORTS) / f"timeline-{datetime.now():%Y-%m-%d-%H%M%S}")
-    with _beside(folder, new=out is None or not folder.exists()) as beside:
-        reply = _look(configuration, data_dir, timeout, beside / "snapshot.pickle", folder)
+    with _scratch_folder(folder, new=out is None or not folder.exists()) as scratch:
+        reply = _look(configuration, data_dir, timeout, scratch / "snapshot.pickle", folder)
         timeline = reply.timeline
         if timeline is None:
             what, _, hint = (reply.message or reply.status).partition(" - ")
@@ -74,10 +74,10 @@ def command(out: Path | None, data_dir: Path | None, timeout: float, as_json: bo
             echo(f"error: {configuration.model} at {depth}: {what}\n{hint or _HINTS[reply.status]}", err=True)
             return 1
         with _writing(folder):
-            (beside / TIMELINE).write_text(timeline.model_dump_json() + "\n", encoding="utf-8")
-            save(draw_timeline(timeline), beside, "timeline")
+            (scratch / TIMELINE).write_text(timeline.model_dump_json() + "\n", encoding="utf-8")
+            save(draw_timeline(timeline), scratch, "timeline")
             # The file that marks the folder as a timeline comes last.
-            files = sorted(beside.iterdir(), key=lambda path: path.name == TIMELINE)
+            files = sorted(scratch.iterdir(), key=lambda path: path.name == TIMELINE)
             written = [path.replace(folder / path.name) for path in files]
     if as_json:
         echo_json(json.loads(timeline.model_dump_json()), indent=None)
@@ -128,17 +128,17 @@ def _look(configuration: Configuration, data_dir: Path | None, timeout: float, s
 
 
 @contextmanager
-def _beside(folder: Path, *, new: bool) -> Iterator[Path]:
+def _scratch_folder(folder: Path, *, new: bool) -> Iterator[Path]:
     """Make a folder to write into before the files are moved to their folder, so that nobody sees half of them."""
     if (folder / TIMELINE).exists():
         raise ConfigurationError(f"--out {folder} already holds a timeline", "choose another --out, or remove it first")
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=folder, prefix=".timeline-"))
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".timeline-"))
     try:
-        yield beside
+        yield scratch
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         if new:
             with contextlib.suppress(OSError):  # it stays if there is something in it
                 folder.rmdir()

@@ -24,12 +24,12 @@ from capsbench.cli.flags import (
     scale_option,
     together,
     validation_option,
-    whole,
+    whole_number,
 )
 from capsbench.cli.output import console_of
 from capsbench.cli.streams import printing_aside
 from capsbench.errors import ConfigurationError, Interrupted
-from capsbench.options import MODELS, NETWORK_OPTIONS, WITHOUT_BLOCKS
+from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, WITHOUT_BLOCKS
 from capsbench.paths import anchored, new_folder, unless_empty
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def _gammas(flag: str, text: str) -> tuple[float, ...]:
         hint = "give one for all blocks (0.9), or one for each (0.9,0.8)"
         raise ConfigurationError(f"{flag} '{text}' is neither a number nor a comma list of numbers", hint) from None
     for gamma in gammas:
-        if not 0 <= gamma <= 1:
-            raise ConfigurationError(f"{flag} {gamma:g} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
+        OPTIONS["gamma"].refuse_outside(flag, gamma)
     return gammas
 
 
@@ -58,7 +57,7 @@ _NOT_NEGATIVE = number("a number of 0 or more", lambda value: value >= 0)
 
 _network_options = together(
     click.option("--model", "models", default="mocapsnet", help=f"{', '.join(MODELS)}, or package.module:name of your own."),
-    cell_option("blocks", "depth", type=whole(1), default=1, help="Blocks."),
+    cell_option("blocks", "depth", type=whole_number(1), default=1, help="Blocks."),
     cell_options(*(name for name in NETWORK_OPTIONS if name != "gamma"), single=True),
     cell_option(
         "gamma",
@@ -84,9 +83,11 @@ _data_options = together(
 )
 
 _training_options = together(
-    click.option("--epochs", type=whole(1), default=30, help="Passes over the training set."),
+    click.option("--epochs", type=whole_number(1), default=30, help="Passes over the training set."),
     cell_option("batch_size"),
-    click.option("--accumulate", type=whole(1), default=1, help="Parts that a batch is divided into; their gradients add up."),
+    click.option(
+        "--accumulate", type=whole_number(1), default=1, help="Parts that a batch is divided into; their gradients add up."
+    ),
     click.option(
         "--optimizer",
         type=OneOf(("adam", "ranger21")),
@@ -99,7 +100,7 @@ _training_options = together(
         "--reconstruction-weight", type=_NOT_NEGATIVE, default=5e-4, help="Factor of the reconstruction's squared error."
     ),
     cell_option("precision", single=True),
-    click.option("--seed", type=whole(0, 2**31 - 1), default=0, help="Seed of weights, data order and crops."),
+    click.option("--seed", type=whole_number(0, 2**31 - 1), default=0, help="Seed of weights, data order and crops."),
 )
 
 _run_options = together(
@@ -150,7 +151,7 @@ def command(
     from capsbench.training.distributed import is_first
 
     _refuse_without_effect(given)
-    settings = settings_of(given)
+    settings = training_settings(given)
     folder = _choose_folder(settings, out, resume=resume, now=datetime.now())
     try:
         with (
@@ -187,7 +188,7 @@ def _refuse_without_effect(given: dict[str, Any]) -> None:
         )
 
 
-def settings_of(given: dict[str, Any]) -> "TrainingSettings":
+def training_settings(given: dict[str, Any]) -> "TrainingSettings":
     """The settings that the command's options ask for.
 
     Raises:

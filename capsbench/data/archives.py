@@ -1,4 +1,4 @@
-"""Archives of MNIST and Fashion-MNIST, which torchvision leaves beside the unpacked files and never checks again."""
+"""Archives of MNIST and Fashion-MNIST, which torchvision leaves next to the unpacked files and never checks again."""
 
 import gzip
 from pathlib import Path
@@ -7,7 +7,7 @@ from capsbench.errors import ConfigurationError
 
 
 def check_archives(name: str, root: Path) -> None:
-    """Check archives that are present against torchvision's checksums, and the files beside them against their archives.
+    """Check archives that are present against torchvision's checksums, and the unpacked files against their archives.
 
     Files without their archive are not checked, because no checksum of the unpacked files is published.
 

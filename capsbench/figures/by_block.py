@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from capsbench.colours import CAPTION, PALE
 from capsbench.figures.styles import STYLE
 
 _MOST_SERIES = 6
@@ -49,10 +50,10 @@ def diagnostics_figure(frame: pd.DataFrame, title: str) -> Figure:
             _draw(ax, frame, panel, epochs, colours)
         most = float(frame["label_entropy"].max())
         first = figure.axes[0]
-        first.axhline(most, color="#888888", lw=0.9, ls=":")
+        first.axhline(most, color=PALE, lw=0.9, ls=":")
         first.annotate(
             "no label can be distinguished", (0.02, most), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
-            fontsize=7.5, color="#555555",
+            fontsize=7.5, color=CAPTION,
         )  # fmt: skip
         first.set_ylim(-0.04 * most, 1.18 * most)
         figure.axes[1].set_ylim(bottom=0)
@@ -81,8 +82,8 @@ def _draw(ax: Axes, frame: pd.DataFrame, panel: _Panel, epochs: list[int], colou
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("e+00", "")))
         ax.yaxis.set_minor_locator(NullLocator())
         if (shown[panel.column] == 0).any():
-            ax.axhline(floor, color="#888888", lw=0.9, ls=":")
-            ax.annotate("0", (1.01, floor), xycoords=("axes fraction", "data"), fontsize=8, color="#555555", va="center")
+            ax.axhline(floor, color=PALE, lw=0.9, ls=":")
+            ax.annotate("0", (1.01, floor), xycoords=("axes fraction", "data"), fontsize=8, color=CAPTION, va="center")
     ax.set_title(panel.title, loc="left", fontsize=9.5)
     ax.set_ylabel(panel.unit)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

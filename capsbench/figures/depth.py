@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from capsbench import paper
+from capsbench.colours import CAPTION
 from capsbench.errors import ConfigurationError
 from capsbench.figures.legends import LEGEND_ROW, nothing_drawn, place_legend
 from capsbench.figures.panels import Per, draw_panel, draw_paper, in_turn, lies_around
@@ -25,12 +26,12 @@ from capsbench.frame import AXIS_COLUMN, along_with_levels, axes_in
 from capsbench.stats.metrics import MEMORY_METRICS, TIME_METRICS, Metric
 from capsbench.stats.slopes import fit_line, noises, series_of
 from capsbench.words.along import places_text
-from capsbench.words.labels import Names, Series, cut, dataset_title, model_title, on_gpu
+from capsbench.words.labels import STAND_IN, Names, Series, cut, dataset_title, model_title, on_gpu
 from capsbench.words.units import bytes_text
 
 _LONGEST_TITLE = 36
 _MOST_SERIES = 12
-"""Largest number of series in a panel: more could not be told apart."""
+"""Largest number of series in a panel: more could not be distinguished."""
 
 _SMALL_MARKER = 0.6
 
@@ -159,7 +160,7 @@ def _grid(
             nested = any(lies_around(handle) for handles_of in drawn for handles in handles_of for handle in handles)
             caption = _caption(frame, timed=any(not metric.is_bytes for metric in shown), points_alone=alone, nested=nested)
             over_depth = bool((frame[AXIS_COLUMN] == "blocks").any())
-            if with_paper and over_depth and not any(_is_beside_paper(part, shown) for part in parts):
+            if with_paper and over_depth and not any(_has_comparable_memory(part, shown) for part in parts):
                 caption += _paper_caption(datasets)
             _finish(axes[0][0].figure, caption, rows_above + sum(below.values()), width)
     return axes
@@ -171,14 +172,14 @@ def _draw_row(
 ) -> list[list[Line2D]]:  # fmt: skip
     """Draw the panels of one data set, and return the handles of each one's legend; without fits the first has them all."""
     every = list(series_of(frame))
-    beside_paper = with_paper and _is_beside_paper(frame, shown)
+    draws_paper = with_paper and _has_comparable_memory(frame, shown)
     names = Names(series for series, _ in every)
     handles_of: list[list[Line2D]] = []
     left: dict[str, int] = {}
     for panel, metric in zip(row, shown, strict=False):
         drawn, more = _drawn(every, metric, shown)
         handles = draw_panel(panel, frame, drawn, names, metric, styles, per=per, with_fit=with_fit)
-        if beside_paper and metric.name in paper.COMPARABLE_METRICS:
+        if draws_paper and metric.name in paper.COMPARABLE_METRICS:
             handles += draw_paper(panel, str(frame["dataset"].iloc[0]))
         if more and with_fit:
             handles.append(nothing_drawn(f"{more} more lines are not drawn"))
@@ -187,8 +188,8 @@ def _draw_row(
     return handles_of if with_fit else [_united(handles_of, left), *([] for _ in handles_of[1:])]
 
 
-def _is_beside_paper(frame: pd.DataFrame, shown: Sequence[Metric]) -> bool:
-    """Return whether the paper's nvidia-smi readings can stand in a panel: beside memory of a device at the paper's batch."""
+def _has_comparable_memory(frame: pd.DataFrame, shown: Sequence[Metric]) -> bool:
+    """Return whether the paper's nvidia-smi readings can stand in a panel: with memory of a device at the paper's batch."""
     comparable = on_gpu(frame) & (frame["batch_size"] == paper.BATCH_SIZE) & (frame[AXIS_COLUMN] == "blocks")
     return bool(comparable.any()) and any(metric.name in paper.COMPARABLE_METRICS for metric in shown)
 
@@ -215,11 +216,11 @@ def _common_legend(figure: Figure, drawn: Sequence[Sequence[Sequence[Line2D]]]) 
 
 
 def _drawn(
-    every: Sequence[tuple[Series, pd.DataFrame]], metric: Metric, beside: Sequence[Metric]
+    every: Sequence[tuple[Series, pd.DataFrame]], metric: Metric, shown: Sequence[Metric]
 ) -> tuple[list[tuple[Series, pd.DataFrame]], int]:
     """The series that a panel has room for, those with values for most of the panels first, and the number of further ones."""
     found = [(place, cells) for place, (_, cells) in enumerate(every) if cells[metric.column].notna().any()]
-    fullest = sorted(found, key=lambda one: -sum(bool(one[1][other.column].notna().any()) for other in beside))
+    fullest = sorted(found, key=lambda one: -sum(bool(one[1][other.column].notna().any()) for other in shown))
     return [every[place] for place in sorted(place for place, _ in fullest[:_MOST_SERIES])], max(0, len(found) - _MOST_SERIES)
 
 
@@ -240,14 +241,14 @@ def _finish(figure: Figure, caption: str, below: int, width: float | None) -> No
     across, height = figure.get_size_inches()
     figure.set_size_inches(across, height + below * LEGEND_ROW * mpl.rcParams["legend.fontsize"] / 72)
     text = "\n".join(textwrap.wrap(caption, int(22 * width if width is not None else 17 * across)))
-    figure.supxlabel(text, fontsize=7.5 if width is None else 6, color="#555555")
+    figure.supxlabel(text, fontsize=7.5 if width is None else 6, color=CAPTION)
 
 
 def _axes_of(ax: Axes | AxesGrid | None, rows: int, columns: int, width: float | None) -> AxesGrid:
     """`[rows, columns]`, the axes of a new figure, or those that were given."""
     if ax is None:
         across = 3.7 * columns if width is None else width
-        # Panels that are too narrow beside each other take further lines of the figure, filled evenly.
+        # Panels that are too narrow next to each other take further lines of the figure, filled evenly.
         lines = ceil(columns / max(1, min(columns, int(across // _NARROWEST))))
         each = ceil(columns / lines)
         # Panels keep their shape, unless one would be too low for its legend.
@@ -277,7 +278,7 @@ def _caption(frame: pd.DataFrame, *, timed: bool, points_alone: bool, nested: bo
         if len(values) == 1:
             shared.append(f"{column.replace('_', ' ')} {values[0]}")
     if "data_source" in frame and (frame["data_source"] == "stand-in").any():
-        shared.append("the packaged images stand in for a set that was not on disk")
+        shared.append(STAND_IN)
     if "replicate" in frame and frame["replicate"].nunique() > 1:
         shared.append("bars: standard deviation over replicates")
     if in_turn(frame).any():

@@ -79,7 +79,7 @@ def legend_text(label: str, fit: str) -> str:
     if fit and len(rows[-1]) + len(fit) < width:
         rows[-1] += f" {fit}"
     elif fit:
-        # A number stays beside its sign and unit.
+        # A number stays on one line with its sign and unit.
         bound = re.sub(r"(?<=[\d±)]) (?=\w)", "\u00a0", fit)
         rows += [row.replace("\u00a0", " ") for row in textwrap.wrap(bound, width)]
     return "\n".join(rows) if not rows[0].startswith("_") else "\n".join(["\u200b" + rows[0], *rows[1:]])
@@ -92,5 +92,5 @@ def _fit_range(ax: Axes, entries: int) -> None:
         return
     span = max(high - low, 0.05 * high, 1e-12)
     top = high + (0.15 + 0.18 * entries) * span
-    # A line at 0 lies beside the axis, not on it.
+    # A line at 0 lies next to the axis, not on it.
     ax.set_ylim(max(-0.03 * top, low - 0.25 * span), top)

@@ -7,25 +7,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from capsbench.devices import MIB
+from capsbench.colours import CAPTION, PURPOSES
 from capsbench.figures.styles import STYLE
 from capsbench.options import OPTIONS, noun_of, type_of
 from capsbench.records import Timeline
-from capsbench.words.labels import dataset_title, model_title
+from capsbench.sizes import MEBIBYTES, MIB
+from capsbench.words.labels import STAND_IN, dataset_title, model_title
 from capsbench.words.modules import OUTSIDE, ModuleChange, module_changes
 from capsbench.words.units import bytes_text
 
-# Okabe and Ito's palette; neighbours in the stack differ in lightness, and hatches distinguish them in grey.
-LOOKS = {
-    "state": ("#0072B2", ""),
-    "gradient": ("#E69F00", "///"),
-    "optimizer": ("#56B4E9", ""),
-    "batch": ("#000000", ""),
-    "retained": ("#D55E00", ""),
-    "communication": ("#CC79A7", "|||"),
-    "temporary": ("#F0E442", "..."),
-    "other": ("#999999", "xxx"),
-}
+_HATCHES = {"gradient": "///", "communication": "|||", "temporary": "...", "other": "xxx"}
+"""Hatches that distinguish purposes in grey."""
 _NARROWEST = 0.11
 _MOST_POINTS = 600
 _MOST_BARS = 12
@@ -42,7 +34,7 @@ def draw_timeline(timeline: Timeline) -> Figure:
         _draw_step(step, timeline)
         _draw_modules(modules, timeline)
         caption = [part for line in caption_of(timeline) for part in textwrap.wrap(line, 150)]
-        figure.supxlabel("\n".join(caption), fontsize=7.5, color="#555555")
+        figure.supxlabel("\n".join(caption), fontsize=7.5, color=CAPTION)
     return figure
 
 
@@ -73,19 +65,19 @@ def _draw_step(ax: Axes, timeline: Timeline) -> None:
     for name, nbytes in stacks.items():
         if not nbytes.any():
             continue
-        colour, hatch = LOOKS[name]
         top = floor + nbytes[shown] / MIB
         label = f"{name} {bytes_text(at_peak[name])}"
         ax.fill_between(
-            places[shown], floor, top, step="post", facecolor=colour, hatch=hatch, edgecolor="white", lw=0.2, label=label
-        )
+            places[shown], floor, top, step="post", facecolor=PURPOSES[name], hatch=_HATCHES.get(name, ""), edgecolor="white",
+            lw=0.2, label=label,
+        )  # fmt: skip
         floor = top
     ax.step(places[shown], floor, where="post", color="black", lw=0.8)
     _mark_phases(ax, timeline, places)
     _mark_peak(ax, timeline, float(places[timeline.peak.event]), float(total[timeline.peak.event]) / MIB)
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1.3 * float(total.max()) / MIB)
-    ax.set_ylabel("MiB allocated")
+    ax.set_ylabel(f"{MEBIBYTES.name} allocated")
     ax.set_xlabel("allocations and frees, in their order")
     ax.grid(visible=False, axis="x")
     ax.set_title(title_of(timeline), loc="left", fontsize=9.5, pad=14)
@@ -122,7 +114,7 @@ def _draw_modules(ax: Axes, timeline: Timeline) -> None:
         count = sum(module.count for module in others)
         bars.append((f"{count} others", sum(it.nbytes * it.count for it in others), ModuleChange("", 0, 1)))
     sizes = [nbytes / MIB for _, nbytes, _ in bars]
-    ax.barh(range(len(bars)), sizes, color=LOOKS["retained"][0], height=0.65)
+    ax.barh(range(len(bars)), sizes, color=PURPOSES["retained"], height=0.65)
     for row, (_, nbytes, module) in enumerate(bars):
         each = f" = {module.count} × {bytes_text(module.nbytes)}" if module.count > 1 else ""
         text = f"{bytes_text(nbytes)}{each}"
@@ -131,7 +123,7 @@ def _draw_modules(ax: Axes, timeline: Timeline) -> None:
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.set_xlim(0, 2 * max(sizes, default=1.0))
-    ax.set_xlabel("MiB")
+    ax.set_xlabel(MEBIBYTES.name)
     ax.set_title(f"retained by module: {bytes_text(timeline.retained_bytes)}", loc="left", fontsize=9.5, pad=14)
     if not bars:
         ax.text(0.5, 0.5, "nothing is retained", ha="center", transform=ax.transAxes)
@@ -180,8 +172,9 @@ def caption_of(timeline: Timeline) -> list[str]:
     batch = [] if it.batch_size is None else [f"batch size {it.batch_size}"]
     own = [it.options()["settings"]] if it.settings else []
     shown = [dataset_title(it.dataset), *batch, *own, *options, it.precision, f"device {it.device}"]
-    stand_in = ["the packaged images stand in for a set that was not on disk"] if timeline.data_source == "stand-in" else []
-    return [", ".join(shown), "; ".join([*stand_in, "1 MiB = 2²⁰ bytes", "* stands for every number", *timeline.notes])]
+    stand_in = [STAND_IN] if timeline.data_source == "stand-in" else []
+    remarks = [*stand_in, f"1 {MEBIBYTES.name} = 2²⁰ bytes", "* stands for every number", *timeline.notes]
+    return [", ".join(shown), "; ".join(remarks)]
 
 
 def _short(name: str) -> str:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from capsbench import paper
 from capsbench.axes import per_unit, term_unit
 from capsbench.catalog import SPECS
-from capsbench.devices import MIB
+from capsbench.colours import PALE
 from capsbench.figures.legends import legend_text
 from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, ROUNDS_COLUMN, lacking
+from capsbench.sizes import MEBIBYTES, MIB
 from capsbench.stats.bases import Curve
 from capsbench.stats.intervals import Interval
 from capsbench.stats.metrics import Metric
@@ -159,7 +160,7 @@ def draw_panel(
     handles += [_draw_level(ax, one, names, axis, styles[style_key(one.series)]) for one in levels]
     ax.set_xlabel(axis_label(axis))
     times = "seconds per step" if per == "step" else "seconds per epoch of the paper's set"
-    ax.set_ylabel("MiB" if metric.is_bytes else times)
+    ax.set_ylabel(MEBIBYTES.name if metric.is_bytes else times)
     if (frame[POSITION_COLUMN] == frame[POSITION_COLUMN].round()).all():
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return handles
@@ -252,7 +253,7 @@ def draw_paper(ax: Axes, dataset: str) -> list[Line2D]:
         colour, marker, _ = MODEL_STYLES[str(model)]
         label, drawn = f"paper's {model_title(str(model))} (nvidia-smi)", True
         ax.plot(cells["blocks"], cells["bytes"] / MIB, marker=marker, ms=3, lw=1, color=colour, alpha=0.3, label=label)
-    pale = Line2D([], [], color="#888888", alpha=0.5, marker="o", ms=3, lw=1, label="pale: the paper (nvidia-smi)")
+    pale = Line2D([], [], color=PALE, alpha=0.5, marker="o", ms=3, lw=1, label="pale: the paper (nvidia-smi)")
     return [pale] if drawn else []
 
 

@@ -1,4 +1,4 @@
-"""Pictures from a decoder: inputs beside reconstructions, and a capsule with one dimension after the other moved."""
+"""Pictures from a decoder: inputs next to reconstructions, and a capsule with one dimension after the other moved."""
 
 from collections.abc import Sequence
 

@@ -10,14 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from capsbench.colours import COLOURS
 from capsbench.frame import AXIS_COLUMN
 from capsbench.stats.slopes import series_of
 from capsbench.words.labels import Series, is_predicted
 
-# Okabe and Ito's palette suits every kind of colour vision; shapes distinguish the rest, also in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# A dark page needs lighter tones of these hues.
-DARK_COLOURS = ("#56A8E8", "#F08A4B", "#2EC4A0", "#E3A3C6", "#F0B840", "#8CCBF5", "#D8DCE2")
 # If models agree to the byte, their markers lie on each other; later ones are smaller, so that all are seen.
 MODEL_STYLES = {"capsnet": (COLOURS[2], "^", 10.0), "rescapsnet": (COLOURS[1], "s", 6.5), "mocapsnet": (COLOURS[0], "o", 4.0)}
 _OTHER_SIZE = 5.5
@@ -39,7 +36,7 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "legend.handlelength": 3.0,  # room for dashes beside the marker
+    "legend.handlelength": 3.0,  # room for dashes on both sides of the marker
     "text.parse_math": False,  # a name is no formula, whatever signs it has
     "svg.fonttype": "none",
     "pdf.fonttype": 42,  # TrueType, whole: type 3 is refused by many publishers

@@ -2,8 +2,10 @@
 
 import xml.etree.ElementTree as ET
 
+from capsbench.colours import CAPTION
+
 _NAME = "capsbench"
-_GREY, _GREEN, _RED = "#555555", "#1a7f37", "#b42318"
+_GREEN, _RED = "#1a7f37", "#b42318"
 _HEIGHT, _SIZE, _PER_CHARACTER, _MARGIN = 20, 11, 6.5, 12
 """Pixels: of the badge, of its letters, of a letter's width, and around a text."""
 
@@ -15,7 +17,7 @@ def badge_of(regressions: int) -> str:
         regressions: number of regressions that the check found.
     """
     message = f"{regressions} regression{'s' * (regressions != 1)}" if regressions else "no growth"
-    texts = {_NAME: _GREY, message: _RED if regressions else _GREEN}
+    texts = {_NAME: CAPTION, message: _RED if regressions else _GREEN}
     widths = [round(len(text) * _PER_CHARACTER + _MARGIN) for text in texts]
     root = ET.Element(
         "svg",

@@ -1,7 +1,7 @@
 """Comparison of two runs, figure by figure: slopes, levels and cells, and whether a difference matters.
 
 Worse means statistically different and beyond a threshold of the quantity. Bytes repeat exactly: any difference is one. Times are
-compared by `paces`, in units of a yardstick that was timed beside them, so that a slower machine is no regression.
+compared by `paces`, in units of a yardstick that was timed with them, so that a slower machine is no regression.
 """
 
 from collections import Counter

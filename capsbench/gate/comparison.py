@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from capsbench.gate.paces import Change
-from capsbench.gate.summary import BYTES, SeriesSummary
+from capsbench.gate.summary import COMPARED_BYTES, SeriesSummary
 from capsbench.records import Status
 from capsbench.stats.linearity import Shape
 from capsbench.words.modules import ModuleChange
@@ -49,7 +49,7 @@ class Comparison:
     """Values that distinguish its series from others."""
     scope: Scope
     quantity: str
-    """A key of `BYTES` or `TIMES`."""
+    """A key of `COMPARED_BYTES` or `COMPARED_TIMES`."""
     verdict: Verdict
     before: float | None = None
     """Bytes or seconds, per unit of the axis for a slope. Times are scaled to the machine of the first run by the yardstick."""
@@ -76,7 +76,7 @@ class Comparison:
     @property
     def is_bytes(self) -> bool:
         """True for bytes, False for seconds."""
-        return self.quantity in BYTES
+        return self.quantity in COMPARED_BYTES
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,14 @@ from capsbench.frame import AXIS_COLUMN
 from capsbench.gate.check import Fault, Finding, LeftOut
 from capsbench.gate.comparison import Comparison, Outcome
 from capsbench.gate.summary import SeriesSummary
+from capsbench.stats.metrics import QUANTITIES
 from capsbench.words.along import places_text
 from capsbench.words.labels import Names, Series, dataset_title
 from capsbench.words.modules import OUTSIDE, ModuleChange
 from capsbench.words.slopes_in_words import within_text
 from capsbench.words.units import bytes_text, number_with, quantity_text, slope_text, with_interval
 
-QUANTITY_TITLES = {
-    "retained": "retained",
-    "peak": "peak allocated",
-    "reserved": "peak reserved",
-    "state": "weights",
-    "gradient": "gradients",
-    "optimizer": "optimizer state",
-    "inference-peak": "peak of inference",
-    "inference-kept": "kept by inference",
-    "train": "train step",
-    "inference": "inference",
-}
-"""Names of the quantities for people."""
-
-_MODULES_TOLD = 4
+_MODULES_NAMED = 4
 
 
 class Labels:
@@ -61,7 +48,7 @@ class Labels:
 
 def figure_name(it: Comparison) -> str:
     """Name of a figure: `retained per block`, `train step`, `retained at 8 blocks`."""
-    title = QUANTITY_TITLES[it.quantity]
+    title = QUANTITIES[it.quantity].head
     if it.scope == "slope":
         return f"{title} {slope_unit(it)}"
     replicate = f" #{it.replicate + 1}" if it.replicate else ""
@@ -125,9 +112,9 @@ def modules_text(modules: Iterable[ModuleChange], *, grown: bool) -> str:
     changed = [it for it in modules if (it.nbytes > 0) == grown]
     parts = [
         f"{it.name or OUTSIDE} {'+' if grown else ''}{bytes_text(it.nbytes)}{' each' if it.count > 1 else ''}"
-        for it in changed[:_MODULES_TOLD]
+        for it in changed[:_MODULES_NAMED]
     ]
-    return ", ".join([*parts, f"{len(changed) - _MODULES_TOLD} more"] if len(changed) > _MODULES_TOLD else parts)
+    return ", ".join([*parts, f"{len(changed) - _MODULES_NAMED} more"] if len(changed) > _MODULES_NAMED else parts)
 
 
 def fault_text(fault: Fault, labels: Labels) -> str:
@@ -153,8 +140,8 @@ def missing_text(series: SeriesSummary, labels: Labels) -> str:
 
 
 def left_out_text(left: LeftOut, labels: Labels) -> str:
-    """An omission in text: `peak allocated, train step of all lines: CPU A, B before`."""
-    return f"{', '.join(QUANTITY_TITLES[name] for name in left.quantities)} of {labels.of_all(left.series)}: {left.why}"
+    """An omission in text: `peak, train step of all lines: CPU A, B before`."""
+    return f"{', '.join(QUANTITIES[name].head for name in left.quantities)} of {labels.of_all(left.series)}: {left.why}"
 
 
 def _cells(outcomes: Iterable[Outcome]) -> str:

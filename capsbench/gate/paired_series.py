@@ -18,9 +18,9 @@ from capsbench.gate.paces import (
     slope_change,
 )
 from capsbench.gate.summary import (
-    BYTES,
+    COMPARED_BYTES,
+    COMPARED_TIMES,
     HARDWARE,
-    TIMES,
     CellSummary,
     ScatterSummary,
     SeriesSummary,
@@ -110,12 +110,12 @@ class PairedSeries:
 
     def _comparisons(self) -> Iterator[Comparison]:
         both = [(old, new) for old, new in self.cells if new is not None and old.status == new.status == "ok"]
-        for name in (*BYTES, *TIMES):
+        for name in (*COMPARED_BYTES, *COMPARED_TIMES):
             if any(_has(old, name) and not _has(new, name) for old, new in both):
                 yield Comparison(self.series, "slope", name, "not comparable", why="not measured this time")
-        for name in BYTES:
+        for name in COMPARED_BYTES:
             yield from self._of(name, [it for it in both if all(name in cell.bytes for cell in it)], self._bytes)
-        for name in TIMES:
+        for name in COMPARED_TIMES:
             timed = [it for it in both if all(name in cell.times and cell.times[name].seconds > 0 for cell in it)]
             yield from self._of(name, timed, self._times)
 
@@ -248,7 +248,7 @@ class PairedSeries:
     def _slope_matters(self, slope: Change, positions: Sequence[float], before: Sequence[float]) -> bool:
         """Return whether a slope of a time changed by more than its threshold, and the step with it.
 
-        If blocks cost little beside the rest of the network, any two runs differ by more than a tenth of their slope. So a
+        If blocks cost little relative to the rest of the network, any two runs differ by more than a tenth of their slope. So a
         change must also amount, from the shallowest network to the deepest, to more than the threshold's share of the deepest
         one's time.
         """
@@ -272,7 +272,7 @@ class PairedSeries:
         here, there = self.new.configuration, self.old.configuration
         if here.threads != there.threads:
             return f"{here.threads} threads, {there.threads} before"
-        if name in BYTES and old.probe and new.probe and old.probe != new.probe:
+        if name in COMPARED_BYTES and old.probe and new.probe and old.probe != new.probe:
             return f"memory counted by {new.probe}, by {old.probe} before"
         if bool(new.tf32) != bool(old.tf32):
             words = {True: "TF32 allowed", False: "TF32 not allowed"}

@@ -12,7 +12,7 @@ from capsbench.frame import AXIS_COLUMN, SERIES_COLUMNS, along, to_frame
 from capsbench.records import Configuration, MemoryFigures, Record, Status, TimeFigures
 from capsbench.stats.bases import Form
 from capsbench.stats.median import is_host_bound
-from capsbench.stats.metrics import METRICS
+from capsbench.stats.metrics import QUANTITIES
 from capsbench.stats.processes import PooledCentre, equal_processes
 from capsbench.stats.slopes import fit_bytes
 from capsbench.stats.turn_times import fit_turns, turn_times
@@ -30,20 +30,14 @@ then found in their cells."""
 
 PROGRAM: Literal["capsbench baseline"] = "capsbench baseline"
 
-BYTES = {
-    "retained": "retained_bytes",
-    "peak": "peak_allocated_bytes",
-    "reserved": "peak_reserved_bytes",
-    "state": "state_bytes",
-    "gradient": "gradient_bytes",
-    "optimizer": "optimizer_bytes",
-    "inference-peak": "inference_peak_bytes",
-    "inference-kept": "inference_kept_bytes",
+COMPARED_BYTES = {
+    name: QUANTITIES[name].column
+    for name in ("retained", "peak", "reserved", "state", "gradient", "optimizer", "inference-peak", "inference-kept")
 }
-"""Bytes that are compared, by the field of a record that holds them."""
+"""Bytes that are compared, with the field of a record that holds them."""
 
-TIMES = {"train": "train_step_seconds", "inference": "inference_seconds"}
-"""Times that are compared, by the field that holds their samples."""
+COMPARED_TIMES = {name: QUANTITIES[name].column for name in ("train", "inference")}
+"""Times that are compared, with the field that holds their samples."""
 
 _DIGITS = 6
 """Significant digits of a time: clocks are no more precise, and a baseline stays readable."""
@@ -135,9 +129,9 @@ class CellSummary(_Schema):
     probe: str | None = None
     """Name of the probe that counted its memory."""
     bytes: dict[str, int] = {}
-    """Bytes by the names of `BYTES`."""
+    """Bytes by the names of `COMPARED_BYTES`."""
     times: dict[str, TimeSummary] = {}
-    """Times by the names of `TIMES`."""
+    """Times by the names of `COMPARED_TIMES`."""
     noise: list[str] = []
     """Reasons not to trust its times: names of `NOISES`."""
     tf32: bool | None = None
@@ -171,9 +165,9 @@ class SeriesSummary(_Schema):
     cells: list[CellSummary]
     """Cells by position and replicate."""
     slopes: dict[str, SlopeSummary] = {}
-    """Slopes by the names of `TIMES`, if its cells took turns."""
+    """Slopes by the names of `COMPARED_TIMES`, if its cells took turns."""
     curves: dict[str, CurveSummary] = {}
-    """Terms of bytes by the names of `BYTES`, of those that are no line."""
+    """Terms of bytes by the names of `COMPARED_BYTES`, of those that are no line."""
 
     def options(self) -> dict[str, object]:
         """Values that distinguish this series from another, as columns of `load`."""
@@ -357,7 +351,7 @@ def _series_summary(cells: Mapping[_CellKey, Record], key: _SeriesKey, declared:
 def _curves(cells: Sequence[CellSummary], axis: str, device: str, declared: AxisForm | None) -> dict[str, CurveSummary]:
     """Terms of the bytes that are no line over an axis."""
     found = {}
-    for name in BYTES:
+    for name in COMPARED_BYTES:
         known = [(cell.position, cell.bytes[name]) for cell in cells if cell.status == "ok" and name in cell.bytes]
         curve = curve_of(name, [place for place, _ in known], [value for _, value in known], axis, device, declared)
         if curve is not None:
@@ -371,7 +365,7 @@ def curve_of(
     """The terms of bytes that are no line over an axis; None for a line, for too few positions, and if a declared form is off.
 
     Args:
-        name: a name of `BYTES`.
+        name: a name of `COMPARED_BYTES`.
         places: positions on the axis.
         nbytes: as many numbers of bytes.
         axis: name of the axis.
@@ -380,9 +374,7 @@ def curve_of(
     """
     if len(set(places)) < 2:
         return None
-    # Weights, gradients and the optimizer's state repeat as retained bytes do.
-    metric = METRICS.get(name, METRICS["retained"])
-    fit = fit_bytes(places, nbytes, metric, axis, device=device, declared=declared)
+    fit = fit_bytes(places, nbytes, QUANTITIES[name], axis, device=device, declared=declared)
     if fit.curve is None or fit.misfit is not None:
         return None
     return CurveSummary(form=fit.curve.form, slope=fit.curve.slope, term=fit.curve.term)
@@ -394,7 +386,7 @@ def _slopes(records: Iterable[Record], axis: str) -> dict[str, SlopeSummary]:
     frame = along(to_frame((("", record) for record in good), [(axis,)] * len(good)))
     yardsticks = [one for record in good if record.time for one in record.time.yardstick_seconds]
     found = {}
-    for name, column in TIMES.items():
+    for name, column in COMPARED_TIMES.items():
         times = turn_times(frame, column) if good else None
         fit = fit_turns(times) if times is not None else None
         # The rest of the step may grow by chance; a check compares the parts that are known to.
@@ -440,7 +432,7 @@ def _cell(record: Record, position: float) -> CellSummary:
 
 
 def _bytes(record: Record, memory: MemoryFigures) -> dict[str, int]:
-    found = {name: value for name, field in BYTES.items() if (value := getattr(memory, field)) is not None}
+    found = {name: value for name, field in COMPARED_BYTES.items() if (value := getattr(memory, field)) is not None}
     if record.kind == "predicted" and record.cell.configuration.device_kind() == "cpu":
         for name in ("peak", "inference-peak"):  # they contain the scratch memory of the libraries of the predicting machine
             found.pop(name, None)
@@ -450,7 +442,7 @@ def _bytes(record: Record, memory: MemoryFigures) -> dict[str, int]:
 def _times(time: TimeFigures) -> dict[str, TimeSummary]:
     yardstick = median(time.yardstick_seconds) if time.yardstick_seconds else None
     found = {}
-    for name, field in TIMES.items():
+    for name, field in COMPARED_TIMES.items():
         samples = getattr(time, field)
         if samples:
             low, middle, high = np.percentile(samples, (25, 50, 75))

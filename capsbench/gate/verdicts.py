@@ -11,7 +11,6 @@ from capsbench.gate.badge import badge_of
 from capsbench.gate.check import Fault, Finding, Judgement, faults, not_comparable
 from capsbench.gate.comparison import Compared, Comparison, Outcome, Verdict
 from capsbench.gate.findings import (
-    QUANTITY_TITLES,
     Labels,
     change_text,
     fault_text,
@@ -25,6 +24,7 @@ from capsbench.gate.findings import (
     value_text,
 )
 from capsbench.gate.summary import SeriesSummary
+from capsbench.stats.metrics import QUANTITIES
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
 
@@ -55,7 +55,7 @@ def comparison_rows(compared: Compared, *, cells: bool) -> list[ComparisonRow]:
 
     Args:
         compared: two runs.
-        cells: include each cell, beside slopes and levels.
+        cells: include each cell, in addition to slopes and levels.
     """
     labels = labels_of(compared)
     rows: list[ComparisonRow] = []
@@ -207,14 +207,14 @@ class CheckText:
         failures: dict[tuple[str, str], list[str]] = {}
         for it in judgement.regressions:
             series_of, name = (
-                (it.first, "cells") if isinstance(it, Fault) else (it.comparison, QUANTITY_TITLES[it.comparison.quantity])
+                (it.first, "cells") if isinstance(it, Fault) else (it.comparison, QUANTITIES[it.comparison.quantity].head)
             )
             failures.setdefault((self._labels.of(series_of.series), name), []).append(self._text(it))
         for series in judgement.missing:
             failures.setdefault((self._labels.of(series.options()), "cells"), []).append(missing_text(series, self._labels))
         cases: dict[tuple[str, str], str] = dict.fromkeys(failures, "")
         for comparison in judgement.compared.comparisons:
-            case = (self._labels.of(comparison.series), QUANTITY_TITLES[comparison.quantity])
+            case = (self._labels.of(comparison.series), QUANTITIES[comparison.quantity].head)
             cases.setdefault(case, "")
             if comparison.verdict == "not comparable":
                 cases[case] = comparison.why

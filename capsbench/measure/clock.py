@@ -19,7 +19,7 @@ class Clock(Protocol):
         """Seconds between each mark and the next, for all marks since the last call; waits for the device."""
 
     def stamp(self) -> Any:
-        """Return this moment of the device's work, beside the marks."""
+        """Return this moment of the device's work, independently of the marks."""
 
     def between(self, first: Any, last: Any) -> float:
         """Seconds between two stamps that `laps` has waited for since."""

@@ -107,7 +107,7 @@ class CudaProbe:
         return any(phase.peak for phase in self._phases.values())
 
     def requested(self) -> dict[str, Phase] | None:
-        """Bytes of each phase as they were requested; None where the allocator does not tell."""
+        """Bytes of each phase as they were requested; None where the allocator does not report it."""
         return dict(self._requested) if any(phase.peak for phase in self._requested.values()) else None
 
     def trace(self) -> Trace | None:

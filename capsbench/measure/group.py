@@ -69,7 +69,7 @@ def reply_of_group(request: Request) -> Reply:
 
 
 @contextmanager
-def joined(configuration: Configuration) -> Iterator[None]:
+def joined_group(configuration: Configuration) -> Iterator[None]:
     """Join the group of a configuration inside, by the environment variables that `torchrun` sets; none for one process."""
     if configuration.parallel is None:
         yield

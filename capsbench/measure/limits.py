@@ -49,7 +49,7 @@ def is_out_of_memory(error: BaseException, *, limited: bool = False) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     texts = ["can't allocate memory", "not enough memory"]
-    # CUDA's libraries allocate beside the caching allocator, and have error messages of their own.
+    # CUDA's libraries allocate outside the caching allocator, and have error messages of their own.
     texts += ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"]
     kinds: tuple[type[BaseException], ...] = (RuntimeError, SystemError)
     if limited:

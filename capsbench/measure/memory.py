@@ -51,11 +51,11 @@ class MemoryProbe(Protocol):
         return True
 
     def requested(self) -> dict[str, Phase] | None:
-        """Bytes of each phase as they were requested, where an allocator hands out more; None where it does not tell."""
+        """Bytes of each phase as they were requested, where an allocator hands out more; None where it does not report it."""
         return None
 
     def trace(self) -> Trace | None:
-        """Every allocation, after the probe has been left; None where this torch does not tell them apart."""
+        """Every allocation, after the probe has been left; None where this torch does not distinguish them."""
 
     def peak_reserved(self) -> int | None:
         """Most bytes held by a caching allocator during the phases; None where there is none."""

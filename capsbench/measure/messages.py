@@ -23,7 +23,7 @@ class Request(BaseModel):
     snapshot: Path | None = None
     """File for the timeline pass's account of a CUDA device's own allocator."""
     strict: bool = False
-    """True if nothing is to be measured beside other processes on a CUDA device."""
+    """True if nothing is to be measured while other processes use the CUDA device."""
     rank: int | None = None
     """Number of the process among those that train together; None for one that is alone, or that starts them."""
     turn: int | None = None

@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import torch
 
-from capsbench.devices import MIB
 from capsbench.errors import CapsbenchError, error_line
 from capsbench.measure.facts import asked
+from capsbench.sizes import MEBIBYTES
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
@@ -73,7 +73,7 @@ def unknown_others(device: torch.device) -> list[str]:
 
 
 def refuse_others(others: list[str], unknown: list[str]) -> None:
-    """Refuse to measure beside other processes, and where it cannot be known whether there are any.
+    """Refuse to measure while other processes use the device, and where it cannot be known whether there are any.
 
     Args:
         others: result of `other_processes`.
@@ -193,7 +193,7 @@ def _computing(device: torch.device) -> list[Any]:
 
 
 def _mib(nbytes: int | None) -> str:
-    return "memory unknown" if nbytes is None else f"{nbytes / MIB:.0f} MiB"
+    return "memory unknown" if nbytes is None else f"{nbytes / MEBIBYTES.size:.0f} {MEBIBYTES.name}"
 
 
 def _own_status(field: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The time pass: samples of a step's parts until their median is known, beside a yardstick of the machine's speed."""
+"""The time pass: samples of a step's parts until their median is known, with a yardstick of the machine's speed."""
 
 import math
 import time

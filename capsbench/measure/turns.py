@@ -58,7 +58,7 @@ class TurnsRequest(BaseModel):
     """Axes along which the parts that grow are looked for, the most important first."""
     data_directory: Path | None = None
     strict: bool = False
-    """True if nothing is to be measured beside other processes on a CUDA device."""
+    """True if nothing is to be measured while other processes use the CUDA device."""
     channel: int
     """Descriptor of the socket to the parent."""
     process: int
@@ -359,8 +359,8 @@ class Turns:
             if is_out_of_memory(error):
                 failed = Failed(cell=key, status="oom", message=error_line(error, LONGEST_MESSAGE))
             else:
-                told = step_error(self._request.cells[key].model, error, most=LONGEST_MESSAGE)
-                failed = Failed(cell=key, status="error", message=one_line(told))
+                failure = step_error(self._request.cells[key].model, error, most=LONGEST_MESSAGE)
+                failed = Failed(cell=key, status="error", message=one_line(failure))
         finally:
             self._flags_of[key] = read_flags()
             set_flags(self._flags)

@@ -36,7 +36,7 @@ class Watch:
     """An observer, which begins to watch when it is made.
 
     Args:
-        device: device whose clock is observed, beside the CPU's.
+        device: device whose clock is observed, in addition to the CPU's.
     """
 
     def __init__(self, device: torch.device) -> None:

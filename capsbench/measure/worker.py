@@ -19,7 +19,7 @@ import torch
 from capsbench.errors import CapsbenchError, ConfigurationError, error_line, error_place, one_line
 from capsbench.families import FAMILY, end_family
 from capsbench.foreign import keeping_threads, step_error
-from capsbench.measure.group import joined, reply_of_group
+from capsbench.measure.group import joined_group, reply_of_group
 from capsbench.measure.limits import is_out_of_memory, limit_cpu, limits_all_memory
 from capsbench.measure.messages import Reply, Request
 from capsbench.measure.processes import other_processes, refuse_others, unknown_others
@@ -50,7 +50,7 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
         data_directory: folder of the real data sets.
         rank: number of this process among those that train together; None for one that is alone.
     """
-    with joined(configuration):
+    with joined_group(configuration):
         step = probed_step(configuration, data_directory)
         figures = memory_figures(step)
         source, of_step = step.workload.data_source, [*step.probe.notes(), *step.workload.notes()]
@@ -65,7 +65,7 @@ def memory_pass(configuration: Configuration, data_directory: Path | None = None
         traced = traced.model_copy(update={"agrees": None if counted is None else counted == of_trace})
         if traced.agrees is False:
             notes += [
-                f"{counted} bytes retained were counted, and the trace of the step retains {of_trace}: the count is believed, "
+                f"{counted} bytes retained were counted, and the trace of the step retains {of_trace}: the count is used, "
                 "and what the trace says of modules and operations is not used"
             ]
     return Reply(status="ok", data_source=source, memory=figures, step=traced, notes=[*why, *of_step, *notes])

@@ -57,7 +57,7 @@ class LibraryGradients:
 class OffsetGradients:
     """Gradients by one product of matrices for each place of the kernel, over the values of that place for all output positions.
 
-    Each product is added where it belongs, so that beside the sum there is no second gradient of the weight's size.
+    Each product is added where it belongs, so that in addition to the sum there is no second gradient of the weight's size.
     The arguments are those of `LibraryGradients`.
     """
 

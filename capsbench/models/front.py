@@ -41,7 +41,7 @@ def check_front(front: str) -> None:
         ConfigurationError: it is none of `FRONTS`.
     """
     if front not in FRONTS:
-        raise unknown_name("front", front, FRONTS)
+        raise unknown_name("`front`", front, FRONTS)
 
 
 def resolve_front(front: str, batch_size: int, device_type: str) -> str:

@@ -64,6 +64,7 @@ class CapsuleLoss(nn.Module):
             raise ConfigurationError("images is missing", "the network reconstructs: give the loss the images")
         if images.shape != out.reconstruction.shape:
             raise ShapeError(
-                f"images {list(images.shape)} against a reconstruction {list(out.reconstruction.shape)}", "the shapes must agree"
+                f"images have shape {list(images.shape)}, but the reconstruction has {list(out.reconstruction.shape)}",
+                "give images of the shape that the network reconstructs",
             )
         return loss + self.reconstruction_weight * (out.reconstruction - images).square().sum()

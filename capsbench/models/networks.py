@@ -87,7 +87,7 @@ class CapsuleNetwork(nn.Module):
         in_capsules = _primary_capsules(in_shape, channels, capsule_dim, convolutions)
         _check_positive(num_classes=num_classes, capsules=capsules, class_dim=class_dim)
         if blocks < 0:
-            raise ConfigurationError(f"blocks {blocks} is out of range", "give 0 blocks or more")
+            raise ConfigurationError(f"`blocks` {blocks} is out of range", "give 0 or more")
         self.in_shape, self.num_classes, self.front = tuple(in_shape), num_classes, front
 
         def layer(count: int, out_count: int, out_dim: int) -> CapsuleLayer:
@@ -225,7 +225,7 @@ class MoCapsNet(CapsuleNetwork):
     ) -> None:
         check_strategy(memory, STRATEGIES)
         if rule not in RULES:
-            raise unknown_name("rule", rule, RULES)
+            raise unknown_name("`rule`", rule, RULES)
 
         def stack(layers: list[nn.Module]) -> nn.Module:
             gammas = spread(gamma, blocks, "block")  # also for the published rule, whose stacks have one block each
@@ -278,14 +278,14 @@ def _primary_capsules(in_shape: tuple[int, int, int], channels: int, capsule_dim
     least = 8 * convolutions + 9
     if len(in_shape) != 3 or min(in_shape) < 1 or min(in_shape[1:]) < least:
         raise ConfigurationError(
-            f"in_shape {tuple(in_shape)} is too small or not an image",
+            f"`in_shape` {tuple(in_shape)} is too small or not an image",
             f"give (channels, height, width), at least {least} × {least}",
         )
     height, width = ((side - least) // 2 + 1 for side in in_shape[1:])
     values = channels * height * width
     if values % capsule_dim:
         raise ConfigurationError(
-            f"capsule_dim {capsule_dim} does not divide the {values} values of the primary map",
+            f"`capsule_dim` {capsule_dim} does not divide the {values} values of the primary map",
             f"choose a divisor of channels × {height} × {width}",
         )
     return values // capsule_dim
@@ -294,4 +294,4 @@ def _primary_capsules(in_shape: tuple[int, int, int], channels: int, capsule_dim
 def _check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
-            raise ConfigurationError(f"{name} {value} is out of range", f"{name} must be at least 1")
+            raise ConfigurationError(f"`{name}` {value} is out of range", f"give `{name}` of at least 1")

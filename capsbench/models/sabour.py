@@ -40,9 +40,9 @@ class SabourCapsNet(CapsuleNetwork):
         **options: Unpack[Options],
     ) -> None:
         if blocks != 0:
-            raise ConfigurationError(f"blocks {blocks} is out of range", "Sabour's network has no blocks: give 0")
+            raise ConfigurationError(f"`blocks` {blocks} is out of range", "Sabour's network has no blocks: give 0")
         if convolutions not in (1, 2):
-            raise ConfigurationError(f"convolutions {convolutions} is out of range", "give 1 or 2")
+            raise ConfigurationError(f"`convolutions` {convolutions} is out of range", "give 1 or 2")
         check_strategy(memory, ("stored",))
         super().__init__(in_shape, num_classes, 0, None, convolutions, **options)
 

@@ -15,18 +15,15 @@ from capsbench.page.cells import AllSeries
 from capsbench.page.costs import Cost, cost_table
 from capsbench.page.room import LONGEST_NAME
 from capsbench.stats.least_squares import fit_slope
-from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
 from capsbench.words.along import number_text, places_text
-from capsbench.words.labels import Series, cut, dataset_title, is_predicted, model_title
+from capsbench.words.cost_sentence import CostWords, Piece, cost_pieces, named_memory
+from capsbench.words.labels import STAND_IN, Series, cut, dataset_title, is_predicted, model_title
 from capsbench.words.slopes_in_words import row_ratio, row_shape, row_slope
 from capsbench.words.units import bytes_text, quantity_text
 
 if TYPE_CHECKING:
     from capsbench.report import Report
-
-Piece = tuple[bool, str]
-"""A piece of text, with True if it is emphasised."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,8 @@ def answers(all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], rep
 
     def rank(index: int) -> tuple[bool, float]:
         fits = page_series[index]["fits"]
-        grows = next((fits[name]["slope"] for name in _MEMORY if name in fits), inf)
+        memory = named_memory(fits)
+        grows = inf if memory is None else fits[memory]["slope"]
         return page_series[index]["report"] != latest, grows
 
     first = sorted(range(len(page_series)), key=rank)[:most]
@@ -101,9 +99,6 @@ def answers(all_series: AllSeries, page_series: Sequence[Mapping[str, Any]], rep
         words = "".join(text for _, text in ending).strip()
         found.append(Answer(label, int(series["look"]["colour"]), costs[index], sentence, words, where))
     return Answers(heads, _joined(shared), found)
-
-
-_MEMORY = ("retained", "peak", "reserved", "process")
 
 
 def paper_verdicts(
@@ -144,57 +139,22 @@ def _cost(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame, unit: str)
     """The cost of a block, or of another unit of the axis, in memory and in time."""
     if not fits:
         return _without_slope(cells)
-    pieces: list[Piece] = []
-    memory = next((name for name in _MEMORY if name in fits), None)
-    if memory is not None:
-        pieces += _memory(fits[memory], memory, unit)
-    if "train" in fits:
-        pieces += [(False, "; its training step " if pieces else "has a training step that "), *_time(fits["train"], unit)]
-    return [*pieces, (False, ".")]
+    return [*cost_pieces({name: _words(fit, unit) for name, fit in fits.items()}), (False, ".")]
 
 
-def _memory(fit: Mapping[str, Any], metric: str, unit: str) -> list[Piece]:
-    """Bytes that each further block, or other unit, takes."""
-    title = METRICS[metric].title
-    if fit["shape"] == "no change measurable":
-        return [(False, f"shows in its memory ({title}) {fit['text']} {unit}")]
-    if fit["shape"] in CURVES:
-        verb = "retains " if metric == "retained" else f"needs ({title}) "
-        return [(False, verb), (not fit["declared"], str(fit["text"])), *_shape_note(fit)]
-    text: Piece = (fit["shape"] == "line", str(fit["text"]))
-    if fit["slope"] < 0:
-        return [(False, f"changes its memory ({title}) by "), text, (False, f" {unit}"), *_ratio(fit), *_shape_note(fit)]
-    verb = "retains " if metric == "retained" else f"needs ({title}) "
-    return [(False, verb), text, (False, f" more {unit}"), *_ratio(fit), *_shape_note(fit)]
-
-
-def _time(fit: Mapping[str, Any], unit: str) -> list[Piece]:
-    """Time that each further block, or other unit, takes, or a note that it is not known."""
-    text: Piece = (fit["shape"] == "line" and fit["slope_low"] is not None, str(fit["text"]))
-    if fit["shape"] in CURVES:
-        pieces: list[Piece] = [(False, "takes "), (not fit["declared"], str(fit["text"])), (False, " longer")]
-    elif fit["shape"] == "no change measurable":
-        pieces = [(False, f"shows {fit['text']} {unit}")]
-    elif fit["slope"] < 0:
-        pieces = [(False, "changes by "), text, (False, f" {unit}")]
-    else:
-        pieces = [(False, "takes "), text, (False, f" longer {unit}"), *_ratio(fit)]
-    if fit["slope_low"] is None:
-        pieces.append((False, " (by two values alone, which give no interval)"))
-    noise: list[Piece] = [(False, f" (noisy: {fit['noise'].replace(',', ', ')})")] if fit["noise"] else []
-    basis: list[Piece] = [(False, f" ({fit['basis']})")] if fit["basis"] else []
-    return [*pieces, *basis, *_shape_note(fit), *noise]
-
-
-def _ratio(fit: Mapping[str, Any]) -> list[Piece]:
-    if not fit["ratioText"]:
-        return []
-    return [(False, ", "), (True, f"{fit['ratioText']} ×"), (False, " ResCapsNet’s")]
-
-
-def _shape_note(fit: Mapping[str, Any]) -> list[Piece]:
-    found = ["though it is not a line"] if fit["shape"] == "not a line" else []
-    return [(False, f" ({', '.join(texts)})")] if (texts := [*found, *filter(None, [fit["declared"]])]) else []
+def _words(fit: Mapping[str, Any], unit: str) -> CostWords:
+    """A fit of the page's in words."""
+    return CostWords(
+        unit=unit,
+        shape=fit["shape"],
+        slope=fit["slope"],
+        text=str(fit["text"]),
+        has_interval=fit["slope_low"] is not None,
+        ratio=fit["ratioText"],
+        declared=fit["declared"],
+        basis=fit["basis"],
+        noise=fit["noise"],
+    )
 
 
 def _without_slope(cells: pd.DataFrame) -> list[Piece]:
@@ -244,7 +204,7 @@ def _conditions(series: Series, cells: pd.DataFrame, reports: Sequence["Report"]
     parts += [str(series["precision"]), _machine(series, reports)]
     parts = [cut(part, LONGEST_NAME) for part in parts]
     if (cells["data_source"] == "stand-in").any():
-        parts.append("the packaged images stand in for a set that was not on disk")
+        parts.append(STAND_IN)
     return list(dict.fromkeys(part for part in parts if part))
 
 
@@ -301,7 +261,7 @@ def _ratio_verdict(row: Mapping[Any, Any], label: str) -> PaperVerdict:
 
 
 def _slope_verdict(row: Mapping[Any, Any], series: Series, label: str) -> list[PaperVerdict]:
-    """Table 4's slope beside one of the same kind of memory, at the same batch, on a GPU."""
+    """Table 4's slope compared with one of the same kind of memory, at the same batch, on a GPU."""
     table = paper.memory()
     theirs = table[(table["dataset"] == series["dataset"]) & (table["model"] == series["model"])]
     if theirs.empty or pd.isna(row["slope_low"]):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capsbench.axes import axis_unit
+from capsbench.colours import COLOURS, DARK_COLOURS, PALE
 from capsbench.durable import replacing
-from capsbench.figures.styles import COLOURS, DARK_COLOURS
 from capsbench.frame import SAMPLE_COLUMNS, axes_in, frame_of
 from capsbench.page import cells
 from capsbench.page.answers import answers, latest_of, paper_verdicts
@@ -21,11 +21,11 @@ from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_jso
 from capsbench.page.runs import comparisons_data, environments_data, history_data, reports_data
 from capsbench.page.steps import contents_data, modules_data, timelines_data
 from capsbench.records import Record
+from capsbench.sizes import BYTE_UNITS, SECOND_UNITS
 from capsbench.stats.slopes import fitted_slopes
 from capsbench.words.along import over_text
 from capsbench.words.labels import cut
 from capsbench.words.latex import LATEX_SIGNS
-from capsbench.words.units import BYTES, SECONDS
 
 if TYPE_CHECKING:
     from capsbench.files import SavedTimeline
@@ -66,7 +66,7 @@ def write_page(reports: Sequence["Report"], path: Path, loose: Sequence["SavedTi
 
 def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = (), notes: Sequence[str] = ()) -> str:
     """The page of these reports; the same records give the same page."""
-    apart = told_apart(reports)
+    apart = with_unique_names(reports)
     records = [record for report in apart for record in report.records]
     alone = apart[0] if len(apart) == 1 else None  # it knows its frame and slopes where they were asked for before
     frame = alone.frame if alone else frame_of(apart)
@@ -78,7 +78,7 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
     texts = cells.Texts()
     fit, packed = cells.packed_fits(page_series)
     data: dict[str, Any] = {
-        "units": {"bytes": BYTES, "seconds": SECONDS},
+        "units": {"bytes": BYTE_UNITS, "seconds": SECOND_UNITS},
         "latexSigns": LATEX_SIGNS,
         "options": cells.options_data(),
         "columns": cells.columns_data(),
@@ -109,12 +109,12 @@ def page_html(reports: Sequence["Report"], loose: Sequence["SavedTimeline"] = ()
         over=" and ".join(map(over_text, axes_in(frame))), per=" or ".join(map(axis_unit, axes_in(frame))),
         answers=answers(all_series, page_series, apart, _ANSWERS), latest=(data["history"]["points"] or [None])[-1],
         verdicts=verdicts[:_VERDICTS], left_out=max(0, len(verdicts) - _VERDICTS),
-        light=COLOURS, dark=DARK_COLOURS, style=_asset("style.css"), script=_asset("page.js"), library=_library(),
+        light=COLOURS, dark=DARK_COLOURS, pale=PALE, style=_asset("style.css"), script=_asset("page.js"), library=_library(),
         data=text, limits=limits, notes=notes,
     )  # fmt: skip
 
 
-def told_apart(reports: Iterable["Report"]) -> list["Report"]:
+def with_unique_names(reports: Iterable["Report"]) -> list["Report"]:
     """Return the same reports under names of their own: `mine`, `mine (2)`."""
     found: list[Report] = []
     taken: set[str] = set()

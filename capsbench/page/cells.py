@@ -8,7 +8,8 @@ import pandas as pd
 
 from capsbench import paper
 from capsbench.axes import axis_title, axis_unit
-from capsbench.figures.styles import COLOURS, MODEL_STYLES, SeriesStyle, style_key, styles_of
+from capsbench.colours import COLOURS
+from capsbench.figures.styles import MODEL_STYLES, SeriesStyle, style_key, styles_of
 from capsbench.frame import (
     AXES_COLUMN,
     AXIS_COLUMN,
@@ -73,7 +74,7 @@ _COLUMN_TITLES = {
     "kind": "Measured or predicted",
     "settings": "Settings of a case",
 }
-"""Titles of columns that distinguish series beside their options."""
+"""Titles of columns other than options that distinguish series."""
 
 _LABELLED = {"model", "dataset", "batch_size", "kernel", "memory", "precision", "device"}
 """Options that the head of a cell's details need not repeat."""
@@ -157,10 +158,10 @@ def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["R
         reports: the reports.
     """
     labels, looks = Labels(all_series.listed), styles_of(all_series.listed)
-    beside: dict[tuple[object, ...], list[Series]] = {}
+    groups: dict[tuple[object, ...], list[Series]] = {}
     for series in all_series.listed:
-        beside.setdefault(_beside(series), []).append(series)
-    names = {key: Names(some) for key, some in beside.items()} if len(beside) > 1 else {}
+        groups.setdefault(_group_of(series), []).append(series)
+    names = {key: Names(some) for key, some in groups.items()} if len(groups) > 1 else {}
     plans = {report.name: report.plan for report in reports}
     fits: list[dict[str, Any]] = [{} for _ in all_series.listed]
     for row in table.to_dict("records"):
@@ -176,7 +177,7 @@ def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["R
             known
             | {
                 "label": _short(label),
-                "short": _short(names[_beside(series)].of(series) if names else label),
+                "short": _short(names[_group_of(series)].of(series) if names else label),
                 "datasetTitle": _short(dataset_title(str(series["dataset"]))),
                 "report": series["report"],
                 "axis": series[AXIS_COLUMN],
@@ -186,7 +187,7 @@ def series_data(all_series: AllSeries, table: pd.DataFrame, reports: Sequence["R
                 "lacks": index in all_series.lacking,
                 "command": _whole(series_command(series, plans.get(str(series["report"])))),
                 "timelineCommand": _whole(timeline_command(series)),
-                # The paper's readings can stand beside it.
+                # The paper's readings can be compared with it.
                 "paper": str(series["device"]).startswith("cuda")
                 and series["batch_size"] == paper.BATCH_SIZE
                 and series[AXIS_COLUMN] == "blocks",
@@ -203,8 +204,8 @@ def _shown(name: str, value: object) -> object:
     return value_in_words(name, value) if name == "image_shape" else value
 
 
-def _beside(series: Series) -> tuple[object, ...]:
-    """The report, data set and axis of a series, within which its short name is its own."""
+def _group_of(series: Series) -> tuple[object, ...]:
+    """The report, data set and axis of a series, within which its short name is unique."""
     return series["report"], series["dataset"], series[AXIS_COLUMN]
 
 
@@ -303,7 +304,7 @@ def options_data() -> dict[str, Any]:
 
 
 def columns_data() -> dict[str, Sequence[str]]:
-    """Columns of the page's CSV files beside options: texts and figures of cells, and numbers of slopes."""
+    """Columns of the page's CSV files in addition to options: texts and figures of cells, and numbers of slopes."""
     return {"texts": [*_TEXTS, "started"], "numbers": VALUES, "slopes": _FIT_NUMBERS}
 
 
@@ -317,7 +318,7 @@ def _filter(name: str) -> dict[str, Any]:
     if option is None:
         return {"name": name, "title": _COLUMN_TITLES[name], "none": "not known", "bytes": False}
     none = option.none or ("none" if option.unwritten is None else str(option.unwritten))
-    return {"name": name, "title": option.title, "none": none, "bytes": option.unit == "bytes"}
+    return {"name": name, "title": option.title, "none": none, "bytes": option.is_bytes}
 
 
 def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -327,8 +328,7 @@ def metrics_data(frame: pd.DataFrame) -> list[dict[str, Any]]:
             "name": metric.name,
             "column": metric.column,
             "title": metric.title,
-            # A table has no room for whole titles.
-            "head": "train step" if metric.name == "train" else metric.name,
+            "head": metric.head,
             "bytes": metric.is_bytes,
         }
         for metric in METRICS.values()

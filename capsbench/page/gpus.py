@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from capsbench.devices import GIB, GPUS
+from capsbench.devices import GPUS
+from capsbench.sizes import GIBIBYTES
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.slopes import fit_line
@@ -24,10 +25,12 @@ _STANDING = {
 
 def gpus_data() -> list[dict[str, Any]]:
     """Title and bytes of each GPU: its memory without CUDA's context."""
-    shown = [GPUS[name] for name in _SHOWN]
     return [
-        {"title": f"{gpu.name.upper()}, {round(gpu.memory_bytes / GIB)} GiB", "bytes": gpu.memory_bytes - gpu.context_bytes}
-        for gpu in shown
+        {
+            "title": f"{gpu.name.upper()}, {round(gpu.memory_bytes / GIBIBYTES.size)} {GIBIBYTES.name}",
+            "bytes": gpu.memory_bytes - gpu.context_bytes,
+        }
+        for gpu in (GPUS[name] for name in _SHOWN)
     ]
 
 
@@ -50,7 +53,7 @@ def continued_memory(fits: Mapping[str, Mapping[str, Any]], cells: pd.DataFrame)
     terms = [{key: fits[name][key] for key in ("shape", "intercept", "slope", "term")}]
     for moment, columns in _STANDING.items():
         # Bytes that are alive at a moment repeat, as a peak does.
-        metric = Metric(moment, moment, moment, METRICS["peak"].is_bytes)
+        metric = Metric(moment, moment, moment, moment, METRICS["peak"].is_bytes)
         line = fit_line(cells.assign(**{moment: cells[list(columns)].astype(float).sum(axis=1, skipna=False)}), metric)
         if line is None or line.shape not in ("line", *CURVES):
             return None

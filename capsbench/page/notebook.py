@@ -114,7 +114,7 @@ def _row(
     *,
     per: bool,
 ) -> str:
-    """A row of the table; `per` names the unit of the axis beside the slope."""
+    """A row of the table; `per` names the unit of the axis, after the slope."""
     remarks = [*row_remarks(row), *filter(None, [row_basis(row)])]
     remarks += [f"noisy: {row['noise'].replace(',', ', ')}"] if row["noise"] else []
     texts = [

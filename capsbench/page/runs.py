@@ -129,7 +129,7 @@ def history_data(reports: Sequence["Report"], all_series: AllSeries, table: pd.D
     return {"points": points, "series": [one for one in _series(shown, all_series.listed, known) if len(one) > 1]}
 
 
-_TOLD_APART = ((), ("device", "threads"), ("device", "threads", "machine"))
+_SPLIT_BY = ((), ("device", "threads"), ("device", "threads", "machine"))
 """Options that can distinguish series of one report that otherwise differ in the machine alone, the fewest first."""
 
 
@@ -146,7 +146,7 @@ def _series(
         found.setdefault(_portable(all_series[pair[1]]), []).append(pair)
     joined = []
     for pairs in found.values():
-        ways = [_split(pairs, all_series, environments, by) for by in _TOLD_APART]
+        ways = [_split(pairs, all_series, environments, by) for by in _SPLIT_BY]
         # The first of the splits that keep most series.
         joined += max(ways, key=lambda way: sum(map(len, way)))
     return [sorted(one.items()) for one in joined]

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capsbench.figures.one_step import LOOKS, caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
-from capsbench.figures.styles import COLOURS
+from capsbench.colours import COLOURS, PURPOSES
+from capsbench.figures.one_step import caption_of, contents_at_peak, modules_of, places_of, shown_events, title_of
 from capsbench.page.cells import Texts
 from capsbench.page.room import LONGEST_NAME, LONGEST_TEXT, cut_list, script_json, size_of
 from capsbench.records import Contents, Record, Timeline
@@ -99,7 +99,7 @@ def _modules(changes: Sequence[ModuleChange], name: Callable[[str], Any]) -> Mod
 
 def _colour(category: str) -> int | str:
     """The colour of a category: its index in the page's palettes, or itself if it suits both."""
-    colour, _ = LOOKS[category]
+    colour = PURPOSES[category]
     return COLOURS.index(colour) if colour in COLOURS else colour
 
 

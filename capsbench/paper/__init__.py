@@ -1,4 +1,4 @@
-"""The paper's own figures as data, to draw beside one's own.
+"""The paper's own figures as data, to draw with one's own.
 
 Source: Gugglberger, Peer, Rodríguez-Sánchez, *Momentum Capsule Networks*, tables 1 to 5 and the slopes printed in figure 4.
 Table 4 is one `nvidia-smi` reading per network: context, cache and fragmentation included; comparable with process memory,
@@ -10,7 +10,7 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 
-from capsbench.devices import MIB
+from capsbench.sizes import MIB
 
 COMPARABLE_METRICS = ("process", "reserved")
 """Metrics with which table 4 can be compared."""

@@ -96,7 +96,7 @@ def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None =
 
 
 def close() -> None:
-    """End the server until it is needed again, so that nothing idle lies beside a measurement."""
+    """End the server until it is needed again, so that no idle process stays during a measurement."""
     _SERVER.close()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from capsbench.axes import IMAGE_SIZE
 from capsbench.catalog import spec_of
 from capsbench.errors import CapsbenchError, ConfigurationError
 from capsbench.options import AXES_OF_FIELDS, DEEPEST, OPTIONS, OWN_INPUTS
@@ -17,8 +18,6 @@ _MOST_ON_AXIS = 2**20
 """Largest value of any other axis that is looked at."""
 _STRIDES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Distances of values that are tried: a width may have to be a multiple of the number of heads."""
-IMAGE_SIZE = "image_size"
-"""The axis of the side of square images."""
 
 CHECKED = (8, 16, 24, 32)
 """Depths at which the growth of bytes is examined first."""
@@ -305,14 +304,14 @@ def _growths(known: Mapping[int, Prediction], deepest: int) -> list[Growth]:
         (after - earlier) / (last - before)
         for earlier, after in zip(_standing(traced[before].memory), _standing(traced[last].memory), strict=True)
     )
-    beside = {blocks: _taken(one) - (one.memory.peak_allocated_bytes or 0) for blocks, one in traced.items()}
+    outside = {blocks: _taken(one) - (one.memory.peak_allocated_bytes or 0) for blocks, one in traced.items()}
     found = []
     for peak in ("peak_allocated_bytes", "peak_forward_bytes", "peak_backward_bytes"):
         one = _growth({blocks: getattr(prediction.memory, peak) for blocks, prediction in traced.items()})
-        found.append(one._replace(nbytes=one.nbytes + max(beside.values()), per_block=max(one.per_block, standing)))
-    if len(set(beside.values())) > 1:
+        found.append(one._replace(nbytes=one.nbytes + max(outside.values()), per_block=max(one.per_block, standing)))
+    if len(set(outside.values())) > 1:
         reserved = _reserved({blocks: _taken(one) for blocks, one in traced.items()})
-        found.append(reserved._replace(nbytes=reserved.nbytes + max(beside.values()) - beside[last]))
+        found.append(reserved._replace(nbytes=reserved.nbytes + max(outside.values()) - outside[last]))
     return found
 
 
@@ -331,7 +330,7 @@ def _steps(line: Mapping[int, int]) -> list[DepthStep]:
 
 def _reserved(line: Mapping[int, int]) -> Growth:
     """The growth with depth of an allocator's reserved memory."""
-    # Its segments fill by jumps, so it grows at most as fast as it was seen to between neighbours. A jump tells little of
+    # Its segments fill by jumps, so it grows at most as fast as it was seen to between neighbours. A jump says little about
     # growth: no more than an eighth is added to the growth over the whole range.
     deepest = max(line)
     first = min(blocks for blocks in line if 4 * blocks >= deepest)

@@ -1,7 +1,7 @@
 """Modelled seconds of a step that is not run: for each operator the larger of its arithmetic and its traffic, and its launch.
 
 This is the roofline model (Williams, Waterman, Patterson, CACM 52, 2009), operator by operator. It assumes that each operator
-reaches the peak of the device and reads each of its tensors from memory once, and that none runs beside another.
+reaches the peak of the device and reads each of its tensors from memory once, and that none runs while another does.
 """
 
 import json
@@ -46,7 +46,7 @@ class DeviceSpeed:
     bandwidth: float
     """Bytes per second that are read or written."""
     launch_seconds: float
-    """Seconds that an operator takes beside its work."""
+    """Seconds that an operator takes in addition to its work."""
 
     def seconds(self, work: Sequence[Work]) -> float:
         """Return the modelled seconds of operators that run one after the other."""

@@ -1,4 +1,4 @@
-"""The arguments of a stack's functions besides x, with the tensors in them taken out and put back."""
+"""The arguments of a stack's functions other than x, with the tensors in them taken out and put back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

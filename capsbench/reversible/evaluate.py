@@ -59,7 +59,7 @@ class Evaluation(NamedTuple):
 
     value: Tensor
     extras: tuple[Tensor, ...]
-    """Tensors that the function returned besides its value."""
+    """Tensors that the function returned in addition to its value."""
     kept: tuple[Tensor, ...]
     """Tensors that it offered to keep for backward."""
     graph: Graph | None
@@ -146,7 +146,7 @@ class Caller:
 
 
 class Layer(NamedTuple):
-    """Facts about one function's evaluation that backward needs besides saved tensors."""
+    """Facts about one function's evaluation that backward needs in addition to saved tensors."""
 
     caller: Caller
     gamma: float
@@ -165,7 +165,7 @@ class Layer(NamedTuple):
     kept: int
     """Number of tensors that it keeps."""
     extras: int
-    """Number of tensors that it returned besides its value."""
+    """Number of tensors that it returned in addition to its value."""
 
 
 def evaluate_sharing(caller: Caller, x: Tensor, *, wanted: bool, keeping: bool) -> Evaluation | None:

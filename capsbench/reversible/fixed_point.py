@@ -45,8 +45,8 @@ def ratio_of(gamma: float) -> Fraction:
     ratio = Fraction(gamma).limit_denominator(MAX_DENOMINATOR)
     if abs(ratio - Fraction(gamma)) > Fraction(1, 1000) * min(Fraction(gamma), 1 - Fraction(gamma)):
         raise ConfigurationError(
-            f"gamma {gamma} is too near to 0 or 1 for the exact inverse, which would compute with {float(ratio):g}",
-            "choose a gamma from 0.01 to 0.99, or inverse float or segmented",
+            f"`gamma` {gamma} is too near to 0 or 1 for the exact inverse, which would compute with {float(ratio):g}",
+            "choose a `gamma` from 0.01 to 0.99, or `inverse` float or segmented",
         )
     return ratio
 

@@ -79,7 +79,7 @@ class KeptLess:
     def _refusal(self, what: str) -> ConfigurationError:
         """The error of a member that another evaluation would not repeat."""
         return ConfigurationError(
-            f"layer {type(self._member).__name__} {what}, which a checkpoint cannot repeat", "use memory 'stored' or 'offload'"
+            f"layer {type(self._member).__name__} {what}, which a checkpoint cannot repeat", "use `memory` stored or offload"
         )
 
 
@@ -142,8 +142,8 @@ def _without_cache(argument: Any) -> Any:
         return argument
     if length():
         raise ConfigurationError(
-            f"memory 'checkpoint' cannot evaluate a layer again that has a cache of {length()} tokens, since it would add to it",
-            "give no cache (past_key_values) in training, or use memory 'stored' or 'offload'",
+            f"`memory` checkpoint cannot evaluate a layer again that has a cache of {length()} tokens, since it would add to it",
+            "give no cache (past_key_values) in training, or use `memory` stored or offload",
         )
     return None
 
@@ -163,15 +163,15 @@ def check_members_strategy(memory: str) -> None:
     strategy, names = named_lists(memory)
     if strategy in REVERSIBLE_STRATEGIES:
         raise ConfigurationError(
-            f"memory '{memory}' needs functions that can be inverted, and any layers cannot",
+            f"`memory` {memory} needs functions that can be inverted, which arbitrary layers are not",
             "put the residual functions of the network into a capsbench.MomentumStack, which is reversible by itself",
         )
     if strategy not in MEMBER_STRATEGIES:
         raise ConfigurationError(
-            f"memory '{memory}' is not offered for the members of a list", f"choose one of {', '.join(MEMBER_STRATEGIES)}"
+            f"`memory` {memory} is not offered for the members of a list", f"choose one of {', '.join(MEMBER_STRATEGIES)}"
         )
     if strategy == "stored" and names:
-        raise ConfigurationError(f"memory '{memory}' changes nothing of the lists that it names", "give stored alone")
+        raise ConfigurationError(f"`memory` {memory} has no effect on the lists that it names", "give stored alone")
 
 
 def keep_less(module: nn.Module, memory: str) -> None:
@@ -193,8 +193,8 @@ def keep_less(module: nn.Module, memory: str) -> None:
     lists = _lists_of_names(module, memory, names) if names else longest_lists(module)
     if not lists:
         raise ConfigurationError(
-            f"memory '{memory}' finds no list of layers in {type(module).__name__}",
-            "put layers of one class into an nn.ModuleList or nn.Sequential, or use memory 'stored'",
+            f"`memory` {memory} finds no list of layers in {type(module).__name__}",
+            "put layers of one class into an nn.ModuleList or nn.Sequential, or use `memory` stored",
         )
     for name, container in lists.items():
         for member in container.children():
@@ -224,8 +224,8 @@ def refuse_uncalled(module: nn.Module) -> None:
         member, forward = unseen
         of = f" of '{forward.named}'" if forward.named else ""
         raise ConfigurationError(
-            f"memory '{forward.memory}' has no effect: no layer {type(member).__name__}{of} is called, as in layer(x)",
-            "call the layers themselves rather than another of their methods, or use memory 'stored'",
+            f"`memory` {forward.memory} has no effect: no layer {type(member).__name__}{of} is called, as in layer(x)",
+            "call the layers themselves rather than another of their methods, or use `memory` stored",
         )
 
 
@@ -258,13 +258,13 @@ def _lists_of_names(module: nn.Module, memory: str, names: tuple[str, ...]) -> M
             longest = sorted(known, key=lambda one: (one.count("."), -len(known[one]._modules)))
             shown = ", ".join(longest[:_MOST_NAMES]) + (", …" if len(longest) > _MOST_NAMES else "")
             raise ConfigurationError(
-                f"memory '{memory}': {type(module).__name__} has no list of layers '{name}'",
-                f"it has {shown}" if known else "it has none with a name: leave the name out, or use memory 'stored'",
+                f"`memory` {memory}: {type(module).__name__} has no list of layers '{name}'",
+                f"it has {shown}" if known else "it has none with a name: leave the name out, or use `memory` stored",
             )
         outer = next((other for other in names if _is_inside(name, other)), None)
         if outer is not None:
             raise ConfigurationError(
-                f"memory '{memory}': the list '{name}' lies inside '{outer}', whose layers are evaluated as a whole",
+                f"`memory` {memory}: the list '{name}' lies inside '{outer}', whose layers are evaluated as a whole",
                 f"name one of the two: {memory.partition(':')[0]}:{outer}",
             )
     return {name: known[name] for name in names}

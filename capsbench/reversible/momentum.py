@@ -78,11 +78,11 @@ def check_gamma(gamma: Gamma, *, invertible: bool) -> None:
     """
     for one in each(gamma):
         if not 0 <= one <= 1:
-            raise ConfigurationError(f"gamma {one} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
+            raise ConfigurationError(f"`gamma` {one} is out of range", "the momentum term lies between 0 and 1 (paper: 0.9)")
         if invertible and one == 0:
             raise ConfigurationError(
-                "gamma 0 cannot be reversible: the rule's inverse divides by gamma",
-                "choose gamma above 0, or a memory strategy that is not reversible",
+                "`gamma` 0 cannot be reversible: the rule's inverse divides by it",
+                "choose `gamma` above 0, or a memory strategy that is not reversible",
             )
 
 
@@ -95,7 +95,8 @@ def check_learnable(gamma: Gamma) -> None:
     for one in each(gamma):
         if not 0 < one < 1:
             raise ConfigurationError(
-                f"gamma {one} cannot be learnt: a sigmoid reaches neither 0 nor 1", "start from a gamma between them, such as 0.9"
+                f"`gamma` {one} cannot be learnt: a sigmoid reaches neither 0 nor 1",
+                "start from a `gamma` between them, such as 0.9",
             )
 
 
@@ -109,6 +110,6 @@ def spread(gamma: Gamma, count: int, of: str = "function") -> tuple[float, ...]:
         return (gamma,) * count
     if len(gamma) != count:
         raise ConfigurationError(
-            f"gamma has {len(gamma)} values for {count} {of}s", f"give one number for all, or one for each {of}"
+            f"`gamma` has {len(gamma)} values for {count} {of}s", f"give one number for all, or one for each {of}"
         )
     return tuple(gamma)

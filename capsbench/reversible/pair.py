@@ -278,8 +278,8 @@ class FixedPair:
             return
         if is_capturing(self.units_x):
             raise ConfigurationError(
-                "inverse 'exact' reads the largest magnitude of its values, which it cannot inside a CUDA graph",
-                "choose inverse auto, float or segmented",
+                "`inverse` exact reads the largest magnitude of its values, which is impossible inside a CUDA graph",
+                "choose `inverse` auto, float or segmented",
             )
         for place, peak in enumerate(self._largest()):
             if not peak < LIMIT:  # this catches NaN too
@@ -323,13 +323,13 @@ def check_inverse(inverse: str, gamma: Gamma, *, learnt: bool = False) -> None:
         ConfigurationError: the inverse is unknown, or cannot compute with γ.
     """
     if inverse not in INVERSES:
-        raise unknown_name("inverse", inverse, INVERSES)
+        raise unknown_name("`inverse`", inverse, INVERSES)
     if inverse != "exact":
         return
     if learnt:
         raise ConfigurationError(
-            "inverse 'exact' cannot compute with a gamma that is learnt: it needs a ratio of small integers",
-            "choose inverse auto, float or segmented, or fix gamma",
+            "`inverse` exact cannot compute with a gamma that is learnt: it needs a ratio of small integers",
+            "choose `inverse` auto, float or segmented, or fix `gamma`",
         )
     for one in each(gamma):
         ratio_of(one)

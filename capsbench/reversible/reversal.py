@@ -31,11 +31,11 @@ def run_reversible(
     Args:
         stack: stack with a reversible strategy.
         x: any shape, at least float32.
-        arguments: arguments of the functions besides x.
+        arguments: arguments of the functions other than x.
         every: all parameters of the stack.
 
     Returns:
-        The last x, the tensors that functions returned besides their values, in a row, and the number of them for each function.
+        The last x, the tensors that functions returned in addition to their values, in a row, and their number for each function.
     """
     parameters = [parameter for parameter in every if parameter.requires_grad]
     counts: list[int] = []
@@ -51,7 +51,7 @@ _SEGMENTED_FROM_HERE = (
 
 
 class _Advanced(NamedTuple):
-    """Data for the way back from the end of a stack, beside the pair."""
+    """Data for the way back from the end of a stack, in addition to the pair."""
 
     layers: list[Layer]
     kept: list[Tensor]

@@ -74,9 +74,9 @@ class MomentumStack(nn.Module):
         check_strategy(memory)
         check_gamma(gamma, invertible=memory in REVERSIBLE_STRATEGIES)
         if segment < 1:
-            raise ConfigurationError(f"segment {segment} is out of range", "a segment has at least 1 function")
+            raise ConfigurationError(f"`segment` {segment} is out of range", "a segment has at least 1 function")
         if not lipschitz >= 0:
-            raise ConfigurationError(f"lipschitz {lipschitz} is out of range", "a Lipschitz constant is 0 or more")
+            raise ConfigurationError(f"`lipschitz` {lipschitz} is out of range", "a Lipschitz constant is 0 or more")
         check_inverse(inverse, gamma, learnt=learn_gamma)
         self.functions = nn.ModuleList(functions)
         self.gamma = tuple(gamma) if isinstance(gamma, Sequence) else gamma
@@ -186,7 +186,7 @@ class StackOutput(NamedTuple):
     x: Tensor
     """The last x."""
     extras: tuple[tuple[Tensor, ...], ...]
-    """Tensors that each function returned besides its value."""
+    """Tensors that each function returned in addition to its value."""
 
 
 def _collected(x: Tensor, extras: Sequence[Tensor], counts: Sequence[int]) -> Tensor | StackOutput:
@@ -201,7 +201,7 @@ def _collected(x: Tensor, extras: Sequence[Tensor], counts: Sequence[int]) -> Te
 @_disable_dynamo
 def _run_reversible(stack: MomentumStack, x: Tensor, arguments: Arguments) -> Tensor | StackOutput:
     if x.is_complex():
-        raise ConfigurationError(f"x is {x.dtype}, which a reversible stack cannot invert", "use memory='stored' there")
+        raise ConfigurationError(f"x is {x.dtype}, which a reversible stack cannot invert", "use `memory` stored there")
     every = parameters_of(stack)
     if any(map(is_lazy, every)):
         empty = next(name for name, one in stack.named_parameters() if is_lazy(one))

@@ -43,7 +43,7 @@ def check_strategy(memory: str, allowed: Sequence[str] = STRATEGIES) -> None:
         ConfigurationError: the strategy is not allowed.
     """
     if memory not in allowed:
-        raise ConfigurationError(f"memory '{memory}' is not offered here", f"choose one of {', '.join(allowed)}")
+        raise ConfigurationError(f"`memory` {memory} is not offered here", f"choose one of {', '.join(allowed)}")
 
 
 def run_steps(
@@ -85,7 +85,7 @@ def refuse_lost_hooks(memory: str, modules: Sequence[nn.Module]) -> None:
         for name, parameter in module.named_parameters():
             if parameter._backward_hooks:
                 raise ConfigurationError(
-                    f"the parameter {name} has a hook, which torch {torch.__version__} may not call under memory='{memory}'",
+                    f"the parameter {name} has a hook, which torch {torch.__version__} may not call under `memory` {memory}",
                     "use memory='stored' or a reversible strategy, or torch 2.11 or later",
                 )
 

@@ -34,7 +34,7 @@ class Algorithm:
     """A routing algorithm."""
 
     extras: tuple[str, ...]
-    """Names of its parameters besides the weight."""
+    """Names of its parameters other than the weight."""
     kernels: dict[str, Kernel]
     """Kernels that compute it."""
     mixes_batch: bool = False
@@ -89,12 +89,12 @@ def algorithm_of(name: str) -> Algorithm:
         ConfigurationError: there is no such algorithm.
     """
     if name not in ALGORITHMS:
-        raise unknown_name("routing", name, ALGORITHMS)
+        raise unknown_name("`routing`", name, ALGORITHMS)
     return ALGORITHMS[name]
 
 
 def kernels(algorithm: str = "rba") -> tuple[str, ...]:
-    """The names that `kernel=` takes for this algorithm, besides `auto`.
+    """The names that `kernel=` takes for this algorithm, other than `auto`.
 
     Raises:
         ConfigurationError: there is no such algorithm.
@@ -122,7 +122,7 @@ def resolve_kernel(kernel: str, algorithm: str = "rba", device: torch.device | s
         compilable = kind == "cpu" and "compiled" in known and out_capsules <= compiled.MOST_OUTPUTS
         return "compiled" if compilable and compiled.available() else "recompute"
     if kernel not in known:
-        raise unknown_name(f"for routing '{algorithm}' the kernel", kernel, ("auto", *known))
+        raise unknown_name(f"for `routing` {algorithm} the `kernel`", kernel, ("auto", *known))
     return kernel
 
 
@@ -136,7 +136,7 @@ def check_routing(
     """
     resolved = resolve_kernel(kernel, algorithm, device, out_capsules)
     if not isinstance(iterations, int) or iterations < 1:
-        raise ConfigurationError(f"iterations {iterations} is out of range", "routing needs a whole number of rounds, 1 or more")
+        raise ConfigurationError(f"`iterations` {iterations} is out of range", "give a whole number of rounds, 1 or more")
     return ALGORITHMS[algorithm].kernels[resolved]
 
 
@@ -254,7 +254,7 @@ def _in_one_dtype(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _extras(weight: Tensor, given: tuple[Tensor | None, ...], algorithm: str) -> list[Tensor]:
-    """The algorithm's parameters besides its weight."""
+    """The algorithm's parameters other than its weight."""
     wanted = ALGORITHMS[algorithm].extras
     found = []
     for name, tensor in zip(("bias", "beta_u", "beta_a"), given, strict=True):
@@ -262,11 +262,11 @@ def _extras(weight: Tensor, given: tuple[Tensor | None, ...], algorithm: str) ->
         if name not in wanted:
             if tensor is not None:
                 raise ConfigurationError(
-                    f"{name} {list(tensor.shape)} given to routing '{algorithm}'", f"{algorithm} has no {name}; leave it out"
+                    f"{name} {list(tensor.shape)} given to `routing` {algorithm}", f"{algorithm} has no {name}; leave it out"
                 )
         elif tensor is None:
             if name != "bias":
-                raise ConfigurationError(f"{name} is missing", f"routing '{algorithm}' needs {name} of shape {list(shape)}")
+                raise ConfigurationError(f"{name} is missing", f"`routing` {algorithm} needs {name} of shape {list(shape)}")
             found.append(weight.new_zeros(shape))
         elif tensor.shape != shape:
             raise ShapeError(f"{name} {list(tensor.shape)} does not fit weight {list(weight.shape)}", f"give {list(shape)}")

@@ -11,7 +11,7 @@ Kept = tuple[Tensor, ...]
 
 
 class Kernel(ABC):
-    """One way to compute an algorithm. The `extras` are its parameters besides the weight, in the order of `Algorithm.extras`."""
+    """One way to compute an algorithm. Its `extras` are the parameters but the weight, in the order of `Algorithm.extras`."""
 
     @abstractmethod
     def route(self, inputs: Tensor, weight: Tensor, extras: list[Tensor], iterations: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The length of a capsule and the squash non-linearity, exact for tiny vectors and safe at the zero vector.
 
 With the paper's initialisation a network's first output lengths are near 1e-10, so no epsilon may stand under a
-root here: the gradient of ‖v‖ is v/‖v‖ as long as float32 can tell ‖v‖² from 0, and 0 from there on, never NaN.
+root here: the gradient of ‖v‖ is v/‖v‖ as long as float32 can distinguish ‖v‖² from 0, and 0 from there on, never NaN.
 """
 
 import torch

@@ -24,7 +24,7 @@ from capsbench.stats.linearity import LARGEST_DEVIATION, cubic_is_better, invers
 from capsbench.stats.metrics import Metric
 from capsbench.stats.paired import FEWEST_ROUNDS, centre
 from capsbench.stats.processes import pooled_centre
-from capsbench.stats.scatter import Points, joined, noise_levels, sample_errors_of
+from capsbench.stats.scatter import Points, error_of_sum, noise_levels, sample_errors_of
 
 Form = Literal["inverse", "quadratic"]
 
@@ -286,7 +286,7 @@ def _with_errors(curve: Curve, points: Points, *, relative: bool) -> Curve:
         errors = [StandardError(noise * float(np.linalg.norm(contrast * scale)), degrees)]
         if any(points.samples):
             values, counts = sample_errors_of(points)
-            errors.append(joined((contrast * values) ** 2, counts))
+            errors.append(error_of_sum((contrast * values) ** 2, counts))
         found.append(half_width(errors))
     slope = interval(curve.slope, found[1]) if curve.form == "quadratic" else (0.0, 0.0)
     return Curve(

@@ -55,7 +55,7 @@ def fit_slope(blocks: Sequence[float], values: Sequence[float]) -> SlopeFit:
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ConfigurationError("a depth or value is not finite", "leave out cells that were not measured")
     if np.unique(x).size < 2:
-        raise ConfigurationError(f"a slope over {np.unique(x).size} depths", "a line needs two different depths")
+        raise ConfigurationError(f"a slope needs two depths; got {np.unique(x).size}", "give values of two depths or more")
     if np.ptp(y) == 0:
         # The values are exactly level, and r² has nothing to explain.
         level = float(y[0])

@@ -20,7 +20,7 @@ _FEWEST_DEPTHS = 5
 
 Shape = Literal["line", "quadratic", "inverse", "no change measurable", "not a line"]
 """The shape of values over an axis. A slope that cannot be distinguished from 0 makes them `no change measurable`: it has no sign
-and no ratio, and no line is drawn for it. An exact slope of 0 is a line. `quadratic` has a square beside the line, and
+and no ratio, and no line is drawn for it. An exact slope of 0 is a line. `quadratic` has a square in addition to the line, and
 `inverse` is divided by the axis (`bases`)."""
 
 CURVES: tuple[Shape, ...] = ("quadratic", "inverse")
@@ -75,7 +75,7 @@ def cubic_is_better(positions: Floats, values: Floats) -> bool:
 
 
 def inverse_is_enough(positions: Floats, values: Floats) -> bool:
-    """Return whether n beside 1/n fits times no better than chance allows (p ≥ 0.01); fewer than five positions always do."""
+    """Return whether n and 1/n fit times no better than 1/n, within chance (p ≥ 0.01); true of fewer than five positions."""
     if np.unique(positions).size < _FEWEST_DEPTHS:
         return True
     terms = np.column_stack([np.ones_like(positions), 1 / positions, positions])

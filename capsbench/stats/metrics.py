@@ -1,4 +1,4 @@
-"""The quantities that can be drawn over depth, by name."""
+"""The quantities that are measured, drawn and compared, by name, with their titles."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,9 @@ class Metric:
     column: str
     """Name of the column in `capsbench.load`."""
     title: str
-    """Name in figures."""
+    """Title in figures and sentences."""
+    head: str
+    """Shorter title, for the head of a column and for findings."""
     is_bytes: bool
     """True for bytes, False for seconds."""
 
@@ -25,12 +27,12 @@ class Metric:
 MEMORY_METRICS = {
     metric.name: metric
     for metric in (
-        Metric("retained", "retained_bytes", "retained for backward", True),
-        Metric("peak", "peak_allocated_bytes", "peak allocated", True),
-        Metric("reserved", "peak_reserved_bytes", "peak reserved", True),
-        Metric("process", "process_bytes", "process memory", True),
-        Metric("inference-peak", "inference_peak_bytes", "peak of inference", True),
-        Metric("inference-kept", "inference_kept_bytes", "kept by inference", True),
+        Metric("retained", "retained_bytes", "retained for backward", "retained", True),
+        Metric("peak", "peak_allocated_bytes", "peak allocated", "peak", True),
+        Metric("reserved", "peak_reserved_bytes", "peak reserved", "reserved", True),
+        Metric("process", "process_bytes", "process memory", "process", True),
+        Metric("inference-peak", "inference_peak_bytes", "peak of inference", "peak of inference", True),
+        Metric("inference-kept", "inference_kept_bytes", "kept by inference", "kept by inference", True),
     )
 }
 """Memory figures by name."""
@@ -38,12 +40,25 @@ MEMORY_METRICS = {
 TIME_METRICS = {
     metric.name: metric
     for metric in (
-        Metric("train", "train_step_seconds", "training time", False),
-        Metric("forward", "forward_seconds", "forward time", False),
-        Metric("inference", "inference_seconds", "inference time", False),
+        Metric("train", "train_step_seconds", "training time", "train step", False),
+        Metric("forward", "forward_seconds", "forward time", "forward", False),
+        Metric("inference", "inference_seconds", "inference time", "inference", False),
     )
 }
 """Times of one step."""
 
 METRICS = MEMORY_METRICS | TIME_METRICS
-"""All metrics, memory first."""
+"""All metrics that can be drawn, memory first."""
+
+STATE_METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("state", "state_bytes", "weights", "weights", True),
+        Metric("gradient", "gradient_bytes", "gradients", "gradients", True),
+        Metric("optimizer", "optimizer_bytes", "optimizer state", "optimizer state", True),
+    )
+}
+"""Memory of the parameters and what belongs to them, by name; runs are compared by it."""
+
+QUANTITIES = METRICS | STATE_METRICS
+"""All quantities of a cell."""

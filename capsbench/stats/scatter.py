@@ -94,7 +94,7 @@ def _sample_errors(points: Points) -> list[ErrorPair]:
     if not any(points.samples):
         return []
     errors, degrees = sample_errors_of(points)
-    slope, intercept = (joined((contrast * errors) ** 2, degrees) for contrast in _contrasts(points.blocks))
+    slope, intercept = (error_of_sum((contrast * errors) ** 2, degrees) for contrast in _contrasts(points.blocks))
     return [(slope, intercept)]
 
 
@@ -106,7 +106,7 @@ def sample_errors_of(points: Points) -> tuple[Floats, Floats]:
     return errors, np.array([max(len(one) - 1.0, 1.0) for one in samples])
 
 
-def joined(squares: Floats, degrees: Floats) -> StandardError:
+def error_of_sum(squares: Floats, degrees: Floats) -> StandardError:
     """The error of a sum of independent values, from their variances and degrees of freedom (Satterthwaite 1946)."""
     total = float(squares.sum())
     return StandardError(float(np.sqrt(total)), total**2 / float((squares**2 / degrees).sum()) if total else 1.0)

@@ -1,4 +1,4 @@
-"""Accuracies of several seeds beside the paper's: means, deviations, and whether they agree."""
+"""Accuracies of several seeds compared with the paper's: means, deviations, and whether they agree."""
 
 import math
 
@@ -8,13 +8,13 @@ KEY = ("dataset", "model", "networks", "blocks", "optimizer", "routing", "learni
 """Columns that distinguish the rows of an accuracy table."""
 
 SHORTENED = ("scale", "epochs", "paper_epochs")
-"""Columns that tell how much of the training set was used, and how many of the paper's epochs."""
+"""Columns with the share of the training set that was used, and of the paper's epochs."""
 
 ROW = (*KEY, *SHORTENED, "runs", "accuracy_percent", "std_percent", "paper_percent", "paper_std_percent", "difference", "within")
-"""Columns of `beside_paper`."""
+"""Columns of `compared_with_paper`."""
 
 
-def beside_paper(runs: pd.DataFrame) -> pd.DataFrame:
+def compared_with_paper(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each row of a table: mean and standard deviation over seeds, the paper's, and their difference.
 
     Args:

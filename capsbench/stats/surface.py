@@ -4,8 +4,8 @@ A cost over several axes is a sum of products of their terms: {1, x, y, xy} over
 more block costs for one more sample. It carries over to other sizes, which slopes at one batch size do not. Bytes repeat, so that
 the terms of each axis are those with which the products fit all cells exactly, the fewest first, and curves must meet the demands
 of one axis (`bases`); times are weighted by their size, as noise is a share of them, and an axis other than blocks gets a square
-if an F-test of the nested models asks for it. Where the cells took turns, their times are those beside each other in one round,
-so that what the machine did in a round drops out, and intervals contain what processes differ by, as those of slopes do.
+if an F-test of the nested models asks for it. Where the cells took turns, their times are compared within one round, so
+that the machine's changes from round to round cancel, and intervals contain the scatter of processes, as those of slopes do.
 
 Every prediction comes with a check: the cell farthest out is left out once and predicted from all others.
 """
@@ -48,7 +48,7 @@ Powers = tuple[int, ...]
 """The power of each axis in one term."""
 
 
-class Estimate(NamedTuple):
+class PointEstimate(NamedTuple):
     """A value and its 95 % interval, which is the value itself where bytes are exact, and None where none is known."""
 
     value: float
@@ -81,33 +81,33 @@ class Surface:
     single: StandardErrors = ()
     """Shares by which those of one further process are."""
 
-    def at(self, place: Sequence[float]) -> Estimate:
+    def at(self, place: Sequence[float]) -> PointEstimate:
         """The cost at a point that need not have been measured, with the interval of one measurement there."""
         row = _row(place, self.terms)
         value = float(row @ np.array(self.factors))
         if self.exact:
-            return Estimate(value, (value, value))
+            return PointEstimate(value, (value, value))
         if self.degrees < 1:
-            return Estimate(value, None)
+            return PointEstimate(value, None)
         own = abs(value) if self.relative else 1.0
         spread = float(row @ self.covariance @ row)
         half = max(self._reach() * self.noise * float(np.sqrt(own**2 + spread)), self.rounding / 2 + self._rounded(spread))
         # A measurement there is of a process of its own.
         half = float(np.hypot(half, abs(value) * half_width([*self.shared, *self.single])))
-        return _joined(Estimate(value, (value - half, value + half)), [one.at(place) for one in self.possible])
+        return _joined(PointEstimate(value, (value - half, value + half)), [one.at(place) for one in self.possible])
 
-    def factor(self, term: Powers) -> Estimate:
+    def factor(self, term: Powers) -> PointEstimate:
         """The factor of a term."""
         number = self.terms.index(term)
         value = self.factors[number]
         if self.exact:
-            return Estimate(value, (value, value))
+            return PointEstimate(value, (value, value))
         if self.degrees < 1:
-            return Estimate(value, None)
+            return PointEstimate(value, None)
         spread = float(self.covariance[number, number])
         half = max(self._reach() * self.noise * float(np.sqrt(spread)), self._rounded(spread))
         half = float(np.hypot(half, abs(value) * half_width(self.shared)))
-        return _joined(Estimate(value, (value - half, value + half)), [one.factor(term) for one in self.possible])
+        return _joined(PointEstimate(value, (value - half, value + half)), [one.factor(term) for one in self.possible])
 
     def _reach(self) -> float:
         return float(special.stdtrit(self.degrees, (1 + CONFIDENCE) / 2))
@@ -118,10 +118,10 @@ class Surface:
         return self.rounding / 2 * float(np.sqrt((self.degrees + len(self.terms)) * spread))
 
 
-def _joined(own: Estimate, others: Iterable[Estimate]) -> Estimate:
+def _joined(own: PointEstimate, others: Iterable[PointEstimate]) -> PointEstimate:
     """An estimate whose interval contains those of others."""
     known = [one.interval for one in (own, *others) if one.interval]
-    return Estimate(own.value, (min(low for low, _ in known), max(high for _, high in known)))
+    return PointEstimate(own.value, (min(low for low, _ in known), max(high for _, high in known)))
 
 
 def fit_surface(
@@ -287,7 +287,7 @@ def _surface(grid: _Grid, metric: Metric, axes: Sequence[str]) -> tuple[Surface,
     fit = partial(fit_surface, repeats=metric.repeats, forms=forms, rounding=grid.rounding)
     turns = [] if metric.is_bytes else common_rounds(grid.cells[known], metric.column)
     for one in turns:
-        values = beside_each_other(values, one)
+        values = relative_to_each_other(values, one)
     found = fit(places, values) if len(values) else None
     if found is None:
         return None
@@ -302,7 +302,7 @@ def _surface(grid: _Grid, metric: Metric, axes: Sequence[str]) -> tuple[Surface,
     return found, without.at(places[farthest].tolist()).value / values[farthest] - 1, places[farthest]
 
 
-def beside_each_other(values: Floats, turns: CommonRounds) -> Floats:
+def relative_to_each_other(values: Floats, turns: CommonRounds) -> Floats:
     """`[cells]`, times without what drifted between rounds; cells that are not in these keep theirs.
 
     Args:

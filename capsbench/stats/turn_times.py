@@ -62,7 +62,7 @@ class DepthTime(NamedTuple):
 
     seconds: float
     low: float
-    """One end of its 95 % interval beside the first and last depth of the same rounds; NaN where there is none."""
+    """One end of its 95 % interval relative to the first and last depth of the same rounds; NaN where there is none."""
     high: float
 
     def above(self, level: float) -> "DepthTime":
@@ -233,7 +233,7 @@ def _effects(times: TurnTimes, part: Floats) -> list[tuple[float, DepthTime]]:
     """The time at each depth: of the first and last from rounds of both, and of any other one from its distance to their line.
 
     Rounds of the first and last depth alone may be of a slower time, which scales their difference; the distances are not moved.
-    A depth that never took turns with both, as when a sweep got a deeper cell later, is placed beside two depths that did.
+    A depth that never took turns with both, as when a sweep got a deeper cell later, is placed relative to two depths that did.
     """
     depths, there = times.depths.tolist(), ~np.isnan(part)
     first, last = 0, len(depths) - 1
@@ -247,7 +247,9 @@ def _effects(times: TurnTimes, part: Floats) -> list[tuple[float, DepthTime]]:
     found = {first: DepthTime(level - half, level - high, level - low), last: DepthTime(level + half, level + low, level + high)}
     inner = range(1, last)
     found |= {
-        place: _beside(times.depths, part, place, (first, last), found) for place in inner if (together & there[:, place]).any()
+        place: _relative_to(times.depths, part, place, (first, last), found)
+        for place in inner
+        if (together & there[:, place]).any()
     }
     placed = sorted(found)
     for place in inner:
@@ -258,11 +260,11 @@ def _effects(times: TurnTimes, part: Floats) -> list[tuple[float, DepthTime]]:
             ]
             common, _, pair = max(pairs)
             if common:
-                found[place] = _beside(times.depths, part, place, pair, found)
+                found[place] = _relative_to(times.depths, part, place, pair, found)
     return [(depths[place], found[place]) for place in sorted(found)]
 
 
-def _beside(depths: Floats, part: Floats, place: int, pair: tuple[int, int], found: Mapping[int, DepthTime]) -> DepthTime:
+def _relative_to(depths: Floats, part: Floats, place: int, pair: tuple[int, int], found: Mapping[int, DepthTime]) -> DepthTime:
     """The time at a depth from its distance to the line through two others, which are placed, in the rounds of all three."""
     a, b = pair
     share = float((depths[place] - depths[a]) / (depths[b] - depths[a]))

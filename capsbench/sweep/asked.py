@@ -5,17 +5,16 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+from capsbench.axes import IMAGE_SIZE
 from capsbench.catalog import parse_shape
 from capsbench.errors import ConfigurationError, suggesting
-from capsbench.factories import Facts
+from capsbench.factories import NetworkFacts
 from capsbench.options import AXES_OF_FIELDS, DEEPEST, MODELS, OPTIONS, SWEPT_OPTIONS, Setting
 from capsbench.reversible import MEMBER_STRATEGIES, PLAIN_STRATEGIES, STRATEGIES, named_lists
 from capsbench.routing import kernels
 from capsbench.typed_values import fault_of, parsed_values, several
 
 AXIS_FORMS = "give numbers (128,256), a range (1-8), or one with a step (128-1024:128)"
-IMAGE_SIZE = "image_size"
-"""Name under which `vary` takes the side of square images."""
 SHAPE_NAMES = ("image_shape", "shape", IMAGE_SIZE)
 """Names under which `vary` takes the shape of images."""
 OF_IMAGES = ("dataset", "batch_size", "image_shape", "classes")
@@ -125,7 +124,7 @@ def _setting_values(name: str, given: object) -> tuple[Setting, ...]:
     for value in values:
         if fault := fault_of(value):
             raise ConfigurationError(
-                f"`settings` {name}: {fault}", "give numbers, texts or flags; anything else the function itself can make of them"
+                f"`settings` {name}: {fault}", "give numbers, texts or flags; the function can build other values from these"
             )
     return values
 
@@ -191,7 +190,7 @@ def _refuse_twice(varied: Iterable[str], fields: Mapping[str, str]) -> None:
 
 @contextmanager
 def naming(field: str) -> Iterator[None]:
-    """Put the name of an option or parameter before the package's error on its value."""
+    """Put the name of an option or parameter before an error of the package that does not name it."""
     try:
         yield
     except ConfigurationError as error:
@@ -223,7 +222,7 @@ def has_kernel(routing: str, kernel: str) -> bool:
     return kernel in ("auto", *kernels(routing))
 
 
-def given_to_builder(sweep: Sweep, facts: Facts) -> dict[str, tuple[Any, ...]]:
+def given_to_builder(sweep: Sweep, facts: NetworkFacts) -> dict[str, tuple[Any, ...]]:
     """The values that a function that builds a network is given, by name; none for any other."""
     if facts.builder is None:
         return {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from capsbench.catalog import parse_shape
 from capsbench.errors import CapsbenchError, ConfigurationError, suggesting, unknown_name
-from capsbench.factories import Facts, facts_of
+from capsbench.factories import NetworkFacts, facts_of
 from capsbench.options import (
     AXES_OF_FIELDS,
     MODELS,
@@ -23,14 +23,14 @@ from capsbench.prediction.apart import call_for
 from capsbench.reversible import MEMBER_STRATEGIES, REVERSIBLE_STRATEGIES, check_gamma, check_members_strategy
 from capsbench.routing import check_routing, compiled, kernels
 from capsbench.sweep.asked import OF_IMAGES, SHAPE_NAMES, Sweep, fitting, given_to_builder, has_kernel, naming, strategies_of
-from capsbench.typed_values import fault_of
+from capsbench.typed_values import fault_of, is_number
 from capsbench.workload import check_optimizer_step
 
 _DEVICE_OF = {"triton": "cuda", "compiled": "cpu"}
 """Kernels that run on one kind of device alone, with that kind."""
 
 
-def checked_facts(sweep: Sweep) -> dict[str, Facts]:
+def checked_facts(sweep: Sweep) -> dict[str, NetworkFacts]:
     """Refuse options that cannot be met, and return the facts about each model."""
     with naming("models"):
         facts = {model: _facts_of(model) for model in sweep.models}
@@ -47,7 +47,7 @@ def checked_facts(sweep: Sweep) -> dict[str, Facts]:
     return facts
 
 
-def _check_axes(sweep: Sweep, all_facts: Mapping[str, Facts]) -> None:
+def _check_axes(sweep: Sweep, all_facts: Mapping[str, NetworkFacts]) -> None:
     """Refuse axes that no model has; a model that lacks one which another has is measured once for all of its values."""
     known = {model: _axes_had(sweep, model, facts) for model, facts in all_facts.items()}
     asked = {name: f"`vary` {name}" for name in sweep.varied}
@@ -71,7 +71,7 @@ def _check_axes(sweep: Sweep, all_facts: Mapping[str, Facts]) -> None:
             )
 
 
-def _axes_had(sweep: Sweep, model: str, facts: Facts) -> list[str]:
+def _axes_had(sweep: Sweep, model: str, facts: NetworkFacts) -> list[str]:
     """Names of the axes that a model has."""
     settings, builder = facts.settings, facts.builder
     if settings is None:
@@ -81,13 +81,13 @@ def _axes_had(sweep: Sweep, model: str, facts: Facts) -> list[str]:
         if builder is not None:
             known += [name for name in (sweep.varied if builder.takes_more else builder.names) if name != "blocks"]
     else:
-        numbers = [name for name, usual in settings.items() if isinstance(usual, int | float) and not isinstance(usual, bool)]
+        numbers = [name for name, usual in settings.items() if is_number(usual)]
         fields = [name for name in AXES_OF_FIELDS if OPTIONS[name].networks.names is None]
         known = [*numbers, *(name for name in fields if name not in ("blocks", *OF_IMAGES))]
     return [name for name in known if name != "threads" or sweep.kind == "cpu"]
 
 
-def _check_settings(sweep: Sweep, model: str, facts: Facts) -> None:
+def _check_settings(sweep: Sweep, model: str, facts: NetworkFacts) -> None:
     """Refuse settings that a model does not take, and values of another kind than their defaults."""
     if facts.settings is not None:
         _check_settings_of_case(sweep, model, facts, facts.settings)
@@ -100,7 +100,7 @@ def _check_settings(sweep: Sweep, model: str, facts: Facts) -> None:
         )
 
 
-def _check_settings_of_case(sweep: Sweep, model: str, facts: Facts, settings: Mapping[str, Setting]) -> None:
+def _check_settings_of_case(sweep: Sweep, model: str, facts: NetworkFacts, settings: Mapping[str, Setting]) -> None:
     """Refuse settings that a function of cases does not take, and values of another kind than their defaults."""
     given: dict[str, tuple[Any, ...]] = dict(sweep.settings)
     if "blocks" in given:
@@ -128,7 +128,7 @@ def _check_settings_of_case(sweep: Sweep, model: str, facts: Facts, settings: Ma
                 )
 
 
-def _refuse_unset(model: str, facts: Facts, name: str) -> None:
+def _refuse_unset(model: str, facts: NetworkFacts, name: str) -> None:
     """Refuse an argument of a function that makes cases whose default no record can hold."""
     if name in facts.unset:
         raise ConfigurationError(
@@ -154,13 +154,11 @@ def _check_value(name: str, value: Any) -> None:
     kind = type_of(name)
     if kind is not str and (isinstance(value, bool) or not isinstance(value, int | kind)):
         raise ConfigurationError(f"`{name}` {value!r} is not a {'whole ' if kind is int else ''}number", "give a number")
-    if option.least is not None and value < option.least:
-        raise ConfigurationError(f"`{name}` {value} is too small", f"give {option.least} or more")
-    if option.most is not None and value > option.most:
-        raise ConfigurationError(f"`{name}` {value} is too large", f"give {option.most:,} or less")
+    if kind is not str:
+        option.refuse_outside(f"`{name}`", value)
 
 
-def _facts_of(name: str) -> Facts:
+def _facts_of(name: str) -> NetworkFacts:
     """The facts about a model; a module of the user's own is imported in a process apart."""
     try:
         return call_for(name, facts_of, name)
@@ -198,18 +196,15 @@ def _check_combinations(sweep: Sweep) -> None:
     """Refuse values that exclude each other, or that this machine cannot run."""
     _check_kernels(sweep)
     rounds = sweep.values["iterations"] if sweep.has("iterations") else ()
-    with naming("iterations"):
-        for routing, iterations in product(sweep.values["routing"], rounds):
-            check_routing(routing, "auto", iterations)
-    with naming("optimizer_step"):
-        for step, precision, passes in product(*(sweep.values[name] for name in ("optimizer_step", "precision", "accumulate"))):
-            check_optimizer_step(step, precision, passes)
+    for routing, iterations in product(sweep.values["routing"], rounds):
+        check_routing(routing, "auto", iterations)
+    for step, precision, passes in product(*(sweep.values[name] for name in ("optimizer_step", "precision", "accumulate"))):
+        check_optimizer_step(step, precision, passes)
     _check_processes(sweep)
     memories = sweep.values["memory"]
     reversible = sweep.has("gamma") and (memories == (None,) or not set(REVERSIBLE_STRATEGIES).isdisjoint(memories))
-    with naming("gamma"):
-        for gamma in sweep.values["gamma"] if sweep.has("gamma") else ():
-            check_gamma(gamma, invertible=reversible)
+    for gamma in sweep.values["gamma"] if sweep.has("gamma") else ():
+        check_gamma(gamma, invertible=reversible)
     if sweep.values["inverse"] != ("auto",) and not reversible:
         raise ConfigurationError(
             f"`inverse` {sweep.shown('inverse')} has nothing to invert: nothing here is reversible",
@@ -217,10 +212,10 @@ def _check_combinations(sweep: Sweep) -> None:
         )
     for model in sweep.models:
         if model not in MODELS and not fitting(sweep, model, "memory"):
-            with naming("memory"):
-                check_members_strategy(memories[0])
+            check_members_strategy(memories[0])
             raise ConfigurationError(
-                f"`memory` {sweep.shown('memory')} leaves no strategy for {model}, whose function is given it and knows no lists",
+                f"`memory` {sweep.shown('memory')} leaves no strategy for {model}, whose function takes `memory` itself, "
+                "which excludes names of lists",
                 f"give one of {', '.join(MEMBER_STRATEGIES)}",
             )
         if model in STACKED and memories != (None,) and not fitting(sweep, model, "memory"):
@@ -231,11 +226,11 @@ def _check_combinations(sweep: Sweep) -> None:
 
 
 def _check_processes(sweep: Sweep) -> None:
-    """Refuse several processes without a way or a number, and what they do not go with."""
+    """Refuse several processes without a way or a number, and options that exclude them."""
     names = ("parallel", "world_size", "optimizer_step", "compile", "precision")
     several = any(parallel not in (None, "none") for parallel in sweep.values["parallel"])
     for parallel, world_size, step, compilation, precision in product(*(sweep.values[name] for name in names)):
-        if not several or parallel not in (None, "none"):  # one process may be a cell beside several
+        if not several or parallel not in (None, "none"):  # one process may be a cell among several
             check_parallel(parallel, world_size, optimizer_step=step, compilation=compilation, precision=precision)
 
 

@@ -32,7 +32,7 @@ EXPERIMENTS = {
 def cells_of(
     experiment: Experiment, *, depths: Sequence[int], datasets: tuple[str, ...] | None = None, **machine: Any
 ) -> list[Cell]:
-    """The cells of an experiment: as published (kernel, rule and front), and the fast ones with the paper's rule beside them.
+    """The cells of an experiment: as published (kernel, rule and front), and the fast ones with the paper's rule for comparison.
 
     Args:
         experiment: one of `EXPERIMENTS`.

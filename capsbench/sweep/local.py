@@ -28,7 +28,7 @@ def local_launcher(
 ) -> Launcher:  # fmt: skip
     """Make a launcher that measures cells in fresh processes of this machine.
 
-    Two sweeps in two folders take turns on a device, measurement by measurement, since work beside one disturbs it.
+    Two sweeps in two folders take turns on a device, measurement by measurement, since other work disturbs one.
 
     Args:
         plan: passes, number of samples and time limits.

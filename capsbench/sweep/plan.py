@@ -8,13 +8,13 @@ from pydantic import ValidationError
 
 from capsbench.catalog import spec_of
 from capsbench.errors import ConfigurationError
-from capsbench.factories import Facts
+from capsbench.factories import NetworkFacts
 from capsbench.models import resolve_front
 from capsbench.options import OPTIONS, OWN_INPUTS, SWEPT_OPTIONS, WITHOUT_BLOCKS, Setting
 from capsbench.records import Cell, Configuration
 from capsbench.reversible import REVERSIBLE_STRATEGIES, resolve_inverse
 from capsbench.routing import resolve_kernel
-from capsbench.sweep.asked import OF_IMAGES, SHAPE_NAMES, Sweep, fitting, given_to_builder, has_kernel, naming
+from capsbench.sweep.asked import OF_IMAGES, SHAPE_NAMES, Sweep, fitting, given_to_builder, has_kernel
 from capsbench.sweep.checks import checked_facts
 
 _SLOWEST = ("dataset", "precision", "optimizer", "optimizer_step", "compile", "routing", "kernel", "front", "memory", "rule")
@@ -68,14 +68,14 @@ def axes_of(cells: Iterable[Cell], axes: Iterable[str]) -> tuple[str, ...]:
     return tuple(found or known[:1] or ["blocks"])
 
 
-def _has_depth(sweep: Sweep, model: str, facts: Facts) -> bool:
+def _has_depth(sweep: Sweep, model: str, facts: NetworkFacts) -> bool:
     """Return whether a network is made of one of the sweep's numbers of blocks."""
     if facts.settings is not None:
         return "blocks" in facts.settings and not sweep.usual_depth
     return model not in WITHOUT_BLOCKS and facts.builder is None
 
 
-def _series_of(sweep: Sweep, model: str, facts: Facts) -> Iterator[Configuration]:
+def _series_of(sweep: Sweep, model: str, facts: NetworkFacts) -> Iterator[Configuration]:
     """One configuration for each combination of options that this model has in the sweep."""
     ordered = dict.fromkeys((*_SLOWEST, *SWEPT_OPTIONS))
     names = [name for name in ordered if OPTIONS[name].networks.have(model)]
@@ -123,7 +123,7 @@ def _configuration(model: str, **fields: Any) -> Configuration:
 
 
 def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
-    """A combination of options with `auto` resolved, and without options that do not apply beside the others."""
+    """A combination of options with `auto` resolved, and without options that do not apply with the others."""
     resolved = dict(asked)
     if sweep.kind != "cpu":
         resolved["threads"] = None
@@ -141,8 +141,7 @@ def _resolved(asked: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
         # The published rule restarts in every block, so that no stack is longer than one block.
         functions = 2 * (1 if resolved["rule"] == "published" else max(sweep.depths))
         reversible = resolved["memory"] in REVERSIBLE_STRATEGIES
-        with naming("inverse"):
-            resolved["inverse"] = resolve_inverse(resolved["inverse"], functions, resolved["gamma"]) if reversible else None
+        resolved["inverse"] = resolve_inverse(resolved["inverse"], functions, resolved["gamma"]) if reversible else None
     return {name: None if value == OPTIONS[name].unwritten else value for name, value in resolved.items()}
 
 

@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from typing import Literal, Protocol
 
 from capsbench.axes import position_in_words
-from capsbench.devices import MIB
 from capsbench.errors import StoreError
+from capsbench.options import OPTIONS
 from capsbench.records import Cell, Configuration, Plan, Record
 from capsbench.report import Report
+from capsbench.sizes import MIB
 from capsbench.sweep.local import Launcher
 from capsbench.timed_rounds import TurnsTaken
-
-_MORE_TAKES_MORE = ("blocks", "batch_size", "image_shape", "capsules", "classes", "iterations")
-"""Axes on which a larger cell takes at least as much memory. A case's setting may also divide the work."""
 
 ROOM_BYTES = MIB
 """Free bytes below which no cell is started, since its record might not fit."""
@@ -50,7 +48,8 @@ def run_sweep(
     Raises:
         StoreError: there is no room, or a record could not be written.
     """
-    axes = [axis for axis in plan.axes if axis in _MORE_TAKES_MORE]
+    # A larger value of a case's setting may also divide the work.
+    axes = [axis for axis in plan.axes if axis in OPTIONS and OPTIONS[axis].more_memory]
     full: dict[_SeriesKey, Configuration] = {}
     for cell in (record.cell for record in report.records if record.status == "oom"):
         full |= dict.fromkeys(_series_of(cell, axes), cell.configuration)

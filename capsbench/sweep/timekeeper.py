@@ -93,8 +93,8 @@ class Timekeeper:
         series = {(axis, cell.configuration.series(axis)) for cell in left for axis in axes}
         timed = {record.cell.key() for record in self._report.records if record.time and record.environment == self._environment}
         timed &= self._settled()
-        beside = [cell for cell in group if any((axis, cell.configuration.series(axis)) in series for axis in axes)]
-        earlier = ends_of([cell for cell in beside if cell.key() in timed], axes)
+        related = [cell for cell in group if any((axis, cell.configuration.series(axis)) in series for axis in axes)]
+        earlier = ends_of([cell for cell in related if cell.key() in timed], axes)
         keys = {cell.key() for cell in (*left, *earlier)}
         return [cell for cell in group if cell.key() in keys]
 
@@ -119,7 +119,7 @@ class Timekeeper:
             self._time_after_the_end(cells, ended)
             return
         seconds = (monotonic() - began) / len(cells)
-        # Cells that ran out of memory beside others are tried without them.
+        # Cells that ran out of memory together with others are tried without them.
         full = {key for key, fault in process.failed.items() if fault.status == "oom"} - settled
         too_many = [cell for cell in cells if cell.key() in full] if len(cells) > 1 else []
         known = slopes is not None and slopes.are_known(self._plan.slope_share)
@@ -183,7 +183,7 @@ class Timekeeper:
                     # Looking takes as long as a quick step once there are many rounds; each further look has a tenth more.
                     if last and (ended or len(numbers) >= next_look):
                         next_look = len(numbers) + 1 + len(numbers) // 10
-                        records = [*self._so_far(alive), *self._beside(alive)]
+                        records = [*self._so_far(alive), *self._of_their_series(alive)]
                         slopes = slopes_so_far(alive, records, numbers, self._plan.axes)
                         enough = slopes.are_enough(self._plan.slope_share) and spent >= SECONDS_WORTH_SAMPLING
                         if ended or (enough and not lacking):
@@ -231,7 +231,7 @@ class Timekeeper:
         known |= {record.cell.key(): record for record in with_rounds(new, self._report.rounds)}
         return [known[cell.key()] for cell in cells]
 
-    def _beside(self, cells: Sequence[Cell]) -> list[Record]:
+    def _of_their_series(self, cells: Sequence[Cell]) -> list[Record]:
         """The records of other cells that a report would put into the series of some cells."""
         some, keys = cells[0], {cell.key() for cell in cells}
         return [

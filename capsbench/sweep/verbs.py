@@ -138,7 +138,7 @@ def run(
         samples: least number of samples of each time.
         time_budget: seconds of sampling per cell while a slope is not known within its share, or a lone cell's time within 2 %.
         slope_share: width of the slopes' 95 % intervals, as a share of the slope, at which timing ends.
-        processes: number of processes that take the rounds, six or more each, since one may be faster than the next.
+        processes: number of processes that take the rounds, at least six each; several average out differences between them.
         timeout: seconds per process.
         strict: measure nothing while other processes use the CUDA device.
         wait: longest wait for another sweep on the device, in seconds; None for no limit.
@@ -348,7 +348,7 @@ def where(device: str, gpu: str | None, threads: int | None, vary: Container[str
     resolved = resolve_device(device)
     if gpu and resolved != "cuda:predicted":
         raise ConfigurationError(
-            f"`gpu` {gpu} does not go with `device` {device}", "add `device` cuda:predicted, or leave it out"
+            f"`gpu` {gpu} cannot be combined with `device` {device}", "add `device` cuda:predicted, or leave it out"
         )
     name = gpu_of(gpu or DEFAULT_GPU).name if resolved == "cuda:predicted" else None
     own = {} if threads is None and "threads" in vary else {"threads": threads or default_threads()}

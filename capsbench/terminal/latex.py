@@ -13,7 +13,7 @@ from capsbench.gate.findings import Labels
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series
-from capsbench.terminal.tables import HEADS, SHOWN
+from capsbench.terminal.tables import SHOWN
 from capsbench.words.latex import latex_text
 from capsbench.words.slopes_in_words import column_unit, is_reference, row_remarks, row_shape, row_slope
 from capsbench.words.units import number_with, range_text, ratio_parts, slope_number
@@ -24,13 +24,13 @@ _UNKNOWN = r"\textit{n.s.}"
 
 
 class _Marks:
-    """The letters beside slopes, one for each different remark, and the legend that explains them."""
+    """The letters after slopes, one for each different remark, and the legend that explains them."""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
         self._has_unknown = False
 
-    def beside(self, row: Row) -> str:
+    def letters(self, row: Row) -> str:
         """The marks of a row's remarks; those of a slope that is not measurable are its noise alone."""
         unknown = row_shape(row) == "no change measurable"
         self._has_unknown |= unknown
@@ -96,14 +96,14 @@ class _Column:
         self.has_ratios = any(_ratio(row) for row in rows)
 
     def heads(self) -> list[str]:
-        return [HEADS[self._metric].capitalize(), *([r"$\times$ ResCapsNet"] if self.has_ratios else [])]
+        return [METRICS[self._metric].head.capitalize(), *([r"$\times$ ResCapsNet"] if self.has_ratios else [])]
 
     def units(self, per: str) -> list[str]:
         return [latex_text(f"({self._unit[1]}/{per})") if self._shares_unit else "", *([""] if self.has_ratios else [])]
 
     def cells(self, rows: Mapping[str, Row]) -> list[str]:
         row = rows.get(self._metric)
-        slope, ratio = ("--", "") if row is None else (self._slope(row) + self._marks.beside(row), _ratio(row))
+        slope, ratio = ("--", "") if row is None else (self._slope(row) + self._marks.letters(row), _ratio(row))
         return [slope, *([ratio] if self.has_ratios else [])]
 
     def _slope(self, row: Row) -> str:

@@ -35,7 +35,7 @@ class NamedRows:
         self._rows.append((name, list(cells)))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Render header, names and rows; where even single words have no room beside each other, one text for each row."""
+        """Render header, names and rows; where even single words have no room next to each other, one text for each row."""
         columns = [
             [console.render_str(cell) for cell in (head, *own)] for head, own in zip(self._heads, self._by_column(), strict=True)
         ]

@@ -6,18 +6,16 @@ from capsbench.axes import axis_title
 from capsbench.gate.findings import Labels
 from capsbench.options import OWN_INPUTS
 from capsbench.records import Configuration, Record
+from capsbench.stats.metrics import METRICS
 from capsbench.terminal.named_rows import NamedRows
+from capsbench.typed_values import is_number
 from capsbench.words.along import number_text
 from capsbench.words.labels import model_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.units import bytes_text, common_unit, quantity_text
 
-_COLUMNS = {
-    "retained": "retained_bytes",
-    "peak": "peak_allocated_bytes",
-    "reserved": "peak_reserved_bytes",
-    "process": "process_bytes",
-}
+_COLUMNS = {METRICS[name].head: METRICS[name].column for name in ("retained", "peak", "reserved", "process")}
+"""Columns of memory in a table, with the field of each."""
 CPU_PEAK_MARGIN = "measured ones were up to 1 % higher and 5 % lower"
 """Error of predicted peaks against measured ones, which the tests hold over networks of many kinds."""
 _INEXACT = "≈ "
@@ -39,7 +37,7 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
     units = {name: common_unit([getattr(one, name) or 0 for one in known], is_bytes=True) for name in shown.values()}
     modelled = [record.step.modelled_train_step_seconds or 0 for record in records if record.step]
     of_step = common_unit(modelled, is_bytes=False)
-    out = NamedRows([*(axis_title(axis).lower() for axis in axes), *shown, "train step"])
+    out = NamedRows([*(axis_title(axis).lower() for axis in axes), *shown, METRICS["train"].head])
     for line, record in zip(lines, records, strict=True):
         places = [record.cell.configuration.position(axis) for axis in axes]
         name, at = text_cell(names.of(line)), ["-" if place is None else number_text(place) for place in places]
@@ -60,17 +58,13 @@ def predictions_table(records: Sequence[Record], axes: Sequence[str] = ("blocks"
 
 
 def _varied_settings(records: Sequence[Record], axes: Sequence[str]) -> list[str]:
-    """Names of the settings of cases, beside the axes, that have several values, all of them numbers."""
+    """Names of the settings of cases, other than the axes, that have several values, all of them numbers."""
     found: dict[str, set[object]] = {}
     for record in records:
         for name, value in record.cell.configuration.settings or ():
             found.setdefault(name, set()).add(value)
-    numbers = (name for name, values in found.items() if len(values) > 1 and all(map(_is_number, values)))
+    numbers = (name for name, values in found.items() if len(values) > 1 and all(map(is_number, values)))
     return [name for name in numbers if name not in axes]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def certainty_note(records: Sequence[Record]) -> str:

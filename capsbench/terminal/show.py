@@ -14,7 +14,7 @@ from capsbench.gate.findings import Labels
 from capsbench.stats.linearity import CURVES
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import by_series, series_of, values_by_position
-from capsbench.terminal.tables import HEADS, SHOWN
+from capsbench.terminal.tables import SHOWN
 from capsbench.words.along import over_text, places_text
 from capsbench.words.labels import Series
 from capsbench.words.slopes_in_words import basis_note, row_ratio, row_remarks, row_shape, row_slope
@@ -55,7 +55,7 @@ def _lines_along(axis: str, frame: pd.DataFrame, table: pd.DataFrame, blocks: st
             scale = scale_of(series, metric.name)
             own = values.get((name, scale), [])
             chart = spark(own, *ranges[scale], blocks) if own else ""
-            found += map(Text, _filled(f"  {HEADS[metric.name]:<{_NAME}}{chart:<{_CHART}}", _figures(by_metric[metric.name])))
+            found += map(Text, _filled(f"  {metric.head:<{_NAME}}{chart:<{_CHART}}", _figures(by_metric[metric.name])))
     per = per_unit(axis)
     over = over_text(axis) if len(over_text(axis)) <= _CHART else "chart"
     head = Text(f"  {per:<{_NAME}}{over:<{_CHART}}{'slope':>20}{'× ResCapsNet':>20}", style="dim")

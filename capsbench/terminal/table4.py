@@ -1,4 +1,4 @@
-"""Memory and time per block in *Momentum Capsule Networks* beside one's own records."""
+"""Memory and time per block in *Momentum Capsule Networks*, compared with one's own records."""
 
 from math import nan
 
@@ -6,8 +6,8 @@ import pandas as pd
 from rich.table import Table
 
 from capsbench import paper
-from capsbench.devices import MIB
 from capsbench.frame import AXIS_COLUMN
+from capsbench.sizes import MEBIBYTES
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import MEMORY_METRICS
 from capsbench.words.labels import dataset_title, model_title, on_gpu
@@ -45,7 +45,7 @@ def table4_slopes(table: pd.DataFrame) -> Table:
     """The slope of each column of `table4`, MiB per block."""
     # The peak lies outside the blocks, so its slope is that of weights, gradients and optimizer state in every column.
     columns = [name for name in table.columns if name not in _CELL and "peak_allocated" not in name]
-    out = Table(title="memory of table 4, MiB per block", title_justify="left", title_style="bold", box=None)
+    out = Table(title=f"memory of table 4, {MEBIBYTES.name} per block", title_justify="left", title_style="bold", box=None)
     out.add_column("model", overflow="fold")
     for name in columns:
         out.add_column(name.removesuffix("_bytes").replace("_", "\n"), justify="right", overflow="fold")
@@ -81,4 +81,4 @@ def _slope(cells: pd.DataFrame, name: str) -> str:
     known = cells[["blocks", name]].dropna()
     if known["blocks"].nunique() < 2:
         return "-"
-    return f"{fit_slope(known['blocks'].tolist(), known[name].tolist()).slope / MIB:.3f}"
+    return f"{fit_slope(known['blocks'].tolist(), known[name].tolist()).slope / MEBIBYTES.size:.3f}"

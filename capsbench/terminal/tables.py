@@ -10,6 +10,7 @@ from rich.table import Table
 
 from capsbench.axes import axis_title, per_unit
 from capsbench.frame import AXIS_COLUMN, POSITION_COLUMN, along, axes_in, positions, without_axis
+from capsbench.sizes import Unit
 from capsbench.stats.least_squares import fit_slope
 from capsbench.stats.metrics import METRICS, Metric
 from capsbench.stats.slopes import by_series, noises, series_columns, series_of
@@ -19,7 +20,7 @@ from capsbench.words.labels import Names, dataset_title
 from capsbench.words.printable import cell as text_cell
 from capsbench.words.printable import printable
 from capsbench.words.slopes_in_words import basis_note, column_unit, row_ratio, row_remarks, row_shape, row_slope, within_text
-from capsbench.words.units import Unit, bytes_text, common_unit, quantity_text, ratio_text, slope_text
+from capsbench.words.units import bytes_text, common_unit, quantity_text, ratio_text, slope_text
 
 _NOISY = "~"
 _TEXT_WIDTH, _MOST_ROWS = 100, 12
@@ -27,7 +28,6 @@ _TEXT_WIDTH, _MOST_ROWS = 100, 12
 SHOWN = ("retained", "peak", "reserved", "train", "inference")
 _OF_A_CELL = ("retained", "peak", "train", "inference")
 _STANDING = ("state_bytes", "gradient_bytes", "optimizer_bytes")
-HEADS = {"retained": "retained", "peak": "peak", "reserved": "reserved", "train": "train step", "inference": "inference"}
 
 
 def slopes_table(table: pd.DataFrame, *, most: int | None = None) -> Table:
@@ -55,7 +55,7 @@ def slopes_table(table: pd.DataFrame, *, most: int | None = None) -> Table:
     if datasets:
         out.add_column("dataset", overflow="fold")
     for name in shown:
-        out.add_column(HEADS[name], justify="right", overflow="fold")
+        out.add_column(METRICS[name].head, justify="right", overflow="fold")
     everyone = Names(series for series, _ in groups)
     units = {name: column_unit(table[table["metric"] == name].to_dict("records")) for name in shown}
     for series, rows in groups[:most]:
@@ -120,7 +120,7 @@ def cells_table(frame: pd.DataFrame, *, last: int | None = None) -> Table:
     for head in ("model", *(["dataset"] if datasets else []), *(axis_title(axis).lower() for axis in axes)):
         out.add_column(head, overflow="fold")
     for name in _OF_A_CELL:
-        out.add_column(HEADS[name], justify="right", overflow="fold")
+        out.add_column(METRICS[name].head, justify="right", overflow="fold")
     finished = rows[rows["status"] == "ok"]
     units = {name: _unit(finished, METRICS[name]) for name in _OF_A_CELL}
     for (_, row), at in zip(rows.iterrows(), zip(*(places[axis][rows.index] for axis in axes), strict=True), strict=True):
@@ -170,7 +170,7 @@ def report_text(frame: pd.DataFrame, table: pd.DataFrame) -> str:
 
 
 def accuracies_table(rows: pd.DataFrame, title: str) -> Table:
-    """The rows of `stats.seeds.beside_paper` as a table."""
+    """The rows of `stats.seeds.compared_with_paper` as a table."""
     out = Table(title=title, title_justify="left", title_style="bold", box=None)
     heads, lines = accuracy_cells(rows)
     for head in heads:

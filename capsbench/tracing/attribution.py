@@ -59,36 +59,36 @@ class Modules:
 
     Args:
         model: the network.
-        told: object whose `place` is kept up to date.
+        placed: object whose `place` is kept up to date.
     """
 
-    def __init__(self, model: nn.Module, told: Placed) -> None:
-        self._model, self._told = model, told
+    def __init__(self, model: nn.Module, placed: Placed) -> None:
+        self._model, self._placed = model, placed
         self._names = {id(module): name for name, module in model.named_modules()}
         self.spans = Spans()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Follow which module is running. Hooks would do, but a network with hooks may take another way."""
-        real, told = nn.Module.__call__, self._told
+        real, placed = nn.Module.__call__, self._placed
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             name = self._names.get(id(module))
             if name is None:
                 return real(module, *args, **kwargs)
-            outside, told.place = told.place, name
+            outside, placed.place = placed.place, name
             first = _sequence_number()
             try:
                 return real(module, *args, **kwargs)
             finally:
                 self.spans.add(first, _sequence_number(), name)
-                told.place = outside
+                placed.place = outside
 
         with replaced(nn.Module, "__call__", call):
             yield
 
     def holding(self, roots: Sequence[Tensor]) -> Iterator[tuple[str, Iterator[Tensor]]]:
-        """Tensors that are held beside what autograd saved, and the module that holds them, after a watched forward pass.
+        """Tensors other than those that autograd saved, with the module that holds them, after a watched forward pass.
 
         Args:
             roots: tensors from which backward starts.

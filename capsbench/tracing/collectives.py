@@ -27,7 +27,7 @@ def is_collective(call: Call) -> bool:
 
 
 def collective_bytes(call: Call) -> int:
-    """Bytes that a collective operation takes on a CPU beside its tensors.
+    """Bytes that a collective operation takes on a CPU in addition to its tensors.
 
     Gloo gathers into one tensor that it copies to the output, and reduces a copy of the input. FSDP pads each gradient whose
     first dimension the number of processes does not divide, all at once, before it copies them into what is reduced.

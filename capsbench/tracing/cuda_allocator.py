@@ -6,8 +6,8 @@ answers on recorded traces (`tests/golden/allocator_trace_*.npz`), allocated and
 
 from bisect import bisect_left, insort
 
-from capsbench.devices import MIB
 from capsbench.errors import CapsbenchError
+from capsbench.sizes import MIB
 
 SMALLEST = 512
 """Multiple of bytes to which every request is rounded up."""

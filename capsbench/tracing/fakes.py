@@ -97,7 +97,7 @@ def twin_like(tensor: Tensor, device: torch.device, values: Values, memory: Memo
         device: device that is followed.
         values: receives the values of small tensors.
         memory: counterparts so far.
-        registered: True for what moves with a module; any other number on a CPU stays there, as it may beside any device.
+        registered: True for what moves with a module; any other number on a CPU stays there, which goes with any device.
 
     Raises:
         ConfigurationError: the bytes of its kind of tensor are not known here.

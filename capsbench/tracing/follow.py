@@ -105,7 +105,7 @@ class Follow(Operators):
         capability: the compute capability of a CUDA device; None for that of the present device, or of a common one.
         workspace_bytes: bytes that the first matrix product takes for its library, once.
         inside: follow the temporaries of operators that are written in torch, too.
-        try_scratch: run each kind of convolution once, if the step is for a CPU, to see its library's memory beside tensors.
+        try_scratch: run each kind of convolution once, if the step is for a CPU, to see its library's memory outside tensors.
     """
 
     def __init__(
@@ -365,7 +365,7 @@ class Follow(Operators):
         )
 
     def _take_scratch(self, call: Call) -> None:
-        """Count the memory that a library takes beside tensors: tried where this machine is the device, else only named."""
+        """Count the memory that a library takes outside tensors: tried where this machine is the device, else only named."""
         nbytes = None
         if Trait.SCRATCH in call.traits:
             nbytes = scratch_bytes(call) if self._try_scratch else None

@@ -1,7 +1,7 @@
 """Values that are known although a step is followed without any, of small tensors that depend on no parameter and no input.
 
 A mask that is made of ones, positions that are counted up, rates in a list: a network may read them and branch on them. They
-are computed for real, beside the tensors without values that stand for them.
+are computed for real, in addition to the tensors without values that stand for them.
 """
 
 from typing import Any

@@ -22,7 +22,7 @@ _NORMALISATIONS = {
     getattr(torch.ops.aten, name)
     for name in ("native_layer_norm", "native_batch_norm", "_native_batch_norm_legit", "native_group_norm")
 }
-"""Operators that return a mean and another statistic beside the normalised values."""
+"""Operators that return a mean and another statistic in addition to the normalised values."""
 _CONTIGUOUS_GRADIENTS = {torch.ops.aten.native_layer_norm_backward, torch.ops.aten.native_group_norm_backward}
 
 

@@ -1,4 +1,4 @@
-"""Memory that a CPU's libraries take and return beside the result, found by trial since nothing documents it."""
+"""Memory that a CPU's libraries take and return in addition to the result, found by trial since nothing documents it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from capsbench.devices import GIB
+from capsbench.sizes import GIB
 from capsbench.tracing import counting
 from capsbench.tracing.operator_calls import Call, Trait, tensors_in, written_in_torch
 
@@ -52,7 +52,7 @@ def _is_of_others(call: Call) -> bool:
 
 
 def scratch_bytes(call: Call) -> int | None:
-    """The most memory that a call of an operator holds beside inputs and outputs; None where nothing can count it.
+    """The most memory that a call of an operator holds in addition to inputs and outputs; None where nothing can count it.
 
     The call is made on new tensors of the same shapes and layouts, once for each.
     """

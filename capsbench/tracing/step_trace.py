@@ -41,7 +41,7 @@ Build = Callable[[], nn.Module]
 T = TypeVar("T")
 
 MANY_BLOCKS = 64
-"""Largest depth that is traced beside a measurement: a deeper trace would take longer than the measurement."""
+"""Largest depth that is traced during a measurement: a deeper trace would take longer than the measurement."""
 
 _LONGEST_REASON = 200
 
@@ -59,9 +59,9 @@ class TracedInference:
     trace: Trace | None
     """The memory of the training step and then of this one; None if it cannot be followed."""
     notes: tuple[str, ...]
-    """The reason that it cannot, or assumptions that decide what it computes, beside those of the training step."""
+    """The reason that it cannot, or assumptions that decide what it computes, other than those of the training step."""
     unsure: tuple[str, ...]
-    """Assumptions about the bytes that operators keep and take, beside those of the training step."""
+    """Assumptions about the bytes that operators keep and take, other than those of the training step."""
     unneeded_bytes: int
     """Bytes of the optimizer's state, which is alive though no inference needs it."""
 
@@ -271,7 +271,7 @@ def _started_live(follow: Follow, configuration: Configuration, live: Case, stac
     real = any(not tensor.is_meta for tensor in state)
 
     def twin(tensor: Tensor, registered: bool) -> Tensor:
-        # Beside weights that are in memory, those of a module on `meta` that is no part of the network lend it their shapes.
+        # Where weights are in memory, those of a module on `meta` that is no part of the network lend it their shapes.
         stays = registered and real and tensor.is_meta and id(tensor) not in in_place
         return twin_like(tensor, tensor.device if stays else device, values, memory, registered=registered)
 

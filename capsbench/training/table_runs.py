@@ -108,7 +108,7 @@ def accuracy_of(trial: Trial, data_directory: Path | None = None) -> float | Non
 
 
 def line_of(trial: Trial, accuracy: float | None, paper_epochs: int) -> dict[str, Any]:
-    """A row for `capsbench.stats.seeds.beside_paper`."""
+    """A row for `capsbench.stats.seeds.compared_with_paper`."""
     row, settings = trial.row, trial.members[0].settings
     return {
         **{name: getattr(row, name) for name in ("dataset", "model", "networks", "blocks", "optimizer", "routing")},

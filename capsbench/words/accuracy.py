@@ -1,4 +1,4 @@
-"""Accuracy tables beside the paper's, as text: their cells, and Markdown."""
+"""Accuracy tables compared with the paper's, as text: their cells, and Markdown."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ NOTE = "± is one standard deviation over seeds; within both: the difference is 
 
 
 def accuracy_markdown(rows: pd.DataFrame, title: str) -> str:
-    """Rows of `stats.seeds.beside_paper` as Markdown."""
+    """Rows of `stats.seeds.compared_with_paper` as Markdown."""
     heads, lines = accuracy_cells(rows)
     table = [heads, ["---"] * len(heads), *lines]
     return "\n".join([f"# {title}", "", *(f"| {' | '.join(line)} |" for line in table), "", NOTE, ""])

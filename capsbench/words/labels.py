@@ -1,4 +1,4 @@
-"""Names of series: the model, and the options that distinguish it from the other series beside it."""
+"""Names of series: the model, and the options that distinguish it from the other series shown with it."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,9 +11,12 @@ from capsbench.typed_values import settings_in
 from capsbench.words.along import over_text, places_text
 from capsbench.words.printable import printable
 
-_NEVER_TOLD = {"model", "dataset", "kind", AXIS_COLUMN}
+_NOT_IN_NAMES = {"model", "dataset", "kind", AXIS_COLUMN}
 # Each model has its own strategy and inverse, which distinguish series only if one model has several.
-_TOLD_WITHIN_A_MODEL = {"source", *(name for name, option in OPTIONS.items() if option.of_model)}
+_NAMED_WITHIN_A_MODEL = {"source", *(name for name, option in OPTIONS.items() if option.of_model)}
+
+STAND_IN = "the packaged images stand in for a set that was not on disk"
+"""Remark on records whose images are those of the sample, in the shape of another set."""
 
 Series = Mapping[str, object]
 
@@ -52,7 +55,7 @@ def is_predicted(series: Series) -> bool:
 
 
 class Names:
-    """Names of series beside each other, for many series at once.
+    """Names of series that are shown together, for many series at once.
 
     Args:
         all_series: all of them.
@@ -70,7 +73,7 @@ class Names:
         self._alike = {key: _Alike(some) for key, some in groups.items()}
         texts = [set(settings_in(str(one["settings"]))) for one in everyone if plain(one.get("settings")) is not None]
         self._shared = set.intersection(*texts) if len(texts) > 1 else set()
-        """Settings that all cases share, which tell none apart."""
+        """Settings that all cases share, which distinguish none."""
 
     def of(self, series: Series) -> str:
         """The name: `MoCapsNet`, or `MoCapsNet (batch 32, published)` if other series differ in that; predictions say so."""
@@ -78,7 +81,7 @@ class Names:
         words = [over_text(str(axis))] if len(self._batches) > 1 else []
         words += ["predicted"] if is_predicted(series) else []
         alike = self._alike[axis, is_predicted(series)]
-        for column in (name for name in series if name not in _NEVER_TOLD):
+        for column in (name for name in series if name not in _NOT_IN_NAMES):
             if alike.differ(series, column) or (column == "batch_size" and len(self._batches[axis]) > 1):
                 word = _word(series, column)
                 # The next columns only have to distinguish the series that agree so far.
@@ -108,7 +111,7 @@ class _Alike:
         words = self._words[column]
         if len({word for model, word, _ in words if model == series["model"]}) > 1:
             return True
-        if column in _TOLD_WITHIN_A_MODEL or _lacks(series, column):
+        if column in _NAMED_WITHIN_A_MODEL or _lacks(series, column):
             return False
         return len({word for _, word, lacks in words if not lacks}) > 1
 

@@ -8,10 +8,11 @@ import pandas as pd
 
 from capsbench.axes import basis_form, basis_text, per_unit, term_unit
 from capsbench.frame import AXIS_COLUMN
+from capsbench.sizes import Unit
 from capsbench.stats.linearity import CURVES, Shape
 from capsbench.stats.metrics import METRICS
 from capsbench.stats.slopes import REFERENCE_MODEL
-from capsbench.words.units import Unit, common_unit, quantity_text, ratio_in_words, slope_text, slope_values
+from capsbench.words.units import common_unit, quantity_text, ratio_in_words, slope_text, slope_values
 
 Row = Mapping[Any, Any] | pd.Series
 """A row of the table of slopes."""

@@ -4,12 +4,8 @@ import math
 import re
 from collections.abc import Iterable
 
-from capsbench.devices import GIB, KIB, MIB
 from capsbench.errors import ConfigurationError
-
-BYTES = ((GIB, "GiB", 2), (MIB, "MiB", 2), (KIB, "KiB", 2), (1, "B", 0))
-SECONDS = ((1.0, "s", 2), (1e-3, "ms", 1), (1e-6, "µs", 0))
-"""Size, name and decimals of each unit, the largest first."""
+from capsbench.sizes import BYTE_UNITS, GIB, KIB, MIB, SECOND_UNITS, Unit
 
 _MOST_DECIMALS = 9
 _LOPSIDED = 0.2
@@ -59,13 +55,9 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 86400:,} days {whole % 86400 // 3600} h"
 
 
-Unit = tuple[float, str, int]
-"""Size of a unit in bytes or seconds, its name, and the decimals of its values."""
-
-
 def common_unit(values: Iterable[float], *, is_bytes: bool) -> Unit:
     """The unit that suits the largest of some values, in which all values of a column are printed."""
-    units = BYTES if is_bytes else SECONDS
+    units = BYTE_UNITS if is_bytes else SECOND_UNITS
     largest = max((abs(value) for value in values if not math.isnan(value)), default=0.0)
     return next((unit for unit in units if largest >= unit[0]), units[-1])
 

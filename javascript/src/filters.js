@@ -34,7 +34,7 @@ export function metricOptions(test = () => true) {
   return DATA.metrics.filter(test).map((metric) => [metric.name, metric.title]);
 }
 
-// Names of lines beside each other, without their report and data set if they share both.
+// Names of lines shown together, without their report and data set if they share both.
 export function namesOf(indices) {
   const shared = new Set(indices.map((index) => JSON.stringify([LINES[index].report, LINES[index].dataset]))).size < 2;
   return new Map(indices.map((index) => [index, shared ? LINES[index].short : LINES[index].label]));

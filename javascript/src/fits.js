@@ -2,7 +2,7 @@
 
 import { addChart, redraw } from "./charts.js";
 import { axisNow, cellsOf, DATA, figure, isGood, LINES, METRICS, placeOf } from "./data.js";
-import { byId, note } from "./dom.js";
+import { byId, note, variable } from "./dom.js";
 import { chosenLines, namesOf } from "./filters.js";
 import { keyOf, keys } from "./keys.js";
 import { axisTitle, colourOf } from "./layout.js";
@@ -10,7 +10,8 @@ import { MOST_LINES } from "./state.js";
 import { makeTable } from "./tables.js";
 import { grouped, heightOn, placeText, plotText, plural, quantity } from "./words.js";
 
-const GIB = 2 ** 30;
+// The unit in which the sizes of GPUs are given.
+const [GIB, GIB_NAME] = DATA.units.bytes[0];
 const DEEPEST = 100_000;
 
 // The memory of a line that can be continued; null if it cannot.
@@ -87,7 +88,7 @@ function buildFits() {
   const layout = {
     margin: { l: 64, r: 116, t: 14, b: 46 },
     xaxis: { title: axisTitle(DATA.axes[axisNow()].label), type: "log", range: [Math.log10(first), Math.log10(1.2 * most)] },
-    yaxis: { title: axisTitle("GiB"), type: "log" },
+    yaxis: { title: axisTitle(GIB_NAME), type: "log" },
     shapes: DATA.gpus.map(levelOf),
     annotations: DATA.gpus.map(levelName),
   };
@@ -98,7 +99,7 @@ function buildFits() {
 const RIM = { xref: "paper", yref: "y" };
 
 function levelOf({ bytes }) {
-  const line = { color: "#888888", width: 1, dash: "dash" };
+  const line = { color: variable("--pale"), width: 1, dash: "dash" };
   return { type: "line", ...RIM, x0: 0, x1: 1, y0: bytes / GIB, y1: bytes / GIB, line };
 }
 

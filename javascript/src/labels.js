@@ -1,4 +1,4 @@
-// Names beside the points of a chart, where there is room for them.
+// Names next to the points of a chart, where there is room for them.
 
 import { shortened } from "./dom.js";
 import { widthOf } from "./layout.js";

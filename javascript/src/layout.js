@@ -43,7 +43,7 @@ export const keyColour = (index) => `var(--c${index})`;
 
 export const axisTitle = (text) => ({ text, standoff: 8, font: { size: 12, color: variable("--soft") } });
 
-// Every position, every second one and so on: as many as fit beside each other.
+// Every position, every second one and so on: as many as fit next to each other.
 export function wholeTicks(places, node) {
   const range = Math.max(...places) - Math.min(...places);
   if (range > 16 || !places.every(Number.isInteger)) return {};
@@ -63,7 +63,7 @@ export function errorBars(above, below, colour, width) {
   return { type: "data", symmetric: false, array: above, arrayminus: below, color: colour, thickness: 0.8, width };
 }
 
-// A range with room beside its values for names of points, which keeps level values looking level.
+// A range with room next to its values for names of points, which keeps level values looking level.
 export function roomyRange(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const span = Math.max(high - low, 0.1 * high, 1e-12);

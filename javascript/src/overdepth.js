@@ -235,7 +235,7 @@ export function endText(index) {
   return `out of memory${placeOf(full) ? ` at ${placeText(LINES[index].axis, placeOf(full))}` : ""}`;
 }
 
-// Table 4 of the paper, if it can stand beside the drawn figures: on a GPU, at its batch.
+// Table 4 of the paper, if it can be compared with the drawn figures: on a GPU, at its batch.
 export function paperLines(metric, indices) {
   if (!DATA.paper.metrics.includes(metric.name)) return [];
   const datasets = new Set(indices.filter((index) => LINES[index].paper).map((index) => LINES[index].dataset));

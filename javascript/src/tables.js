@@ -52,7 +52,7 @@ function sort(id, by) {
 function turn(id, step) {
   const { turns } = TABLES.get(id);
   change(state.tables[id], { page: state.tables[id].page + step });
-  // A disabled button has no focus, so a keyboard user who turns pages stays beside it.
+  // A disabled button has no focus, so a keyboard user who turns pages stays next to it.
   const [pressed, other] = step < 0 ? turns : [...turns].reverse();
   if (pressed.disabled) other.focus();
 }

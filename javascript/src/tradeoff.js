@@ -147,7 +147,7 @@ function buildTradeoff(node) {
   return { data, layout, label: `${what}, ${plural(points.length, "record")}; the numbers are in a table below.` };
 }
 
-// The points that have a name beside them: one of each line, those on the front first.
+// The points that have a name next to them: one of each line, those on the front first.
 function namedPoints(shown) {
   const names = namesOf(linesOf(shown));
   const first = [...shown].sort((a, b) => b.front - a.front);

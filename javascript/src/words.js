@@ -50,7 +50,7 @@ export function whereText(cell) {
   return [...places, ...(CELLS.replicate[cell] ? [`replicate ${CELLS.replicate[cell] + 1}`] : [])].join(", ");
 }
 
-// A cost with a square beside its slope, or divided by its axis; its text names the units of both terms.
+// A cost with a square in addition to its slope, or divided by its axis; its text names the units of both terms.
 const isCurve = ({ shape }) => shape === "quadratic" || shape === "inverse";
 export const isFitted = (fit) => fit.shape === "line" || isCurve(fit);
 export const heightOn = (fit, place) =>
@@ -73,7 +73,7 @@ function metricRows(cell, metric) {
   return fit ? [...rows, plotText(slopeText(fit, "slope "))] : rows;
 }
 
-// The text beside a point.
+// The text next to a point.
 export function hoverText(cell, metrics) {
   const [label, status, noise] = [shortened(lineOf(cell).label, 60), statusOf(cell), noiseOf(cell)];
   const rows = [`<b>${plotText(label)}</b>`, plotText(whereText(cell)), ...metrics.flatMap((metric) => metricRows(cell, metric))];

@@ -304,9 +304,9 @@ def test_names_written_out_are_the_package_s_own(command_name, option, known):
         ("--batch-size", "5000", "1024"),
         ("--batch-size", "-3", "1"),
         ("--gamma", "0", "above 0"),
-        ("--gamma", "2", "between 0 and 1"),
-        ("--gamma", "x", ""),
-        ("--gamma", "nan", "is not finite"),
+        ("--gamma", "2", "0 to 1"),
+        ("--gamma", "x", "0 to 1"),
+        ("--gamma", "nan", "is not a finite number"),
         ("--iterations", "0", "1"),
         ("--capsules", "0", "1"),
         ("--capacity", "3", "MiB"),
@@ -723,7 +723,7 @@ def test_a_second_ctrl_c_still_says_how_to_go_on(command, monkeypatch):
     ("arguments", "words"),
     [
         (["run", "--out", ""], ("--out is empty", "name a file or a folder")),
-        (["run", "--gpu", "h100"], ("--gpu h100 does not go with --device auto", "add --device cuda:predicted")),
+        (["run", "--gpu", "h100"], ("--gpu h100 cannot be combined with --device auto", "add --device cuda:predicted")),
     ],
 )
 def test_options_that_would_be_passed_over_are_refused(command, tmp_path, arguments, words):

@@ -220,7 +220,7 @@ def test_options_are_told_among_lines_of_one_kind():
     [
         (1.5, 1.3, 1.8, "1.50\n1.30–1.80"),
         (1.2708, 1.1978, 1.3611, "1.27\n1.20–1.36"),
-        # An end beyond 1 does not read as 1, at which an interval says nothing of the direction.
+        # An end beyond 1 does not read as 1, at which an interval does not show the direction.
         (0.956, 0.91366, 1.00127, "0.956\n0.914–1.001"),
         (0.9982, 0.9961, 1.00036, "0.9982\n0.9961–1.0004"),
         (1.5, 0.00012, 3.2, "1.50\n0.00–3.20"),

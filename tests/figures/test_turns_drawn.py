@@ -7,7 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from capsbench.figures.depth import figure3, figure4
-from capsbench.page.answers import _time
+from capsbench.page.answers import _cost
 from capsbench.page.cells import _fit
 from capsbench.page.notebook import slopes
 from capsbench.stats.slopes import fitted_slopes
@@ -110,7 +110,7 @@ def test_the_part_of_a_step_is_named_with_its_slope() -> None:
     assert max(map(len, shown.splitlines())) <= 80
     assert "blocks and optimizer, in turn" in slopes(frame)._repr_html_()
     row = next(row for row in table.to_dict("records") if row["metric"] == "train")
-    assert "(blocks and optimizer, in turn)" in "".join(text for _, text in _time(_fit(row), "block"))
+    assert "(blocks and optimizer, in turn)" in "".join(text for _, text in _cost({"train": _fit(row)}, frame, "per block"))
 
 
 def test_cells_that_were_timed_alone_have_no_such_note() -> None:

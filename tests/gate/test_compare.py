@@ -1,4 +1,4 @@
-"""Two runs beside each other: what modules changed, whether times differ, which lines are one line, and how it is told."""
+"""Two runs compared: what modules changed, whether times differ, which lines are one line, and how it is reported."""
 
 import json
 
@@ -168,7 +168,7 @@ def test_without_a_yardstick_seconds_are_compared_and_it_is_said():
 
 
 def test_a_slope_of_time_must_move_the_step():
-    # Blocks that cost 1 % of the step may double; nobody could tell such a slope from noise on a real machine.
+    # Blocks that cost 1 % of the step may double; nobody could distinguish such a slope from noise on a real machine.
     def summary(per_block):
         run = noisy_run(np.random.default_rng(0), 1, between=0, within=0, outliers=0, drift=0)
         for cell in run.lines[0].cells:
@@ -452,7 +452,7 @@ def test_verdicts_are_whole_at_80_columns_and_reasons_are_given_once(command, tm
     text = command("compare", before, after).stdout
     assert text.count(elsewhere) == 1
     assert {line.split()[0] for line in text.splitlines() if " per block" in line} == {"same"}
-    remark = "not comparable: peak allocated, train step, inference of all lines: CPU"
+    remark = "not comparable: peak, train step, inference of all lines: CPU"
     assert any(line.startswith(remark) for line in text.splitlines())
 
 

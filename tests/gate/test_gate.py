@@ -110,7 +110,7 @@ def with_inference(records, peak, kept):
 
 def test_inference_is_held_to_a_baseline_that_has_it(gate, command, tmp_path):
     known = write_report(tmp_path / "with", with_inference(seeded_run(), 40 * MIB, 7 * MIB))
-    # A baseline from before inference was counted says nothing of it.
+    # A baseline from before inference was counted has no figures of it.
     assert command("check", known, "--baseline", "base.json").status == 0
     assert command("check", known, "--baseline", "base.json", "--update").status == 0
     result = gate(with_inference(seeded_run(), 40 * MIB, 8 * MIB))
@@ -273,7 +273,7 @@ def test_another_machine_is_held_to_what_does_not_depend_on_it(gate):
     slow = seeded_run(slower=3, extra={"peak_allocated_bytes": 99 * MIB})
     result = gate(slow, machine=ELSEWHERE)
     assert result.status == 0
-    left = "left out: peak allocated, train step, inference of all lines: CPU Another CPU, Some CPU before"
+    left = "left out: peak, train step, inference of all lines: CPU Another CPU, Some CPU before"
     assert told(result, "left out") == [left]
     assert gate(seeded_run(modules={"blocks.{block}.0": MIB}), machine=ELSEWHERE).status == 1
 
@@ -339,7 +339,7 @@ def test_a_badge_has_the_verdict(gate, tmp_path, modules, message):
     space = "{http://www.w3.org/2000/svg}"
     assert root.find(f"{space}title").text == f"capsbench: {message}"
     assert [it.text for it in root.findall(f"{space}text")] == ["capsbench", message]
-    # Both parts lie beside each other, and each is wide enough for its text.
+    # Both parts lie next to each other, and each is wide enough for its text.
     parts = [(int(it.get("x")), int(it.get("width"))) for it in root.findall(f"{space}rect")]
     assert parts[1][0] == parts[0][1]
     assert sum(width for _, width in parts) == int(root.get("width"))

@@ -1,4 +1,4 @@
-"""A real browser on a page: opens it, and tells of anything that goes wrong there."""
+"""A real browser on a page: opens it, and reports anything that goes wrong there."""
 
 import shutil
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class Opened:
         self.page.wait_for_timeout(150)
 
     def hover(self, name, cell):
-        """Text that the browser shows beside the point of a cell."""
+        """Text that the browser shows next to the point of a cell."""
         self.drawn(name)
         self.page.locator(f"#{name}").scroll_into_view_if_needed()
         x, y = self.evaluate(_PLACE, [name, cell])

@@ -71,12 +71,12 @@ class _Kept:
         self.tensor = tensor
 
 
-def kept_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor]) -> int:
+def kept_bytes(forward: Callable[[], Tensor], earlier: Iterable[Tensor]) -> int:
     """Bytes that autograd keeps after a forward pass: those of its loss, and of each storage behind a tensor that a node saved.
 
     Args:
         forward: returns the loss.
-        besides: tensors that were there before, whose storages do not count.
+        earlier: tensors that were there before, whose storages do not count.
     """
     kept = weakref.WeakSet[_Kept]()
 
@@ -87,12 +87,12 @@ def kept_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
         loss = forward()
-    return bytes_beside([loss, *(one.tensor for one in kept)], besides)
+    return bytes_other_than([loss, *(one.tensor for one in kept)], earlier)
 
 
-def bytes_beside(tensors: Iterable[Tensor], besides: Iterable[Tensor]) -> int:
+def bytes_other_than(tensors: Iterable[Tensor], earlier: Iterable[Tensor]) -> int:
     """Bytes of the storages behind tensors, each once, without those that are behind other tensors too."""
-    before = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    before = {tensor.untyped_storage().data_ptr() for tensor in earlier}
     alive = [tensor.untyped_storage() for tensor in tensors]
     return sum({one.data_ptr(): one.nbytes() for one in alive if one.data_ptr() not in before}.values())
 

@@ -37,8 +37,8 @@ def fails(bench: Bench) -> Items:
 
     def first() -> Found:
         _tried(bench, "fails-first")
-        if not (bench.folder / "mended").exists():
-            raise ValueError("not yet\nmended")
+        if not (bench.folder / "fixed").exists():
+            raise ValueError("not yet\nfixed")
         return {"figure": 1}
 
     return {"first": first, "second": partial(_tried, bench, "fails-second")}
@@ -48,7 +48,7 @@ def hangs(bench: Bench) -> Items:
     """The second item starts a process and waits for it in vain, until a file is there."""
 
     def second() -> Found:
-        if not (bench.folder / "mended").exists():
+        if not (bench.folder / "fixed").exists():
             child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({LONG})"])
             (bench.folder / "child.pid").write_text(str(child.pid))
             child.wait()
@@ -91,7 +91,7 @@ def lost(bench: Bench) -> Items:
 
 
 def says_error(bench: Bench) -> Items:
-    """An item that has figures, and an error beside them."""
+    """An item that has figures, and an error as well."""
     return {"item": lambda: {"passed": 5, "error": "1 test failed"}}
 
 

@@ -103,7 +103,7 @@ def fake_nvml(processes=(), init_fails=False, asking_fails=False, reason="", fre
         init_fails: whether NVML cannot be opened, as without a driver.
         asking_fails: whether it answers no question about the GPU.
         reason: text of its errors.
-        free: free bytes; None if it does not tell.
+        free: free bytes; None if it does not report them.
         slices: names of the GPU's slices, for which alone it has answers, if there are any.
     """
     state = SimpleNamespace(open=0, asked=[])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capsbench.devices import MIB
 from capsbench.frame import to_frame
 from capsbench.records import (
     Cell,
@@ -24,6 +23,7 @@ from capsbench.records import (
     Timeline,
 )
 from capsbench.report import Report
+from capsbench.sizes import MIB
 
 # What a block adds, and what there is without one.
 RETAINED_PER_BLOCK = {"capsnet": 10 * MIB, "rescapsnet": 10 * MIB, "mocapsnet": 0}
@@ -66,7 +66,7 @@ def make_record(model: str = "rescapsnet", blocks: int = 1, *, replicate: int = 
     time = TimeFigures(
         clock="monotonic",
         warmup_steps=2,
-        # The outlier tells the median from the mean, and is too rare to be the median of a resample.
+        # The outlier distinguishes the median from the mean, and is too rare to be the median of a resample.
         train_step_seconds=[step] * 8 + [100 * step],
         forward_seconds=[step / 3] * 9,
         inference_seconds=[step / 4] * 9,

@@ -19,7 +19,7 @@ PACKAGES = {
     "bert": "transformers", "t5": "transformers", "detector": "torchvision", "resnet": "torchvision", "vit": "torchvision",
     "swin": "torchvision", "convnext": "torchvision",
 }  # fmt: skip
-"""The package of each network that comes from one beside torch."""
+"""The package of each network that comes from one other than torch."""
 
 
 def images_and_labels(count: int, size: int) -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ def unet(width=8, batch_size=2, size=16):
 
 
 class LowRank(nn.Module):
-    """A frozen layer and a product of two thin ones that is trained beside it (LoRA)."""
+    """A frozen layer and a product of two thin ones that is trained in its place (LoRA)."""
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()

@@ -214,7 +214,7 @@ def adversarial_at_once(blocks=2, batch_size=7):
 
 
 def both_losses(pair: nn.Module, batch: Any) -> Tensor:
-    """The discriminator's loss with the generator's output, which waits beside it."""
+    """The discriminator's loss with the generator's output, which waits meanwhile."""
     made = pair.generator(batch[0]) * 0.5
     loss = pair.discriminator(torch.cat([made.detach(), batch[1]])).square().mean()
     loss.waiting = made

@@ -26,7 +26,7 @@ def seeded_record(model="rescapsnet", blocks=1, *, modules=None, extra=None, slo
     Args:
         model: of `make_record`.
         blocks: depth.
-        modules: bytes that modules retain beside what they did; `{block}` in a name stands for each block's number.
+        modules: bytes that modules retain in addition to what they did; `{block}` in a name stands for each block's number.
         extra: bytes to add to other figures, by name.
         slower: factor on the step alone.
         pace: factor on all times: the machine's.
@@ -86,7 +86,7 @@ def noisy_run(random, lines=3, depths=range(1, 9), slower=(), between=0.05, with
         random: where noise comes from.
         lines: how many.
         depths: of each.
-        slower: factor on the steps of line 0, 1 …; 1 where it says nothing.
+        slower: factor on the steps of line 0, 1 …; 1 where it has no entry.
         between: standard deviation of the logarithm of processes.
         within: of samples.
         outliers: probability that a process takes half as long again.

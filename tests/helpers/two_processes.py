@@ -1,4 +1,4 @@
-"""Gradients of a stack in two processes, beside those in one: `python two_processes.py RANK FILE` writes how far they differ.
+"""Gradients of a stack in two processes and in one: `python two_processes.py RANK FILE` writes how far they differ.
 
 Run by `test_citizen`, as ranks 0 and 1. Each case trains two steps in DistributedDataParallel (gloo), each process on its half of
 the batch.

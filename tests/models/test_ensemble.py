@@ -83,11 +83,11 @@ def test_both_fronts_have_the_same_gradients(convolutions):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"blocks": 1}, "blocks 1 is out of range"),
-        ({"convolutions": 3}, "convolutions 3 is out of range"),
+        ({"blocks": 1}, "`blocks` 1 is out of range"),
+        ({"convolutions": 3}, "`convolutions` 3 is out of range"),
         ({"convolutions": 2, "in_shape": (1, 24, 28)}, "at least 25 × 25"),
         ({"in_shape": (1, 16, 28)}, "at least 17 × 17"),
-        ({"memory": "checkpoint"}, "memory 'checkpoint' is not offered here"),
+        ({"memory": "checkpoint"}, "`memory` checkpoint is not offered here"),
     ],
     ids=str,
 )

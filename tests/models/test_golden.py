@@ -103,7 +103,7 @@ def test_output_of_every_block(name, kernel, blocks):
 
 
 def test_the_papers_rule_is_another():
-    """The two rules differ, or the golden test could not tell them apart."""
+    """The two rules differ, or the golden test could not distinguish them."""
     golden = read("mocapsnet_official_code")
     net = MoCapsNet((1, 28, 28), 10, BLOCKS, channels=16, capsules=6, decoder=False)
     net.load_state_dict(dict(zip(net.state_dict(), network("mocapsnet", golden).state_dict().values(), strict=True)))

@@ -17,7 +17,7 @@ from capsbench.cli.sweeps import asked_cells
 from capsbench.files import ENVIRONMENT, SavedTimeline
 from capsbench.frame import frame_of
 from capsbench.page import build, page_html, write_page
-from capsbench.page.build import script_json, told_apart
+from capsbench.page.build import script_json, with_unique_names
 from capsbench.page.commands import cell_arguments, series_command, timeline_command
 from capsbench.prediction.predict import predict_memory, trace_for
 from capsbench.records import STEP_PHASES, Cell, MemoryFigures, Plan, Record, StepFigures, StepPhase, Timeline
@@ -185,8 +185,8 @@ def test_a_name_is_written_out_everywhere():
     assert "\\u202enet" in answer
 
 
-def test_reports_of_one_name_are_told_apart():
-    assert [one.name for one in told_apart([source([]), source([]), source([], "mine (2)")])] == [
+def test_reports_of_one_name_are_with_unique_names():
+    assert [one.name for one in with_unique_names([source([]), source([]), source([], "mine (2)")])] == [
         "mine",
         "mine (2)",
         "mine (2) (2)",
@@ -354,7 +354,7 @@ def test_a_run_ends_with_its_page(capsbench, tmp_path):
 
 
 def test_frames_of_reports_keep_their_names():
-    sources = told_apart([source([make_record()], "a/b"), source([make_record()], "b")])
+    sources = with_unique_names([source([make_record()], "a/b"), source([make_record()], "b")])
     assert frame_of(sources)["report"].tolist() == ["a/b", "b"]
     assert make_frame([make_record()], "a/b")["report"].tolist() == ["b"]
 
@@ -496,7 +496,7 @@ def test_records_that_do_not_say_how_their_convolutions_ran_ran_them_plainly():
     assert cell.configuration == configuration.model_copy(update={"front": "plain"})
 
 
-# What is beside a comparison.
+# What is shown with a comparison.
 
 
 def test_what_compare_and_check_remark_is_on_the_page():
@@ -514,9 +514,9 @@ def test_what_compare_and_check_remark_is_on_the_page():
     assert "only in the second: MoCapsNet" in told["remarks"]
     before, after = data["history"]["points"]
     assert before["remarks"] == []
-    assert any(text.startswith("left out: peak allocated") and "Other CPU, Some CPU before" in text for text in after["remarks"])
+    assert any(text.startswith("left out: peak") and "Other CPU, Some CPU before" in text for text in after["remarks"])
     assert "note: not in the baseline: MoCapsNet" in after["remarks"]
-    # Numbers beside texts: what is downloaded needs no reading.
+    # Numbers as well as texts: what is downloaded needs no parsing.
     rows = [dict(zip(told["columns"], row, strict=True)) for row in told["rows"]]
     slope = next(row for row in rows if row["figure"] == "retained per block")
     assert (slope["unit"], slope["before_value"], slope["after_value"]) == ("bytes", 10 * MIB, 10 * MIB)
@@ -605,7 +605,7 @@ def test_a_value_without_a_slope_is_not_under_the_unit_of_one():
     assert heads[1] == "retained for backward per block"
     (level,) = [cells for name, cells in rows.items() if not name.startswith("ResCapsNet")]
     assert level[0] == "- 1.00 MiB in all, no blocks"
-    # A series of one depth, beside one that has a slope.
+    # A series of one depth, together with one that has a slope.
     heads, rows = costs_of([make_record(blocks=1), make_record(blocks=2), make_record("mocapsnet", 3)])
     (one,) = [cells for name, cells in rows.items() if name.startswith("MoCapsNet")]
     assert one[0] == "- 1.00 MiB in all, at 3 blocks"

@@ -334,7 +334,7 @@ def test_a_batch_of_none(inverse):
 
 @pytest.mark.parametrize("inverse", INVERSES)
 def test_shapes_without_values(inverse):
-    """Memory is foretold on meta tensors."""
+    """Memory is predicted on meta tensors."""
     stack = MomentumStack(functions(40).float(), inverse=inverse).to("meta")
     x = torch.zeros(2, WIDTH, device="meta", requires_grad=True)
     stack(x).sum().backward()
@@ -391,7 +391,7 @@ def test_segments_that_drift_say_so():
     said = warned(steep, inverse="segmented")
     assert said
     assert all("gradients are wrong" in line and "'segmented'" in line for line in said)
-    # Told the truth, it takes segments short enough.
+    # Given the right bound, it takes segments short enough.
     assert not warned(steep, inverse="segmented", lipschitz=40.0)
     assert not warned(steep, inverse="exact")
 
@@ -470,7 +470,7 @@ def test_auto_is_float_in_the_papers_range_and_then_what_keeps_less():
 
 def test_what_is_asked_for_is_not_changed():
     assert [resolve_inverse(inverse, 2000, 0.9) for inverse in INVERSES[1:]] == list(INVERSES[1:])
-    for asked, gamma, said in (("exactly", 0.9, "'exactly'"), ("auto", 0, "gamma 0"), ("exact", 1e-9, "1e-09")):
+    for asked, gamma, said in (("exactly", 0.9, "'exactly'"), ("auto", 0, "`gamma` 0"), ("exact", 1e-9, "1e-09")):
         with pytest.raises(ConfigurationError, match=said):
             resolve_inverse(asked, 3, gamma)
 

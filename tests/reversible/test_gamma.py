@@ -255,13 +255,13 @@ def test_nothing_to_learn_without_blocks():
     [
         ({"gamma": (0.9, 0.5)}, "2 values for 3 blocks"),
         ({"gamma": (0.9, 0.5), "rule": "published"}, "2 values for 3 blocks"),
-        ({"gamma": (0.9, 1.5, 0.9)}, "gamma 1.5 is out of range"),
-        ({"gamma": (0.9, 0.0, 0.9)}, "gamma 0 cannot be reversible"),
-        ({"gamma": (0.9, float("nan"), 0.9)}, "gamma nan is out of range"),
-        ({"gamma": (0.9, 1e-6, 0.9), "inverse": "exact"}, "gamma 1e-06 is too near to 0 or 1"),
-        ({"learn_gamma": True, "inverse": "exact"}, "'exact' cannot compute with a gamma that is learnt"),
-        ({"learn_gamma": True, "gamma": 1}, "gamma 1 cannot be learnt"),
-        ({"learn_gamma": True, "gamma": (0.9, 0.0, 0.9), "memory": "stored"}, "gamma 0.0 cannot be learnt"),
+        ({"gamma": (0.9, 1.5, 0.9)}, "`gamma` 1.5 is out of range"),
+        ({"gamma": (0.9, 0.0, 0.9)}, "`gamma` 0 cannot be reversible"),
+        ({"gamma": (0.9, float("nan"), 0.9)}, "`gamma` nan is out of range"),
+        ({"gamma": (0.9, 1e-6, 0.9), "inverse": "exact"}, "`gamma` 1e-06 is too near to 0 or 1"),
+        ({"learn_gamma": True, "inverse": "exact"}, "`inverse` exact cannot compute with a gamma that is learnt"),
+        ({"learn_gamma": True, "gamma": 1}, "`gamma` 1 cannot be learnt"),
+        ({"learn_gamma": True, "gamma": (0.9, 0.0, 0.9), "memory": "stored"}, "`gamma` 0.0 cannot be learnt"),
     ],
     ids=str,
 )
@@ -271,7 +271,7 @@ def test_refused_at_entry(options, words):
     assert len(str(refused.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize(("logit", "words"), [(float("nan"), "gamma nan is out of"), (-200, "gamma 0 cannot be reversible")])
+@pytest.mark.parametrize(("logit", "words"), [(float("nan"), "`gamma` nan is out of"), (-200, "`gamma` 0 cannot be reversible")])
 def test_a_learnt_gamma_that_leaves_the_range(logit, words):
     stack = MomentumStack(functions(2, torch.float32), learn_gamma=True)
     with torch.no_grad():

@@ -223,7 +223,7 @@ def test_each_list_that_is_named_must_be_called():
         ("checkpoint:encoder.", Two, "no list of layers 'encoder.'", "it has heads"),
         ("checkpoint:0", lambda: like(nn.Linear, nn.Linear), "no list of layers '0'", "leave the name out"),
         ("checkpoint:encoder.0.layers+encoder", Two, "'encoder.0.layers' lies inside 'encoder'", "checkpoint:encoder"),
-        ("stored:encoder", Two, "changes nothing of the lists", "stored alone"),
+        ("stored:encoder", Two, "has no effect on the lists", "stored alone"),
         ("reversible:encoder", Two, "can be inverted", "MomentumStack"),
     ],
 )
@@ -337,7 +337,7 @@ def test_what_a_member_changes_of_its_arguments_is_refused(make, change):
     keep_less(layers, "checkpoint")
     with pytest.raises(ConfigurationError, match=r"layer Changing changes an? .* that it is given") as raised:
         layers[0](x, make())
-    assert raised.value.hint == "use memory 'stored' or 'offload'"
+    assert raised.value.hint == "use `memory` stored or offload"
 
 
 def test_arguments_that_are_only_read_are_no_change():
@@ -381,7 +381,7 @@ def test_members_that_are_never_called_are_refused(compiled):
     net = nn.ModuleList(Changing(lambda aux, y: None) for _ in range(2))
     refuse_uncalled(net)
     keep_less(net, "checkpoint")
-    with pytest.raises(ConfigurationError, match="memory 'checkpoint' has no effect: no layer Changing is called"):
+    with pytest.raises(ConfigurationError, match="`memory` checkpoint has no effect: no layer Changing is called"):
         refuse_uncalled(net)
     with torch.no_grad():
         net[0](x, None)

@@ -1,4 +1,4 @@
-"""Reversible stacks beside plain autograd: what others brought that gave gradients which were wrong without a word."""
+"""Reversible stacks and plain autograd: what others brought that gave gradients which were wrong without a word."""
 
 import copy
 import random

@@ -105,7 +105,7 @@ def saved_bytes(way: str, depth: int) -> int:
 
 
 def live_tensors() -> int:
-    """Tensors that Python can reach: what a context holds besides its saved tensors is among them."""
+    """Tensors that Python can reach: what a context holds in addition to its saved tensors is among them."""
     gc.collect()
     return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
@@ -500,7 +500,7 @@ def test_hooks_on_saved_tensors(way, hooks):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"gamma": 0}, "gamma 0 "),
+        ({"gamma": 0}, "`gamma` 0 "),
         ({"gamma": -0.1}, "-0.1"),
         ({"gamma": 1.5, "memory": "stored"}, "1.5"),
         ({"gamma": float("nan")}, "nan"),
@@ -518,7 +518,7 @@ def test_options_that_make_no_sense(options, said):
 
 def test_a_strategy_must_be_offered():
     check_strategy("reversible")
-    with pytest.raises(ConfigurationError, match=r"'reversible'.*\n.*stored"):
+    with pytest.raises(ConfigurationError, match=r"`memory` reversible .*\n.*stored"):
         check_strategy("reversible", PLAIN_STRATEGIES)
 
 

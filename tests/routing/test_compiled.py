@@ -218,7 +218,7 @@ def test_without_a_compiler_auto_is_recompute(fresh, monkeypatch):
     assert resolve_kernel("auto") == "recompute"
     given = example(SIZES[0])
     assert_all_close(outcome(given, "auto"), outcome(given, "recompute"), relative=0)
-    with pytest.raises(ConfigurationError, match=r"'compiled'.*no C compiler.*\n.*recompute"):
+    with pytest.raises(ConfigurationError, match=r"`kernel` compiled .*no C compiler.*\n.*recompute"):
         given.route("compiled")
 
 

@@ -169,7 +169,7 @@ def test_em_equals_the_naive_loop(sizes, iterations):
 
 @pytest.mark.parametrize("algorithm", algorithms())
 def test_iterations_matter(algorithm):
-    """Rounds differ, or the tests above could not tell one round from four."""
+    """Rounds differ, or the tests above could not distinguish one round from four."""
     given = example(SIZES[0], algorithm=algorithm)
     for fewer in (1, 2, 3):
         with pytest.raises(AssertionError, match="relative error"):
@@ -281,7 +281,7 @@ def test_tiny_votes_keep_their_gradient(algorithm):
     small = given._replace(inputs=leaf(given.inputs * 1e-6), weight=leaf(given.weight * 0.01))
     actual, expected = outcome(small, "recompute"), outcome(small, "reference")
     if algorithm == "em":
-        # Where votes are all but the bias, float32 cannot tell what an input changes: the reference has it no better.
+        # Where votes are all but the bias, float32 cannot show what an input changes: the reference does no better.
         actual[1] = expected[1]
     assert_all_close(actual, expected, relative=1e-4)
     assert_alive(actual[2])

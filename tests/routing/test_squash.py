@@ -32,7 +32,7 @@ def test_gradient_of_length_is_finite_below(size, flush):
     v = (DIRECTION * size).requires_grad_()
     length(v).backward()
     assert torch.isfinite(v.grad).all()
-    assert v.grad.norm() <= 1 + 1e-6  # the unit vector while float32 can tell, 0 from there on
+    assert v.grad.norm() <= 1 + 1e-6  # the unit vector while float32 can distinguish it, 0 from there on
     if size == 0:
         assert v.grad.count_nonzero() == 0
 

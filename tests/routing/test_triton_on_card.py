@@ -194,7 +194,7 @@ def test_more_than_two_to_the_31_inputs(algorithm):
 @pytest.mark.skipif(ON_CARD and shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
 @pytest.mark.parametrize("tool", either(["memcheck", "racecheck"], ["memcheck"]))
 def test_no_access_is_out_of_bounds(tool):
-    """The layers of odd sizes again, under NVIDIA's checker of accesses; torch's cache would hide what lies beside a tensor."""
+    """The layers of odd sizes again, under NVIDIA's checker of accesses; torch's cache would hide accesses next to a tensor."""
     checker = ["compute-sanitizer", "--tool", tool, "--target-processes", "all", "--error-exitcode", "9"] if ON_CARD else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-m", "cuda"]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

@@ -83,7 +83,7 @@ def medians(random, size, kind, shared, level):
 
 
 def clustered(sizes):
-    """Sizes with what their cells may share: two depths cannot tell what a depth shares from their slope."""
+    """Sizes with what their cells may share: two depths cannot separate what a depth shares from their slope."""
     return [
         (size, shared)
         for size in sizes

@@ -89,9 +89,9 @@ def test_two_points_have_no_interval(values):
     [
         ([1, 2], [1, float("nan")], "not finite"),
         ([1, float("inf")], [1, 2], "not finite"),
-        ([2, 2, 2], [1, 2, 3], "over 1 depths"),
-        ([1], [1], "over 1 depths"),
-        ([], [], "over 0 depths"),
+        ([2, 2, 2], [1, 2, 3], "got 1"),
+        ([1], [1], "got 1"),
+        ([], [], "got 0"),
         ([1, 2, 3], [1, 2], "3 blocks for 2 values"),
         ([[1, 2], [3, 4]], [[1, 2], [3, 4]], "4 blocks"),
     ],
@@ -196,9 +196,9 @@ def test_an_interval_is_the_same_wherever_its_records_lie():
         return record.model_copy(update={"time": record.time.model_copy(update={"train_step_seconds": samples})})
 
     records = [uneven(blocks) for blocks in (1, 2, 3, 4)]
-    # Beside a line without a number of threads, the column is of floats.
-    beside = make_frame([*records, make_record("mine", threads=None)], "another/place")
-    first, second = (slopes(frame).set_index("metric").loc["train"] for frame in (make_frame(records), beside))
+    # Together with a line without a number of threads, the column is of floats.
+    together = make_frame([*records, make_record("mine", threads=None)], "another/place")
+    first, second = (slopes(frame).set_index("metric").loc["train"] for frame in (make_frame(records), together))
     assert first["slope_low"] < first["slope"] < first["slope_high"]
     assert tuple(first[["slope_low", "slope_high"]]) == tuple(second[["slope_low", "slope_high"]])
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from capsbench.errors import ConfigurationError
-from capsbench.stats.surface import beside_each_other, errors_of_turns, fit_surface
+from capsbench.stats.surface import errors_of_turns, fit_surface, relative_to_each_other
 from capsbench.stats.turn_times import CommonRounds
 from helpers.made import make_grid_in_turn, make_varied
 
@@ -198,7 +198,7 @@ def test_replicates_that_drifted_apart_have_rounds_of_their_own():
 
 def test_cells_that_missed_the_rounds_keep_their_times():
     turns = CommonRounds([0, 2, 3], np.array([[1.0, 2, 4], [2, 4, 8], [3, 6, 12]]), [0, 0, 0])
-    assert beside_each_other(np.array([9.0, 7, 9, 9]), turns).tolist() == pytest.approx([2, 7, 4, 8])
+    assert relative_to_each_other(np.array([9.0, 7, 9, 9]), turns).tolist() == pytest.approx([2, 7, 4, 8])
 
 
 def test_five_rounds_are_too_few_and_medians_stand():
@@ -231,7 +231,7 @@ def test_intervals_of_times_in_turn_hold_a_cell_that_was_left_out_and_the_truth(
     for _ in range(runs):
         turns = CommonRounds(list(range(11)), samples(truth[:11], of), of.tolist())
         found = fit_surface(
-            places[:11], beside_each_other(np.zeros(11), turns), repeats=False, forms=(("line",), ("line", "quadratic"))
+            places[:11], relative_to_each_other(np.zeros(11), turns), repeats=False, forms=(("line",), ("line", "quadratic"))
         )
         assert found is not None
         shared, single = errors_of_turns([turns])

@@ -53,7 +53,7 @@ HELPER = "def width():\n    return {}\n"
 
 @pytest.fixture
 def network(tmp_path, own_model):
-    """A network whose width is in a module beside it; its name, and a function that edits that module."""
+    """A network whose width is in a module next to it; its name, and a function that edits that module."""
     helper = f"own_helper_{tmp_path.name}".replace("-", "_")
 
     def edit(width):

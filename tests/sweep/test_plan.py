@@ -235,7 +235,7 @@ def test_options_that_do_not_apply_are_none(model, lacking):
     none = {name for name, value in cell.configuration if value is None}
     left_out = {"optimizer_step", "accumulate", "capacity", "gpu", "image_shape", "classes", "world_size"}
     assert none >= lacking | left_out
-    # Beside these, an option is absent if it has the value that cells without it have.
+    # In addition, an option is absent if it has the value that cells without it have.
     others = none - lacking - left_out - {"settings"}
     assert all(OPTIONS[name].unwritten is not None or not OPTIONS[name].networks.have(model) for name in others)
 
@@ -282,17 +282,20 @@ def test_gamma_0_runs_where_nothing_is_inverted():
         ({"rule": ("nonsense",)}, "nonsense"),
         ({"precision": ("nonsense",)}, "nonsense"),
         ({"iterations": 0}, "`iterations` 0"),
-        ({"gamma": 1.5}, "gamma 1.5"),
+        ({"gamma": 1.5}, "`gamma` 1.5"),
         ({"gamma": float("nan")}, "`gamma`: nan"),
-        ({"gamma": 0}, "gamma 0"),
-        ({"gamma": 0, "memory": ("stored", "reversible")}, "gamma 0"),
-        ({"gamma": 0, "memory": ("stored", "reversible-kept")}, "gamma 0"),
+        ({"gamma": 0}, "`gamma` 0"),
+        ({"gamma": 0, "memory": ("stored", "reversible")}, "`gamma` 0"),
+        ({"gamma": 0, "memory": ("stored", "reversible-kept")}, "`gamma` 0"),
         ({"models": "rescapsnet", "memory": ("reversible",)}, "reversible leaves no strategy for rescapsnet"),
         ({"models": "rescapsnet", "rule": ("paper", "published")}, "`rule` paper,published has no effect on rescapsnet"),
         ({"models": "capsnet", "gamma": 0.5}, "`gamma` 0.5 has no effect on capsnet"),
         ({"front": ("nonsense",)}, "`front` 'nonsense'"),
         ({"optimizer_step": ("nonsense",)}, "`optimizer_step` 'nonsense'"),
-        ({"optimizer_step": ("after", "backward"), "precision": ("fp32", "fp16")}, "`optimizer_step`: "),
+        (
+            {"optimizer_step": ("after", "backward"), "precision": ("fp32", "fp16")},
+            "`optimizer_step` backward is not possible with `precision` fp16",
+        ),
         ({"routing": ("rba", "em"), "kernel": ("published",)}, "`kernel` published leaves no kernel for routing em"),
     ],
     ids=str,

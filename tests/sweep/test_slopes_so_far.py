@@ -33,7 +33,7 @@ def test_slopes_are_known_within_a_share_of_themselves():
     steady, noisy = [0.01] * 12, [0.01, 0.02, 0.03] * 4
     assert looked_at(records_of(steady)).are_known(0.2)
     assert not looked_at(records_of(steady[:-1])).are_known(0.2), "few rounds may agree by luck"
-    assert not looked_at(records_of(steady), range(11)).are_known(0.2), "rounds of an earlier sweep say nothing of these cells"
+    assert not looked_at(records_of(steady), range(11)).are_known(0.2), "rounds of an earlier sweep are not of these cells"
     assert not looked_at(records_of(noisy)).are_known(0.2)
     assert looked_at(records_of(noisy)).share == pytest.approx(1, rel=0.5)
     assert looked_at(records_of([0.01] * 5)).share is None

@@ -120,7 +120,7 @@ def test_a_prediction_from_python(tmp_path):
         ({"slope_share": 0}, r"`slope_share` 0 cannot be used"),
         ({"only": "space"}, "`only` 'space' cannot be used"),
         ({"device": "tpu"}, "`device` 'tpu' is not known"),
-        ({"gpu": "h100"}, "`gpu` h100 does not go with `device` auto"),
+        ({"gpu": "h100"}, "`gpu` h100 cannot be combined with `device` auto"),
         ({"batch_size": 5000}, "`batch_size` 5000"),
     ],
 )

@@ -50,9 +50,10 @@ def bent_frame():
 
 def test_each_series_has_a_sentence():
     first, second = cost_sentences(fitted_slopes(swept("rescapsnet", "mocapsnet")))
-    assert first == "ResCapsNet retains 10.00 MiB per block; its training step takes 20.0 ms longer per block."
+    assert first == "ResCapsNet retains 10.00 MiB more per block; its training step takes 20.0 ms longer per block."
     assert second == (
-        "MoCapsNet retains 0 B per block, 0 × ResCapsNet's; its training step takes 30.0 ms longer per block, 1.5 × ResCapsNet's."
+        "MoCapsNet retains 0 B more per block, 0 × ResCapsNet's; its training step takes 30.0 ms longer per block, "
+        "1.5 × ResCapsNet's."
     )
 
 
@@ -60,7 +61,7 @@ def test_each_series_has_a_sentence():
 def test_a_sentence_says_which_part_of_a_step_was_timed(basis, part):
     table = fitted_slopes(swept("rescapsnet")).assign(basis=basis)
     assert cost_sentences(table) == [
-        f"ResCapsNet retains 10.00 MiB per block; its training step takes 20.0 ms longer per block ({part})."
+        f"ResCapsNet retains 10.00 MiB more per block; its training step takes 20.0 ms longer per block ({part})."
     ]
 
 
@@ -68,7 +69,7 @@ def test_what_is_no_slope_is_named_as_elsewhere():
     (text,) = cost_sentences(fitted_slopes(noisy_frame()))
     assert "its training step shows no change measurable within ±" in text
     (text,) = cost_sentences(fitted_slopes(bent_frame()))
-    assert "(not a line)" in text
+    assert "(though it is not a line)" in text
 
 
 def test_cells_that_failed_alike_share_a_sentence():

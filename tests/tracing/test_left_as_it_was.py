@@ -18,7 +18,7 @@ from helpers.held import Held
 
 
 class Stored(Held, MutableMapping[str, Any]):
-    """A mapping that keeps its items in a dictionary, and says nothing of copies."""
+    """A mapping that keeps its items in a dictionary, and has no method for copies."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._held[name] = value

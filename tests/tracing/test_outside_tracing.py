@@ -167,7 +167,7 @@ def test_a_transformer(own):
     assert_exact(*both(own(Encoded)))
 
 
-# What libraries return beside the result
+# What libraries return in addition to the result
 
 
 class Recurrent(nn.Module):

@@ -178,7 +178,7 @@ class Bookkeeper:
         return [sum(alive.values()) for alive in self.alive]
 
     def category(self, block):
-        """The first that fits, of those told last."""
+        """The first that fits, of those reported last."""
         first, last = self.spans["forward"]
         known = [category for category, blocks in self.tagged.items() if block in blocks]
         if known:

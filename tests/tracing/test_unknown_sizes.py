@@ -24,7 +24,7 @@ class Chooses(nn.Module):
 CHOICES = {
     "mask": lambda y: y[y > 0],
     "rows": lambda y: y[y.sum(1) > 0],
-    "mask beside a slice": lambda y: y[y.sum(1) > 0, 2:],
+    "mask next to a slice": lambda y: y[y.sum(1) > 0, 2:],
     "nonzero": lambda y: y[torch.where(y > 0)],
     "masked_select": lambda y: torch.masked_select(y, y > 0),
 }

@@ -1,4 +1,4 @@
-"""The collapse of a stack: bundles of samples that a block does not tell apart, beside lengths and gradients."""
+"""The collapse of a stack: bundles of samples that a block does not distinguish, with lengths and gradients."""
 
 import json
 import math
@@ -127,8 +127,8 @@ def test_what_each_block_gives(make):
 )
 def test_every_strategy_is_diagnosed_alike(make, options):
     images, labels = example(4)
-    told_apart = {name: value for name, value in options.items() if name in ("rule", "learn_gamma")}
-    nets = [small(make, **options), small(make, memory="stored", **told_apart)]
+    alike = {name: value for name, value in options.items() if name in ("rule", "learn_gamma")}
+    nets = [small(make, **options), small(make, memory="stored", **alike)]
     nets[1].load_state_dict(nets[0].state_dict())
     mine, theirs = (diagnosed(net, images, labels) for net in nets)
     for one, other in zip(mine, theirs, strict=True):
@@ -169,7 +169,7 @@ def test_another_network_is_refused():
 
 @pytest.mark.slow
 def test_a_stack_without_shortcuts_stays_at_chance_without_nan():
-    """CapsNet at 8 blocks: its capsules vanish, so that nothing is told apart and no gradient comes through."""
+    """CapsNet at 8 blocks: its capsules vanish, so that no two samples are distinguished and no gradient comes through."""
     data = load_images("sample")
     batch = training_batch(data.images[:64], data.labels[:64], torch.Generator().manual_seed(0))
     torch.manual_seed(0)

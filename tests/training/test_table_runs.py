@@ -1,4 +1,4 @@
-"""The paper's accuracy tables, trained again: which runs, what is left of them, and how they stand beside the paper."""
+"""The paper's accuracy tables, trained again: which runs, what is left of them, and how they compare with the paper."""
 
 import json
 import math
@@ -13,9 +13,9 @@ import torch
 from capsbench.data.datasets import load_parts
 from capsbench.data.preprocess import prepare
 from capsbench.errors import ConfigurationError, TrainingError
-from capsbench.figures.beside_paper import accuracy_figure
+from capsbench.figures.paper_accuracy import accuracy_figure
 from capsbench.paper.accuracy_tables import ACCURACY_TABLES, accuracy_table
-from capsbench.stats.seeds import KEY, beside_paper
+from capsbench.stats.seeds import KEY, compared_with_paper
 from capsbench.training import table_runs
 from capsbench.training.settings import TrainingSettings
 from capsbench.words.accuracy import accuracy_markdown
@@ -60,7 +60,7 @@ def runs(percents, paper=70.0, paper_std=1.0, **fields):
 
 
 def test_mean_and_deviation_of_known_numbers():
-    (row,) = beside_paper(runs([69.0, 70.0, 72.5])).to_dict("records")
+    (row,) = compared_with_paper(runs([69.0, 70.0, 72.5])).to_dict("records")
     assert row["runs"] == 3
     assert row["accuracy_percent"] == pytest.approx(70.5)
     assert row["std_percent"] == pytest.approx(math.sqrt((1.5**2 + 0.5**2 + 2**2) / 2))
@@ -80,13 +80,13 @@ def test_mean_and_deviation_of_known_numbers():
     ],
 )
 def test_within_both_intervals(percents, paper_std, within):
-    (row,) = beside_paper(runs(percents, paper_std=paper_std)).to_dict("records")
+    (row,) = compared_with_paper(runs(percents, paper_std=paper_std)).to_dict("records")
     assert row["within"] is within
 
 
 def test_rows_stay_apart_and_in_order():
     both = pd.concat([runs([1.0], blocks=8), runs([2.0], blocks=2), runs([3.0], blocks=8)])
-    assert [(row["blocks"], row["runs"]) for row in beside_paper(both).to_dict("records")] == [(8, 2), (2, 1)]
+    assert [(row["blocks"], row["runs"]) for row in compared_with_paper(both).to_dict("records")] == [(8, 2), (2, 1)]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_rows_stay_apart_and_in_order():
     ],
 )
 def test_every_row_says_how_long_it_was_trained(fields, words):
-    table = beside_paper(pd.concat([runs([1.0], **fields), runs([2.0], blocks=2, **fields)]))
+    table = compared_with_paper(pd.concat([runs([1.0], **fields), runs([2.0], blocks=2, **fields)]))
     lines = [line for line in accuracy_markdown(table, "made").splitlines() if "MoCapsNet" in line]
     assert len(lines) == 2
     assert all(words in line for line in lines)
@@ -109,7 +109,7 @@ def test_a_figure_draws_every_row_and_the_paper_s(fields):
     parts = [runs([69.0, 72.0], blocks=1), runs([71.0, math.nan], blocks=2)]
     if fields:
         parts.append(runs([50.0], **fields))
-    (ax,) = accuracy_figure(beside_paper(pd.concat(parts)), "made").axes
+    (ax,) = accuracy_figure(compared_with_paper(pd.concat(parts)), "made").axes
     drawn = np.concatenate([np.ravel(line.get_xydata()) for line in ax.lines])
     assert np.isin([70.5, 71.0, 70.0], drawn).all()
 

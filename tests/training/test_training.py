@@ -209,7 +209,7 @@ def test_parts_of_a_batch_give_the_same_curve(accumulate, tmp_path, few_tests):
     ids=["recompute and reference", "reversible and stored"],
 )
 def test_the_curve_does_not_depend_on_how_it_is_computed(left, right, tolerance, tmp_path, few_tests):
-    """Losses of 12 steps on real images, relative to the largest: rounding alone tells them apart."""
+    """Losses of 12 steps on real images, relative to the largest: rounding alone distinguishes them."""
     for name, options in (("left", left), ("right", right)):
         options |= {"inverse": "float" if options.get("memory", "reversible") == "reversible" else None}
         train(capsule_settings(network={"blocks": 2, **options}, epochs=3, learning_rate=1e-2), tmp_path / name)

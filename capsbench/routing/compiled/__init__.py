@@ -44,10 +44,12 @@ class CompiledPasses(Passes):
 
     def __init__(self, inputs: Tensor, weight: Tensor, *, limited: bool) -> None:
         if inputs.device.type not in ("cpu", "meta"):
-            raise ConfigurationError(f"kernel 'compiled' cannot run on {inputs.device}", "choose recompute, triton or auto there")
+            raise ConfigurationError(
+                f"`kernel` compiled cannot run on {inputs.device}", "choose `kernel` recompute, triton or auto there"
+            )
         if weight.shape[2] > MOST_OUTPUTS:
             raise ConfigurationError(
-                f"kernel 'compiled' cannot route to {weight.shape[2]} capsules", f"choose recompute above {MOST_OUTPUTS}"
+                f"`kernel` compiled cannot route to {weight.shape[2]} capsules", f"choose `kernel` recompute above {MOST_OUTPUTS}"
             )
         self._inputs, self._weight, self._limited = inputs.contiguous(), weight.contiguous(), limited
 
@@ -250,7 +252,7 @@ def _sizes(inputs: Tensor, weight: Tensor) -> tuple[int, int, int, int, int, int
 def _call(name: str, *arguments: Tensor | int | None) -> None:
     found = library()
     if found.library is None:
-        raise ConfigurationError(f"kernel 'compiled' is not available: {found.reason}", "choose recompute, or auto")
+        raise ConfigurationError(f"`kernel` compiled is not available: {found.reason}", "choose `kernel` recompute or auto")
     dtype = next(one.dtype for one in arguments if isinstance(one, Tensor))
     # Tensors that are made here are contiguous; arguments may not be, and are held until the call returns.
     held: list[Tensor] = []

@@ -72,7 +72,7 @@ def over_samples(inputs: Tensor, weight: Tensor, samples: int) -> LaunchPlan:
 def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> LaunchPlan:
     """Plan for gradients of inputs and weight; a program holds weights of one input capsule and their gradient.
 
-    Each of the two may take one part in `share` of a thread's registers: the more a kernel holds besides, the smaller.
+    Each of the two may take one part in `share` of a thread's registers: the more else a kernel holds, the smaller.
 
     Raises:
         ConfigurationError: an input capsule has 2³¹ weights or more, among which the kernels' offsets have 32 bits.
@@ -80,8 +80,8 @@ def over_capsules(inputs: Tensor, weight: Tensor, share: int) -> LaunchPlan:
     batch, count, dim = inputs.shape
     if weight.shape[1:].numel() >= 2**31:
         raise ConfigurationError(
-            f"kernel 'triton' cannot take {list(weight.shape[1:])} weights for each input capsule",
-            "choose recompute for 2³¹ and more",
+            f"`kernel` triton cannot take {list(weight.shape[1:])} weights for each input capsule",
+            "choose `kernel` recompute for 2³¹ and more",
         )
     warps, sizes = _tile(weight)
     held = 32 * warps * _REGISTERS // share
@@ -181,12 +181,12 @@ def _kernels(device: torch.device) -> ModuleType:
 
         from capsbench.routing.triton import kernels
     except ImportError:
-        raise ConfigurationError("kernel 'triton' needs Triton, which is not installed", "choose recompute") from None
+        raise ConfigurationError("`kernel` triton needs Triton, which is not installed", "choose `kernel` recompute") from None
     if isinstance(kernels.coupled_sum, InterpretedFunction):
         check_interpreter(triton.__version__, numpy.__version__)
     elif device.type != "cuda":
         raise ConfigurationError(
-            f"kernel 'triton' cannot take tensors on '{device}'", "give it CUDA tensors, or choose recompute"
+            f"`kernel` triton cannot take tensors on '{device}'", "give it CUDA tensors, or choose `kernel` recompute"
         )
     return kernels
 

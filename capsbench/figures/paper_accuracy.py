@@ -1,4 +1,4 @@
-"""Accuracies beside the paper's, as a figure."""
+"""Accuracies and the paper's, as a figure."""
 
 import math
 from pathlib import Path
@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from capsbench.colours import COLOURS
 from capsbench.durable import write_csv
 from capsbench.figures.depth import save
-from capsbench.figures.styles import COLOURS, MODEL_STYLES, STYLE
+from capsbench.figures.styles import MODEL_STYLES, STYLE
 from capsbench.stats.seeds import KEY
 from capsbench.words.accuracy import NUMBERED, SETTING_TITLES, accuracy_markdown, length_text, setting_text, system_text
 from capsbench.words.labels import dataset_title, model_title
@@ -30,7 +31,7 @@ def write_accuracy(rows: pd.DataFrame, folder: Path, name: str, title: str) -> l
 
 
 def accuracy_figure(rows: pd.DataFrame, title: str) -> Figure:
-    """Accuracy of every row, the paper's pale beside one's own: over blocks if these vary, else row by row."""
+    """Accuracy of every row, with the paper's in a pale colour: over blocks if these vary, else row by row."""
     datasets = list(dict.fromkeys(rows["dataset"]))
     parts = [rows[rows["dataset"] == dataset] for dataset in datasets]
     over_blocks = all(it["blocks"].nunique() > 1 and not it.duplicated(["model", "blocks"]).any() for it in parts)
@@ -50,7 +51,7 @@ def accuracy_figure(rows: pd.DataFrame, title: str) -> Figure:
 def _draw_over_blocks(ax: Axes, rows: pd.DataFrame) -> None:
     middle = (rows["model"].nunique() - 1) / 2
     for index, (model, line) in enumerate(rows.groupby("model", sort=False)):
-        # Error bars of several models stand beside each other.
+        # Error bars of several models stand next to each other.
         colour, at = _colour(str(model)), line["blocks"] + 0.08 * (index - middle)
         label = model_title(str(model))
         ax.errorbar(

@@ -1,0 +1,26 @@
+"""Units of bytes and seconds, which whatever counts, measures or prints takes from here. Nothing of the package is imported."""
+
+from typing import NamedTuple
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+"""Bytes of a KiB, a MiB and a GiB."""
+
+
+class Unit(NamedTuple):
+    """A unit of bytes or seconds."""
+
+    size: float
+    """Bytes or seconds of one."""
+    name: str
+    """Name after a number."""
+    decimals: int
+    """Decimals of its values."""
+
+
+GIBIBYTES, MEBIBYTES, KIBIBYTES = Unit(GIB, "GiB", 2), Unit(MIB, "MiB", 2), Unit(KIB, "KiB", 2)
+
+BYTE_UNITS = (GIBIBYTES, MEBIBYTES, KIBIBYTES, Unit(1, "B", 0))
+"""Units of bytes, the largest first."""
+
+SECOND_UNITS = (Unit(1.0, "s", 2), Unit(1e-3, "ms", 1), Unit(1e-6, "µs", 0))
+"""Units of seconds, the largest first."""

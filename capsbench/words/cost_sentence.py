@@ -1,0 +1,122 @@
+"""The cost of a series in a sentence: memory, then time, in the same words on a terminal and on a page."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from capsbench.axes import per_unit
+from capsbench.frame import AXIS_COLUMN
+from capsbench.stats.linearity import CURVES, Shape
+from capsbench.stats.metrics import METRICS
+from capsbench.words.slopes_in_words import Row, declared_remarks, row_basis, row_ratio, row_shape, row_slope
+
+Piece = tuple[bool, str]
+"""A piece of text, with True if it is emphasised."""
+
+_MEMORY = ("retained", "peak", "reserved", "process")
+"""The memory that a sentence names: the first that has a slope."""
+
+
+@dataclass(frozen=True)
+class CostWords:
+    """The slope of one quantity, in words."""
+
+    unit: str
+    """Unit of the axis: `per block`."""
+    shape: Shape
+    slope: float
+    """Bytes or seconds per unit of the axis."""
+    text: str
+    """The slope with its interval, without the unit of the axis; a curve has the units of both terms."""
+    has_interval: bool
+    """True if the slope has an interval; bytes may need none."""
+    ratio: str = ""
+    """The ratio to ResCapsNet's slope; empty if there is none."""
+    declared: str = ""
+    """Remarks on a basis that was declared; empty if there are none."""
+    basis: str = ""
+    """The part of a step whose slope it is, if cells took turns."""
+    noise: str = ""
+    """Names of what disturbed the times, separated by commas."""
+
+
+def cost_words(row: Row) -> CostWords:
+    """The slope of one row of a table of slopes, in words."""
+    return CostWords(
+        unit=per_unit(str(row[AXIS_COLUMN])),
+        shape=row_shape(row),
+        slope=float(row["slope"]),
+        text=row_slope(row),
+        has_interval=not np.isnan(float(row["slope_low"])),
+        ratio=row_ratio(row),
+        declared=", ".join(declared_remarks(row)),
+        basis=row_basis(row),
+        noise=str(row["noise"]),
+    )
+
+
+def named_memory(metrics: Iterable[str]) -> str | None:
+    """The memory that a sentence names, of the metrics that have a slope; None without any."""
+    known = set(metrics)
+    return next((name for name in _MEMORY if name in known), None)
+
+
+def cost_pieces(costs: Mapping[str, CostWords]) -> list[Piece]:
+    """The verbs of a sentence: `retains 0 B more per block; its training step takes 3.7 ± 0.2 ms longer per block`.
+
+    Args:
+        costs: slopes by the name of their metric.
+
+    Returns:
+        The pieces, without a full stop; none if neither memory nor training time has a slope.
+    """
+    pieces: list[Piece] = []
+    memory = named_memory(costs)
+    if memory is not None:
+        pieces += _memory(costs[memory], memory)
+    if "train" in costs:
+        pieces += [(False, "; its training step " if pieces else "has a training step that "), *_time(costs["train"])]
+    return pieces
+
+
+def _memory(cost: CostWords, metric: str) -> list[Piece]:
+    """The bytes that each further block, or other unit, takes."""
+    title = METRICS[metric].title
+    verb = "retains " if metric == "retained" else f"needs ({title}) "
+    if cost.shape == "no change measurable":
+        return [(False, f"shows in its memory ({title}) {cost.text} {cost.unit}")]
+    if cost.shape in CURVES:
+        return [(False, verb), (not cost.declared, cost.text), *_shape_note(cost)]
+    text = (cost.shape == "line", cost.text)
+    if cost.slope < 0:
+        return [(False, f"changes its memory ({title}) by "), text, (False, f" {cost.unit}"), *_ratio(cost), *_shape_note(cost)]
+    return [(False, verb), text, (False, f" more {cost.unit}"), *_ratio(cost), *_shape_note(cost)]
+
+
+def _time(cost: CostWords) -> list[Piece]:
+    """The time that each further block, or other unit, takes, or a note that it is not known."""
+    text = (cost.shape == "line" and cost.has_interval, cost.text)
+    if cost.shape in CURVES:
+        pieces: list[Piece] = [(False, "takes "), (not cost.declared, cost.text), (False, " longer")]
+    elif cost.shape == "no change measurable":
+        pieces = [(False, f"shows {cost.text} {cost.unit}")]
+    elif cost.slope < 0:
+        pieces = [(False, "changes by "), text, (False, f" {cost.unit}")]
+    else:
+        pieces = [(False, "takes "), text, (False, f" longer {cost.unit}"), *_ratio(cost)]
+    if not cost.has_interval:
+        pieces.append((False, " (by two values alone, which give no interval)"))
+    basis: list[Piece] = [(False, f" ({cost.basis})")] if cost.basis else []
+    noise: list[Piece] = [(False, f" (noisy: {cost.noise.replace(',', ', ')})")] if cost.noise else []
+    return [*pieces, *basis, *_shape_note(cost), *noise]
+
+
+def _ratio(cost: CostWords) -> list[Piece]:
+    return [(False, ", "), (True, f"{cost.ratio} ×"), (False, " ResCapsNet's")] if cost.ratio else []
+
+
+def _shape_note(cost: CostWords) -> list[Piece]:
+    remarks = ["though it is not a line"] if cost.shape == "not a line" else []
+    remarks += [cost.declared] if cost.declared else []
+    return [(False, f" ({', '.join(remarks)})")] if remarks else []
