@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from capsbench.catalog import DatasetSpec
-from capsbench.errors import ConfigurationError, error_line, error_place
+from capsbench.errors import ConfigurationError, error_line, error_place, suggesting
 from capsbench.paths import anchored, expanded, start
 
 NAME_FORMS = "name it package.module:name, from where Python can import it, or path/to/file.py:name"
@@ -44,12 +44,30 @@ def imported(name: str, path: str) -> Any:
         target: object = importlib.import_module(module)
         _refuse_hidden(name, sys.modules[module.partition(".")[0]])
         for part in attribute.split("."):
-            target = getattr(target, part)
+            target = _attribute(name, target, part)
     except ConfigurationError:
         raise
     except (Exception, SystemExit) as error:  # a user's module may raise anything when it is imported
         raise ConfigurationError(f"model '{name}' cannot be imported: {error_line(error)}", NAME_FORMS) from None
     return target
+
+
+def _attribute(name: str, owner: object, attribute: str) -> object:
+    """An attribute of a module, or of what is in it.
+
+    Raises:
+        ConfigurationError: there is none; the hint begins with the nearest that could make a network.
+    """
+    try:
+        found: object = getattr(owner, attribute)
+        return found
+    except AttributeError as error:
+        # Those that are there already: to ask a module that imports its parts when they are used for all would import all.
+        there = getattr(owner, "__dict__", {})
+        known = [one for one, value in there.items() if callable(value) and not one.startswith("_")]
+        raise ConfigurationError(
+            f"model '{name}' cannot be imported: {error_line(error)}", suggesting(attribute, known, NAME_FORMS)
+        ) from None
 
 
 def module_of(path: str) -> str:

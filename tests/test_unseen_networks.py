@@ -81,7 +81,7 @@ def deformed():
     return Case(Deformed(), torch.rand(2, 3, 16, 16))
 
 
-@pytest.mark.parametrize("make", [experts, speech, slow_optimizer, deformed], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [experts, bags, speech, slow_optimizer, deformed], ids=lambda make: make.__name__)
 def test_predicted_bytes_are_those_that_were_measured(make):
     if make is deformed:
         pytest.importorskip("torchvision")

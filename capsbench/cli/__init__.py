@@ -6,13 +6,16 @@ import sys
 import click
 
 from capsbench.cli.command import echo
-from capsbench.cli.group import cli
+from capsbench.cli.group import SUMMARIES, cli
 from capsbench.cli.streams import Streams, steady_streams
 from capsbench.errors import CapsbenchError, Interrupted
 from capsbench.paths import starting_here
 
 _WITH_ANOTHER_PRODUCT = frozenset({"check", "figure", "plot", "report", "reproduce", "run", "timeline", "train"})
 """Commands whose product is a verdict, or lies on the disk, so that losing their printed words is no failure."""
+
+_FEW = 3
+"""Most commands that the hint of an unknown option names, since they have it."""
 
 
 def main() -> None:
@@ -35,7 +38,9 @@ def _run() -> int:
         where = error.ctx.command_path if error.ctx else "capsbench"
         # click prints choices on lines of their own.
         what = " ".join(error.format_message().split())
-        return _complain(what, f"'{where} --help' shows what it takes", 2)
+        others = _commands_with(error.option_name) if isinstance(error, click.NoSuchOption) else []
+        hint = f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} one; " if 0 < len(others) <= _FEW else ""
+        return _complain(what, f"{hint}'{where} --help' shows what it takes", 2)
     except click.ClickException as error:
         return _complain(error.format_message(), "", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -46,6 +51,12 @@ def _run() -> int:
         # Commands return their status, so something else ends the program early.
         return _complain(f"a module ended the program with sys.exit({error.code!r})", "it must raise an error instead", 1)
     return status if isinstance(status, int) else 0
+
+
+def _commands_with(option: str) -> list[str]:
+    """The commands that have an option of exactly this name, in quotation marks."""
+    commands = {name: cli.get_command(click.Context(cli), name) for name in SUMMARIES}
+    return [f"'capsbench {name}'" for name, one in commands.items() if one and any(option in it.opts for it in one.params)]
 
 
 def _report_loss(streams: Streams, status: int) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from capsbench.axes import IMAGE_SIZE
 from capsbench.catalog import spec_of
-from capsbench.errors import CapsbenchError, ConfigurationError
+from capsbench.errors import CapsbenchError, ConfigurationError, suggesting
 from capsbench.options import AXES_OF_FIELDS, DEEPEST, OPTIONS, OWN_INPUTS
 from capsbench.prediction.predict import Prediction, predict_memory, trace_for
 from capsbench.records import Configuration, MemoryFigures
@@ -150,10 +150,11 @@ def check_axis(configuration: Configuration, axis: str) -> None:
     Raises:
         ConfigurationError: it has none.
     """
-    if axis not in axes_to_fit(configuration):
+    known = axes_to_fit(configuration)
+    if axis not in known:
         raise ConfigurationError(
             f"`fit` {axis}: model '{configuration.model}' takes no whole number of this name",
-            f"search for one of {', '.join(axes_to_fit(configuration))}",
+            suggesting(axis, known, f"search for one of {', '.join(known)}"),
         )
 
 

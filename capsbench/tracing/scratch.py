@@ -27,6 +27,9 @@ _WITH_BUFFERS = {
         "_native_batch_norm_legit_no_training",
         "_embedding_bag",
         "_embedding_bag_forward_only",
+        "_embedding_bag_backward",
+        "_embedding_bag_dense_backward",
+        "_embedding_bag_per_sample_weights_backward",
     )
 }
 """Operators that sum in buffers of their threads, fold statistics into a factor and a sum, or sort the words of bags."""

@@ -105,6 +105,8 @@ def test_json_alone_is_on_standard_output(command, own_model):
             ("--fit", "tokens"),
             ("--fit tokens", "takes no whole number of this name", "search for one of depth, batch, iterations,"),
         ),
+        (("--fit", "iteratons"), ("--fit iteratons", "did you mean iterations? If not, search for one of depth, batch,")),
+        (("--fit", "Image-sise"), ("did you mean image_size?",)),
         (("--fit", "capsules", "--capsules", "8"), ("--capsules has no effect with --fit capsules",)),
         (("--fit", "image-size", "--vary", "image-size=32"), ("--vary image_size has no effect with --fit image_size",)),
         (("--fit", "length", "--set", "length=3"), ("--set length has no effect with --fit length",)),

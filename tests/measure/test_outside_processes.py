@@ -170,6 +170,13 @@ def test_a_module_that_ends_the_process_is_refused_before_anything_runs(command,
     assert not (tmp_path / "there").exists()
 
 
+def test_a_misspelt_function_is_answered_with_the_nearest(command, own_model):
+    name = own_model(source())
+    for asked in ("predict --device cpu --models", "timeline --device cpu:predicted --model"):
+        result = command(*asked.split(), name.removesuffix("make") + "mak")
+        assert_refused(result, "has no attribute 'mak'\n", "did you mean make? If not, name it package.module:name")
+
+
 def test_training_does_not_end_well_because_a_network_ends_the_process(command, own_model, tmp_path):
     for number, (place, ending) in enumerate(product(("make", "forward"), ("sys.exit(0)", "os._exit(0)"))):
         result = command("train", "--model", own_model(source(**{place: ending})), "--batch-size", 32, "--out", str(number))

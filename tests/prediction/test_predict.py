@@ -453,6 +453,7 @@ def test_values_that_make_no_network_end_an_axis(monkeypatch):
     [
         ("length", "`fit` length: it changes nothing of the memory of model 'own:make'\nsearch for one that does: length, width"),
         ("tokens", "`fit` tokens: model 'own:make' takes no whole number of this name\nsearch for one of length, width"),
+        ("lenght", "of this name\ndid you mean length? If not, search for one of length, width"),
         ("rate", "`fit` rate: model 'own:make' takes no whole number of this name"),
         ("kind", "`fit` kind: model 'own:make' takes no whole number of this name"),
         ("image_size", "`fit` image_size: model 'own:make' takes no whole number of this name"),
