@@ -49,6 +49,8 @@ class Estimate:
         in_turn = {cell.key() for group in groups_of(plan) for cell in group}
         self._left = {cell.key(): self._guess(cell, in_turn=cell.key() in in_turn) for cell in left}
         """The least and the most seconds of each cell."""
+        self.at_once = 1.0
+        """Number of cells that are measured at once."""
         self._of_turns: dict[str, float] = {}
         self._guessed = 0.0
         self._taken = 0.0
@@ -64,7 +66,8 @@ class Estimate:
         """
         factor = self._taken / self._guessed if self._guessed else 1.0
         guesses = [guess for key, guess in self._left.items() if key not in self._of_turns]
-        least, most = (factor * sum(guess[end] for guess in guesses) for end in (0, 1))
+        share = factor / max(1.0, min(self.at_once, len(guesses)))
+        least, most = (share * sum(guess[end] for guess in guesses) for end in (0, 1))
         return least, most + self._turns_left()
 
     def started(self, cell: Cell) -> None:
