@@ -3,8 +3,8 @@
     python -m benchmarks.launchers [--cells 200] [--workers 4] [--write]
 
 Cells that take a tenth of a second and measure nothing are measured by the launcher ray on this machine, by a number of workers.
-What they take together, less the tenths of a second, is the launcher's own time: that of the driver, its records on the disk, Ray's
-queue, and the processes in between. The workers have been started before. `--write` writes it to benchmarks/launchers.md.
+What they take together, less the tenths of a second, is the launcher's own time: that of the driver, its records on the disk,
+Ray's queue, and the processes in between. The workers have been started before. `--write` writes it to benchmarks/launchers.md.
 """
 
 import os
@@ -64,8 +64,8 @@ def page(cells: int, workers: int) -> Iterator[str]:
     yield "# The time that a launcher adds"
     yield ""
     yield (
-        f"Made by `python -m benchmarks.launchers --write`, {datetime.now(UTC):%Y-%m-%d}, Ray {ray.__version__}, {os.cpu_count()} cores: "
-        f"{cells} cells of {CELL_SECONDS:g} s that measure nothing."
+        f"Made by `python -m benchmarks.launchers --write`, {datetime.now(UTC):%Y-%m-%d}, Ray {ray.__version__}, "
+        f"{os.cpu_count()} cores: {cells} cells of {CELL_SECONDS:g} s that measure nothing."
     )
     yield ""
     yield "| workers | seconds of the sweep | seconds that a worker spends on a cell beyond its own |"

@@ -1,7 +1,7 @@
 """The worker's side of a task, in the process that a cluster starts: it keeps a station, and hands tasks to it.
 
-The station is a process of its own, with the variables, folder and GPU of the driver's choice, and imports torch once for all tasks
-of a device. Nothing here imports torch, so that the cluster's own process stays small and never touches a GPU.
+The station is a process of its own, with the variables, folder and GPU of the driver's choice, and imports torch once for all
+tasks of a device. Nothing here imports torch, so that the cluster's own process stays small and never touches a GPU.
 """
 
 import atexit
@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from typing import IO
+from typing import IO, cast
 
 from capsbench.families import FAMILY, end_family, ended_words
 from capsbench.sweep.launchers.belongings import unpacked
@@ -39,12 +39,11 @@ class _Station:
     def measure(self, task: str, belongings: str, module: str, gpu: str | None) -> str:
         """Have a task measured, and return its findings."""
         process = self._started(belongings, module, gpu)
-        assert process.stdin is not None
-        assert process.stdout is not None
+        to, back = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
         try:
-            process.stdin.write(task.encode() + b"\n")
-            process.stdin.flush()
-            found = process.stdout.readline()
+            to.write(task.encode() + b"\n")
+            to.flush()
+            found = back.readline()
         except BrokenPipeError:
             found = b""
         except BaseException:  # the task was cancelled

@@ -1,8 +1,8 @@
 """The driver of a sweep whose cells are measured elsewhere, many at once.
 
-It submits tasks to an engine, takes what comes back in any order, and alone writes into the report. What it writes is what a sweep
-on one device would have written: a cell that follows a smaller one that ran out of memory is skipped, even if it was already being
-measured, and rounds of different workers have different numbers.
+It submits tasks to an engine, takes what comes back in any order, and alone writes into the report. What it writes is what a
+sweep on one device would have written: a cell that follows a smaller one that ran out of memory is skipped, even if it was
+already being measured, and rounds of different workers have different numbers.
 """
 
 from collections import Counter

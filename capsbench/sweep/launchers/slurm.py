@@ -1,8 +1,8 @@
 """The engine of `launcher` slurm: each task is a job, which submitit submits, in arrays of equal ones.
 
-Jobs and what they find lie in the folder `slurm` of the report, which all nodes must see. A job outlives a driver that is killed: the
-next driver takes what it has found, and cancels the others. With `cluster=local` jobs are processes of this machine, as many at
-once as it has cores or GPUs for.
+Jobs and what they find lie in the folder `slurm` of the report, which all nodes must see. A job outlives a driver that is
+killed: the next driver takes what it has found, and cancels the others. With `cluster=local` jobs are processes of this
+machine, as many at once as it has cores or GPUs for.
 """
 
 import json
@@ -338,7 +338,7 @@ def _gpus() -> int:
 
 
 def _printed(error: Exception) -> Exception:
-    """What sbatch printed, in place of the error that it failed."""
+    """The output of sbatch, in place of the error that it failed."""
     printed = getattr(error, "stderr", None) or getattr(error, "output", None)
     if not printed:
         return error

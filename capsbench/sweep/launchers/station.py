@@ -1,8 +1,8 @@
 """A station: `python -m capsbench.sweep.launchers.station` measures one task after another on one device.
 
-Tasks come as lines of JSON on standard input, and their findings go to standard output, a line each. Each cell has fresh processes of
-its own; the station only waits for them. It ends at once, with all that it started, when standard input closes: its driver has
-cancelled the task, or its worker is gone.
+Tasks come as lines of JSON on standard input, and their findings go to standard output, a line each. Each cell has fresh
+processes of its own; the station only waits for them. It ends at once, with all that it started, when standard input closes:
+its driver has cancelled the task, or its worker is gone.
 """
 
 import contextlib

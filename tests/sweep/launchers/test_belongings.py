@@ -51,7 +51,7 @@ def moved(belongings, project):
 
 
 def imports(found, words):
-    """What a process with these belongings prints."""
+    """The output of a process with these belongings."""
     command = [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, '.'); {words}"]
     return subprocess.run(command, cwd=found.folder, env=found.variables, capture_output=True, text=True, check=True).stdout
 
