@@ -153,6 +153,12 @@ class ReportFolder:
         return with_rounds(self._records or (), self._rounds)
 
     @property
+    def written(self) -> list[Record]:
+        """The last record of each cell as it was written, without turns that are in rounds alone."""
+        self._read()
+        return list(self._records or ())
+
+    @property
     def rounds(self) -> list[Round]:
         """The rounds of cells that took turns in a sweep that has not ended, with those of their turns that are in no record."""
         self._read()

@@ -14,6 +14,7 @@ DOCUMENTS = (
     "docs/*.md",
     "docs/*.css",
     "docs/images/*.png",
+    "examples/*.yaml",
     "benchmarks/*.md",
     "reports/*/*.md",
     "reports/*/*.png",

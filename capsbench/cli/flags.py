@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from capsbench.axes import BASES
 from capsbench.errors import ConfigurationError, unknown_name
 from capsbench.options import MODELS, NETWORK_OPTIONS, OPTIONS, SETTINGS_FLAG, SWEPT_OPTIONS, Option, Setting, type_of
+from capsbench.sweep.launchers.options import LAUNCHERS
 from capsbench.typed_values import parsed_values
 from capsbench.words.units import parse_bytes
 
@@ -403,6 +404,40 @@ MODEL_OPTIONS = together(
     VARY_OPTION,
     SETTINGS_OPTION,
 )
+
+
+def parse_parameter(flag: str, text: str) -> tuple[str, object]:
+    """Parse a parameter of Slurm: `partition=gpu`, `time=60`, `exclusive=true`.
+
+    Raises:
+        ConfigurationError: it is not a name with a value.
+    """
+    name, _, value = (part.strip() for part in text.partition("="))
+    name = name.replace("-", "_")
+    if not name.isidentifier() or not value:
+        raise ConfigurationError(f"{flag} '{text}' is not a name with a value", "write NAME=VALUE: partition=gpu or time=60")
+    simple = {"true": True, "false": False}
+    return name, simple.get(value.lower(), int(value) if re.fullmatch(r"[0-9]{1,9}", value) else value)
+
+
+LAUNCHER_OPTIONS = together(
+    click.option(
+        "--launcher",
+        type=OneOf(LAUNCHERS),
+        default=LAUNCHERS[0],
+        help="Where cells are measured: one at a time here, or many at once by Ray or Slurm, each on a device of its own.",
+    ),
+    click.option(
+        "--address", help="Address of a Ray cluster; by default the one that this machine belongs to, or this machine alone."
+    ),
+    click.option(
+        "--slurm",
+        type=Parsed("name=value", parse_parameter),
+        multiple=True,
+        help="Parameter of Slurm jobs, as sbatch has it: partition=gpu, time=60; cluster=local runs jobs on this machine.",
+    ),
+    click.option("--exclusive-node", is_flag=True, help="Let nothing else run on a node while times are taken there."),
+)
 SWEEP_OPTIONS = together(
     click.option("--repeats", type=whole_number(1), default=1, help="Replicates of every cell."),
     click.option("--samples", type=whole_number(3), default=3, help="Smallest number of samples of each time."),
@@ -430,6 +465,7 @@ SWEEP_OPTIONS = together(
         "--wait", type=positive("seconds"), help="Longest wait for another sweep on the device; by default as long as it takes."
     ),
     TIMEOUT_OPTION,
+    LAUNCHER_OPTIONS,
     DATA_DIR_OPTION,
     click.option("--out", type=FOLDER, help="Report folder; by default a new one in reports/, named after the time."),
     click.option("--resume", is_flag=True, help="Resume a report that was cut off."),
@@ -439,7 +475,9 @@ SWEEP_OPTIONS = together(
 """Options of every command that measures, other than those of a cell."""
 
 _WHAT = ("models", "depth", "vary", "basis", "settings", "dataset", "image_shape", "classes", "batch_size", "only", "fit")
-_WHERE = ("device", "gpu", "threads", "capacity", "strict", "wait", "data_dir")
+_WHERE = (
+    "device", "gpu", "threads", "capacity", "strict", "wait", "launcher", "address", "slurm", "exclusive_node", "data_dir",
+)  # fmt: skip
 SECTIONS = {
     "What": _WHAT,
     "How": tuple(name for name in SWEPT_OPTIONS if name not in (*_WHAT, *_WHERE)),
@@ -460,7 +498,8 @@ def machine_of(given: dict[str, Any]) -> dict[str, Any]:
     from capsbench.sweep.verbs import where
 
     more = {name: given[name] for name in ("batch_size", "capacity", "repeats")}
-    return where(given["device"], given["gpu"], given["threads"]) | more
+    here = given.get("launcher", LAUNCHERS[0]) == LAUNCHERS[0]
+    return where(given["device"], given["gpu"], given["threads"], here=here) | more
 
 
 def was_typed(name: str) -> bool:

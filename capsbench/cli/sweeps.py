@@ -24,6 +24,7 @@ from capsbench.sweep.asked import Sweep
 from capsbench.sweep.estimate import Estimate
 from capsbench.sweep.forecast import MOST_TRACED, cells_by_series, predicted_peaks
 from capsbench.sweep.inside import add_timelines
+from capsbench.sweep.launchers.options import Launching
 from capsbench.sweep.plan import axes_asked, axes_of, expand
 from capsbench.sweep.runner import Observer, remaining
 from capsbench.sweep.session import check_data, choose_report
@@ -101,6 +102,7 @@ def sweep_as_typed(
         experiment: the paper's name of the figure or table that is reproduced, if any.
     """
     axes = typed_axes(cells, given)
+    launching = Launching(given["launcher"], given["address"], _once(given["slurm"], "--slurm"), given["exclusive_node"])
     plan = Plan(
         command=typed_command(), cells=cells, passes=list(passes), samples=given["samples"], strict=given["strict"],
         budget_seconds=given["time_budget"], slope_share=given["slope_share"], timeout_seconds=given["timeout"],
@@ -108,12 +110,12 @@ def sweep_as_typed(
         bases=typed_forms(axes, given),
     )  # fmt: skip
     more = {name: given[name] for name in ("out", "resume", "as_json", "dry_run", "data_dir", "wait")}
-    return sweep(plan, **more, open_page=given.get("open_page", False))
+    return sweep(plan, **more, open_page=given.get("open_page", False), launching=launching)
 
 
 def sweep(
     plan: Plan, *, out: Path | None, resume: bool, as_json: bool, dry_run: bool = False, only_these: bool = False,
-    data_dir: Path | None = None, wait: float | None = None, open_page: bool = False,
+    data_dir: Path | None = None, wait: float | None = None, open_page: bool = False, launching: Launching | None = None,
 ) -> int:  # fmt: skip
     """Measure a plan into a report, draw it, print its slopes, and return the exit status.
 
@@ -127,13 +129,16 @@ def sweep(
         data_dir: folder of the real data sets.
         wait: seconds that a cell waits for other sweeps on its device; None for no limit.
         open_page: open the page in a browser.
+        launching: where cells are measured; by default here, one at a time.
 
     Raises:
         Interrupted: Ctrl-C, after what was measured has been drawn.
     """
     check_measurable(plan)
+    launching = launching or Launching()
+    launching.check(installed=not dry_run)
     console = console_of(err=True)
-    screen = Screen(console, check_data(plan.cells, data_dir))
+    screen = Screen(console, check_data(plan.cells, data_dir), several=not launching.is_local())
     report = choose_report(plan, out, resume=resume, now=datetime.now(), make=not dry_run, notify=screen.notify)
     if dry_run:
         screen.announce(plan, report, remaining(plan, report))
@@ -145,7 +150,10 @@ def sweep(
     interrupted, began = False, monotonic()
     with report.lock(screen.notify):
         try:
-            measure(plan, report, resume=resume, only_these=only_these, data_directory=data_dir, wait=wait, watcher=screen)
+            measure(
+                plan, report, resume=resume, only_these=only_these, data_directory=data_dir, wait=wait, watcher=screen,
+                launching=launching,
+            )  # fmt: skip
         except KeyboardInterrupt:
             screen.notify("interrupted; what was measured is drawn, which a second Ctrl-C leaves out")
             interrupted = True
@@ -170,11 +178,12 @@ class Screen:
     Args:
         console: console to draw on.
         data: source of each data set, in words; None not to announce the sweep.
+        several: True if several cells may be measured at once.
     """
 
-    def __init__(self, console: Console, data: Sequence[str] | None) -> None:
+    def __init__(self, console: Console, data: Sequence[str] | None, *, several: bool = False) -> None:
         self._console = console
-        self._data = data
+        self._data, self._several = data, several
 
     def notify(self, text: str) -> None:
         """Print a text that a person should know."""
@@ -196,7 +205,8 @@ class Screen:
             self.notify(f"data {text}")
         for text in dict.fromkeys(text for one in asked for text in without_effect(one)):
             self.notify(f"note: {text}")
-        self.notify(f"{duration_range(*estimate.seconds_left())}; records go to {report.path}")
+        alone = " if one device measured all of them" if self._several else ""
+        self.notify(f"{duration_range(*estimate.seconds_left())}{alone}; records go to {report.path}")
         return estimate
 
     @contextmanager

@@ -17,22 +17,9 @@ import torch
 from capsbench.fingerprint import package_digest
 from capsbench.measure.cores import allowed_cores, quota
 from capsbench.measure.facts import Facts, asked
+from capsbench.measure.variables import SETTINGS
 
 PACKAGES = ("torch", "torchvision", "numpy", "triton")
-
-_SETTINGS = re.compile(
-    r"""
-    PYTORCH_(CUDA_|HIP_)?ALLOC_CONF | PYTORCH_NO_(CUDA|HIP)_MEMORY_CACHING | PYTORCH_JIT | THP_MEM_ALLOC_ENABLE |
-    CUBLAS(LT)?_\w+ | CUDNN_\w+ | NVIDIA_TF32_OVERRIDE | TORCH_ALLOW_TF32_CUBLAS_OVERRIDE |
-    TORCH_(BLAS|LINALG|CUDNN|ROCM)_\w+ | TORCH_COMPILE_DISABLE | TORCHDYNAMO_DISABLE |
-    TORCHINDUCTOR_(?!(?:\w*_DIR|COMPILE_THREADS)$)\w+ |
-    TRITON_INTERPRET | CUDA_(LAUNCH_BLOCKING|MODULE_LOADING|DEVICE_MAX_CONNECTIONS|FORCE_PTX_JIT) |
-    (OMP|GOMP|KMP|MKL|VECLIB|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+ | GLIBC_TUNABLES | LD_PRELOAD | ATEN_CPU_CAPABILITY |
-    CAPSBENCH_NO_COMPILER
-    """,
-    re.VERBOSE,
-)
-"""Names of variables that set how memory is allocated, which kernels run, and on how many threads."""
 
 
 def describe() -> dict[str, Any]:
@@ -43,7 +30,7 @@ def describe() -> dict[str, Any]:
     facts = Facts()
     version = facts.ask("capsbench", lambda: metadata.version("capsbench"))
     commit = re.search(r"\+g([0-9a-f]+)", version or "")
-    settings = sorted(name for name, value in os.environ.items() if value and _SETTINGS.fullmatch(name))
+    settings = sorted(name for name, value in os.environ.items() if value and SETTINGS.fullmatch(name))
     found = {
         "capsbench": version,
         "commit": commit[1] if commit else None,

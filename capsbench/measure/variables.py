@@ -1,8 +1,23 @@
 """The environment variables of the processes that measure."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Literal
+
+SETTINGS = re.compile(
+    r"""
+    PYTORCH_(CUDA_|HIP_)?ALLOC_CONF | PYTORCH_NO_(CUDA|HIP)_MEMORY_CACHING | PYTORCH_JIT | THP_MEM_ALLOC_ENABLE |
+    CUBLAS(LT)?_\w+ | CUDNN_\w+ | NVIDIA_TF32_OVERRIDE | TORCH_ALLOW_TF32_CUBLAS_OVERRIDE |
+    TORCH_(BLAS|LINALG|CUDNN|ROCM)_\w+ | TORCH_COMPILE_DISABLE | TORCHDYNAMO_DISABLE |
+    TORCHINDUCTOR_(?!(?:\w*_DIR|COMPILE_THREADS)$)\w+ |
+    TRITON_INTERPRET | CUDA_(LAUNCH_BLOCKING|MODULE_LOADING|DEVICE_MAX_CONNECTIONS|FORCE_PTX_JIT) |
+    (OMP|GOMP|KMP|MKL|VECLIB|OPENBLAS|ONEDNN|DNNL|MALLOC)_\w+ | GLIBC_TUNABLES | LD_PRELOAD | ATEN_CPU_CAPABILITY |
+    CAPSBENCH_NO_COMPILER
+    """,
+    re.VERBOSE,
+)
+"""Names of variables that set how memory is allocated, which kernels run, and on how many threads."""
 
 QUIET_MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",

@@ -72,6 +72,8 @@ class Estimate:
         in_turn = {cell.key() for group in groups_of(plan) for cell in group}
         self._left = {cell.key(): self._guess(cell, in_turn=cell.key() in in_turn) for cell in left}
         """The expected seconds of each cell."""
+        self.at_once = 1.0
+        """Number of cells that are measured at once."""
         self._of_turns: dict[str, float] = {}
         self._guessed = 0.0
         self._taken = 0.0
@@ -87,7 +89,9 @@ class Estimate:
         """
         factor = self._taken / self._guessed if self._guessed else 1.0
         guesses = [guess for key, guess in self._left.items() if key not in self._of_turns]
-        return sum(guess.least(factor) for guess in guesses), sum(guess.most(factor) for guess in guesses) + self._turns_left()
+        at_once = max(1.0, min(self.at_once, len(guesses)))
+        least, most = sum(guess.least(factor) for guess in guesses), sum(guess.most(factor) for guess in guesses)
+        return least / at_once, most / at_once + self._turns_left()
 
     def started(self, cell: Cell) -> None:
         """Note a cell that is about to be measured."""

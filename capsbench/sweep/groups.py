@@ -7,7 +7,8 @@ parts fit; the ends of each series along each axis are in both halves, so that a
 import math
 from collections.abc import Mapping, Sequence
 
-from capsbench.records import Cell, MemoryFigures, Plan
+from capsbench.records import Cell, MemoryFigures, Plan, Record
+from capsbench.report import Report
 
 _COMPARED = ("device", "threads", "gpu", "dataset", "batch_size", "precision")
 """Options that cells of one group share: they change the environment, or make steps that nobody compares if no axis is one."""
@@ -22,14 +23,29 @@ def groups_of(plan: Plan) -> list[list[Cell]]:
     A limit on memory holds for a process, so that a cell with one is timed alone.
     """
     found: dict[tuple[object, ...], list[Cell]] = {}
-    shared = [name for name in _COMPARED if name != "batch_size" or name not in plan.axes]
     if "time" in plan.passes:
         for cell in plan.cells:
-            it = cell.configuration
-            if it.capacity is None and not it.is_predicted():
+            if cell.configuration.capacity is None and not cell.configuration.is_predicted():
                 # A user's module may set what holds for a whole process, such as flags of torch.
-                found.setdefault((cell.replicate, cell.source, *(getattr(it, name) for name in shared)), []).append(cell)
+                found.setdefault((cell.replicate, cell.source, *compared(cell, plan)), []).append(cell)
     return [group for group in found.values() if len(group) > 1]
+
+
+def compared(cell: Cell, plan: Plan) -> tuple[object, ...]:
+    """The values of a cell's options that all cells have to which it is compared."""
+    return tuple(getattr(cell.configuration, name) for name in _COMPARED if name != "batch_size" or name not in plan.axes)
+
+
+def left_of(group: Sequence[Cell], plan: Plan, report: Report) -> list[Cell]:
+    """The cells of a group that have no times yet, and whose memory pass, if there was one, ended well."""
+    records, settled = {record.cell.key(): record for record in report.records}, report.settled(plan.passes)
+
+    def may_be_timed(record: Record | None) -> bool:
+        if "memory" not in plan.passes:
+            return True
+        return record is not None and record.status == "ok" and record.memory is not None
+
+    return [cell for cell in group if cell.key() not in settled and may_be_timed(records.get(cell.key()))]
 
 
 def that_fit(

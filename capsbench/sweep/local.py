@@ -69,6 +69,10 @@ class Sources:
             except CapsbenchError:  # it cannot be imported any more, and measuring it will report why
                 self._known[model] = None
 
+    def files(self) -> list[str]:
+        """Return the paths of all modules of these networks."""
+        return sorted({path for known in self._known.values() if known is not None for path in known.files})
+
     def has_changed(self, cell: Cell) -> bool:
         """Return whether the source of a cell's network has changed since the cell was planned."""
         known = self._known.get(cell.configuration.model)

@@ -3,7 +3,7 @@
 import shutil
 import signal
 import threading
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
@@ -48,35 +48,37 @@ def run_sweep(
     Raises:
         StoreError: there is no room, or a record could not be written.
     """
-    # A larger value of a case's setting may also divide the work.
-    axes = [axis for axis in plan.axes if axis in OPTIONS and OPTIONS[axis].more_memory]
-    full: dict[_SeriesKey, Configuration] = {}
-    for cell in (record.cell for record in report.records if record.status == "oom"):
-        full |= dict.fromkeys(_series_of(cell, axes), cell.configuration)
+    full = RanOut(plan, report)
     has_memory = report.settled(["memory"])
     for cell in remaining(plan, report):
         if cell.key() in timed_later and ("memory" not in plan.passes or cell.key() in has_memory):
             continue
-        free = shutil.disk_usage(report.folder).free
-        if free < ROOM_BYTES:
-            raise StoreError(
-                f"{report.folder} has {free} bytes left on its disk, too little for a record",
-                "make room and run the same command with `resume`: all earlier records are kept",
-            )
-        smaller = _full_below(cell, axes, full)
-        if smaller is not None:
-            kind: Literal["measured", "predicted"] = "predicted" if cell.configuration.is_predicted() else "measured"
-            record = Record(kind=kind, cell=cell, status="skipped", message=f"out of memory at {smaller} of this line")
-        else:
+        check_room(report)
+        record = full.skipped(cell)
+        if record is None:
             for observer in observers:
                 observer.started(cell)
             record = launch(cell)
             if record.status == "oom":
-                full |= dict.fromkeys(_series_of(cell, axes), cell.configuration)
+                full.add(cell)
         with uninterrupted():
             report.append(record)
         for observer in observers:
             observer.finished(record)
+
+
+def check_room(report: Report) -> None:
+    """Refuse to start another cell on a disk that has no room for its record.
+
+    Raises:
+        StoreError: there is none.
+    """
+    free = shutil.disk_usage(report.folder).free
+    if free < ROOM_BYTES:
+        raise StoreError(
+            f"{report.folder} has {free} bytes left on its disk, too little for a record",
+            "make room and run the same command with `resume`: all earlier records are kept",
+        )
 
 
 def remaining(plan: Plan, report: Report) -> list[Cell]:
@@ -89,18 +91,47 @@ _SeriesKey = tuple[str, str, str | None]
 """Key of a series: its axis, its options, and the source of its network."""
 
 
-def _series_of(cell: Cell, axes: Sequence[str]) -> list[_SeriesKey]:
-    """Keys of the series that a cell belongs to, one along each axis."""
-    return [(axis, cell.configuration.series(axis), cell.source) for axis in axes]
+class RanOut:
+    """The series in which a cell ran out of memory, whose larger cells are not tried.
+
+    Args:
+        plan: plan of the sweep.
+        report: its report; cells that ran out of memory in an earlier sweep count.
+    """
+
+    def __init__(self, plan: Plan, report: Report) -> None:
+        # A larger value of a case's setting may also divide the work.
+        self._axes = [axis for axis in plan.axes if axis in OPTIONS and OPTIONS[axis].more_memory]
+        self._smallest: dict[_SeriesKey, Configuration] = {}
+        for record in report.records:
+            if record.status == "oom":
+                self.add(record.cell)
+
+    def add(self, cell: Cell) -> None:
+        """Note a cell that ran out of memory."""
+        for series in self._series_of(cell):
+            known = self._smallest.get(series)
+            if known is None or _place(cell.configuration, series) < _place(known, series):
+                self._smallest[series] = cell.configuration
+
+    def skipped(self, cell: Cell) -> Record | None:
+        """Return the record of a cell that is not tried, since a smaller one of its series ran out of memory; else None."""
+        for series in self._series_of(cell):
+            known = self._smallest.get(series)
+            if known is not None and _place(cell.configuration, series) > _place(known, series):
+                kind: Literal["measured", "predicted"] = "predicted" if cell.configuration.is_predicted() else "measured"
+                message = f"out of memory at {position_in_words(known, series[0])} of this line"
+                return Record(kind=kind, cell=cell, status="skipped", message=message)
+        return None
+
+    def _series_of(self, cell: Cell) -> list[_SeriesKey]:
+        """Keys of the series that a cell belongs to, one along each axis."""
+        return [(axis, cell.configuration.series(axis), cell.source) for axis in self._axes]
 
 
-def _full_below(cell: Cell, axes: Sequence[str], full: Mapping[_SeriesKey, Configuration]) -> str | None:
-    """The place on an axis, in words, of a smaller cell of the same series that ran out of memory; None if none did."""
-    for series in _series_of(cell, axes):
-        axis, known = series[0], full.get(series)
-        if known is not None and (cell.configuration.position(axis) or 0) > (known.position(axis) or 0):
-            return position_in_words(known, axis)
-    return None
+def _place(configuration: Configuration, series: _SeriesKey) -> float:
+    """The place of a configuration on the axis of a series."""
+    return configuration.position(series[0]) or 0
 
 
 @contextmanager

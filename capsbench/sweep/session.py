@@ -27,12 +27,22 @@ PREDICTED_DEVICES = ("cpu:predicted", "cuda:predicted")
 """Devices for which a step can be traced without them."""
 
 
-def resolve_device(name: str) -> str:
+def resolve_device(name: str, *, here: bool = True) -> str:
     """Resolve `auto`, `cpu`, `cuda` or `cuda:N` to the one name of a present device; a predicted device stays as it is.
 
+    Args:
+        name: name of the device.
+        here: False if workers elsewhere have the device, each with one GPU for itself, which is called `cuda:0` there.
+
     Raises:
-        ConfigurationError: it is not.
+        ConfigurationError: there is no such device.
     """
+    if not here and name == "cuda":
+        return "cuda:0"
+    if not here and re.fullmatch(r"cuda:[0-9]+", name):
+        raise ConfigurationError(
+            f"`device` {name} names one GPU, and the launcher gives each cell a GPU of its own", "give `device` cuda"
+        )
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if name == "cpu" or name in PREDICTED_DEVICES:

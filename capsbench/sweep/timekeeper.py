@@ -23,7 +23,7 @@ from capsbench.prediction import apart
 from capsbench.records import Cell, Plan, Record, Round, Status
 from capsbench.report import Report
 from capsbench.stats.paired import FEWEST_ROUNDS
-from capsbench.sweep.groups import ends_of, groups_of, halves, that_fit
+from capsbench.sweep.groups import ends_of, groups_of, halves, left_of, that_fit
 from capsbench.sweep.local import Sources, alone_on, not_this_source
 from capsbench.sweep.runner import Observer, uninterrupted
 from capsbench.sweep.slopes_so_far import SlopesSoFar, slopes_so_far
@@ -62,12 +62,10 @@ class Timekeeper:
     def run(self) -> None:
         """Time every cell that has no times yet, and whose memory pass, if there was one, ended well."""
         for group in self._groups:
-            records = {record.cell.key(): record for record in self._report.records}
-            settled = self._settled()
-            left = [cell for cell in group if cell.key() not in settled and self._may_be_timed(records.get(cell.key()))]
+            left = left_of(group, self._plan, self._report)
             if left:
                 cells = self._with_ends(left, group)
-                memory = {key: record.memory for key, record in records.items() if record.memory is not None}
+                memory = {record.cell.key(): record.memory for record in self._report.records if record.memory is not None}
                 free = available_bytes(group[0].configuration.device)
                 for fitting in that_fit(cells, memory, free, self._plan.axes):
                     self._time(fitting)
@@ -76,12 +74,6 @@ class Timekeeper:
     def _settled(self) -> set[str]:
         """Keys of the cells that need no further turns."""
         return self._report.settled(self._plan.passes)
-
-    def _may_be_timed(self, record: Record | None) -> bool:
-        """Return whether the memory pass ended well, or was not asked for."""
-        if "memory" not in self._plan.passes:
-            return True
-        return record is not None and record.status == "ok" and record.memory is not None
 
     def _with_ends(self, left: Sequence[Cell], group: Sequence[Cell]) -> list[Cell]:
         """Return these cells, and the ends of their series that this machine has timed in an earlier sweep.
@@ -161,7 +153,7 @@ class Timekeeper:
                 break
             if not last and not self._lacking(alive, had, fewest, fewest_of_ends):
                 continue
-            number, process_number = self._free_numbers()
+            number, process_number = free_numbers(self._report)
             # The place of a cell's weights in memory can make it slower for as long as the process lives. Cells are built in
             # another order in each process, so that such differences do not follow depth.
             request = TurnsRequest(
@@ -211,13 +203,6 @@ class Timekeeper:
             return cells
         ends = ends_of(cells, self._plan.axes)
         return ends if any(had[cell.key()] < fewest_of_ends for cell in ends) else ()
-
-    def _free_numbers(self) -> tuple[int, int]:
-        """Numbers of a round and of a process that the report does not have yet."""
-        times, rounds = [record.time for record in self._report.records if record.time], self._report.rounds
-        numbers = [*(number for one in times for number in one.rounds), *(one.number for one in rounds)]
-        processes = [*(number for one in times for number in one.processes), *(one.process for one in rounds)]
-        return max(numbers, default=-1) + 1, max(processes, default=-1) + 1
 
     def _rounds_of(self, cells: Sequence[Cell]) -> list[Round]:
         """The rounds in which some of these cells had turns that are not in their records yet."""
@@ -343,3 +328,11 @@ class Timekeeper:
         if is_new:
             for observer in self._observers:
                 observer.finished(record)
+
+
+def free_numbers(report: Report) -> tuple[int, int]:
+    """The first numbers of a round and of a process that a report does not have yet."""
+    times, rounds = [record.time for record in report.records if record.time], report.rounds
+    numbers = [*(number for one in times for number in one.rounds), *(one.number for one in rounds)]
+    processes = [*(number for one in times for number in one.processes), *(one.process for one in rounds)]
+    return max(numbers, default=-1) + 1, max(processes, default=-1) + 1

@@ -9,7 +9,7 @@ The command line makes a plan of its own from its options, and passes it to `mea
 import logging
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
 from inspect import signature
 from pathlib import Path
@@ -27,10 +27,14 @@ from capsbench.measure.forkserver import Forks
 from capsbench.measure.group import check_measurable
 from capsbench.options import STACKED
 from capsbench.paths import absolute
+from capsbench.prediction import apart
 from capsbench.prediction.predict import predict_cell
 from capsbench.records import BOTH, Cell, Pass, Plan, Record
 from capsbench.report import Report
 from capsbench.sweep.asked import Sweep
+from capsbench.sweep.launchers.belongings import packed
+from capsbench.sweep.launchers.driver import Driver
+from capsbench.sweep.launchers.options import Launching
 from capsbench.sweep.local import Sources, local_launcher
 from capsbench.sweep.plan import axes_asked, axes_of, axis_lacked, expand
 from capsbench.sweep.runner import Observer, remaining, run_sweep, uninterrupted
@@ -112,6 +116,10 @@ def run(
     timeout: float = 1800.0,
     strict: bool = False,
     wait: float | None = None,
+    launcher: str = "local",
+    address: str | None = None,
+    slurm: Mapping[str, Any] | None = None,
+    exclusive_node: bool = False,
     data_dir: str | os.PathLike[str] | None = None,
     watcher: Watcher | None = None,
     **options: Any,
@@ -142,6 +150,10 @@ def run(
         timeout: seconds per process.
         strict: measure nothing while other processes use the CUDA device.
         wait: longest wait for another sweep on the device, in seconds; None for no limit.
+        launcher: `local` measures one cell at a time here; `ray` and `slurm` measure many at once, each on a device of its own.
+        address: address of a Ray cluster; by default the one that this machine belongs to, or else this machine alone.
+        slurm: parameters of Slurm jobs, as sbatch has them: `{"partition": "gpu", "time": 60}`.
+        exclusive_node: let nothing else run on a node while times are taken there.
         data_dir: folder of the real data sets; by default $CAPSBENCH_DATA.
         watcher: object that is informed of the progress; by default the log `capsbench`.
         options: any option of a cell (`batch_size`, `kernel`, `memory` …), a value or a list of values that multiplies the sweep.
@@ -151,6 +163,8 @@ def run(
         StoreError: the folder cannot be read or written.
     """
     given = locals()
+    launching = Launching(launcher, address, slurm or {}, exclusive_node)
+    launching.check()
     names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
     sweep = Sweep(
         names,
@@ -159,7 +173,7 @@ def run(
         depths_chosen=depths is not None,
         vary=vary,
         settings=settings,
-        **where(device, gpu, threads, vary or ()),
+        **where(device, gpu, threads, vary or (), here=launching.is_local()),
         **options,
     )
     cells = expand(sweep)
@@ -174,7 +188,7 @@ def run(
     check_data(plan.cells, data)
     watcher = watcher or Logged()
     report = choose_report(plan, folder, resume=resume, now=datetime.now(), make=True, notify=watcher.notify)
-    measure(plan, report, resume=resume, data_directory=data, wait=wait, watcher=watcher)
+    measure(plan, report, resume=resume, data_directory=data, wait=wait, watcher=watcher, launching=launching)
     return report
 
 
@@ -263,7 +277,7 @@ def traced(plan: Plan, watcher: Watcher | None = None) -> Report:
 
 def measure(
     plan: Plan, report: Report, *, resume: bool = False, only_these: bool = False, data_directory: Path | None = None,
-    wait: float | None = None, watcher: Watcher | None = None,
+    wait: float | None = None, watcher: Watcher | None = None, launching: Launching | None = None,
 ) -> None:  # fmt: skip
     """Measure the rest of a plan into a report, to which no other process can write meanwhile.
 
@@ -275,9 +289,10 @@ def measure(
         data_directory: folder of the real data sets.
         wait: seconds that a cell waits for other sweeps on its device; None for no limit.
         watcher: object that is informed of the progress; by default the log `capsbench`.
+        launching: where cells are measured; by default here, one at a time.
 
     Raises:
-        ConfigurationError: the report holds records, without `resume`.
+        ConfigurationError: the report holds records, without `resume`, or no machine can measure a cell.
         StoreError: it cannot be read or written, or another process measures into it.
     """
     watcher = watcher or Logged()
@@ -292,23 +307,47 @@ def measure(
             watcher.notify(f"note: {text}")
         for text in damage_in_words(report.damages):
             watcher.notify(f"warning: {text}; lost cells are measured again")
-        environment = describe()
-        key = key_of(environment)
-        report.add_environment(key, environment)
-        with watcher.measuring(plan, report, remaining(plan, report)) as observers, Forks() as forks:
-            sources = Sources(plan)
-            keeper = Timekeeper(
-                plan, report, key, data_directory, watcher.notify, patience=wait, sources=sources, observers=observers
-            )
-            launch = local_launcher(
-                plan, key, data_directory, watcher.notify,
-                folder=report.folder, patience=wait, sources=sources, timed_later=keeper.cells,
-                forks=forks,
-            )  # fmt: skip
-            run_sweep(plan, report, launch, observers, keeper.cells)
-            forks.close()  # nothing idle lies beside times
-            note_unchanged(plan, report, watcher)
-            keeper.run()
+        with watcher.measuring(plan, report, remaining(plan, report)) as observers:
+            if launching is None or launching.is_local():
+                _measure_here(plan, report, data_directory, wait, watcher, observers)
+            else:
+                _measure_elsewhere(plan, report, data_directory, wait, watcher, observers, launching)
+
+
+def _measure_here(
+    plan: Plan, report: Report, data_directory: Path | None, wait: float | None, watcher: Watcher, observers: Sequence[Observer]
+) -> None:
+    """Measure cells one after the other in processes of this machine."""
+    environment = describe()
+    key = key_of(environment)
+    report.add_environment(key, environment)
+    sources = Sources(plan)
+    keeper = Timekeeper(plan, report, key, data_directory, watcher.notify, patience=wait, sources=sources, observers=observers)
+    with Forks() as forks:  # which end before times are taken, so that nothing idle lies next to these
+        launch = local_launcher(
+            plan, key, data_directory, watcher.notify,
+            folder=report.folder, patience=wait, sources=sources, timed_later=keeper.cells, forks=forks,
+        )  # fmt: skip
+        run_sweep(plan, report, launch, observers, keeper.cells)
+    note_unchanged(plan, report, watcher)
+    keeper.run()
+
+
+def _measure_elsewhere(
+    plan: Plan, report: Report, data_directory: Path | None, wait: float | None, watcher: Watcher,
+    observers: Sequence[Observer], launching: Launching,
+) -> None:  # fmt: skip
+    """Measure cells on the workers of a cluster, many at once; predicted cells are traced here."""
+    predicted = [cell for cell in plan.cells if cell.configuration.is_predicted()]
+    if predicted:
+        run_sweep(plan.model_copy(update={"cells": predicted}), report, predict_cell, observers)
+    if not any(not cell.configuration.is_predicted() for cell in remaining(plan, report)):
+        return
+    sources = Sources(plan)
+    apart.close()
+    with closing(launching.engine(report.folder, packed(sources.files()))) as engine:
+        driver = Driver(plan, report, engine, sources, data_directory, watcher.notify, patience=wait, observers=observers)
+        driver.run(between=lambda: note_unchanged(plan, report, watcher))
 
 
 def note_unchanged(plan: Plan, report: Report, watcher: Watcher) -> None:
@@ -343,9 +382,17 @@ def _depths(depths: int | str | Iterable[int]) -> tuple[int, ...]:
     return parse_depths(",".join(map(str, several(depths))))
 
 
-def where(device: str, gpu: str | None, threads: int | None, vary: Container[str] = ()) -> dict[str, Any]:
-    """The options of a sweep for the machine that it runs on, but for threads that are varied."""
-    resolved = resolve_device(device)
+def where(device: str, gpu: str | None, threads: int | None, vary: Container[str] = (), *, here: bool = True) -> dict[str, Any]:
+    """The options of a sweep for the machine that it runs on, but for threads that are varied.
+
+    Args:
+        device: device, as it was given.
+        gpu: GPU to predict for.
+        threads: threads of a CPU run.
+        vary: names of the axes.
+        here: False if other machines may measure.
+    """
+    resolved = resolve_device(device, here=here)
     if gpu and resolved != "cuda:predicted":
         raise ConfigurationError(
             f"`gpu` {gpu} cannot be combined with `device` {device}", "add `device` cuda:predicted, or leave it out"

@@ -61,13 +61,17 @@ NOT_RUN = {
     "tox": "runs these tests; its environments are looked up",
     "torchrun": "several processes; test_train_cli.py runs it",
     "benchmarks": "take up to an hour; their options are looked up",
+    "--launcher": "needs a cluster; tests/sweep/launchers has them, and a dry run takes its options",
+    "ray": "starts a cluster",
+    "kubectl": "needs a cluster; its file is looked up",
+    "sky": "rents machines; its file is looked up",
 }
 """Commands of which only names, options and values are checked, with the reason."""
 
 _UNTRACED = "import capsbench.cli.sweeps; capsbench.cli.sweeps.predicted_peaks = lambda cells: []"
 """A line that leaves the predicted peaks out of a dry run, which takes seconds for them; test_cli.py has one with them."""
 
-OPTIONS_OF_OTHERS = {"--nproc-per-node", "--write", "--std", "--benchmark-compare-fail", "--index-url"}
+OPTIONS_OF_OTHERS = {"--nproc-per-node", "--write", "--std", "--benchmark-compare-fail", "--index-url", "--down", "--exclusive"}
 """Options in running text that are not the command line's."""
 
 
@@ -279,6 +283,12 @@ def _check_pytest(words: list[str]) -> None:
         raise Wrong(f"'pytest {' '.join(words)}' is not known here")
 
 
+def _check_cluster(words: list[str]) -> None:
+    for word in words:
+        if word.endswith(".yaml") and not (ROOT / word).is_file():
+            raise Wrong(f"there is no {word}")
+
+
 _OTHERS: dict[str, Callable[[list[str]], None]] = {
     "pip": _check_pip,
     "npm": _check_npm,
@@ -286,6 +296,7 @@ _OTHERS: dict[str, Callable[[list[str]], None]] = {
     "pre-commit": _check_pre_commit,
     "torchrun": _check_torchrun,
     "pytest": _check_pytest,
+    **dict.fromkeys(("ray", "kubectl", "sky"), _check_cluster),
 }
 
 

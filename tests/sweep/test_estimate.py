@@ -35,3 +35,13 @@ def test_bytes_that_took_longer_show_a_slower_machine_and_leave_the_time_budget_
     times = estimate.seconds_left()
     assert times[0] == pytest.approx(slower * (least - 3 * guessed), rel=1e-6)
     assert 300 < times[1] < 300 + slower * (most - 300)
+
+
+def test_cells_that_are_measured_at_once_take_their_share_of_the_time():
+    cells = [Cell(configuration=make_configuration("mocapsnet", blocks)) for blocks in (1, 4, 8)]
+    estimate = Estimate(Plan(command="", cells=cells, passes=["memory"]), cells)
+    alone = estimate.seconds_left()
+    estimate.at_once = 2
+    assert estimate.seconds_left() == pytest.approx([seconds / 2 for seconds in alone])
+    estimate.at_once = 100
+    assert estimate.seconds_left() == pytest.approx([seconds / 3 for seconds in alone])

@@ -1,0 +1,148 @@
+"""The worker's side of a task, in the process that a cluster starts: it keeps a station, and hands tasks to it.
+
+The station is a process of its own, with the variables, folder and GPU of the driver's choice, and imports torch once for all
+tasks of a device. Nothing here imports torch, so that the cluster's own process stays small and never touches a GPU.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from typing import IO, cast
+
+from capsbench.families import FAMILY, end_family, ended_words
+from capsbench.sweep.launchers.belongings import unpacked
+
+STATION = "capsbench.sweep.launchers.station"
+"""The module that a station runs."""
+
+
+class StationEnded(Exception):
+    """The station has ended without an answer."""
+
+
+class _Station:
+    """The station of this process, which is started again if it has ended, or for another device or driver."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._printed: IO[bytes] | None = None
+        self._family = ""
+        self._is_for: tuple[str, str, str | None] | None = None
+
+    def measure(self, task: str, belongings: str, module: str, gpu: str | None) -> str:
+        """Have a task measured, and return its findings."""
+        process = self._started(belongings, module, gpu)
+        to, back = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
+        try:
+            to.write(task.encode() + b"\n")
+            to.flush()
+            found = back.readline()
+        except BrokenPipeError:
+            found = b""
+        except BaseException:  # the task was cancelled
+            self.close()
+            raise
+        if not found.endswith(b"\n"):
+            raise StationEnded(self._last_words())
+        return found.decode()
+
+    def close(self) -> None:
+        """End the station, and all that it started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        end_family(self._family)
+        for pipe in (process.stdin, process.stdout, self._printed):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _started(self, belongings: str, module: str, gpu: str | None) -> subprocess.Popen[bytes]:
+        wanted = (belongings, module, gpu)
+        if self._process is not None and self._process.poll() is None and self._is_for == wanted:
+            return self._process
+        self.close()
+        folder, variables = unpacked(belongings, os.environ)
+        variables.pop("CUDA_VISIBLE_DEVICES", None)
+        self._family, self._is_for = secrets.token_hex(8), wanted
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the station
+        # -P: a folder `capsbench` in the working directory must not replace the installed package. A station does not use CUDA,
+        # and its processes must be able to.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._printed,
+            env={
+                **variables,
+                FAMILY: self._family,
+                "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+                **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
+            },
+            cwd=folder,
+            start_new_session=True,
+        )
+        return self._process
+
+    def _last_words(self) -> str:
+        """Description of the end of the station."""
+        process, printed = self._process, self._printed
+        if process is None or printed is None:
+            return "it could not be started"
+        status = process.wait()
+        printed.seek(0)
+        words = ended_words(status, printed.read())
+        self.close()
+        return words
+
+
+_STATION = _Station()
+atexit.register(_STATION.close)
+
+
+def attend(task: str, belongings: str, *, module: str = STATION, gpu: str | None = None) -> str:
+    """Measure a task on this machine, and return its findings; both are JSON.
+
+    Args:
+        task: a `Task`.
+        belongings: as `belongings.packed` made them.
+        module: the module that a station runs.
+        gpu: name of the GPU that the task has for itself, as CUDA_VISIBLE_DEVICES would have it; None if it has none.
+
+    Raises:
+        StationEnded: the station ended without an answer.
+    """
+    return _STATION.measure(task, belongings, module, None if gpu is None else identity_of(gpu))
+
+
+def identity_of(gpu: str) -> str:
+    """Return a GPU's own identity (UUID) for its number, which means another GPU where devices are sorted in another way."""
+    if not gpu.isdecimal():
+        return gpu
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            found = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(gpu)))
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # NVML has many exceptions; without it the number has to do
+        return gpu
+    return found.decode() if isinstance(found, bytes) else str(found)
+
+
+def refusal(what: str) -> str:
+    """Return the findings of a worker that can measure no task."""
+    hint = "install the driver's version of capsbench on every node; all that was measured is kept: add `resume`"
+    return json.dumps({"refusal": [what, hint], "node": socket.gethostname()})

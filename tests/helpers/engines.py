@@ -1,0 +1,98 @@
+"""Engines that measure nothing: what tasks find, in which order they come back and which are lost is a test's choice."""
+
+import os
+from pathlib import Path
+
+from capsbench.errors import ConfigurationError
+from capsbench.records import Record
+from capsbench.sweep.launchers.protocol import Done, Findings, Lost
+from helpers.made import make_record
+
+FAKE_STATION = "helpers.fake_station"
+"""The module of a station that measures nothing."""
+
+
+def with_tests() -> str:
+    """The folders of modules of this process, with that of the helpers, as PYTHONPATH has them."""
+    earlier = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([str(Path(__file__).parents[1]), *([earlier] if earlier else [])])
+
+
+HERE = {"cpu": {"model": "a CPU"}, "packages": {"torch": "2.9"}}
+
+
+class FakeEngine:
+    """An engine whose tasks end one by one, in the order of `order`, with what `outcomes` has for their cells.
+
+    Args:
+        outcomes: by model and blocks, a status, a list of them for one try after the other (`lost` among them), or an exception,
+            which the wait for it raises.
+        order: function that chooses the next of the tasks in flight; by default the first.
+        at_once: number of tasks that come back together.
+        nodes: environments of the machines, which take turns.
+    """
+
+    def __init__(self, outcomes=None, *, order=lambda tasks: tasks[0], at_once=1, nodes=("abcd",), kinds=None, behind=()):
+        self.outcomes, self.order, self.at_once, self.nodes = outcomes or {}, order, at_once, nodes
+        self.room, self.behind = kinds or {}, list(behind)
+        self.queue, self.submitted, self.cancelled, self.tries = [], [], [], {}
+        self.taken, self.closed = 0, False
+
+    def kinds(self, sample):
+        return self.room
+
+    def room(self, sample):
+        return 4.0
+
+    def left_behind(self):
+        return self.behind
+
+    def submit(self, tasks):
+        if any(task.needs_gpu() for task in tasks):
+            raise ConfigurationError("`device` cuda needs a GPU", "choose `device` cpu")
+        self.queue += tasks
+        self.submitted += tasks
+
+    def wait(self, seconds):
+        found = []
+        while self.queue and len(found) < self.at_once:
+            task = self.order(self.queue)
+            self.queue.remove(task)
+            found.append(self._outcome(task))
+        return found
+
+    def cancel(self, numbers):
+        self.cancelled += numbers
+        self.queue = [task for task in self.queue if task.number not in numbers]
+
+    def close(self):
+        self.closed = True
+
+    def _outcome(self, task):
+        node = task.kind or self.nodes[self.taken % len(self.nodes)]
+        self.taken += 1
+        records = []
+        for cell in task.cells():
+            outcome = self._chosen(cell)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if outcome == "refused":
+                return Done(number=task.number, findings=Findings(refusal=["node7 cannot measure", "install it"]))
+            if outcome in ("lost", "unreached", "full"):
+                status = "oom" if outcome == "full" else "error"
+                return Lost(number=task.number, why="node7 died", counts=outcome != "unreached", status=status)
+            records.append(self.record(task, cell, outcome, node))
+        return Done(number=task.number, findings=Findings(records=records, environment=node, description=HERE, node=node))
+
+    def _chosen(self, cell):
+        it = cell.configuration
+        outcome = self.outcomes.get((it.model, it.blocks), "ok")
+        if isinstance(outcome, list):
+            tries = self.tries[cell.key()] = self.tries.get(cell.key(), 0) + 1
+            return outcome[min(tries, len(outcome)) - 1]
+        return outcome
+
+    def record(self, task, cell, status, node) -> Record:
+        made = make_record(cell.configuration.model, cell.configuration.blocks, status=status, replicate=cell.replicate)
+        parts = {"time": made.time if "time" in task.plan.passes else None}
+        return made.model_copy(update={"cell": cell, "environment": node} | parts)

@@ -1,0 +1,161 @@
+"""A sweep on Ray: a cluster of several nodes on this machine, whose stations measure nothing but in the first test."""
+
+import os
+import threading
+import time
+
+import pytest
+from torch import nn
+
+import capsbench
+from capsbench.errors import ConfigurationError
+from capsbench.records import Cell, Plan
+from capsbench.report import Report
+from capsbench.sweep.launchers.belongings import packed
+from capsbench.sweep.launchers.driver import Driver
+from capsbench.sweep.local import Sources
+from helpers.engines import FAKE_STATION, with_tests
+from helpers.made import make_configuration
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without cores, and two nodes with two."""
+    from ray.cluster_utils import Cluster
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = with_tests()
+    # By default each node takes a third of the machine's memory for objects.
+    small = {"object_store_memory": 100 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    try:
+        for _ in range(2):
+            made.add_node(num_cpus=2, **small)
+        ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def engine(**options):
+    from capsbench.sweep.launchers.ray import RayEngine
+
+    return RayEngine(packed([]), module=FAKE_STATION, **options)
+
+
+def plan(count=8, model="rescapsnet", passes=("memory",), **fields):
+    cells = [Cell(configuration=make_configuration(model, blocks, **fields)) for blocks in range(1, count + 1)]
+    return Plan(command="", cells=cells, passes=list(passes))
+
+
+def drive(planned, folder, used, **options):
+    report = Report(folder)
+    folder.mkdir(exist_ok=True)
+    try:
+        Driver(planned, report, used, Sources(planned.model_copy(update={"cells": []})), **options).run()
+    finally:
+        used.close()
+    return report
+
+
+def figures(report):
+    """The memory figures of each cell, but for the resident set, which is never the same twice."""
+    return {
+        (record.cell.configuration.model, record.cell.configuration.blocks): record.memory.model_copy(
+            update={"process_bytes": None}
+        )
+        for record in report.records
+    }
+
+
+def test_a_user_s_function_has_the_records_that_it_has_locally(cluster, tmp_path, monkeypatch):
+    def mine(in_shape, num_classes, blocks):
+        body = [nn.Linear(16, 16) for _ in range(blocks)]
+        return nn.Sequential(nn.AvgPool2d(7), nn.Flatten(), nn.Linear(16, 16), *body, nn.Linear(16, num_classes))
+
+    monkeypatch.chdir(tmp_path)
+    options = {"depths": [1, 2], "batch_size": 4, "device": "cpu", "threads": 1, "only": "memory"}
+    here = capsbench.run(mine, out="here", **options)
+    there = capsbench.run(mine, out="there", launcher="ray", **options)
+    assert figures(here) == figures(there)
+    assert [record.status for record in there.records] == ["ok", "ok"]
+    assert set(there.environments) == {record.environment for record in there.records}
+    assert set(there.environments) == set(here.environments)
+
+
+def test_workers_are_reused_and_nodes_share_the_work(cluster, tmp_path):
+    report = drive(plan(16), tmp_path / "report", engine())
+    assert [record.status for record in report.records] == ["ok"] * 16
+    assert 1 < len({record.notes[0] for record in report.records}) <= 4
+
+
+def test_a_gpu_that_no_node_has_is_said_at_once(cluster, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"^`device` cuda needs a GPU, and no node of the Ray cluster has one\n"):
+        drive(plan(1, device="cuda:0", threads=None), tmp_path / "report", engine())
+
+
+def test_a_station_that_ends_is_a_lost_worker(cluster, tmp_path):
+    (record,) = drive(plan(1, model="tests:ends"), tmp_path / "report", engine()).records
+    assert record.status == "error"
+    assert record.message.startswith(
+        "3 workers were lost while they measured it, the last one because StationEnded: ended with status 7"
+    )
+
+
+def test_times_may_have_a_node_for_themselves(cluster, tmp_path):
+    report = drive(plan(4, capacity=2**34, passes=["time"]), tmp_path / "report", engine(exclusive_node=True))
+    assert len(report.records) == 4
+
+
+def test_a_node_that_dies_costs_only_what_was_in_flight(cluster, tmp_path):
+    extra = cluster.add_node(num_cpus=2)
+    used, begun = engine(), threading.Event()
+
+    class Killer:
+        count = 0
+
+        def started(self, cell):
+            pass
+
+        def finished(self, record):
+            self.count += 1
+            if self.count == 4:
+                cluster.remove_node(extra, allow_graceful=False)
+                begun.set()
+
+    report = drive(plan(40), tmp_path / "report", used, observers=[Killer()])
+    assert begun.is_set()
+    assert [record.status for record in report.records] == ["ok"] * 40
+    assert len(report.path.read_text().splitlines()) == 40
+
+
+def test_ctrl_c_ends_what_is_being_measured(cluster, tmp_path):
+    planned = plan(2)
+    planned = planned.model_copy(update={"cells": [*planned.cells, Cell(configuration=make_configuration("tests:sleeps", 1))]})
+
+    class Interrupter:
+        count = 0
+
+        def started(self, cell):
+            pass
+
+        def finished(self, record):
+            self.count += 1
+            if self.count == 2:
+                raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        drive(planned, tmp_path / "report", engine(), observers=[Interrupter()])
+    assert time.monotonic() - began < 500
+    assert len(Report(tmp_path / "report").records) == 2
+    # The worker that slept is gone, so that all cores of the cluster can be had again.
+    assert len(drive(plan(8), tmp_path / "next", engine()).records) == 8
