@@ -153,6 +153,14 @@ def _draw_memory(memory: Axes, zero: Axes, lines: list[Line], theme: Theme) -> N
 def _draw_times(ax: Axes, lines: list[Line], theme: Theme) -> None:
     """Draw the slopes of training time with their intervals; one that is not known has words alone."""
     known = [line for line in lines if line.time is not None and line.time["shape"] == "line"]
+    highest = [1000 * line.time["slope_high"] for line in known if line.time is not None]
+    is_logarithmic = bool(highest) and max(highest) > 20 * min(highest)
+    if is_logarithmic:
+        ax.set_xscale("log")
+        ax.set_xlim(0.5 * min(highest), 2 * max(highest))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        ax.set_xlim(0, 1.75 * max(highest, default=1))
     for row, line in enumerate(lines):
         fit = line.time or {}
         colour, (_, marker, size) = theme.colour_of(line.model), MODEL_STYLES[line.model]
@@ -161,17 +169,15 @@ def _draw_times(ax: Axes, lines: list[Line], theme: Theme) -> None:
             low, middle, high = (1000 * fit[name] for name in ("slope_low", "slope", "slope_high"))
             ax.errorbar([middle], [row + 0.22], xerr=[[middle - low], [high - middle]], color=colour, marker=marker, ms=size,
                 mfc=theme.paper, mew=1.3, capsize=3, lw=1.5)  # fmt: skip
-            words = row_slope(fit)
-            ax.annotate(words, (high, row + 0.22), (7, 0), textcoords="offset points", fontsize=8.5, va="center", color=theme.ink)
+            # Words stand on the side where there is more room.
+            is_far = is_logarithmic and middle**2 > min(highest) * max(highest)
+            ax.annotate(
+                row_slope(fit), (low if is_far else high, row + 0.22), (-9 if is_far else 7, 0), textcoords="offset points",
+                fontsize=8.5, ha="right" if is_far else "left", va="center", color=theme.ink,
+            )  # fmt: skip
         else:
             words = row_slope(fit) if fit.get("shape") == "no change measurable" else str(fit.get("shape"))
             ax.text(0, row + 0.22, words, fontsize=8, va="center", color=theme.soft, transform=ax.get_yaxis_transform())
-    highest = [1000 * line.time["slope_high"] for line in known if line.time is not None]
-    if highest and max(highest) > 20 * min(highest):
-        ax.set_xscale("log")
-        ax.set_xlim(0.5 * min(highest), 6 * max(highest))
-    else:
-        ax.set_xlim(0, 1.75 * max(highest, default=1))
     ax.set_ylim(len(lines) - 0.4, -0.6)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)

@@ -86,7 +86,7 @@ def cli() -> None:
     \b
     Examples, the quickest first:
       capsbench predict --models all --depth 1,8    # seconds: memory of a GPU
-      capsbench run --models all --quick            # two minutes, on this machine
+      capsbench run --models all --quick            # a minute, on this machine
       capsbench run --models all --depth 1-8        # ten minutes, more precise
       capsbench show reports/
     """

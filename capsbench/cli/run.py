@@ -25,7 +25,7 @@ from capsbench.records import BOTH, Pass
 @cell_options(*SWEPT_OPTIONS)
 @SWEEP_OPTIONS
 @click.option("--only", type=OneOf(BOTH), help="Measure memory or time alone; by default both.")
-@click.option("--quick", is_flag=True, help="Take less than two minutes: depths 1-3, batch 16 and less sampling, unless given.")
+@click.option("--quick", is_flag=True, help="Take about a minute: depths 1-3, batch 16 and less sampling, unless given.")
 @OPEN_OPTION
 def command(only: Pass | None, quick: bool, **given: Any) -> int:
     """Measure memory and time over depth or another axis.

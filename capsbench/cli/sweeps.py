@@ -43,7 +43,7 @@ LONG_SECONDS = 60.0
 
 
 QUICK = {"depth": "1-3", "batch_size": 16, "time_budget": 2.0}
-"""Values of --quick for options that were not typed: enough for a line, in less than two minutes on two cores."""
+"""Values of --quick for options that were not typed: enough for a line, in about a minute on two cores."""
 
 
 def asked_cells(given: dict[str, Any], usual: Mapping[str, object] | None = None, *, searched: str | None = None) -> list[Cell]:
