@@ -24,6 +24,36 @@ from capsbench.paths import anchored, expanded, start
 NAME_FORMS = "name it package.module:name, from where Python can import it, or path/to/file.py:name"
 
 
+_IMPORTING: list[str] = []
+"""Names of the networks whose modules are being imported, the innermost last."""
+
+
+@contextmanager
+def _importing(name: str) -> Iterator[None]:
+    """Note that a network's module is being imported inside."""
+    _IMPORTING.append(name)
+    try:
+        yield
+    finally:
+        _IMPORTING.pop()
+
+
+def refuse_while_importing() -> None:
+    """Refuse to measure or predict while a network's module is being imported.
+
+    Each process that measures the network imports its module. If that began another measurement, its processes would import the
+    module again, without end.
+
+    Raises:
+        ConfigurationError: a module is being imported.
+    """
+    if _IMPORTING:
+        raise ConfigurationError(
+            f"model '{_IMPORTING[-1]}': its module measures or predicts when it is imported, as every measuring process does",
+            "put what it measures below: if __name__ == '__main__':",
+        )
+
+
 def imported(name: str, path: str) -> Any:
     """The object behind `package.module:name`, or `path/to/file.py:name`.
 
@@ -41,7 +71,8 @@ def imported(name: str, path: str) -> Any:
         # A user's module usually lies in the working directory, which comes last so that it hides no installed package.
         sys.path.append(str(start()))
     try:
-        target: object = importlib.import_module(module)
+        with _importing(name):
+            target: object = importlib.import_module(module)
         _refuse_hidden(name, sys.modules[module.partition(".")[0]])
         for part in attribute.split("."):
             target = _attribute(name, target, part)
@@ -101,9 +132,12 @@ def _module_of_file(name: str, file: str) -> str:
         module = importlib.util.module_from_spec(spec)
         sys.modules[stem] = module
         try:
-            spec.loader.exec_module(module)
+            with _importing(name):
+                spec.loader.exec_module(module)
         except BaseException as error:
             del sys.modules[stem]
+            if isinstance(error, ConfigurationError):
+                raise
             raise ConfigurationError(
                 f"model '{name}' cannot be imported: {error_line(error)}", "fix the file, or name another"
             ) from (None if isinstance(error, Exception) else error)

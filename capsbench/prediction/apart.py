@@ -30,7 +30,7 @@ from torch import nn
 from capsbench.errors import CapsbenchError, EndedProcessError, error_line
 from capsbench.factories import BUILT_IN
 from capsbench.families import FAMILY, end_family, ended_words
-from capsbench.foreign import module_of
+from capsbench.foreign import module_of, refuse_while_importing
 from capsbench.paths import start, starting_here
 from capsbench.tracing.follow import following
 
@@ -86,6 +86,7 @@ def call(function: Callable[..., T], *args: Any, timeout_seconds: float | None =
         CapsbenchError: the function raised it.
         EndedProcessError: its process ended without an answer, or gave none in time.
     """
+    refuse_while_importing()
     question = pickle.dumps(_Question(function, args, str(start()), sys.path, dict(os.environ)))
     answer = _SERVER.ask(question, timeout_seconds)
     if answer.kind == "error":

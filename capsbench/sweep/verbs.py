@@ -22,6 +22,7 @@ from capsbench.devices import DEFAULT_GPU, gpu_of
 from capsbench.errors import ConfigurationError
 from capsbench.factories import name_of
 from capsbench.files import damage_in_words
+from capsbench.foreign import refuse_while_importing
 from capsbench.measure.environment import default_threads, describe, key_of
 from capsbench.measure.forkserver import Forks
 from capsbench.measure.group import check_measurable
@@ -163,6 +164,7 @@ def run(
         StoreError: the folder cannot be read or written.
     """
     given = locals()
+    refuse_while_importing()
     launching = Launching(launcher, address, slurm or {}, exclusive_node)
     launching.check()
     names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
@@ -229,6 +231,7 @@ def predict(
         StoreError: the folder cannot be read or written.
     """
     given = locals()
+    refuse_while_importing()
     names, blocks = _names(models), _depths(USUAL_DEPTHS if depths is None else depths)
     sweep = Sweep(
         names,

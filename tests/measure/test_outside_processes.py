@@ -177,6 +177,22 @@ def test_a_misspelt_function_is_answered_with_the_nearest(command, own_model):
         assert_refused(result, "has no attribute 'mak'\n", "did you mean make? If not, name it package.module:name")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "call", ["predict({name!r}, depths=1)", "run({name!r}, depths=1)", "run('capsnet', depths=1, out='there')"]
+)
+def test_a_module_that_measures_while_it_is_imported_is_refused(command, own_model, tmp_path, call):
+    """Every process that measures its network imports it, and would begin another measurement, without end."""
+    name = own_model("")
+    file = tmp_path / f"{name.partition(':')[0]}.py"
+    file.write_text(source(top=f"import capsbench\ncapsbench.{call.format(name=name)}"), encoding="utf-8")
+    for asked in (name, f"{file.name}:make"):
+        for words in ("predict", "run --out there"):
+            result = command(*words.split(), "--models", asked, "--depth", 1)
+            assert_refused(result, f"model '{asked}': its module measures or predicts when it is imported", "__main__")
+    assert not (tmp_path / "there").exists()
+
+
 def test_training_does_not_end_well_because_a_network_ends_the_process(command, own_model, tmp_path):
     for number, (place, ending) in enumerate(product(("make", "forward"), ("sys.exit(0)", "os._exit(0)"))):
         result = command("train", "--model", own_model(source(**{place: ending})), "--batch-size", 32, "--out", str(number))
