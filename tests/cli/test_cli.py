@@ -468,7 +468,8 @@ def test_a_misspelt_command_has_a_suggestion(command):
 
 
 def test_an_option_of_another_command_is_answered_with_that_command(command):
-    assert_refused(command("run", "--fit", "batch"), "--fit", "\n'capsbench predict' has one; '", "run --help' shows what it takes\n")
+    result = command("run", "--fit", "batch")
+    assert_refused(result, "--fit", "\n'capsbench predict' has one; '", "run --help' shows what it takes\n")
     result = command("slopes", "--json", "--fot")
     assert_refused(result, "--fot", "slopes --help' shows what it takes\n")
     assert "has one" not in result.stderr
