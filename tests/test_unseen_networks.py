@@ -51,6 +51,12 @@ def bags():
     return Case(Bags(), (torch.randint(50, (20,)), torch.arange(4) * 5))
 
 
+def normed():
+    """Statistics of batches, whose backward pass is the highest point of a step and sums in buffers of its own."""
+    module = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3))
+    return Case(module, torch.rand(4, 3, 12, 12), loss=Tensor.sum)
+
+
 def speech():
     """Lengths that the loss makes itself, and shorter labels than there is room for."""
     module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10), nn.LogSoftmax(-1))
@@ -81,7 +87,7 @@ def deformed():
     return Case(Deformed(), torch.rand(2, 3, 16, 16))
 
 
-@pytest.mark.parametrize("make", [experts, bags, speech, slow_optimizer, deformed], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [experts, bags, normed, speech, slow_optimizer, deformed], ids=lambda make: make.__name__)
 def test_predicted_bytes_are_those_that_were_measured(make):
     if make is deformed:
         pytest.importorskip("torchvision")

@@ -24,6 +24,7 @@ _WITH_BUFFERS = {
     for name in (
         "native_layer_norm_backward",
         "native_batch_norm",
+        "native_batch_norm_backward",
         "_native_batch_norm_legit_no_training",
         "_embedding_bag",
         "_embedding_bag_forward_only",
