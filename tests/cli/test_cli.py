@@ -343,7 +343,7 @@ def test_reversible_alone_leaves_nothing_for_plain_models(command):
     ("options", "named"),
     [
         (["--routing", "em", "--kernel", "published"], ["--kernel published", "em", "recompute"]),
-        (["--optimizer-step", "backward", "--precision", "fp16"], ["--optimizer-step", "'fp16'", "bf16"]),
+        (["--optimizer-step", "backward", "--precision", "fp16"], ["--optimizer-step", "--precision fp16", "bf16"]),
     ],
     ids=str,
 )

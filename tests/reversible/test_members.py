@@ -241,7 +241,7 @@ def test_names_of_lists_that_are_none(memory, make, words, hint):
         ("offload", lambda: nn.Linear(2, 2), "no list of layers in Linear"),
         ("checkpoint", lambda: torch.jit.script(like(nn.Linear, nn.Linear)), "no list of layers"),
         ("reversible", lambda: Net(2), "inverted"),
-        ("checkpoint-sqrt", lambda: Net(2), "'checkpoint-sqrt' is not offered"),
+        ("checkpoint-sqrt", lambda: Net(2), "checkpoint-sqrt is not offered"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
