@@ -380,7 +380,7 @@ def test_options_that_a_step_of_ones_own_decides_are_refused(option, value):
 
 def test_accumulated_gradients_cannot_be_freed_in_backward():
     for name, options in (("plain", {"accumulate": 2}), ("accumulating", {})):
-        with pytest.raises(ConfigurationError, match=r"'backward' is not possible after [23] passes"):
+        with pytest.raises(ConfigurationError, match=r"`optimizer_step` backward is not possible with `accumulate` [23]"):
             Workload(configured(own(name), optimizer_step="backward", **options))
 
 

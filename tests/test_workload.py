@@ -302,7 +302,7 @@ def test_several_processes_are_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"optimizer_step": "never"}, "'never'"), ({"optimizer_step": "backward", "precision": "fp16"}, "'fp16'")],
+    [({"optimizer_step": "never"}, "'never'"), ({"optimizer_step": "backward", "precision": "fp16"}, "`precision` fp16")],
     ids=str,
 )
 def test_a_step_that_cannot_be(fields, said):

@@ -133,7 +133,7 @@ class Turns:
         self._warmup_steps = 1
         """Steps of each cell before its first turn that counts; building takes the first one."""
         self._turns_of: Counter[str] = Counter()
-        """Number of turns that each cell has taken."""
+        """Number of turns that each cell has taken while edges were placed."""
         self._device_train: dict[str, list[float]] = {}
         self._device_inference: dict[str, list[float]] = {}
         self._flags: Flags = {}
@@ -252,6 +252,7 @@ class Turns:
         for key in structures:
             with self._attempted(key):
                 turns.append(self._turn(key))
+                self._turns_of[key] += 1
         found = all(turn.growing_train_step_seconds is not None for turn in turns)
         in_inference = found and all(turn.growing_inference_seconds is not None for turn in turns)
         if not in_inference or self._hooks_change_inference(structures):
@@ -317,7 +318,6 @@ class Turns:
 
     def _turn(self, key: str) -> Turn:
         """Take one training step and one inference of a cell."""
-        self._turns_of[key] += 1
         workload, clock = self._workloads[key], self._clock
         edges, edges_in_inference = self._edges.get(key), self._edges_in_inference.get(key)
         workload.train_step(Laps(clock, edges))

@@ -300,7 +300,7 @@ def test_auto_chunks_what_is_more_than_a_chunk(front, batch, device, expected):
 
 @pytest.mark.parametrize("call", [check_front, lambda name: resolve_front(name, 1, "cpu"), lambda name: network(front=name)])
 def test_an_unknown_front(call):
-    with pytest.raises(ConfigurationError, match=r"front 'fast' is not known\n.*auto, plain, chunked"):
+    with pytest.raises(ConfigurationError, match=r"`front` 'fast' is not known\n.*auto, plain, chunked"):
         call("fast")
 
 

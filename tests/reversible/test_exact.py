@@ -483,5 +483,5 @@ def test_auto_of_a_stack_follows_its_functions():
     x, grad = example()
     stack(x).backward(grad)
     assert_all_close([x.grad.double()], gradients(nn.ModuleList(stack.functions), inverse="exact")[:1], relative=0)
-    with pytest.raises(ConfigurationError, match="lipschitz -1"):
+    with pytest.raises(ConfigurationError, match="`lipschitz` -1"):
         MomentumStack(functions(1), lipschitz=-1)

@@ -168,7 +168,7 @@ def test_inside_a_graph_auto_needs_no_answer_of_the_device():
     found, x.grad = x.grad, None
     MomentumStack(stack.functions, inverse="segmented")(x).backward(grad)
     assert torch.equal(found, x.grad)
-    with pytest.raises(ConfigurationError, match="'exact' reads the largest magnitude"):
+    with pytest.raises(ConfigurationError, match="`inverse` exact reads the largest magnitude"):
         MomentumStack(stack.functions, inverse="exact")(x)
 
 

@@ -504,7 +504,7 @@ def test_hooks_on_saved_tensors(way, hooks):
         ({"gamma": -0.1}, "-0.1"),
         ({"gamma": 1.5, "memory": "stored"}, "1.5"),
         ({"gamma": float("nan")}, "nan"),
-        ({"memory": "revertible"}, "'revertible'"),
+        ({"memory": "revertible"}, "`memory` revertible"),
         ({"inverse": "exactly"}, "'exactly'"),
     ],
     ids=str,
