@@ -123,7 +123,7 @@ def _check_settings_of_case(sweep: Sweep, model: str, facts: NetworkFacts, setti
             kinds = (bool,) if isinstance(usual, bool) else (int, float) if isinstance(usual, float) else (type(usual),)
             if type(value) not in kinds:
                 raise ConfigurationError(
-                    f"`{name}` {value!r} is not of the type of its default {usual!r}",
+                    f"{name} {value!r} is not of the type of its default {usual!r}",
                     f"give a value of type {type(usual).__name__}",
                 )
 

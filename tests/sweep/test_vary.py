@@ -332,7 +332,7 @@ def test_what_auto_stands_for_is_one_for_a_series():
         (CASE, {"image_size": [32]}, "takes no image_size"),
         (CASE, {"tied": [0, 1]}, "`vary` tied: its default False in model"),
         (CASE, {"kind": [1]}, "`vary` kind: its default 'mean' in model"),
-        (CASE, {"length": [0.5]}, "`length` 0.5 is not of the type of its default 16"),
+        (CASE, {"length": [0.5]}, "length 0.5 is not of the type of its default 16"),
         (CLASSIFIER, {"capsules": [8]}, f"`vary` capsules: model '{CLASSIFIER}' takes no capsules"),
         ("capsnet-1conv", {"blocks": [1, 2]}, "model 'capsnet-1conv' takes no blocks"),
         ("mocapsnet", {"kernel": [1]}, "model 'mocapsnet' takes no kernel"),
