@@ -4,8 +4,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import torch.distributed as dist
+from torch.utils._python_dispatch import _disable_current_modes
 
 from capsbench.errors import ConfigurationError
 from capsbench.parallel import FAKE
@@ -43,6 +45,31 @@ def fake_group(configuration: Configuration) -> Iterator[None]:
         with warnings.catch_warnings():
             # A remark on networks that return views, which training makes, too.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-            yield
+            with _shapes_asked_aside():
+                yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _shapes_asked_aside() -> Iterator[None]:
+    """Keep out of the trace what DTensor runs on whole shapes in order to know what an operator on parts of them returns.
+
+    Up to torch 2.11 it does so in the mode in which it is called, where its stand-ins would count as tensors of the step.
+    """
+    propagator: Any = import_module("torch.distributed.tensor._sharding_prop").ShardingPropagator
+    name = "_propagate_tensor_meta_non_cached"
+    usual = getattr(propagator, name, None)
+    if usual is None:
+        yield
+        return
+
+    def aside(self: Any, *args: Any) -> Any:
+        with _disable_current_modes():
+            return usual(self, *args)
+
+    setattr(propagator, name, aside)
+    try:
+        yield
+    finally:
+        setattr(propagator, name, usual)
