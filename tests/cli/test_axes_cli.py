@@ -69,7 +69,7 @@ def test_a_case_is_measured_over_its_length(capsbench, tmp_path):
     assert "--vary length=8-32:8" in plan(tmp_path / "over")["command"]
     good = [found[length] for length in (8, 16, 32)]
     rounds = [set(one["time"]["rounds"]) for one in good]
-    assert len(set.intersection(*rounds)) >= 5, "they took turns"
+    assert len(set.intersection(*rounds)) >= 3, "they took turns"
     retained = [one["memory"]["retained_bytes"] for one in good]
     assert retained[0] < retained[1] < retained[2]
 

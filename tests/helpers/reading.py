@@ -60,6 +60,7 @@ NOT_RUN = {
     "pre-commit": "changes the repository that it is run in",
     "tox": "runs these tests; its environments are looked up",
     "torchrun": "several processes; test_train_cli.py runs it",
+    "srun": "needs a cluster; the torchrun that it starts is looked at",
     "benchmarks": "take up to an hour; their options are looked up",
     "--launcher": "needs a cluster; tests/sweep/launchers has them, and a dry run takes its options",
     "ray": "starts a cluster",
@@ -277,6 +278,12 @@ def _check_torchrun(words: list[str]) -> None:
     parsed(words[place + 2 :], complete="…" not in words)
 
 
+def _check_srun(words: list[str]) -> None:
+    if "torchrun" not in words:
+        raise Wrong("srun starts torchrun")
+    _check_torchrun(words[words.index("torchrun") + 1 :])
+
+
 def _check_pytest(words: list[str]) -> None:
     own = (ROOT / "capsbench" / "pytest_plugin.py").read_text(encoding="utf-8")
     if any(word.startswith("-") and f'"{word}"' not in own for word in words):
@@ -295,6 +302,7 @@ _OTHERS: dict[str, Callable[[list[str]], None]] = {
     "tox": _check_tox,
     "pre-commit": _check_pre_commit,
     "torchrun": _check_torchrun,
+    "srun": _check_srun,
     "pytest": _check_pytest,
     **dict.fromkeys(("ray", "kubectl", "sky"), _check_cluster),
 }

@@ -146,7 +146,7 @@ def test_a_page_is_opened_where_it_was_asked_for(command, tmp_path, monkeypatch)
     small = ["--device", "cpu:predicted", "--models", "mocapsnet", "--depth", "1,2", "--batch-size", "2"]
     result = command("run", *small, "--out", "mine", "--open")
     assert result.status == 0, result
-    assert "retains 0 B per block" in result.stdout.splitlines()[-1]
+    assert "retains 0 B more per block" in result.stdout.splitlines()[-1]
     assert result.stderr.count("wrote ") == 1
     page = (tmp_path / "mine" / "index.html").resolve()
     assert opened == [page.as_uri()]
