@@ -184,7 +184,7 @@ class Workload:
             torch.no_grad if scripted else torch.inference_mode
         )
         if configuration.compile is not None and not hasattr(self.model, "_orig_mod"):  # which torch.compile has made already
-            self.model.compile()
+            _compile(self.model)
 
     def note(self, text: str) -> None:
         """Add a note for readers of its figures."""
@@ -439,6 +439,18 @@ def without_effect(configuration: Configuration) -> list[str]:
     if named_lists(configuration.memory or "")[0] == "offload" and configuration.device_kind() == "cpu":
         return ["memory 'offload' has no effect on a CPU, which is 'stored' there: the tensors are in that memory already"]
     return []
+
+
+def _compile(model: nn.Module) -> None:
+    """Compile a network in place. `Module.compile` leaves modules of torch's own classes as they are, up to torch 2.11."""
+
+    def called(*args: Any, **named: Any) -> Any:
+        return model._call_impl(*args, **named)
+
+    if type(model).__module__.startswith("torch."):
+        model._compiled_call_impl = torch.compile(called)
+    else:
+        model.compile()
 
 
 def trainable(model: nn.Module, name: str) -> list[nn.Parameter]:
