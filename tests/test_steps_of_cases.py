@@ -588,4 +588,5 @@ def test_flags_of_a_step(command):
     assert_refused(command("predict", "--models", "rescapsnet", "--accumulate", "0"), "--accumulate 0 is too small")
     assert_refused(command("predict", "--models", "rescapsnet", "--optimizer", "lion"), "--optimizer 'lion' is not known")
     wrong = ("--optimizer-step", "backward", "--accumulate", "2")
-    assert_refused(command("predict", "--models", "rescapsnet", *wrong), "--optimizer-step backward is not possible with --accumulate 2")
+    said = "--optimizer-step backward is not possible with --accumulate 2"
+    assert_refused(command("predict", "--models", "rescapsnet", *wrong), said)

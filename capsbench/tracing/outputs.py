@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._pytree import tree_map
 
+from capsbench.tracing.collectives import is_collective
 from capsbench.tracing.cuda_forms import ATTENTION, ONLY_DEVICE_KNOWS, PLAIN_ATTENTION, SHAPES
 from capsbench.tracing.operator_calls import Call, tensors_in
 from capsbench.tracing.scratch import Layout, layout, returned, run_on_host
@@ -43,7 +44,7 @@ def output(call: Call, *, kind: str, unsure: dict[str, None]) -> Any:
         out = _tried_on_host(call)
         if out is None:
             raise
-        if kind != "cpu":
+        if kind != "cpu" and not is_collective(call):  # which returns its own tensors everywhere
             unsure[_AS_ON_A_CPU.format(packet)] = None
         return out
     if packet in _CORRECTED:
