@@ -27,6 +27,10 @@ class Command(click.Command):
         super().__init__(*args, **more)
         self._sections = sections or {}
 
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        """Names of the option for help, whoever asks first: click keeps the option that it makes, also one without a group."""
+        return ["-h", "--help"]
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, section by section."""
         # Newer releases of click list arguments too, which the line of usage and the text above name already.
