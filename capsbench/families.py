@@ -3,12 +3,40 @@
 import contextlib
 import os
 import signal
-from collections.abc import Container
+from collections.abc import Container, Iterable
+from typing import IO, Protocol
 
 import psutil
 
 FAMILY = "CAPSBENCH_FAMILY"
 """Environment variable that a process of ours shares with all that it starts, unless one clears it."""
+
+
+class Process(Protocol):
+    """A process that leads a session, such as a `subprocess.Popen`."""
+
+    pid: int
+
+    def wait(self) -> int:
+        """Wait for its end, and return its status."""
+
+
+def end_with_family(process: Process, token: str, files: Iterable[IO[bytes] | None] = ()) -> None:
+    """End a process with its session and its family, wait for it, and close files that were open for it.
+
+    Args:
+        process: process that may have ended, and has not been waited for.
+        token: its value of `FAMILY`.
+        files: its pipes, and a file that it wrote to.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # and any processes that an ended one left in its session
+    process.wait()
+    end_family(token)
+    for file in files:
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def end_family(token: str, *, spare: Container[int] = ()) -> None:
@@ -54,6 +82,13 @@ def ended_words(status: int, printed: bytes) -> str:
     if status == 0:  # its output is no reason then
         return "ended with status 0 before it was done"
     return f"ended with status {status}: {last_line(printed) or 'no message'}"
+
+
+def last_words(process: Process, printed: IO[bytes]) -> str:
+    """Wait for the end of a process, and describe it by what is in the file that it wrote its errors to."""
+    status = process.wait()
+    printed.seek(0)
+    return ended_words(status, printed.read())
 
 
 def last_line(printed: bytes) -> str:

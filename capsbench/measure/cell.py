@@ -22,7 +22,7 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from capsbench.families import FAMILY, end_family, ended_words, last_line
+from capsbench.families import FAMILY, end_with_family, ended_words, last_line
 from capsbench.measure.forkserver import Fork, Forks
 from capsbench.measure.limits import died_of_limit
 from capsbench.measure.messages import Reply, Request
@@ -132,10 +132,7 @@ def run_pass(request: Request, timeout_seconds: float, turn: DeviceTurn = nullco
                         ours.send(READY)
                 ended = _wait(process, timeout_seconds - (time.monotonic() - began - waited))
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and any processes that an ended worker left behind
-            process.wait()
-            end_family(family)
+            end_with_family(process, family)
         if not ended:
             reply = Reply(status="timeout", message=f"no answer from the {request.what} pass in {timeout_seconds:g} s")
         else:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any, Self
 
-from capsbench.families import FAMILY, end_family, ended_words, last_line
+from capsbench.families import FAMILY, end_with_family, ended_words, last_line
 from capsbench.measure.cell import out_of_memory_kills
 from capsbench.measure.turns import Built, Failed, Message, RoundRequest, TurnsRequest
 from capsbench.measure.variables import variables_of
@@ -99,7 +99,7 @@ class Together:
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other
                 pass_fds=[theirs.fileno()],
             )
-            self._held.callback(self._end, family)
+            self._held.callback(end_with_family, self._process, family)
             with contextlib.suppress(AttributeError, OSError):  # not Linux
                 descriptor = os.pidfd_open(self._process.pid)
                 self._held.callback(os.close, descriptor)
@@ -108,12 +108,6 @@ class Together:
             request = self._request.model_copy(update={"channel": theirs.fileno()})
             with contextlib.suppress(BrokenPipeError):  # it has ended already, which the wait for its first message reports
                 os.write(request_source, request.model_dump_json().encode() + b"\n")
-
-    def _end(self, family: str) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        end_family(family)
 
     def _message(self) -> Message:
         """Wait for the next message."""

@@ -29,7 +29,7 @@ from torch import nn
 
 from capsbench.errors import CapsbenchError, EndedProcessError, error_line
 from capsbench.factories import BUILT_IN
-from capsbench.families import FAMILY, end_family, ended_words
+from capsbench.families import FAMILY, end_family, end_with_family, ended_words, last_words
 from capsbench.foreign import module_of, refuse_while_importing
 from capsbench.paths import start, starting_here
 from capsbench.tracing.follow import following
@@ -131,9 +131,7 @@ class _Server:
         process, printed = self._process, self._printed
         if process is None or printed is None:
             return "could not be started"
-        status = process.wait()
-        printed.seek(0)
-        words = ended_words(status, printed.read())
+        words = last_words(process, printed)
         self.close()
         return words
 
@@ -141,14 +139,7 @@ class _Server:
         process, self._process = self._process, None
         if process is None or self._owner != os.getpid():  # a fork of the caller has no server of its own
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        end_family(self._family)
-        for pipe in (process.stdin, process.stdout, self._printed):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        end_with_family(process, self._family, (process.stdin, process.stdout, self._printed))
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         """The pipe to the server, which is started if there is none, and the pipe back."""

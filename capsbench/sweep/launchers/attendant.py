@@ -5,18 +5,16 @@ tasks of a device. Nothing here imports torch, so that the cluster's own process
 """
 
 import atexit
-import contextlib
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from typing import IO, cast
 
-from capsbench.families import FAMILY, end_family, ended_words
+from capsbench.families import FAMILY, end_with_family, last_words
 from capsbench.sweep.launchers.belongings import unpacked
 
 STATION = "capsbench.sweep.launchers.station"
@@ -58,14 +56,7 @@ class _Station:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        end_family(self._family)
-        for pipe in (process.stdin, process.stdout, self._printed):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        end_with_family(process, self._family, (process.stdin, process.stdout, self._printed))
 
     def _started(self, belongings: str, module: str, gpu: str | None) -> subprocess.Popen[bytes]:
         wanted = (belongings, module, gpu)
@@ -99,9 +90,7 @@ class _Station:
         process, printed = self._process, self._printed
         if process is None or printed is None:
             return "it could not be started"
-        status = process.wait()
-        printed.seek(0)
-        words = ended_words(status, printed.read())
+        words = last_words(process, printed)
         self.close()
         return words
 
