@@ -5,11 +5,11 @@ A checkpoint holds whole tensors in one file, so that any number of processes ca
 and Adam would count that step.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 
@@ -41,7 +41,8 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 def local_part(value: Tensor) -> Tensor:
     """The part of a tensor that this process has: all of it unless it is sharded."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    part: Any = value
+    return part.to_local() if _is_in_parts(value) else value
 
 
 def _each(change: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,12 +50,20 @@ def _each(change: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_in_parts(value) else value
 
 
-def _like(own: Tensor, value: Any) -> Any:
+def _is_in_parts(value: object) -> bool:
+    """Return whether a tensor is sharded. What shards it has imported DTensor, which takes a process half a second."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def _like(own: Any, value: Any) -> Any:
     """A value of a checkpoint; this process's part of it if its tensor here is in parts, too."""
-    if not isinstance(own, DTensor) or not isinstance(value, Tensor) or value.shape != own.shape:
+    if not _is_in_parts(own) or not isinstance(value, Tensor) or value.shape != own.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     # Every process has read the whole tensor, and takes its part without the others.
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
