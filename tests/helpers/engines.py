@@ -3,10 +3,16 @@
 import os
 from pathlib import Path
 
+from torch import nn
+
+import capsbench
 from capsbench.errors import ConfigurationError
-from capsbench.records import Record
+from capsbench.records import Cell, Plan, Record
+from capsbench.report import Report
+from capsbench.sweep.launchers.driver import Driver
 from capsbench.sweep.launchers.protocol import Done, Findings, Lost
-from helpers.made import make_record
+from capsbench.sweep.local import Sources
+from helpers.made import make_configuration, make_record
 
 FAKE_STATION = "helpers.fake_station"
 """The module of a station that measures nothing."""
@@ -96,3 +102,36 @@ class FakeEngine:
         made = make_record(cell.configuration.model, cell.configuration.blocks, status=status, replicate=cell.replicate)
         parts = {"time": made.time if "time" in task.plan.passes else None}
         return made.model_copy(update={"cell": cell, "environment": node} | parts)
+
+
+def plan(count, model="rescapsnet", passes=("memory",), **fields):
+    """A plan of cells with 1 to `count` blocks."""
+    cells = [Cell(configuration=make_configuration(model, blocks, **fields)) for blocks in range(1, count + 1)]
+    return Plan(command="", cells=cells, passes=list(passes))
+
+
+def drive(planned, folder, used, **options):
+    """Drive a sweep to its end on an engine that is closed then, and return its report."""
+    report = Report(folder)
+    folder.mkdir(exist_ok=True)
+    try:
+        Driver(planned, report, used, Sources(planned.model_copy(update={"cells": []})), **options).run()
+    finally:
+        used.close()
+    return report
+
+
+def here_and_there(**launching):
+    """Reports of a user's function that was measured by this process, and by a launcher, into the folders here and there."""
+
+    def mine(in_shape, num_classes, blocks):
+        body = [nn.Linear(16, 16) for _ in range(blocks)]
+        return nn.Sequential(nn.AvgPool2d(7), nn.Flatten(), nn.Linear(16, 16), *body, nn.Linear(16, num_classes))
+
+    options = {"depths": [1, 2], "batch_size": 4, "device": "cpu", "threads": 1, "only": "memory"}
+    return capsbench.run(mine, out="here", **options), capsbench.run(mine, out="there", **options, **launching)
+
+
+def figures(report):
+    """The memory figures of each cell, but for the resident set, which is never the same twice."""
+    return {record.cell.key(): record.memory.model_copy(update={"process_bytes": None}) for record in report.records}

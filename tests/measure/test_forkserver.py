@@ -19,29 +19,9 @@ from capsbench.measure.messages import Request
 from capsbench.records import Cell, Plan
 from helpers.commands import is_gone, wait_for
 from helpers.made import make_configuration
+from helpers.network_source import DAEMON, source
 
 pytestmark = pytest.mark.slow
-
-NETWORK = """
-import os, subprocess, sys, time
-from torch import nn
-{top}
-
-def make(in_shape, classes, blocks):
-    {make}
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 4), *(nn.Linear(4, 4) for _ in range(blocks)), nn.Linear(4, classes))
-"""
-DAEMON = """
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        open("pid", "w").write(str(os.getpid()))
-        time.sleep(600)
-    os._exit(0)
-os.wait()
-while not os.path.exists("pid") or not open("pid").read():
-    pass
-"""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +51,7 @@ def test_a_fork_counts_what_a_process_of_its_own_counts(model, forks):
 
 
 def test_forks_come_from_one_process_and_leave_nothing_to_the_next(own_model, forks):
-    name = own_model(NETWORK.format(top="import builtins, torch", make="""
+    name = own_model(source(top="import builtins", make="""
     assert not hasattr(builtins, "seen")
     builtins.seen = True
     torch.set_default_dtype(torch.float64)
@@ -97,28 +77,28 @@ def test_forks_come_from_one_process_and_leave_nothing_to_the_next(own_model, fo
     ],
 )
 def test_a_fork_that_ends_badly_says_how(own_model, forks, ending, words):
-    reply = parts(own_model(NETWORK.format(top="", make=ending)), forks)
+    reply = parts(own_model(source(make=ending)), forks)
     assert reply.status == "error"
     assert words in reply.message
 
 
 def test_a_fork_that_takes_too_long_is_ended(own_model, tmp_path, forks):
-    name = own_model(NETWORK.format(top="", make="open('pid', 'w').write(str(os.getpid())); time.sleep(600)"))
+    name = own_model(source(top="import time", make="open('pid', 'w').write(str(os.getpid())); time.sleep(600)"))
     reply = parts(name, forks, timeout=2)
     assert reply.status == "timeout"
     assert is_gone(int((tmp_path / "pid").read_text()))
-    assert parts(own_model(NETWORK.format(top="", make="pass")), forks).status == "ok"
+    assert parts(own_model(source()), forks).status == "ok"
 
 
 def test_what_a_fork_leaves_behind_is_found_by_its_variables(own_model, tmp_path, forks):
     """The system lists the variables of the process that the fork comes from, but for its family."""
-    reply = parts(own_model(NETWORK.format(top=DAEMON, make="pass")), forks)
+    reply = parts(own_model(source(top=DAEMON)), forks)
     assert reply.status == "ok", reply.message
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
 def test_a_process_that_was_killed_is_replaced(own_model, forks):
-    name = own_model(NETWORK.format(top="", make="pass"))
+    name = own_model(source())
     assert parts(name, forks).status == "ok"
     killed = forks._process.pid
     os.kill(killed, signal.SIGKILL)
@@ -129,7 +109,7 @@ def test_a_process_that_was_killed_is_replaced(own_model, forks):
 
 
 def test_other_variables_need_another_process(own_model, monkeypatch):
-    name = own_model(NETWORK.format(top="", make="open(os.environ['WHERE'], 'w').close()"))
+    name = own_model(source(make="open(os.environ['WHERE'], 'w').close()"))
     with Forks() as forks:
         before = None
         for where in ("one", "two"):
@@ -183,7 +163,7 @@ def test_a_fork_has_the_status_that_its_parent_sends():
 
 
 def test_cells_of_a_sweep_are_measured_by_forks(own_model, tmp_path, forks):
-    name = own_model(NETWORK.format(top="", make="open('parent', 'w').write(str(os.getppid()))"))
+    name = own_model(source(make="open('parent', 'w').write(str(os.getppid()))"))
     cell = Cell(configuration=make_configuration(name, 1))
     plan = Plan(command="", cells=[cell], passes=["memory"])
     assert measure_cell(cell, plan, environment="abcd", forks=forks).status == "ok"

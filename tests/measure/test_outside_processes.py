@@ -33,6 +33,7 @@ from helpers import odd_systems
 from helpers.commands import assert_refused, is_gone, wait_for
 from helpers.forked import in_fork
 from helpers.made import make_configuration
+from helpers.network_source import DAEMON, source
 
 NOISY = """
 import os, subprocess, sys
@@ -56,24 +57,6 @@ def make(in_shape, classes, blocks):
     say("factory")
     return Net(nn.Flatten(), nn.Linear(784, 4), *(nn.Linear(4, 4) for _ in range(blocks)), nn.Linear(4, classes))
 """
-PLAIN = """
-import os, subprocess, sys
-import torch
-from torch import nn
-{top}
-class Net(nn.Sequential):
-    def forward(self, x):
-        {forward}
-        return super().forward(x)
-
-def make(in_shape, classes, blocks):
-    {make}
-    return Net(nn.Flatten(), nn.Linear(784, 4), *(nn.Linear(4, 4) for _ in range(blocks)), nn.Linear(4, classes))
-"""
-
-
-def source(top="", make="pass", forward="pass"):
-    return PLAIN.format(top=top, make=make, forward=forward)
 
 
 def predicted(name, **fields):
@@ -231,18 +214,6 @@ def test_the_server_ends_with_the_one_that_asks(tmp_path):
 LEFT_BEHIND = """
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 open("pid", "w").write(str(child.pid))
-"""
-DAEMON = """
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        open("pid", "w").write(str(os.getpid()))
-        import time
-        time.sleep(600)
-    os._exit(0)
-os.wait()
-while not os.path.exists("pid") or not open("pid").read():
-    pass
 """
 
 

@@ -5,16 +5,12 @@ import threading
 import time
 
 import pytest
-from torch import nn
 
-import capsbench
 from capsbench.errors import ConfigurationError
-from capsbench.records import Cell, Plan
+from capsbench.records import Cell
 from capsbench.report import Report
 from capsbench.sweep.launchers.belongings import packed
-from capsbench.sweep.launchers.driver import Driver
-from capsbench.sweep.local import Sources
-from helpers.engines import FAKE_STATION, with_tests
+from helpers.engines import FAKE_STATION, drive, figures, here_and_there, plan, with_tests
 from helpers.made import make_configuration
 
 ray = pytest.importorskip("ray")
@@ -51,40 +47,9 @@ def engine(**options):
     return RayEngine(packed([]), module=FAKE_STATION, **options)
 
 
-def plan(count=8, model="rescapsnet", passes=("memory",), **fields):
-    cells = [Cell(configuration=make_configuration(model, blocks, **fields)) for blocks in range(1, count + 1)]
-    return Plan(command="", cells=cells, passes=list(passes))
-
-
-def drive(planned, folder, used, **options):
-    report = Report(folder)
-    folder.mkdir(exist_ok=True)
-    try:
-        Driver(planned, report, used, Sources(planned.model_copy(update={"cells": []})), **options).run()
-    finally:
-        used.close()
-    return report
-
-
-def figures(report):
-    """The memory figures of each cell, but for the resident set, which is never the same twice."""
-    return {
-        (record.cell.configuration.model, record.cell.configuration.blocks): record.memory.model_copy(
-            update={"process_bytes": None}
-        )
-        for record in report.records
-    }
-
-
 def test_a_user_s_function_has_the_records_that_it_has_locally(cluster, tmp_path, monkeypatch):
-    def mine(in_shape, num_classes, blocks):
-        body = [nn.Linear(16, 16) for _ in range(blocks)]
-        return nn.Sequential(nn.AvgPool2d(7), nn.Flatten(), nn.Linear(16, 16), *body, nn.Linear(16, num_classes))
-
     monkeypatch.chdir(tmp_path)
-    options = {"depths": [1, 2], "batch_size": 4, "device": "cpu", "threads": 1, "only": "memory"}
-    here = capsbench.run(mine, out="here", **options)
-    there = capsbench.run(mine, out="there", launcher="ray", **options)
+    here, there = here_and_there(launcher="ray")
     assert figures(here) == figures(there)
     assert [record.status for record in there.records] == ["ok", "ok"]
     assert set(there.environments) == {record.environment for record in there.records}

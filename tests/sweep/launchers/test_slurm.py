@@ -6,19 +6,14 @@ import subprocess
 import time
 
 import pytest
-from torch import nn
 
-import capsbench
 from capsbench.errors import ConfigurationError
 from capsbench.fingerprint import package_digest
-from capsbench.records import Cell, Plan
-from capsbench.report import Report
+from capsbench.records import Cell
 from capsbench.sweep.launchers.belongings import packed
-from capsbench.sweep.launchers.driver import Driver
 from capsbench.sweep.launchers.protocol import Task
-from capsbench.sweep.local import Sources
 from helpers.commands import wait_for
-from helpers.engines import FAKE_STATION, with_tests
+from helpers.engines import FAKE_STATION, drive, figures, here_and_there, plan, with_tests
 from helpers.made import make_configuration
 
 submitit = pytest.importorskip("submitit")
@@ -36,11 +31,6 @@ def has_slurm():
         return False
 
 
-def plan(count=3, model="rescapsnet", passes=("memory",), **fields):
-    cells = [Cell(configuration=make_configuration(model, blocks, **fields)) for blocks in range(1, count + 1)]
-    return Plan(command="", cells=cells, passes=list(passes))
-
-
 @pytest.fixture
 def engine(tmp_path, monkeypatch):
     """Engines of one report, whose stations measure nothing."""
@@ -50,31 +40,12 @@ def engine(tmp_path, monkeypatch):
     )
 
 
-def drive(planned, folder, used, **options):
-    report = Report(folder)
-    try:
-        Driver(planned, report, used, Sources(planned.model_copy(update={"cells": []})), **options).run()
-    finally:
-        used.close()
-    return report
-
-
 @pytest.mark.slow
 def test_a_user_s_function_has_the_records_that_it_has_locally(tmp_path, monkeypatch):
-    def mine(in_shape, num_classes, blocks):
-        body = [nn.Linear(16, 16) for _ in range(blocks)]
-        return nn.Sequential(nn.AvgPool2d(7), nn.Flatten(), nn.Linear(16, 16), *body, nn.Linear(16, num_classes))
-
     monkeypatch.chdir(tmp_path)
-    options = {"depths": [1, 2], "batch_size": 4, "device": "cpu", "threads": 1, "only": "memory"}
-    here = capsbench.run(mine, out="here", **options)
-    there = capsbench.run(mine, out="there", launcher="slurm", slurm=LOCAL, **options)
-    found = [
-        {record.cell.key(): record.memory.model_copy(update={"process_bytes": None}) for record in report.records}
-        for report in (here, there)
-    ]
-    assert found[0] == found[1]
-    assert len(found[0]) == 2
+    here, there = here_and_there(launcher="slurm", slurm=LOCAL)
+    assert figures(here) == figures(there)
+    assert len(figures(here)) == 2
     assert set(there.environments) == set(here.environments)
     assert not (tmp_path / "there" / "slurm").exists()
 
