@@ -209,7 +209,7 @@ def main() -> None:
     channel = socket.socket(fileno=os.dup(0))
     for name in _IMPORTED:
         import_module(name)
-    # What is here stays: no worker needs to look through it for garbage.
+    # The modules stay, so that no worker needs to look for garbage among them.
     gc.collect()
     gc.freeze()
     workers = _Workers()

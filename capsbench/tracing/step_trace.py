@@ -271,7 +271,7 @@ def _started_live(follow: Follow, configuration: Configuration, live: Case, stac
     real = any(not tensor.is_meta for tensor in state)
 
     def twin(tensor: Tensor, registered: bool) -> Tensor:
-        # Where weights are in memory, those of a module on `meta` that is no part of the network lend it their shapes.
+        # If weights are in memory, a module on `meta` that is not part of the network stays there: only its shapes are used.
         stays = registered and real and tensor.is_meta and id(tensor) not in in_place
         return twin_like(tensor, tensor.device if stays else device, values, memory, registered=registered)
 
