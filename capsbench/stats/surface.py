@@ -44,6 +44,9 @@ from capsbench.stats.turn_times import CommonRounds, common_rounds
 
 _POSSIBLE = ("a position is a finite number above 0", "a number of blocks is finite, and 0 or above")
 
+_ROUNDED_AWAY = 1e-12
+"""Largest share of the values that rounding errors of floats leave of a term, or of a distance, of nothing."""
+
 Powers = tuple[int, ...]
 """The power of each axis in one term."""
 
@@ -236,7 +239,11 @@ def _fitted(places: Floats, values: Floats, terms: tuple[Powers, ...], *, relati
     weights = 1 / np.maximum(np.abs(values), 1e-300) if relative else np.ones(len(values))
     inverse = np.linalg.pinv(weights[:, None] * design)
     factors = inverse @ (weights * values)
-    noise = float(np.linalg.norm(weights * (values - design @ factors))) / degrees**0.5
+    # Each is what its term adds at the largest position; what a float's rounding leaves of none is none.
+    factors[np.abs(factors) <= _ROUNDED_AWAY * np.abs(values).max()] = 0.0
+    residuals = values - design @ factors
+    residuals[np.abs(residuals) <= _ROUNDED_AWAY * np.abs(values).max()] = 0.0
+    noise = float(np.linalg.norm(weights * residuals)) / degrees**0.5
     sizes = np.abs(places).max(axis=0)
     back = 1 / _row(np.where(sizes > 0, sizes, 1.0).tolist(), terms)
     covariance = (inverse @ inverse.T) * back[:, None] * back

@@ -8,6 +8,8 @@ from capsbench.errors import ConfigurationError
 from capsbench.sizes import BYTE_UNITS, GIB, KIB, MIB, SECOND_UNITS, Unit
 
 _MOST_DECIMALS = 9
+_PICOSECOND = 1e-12
+"""Width of half an interval below which a time is exact: no clock is as fine."""
 _LOPSIDED = 0.2
 """Distance of a value from the middle of its interval, over half the interval's width, beyond which the ends are printed."""
 
@@ -105,7 +107,7 @@ def slope_values(slope: float, low: float, high: float, *, is_bytes: bool) -> tu
     """The values that decide a slope's unit: it and half the width of its interval, or it alone if it is exact."""
     reach = (high - low) / 2
     # Rounding errors of an exact line are not uncertainty.
-    exact = math.isnan(reach) or reach <= 1e-6 * abs(slope) or (is_bytes and reach < 0.5)
+    exact = math.isnan(reach) or reach <= 1e-6 * abs(slope) or reach < (0.5 if is_bytes else _PICOSECOND)
     return (slope,) if exact else (slope, reach)
 
 

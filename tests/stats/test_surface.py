@@ -30,6 +30,14 @@ def test_the_cross_term_of_bytes_is_exact_and_carries_over():
     assert (there["value"], there["low"], there["high"], there["exact"]) == (expected, expected, expected, True)
 
 
+def test_what_rounding_leaves_of_a_term_is_nothing():
+    table = make_varied(bilinear, lambda at: 1e-3 * at["blocks"] + 1e-4 * at["batch_size"], **GRID).cross_terms
+    found = table.set_index("metric")
+    # The process has 900 MiB that neither axis changes, and 5 MiB per block.
+    assert tuple(found.loc["process", ["value", "low", "high"]]) == (0, 0, 0)
+    assert found.loc["retained", "value"] == 576
+
+
 def test_a_byte_too_many_is_not_exact_and_shows_in_the_cell_left_out():
     def cost(at):
         return bilinear(at) + 1000 * (at == {"blocks": 4, "batch_size": 16})
